@@ -1,0 +1,182 @@
+"""What one GPU of each kind can do, and the file that describes it to the compiler.
+
+Sources, per GPU unless said:
+  FLOP/s: dense (not sparse) rates of NVIDIA's datasheets: H100 and H200 SXM, A100 80 GB SXM,
+    HGX B200 (its eight-GPU figures divided by eight).
+  Memory bandwidth, memory, L2, SMs, shared memory: what the driver reports for the device, which
+    is what the target config in `targets/` says and the compiler plans with.
+  NVLink, one direction: 18 links of 25 GB/s (H100, H200), 12 of 25 (A100), 18 of 50 (B200).
+  TDP: datasheets, maximum configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_TARGETS = Path(__file__).parent / "targets"
+_MEMORY_FIELD = re.compile(r"^(\s*device_memory_size:\s*)\d+", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU.
+
+    Args:
+      name: the short name used in cluster names, such as `h100`.
+      device_kind: what JAX calls it in `device.device_kind`.
+      compute_capability: major and minor.
+      bf16_flops: dense tensor-core FLOP/s in bfloat16 and float16 (they are equal).
+      tf32_flops: dense tensor-core FLOP/s on float32 inputs rounded to TF32.
+      fp32_flops: FLOP/s in float32 outside the tensor cores.
+      fp64_flops: FLOP/s in float64, tensor cores included.
+      int8_flops: dense tensor-core operations/s in INT8.
+      hbm_bytes_per_s: device memory bandwidth.
+      memory_bytes: device memory that a program sees; equals the target config's.
+      l2_bytes: L2 cache.
+      sm_count: streaming multiprocessors.
+      smem_bytes: shared memory of one SM.
+      nvlink_bytes_per_s: NVLink bandwidth in one direction.
+      nic_bytes_per_s: network bandwidth a GPU, one direction, in the usual eight-GPU server.
+      tdp_w: board power limit, watts.
+      target: file name of the target config in `meshes/targets`.
+    """
+
+    name: str
+    device_kind: str
+    compute_capability: tuple[int, int]
+    bf16_flops: float
+    tf32_flops: float
+    fp32_flops: float
+    fp64_flops: float
+    int8_flops: float
+    hbm_bytes_per_s: float
+    memory_bytes: int
+    l2_bytes: int
+    sm_count: int
+    smem_bytes: int
+    nvlink_bytes_per_s: float
+    nic_bytes_per_s: float
+    tdp_w: float
+    target: str
+
+    def peak_flops(self, dtype: str) -> float:
+        """Peak FLOP/s (operations/s for int8) of a matrix product with inputs of `dtype`.
+
+        Args:
+          dtype: a NumPy-style name (`bfloat16`, `float16`, `float32`, `float64`, `int8`), or
+            `tensorfloat32` for float32 inputs under JAX's TensorFloat-32 precision.
+
+        Raises:
+          ValueError: a dtype with no figure here.
+        """
+        rates = {
+            "bfloat16": self.bf16_flops,
+            "float16": self.bf16_flops,
+            "tensorfloat32": self.tf32_flops,
+            "float32": self.fp32_flops,
+            "float64": self.fp64_flops,
+            "int8": self.int8_flops,
+        }
+        if dtype not in rates:
+            raise ValueError(
+                f"Gpu {self.name!r}: no peak rate for dtype {dtype!r}. Use one of: "
+                f"{', '.join(rates)}."
+            )
+        return rates[dtype]
+
+    def target_config(self, memory_bytes: int | None = None) -> str:
+        """The text of the target config that the CUDA compiler takes instead of a device.
+
+        Args:
+          memory_bytes: device memory the compiler should plan for; None keeps the GPU's own. A
+            very large figure keeps the compiler from rematerialising to fit.
+        """
+        text = (_TARGETS / self.target).read_text(encoding="utf-8")
+        if memory_bytes is None:
+            return text
+        text, count = _MEMORY_FIELD.subn(rf"\g<1>{memory_bytes}", text)
+        assert count == 1, f"{self.target}: device_memory_size occurs {count} times, expected 1"
+        return text
+
+
+_HOPPER = {
+    "compute_capability": (9, 0),
+    "bf16_flops": 989e12,
+    "tf32_flops": 494.5e12,
+    "fp32_flops": 67e12,
+    "fp64_flops": 67e12,
+    "int8_flops": 1978e12,
+    "sm_count": 132,
+    "smem_bytes": 233_472,
+    "nvlink_bytes_per_s": 450e9,
+    # DGX H100 and H200: eight ConnectX-7 of 400 Gb/s for eight GPUs.
+    "nic_bytes_per_s": 50e9,
+    "tdp_w": 700.0,
+}
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            name="h100",
+            device_kind="NVIDIA H100 80GB HBM3",
+            hbm_bytes_per_s=3.35232e12,
+            memory_bytes=84_942_979_072,
+            l2_bytes=52_428_800,
+            target="h100_sxm.txtpb",
+            **_HOPPER,
+        ),
+        Gpu(
+            name="h200",
+            device_kind="NVIDIA H200",
+            hbm_bytes_per_s=4.8e12,
+            memory_bytes=151_397_597_184,
+            l2_bytes=62_914_560,
+            target="h200_sxm.txtpb",
+            **_HOPPER,
+        ),
+        Gpu(
+            name="a100",
+            device_kind="NVIDIA A100-SXM4-80GB",
+            compute_capability=(8, 0),
+            bf16_flops=312e12,
+            tf32_flops=156e12,
+            fp32_flops=19.5e12,
+            fp64_flops=19.5e12,
+            int8_flops=624e12,
+            hbm_bytes_per_s=2.03904e12,
+            memory_bytes=85_100_068_864,
+            l2_bytes=41_943_040,
+            sm_count=108,
+            smem_bytes=167_936,
+            nvlink_bytes_per_s=300e9,
+            # DGX A100: eight ConnectX-6 of 200 Gb/s for eight GPUs.
+            nic_bytes_per_s=25e9,
+            tdp_w=400.0,
+            target="a100_sxm.txtpb",
+        ),
+        Gpu(
+            name="b200",
+            device_kind="NVIDIA B200",
+            compute_capability=(10, 0),
+            bf16_flops=2250e12,
+            tf32_flops=1125e12,
+            fp32_flops=75e12,
+            fp64_flops=37e12,
+            int8_flops=4500e12,
+            hbm_bytes_per_s=7.67232e12,
+            memory_bytes=191_514_411_008,
+            l2_bytes=132_644_864,
+            sm_count=148,
+            smem_bytes=233_472,
+            nvlink_bytes_per_s=900e9,
+            # DGX B200: eight ConnectX-7 of 400 Gb/s for eight GPUs (its user guide); servers with
+            # 800 Gb/s cards exist: `dataclasses.replace(cluster, nic_bytes_per_s=100e9)`.
+            nic_bytes_per_s=50e9,
+            tdp_w=1000.0,
+            target="b200_sxm.txtpb",
+        ),
+    )
+}

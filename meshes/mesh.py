@@ -1,0 +1,158 @@
+"""The device mesh as a value: named axes and their sizes, before any device is looked at.
+
+Importing this module does not import JAX; `build` and `abstract` do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import AbstractMesh, Mesh
+
+MESH_AXES = ("data", "stage", "node", "tensor", "seq", "expert", "head_group", "head_slice")
+
+_SINGLE = "single"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class MeshSpec:
+    """Ordered mesh axes with their sizes, farthest communication first.
+
+    Positions count row-major: with eight GPUs a node, `MeshSpec({"stage": 2, "tensor": 8})` keeps
+    every `tensor` group inside one node. `MeshSpec({})` is one device and prints as `single`.
+
+    Args:
+      axes: mesh axis name -> size (devices along it), in order; names from `MESH_AXES`.
+
+    Raises:
+      ValueError: an unknown or repeated name, or a size that is not a positive integer.
+    """
+
+    axes: tuple[tuple[str, int], ...]
+
+    def __init__(self, axes: Mapping[str, int] | Iterable[tuple[str, int]]) -> None:
+        pairs = tuple(axes.items() if isinstance(axes, Mapping) else axes)
+        for index, (name, size) in enumerate(pairs):
+            if name not in MESH_AXES:
+                known = ", ".join(MESH_AXES)
+                raise ValueError(f"MeshSpec: unknown mesh axis {name!r}. Use one of: {known}.")
+            if name in dict(pairs[:index]):
+                raise ValueError(f"MeshSpec: mesh axis {name!r} is given twice. Give it once.")
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(
+                    f"MeshSpec: mesh axis {name!r} has size {size!r}, expected an integer >= 1. "
+                    f"Write for example {name}=4."
+                )
+        object.__setattr__(self, "axes", pairs)
+
+    @classmethod
+    def parse(cls, text: str) -> MeshSpec:
+        """Reads what `str` writes.
+
+        Args:
+          text: `name=size` pairs joined by commas, such as `seq=4,tensor=4`, or `single`.
+
+        Raises:
+          ValueError: the text does not follow that grammar, or names an axis `MeshSpec` refuses.
+        """
+        if text.strip() == _SINGLE:
+            return cls({})
+        pairs = []
+        for part in text.split(","):
+            name, equals, size = (piece.strip() for piece in part.partition("="))
+            if not (name and equals and size.isascii() and size.isdigit()):
+                raise ValueError(
+                    f"mesh {text!r}: expected name=size, got {part.strip()!r}. "
+                    "Write for example seq=4,tensor=4."
+                )
+            pairs.append((name, int(size)))
+        return cls(pairs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The mesh axis names, in order."""
+        return tuple(name for name, _ in self.axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The mesh axis sizes, in order."""
+        return tuple(size for _, size in self.axes)
+
+    @property
+    def size(self) -> int:
+        """How many devices the mesh holds."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, name: str) -> int:
+        for own, size in self.axes:
+            if own == name:
+                return size
+        raise KeyError(f"{self!r} has no mesh axis {name!r}; it has {self._names_text()}.")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in self.axes) or _SINGLE
+
+    def __repr__(self) -> str:
+        return f"MeshSpec({', '.join(f'{name}={size}' for name, size in self.axes)})"
+
+    def replace(self, **sizes: int) -> MeshSpec:
+        """The same axes in the same order with some sizes changed.
+
+        Raises:
+          ValueError: an axis that this mesh does not have, or a size that is not positive.
+        """
+        for name in sizes:
+            if name not in self:
+                raise ValueError(
+                    f"{self!r}.replace: no mesh axis {name!r}; it has {self._names_text()}. "
+                    "Build a new MeshSpec to add one."
+                )
+        return MeshSpec([(name, sizes.get(name, size)) for name, size in self.axes])
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """A `jax.sharding.Mesh` of these axes over real or virtual devices.
+
+        Args:
+          devices: exactly `size` devices in row-major order; None takes `jax.devices()`.
+
+        Raises:
+          ValueError: fewer or more devices than `size`.
+        """
+        import jax
+        import numpy as np
+
+        found = list(jax.devices() if devices is None else devices)
+        if len(found) < self.size:
+            raise ValueError(
+                f"{self!r} needs {self.size} devices, got {len(found)}: run under "
+                f"px.virtual_devices({self.size}), or use a mesh of {len(found)}."
+            )
+        if len(found) > self.size:
+            raise ValueError(
+                f"{self!r} needs {self.size} devices, got {len(found)}: name those to use, for "
+                f"example build(jax.devices()[:{self.size}])."
+            )
+        grid = np.array(found, dtype=object).reshape(self.shape)
+        return jax.sharding.Mesh(grid, self.names, axis_types=self._axis_types())
+
+    def abstract(self) -> AbstractMesh:
+        """A `jax.sharding.AbstractMesh` of these axes: shapes and shardings without devices."""
+        import jax
+
+        return jax.sharding.AbstractMesh(self.shape, self.names, axis_types=self._axis_types())
+
+    def _axis_types(self) -> tuple[jax.sharding.AxisType, ...]:
+        import jax
+
+        return (jax.sharding.AxisType.Auto,) * len(self.axes)
+
+    def _names_text(self) -> str:
+        return ", ".join(self.names) or "none"
