@@ -5,6 +5,7 @@ from typing import Literal
 
 from parallax.bounds import Transfer
 from parallax.hlo.ledger import Collective
+from parallax.workload import Workload
 
 Tag = Literal["claimed", "assumed", "derived", "compiled", "modelled", "measured"]
 TAGS: dict[str, str] = {
@@ -35,27 +36,6 @@ class Figure:
     low: float | None = None
     high: float | None = None
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is run: batch sequences of seq_len tokens, cut into microbatches.
-
-    Attributes:
-      batch: sequences over all devices.
-      seq_len: tokens of a sequence.
-      microbatches: how many pieces the batch is cut into on each device.
-      packed: segment ids are given (packed or padded sequences).
-    """
-
-    batch: int
-    seq_len: int
-    microbatches: int = 1
-    packed: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.seq_len
 
 
 @dataclass(frozen=True)

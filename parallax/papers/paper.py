@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallax.models.config import ModelConfig
-from parallax.results import Workload
+from parallax.workload import Workload
 
 Reading = Literal["tps", "inv_tps", "inv_tps_us_printed_ms", "sync_overhead_per_token", "other"]
 

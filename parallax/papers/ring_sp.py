@@ -2,7 +2,7 @@
 
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Assumption, Claim, Paper, Validation
-from parallax.results import Workload
+from parallax.workload import Workload
 
 RING_SP = Paper(
     name="ring_sp",
