@@ -20,6 +20,7 @@ from parallax.models.transformer import Transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_order
+from parallax.parallel.varying import vary_over
 from parallax.workload import Workload
 from parallax.rules import Phase, check_divides
 from parallax.strategy import Strategy
@@ -198,14 +199,9 @@ class ShardedTransformer:
         labels, weights = jnp.take(labels, mine, axis=1), jnp.take(weights, mine, axis=1)
         losses = cross_entropy(logits, labels, split.over("vocab"))
         weights = weights.astype(losses.dtype)
-        total, count = (losses * weights).sum(), weights.sum()
-        batch_axes, seq_axes = split.over("act_batch"), split.over("act_seq")
-        if batch_axes or seq_axes:
-            total = lax.psum(total, (*batch_axes, *seq_axes))
-        # Weights are the same on devices of a sequence axis only after its parts are added, and are
-        # typed as varying over just the axes that split tokens.
-        varying = tuple(jax.typeof(count).manual_axis_type.varying)
-        count = lax.psum(count, varying) if varying else count
+        axes = split.over("act_batch", "act_seq")
+        sums = (losses * weights).sum(), weights.sum()
+        total, count = lax.psum(tuple(vary_over(x, axes) for x in sums), axes) if axes else sums
         return total / count
 
     def _check_workload(self) -> None:

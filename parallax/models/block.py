@@ -11,7 +11,7 @@ from flax import nnx
 from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotate
-from parallax.parallel.split import Split
+from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
 def weight(rngs: nnx.Rngs, shape, names, fan_in: int, dtype: str) -> nnx.Param:
@@ -58,16 +58,16 @@ class Mlp(nnx.Module):
         d, f, dtype = config.d_model, config.d_ff, config.dtype
         self.up_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
         self.down_FD = weight(rngs, (f, d), ("mlp", "embed"), f, dtype)
-        self.gate_DF = None
-        if config.mlp == "gated":
+        self.gated = config.mlp == "gated"
+        if self.gated:
             self.gate_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
 
     def __call__(self, x_BLD, split: Split):
         h_BLF = jnp.einsum("bld,df->blf", x_BLD, self.up_DF[...])
-        if self.gate_DF is None:
-            h_BLF = jax.nn.gelu(h_BLF)
-        else:
+        if self.gated:
             h_BLF = h_BLF * jax.nn.silu(jnp.einsum("bld,df->blf", x_BLD, self.gate_DF[...]))
+        else:
+            h_BLF = jax.nn.gelu(h_BLF)
         split.declare(h_BLF, "act_batch", "act_seq", "act_mlp")
         return split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
 
@@ -87,4 +87,4 @@ class Block(nnx.Module):
             x_BLD = x_BLD + self.attention(h_BLD, angles, segment_ids_BL, split)
         with jax.named_scope("mlp"):
             x_BLD = x_BLD + self.mlp(split.enter(self.mlp_norm(x_BLD)), split)
-        return split.declare(x_BLD, "act_batch", "act_seq", "act_embed")
+        return split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")

@@ -14,7 +14,7 @@ from parallax.models.block import Block, weight
 from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
-from parallax.parallel.split import UNSPLIT, Split
+from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 
 
 class Transformer(nnx.Module):
@@ -54,7 +54,7 @@ class Transformer(nnx.Module):
         if self.config.positions == "learned":
             positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
             x = x + jnp.take(self.positions_LD[...], positions, axis=0)
-        return split.declare(x, "act_batch", "act_seq", "lookup")
+        return split.declare(x, "act_batch", RESIDUAL_SEQ, "lookup")
 
     def blocks(
         self,

@@ -137,18 +137,26 @@ class Split:
         with jax.named_scope("attention_core"):
             return self.attention.attend(q, k, v, is_causal=is_causal, segment_ids=segment_ids)
 
-    def declare(self, x: jax.Array, *names: str | None) -> jax.Array:
+    def declare(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
         """Names an activation's dims, and checks that it differs only between the devices they split.
+
+        Args:
+          x: a local shard.
+          names: for each dim its logical axis, or several that split it one after the other.
 
         A missing sum over a mesh axis shows here, at trace time, as an axis too many.
         """
         if len(names) != x.ndim:
             raise AssertionError(f"{names} name {len(names)} dims, the array has {x.ndim}")
-        allowed = set(self.over("layers", *(n for n in names if n is not None)))
+        flat = [n for name in names for n in ((name,) if isinstance(name, str) else name)]
+        allowed = set(self.over("layers", *flat))
         extra = varying_axes(x) & set(self.mesh_axes) - allowed
         if extra:
             raise AssertionError(f"{names} differs over {sorted(extra)}: a sum is missing")
         return x
 
+
+# The residual stream's token dim: split as attention sees it, then further between blocks.
+RESIDUAL_SEQ = ("act_seq", "act_norm_seq")
 
 UNSPLIT = Split()
