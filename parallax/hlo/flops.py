@@ -1,0 +1,174 @@
+"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from parallax.hlo.parse import Computation, HloError, Instruction, Module
+
+_CUBLAS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)")
+_TARGET = re.compile(r'"([^"]*)"')
+# Opcodes whose called computations are applied per element and hold no matrix products.
+_PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
+                "all-reduce", "all-reduce-start", "reduce-scatter", "reduce-scatter-start")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs and number of matrix products; `low` to `high` where a branch depends on data."""
+
+    low: float = 0.0
+    high: float = 0.0
+    gemms: int = 0
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.low + other.low, self.high + other.high, self.gemms + other.gemms)
+
+    def times(self, n: int) -> "Flops":
+        return Flops(self.low * n, self.high * n, self.gemms * n)
+
+
+def module_flops(module: Module, scope: str = "") -> Flops:
+    """Matrix-product FLOPs that one device executes in one run.
+
+    Args:
+      module: parsed.
+      scope: count only products whose op_name contains this.
+
+    Raises:
+      HloError: a loop without a known trip count, or a convolution.
+    """
+    return computation_flops(module, module.entry, scope)
+
+
+def computation_flops(module: Module, name: str, scope: str = "") -> Flops:
+    """FLOPs of one execution of a computation; see `module_flops`."""
+    key = ("flops", name, scope)
+    if key not in module._memo:
+        computation = module.computation(name)
+        total = Flops()
+        for instruction in computation.instructions:
+            total += instruction_flops(module, computation, instruction, scope)
+        module._memo[key] = total
+    return module._memo[key]
+
+
+def instruction_flops(
+    module: Module, computation: Computation, instruction: Instruction, scope: str = ""
+) -> Flops:
+    """FLOPs of one execution of an instruction, with all it calls."""
+    opcode = instruction.opcode
+    if opcode in ("convolution", "ragged-dot"):
+        raise HloError(f"%{instruction.name}: FLOPs of {opcode} are not understood.")
+    own = 0.0
+    if opcode == "dot":
+        own = _dot_flops(computation, instruction)
+    elif opcode == "custom-call" and _CUBLAS.match(custom_call_target(instruction)):
+        own = _cublas_flops(computation, instruction)
+    if own:
+        return Flops(own, own, 1) if scope in instruction.op_name else Flops()
+    if opcode in _PER_ELEMENT:
+        return Flops()
+    calls = instruction.calls()
+    if opcode == "while":
+        count = trip_count(instruction)
+        inside = sum(
+            (computation_flops(module, name, scope) for key in ("body", "condition")
+             for name in calls.get(key, ())), Flops(),
+        )  # fmt: skip
+        if count is None:
+            if inside.high:
+                raise HloError(
+                    f"%{instruction.name}: a loop of unknown trip count holds matrix products. "
+                    "Its FLOPs cannot be counted."
+                )
+            return Flops()
+        return inside.times(count)
+    names = [name for group in calls.values() for name in group]
+    inside = [computation_flops(module, name, scope) for name in names]
+    if opcode == "conditional":
+        return Flops(min(f.low for f in inside), max(f.high for f in inside),
+                     max(f.gemms for f in inside))  # fmt: skip
+    return sum(inside, Flops())
+
+
+def trip_count(instruction: Instruction) -> int | None:
+    """How often a while loop runs, where the compiler knows."""
+    match = re.search(
+        r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes.get("backend_config", "")
+    )
+    return int(match.group(1)) if match else None
+
+
+def custom_call_target(instruction: Instruction) -> str:
+    match = _TARGET.match(instruction.attributes.get("custom_call_target", ""))
+    return match.group(1) if match else ""
+
+
+def uncounted_calls(module: Module) -> tuple[str, ...]:
+    """Targets of custom calls whose FLOPs nobody here knows, for a report to name."""
+    targets = {
+        custom_call_target(i)
+        for c in module.computations.values()
+        for i in c.instructions
+        if i.opcode == "custom-call"
+    }
+    return tuple(sorted(t for t in targets if not _CUBLAS.match(t)))
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(int(d) for d in re.findall(r"\d+", text))
+
+
+def _dot_flops(computation: Computation, instruction: Instruction) -> float:
+    lhs = computation.operand_shapes(instruction)[0]
+    contracting = _dims(instruction.attributes.get("lhs_contracting_dims", "{}"))
+    return _product(instruction, lhs.dims, contracting, instruction.shape.dims)
+
+
+def _cublas_flops(computation: Computation, instruction: Instruction) -> float:
+    lhs = computation.operand_shapes(instruction)[0]
+    try:
+        config = json.loads(instruction.attributes["backend_config"])["gemm_backend_config"]
+        dims = config["dot_dimension_numbers"]["lhs_contracting_dimensions"]
+    except (KeyError, ValueError, TypeError):
+        raise HloError(f"%{instruction.name}: no dot dimensions in its backend_config.") from None
+    out = instruction.shape
+    out = out.elements[0] if out.dtype == "tuple" else out
+    return _product(instruction, lhs.dims, tuple(int(d) for d in dims), out.dims)
+
+
+def _product(instruction, lhs, contracting, out) -> float:
+    if any(d >= len(lhs) for d in contracting):
+        raise HloError(f"%{instruction.name}: contracts a dim its operand does not have.")
+    return 2.0 * math.prod(out) * math.prod(lhs[d] for d in contracting)
+
+
+def executions(module: Module) -> Iterator[tuple[Computation, int, bool]]:
+    """Computations reached from the entry, with how often each runs and whether inside a branch.
+
+    Per-element computations are left out. A computation called from several places comes several
+    times. Unknown trip counts come as -1: refuse what they hold.
+    """
+
+    def visit(name: str, count: int, branch: bool):
+        computation = module.computation(name)
+        yield computation, count, branch
+        for instruction in computation.instructions:
+            if instruction.opcode in _PER_ELEMENT:
+                continue
+            times, inside = count, branch
+            if instruction.opcode == "while":
+                trips = trip_count(instruction)
+                times = -1 if trips is None or count < 0 else count * trips
+            if instruction.opcode == "conditional":
+                inside = True
+            for key, names in instruction.calls().items():
+                if key == "to_apply" and instruction.opcode != "call":
+                    continue
+                for called in names:
+                    yield from visit(called, times, inside)
+
+    yield from visit(module.entry, 1, False)

@@ -1,0 +1,161 @@
+"""Which devices a collective joins, in every form HLO writes it, and which mesh axes those are."""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from parallax.hlo.shapes import HloError
+
+Groups = tuple[tuple[int, ...], ...]
+
+_LISTS = re.compile(r"\{(\{[0-9,]*\}(,\{[0-9,]*\})*)?\}")
+_IOTA = re.compile(r"\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
+_MESH = re.compile(
+    r"mesh\[((?:'[^']+'=\d+,?\s*)+)\](?:,?\s*device_ids=\(([^)]*)\))?\s*\{([^{}]*)\}"
+    r"(?:,?\s*device_ids=\(([^)]*)\))?"
+)
+_AXIS = re.compile(r"'([^']+)'=(\d+)")
+_AXIS_REF = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+
+
+def parse_groups(text: str, num_devices: int) -> Groups:
+    """Groups of positions from a `replica_groups` attribute.
+
+    Args:
+      text: `{{0,2},{1,3}}`, `[2,8]<=[2,2,4]T(1,0,2)`, or `mesh['a'=4,'b'=4] {'b'}`, the last with
+        `device_ids=(...)` or sub-axes `{'c':(2)2}`. `{}` is one group of all.
+      num_devices: partitions of the module.
+
+    Raises:
+      HloError: another form, or groups that are not a partition of the devices.
+    """
+    text = text.strip()
+    if _LISTS.fullmatch(text):
+        inner = re.findall(r"\{([0-9,]*)\}", text[1:-1])
+        groups = tuple(_numbers(g, text) for g in inner) or (tuple(range(num_devices)),)
+    elif match := _IOTA.fullmatch(text):
+        groups = _iota(match, text)
+    elif match := _MESH.fullmatch(text):
+        groups = _mesh(match, text)
+    else:
+        raise HloError(f"replica_groups {text!r}: a form that is not understood.")
+    members = sorted(itertools.chain.from_iterable(groups))
+    if members != list(range(num_devices)) or len({len(g) for g in groups}) != 1:
+        raise HloError(
+            f"replica_groups {text!r}: expected equal groups of devices 0 to {num_devices - 1}, "
+            f"each once."
+        )
+    return groups
+
+
+def _numbers(text: str, where: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise HloError(f"replica_groups {where!r}: expected integers, got {text!r}.") from None
+
+
+def _iota(match: re.Match, text: str) -> Groups:
+    shape, dims = _numbers(match[1], text), _numbers(match[2], text)
+    order = _numbers(match[3], text) if match[3] else tuple(range(len(dims)))
+    if sorted(order) != list(range(len(dims))) or math.prod(shape) != math.prod(dims):
+        raise HloError(f"replica_groups {text!r}: sizes or transposition do not agree.")
+    if len(shape) != 2:
+        raise HloError(f"replica_groups {text!r}: expected [groups,size], got {shape}.")
+    ids = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
+    return tuple(tuple(int(i) for i in row) for row in ids)
+
+
+def _mesh(match: re.Match, text: str) -> Groups:
+    axes = {name: int(size) for name, size in _AXIS.findall(match[1])}
+    device_ids = match[2] or match[4]
+    total = math.prod(axes.values())
+    ids = np.arange(total)
+    if device_ids is not None:
+        ids = _device_ids(device_ids, text)
+    if ids.size != total or _AXIS_REF.sub("", match[3]).strip(" ,"):
+        raise HloError(f"replica_groups {text!r}: a mesh form that is not understood.")
+    # Every axis is cut into (before, chosen, after), so that sub-axes are dims of their own.
+    dims, chosen = [], []
+    references = {name: (pre, size) for name, pre, size in _AXIS_REF.findall(match[3])}
+    if set(references) - set(axes):
+        raise HloError(f"replica_groups {text!r}: names an axis that the mesh does not have.")
+    positions: dict[str, int] = {}
+    for name, size in axes.items():
+        if name in references and references[name][1]:
+            before, part = (int(x) for x in references[name])
+            if size % (before * part):
+                raise HloError(f"replica_groups {text!r}: sub-axis of '{name}' does not divide it.")
+            positions[name] = len(dims) + 1
+            dims += [before, part, size // (before * part)]
+        else:
+            if name in references:
+                positions[name] = len(dims)
+            dims.append(size)
+    chosen = [positions[name] for name in references]
+    rest = [d for d in range(len(dims)) if d not in chosen]
+    size = math.prod(dims[d] for d in chosen)
+    table = ids.reshape(dims).transpose([*rest, *chosen]).reshape(-1, size)
+    return tuple(tuple(int(i) for i in row) for row in table)
+
+
+def _device_ids(text: str, where: str) -> np.ndarray:
+    if iota := re.fullmatch(r"\[([0-9,]+)\](?:T\(([0-9,]+)\))?", text.strip()):
+        dims = _numbers(iota[1], where)
+        order = _numbers(iota[2], where) if iota[2] else tuple(range(len(dims)))
+        if sorted(order) != list(range(len(dims))):
+            raise HloError(f"replica_groups {where!r}: not a transposition: {order}.")
+        return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(-1)
+    return np.array(_numbers(text, where))
+
+
+def parse_pairs(text: str) -> tuple[tuple[int, int], ...]:
+    """(sender, receiver) positions from a `source_target_pairs` attribute.
+
+    Raises:
+      HloError: another form, or a device that sends or receives twice.
+    """
+    if not re.fullmatch(r"\{(\{\d+,\d+\}(,\{\d+,\d+\})*)?\}", text.strip()):
+        raise HloError(f"source_target_pairs {text!r}: a form that is not understood.")
+    pairs = tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", text))
+    if len({a for a, _ in pairs}) != len(pairs) or len({b for _, b in pairs}) != len(pairs):
+        raise HloError(f"source_target_pairs {text!r}: a device sends or receives twice.")
+    return pairs
+
+
+def axes_of_groups(groups: Groups, mesh_axes: Mapping[str, int]) -> tuple[str, ...] | None:
+    """Mesh axes whose devices each group joins, in mesh order; None if it is no set of axes.
+
+    Args:
+      groups: positions in `mesh.devices.flat`.
+      mesh_axes: mesh axis -> size, in order.
+    """
+    wanted = {frozenset(g) for g in groups}
+    names, sizes = tuple(mesh_axes), tuple(mesh_axes.values())
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    for count in range(len(names) + 1):
+        for chosen in itertools.combinations(range(len(names)), count):
+            size = math.prod(sizes[d] for d in chosen)
+            if size != len(groups[0]) or any(sizes[d] == 1 for d in chosen):
+                continue
+            rest = [d for d in range(len(names)) if d not in chosen]
+            table = ids.transpose([*rest, *chosen]).reshape(-1, size)
+            if {frozenset(row) for row in table.tolist()} == wanted:
+                return tuple(names[d] for d in chosen)
+    return None
+
+
+def axes_of_pairs(
+    pairs: tuple[tuple[int, int], ...], mesh_axes: Mapping[str, int]
+) -> tuple[str, ...] | None:
+    """Mesh axes along which the pairs move, in mesh order; None if they move along different ones."""
+    names, sizes = tuple(mesh_axes), tuple(mesh_axes.values())
+    moved = set()
+    for pair in pairs:
+        a, b = (np.unravel_index(p, sizes) for p in pair)
+        moved.add(tuple(n for n, i, j in zip(names, a, b, strict=True) if i != j))
+    moved.discard(())
+    return moved.pop() if len(moved) == 1 else None

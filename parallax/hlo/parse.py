@@ -1,0 +1,213 @@
+"""HLO text to computations and instructions."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from parallax.hlo.shapes import HloError, Shape, parse_shape
+
+__all__ = ["Computation", "HloError", "Instruction", "Module", "parse_module"]
+
+_COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
+_OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\(")
+_OPERAND = re.compile(r"%([^\s,(){}]+)")
+_DELIMITER = re.compile(r'[(){}\[\],"]')
+_OPENING, _CLOSING = "({[", ")}]"
+# Tables between the module's header and its computations, which name source lines.
+_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction. `operands` name instructions of the same computation."""
+
+    name: str
+    opcode: str
+    shape: Shape
+    operands: tuple[str, ...]
+    attributes: Mapping[str, str]
+    is_root: bool = False
+
+    @property
+    def op_name(self) -> str:
+        """Where in the Python program it came from, as JAX's name stack; "" if unsaid."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
+        return match.group(1) if match else ""
+
+    def calls(self) -> dict[str, tuple[str, ...]]:
+        """Called computations by attribute: calls, body, condition, branches, to_apply."""
+        found = {}
+        for key in ("calls", "body", "condition", "to_apply", "branch_computations",
+                    "true_computation", "false_computation", "called_computations"):  # fmt: skip
+            if key in self.attributes:
+                found[key] = tuple(_OPERAND.findall(self.attributes[key]))
+        return found
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Instructions in text order: the schedule, if the module is scheduled."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        return {i.name: i for i in self.instructions}
+
+    def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
+        """Shapes of an instruction's operands.
+
+        Raises:
+          HloError: an operand that this computation does not define.
+        """
+        try:
+            return tuple(self.by_name[name].shape for name in instruction.operands)
+        except KeyError as error:
+            raise HloError(
+                f"%{instruction.name} in %{self.name}: operand %{error.args[0]} is not defined."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A parsed module."""
+
+    name: str
+    attributes: Mapping[str, str]
+    computations: Mapping[str, Computation]
+    entry: str
+    _memo: dict = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_scheduled(self) -> bool:
+        return self.attributes.get("is_scheduled") == "true"
+
+    @property
+    def num_partitions(self) -> int:
+        return int(self.attributes.get("num_partitions", "1"))
+
+    def computation(self, name: str) -> Computation:
+        """Raises HloError where there is none of that name."""
+        if name not in self.computations:
+            raise HloError(f"module {self.name}: computation %{name} is called and not defined.")
+        return self.computations[name]
+
+
+def parse_module(text: str) -> Module:
+    """Parses `compiled.as_text()`.
+
+    Raises:
+      HloError: with line number, for anything that is not understood.
+    """
+    lines = text.split("\n")
+    if not lines[0].startswith("HloModule "):
+        raise HloError(f"line 1: expected 'HloModule NAME, ...', got {lines[0][:60]!r}.")
+    name, _, rest = lines[0].removeprefix("HloModule ").partition(",")
+    attributes = _attributes(rest, 1)
+    if attributes.get("replica_count", "1") != "1":
+        raise HloError("line 1: replica_count over 1 (pmap) is not understood. Use jit or shard_map.")
+    computations: dict[str, Computation] = {}
+    entry, current, instructions, in_table = None, None, [], False
+    for number, line in enumerate(lines[1:], 2):
+        if not line.strip():
+            in_table = False
+        elif current is not None:
+            if line == "}":
+                computations[current] = Computation(current, tuple(instructions))
+                current = None
+            else:
+                instructions.append(_instruction(line, number))
+        elif in_table:
+            continue
+        elif line in _TABLES:
+            in_table = True
+        else:
+            match = _COMPUTATION.match(line)
+            if match is None:
+                raise HloError(f"line {number}: expected a computation, got {line[:80]!r}.")
+            if match[2] in computations:
+                raise HloError(f"line {number}: computation %{match[2]} is defined twice.")
+            current, instructions = match[2], []
+            if match[1]:
+                entry = current
+    if current is not None:
+        raise HloError(f"line {len(lines)}: computation %{current} does not end: text is cut off.")
+    if entry is None:
+        raise HloError(f"module {name}: no ENTRY computation: text is cut off.")
+    return Module(name, attributes, computations, entry)
+
+
+def _instruction(line: str, number: int) -> Instruction:
+    head = _INSTRUCTION.match(line)
+    if head is None:
+        raise HloError(f"line {number}: expected '%name = shape opcode(...)', got {line[:80]!r}.")
+    at = head.end()
+    shape_end = _skip_balanced(line, at, number) if line[at : at + 1] == "(" else line.find(" ", at)
+    opcode = _OPCODE.match(line, shape_end + 1)
+    if shape_end < 0 or opcode is None:
+        raise HloError(f"line {number}: expected a shape and an opcode, got {line[at : at + 80]!r}.")
+    operands_end = _skip_balanced(line, opcode.end() - 1, number)
+    inside = line[opcode.end() : operands_end - 1]
+    literal = opcode[1] in ("constant", "parameter", "iota")
+    rest = line[operands_end:]
+    if rest and not rest.startswith(","):
+        raise HloError(f"line {number}: expected attributes after operands, got {rest[:60]!r}.")
+    try:
+        shape = parse_shape(line[at:shape_end])
+    except HloError as error:
+        raise HloError(f"line {number}: {error}") from None
+    return Instruction(
+        name=head[2],
+        opcode=opcode[1],
+        shape=shape,
+        operands=() if literal else tuple(_OPERAND.findall(inside)),
+        attributes=_attributes(rest[1:], number),
+        is_root=bool(head[1]),
+    )
+
+
+def _skip_balanced(line: str, start: int, number: int) -> int:
+    """Position after the bracket that closes the one at `start`; quoted text is passed over."""
+    depth, quoted = 0, False
+    for match in _DELIMITER.finditer(line, start):
+        char = match[0]
+        if char == '"':
+            if not (quoted and line[match.start() - 1] == "\\"):
+                quoted = not quoted
+        elif not quoted and char in _OPENING:
+            depth += 1
+        elif not quoted and char in _CLOSING:
+            depth -= 1
+            if depth == 0:
+                return match.end()
+    raise HloError(f"line {number}: a bracket or quote does not close: {line[start : start + 60]!r}.")
+
+
+def _attributes(text: str, number: int) -> dict[str, str]:
+    attributes, depth, quoted, start = {}, 0, False, 0
+    pieces = []
+    for match in _DELIMITER.finditer(text):
+        char = match[0]
+        if char == '"':
+            if not (quoted and text[match.start() - 1] == "\\"):
+                quoted = not quoted
+        elif quoted:
+            continue
+        elif char in _OPENING:
+            depth += 1
+        elif char in _CLOSING:
+            depth -= 1
+        elif depth == 0:
+            pieces.append(text[start : match.start()])
+            start = match.end()
+    if depth or quoted:
+        raise HloError(f"line {number}: attributes do not close: {text[:80]!r}.")
+    pieces.append(text[start:])
+    for piece in pieces:
+        if piece.strip():
+            key, equals, value = piece.strip().partition("=")
+            attributes[key] = value if equals else ""
+    return attributes

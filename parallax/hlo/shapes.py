@@ -1,0 +1,77 @@
+"""Shapes as HLO text writes them, and their bytes."""
+
+import math
+import re
+from dataclasses import dataclass
+
+_BITS = {
+    "pred": 8, "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64,
+    "u2": 2, "u4": 4, "u8": 8, "u16": 16, "u32": 32, "u64": 64,
+    "f4e2m1fn": 4, "f8e3m4": 8, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3fnuz": 8, "f8e4m3b11fnuz": 8,
+    "f8e5m2": 8, "f8e5m2fnuz": 8, "f8e8m0fnu": 8, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
+    "c64": 64, "c128": 128, "token": 0, "opaque": 0,
+}  # fmt: skip
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
+_COMMENT = re.compile(r"/\*.*?\*/")
+
+
+class HloError(ValueError):
+    """HLO text in a form that is not understood; nothing was counted."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An array's dtype (HLO name) and dims, or a tuple of shapes (dtype "tuple")."""
+
+    dtype: str
+    dims: tuple[int, ...] = ()
+    elements: tuple["Shape", ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all arrays in it."""
+        if self.dtype == "tuple":
+            return sum(e.n_bytes for e in self.elements)
+        return -(-math.prod(self.dims) * _BITS[self.dtype] // 8)
+
+
+def parse_shape(text: str) -> Shape:
+    """Reads one shape, such as `f16[16,625]{1,0}` or `(f32[], s32[4])`.
+
+    Raises:
+      HloError: not a shape, or a dtype this does not know.
+    """
+    text = _COMMENT.sub("", text).strip()
+    shape, end = _shape_at(text, 0)
+    if text[end:].strip():
+        raise HloError(f"shape {text!r}: expected the end at column {end}, got {text[end:]!r}.")
+    return shape
+
+
+def _shape_at(text: str, start: int) -> tuple[Shape, int]:
+    if text.startswith("(", start):
+        elements, at = [], start + 1
+        while True:
+            while text[at : at + 1] == " ":
+                at += 1
+            if text.startswith(")", at):
+                return Shape("tuple", (), tuple(elements)), at + 1
+            if elements:
+                if not text.startswith(",", at):
+                    raise HloError(f"shape {text!r}: expected ',' or ')' at column {at}.")
+                at += 1
+                while text[at : at + 1] == " ":
+                    at += 1
+            element, at = _shape_at(text, at)
+            elements.append(element)
+    match = _ARRAY.match(text, start)
+    if match is None:
+        raise HloError(f"shape {text!r}: expected dtype[dims] at column {start}.")
+    dtype, dims, _ = match.groups()
+    if dtype not in _BITS:
+        raise HloError(f"shape {text!r}: unknown dtype {dtype!r}.")
+    try:
+        sizes = tuple(int(d) for d in dims.split(",")) if dims else ()
+    except ValueError:
+        raise HloError(f"shape {text!r}: dims {dims!r} are not integers.") from None
+    return Shape(dtype, sizes), match.end()
