@@ -45,7 +45,7 @@ def test_links_follow_the_nodes():
 
 
 def test_refused_positions():
-    with pytest.raises(ValueError, match="no GPU at position 16. Use 0 to 15"):
+    with pytest.raises(ValueError, match=r"no GPU at position 16\. Use 0 to 15"):
         cluster().node_of(16)
     with pytest.raises(ValueError, match="position 3 given twice"):
         cluster().link_between(3, 3)

@@ -36,7 +36,9 @@ def test_a_sharded_program_compiles(cluster):
         jax.ShapeDtypeStruct((inner, columns), jnp.bfloat16, sharding=NamedSharding(mesh, P(axes))),
     ).compile()
 
-    assert compiled.memory_analysis().argument_size_in_bytes == 2 * 64 * (rows + columns)
-    text = compiled.as_text()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None
+    assert text is not None
+    assert memory.argument_size_in_bytes == 2 * 64 * (rows + columns)
     assert f"num_partitions={cluster.devices}" in text
     assert "all-reduce" in text
