@@ -1,0 +1,11 @@
+"""One step of online-softmax attention, forward and backward: what a ring chains around devices."""
+
+from parallax.kernels.ring_attention.api import (
+    Carry,
+    attention_step,
+    attention_step_backward,
+    empty_carry,
+    finish,
+)
+
+__all__ = ["Carry", "attention_step", "attention_step_backward", "empty_carry", "finish"]

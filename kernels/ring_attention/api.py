@@ -1,0 +1,126 @@
+"""The operation, whatever implements it: a step takes and returns the unnormalised (o, m, l).
+
+Shapes: B batch, L query tokens, M key tokens, H query heads, G key/value heads, K head_dim.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from parallax.kernels.ring_attention import reference
+
+IMPLEMENTATIONS = ("xla",)
+
+
+class Carry(NamedTuple):
+    """Unnormalised attention so far, in float32 (float64 for float64 inputs).
+
+    Attributes:
+      o: [B, H, L, K], sum over seen keys of exp(score - m) * v.
+      m: [B, H, L], largest score seen; -inf where no key was.
+      l: [B, H, L], sum over seen keys of exp(score - m).
+    """
+
+    o: Float[Array, "b h l k"]
+    m: Float[Array, "b h l"]
+    l: Float[Array, "b h l"]  # noqa: E741 (the letter the literature uses)
+
+
+def empty_carry(q: Float[Array, "b l h k"]) -> Carry:
+    """The carry before any key was seen; varies over the same mesh axes as q."""
+    zeros = jnp.swapaxes(q, 1, 2).astype(reference.accumulator_dtype(q.dtype)) * 0
+    rows = zeros[..., 0]
+    return Carry(zeros, rows - jnp.inf, rows)
+
+
+def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h k"], Float[Array, "b h l"]]:
+    """Normalised output [B, L, H, K] in `dtype`, and log-sum-exp [B, H, L] of the scores."""
+    l_safe = jnp.where(carry.l == 0, 1, carry.l)
+    out = jnp.swapaxes(carry.o / l_safe[..., None], 1, 2).astype(dtype)
+    return out, carry.m + jnp.log(l_safe)
+
+
+def attention_step(
+    q: Float[Array, "b l h k"],
+    k: Float[Array, "b m g k"],
+    v: Float[Array, "b m g k"],
+    carry: Carry,
+    *,
+    is_causal: bool,
+    scale: float,
+    q_segment_ids: Int[Array, "b l"] | None = None,
+    kv_segment_ids: Int[Array, "b m"] | None = None,
+    kv_length: Int[Array, ""] | None = None,
+    implementation: str | None = None,
+) -> Carry:
+    """Attends from q to one more block of keys and folds the result into `carry`.
+
+    Args:
+      q, k, v: [B, L, H, K] and [B, M, G, K]; G divides H.
+      carry: what earlier blocks left (`empty_carry` at first).
+      is_causal: key j is visible to query i where j <= i, counted inside this block pair.
+      scale: multiplies the scores.
+      q_segment_ids, kv_segment_ids: [B, L], [B, M]; tokens of different ids do not see each other.
+      kv_length: scalar; only the first kv_length keys count.
+      implementation: "xla", or None for the best that supports the arguments.
+
+    Returns:
+      The new carry, shapes as before.
+
+    Raises:
+      NotImplementedError: the implementation cannot do this.
+
+    Cost: 4 B H L M K FLOPs (about half when is_causal and L is long: masked blocks are skipped).
+    Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
+    """
+    check_implementation(implementation)
+    return Carry(
+        *reference.step(
+            q, k, v, carry.o, carry.m, carry.l,
+            mask=reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length), scale=scale,
+        )
+    )  # fmt: skip
+
+
+def attention_step_backward(
+    q: Float[Array, "b l h k"],
+    k: Float[Array, "b m g k"],
+    v: Float[Array, "b m g k"],
+    d_out: Float[Array, "b l h k"],
+    lse: Float[Array, "b h l"],
+    delta: Float[Array, "b h l"],
+    *,
+    is_causal: bool,
+    scale: float,
+    q_segment_ids: Int[Array, "b l"] | None = None,
+    kv_segment_ids: Int[Array, "b m"] | None = None,
+    kv_length: Int[Array, ""] | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One block pair's share of the gradients, from the final log-sum-exp.
+
+    Args:
+      d_out: [B, L, H, K], gradient of the normalised output.
+      lse: [B, H, L] of the whole attention (`finish`).
+      delta: [B, H, L], sum over K of out * d_out.
+      Others as in `attention_step`.
+
+    Returns:
+      dq [B, L, H, K], dk and dv [B, M, G, K], in float32 (float64 for float64 inputs).
+
+    Cost: 10 B H L M K FLOPs, masked blocks skipped.
+    """
+    check_implementation(implementation)
+    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length)
+    return reference.step_backward(q, k, v, d_out, lse, delta, mask=mask, scale=scale)
+
+
+def check_implementation(implementation: str | None) -> None:
+    """Raises NotImplementedError for an implementation that does not exist on this backend."""
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise NotImplementedError(
+            f"attention_step: implementation={implementation!r} does not exist here. "
+            f"Use implementation='xla', which runs everywhere, or None."
+        )

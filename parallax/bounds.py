@@ -1,0 +1,70 @@
+"""Closed forms: bytes that leave a device, and FLOPs, of the pieces strategies are made of."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Wire bytes follow ring algorithms; S is the full array (all-gather: gathered; reduce-scatter: input).
+_WIRE = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+
+def wire_bytes(kind: str, group_size: int, payload_bytes: float) -> float:
+    """Bytes leaving a device in one collective.
+
+    Args:
+      kind: HLO name, e.g. "all-reduce".
+      group_size: devices that take part, n.
+      payload_bytes: S, the full array.
+    """
+    return 0.0 if group_size == 1 else _WIRE[kind](group_size) * payload_bytes
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One kind of communication a program is expected to make, from a closed form.
+
+    Attributes:
+      what: in words, e.g. "keys and values around the ring".
+      kind: HLO name of the collective.
+      axes: mesh axes it runs over.
+      wire_bytes: bytes leaving a device over the whole program (a device that does send).
+      count: executions over the whole program.
+      minimum_bytes: the least any implementation of this strategy must send for this purpose.
+    """
+
+    what: str
+    kind: str
+    axes: tuple[str, ...]
+    wire_bytes: float
+    count: int
+    minimum_bytes: float
+
+
+def transfer(
+    what: str,
+    kind: str,
+    axes: tuple[str, ...],
+    group_size: int,
+    payload_bytes: float,
+    count: int,
+    needed: float | None = None,
+) -> Transfer:
+    """A Transfer of `count` equal collectives, of which `needed` (None: all) are unavoidable."""
+    each = wire_bytes(kind, group_size, payload_bytes)
+    return Transfer(what, kind, axes, each * count, count, each * (count if needed is None else needed))
+
+
+def totals(transfers: Iterable[Transfer]) -> tuple[float, float]:
+    """(bytes a device sends, closed-form minimum) over all transfers."""
+    transfers = tuple(transfers)
+    return sum(t.wire_bytes for t in transfers), sum(t.minimum_bytes for t in transfers)
+
+
+def attention_flops(batch: int, q_len: int, kv_len: int, heads: int, head_dim: int) -> float:
+    """FLOPs of Q K^T and P V without a mask: 4 B L M H K."""
+    return 4.0 * batch * q_len * kv_len * heads * head_dim

@@ -1,0 +1,90 @@
+"""One transformer block: attention and MLP, each behind a norm and beside the residual stream.
+
+Shapes: B batch, L tokens, D model width, H query heads, G key/value heads, K head_dim, F MLP width;
+inside a split each is this device's share of it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from parallax.models.config import ModelConfig
+from parallax.models.norms import Norm
+from parallax.models.rope import Rotation, rotate
+from parallax.parallel.split import Split
+
+
+def weight(rngs: nnx.Rngs, shape, names, fan_in: int, dtype: str) -> nnx.Param:
+    """A normal matrix of standard deviation fan_in ** -0.5 that carries its logical axes."""
+    wide = jnp.float64 if dtype == "float64" else jnp.float32
+    value = jax.random.normal(rngs.params(), shape, wide) * jnp.asarray(fan_in**-0.5, wide)
+    return nnx.Param(value.astype(dtype), out_sharding=names)
+
+
+class Attention(nnx.Module):
+    """Multi-head or grouped-query attention."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        d, h, g, k = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        names = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.q_DHK = weight(rngs, (d, h, k), names[0], d, config.dtype)
+        self.k_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
+        self.v_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
+        self.out_HKD = weight(rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype)
+
+    def __call__(self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split):
+        config = self.config
+        q_BLHK = jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...])
+        k_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.k_DGK[...])
+        v_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.v_DGK[...])
+        q_BLHK, k_BLGK = rotate(q_BLHK, angles), rotate(k_BLGK, angles)
+        k_BLGK = split.match_kv_heads(k_BLGK, config.num_kv_heads, config.num_heads)
+        v_BLGK = split.match_kv_heads(v_BLGK, config.num_kv_heads, config.num_heads)
+        split.declare(q_BLHK, "act_batch", "act_seq", "act_heads", "head_dim")
+        split.declare(k_BLGK, "act_batch", "act_seq", "act_kv_heads", "head_dim")
+        out_BLHK = split.attend(
+            q_BLHK, k_BLGK, v_BLGK, is_causal=config.causal, segment_ids=segment_ids_BL
+        )
+        return split.contract(
+            out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
+        )
+
+
+class Mlp(nnx.Module):
+    """Two matrices with GELU, or three with a SiLU gate."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        d, f, dtype = config.d_model, config.d_ff, config.dtype
+        self.up_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
+        self.down_FD = weight(rngs, (f, d), ("mlp", "embed"), f, dtype)
+        self.gate_DF = None
+        if config.mlp == "gated":
+            self.gate_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
+
+    def __call__(self, x_BLD, split: Split):
+        h_BLF = jnp.einsum("bld,df->blf", x_BLD, self.up_DF[...])
+        if self.gate_DF is None:
+            h_BLF = jax.nn.gelu(h_BLF)
+        else:
+            h_BLF = h_BLF * jax.nn.silu(jnp.einsum("bld,df->blf", x_BLD, self.gate_DF[...]))
+        split.declare(h_BLF, "act_batch", "act_seq", "act_mlp")
+        return split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
+
+
+class Block(nnx.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = Norm(config)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = Norm(config)
+        self.mlp = Mlp(config, rngs=rngs)
+
+    def __call__(self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split):
+        with jax.named_scope("attention"):
+            h_BLD = split.enter(self.attention_norm(x_BLD))
+            x_BLD = x_BLD + self.attention(h_BLD, angles, segment_ids_BL, split)
+        with jax.named_scope("mlp"):
+            x_BLD = x_BLD + self.mlp(split.enter(self.mlp_norm(x_BLD)), split)
+        return split.declare(x_BLD, "act_batch", "act_seq", "act_embed")

@@ -1,0 +1,115 @@
+"""What a dense transformer is: sizes and choices, as one frozen value."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Mlp = Literal["gelu", "gated"]
+Norm = Literal["rmsnorm", "layernorm"]
+Positions = Literal["rope", "learned", "none"]
+DType = Literal["float16", "bfloat16", "float32", "float64"]
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+BYTE_VOCAB = 256
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder or encoder transformer with grouped-query attention.
+
+    Attributes:
+      num_layers: transformer blocks, stacked and scanned.
+      d_model: width of the residual stream.
+      num_heads: query heads.
+      num_kv_heads: key/value heads; num_heads for multi-head attention (MHA), fewer for GQA.
+      head_dim: width of one head; num_heads * head_dim need not be d_model.
+      d_ff: hidden width of the MLP.
+      vocab_size: rows of the token table and columns of the unembedding.
+      mlp: "gelu" (two matrices) or "gated" (three matrices, SiLU gate).
+      norm: "rmsnorm" or "layernorm"; computed in float32 or wider.
+      positions: "rope", "learned" (a table of max_seq_len rows) or "none".
+      causal: a token sees itself and earlier ones; otherwise every token.
+      dtype: of parameters and activations.
+      max_seq_len: rows of the learned position table, tokens.
+    """
+
+    name: str
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    vocab_size: int
+    mlp: Mlp = "gelu"
+    norm: Norm = "rmsnorm"
+    positions: Positions = "rope"
+    causal: bool = True
+    dtype: DType = "float16"
+    max_seq_len: int = 10_000
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"ModelConfig '{self.name}': {field.name} must be a positive integer, "
+                    f"got {value!r}."
+                )
+        for name, choices in (("mlp", Mlp), ("norm", Norm), ("positions", Positions)):
+            _one_of(self.name, name, getattr(self, name), get_args(choices))
+        _one_of(self.name, "dtype", self.dtype, get_args(DType))
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"ModelConfig '{self.name}': num_kv_heads={self.num_kv_heads} does not divide "
+                f"num_heads={self.num_heads}. Every key/value head serves as many query heads."
+            )
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"ModelConfig '{self.name}': RoPE rotates pairs, head_dim={self.head_dim} is odd. "
+                "Use an even head_dim, or positions='learned' or 'none'."
+            )
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one parameter or activation."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def num_params(self) -> int:
+        """Parameters in all, embeddings and norms included."""
+        attention = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        mlp = (3 if self.mlp == "gated" else 2) * self.d_model * self.d_ff
+        norm = self.d_model * (2 if self.norm == "layernorm" else 1)
+        tables = 2 * self.vocab_size * self.d_model
+        if self.positions == "learned":
+            tables += self.max_seq_len * self.d_model
+        return self.num_layers * (attention + mlp + 2 * norm) + norm + tables
+
+    def replace(self, **changes) -> "ModelConfig":
+        """The same model with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def small(self, head_dim: int = 8, max_seq_len: int = 80) -> "ModelConfig":
+        """The same shape at a width a laptop runs: layers, heads and ratios stay, head_dim shrinks.
+
+        The vocabulary becomes the 256 byte values, so that any text is a batch of tokens.
+        """
+        shrink = self.head_dim // head_dim
+        return self.replace(
+            name=f"{self.name}.small",
+            d_model=self.d_model // shrink,
+            d_ff=self.d_ff // shrink,
+            head_dim=head_dim,
+            vocab_size=BYTE_VOCAB,
+            max_seq_len=max_seq_len,
+        )
+
+
+def _one_of(model: str, field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"ModelConfig '{model}': {field} must be one of {', '.join(choices)}; got {value!r}."
+        )

@@ -1,0 +1,74 @@
+"""Which tokens of a sequence a device of the ring holds.
+
+natural: device i holds the i-th contiguous piece.
+zigzag:  the sequence is cut into 2P chunks and device i holds chunks i and 2P-1-i, so that under a
+         causal mask every device has the same work. Chunks 0..P-1 have floor(L/2P) tokens and chunks
+         P..2P-1 have ceil(L/2P); any L that the devices divide will do.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+Order = Literal["natural", "zigzag"]
+ORDERS: tuple[str, ...] = get_args(Order)
+
+
+def check_order(order: str) -> None:
+    """Raises ValueError on an order that does not exist."""
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}.")
+
+
+def chunk_lengths(local_length: int) -> tuple[int, int]:
+    """Tokens of a device's early and late zigzag chunk."""
+    return local_length // 2, local_length - local_length // 2
+
+
+def local_positions(
+    index: Int[Array, ""] | int, local_length: int, ring_size: int, order: str
+) -> Int[Array, " local_length"]:
+    """Positions in the whole sequence of the tokens that device `index` holds, [L / P] int32."""
+    check_order(order)
+    steps = jnp.arange(local_length, dtype=jnp.int32)
+    if order == "natural":
+        return index * local_length + steps
+    early, late = chunk_lengths(local_length)
+    early_start = index * early
+    late_start = ring_size * early + (ring_size - 1 - index) * late
+    return jnp.where(steps < early, early_start + steps, late_start + steps - early)
+
+
+def _permutation(length: int, ring_size: int, order: str) -> np.ndarray:
+    if length % ring_size:
+        raise ValueError(
+            f"order: {ring_size} devices do not divide a sequence of {length} tokens. "
+            f"Use a length that is a multiple of {ring_size}."
+        )
+    local = length // ring_size
+    with jax.ensure_compile_time_eval():
+        rows = [np.asarray(local_positions(i, local, ring_size, order)) for i in range(ring_size)]
+    return np.concatenate(rows)
+
+
+def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
+    """Permutes a whole sequence so that contiguous pieces are what each device of a ring holds.
+
+    Args:
+      x: any array with the sequence in dim `axis`.
+      ring_size: devices of the ring.
+      order: "natural" (nothing to do) or "zigzag".
+
+    Returns:
+      The same shape; shard it contiguously over the ring.
+    """
+    return jnp.take(x, _permutation(x.shape[axis], ring_size, order), axis=axis)
+
+
+def undo_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
+    """Inverse of `to_order`."""
+    inverse = np.argsort(_permutation(x.shape[axis], ring_size, order))
+    return jnp.take(x, inverse, axis=axis)

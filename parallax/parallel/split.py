@@ -1,0 +1,154 @@
+"""How one forward pass is split: what model code asks instead of naming a mesh axis.
+
+Inside the one manual map, arrays are local shards and layer code names logical axes only. The same
+code runs unsplit (`UNSPLIT`), where every answer is "over nothing".
+Shapes: B batch, L tokens, D model width, H heads, G key/value heads, K head_dim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from parallax.parallel.attention_parts import AttentionPart, Local
+from parallax.parallel.varying import varying_axes
+
+
+@dataclass(frozen=True)
+class Split:
+    """Mesh axes of every logical axis in the phase at hand, and the attention part.
+
+    Attributes:
+      axes: logical axis -> mesh axes; a name that is not there is not split.
+      mesh_axes: mesh axis -> size.
+      attention: how attention crosses devices.
+      reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
+    """
+
+    axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mesh_axes: Mapping[str, int] = field(default_factory=dict)
+    attention: AttentionPart = Local()
+    reduce_dtype: str | None = None
+
+    def over(self, *names: str) -> tuple[str, ...]:
+        """Mesh axes that split these logical axes."""
+        return tuple(axis for name in names for axis in self.axes.get(name, ()))
+
+    def count(self, *names: str) -> int:
+        """Into how many shards these logical axes are split."""
+        shards = 1
+        for axis in self.over(*names):
+            shards *= self.mesh_axes[axis]
+        return shards
+
+    def contract(self, x: jax.Array, w: jax.Array, spec: str, *, over: str | tuple[str, ...]):
+        """`einsum(spec, x, w)` whose contracted dims may be split: sums over devices where they are.
+
+        Args:
+          x, w: local shards.
+          spec: einsum of the local shards; the output is [B, L, D], a term of the residual stream.
+          over: logical axes that are contracted.
+
+        Returns:
+          [B, L, D]; [B, L / n, D] where the residual stream is split over the same mesh axes
+          (`act_norm_seq`, Megatron sequence parallelism).
+
+        Cost: an all-reduce of the output over the mesh axes of `over`, or a reduce-scatter.
+        """
+        names = (over,) if isinstance(over, str) else over
+        axes = self.over(*names)
+        y = jnp.einsum(spec, x, w)
+        if not axes:
+            return y
+        dtype = y.dtype
+        if self.reduce_dtype is not None:
+            y = y.astype(self.reduce_dtype)
+        if self.over("act_norm_seq") == axes:
+            y = lax.psum_scatter(y, axes, scatter_dimension=1, tiled=True)
+        else:
+            y = lax.psum(y, axes)
+        return y.astype(dtype)
+
+    def enter(self, x_BLD: jax.Array) -> jax.Array:
+        """The residual stream as a block's matrices need it: the device's whole sequence piece."""
+        axes = self.over("act_norm_seq")
+        return lax.all_gather(x_BLD, axes, axis=1, tiled=True) if axes else x_BLD
+
+    def widen(self, x_BLd: jax.Array) -> jax.Array:
+        """Looked-up or received shares of the model width (`lookup`) gathered to full width."""
+        axes = self.over("lookup")
+        return lax.all_gather(x_BLd, axes, axis=2, tiled=True, to="invarying") if axes else x_BLd
+
+    def narrow(self, x_BLD: jax.Array) -> jax.Array:
+        """This device's share of the model width: inverse of `widen`, no communication."""
+        axes = self.over("lookup")
+        if not axes:
+            return x_BLD
+        width = x_BLD.shape[-1] // self.count("lookup")
+        return lax.dynamic_slice_in_dim(x_BLD, lax.axis_index(axes) * width, width, axis=2)
+
+    def positions(self, seq_len: int) -> jax.Array:
+        """Positions of this device's tokens where attention sees them, [L / seq] int32."""
+        return self.attention.positions(seq_len // self.count("act_seq"))
+
+    def residual_positions(self, seq_len: int) -> jax.Array:
+        """Positions of this device's tokens in the residual stream, [L / seq / norm_seq] int32."""
+        positions = self.positions(seq_len)
+        axes = self.over("act_norm_seq")
+        if not axes:
+            return positions
+        length = positions.shape[0] // self.count("act_norm_seq")
+        return lax.dynamic_slice_in_dim(positions, lax.axis_index(axes) * length, length)
+
+    def last_token(self, x_BLD: jax.Array, seq_len: int) -> jax.Array:
+        """[B, D] of the sequence's last position, on every device.
+
+        Cost: an all-reduce of [B, D] where the sequence is split.
+        """
+        last = x_BLD[:, -1]
+        axes = self.over("act_seq", "act_norm_seq")
+        if not axes:
+            return last
+        mine = self.residual_positions(seq_len)[-1] == seq_len - 1
+        return lax.psum(jnp.where(mine, last, jnp.zeros_like(last)), axes)
+
+    def match_kv_heads(self, kv: jax.Array, kv_heads: int, heads: int) -> jax.Array:
+        """The key/value heads that this device's query heads read, [B, L, G', K].
+
+        Where `heads` is split and `kv_heads` is not (fewer key/value heads than devices), every
+        device computes all key/value heads and keeps those its query heads use.
+        """
+        if self.over("kv_heads") or not self.over("heads"):
+            return kv
+        local_heads, group = heads // self.count("heads"), heads // kv_heads
+        if local_heads % group and group % local_heads:
+            raise ValueError(
+                f"Split: {local_heads} query heads a device straddle groups of {group} that share "
+                f"a key/value head. Split 'heads' over {kv_heads} devices or a multiple that "
+                "divides the group."
+            )
+        first = lax.axis_index(self.over("heads")) * local_heads // group
+        return lax.dynamic_slice_in_dim(kv, first, max(1, local_heads // group), axis=2)
+
+    def attend(self, q, k, v, *, is_causal: bool, segment_ids=None) -> jax.Array:
+        """Attention of this device's query heads and tokens, [B, L, H, K]."""
+        with jax.named_scope("attention_core"):
+            return self.attention.attend(q, k, v, is_causal=is_causal, segment_ids=segment_ids)
+
+    def declare(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """Names an activation's dims, and checks that it differs only between the devices they split.
+
+        A missing sum over a mesh axis shows here, at trace time, as an axis too many.
+        """
+        if len(names) != x.ndim:
+            raise AssertionError(f"{names} name {len(names)} dims, the array has {x.ndim}")
+        allowed = set(self.over("layers", *(n for n in names if n is not None)))
+        extra = varying_axes(x) & set(self.mesh_axes) - allowed
+        if extra:
+            raise AssertionError(f"{names} differs over {sorted(extra)}: a sum is missing")
+        return x
+
+
+UNSPLIT = Split()

@@ -1,0 +1,218 @@
+"""What the lenses found, as frozen values. Every number carries a tag that says where it is from."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from parallax.bounds import Transfer
+from parallax.hlo.ledger import Collective
+from parallax.workload import Workload
+
+Tag = Literal["claimed", "assumed", "derived", "compiled", "modelled", "measured"]
+TAGS: dict[str, str] = {
+    "claimed": "printed in a paper",
+    "assumed": "left out by the paper and chosen here (docs/assumptions.md)",
+    "derived": "from a closed form",
+    "compiled": "read off the compiled program",
+    "modelled": "from the cost model, with its error",
+    "measured": "by a clock or a counter, here",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with its unit and tag.
+
+    Attributes:
+      value: the number.
+      unit: e.g. "B", "s", "tokens/s", "FLOP", "1" for a ratio.
+      tag: where it is from.
+      low, high: error bar or confidence interval, same unit; None where there is none.
+      note: what a reader must know beside the number, in one line.
+    """
+
+    value: float
+    unit: str
+    tag: Tag
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """One comparison with the unsharded model. Errors are relative L2 (tag: measured).
+
+    Attributes:
+      dtype: of parameters and activations.
+      logits_error, gradients_error: against the unsharded model in float64; gradients are the worst
+        over all parameters.
+      logits_limit, gradients_limit: what they may be (the tolerance table).
+      reference_error: the unsharded model's own logits error in this dtype; 0 in float64.
+    """
+
+    dtype: str
+    logits_error: float
+    gradients_error: float
+    logits_limit: float
+    gradients_limit: float
+    reference_error: float
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.logits_error <= self.logits_limit and self.gradients_error <= self.gradients_limit
+        )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The verify lens: the small model under one strategy, on virtual or real devices."""
+
+    model: str
+    devices: int
+    platform: str
+    workload: Workload
+    text: str
+    logit_rms: float
+    rows: tuple[Exactness, ...]
+    seconds: float
+
+    @property
+    def exact(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device's memory, as the compiler planned them (tag: compiled)."""
+
+    argument_bytes: int
+    output_bytes: int
+    temp_bytes: int
+    alias_bytes: int
+    parameter_bytes: int
+    capacity_bytes: int
+    usable_fraction: float
+
+    @property
+    def total_bytes(self) -> int:
+        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+
+    @property
+    def usable_bytes(self) -> float:
+        return self.capacity_bytes * self.usable_fraction
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.usable_bytes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A total that two accounts of the same program disagree on."""
+
+    kind: str
+    axes: tuple[str, ...]
+    expected_bytes: float
+    found_bytes: float
+    witness: str
+
+
+@dataclass(frozen=True)
+class TimelineEvent:
+    """One instruction of the hottest loop body, in scheduled order.
+
+    Attributes: start, stop: position in the schedule, in units of FLOPs or bytes at the GPU's
+    rates (modelled seconds); lane: "compute" or "communication".
+    """
+
+    name: str
+    lane: str
+    start_s: float
+    stop_s: float
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The compile lens: the real CUDA program of one strategy for a cluster."""
+
+    cluster: str
+    workload: Workload
+    memory: Memory
+    collectives: tuple[Collective, ...]
+    transfers: tuple[Transfer, ...]
+    differences: tuple[Difference, ...]
+    gemm_flops: float
+    attention_flops: float
+    hbm_bytes: float
+    kv_cache_bytes: float
+    partitioner: str
+    timeline: tuple[TimelineEvent, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def wire_bytes(self) -> float:
+        return sum(c.wire_bytes * c.count for c in self.collectives)
+
+    @property
+    def minimum_bytes(self) -> float:
+        return sum(t.minimum_bytes for t in self.transfers)
+
+    @property
+    def ledger_matches(self) -> bool:
+        return not self.differences
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predict lens. For now a roofline: no program can be faster than its largest term.
+
+    Attributes:
+      terms_s: seconds of each bound (compute, HBM, NVLink, network).
+      step_s: the largest of them. tokens_per_s: tokens of the workload over step_s.
+    """
+
+    model: str
+    cluster: str
+    terms_s: dict[str, float]
+    step_s: Figure
+    tokens_per_s: Figure
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The measure lens: a step on the devices at hand."""
+
+    device: str
+    devices: int
+    model: str
+    workload: Workload
+    step_s: Figure
+    repeats: int
+
+
+@dataclass(frozen=True)
+class StrategyResult:
+    """All lenses on one strategy; None where a lens did not run, with the reason in `skipped`."""
+
+    strategy: dict
+    description: str
+    verification: Verification | None = None
+    compilation: Compilation | None = None
+    prediction: Prediction | None = None
+    measurement: Measurement | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.strategy["name"]
+
+    @property
+    def failed(self) -> bool:
+        """Not exact, does not fit, or moves other bytes than its closed form."""
+        verified = self.verification is None or self.verification.exact
+        compiled = self.compilation is None or (
+            self.compilation.memory.fits and self.compilation.ledger_matches
+        )
+        return not (verified and compiled)

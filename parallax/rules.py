@@ -1,0 +1,155 @@
+"""Rules: which mesh axis splits which logical axis, in which phase, with the three checks."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Axes = str | tuple[str, ...] | None
+Phase = Literal["train", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axis, a tuple of them (major first), or None: replicated.
+
+    Attributes:
+      embed: rows of weights that read the residual stream.
+      heads, kv_heads, head_dim: query heads, key/value heads, the width of one head.
+      mlp: hidden width of the MLP.
+      vocab: columns of the unembedding, so also the last dim of the logits.
+      lookup: width of the token and position tables. A looked-up row is gathered to full width.
+      layers: the stack of blocks.
+      act_batch, act_seq, act_embed, act_heads, act_kv_heads, act_mlp, act_vocab: dims of activations.
+      act_norm_seq: a further split of the sequence for the residual stream and its norms only
+        (Megatron sequence parallelism).
+      decode: what differs while decoding, as (logical axis, mesh axes) pairs; a sequence of one
+        token cannot be split.
+      extra: (logical axis, mesh axes) pairs for axes that only a foreign module declares.
+    """
+
+    embed: Axes = None
+    heads: Axes = None
+    kv_heads: Axes = None
+    head_dim: Axes = None
+    mlp: Axes = None
+    vocab: Axes = None
+    lookup: Axes = None
+    layers: Axes = None
+    act_batch: Axes = None
+    act_seq: Axes = None
+    act_norm_seq: Axes = None
+    act_embed: Axes = None
+    act_heads: Axes = None
+    act_kv_heads: Axes = None
+    act_mlp: Axes = None
+    act_vocab: Axes = None
+    decode: tuple[tuple[str, Axes], ...] = ()
+    extra: tuple[tuple[str, Axes], ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "decode", _pairs(self.decode))
+        object.__setattr__(self, "extra", _pairs(self.extra))
+        for name, _ in self.decode:
+            self._require_known(name, "Rules.decode")
+
+    def table(self, phase: Phase = "prefill") -> dict[str, tuple[str, ...]]:
+        """Every logical axis with its mesh axes in one phase; () is replicated."""
+        table = {name: _as_tuple(getattr(self, name)) for name in LOGICAL_AXES}
+        table |= {name: _as_tuple(axes) for name, axes in self.extra}
+        if phase == "decode":
+            table |= {name: _as_tuple(axes) for name, axes in self.decode}
+        return table
+
+    def axes(self, name: str, phase: Phase = "prefill", *, where: str = "Rules") -> tuple[str, ...]:
+        """Mesh axes of one logical axis. Raises ValueError on a name the rules do not have."""
+        self._require_known(name, where)
+        return self.table(phase)[name]
+
+    def spec(
+        self, names: Sequence[str | None], phase: Phase = "prefill", *, where: str = "Rules"
+    ) -> tuple[tuple[str, ...], ...]:
+        """Mesh axes of each dim of one array.
+
+        Raises:
+          ValueError: a logical axis the rules do not name, or a mesh axis used for two dims.
+        """
+        spec = tuple(() if n is None else self.axes(n, phase, where=where) for n in names)
+        seen: dict[str, str | None] = {}
+        for name, axes in zip(names, spec, strict=True):
+            for axis in axes:
+                if axis in seen:
+                    raise ValueError(
+                        f"{where}: logical axes '{seen[axis]}' and '{name}' of one array both map "
+                        f"to mesh axis '{axis}'. A mesh axis splits one dim: map one of them to "
+                        "None."
+                    )
+                seen[axis] = name
+        return spec
+
+    def check_mesh(self, mesh_axes: Mapping[str, int], where: str) -> None:
+        """Raises ValueError if the rules name a mesh axis that the mesh does not have."""
+        for phase in ("prefill", "decode"):
+            for name, axes in self.table(phase).items():
+                for axis in axes:
+                    if axis not in mesh_axes:
+                        raise ValueError(
+                            f"{where}: logical axis '{name}' maps to mesh axis '{axis}', but the "
+                            f"mesh has {', '.join(mesh_axes)}. Use one of these, or map '{name}' "
+                            "to None."
+                        )
+
+    def replace(self, **changes: Axes) -> "Rules":
+        """The same rules with some logical axes mapped anew."""
+        for name in changes:
+            if name not in ("decode", "extra"):
+                self._require_known(name, "Rules.replace", standard_only=True)
+        return dataclasses.replace(self, **changes)
+
+    def _require_known(self, name: str, where: str, *, standard_only: bool = False) -> None:
+        known = list(LOGICAL_AXES)
+        if not standard_only:
+            known += [n for n, _ in self.extra]
+        if name not in known:
+            raise ValueError(
+                f"{where}: unknown logical axis '{name}'. Known: {', '.join(known)}. "
+                f"Add it with Rules(extra=(('{name}', None),)), or a mesh axis instead of None."
+            )
+
+    def __str__(self) -> str:
+        def show(axes: Axes) -> str:
+            return "*".join(_as_tuple(axes)) or "None"
+
+        lines = [f"{name:<13}-> {show(getattr(self, name))}" for name in LOGICAL_AXES]
+        lines += [f"{name:<13}-> {show(axes)}" for name, axes in self.extra]
+        lines += [f"{name:<13}-> {show(axes)}   (decode)" for name, axes in self.decode]
+        return "\n".join(lines)
+
+
+LOGICAL_AXES = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in ("decode", "extra"))
+
+
+def check_divides(
+    size: int, axes: Sequence[str], mesh_axes: Mapping[str, int], *, where: str, name: str
+) -> None:
+    """Raises ValueError unless the mesh axes' sizes divide one dim."""
+    parts = 1
+    for axis in axes:
+        parts *= mesh_axes[axis]
+    if size % parts:
+        axis = "*".join(axes)
+        raise ValueError(
+            f"{where} ('{name}', size {size}) maps to mesh axis '{axis}' (size {parts}), but "
+            f"{parts} does not divide {size}. Use a multiple of {parts}, or map '{name}' to None."
+        )
+
+
+def _as_tuple(axes: Axes) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _pairs(value: Mapping[str, Axes] | Sequence[tuple[str, Axes]]) -> tuple[tuple[str, Axes], ...]:
+    items = value.items() if isinstance(value, Mapping) else value
+    return tuple((n, tuple(a) if isinstance(a, list) else a) for n, a in items)

@@ -1,0 +1,233 @@
+"""The one manual map: a Transformer under a strategy as functions of whole arrays.
+
+`jax.shard_map` over all mesh axes goes around the whole model and `jax.grad` outside of it, so the
+collectives of the jaxpr are those of the compiled program. Nothing is materialised until `init`.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallax.models.config import ModelConfig
+from parallax.models.transformer import Transformer
+from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
+from parallax.parallel.layer_parts import StackFunctions
+from parallax.parallel.order import undo_order
+from parallax.workload import Workload
+from parallax.rules import Phase, check_divides
+from parallax.strategy import Strategy
+
+Outputs = Literal["last", "all"]
+
+
+def param_specs(
+    state: nnx.State, strategy: Strategy, phase: Phase = "prefill", root: str = "params"
+) -> nnx.State:
+    """PartitionSpec of every parameter, from its logical axes.
+
+    Args:
+      state: parameters (arrays or shapes) that carry `out_sharding` names.
+      strategy: its rules are applied, and checked.
+
+    Returns:
+      The same tree with a PartitionSpec for every array.
+
+    Raises:
+      ValueError: a logical axis the rules do not name, a mesh axis used twice in one array, or a
+        size that does not divide.
+    """
+
+    def spec(path, variable):
+        where = f"Strategy '{strategy.name}': {root}/{'/'.join(str(p) for p in path)}"
+        names = getattr(variable, "out_sharding", None) or (None,) * variable.ndim
+        axes = strategy.rules.spec(names, phase, where=where)
+        for dim, (name, split) in enumerate(zip(names, axes, strict=True)):
+            check_divides(
+                variable.shape[dim], split, strategy.mesh_axes,
+                where=f"{where} dim {dim}", name=str(name),
+            )  # fmt: skip
+        return variable.replace(PartitionSpec(*(_entry(a) for a in axes)))
+
+    return nnx.map_state(spec, state)
+
+
+def _entry(axes: tuple[str, ...]):
+    return None if not axes else axes[0] if len(axes) == 1 else axes
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_transformer(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and shapes of a Transformer; no parameter is made."""
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
+        return nnx.split(model)
+
+
+@dataclass(frozen=True)
+class ShardedTransformer:
+    """A Transformer under a strategy, for one workload.
+
+    Attributes:
+      config: the model.
+      strategy: how it is split.
+      workload: batch, length and microbatches; checked against the strategy when made.
+
+    Raises:
+      ValueError: sizes that the strategy cannot divide.
+    """
+
+    config: ModelConfig
+    strategy: Strategy
+    workload: Workload
+
+    def __post_init__(self):
+        _ = self.specs
+        self._check_workload()
+
+    @functools.cached_property
+    def specs(self) -> nnx.State:
+        """PartitionSpec of every parameter."""
+        return param_specs(abstract_transformer(self.config)[1], self.strategy)
+
+    def abstract_state(self, mesh) -> nnx.State:
+        """Shapes of the parameters with their shardings on `mesh`."""
+        state = abstract_transformer(self.config)[1]
+        return jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            state, self.specs,
+        )  # fmt: skip
+
+    def abstract_inputs(self, mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of tokens (and segment ids if packed) with their shardings."""
+        shape = (self.workload.batch, self.workload.seq_len)
+        struct = jax.ShapeDtypeStruct(
+            shape, jnp.int32, sharding=NamedSharding(mesh, self._input_spec)
+        )
+        return (struct, struct) if self.workload.packed else (struct,)
+
+    def init(self, key: jax.Array, mesh) -> nnx.State:
+        """Parameters, made in place: every device makes only its shards."""
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs)
+
+        @functools.partial(jax.jit, out_shardings=shardings)
+        def make(key):
+            with nnx.use_eager_sharding(False):
+                return nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=key)))[1]
+
+        return make(key)
+
+    def forward(self, mesh, outputs: Outputs = "last") -> Callable[..., jax.Array]:
+        """Tokens in, logits out.
+
+        Args:
+          mesh: a mesh with the strategy's axes.
+          outputs: "last" gives [B, V] of the last position; "all" gives [B, L, V] in the natural
+            order of tokens.
+
+        Returns:
+          A function (state, tokens [B, L], segment_ids [B, L] if packed) -> logits, to be jitted.
+        """
+        table = self.strategy.rules.table()
+        batch, vocab = _entry(table["act_batch"]), _entry(table["vocab"])
+        seq = _entry(table["act_seq"])
+        out = PartitionSpec(batch, vocab) if outputs == "last" else PartitionSpec(batch, seq, vocab)
+        mapped = self._map(mesh, functools.partial(self._logits, outputs=outputs), out)
+
+        def run(state, *inputs):
+            logits = mapped(state, *inputs)
+            order = getattr(self.strategy.attention, "order", "natural")
+            if outputs == "all" and order != "natural":
+                ring = self.strategy.split().count("act_seq")
+                logits = undo_order(logits, ring, order)
+            return logits
+
+        return run
+
+    def loss(self, mesh) -> Callable[..., jax.Array]:
+        """(state, tokens, segment_ids if packed) -> mean next-token cross-entropy, a scalar."""
+        return self._map(mesh, self._loss, PartitionSpec())
+
+    @property
+    def _input_spec(self) -> PartitionSpec:
+        return PartitionSpec(_entry(self.strategy.rules.table()["act_batch"]), None)
+
+    def _map(self, mesh, body, out_specs):
+        inputs = (self._input_spec,) * (2 if self.workload.packed else 1)
+        return jax.shard_map(
+            body, mesh=mesh, in_specs=(self.specs, *inputs), out_specs=out_specs, check_vma=True
+        )
+
+    def _hidden(self, state, inputs, outputs: Outputs):
+        """This device's final residual stream: [B, D] of the last position, or [B, L, D]."""
+        graph = abstract_transformer(self.config)[0]
+        model, split = nnx.merge(graph, state), self.strategy.split()
+        seq_len = self.workload.seq_len
+
+        def unpack(inputs):
+            return inputs if self.workload.packed else (inputs[0], None)
+
+        def keep(x):
+            return split.last_token(x, seq_len) if outputs == "last" else split.enter(x)
+
+        functions = StackFunctions(
+            embed=lambda inputs: model.embed(*unpack(inputs), split),
+            blocks=lambda x, inputs: model.blocks(x, unpack(inputs)[1], split, seq_len),
+            keep=keep,
+        )
+        hidden = self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)
+        return model, split, hidden
+
+    def _logits(self, state, *inputs, outputs: Outputs):
+        model, split, hidden = self._hidden(state, inputs, outputs)
+        return model.head(hidden, split)
+
+    def _loss(self, state, *inputs):
+        model, split, hidden = self._hidden(state, inputs, "all")
+        logits = model.head(hidden, split)
+        labels, weights = next_token_labels(inputs[0], inputs[1] if self.workload.packed else None)
+        mine = split.positions(self.workload.seq_len)
+        labels, weights = jnp.take(labels, mine, axis=1), jnp.take(weights, mine, axis=1)
+        losses = cross_entropy(logits, labels, split.over("vocab"))
+        weights = weights.astype(losses.dtype)
+        total, count = (losses * weights).sum(), weights.sum()
+        batch_axes, seq_axes = split.over("act_batch"), split.over("act_seq")
+        if batch_axes or seq_axes:
+            total = lax.psum(total, (*batch_axes, *seq_axes))
+        # Weights are the same on devices of a sequence axis only after its parts are added, and are
+        # typed as varying over just the axes that split tokens.
+        varying = tuple(jax.typeof(count).manual_axis_type.varying)
+        count = lax.psum(count, varying) if varying else count
+        return total / count
+
+    def _check_workload(self) -> None:
+        split, workload = self.strategy.split(), self.workload
+        where = f"Strategy '{self.strategy.name}'"
+        mesh = self.strategy.mesh_axes
+        check_divides(
+            workload.batch, split.over("act_batch"), mesh,
+            where=f"{where}: tokens dim 0", name="act_batch",
+        )  # fmt: skip
+        check_divides(
+            workload.seq_len, split.over("act_seq", "act_norm_seq"), mesh,
+            where=f"{where}: tokens dim 1", name="act_seq",
+        )  # fmt: skip
+        local = workload.batch // split.count("act_batch")
+        if workload.microbatches < 1 or local % workload.microbatches:
+            raise ValueError(
+                f"{where}: {workload.microbatches} microbatches do not divide the {local} sequences "
+                f"a device has (batch {workload.batch}). Use a divisor of {local}."
+            )
+        if self.config.positions == "learned" and workload.seq_len > self.config.max_seq_len:
+            raise ValueError(
+                f"Model '{self.config.name}': seq_len {workload.seq_len} is longer than its table "
+                f"of learned positions, {self.config.max_seq_len}. Use at most that."
+            )

@@ -1,0 +1,54 @@
+"""Megatron tensor parallelism inside a node, GPipe stages between nodes: the papers' baseline."""
+
+from parallax.meshes.mesh import MeshSpec
+from parallax.parallel.layer_parts import Pipeline, Scan
+from parallax.rules import Rules
+from parallax.strategy import Strategy
+
+
+def tensor_pipeline(
+    tensor: int = 8,
+    stage: int = 2,
+    *,
+    microbatches: int | None = None,
+    sequence_parallel_norms: bool = False,
+    split_kv_heads: bool = True,
+    reduce_dtype: str | None = None,
+) -> Strategy:
+    """Column- and row-parallel matrices over `tensor`, contiguous layers over `stage`.
+
+    Args:
+      tensor: devices of a tensor group, kept inside a node. They divide heads, kv_heads, d_ff.
+      stage: pipeline stages. They divide the number of layers.
+      microbatches: GPipe's M; None is what the caller or the paper says.
+      sequence_parallel_norms: residual stream and norms split over the sequence too (off, as in
+        the papers): reduce-scatter and all-gather instead of all-reduce, less memory.
+      split_kv_heads: False computes all key/value heads on every device, for kv_heads < tensor.
+      reduce_dtype: dtype of partial sums on the wire.
+
+    Cost: per layer and microbatch two all-reduces of [b, L, D] over `tensor`; per tick one handoff
+      of a tensor rank's share [b, L, D / tensor] over `stage` and one all-gather of it.
+    Reference: Shoeybi et al., "Megatron-LM", 2019; Huang et al., "GPipe", 2019; Korthikanti et al.,
+      "Reducing Activation Recomputation", 2022 (sequence-parallel norms).
+    """
+    kv_heads = "tensor" if split_kv_heads else None
+    rules = Rules(
+        heads="tensor",
+        kv_heads=kv_heads,
+        mlp="tensor",
+        lookup=None if sequence_parallel_norms else "tensor",
+        vocab=("stage", "tensor") if stage > 1 else "tensor",
+        layers="stage" if stage > 1 else None,
+        act_heads="tensor",
+        # With whole key/value heads on every device, each keeps those its own query heads read.
+        act_kv_heads="tensor",
+        act_mlp="tensor",
+        act_norm_seq="tensor" if sequence_parallel_norms else None,
+        act_vocab=("stage", "tensor") if stage > 1 else "tensor",
+        decode=(("act_norm_seq", None),),
+    )
+    axes = {"stage": stage, "tensor": tensor} if stage > 1 else {"tensor": tensor}
+    layers = Pipeline("stage", microbatches) if stage > 1 else Scan()
+    return Strategy(
+        "tensor_pipeline", MeshSpec(axes), rules, layers=layers, reduce_dtype=reduce_dtype
+    )

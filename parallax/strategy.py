@@ -1,0 +1,161 @@
+"""A strategy: how a model is split over a mesh, as data that prints, compares and fits in a file."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallax.meshes.mesh import MeshSpec
+from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
+from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
+from parallax.parallel.split import Split
+from parallax.rules import LOGICAL_AXES, Phase, Rules
+
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Named parts over a mesh.
+
+    Attributes:
+      name: what reports call it.
+      mesh: the device mesh.
+      rules: logical axis -> mesh axes, per phase.
+      attention: how attention crosses devices.
+      layers: how the stack of layers and the microbatches do.
+      reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
+
+    Raises:
+      ValueError: rules and parts that contradict each other or the mesh.
+    """
+
+    name: str
+    mesh: MeshSpec
+    rules: Rules
+    attention: AttentionPart = Local()
+    layers: LayerPart = Scan()
+    reduce_dtype: str | None = None
+
+    def __post_init__(self):
+        self.rules.check_mesh(dict(self.mesh.axes), f"Strategy '{self.name}'")
+        self._check_part("attention", self.attention.seq_axes, "act_seq")
+        self._check_part("layers", self.layers.stage_axes, "layers")
+        table = self.rules.table()
+        if table["act_norm_seq"] and table["lookup"]:
+            raise ValueError(
+                f"Strategy '{self.name}': 'act_norm_seq' and 'lookup' are both split. A residual "
+                "stream split over the sequence looks up its own tokens at full width: map 'lookup' "
+                "to None."
+            )
+        if table["act_norm_seq"] and table["act_norm_seq"] != table["mlp"]:
+            raise ValueError(
+                f"Strategy '{self.name}': 'act_norm_seq' maps to {table['act_norm_seq']} and 'mlp' "
+                f"to {table['mlp']}. Sequence-parallel norms split over the mesh axis that the "
+                "matrices are split over: map both to the same."
+            )
+
+    def _check_part(self, part: str, axes: tuple[str, ...], name: str) -> None:
+        ruled = self.rules.table()[name]
+        if axes != ruled:
+            raise ValueError(
+                f"Strategy '{self.name}': {part}={getattr(self, part)} works over mesh axes "
+                f"{axes or 'none'}, but the rules map '{name}' to {ruled or 'none'}. Make them "
+                "agree."
+            )
+
+    @property
+    def mesh_axes(self) -> dict[str, int]:
+        """Mesh axis -> size."""
+        return dict(self.mesh.axes)
+
+    def split(self, phase: Phase = "prefill") -> Split:
+        """What model code sees of this strategy in one phase."""
+        return Split(self.rules.table(phase), self.mesh_axes, self.attention, self.reduce_dtype)
+
+    def replace(self, **changes: Any) -> "Strategy":
+        """The same strategy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a strategy file holds it."""
+        rules = {n: getattr(self.rules, n) for n in LOGICAL_AXES}
+        return {
+            "strategy_version": FILE_VERSION,
+            "name": self.name,
+            "mesh": str(self.mesh),
+            "rules": rules | {"decode": dict(self.rules.decode), "extra": dict(self.rules.extra)},
+            "attention": _part_to_dict(self.attention, ATTENTION_PARTS),
+            "layers": _part_to_dict(self.layers, LAYER_PARTS),
+            "reduce_dtype": self.reduce_dtype,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "strategy") -> "Strategy":
+        """Inverse of `to_dict`.
+
+        Raises:
+          ValueError: a field missing or unknown, a part or version that does not exist.
+        """
+        fields = {"name", "mesh", "rules", "attention", "layers", "reduce_dtype"}
+        _require_fields(data, fields | {"strategy_version"}, where)
+        if data["strategy_version"] != FILE_VERSION:
+            raise ValueError(
+                f"{where}: strategy_version is {data['strategy_version']!r}, this Parallax reads "
+                f"{FILE_VERSION}. Write the file again with this version."
+            )
+        _require_fields(data["rules"], {*LOGICAL_AXES, "decode", "extra"}, f"{where}: rules")
+        rules = {k: tuple(v) if isinstance(v, list) else v for k, v in data["rules"].items()}
+        return cls(
+            name=data["name"],
+            mesh=MeshSpec.parse(data["mesh"]),
+            rules=Rules(**rules),
+            attention=_part_from_dict(data["attention"], ATTENTION_PARTS, f"{where}: attention"),
+            layers=_part_from_dict(data["layers"], LAYER_PARTS, f"{where}: layers"),
+            reduce_dtype=data["reduce_dtype"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a strategy file (JSON)."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Strategy":
+        """Reads a strategy file.
+
+        Raises:
+          ValueError: not there, not JSON, or not a strategy.
+        """
+        where = f"strategy file {path}"
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{where}: {error.strerror}. Give the path of a readable file.") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON: {error}. Write one with Strategy.save.") from None
+        return cls.from_dict(data, where)
+
+
+def _require_fields(data: Any, expected: set[str], where: str) -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected an object with fields, got {type(data).__name__}.")
+    missing, unknown = expected - set(data), set(data) - expected
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}. "
+            f"Expected exactly {sorted(expected)}."
+        )
+
+
+def _part_to_dict(part: Any, parts: dict[str, Any]) -> dict[str, Any]:
+    names = {cls: name for name, cls in parts.items()}
+    return {"part": names[type(part)], **dataclasses.asdict(part)}
+
+
+def _part_from_dict(data: Any, parts: dict[str, Any], where: str) -> Any:
+    if not isinstance(data, dict) or data.get("part") not in parts:
+        raise ValueError(f"{where}: expected a 'part' of {', '.join(parts)}; got {data!r}.")
+    cls = parts[data["part"]]
+    _require_fields(data, {"part", *(f.name for f in dataclasses.fields(cls))}, where)
+    return cls(**{k: v for k, v in data.items() if k != "part"})
