@@ -69,6 +69,10 @@ def test_figures_are_those_of_the_target_config(gpu):
     assert float(fields["memory_bandwidth"]) == gpu.hbm_bytes_per_s
     assert fields["name"] == fields["device_description_str"] == gpu.device_kind
     major, minor = gpu.compute_capability
+    # The compiler takes an unknown capability without a word: compiling would not show it.
+    (compiled_for,) = re.findall(r"cuda_compute_capability {([^}]*)}", gpu.target_config())
+    stated = dict(re.findall(r"(\w+): (\w+)", compiled_for))
+    assert (int(stated["major"]), int(stated.get("minor", 0))) == (major, minor)
     assert fields["platform_version"].rstrip("a") == f"Compute Capability {major}.{minor}"
 
 
