@@ -117,7 +117,11 @@ class MeshSpec:
                 )
         return MeshSpec([(name, sizes.get(name, size)) for name, size in self.axes])
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    def build(
+        self,
+        # JAX declares `jax.Device` as a variable.
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    ) -> Mesh:
         """A `jax.sharding.Mesh` of these axes over real or virtual devices.
 
         Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import jax
 
 
-def topology_devices(cluster: Cluster, memory_bytes: int | None = None) -> list[jax.Device]:
+def topology_devices(cluster: Cluster, memory_bytes: int | None = None) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     """Devices to lower and compile for, in position order; nothing can run on them.
 
     Args:
