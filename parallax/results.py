@@ -137,14 +137,16 @@ class Compilation:
     """The compile lens: the real CUDA program of one strategy for a cluster."""
 
     cluster: str
+    mesh: str
     workload: Workload
     memory: Memory
     collectives: tuple[Collective, ...]
     transfers: tuple[Transfer, ...]
+    has_closed_form: bool
     differences: tuple[Difference, ...]
     gemm_flops: float
     attention_flops: float
-    hbm_bytes: float
+    weight_bytes: float
     kv_cache_bytes: float
     partitioner: str
     timeline: tuple[TimelineEvent, ...]
@@ -153,7 +155,7 @@ class Compilation:
 
     @property
     def wire_bytes(self) -> float:
-        return sum(c.wire_bytes * c.count for c in self.collectives)
+        return sum(c.total_bytes for c in self.collectives)
 
     @property
     def minimum_bytes(self) -> float:

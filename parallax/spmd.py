@@ -5,6 +5,7 @@ collectives of the jaxpr are those of the compiled program. Nothing is materiali
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,12 +55,13 @@ def param_specs(
                 variable.shape[dim], split, strategy.mesh_axes,
                 where=f"{where} dim {dim}", name=str(name),
             )  # fmt: skip
-        return variable.replace(PartitionSpec(*(_entry(a) for a in axes)))
+        return variable.replace(PartitionSpec(*(mesh_entry(a) for a in axes)))
 
     return nnx.map_state(spec, state)
 
 
-def _entry(axes: tuple[str, ...]):
+def mesh_entry(axes: tuple[str, ...]):
+    """Mesh axes of one dim as a PartitionSpec has them."""
     return None if not axes else axes[0] if len(axes) == 1 else axes
 
 
@@ -96,6 +98,11 @@ class ShardedTransformer:
     def specs(self) -> nnx.State:
         """PartitionSpec of every parameter."""
         return param_specs(abstract_transformer(self.config)[1], self.strategy)
+
+    @property
+    def partitioner(self) -> str:
+        """In one line, who chose the collectives."""
+        return "one shard_map around the model"
 
     def abstract_state(self, mesh) -> nnx.State:
         """Shapes of the parameters with their shardings on `mesh`."""
@@ -137,29 +144,67 @@ class ShardedTransformer:
         Returns:
           A function (state, tokens [B, L], segment_ids [B, L] if packed) -> logits, to be jitted.
         """
-        table = self.strategy.rules.table()
-        batch, vocab = _entry(table["act_batch"]), _entry(table["vocab"])
-        seq = _entry(table["act_seq"])
-        out = PartitionSpec(batch, vocab) if outputs == "last" else PartitionSpec(batch, seq, vocab)
-        mapped = self._map(mesh, functools.partial(self._logits, outputs=outputs), out)
+        mapped = self._map(
+            mesh, functools.partial(self._logits, outputs=outputs), self._logits_spec(outputs)
+        )
 
         def run(state, *inputs):
             logits = mapped(state, *inputs)
-            order = getattr(self.strategy.attention, "order", "natural")
-            if outputs == "all" and order != "natural":
-                ring = self.strategy.split().count("act_seq")
-                logits = undo_order(logits, ring, order)
-            return logits
+            return logits if outputs == "last" else self._natural(logits)
 
         return run
 
     def loss(self, mesh) -> Callable[..., jax.Array]:
         """(state, tokens, segment_ids if packed) -> mean next-token cross-entropy, a scalar."""
-        return self._map(mesh, self._loss, PartitionSpec())
+        return lambda state, *inputs: self.loss_and_logits(mesh)(state, *inputs)[0]
+
+    def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """As `loss`, with the logits of all positions [B, L, V] beside it."""
+        specs = (PartitionSpec(), self._logits_spec("all"))
+        mapped = self._map(mesh, self._loss, specs)
+
+        def run(state, *inputs):
+            loss, logits = mapped(state, *inputs)
+            return loss, self._natural(logits)
+
+        return run
+
+    def _logits_spec(self, outputs: Outputs) -> PartitionSpec:
+        table = self.strategy.rules.table()
+        batch, vocab = mesh_entry(table["act_batch"]), mesh_entry(table["vocab"])
+        if outputs == "last":
+            return PartitionSpec(batch, vocab)
+        return PartitionSpec(batch, mesh_entry(table["act_seq"]), vocab)
+
+    def _natural(self, logits: jax.Array) -> jax.Array:
+        """Logits of all positions in the order of the tokens."""
+        order = getattr(self.strategy.attention, "order", "natural")
+        if order == "natural":
+            return logits
+        return undo_order(logits, self.strategy.split().count("act_seq"), order)
+
+    def weight_bytes(self) -> float:
+        """Bytes of weights a device reads in one forward pass: its layers once a tick, its share of
+        the unembedding once. A bound that holds while no cache keeps a layer between microbatches.
+        """
+        ticks = self.strategy.layers.ticks(
+            self.workload.microbatches, self.strategy.split().count("layers")
+        )
+        state = abstract_transformer(self.config)[1]
+        sizes = jax.tree.map(self._shard_bytes, state, self.specs)
+        layers = sum(jax.tree.leaves(sizes["layers"]))
+        return float(ticks * layers + sum(jax.tree.leaves(sizes["unembed_DV"])))
+
+    def _shard_bytes(self, x, spec: PartitionSpec) -> int:
+        return x.size * x.dtype.itemsize // self._shards(spec)
+
+    def _shards(self, spec: PartitionSpec) -> int:
+        named = [a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)]
+        return math.prod(self.strategy.mesh_axes[a] for a in named)
 
     @property
     def _input_spec(self) -> PartitionSpec:
-        return PartitionSpec(_entry(self.strategy.rules.table()["act_batch"]), None)
+        return PartitionSpec(mesh_entry(self.strategy.rules.table()["act_batch"]), None)
 
     def _map(self, mesh, body, out_specs):
         inputs = (self._input_spec,) * (2 if self.workload.packed else 1)
@@ -202,7 +247,7 @@ class ShardedTransformer:
         axes = split.over("act_batch", "act_seq")
         sums = (losses * weights).sum(), weights.sum()
         total, count = lax.psum(tuple(vary_over(x, axes) for x in sums), axes) if axes else sums
-        return total / count
+        return total / count, logits
 
     def _check_workload(self) -> None:
         split, workload = self.strategy.split(), self.workload

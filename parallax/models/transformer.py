@@ -85,12 +85,15 @@ class Transformer(nnx.Module):
             return jnp.einsum("...d,dv->...v", self.final_norm(x_BD), self.unembed_DV[...])
 
     def __call__(
-        self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None = None
+        self,
+        tokens_BL: Int[Array, "b l"],
+        segment_ids_BL: Int[Array, "b l"] | None = None,
+        split: Split = UNSPLIT,
     ) -> Float[Array, "b l v"]:
-        """Unsplit: logits of every position, [B, L, V]."""
-        x = self.embed(tokens_BL, segment_ids_BL, UNSPLIT)
-        x = self.blocks(x, segment_ids_BL, UNSPLIT, tokens_BL.shape[1])
-        return self.head(x, UNSPLIT)
+        """Logits of every position, [B, L, V], on one device."""
+        x = self.embed(tokens_BL, segment_ids_BL, split)
+        x = self.blocks(x, segment_ids_BL, split, tokens_BL.shape[1])
+        return self.head(x, split)
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -1,0 +1,1 @@
+"""Four ways to look at one program: verify, compile, predict, measure."""

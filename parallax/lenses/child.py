@@ -1,0 +1,122 @@
+"""Runs a function in a child process with its own environment.
+
+JAX fixes its platform and its number of devices when it starts, so verify (virtual CPU devices) and
+compile (a GPU topology) each get a fresh process, and work from a notebook where JAX already runs.
+Frames over pipes: a task down (cloudpickle), progress lines and one result up (pickle). Nothing is
+read from a file.
+"""
+
+import contextlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+Progress = Callable[[str], None]
+
+_HEADER = struct.Struct("<Q")
+# What a user did; the message says it all, so the parent raises the same without a traceback.
+_USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError)
+
+
+class ChildError(RuntimeError):
+    """The child process failed in a way that is our bug or the machine's; carries its traceback."""
+
+
+def run_in_child(
+    function: Callable[..., Any],
+    *args: Any,
+    environment: Mapping[str, str],
+    on_progress: Progress = lambda line: None,
+) -> Any:
+    """`function(*args, on_progress=...)` in a fresh Python.
+
+    Args:
+      function, args: anything cloudpickle can send; functions of `__main__` travel by value.
+      environment: variables set on top of this process's own.
+      on_progress: called with each line the function reports.
+
+    Returns:
+      What the function returned.
+
+    Raises:
+      ValueError, NotImplementedError, ModuleNotFoundError: as the function raised them.
+      ChildError: any other failure, with the child's traceback or the end of its log.
+    """
+    import cloudpickle
+
+    task = cloudpickle.dumps((sys.path, function, args))
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "parallax.lenses.child"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                _write(process.stdin, task)
+                process.stdin.close()
+            while (frame := _read(process.stdout)) is not None:
+                kind, value = pickle.loads(frame)
+                if kind == "progress":
+                    on_progress(value)
+                elif kind == "result":
+                    return value
+                elif kind == "user_error":
+                    raise value
+                else:
+                    raise ChildError(f"{function.__name__} failed in its child process:\n{value}")
+            process.wait()
+            log.seek(0)
+            tail = log.read()[-2000:].decode(errors="replace")
+            raise ChildError(
+                f"{function.__name__}: its child process ended with status {process.returncode} "
+                f"and no result. End of its log:\n{tail}"
+            )
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _write(stream: BinaryIO, data: bytes) -> None:
+    stream.write(_HEADER.pack(len(data)) + data)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes | None:
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    (length,) = _HEADER.unpack(header)
+    data = stream.read(length)
+    return data if len(data) == length else None
+
+
+def _main() -> None:
+    # Whatever prints goes to the log; frames keep the pipe to themselves.
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    task = _read(sys.stdin.buffer)
+    assert task is not None, "no task on standard input"
+
+    def send(kind: str, value: Any) -> None:
+        _write(pipe, pickle.dumps((kind, value)))
+
+    try:
+        path, function, args = pickle.loads(task)
+        sys.path[:] = path
+        send("result", function(*args, on_progress=lambda line: send("progress", line)))
+    except _USER_ERRORS as error:
+        send("user_error", type(error)(*error.args))
+    except BaseException:
+        send("failure", traceback.format_exc())
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,153 @@
+"""The compile lens: the real CUDA program of a cluster, made with no GPU, and what it says."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from parallax.bounds import Transfer
+from parallax.hlo.flops import module_flops, uncounted_calls
+from parallax.hlo.jaxpr import jaxpr_ledger
+from parallax.hlo.ledger import Ledger, read_ledger
+from parallax.hlo.parse import parse_module
+from parallax.lenses.child import Progress
+from parallax.lenses.timeline import hottest_timeline
+from parallax.meshes.cluster import Cluster
+from parallax.meshes.mesh import MeshSpec
+from parallax.meshes.topology import topology_devices
+from parallax.results import Compilation, Difference, Memory
+from parallax.workload import Workload
+
+# Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
+# which would duplicate them.
+_AMPLE_BYTES = 1 << 50
+ATTENTION_SCOPE = "attention_core"
+
+
+def compile_for(
+    cluster: Cluster,
+    function: Any,
+    shapes: Sequence[Any],
+    mesh: MeshSpec,
+    *,
+    workload: Workload,
+    transfers: tuple[Transfer, ...] | None = None,
+    kv_cache_bytes: float = 0.0,
+    weight_bytes: float | None = None,
+    partitioner: str = "the function's own",
+    on_progress: Progress = lambda line: None,
+) -> Compilation:
+    """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
+
+    Args:
+      cluster: real or imagined GPUs; the mesh must have as many devices.
+      function: called as function(mesh) -> the function to jit; or None for shapes to give it.
+      shapes: called as shapes(mesh) -> arguments as ShapeDtypeStructs with shardings.
+      mesh: mesh axes.
+      workload: what one call runs, for the report.
+      transfers: closed form to hold the ledger against; None if there is none.
+      kv_cache_bytes: of the run, a device, if it were kept.
+      weight_bytes: read from device memory in one call; None takes every parameter once.
+      partitioner: in one line, who chose the collectives.
+
+    Raises:
+      ValueError: a mesh that the cluster does not have devices for.
+    """
+    import jax
+
+    start = time.perf_counter()
+    check_devices(cluster, mesh)
+    built = mesh.build(topology_devices(cluster)[: mesh.size])
+    arguments = shapes(built)
+    traced = jax.jit(function(built)).trace(*arguments)
+    compiled = traced.lower().compile()
+    analysis = compiled.memory_analysis()
+    parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(arguments[0]))
+    memory = Memory(
+        argument_bytes=int(analysis.argument_size_in_bytes),
+        output_bytes=int(analysis.output_size_in_bytes),
+        temp_bytes=int(analysis.temp_size_in_bytes),
+        alias_bytes=int(analysis.alias_size_in_bytes),
+        parameter_bytes=parameter_bytes,
+        capacity_bytes=cluster.gpu.memory_bytes,
+        usable_fraction=cluster.usable_fraction,
+    )
+    notes: list[str] = []
+    text = compiled.as_text()
+    if not memory.fits:
+        on_progress("does not fit: compiling again with ample memory to read the collectives")
+        notes.append("collectives are read from a compile with ample memory: this one does not fit")
+        ample = mesh.build(topology_devices(cluster, _AMPLE_BYTES)[: mesh.size])
+        text = jax.jit(function(ample)).lower(*shapes(ample)).compile().as_text()
+    module = parse_module(text)
+    axes = dict(mesh.axes)
+    ledger = read_ledger(module, axes)
+    flops = module_flops(module)
+    if flops.low != flops.high:
+        notes.append(
+            f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
+            "the larger is shown"
+        )
+    for target in uncounted_calls(module):
+        notes.append(f"FLOPs of custom call {target!r} are not counted")
+    differences: tuple[Difference, ...] = ()
+    if transfers is not None:
+        witness = jaxpr_ledger(traced.jaxpr, axes)
+        differences = (
+            *_differences("closed form", _by_kind(transfers), ledger),
+            *_differences("jaxpr", witness.by_kind_and_axes(), ledger),
+        )
+    return Compilation(
+        cluster=cluster.name,
+        mesh=str(mesh),
+        workload=workload,
+        memory=memory,
+        collectives=tuple(ledger),
+        transfers=transfers or (),
+        has_closed_form=transfers is not None,
+        differences=differences,
+        gemm_flops=flops.high,
+        attention_flops=module_flops(module, ATTENTION_SCOPE).high,
+        weight_bytes=float(parameter_bytes if weight_bytes is None else weight_bytes),
+        kv_cache_bytes=kv_cache_bytes,
+        partitioner=partitioner,
+        timeline=hottest_timeline(module, ledger, cluster),
+        seconds=time.perf_counter() - start,
+        notes=tuple(notes),
+    )
+
+
+def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
+    """Raises ValueError unless the mesh has exactly the cluster's devices."""
+    if mesh.size != cluster.devices:
+        raise ValueError(
+            f"mesh {mesh} has {mesh.size} devices, cluster {cluster.name} has {cluster.devices}. "
+            f"Change the mesh, or use a cluster of {mesh.size}, for example "
+            f"{cluster.gpu.name}_{max(1, mesh.size // 8)}x8."
+        )
+
+
+def _local_bytes(x) -> int:
+    local = x.sharding.shard_shape(x.shape)
+    size = x.dtype.itemsize
+    for dim in local:
+        size *= dim
+    return size
+
+
+def _by_kind(transfers: Sequence[Transfer]) -> dict[tuple[str, tuple[str, ...] | None], float]:
+    totals: dict[tuple[str, tuple[str, ...] | None], float] = {}
+    for t in transfers:
+        totals[t.kind, t.axes] = totals.get((t.kind, t.axes), 0.0) + t.wire_bytes
+    return totals
+
+
+def _differences(witness: str, expected: dict, ledger: Ledger) -> list[Difference]:
+    found = ledger.by_kind_and_axes()
+    out = []
+    for key in dict.fromkeys([*expected, *found]):
+        a, b = expected.get(key, 0.0), found.get(key, 0.0)
+        if abs(a - b) > 1e-9 * max(a, b):
+            kind, axes = key
+            out.append(Difference(kind, axes or (), a, b, witness))
+    return out
+

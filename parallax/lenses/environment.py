@@ -1,0 +1,75 @@
+"""Environments of the lenses' child processes, and px.virtual_devices for one's own process."""
+
+import importlib.util
+import os
+import re
+
+_COUNT_FLAG = "--xla_force_host_platform_device_count"
+
+
+def cpu_environment(devices: int) -> dict[str, str]:
+    """Variables of a process with so many virtual CPU devices and float64."""
+    flags = re.sub(rf"{_COUNT_FLAG}=\d+", "", os.environ.get("XLA_FLAGS", "")).strip()
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "XLA_FLAGS": f"{flags} {_COUNT_FLAG}={devices}".strip(),
+    }
+
+
+def compile_environment() -> dict[str, str]:
+    """Variables of a process that compiles for GPUs that are not there."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "0",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+def missing_compiler() -> str | None:
+    """One line on what the compile lens lacks and how to get it; None if it can run."""
+    plugin = any(
+        importlib.util.find_spec(f"jax_plugins.{name}") for name in ("xla_cuda12", "xla_cuda13")
+        if importlib.util.find_spec("jax_plugins")
+    )  # fmt: skip
+    if plugin:
+        return None
+    return (
+        "compile lens not run: the CUDA compiler (no GPU needed, 0.5 GB) is not installed. "
+        "Get it with: pip install 'parallax-sharding[aot]', or pip install -e '.[aot]' in a clone."
+    )
+
+
+def virtual_devices(count: int = 16) -> None:
+    """Gives this process `count` virtual CPU devices. Call it before JAX starts.
+
+    Args:
+      count: devices.
+
+    Raises:
+      RuntimeError: JAX has already started with another number of devices or on another platform.
+    """
+    import jax
+    from jax.extend import backend
+
+    if backend.backends_are_initialized() if hasattr(backend, "backends_are_initialized") else False:
+        _check_started(jax, count)
+        return
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass
+    _check_started(jax, count)
+
+
+def _check_started(jax, count: int) -> None:
+    found = jax.devices()
+    if found[0].platform != "cpu" or len(found) != count:
+        raise RuntimeError(
+            f"virtual_devices({count}): too late, JAX has already started with {len(found)} "
+            f"{found[0].platform} device(s). Call it first, in a fresh process or kernel."
+        )

@@ -1,0 +1,38 @@
+"""The predict lens. For now a roofline: the program cannot be faster than its largest term."""
+
+from parallax.lenses.links import link_bytes
+from parallax.meshes.cluster import Cluster
+from parallax.results import Compilation, Figure, Prediction
+
+
+def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Prediction:
+    """A lower bound of the step time, from the compiled program at the GPU's peak rates.
+
+    Args:
+      compilation: of the program.
+      cluster: whose rates are taken.
+      dtype: of the matrix products.
+    """
+    links = {"nvlink": 0.0, "nic": 0.0}
+    for collective in compilation.collectives:
+        for link, size in link_bytes(collective, cluster).items():
+            links[link] += size * collective.count
+    terms = {
+        "compute": compilation.gemm_flops / cluster.gpu.peak_flops(dtype),
+        "weights from HBM": compilation.weight_bytes / cluster.gpu.hbm_bytes_per_s,
+        "NVLink": links["nvlink"] / cluster.gpu.nvlink_bytes_per_s,
+        "network": links["nic"] / cluster.nic_bytes_per_s,
+    }
+    step = max(terms.values())
+    bound = max(terms, key=lambda name: terms[name])
+    note = f"lower bound, set by {bound}; nothing is added for latency, overlap or efficiency"
+    return Prediction(
+        model="roofline",
+        cluster=cluster.name,
+        terms_s=terms,
+        step_s=Figure(step, "s", "modelled", low=step, note=note),
+        tokens_per_s=Figure(
+            compilation.workload.tokens / step, "tokens/s", "modelled",
+            high=compilation.workload.tokens / step, note=f"upper bound, set by {bound}",
+        ),
+    )  # fmt: skip

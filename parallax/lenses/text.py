@@ -1,0 +1,54 @@
+"""Real text as tokens: the bytes of any UTF-8 file, by default of Python's standard library."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+DEFAULT_TEXT = "Python standard library sources"
+
+
+def read_text(path: str | Path | None, needed: int) -> tuple[bytes, str]:
+    """At least `needed` bytes of text, and what to call it.
+
+    Args:
+      path: a UTF-8 file, or None for the standard library's sources.
+      needed: bytes; a shorter file is repeated.
+
+    Raises:
+      ValueError: not there, not readable, empty or not UTF-8.
+    """
+    if path is None:
+        data = b""
+        for source in sorted(Path(os.__file__).parent.glob("*.py")):
+            data += source.read_bytes()
+            if len(data) >= needed:
+                break
+        return data, DEFAULT_TEXT
+    try:
+        data = Path(path).read_bytes()
+        data.decode("utf-8")
+    except OSError as error:
+        raise ValueError(f"--text={path}: {error.strerror}. Give a readable UTF-8 file.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text={path}: not UTF-8 at byte {error.start}. Convert it.") from None
+    if not data:
+        raise ValueError(f"--text={path}: the file is empty. Give a UTF-8 file with text.")
+    return data * -(-needed // len(data)), str(path)
+
+
+def byte_tokens(text: bytes, batch: int, seq_len: int) -> np.ndarray:
+    """[batch, seq_len] int32 of byte values."""
+    data = np.frombuffer(text[: batch * seq_len], np.uint8)
+    return data.astype(np.int32).reshape(batch, seq_len)
+
+
+def line_segments(tokens_BL: np.ndarray) -> np.ndarray:
+    """Segment ids for packed sequences, [B, L] int32: every second line starts a document.
+
+    The last tokens of every other sequence are padding (id 0).
+    """
+    lines = np.cumsum(tokens_BL == ord("\n"), axis=1)
+    segments = 1 + lines // 2
+    segments[::2, -max(1, tokens_BL.shape[1] // 10) :] = 0
+    return segments.astype(np.int32)

@@ -1,0 +1,72 @@
+"""The hottest loop body as a schedule: the compiled order, drawn at the GPU's peak rates."""
+
+from parallax.hlo.flops import executions, instruction_flops
+from parallax.hlo.ledger import Ledger
+from parallax.hlo.parse import Computation, Module
+from parallax.lenses.links import link_seconds
+from parallax.meshes.cluster import Cluster
+from parallax.results import TimelineEvent
+
+_FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "partition-id")
+
+
+def hottest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[TimelineEvent, ...]:
+    """Events of the loop body that executes most FLOPs beside collectives, else most FLOPs.
+
+    The order is the compiled program's. Widths are modelled: FLOPs at the peak rate of the dtype,
+    other bytes at peak memory bandwidth, transfers at peak link bandwidth.
+    """
+    body = _hottest(module)
+    if body is None:
+        return ()
+    by_place = {c.op_name: c for c in ledger}
+    now, wire_free = 0.0, 0.0
+    open_until: dict[str, float] = {}
+    events = []
+    for instruction in body.instructions:
+        opcode = instruction.opcode
+        if opcode in _FREE:
+            continue
+        if opcode.endswith("-done"):
+            for name in instruction.operands:
+                now = max(now, open_until.pop(name, now))
+            continue
+        collective = by_place.get(instruction.op_name)
+        if collective is not None and opcode.removesuffix("-start") == collective.kind:
+            start = max(now, wire_free)
+            stop = start + link_seconds(collective, cluster)
+            events.append(TimelineEvent(instruction.name, "communication", start, stop))
+            wire_free = stop
+            if opcode.endswith("-start"):
+                open_until[instruction.name] = stop
+            else:
+                now = stop
+            continue
+        flops = instruction_flops(module, body, instruction).high
+        seconds = flops / cluster.gpu.peak_flops("bfloat16")
+        if not flops:
+            seconds = 2 * instruction.shape.n_bytes / cluster.gpu.hbm_bytes_per_s
+        name = instruction.name if not flops else f"GEMM {instruction.name}"
+        events.append(TimelineEvent(name, "compute", now, now + seconds))
+        now += seconds
+    return tuple(events)
+
+
+def _hottest(module: Module) -> Computation | None:
+    best: tuple[tuple[bool, float], Computation] | None = None
+    for computation, count, _ in executions(module):
+        if computation.name == module.entry or count < 1:
+            continue
+        own = sum(
+            instruction_flops(module, computation, i).high
+            for i in computation.instructions
+            if i.opcode != "while"
+        )
+        opcodes = {i.opcode.removesuffix("-start") for i in computation.instructions}
+        talks = bool(opcodes & {"collective-permute", "all-reduce", "all-gather", "reduce-scatter",
+                                "all-to-all"})  # fmt: skip
+        if len(computation.instructions) > 1 and "fusion" in opcodes:
+            key = (talks, own * count)
+            if best is None or key > best[0]:
+                best = key, computation
+    return best[1] if best else None

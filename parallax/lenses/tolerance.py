@@ -1,0 +1,32 @@
+"""The tolerance table: the only place where an error limit stands."""
+
+from parallax.results import Exactness
+
+# float64: relative L2 against the unsharded model, logits and every gradient.
+FLOAT64_LIMIT = 1e-11
+# Other dtypes: at most FACTOR times the unsharded model's own error in that dtype, plus a floor.
+FACTOR = 2.0
+FLOORS = {"float32": 1e-6, "bfloat16": 2e-3, "float16": 5e-4}
+
+
+def judge(
+    dtype: str,
+    logits_error: float,
+    gradients_error: float,
+    reference_logits_error: float = 0.0,
+    reference_gradients_error: float = 0.0,
+) -> Exactness:
+    """An Exactness with its limits from the table. Errors are relative L2 against float64."""
+    if dtype == "float64":
+        logits_limit = gradients_limit = FLOAT64_LIMIT
+    else:
+        logits_limit = FACTOR * reference_logits_error + FLOORS[dtype]
+        gradients_limit = FACTOR * reference_gradients_error + FLOORS[dtype]
+    return Exactness(
+        dtype=dtype,
+        logits_error=logits_error,
+        gradients_error=gradients_error,
+        logits_limit=logits_limit,
+        gradients_limit=gradients_limit,
+        reference_error=reference_logits_error,
+    )

@@ -1,0 +1,150 @@
+"""The verify lens: logits and gradients of a strategy against the unsharded model, on real text.
+
+The reference is the model on one device with attention by `jax.nn.dot_product_attention`, in float64.
+Parameters are drawn in the lower dtype and widened, so that every dtype computes the same function.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from parallax.lenses.child import Progress
+from parallax.lenses.reference import reference_logits
+from parallax.lenses.text import byte_tokens, line_segments
+from parallax.lenses.tolerance import judge
+from parallax.models.config import ModelConfig
+from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
+from parallax.results import Exactness, Verification
+from parallax.spmd import ShardedTransformer, abstract_transformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+# float16 gradients of a mean loss fall below its smallest number; a power of two changes no ratio.
+_LOSS_SCALE = {"float16": 1024.0}
+
+
+def verify_transformer(
+    config: ModelConfig,
+    cases: Sequence[tuple[Strategy, Workload]],
+    text: bytes,
+    text_name: str,
+    dtypes: Sequence[str],
+    *,
+    on_progress: Progress = lambda line: None,
+) -> list[Verification]:
+    """Compares every strategy with the unsharded model. Needs the devices and float64.
+
+    Args:
+      config: a model that one device can hold.
+      cases: strategies, each with the workload as it runs it; batch and length are the same in all.
+      text: bytes enough for one batch.
+      text_name: for the report.
+      dtypes: to compare in, "float64" first.
+
+    Returns:
+      One Verification a case.
+    """
+    first = cases[0][1]
+    tokens = byte_tokens(text, first.batch, first.seq_len)
+    inputs = (tokens, line_segments(tokens)) if first.packed else (tokens,)
+    inputs = tuple(jnp.asarray(x) for x in inputs)
+    lowest = next((d for d in dtypes if d != "float64"), "float64")
+    drawn = _draw(config.replace(dtype=lowest))
+    references = {}
+    for dtype in dict.fromkeys(["float64", *dtypes]):
+        on_progress(f"unsharded model in {dtype}")
+        references[dtype] = _reference(config.replace(dtype=dtype), _cast(drawn, dtype), inputs)
+    exact = references["float64"]
+    results = []
+    for strategy, workload in cases:
+        start = time.perf_counter()
+        rows: list[Exactness] = []
+        for dtype in dtypes:
+            on_progress(f"{strategy.name} in {dtype}")
+            program = ShardedTransformer(config.replace(dtype=dtype), strategy, workload)
+            found = _sharded(program, _cast(drawn, dtype), inputs)
+            own = references[dtype]
+            rows.append(
+                judge(dtype, _error(found[0], exact[0]), _worst(found[1], exact[1]),
+                      _error(own[0], exact[0]), _worst(own[1], exact[1]))
+            )  # fmt: skip
+        results.append(
+            Verification(
+                model=config.name,
+                devices=strategy.mesh.size,
+                platform=jax.devices()[0].platform,
+                workload=workload,
+                text=text_name,
+                logit_rms=float(np.sqrt(np.mean(np.square(exact[0])))),
+                rows=tuple(rows),
+                seconds=time.perf_counter() - start,
+            )
+        )
+    return results
+
+
+def _draw(config: ModelConfig) -> nnx.State:
+    from parallax.models.transformer import Transformer
+
+    @jax.jit
+    def make():
+        with nnx.use_eager_sharding(False):
+            return nnx.split(Transformer(config, rngs=nnx.Rngs(params=0)))[1]
+
+    return make()
+
+
+def _cast(state: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), state)
+
+
+def _reference(config: ModelConfig, state: nnx.State, inputs):
+    graph = abstract_transformer(config)[0]
+    scale = _LOSS_SCALE.get(config.dtype, 1.0)
+
+    def loss(state):
+        logits = reference_logits(nnx.merge(graph, state), *inputs)
+        labels, weights = next_token_labels(*inputs, *(None,) * (2 - len(inputs)))
+        losses = cross_entropy(logits, labels)
+        weights = weights.astype(losses.dtype)
+        mean = (losses * weights).sum() / weights.sum()
+        return mean * jnp.asarray(scale, mean.dtype), logits
+
+    return _run(jax.jit(jax.grad(loss, has_aux=True)), state, scale)
+
+
+def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
+    mesh = program.strategy.mesh.build(jax.devices()[: program.strategy.mesh.size])
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
+    scale = _LOSS_SCALE.get(program.config.dtype, 1.0)
+    loss_and_logits = program.loss_and_logits(mesh)
+
+    def loss(state):
+        mean, logits = loss_and_logits(state, *inputs)
+        return mean * jnp.asarray(scale, mean.dtype), logits
+
+    step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(shardings, None))
+    return _run(step, jax.device_put(state, shardings), scale)
+
+
+def _run(step, state, scale):
+    gradients, logits = jax.device_get(step(state))
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
+    return np.asarray(logits, np.float64), wide
+
+
+def _error(found: np.ndarray, exact: np.ndarray) -> float:
+    """Relative L2; infinity where anything is not finite."""
+    error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    return error if np.isfinite(error) else float("inf")
+
+
+def _worst(found: Any, exact: Any) -> float:
+    """Largest relative L2 error over all parameters."""
+    return max(jax.tree.leaves(jax.tree.map(_error, found, exact)))
