@@ -72,6 +72,12 @@ def measure_transformer(
     )
 
 
+def devices_at_hand(*, on_progress: Progress = lambda line: None) -> tuple[str, str, int]:
+    """Platform, kind and number of this process's devices."""
+    devices = jax.devices()
+    return devices[0].platform, devices[0].device_kind, len(devices)
+
+
 def timed(step: Any, arguments: tuple, repeats: int) -> list[float]:
     """Seconds of each call, after warm-up."""
     samples = []

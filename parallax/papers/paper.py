@@ -62,6 +62,8 @@ class Paper:
       cluster: the cluster we take it to mean.
       claims, assumptions, validations: see there.
       small_workload: what the verify lens runs beside config.small().
+      proposed: STRATEGIES name of the paper's own system.
+      missing: one line if that system is not in this release yet.
     """
 
     name: str
@@ -74,3 +76,5 @@ class Paper:
     assumptions: tuple[Assumption, ...]
     validations: tuple[Validation, ...]
     small_workload: Workload
+    proposed: str = ""
+    missing: str = ""
