@@ -6,15 +6,14 @@ from pathlib import Path
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises ValueError unless files can be made in `folder` (made if it is not there)."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--out={folder}: {error.strerror}. Give a folder that can be written."
-        ) from None
+    """Raises ValueError unless files can be made in `folder`; makes nothing."""
+    at = Path(folder).absolute()
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    if not at.is_dir():
+        raise ValueError(f"--out={folder}: {at} is not a folder. Give one that can be written.")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise ValueError(f"--out={folder}: {at} cannot be written. Give a folder that can.")
 
 
 def write_all(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
@@ -23,9 +22,9 @@ def write_all(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
     Returns:
       Their paths.
     """
-    check_writable(folder)
     staged: list[tuple[str, Path]] = []
     try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             descriptor, path = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
             staged.append((path, Path(folder) / name))

@@ -6,7 +6,7 @@ A cell is (text, tag); a tag of "" is for words.
 from dataclasses import dataclass
 
 from parallax.papers.paper import Claim, Paper
-from parallax.report.words import READINGS, axes, scaled, seconds, times
+from parallax.report.words import READINGS, axes, scaled, seconds, times, tokens_per_s
 from parallax.results import Collective, Compilation, StrategyResult, Verification
 
 Cell = tuple[str, str]
@@ -21,6 +21,11 @@ class Row:
     cells: tuple[Cell, ...]
     status: tuple[str, ...] = ()
 
+    @property
+    def tag(self) -> str:
+        """The tags of its cells, in words."""
+        return ", ".join(dict.fromkeys(tag for _, tag in self.cells if tag))
+
 
 def answers(results: tuple[StrategyResult, ...], paper: Paper | None) -> list[Row]:
     """The questions of a report's first screen, a column a strategy."""
@@ -29,7 +34,8 @@ def answers(results: tuple[StrategyResult, ...], paper: Paper | None) -> list[Ro
         _row("Fits?", results, lambda r: r.compilation, _fits, lambda c: c.memory.fits),
         _row("Moves, a device", results, lambda r: r.compilation, _moves, lambda c: c.ledger_matches),
         _row("Against the minimum", results, lambda r: r.compilation, _ratio, lambda c: None),
-        _row("Async, with GEMMs between", results, lambda r: r.compilation, _covered, lambda c: None),
+        _row("Async beside GEMMs", results, lambda r: r.compilation, _covered, lambda c: None),
+        _row("Exposed, at peak rates", results, lambda r: r.prediction, _exposed, lambda p: None),
         _row("Roofline", results, lambda r: r.prediction, _bound, lambda p: None),
         _row("Set by", results, lambda r: r.prediction, _set_by, lambda p: None),
     ]
@@ -92,7 +98,11 @@ def _covered(compilation: Compilation) -> Cell:
 
 
 def _bound(prediction) -> Cell:
-    return (f"<= {scaled(prediction.tokens_per_s.value, 'tokens/s')}", "modelled")
+    return (f"<= {tokens_per_s(prediction.tokens_per_s.value)}", "modelled")
+
+
+def _exposed(prediction) -> Cell:
+    return (seconds(prediction.exposed_s.value), "modelled")
 
 
 def _set_by(prediction) -> Cell:
@@ -114,8 +124,14 @@ def _claimed(paper: Paper, strategy: str, quantity: str) -> Cell:
     if not found:
         return ("-", "")
     claim = found[0]
-    shown = scaled(claim.value, claim.unit) if claim.value >= 1e4 else f"{claim.value:g} {claim.unit}"
-    return (shown, "claimed")
+    return (claimed_value(claim), "claimed")
+
+
+def claimed_value(claim: Claim) -> str:
+    """A claim as a reader wants it."""
+    if claim.unit == "tokens/s":
+        return tokens_per_s(claim.value)
+    return f"{claim.value:g} {claim.unit}"
 
 
 def sentences(results: tuple[StrategyResult, ...], paper: Paper | None) -> list[str]:
@@ -129,12 +145,12 @@ def sentences(results: tuple[StrategyResult, ...], paper: Paper | None) -> list[
                 continue
             bound = result.prediction.tokens_per_s.value
             name = max(result.prediction.terms_s, key=lambda n: result.prediction.terms_s[n])
-            shown = scaled(claim.value, claim.unit)
+            shown = claimed_value(claim)
             where = result.prediction.cluster
             if claim.value > bound:
                 out.append(
                     f"{result.name}: the claimed {shown} is {times(claim.value / bound)} what the "
-                    f"{name} of {where} allows for this program ({scaled(bound, 'tokens/s')})."
+                    f"{name} of {where} allows for this program ({tokens_per_s(bound)})."
                 )
             else:
                 out.append(

@@ -187,6 +187,7 @@ def _prediction(p: Prediction) -> dict[str, Any]:
         "model": p.model,
         "cluster": p.cluster,
         "terms": {name: _number(s, "s", "modelled") for name, s in p.terms_s.items()},
+        "exposed": _figure(p.exposed_s),
         "step": _figure(p.step_s),
         "tokens_per_s": _figure(p.tokens_per_s),
     }

@@ -21,6 +21,11 @@ def scaled(value: float, unit: str) -> str:
     raise AssertionError
 
 
+def tokens_per_s(value: float) -> str:
+    """`1.45 M tokens/s`."""
+    return scaled(value, "").strip() + " tokens/s"
+
+
 def seconds(value: float) -> str:
     """`1.23 s`, `12.3 ms`, `4.5 us`."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
