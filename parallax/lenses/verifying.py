@@ -1,6 +1,6 @@
 """The verify lens: logits and gradients of a strategy against the unsharded model, on real text.
 
-The reference is the model on one device with attention by `jax.nn.dot_product_attention`, in float64.
+The reference is the model on one device with the textbook's attention, in float64.
 Parameters are drawn in the lower dtype and widened, so that every dtype computes the same function.
 """
 
