@@ -6,14 +6,22 @@ from pathlib import Path
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises ValueError unless files can be made in `folder`; makes nothing."""
-    at = Path(folder).absolute()
-    while not at.exists() and at != at.parent:
-        at = at.parent
-    if not at.is_dir():
-        raise ValueError(f"--out={folder}: {at} is not a folder. Give one that can be written.")
-    if not os.access(at, os.W_OK | os.X_OK):
-        raise ValueError(f"--out={folder}: {at} cannot be written. Give a folder that can.")
+    """Raises ValueError unless files can be made in `folder`; leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for parent in reversed([Path(folder), *Path(folder).parents]):
+            if not parent.exists():
+                parent.mkdir()
+                made.append(parent)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out={folder}: {error.strerror}. Give a folder that can be written."
+        ) from None
+    finally:
+        for parent in reversed(made):
+            parent.rmdir()
 
 
 def write_all(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
