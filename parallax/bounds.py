@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Wire bytes follow ring algorithms; S is the full array (all-gather: gathered; reduce-scatter: input).
+# Wire bytes follow ring algorithms. S is the full array: of an all-gather what is gathered, of a
+# reduce-scatter what goes in.
 _WIRE = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -56,7 +57,9 @@ def transfer(
 ) -> Transfer:
     """A Transfer of `count` equal collectives, of which `needed` (None: all) are unavoidable."""
     each = wire_bytes(kind, group_size, payload_bytes)
-    return Transfer(what, kind, axes, each * count, count, each * (count if needed is None else needed))
+    return Transfer(
+        what, kind, axes, each * count, count, each * (count if needed is None else needed)
+    )
 
 
 def totals(transfers: Iterable[Transfer]) -> tuple[float, float]:

@@ -227,7 +227,9 @@ def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Wor
         config = config.replace(dtype=request["dtype"])
     base = source.workload if source else Workload(DEFAULT_BATCH, DEFAULT_SEQ_LEN)
     small = source.small_workload if source else Workload(16, 80, 4)
-    changes = {k: request[k] for k in ("batch", "seq_len", "microbatches") if request[k] is not None}
+    changes = {
+        k: request[k] for k in ("batch", "seq_len", "microbatches") if request[k] is not None
+    }
     for name, value in changes.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")
@@ -284,7 +286,7 @@ def compile_all(
     *,
     on_progress: Progress,
 ) -> list[Any]:
-    """Compiles every case in this process, one after the other; runs in the compile lens's child."""
+    """Compiles every case in this process, one after the other: the compile lens's child."""
     return [compile_program(config, s, w, where, on_progress=on_progress) for s, w in cases]
 
 
@@ -336,7 +338,7 @@ def _only_cpu(cases: Sequence[tuple[Strategy, Workload]]) -> bool:
         if strategy.mesh.size > count:
             raise ValueError(
                 f"Strategy '{strategy.name}': mesh {strategy.mesh} needs {strategy.mesh.size} "
-                f"devices to measure on, there are {count} ({kind}). Use a mesh of {count}, or leave "
-                "out the measure lens."
+                f"devices to measure on, there are {count} ({kind}). Use a mesh of {count}, or "
+                "leave out the measure lens."
             )
     return False

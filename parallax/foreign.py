@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from parallax.lenses.child import Progress, run_in_child
-from parallax.lenses.compiling import check_devices, compile_for as _compile_for
+from parallax.lenses.compiling import check_devices
+from parallax.lenses.compiling import compile_for as _compile_for
 from parallax.lenses.environment import compile_environment, missing_compiler
 from parallax.lenses.predicting import roofline
-from parallax.meshes.cluster import Cluster, cluster as find_cluster
+from parallax.meshes.cluster import Cluster
+from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.results import Compilation, Prediction
 from parallax.workload import Workload

@@ -43,8 +43,8 @@ class ShardedModule:
         name = self.strategy.name
         if not isinstance(self.strategy.layers, Scan):
             raise NotImplementedError(
-                f"Strategy '{name}': layers={self.strategy.layers} cannot cut a foreign module into "
-                "stages. Use a strategy without stages, such as tensor_pipeline(8, stage=1), "
+                f"Strategy '{name}': layers={self.strategy.layers} cannot cut a foreign module "
+                "into stages. Use a strategy without stages, such as tensor_pipeline(8, stage=1), "
                 "ring_sequence or data_parallel."
             )
         if self.workload.microbatches != 1:
@@ -105,9 +105,7 @@ class ShardedModule:
         """(state, tokens [B, L]) -> the module's output; `outputs="last"` takes position L - 1."""
 
         def run(state, tokens):
-            tokens = jax.lax.with_sharding_constraint(
-                tokens, NamedSharding(mesh, self._input_spec)
-            )
+            tokens = jax.lax.with_sharding_constraint(tokens, NamedSharding(mesh, self._input_spec))
             logits = nnx.merge(self.abstract[0], state)(tokens)
             return logits[:, -1] if outputs == "last" else logits
 

@@ -65,7 +65,7 @@ class Program:
         return Workload(batch, seq_len, count, packed)
 
     def sharded(self, workload: Workload) -> ShardedTransformer | ShardedModule:
-        """The model as functions of sharded arrays. Raises ValueError on sizes that do not divide."""
+        """The model as functions of sharded arrays. ValueError on sizes that do not divide."""
         if isinstance(self.model, ModelConfig):
             return ShardedTransformer(self.model, self.strategy, workload)
         return ShardedModule(self.model, self.strategy, workload)
@@ -197,5 +197,3 @@ def compile_program(
         on_progress=on_progress,
         **known,
     )
-
-

@@ -1,4 +1,4 @@
-"""What the lenses found, as frozen values. Every number carries a tag that says where it is from."""
+"""What the lenses found, as frozen values. Every number has a tag: where it is from."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -20,7 +20,7 @@ class Rules:
       vocab: columns of the unembedding, so also the last dim of the logits.
       lookup: width of the token and position tables. A looked-up row is gathered to full width.
       layers: the stack of blocks.
-      act_batch, act_seq, act_embed, act_heads, act_kv_heads, act_mlp, act_vocab: dims of activations.
+      act_batch, act_seq, act_embed, act_heads, act_kv_heads, act_mlp, act_vocab: of activations.
       act_norm_seq: a further split of the sequence for the residual stream and its norms only
         (Megatron sequence parallelism).
       decode: what differs while decoding, as (logical axis, mesh axes) pairs; a sequence of one
@@ -44,21 +44,21 @@ class Rules:
     act_kv_heads: Axes = None
     act_mlp: Axes = None
     act_vocab: Axes = None
-    decode: tuple[tuple[str, Axes], ...] = ()
-    extra: tuple[tuple[str, Axes], ...] = ()
+    decode: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = ()
+    extra: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "decode", _pairs(self.decode))
         object.__setattr__(self, "extra", _pairs(self.extra))
-        for name, _ in self.decode:
+        for name, _ in _pairs(self.decode):
             self._require_known(name, "Rules.decode")
 
     def table(self, phase: Phase = "prefill") -> dict[str, tuple[str, ...]]:
         """Every logical axis with its mesh axes in one phase; () is replicated."""
         table = {name: _as_tuple(getattr(self, name)) for name in LOGICAL_AXES}
-        table |= {name: _as_tuple(axes) for name, axes in self.extra}
+        table |= {name: _as_tuple(axes) for name, axes in _pairs(self.extra)}
         if phase == "decode":
-            table |= {name: _as_tuple(axes) for name, axes in self.decode}
+            table |= {name: _as_tuple(axes) for name, axes in _pairs(self.decode)}
         return table
 
     def axes(self, name: str, phase: Phase = "prefill", *, where: str = "Rules") -> tuple[str, ...]:
@@ -109,7 +109,7 @@ class Rules:
     def _require_known(self, name: str, where: str, *, standard_only: bool = False) -> None:
         known = list(LOGICAL_AXES)
         if not standard_only:
-            known += [n for n, _ in self.extra]
+            known += [n for n, _ in _pairs(self.extra)]
         if name not in known:
             raise ValueError(
                 f"{where}: unknown logical axis '{name}'. Known: {', '.join(known)}. "
@@ -121,8 +121,8 @@ class Rules:
             return "*".join(_as_tuple(axes)) or "None"
 
         lines = [f"{name:<13}-> {show(getattr(self, name))}" for name in LOGICAL_AXES]
-        lines += [f"{name:<13}-> {show(axes)}" for name, axes in self.extra]
-        lines += [f"{name:<13}-> {show(axes)}   (decode)" for name, axes in self.decode]
+        lines += [f"{name:<13}-> {show(axes)}" for name, axes in _pairs(self.extra)]
+        lines += [f"{name:<13}-> {show(axes)}   (decode)" for name, axes in _pairs(self.decode)]
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_order
 from parallax.parallel.varying import vary_over
-from parallax.workload import Workload
 from parallax.rules import Phase, check_divides
 from parallax.strategy import Strategy
+from parallax.workload import Workload
 
 Outputs = Literal["last", "all"]
 
@@ -199,7 +199,9 @@ class ShardedTransformer:
         return x.size * x.dtype.itemsize // self._shards(spec)
 
     def _shards(self, spec: PartitionSpec) -> int:
-        named = [a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)]
+        named = [
+            a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)
+        ]
         return math.prod(self.strategy.mesh_axes[a] for a in named)
 
     @property
@@ -264,8 +266,8 @@ class ShardedTransformer:
         local = workload.batch // split.count("act_batch")
         if workload.microbatches < 1 or local % workload.microbatches:
             raise ValueError(
-                f"{where}: {workload.microbatches} microbatches do not divide the {local} sequences "
-                f"a device has (batch {workload.batch}). Use a divisor of {local}."
+                f"{where}: {workload.microbatches} microbatches do not divide the {local} "
+                f"sequences a device has (batch {workload.batch}). Use a divisor of {local}."
             )
         if self.config.positions == "learned" and workload.seq_len > self.config.max_seq_len:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A strategy: how a model is split over a mesh, as data that prints, compares and fits in a file."""
+"""A strategy: how a model is split over a mesh, as data that prints and fits in a file."""
 
 import dataclasses
 import json
@@ -46,8 +46,8 @@ class Strategy:
         if table["act_norm_seq"] and table["lookup"]:
             raise ValueError(
                 f"Strategy '{self.name}': 'act_norm_seq' and 'lookup' are both split. A residual "
-                "stream split over the sequence looks up its own tokens at full width: map 'lookup' "
-                "to None."
+                "stream split over the sequence looks up its own tokens at full width: map "
+                "'lookup' to None."
             )
         if table["act_norm_seq"] and table["act_norm_seq"] != table["mlp"]:
             raise ValueError(
@@ -131,7 +131,9 @@ class Strategy:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"{where}: {error.strerror}. Give the path of a readable file.") from None
+            raise ValueError(
+                f"{where}: {error.strerror}. Give the path of a readable file."
+            ) from None
         except ValueError as error:
             raise ValueError(f"{where}: not JSON: {error}. Write one with Strategy.save.") from None
         return cls.from_dict(data, where)

@@ -117,19 +117,23 @@ def test_packed_sequences_send_their_segment_ids(aot):
 
 
 def test_what_does_not_fit_is_said_with_its_figure(aot):
-    """A tenth of the memory: the fit is judged there, the ledger read where nothing is in the way."""
+    """Little memory: the fit is judged there, the ledger read where nothing is in the way."""
     where = cluster("h100_2x8")
     config = RING_SP.config.small().replace(name="wide", d_model=4096, d_ff=16384, num_layers=8,
                                             head_dim=256, num_heads=16)  # fmt: skip
     little = dataclasses.replace(where, gpu=dataclasses.replace(where.gpu, memory_bytes=10**9))
     strategy = data_parallel(16)
+    whole = dataclasses.replace(RING_SP.small_workload, microbatches=1)
     (found,) = run_in_child(
-        compile_all, config, [(strategy, dataclasses.replace(RING_SP.small_workload, microbatches=1))],
-        little, environment=compile_environment(),
+        compile_all, config, [(strategy, whole)], little,
+        environment=compile_environment(),
     )  # fmt: skip
     assert not found.memory.fits
-    assert found.memory.total_bytes > ShardedTransformer(
-        config, strategy, dataclasses.replace(RING_SP.small_workload, microbatches=1)
-    ).weight_bytes()
+    assert (
+        found.memory.total_bytes
+        > ShardedTransformer(
+            config, strategy, dataclasses.replace(RING_SP.small_workload, microbatches=1)
+        ).weight_bytes()
+    )
     assert any("does not fit" in note for note in found.notes)
     assert found.differences == ()

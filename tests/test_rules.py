@@ -59,12 +59,13 @@ def test_mesh_axis_used_twice():
 def test_size_not_divisible_in_the_words_of_the_style():
     message = (
         "Strategy 'tensor_pipeline': params/mlp/up dim 1 ('mlp', size 1000) maps to mesh axis "
-        "'tensor' (size 16), but 16 does not divide 1000. Use a multiple of 16, or map 'mlp' to None."
+        "'tensor' (size 16), but 16 does not divide 1000. Use a multiple of 16, or map "
+        "'mlp' to None."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         check_divides(
-            1000, ("tensor",), {"tensor": 16}, where="Strategy 'tensor_pipeline': params/mlp/up dim 1",
-            name="mlp",
+            1000, ("tensor",), {"tensor": 16}, name="mlp",
+            where="Strategy 'tensor_pipeline': params/mlp/up dim 1",
         )  # fmt: skip
 
 

@@ -93,7 +93,8 @@ def step_backward(q, k, v, d_out, lse, delta, *, mask: Mask, scale: float):
     start = tuple(x.astype(dtype) * 0 for x in (q, k, v))
     dq, dk, dv = blocks.walk(pair, start)
     dq = lax.slice_in_dim(dq, 0, blocks.q_length, axis=1).reshape(q_shape)
-    return (dq, *(lax.slice_in_dim(x, 0, blocks.kv_length, axis=1) for x in (dk, dv)))
+    dk, dv = (lax.slice_in_dim(x, 0, blocks.kv_length, axis=1) for x in (dk, dv))
+    return dq, dk, dv
 
 
 def accumulator_dtype(dtype) -> jnp.dtype:
@@ -127,8 +128,9 @@ class _Blocks:
                 f"attention_step: is_causal pairs query i with key i, but there are {q_length} "
                 f"queries and {kv_length} keys. Pass blocks of equal length."
             )
-        self.q_segments = self._pad(mask.q_segment_ids, 1, self.q_count * self.q_size)
-        self.kv_segments = self._pad(mask.kv_segment_ids, 1, self.kv_count * self.kv_size)
+        self.segments = None
+        if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
+            self.segments = self.pad_q(mask.q_segment_ids, 1), self.pad_kv(mask.kv_segment_ids, 1)
 
     def pad_q(self, x, axis):
         return self._pad(x, axis, self.q_count * self.q_size)
@@ -161,9 +163,8 @@ class _Blocks:
             seen = within if seen is None else seen & within
         if seen is not None:
             seen = seen[None, None, None]
-        if self.q_segments is not None:
-            q_ids = self._block(self.q_segments, i, self.q_count, self.q_size, 1)
-            kv_ids = self._block(self.kv_segments, j, self.kv_count, self.kv_size, 1)
+        if self.segments is not None:
+            q_ids, kv_ids = self.q(self.segments[0], i, 1), self.kv(self.segments[1], j, 1)
             same = (q_ids[:, :, None] == kv_ids[:, None, :])[:, None, None]
             seen = same if seen is None else seen & same
         return x if seen is None else jnp.where(seen, x, jnp.asarray(value, x.dtype))
@@ -183,7 +184,7 @@ class _Blocks:
 
     @staticmethod
     def _pad(x, axis, length):
-        if x is None or x.shape[axis] == length:
+        if x.shape[axis] == length:
             return x
         widths = [(0, 0)] * x.ndim
         widths[axis] = (0, length - x.shape[axis])

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 Progress = Callable[[str], None]
 
@@ -65,9 +65,10 @@ def run_in_child(
             process.kill()
 
 
-def _talk(process: subprocess.Popen, task: bytes, name: str, log: BinaryIO, on_progress: Progress):
+def _talk(process: subprocess.Popen, task: bytes, name: str, log: IO[bytes], on_progress: Progress):
     """Sends the task, passes progress on, and returns or raises what the child says."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
         _write(process.stdin, task)
         process.stdin.close()
@@ -90,12 +91,12 @@ def _talk(process: subprocess.Popen, task: bytes, name: str, log: BinaryIO, on_p
     )
 
 
-def _write(stream: BinaryIO, data: bytes) -> None:
+def _write(stream: IO[bytes], data: bytes) -> None:
     stream.write(_HEADER.pack(len(data)) + data)
     stream.flush()
 
 
-def _read(stream: BinaryIO) -> bytes | None:
+def _read(stream: IO[bytes]) -> bytes | None:
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None

@@ -1,7 +1,7 @@
 """The compile lens: the real CUDA program of a cluster, made with no GPU, and what it says."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from parallax.bounds import Transfer
@@ -25,8 +25,8 @@ ATTENTION_SCOPE = "attention_core"
 
 def compile_for(
     cluster: Cluster,
-    function: Any,
-    shapes: Sequence[Any],
+    function: Callable[[Any], Callable],
+    shapes: Callable[[Any], tuple],
     mesh: MeshSpec,
     *,
     workload: Workload,
@@ -40,7 +40,7 @@ def compile_for(
 
     Args:
       cluster: real or imagined GPUs; the mesh must have as many devices.
-      function: called as function(mesh) -> the function to jit; or None for shapes to give it.
+      function: called as function(mesh) -> the function to jit.
       shapes: called as shapes(mesh) -> arguments as ShapeDtypeStructs with shardings.
       mesh: mesh axes.
       workload: what one call runs, for the report.
@@ -60,7 +60,7 @@ def compile_for(
     arguments = shapes(built)
     traced = jax.jit(function(built)).trace(*arguments)
     compiled = traced.lower().compile()
-    analysis = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(arguments[0]))
     memory = Memory(
         argument_bytes=int(analysis.argument_size_in_bytes),
@@ -72,7 +72,7 @@ def compile_for(
         usable_fraction=cluster.usable_fraction,
     )
     notes: list[str] = []
-    text = compiled.as_text()
+    text: Any = compiled.as_text()
     if not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
@@ -150,4 +150,3 @@ def _differences(witness: str, expected: dict, ledger: Ledger) -> list[Differenc
             kind, axes = key
             out.append(Difference(kind, axes or (), a, b, witness))
     return out
-

@@ -1,5 +1,6 @@
 """Environments of the lenses' child processes, and px.virtual_devices for one's own process."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -53,20 +54,11 @@ def virtual_devices(count: int = 16) -> None:
       RuntimeError: JAX has already started with another number of devices or on another platform.
     """
     import jax
-    from jax.extend import backend
 
-    if backend.backends_are_initialized() if hasattr(backend, "backends_are_initialized") else False:
-        _check_started(jax, count)
-        return
-    try:
-        jax.config.update("jax_platforms", "cpu")
+    # JAX refuses the number once it has started; then it must already be right.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass
-    _check_started(jax, count)
-
-
-def _check_started(jax, count: int) -> None:
+        jax.config.update("jax_platforms", "cpu")
     found = jax.devices()
     if found[0].platform != "cpu" or len(found) != count:
         raise RuntimeError(

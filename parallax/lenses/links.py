@@ -16,7 +16,7 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     size = collective.wire_bytes
     if collective.kind == "collective-permute":
         kinds = {cluster.link_between(a, b) for a, b in collective.pairs if a != b}
-        return {kind: size for kind in kinds}
+        return dict.fromkeys(kinds, size)
     per_node: dict[int, int] = {}
     group = max(collective.groups, key=lambda g: len({cluster.node_of(d) for d in g}), default=())
     for device in group:

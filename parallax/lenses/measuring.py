@@ -57,7 +57,9 @@ def measure_transformer(
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
     arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
     inputs = tuple(
-        jax.device_put(jnp.asarray(x), NamedSharding(mesh, program.abstract_inputs(mesh)[0].sharding.spec))
+        jax.device_put(
+            jnp.asarray(x), NamedSharding(mesh, program.abstract_inputs(mesh)[0].sharding.spec)
+        )
         for x in arrays
     )
     step = jax.jit(program.forward(mesh))

@@ -1,4 +1,4 @@
-"""The unsharded model that verify compares with: its attention is the textbook's, scores and all."""
+"""The unsharded model that verify compares with: attention as in the textbook."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,9 @@ class Plain(Local):
             seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
         scores = jnp.where(seen, scores * q.shape[-1] ** -0.5, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("bhlm,bmhk->blhk", weights, v, preferred_element_type=wide).astype(q.dtype)
+        return jnp.einsum("bhlm,bmhk->blhk", weights, v, preferred_element_type=wide).astype(
+            q.dtype
+        )
 
 
 def reference_logits(model: Transformer, tokens_BL: jax.Array, segment_ids_BL=None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The verify lens for a foreign module: its output and the gradient of a random projection of it."""
+"""The verify lens for a foreign module: its output, and the gradient of a projection of it."""
 
 import time
 

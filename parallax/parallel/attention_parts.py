@@ -62,9 +62,7 @@ class Local:
         return jnp.arange(local_length, dtype=jnp.int32)
 
     def attend(self, q, k, v, *, is_causal, segment_ids):
-        return ring_attention(
-            q, k, v, axis_name=None, is_causal=is_causal, segment_ids=segment_ids
-        )
+        return ring_attention(q, k, v, axis_name=None, is_causal=is_causal, segment_ids=segment_ids)
 
     def transfers(self, shape, ring_size, calls):
         return ()

@@ -41,7 +41,7 @@ def cross_entropy(
 def next_token_labels(
     tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Labels and weights of whole sequences: the next token, counted where it is of the same document.
+    """Labels and weights of whole sequences: the next token, where it is of the same document.
 
     Args:
       tokens_BL, segment_ids_BL: [B, L]; segment 0 is padding and has no weight.

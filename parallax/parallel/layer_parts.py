@@ -36,7 +36,9 @@ class LayerPart(Protocol):
         """Mesh axes over which this part expects the layers to be split."""
         ...
 
-    def run(self, functions: StackFunctions, inputs: Any, microbatches: int, split: Split):
+    def run(
+        self, functions: StackFunctions, inputs: Any, microbatches: int, split: Split
+    ) -> jax.Array:
         """All B sequences, kept results in order: [B, ...], the same on every stage."""
         ...
 

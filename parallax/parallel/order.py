@@ -2,8 +2,8 @@
 
 natural: device i holds the i-th contiguous piece.
 zigzag:  the sequence is cut into 2P chunks and device i holds chunks i and 2P-1-i, so that under a
-         causal mask every device has the same work. Chunks 0..P-1 have floor(L/2P) tokens and chunks
-         P..2P-1 have ceil(L/2P); any L that the devices divide will do.
+         causal mask every device has the same work. Chunks 0..P-1 have floor(L/2P) tokens and
+         chunks P..2P-1 have ceil(L/2P); any L that the devices divide will do.
 """
 
 from typing import Literal, get_args

@@ -42,7 +42,9 @@ class Ring:
         self.axis_name, self.is_causal = axis_name, is_causal
         self.size = 1 if axis_name is None else lax.axis_size(axis_name)
         self.zigzag = is_causal and order == "zigzag" and self.size > 1
-        self.lengths = chunk_lengths(local_length) if self.zigzag else (local_length,)
+        self.lengths: tuple[int, ...] = (local_length,)
+        if self.zigzag:
+            self.lengths = chunk_lengths(local_length)
 
     def send(self, tree: Any) -> Any:
         """`tree` as the previous device of the ring had it."""
@@ -65,7 +67,9 @@ class Ring:
             return (hop(state, kv, i), following), None
 
         if self.size > 2:
-            (state, received), _ = lax.scan(body, (state, received), jnp.arange(1, self.size - 1, dtype=jnp.int32))
+            (state, received), _ = lax.scan(
+                body, (state, received), jnp.arange(1, self.size - 1, dtype=jnp.int32)
+            )
         return hop(state, received, self.size - 1)
 
     def cut_all(self, *arrays_and_axes: tuple[jax.Array | None, int]) -> list[tuple]:
@@ -104,7 +108,7 @@ class Ring:
             return pair(acc, late, late, True)
         # Late queries always see early keys. Besides, early queries see early keys of earlier
         # devices, or late queries the late keys of later ones: pairs of one shape, chosen by data
-        # rather than by a branch, so that all devices do the same work and nothing waits for a host.
+        # rather than by a branch, so that all devices do the same work and none waits for its host.
         acc = pair(acc, late, early, False)
         return self._either(i <= lax.axis_index(self.axis_name), step, queries, keys, acc)
 
@@ -122,11 +126,11 @@ class Ring:
             choose(queries[0], queries[1]), choose(keys[0], keys[1]), choose(*old),
             is_causal=False, kv_length=limit,
         )  # fmt: skip
-        keep = [
-            jax.tree.map(lambda n, o: jnp.where(taken, _trim_like(n, o), o), new, previous)
-            for taken, previous in ((first, old[0]), (jnp.logical_not(first), old[1]))
-        ]
-        return acc.put(0, 0, keep[0]).put(1, 1, keep[1])
+
+        def keep(taken, previous):
+            return jax.tree.map(lambda n, o: jnp.where(taken, _trim_like(n, o), o), new, previous)
+
+        return acc.put(0, 0, keep(first, old[0])).put(1, 1, keep(jnp.logical_not(first), old[1]))
 
 
 def _pad_like(x, y):

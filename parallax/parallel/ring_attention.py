@@ -140,7 +140,7 @@ def _backward(static: _Static, saved, d_out):
         share = ring.visit(
             i, step, queries, keys, Accumulators(dq, [(zeros(c.k), zeros(c.v)) for c in keys])
         )
-        dkv = [jnp.concatenate(x, axis=1) for x in zip(*share.of_keys, strict=True)]
+        dkv = [jnp.concatenate(x, axis=1) for x in zip(*(share.of_keys or ()), strict=True)]
         return share.of_queries, [a + b for a, b in zip(arrived, dkv, strict=True)]
 
     dq, dkv = ring.travel(

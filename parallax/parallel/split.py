@@ -44,7 +44,7 @@ class Split:
         return shards
 
     def contract(self, x: jax.Array, w: jax.Array, spec: str, *, over: str | tuple[str, ...]):
-        """`einsum(spec, x, w)` whose contracted dims may be split: sums over devices where they are.
+        """`einsum(spec, x, w)` whose contracted dims may be split: then it sums over devices.
 
         Args:
           x, w: local shards.
@@ -138,7 +138,7 @@ class Split:
             return self.attention.attend(q, k, v, is_causal=is_causal, segment_ids=segment_ids)
 
     def declare(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
-        """Names an activation's dims, and checks that it differs only between the devices they split.
+        """Names an activation's dims, and checks that it differs only over what splits them.
 
         Args:
           x: a local shard.

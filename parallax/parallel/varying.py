@@ -1,5 +1,7 @@
 """Manual-axes types: over which mesh axes a value differs between devices."""
 
+from typing import Any
+
 import jax
 from jax import lax
 
@@ -15,7 +17,7 @@ def vary_over(x, axes):
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def vary_alike(*arrays, also=None):
+def vary_alike(*arrays: Any, also: str | None = None) -> tuple[Any, ...]:
     """All arrays (None passes) typed as varying over the union of their axes, and over `also`."""
     union = set() if also is None else {also}
     for x in arrays:

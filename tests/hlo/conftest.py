@@ -45,7 +45,7 @@ class Compiler:
             for shape, dtype, *spec in arguments
         ]
         traced = jax.jit(function).trace(*shapes)
-        text = traced.lower().compile(compiler_options=options).as_text()
+        text = traced.lower().compile(compiler_options=options).as_text() or ""
         return Case(text, traced.jaxpr, dict(mesh.shape))
 
 

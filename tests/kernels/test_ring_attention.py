@@ -40,7 +40,9 @@ def test_step_and_its_backward_are_attention(length, heads, kv_heads, causal):
     q, d_out = draw((2, length, heads, 8), 0), draw((2, length, heads, 8), 1)
     k, v = draw((2, length, kv_heads, 8), 2), draw((2, length, kv_heads, 8), 3)
     scale = 8**-0.5
-    out, lse = finish(attention_step(q, k, v, empty_carry(q), is_causal=causal, scale=scale), q.dtype)
+    out, lse = finish(
+        attention_step(q, k, v, empty_carry(q), is_causal=causal, scale=scale), q.dtype
+    )
     expected, vjp = jax.vjp(lambda q, k, v: whole(q, k, v, is_causal=causal), q, k, v)
     assert relative(out, expected) < 1e-14
     delta = jnp.einsum("blhk,blhk->bhl", out, d_out)

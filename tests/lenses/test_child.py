@@ -1,4 +1,4 @@
-"""Child processes: results and progress come back, user errors stay themselves, crashes are shown."""
+"""Child processes: results and progress come back, user errors stay themselves, crashes show."""
 
 import os
 

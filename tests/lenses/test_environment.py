@@ -27,8 +27,8 @@ def test_virtual_devices_before_jax_starts():
 def test_virtual_devices_too_late_is_one_clear_line():
     run = python("import parallax as px, jax; jax.devices(); px.virtual_devices(16)")
     assert run.stderr.strip().splitlines()[-1] == (
-        "RuntimeError: virtual_devices(16): too late, JAX has already started with 1 cpu device(s). "
-        "Call it first, in a fresh process or kernel."
+        "RuntimeError: virtual_devices(16): too late, JAX has already started with 1 cpu "
+        "device(s). Call it first, in a fresh process or kernel."
     )
 
 

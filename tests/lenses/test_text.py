@@ -22,7 +22,11 @@ def test_a_short_file_is_repeated(tmp_path):
     np.testing.assert_array_equal(byte_tokens(data, 2, 4), [[97, 195, 177, 98]] * 2)
 
 
-BAD = {"missing": (None, "No such file"), "empty": (b"", "is empty"), "latin": (b"a\xe9b", "not UTF-8 at byte 1")}
+BAD = {
+    "missing": (None, "No such file"),
+    "empty": (b"", "is empty"),
+    "latin": (b"a\xe9b", "not UTF-8 at byte 1"),
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -1,4 +1,4 @@
-"""The unsplit model: documents do not see each other, the past not the future, sizes as declared."""
+"""The unsplit model: documents do not see each other, the past not the future."""
 
 import jax
 import jax.numpy as jnp

@@ -146,7 +146,7 @@ def test_bad_shapes_are_named(name):
     shapes = {"q": (1, 4, 4, 4), "k": (1, 4, 4, 4), "v": (1, 4, 4, 4)} | shapes
     arrays = {n: jnp.zeros(s) for n, s in shapes.items()}
     with pytest.raises(ValueError, match=message):
-        ring_attention(**arrays, axis_name=None)
+        ring_attention(arrays["q"], arrays["k"], arrays["v"], axis_name=None)
 
 
 def test_bad_choices_are_named():
