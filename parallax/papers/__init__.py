@@ -1,1 +1,39 @@
 """The five papers: what each runs (config, batch, mesh), what it leaves out, what it claims."""
+
+from parallax.papers.cache_layerwise import CACHE_LAYERWISE
+from parallax.papers.compressed_layerwise import COMPRESSED_LAYERWISE
+from parallax.papers.cross_node_ep import CROSS_NODE_EP
+from parallax.papers.paper import Assumption, Claim, Paper, PendingPaper, Validation
+from parallax.papers.ring_sp import RING_SP
+from parallax.papers.two_level import TWO_LEVEL
+
+PAPERS: dict[str, Paper] = {
+    p.name: p for p in (RING_SP, TWO_LEVEL, CACHE_LAYERWISE, COMPRESSED_LAYERWISE)
+}
+PENDING_PAPERS: dict[str, PendingPaper] = {p.name: p for p in (CROSS_NODE_EP,)}
+
+__all__ = [
+    "PAPERS",
+    "PENDING_PAPERS",
+    "Assumption",
+    "Claim",
+    "Paper",
+    "PendingPaper",
+    "Validation",
+    "paper",
+]
+
+
+def paper(name: str) -> Paper:
+    """The paper of that name.
+
+    Raises:
+      ValueError: no such paper, or one whose model this release cannot build.
+    """
+    if name in PENDING_PAPERS:
+        raise ValueError(
+            f"paper {name!r}: {PENDING_PAPERS[name].reason}. Use one of: {', '.join(PAPERS)}."
+        )
+    if name not in PAPERS:
+        raise ValueError(f"unknown paper {name!r}. Use one of: {', '.join(PAPERS)}.")
+    return PAPERS[name]
