@@ -1,0 +1,253 @@
+"""The report as plain data: every number with its unit and tag. docs/report_schema.md describes it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from parallax.papers.paper import Paper
+from parallax.report.claims import claim_sentences
+from parallax.report.exposure import exposure
+from parallax.report.ledger_rows import LedgerRow, ledger_rows
+from parallax.report.request import SCHEMA_VERSION
+from parallax.report.sentences import failure_reasons, not_run
+from parallax.report.validation import verdicts
+from parallax.results import (
+    TAGS,
+    Compilation,
+    Exactness,
+    Figure,
+    Measurement,
+    Prediction,
+    StrategyResult,
+    Tag,
+    TimelineEvent,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    from parallax.report.report import Report
+
+type Json = dict[str, Any]
+type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
+
+
+def report_to_dict(report: "Report") -> Json:
+    """Everything in the report, ready for JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "request": dict(report.request),
+        "versions": dict(report.versions),
+        "seconds": number(report.seconds, "s", "measured"),
+        "exit_status": report.exit_status,
+        "failures": [line for r in report.results for line in failure_reasons(r)],
+        "tags": TAGS,
+        "paper": None if report.paper is None else _paper(report, report.paper),
+        "model": dataclasses.asdict(report.config),
+        "workload": dataclasses.asdict(report.workload),
+        "small_model": dataclasses.asdict(report.small_config),
+        "small_workload": dataclasses.asdict(report.small_workload),
+        "cluster": report.cluster,
+        "lenses": list(report.lenses),
+        "results": [_result(r) for r in report.results],
+        "not_run": list(not_run(report.results, report.paper, report.lenses)),
+    }
+
+
+def number(value: float, unit: str, tag: Tag) -> Json:
+    """One quantity. JSON has no infinity: null stands for what is not finite."""
+    return {"value": value if math.isfinite(value) else None, "unit": unit, "tag": tag}
+
+
+def _figure(figure: Figure) -> Json:
+    bounds = {"low": figure.low, "high": figure.high, "note": figure.note}
+    found = {name: value for name, value in bounds.items() if value not in (None, "")}
+    return number(figure.value, figure.unit, figure.tag) | found
+
+
+def table(rows: Iterable[Any], columns: tuple[Column, ...]) -> Json:
+    """Rows under columns that each have one unit and one tag (null for words)."""
+    return {
+        "columns": [{"name": name, "unit": unit, "tag": tag} for name, unit, tag, _ in columns],
+        "rows": [[_finite(read(row)) for _, _, _, read in columns] for row in rows],
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
+    return None if axes is None else list(axes)
+
+
+def _paper(report: "Report", paper: Paper) -> Json:
+    run = (paper, report.config, report.workload, report.cluster, report.results)
+    claims = [
+        number(s.claim.value, s.claim.unit, "claimed")
+        | {"strategy": s.claim.strategy, "quantity": s.claim.quantity}
+        | {"reading": s.claim.reading, "reading_in_words": s.reading, "note": s.claim.note}
+        | {"finding": s.finding, "above_modelled_bound": s.contradicted}
+        for s in claim_sentences(*run)
+    ]
+    return {
+        "name": paper.name,
+        "title": paper.title,
+        "missing": paper.missing,
+        "claims": claims,
+        "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
+        "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
+    }
+
+
+def _result(result: StrategyResult) -> Json:
+    return {
+        "name": result.name,
+        "strategy": result.strategy,
+        "description": result.description,
+        "failed": result.failed,
+        "verification": result.verification and _verification(result.verification),
+        "compilation": result.compilation and _compilation(result.compilation),
+        "prediction": result.prediction and _prediction(result.prediction),
+        "measurement": result.measurement and _measurement(result.measurement),
+        "skipped": result.skipped,
+    }
+
+
+_EXACTNESS: tuple[Column, ...] = (
+    ("dtype", None, None, lambda x: x.dtype),
+    ("logits_error", "1", "measured", lambda x: x.logits_error),
+    ("logits_limit", "1", "derived", lambda x: x.logits_limit),
+    ("gradients_error", "1", "measured", lambda x: x.gradients_error),
+    ("gradients_limit", "1", "derived", lambda x: x.gradients_limit),
+    ("reference_error", "1", "measured", lambda x: x.reference_error),
+    ("passed", None, None, lambda x: x.passed),
+)
+
+
+def _verification(v: Verification) -> Json:
+    rows: tuple[Exactness, ...] = v.rows
+    return {
+        "exact": v.exact,
+        "model": v.model,
+        "devices": v.devices,
+        "platform": v.platform,
+        "workload": dataclasses.asdict(v.workload),
+        "text": v.text,
+        "logit_rms": number(v.logit_rms, "1", "measured"),
+        "errors": table(rows, _EXACTNESS),
+        "seconds": number(v.seconds, "s", "measured"),
+    }
+
+
+_LEDGER: tuple[Column, ...] = (
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("what", None, None, lambda x: x.what),
+    ("count", "1", "compiled", lambda x: x.count),
+    ("bytes", "B", "compiled", lambda x: x.moved_bytes),
+    ("minimum_bytes", "B", "derived", lambda x: x.minimum_bytes),
+    ("async_count", "1", "compiled", lambda x: x.async_count),
+    ("gemms_between_count", "1", "compiled", lambda x: x.overlapped_count),
+    ("flops_between", "FLOP", "compiled", lambda x: x.flops_between),
+)
+
+_COLLECTIVES: tuple[Column, ...] = (
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("group_size", "1", "compiled", lambda x: x.group_size),
+    ("dtype", None, None, lambda x: x.dtype),
+    ("payload_bytes", "B", "compiled", lambda x: x.payload_bytes),
+    ("wire_bytes", "B", "compiled", lambda x: x.wire_bytes),
+    ("count", "1", "compiled", lambda x: x.count),
+    ("is_async", None, None, lambda x: x.is_async),
+    ("gemms_between", "1", "compiled", lambda x: x.gemms_between),
+    ("flops_between", "FLOP", "compiled", lambda x: x.flops_between),
+    ("op_name", None, None, lambda x: x.op_name),
+)
+
+_TRANSFERS: tuple[Column, ...] = (
+    ("what", None, None, lambda x: x.what),
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("bytes", "B", "derived", lambda x: x.wire_bytes),
+    ("count", "1", "derived", lambda x: x.count),
+    ("minimum_bytes", "B", "derived", lambda x: x.minimum_bytes),
+)
+
+_DIFFERENCES: tuple[Column, ...] = (
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("expected_bytes", "B", "derived", lambda x: x.expected_bytes),
+    ("found_bytes", "B", "compiled", lambda x: x.found_bytes),
+    ("witness", None, None, lambda x: x.witness),
+)
+
+_TIMELINE: tuple[Column, ...] = (
+    ("name", None, None, lambda x: x.name),
+    ("lane", None, None, lambda x: x.lane),
+    ("start", "s", "modelled", lambda x: x.start_s),
+    ("stop", "s", "modelled", lambda x: x.stop_s),
+)
+
+
+def _compilation(c: Compilation) -> Json:
+    memory, found = c.memory, exposure(c)
+    ledger: tuple[LedgerRow, ...] = ledger_rows(c)
+    timeline: tuple[TimelineEvent, ...] = c.timeline
+    minimum = number(c.minimum_bytes, "B", "derived") if c.has_closed_form else None
+    sizes = ("total", "argument", "parameter", "output", "temp", "alias", "capacity")
+    return {
+        "cluster": c.cluster,
+        "mesh": c.mesh,
+        "workload": dataclasses.asdict(c.workload),
+        "partitioner": c.partitioner,
+        "fits": memory.fits,
+        "ledger_matches": c.ledger_matches,
+        "memory": {
+            size: number(getattr(memory, f"{size}_bytes"), "B", "compiled") for size in sizes
+        }
+        | {
+            "usable": number(memory.usable_bytes, "B", "assumed"),
+            "kv_cache_if_kept": number(c.kv_cache_bytes, "B", "derived"),
+        },
+        "bytes": number(c.wire_bytes, "B", "compiled"),
+        "minimum_bytes": minimum,
+        "exposure": {
+            "gemms_between_bytes": number(found.overlapped_bytes, "B", "compiled"),
+            "nothing_between_bytes": number(found.idle_bytes, "B", "compiled"),
+            "synchronous_bytes": number(found.sync_bytes, "B", "compiled"),
+            "flops_between": number(found.flops_between, "FLOP", "compiled"),
+        },
+        "gemm_flops": number(c.gemm_flops, "FLOP", "compiled"),
+        "attention_flops": number(c.attention_flops, "FLOP", "compiled"),
+        "weight_bytes_read": number(c.weight_bytes, "B", "derived"),
+        "ledger": table(ledger, _LEDGER),
+        "collectives": table(c.collectives, _COLLECTIVES),
+        "closed_form": table(c.transfers, _TRANSFERS),
+        "differences": table(c.differences, _DIFFERENCES),
+        "timeline": table(timeline, _TIMELINE),
+        "notes": list(c.notes),
+        "seconds": number(c.seconds, "s", "measured"),
+    }
+
+
+def _prediction(p: Prediction) -> Json:
+    return {
+        "model": p.model,
+        "cluster": p.cluster,
+        "terms": {name: number(value, "s", "modelled") for name, value in p.terms_s.items()},
+        "step": _figure(p.step_s),
+        "tokens_per_s": _figure(p.tokens_per_s),
+    }
+
+
+def _measurement(m: Measurement) -> Json:
+    return {
+        "device": m.device,
+        "devices": m.devices,
+        "model": m.model,
+        "workload": dataclasses.asdict(m.workload),
+        "step": _figure(m.step_s),
+        "repeats": m.repeats,
+    }
