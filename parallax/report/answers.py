@@ -7,7 +7,7 @@ from parallax.papers.paper import Paper
 from parallax.report import words
 from parallax.report.claims import against_bound
 from parallax.report.exposure import exposure
-from parallax.results import Compilation, StrategyResult, Tag
+from parallax.results import StrategyResult, Tag
 
 QUESTIONS = ("Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "Claimed?")
 
@@ -93,13 +93,14 @@ def _moves(result: StrategyResult) -> Answer:
         return Answer("no closed form", "none", (moved,))
     minimum = Part(f"minimum {words.in_bytes(found.minimum_bytes)}", "derived")
     if not found.ledger_matches:
-        many = len(found.differences)
-        parts = (moved, minimum, Part(f"{many} totals differ from the closed form", "compiled"))
-        return Answer("differs", "bad", parts)
+        first = found.differences[0]
+        said = f"{first.kind}: {first.witness} says {words.in_bytes(first.expected_bytes)}, "
+        said += f"the program sends {words.in_bytes(first.found_bytes)}"
+        return Answer("not its closed form", "bad", (moved, minimum, Part(said, "compiled")))
     if not found.minimum_bytes:
         return Answer("nothing to send", "good", (moved, minimum))
     share = found.wire_bytes / found.minimum_bytes
-    return Answer(f"{words.ratio(share)} × minimum", "good", (moved, minimum))
+    return Answer(f"{words.ratio(share)}x minimum", "good", (moved, minimum))
 
 
 def _exposed(result: StrategyResult) -> Answer:
@@ -118,22 +119,20 @@ def _exposed(result: StrategyResult) -> Answer:
     parts = [Part(f"{words.in_bytes(size)} {what}", "compiled") for what, size in classes if size]
     if seen.flops_between:
         parts.append(Part(f"{words.in_flops(seen.flops_between)} of GEMMs between", "compiled"))
-    parts += _slack(found, result)
-    status = "warn" if share > 0.5 else "none"
+    wire, compute = _peak_seconds(result)
+    if wire and compute:
+        text = (
+            f"{words.in_seconds(wire)} of transfers beside {words.in_seconds(compute)} of compute"
+        )
+        parts.append(Part(f"{text} at peak rates", "modelled"))
+    status = "warn" if share > 0.5 or wire > compute else "none"
     return Answer(f"{words.percent(share)} with no GEMM beside it", status, tuple(parts))
 
 
-def _slack(found: Compilation, result: StrategyResult) -> list[Part]:
-    """What the rates say of it: the wire's time beside the compute's."""
-    if result.prediction is None:
-        return []
-    terms = result.prediction.terms_s
-    wire = max(terms.get("NVLink", 0.0), terms.get("network", 0.0))
-    compute = terms.get("compute", 0.0)
-    if not wire or not compute:
-        return []
-    text = f"{words.in_seconds(wire)} on the wire, {words.in_seconds(compute)} of compute"
-    return [Part(text, "modelled")]
+def _peak_seconds(result: StrategyResult) -> tuple[float, float]:
+    """(the slowest link's time, the compute's) at peak rates; zeros without a prediction."""
+    terms = {} if result.prediction is None else result.prediction.terms_s
+    return max(terms.get("NVLink", 0.0), terms.get("network", 0.0)), terms.get("compute", 0.0)
 
 
 def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> Answer:
@@ -154,6 +153,8 @@ def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: s
     if same and result.prediction is not None:
         _, above = against_bound(tps, result.prediction, cluster)
         share = tps.value / result.prediction.tokens_per_s.value
-        headline = f"{words.times(share)} the roofline" if above else f"{words.percent(share)} of roofline"
+        headline = (
+            f"{words.times(share)} the roofline" if above else f"{words.percent(share)} of roofline"
+        )
         status = "bad" if above else "none"
     return Answer(headline, status, (*parts, *bound))

@@ -215,8 +215,8 @@ def _claim_rows(results: tuple[StrategyResult, ...], paper: Paper) -> list[Row]:
     for quantity in ("TPS", "TPOT"):
         cells = []
         for result in results:
-            claim = next((c for c in paper.claims
-                          if (c.strategy, c.quantity) == (result.name, quantity)), None)  # fmt: skip
+            key = (result.name, quantity)
+            claim = next((c for c in paper.claims if (c.strategy, c.quantity) == key), None)
             cells.append(None if claim is None else Cell(words.quantity(claim.value, claim.unit)))
         label = quantity if quantity == "TPS" else "TPOT (see below)"
         rows.append(Row("Claimed?", label, "claimed", tuple(cells)))

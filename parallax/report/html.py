@@ -76,7 +76,7 @@ def _context(report: "Report") -> dict[str, Any]:
         "facts": fact_rows(results, paper),
         "ledgers": [(r.name, r.compilation, ledger_rows(r.compilation))
                     for r in results if r.compilation],
-        "conditions": [x for x in (describe_verification(results), describe_measurement(results)) if x],
+        "conditions": (describe_verification(results), describe_measurement(results)),
         "notes": notes(results),
         "not_run": not_run(results, paper, report.lenses),
         "tags": TAGS,

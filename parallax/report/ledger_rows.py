@@ -1,4 +1,4 @@
-"""The ledger as a reader sees it: one row a kind of collective and mesh axes, beside its minimum."""
+"""The ledger as a reader sees it: one row a kind and mesh axes, beside its minimum."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class LedgerRow:
 
 
 def ledger_rows(compilation: Compilation) -> tuple[LedgerRow, ...]:
-    """Rows by kind and axes, most bytes first; also what the closed form expects and is not there."""
+    """Rows by kind and axes, most bytes first; with what is expected and not there."""
     found = compilation.collectives
     expected = [t for t in compilation.transfers if t.wire_bytes]
     keys = dict.fromkeys([(c.kind, c.axes) for c in found] + [(t.kind, t.axes) for t in expected])

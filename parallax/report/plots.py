@@ -49,7 +49,8 @@ def memory_plot(results: tuple[StrategyResult, ...]) -> str:
     ax.set_xlim(0, max(capacity, *starts) * 1.12)
     for y, (total, (_, c)) in enumerate(zip(starts, found, strict=True)):
         ax.annotate(words.in_bytes(c.memory.total_bytes), (total, y), xytext=(5, 0),
-                    textcoords="offset points", va="center", color=INK, fontsize=FONT_SIZE)  # fmt: skip
+                    textcoords="offset points", va="center", color=INK,
+                    fontsize=FONT_SIZE)  # fmt: skip
     for x, label, style in ((usable, "usable", "--"), (capacity, "capacity", "-")):
         ax.axvline(x, color=MUTED, linewidth=1, linestyle=style)
         side = ("right", -4) if label == "usable" else ("left", 4)
@@ -119,7 +120,9 @@ def timeline_plot(compilation: Compilation, name: str) -> str:
     for label, colour, y, belongs in lanes:
         spans = [(e.start_s / scale, (e.stop_s - e.start_s) / scale) for e in events if belongs(e)]
         if spans:
-            ax.broken_barh(spans, (y - 0.36, 0.72), facecolors=colour, edgecolors="none", label=label)
+            ax.broken_barh(
+                spans, (y - 0.36, 0.72), facecolors=colour, edgecolors="none", label=label
+            )
     ax.set_xlim(0, end / scale)
     ax.set_ylim(-0.5, 1.5)
     ax.set_yticks([1, 0], ["compute", "communication"])

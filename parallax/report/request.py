@@ -29,8 +29,9 @@ def load_request(path: str | Path) -> dict[str, Any]:
         )
     request = data.get("request")
     if not isinstance(request, dict) or not request:
+        found = "missing" if request is None else "empty or no object"
         raise ValueError(
-            f"{where}: field 'request' is {'missing' if request is None else 'empty or no object'}, "
-            "expected the resolved flags. Give the report.json of a finished run."
+            f"{where}: field 'request' is {found}, expected the resolved flags. "
+            "Give the report.json of a finished run."
         )
     return request

@@ -1,4 +1,4 @@
-"""The report as plain data: every number with its unit and tag. docs/report_schema.md describes it."""
+"""The report as plain data: every number with its unit and tag (docs/report_schema.md)."""
 
 import dataclasses
 import math

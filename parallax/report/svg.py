@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG for a page: its fonts, its colours in light and dark, no outside name."""
+"""Matplotlib figures as SVG for a page: its fonts, its colours, no outside name."""
 
 from __future__ import annotations
 

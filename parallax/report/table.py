@@ -92,9 +92,9 @@ def _comparison(results: tuple[StrategyResult, ...], rows: tuple[Row, ...], part
 def _legend() -> Text:
     lines = ["Tags: " + "; ".join(f"{tag}: {meaning}" for tag, meaning in TAGS.items()) + "."]
     lines.append(
-        "Bytes and FLOPs are of one device in one forward pass of the whole batch; between: FLOPs of "
-        "GEMMs that the program schedules between a transfer's start and its done, which is not to "
-        "say that they hide it."
+        "Bytes and FLOPs are of one device in one forward pass of the whole batch; between: FLOPs "
+        "of GEMMs that the program schedules between a transfer's start and its done, which does "
+        "not say that they hide it."
     )
     return Text("\n".join(lines), style="dim")
 
@@ -138,7 +138,9 @@ def _paper(report: "Report") -> Iterator[RenderableType]:
     for point in verdicts(*run):
         line = Text(f"{point.status}: ", style=_VERDICT_STYLES[point.status])
         points.append(line.append(f"{point.statement} ({point.evidence})", style="default"))
-    yield from _list("The paper's own validation points (they do not change the exit status)", points)
+    yield from _list(
+        "The paper's own validation points (they do not change the exit status)", points
+    )
 
 
 def _list(title: str, lines) -> Iterator[RenderableType]:

@@ -48,7 +48,8 @@ class _Run:
         m = result.measurement
         return m is not None and (
             m.model == self.paper.config.name
-            and (m.workload.batch, m.workload.seq_len) == (self.workload.batch, self.workload.seq_len)
+            and (m.workload.batch, m.workload.seq_len)
+            == (self.workload.batch, self.workload.seq_len)
             and m.device == self.cluster.gpu.device_kind
             and m.devices == self.cluster.devices
         )
@@ -126,9 +127,8 @@ def _fewer_bytes(run: _Run, name: str) -> _Decision:
     mine, base = (r.compilation for r in pair)
     if mine is None or base is None:
         return "undecided", "not compiled"
-    text = (
-        f"{words.in_bytes(mine.wire_bytes)} a device beside {words.in_bytes(base.wire_bytes)}, compiled"
-    )
+    a, b = words.in_bytes(mine.wire_bytes), words.in_bytes(base.wire_bytes)
+    text = f"{a} a device beside {b}, compiled"
     return ("pass" if mine.wire_bytes < base.wire_bytes else "fail"), text
 
 
@@ -150,8 +150,8 @@ def _same_workload(run: _Run, _: str) -> _Decision:
     seen = {(c.workload.batch, c.workload.seq_len, c.cluster) for c in compiled}
     first = compiled[0].workload
     text = (
-        f"{words.tokens(first.batch, first.seq_len)}, {run.config.dtype}, model {run.config.name} in "
-        f"all {len(compiled)} strategies"
+        f"{words.tokens(first.batch, first.seq_len)}, {run.config.dtype}, model "
+        f"{run.config.name} in all {len(compiled)} strategies"
     )
     return ("pass", text) if len(seen) == 1 else ("fail", f"{len(seen)} different workloads")
 
@@ -174,7 +174,9 @@ def _layer_fits_cache(run: _Run, _: str) -> _Decision:
 
 def _compressed_layer_fits_cache(run: _Run, _: str) -> _Decision:
     layer_bytes = _layer_weights(run.paper.config) * _INT8_2_4_BITS / 8
-    return _fits_cache(run, layer_bytes, "in INT8 with all matrices 2:4 sparse, index bits included")
+    return _fits_cache(
+        run, layer_bytes, "in INT8 with all matrices 2:4 sparse, index bits included"
+    )
 
 
 def _layers_deal_out(run: _Run, _: str) -> _Decision:

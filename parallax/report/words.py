@@ -8,7 +8,7 @@ READINGS: dict[str, str] = {
     "tps": "tokens a second over all devices",
     "inv_tps": "1/TPS",
     "inv_tps_us_printed_ms": "1/TPS in microseconds, printed as milliseconds",
-    "sync_overhead_per_token": "synchronisation and communication a token, the paper's own quantity",
+    "sync_overhead_per_token": "synchronisation and communication a token, by the paper's words",
     "other": "as printed",
 }
 

@@ -46,7 +46,9 @@ def memory(total_bytes: float = 9.8e9, parameter_bytes: float = 0.98e9) -> Memor
     )  # fmt: skip
 
 
-def collective(kind: str, axes: tuple[str, ...], total_bytes: float, count: int, **more) -> Collective:
+def collective(
+    kind: str, axes: tuple[str, ...] | None, total_bytes: float, count: int, **more
+) -> Collective:
     each = total_bytes / count
     return Collective(kind, axes, 16, int(each), each, count, "f16", f"jit(run)/{kind}", **more)
 
@@ -104,7 +106,12 @@ def compilation(**changes) -> Compilation:
 
 def prediction(tokens_per_s: float = 3.3e5, bound: str = "network") -> Prediction:
     step = 10_240_000 / tokens_per_s
-    terms = {"compute": step / 5, "weights from HBM": step / 50, "NVLink": step / 9, "network": step / 8}
+    terms = {
+        "compute": step / 5,
+        "weights from HBM": step / 50,
+        "NVLink": step / 9,
+        "network": step / 8,
+    }
     terms[bound] = step
     return Prediction(
         "roofline", "h100_2x8", terms, Figure(step, "s", "modelled", low=step, note="lower bound"),
