@@ -1,7 +1,93 @@
-"""Parallax: know which way of splitting a model is right before renting the GPUs."""
+"""Parallax: know which way of splitting a model is right before renting the GPUs.
 
+    import parallax as px
+    report = px.compare(paper="ring_sp", small=True)
+    program = px.Program(px.PAPERS["ring_sp"].config, px.strategies.ring_sequence(16))
+
+Importing starts no device and sets no environment variable; what is used is imported on first use.
+"""
+
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from parallax._links import refuse_text_links
 
 refuse_text_links(Path(__file__).parent)
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from parallax import parallel, strategies
+    from parallax.compare import compare
+    from parallax.foreign import compile_for, predict
+    from parallax.lenses.environment import virtual_devices
+    from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
+    from parallax.meshes.mesh import MeshSpec
+    from parallax.models.config import ModelConfig
+    from parallax.models.transformer import Transformer
+    from parallax.papers import PAPERS, paper
+    from parallax.program import Program
+    from parallax.report import Report
+    from parallax.rules import Rules
+    from parallax.strategies import STRATEGIES
+    from parallax.strategy import Strategy
+
+# Public name -> where it lives; "" is a module of its own.
+_SURFACE = {
+    "CLUSTERS": "parallax.meshes.cluster",
+    "Cluster": "parallax.meshes.cluster",
+    "MeshSpec": "parallax.meshes.mesh",
+    "ModelConfig": "parallax.models.config",
+    "PAPERS": "parallax.papers",
+    "Program": "parallax.program",
+    "Report": "parallax.report",
+    "Rules": "parallax.rules",
+    "STRATEGIES": "parallax.strategies",
+    "Strategy": "parallax.strategy",
+    "Transformer": "parallax.models.transformer",
+    "cluster": "parallax.meshes.cluster",
+    "compare": "parallax.compare",
+    "compile_for": "parallax.foreign",
+    "paper": "parallax.papers",
+    "parallel": "",
+    "predict": "parallax.foreign",
+    "strategies": "",
+    "virtual_devices": "parallax.lenses.environment",
+}
+
+__all__ = [
+    "CLUSTERS",
+    "PAPERS",
+    "STRATEGIES",
+    "Cluster",
+    "MeshSpec",
+    "ModelConfig",
+    "Program",
+    "Report",
+    "Rules",
+    "Strategy",
+    "Transformer",
+    "cluster",
+    "compare",
+    "compile_for",
+    "paper",
+    "parallel",
+    "predict",
+    "strategies",
+    "virtual_devices",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SURFACE:
+        raise AttributeError(f"module 'parallax' has no attribute {name!r}")
+    home = _SURFACE[name]
+    module = importlib.import_module(home or f"parallax.{name}")
+    value = getattr(module, name) if home else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -172,12 +172,14 @@ class Prediction:
 
     Attributes:
       terms_s: seconds of each bound (compute, HBM, NVLink, network).
+      exposed_s: link time that no matrix product between start and done can cover, at peak rates.
       step_s: the largest of them. tokens_per_s: tokens of the workload over step_s.
     """
 
     model: str
     cluster: str
     terms_s: dict[str, float]
+    exposed_s: Figure
     step_s: Figure
     tokens_per_s: Figure
 

@@ -1,6 +1,6 @@
 """The predict lens. For now a roofline: the program cannot be faster than its largest term."""
 
-from parallax.lenses.links import link_bytes
+from parallax.lenses.links import link_bytes, link_seconds
 from parallax.meshes.cluster import Cluster
 from parallax.results import Compilation, Figure, Prediction
 
@@ -23,6 +23,11 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Predicti
         "NVLink": links["nvlink"] / cluster.gpu.nvlink_bytes_per_s,
         "network": links["nic"] / cluster.nic_bytes_per_s,
     }
+    rate = cluster.gpu.peak_flops(dtype)
+    exposed = sum(
+        max(0.0, link_seconds(c, cluster) - (c.flops_between / rate if c.is_async else 0.0)) * c.count
+        for c in compilation.collectives
+    )
     step = max(terms.values())
     bound = max(terms, key=lambda name: terms[name])
     note = f"lower bound, set by {bound}; nothing is added for latency, overlap or efficiency"
@@ -30,6 +35,10 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Predicti
         model="roofline",
         cluster=cluster.name,
         terms_s=terms,
+        exposed_s=Figure(
+            exposed, "s", "modelled",
+            note="link time at peak rates beyond the matrix products between start and done",
+        ),
         step_s=Figure(step, "s", "modelled", low=step, note=note),
         tokens_per_s=Figure(
             compilation.workload.tokens / step, "tokens/s", "modelled",

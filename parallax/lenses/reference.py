@@ -16,10 +16,10 @@ class Plain(Local):
 
     def attend(self, q, k, v, *, is_causal, segment_ids):
         wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
-        length, repeats = q.shape[1], q.shape[2] // k.shape[2]
+        repeats = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
         scores = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=wide)
-        seen = jnp.ones((1, 1, length, length), bool)
+        seen = jnp.ones((1, 1, q.shape[1], k.shape[1]), bool)
         if is_causal:
             seen = jnp.tril(seen[0, 0])[None, None]
         if segment_ids is not None:

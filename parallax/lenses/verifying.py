@@ -1,6 +1,6 @@
 """The verify lens: logits and gradients of a strategy against the unsharded model, on real text.
 
-The reference is the model on one device with attention by `jax.nn.dot_product_attention`, in float64.
+The reference is the model on one device with the textbook's attention, in float64.
 Parameters are drawn in the lower dtype and widened, so that every dtype computes the same function.
 """
 
@@ -71,8 +71,8 @@ def verify_transformer(
             found = _sharded(program, _cast(drawn, dtype), inputs)
             own = references[dtype]
             rows.append(
-                judge(dtype, _error(found[0], exact[0]), _worst(found[1], exact[1]),
-                      _error(own[0], exact[0]), _worst(own[1], exact[1]))
+                judge(dtype, relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
+                      relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
             )  # fmt: skip
         results.append(
             Verification(
@@ -139,12 +139,12 @@ def _run(step, state, scale):
     return np.asarray(logits, np.float64), wide
 
 
-def _error(found: np.ndarray, exact: np.ndarray) -> float:
+def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
     """Relative L2; infinity where anything is not finite."""
     error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
     return error if np.isfinite(error) else float("inf")
 
 
-def _worst(found: Any, exact: Any) -> float:
+def worst_error(found: Any, exact: Any) -> float:
     """Largest relative L2 error over all parameters."""
-    return max(jax.tree.leaves(jax.tree.map(_error, found, exact)))
+    return max(jax.tree.leaves(jax.tree.map(relative_error, found, exact)))

@@ -11,9 +11,11 @@ PAPERS: dict[str, Paper] = {
     p.name: p for p in (RING_SP, TWO_LEVEL, CACHE_LAYERWISE, COMPRESSED_LAYERWISE)
 }
 PENDING_PAPERS: dict[str, PendingPaper] = {p.name: p for p in (CROSS_NODE_EP,)}
+PAPER_NAMES = (*PAPERS, *PENDING_PAPERS)
 
 __all__ = [
     "PAPERS",
+    "PAPER_NAMES",
     "PENDING_PAPERS",
     "Assumption",
     "Claim",

@@ -24,7 +24,7 @@ CACHE_LAYERWISE = Paper(
         dtype="float16",
     ),
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
-    strategies=("tensor_pipeline", "data_parallel"),
+    strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
     cluster=CLUSTER,
     claims=(
         Claim("tensor_pipeline", "TPS", 12_800, "tokens/s", "tps",
@@ -58,5 +58,6 @@ CACHE_LAYERWISE = Paper(
                    "same_workload"),
     ),
     small_workload=Workload(batch=16, seq_len=80, microbatches=4),
+    proposed="layerwise",
     missing="the paper's own system, layerwise (one group of layers a GPU)",
 )  # fmt: skip

@@ -25,7 +25,7 @@ COMPRESSED_LAYERWISE = Paper(
         dtype="float16",
     ),
     workload=Workload(batch=128, seq_len=10_000, microbatches=8),
-    strategies=("tensor_pipeline", "data_parallel"),
+    strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
     cluster=CLUSTER,
     claims=CLAIMS,
     assumptions=(
@@ -54,5 +54,6 @@ COMPRESSED_LAYERWISE = Paper(
                    "needs:other depths and device counts"),
     ),
     small_workload=Workload(batch=16, seq_len=80, microbatches=4),
+    proposed="layerwise",
     missing="the paper's own system, layerwise with INT8 weights and 2:4 sparsity",
 )  # fmt: skip

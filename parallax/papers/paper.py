@@ -65,6 +65,7 @@ class Paper:
       cluster: the cluster we take it to mean.
       claims, assumptions, validations: see there.
       small_workload: what the verify lens runs beside config.small().
+      proposed: STRATEGIES name of the paper's own system, whether this release has it or not.
       missing: what of the paper this release does not have, as a phrase; "" if nothing. Its claims
         then stand without a result beside them.
     """
@@ -79,6 +80,7 @@ class Paper:
     assumptions: tuple[Assumption, ...]
     validations: tuple[Validation, ...]
     small_workload: Workload
+    proposed: str
     missing: str = ""
 
 

@@ -61,4 +61,5 @@ RING_SP = Paper(
         Validation("Performance improves with more devices", "needs:other device counts"),
     ),
     small_workload=Workload(batch=16, seq_len=80, microbatches=4),
+    proposed="ring_sequence",
 )  # fmt: skip

@@ -56,5 +56,6 @@ TWO_LEVEL = Paper(
         Validation("It scales beyond as many devices as heads", "needs:more than 16 devices"),
     ),
     small_workload=Workload(batch=16, seq_len=80, microbatches=4),
+    proposed="two_level",
     missing="the paper's own system, two_level (4 head groups x 4 head slices)",
 )  # fmt: skip

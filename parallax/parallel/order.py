@@ -32,14 +32,18 @@ def local_positions(
     index: Int[Array, ""] | int, local_length: int, ring_size: int, order: str
 ) -> Int[Array, " local_length"]:
     """Positions in the whole sequence of the tokens that device `index` holds, [L / P] int32."""
+    return _positions(jnp, index, local_length, ring_size, order)
+
+
+def _positions(numpy, index, local_length: int, ring_size: int, order: str):
     check_order(order)
-    steps = jnp.arange(local_length, dtype=jnp.int32)
+    steps = numpy.arange(local_length, dtype=numpy.int32)
     if order == "natural":
         return index * local_length + steps
     early, late = chunk_lengths(local_length)
     early_start = index * early
     late_start = ring_size * early + (ring_size - 1 - index) * late
-    return jnp.where(steps < early, early_start + steps, late_start + steps - early)
+    return numpy.where(steps < early, early_start + steps, late_start + steps - early)
 
 
 def _permutation(length: int, ring_size: int, order: str) -> np.ndarray:
@@ -49,9 +53,7 @@ def _permutation(length: int, ring_size: int, order: str) -> np.ndarray:
             f"Use a length that is a multiple of {ring_size}."
         )
     local = length // ring_size
-    with jax.ensure_compile_time_eval():
-        rows = [np.asarray(local_positions(i, local, ring_size, order)) for i in range(ring_size)]
-    return np.concatenate(rows)
+    return np.concatenate([_positions(np, i, local, ring_size, order) for i in range(ring_size)])
 
 
 def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:

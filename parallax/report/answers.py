@@ -11,6 +11,9 @@ from parallax.results import StrategyResult, Tag
 
 QUESTIONS = ("Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "Claimed?")
 
+# Share of the modelled step from which uncovered link time is marked.
+_MUCH = 0.1
+
 
 @dataclass(frozen=True)
 class Part:
@@ -119,20 +122,14 @@ def _exposed(result: StrategyResult) -> Answer:
     parts = [Part(f"{words.in_bytes(size)} {what}", "compiled") for what, size in classes if size]
     if seen.flops_between:
         parts.append(Part(f"{words.in_flops(seen.flops_between)} of GEMMs between", "compiled"))
-    wire, compute = _peak_seconds(result)
-    if wire and compute:
-        text = (
-            f"{words.in_seconds(wire)} of transfers beside {words.in_seconds(compute)} of compute"
-        )
-        parts.append(Part(f"{text} at peak rates", "modelled"))
-    status = "warn" if share > 0.5 or wire > compute else "none"
-    return Answer(f"{words.percent(share)} with no GEMM beside it", status, tuple(parts))
-
-
-def _peak_seconds(result: StrategyResult) -> tuple[float, float]:
-    """(the slowest link's time, the compute's) at peak rates; zeros without a prediction."""
-    terms = {} if result.prediction is None else result.prediction.terms_s
-    return max(terms.get("NVLink", 0.0), terms.get("network", 0.0)), terms.get("compute", 0.0)
+    is_much = share > 0.5
+    if result.prediction is not None:
+        uncovered = result.prediction.exposed_s.value
+        text = f"{words.in_seconds(uncovered)} beyond the GEMMs between, at peak rates"
+        parts.append(Part(text, "modelled"))
+        is_much = uncovered > _MUCH * result.prediction.step_s.value
+    headline = f"{words.percent(share)} with no GEMM beside it"
+    return Answer(headline, "warn" if is_much else "none", tuple(parts))
 
 
 def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> Answer:

@@ -44,6 +44,9 @@ def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple
         *_rows("Fits?", results, _compiled, _FIT),
         *_rows("Moves?", results, _compiled, _MOVE),
         *_rows("Exposed?", results, _compiled, _EXPOSED),
+        *_rows(
+            "Exposed?", results, _itself, (("beyond GEMMs, peak rates", "modelled", _uncovered),)
+        ),
         *_rows("How fast?", results, _itself, _SPEED),
     ]
     if paper is not None:
@@ -188,6 +191,10 @@ def _bound_tokens(r: StrategyResult) -> Cell | None:
     if r.prediction is None:
         return None
     return Cell(f"<= {words.in_tokens_per_s(r.prediction.tokens_per_s.value)}")
+
+
+def _uncovered(r: StrategyResult) -> Cell | None:
+    return None if r.prediction is None else Cell(words.in_seconds(r.prediction.exposed_s.value))
 
 
 def _measured(r: StrategyResult) -> Cell | None:

@@ -23,28 +23,25 @@ class Report:
     """Strategies compared through the lenses.
 
     Attributes:
-      paper: whose experiment it is; None for a free comparison.
-      config, workload: compiled and predicted, at full size.
-      small_config, small_workload: what verify ran.
+      config, workload: compiled and predicted; each compilation has its own microbatches.
       cluster: name of the cluster compiled for.
       lenses: that were asked for.
       request: the resolved flags that run it again.
       results: one a strategy, in the order asked for.
       versions: of what took part, e.g. {"jax": "0.12.0"}.
       seconds: the whole run took.
+      paper: whose experiment it is; None for a free comparison.
     """
 
-    paper: Paper | None
     config: ModelConfig
     workload: Workload
-    small_config: ModelConfig
-    small_workload: Workload
     cluster: str
     lenses: tuple[str, ...]
     request: Mapping[str, Any]
     results: tuple[StrategyResult, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    paper: Paper | None = None
 
     @property
     def failed(self) -> bool:

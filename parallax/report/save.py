@@ -1,33 +1,24 @@
 """Report files on disk: all of them or none."""
 
-import contextlib
 import errno
 import os
 import tempfile
 from pathlib import Path
 
 
-def check_writable(folder: str | Path) -> Path:
-    """The folder, made if it is not there; to be called before the work starts.
+def check_writable(folder: str | Path) -> None:
+    """To be called before the work starts; makes nothing.
 
     Raises:
-      ValueError: it cannot be made or written to.
+      ValueError: the folder cannot be made, or not written to.
     """
-    folder = Path(folder)
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".report-"):
-            pass
-    except OSError as error:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        why = "not a folder" if isinstance(error, FileExistsError) else error.strerror
-        raise ValueError(
-            f"output folder {folder}: {why}. Give a folder that can be written to."
-        ) from None
-    return folder
+    at = Path(folder).absolute()
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    if not at.is_dir():
+        raise ValueError(f"--out={folder}: {at} is not a folder. Give one that can be written to.")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise ValueError(f"--out={folder}: {at} cannot be written to. Give a folder that can.")
 
 
 def save_files(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
@@ -40,9 +31,11 @@ def save_files(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
     Raises:
       ValueError: it cannot be written to; nothing is left behind.
     """
-    folder = check_writable(folder)
+    check_writable(folder)
+    folder = Path(folder)
     waiting: list[tuple[Path, Path]] = []
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             if (folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
@@ -55,7 +48,7 @@ def save_files(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
             temporary.replace(final)
     except OSError as error:
         raise ValueError(
-            f"output folder {folder}: {error.strerror}. Nothing was written; free space or give "
+            f"--out={folder}: {error.strerror}. Nothing was written; free space or give "
             "another folder."
         ) from None
     finally:

@@ -45,8 +45,6 @@ def report_to_dict(report: "Report") -> Json:
         "paper": None if report.paper is None else _paper(report, report.paper),
         "model": dataclasses.asdict(report.config),
         "workload": dataclasses.asdict(report.workload),
-        "small_model": dataclasses.asdict(report.small_config),
-        "small_workload": dataclasses.asdict(report.small_workload),
         "cluster": report.cluster,
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
@@ -237,6 +235,7 @@ def _prediction(p: Prediction) -> Json:
         "model": p.model,
         "cluster": p.cluster,
         "terms": {name: number(value, "s", "modelled") for name, value in p.terms_s.items()},
+        "exposed": _figure(p.exposed_s),
         "step": _figure(p.step_s),
         "tokens_per_s": _figure(p.tokens_per_s),
     }

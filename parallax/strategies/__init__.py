@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from parallax.meshes.mesh import MeshSpec
 from parallax.strategies.data_parallel import data_parallel
 from parallax.strategies.ring_sequence import ring_sequence
 from parallax.strategies.tensor_pipeline import tensor_pipeline
@@ -13,4 +14,48 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "data_parallel": data_parallel,
 }
 
-__all__ = ["STRATEGIES", "data_parallel", "ring_sequence", "tensor_pipeline"]
+# Mesh axis -> the constructor's argument for its size.
+_ARGUMENTS = {
+    "tensor_pipeline": {"stage": "stage", "tensor": "tensor"},
+    "ring_sequence": {"seq": "devices"},
+    "data_parallel": {"data": "devices"},
+}
+
+
+def build(
+    name: str, mesh: MeshSpec | None = None, *, devices: int = 16, node_size: int = 8
+) -> Strategy:
+    """A strategy by name, over a given mesh or filling a cluster.
+
+    Args:
+      name: of STRATEGIES.
+      mesh: its axes must be the strategy's; None fills the cluster.
+      devices: of the cluster.
+      node_size: devices that share a fast link; tensor groups stay inside.
+
+    Raises:
+      ValueError: an unknown name, or a mesh with other axes.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"unknown strategy {name!r}. Use one of: {', '.join(STRATEGIES)}; or the path of a "
+            "strategy file ending in .json."
+        )
+    arguments = _ARGUMENTS[name]
+    if mesh is not None:
+        foreign = [axis for axis in mesh.names if axis not in arguments]
+        if foreign:
+            raise ValueError(
+                f"mesh {mesh}: strategy '{name}' has no mesh axis '{foreign[0]}', only "
+                f"{', '.join(arguments)}. Give these, or compare it in a run of its own."
+            )
+        sizes = dict.fromkeys(arguments.values(), 1)
+        sizes |= {arguments[axis]: size for axis, size in mesh.axes}
+        return STRATEGIES[name](**sizes)
+    if name == "tensor_pipeline":
+        tensor = min(node_size, 8, devices)
+        return tensor_pipeline(tensor, devices // tensor)
+    return STRATEGIES[name](devices)
+
+
+__all__ = ["STRATEGIES", "build", "data_parallel", "ring_sequence", "tensor_pipeline"]

@@ -1,0 +1,54 @@
+"""parallax: which way of splitting a model is right, known before the GPUs are rented.
+
+parallax EXPERIMENT [--flags]        run one; parallax EXPERIMENT --help teaches it
+parallax list KIND                   models, strategies, clusters or papers
+"""
+
+import importlib
+import sys
+
+from parallax.experiments.listing import KINDS, listing
+
+EXPERIMENTS = {
+    "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
+}
+
+
+def usage() -> str:
+    """What there is, with the first command to type."""
+    lines = [(__doc__ or "").strip(), "", "Experiments:"]
+    lines += [f"  {name:<12}{what}" for name, what in EXPERIMENTS.items()]
+    lines += [f"  {'list':<12}{', '.join(KINDS)}", "", "First: parallax compare --paper=ring_sp"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `parallax` command; exits with the experiment's status."""
+    argv = sys.argv if argv is None else argv
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0)
+    name, rest = argv[1], argv[2:]
+    if name == "list":
+        sys.exit(_list(rest))
+    if name not in EXPERIMENTS:
+        known = ", ".join((*EXPERIMENTS, "list"))
+        print(f"parallax: unknown experiment {name!r}. Use one of: {known}.", file=sys.stderr)
+        sys.exit(2)
+    from parallax.experiments.launch import launch
+
+    module = importlib.import_module(f"parallax.experiments.{name}")
+    sys.exit(launch(module, module.main, [f"parallax {name}", *rest]))
+
+
+def _list(rest: list[str]) -> int:
+    if len(rest) != 1 or rest[0] not in KINDS:
+        got = " ".join(rest) or "nothing"
+        print(f"parallax list: expected one of {', '.join(KINDS)}; got {got}.", file=sys.stderr)
+        return 2
+    print(listing(rest[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

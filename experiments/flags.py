@@ -1,0 +1,43 @@
+"""Flags that experiments share: the same name, default and grammar everywhere."""
+
+from absl import flags
+
+PAPER = flags.DEFINE_string("paper", None, "A paper's experiment; `parallax list papers`.")
+MODEL = flags.DEFINE_string("model", None, "A paper's name: its model at full size.")
+STRATEGIES = flags.DEFINE_list(
+    "strategies", None,
+    "Comma-separated names (`parallax list strategies`) or strategy files (.json).",
+)  # fmt: skip
+STRATEGY = flags.DEFINE_string("strategy", None, "One strategy: a name or a strategy file (.json).")
+MESH = flags.DEFINE_string(
+    "mesh", None, "Mesh axes for named strategies: axis=size,... such as stage=2,tensor=8. "
+    "Unset: each strategy fills the cluster.",
+)  # fmt: skip
+BATCH = flags.DEFINE_integer("batch", None, "Sequences over all devices.", lower_bound=1)
+SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Tokens of a sequence.", lower_bound=1)
+MICROBATCHES = flags.DEFINE_integer(
+    "microbatches", None, "Pieces each device cuts its batch into. Unset: the paper's, lowered to "
+    "what divides a device's sequences.", lower_bound=1,
+)  # fmt: skip
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float16", "bfloat16", "float32", "float64"], "Of parameters and activations."
+)
+CLUSTER = flags.DEFINE_string(
+    "cluster", None, "What to compile for: `parallax list clusters`, or <gpu>_<nodes>x8."
+)
+LENSES = flags.DEFINE_list(
+    "lenses", ["verify", "compile", "predict"], "Some of verify, compile, predict, measure."
+)
+PACKED = flags.DEFINE_bool("packed", False, "Pack several documents a sequence (segment ids).")
+SMALL = flags.DEFINE_bool("small", False, "Compile the small model that verify runs: seconds.")
+TEXT = flags.DEFINE_string(
+    "text", None, "UTF-8 file whose bytes are the tokens of verify and measure. Unset: Python's "
+    "standard library.",
+)  # fmt: skip
+REPEATS = flags.DEFINE_integer("repeats", 10, "Timed steps of measure.", lower_bound=1)
+OUT = flags.DEFINE_string("out", "out", "Folder for report.json and report.html.")
+FROM_REPORT = flags.DEFINE_string(
+    "from_report",
+    None,
+    "A report.json whose request runs again; other flags are ignored but --out.",
+)

@@ -1,0 +1,55 @@
+"""What `parallax list` shows."""
+
+KINDS = ("models", "strategies", "clusters", "papers")
+
+
+def listing(kind: str) -> str:
+    """One line a thing. `kind` is one of KINDS."""
+    return "\n".join(f"{name:<22}{what}" for name, what in _ROWS[kind]())
+
+
+def _models():
+    from parallax.papers import PAPERS
+
+    for name, paper in PAPERS.items():
+        c = paper.config
+        yield (
+            name,
+            (
+                f"{c.num_layers} layers, {c.d_model} wide, {c.num_heads} heads of {c.head_dim}, "
+                f"MLP {c.d_ff} ({c.mlp}), {c.num_params / 1e9:.3g} G parameters"
+            ),
+        )
+
+
+def _strategies():
+    from parallax.strategies import STRATEGIES
+
+    for name, make in STRATEGIES.items():
+        yield name, (make.__doc__ or "").partition("\n")[0]
+
+
+def _clusters():
+    from parallax.meshes.cluster import CLUSTERS
+
+    for name, c in CLUSTERS.items():
+        yield (
+            name,
+            (
+                f"{c.nodes} node{'s' * (c.nodes > 1)} of {c.gpus_per_node} {c.gpu.device_kind}, NVLink "
+                f"{c.gpu.nvlink_bytes_per_s / 1e9:g} GB/s, network {c.nic_bytes_per_s / 1e9:g} GB/s a GPU"
+            ),
+        )
+    yield "<gpu>_<nodes>x8", "any number of nodes of eight, such as h100_4x8"
+
+
+def _papers():
+    from parallax.papers import PAPERS, PENDING_PAPERS
+
+    for name, paper in PAPERS.items():
+        yield name, paper.title
+    for name, pending in PENDING_PAPERS.items():
+        yield name, f"not available: {pending.reason}"
+
+
+_ROWS = {"models": _models, "strategies": _strategies, "clusters": _clusters, "papers": _papers}

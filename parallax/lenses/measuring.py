@@ -1,0 +1,99 @@
+"""The measure lens: step time on the devices at hand, with a confidence interval."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from scipy import stats
+
+from parallax.lenses.child import Progress
+from parallax.lenses.text import byte_tokens, line_segments
+from parallax.models.config import ModelConfig
+from parallax.results import Figure, Measurement
+from parallax.spmd import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+_WARM_UPS = 2
+_CONFIDENCE = 0.95
+
+
+def measure_transformer(
+    config: ModelConfig,
+    strategy: Strategy,
+    workload: Workload,
+    text: bytes,
+    repeats: int,
+    *,
+    on_progress: Progress = lambda line: None,
+) -> Measurement:
+    """Times the forward pass to last-position logits.
+
+    Args:
+      config, strategy, workload: what runs; the devices at hand must be enough.
+      text: bytes enough for one batch.
+      repeats: timed steps after two warm-up steps, one at a time.
+
+    Returns:
+      Mean and 95 % confidence interval (Student's t) of the step time.
+
+    Raises:
+      ValueError: fewer devices than the mesh needs.
+    """
+    devices = jax.devices()
+    if len(devices) < strategy.mesh.size:
+        raise ValueError(
+            f"Strategy '{strategy.name}': mesh {strategy.mesh} needs {strategy.mesh.size} devices, "
+            f"there are {len(devices)} ({devices[0].device_kind}). Use a smaller mesh, or run on "
+            "virtual CPU devices."
+        )
+    mesh = strategy.mesh.build(devices[: strategy.mesh.size])
+    program = ShardedTransformer(config, strategy, workload)
+    on_progress(f"{strategy.name}: {repeats} steps")
+    state = program.init(jax.random.key(0), mesh)
+    tokens = byte_tokens(text, workload.batch, workload.seq_len)
+    arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
+    inputs = tuple(
+        jax.device_put(jnp.asarray(x), NamedSharding(mesh, program.abstract_inputs(mesh)[0].sharding.spec))
+        for x in arrays
+    )
+    step = jax.jit(program.forward(mesh))
+    samples = timed(step, (state, *inputs), repeats)
+    return Measurement(
+        device=devices[0].device_kind,
+        devices=strategy.mesh.size,
+        model=config.name,
+        workload=workload,
+        step_s=confidence_interval(samples),
+        repeats=repeats,
+    )
+
+
+def devices_at_hand(*, on_progress: Progress = lambda line: None) -> tuple[str, str, int]:
+    """Platform, kind and number of this process's devices."""
+    devices = jax.devices()
+    return devices[0].platform, devices[0].device_kind, len(devices)
+
+
+def timed(step: Any, arguments: tuple, repeats: int) -> list[float]:
+    """Seconds of each call, after warm-up."""
+    samples = []
+    for i in range(_WARM_UPS + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(step(*arguments))
+        if i >= _WARM_UPS:
+            samples.append(time.perf_counter() - start)
+    return samples
+
+
+def confidence_interval(samples: list[float]) -> Figure:
+    """Mean with its 95 % confidence interval, in seconds."""
+    mean = float(np.mean(samples))
+    if len(samples) < 2:
+        return Figure(mean, "s", "measured", note="one sample: no interval")
+    half = stats.t.ppf((1 + _CONFIDENCE) / 2, len(samples) - 1) * stats.sem(samples)
+    return Figure(mean, "s", "measured", low=mean - half, high=mean + half,
+                  note=f"n={len(samples)}, 95 % CI")  # fmt: skip

@@ -1,0 +1,201 @@
+"""Program: a model under a strategy, seen through the lenses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+from parallax.communication import forward_transfers, kv_cache_bytes
+from parallax.gspmd import ShardedModule
+from parallax.lenses.child import Progress, run_in_child
+from parallax.lenses.compiling import check_devices, compile_for
+from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
+from parallax.lenses.measuring import measure_transformer
+from parallax.lenses.predicting import roofline
+from parallax.lenses.text import read_text
+from parallax.lenses.verify_module import verify_module
+from parallax.lenses.verifying import verify_transformer
+from parallax.meshes.cluster import Cluster, cluster
+from parallax.models.config import ModelConfig
+from parallax.results import Compilation, Measurement, Prediction, Verification
+from parallax.spmd import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+
+def _quiet(line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What can be verified, compiled, predicted and measured.
+
+    Args:
+      model: a ModelConfig, or a zero-argument constructor of any NNX module with logical axes that
+        maps tokens [B, L] to [B, L, ...]. It is never materialised for compile.
+      strategy: how it is split.
+
+    A ModelConfig runs in one manual map with the strategy's parts; a foreign module is partitioned
+    by XLA from the strategy's rules, and its results say so.
+    """
+
+    model: ModelConfig | Callable[[], nnx.Module]
+    strategy: Strategy
+
+    def __post_init__(self):
+        if not isinstance(self.model, ModelConfig) and not callable(self.model):
+            raise ValueError(
+                f"Program: model must be a ModelConfig or a function that makes an NNX module, got "
+                f"{type(self.model).__name__}. Write Program(lambda: MyModule(...), strategy)."
+            )
+
+    def workload(
+        self, batch: int, seq_len: int, microbatches: int | None = None, packed: bool = False
+    ) -> Workload:
+        """The workload as this strategy runs it.
+
+        Args:
+          batch, seq_len: over all devices.
+          microbatches: None takes the strategy's own, else 1.
+        """
+        own = getattr(self.strategy.layers, "microbatches", None)
+        count = microbatches if microbatches is not None else own if own is not None else 1
+        return Workload(batch, seq_len, count, packed)
+
+    def sharded(self, workload: Workload) -> ShardedTransformer | ShardedModule:
+        """The model as functions of sharded arrays. Raises ValueError on sizes that do not divide."""
+        if isinstance(self.model, ModelConfig):
+            return ShardedTransformer(self.model, self.strategy, workload)
+        return ShardedModule(self.model, self.strategy, workload)
+
+    def verify(
+        self,
+        batch: int,
+        seq_len: int,
+        *,
+        microbatches: int | None = None,
+        packed: bool = False,
+        text: str | None = None,
+        dtypes: Sequence[str] | None = None,
+        on_progress: Progress = _quiet,
+    ) -> Verification:
+        """Logits and gradients against the unsharded model, on virtual CPU devices in a child.
+
+        Args:
+          batch, seq_len, microbatches, packed: the workload; the model must fit a laptop.
+          text: path of a UTF-8 file, or None for Python's standard library.
+          dtypes: None is float64 and the model's own.
+
+        Raises:
+          ValueError: sizes the strategy cannot divide, a text that is not there.
+        """
+        workload = self.workload(batch, seq_len, microbatches, packed)
+        self.sharded(workload)
+        data, name = read_text(text, workload.tokens)
+        environment = cpu_environment(self.strategy.mesh.size)
+        if isinstance(self.model, ModelConfig):
+            names = tuple(dict.fromkeys(dtypes or ("float64", self.model.dtype)))
+            cases = [(self.strategy, workload)]
+            return run_in_child(
+                verify_transformer, self.model, cases, data, name, names,
+                environment=environment, on_progress=on_progress,
+            )[0]  # fmt: skip
+        return run_in_child(
+            verify_module, self.model, self.strategy, workload, data, name,
+            environment=environment, on_progress=on_progress,
+        )  # fmt: skip
+
+    def compile(
+        self,
+        cluster_name: str | Cluster = "h100_2x8",
+        *,
+        batch: int,
+        seq_len: int,
+        microbatches: int | None = None,
+        packed: bool = False,
+        on_progress: Progress = _quiet,
+    ) -> Compilation:
+        """The real CUDA program for a cluster, made in a child with no GPU.
+
+        Raises:
+          ValueError: sizes that do not divide, a mesh of another size than the cluster.
+          ModuleNotFoundError: the compiler is not installed; says how to get it.
+        """
+        where = cluster(cluster_name) if isinstance(cluster_name, str) else cluster_name
+        check_devices(where, self.strategy.mesh)
+        workload = self.workload(batch, seq_len, microbatches, packed)
+        self.sharded(workload)
+        if missing := missing_compiler():
+            raise ModuleNotFoundError(missing)
+        return run_in_child(
+            compile_program, self.model, self.strategy, workload, where,
+            environment=compile_environment(), on_progress=on_progress,
+        )  # fmt: skip
+
+    def predict(self, compilation: Compilation) -> Prediction:
+        """A roofline of a compiled program of this model."""
+        dtype = self.model.dtype if isinstance(self.model, ModelConfig) else "bfloat16"
+        return roofline(compilation, cluster(compilation.cluster), dtype)
+
+    def measure(
+        self,
+        batch: int,
+        seq_len: int,
+        *,
+        microbatches: int | None = None,
+        repeats: int = 10,
+        virtual: bool = False,
+        text: str | None = None,
+        on_progress: Progress = _quiet,
+    ) -> Measurement:
+        """Step time on the devices at hand, in a child.
+
+        Args:
+          virtual: on virtual CPU devices instead, as many as the mesh needs. Their times say
+            nothing about how strategies compare.
+
+        Raises:
+          ValueError: fewer devices than the mesh needs.
+        """
+        if not isinstance(self.model, ModelConfig):
+            raise NotImplementedError(
+                "measure: only a ModelConfig can be measured for now. Time a foreign module with "
+                "its own inputs under jax.jit."
+            )
+        workload = self.workload(batch, seq_len, microbatches)
+        self.sharded(workload)
+        data, _ = read_text(text, workload.tokens)
+        return run_in_child(
+            measure_transformer, self.model, self.strategy, workload, data, repeats,
+            environment=cpu_environment(self.strategy.mesh.size) if virtual else {},
+            on_progress=on_progress,
+        )  # fmt: skip
+
+
+def compile_program(
+    model: Any, strategy: Strategy, workload: Workload, where: Cluster, *, on_progress: Progress
+) -> Compilation:
+    """Compiles one program in this process: what `Program.compile` runs in its child."""
+    sharded = Program(model, strategy).sharded(workload)
+    known: dict[str, Any] = {}
+    if isinstance(sharded, ShardedTransformer):
+        known = {
+            "transfers": forward_transfers(model, strategy, workload),
+            "kv_cache_bytes": kv_cache_bytes(model, workload, strategy.mesh.size),
+            "weight_bytes": sharded.weight_bytes(),
+        }
+    on_progress(f"{strategy.name} for {where.name}")
+    return compile_for(
+        where,
+        lambda mesh: sharded.forward(mesh, "last"),
+        lambda mesh: (sharded.abstract_state(mesh), *sharded.abstract_inputs(mesh)),
+        strategy.mesh,
+        workload=workload,
+        partitioner=sharded.partitioner,
+        on_progress=on_progress,
+        **known,
+    )
+
+

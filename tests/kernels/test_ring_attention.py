@@ -1,0 +1,109 @@
+"""The attention step in XLA against the textbook's attention, in float64, block by block."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parallax.kernels.ring_attention import (
+    attention_step,
+    attention_step_backward,
+    empty_carry,
+    finish,
+    reference,
+)
+from parallax.lenses.reference import Plain
+
+CASES = [  # length, query heads, key/value heads, causal
+    (40, 4, 4, False),
+    (40, 4, 2, True),
+    (1100, 2, 1, True),  # three blocks, the last one padded
+    (1200, 1, 1, False),
+]
+
+
+def draw(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def whole(q, k, v, *, is_causal=False):
+    """The textbook's attention, with no code in common."""
+    return Plain().attend(q, k, v, is_causal=is_causal, segment_ids=None)
+
+
+def relative(a, b):
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+@pytest.mark.parametrize(("length", "heads", "kv_heads", "causal"), CASES)
+def test_step_and_its_backward_are_attention(length, heads, kv_heads, causal):
+    q, d_out = draw((2, length, heads, 8), 0), draw((2, length, heads, 8), 1)
+    k, v = draw((2, length, kv_heads, 8), 2), draw((2, length, kv_heads, 8), 3)
+    scale = 8**-0.5
+    out, lse = finish(attention_step(q, k, v, empty_carry(q), is_causal=causal, scale=scale), q.dtype)
+    expected, vjp = jax.vjp(lambda q, k, v: whole(q, k, v, is_causal=causal), q, k, v)
+    assert relative(out, expected) < 1e-14
+    delta = jnp.einsum("blhk,blhk->bhl", out, d_out)
+    found = attention_step_backward(q, k, v, d_out, lse, delta, is_causal=causal, scale=scale)
+    for mine, theirs in zip(found, vjp(d_out), strict=True):
+        assert relative(mine, theirs) < 1e-13
+
+
+def test_steps_chain():
+    q, k, v = draw((1, 12, 2, 4), 0), draw((1, 24, 2, 4), 1), draw((1, 24, 2, 4), 2)
+    carry = empty_carry(q)
+    for part in (slice(0, 10), slice(10, 24)):
+        carry = attention_step(q, k[:, part], v[:, part], carry, is_causal=False, scale=0.5)
+    expected = whole(q, k, v)
+    assert relative(finish(carry, q.dtype)[0], expected) < 1e-14
+
+
+def test_kv_length_hides_the_rest():
+    q, k, v = draw((1, 6, 1, 4), 0), draw((1, 9, 1, 4), 1), draw((1, 9, 1, 4), 2)
+    limit = jnp.asarray(5, jnp.int32)
+    step = attention_step(q, k, v, empty_carry(q), is_causal=False, scale=0.5, kv_length=limit)
+    expected = whole(q, k[:, :5], v[:, :5])
+    assert relative(finish(step, q.dtype)[0], expected) < 1e-14
+
+
+def test_rows_that_see_nothing_stay_empty():
+    q, k = draw((1, 3, 1, 4), 0), draw((1, 3, 1, 4), 1)
+    mine, theirs = jnp.ones((1, 3), jnp.int32), jnp.zeros((1, 3), jnp.int32)
+    carry = attention_step(
+        q, k, k, empty_carry(q), is_causal=False, scale=1.0,
+        q_segment_ids=mine, kv_segment_ids=theirs,
+    )  # fmt: skip
+    assert bool((carry.l == 0).all())
+    assert bool((finish(carry, q.dtype)[0] == 0).all())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_sums_are_float32(dtype):
+    q = draw((1, 4, 1, 4), 0).astype(dtype)
+    carry = attention_step(q, q, q, empty_carry(q), is_causal=True, scale=0.5)
+    assert {x.dtype for x in carry} == {jnp.dtype("float32")}
+    assert finish(carry, q.dtype)[0].dtype == dtype
+
+
+def test_a_causal_mask_costs_half_at_ten_thousand_tokens():
+    count, size = reference._cut(10_000)
+    assert count * size == 10_000  # no padding
+    assert (count + 1) / (2 * count) <= 0.55
+
+
+def test_cut_covers_every_length():
+    for length in [1, 7, 1024, 1025, 4999, 10_007, 32_768]:
+        count, size = reference._cut(length)
+        assert (count - 1) * size < length <= count * size
+
+
+def test_an_implementation_that_does_not_exist_names_one_that_does():
+    q = draw((1, 4, 1, 4), 0)
+    with pytest.raises(NotImplementedError, match="implementation='xla'"):
+        attention_step(q, q, q, empty_carry(q), is_causal=False, scale=1.0, implementation="magic")
+
+
+def test_causal_blocks_of_unequal_length_are_refused():
+    q, k = draw((1, 4, 1, 4), 0), draw((1, 6, 1, 4), 0)
+    with pytest.raises(ValueError, match="4 queries and 6 keys"):
+        attention_step(q, k, k, empty_carry(q), is_causal=True, scale=1.0)

@@ -1,0 +1,104 @@
+"""Every strategy computes the unsharded model: logits and gradients on 16 devices."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from parallax.lenses.text import read_text
+from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
+from parallax.lenses.verifying import verify_transformer
+from parallax.parallel.ring import Ring
+from parallax.parallel.split import Split
+from parallax.strategies import ring_sequence, tensor_pipeline
+from tests.strategies.cases import GQA_FULL, SMALL, STRATEGIES, workload
+
+TEXT = read_text(None, 16 * 80)[0]
+
+
+def verify(config, strategies, dtypes=("float64",), packed=False):
+    cases = [(s, workload(s, packed)) for s in strategies]
+    return verify_transformer(config, cases, TEXT, "text", dtypes)
+
+
+def check(results):
+    for result in results:
+        assert 0.5 < result.logit_rms < 2
+        for row in result.rows:
+            assert row.passed, row
+
+
+def test_all_strategies_causal():
+    check(verify(SMALL, STRATEGIES.values()))
+
+
+def test_grouped_queries_full_attention_packed():
+    # Two key/value heads on eight tensor devices: each device computes both and keeps its own.
+    strategies = [tensor_pipeline(8, 2, split_kv_heads=False), *list(STRATEGIES.values())[1:]]
+    check(verify(GQA_FULL, strategies, packed=True))
+
+
+def test_variants():
+    check(
+        verify(
+            SMALL.replace(num_kv_heads=4),
+            [
+                tensor_pipeline(4, 2, sequence_parallel_norms=True),
+                tensor_pipeline(4, 1, reduce_dtype="float64"),
+                ring_sequence(8, order="natural"),
+            ],
+            packed=True,
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_lower_precision_by_the_table(dtype):
+    check(verify(SMALL.replace(dtype=dtype), STRATEGIES.values(), dtypes=(dtype,)))
+
+
+def drop_a_hop(patch):
+    exact = Ring.visit
+    patch.setattr(
+        Ring, "visit",
+        lambda self, i, *rest: rest[-1] if isinstance(i, int) else exact(self, i, *rest),
+    )  # fmt: skip
+    return "ring_sequence"
+
+
+def drop_a_tensor_rank(patch):
+    exact = Split.contract
+
+    def contract(self, x, w, spec, *, over):
+        if self.over("mlp"):
+            x = x * (lax.axis_index(self.over("mlp")) != 3).astype(x.dtype)
+        return exact(self, x, w, spec, over=over)
+
+    patch.setattr(Split, "contract", contract)
+    return "tensor_pipeline"
+
+
+def drop_a_handoff(patch):
+    patch.setattr(Split, "narrow", lambda self, x: jnp.zeros_like(x[..., : x.shape[-1] // 8])
+                  + 0 * lax.axis_index("tensor").astype(x.dtype))  # fmt: skip
+    return "tensor_pipeline"
+
+
+@pytest.mark.parametrize("mutate", [drop_a_hop, drop_a_tensor_rank, drop_a_handoff],
+                         ids=lambda m: m.__name__)  # fmt: skip
+def test_mutations_are_seen(mutate, monkeypatch):
+    name = mutate(monkeypatch)
+    (result,) = verify(SMALL, [STRATEGIES[name]])
+    assert result.rows[0].logits_error > 1e-2
+    assert not result.exact
+
+
+def test_the_table_judges():
+    assert not judge("float64", 2 * FLOAT64_LIMIT, 0.0).passed
+    assert not judge("float64", 0.0, 2 * FLOAT64_LIMIT).passed
+    assert judge("bfloat16", 0.9 * FLOORS["bfloat16"], 0.0).passed
+    assert not judge("bfloat16", 3e-3, 0.0, reference_logits_error=4e-4).passed
+    assert not judge("float32", float("inf"), 0.0, reference_logits_error=1.0).passed
+    row = judge("float64", 0.0, 0.0)
+    assert dataclasses.replace(row, logits_error=float("nan")).passed is False

@@ -1,0 +1,135 @@
+"""The papers' full-size CUDA programs, compiled with no GPU: memory, ledger, overlap, FLOPs."""
+
+import dataclasses
+
+import pytest
+
+from parallax.bounds import totals
+from parallax.communication import forward_transfers, full_attention_flops
+from parallax.compare import compile_all
+from parallax.lenses.child import run_in_child
+from parallax.lenses.environment import compile_environment
+from parallax.lenses.predicting import roofline
+from parallax.meshes.cluster import cluster
+from parallax.papers import paper
+from parallax.spmd import ShardedTransformer
+from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
+
+RING_SP = paper("ring_sp")
+CASES = {
+    "tensor_pipeline": tensor_pipeline(8, 2),
+    "ring_sequence": ring_sequence(16),
+    "data_parallel": data_parallel(16),
+    "sequence_parallel_norms": tensor_pipeline(8, 2, sequence_parallel_norms=True),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(aot):
+    """Compilations of all cases, made once in one child process."""
+    cases = [(s, RING_SP.workload) for s in CASES.values()]
+    found = run_in_child(
+        compile_all, RING_SP.config, cases, cluster("h100_2x8"), environment=compile_environment()
+    )
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fits_and_moves_what_its_closed_form_says(compiled, name):
+    compilation = compiled[name]
+    assert compilation.memory.total_bytes <= 0.92 * compilation.memory.capacity_bytes
+    assert compilation.differences == ()  # closed form and jaxpr, by kind and mesh axes
+    sent, minimum = totals(compilation.transfers)
+    assert compilation.wire_bytes == pytest.approx(sent, rel=1e-12)
+    assert minimum <= sent
+    if name != "data_parallel":
+        assert compilation.collectives
+
+
+def test_ring_sends_fifteen_hops_of_keys_and_values(compiled):
+    compilation = compiled["ring_sequence"]
+    permutes = [c for c in compilation.collectives if c.kind == "collective-permute"]
+    layers_and_microbatches = 4 * 64
+    assert sum(c.count for c in permutes) == 2 * 15 * layers_and_microbatches
+    assert {c.dtype for c in permutes} == {"f16"}
+    hop = 16 * 625 * 16 * 512 * 2
+    assert {c.payload_bytes for c in permutes} == {hop}
+    around = next(t for t in compilation.transfers if t.what.startswith("keys"))
+    assert around.wire_bytes == around.minimum_bytes == 2 * 15 * layers_and_microbatches * hop
+
+
+def test_ring_transfers_have_attention_beside_them(compiled):
+    for c in compiled["ring_sequence"].collectives:
+        if c.kind == "collective-permute":
+            assert c.async_with_compute, c
+            assert c.flops_between >= 1e10
+
+
+def test_a_causal_mask_costs_about_half_and_the_same_everywhere(compiled):
+    full = full_attention_flops(RING_SP.config, RING_SP.workload, 16)
+    for name in CASES:
+        ratio = compiled[name].attention_flops / full
+        # Pipelines repeat a microbatch's work in their bubble.
+        bubble = 65 / 64 if "pipeline" in name or "norms" in name else 1
+        assert 0.5 <= ratio / bubble <= 0.55, (name, ratio)
+        # One program without data-dependent branches: every device executes the same FLOPs.
+        assert not any("depends on data" in note for note in compiled[name].notes)
+
+
+def test_flops_are_the_models(compiled):
+    config, tokens = RING_SP.config, RING_SP.workload.tokens
+    matrices = 2 * tokens * config.num_layers * (4 * 8192**2 + 2 * 8192 * 32768) / 16
+    found = compiled["data_parallel"]
+    head = 2 * 1024 * 8192 * 32000 / 16
+    assert found.gemm_flops - found.attention_flops == pytest.approx(matrices + head, rel=1e-9)
+
+
+def test_rooflines_say_what_the_network_allows(compiled):
+    where = cluster("h100_2x8")
+    ring = roofline(compiled["ring_sequence"], where, "float16")
+    assert max(ring.terms_s, key=lambda n: ring.terms_s[n]) == "network"
+    assert ring.tokens_per_s.value == pytest.approx(0.41e6, rel=0.02)
+    one_domain = dataclasses.replace(cluster("h100_nvl16"))
+    assert roofline(compiled["ring_sequence"], one_domain, "float16").tokens_per_s.value > 1e6
+    assert roofline(compiled["data_parallel"], where, "float16").exposed_s.value == 0
+
+
+def test_closed_forms_by_hand():
+    b_l_d = 16 * 10_000 * 8192 * 2
+    strategy = tensor_pipeline(8, 2)
+    found = {t.what: t for t in forward_transfers(RING_SP.config, strategy, RING_SP.workload)}
+    assert found["sum of MLP"].count == 65 * 2
+    assert found["sum of MLP"].wire_bytes == 65 * 2 * 2 * 7 / 8 * b_l_d
+    assert found["sum of MLP"].minimum_bytes == 64 * 2 * 2 * 7 / 8 * b_l_d
+    assert found["stage handoff"].wire_bytes == 65 * b_l_d / 8  # a tensor rank's share
+    assert forward_transfers(RING_SP.config, data_parallel(16), RING_SP.workload) == ()
+
+
+def test_packed_sequences_send_their_segment_ids(aot):
+    workload = dataclasses.replace(RING_SP.small_workload, packed=True)
+    config = RING_SP.config.small()
+    (found,) = run_in_child(
+        compile_all, config, [(ring_sequence(16), workload)], cluster("h100_2x8"),
+        environment=compile_environment(),
+    )  # fmt: skip
+    assert found.differences == ()
+    assert any(c.dtype == "s32" for c in found.collectives)
+
+
+def test_what_does_not_fit_is_said_with_its_figure(aot):
+    """A tenth of the memory: the fit is judged there, the ledger read where nothing is in the way."""
+    where = cluster("h100_2x8")
+    config = RING_SP.config.small().replace(name="wide", d_model=4096, d_ff=16384, num_layers=8,
+                                            head_dim=256, num_heads=16)  # fmt: skip
+    little = dataclasses.replace(where, gpu=dataclasses.replace(where.gpu, memory_bytes=10**9))
+    strategy = data_parallel(16)
+    (found,) = run_in_child(
+        compile_all, config, [(strategy, dataclasses.replace(RING_SP.small_workload, microbatches=1))],
+        little, environment=compile_environment(),
+    )  # fmt: skip
+    assert not found.memory.fits
+    assert found.memory.total_bytes > ShardedTransformer(
+        config, strategy, dataclasses.replace(RING_SP.small_workload, microbatches=1)
+    ).weight_bytes()
+    assert any("does not fit" in note for note in found.notes)
+    assert found.differences == ()

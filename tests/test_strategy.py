@@ -1,0 +1,85 @@
+"""Strategies as data: they print, compare, fit in a file, and contradictions are named."""
+
+import json
+
+import pytest
+
+from parallax.meshes.mesh import MeshSpec
+from parallax.parallel.attention_parts import Local, Ring
+from parallax.parallel.layer_parts import Pipeline
+from parallax.rules import Rules
+from parallax.strategies import STRATEGIES, build, ring_sequence, tensor_pipeline
+from parallax.strategy import Strategy
+
+ALL = [make() for make in STRATEGIES.values()] + [
+    ring_sequence(4, order="natural"),
+    tensor_pipeline(4, 2, microbatches=8, sequence_parallel_norms=True, reduce_dtype="float32"),
+]
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: f"{s.name}-{s.mesh}")
+def test_file_round_trip(strategy, tmp_path):
+    path = tmp_path / "strategy.json"
+    strategy.save(path)
+    assert Strategy.load(path) == strategy
+    assert hash(Strategy.load(path)) == hash(strategy)
+
+
+def edited(**changes):
+    return json.dumps({**tensor_pipeline().to_dict(), **changes})
+
+
+BAD_FILES = {
+    "json": ("{", "not JSON"),
+    "list": ("[]", "expected an object with fields, got list"),
+    "fields": ("{}", "missing fields"),
+    "unknown": (edited(colour="red"), r"unknown fields \['colour'\]"),
+    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 1"),
+    "part": (edited(attention={"part": "star"}), "expected a 'part' of local, ring"),
+    "part fields": (edited(attention={"part": "ring"}), "missing fields"),
+    "mesh": (edited(mesh="tensor=x"), "expected name=size"),
+    "axis": (edited(mesh="tensor=8"), "the mesh has tensor"),
+    "rules": (edited(rules={"mlp": "tensor"}), "rules: missing fields"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named(name, tmp_path):
+    text, message = BAD_FILES[name]
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Strategy.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        Strategy.load(tmp_path / "none.json")
+
+
+def test_parts_and_rules_must_agree():
+    seq = MeshSpec({"seq": 4})
+    with pytest.raises(ValueError, match=r"attention=Local\(\) works over mesh axes none"):
+        Strategy("s", seq, Rules(act_seq="seq"), attention=Local())
+    with pytest.raises(ValueError, match="the rules map 'act_seq' to none"):
+        Strategy("s", seq, Rules(), attention=Ring("seq"))
+    with pytest.raises(ValueError, match="layers=Pipeline"):
+        Strategy("s", MeshSpec({"stage": 2}), Rules(), layers=Pipeline("stage"))
+    with pytest.raises(ValueError, match="'act_norm_seq' and 'lookup' are both split"):
+        Strategy(
+            "s", MeshSpec({"tensor": 2}),
+            Rules(act_norm_seq="tensor", lookup="tensor", mlp="tensor"),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="map both to the same"):
+        Strategy("s", MeshSpec({"tensor": 2}), Rules(act_norm_seq="tensor"))
+
+
+def test_build_fills_a_cluster_or_takes_a_mesh():
+    assert build("tensor_pipeline").mesh == MeshSpec({"stage": 2, "tensor": 8})
+    assert build("tensor_pipeline", devices=32).mesh == MeshSpec({"stage": 4, "tensor": 8})
+    assert build("ring_sequence", MeshSpec({"seq": 4})) == ring_sequence(4)
+    assert build("tensor_pipeline", MeshSpec({"tensor": 4})).mesh == MeshSpec({"tensor": 4})
+    with pytest.raises(ValueError, match="unknown strategy 'star'. Use one of: tensor_pipeline"):
+        build("star")
+    with pytest.raises(ValueError, match="'ring_sequence' has no mesh axis 'tensor'"):
+        build("ring_sequence", MeshSpec({"tensor": 4}))
