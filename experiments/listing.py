@@ -13,12 +13,9 @@ def _models():
 
     for name, paper in PAPERS.items():
         c = paper.config
-        yield (
-            name,
-            (
-                f"{c.num_layers} layers, {c.d_model} wide, {c.num_heads} heads of {c.head_dim}, "
-                f"MLP {c.d_ff} ({c.mlp}), {c.num_params / 1e9:.3g} G parameters"
-            ),
+        yield name, (
+            f"{c.num_layers} layers, {c.d_model} wide, {c.num_heads} heads of {c.head_dim}, "
+            f"MLP {c.d_ff} ({c.mlp}), {c.num_params / 1e9:.3g} G parameters"
         )
 
 
@@ -33,12 +30,9 @@ def _clusters():
     from parallax.meshes.cluster import CLUSTERS
 
     for name, c in CLUSTERS.items():
-        yield (
-            name,
-            (
-                f"{c.nodes} node{'s' * (c.nodes > 1)} of {c.gpus_per_node} {c.gpu.device_kind}, NVLink "
-                f"{c.gpu.nvlink_bytes_per_s / 1e9:g} GB/s, network {c.nic_bytes_per_s / 1e9:g} GB/s a GPU"
-            ),
+        yield name, (
+            f"{c.nodes} node{'s' * (c.nodes > 1)} of {c.gpus_per_node} {c.gpu.device_kind}, NVLink "
+            f"{c.gpu.nvlink_bytes_per_s / 1e9:g} GB/s, network {c.nic_bytes_per_s / 1e9:g} GB/s a GPU"
         )
     yield "<gpu>_<nodes>x8", "any number of nodes of eight, such as h100_4x8"
 

@@ -31,11 +31,13 @@ class Answer:
       headline: in a few characters.
       status: good, bad, warn, or none (no judgement).
       parts: what stands under it.
+      tag: where the headline's number is from, if it has one.
     """
 
     headline: str
     status: Literal["good", "bad", "warn", "none"]
     parts: tuple[Part, ...]
+    tag: Tag | None = None
 
 
 def answers(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> list[Answer]:
@@ -103,7 +105,7 @@ def _moves(result: StrategyResult) -> Answer:
     if not found.minimum_bytes:
         return Answer("nothing to send", "good", (moved, minimum))
     share = found.wire_bytes / found.minimum_bytes
-    return Answer(f"{words.ratio(share)}x minimum", "good", (moved, minimum))
+    return Answer(f"{words.ratio(share)}x minimum", "good", (moved, minimum), "compiled")
 
 
 def _exposed(result: StrategyResult) -> Answer:
@@ -122,14 +124,15 @@ def _exposed(result: StrategyResult) -> Answer:
     parts = [Part(f"{words.in_bytes(size)} {what}", "compiled") for what, size in classes if size]
     if seen.flops_between:
         parts.append(Part(f"{words.in_flops(seen.flops_between)} of GEMMs between", "compiled"))
-    is_much = share > 0.5
-    if result.prediction is not None:
-        uncovered = result.prediction.exposed_s.value
-        text = f"{words.in_seconds(uncovered)} beyond the GEMMs between, at peak rates"
-        parts.append(Part(text, "modelled"))
-        is_much = uncovered > _MUCH * result.prediction.step_s.value
-    headline = f"{words.percent(share)} with no GEMM beside it"
-    return Answer(headline, "warn" if is_much else "none", tuple(parts))
+    text = f"{words.percent(share)} of bytes with no GEMM between"
+    if result.prediction is None:
+        return Answer(text, "warn" if share > 0.5 else "none", tuple(parts), "compiled")
+    uncovered = result.prediction.exposed_s.value
+    is_much = uncovered > _MUCH * result.prediction.step_s.value
+    parts.insert(0, Part("link time beyond the GEMMs between, at peak rates"))
+    parts.append(Part(text, "compiled"))
+    headline = f"{words.in_seconds(uncovered)} exposed"
+    return Answer(headline, "warn" if is_much else "none", tuple(parts), "modelled")
 
 
 def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> Answer:
@@ -146,12 +149,12 @@ def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: s
     if tpot is not None:
         reading = words.READINGS[tpot.reading]
         parts.append(Part(f"TPOT {words.quantity(tpot.value, tpot.unit)}: {reading}", "claimed"))
-    headline = "not compared"
+    headline, tag = "not compared", None
     if same and result.prediction is not None:
         _, above = against_bound(tps, result.prediction, cluster)
         share = tps.value / result.prediction.tokens_per_s.value
         headline = (
             f"{words.times(share)} the roofline" if above else f"{words.percent(share)} of roofline"
         )
-        status = "bad" if above else "none"
-    return Answer(headline, status, (*parts, *bound))
+        status, tag = "bad" if above else "none", "modelled"
+    return Answer(headline, status, (*parts, *bound), tag)

@@ -52,6 +52,8 @@ def in_flops(value: float) -> str:
 
 def in_seconds(value: float) -> str:
     """31.2 ms."""
+    if not value:
+        return "0 s"
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if value >= size * 0.9995:
             return f"{digits(value / size)} {unit}"

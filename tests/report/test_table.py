@@ -112,5 +112,6 @@ def test_a_missing_system_is_said():
 
 
 def test_names_with_markup_are_printed_as_they_are():
-    result = examples.ring_result(strategy={"name": "[red]ring[/red]"}, description="[bold]")
-    assert "[red]ring[/red]" in printed(examples.report(results=(result,)))
+    for made in (examples.ring_result, examples.data_result):
+        result = made(strategy={"name": "[red]x[/red]"}, description="[bold]")
+        assert "[red]x[/red]" in printed(examples.report(results=(result,)))

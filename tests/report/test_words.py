@@ -22,6 +22,7 @@ from tests.report import examples
         (words.in_seconds(0.0312), "31.2 ms"),
         (words.in_seconds(4.1e-4), "410 us"),
         (words.in_seconds(2e-9), "2.00 ns"),
+        (words.in_seconds(0.0), "0 s"),
         (words.in_tokens_per_s(1.45e6), "1.45M tokens/s"),
         (words.in_tokens_per_s(330_323), "330k tokens/s"),
         (words.in_tokens_per_s(12_800), "12,800 tokens/s"),
