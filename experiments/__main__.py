@@ -1,7 +1,7 @@
 """parallax: which way of splitting a model is right, known before the GPUs are rented.
 
-parallax EXPERIMENT [--flags]        run one; parallax EXPERIMENT --help teaches it
-parallax list KIND                   models, strategies, clusters or papers
+  parallax EXPERIMENT [--flags]        run one; parallax EXPERIMENT --help teaches it
+  parallax list KIND                   models, strategies, clusters or papers
 """
 
 import importlib

@@ -2,13 +2,13 @@
 
   parallax compare --paper=ring_sp
   parallax compare --paper=ring_sp --cluster=h100_nvl16
-  parallax compare --model=two_level --strategies=ring_sequence,data_parallel --seq_len=32768
+  parallax compare --model=two_level --strategies=data_parallel --batch=64 --seq_len=32768
   parallax compare --from_report=out/report.json
 
 Hardware: any Linux laptop, no GPU. verify runs the small model on 16 virtual CPU devices; compile
 makes the real CUDA program of the full-size one (needs the `aot` extra).
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
-Exit status: 0 ok; 1 not exact, does not fit, or the ledger differs from its closed form; 2 bad input.
+Exit status: 0 ok; 1 not exact, does not fit or moves other bytes than its closed form; 2 bad input.
 """
 
 import sys
@@ -31,9 +31,7 @@ FLAGS = (
 def main() -> int:
     """Runs the comparison that the flags ask for."""
     check_writable(flags.OUT.value)
-    request = (
-        _request() if flags.FROM_REPORT.value is None else load_request(flags.FROM_REPORT.value)
-    )
+    request = _request() if flags.FROM_REPORT.value is None else load_request(flags.FROM_REPORT.value)
     with ProgressLines() as progress:
         report = compare(**request, on_progress=progress)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)

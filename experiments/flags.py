@@ -37,7 +37,5 @@ TEXT = flags.DEFINE_string(
 REPEATS = flags.DEFINE_integer("repeats", 10, "Timed steps of measure.", lower_bound=1)
 OUT = flags.DEFINE_string("out", "out", "Folder for report.json and report.html.")
 FROM_REPORT = flags.DEFINE_string(
-    "from_report",
-    None,
-    "A report.json whose request runs again; other flags are ignored but --out.",
+    "from_report", None, "A report.json whose request runs again; other flags are ignored but --out."
 )

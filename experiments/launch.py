@@ -58,9 +58,7 @@ def help_text(module: ModuleType, name: str) -> str:
         switch = f"--{flag.name}" if flag.boolean else f"--{flag.name}=..."
         default = "" if flag.default in (None, False) else f" (default {flag.default_as_str})"
         text = f"{' '.join((flag.help or '').split())}{default}"
-        lines += textwrap.wrap(
-            text, 98, initial_indent=f"  {switch:<22}", subsequent_indent=" " * 24
-        )
+        lines += textwrap.wrap(text, 98, initial_indent=f"  {switch:<22}", subsequent_indent=" " * 24)
     return "\n".join(lines)
 
 

@@ -113,7 +113,7 @@ def test_packed_sequences_send_their_segment_ids(aot):
         environment=compile_environment(),
     )  # fmt: skip
     assert found.differences == ()
-    assert any(c.dtype == "s32" for c in found.collectives)
+    assert any("s32" in c.dtype for c in found.collectives)
 
 
 def test_what_does_not_fit_is_said_with_its_figure(aot):

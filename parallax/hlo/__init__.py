@@ -3,7 +3,18 @@
 Knows no strategy and works for any JAX program. A form it does not understand is refused.
 """
 
+from parallax.hlo.compare import compare
+from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import Collective, Ledger, read_ledger
-from parallax.hlo.parse import HloError, parse_module
+from parallax.hlo.parse import parse_module
+from parallax.hlo.shapes import HloError
 
-__all__ = ["Collective", "HloError", "Ledger", "parse_module", "read_ledger"]
+__all__ = [
+    "Collective",
+    "HloError",
+    "Ledger",
+    "compare",
+    "jaxpr_ledger",
+    "parse_module",
+    "read_ledger",
+]

@@ -1,4 +1,8 @@
-"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide."""
+"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide.
+
+Element-wise work is not counted, nor the matrix-vector products that XLA writes as a multiply and a
+reduce: a decode step of one sequence reads them from memory, so their bytes are what matters.
+"""
 
 import json
 import math
@@ -6,13 +10,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parallax.hlo.parse import Computation, HloError, Instruction, Module
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.shapes import HloError, Shape
 
 _CUBLAS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)")
 _TARGET = re.compile(r'"([^"]*)"')
 # Opcodes whose called computations are applied per element and hold no matrix products.
 _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
-                "all-reduce", "all-reduce-start", "reduce-scatter", "reduce-scatter-start")  # fmt: skip
+                "all-reduce", "reduce-scatter")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,11 @@ def instruction_flops(
 ) -> Flops:
     """FLOPs of one execution of an instruction, with all it calls."""
     opcode = instruction.opcode
-    if opcode in ("convolution", "ragged-dot"):
+    # What is started is counted there, and not again where it is waited for.
+    if opcode.endswith(("-done", "-update")):
+        return Flops()
+    opcode = opcode.removesuffix("-start")
+    if opcode in ("convolution", "ragged-dot", "scaled-dot"):
         raise HloError(f"%{instruction.name}: FLOPs of {opcode} are not understood.")
     own = 0.0
     if opcode == "dot":
@@ -113,7 +122,7 @@ def uncounted_calls(module: Module) -> tuple[str, ...]:
         custom_call_target(i)
         for c in module.computations.values()
         for i in c.instructions
-        if i.opcode == "custom-call"
+        if i.opcode in ("custom-call", "custom-call-start")
     }
     return tuple(sorted(t for t in targets if not _CUBLAS.match(t)))
 
@@ -123,27 +132,51 @@ def _dims(text: str) -> tuple[int, ...]:
 
 
 def _dot_flops(computation: Computation, instruction: Instruction) -> float:
-    lhs = computation.operand_shapes(instruction)[0]
-    contracting = _dims(instruction.attributes.get("lhs_contracting_dims", "{}"))
-    return _product(instruction, lhs.dims, contracting, instruction.shape.dims)
+    keys = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims")
+    dims = tuple(_dims(instruction.attributes.get(key, "{}")) for key in keys)
+    return _product(computation, instruction, *dims)
 
 
 def _cublas_flops(computation: Computation, instruction: Instruction) -> float:
-    lhs = computation.operand_shapes(instruction)[0]
     try:
         config = json.loads(instruction.attributes["backend_config"])["gemm_backend_config"]
-        dims = config["dot_dimension_numbers"]["lhs_contracting_dimensions"]
+        numbers = config["dot_dimension_numbers"]
+        keys = ("lhs_contracting_dimensions", "rhs_contracting_dimensions", "lhs_batch_dimensions")
+        dims = tuple(tuple(int(d) for d in numbers[key]) for key in keys)
     except (KeyError, ValueError, TypeError):
         raise HloError(f"%{instruction.name}: no dot dimensions in its backend_config.") from None
-    out = instruction.shape
-    out = out.elements[0] if out.dtype == "tuple" else out
-    return _product(instruction, lhs.dims, tuple(int(d) for d in dims), out.dims)
+    return _product(computation, instruction, *dims)
 
 
-def _product(instruction, lhs, contracting, out) -> float:
-    if any(d >= len(lhs) for d in contracting):
-        raise HloError(f"%{instruction.name}: contracts a dim its operand does not have.")
-    return 2.0 * math.prod(out) * math.prod(lhs[d] for d in contracting)
+def _product(
+    computation: Computation,
+    instruction: Instruction,
+    lhs_contracting: tuple[int, ...],
+    rhs_contracting: tuple[int, ...],
+    lhs_batch: tuple[int, ...],
+) -> float:
+    """2 x output x contracted; the output follows from the operands, so both must say the same."""
+    operands = computation.operand_shapes(instruction)
+    if len(operands) < 2:
+        raise HloError(f"%{instruction.name}: expected two operands, got {len(operands)}.")
+    lhs, rhs, out = operands[0].dims, operands[1].dims, _output(instruction).dims
+    try:
+        inner = math.prod(lhs[d] for d in lhs_contracting)
+        same = inner == math.prod(rhs[d] for d in rhs_contracting)
+        batch = math.prod(lhs[d] for d in lhs_batch)
+    except IndexError:
+        raise HloError(f"%{instruction.name}: contracts a dim its operand does not have.") from None
+    if not same or math.prod(out) * inner**2 * batch != math.prod(lhs) * math.prod(rhs):
+        raise HloError(f"%{instruction.name}: {lhs} times {rhs} over {inner} is not {out}.")
+    return 2.0 * math.prod(out) * inner
+
+
+def _output(instruction: Instruction) -> Shape:
+    """The product, without a library's workspace beside it, or the operands of an async start."""
+    elements = instruction.shape.elements
+    if instruction.opcode.endswith("-start") and len(elements) > 1:
+        return elements[1].elements[0] if elements[1].elements else elements[1]
+    return elements[0] if elements else instruction.shape
 
 
 def executions(module: Module) -> Iterator[tuple[Computation, int, bool]]:
@@ -157,7 +190,9 @@ def executions(module: Module) -> Iterator[tuple[Computation, int, bool]]:
         computation = module.computation(name)
         yield computation, count, branch
         for instruction in computation.instructions:
-            if instruction.opcode in _PER_ELEMENT:
+            if instruction.opcode.removesuffix("-start") in _PER_ELEMENT:
+                continue
+            if instruction.opcode.endswith(("-done", "-update")):
                 continue
             times, inside = count, branch
             if instruction.opcode == "while":
@@ -166,7 +201,7 @@ def executions(module: Module) -> Iterator[tuple[Computation, int, bool]]:
             if instruction.opcode == "conditional":
                 inside = True
             for key, names in instruction.calls().items():
-                if key == "to_apply" and instruction.opcode != "call":
+                if key == "to_apply" and instruction.opcode.removesuffix("-start") != "call":
                     continue
                 for called in names:
                     yield from visit(called, times, inside)

@@ -14,8 +14,8 @@ Groups = tuple[tuple[int, ...], ...]
 _LISTS = re.compile(r"\{(\{[0-9,]*\}(,\{[0-9,]*\})*)?\}")
 _IOTA = re.compile(r"\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _MESH = re.compile(
-    r"mesh\[((?:'[^']+'=\d+,?\s*)+)\](?:,?\s*device_ids=\(([^)]*)\))?\s*\{([^{}]*)\}"
-    r"(?:,?\s*device_ids=\(([^)]*)\))?"
+    r"mesh\[((?:'[^']+'=\d+,?\s*)+)\](?:,?\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?\s*\{([^{}]*)\}"
+    r"(?:,?\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?"
 )
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _AXIS_REF = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
@@ -71,7 +71,9 @@ def _iota(match: re.Match, text: str) -> Groups:
 
 def _mesh(match: re.Match, text: str) -> Groups:
     axes = {name: int(size) for name, size in _AXIS.findall(match[1])}
-    device_ids = match[2] or match[4]
+    if match[2] is not None and match[4] is not None:
+        raise HloError(f"replica_groups {text!r}: device_ids given twice.")
+    device_ids = match[4] if match[2] is None else match[2]
     total = math.prod(axes.values())
     ids = np.arange(total)
     if device_ids is not None:
@@ -80,14 +82,17 @@ def _mesh(match: re.Match, text: str) -> Groups:
         raise HloError(f"replica_groups {text!r}: a mesh form that is not understood.")
     # Every axis is cut into (before, chosen, after), so that sub-axes are dims of their own.
     dims, chosen = [], []
-    references = {name: (pre, size) for name, pre, size in _AXIS_REF.findall(match[3])}
+    named = _AXIS_REF.findall(match[3])
+    references = {name: (pre, size) for name, pre, size in named}
+    if len(references) != len(named) or len(axes) != len(_AXIS.findall(match[1])):
+        raise HloError(f"replica_groups {text!r}: an axis named twice is not understood.")
     if set(references) - set(axes):
         raise HloError(f"replica_groups {text!r}: names an axis that the mesh does not have.")
     positions: dict[str, int] = {}
     for name, size in axes.items():
         if name in references and references[name][1]:
             before, part = (int(x) for x in references[name])
-            if size % (before * part):
+            if before * part == 0 or size % (before * part):
                 raise HloError(f"replica_groups {text!r}: sub-axis of '{name}' does not divide it.")
             positions[name] = len(dims) + 1
             dims += [before, part, size // (before * part)]
@@ -150,12 +155,23 @@ def axes_of_groups(groups: Groups, mesh_axes: Mapping[str, int]) -> tuple[str, .
 
 def axes_of_pairs(
     pairs: tuple[tuple[int, int], ...], mesh_axes: Mapping[str, int]
-) -> tuple[str, ...] | None:
-    """Mesh axes along which the pairs move, in mesh order; None if they move along different ones."""
+) -> tuple[str, ...]:
+    """The fewest mesh axes within whose groups all pairs stay, in mesh order.
+
+    A ring over ("node", "seq") crosses nodes in some of its pairs only; its axes are both.
+
+    Args:
+      pairs: (sender, receiver) positions in `mesh.devices.flat`.
+      mesh_axes: mesh axis -> size, in order.
+
+    Raises:
+      HloError: a position outside the mesh.
+    """
     names, sizes = tuple(mesh_axes), tuple(mesh_axes.values())
-    moved = set()
+    moved: set[str] = set()
     for pair in pairs:
+        if max(pair) >= math.prod(sizes):
+            raise HloError(f"source_target_pairs: {pair} is outside the mesh {dict(mesh_axes)}.")
         a, b = (np.unravel_index(p, sizes) for p in pair)
-        moved.add(tuple(n for n, i, j in zip(names, a, b, strict=True) if i != j))
-    moved.discard(())
-    return moved.pop() if len(moved) == 1 else None
+        moved.update(n for n, i, j in zip(names, a, b, strict=True) if i != j)
+    return tuple(n for n in names if n in moved)

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jax.extend import core
+from jax.extend.core import ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+from jax.sharding import AxisType
 
 from parallax.bounds import wire_bytes
+from parallax.hlo.groups import axes_of_pairs
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.hlo.shapes import HloError
 
@@ -20,7 +22,7 @@ _KINDS = {
 _LOCAL = {"axis_index", "pcast", "pvary", "reduced_vary_cast", "vary_unreduced_cast"}
 
 
-def jaxpr_ledger(closed_jaxpr: core.ClosedJaxpr, mesh_axes: Mapping[str, int]) -> Ledger:
+def jaxpr_ledger(closed_jaxpr: ClosedJaxpr, mesh_axes: Mapping[str, int]) -> Ledger:
     """Collectives of a traced program under one shard_map, loops multiplied out.
 
     Args:
@@ -28,7 +30,8 @@ def jaxpr_ledger(closed_jaxpr: core.ClosedJaxpr, mesh_axes: Mapping[str, int]) -
       mesh_axes: mesh axis -> size, in mesh order.
 
     Raises:
-      HloError: a collective in a branch or in a loop of unknown length, or an unknown one.
+      HloError: a collective in a branch or in a loop of unknown length, over an axis that
+        `mesh_axes` lacks, or one that is not understood; a shard_map that is partly automatic.
     """
     return Ledger(tuple(_walk(closed_jaxpr.jaxpr, 1, mesh_axes)))
 
@@ -39,19 +42,22 @@ def _walk(jaxpr: Any, count: int, mesh_axes: Mapping[str, int]) -> Iterator[Coll
         if name in _KINDS:
             yield from _collective(equation, _KINDS[name], count, mesh_axes)
             continue
-        if ("axes" in equation.params or "axis_name" in equation.params) and _names_mesh_axis(
-            equation, mesh_axes
-        ):
-            if name not in _LOCAL:
-                raise HloError(f"jaxpr: primitive '{name}' over a mesh axis is not understood.")
-            continue
+        if _axes(equation) and name not in _LOCAL:
+            raise HloError(f"jaxpr: primitive '{name}' over a mesh axis is not understood.")
         times = count
         if name == "scan":
             times = count * equation.params["length"]
         for inner in _inner(equation.params):
             found = list(_walk(inner, times, mesh_axes))
             if found and name in ("cond", "while"):
-                raise HloError(f"jaxpr: {found[0].kind} inside '{name}': how often it runs is open.")
+                raise HloError(
+                    f"jaxpr: {found[0].kind} inside '{name}': how often it runs is open."
+                )
+            if found and name == "shard_map" and (axes := _automatic_axes(equation, mesh_axes)):
+                raise HloError(
+                    f"jaxpr: a shard_map leaves mesh axes {sorted(axes)} to the partitioner, so "
+                    "its shapes are no device's. Make every axis manual, or read the compiled text."
+                )
             yield from found
 
 
@@ -70,17 +76,36 @@ def _axes(equation) -> tuple[str, ...]:
     return tuple(a for a in axes if isinstance(a, str))
 
 
-def _names_mesh_axis(equation, mesh_axes) -> bool:
-    return any(axis in mesh_axes for axis in _axes(equation))
+def _automatic_axes(equation, mesh_axes: Mapping[str, int]) -> set[str]:
+    """Mesh axes of several devices that a shard_map leaves to the partitioner."""
+    params = equation.params
+    manual = params.get("newly_manual_axes", params.get("manual_axes"))
+    if manual is None:
+        raise HloError("jaxpr: a shard_map that does not say which mesh axes are manual.")
+    mesh = params["mesh"]
+    around = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True)
+              if t == AxisType.Manual}  # fmt: skip
+    large = {axis for axis, size in mesh_axes.items() if size > 1}
+    return (large & set(mesh.axis_names)) - set(manual) - around
 
 
 def _collective(equation, kind, count, mesh_axes) -> Iterator[Collective]:
-    named = _axes(equation)
+    name, named = equation.primitive.name, _axes(equation)
+    if unknown := set(named) - set(mesh_axes):
+        raise HloError(
+            f"jaxpr: '{name}' over {sorted(unknown)}, expected mesh axes of {dict(mesh_axes)}."
+        )
+    if equation.params.get("axis_index_groups") is not None:
+        raise HloError(f"jaxpr: '{name}' with axis_index_groups is not understood.")
+    pairs = tuple(equation.params.get("perm") or ())
     axes = tuple(a for a in mesh_axes if a in named)
+    if kind == "collective-permute":
+        # Positions of the pairs count over the axes in the order they were named.
+        axes = axes_of_pairs(pairs, {a: mesh_axes[a] for a in named})
+        axes = tuple(a for a in mesh_axes if a in axes)
     size = math.prod(mesh_axes[a] for a in axes)
     if size == 1:
         return
-    pairs = tuple(equation.params.get("perm") or ())
     for variable in equation.invars:
         payload = variable.aval.size * variable.aval.dtype.itemsize
         if kind == "all-gather":
@@ -88,5 +113,5 @@ def _collective(equation, kind, count, mesh_axes) -> Iterator[Collective]:
         yield Collective(
             kind=kind, axes=axes, group_size=size, payload_bytes=payload,
             wire_bytes=wire_bytes(kind, size, payload), count=count,
-            dtype=str(variable.aval.dtype), op_name=equation.primitive.name, pairs=pairs,
+            dtype=str(variable.aval.dtype), op_name=name, pairs=pairs,
         )  # fmt: skip

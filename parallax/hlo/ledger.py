@@ -1,12 +1,17 @@
 """The ledger: every collective of a program, what it sends, how often, and what runs meanwhile."""
 
+import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from parallax.bounds import wire_bytes
 from parallax.hlo.flops import Flops, executions, instruction_flops
 from parallax.hlo.groups import axes_of_groups, axes_of_pairs, parse_groups, parse_pairs
-from parallax.hlo.parse import Computation, HloError, Instruction, Module, parse_module
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.parse import parse_module
+from parallax.hlo.shapes import HloError, Shape
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _REFUSED = ("ragged-all-to-all", "collective-broadcast", "send", "recv")
@@ -18,11 +23,12 @@ class Collective:
 
     Attributes:
       kind: HLO name.
-      axes: mesh axes it runs over, in mesh order; None if its groups are no set of axes.
+      axes: mesh axes it runs over, in mesh order; None if its groups are no set of axes. Of a
+        permute: the fewest axes within whose groups all its pairs stay.
       group_size: devices that take part together.
       payload_bytes: S, the full array (all-gather: gathered; reduce-scatter: input).
-      wire_bytes: bytes leaving a device in one execution, under ring algorithms. For a permute: of a
-        device that sends.
+      wire_bytes: bytes leaving a device in one execution, under ring algorithms. For a permute:
+        of a device that sends.
       count: executions in one run, loops multiplied out.
       dtype: HLO name.
       op_name: where in the Python program it came from.
@@ -57,6 +63,11 @@ class Collective:
         """Bytes leaving a device in one run."""
         return self.wire_bytes * self.count
 
+    @property
+    def senders(self) -> int:
+        """Devices that send, of all: fewer in a permute that does not wrap."""
+        return sum(a != b for a, b in self.pairs) or sum(len(g) for g in self.groups)
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -81,9 +92,7 @@ class Ledger:
     def by_kind_and_axes(self) -> dict[tuple[str, tuple[str, ...] | None], float]:
         """Bytes leaving a device in one run, by kind and mesh axes."""
         keys = dict.fromkeys((c.kind, c.axes) for c in self)
-        return {
-            key: sum(c.total_bytes for c in self if (c.kind, c.axes) == key) for key in keys
-        }
+        return {key: sum(c.total_bytes for c in self if (c.kind, c.axes) == key) for key in keys}
 
 
 def read_ledger(program: str | Module, mesh_axes: Mapping[str, int]) -> Ledger:
@@ -94,87 +103,144 @@ def read_ledger(program: str | Module, mesh_axes: Mapping[str, int]) -> Ledger:
       mesh_axes: mesh axis -> size, in the order of the mesh the program was compiled for.
 
     Raises:
-      HloError: a collective whose count depends on data, or that is not understood.
+      HloError: a collective whose count depends on data, or that is not understood, or a mesh of
+        another size than the program's.
     """
     module = parse_module(program) if isinstance(program, str) else program
+    devices = math.prod(mesh_axes.values())
+    if devices != module.num_partitions:
+        raise HloError(
+            f"module {module.name}: compiled for {module.num_partitions} partitions, mesh axes "
+            f"{dict(mesh_axes)} make {devices}. Pass the mesh it was compiled for."
+        )
+    wrapped = _wrapped_in_start(module)
     found = []
     for computation, count, branch in executions(module):
         for position, instruction in enumerate(computation.instructions):
-            kind, is_async = _kind(module, instruction)
+            kind = _kind(instruction)
             if kind is None:
                 continue
             if count < 0 or branch:
                 why = "inside a branch" if branch else "in a loop of unknown trip count"
-                raise HloError(f"%{instruction.name} ({kind}) is {why}: how often it runs is open.")
-            between = Flops()
-            if is_async:
+                raise HloError(
+                    f"line {instruction.line}: %{instruction.name} ({kind}) is {why}: how often it "
+                    "runs is open."
+                )
+            between = wrapped.get(computation.name)
+            if between is None and _is_async(instruction):
                 between = _between(module, computation, position)
-            found.append(_collective(module, computation, instruction, kind, count, is_async,
-                                     between, mesh_axes))  # fmt: skip
+            moved = _collective(module, computation, instruction, kind, mesh_axes)
+            moved = dataclasses.replace(moved, count=count)
+            if between is not None:
+                moved = dataclasses.replace(
+                    moved, is_async=True, gemms_between=between.gemms, flops_between=between.low
+                )
+            found.append(moved)
     return Ledger(tuple(c for c in found if c.group_size > 1))
 
 
-def _kind(module: Module, instruction: Instruction) -> tuple[str | None, bool]:
-    opcode = instruction.opcode
-    base = opcode.removesuffix("-start")
+def _kind(instruction: Instruction) -> str | None:
+    base = instruction.opcode.removesuffix("-start")
     if base.removesuffix("-done") in _REFUSED:
-        raise HloError(f"%{instruction.name}: {opcode} is not understood: its bytes are not static.")
-    if base in _KINDS:
-        sync = '"is_sync":true' in instruction.attributes.get("backend_config", "")
-        return base, opcode.endswith("-start") and not sync
-    if opcode == "async-start":
+        raise HloError(
+            f"line {instruction.line}: %{instruction.name}: {instruction.opcode} is not "
+            "understood: no closed form says how many bytes leave a device."
+        )
+    return base if base in _KINDS else None
+
+
+def _is_async(instruction: Instruction) -> bool:
+    sync = '"is_sync":true' in instruction.attributes.get("backend_config", "")
+    return instruction.opcode.endswith("-start") and not sync
+
+
+def _wrapped_in_start(module: Module) -> dict[str, Flops]:
+    """Computations that a start calls (a fusion holding a collective), with what runs meanwhile."""
+    found: dict[str, Flops] = {}
+    for computation in module.computations.values():
+        for position, instruction in enumerate(computation.instructions):
+            calls = instruction.calls().get("calls", ())
+            if not (calls and _is_async(instruction)):
+                continue
+            inside = {c for name in calls for c in _reached(module, name)}
+            if any(_kind(i) for name in inside for i in module.computation(name).instructions):
+                between = _between(module, computation, position)
+                if any(found.get(name, between) != between for name in inside):
+                    raise HloError(f"line {instruction.line}: what %{instruction.name} starts is "
+                                   "started elsewhere too, beside other work.")  # fmt: skip
+                found.update(dict.fromkeys(inside, between))
+    return found
+
+
+def _reached(module: Module, name: str) -> Iterator[str]:
+    yield name
+    for instruction in module.computation(name).instructions:
         for called in instruction.calls().get("calls", ()):
-            for inner in module.computation(called).instructions:
-                if inner.opcode in _KINDS or inner.opcode in _REFUSED:
-                    raise HloError(
-                        f"%{instruction.name}: wraps {inner.opcode} in async-start, a form that "
-                        "is not understood."
-                    )
-    return None, False
+            yield from _reached(module, called)
 
 
 def _collective(
-    module, computation, instruction, kind, count, is_async, between, mesh_axes
+    module: Module,
+    computation: Computation,
+    instruction: Instruction,
+    kind: str,
+    mesh_axes: Mapping[str, int],
 ) -> Collective:
-    shapes = computation.operand_shapes(instruction)
-    arrays = [s for shape in shapes for s in (shape.elements or (shape,))]
-    payload, pairs, groups = sum(a.n_bytes for a in arrays), (), ()
+    """One execution of a collective."""
+    arrays = [a for s in computation.operand_shapes(instruction) for a in s.elements or (s,)]
+    sent, pairs, groups = sum(a.n_bytes for a in arrays), (), ()
+    axes: tuple[str, ...] | None
     if kind == "collective-permute":
-        pairs = parse_pairs(instruction.attributes.get("source_target_pairs", ""))
+        pairs = parse_pairs(instruction.attributes["source_target_pairs"])
         axes = axes_of_pairs(pairs, mesh_axes)
-        moving = [p for p in pairs if p[0] != p[1]]
-        size = 1 if not moving else _ring_size(axes, mesh_axes, len(pairs))
+        size = math.prod(mesh_axes[axis] for axis in axes)
     else:
-        groups = parse_groups(instruction.attributes.get("replica_groups", "{}"),
-                              module.num_partitions)  # fmt: skip
+        text = instruction.attributes["replica_groups"]
+        try:
+            groups = parse_groups(text, module.num_partitions)
+        except HloError as error:
+            raise HloError(f"line {instruction.line}: %{instruction.name}: {error}") from None
         axes, size = axes_of_groups(groups, mesh_axes), len(groups[0])
-        if kind == "all-gather":
-            payload *= size
+    # What comes back follows from what goes in: a cross-check on sizes and groups.
+    times = Fraction(size if kind == "all-gather" else 1, size if kind == "reduce-scatter" else 1)
+    received = _result(computation, instruction).n_bytes
+    if received != sent * times:
+        raise HloError(
+            f"line {instruction.line}: %{instruction.name}: {kind} of {sent} bytes in groups of "
+            f"{size}: expected {sent * times} bytes back, got {received}."
+        )
+    payload = max(sent, received)
     return Collective(
         kind=kind, axes=axes, group_size=size, payload_bytes=payload,
-        wire_bytes=wire_bytes(kind, size, payload), count=count,
+        wire_bytes=wire_bytes(kind, size, payload), count=1,
         dtype=",".join(sorted({a.dtype for a in arrays})), op_name=instruction.op_name,
-        is_async=is_async, gemms_between=between.gemms, flops_between=between.low,
         pairs=pairs, groups=groups,
     )  # fmt: skip
 
 
-def _ring_size(axes, mesh_axes, default) -> int:
-    size = 1
-    for axis in axes or ():
-        size *= mesh_axes[axis]
-    return size if axes else default
+def _result(computation: Computation, instruction: Instruction) -> Shape:
+    """What a collective returns: of a start, what its done returns."""
+    if not instruction.opcode.endswith("-start"):
+        return instruction.shape
+    return computation.instructions[_done(computation, instruction)].shape
+
+
+def _done(computation: Computation, start: Instruction) -> int:
+    for position, instruction in enumerate(computation.instructions):
+        if instruction.opcode.endswith("-done") and start.name in instruction.operands:
+            return position
+    raise HloError(
+        f"line {start.line}: %{start.name} starts and is never waited for in %{computation.name}."
+    )
 
 
 def _between(module: Module, computation: Computation, start: int) -> Flops:
     """FLOPs scheduled between an async start and its done."""
-    first = computation.instructions[start]
+    done = _done(computation, computation.instructions[start])
     total = Flops()
-    for instruction in computation.instructions[start + 1 :]:
-        if instruction.opcode.endswith("-done") and first.name in instruction.operands:
-            return total
+    for instruction in computation.instructions[start + 1 : done]:
         total += instruction_flops(module, computation, instruction)
-    raise HloError(f"%{first.name} starts and is never waited for in %{computation.name}.")
+    return total
 
 
 def totals(collectives: Iterable[Collective]) -> dict[tuple[str, tuple[str, ...] | None], float]:

@@ -1,99 +1,23 @@
 """HLO text to computations and instructions."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 
-from parallax.hlo.shapes import HloError, Shape, parse_shape
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.shapes import HloError, parse_shape
+from parallax.hlo.validate import check_module
 
 __all__ = ["Computation", "HloError", "Instruction", "Module", "parse_module"]
 
 _COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
 _OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\(")
+_OPERANDS = re.compile(r"(?:(?:, )?(?:/\*index=\d+\*/)?%[^\s,(){}]+)*")
 _OPERAND = re.compile(r"%([^\s,(){}]+)")
+_KEY = re.compile(r"[A-Za-z0-9_\-]+")
 _DELIMITER = re.compile(r'[(){}\[\],"]')
 _OPENING, _CLOSING = "({[", ")}]"
 # Tables between the module's header and its computations, which name source lines.
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One instruction. `operands` name instructions of the same computation."""
-
-    name: str
-    opcode: str
-    shape: Shape
-    operands: tuple[str, ...]
-    attributes: Mapping[str, str]
-    is_root: bool = False
-
-    @property
-    def op_name(self) -> str:
-        """Where in the Python program it came from, as JAX's name stack; "" if unsaid."""
-        match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
-        return match.group(1) if match else ""
-
-    def calls(self) -> dict[str, tuple[str, ...]]:
-        """Called computations by attribute: calls, body, condition, branches, to_apply."""
-        found = {}
-        for key in ("calls", "body", "condition", "to_apply", "branch_computations",
-                    "true_computation", "false_computation", "called_computations"):  # fmt: skip
-            if key in self.attributes:
-                found[key] = tuple(_OPERAND.findall(self.attributes[key]))
-        return found
-
-
-@dataclass(frozen=True)
-class Computation:
-    """Instructions in text order: the schedule, if the module is scheduled."""
-
-    name: str
-    instructions: tuple[Instruction, ...]
-
-    @cached_property
-    def by_name(self) -> dict[str, Instruction]:
-        return {i.name: i for i in self.instructions}
-
-    def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
-        """Shapes of an instruction's operands.
-
-        Raises:
-          HloError: an operand that this computation does not define.
-        """
-        try:
-            return tuple(self.by_name[name].shape for name in instruction.operands)
-        except KeyError as error:
-            raise HloError(
-                f"%{instruction.name} in %{self.name}: operand %{error.args[0]} is not defined."
-            ) from None
-
-
-@dataclass(frozen=True)
-class Module:
-    """A parsed module."""
-
-    name: str
-    attributes: Mapping[str, str]
-    computations: Mapping[str, Computation]
-    entry: str
-    _memo: dict = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def is_scheduled(self) -> bool:
-        return self.attributes.get("is_scheduled") == "true"
-
-    @property
-    def num_partitions(self) -> int:
-        return int(self.attributes.get("num_partitions", "1"))
-
-    def computation(self, name: str) -> Computation:
-        """Raises HloError where there is none of that name."""
-        if name not in self.computations:
-            raise HloError(f"module {self.name}: computation %{name} is called and not defined.")
-        return self.computations[name]
 
 
 def parse_module(text: str) -> Module:
@@ -107,8 +31,10 @@ def parse_module(text: str) -> Module:
         raise HloError(f"line 1: expected 'HloModule NAME, ...', got {lines[0][:60]!r}.")
     name, _, rest = lines[0].removeprefix("HloModule ").partition(",")
     attributes = _attributes(rest, 1)
+    if not attributes.get("num_partitions", "1").isdecimal():
+        raise HloError(f"line 1: num_partitions={attributes['num_partitions']} is not a number.")
     if attributes.get("replica_count", "1") != "1":
-        raise HloError("line 1: replica_count over 1 (pmap) is not understood. Use jit or shard_map.")
+        raise HloError("line 1: replica_count over 1 (pmap) is not understood. Use shard_map.")
     computations: dict[str, Computation] = {}
     entry, current, instructions, in_table = None, None, [], False
     for number, line in enumerate(lines[1:], 2):
@@ -132,12 +58,16 @@ def parse_module(text: str) -> Module:
                 raise HloError(f"line {number}: computation %{match[2]} is defined twice.")
             current, instructions = match[2], []
             if match[1]:
+                if entry is not None:
+                    raise HloError(f"line {number}: a second ENTRY computation.")
                 entry = current
     if current is not None:
         raise HloError(f"line {len(lines)}: computation %{current} does not end: text is cut off.")
     if entry is None:
         raise HloError(f"module {name}: no ENTRY computation: text is cut off.")
-    return Module(name, attributes, computations, entry)
+    module = Module(name, attributes, computations, entry)
+    check_module(module)
+    return module
 
 
 def _instruction(line: str, number: int) -> Instruction:
@@ -148,10 +78,14 @@ def _instruction(line: str, number: int) -> Instruction:
     shape_end = _skip_balanced(line, at, number) if line[at : at + 1] == "(" else line.find(" ", at)
     opcode = _OPCODE.match(line, shape_end + 1)
     if shape_end < 0 or opcode is None:
-        raise HloError(f"line {number}: expected a shape and an opcode, got {line[at : at + 80]!r}.")
+        raise HloError(
+            f"line {number}: expected a shape and an opcode, got {line[at : at + 80]!r}."
+        )
     operands_end = _skip_balanced(line, opcode.end() - 1, number)
     inside = line[opcode.end() : operands_end - 1]
-    literal = opcode[1] in ("constant", "parameter", "iota")
+    literal = opcode[1] in ("constant", "parameter")
+    if not literal and not _OPERANDS.fullmatch(inside):
+        raise HloError(f"line {number}: expected operands '%a, %b', got {inside[:80]!r}.")
     rest = line[operands_end:]
     if rest and not rest.startswith(","):
         raise HloError(f"line {number}: expected attributes after operands, got {rest[:60]!r}.")
@@ -166,6 +100,7 @@ def _instruction(line: str, number: int) -> Instruction:
         operands=() if literal else tuple(_OPERAND.findall(inside)),
         attributes=_attributes(rest[1:], number),
         is_root=bool(head[1]),
+        line=number,
     )
 
 
@@ -183,7 +118,9 @@ def _skip_balanced(line: str, start: int, number: int) -> int:
             depth -= 1
             if depth == 0:
                 return match.end()
-    raise HloError(f"line {number}: a bracket or quote does not close: {line[start : start + 60]!r}.")
+    raise HloError(
+        f"line {number}: a bracket or quote does not close: {line[start : start + 60]!r}."
+    )
 
 
 def _attributes(text: str, number: int) -> dict[str, str]:
@@ -209,5 +146,9 @@ def _attributes(text: str, number: int) -> dict[str, str]:
     for piece in pieces:
         if piece.strip():
             key, equals, value = piece.strip().partition("=")
-            attributes[key] = value if equals else ""
+            if not equals or not _KEY.fullmatch(key) or key in attributes:
+                raise HloError(
+                    f"line {number}: expected attributes key=value, each once, got {piece[:60]!r}."
+                )
+            attributes[key] = value
     return attributes

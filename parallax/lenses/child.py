@@ -51,37 +51,43 @@ def run_in_child(
     import cloudpickle
 
     task = cloudpickle.dumps((sys.path, function, args))
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "parallax.lenses.child"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )  # fmt: skip
+    command = [sys.executable, "-m", "parallax.lenses.child"]
+    variables = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables
+        ) as process,
+    ):
         try:
-            assert process.stdin is not None and process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                _write(process.stdin, task)
-                process.stdin.close()
-            while (frame := _read(process.stdout)) is not None:
-                kind, value = pickle.loads(frame)
-                if kind == "progress":
-                    on_progress(value)
-                elif kind == "result":
-                    return value
-                elif kind == "user_error":
-                    raise value
-                else:
-                    raise ChildError(f"{function.__name__} failed in its child process:\n{value}")
-            process.wait()
-            log.seek(0)
-            tail = log.read()[-2000:].decode(errors="replace")
-            raise ChildError(
-                f"{function.__name__}: its child process ended with status {process.returncode} "
-                f"and no result. End of its log:\n{tail}"
-            )
+            return _talk(process, task, function.__name__, log, on_progress)
         finally:
             process.kill()
-            process.wait()
+
+
+def _talk(process: subprocess.Popen, task: bytes, name: str, log: BinaryIO, on_progress: Progress):
+    """Sends the task, passes progress on, and returns or raises what the child says."""
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        _write(process.stdin, task)
+        process.stdin.close()
+    while (frame := _read(process.stdout)) is not None:
+        kind, value = pickle.loads(frame)
+        if kind == "progress":
+            on_progress(value)
+        elif kind == "result":
+            return value
+        elif kind == "user_error":
+            raise value
+        else:
+            raise ChildError(f"{name} failed in its child process:\n{value}")
+    process.wait()
+    log.seek(0)
+    tail = log.read()[-2000:].decode(errors="replace")
+    raise ChildError(
+        f"{name}: its child process ended with status {process.returncode} and no result. "
+        f"End of its log:\n{tail}"
+    )
 
 
 def _write(stream: BinaryIO, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from parallax.hlo.flops import executions, instruction_flops
 from parallax.hlo.ledger import Ledger
-from parallax.hlo.parse import Computation, Module
+from parallax.hlo.module import Computation, Module
 from parallax.lenses.links import link_seconds
 from parallax.meshes.cluster import Cluster
 from parallax.results import TimelineEvent

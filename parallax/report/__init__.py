@@ -1,7 +1,7 @@
 """Tables, JSON, HTML and plots of what the lenses found. Knows results, not how they came about."""
 
+from parallax.report.files import check_writable
 from parallax.report.report import Report
 from parallax.report.request import SCHEMA_VERSION, load_request
-from parallax.report.save import check_writable
 
 __all__ = ["SCHEMA_VERSION", "Report", "check_writable", "load_request"]

@@ -10,8 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
+from parallax.report.files import save_files
 from parallax.report.html import report_html, report_page
-from parallax.report.save import save_files
 from parallax.report.serialize import report_to_dict
 from parallax.report.table import report_table
 from parallax.results import StrategyResult

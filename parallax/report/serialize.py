@@ -39,6 +39,7 @@ def report_to_dict(report: "Report") -> Json:
         "request": dict(report.request),
         "versions": dict(report.versions),
         "seconds": number(report.seconds, "s", "measured"),
+        "failed": report.failed,
         "exit_status": report.exit_status,
         "failures": [line for r in report.results for line in failure_reasons(r)],
         "tags": TAGS,
@@ -104,10 +105,10 @@ def _result(result: StrategyResult) -> Json:
         "strategy": result.strategy,
         "description": result.description,
         "failed": result.failed,
-        "verification": result.verification and _verification(result.verification),
-        "compilation": result.compilation and _compilation(result.compilation),
-        "prediction": result.prediction and _prediction(result.prediction),
-        "measurement": result.measurement and _measurement(result.measurement),
+        "verify": result.verification and _verification(result.verification),
+        "compile": result.compilation and _compilation(result.compilation),
+        "predict": result.prediction and _prediction(result.prediction),
+        "measure": result.measurement and _measurement(result.measurement),
         "skipped": result.skipped,
     }
 
@@ -209,7 +210,7 @@ def _compilation(c: Compilation) -> Json:
             "usable": number(memory.usable_bytes, "B", "assumed"),
             "kv_cache_if_kept": number(c.kv_cache_bytes, "B", "derived"),
         },
-        "bytes": number(c.wire_bytes, "B", "compiled"),
+        "wire_bytes": number(c.wire_bytes, "B", "compiled"),
         "minimum_bytes": minimum,
         "exposure": {
             "gemms_between_bytes": number(found.overlapped_bytes, "B", "compiled"),

@@ -66,10 +66,10 @@ def test_a_file_in_the_way_is_one_clear_line(tmp_path):
     taken = tmp_path / "out"
     taken.write_text("")
     for call in (check_writable, examples.report().save):
-        with pytest.raises(ValueError, match=f"--out={taken}: .* is not a folder. Give") as caught:
+        with pytest.raises(ValueError, match=f"--out={taken}: .*Give a folder") as caught:
             call(taken)
         assert "\n" not in str(caught.value)
-        with pytest.raises(ValueError, match="is not a folder"):
+        with pytest.raises(ValueError, match=r"--out=.*Give a folder"):
             call(taken / "below" / "it")
     assert os.listdir(tmp_path) == ["out"]
 
@@ -99,6 +99,11 @@ def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
 def test_check_writable_makes_nothing(tmp_path, monkeypatch):
     check_writable(tmp_path / "new" / "folder")
     assert os.listdir(tmp_path) == []
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(ValueError, match="cannot be written to"):
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"Permission denied\. Give a folder"):
         check_writable(tmp_path / "new")
+    assert os.listdir(tmp_path) == []

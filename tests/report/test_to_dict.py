@@ -65,7 +65,7 @@ def test_it_follows_the_schema(report):
 
 def test_the_schema_refuses_what_is_not_there():
     broken = json.loads(REPORTS["full"].to_json())
-    broken["results"][0]["compilation"]["bytes"] = 3.0
+    broken["results"][0]["compile"]["wire_bytes"] = 3.0
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(broken, SCHEMA)
 
@@ -131,23 +131,24 @@ def test_numbers_come_through_unrounded():
     for result, found in zip(report.results, data["results"], strict=True):
         compiled = result.compilation
         assert compiled is not None
-        assert found["compilation"]["bytes"]["value"] == compiled.wire_bytes
-        assert found["compilation"]["minimum_bytes"]["value"] == compiled.minimum_bytes
-        assert found["compilation"]["memory"]["total"]["value"] == compiled.memory.total_bytes
-        assert sum(column(found["compilation"]["ledger"], "bytes")) == compiled.wire_bytes
-        each = found["compilation"]["collectives"]
+        assert found["compile"]["wire_bytes"]["value"] == compiled.wire_bytes
+        assert found["compile"]["minimum_bytes"]["value"] == compiled.minimum_bytes
+        assert found["compile"]["memory"]["total"]["value"] == compiled.memory.total_bytes
+        assert sum(column(found["compile"]["ledger"], "bytes")) == compiled.wire_bytes
+        each = found["compile"]["collectives"]
         assert column(each, "wire_bytes") == [c.wire_bytes for c in compiled.collectives]
         assert column(each, "count") == [c.count for c in compiled.collectives]
         assert result.prediction is not None
-        assert found["prediction"]["tokens_per_s"]["value"] == result.prediction.tokens_per_s.value
+        assert found["predict"]["tokens_per_s"]["value"] == result.prediction.tokens_per_s.value
         assert result.verification is not None
-        errors = column(found["verification"]["errors"], "logits_error")
+        errors = column(found["verify"]["errors"], "logits_error")
         assert errors == [row.logits_error for row in result.verification.rows]
 
 
 def test_what_is_not_finite_is_null():
     data = json.loads(REPORTS["failed"].to_json())
-    assert column(data["results"][1]["verification"]["errors"], "logits_error")[0] is None
+    assert column(data["results"][1]["verify"]["errors"], "logits_error")[0] is None
+    assert data["failed"]
     assert data["exit_status"] == 1
     assert len(data["failures"]) == 3
 

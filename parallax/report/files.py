@@ -7,18 +7,26 @@ from pathlib import Path
 
 
 def check_writable(folder: str | Path) -> None:
-    """To be called before the work starts; makes nothing.
+    """To be called before the work starts; tries, and leaves nothing behind.
 
     Raises:
       ValueError: the folder cannot be made, or not written to.
     """
-    at = Path(folder).absolute()
-    while not at.exists() and at != at.parent:
-        at = at.parent
-    if not at.is_dir():
-        raise ValueError(f"--out={folder}: {at} is not a folder. Give one that can be written to.")
-    if not os.access(at, os.W_OK | os.X_OK):
-        raise ValueError(f"--out={folder}: {at} cannot be written to. Give a folder that can.")
+    made: list[Path] = []
+    try:
+        for parent in reversed([Path(folder), *Path(folder).parents]):
+            if not parent.exists():
+                parent.mkdir()
+                made.append(parent)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out={folder}: {error.strerror}. Give a folder that can be written."
+        ) from None
+    finally:
+        for parent in reversed(made):
+            parent.rmdir()
 
 
 def save_files(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:

@@ -1,0 +1,92 @@
+"""A parsed HLO module: computations of instructions."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from parallax.hlo.shapes import HloError, Shape
+
+# Attributes that name computations.
+CALLING = (
+    "calls", "body", "condition", "to_apply", "branch_computations", "true_computation",
+    "false_computation", "called_computations", "select", "scatter",
+)  # fmt: skip
+_NAME = re.compile(r"%([^\s,(){}]+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction. `operands` name others of its computation; `line` is where it stands."""
+
+    name: str
+    opcode: str
+    shape: Shape
+    operands: tuple[str, ...]
+    attributes: Mapping[str, str]
+    is_root: bool = False
+    line: int = field(default=0, compare=False)
+
+    @property
+    def op_name(self) -> str:
+        """Where in the Python program it came from, as JAX's name stack; "" if unsaid."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
+        return match.group(1) if match else ""
+
+    def calls(self) -> dict[str, tuple[str, ...]]:
+        """Called computations by attribute: calls, body, condition, branches, to_apply."""
+        found = {}
+        for key in CALLING:
+            if key in self.attributes:
+                found[key] = tuple(_NAME.findall(self.attributes[key]))
+        return found
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Instructions in text order: the schedule, if the module is scheduled."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        return {i.name: i for i in self.instructions}
+
+    def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
+        """Shapes of an instruction's operands.
+
+        Raises:
+          HloError: an operand that this computation does not define.
+        """
+        try:
+            return tuple(self.by_name[name].shape for name in instruction.operands)
+        except KeyError as error:
+            raise HloError(
+                f"%{instruction.name} in %{self.name}: operand %{error.args[0]} is not defined."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A parsed module."""
+
+    name: str
+    attributes: Mapping[str, str]
+    computations: Mapping[str, Computation]
+    entry: str
+    _memo: dict = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_scheduled(self) -> bool:
+        return self.attributes.get("is_scheduled") == "true"
+
+    @property
+    def num_partitions(self) -> int:
+        return int(self.attributes.get("num_partitions", "1"))
+
+    def computation(self, name: str) -> Computation:
+        """Raises HloError where there is none of that name."""
+        if name not in self.computations:
+            raise HloError(f"module {self.name}: computation %{name} is called and not defined.")
+        return self.computations[name]

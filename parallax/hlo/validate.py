@@ -1,0 +1,112 @@
+"""Checks that a parsed module is whole: what was cut off or misspelt must not go uncounted."""
+
+import re
+
+from parallax.hlo.module import CALLING, Computation, Instruction, Module
+from parallax.hlo.shapes import HloError
+
+# An opcode unknown here is let through only without these: then it can hold nothing that counts.
+_TELLING = frozenset({
+    *CALLING, "replica_groups", "source_target_pairs", "channel_id", "custom_call_target",
+    "lhs_contracting_dims", "rhs_contracting_dims", "dim_labels", "window",
+})  # fmt: skip
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "all-gather": ("replica_groups", "channel_id", "use_global_device_ids"),
+    "all-reduce": ("replica_groups", "channel_id", "use_global_device_ids", "to_apply"),
+    "all-to-all": ("replica_groups", "channel_id"),
+    "async": ("calls",),
+    "call": ("to_apply",),
+    "collective-broadcast": (),
+    "collective-permute": ("source_target_pairs", "channel_id"),
+    "conditional": (),
+    "convolution": ("dim_labels",),
+    "custom-call": ("custom_call_target",),
+    "dot": ("lhs_contracting_dims", "rhs_contracting_dims"),
+    "fusion": ("calls",),
+    "map": ("to_apply",),
+    "ragged-all-to-all": (),
+    "ragged-dot": (),
+    "recv": (),
+    "reduce": ("to_apply",),
+    "reduce-scatter": ("replica_groups", "channel_id", "use_global_device_ids", "to_apply"),
+    "reduce-window": ("to_apply",),
+    "scaled-dot": (),
+    "scan": ("to_apply",),
+    "scatter": ("to_apply",),
+    "select-and-scatter": ("select", "scatter"),
+    "send": (),
+    "sort": ("to_apply",),
+    "topk": ("to_apply",),
+    "while": ("body", "condition"),
+}
+# Written only where there is more than one partition.
+_OF_PARTITIONS = ("channel_id", "use_global_device_ids")
+_STAGE = re.compile(r"-(start|update|done)$")
+
+
+def check_module(module: Module) -> None:
+    """Raises HloError unless every name is defined and every needed part is there."""
+    for computation in module.computations.values():
+        _check_names(computation)
+        for instruction in computation.instructions:
+            _check_attributes(module, instruction)
+    _check_acyclic(module)
+
+
+def _check_names(computation: Computation) -> None:
+    seen: set[str] = set()
+    roots = 0
+    for instruction in computation.instructions:
+        for name in instruction.operands:
+            if name not in seen:
+                raise HloError(
+                    f"line {instruction.line}: %{instruction.name} takes %{name}, which "
+                    f"%{computation.name} does not define before it."
+                )
+        if instruction.name in seen:
+            raise HloError(f"line {instruction.line}: %{instruction.name} is defined twice.")
+        seen.add(instruction.name)
+        roots += instruction.is_root
+    if roots != 1:
+        raise HloError(f"%{computation.name}: expected one ROOT instruction, got {roots}.")
+
+
+def _check_attributes(module: Module, instruction: Instruction) -> None:
+    attributes = instruction.attributes
+    base = _STAGE.sub("", instruction.opcode)
+    where = f"line {instruction.line}: {instruction.opcode} %{instruction.name}"
+    if base not in _NEEDS:
+        if telling := _TELLING & attributes.keys():
+            raise HloError(f"{where}: an opcode that is not understood, with {sorted(telling)}.")
+    elif not instruction.opcode.endswith(("-done", "-update")):
+        for key in _NEEDS[base]:
+            if key not in attributes and not (key in _OF_PARTITIONS and module.num_partitions == 1):
+                raise HloError(f"{where}: expected {key}=, got {sorted(attributes)}.")
+        if attributes.get("use_global_device_ids", "true") != "true":
+            raise HloError(f"{where}: use_global_device_ids is not true: other groups are meant.")
+        if base == "conditional" and not (
+            "branch_computations" in attributes
+            or {"true_computation", "false_computation"} <= attributes.keys()
+        ):
+            raise HloError(f"{where}: expected its branches, got {sorted(attributes)}.")
+    for key, names in instruction.calls().items():
+        if not names:
+            raise HloError(f"{where}: {key}={attributes[key]!r} names no computation.")
+        for name in names:
+            if name not in module.computations:
+                raise HloError(f"{where}: {key} names %{name}, which is not defined.")
+
+
+def _check_acyclic(module: Module) -> None:
+    calls = {
+        c.name: {n for i in c.instructions for names in i.calls().values() for n in names}
+        for c in module.computations.values()
+    }
+    while free := [name for name, called in calls.items() if not called]:
+        for name in free:
+            del calls[name]
+        for called in calls.values():
+            called.difference_update(free)
+    if calls:
+        raise HloError(f"module {module.name}: computations call each other in a circle: "
+                       f"{sorted(calls)[:4]}.")  # fmt: skip

@@ -1,0 +1,140 @@
+"""The command as a user types it: results, reruns, and bad input as one line with status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallax.experiments.__main__ import EXPERIMENTS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parallax(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "parallax.experiments", *arguments], capture_output=True, text=True,
+        cwd=cwd, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+
+
+BAD = {
+    "paper": (["--paper=x"], "unknown paper 'x'. Use one of: ring_sp"),
+    "experts": (["--paper=cross_node_ep"], "has 16 experts a layer, which this release cannot"),
+    "nothing": ([], "give paper=, or model="),
+    "strategy": (["--paper=ring_sp", "--strategies=star"], "unknown strategy 'star'"),
+    "both": (["--paper=ring_sp", "--strategies=a", "--strategy=b"], "Use one of them"),
+    "twice": (["--paper=ring_sp", "--strategies=ring_sequence,ring_sequence"], "more than once"),
+    "length": (["--paper=ring_sp", "--seq_len=10001"], "16 does not divide 10001"),
+    "batch": (["--paper=ring_sp", "--batch=15"], "16 does not divide 15"),
+    "microbatches": (["--paper=ring_sp", "--microbatches=7"], "7 microbatches do not divide"),
+    "mesh": (["--paper=ring_sp", "--mesh=seq"], "expected name=size, got 'seq'"),
+    "devices": (
+        ["--paper=ring_sp", "--strategies=ring_sequence", "--mesh=seq=8"],
+        "mesh seq=8 has 8 devices, cluster h100_2x8 has 16",
+    ),
+    "cluster": (["--paper=ring_sp", "--cluster=tpu"], "unknown cluster 'tpu'"),
+    "lens": (["--paper=ring_sp", "--lenses=guess"], "unknown lens 'guess'"),
+    "text": (["--paper=ring_sp", "--text=/none"], "--text=/none: No such file"),
+    "out": (["--paper=ring_sp", "--out=/proc/none"], "--out=/proc/none"),
+    "report": (["--from_report=/none"], "--from_report=/none: No such file"),
+    "flag": (["--colour=red"], "Unknown command line flag 'colour'"),
+    "value": (["--paper=ring_sp", "--batch=many"], "--batch=many"),
+    "argument": (["ring_sp"], "unexpected argument 'ring_sp'"),
+    "file": (["--paper=ring_sp", "--strategy=none.json"], "strategy file none.json: No such file"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_runs(tmp_path_factory):
+    """All bad inputs in one process each would cost a minute: one process runs them all."""
+    folder = tmp_path_factory.mktemp("bad")
+    code = (
+        "import json, sys, io, contextlib\n"
+        "from absl import flags\n"
+        "from parallax.experiments.__main__ import main\n"
+        "out = {}\n"
+        f"for name, arguments in {json.dumps({k: v[0] for k, v in BAD.items()})}.items():\n"
+        "    err, std = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(std):\n"
+        "        try:\n"
+        "            main(['parallax', 'compare', *arguments])\n"
+        "        except SystemExit as stop:\n"
+        "            out[name] = stop.code, err.getvalue(), std.getvalue()\n"
+        "    flags.FLAGS.unparse_flags()\n"
+        "    for flag in flags.FLAGS: flags.FLAGS[flag].unparse()\n"
+        "print(json.dumps(out))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert list(folder.iterdir()) == []  # nothing half written
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(name, bad_runs):
+    status, err, out = bad_runs[name]
+    assert status == 2, err
+    assert BAD[name][1] in err
+    assert err.startswith("parallax compare: ")
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+
+
+def test_no_traceback_in_a_real_process(tmp_path):
+    run = parallax("compare", "--paper=x", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_writes_a_report_that_runs_again(tmp_path, aot):
+    first = parallax(
+        "compare", "--paper=ring_sp", "--small", "--strategies=ring_sequence",
+        "--lenses=compile,predict,measure", "--repeats=3", "--out=first", cwd=tmp_path,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    assert max(map(len, first.stdout.splitlines())) <= 100
+    report = json.loads((tmp_path / "first" / "report.json").read_text())
+    (result,) = report["results"]
+    assert result["compile"]["ledger_matches"]
+    assert result["measure"]["devices"] == 16
+    assert report["failed"] is False
+    report["request"]["lenses"] = ["compile"]
+    (tmp_path / "edited.json").write_text(json.dumps(report))
+    again = parallax("compare", "--from_report=edited.json", "--out=again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert repeated["request"] == report["request"]
+    assert repeated["results"][0]["compile"]["wire_bytes"] == result["compile"]["wire_bytes"]
+    assert repeated["results"][0]["predict"] is None
+
+
+def shown(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["parallax", *arguments])
+    return stop.value.code, capsys.readouterr()
+
+
+def test_usage_help_and_lists(capsys):
+    status, text = shown(capsys)
+    assert status == 0
+    assert all(name in text.out for name in EXPERIMENTS)
+    status, text = shown(capsys, "compare", "--help")
+    assert status == 0
+    assert "--seq_len=..." in text.out
+    assert "Exit status:" in text.out
+    assert max(map(len, text.out.splitlines())) <= 100
+    for kind, known in {
+        "models": "compressed_layerwise", "strategies": "ring_sequence",
+        "clusters": "h100_nvl16", "papers": "cross_node_ep",
+    }.items():  # fmt: skip
+        status, text = shown(capsys, "list", kind)
+        assert status == 0
+        assert known in text.out
+    assert shown(capsys, "list", "things")[0] == 2
+    assert shown(capsys, "guess")[0] == 2

@@ -1,0 +1,33 @@
+"""The confidence interval is Student's, and one sample has none."""
+
+import pytest
+
+from parallax.lenses.measuring import confidence_interval, measure_transformer, timed
+from parallax.lenses.text import read_text
+from parallax.strategies import data_parallel
+from tests.strategies.cases import SMALL, workload
+
+
+def test_interval_by_hand():
+    figure = confidence_interval([1.0, 2.0, 3.0])
+    assert figure.value == 2.0
+    assert figure.low == pytest.approx(2 - 4.302653 / 3**0.5, rel=1e-6)
+    assert figure.high == pytest.approx(2 + 4.302653 / 3**0.5, rel=1e-6)
+    assert confidence_interval([1.0]).low is None
+
+
+def test_warm_up_is_not_timed():
+    calls = []
+    assert len(timed(lambda: calls.append(1), (), 3)) == 3
+    assert len(calls) == 5
+
+
+def test_measures_and_refuses_too_few_devices():
+    run = workload(data_parallel(2))
+    text = read_text(None, run.tokens)[0]
+    config = SMALL.replace(dtype="float32")
+    found = measure_transformer(config, data_parallel(2), run, text, 3)
+    assert (found.devices, found.repeats) == (2, 3)
+    assert found.step_s.value > 0
+    with pytest.raises(ValueError, match="needs 32 devices, there are 16"):
+        measure_transformer(config, data_parallel(32), run, text, 3)
