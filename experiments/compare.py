@@ -8,7 +8,11 @@
 Hardware: any Linux laptop, no GPU. verify runs the small model on 16 virtual CPU devices; compile
 makes the real CUDA program of the full-size one (needs the `aot` extra).
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
+<<<<<<< HEAD
 Exit status: 0 ok; 1 not exact, does not fit, or bytes differ from the closed form; 2 bad input.
+=======
+Exit status: 0 ok; 1 not exact, does not fit or moves other bytes than its closed form; 2 bad input.
+>>>>>>> report
 """
 
 import sys
@@ -18,8 +22,7 @@ from rich.console import Console
 from parallax.compare import compare
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
-from parallax.report.files import check_writable
-from parallax.report.serialize import load_request
+from parallax.report import check_writable, load_request
 
 WIDTH = 100
 FLAGS = (

@@ -45,12 +45,12 @@ def _clusters():
 
 
 def _papers():
-    from parallax.papers import PAPERS
-    from parallax.papers.cross_node_ep import NOT_YET
+    from parallax.papers import PAPERS, PENDING_PAPERS
 
     for name, paper in PAPERS.items():
         yield name, paper.title
-    yield "cross_node_ep", NOT_YET.partition(": ")[2]
+    for name, pending in PENDING_PAPERS.items():
+        yield name, f"not available: {pending.reason}"
 
 
 _ROWS = {"models": _models, "strategies": _strategies, "clusters": _clusters, "papers": _papers}

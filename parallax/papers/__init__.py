@@ -2,28 +2,40 @@
 
 from parallax.papers.cache_layerwise import CACHE_LAYERWISE
 from parallax.papers.compressed_layerwise import COMPRESSED_LAYERWISE
-from parallax.papers.cross_node_ep import NOT_YET
-from parallax.papers.paper import Paper
+from parallax.papers.cross_node_ep import CROSS_NODE_EP
+from parallax.papers.paper import Assumption, Claim, Paper, PendingPaper, Validation
 from parallax.papers.ring_sp import RING_SP
 from parallax.papers.two_level import TWO_LEVEL
 
 PAPERS: dict[str, Paper] = {
     p.name: p for p in (RING_SP, TWO_LEVEL, CACHE_LAYERWISE, COMPRESSED_LAYERWISE)
 }
-PAPER_NAMES = (*PAPERS, "cross_node_ep")
+PENDING_PAPERS: dict[str, PendingPaper] = {p.name: p for p in (CROSS_NODE_EP,)}
+PAPER_NAMES = (*PAPERS, *PENDING_PAPERS)
+
+__all__ = [
+    "PAPERS",
+    "PAPER_NAMES",
+    "PENDING_PAPERS",
+    "Assumption",
+    "Claim",
+    "Paper",
+    "PendingPaper",
+    "Validation",
+    "paper",
+]
 
 
 def paper(name: str) -> Paper:
-    """A paper by name.
+    """The paper of that name.
 
     Raises:
-      ValueError: unknown, or one whose model this release cannot build.
+      ValueError: no such paper, or one whose model this release cannot build.
     """
-    if name == "cross_node_ep":
-        raise ValueError(NOT_YET)
+    if name in PENDING_PAPERS:
+        raise ValueError(
+            f"paper {name!r}: {PENDING_PAPERS[name].reason}. Use one of: {', '.join(PAPERS)}."
+        )
     if name not in PAPERS:
-        raise ValueError(f"unknown paper {name!r}. Use one of: {', '.join(PAPER_NAMES)}.")
+        raise ValueError(f"unknown paper {name!r}. Use one of: {', '.join(PAPERS)}.")
     return PAPERS[name]
-
-
-__all__ = ["PAPERS", "PAPER_NAMES", "Paper", "paper"]

@@ -14,7 +14,8 @@ class Claim:
     """One figure a paper prints.
 
     Attributes:
-      strategy: the STRATEGIES name it is about, or a method this release does not have yet.
+      strategy: the STRATEGIES name it is about, or a method this release does not have yet; ""
+        where it is about the model or the machine.
       quantity: e.g. "TPS", "TPOT".
       value, unit: as printed.
       reading: what the figure can mean (papers use TPOT for different things).
@@ -42,7 +43,9 @@ class Assumption:
 class Validation:
     """A point the paper itself says must hold.
 
-    Attributes: statement: in our words. check: which figures decide it (see report/validation.py).
+    Attributes:
+      statement: in our words.
+      check: which figures decide it, as "name" or "name:argument" (see report/validation.py).
     """
 
     statement: str
@@ -62,8 +65,9 @@ class Paper:
       cluster: the cluster we take it to mean.
       claims, assumptions, validations: see there.
       small_workload: what the verify lens runs beside config.small().
-      proposed: STRATEGIES name of the paper's own system.
-      missing: one line if that system is not in this release yet.
+      proposed: STRATEGIES name of the paper's own system, whether this release has it or not.
+      missing: what of the paper this release does not have, as a phrase; "" if nothing. Its claims
+        then stand without a result beside them.
     """
 
     name: str
@@ -76,5 +80,21 @@ class Paper:
     assumptions: tuple[Assumption, ...]
     validations: tuple[Validation, ...]
     small_workload: Workload
-    proposed: str = ""
+    proposed: str
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class PendingPaper:
+    """A paper whose model this release cannot build; what it says is kept.
+
+    Attributes:
+      reason: why, in words that finish "paper <name>: ...".
+    """
+
+    name: str
+    title: str
+    reason: str
+    claims: tuple[Claim, ...]
+    assumptions: tuple[Assumption, ...]
+    validations: tuple[Validation, ...]

@@ -1,5 +1,7 @@
-"""Reports: a table, JSON and one HTML page. They know results, not how they came about."""
+"""Tables, JSON, HTML and plots of what the lenses found. Knows results, not how they came about."""
 
+from parallax.report.files import check_writable
 from parallax.report.report import Report
+from parallax.report.request import SCHEMA_VERSION, load_request
 
-__all__ = ["Report"]
+__all__ = ["SCHEMA_VERSION", "Report", "check_writable", "load_request"]

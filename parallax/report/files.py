@@ -1,12 +1,17 @@
-"""Writing a report: every file or none."""
+"""Report files on disk: all of them or none."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises ValueError unless files can be made in `folder`; leaves nothing behind."""
+    """To be called before the work starts; tries, and leaves nothing behind.
+
+    Raises:
+      ValueError: the folder cannot be made, or not written to.
+    """
     made: list[Path] = []
     try:
         for parent in reversed([Path(folder), *Path(folder).parents]):
@@ -24,25 +29,43 @@ def check_writable(folder: str | Path) -> None:
             parent.rmdir()
 
 
-def write_all(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
-    """Writes all files beside their places first, then moves them there.
+def save_files(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
+    """Writes every file beside its place first, then renames them all.
 
-    Returns:
-      Their paths.
+    Args:
+      folder: made if it is not there.
+      files: name -> text.
+
+    Raises:
+      ValueError: it cannot be written to; nothing is left behind.
     """
-    staged: list[tuple[str, Path]] = []
+    check_writable(folder)
+    folder = Path(folder)
+    waiting: list[tuple[Path, Path]] = []
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            descriptor, path = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            staged.append((path, Path(folder) / name))
-            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-                handle.write(text)
-        for path, target in staged:
-            os.chmod(path, 0o644)
-            os.replace(path, target)
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}-")
+            waiting.append((Path(temporary), folder / name))
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            Path(temporary).chmod(0o666 & ~_umask())
+        for temporary, final in waiting:
+            temporary.replace(final)
     except OSError as error:
-        for path, _ in staged:
-            Path(path).unlink(missing_ok=True)
-        raise ValueError(f"--out={folder}: {error.strerror}. Nothing was written.") from None
-    return tuple(target for _, target in staged)
+        raise ValueError(
+            f"--out={folder}: {error.strerror}. Nothing was written; free space or give "
+            "another folder."
+        ) from None
+    finally:
+        for temporary, _ in waiting:
+            temporary.unlink(missing_ok=True)
+    return tuple(final for _, final in waiting)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

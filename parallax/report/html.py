@@ -1,66 +1,100 @@
-"""The report as one self-contained page, and as a fragment for notebooks."""
+"""The report as one page that needs nothing else: no network, no script, light and dark."""
 
-import importlib.resources
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from parallax.report import plots, rows
+from parallax.report import words
+from parallax.report.answers import QUESTIONS, answers
+from parallax.report.claims import claim_sentences, is_the_papers_run, tpot_reading
+from parallax.report.facts import fact_rows
+from parallax.report.ledger_rows import ledger_rows
+from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
+from parallax.report.sentences import (
+    describe_measurement,
+    describe_model,
+    describe_verification,
+    describe_workload,
+    failure_reasons,
+    not_run,
+    notes,
+)
+from parallax.report.table import passed_line
+from parallax.report.validation import verdicts
 from parallax.results import TAGS
 
-
-def page(report) -> str:
-    """A complete HTML document that loads nothing."""
-    return _environment().get_template("page.html.j2").render(_context(report))
+if TYPE_CHECKING:
+    from parallax.report.report import Report
 
 
-def fragment(report) -> str:
-    """What a notebook shows: answers, sentences and plots, styled inside a scope of their own."""
-    return _environment().get_template("fragment.html.j2").render(_context(report))
+def report_page(report: "Report") -> str:
+    """A whole document, to be saved."""
+    return _render("page.html.j2", report)
 
 
-def _environment():
+def report_html(report: "Report") -> str:
+    """The body with its own style, for a notebook."""
+    return _render("report.html.j2", report)
+
+
+def _render(template: str, report: "Report") -> str:
     import jinja2
 
-    folder = importlib.resources.files("parallax.report") / "templates"
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Plots are our own SVG, their text escaped by matplotlib.
+    text = environment.get_template(template).render(_context(report))
+    return re.sub(r"\n\s*\n+", "\n", text)
 
 
-def _context(report) -> dict:
-    import markupsafe
-
-    drawn = {}
-    if any(r.compilation for r in report.results):
-        drawn["Memory of a device"] = plots.memory(report.results)
-        drawn["Bytes leaving a device"] = plots.traffic(report.results)
-    details = []
-    for result in report.results:
-        c, v = result.compilation, result.verification
-        details.append(
-            {
-                "result": result,
-                "timeline": markupsafe.Markup(plots.timeline(c)) if c and c.timeline else None,
-                "tables": [
-                    (title, columns, lines)
-                    for title, columns, lines in (
-                        ("Closed form (derived)", rows.TRANSFER_COLUMNS,
-                         rows.transfer_rows(c) if c else []),
-                        ("Ledger of the CUDA program (compiled)", rows.LEDGER_COLUMNS,
-                         rows.ledger_rows(c) if c else []),
-                        ("Against the unsharded model, relative L2 (measured)",
-                         rows.EXACTNESS_COLUMNS, rows.exactness_rows(v) if v else []),
-                    )
-                    if lines
-                ],
-            }
-        )  # fmt: skip
+def _context(report: "Report") -> dict[str, Any]:
+    paper, results = report.paper, report.results
+    run = (report.config, report.workload, report.cluster, results)
+    same = is_the_papers_run(paper, report.config, report.workload)
     return {
-        "report": report,
-        "answers": rows.answers(report.results, report.paper),
-        "plots": {title: markupsafe.Markup(svg) for title, svg in drawn.items()},
-        "details": details,
+        "title": paper.title if paper else "Strategies compared",
+        "paper": paper,
+        "failures": [line for r in results for line in failure_reasons(r)],
+        "passed": passed_line(results),
+        "model": describe_model(report.config),
+        "workload": describe_workload(report.workload),
+        "cluster": report.cluster,
+        "questions": QUESTIONS,
+        "answers": [(r, answers(r, paper, same, report.cluster)) for r in results],
+        "claims": claim_sentences(paper, *run) if paper else (),
+        "tpot_reading": tpot_reading(paper) if paper else "",
+        "verdicts": verdicts(paper, *run) if paper else (),
+        "assumptions": paper.assumptions if paper else (),
+        "memory_plot": memory_plot(results),
+        "bytes_plot": bytes_plot(results),
+        "timelines": _timelines(report),
+        "facts": fact_rows(results, paper),
+        "ledgers": [(r.name, r.compilation, ledger_rows(r.compilation))
+                    for r in results if r.compilation],
+        "conditions": (describe_verification(results), describe_measurement(results)),
+        "notes": notes(results),
+        "not_run": not_run(results, paper, report.lenses),
         "tags": TAGS,
-    }
+        "versions": report.versions,
+        "seconds": report.seconds,
+        "request": report.request,
+        "words": words,
+    }  # fmt: skip
+
+
+def _timelines(report: "Report") -> list[tuple[str, str, str]]:
+    found = []
+    for i, result in enumerate(report.results):
+        if result.compilation is None or not result.compilation.timeline:
+            continue
+        count = len(result.compilation.timeline)
+        caption = f"{count:,} instructions of the loop body"
+        if count > MOST_EVENTS:
+            caption += f"; the {MOST_EVENTS} longest are drawn"
+        found.append((result.name, timeline_plot(result.compilation, f"timeline{i}"), caption))
+    return found

@@ -1,95 +1,153 @@
-"""Plots of a report as inline SVG; text stays text, colours follow the page."""
+"""The three plots of a report: memory against capacity, bytes against minimum, the schedule."""
 
-import io
-from collections.abc import Sequence
+from __future__ import annotations
 
-from parallax.results import Compilation, StrategyResult
+from typing import TYPE_CHECKING
 
-# Okabe and Ito's colours: told apart by colour-blind readers.
-_PARTS = (
-    ("parameters", "#0072B2"),
-    ("other arguments", "#56B4E9"),
-    ("temporaries", "#E69F00"),
-    ("output", "#009E73"),
-)
-_GREY = "#888888"
+from parallax.report import words
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.results import Compilation, StrategyResult, TimelineEvent
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def memory(results: Sequence[StrategyResult]) -> str:
-    """Bytes of a device's memory by use, against its capacity."""
-    compiled = [(r.name, r.compilation) for r in results if r.compilation]
-    figure, axes = _figure(len(compiled))
-    for row, (_, c) in enumerate(compiled):
-        m, left = c.memory, 0.0
-        sizes = (m.parameter_bytes, m.argument_bytes - m.parameter_bytes,
-                 m.temp_bytes - m.alias_bytes, m.output_bytes)  # fmt: skip
-        for (label, colour), size in zip(_PARTS, sizes, strict=True):
-            axes.barh(row, size / 1e9, left=left, color=colour, height=0.6,
-                      label=label if row == 0 else None)  # fmt: skip
-            left += size / 1e9
-    m = compiled[0][1].memory
-    axes.axvline(m.capacity_bytes / 1e9, color=_GREY, lw=1)
-    axes.axvline(m.usable_bytes / 1e9, color="#D55E00", lw=1, ls="--",
-                 label=f"usable ({m.usable_fraction:.0%} of capacity)")  # fmt: skip
-    _finish(axes, [n for n, _ in compiled], "GB a device (compiled)")
-    return _svg(figure)
+_WIDTH = 7.2
+_ROW = 0.42
+# More events than this are drawn as the longest ones, and the caption says so.
+MOST_EVENTS = 600
 
 
-def traffic(results: Sequence[StrategyResult]) -> str:
-    """Bytes leaving a device against the closed-form minimum."""
-    compiled = [(r.name, r.compilation) for r in results if r.compilation]
-    figure, axes = _figure(len(compiled))
-    for row, (_, c) in enumerate(compiled):
-        axes.barh(row - 0.17, c.wire_bytes / 1e9, height=0.32, color="#0072B2",
-                  label="compiled" if row == 0 else None)  # fmt: skip
-        if c.has_closed_form:
-            axes.barh(row + 0.17, c.minimum_bytes / 1e9, height=0.32, color="#E69F00",
-                      label="minimum (derived)" if row == 0 else None)  # fmt: skip
-        if not c.wire_bytes:
-            axes.text(0, row, " nothing", va="center", color=_GREY)
-    _finish(axes, [n for n, _ in compiled], "GB leaving a device in one pass")
-    return _svg(figure)
+def _compiled(results: tuple[StrategyResult, ...]) -> list[tuple[str, Compilation]]:
+    return [(_short(r.name), r.compilation) for r in results if r.compilation]
 
 
-def timeline(compilation: Compilation) -> str:
-    """The hottest loop body: compute above, transfers below, in compiled order."""
-    lanes = {"compute": 1, "communication": 0}
-    figure, axes = _figure(2)
-    for event in compilation.timeline:
-        is_gemm = event.name.startswith("GEMM")
-        colour = "#D55E00" if event.lane == "communication" else "#0072B2" if is_gemm else "#56B4E9"
-        axes.barh(lanes[event.lane], (event.stop_s - event.start_s) * 1e3, left=event.start_s * 1e3,
-                  height=0.7, color=colour, lw=0)  # fmt: skip
-    _finish(axes, ["transfers", "compute"], "ms at peak rates (modelled), order as compiled",
-            legend=False)  # fmt: skip
-    return _svg(figure)
+def _short(name: str) -> str:
+    # A dollar sign would start matplotlib's mathematics.
+    name = words.one_line(name).replace("$", "\\$")
+    return name if len(name) <= 24 else name[:21] + "..."
 
 
-def _figure(rows: int):
-    from matplotlib.figure import Figure
+def memory_plot(results: tuple[StrategyResult, ...]) -> str:
+    """Bytes of one device, stacked, with lines at the usable and the whole memory; "" if none."""
+    found = _compiled(results)
+    if not found:
+        return ""
+    figure, (ax,) = new_figure(_WIDTH, 1.15 + _ROW * len(found))
+    parts = (
+        ("parameters", lambda m: m.parameter_bytes),
+        ("other arguments", lambda m: max(0, m.argument_bytes - m.parameter_bytes)),
+        ("temporaries", lambda m: m.temp_bytes),
+        ("output", lambda m: max(0, m.output_bytes - m.alias_bytes)),
+    )
+    starts = [0.0] * len(found)
+    for (label, size), colour in zip(parts, SERIES, strict=True):
+        widths = [size(c.memory) / 1e9 for _, c in found]
+        ax.barh(range(len(found)), widths, left=starts, height=0.56, color=colour, label=label)
+        starts = [a + b for a, b in zip(starts, widths, strict=True)]
+    first = found[0][1].memory
+    usable, capacity = first.usable_bytes / 1e9, first.capacity_bytes / 1e9
+    ax.set_xlim(0, max(capacity, *starts) * 1.12)
+    for y, (total, (_, c)) in enumerate(zip(starts, found, strict=True)):
+        ax.annotate(words.in_bytes(c.memory.total_bytes), (total, y), xytext=(5, 0),
+                    textcoords="offset points", va="center", color=INK,
+                    fontsize=FONT_SIZE)  # fmt: skip
+    for x, label, style in ((usable, "usable", "--"), (capacity, "capacity", "-")):
+        ax.axvline(x, color=MUTED, linewidth=1, linestyle=style)
+        side = ("right", -4) if label == "usable" else ("left", 4)
+        ax.annotate(label, (x, 1), xytext=(side[1], 2), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", ha=side[0], va="bottom", color=MUTED,
+                    fontsize=FONT_SIZE - 1)  # fmt: skip
+    _names(ax, [name for name, _ in found])
+    ax.set_xlabel("GB a device", color=MUTED, fontsize=FONT_SIZE)
+    _legend(ax, 4)
+    return to_svg(figure, "memory", "Memory a device of each strategy, against the GPU's")
 
-    figure = Figure(figsize=(7.2, 0.9 + 0.5 * max(rows, 1)), layout="constrained")
-    return figure, figure.add_subplot()
+
+def bytes_plot(results: tuple[StrategyResult, ...]) -> str:
+    """Bytes leaving a device beside the closed-form minimum; "" if nothing is sent."""
+    found = [(name, c) for name, c in _compiled(results)]
+    sizes = [x for _, c in found for x in (c.wire_bytes, c.minimum_bytes) if x]
+    if not sizes:
+        return ""
+    figure, (ax,) = new_figure(_WIDTH, 1.1 + 1.35 * _ROW * len(found))
+    bars = (
+        ("compiled program", SERIES[0], lambda c: c.wire_bytes),
+        ("closed-form minimum", SERIES[1], lambda c: c.minimum_bytes if c.has_closed_form else 0.0),
+    )
+    is_log = max(sizes) > 50 * min(sizes)
+    low = min(sizes) / 3e9 if is_log else 0.0
+    for i, (label, colour, size) in enumerate(bars):
+        places = [y + 0.4 * (i - 0.5) for y in range(len(found))]
+        widths = [size(c) / 1e9 for _, c in found]
+        ax.barh(places, [max(0.0, w - low) for w in widths], left=low, height=0.36, color=colour,
+                label=label)  # fmt: skip
+        for y, width, (_, c) in zip(places, widths, found, strict=True):
+            text = words.in_bytes(width * 1e9) if i == 0 or c.has_closed_form else "no closed form"
+            ax.annotate(text, (max(width, low), y), xytext=(5, 0), textcoords="offset points",
+                        va="center", color=INK, fontsize=FONT_SIZE - 0.5)  # fmt: skip
+    if is_log:
+        ax.set_xscale("log")
+        ax.set_xlim(low, max(sizes) / 1e9 * 4)
+    else:
+        ax.set_xlim(0, max(sizes) / 1e9 * 1.16)
+    _names(ax, [name for name, _ in found])
+    unit = "GB leaving a device" + (" (logarithmic)" if is_log else "")
+    ax.set_xlabel(unit, color=MUTED, fontsize=FONT_SIZE)
+    _legend(ax, 2)
+    return to_svg(figure, "bytes", "Bytes each strategy sends, against the closed-form minimum")
 
 
-def _finish(axes, labels: Sequence[str], unit: str, legend: bool = True) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    if legend:
-        axes.invert_yaxis()
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0),
-                    labelcolor=_GREY)  # fmt: skip
-    axes.set_xlabel(unit, fontsize=9, color=_GREY)
-    axes.tick_params(colors=_GREY, labelsize=9)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(_GREY)
+def timeline_plot(compilation: Compilation, name: str) -> str:
+    """The hottest loop body: compute above communication; "" without events.
+
+    Args:
+      compilation: whose timeline.
+      name: unique in the page, an identifier.
+    """
+    events = longest(compilation.timeline)
+    if not events:
+        return ""
+    figure, (ax,) = new_figure(_WIDTH, 1.55)
+    end = max(e.stop_s for e in events)
+    scale, unit = next((s, u) for s, u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+                       if end >= s or u == "ns")  # fmt: skip
+    lanes = (
+        ("GEMM", SERIES[0], 1.0, lambda e: e.lane == "compute" and e.name.startswith("GEMM")),
+        ("other compute", SERIES[2], 1.0,
+         lambda e: e.lane == "compute" and not e.name.startswith("GEMM")),
+        ("communication", SERIES[1], 0.0, lambda e: e.lane == "communication"),
+    )  # fmt: skip
+    for label, colour, y, belongs in lanes:
+        spans = [(e.start_s / scale, (e.stop_s - e.start_s) / scale) for e in events if belongs(e)]
+        if spans:
+            ax.broken_barh(
+                spans, (y - 0.36, 0.72), facecolors=colour, edgecolors="none", label=label
+            )
+    ax.set_xlim(0, end / scale)
+    ax.set_ylim(-0.5, 1.5)
+    ax.set_yticks([1, 0], ["compute", "communication"])
+    ax.grid(axis="x", color=GRID, linewidth=0.6)
+    ax.set_xlabel(f"{unit} at peak rates (modelled), in the compiled order", color=MUTED,
+                  fontsize=FONT_SIZE)  # fmt: skip
+    _legend(ax, 3)
+    return to_svg(figure, name, "Schedule of the hottest loop: compute and communication lanes")
 
 
-def _svg(figure) -> str:
-    import matplotlib
+def longest(events: tuple[TimelineEvent, ...]) -> tuple[TimelineEvent, ...]:
+    """At most MOST_EVENTS, the longest, in order."""
+    if len(events) <= MOST_EVENTS:
+        return events
+    kept = sorted(events, key=lambda e: e.start_s - e.stop_s)[:MOST_EVENTS]
+    return tuple(sorted(kept, key=lambda e: e.start_s))
 
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "parallax"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+
+def _names(ax: Axes, names: list[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(axis="x", color=GRID, linewidth=0.6)
+
+
+def _legend(ax: Axes, columns: int) -> None:
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.08), ncols=columns, frameon=False,
+              fontsize=FONT_SIZE - 0.5, labelcolor=INK, handlelength=1, handleheight=1,
+              columnspacing=1.4, borderaxespad=0)  # fmt: skip

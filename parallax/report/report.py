@@ -1,106 +1,89 @@
-"""Report: what a comparison found, with everything needed to run it again."""
+"""The report: everything a comparison found, on a terminal, as JSON and as one HTML file."""
 
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
-from parallax.report.rows import sentences
-from parallax.report.validation import Decision, decide
+from parallax.report.files import save_files
+from parallax.report.html import report_html, report_page
+from parallax.report.serialize import report_to_dict
+from parallax.report.table import report_table
 from parallax.results import StrategyResult
 from parallax.workload import Workload
 
 
 @dataclass(frozen=True)
 class Report:
-    """Results of one comparison.
+    """Strategies compared through the lenses.
 
     Attributes:
-      config: the model that was compiled.
-      workload: batch and length at full size; each compilation has its own microbatches.
-      cluster: what it was compiled for.
+      config, workload: compiled and predicted; each compilation has its own microbatches.
+      cluster: name of the cluster compiled for.
       lenses: that were asked for.
-      results: one a strategy, in the order asked.
-      request: the resolved arguments, which run it again.
-      versions: of Python, JAX and the other packages that decide the numbers.
-      seconds: the comparison took.
-      paper: whose experiment it is, or None.
+      request: the resolved flags that run it again.
+      results: one a strategy, in the order asked for.
+      versions: of what took part, e.g. {"jax": "0.12.0"}.
+      seconds: the whole run took.
+      paper: whose experiment it is; None for a free comparison.
     """
 
     config: ModelConfig
     workload: Workload
     cluster: str
     lenses: tuple[str, ...]
+    request: Mapping[str, Any]
     results: tuple[StrategyResult, ...]
-    request: dict[str, Any]
-    versions: dict[str, str]
-    seconds: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     paper: Paper | None = None
 
     @property
     def failed(self) -> bool:
-        """Something is not exact, does not fit, or moves other bytes than its closed form."""
-        return any(r.failed for r in self.results)
+        """A strategy is not exact, does not fit, or moves other bytes than its closed form."""
+        return any(result.failed for result in self.results)
 
     @property
     def exit_status(self) -> int:
-        """0 ok; 1 failed. The paper's validation points never change it."""
+        """0, or 1 if `failed`. The paper's own validation points do not count."""
         return int(self.failed)
 
-    @cached_property
-    def decisions(self) -> tuple[Decision, ...]:
-        """The paper's validation points with their verdicts."""
-        return () if self.paper is None else decide(self.paper, self.results)
+    def table(self) -> RenderableType:
+        """For a rich console; reads well at 100 columns."""
+        return report_table(self)
 
-    @property
-    def sentences(self) -> list[str]:
-        """What follows from the figures, in plain words."""
-        return sentences(self.results, self.paper)
-
-    @property
-    def title(self) -> str:
-        return self.paper.title if self.paper else f"{self.config.name}: strategies compared"
-
-    @property
-    def subtitle(self) -> str:
-        c, w = self.config, self.workload
-        return (
-            f"{c.num_layers} layers, {c.d_model} wide, {c.num_heads} heads of {c.head_dim}, "
-            f"{c.num_params / 1e9:.3g} G parameters, {'causal' if c.causal else 'full'} attention, "
-            f"{c.dtype}; {w.batch} x {w.seq_len} tokens on {self.cluster}"
-        )
-
-    def table(self):
-        """A rich renderable, made for 100 columns."""
-        from parallax.report.table import render
-
-        return render(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data by the schema in docs/report_schema.md."""
+        return report_to_dict(self)
 
     def to_json(self) -> str:
-        """The report as JSON; schema in docs/report_schema.md."""
-        from parallax.report.serialize import to_json
-
-        return to_json(self)
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def html(self) -> str:
-        """One self-contained page."""
-        from parallax.report.html import page
-
-        return page(self)
-
-    def _repr_html_(self) -> str:
-        from parallax.report.html import fragment
-
-        return fragment(self)
+        """One self-contained page: no network, no script."""
+        return report_page(self)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Writes report.json and report.html into a folder, both or neither.
+        """Writes report.json and report.html, both or neither.
+
+        Returns:
+          Their paths.
 
         Raises:
-          ValueError: the folder cannot be written.
+          ValueError: the folder cannot be written to.
         """
-        from parallax.report.files import write_all
+        files = {"report.json": self.to_json(), "report.html": self.html()}
+        as_json, as_html = save_files(folder, files)
+        return as_json, as_html
 
-        return write_all(folder, {"report.json": self.to_json(), "report.html": self.html()})
+    def _repr_html_(self) -> str:
+        return report_html(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()

@@ -1,122 +1,131 @@
-"""report.json: every number as {value, unit, tag}, under a versioned schema (docs/report_schema.md)."""
+"""The report as plain data: every number with its unit and tag (docs/report_schema.md)."""
 
 import dataclasses
-import json
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
+from parallax.papers.paper import Paper
+from parallax.report.claims import claim_sentences
+from parallax.report.exposure import exposure
+from parallax.report.ledger_rows import LedgerRow, ledger_rows
+from parallax.report.request import SCHEMA_VERSION
+from parallax.report.sentences import failure_reasons, not_run
+from parallax.report.validation import verdicts
 from parallax.results import (
     TAGS,
-    Collective,
     Compilation,
+    Exactness,
     Figure,
     Measurement,
     Prediction,
     StrategyResult,
+    Tag,
+    TimelineEvent,
     Verification,
 )
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from parallax.report.report import Report
+
+type Json = dict[str, Any]
+type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
 
 
-def to_json(report) -> str:
-    """The report as JSON text."""
-    return json.dumps(to_dict(report), indent=1, allow_nan=False) + "\n"
-
-
-def to_dict(report) -> dict[str, Any]:
-    """The report as plain data."""
+def report_to_dict(report: "Report") -> Json:
+    """Everything in the report, ready for JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "title": report.title,
-        "tags": TAGS,
-        "versions": report.versions,
-        "request": report.request,
-        "seconds": _number(report.seconds, "s", "measured"),
+        "request": dict(report.request),
+        "versions": dict(report.versions),
+        "seconds": number(report.seconds, "s", "measured"),
         "failed": report.failed,
-        "model": dataclasses.asdict(report.config) | {"num_params": report.config.num_params},
+        "exit_status": report.exit_status,
+        "failures": [line for r in report.results for line in failure_reasons(r)],
+        "tags": TAGS,
+        "paper": None if report.paper is None else _paper(report, report.paper),
+        "model": dataclasses.asdict(report.config),
         "workload": dataclasses.asdict(report.workload),
         "cluster": report.cluster,
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
-        "claims": _claims(report.paper),
-        "assumptions": _plain(report.paper.assumptions) if report.paper else [],
-        "validations": _plain(report.decisions),
-        "sentences": report.sentences,
+        "not_run": list(not_run(report.results, report.paper, report.lenses)),
     }
 
 
-def load_request(path: str | Path) -> dict[str, Any]:
-    """The `request` of a report.json, to run it again.
-
-    Raises:
-      ValueError: not there, not JSON, another schema version, or no request in it.
-    """
-    where = f"--from_report={path}"
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}. Give the path of a report.json.") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}.") from None
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            f"{where}: expected schema_version {SCHEMA_VERSION}, got {found!r}. Use a report.json "
-            "that this version of Parallax wrote."
-        )
-    if not isinstance(data.get("request"), dict):
-        raise ValueError(f"{where}: it has no 'request' to run again.")
-    return data["request"]
+def number(value: float, unit: str, tag: Tag) -> Json:
+    """One quantity. JSON has no infinity: null stands for what is not finite."""
+    return {"value": value if math.isfinite(value) else None, "unit": unit, "tag": tag}
 
 
-def _number(value: float, unit: str, tag: str) -> dict[str, Any]:
-    # JSON has no infinity; a comparison that broke down says so in words.
-    shown: float | str = value if math.isfinite(value) else "not finite"
-    return {"value": shown, "unit": unit, "tag": tag}
+def _figure(figure: Figure) -> Json:
+    bounds = {"low": figure.low, "high": figure.high, "note": figure.note}
+    found = {name: value for name, value in bounds.items() if value not in (None, "")}
+    return number(figure.value, figure.unit, figure.tag) | found
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
-    return dataclasses.asdict(figure)
-
-
-def _plain(values) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(v) for v in values]
-
-
-def _claims(paper) -> list[dict[str, Any]]:
-    if paper is None:
-        return []
-    return [
-        {
-            "strategy": c.strategy,
-            "quantity": c.quantity,
-            "figure": _number(c.value, c.unit, "claimed"),
-            "reading": c.reading,
-            "note": c.note,
-        }
-        for c in paper.claims
-    ]
-
-
-def _result(result: StrategyResult) -> dict[str, Any]:
-    lenses = {
-        "verify": (result.verification, _verification),
-        "compile": (result.compilation, _compilation),
-        "predict": (result.prediction, _prediction),
-        "measure": (result.measurement, _measurement),
-    }
+def table(rows: Iterable[Any], columns: tuple[Column, ...]) -> Json:
+    """Rows under columns that each have one unit and one tag (null for words)."""
     return {
+        "columns": [{"name": name, "unit": unit, "tag": tag} for name, unit, tag, _ in columns],
+        "rows": [[_finite(read(row)) for _, _, _, read in columns] for row in rows],
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
+    return None if axes is None else list(axes)
+
+
+def _paper(report: "Report", paper: Paper) -> Json:
+    run = (paper, report.config, report.workload, report.cluster, report.results)
+    claims = [
+        number(s.claim.value, s.claim.unit, "claimed")
+        | {"strategy": s.claim.strategy, "quantity": s.claim.quantity}
+        | {"reading": s.claim.reading, "reading_in_words": s.reading, "note": s.claim.note}
+        | {"finding": s.finding, "above_modelled_bound": s.contradicted}
+        for s in claim_sentences(*run)
+    ]
+    return {
+        "name": paper.name,
+        "title": paper.title,
+        "missing": paper.missing,
+        "claims": claims,
+        "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
+        "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
+    }
+
+
+def _result(result: StrategyResult) -> Json:
+    return {
+        "name": result.name,
         "strategy": result.strategy,
         "description": result.description,
         "failed": result.failed,
+        "verify": result.verification and _verification(result.verification),
+        "compile": result.compilation and _compilation(result.compilation),
+        "predict": result.prediction and _prediction(result.prediction),
+        "measure": result.measurement and _measurement(result.measurement),
         "skipped": result.skipped,
-        **{name: None if value is None else show(value) for name, (value, show) in lenses.items()},
     }
 
 
-def _verification(v: Verification) -> dict[str, Any]:
+_EXACTNESS: tuple[Column, ...] = (
+    ("dtype", None, None, lambda x: x.dtype),
+    ("logits_error", "1", "measured", lambda x: x.logits_error),
+    ("logits_limit", "1", "derived", lambda x: x.logits_limit),
+    ("gradients_error", "1", "measured", lambda x: x.gradients_error),
+    ("gradients_limit", "1", "derived", lambda x: x.gradients_limit),
+    ("reference_error", "1", "measured", lambda x: x.reference_error),
+    ("passed", None, None, lambda x: x.passed),
+)
+
+
+def _verification(v: Verification) -> Json:
+    rows: tuple[Exactness, ...] = v.rows
     return {
         "exact": v.exact,
         "model": v.model,
@@ -124,76 +133,116 @@ def _verification(v: Verification) -> dict[str, Any]:
         "platform": v.platform,
         "workload": dataclasses.asdict(v.workload),
         "text": v.text,
-        "logit_rms": _number(v.logit_rms, "1", "measured"),
-        "comparisons": [
-            {
-                "dtype": row.dtype,
-                "passed": row.passed,
-                "logits_error": _number(row.logits_error, "1", "measured"),
-                "logits_limit": _number(row.logits_limit, "1", "derived"),
-                "gradients_error": _number(row.gradients_error, "1", "measured"),
-                "gradients_limit": _number(row.gradients_limit, "1", "derived"),
-                "reference_error": _number(row.reference_error, "1", "measured"),
-            }
-            for row in v.rows
-        ],
-        "seconds": _number(v.seconds, "s", "measured"),
+        "logit_rms": number(v.logit_rms, "1", "measured"),
+        "errors": table(rows, _EXACTNESS),
+        "seconds": number(v.seconds, "s", "measured"),
     }
 
 
-def _compilation(c: Compilation) -> dict[str, Any]:
-    memory = c.memory
-    in_bytes = {
-        f.name: _number(getattr(memory, f.name), "B", "compiled")
-        for f in dataclasses.fields(memory)
-        if f.name.endswith("_bytes")
-    }
+_LEDGER: tuple[Column, ...] = (
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("what", None, None, lambda x: x.what),
+    ("count", "1", "compiled", lambda x: x.count),
+    ("bytes", "B", "compiled", lambda x: x.moved_bytes),
+    ("minimum_bytes", "B", "derived", lambda x: x.minimum_bytes),
+    ("async_count", "1", "compiled", lambda x: x.async_count),
+    ("gemms_between_count", "1", "compiled", lambda x: x.overlapped_count),
+    ("flops_between", "FLOP", "compiled", lambda x: x.flops_between),
+)
+
+_COLLECTIVES: tuple[Column, ...] = (
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("group_size", "1", "compiled", lambda x: x.group_size),
+    ("dtype", None, None, lambda x: x.dtype),
+    ("payload_bytes", "B", "compiled", lambda x: x.payload_bytes),
+    ("wire_bytes", "B", "compiled", lambda x: x.wire_bytes),
+    ("count", "1", "compiled", lambda x: x.count),
+    ("is_async", None, None, lambda x: x.is_async),
+    ("gemms_between", "1", "compiled", lambda x: x.gemms_between),
+    ("flops_between", "FLOP", "compiled", lambda x: x.flops_between),
+    ("op_name", None, None, lambda x: x.op_name),
+)
+
+_TRANSFERS: tuple[Column, ...] = (
+    ("what", None, None, lambda x: x.what),
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("bytes", "B", "derived", lambda x: x.wire_bytes),
+    ("count", "1", "derived", lambda x: x.count),
+    ("minimum_bytes", "B", "derived", lambda x: x.minimum_bytes),
+)
+
+_DIFFERENCES: tuple[Column, ...] = (
+    ("kind", None, None, lambda x: x.kind),
+    ("axes", None, None, lambda x: _axes(x.axes)),
+    ("expected_bytes", "B", "derived", lambda x: x.expected_bytes),
+    ("found_bytes", "B", "compiled", lambda x: x.found_bytes),
+    ("witness", None, None, lambda x: x.witness),
+)
+
+_TIMELINE: tuple[Column, ...] = (
+    ("name", None, None, lambda x: x.name),
+    ("lane", None, None, lambda x: x.lane),
+    ("start", "s", "modelled", lambda x: x.start_s),
+    ("stop", "s", "modelled", lambda x: x.stop_s),
+)
+
+
+def _compilation(c: Compilation) -> Json:
+    memory, found = c.memory, exposure(c)
+    ledger: tuple[LedgerRow, ...] = ledger_rows(c)
+    timeline: tuple[TimelineEvent, ...] = c.timeline
+    minimum = number(c.minimum_bytes, "B", "derived") if c.has_closed_form else None
+    sizes = ("total", "argument", "parameter", "output", "temp", "alias", "capacity")
     return {
         "cluster": c.cluster,
         "mesh": c.mesh,
         "workload": dataclasses.asdict(c.workload),
         "partitioner": c.partitioner,
-        "memory": in_bytes
+        "fits": memory.fits,
+        "ledger_matches": c.ledger_matches,
+        "memory": {
+            size: number(getattr(memory, f"{size}_bytes"), "B", "compiled") for size in sizes
+        }
         | {
-            "total_bytes": _number(memory.total_bytes, "B", "compiled"),
-            "usable_fraction": _number(memory.usable_fraction, "1", "assumed"),
-            "fits": memory.fits,
+            "usable": number(memory.usable_bytes, "B", "assumed"),
+            "kv_cache_if_kept": number(c.kv_cache_bytes, "B", "derived"),
         },
-        "wire_bytes": _number(c.wire_bytes, "B", "compiled"),
-        "minimum_bytes": _number(c.minimum_bytes, "B", "derived") if c.has_closed_form else None,
-        "ledger_matches": c.ledger_matches if c.has_closed_form else None,
-        "gemm_flops": _number(c.gemm_flops, "FLOP", "compiled"),
-        "attention_flops": _number(c.attention_flops, "FLOP", "compiled"),
-        "weight_bytes": _number(c.weight_bytes, "B", "derived"),
-        "kv_cache_bytes": _number(c.kv_cache_bytes, "B", "derived"),
-        "collectives": {"tag": "compiled", "rows": [_collective(x) for x in c.collectives]},
-        "transfers": {"tag": "derived", "rows": _plain(c.transfers)},
-        "differences": _plain(c.differences),
-        "timeline": {"tag": "modelled", "rows": _plain(c.timeline)},
-        "seconds": _number(c.seconds, "s", "measured"),
+        "wire_bytes": number(c.wire_bytes, "B", "compiled"),
+        "minimum_bytes": minimum,
+        "exposure": {
+            "gemms_between_bytes": number(found.overlapped_bytes, "B", "compiled"),
+            "nothing_between_bytes": number(found.idle_bytes, "B", "compiled"),
+            "synchronous_bytes": number(found.sync_bytes, "B", "compiled"),
+            "flops_between": number(found.flops_between, "FLOP", "compiled"),
+        },
+        "gemm_flops": number(c.gemm_flops, "FLOP", "compiled"),
+        "attention_flops": number(c.attention_flops, "FLOP", "compiled"),
+        "weight_bytes_read": number(c.weight_bytes, "B", "derived"),
+        "ledger": table(ledger, _LEDGER),
+        "collectives": table(c.collectives, _COLLECTIVES),
+        "closed_form": table(c.transfers, _TRANSFERS),
+        "differences": table(c.differences, _DIFFERENCES),
+        "timeline": table(timeline, _TIMELINE),
         "notes": list(c.notes),
+        "seconds": number(c.seconds, "s", "measured"),
     }
 
 
-def _collective(c: Collective) -> dict[str, Any]:
-    row = dataclasses.asdict(c)
-    row.pop("pairs")
-    row.pop("groups")
-    return row | {"async_with_compute": c.async_with_compute, "total_bytes": c.total_bytes}
-
-
-def _prediction(p: Prediction) -> dict[str, Any]:
+def _prediction(p: Prediction) -> Json:
     return {
         "model": p.model,
         "cluster": p.cluster,
-        "terms": {name: _number(s, "s", "modelled") for name, s in p.terms_s.items()},
+        "terms": {name: number(value, "s", "modelled") for name, value in p.terms_s.items()},
         "exposed": _figure(p.exposed_s),
         "step": _figure(p.step_s),
         "tokens_per_s": _figure(p.tokens_per_s),
     }
 
 
-def _measurement(m: Measurement) -> dict[str, Any]:
+def _measurement(m: Measurement) -> Json:
     return {
         "device": m.device,
         "devices": m.devices,

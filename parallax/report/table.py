@@ -1,64 +1,178 @@
-"""The report on a terminal, made for 100 columns."""
+"""The report on a terminal: reads well at 100 columns, and at any number of strategies."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.padding import Padding
+from rich.table import Table, box
 from rich.text import Text
 
-from parallax.report import rows
-from parallax.report.rows import Row
-from parallax.results import TAGS
+from parallax.report import words
+from parallax.report.claims import claim_sentences, tpot_reading
+from parallax.report.facts import Row, fact_rows
+from parallax.report.ledger_rows import ledger_rows
+from parallax.report.sentences import (
+    assumption_lines,
+    describe_measurement,
+    describe_model,
+    describe_verification,
+    describe_workload,
+    failure_reasons,
+    not_run,
+    notes,
+)
+from parallax.report.validation import verdicts
+from parallax.results import TAGS, Compilation, StrategyResult
 
-_STYLES = {"ok": "green", "bad": "bold red", "plain": ""}
+if TYPE_CHECKING:
+    from parallax.report.report import Report
+
+_COLUMNS_A_TABLE = 3
+_STYLES = {"good": "green", "bad": "bold red", "plain": ""}
+_VERDICT_STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
 
-def render(report) -> RenderableType:
-    """Everything a report says, top to bottom: answers, sentences, details."""
-    parts: list[RenderableType] = [Text(report.title, style="bold"), Text(report.subtitle), Text()]
-    names = [r.name for r in report.results]
-    first = rows.answers(report.results, report.paper)
-    parts.append(_table(["", *names, "tag"], first, show_tag=True))
-    parts += [Text(f"- {line}") for line in report.sentences]
+def report_table(report: "Report") -> RenderableType:
+    """The whole report as one rich renderable."""
+    return Group(*_parts(report))
+
+
+def _parts(report: "Report") -> Iterator[RenderableType]:
+    yield from _head(report)
+    rows = fact_rows(report.results, report.paper)
+    for first in range(0, len(report.results), _COLUMNS_A_TABLE):
+        yield _comparison(report.results, rows, slice(first, first + _COLUMNS_A_TABLE))
+    yield _legend()
+    conditions = (describe_verification(report.results), describe_measurement(report.results))
+    yield from _list("", conditions)
     for result in report.results:
-        parts += [Text(), Text(f"{result.name}: {result.description}", style="bold")]
-        if result.compilation is not None:
-            c = result.compilation
-            parts.append(Text(f"partitioned by {c.partitioner}; {c.workload.microbatches} microbatches"))
-            if c.transfers:
-                parts.append(Text("closed form (derived)", style="italic"))
-                parts.append(_table(rows.TRANSFER_COLUMNS, rows.transfer_rows(c)))
-            if c.collectives:
-                parts.append(Text("ledger of the CUDA program (compiled)", style="italic"))
-                parts.append(_table(rows.LEDGER_COLUMNS, rows.ledger_rows(c)))
-            parts += [Text(f"closed form differs: {d}", style="bold red") for d in c.differences]
-            parts += [Text(f"note: {note}") for note in c.notes]
-        if result.verification is not None:
-            parts.append(Text("against the unsharded model, relative L2 (measured)", style="italic"))
-            parts.append(_table(rows.EXACTNESS_COLUMNS, rows.exactness_rows(result.verification)))
-        parts += [Text(f"{lens} not run: {why}") for lens, why in result.skipped.items()]
-    if report.decisions:
-        parts += [Text(), Text("The paper's own validation points", style="bold")]
-        parts += [Text(f"- {d.verdict}: {d.statement} ({d.because})") for d in report.decisions]
-    if report.paper is not None and report.paper.assumptions:
-        parts += [Text(), Text("Assumed, as the paper does not say", style="bold")]
-        parts += [Text(f"- {a.name} = {a.value}: {a.reason}") for a in report.paper.assumptions]
-    legend = "; ".join(f"{tag}: {meaning}" for tag, meaning in TAGS.items())
-    parts += [Text(), Text(legend, style="dim")]
-    return Group(*parts)
+        if result.compilation is not None and result.compilation.collectives:
+            yield Text()
+            yield _ledger(result.name, result.compilation)
+    yield from _list("Notes (compiled)", notes(report.results))
+    yield from _paper(report)
+    left_out = not_run(report.results, report.paper, report.lenses)
+    yield from _list("Not run", left_out)
+    yield Text()
+    yield _verdict(report)
 
 
-def _table(columns: Sequence[str], lines: Iterable[Row], show_tag: bool = False) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(Text(column))
-    for line in lines:
-        status = line.status or ("plain",)
+def _head(report: "Report") -> Iterator[RenderableType]:
+    title = report.paper.title if report.paper else "Strategies compared"
+    yield Text(title, style="bold")
+    yield Text(describe_model(report.config), style="dim")
+    yield Text(f"{describe_workload(report.workload)}; cluster {report.cluster}", style="dim")
+    yield Text()
+
+
+def _comparison(results: tuple[StrategyResult, ...], rows: tuple[Row, ...], part: slice) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("tag", style="dim", no_wrap=True)
+    for result in results[part]:
+        table.add_column(Text(result.name), justify="right", overflow="fold")
+    last = None
+    for row in rows:
+        if not any(row.cells[part]):
+            continue
+        if row.question != last:
+            if last is not None:
+                table.add_row()
+            table.add_row(Text(row.question, style="bold"))
+            last = row.question
         cells = [
-            Text(text, style=_STYLES[status[min(i, len(status) - 1)]])
-            for i, (text, _) in enumerate(line.cells)
+            Text(cell.text, style=_STYLES[cell.status]) if cell else Text("-", style="dim")
+            for cell in row.cells[part]
         ]
-        if show_tag:
-            cells.append(Text(line.tag, style="dim"))
-        table.add_row(Text(line.label), *cells)
+        table.add_row(Text(f"  {row.label}"), row.tag, *cells)
     return table
+
+
+def _legend() -> Text:
+    lines = ["Tags: " + "; ".join(f"{tag}: {meaning}" for tag, meaning in TAGS.items()) + "."]
+    lines.append(
+        "Bytes and FLOPs are of one device in one forward pass of the whole batch; between: FLOPs "
+        "of GEMMs that the program schedules between a transfer's start and its done, which does "
+        "not say that they hide it."
+    )
+    return Text("\n".join(lines), style="dim")
+
+
+def _ledger(name: str, compilation: Compilation) -> Table:
+    title = Text(f"Ledger of {name} on {compilation.mesh}")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+                  pad_edge=False, padding=(0, 1), show_edge=False)  # fmt: skip
+    table.add_column("collective", min_width=19, overflow="fold")
+    table.add_column("axes", overflow="fold")
+    heads = (("times", "compiled"), ("a device", "compiled"), ("minimum", "derived"),
+             ("ratio", "compiled"), ("async", "compiled"), ("between", "compiled"))  # fmt: skip
+    for head, tag in heads:
+        table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", overflow="fold")
+    for row in ledger_rows(compilation):
+        minimum = "-" if row.minimum_bytes is None else words.in_bytes(row.minimum_bytes)
+        share = "-" if row.ratio is None else words.ratio(row.ratio)
+        between = words.in_flops(row.flops_between) if row.flops_between else "none"
+        cells = (row.kind, words.axes_name(row.axes), f"{row.count:,}",
+                 words.in_bytes(row.moved_bytes), minimum, share,
+                 words.share_of(row.async_count, row.count), between)  # fmt: skip
+        table.add_row(*(Text(cell) for cell in cells))
+        if row.what:
+            table.add_row(Text(row.what, style="dim italic"))
+    return table
+
+
+def _paper(report: "Report") -> Iterator[RenderableType]:
+    paper = report.paper
+    if paper is None:
+        return
+    run = (paper, report.config, report.workload, report.cluster, report.results)
+    yield from _list("Assumed", ("; ".join(assumption_lines(paper)) + ".",))
+    sentences = [s for s in claim_sentences(*run) if s.claim.quantity in ("TPS", "TPOT")]
+    lines = [Text(s.text, style="bold red" if s.contradicted else "") for s in sentences]
+    others = len(paper.claims) - len(sentences)
+    if others:
+        lines.append(Text(f"and {others} more figures, in report.json and docs/assumptions.md"))
+    yield from _list("Claimed by the paper", (*lines, tpot_reading(paper)))
+    points = []
+    for point in verdicts(*run):
+        line = Text(f"{point.status}: ", style=_VERDICT_STYLES[point.status])
+        points.append(line.append(f"{point.statement} ({point.evidence})", style="default"))
+    yield from _list(
+        "The paper's own validation points (they do not change the exit status)", points
+    )
+
+
+def _list(title: str, lines) -> Iterator[RenderableType]:
+    found = [Text(x) if isinstance(x, str) else x for x in lines if x]
+    if not found:
+        return
+    if title:
+        yield Text()
+        yield Text(title, style="bold")
+    for line in found:
+        yield Padding(line, (0, 0, 0, 2 if title else 0))
+
+
+def _verdict(report: "Report") -> Text:
+    reasons = [reason for result in report.results for reason in failure_reasons(result)]
+    if reasons:
+        return Text("FAILED: " + "; ".join(reasons) + ".", style="bold red")
+    return Text(f"{passed_line(report.results)} ({report.seconds:.0f} s)", style="bold green")
+
+
+def passed_line(results: tuple[StrategyResult, ...]) -> str:
+    """What holds for all strategies, naming only what was looked at."""
+    compiled = [r.compilation for r in results if r.compilation]
+    counts = {
+        "exact": sum(r.verification is not None for r in results),
+        "fits": len(compiled),
+        "ledger equals its closed form": sum(c.has_closed_form for c in compiled),
+    }
+    held = [
+        what if count == len(results) else f"{what} ({count} of {len(results)} looked at)"
+        for what, count in counts.items()
+        if count
+    ]
+    what = ", ".join(held) or "nothing was checked"
+    return f"{len(results)} strategies: {what}."

@@ -1,83 +1,201 @@
-"""The paper's own validation points, decided by the figures at hand where they can be."""
+"""The points a paper itself says must hold: pass, fail or undecided by the numbers at hand.
+
+They stand in a list of their own and never change the exit status.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from parallax.meshes.cluster import Cluster, cluster
+from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
+from parallax.report import words
+from parallax.report.claims import is_the_papers_run
 from parallax.results import StrategyResult
+from parallax.workload import Workload
 
-Verdict = Literal["pass", "fail", "undecided"]
+Status = Literal["pass", "fail", "undecided"]
+_Decision = tuple[Status, str]
+
+# Bits a weight under INT8 and 2:4 sparsity: half the weights, each with a two-bit position.
+_INT8_2_4_BITS = 0.5 * (8 + 2)
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A validation point with its verdict and the figures behind it. Never an exit status."""
+class Verdict:
+    """One point with its verdict and the figures behind it, in one line."""
 
     statement: str
-    verdict: Verdict
-    because: str
+    status: Status
+    evidence: str
 
 
-def decide(paper: Paper, results: tuple[StrategyResult, ...]) -> tuple[Decision, ...]:
-    """Every validation point of the paper, in its order."""
-    by_name = {r.name: r for r in results}
-    out = []
-    for point in paper.validations:
-        check = CHECKS.get(point.check)
-        verdict, because = (
-            ("undecided", "needs what this release does not compute")
-            if check is None
-            else check(paper, by_name)
+@dataclass(frozen=True)
+class _Run:
+    paper: Paper
+    config: ModelConfig
+    workload: Workload
+    cluster: Cluster
+    results: tuple[StrategyResult, ...]
+
+    @property
+    def is_the_papers(self) -> bool:
+        return is_the_papers_run(self.paper, self.config, self.workload)
+
+    def is_measured(self, result: StrategyResult) -> bool:
+        """Timed on the paper's model and on the cluster's own GPUs; other times decide nothing."""
+        m = result.measurement
+        return m is not None and (
+            m.model == self.paper.config.name
+            and (m.workload.batch, m.workload.seq_len)
+            == (self.workload.batch, self.workload.seq_len)
+            and m.device == self.cluster.gpu.device_kind
+            and m.devices == self.cluster.devices
         )
-        out.append(Decision(point.statement, verdict, because))
-    return tuple(out)
+
+    def result(self, name: str) -> StrategyResult | None:
+        return next((r for r in self.results if r.name == name), None)
+
+    def pair(self, name: str) -> tuple[StrategyResult, StrategyResult] | str:
+        """(that strategy, the baseline), or why they cannot be compared."""
+        for wanted in (name, self.paper.strategies[0]):
+            if self.result(wanted) is None:
+                return f"{wanted} was not run"
+        if not self.is_the_papers:
+            return "this run is not the paper's size"
+        mine, base = self.result(name), self.result(self.paper.strategies[0])
+        assert mine is not None
+        assert base is not None
+        return mine, base
 
 
-def _proposed_is_faster(paper: Paper, results: dict[str, StrategyResult]) -> tuple[Verdict, str]:
-    """By rooflines: they decide only where they leave no overlap with the claim's direction."""
-    baseline, proposed = (results.get(n) for n in (paper.strategies[0], paper.proposed))
-    if not (baseline and proposed and baseline.prediction and proposed.prediction):
-        return "undecided", "both rooflines are needed"
-    ours = proposed.prediction.tokens_per_s.value
-    base = baseline.prediction.tokens_per_s.value
-    shown = f"rooflines: {ours:.3g} against {base:.3g} tokens/s (modelled)"
-    claimed = [c.value for c in paper.claims if c.quantity == "TPS" and c.strategy == paper.strategies[0]]
-    if claimed and ours < claimed[0]:
-        return "fail", f"{shown}; the proposed cannot reach the baseline's claimed {claimed[0]:.3g}"
-    return "undecided", f"{shown}; upper bounds do not order real speeds"
+def verdicts(
+    paper: Paper,
+    config: ModelConfig,
+    workload: Workload,
+    cluster_name: str,
+    results: tuple[StrategyResult, ...],
+) -> tuple[Verdict, ...]:
+    """Decides each of a paper's validation points.
+
+    Args:
+      paper: whose points.
+      config, workload, cluster_name: what this run ran, and for which cluster.
+      results: of the strategies that were run.
+    """
+    run = _Run(paper, config, workload, cluster(cluster_name), results)
+    found = []
+    for point in paper.validations:
+        name, _, argument = point.check.partition(":")
+        status, evidence = CHECKS[name](run, argument)
+        found.append(Verdict(point.statement, status, evidence))
+    return tuple(found)
 
 
-def _same_function(paper: Paper, results: dict[str, StrategyResult]) -> tuple[Verdict, str]:
-    found = [r.verification for r in results.values() if r.verification]
-    if not found:
-        return "undecided", "the verify lens did not run"
-    worst = max(row.logits_error for v in found for row in v.rows if row.dtype == "float64")
-    verdict: Verdict = "pass" if all(v.exact for v in found) else "fail"
-    return verdict, f"largest logits error {worst:.1e} in float64 (measured)"
+def _faster(run: _Run, name: str) -> _Decision:
+    pair = run.pair(name)
+    if isinstance(pair, str):
+        return "undecided", pair
+    mine, base = pair
+    if run.is_measured(mine) and run.is_measured(base):
+        assert mine.measurement is not None
+        assert base.measurement is not None
+        a, b = mine.measurement.step_s, base.measurement.step_s
+        text = f"step {words.in_seconds(a.value)} beside {words.in_seconds(b.value)}, measured"
+        if a.high is not None and b.low is not None and a.high < b.low:
+            return "pass", text
+        if a.low is not None and b.high is not None and a.low > b.high:
+            return "fail", text
+        return "undecided", text + "; the intervals overlap"
+    if mine.prediction is None:
+        return "undecided", "no time was measured or modelled"
+    bound = mine.prediction.tokens_per_s.value
+    claimed = next(
+        (c.value for c in run.paper.claims if (c.strategy, c.quantity) == (base.name, "TPS")), None
+    )
+    at_most = f"at most {words.in_tokens_per_s(bound)} (modelled) on {run.cluster.name}"
+    if claimed is not None and bound < claimed:
+        return "fail", f"{at_most}, below the baseline's claimed {words.in_tokens_per_s(claimed)}"
+    return "undecided", f"{at_most}: an upper bound ranks nothing; it needs a measurement"
 
 
-def _baseline_fits(paper: Paper, results: dict[str, StrategyResult]) -> tuple[Verdict, str]:
-    found = {n: r.compilation for n, r in results.items() if r.compilation}
-    if not found:
-        return "undecided", "the compile lens did not run"
-    bad = [n for n, c in found.items() if not c.memory.fits]
-    return ("fail", f"does not fit: {', '.join(bad)}") if bad else ("pass", "all fit (compiled)")
+def _fewer_bytes(run: _Run, name: str) -> _Decision:
+    pair = run.pair(name)
+    if isinstance(pair, str):
+        return "undecided", pair
+    mine, base = (r.compilation for r in pair)
+    if mine is None or base is None:
+        return "undecided", "not compiled"
+    a, b = words.in_bytes(mine.wire_bytes), words.in_bytes(base.wire_bytes)
+    text = f"{a} a device beside {b}, compiled"
+    return ("pass" if mine.wire_bytes < base.wire_bytes else "fail"), text
 
 
-def _layers_fit_l2(paper: Paper, results: dict[str, StrategyResult]) -> tuple[Verdict, str]:
-    c = paper.config
-    matrices = 3 if c.mlp == "gated" else 2
-    layer = c.d_model * c.head_dim * 2 * (c.num_heads + c.num_kv_heads) + matrices * c.d_model * c.d_ff
-    size = layer * c.item_bytes
-    l2 = 52_428_800
-    verdict: Verdict = "pass" if size <= l2 else "fail"
-    return verdict, f"one layer is {size / 1e6:.4g} MB, the L2 of an H100 {l2 / 1e6:.3g} MB (derived)"
+def _weights_share(run: _Run, argument: str) -> _Decision:
+    name, _, parts = argument.partition(":")
+    result = run.result(name)
+    if result is None or result.compilation is None:
+        return "undecided", f"{name} was not compiled"
+    share = result.compilation.memory.parameter_bytes
+    whole = run.config.num_params * run.config.item_bytes
+    text = f"{words.in_bytes(share)} of {words.in_bytes(whole)}, compiled"
+    return ("pass" if share <= 1.05 * whole / int(parts) else "fail"), text
 
 
-CHECKS: dict[str, Callable[[Paper, dict[str, StrategyResult]], tuple[Verdict, str]]] = {
-    "proposed_is_faster": _proposed_is_faster,
-    "same_function": _same_function,
-    "fits_memory": _baseline_fits,
-    "layers_fit_l2": _layers_fit_l2,
+def _same_workload(run: _Run, _: str) -> _Decision:
+    compiled = [r.compilation for r in run.results if r.compilation]
+    if len(compiled) < 2:
+        return "undecided", f"{len(compiled)} strategies were compiled"
+    seen = {(c.workload.batch, c.workload.seq_len, c.cluster) for c in compiled}
+    first = compiled[0].workload
+    text = (
+        f"{words.tokens(first.batch, first.seq_len)}, {run.config.dtype}, model "
+        f"{run.config.name} in all {len(compiled)} strategies"
+    )
+    return ("pass", text) if len(seen) == 1 else ("fail", f"{len(seen)} different workloads")
+
+
+def _layer_weights(config: ModelConfig) -> int:
+    return config.replace(num_layers=2).num_params - config.replace(num_layers=1).num_params
+
+
+def _fits_cache(run: _Run, layer_bytes: float, how: str) -> _Decision:
+    cache = run.cluster.gpu.l2_bytes
+    text = f"one layer is {words.in_bytes(layer_bytes)} {how}, L2 of {run.cluster.gpu.name} is "
+    text += f"{words.in_bytes(cache)}: {words.times(layer_bytes / cache)} the cache (derived)"
+    return ("pass" if layer_bytes <= cache else "fail"), text
+
+
+def _layer_fits_cache(run: _Run, _: str) -> _Decision:
+    config = run.paper.config
+    return _fits_cache(run, _layer_weights(config) * config.item_bytes, f"in {config.dtype}")
+
+
+def _compressed_layer_fits_cache(run: _Run, _: str) -> _Decision:
+    layer_bytes = _layer_weights(run.paper.config) * _INT8_2_4_BITS / 8
+    return _fits_cache(
+        run, layer_bytes, "in INT8 with all matrices 2:4 sparse, index bits included"
+    )
+
+
+def _layers_deal_out(run: _Run, _: str) -> _Decision:
+    layers, devices = run.paper.config.num_layers, run.cluster.devices
+    text = f"{layers} layers on {devices} devices (derived)"
+    return ("pass" if layers % devices == 0 else "fail"), text
+
+
+def _needs(run: _Run, what: str) -> _Decision:
+    return "undecided", f"needs {what}"
+
+
+CHECKS: dict[str, Callable[[_Run, str], _Decision]] = {
+    "faster": _faster,
+    "fewer_bytes": _fewer_bytes,
+    "weights_share": _weights_share,
+    "same_workload": _same_workload,
+    "layer_fits_cache": _layer_fits_cache,
+    "compressed_layer_fits_cache": _compressed_layer_fits_cache,
+    "layers_deal_out": _layers_deal_out,
+    "needs": _needs,
 }

@@ -1,52 +1,124 @@
-"""Numbers as a reader wants them."""
+"""Numbers and terms as a reader sees them: three digits, a unit, the field's words."""
 
-from parallax.results import Figure
+import math
 
-_SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
-READINGS = {
-    "tps": "tokens a second, all devices",
-    "inv_tps": "1 / TPS: not the time per output token of a request",
-    "inv_tps_us_printed_ms": "1 / TPS in microseconds, printed as milliseconds",
-    "sync_overhead_per_token": "defined as synchronisation and communication overhead per token",
+READINGS: dict[str, str] = {
+    "tps": "tokens a second over all devices",
+    "inv_tps": "1/TPS",
+    "inv_tps_us_printed_ms": "1/TPS in microseconds, printed as milliseconds",
+    "sync_overhead_per_token": "synchronisation and communication a token, by the paper's words",
     "other": "as printed",
 }
 
+BOUNDS: dict[str, str] = {
+    "compute": "compute",
+    "weights from HBM": "reading weights from HBM",
+    "NVLink": "NVLink",
+    "network": "the network",
+}
 
-def scaled(value: float, unit: str) -> str:
-    """`1.23 GB`: three significant digits and a decimal prefix."""
-    for scale, prefix in _SCALES:
-        if abs(value) >= scale or scale == 1.0:
-            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
-    raise AssertionError
-
-
-def tokens_per_s(value: float) -> str:
-    """`1.45 M tokens/s`."""
-    return scaled(value, "").strip() + " tokens/s"
+LENSES = ("verify", "compile", "predict", "measure")
 
 
-def seconds(value: float) -> str:
-    """`1.23 s`, `12.3 ms`, `4.5 us`."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
+def digits(value: float, count: int = 3) -> str:
+    """`value` to `count` significant digits, without an exponent: 0.987, 84.9, 1020."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{count - 1}e}")
+    decimals = max(0, count - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}"
 
 
-def figure(value: Figure) -> str:
-    """A figure with its interval, without its tag."""
-    shown = seconds(value.value) if value.unit == "s" else scaled(value.value, value.unit)
-    if value.low is not None and value.high is not None and value.unit == "s":
-        return f"{shown} ({seconds(value.low)} to {seconds(value.high)})"
-    return shown
+def _scaled(value: float, unit: str, count: int) -> str:
+    for size, prefix in _PREFIXES:
+        if abs(value) >= size * 0.9995:
+            return f"{digits(value / size, count)} {prefix}{unit}"
+    return f"{digits(value, count)} {unit}"
 
 
-def times(ratio: float) -> str:
-    """A ratio: `1.00x`, `4.4x`, `12x`."""
-    return f"{ratio:.2f}x" if ratio < 2 else f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
+def in_bytes(value: float) -> str:
+    """Decimal units: 84.9 GB."""
+    return _scaled(value, "B", 3)
 
 
-def axes(names: tuple[str, ...] | None) -> str:
+def in_flops(value: float) -> str:
+    """3.21 PFLOP."""
+    return _scaled(value, "FLOP", 3)
+
+
+def in_seconds(value: float) -> str:
+    """31.2 ms."""
+    if not value:
+        return "0 s"
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value >= size * 0.9995:
+            return f"{digits(value / size)} {unit}"
+    return f"{digits(value / 1e-9)} ns"
+
+
+def in_tokens_per_s(value: float) -> str:
+    """1.45M tokens/s; below 100,000 in full."""
+    if value >= 999_500:
+        return f"{digits(value / 1e6)}M tokens/s"
+    return f"{digits(value / 1e3)}k tokens/s" if value >= 1e5 else f"{value:,.0f} tokens/s"
+
+
+def ratio(value: float) -> str:
+    """1.00 only where it is 1; a difference in the next digits shows."""
+    text = f"{value:.2f}"
+    return f"{value:.4f}" if text == "1.00" and abs(value - 1) > 1e-9 else text
+
+
+def times(value: float) -> str:
+    """A factor: 4.4x, 12x."""
+    return f"{digits(value, 2)}x"
+
+
+def percent(share: float) -> str:
+    """A share as 12 %, and 0.3 % or <0.1 % where it is small; 100 % only if it is all."""
+    value = share * 100
+    if 99.5 <= value < 100:
+        return f"{value:.1f} %" if value < 99.95 else ">99.9 %"
+    if value == 0 or value >= 9.95:
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if value >= 0.1 else "<0.1 %"
+
+
+def share_of(part: int, whole: int) -> str:
+    """none, all, or 3 of 5."""
+    return "none" if not part else "all" if part == whole else f"{part:,} of {whole:,}"
+
+
+def error(value: float) -> str:
+    """A relative error: 3.1e-16."""
+    return f"{value:.1e}".replace("e-0", "e-") if math.isfinite(value) else "not finite"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A figure in the words of its unit."""
+    if unit == "tokens/s":
+        return in_tokens_per_s(value)
+    if unit == "s":
+        return in_seconds(value)
+    if unit == "B":
+        return in_bytes(value)
+    return f"{value:,.10g} {unit}"
+
+
+def tokens(batch: int, seq_len: int) -> str:
+    """1024 x 10,000 tokens."""
+    return f"{batch:,} x {seq_len:,} tokens"
+
+
+def axes_name(axes: tuple[str, ...] | None) -> str:
     """Mesh axes of a collective."""
-    return "no set of axes" if names is None else " x ".join(names) or "-"
+    return "(no mesh axes)" if axes is None else " x ".join(axes)
+
+
+def one_line(text: object) -> str:
+    """Text of others without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

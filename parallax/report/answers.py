@@ -1,0 +1,160 @@
+"""The five questions of the first screen, answered for one strategy each in a few words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from parallax.papers.paper import Paper
+from parallax.report import words
+from parallax.report.claims import against_bound
+from parallax.report.exposure import exposure
+from parallax.results import StrategyResult, Tag
+
+QUESTIONS = ("Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "Claimed?")
+
+# Share of the modelled step from which uncovered link time is marked.
+_MUCH = 0.1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of text and where its numbers are from."""
+
+    text: str
+    tag: Tag | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question answered.
+
+    Attributes:
+      headline: in a few characters.
+      status: good, bad, warn, or none (no judgement).
+      parts: what stands under it.
+      tag: where the headline's number is from, if it has one.
+    """
+
+    headline: str
+    status: Literal["good", "bad", "warn", "none"]
+    parts: tuple[Part, ...]
+    tag: Tag | None = None
+
+
+def answers(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> list[Answer]:
+    """The answers to QUESTIONS, in order.
+
+    Args:
+      result: of one strategy.
+      paper: whose claims are compared.
+      same: this run is the paper's, so that figures compare.
+      cluster: the cluster's name.
+    """
+    return [
+        _exact(result), _fits(result), _moves(result), _exposed(result),
+        _claimed(result, paper, same, cluster),
+    ]  # fmt: skip
+
+
+def _not_run(result: StrategyResult, lens: str) -> Answer:
+    why = result.skipped.get(lens, "not asked for")
+    return Answer("not run", "none", (Part(f"{lens}: {words.one_line(why)}"),))
+
+
+def _exact(result: StrategyResult) -> Answer:
+    if result.verification is None:
+        return _not_run(result, "verify")
+    rows = result.verification.rows
+    parts = tuple(
+        Part(f"{row.dtype}: logits {words.error(row.logits_error)}, "
+             f"gradients {words.error(row.gradients_error)}", "measured")
+        for row in rows
+    )  # fmt: skip
+    exact = result.verification.exact
+    return Answer("exact" if exact else "not exact", "good" if exact else "bad", parts)
+
+
+def _fits(result: StrategyResult) -> Answer:
+    if result.compilation is None:
+        return _not_run(result, "compile")
+    memory = result.compilation.memory
+    parts = [
+        Part(f"{words.in_bytes(memory.total_bytes)} a device", "compiled"),
+        Part(f"{words.percent(memory.total_bytes / memory.usable_bytes)} of the usable "
+             f"{words.in_bytes(memory.usable_bytes)}", "assumed"),
+    ]  # fmt: skip
+    if not memory.fits:
+        excess = memory.total_bytes - memory.usable_bytes
+        parts.append(Part(f"{words.in_bytes(excess)} too much", "compiled"))
+        return Answer("does not fit", "bad", tuple(parts))
+    return Answer("fits", "good", tuple(parts))
+
+
+def _moves(result: StrategyResult) -> Answer:
+    found = result.compilation
+    if found is None:
+        return _not_run(result, "compile")
+    moved = Part(f"{words.in_bytes(found.wire_bytes)} leaves a device", "compiled")
+    if not found.has_closed_form:
+        return Answer("no closed form", "none", (moved,))
+    minimum = Part(f"minimum {words.in_bytes(found.minimum_bytes)}", "derived")
+    if not found.ledger_matches:
+        first = found.differences[0]
+        said = f"{first.kind}: {first.witness} says {words.in_bytes(first.expected_bytes)}, "
+        said += f"the program sends {words.in_bytes(first.found_bytes)}"
+        return Answer("not its closed form", "bad", (moved, minimum, Part(said, "compiled")))
+    if not found.minimum_bytes:
+        return Answer("nothing to send", "good", (moved, minimum))
+    share = found.wire_bytes / found.minimum_bytes
+    return Answer(f"{words.ratio(share)}x minimum", "good", (moved, minimum), "compiled")
+
+
+def _exposed(result: StrategyResult) -> Answer:
+    found = result.compilation
+    if found is None:
+        return _not_run(result, "compile")
+    seen = exposure(found)
+    if not seen.total_bytes:
+        return Answer("nothing to expose", "good", ())
+    share = seen.exposed_bytes / seen.total_bytes
+    classes = (
+        ("async, GEMMs between", seen.overlapped_bytes),
+        ("async, nothing between", seen.idle_bytes),
+        ("synchronous", seen.sync_bytes),
+    )
+    parts = [Part(f"{words.in_bytes(size)} {what}", "compiled") for what, size in classes if size]
+    if seen.flops_between:
+        parts.append(Part(f"{words.in_flops(seen.flops_between)} of GEMMs between", "compiled"))
+    text = f"{words.percent(share)} of bytes with no GEMM between"
+    if result.prediction is None:
+        return Answer(text, "warn" if share > 0.5 else "none", tuple(parts), "compiled")
+    uncovered = result.prediction.exposed_s.value
+    is_much = uncovered > _MUCH * result.prediction.step_s.value
+    parts.insert(0, Part("link time beyond the GEMMs between, at peak rates"))
+    parts.append(Part(text, "compiled"))
+    headline = f"{words.in_seconds(uncovered)} exposed"
+    return Answer(headline, "warn" if is_much else "none", tuple(parts), "modelled")
+
+
+def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> Answer:
+    bound = []
+    if result.prediction is not None:
+        at_most = words.in_tokens_per_s(result.prediction.tokens_per_s.value)
+        bound = [Part(f"roofline: at most {at_most}", "modelled")]
+    mine = [] if paper is None else [c for c in paper.claims if c.strategy == result.name]
+    tps = next((c for c in mine if c.quantity == "TPS"), None)
+    if tps is None:
+        return Answer("no claim", "none", tuple(bound))
+    parts, status = [Part(words.in_tokens_per_s(tps.value), "claimed")], "none"
+    tpot = next((c for c in mine if c.quantity == "TPOT"), None)
+    if tpot is not None:
+        reading = words.READINGS[tpot.reading]
+        parts.append(Part(f"TPOT {words.quantity(tpot.value, tpot.unit)}: {reading}", "claimed"))
+    headline, tag = "not compared", None
+    if same and result.prediction is not None:
+        _, above = against_bound(tps, result.prediction, cluster)
+        share = tps.value / result.prediction.tokens_per_s.value
+        headline = (
+            f"{words.times(share)} the roofline" if above else f"{words.percent(share)} of roofline"
+        )
+        status, tag = "bad" if above else "none", "modelled"
+    return Answer(headline, status, (*parts, *bound), tag)

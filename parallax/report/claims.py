@@ -1,0 +1,98 @@
+"""A paper's figures beside this run's, in plain sentences."""
+
+from dataclasses import dataclass
+
+from parallax.models.config import ModelConfig
+from parallax.papers.paper import Claim, Paper
+from parallax.report import words
+from parallax.results import Prediction, StrategyResult
+from parallax.workload import Workload
+
+
+@dataclass(frozen=True)
+class ClaimSentence:
+    """One claim with what is known about it.
+
+    Attributes:
+      claim: as printed.
+      reading: what the figure can mean, in words.
+      finding: this run's word on it, to follow the figure; "" if it has none.
+      contradicted: the claim is above what the modelled bound allows.
+    """
+
+    claim: Claim
+    reading: str
+    finding: str
+    contradicted: bool = False
+
+    @property
+    def text(self) -> str:
+        """All in one line."""
+        head = f"{self.claim.strategy}: " if self.claim.strategy else ""
+        text = f"{head}claimed {printed(self.claim)}"
+        if self.claim.quantity == "TPOT":
+            text += f", read as {self.reading}"
+        return "; ".join(x for x in (text + self.finding, self.claim.note) if x)
+
+
+def printed(claim: Claim) -> str:
+    """The figure as the paper has it, with its quantity where the unit does not say it."""
+    value = words.quantity(claim.value, claim.unit)
+    return value if claim.quantity == "TPS" else f"{claim.quantity} {value}"
+
+
+def is_the_papers_run(paper: Paper | None, config: ModelConfig, workload: Workload) -> bool:
+    """Whether this run has the paper's model, batch and length, so that figures compare."""
+    return paper is not None and (
+        config == paper.config
+        and (workload.batch, workload.seq_len) == (paper.workload.batch, paper.workload.seq_len)
+    )
+
+
+def claim_sentences(
+    paper: Paper,
+    config: ModelConfig,
+    workload: Workload,
+    cluster: str,
+    results: tuple[StrategyResult, ...],
+) -> tuple[ClaimSentence, ...]:
+    """Every claim of a paper, throughput held against the modelled bound where this run has one."""
+    same = is_the_papers_run(paper, config, workload)
+    by_name = {r.name: r for r in results}
+    found = []
+    for claim in paper.claims:
+        finding, contradicted = "", False
+        if claim.quantity == "TPS":
+            result = by_name.get(claim.strategy)
+            if result is None:
+                finding = "; no result stands beside it: this strategy was not run"
+            elif not same:
+                finding = "; not compared: this run is not the paper's size"
+            elif result.prediction is None:
+                finding = "; not compared: no modelled bound in this run"
+            else:
+                finding, contradicted = against_bound(claim, result.prediction, cluster)
+        found.append(ClaimSentence(claim, words.READINGS[claim.reading], finding, contradicted))
+    return tuple(found)
+
+
+def against_bound(claim: Claim, prediction: Prediction, cluster: str) -> tuple[str, bool]:
+    """(what a claimed throughput is of the modelled bound, whether it is above it)."""
+    bound = prediction.tokens_per_s.value
+    limit = max(prediction.terms_s, key=lambda name: prediction.terms_s[name])
+    limit = words.BOUNDS.get(limit, limit)
+    at_most = f"at most {words.in_tokens_per_s(bound)}, {prediction.model}, modelled"
+    if claim.value > bound:
+        factor = words.times(claim.value / bound)
+        return f" is {factor} what {limit} allows on {cluster} ({at_most})", True
+    share = words.percent(claim.value / bound)
+    return f" is {share} of what {limit} allows on {cluster} ({at_most})", False
+
+
+def tpot_reading(paper: Paper) -> str:
+    """What the paper's TPOT is and is not; "" if it prints none."""
+    readings = dict.fromkeys(c.reading for c in paper.claims if c.quantity == "TPOT")
+    if not readings:
+        return ""
+    what = " or ".join(words.READINGS[r] for r in readings)
+    return f"The paper's TPOT is {what}; it is not the time per output token of a request."

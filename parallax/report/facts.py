@@ -1,0 +1,230 @@
+"""The comparison as rows: one fact a row, one strategy a column, every row with its tag."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from parallax.papers.paper import Paper
+from parallax.report import words
+from parallax.report.exposure import exposure
+from parallax.results import Compilation, Exactness, StrategyResult, Tag
+
+Status = Literal["good", "bad", "plain"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One strategy's word on one fact."""
+
+    text: str
+    status: Status = "plain"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fact of all strategies.
+
+    Attributes:
+      question: the group it belongs to.
+      label: the fact.
+      tag: where its numbers are from.
+      cells: one a strategy; None where it has none.
+    """
+
+    question: str
+    label: str
+    tag: Tag
+    cells: tuple[Cell | None, ...]
+
+
+def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple[Row, ...]:
+    """All rows that have at least one cell."""
+    rows = [
+        *_exact_rows(results),
+        *_rows("Fits?", results, _compiled, _FIT),
+        *_rows("Moves?", results, _compiled, _MOVE),
+        *_rows("Exposed?", results, _compiled, _EXPOSED),
+        *_rows(
+            "Exposed?", results, _itself, (("beyond GEMMs, peak rates", "modelled", _uncovered),)
+        ),
+        *_rows("How fast?", results, _itself, _SPEED),
+    ]
+    if paper is not None:
+        rows += _claim_rows(results, paper)
+    return tuple(row for row in rows if any(row.cells))
+
+
+def _itself(result: StrategyResult) -> StrategyResult:
+    return result
+
+
+def _compiled(result: StrategyResult) -> Compilation | None:
+    return result.compilation
+
+
+def _rows(question: str, results, of: Callable, facts) -> list[Row]:
+    rows = []
+    for label, tag, fact in facts:
+        found = [of(r) for r in results]
+        cells = tuple(None if x is None else fact(x) for x in found)
+        rows.append(Row(question, label, tag, cells))
+    return rows
+
+
+def _yes(holds: bool, no: str = "no") -> Cell:
+    return Cell("yes", "good") if holds else Cell(no, "bad")
+
+
+def _exact_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
+    checks = [r.verification for r in results]
+    rows = [
+        Row("Exact?", "equals unsharded model", "measured",
+            tuple(None if v is None else _yes(v.exact) for v in checks))
+    ]  # fmt: skip
+    dtypes = dict.fromkeys(row.dtype for v in checks if v for row in v.rows)
+    for dtype in dtypes:
+        by_strategy = [next((x for x in v.rows if x.dtype == dtype), None) if v else None
+                       for v in checks]  # fmt: skip
+        for what in ("logits", "gradients"):
+            cells = tuple(None if x is None else _error(x, what) for x in by_strategy)
+            rows.append(Row("Exact?", f"{dtype} {what}", "measured", cells))
+    return rows
+
+
+def _error(row: Exactness, what: str) -> Cell:
+    found, limit = (
+        (row.logits_error, row.logits_limit)
+        if what == "logits"
+        else (row.gradients_error, row.gradients_limit)
+    )
+    holds = found <= limit
+    sign = "<=" if holds else ">"
+    return Cell(f"{words.error(found)} {sign} {words.error(limit)}", "plain" if holds else "bad")
+
+
+def _fits(c: Compilation) -> Cell:
+    excess = c.memory.total_bytes - c.memory.usable_bytes
+    return _yes(c.memory.fits, f"no, {words.in_bytes(excess)} over")
+
+
+def _usable(c: Compilation) -> Cell:
+    usable, capacity = c.memory.usable_bytes, c.memory.capacity_bytes
+    return Cell(f"{words.in_bytes(usable).split()[0]} of {words.in_bytes(capacity)}")
+
+
+_FIT = (
+    ("fits a device", "compiled", _fits),
+    ("memory a device", "compiled", lambda c: Cell(words.in_bytes(c.memory.total_bytes))),
+    ("share of usable", "compiled",
+     lambda c: Cell(words.percent(c.memory.total_bytes / c.memory.usable_bytes))),
+    ("of it parameters", "compiled", lambda c: Cell(words.in_bytes(c.memory.parameter_bytes))),
+    ("usable memory", "assumed", _usable),
+    ("KV cache, if kept", "derived",
+     lambda c: Cell(f"+ {words.in_bytes(c.kv_cache_bytes)}") if c.kv_cache_bytes else None),
+)  # fmt: skip
+
+
+def _minimum(c: Compilation) -> Cell:
+    return Cell(words.in_bytes(c.minimum_bytes) if c.has_closed_form else "no closed form")
+
+
+def _ratio(c: Compilation) -> Cell | None:
+    if not c.has_closed_form:
+        return None
+    if not c.minimum_bytes:
+        return Cell("nothing to send" if not c.wire_bytes else "minimum is 0")
+    return Cell(words.ratio(c.wire_bytes / c.minimum_bytes))
+
+
+def _matches(c: Compilation) -> Cell | None:
+    if not c.has_closed_form:
+        return None
+    return _yes(c.ledger_matches, f"no, {len(c.differences)} differ")
+
+
+_MOVE = (
+    ("leaves a device", "compiled", lambda c: Cell(words.in_bytes(c.wire_bytes))),
+    ("closed-form minimum", "derived", _minimum),
+    ("compiled / derived", "compiled", _ratio),
+    ("ledger = closed form", "compiled", _matches),
+)
+
+
+def _class(name: str) -> Callable[[Compilation], Cell]:
+    def cell(c: Compilation) -> Cell:
+        found = exposure(c)
+        moved = getattr(found, f"{name}_bytes")
+        if not moved:
+            return Cell("none")
+        return Cell(f"{words.in_bytes(moved)}, {words.percent(moved / found.total_bytes)}")
+
+    return cell
+
+
+def _between(c: Compilation) -> Cell | None:
+    flops = exposure(c).flops_between
+    return Cell(words.in_flops(flops)) if flops else None
+
+
+_EXPOSED = (
+    ("async, GEMMs between", "compiled", _class("overlapped")),
+    ("async, nothing between", "compiled", _class("idle")),
+    ("synchronous", "compiled", _class("sync")),
+    ("GEMM FLOPs between", "compiled", _between),
+)
+
+
+def _bound_step(r: StrategyResult) -> Cell | None:
+    if r.prediction is None:
+        return None
+    return Cell(f">= {words.in_seconds(r.prediction.step_s.value)}")
+
+
+def _bound_by(r: StrategyResult) -> Cell | None:
+    if r.prediction is None:
+        return None
+    terms = r.prediction.terms_s
+    return Cell(max(terms, key=lambda name: terms[name]))
+
+
+def _bound_tokens(r: StrategyResult) -> Cell | None:
+    if r.prediction is None:
+        return None
+    return Cell(f"<= {words.in_tokens_per_s(r.prediction.tokens_per_s.value)}")
+
+
+def _uncovered(r: StrategyResult) -> Cell | None:
+    return None if r.prediction is None else Cell(words.in_seconds(r.prediction.exposed_s.value))
+
+
+def _measured(r: StrategyResult) -> Cell | None:
+    if r.measurement is None:
+        return None
+    step = r.measurement.step_s
+    text = words.in_seconds(step.value)
+    if step.low is not None and step.high is not None:
+        text += f" ± {words.in_seconds((step.high - step.low) / 2)}"
+    return Cell(text)
+
+
+_SPEED = (
+    ("GEMM FLOPs a device", "compiled",
+     lambda r: Cell(words.in_flops(r.compilation.gemm_flops)) if r.compilation else None),
+    ("roofline step", "modelled", _bound_step),
+    ("set by", "modelled", _bound_by),
+    ("roofline throughput", "modelled", _bound_tokens),
+    ("step here, 95 % CI", "measured", _measured),
+)  # fmt: skip
+
+
+def _claim_rows(results: tuple[StrategyResult, ...], paper: Paper) -> list[Row]:
+    rows = []
+    for quantity in ("TPS", "TPOT"):
+        cells = []
+        for result in results:
+            key = (result.name, quantity)
+            claim = next((c for c in paper.claims if (c.strategy, c.quantity) == key), None)
+            cells.append(None if claim is None else Cell(words.quantity(claim.value, claim.unit)))
+        label = quantity if quantity == "TPS" else "TPOT (see below)"
+        rows.append(Row("Claimed?", label, "claimed", tuple(cells)))
+    return rows

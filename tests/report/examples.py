@@ -1,0 +1,196 @@
+"""Made-up reports of the real shape: the closed forms are true, times and errors are invented."""
+
+from parallax.bounds import Transfer
+from parallax.hlo.ledger import Collective
+from parallax.papers import paper
+from parallax.report import Report
+from parallax.results import (
+    Compilation,
+    Difference,
+    Exactness,
+    Figure,
+    Measurement,
+    Memory,
+    Prediction,
+    StrategyResult,
+    TimelineEvent,
+    Verification,
+)
+from parallax.workload import Workload
+
+RING_SP = paper("ring_sp")
+CAPACITY_BYTES = 84_942_979_072
+GB = 10**9
+
+
+def exact_rows(worst: float = 3.1e-16) -> tuple[Exactness, ...]:
+    return (
+        Exactness("float64", worst, 2 * worst, 1e-11, 1e-11, 0.0),
+        Exactness("float16", 8.1e-4, 2.3e-3, 1.9e-3, 5.6e-3, 7.0e-4),
+    )
+
+
+def verification(rows: tuple[Exactness, ...] | None = None) -> Verification:
+    return Verification(
+        model="ring_sp.small", devices=16, platform="cpu", workload=RING_SP.small_workload,
+        text="Python standard library sources", logit_rms=0.98,
+        rows=exact_rows() if rows is None else rows, seconds=7.5,
+    )  # fmt: skip
+
+
+def memory(total_bytes: float = 9.8e9, parameter_bytes: float = 0.98e9) -> Memory:
+    return Memory(
+        argument_bytes=int(parameter_bytes + 0.1e9), output_bytes=int(0.1e9),
+        temp_bytes=int(total_bytes - parameter_bytes - 0.2e9), alias_bytes=0,
+        parameter_bytes=int(parameter_bytes), capacity_bytes=CAPACITY_BYTES, usable_fraction=0.92,
+    )  # fmt: skip
+
+
+def collective(
+    kind: str, axes: tuple[str, ...] | None, total_bytes: float, count: int, **more
+) -> Collective:
+    each = total_bytes / count
+    return Collective(kind, axes, 16, int(each), each, count, "f16", f"jit(run)/{kind}", **more)
+
+
+TENSOR_TRANSFERS = (
+    Transfer("widen embeddings and handoffs", "all-gather", ("tensor",),
+             149_094_400_000.0, 65, 146_800_640_000.0),
+    Transfer("sum of attention", "all-reduce", ("tensor",),
+             596_377_600_000.0, 130, 587_202_560_000.0),
+    Transfer("sum of MLP", "all-reduce", ("tensor",), 596_377_600_000.0, 130, 587_202_560_000.0),
+    Transfer("stage handoff", "collective-permute", ("stage",),
+             21_299_200_000.0, 65, 20_971_520_000.0),
+    Transfer("last stage's result", "all-reduce", ("stage",), 16_777_216.0, 1, 16_777_216.0),
+)  # fmt: skip
+RING_TRANSFERS = (
+    Transfer("keys and values around the ring", "collective-permute", ("seq",),
+             1_258_291_200_000.0, 7680, 1_258_291_200_000.0),
+    Transfer("last position", "all-reduce", ("seq",), 31_457_280.0, 64, 31_457_280.0),
+)  # fmt: skip
+
+
+def timeline(events: int = 12) -> tuple[TimelineEvent, ...]:
+    found = []
+    for i in range(events):
+        lane = "communication" if i % 4 == 3 else "compute"
+        name = f"collective-permute-start.{i}" if i % 4 == 3 else f"GEMM fusion.{i}"
+        found.append(TimelineEvent(name, lane, i * 1e-4, (i + (2.5 if i % 4 == 3 else 0.9)) * 1e-4))
+    return tuple(found)
+
+
+def compilation(**changes) -> Compilation:
+    fields = {
+        "cluster": "h100_2x8",
+        "mesh": "seq=16",
+        "workload": RING_SP.workload,
+        "memory": memory(),
+        "collectives": (
+            collective("collective-permute", ("seq",), 1_258_291_200_000.0, 7680, is_async=True,
+                       gemms_between=4, flops_between=3.2e9),
+            collective("all-reduce", ("seq",), 31_457_280.0, 64),
+        ),
+        "transfers": RING_TRANSFERS,
+        "has_closed_form": True,
+        "differences": (),
+        "gemm_flops": 5.4e15,
+        "attention_flops": 0.9e15,
+        "weight_bytes": 413e9,
+        "kv_cache_bytes": 83_886_080_000.0,
+        "partitioner": "one shard_map around the model",
+        "timeline": timeline(),
+        "seconds": 6.1,
+    }  # fmt: skip
+    return Compilation(**(fields | changes))
+
+
+def prediction(tokens_per_s: float = 3.3e5, bound: str = "network") -> Prediction:
+    step = 10_240_000 / tokens_per_s
+    terms = {
+        "compute": step / 5,
+        "weights from HBM": step / 50,
+        "NVLink": step / 9,
+        "network": step / 8,
+    }
+    terms[bound] = step
+    return Prediction(
+        "roofline", "h100_2x8", terms, Figure(step - terms["compute"], "s", "modelled"),
+        Figure(step, "s", "modelled", low=step, note="lower bound"),
+        Figure(tokens_per_s, "tokens/s", "modelled", high=tokens_per_s, note="upper bound"),
+    )  # fmt: skip
+
+
+def measurement(step_s: float = 0.8, half_width_s: float = 0.02) -> Measurement:
+    figure = Figure(step_s, "s", "measured", step_s - half_width_s, step_s + half_width_s)
+    return Measurement("cpu", 16, "ring_sp.small", RING_SP.small_workload, figure, 10)
+
+
+def tensor_result(**changes) -> StrategyResult:
+    collectives = tuple(
+        collective(t.kind, t.axes, t.wire_bytes, t.count, is_async=t.count > 1)
+        for t in TENSOR_TRANSFERS
+    )
+    fields = {
+        "strategy": {"name": "tensor_pipeline", "mesh": "stage=2,tensor=8"},
+        "description": "Megatron columns and rows over tensor, GPipe over stage",
+        "verification": verification(),
+        "compilation": compilation(
+            mesh="stage=2,tensor=8", collectives=collectives, transfers=TENSOR_TRANSFERS,
+            memory=memory(9.81e9, 0.55e9),
+        ),
+        "prediction": prediction(1.93e6, "compute"),
+        "measurement": measurement(),
+    }  # fmt: skip
+    return StrategyResult(**(fields | changes))
+
+
+def ring_result(**changes) -> StrategyResult:
+    fields = {
+        "strategy": {"name": "ring_sequence", "mesh": "seq=16"},
+        "description": "everything on the sequence, keys and values rotate",
+        "verification": verification(),
+        "compilation": compilation(memory=memory(17.2e9, 7.49e9)),
+        "prediction": prediction(),
+        "measurement": measurement(0.9),
+    }
+    return StrategyResult(**(fields | changes))
+
+
+def data_result(**changes) -> StrategyResult:
+    fields = {
+        "strategy": {"name": "data_parallel", "mesh": "data=16"},
+        "description": "whole sequences on every device",
+        "verification": verification(),
+        "compilation": compilation(mesh="data=16", collectives=(), transfers=(),
+                                   memory=memory(19.9e9, 7.49e9)),
+        "prediction": prediction(1.96e6, "compute"),
+        "measurement": measurement(1.1),
+    }  # fmt: skip
+    return StrategyResult(**(fields | changes))
+
+
+def too_big() -> Memory:
+    return memory(91e9)
+
+
+def difference() -> Difference:
+    return Difference("all-reduce", ("tensor",), 1e9, 2e9, "closed form")
+
+
+def report(**changes) -> Report:
+    fields = {
+        "paper": RING_SP,
+        "config": RING_SP.config,
+        "workload": RING_SP.workload,
+        "cluster": "h100_2x8",
+        "lenses": ("verify", "compile", "predict", "measure"),
+        "request": {"paper": "ring_sp", "cluster": "h100_2x8", "lenses": ["verify", "compile"]},
+        "results": (tensor_result(), ring_result(), data_result()),
+        "versions": {"parallax": "0.1.0", "jax": "0.12.0", "python": "3.12.4"},
+        "seconds": 71.0,
+    }
+    return Report(**(fields | changes))
+
+
+def small_workload_of(batch: int) -> Workload:
+    return Workload(batch, 80, 1)

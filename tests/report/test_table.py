@@ -1,0 +1,117 @@
+"""The terminal table: nothing cut off at 100 columns, every number row with its tag."""
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from parallax.report.facts import fact_rows
+from parallax.report.ledger_rows import ledger_rows
+from parallax.results import TAGS
+from tests.report import examples
+
+
+def printed(report, width=100):
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(report)
+    return out.getvalue()
+
+
+def squeezed(text):
+    """Without spaces and line breaks, in which folded cells differ."""
+    return re.sub(r"[\s─]+", "", text)
+
+
+def many(count):
+    results = [examples.tensor_result(), examples.ring_result(), examples.data_result()]
+    strategies = [results[i % 3] for i in range(count)]
+    return tuple(
+        replace(r, strategy=r.strategy | {"name": f"{r.name}_{i}"})
+        for i, r in enumerate(strategies)
+    )
+
+
+@pytest.mark.parametrize("width", [100, 120])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_no_cell_is_cut(width, count):
+    report = examples.report(results=many(count))
+    text = printed(report, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for row in fact_rows(report.results, report.paper):
+        assert row.label in text
+        for cell in row.cells:
+            assert cell is None or cell.text in text, f"{row.label}: {cell.text}"
+    for result in report.results:
+        assert result.name in text
+        assert result.compilation is not None
+        for row in ledger_rows(result.compilation):
+            assert row.kind in text
+            assert row.what.split()[0] in text
+    assert text.count("24.6 TFLOP") == 2 * sum("ring" in r.name for r in report.results)
+
+
+def test_a_wide_ledger_is_not_cut():
+    rows = (
+        examples.collective("collective-permute", ("head_group", "head_slice"), 9.99e14, 123_456,
+                            is_async=True, gemms_between=1, flops_between=9.99e12),
+        examples.collective("collective-permute", ("head_group", "head_slice"), 9.99e14, 100_000),
+    )  # fmt: skip
+    result = examples.ring_result(
+        compilation=examples.compilation(collectives=rows, has_closed_form=False, transfers=())
+    )
+    text = printed(examples.report(results=(result,)))
+    for piece in ("223,456", "head_group", "head_slice", "123,456", "1.23 EFLOP", "2.00 PB"):
+        assert piece in text
+
+
+def test_every_row_has_a_known_tag_and_the_legend_explains_it():
+    report = examples.report()
+    text = printed(report)
+    for row in fact_rows(report.results, report.paper):
+        assert row.tag in TAGS
+        assert re.search(rf"{re.escape(row.label)}\s+{row.tag}\s", text), row.label
+    assert all(squeezed(f"{tag}: {meaning}") in squeezed(text) for tag, meaning in TAGS.items())
+
+
+def test_the_five_questions_are_answered():
+    text = printed(examples.report())
+    for piece in ("Exact?", "Fits?", "Moves?", "Exposed?", "Claimed?"):
+        assert piece in text
+    assert "hidden" not in text
+
+
+def test_what_fails_is_said_last_and_plainly():
+    result = examples.ring_result(
+        compilation=examples.compilation(memory=examples.too_big()),
+        verification=examples.verification(examples.exact_rows(1e-3)),
+    )
+    last = squeezed(printed(examples.report(results=(result,))).split("FAILED:")[1])
+    assert squeezed("ring_sequence is not exact in float64") in last
+    assert squeezed("does not fit: 91.0 GB a device, 12.9 GB more than the usable 78.1 GB") in last
+
+
+def test_what_was_not_run_is_said():
+    why = {"compile": "needs the [aot] extra\nof the package"}
+    result = examples.data_result(compilation=None, prediction=None, skipped=why)
+    report = examples.report(results=(examples.ring_result(), result), lenses=("verify", "compile"))
+    text = " ".join(printed(report).split())
+    assert "Lenses not asked for: predict, measure" in text
+    assert "compile did not run for data_parallel: needs the [aot] extra of the package" in text
+    assert "exact, fits (1 of 2 looked at)" in text
+
+
+def test_a_missing_system_is_said():
+    paper = examples.paper("two_level")
+    report = examples.report(paper=paper, config=paper.config, workload=paper.workload)
+    text = " ".join(printed(report).split())
+    assert "Not in this release: the paper's own system, two_level" in text
+    assert "two_level: claimed 1.58M tokens/s; no result stands beside it" in text
+
+
+def test_names_with_markup_are_printed_as_they_are():
+    for made in (examples.ring_result, examples.data_result):
+        result = made(strategy={"name": "[red]x[/red]"}, description="[bold]")
+        assert "[red]x[/red]" in printed(examples.report(results=(result,)))
