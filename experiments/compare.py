@@ -8,11 +8,7 @@
 Hardware: any Linux laptop, no GPU. verify runs the small model on 16 virtual CPU devices; compile
 makes the real CUDA program of the full-size one (needs the `aot` extra).
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
-<<<<<<< HEAD
 Exit status: 0 ok; 1 not exact, does not fit, or bytes differ from the closed form; 2 bad input.
-=======
-Exit status: 0 ok; 1 not exact, does not fit or moves other bytes than its closed form; 2 bad input.
->>>>>>> report
 """
 
 import sys
