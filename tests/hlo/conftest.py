@@ -46,6 +46,7 @@ class Compiler:
         ]
         traced = jax.jit(function).trace(*shapes)
         text = traced.lower().compile(compiler_options=options).as_text()
+        assert text is not None
         return Case(text, traced.jaxpr, dict(mesh.shape))
 
 
