@@ -44,7 +44,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 MAY_ONLY_IMPORT = {
     "hlo": {"bounds"},
     "parallel": {"kernels", "bounds"},
-    "report": {"results", "papers", "models", "workload", "bounds", "hlo"},
+    "report": {"results", "papers", "models", "workload", "bounds", "hlo", "meshes"},
 }
 
 

@@ -45,7 +45,8 @@ class Compiler:
             for shape, dtype, *spec in arguments
         ]
         traced = jax.jit(function).trace(*shapes)
-        text = traced.lower().compile(compiler_options=options).as_text() or ""
+        text = traced.lower().compile(compiler_options=options).as_text()
+        assert text is not None
         return Case(text, traced.jaxpr, dict(mesh.shape))
 
 
