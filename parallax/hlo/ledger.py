@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -241,8 +241,3 @@ def _between(module: Module, computation: Computation, start: int) -> Flops:
     for instruction in computation.instructions[start + 1 : done]:
         total += instruction_flops(module, computation, instruction)
     return total
-
-
-def totals(collectives: Iterable[Collective]) -> dict[tuple[str, tuple[str, ...] | None], float]:
-    """Bytes leaving a device by (kind, axes): what two accounts of one program must agree on."""
-    return Ledger(tuple(collectives)).by_kind_and_axes()

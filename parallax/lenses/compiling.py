@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parallax.bounds import Transfer
+from parallax.hlo.compare import Totals, differing_totals
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
-from parallax.hlo.ledger import Ledger, read_ledger
+from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.lenses.child import Progress
 from parallax.lenses.timeline import hottest_timeline
@@ -91,10 +92,11 @@ def compile_for(
         notes.append(f"FLOPs of custom call {target!r} are not counted")
     differences: tuple[Difference, ...] = ()
     if transfers is not None:
-        witness = jaxpr_ledger(traced.jaxpr, axes)
+        found = ledger.by_kind_and_axes()
+        traced_totals = jaxpr_ledger(traced.jaxpr, axes).by_kind_and_axes()
         differences = (
-            *_differences("closed form", _by_kind(transfers), ledger),
-            *_differences("jaxpr", witness.by_kind_and_axes(), ledger),
+            *_differences("closed form", _by_kind(transfers), found),
+            *_differences("jaxpr", traced_totals, found),
         )
     return Compilation(
         cluster=cluster.name,
@@ -141,12 +143,8 @@ def _by_kind(transfers: Sequence[Transfer]) -> dict[tuple[str, tuple[str, ...] |
     return totals
 
 
-def _differences(witness: str, expected: dict, ledger: Ledger) -> list[Difference]:
-    found = ledger.by_kind_and_axes()
-    out = []
-    for key in dict.fromkeys([*expected, *found]):
-        a, b = expected.get(key, 0.0), found.get(key, 0.0)
-        if abs(a - b) > 1e-9 * max(a, b):
-            kind, axes = key
-            out.append(Difference(kind, axes or (), a, b, witness))
-    return out
+def _differences(witness: str, expected: Totals, found: Totals) -> list[Difference]:
+    return [
+        Difference(kind, axes or (), a, b, witness)
+        for kind, axes, a, b in differing_totals(expected, found)
+    ]

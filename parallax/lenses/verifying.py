@@ -140,8 +140,11 @@ def _run(step, state, scale):
 
 
 def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
-    """Relative L2; infinity where anything is not finite."""
-    error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    """Relative L2; 0 where both are 0, infinity where anything is not finite."""
+    difference, size = float(np.linalg.norm(found - exact)), float(np.linalg.norm(exact))
+    if difference == 0.0:
+        return 0.0
+    error = difference / size if size else float("inf")
     return error if np.isfinite(error) else float("inf")
 
 
