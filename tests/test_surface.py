@@ -1,0 +1,57 @@
+"""The surface is a promise: what docs/api.md lists is what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import parallax as px
+from parallax.experiments import compare as compare_experiment
+from parallax.experiments.__main__ import EXPERIMENTS
+
+API = (Path(__file__).resolve().parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def rows(heading):
+    """First column of the table under a heading."""
+    section = API.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+
+
+def test_every_public_name_is_documented_and_there():
+    assert [name.removeprefix("px.") for name in rows("Python")] == px.__all__
+    assert sorted(px.__all__) == sorted(set(px.__all__))
+    for name in px.__all__:
+        assert getattr(px, name) is not None
+    assert set(px.__all__) <= set(dir(px))
+
+
+def test_every_flag_is_documented_with_its_default():
+    section = API.split("## `parallax compare`\n")[1]
+    table = dict(re.findall(r"^\| `--([a-z_]+)` \| ([^|]*) \|", section, re.MULTILINE))
+    holders = compare_experiment.FLAGS
+    assert list(table) == [h.name for h in holders]
+    for holder in holders:
+        default = flags.FLAGS[holder.name].default
+        shown = ",".join(default) if isinstance(default, list) else default
+        assert table[holder.name].strip() == ("" if shown in (None, False) else f"`{shown}`")
+
+
+def test_every_experiment_is_documented():
+    assert set(EXPERIMENTS) == set(re.findall(r"^## `parallax ([a-z]+)`", API, re.MULTILINE)) - {
+        "list"
+    }
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = px.nothing
+
+
+def test_readme_names_files_that_exist():
+    root = Path(__file__).resolve().parents[1]
+    links = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 8
+    for link in links:
+        assert (root / link).exists(), link
