@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("parallax", "kernels", "meshes", "experiments", "tests")
+FOLDERS = ("parallax", "kernels", "meshes", "experiments", "tests", "benchmarks")
 
 
 def tool_output(*command: str) -> str:

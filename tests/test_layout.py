@@ -164,7 +164,7 @@ def test_the_import_rule_itself(statement, room, is_refused):
 def test_only_absolute_imports():
     relative = [
         f"{file.relative_to(ROOT)}:{node.lineno}"
-        for file in python_files("parallax", "tests")
+        for file in python_files("parallax", "tests", "benchmarks")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and node.level > 0
     ]
@@ -185,7 +185,7 @@ def test_each_file_is_seen_once(tool):
     else:
         seen = python_files(*config["pyright"]["include"], followlinks=False)
     assert sorted(file.resolve() for file in seen) == sorted(
-        file.resolve() for file in python_files("parallax", "tests")
+        file.resolve() for file in python_files("parallax", "tests", "benchmarks")
     )
 
 

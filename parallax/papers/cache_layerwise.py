@@ -1,28 +1,13 @@
 """Contiguous layers grouped to fit one GPU's L2 cache, one group a GPU, sixteen dense layers."""
 
-from parallax.models.config import ModelConfig
-from parallax.papers.common import CLUSTER, MICROBATCHES, VOCAB_SIZE, common_assumptions
+from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.paper import Assumption, Claim, Paper, Validation
 from parallax.workload import Workload
 
 CACHE_LAYERWISE = Paper(
     name="cache_layerwise",
     title="Layer groups that fit the cache, one a GPU, over 16 GPUs, 16-layer dense model",
-    config=ModelConfig(
-        name="cache_layerwise",
-        num_layers=16,
-        d_model=8192,
-        num_heads=16,
-        num_kv_heads=16,
-        head_dim=512,
-        d_ff=32768,
-        vocab_size=VOCAB_SIZE,
-        mlp="gelu",
-        norm="rmsnorm",
-        positions="rope",
-        causal=True,
-        dtype="float16",
-    ),
+    config=WIDE_LAYERS.replace(name="cache_layerwise", num_layers=16),
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
     strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
     cluster=CLUSTER,

@@ -1,10 +1,28 @@
 """What several papers leave out alike, and the choices made for all of them."""
 
+from parallax.models.config import ModelConfig
 from parallax.papers.paper import Assumption
 
 VOCAB_SIZE = 32_000
 MICROBATCHES = 64
 CLUSTER = "h100_2x8"
+
+# Three papers run layers of these sizes; they differ in how many.
+WIDE_LAYERS = ModelConfig(
+    name="wide",
+    num_layers=1,
+    d_model=8192,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=512,
+    d_ff=32768,
+    vocab_size=VOCAB_SIZE,
+    mlp="gelu",
+    norm="rmsnorm",
+    positions="rope",
+    causal=True,
+    dtype="float16",
+)
 
 _HALVES = "Not given; a language model that generates text sees earlier tokens only."
 

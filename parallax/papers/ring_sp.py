@@ -1,28 +1,13 @@
 """Ring Attention + Sequence Parallelism beside TP=8 x PP=2, four dense layers."""
 
-from parallax.models.config import ModelConfig
-from parallax.papers.common import CLUSTER, MICROBATCHES, VOCAB_SIZE, common_assumptions
+from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.paper import Assumption, Claim, Paper, Validation
 from parallax.workload import Workload
 
 RING_SP = Paper(
     name="ring_sp",
     title="Ring Attention + Sequence Parallelism over 16 GPUs, 4-layer dense model",
-    config=ModelConfig(
-        name="ring_sp",
-        num_layers=4,
-        d_model=8192,
-        num_heads=16,
-        num_kv_heads=16,
-        head_dim=512,
-        d_ff=32768,
-        vocab_size=VOCAB_SIZE,
-        mlp="gelu",
-        norm="rmsnorm",
-        positions="rope",
-        causal=True,
-        dtype="float16",
-    ),
+    config=WIDE_LAYERS.replace(name="ring_sp", num_layers=4),
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
     strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
     cluster=CLUSTER,

@@ -1,28 +1,13 @@
 """Two-level attention partitioning (4 head groups x 4 slices of each head), two dense layers."""
 
-from parallax.models.config import ModelConfig
-from parallax.papers.common import CLUSTER, MICROBATCHES, VOCAB_SIZE, common_assumptions
+from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.paper import Assumption, Claim, Paper, Validation
 from parallax.workload import Workload
 
 TWO_LEVEL = Paper(
     name="two_level",
     title="Attention split into head groups x head slices over 16 GPUs, 2-layer dense model",
-    config=ModelConfig(
-        name="two_level",
-        num_layers=2,
-        d_model=8192,
-        num_heads=16,
-        num_kv_heads=16,
-        head_dim=512,
-        d_ff=32768,
-        vocab_size=VOCAB_SIZE,
-        mlp="gelu",
-        norm="rmsnorm",
-        positions="rope",
-        causal=True,
-        dtype="float16",
-    ),
+    config=WIDE_LAYERS.replace(name="two_level", num_layers=2),
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
     strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
     cluster=CLUSTER,

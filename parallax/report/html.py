@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parallax.report import words
 from parallax.report.answers import QUESTIONS, answers
 from parallax.report.claims import claim_sentences, is_the_papers_run, tpot_reading
+from parallax.report.comparison import Comparison
 from parallax.report.facts import fact_rows
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
@@ -23,21 +24,18 @@ from parallax.report.table import passed_line
 from parallax.report.validation import verdicts
 from parallax.results import TAGS
 
-if TYPE_CHECKING:
-    from parallax.report.report import Report
 
-
-def report_page(report: "Report") -> str:
+def report_page(report: Comparison) -> str:
     """A whole document, to be saved."""
     return _render("page.html.j2", report)
 
 
-def report_html(report: "Report") -> str:
+def report_html(report: Comparison) -> str:
     """The body with its own style, for a notebook."""
     return _render("report.html.j2", report)
 
 
-def _render(template: str, report: "Report") -> str:
+def _render(template: str, report: Comparison) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -52,7 +50,7 @@ def _render(template: str, report: "Report") -> str:
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
-def _context(report: "Report") -> dict[str, Any]:
+def _context(report: Comparison) -> dict[str, Any]:
     paper, results = report.paper, report.results
     run = (report.config, report.workload, report.cluster, results)
     same = is_the_papers_run(paper, report.config, report.workload)
@@ -87,7 +85,7 @@ def _context(report: "Report") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _timelines(report: "Report") -> list[tuple[str, str, str]]:
+def _timelines(report: Comparison) -> list[tuple[str, str, str]]:
     found = []
     for i, result in enumerate(report.results):
         if result.compilation is None or not result.compilation.timeline:

@@ -1,57 +1,22 @@
 """The report: everything a comparison found, on a terminal, as JSON and as one HTML file."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
-from parallax.models.config import ModelConfig
-from parallax.papers.paper import Paper
+from parallax.report.comparison import Comparison
 from parallax.report.files import save_files
 from parallax.report.html import report_html, report_page
 from parallax.report.serialize import report_to_dict
 from parallax.report.table import report_table
-from parallax.results import StrategyResult
-from parallax.workload import Workload
 
 
 @dataclass(frozen=True)
-class Report:
-    """Strategies compared through the lenses.
-
-    Attributes:
-      config, workload: compiled and predicted; each compilation has its own microbatches.
-      cluster: name of the cluster compiled for.
-      lenses: that were asked for.
-      request: the resolved flags that run it again.
-      results: one a strategy, in the order asked for.
-      versions: of what took part, e.g. {"jax": "0.12.0"}.
-      seconds: the whole run took.
-      paper: whose experiment it is; None for a free comparison.
-    """
-
-    config: ModelConfig
-    workload: Workload
-    cluster: str
-    lenses: tuple[str, ...]
-    request: Mapping[str, Any]
-    results: tuple[StrategyResult, ...]
-    versions: Mapping[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    paper: Paper | None = None
-
-    @property
-    def failed(self) -> bool:
-        """A strategy is not exact, does not fit, or moves other bytes than its closed form."""
-        return any(result.failed for result in self.results)
-
-    @property
-    def exit_status(self) -> int:
-        """0, or 1 if `failed`. The paper's own validation points do not count."""
-        return int(self.failed)
+class Report(Comparison):
+    """A `Comparison` that shows itself: on a terminal, as JSON, as one HTML file, in a notebook."""
 
     def table(self) -> RenderableType:
         """For a rich console; reads well at 100 columns."""

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parallax.papers.paper import Paper
 from parallax.report.claims import claim_sentences
+from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import LedgerRow, ledger_rows
 from parallax.report.request import SCHEMA_VERSION
@@ -25,14 +26,11 @@ from parallax.results import (
     Verification,
 )
 
-if TYPE_CHECKING:
-    from parallax.report.report import Report
-
 type Json = dict[str, Any]
 type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
 
 
-def report_to_dict(report: "Report") -> Json:
+def report_to_dict(report: Comparison) -> Json:
     """Everything in the report, ready for JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -80,7 +78,7 @@ def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
     return None if axes is None else list(axes)
 
 
-def _paper(report: "Report", paper: Paper) -> Json:
+def _paper(report: Comparison, paper: Paper) -> Json:
     run = (paper, report.config, report.workload, report.cluster, report.results)
     claims = [
         number(s.claim.value, s.claim.unit, "claimed")

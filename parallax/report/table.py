@@ -1,7 +1,6 @@
 """The report on a terminal: reads well at 100 columns, and at any number of strategies."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from parallax.report import words
 from parallax.report.claims import claim_sentences, tpot_reading
+from parallax.report.comparison import Comparison
 from parallax.report.facts import Row, fact_rows
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.sentences import (
@@ -25,20 +25,17 @@ from parallax.report.sentences import (
 from parallax.report.validation import verdicts
 from parallax.results import TAGS, Compilation, StrategyResult
 
-if TYPE_CHECKING:
-    from parallax.report.report import Report
-
 _COLUMNS_A_TABLE = 3
 _STYLES = {"good": "green", "bad": "bold red", "plain": ""}
 _VERDICT_STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
 
-def report_table(report: "Report") -> RenderableType:
+def report_table(report: Comparison) -> RenderableType:
     """The whole report as one rich renderable."""
     return Group(*_parts(report))
 
 
-def _parts(report: "Report") -> Iterator[RenderableType]:
+def _parts(report: Comparison) -> Iterator[RenderableType]:
     yield from _head(report)
     rows = fact_rows(report.results, report.paper)
     for first in range(0, len(report.results), _COLUMNS_A_TABLE):
@@ -58,7 +55,7 @@ def _parts(report: "Report") -> Iterator[RenderableType]:
     yield _verdict(report)
 
 
-def _head(report: "Report") -> Iterator[RenderableType]:
+def _head(report: Comparison) -> Iterator[RenderableType]:
     title = report.paper.title if report.paper else "Strategies compared"
     yield Text(title, style="bold")
     yield Text(describe_model(report.config), style="dim")
@@ -122,7 +119,7 @@ def _ledger(name: str, compilation: Compilation) -> Table:
     return table
 
 
-def _paper(report: "Report") -> Iterator[RenderableType]:
+def _paper(report: Comparison) -> Iterator[RenderableType]:
     paper = report.paper
     if paper is None:
         return
@@ -154,7 +151,7 @@ def _list(title: str, lines) -> Iterator[RenderableType]:
         yield Padding(line, (0, 0, 0, 2 if title else 0))
 
 
-def _verdict(report: "Report") -> Text:
+def _verdict(report: Comparison) -> Text:
     reasons = [reason for result in report.results for reason in failure_reasons(result)]
     if reasons:
         return Text("FAILED: " + "; ".join(reasons) + ".", style="bold red")

@@ -1,0 +1,46 @@
+"""Comparison: what a report shows, without knowing how it is shown."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallax.models.config import ModelConfig
+from parallax.papers.paper import Paper
+from parallax.results import StrategyResult
+from parallax.workload import Workload
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Strategies compared through the lenses.
+
+    Attributes:
+      config, workload: compiled and predicted; each compilation has its own microbatches.
+      cluster: name of the cluster compiled for.
+      lenses: that were asked for.
+      request: the resolved flags that run it again.
+      results: one a strategy, in the order asked for.
+      versions: of what took part, e.g. {"jax": "0.12.0"}.
+      seconds: the whole run took.
+      paper: whose experiment it is; None for a free comparison.
+    """
+
+    config: ModelConfig
+    workload: Workload
+    cluster: str
+    lenses: tuple[str, ...]
+    request: Mapping[str, Any]
+    results: tuple[StrategyResult, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    paper: Paper | None = None
+
+    @property
+    def failed(self) -> bool:
+        """A strategy is not exact, does not fit, or moves other bytes than its closed form."""
+        return any(result.failed for result in self.results)
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 1 if `failed`. The paper's own validation points do not count."""
+        return int(self.failed)
