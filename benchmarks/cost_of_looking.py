@@ -13,7 +13,7 @@ import sys
 import time
 
 from parallax.communication import forward_transfers
-from parallax.compare import versions
+from parallax.comparing import versions
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling import compile_for
 from parallax.lenses.environment import compile_environment

@@ -15,7 +15,7 @@ import sys
 
 from rich.console import Console
 
-from parallax.compare import compare
+from parallax.comparing import compare
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable, load_request

@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from parallax import parallel, strategies
-    from parallax.compare import compare
+    from parallax.comparing import compare
     from parallax.foreign import compile_for, predict
     from parallax.lenses.environment import virtual_devices
     from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
@@ -47,7 +47,7 @@ _SURFACE = {
     "Strategy": "parallax.strategy",
     "Transformer": "parallax.models.transformer",
     "cluster": "parallax.meshes.cluster",
-    "compare": "parallax.compare",
+    "compare": "parallax.comparing",
     "compile_for": "parallax.foreign",
     "paper": "parallax.papers",
     "parallel": "",

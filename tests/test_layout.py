@@ -35,7 +35,8 @@ ROOMS = [
     {"lenses"},
     {"report"},
     {"program", "foreign"},
-    {"compare"},
+    {"plan"},
+    {"comparing"},
     {"experiments"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

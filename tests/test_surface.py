@@ -27,6 +27,14 @@ def test_every_public_name_is_documented_and_there():
     assert set(px.__all__) <= set(dir(px))
 
 
+def test_no_public_name_is_shadowed_by_a_module():
+    """Importing a module binds its name on the package: `px.compare` would stop being a function."""
+    folder = Path(px.__file__).parent
+    modules = {path.stem for path in folder.iterdir() if path.stem != "__init__"}
+    shadowed = {name for name in px.__all__ if name in modules}
+    assert shadowed == {name for name, home in px._SURFACE.items() if home == ""}
+
+
 def test_every_flag_is_documented_with_its_default():
     section = API.split("## `parallax compare`\n")[1]
     table = dict(re.findall(r"^\| `--([a-z_]+)` \| ([^|]*) \|", section, re.MULTILINE))
