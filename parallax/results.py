@@ -120,7 +120,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class TimelineEvent:
-    """One instruction of the hottest loop body, in scheduled order.
+    """One instruction of the busiest loop body, in scheduled order.
 
     Attributes: start, stop: position in the schedule, in units of FLOPs or bytes at the GPU's
     rates (modelled seconds); lane: "compute" or "communication".

@@ -28,7 +28,7 @@ def test_every_public_name_is_documented_and_there():
 
 
 def test_no_public_name_is_shadowed_by_a_module():
-    """Importing a module binds its name on the package: `px.compare` would stop being a function."""
+    """Importing a module binds its name on the package: a function would be gone."""
     folder = Path(px.__file__).parent
     modules = {path.stem for path in folder.iterdir() if path.stem != "__init__"}
     shadowed = {name for name in px.__all__ if name in modules}

@@ -11,7 +11,7 @@ from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.lenses.child import Progress
-from parallax.lenses.timeline import hottest_timeline
+from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.meshes.topology import topology_devices
@@ -112,7 +112,7 @@ def compile_for(
         weight_bytes=float(parameter_bytes if weight_bytes is None else weight_bytes),
         kv_cache_bytes=kv_cache_bytes,
         partitioner=partitioner,
-        timeline=hottest_timeline(module, ledger, cluster),
+        timeline=busiest_timeline(module, ledger, cluster),
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
     )

@@ -1,4 +1,4 @@
-"""The hottest loop body as a schedule: the compiled order, drawn at the GPU's peak rates."""
+"""The busiest loop body as a schedule: the compiled order, drawn at the GPU's peak rates."""
 
 from parallax.hlo.flops import executions, instruction_flops
 from parallax.hlo.ledger import Ledger
@@ -7,16 +7,19 @@ from parallax.lenses.links import link_seconds
 from parallax.meshes.cluster import Cluster
 from parallax.results import TimelineEvent
 
-_FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "partition-id")
+_FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id")
+
+_SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def hottest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[TimelineEvent, ...]:
-    """Events of the loop body that executes most FLOPs beside collectives, else most FLOPs.
+def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[TimelineEvent, ...]:
+    """Events of the loop body that sends most bytes; of the one with most FLOPs if none sends.
 
     The order is the compiled program's. Widths are modelled: FLOPs at the peak rate of the dtype,
-    other bytes at peak memory bandwidth, transfers at peak link bandwidth.
+    other bytes at peak memory bandwidth, transfers at peak link bandwidth. A loop inside the body
+    is one event with the FLOPs of all its rounds.
     """
-    body = _hottest(module)
+    body = _busiest(module)
     if body is None:
         return ()
     by_place = {c.op_name: c for c in ledger}
@@ -44,7 +47,7 @@ def hottest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[
             continue
         flops = instruction_flops(module, body, instruction).high
         seconds = flops / cluster.gpu.peak_flops("bfloat16")
-        if not flops:
+        if not flops and opcode != "while":
             seconds = 2 * instruction.shape.n_bytes / cluster.gpu.hbm_bytes_per_s
         name = instruction.name if not flops else f"GEMM {instruction.name}"
         events.append(TimelineEvent(name, "compute", now, now + seconds))
@@ -52,21 +55,20 @@ def hottest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[
     return tuple(events)
 
 
-def _hottest(module: Module) -> Computation | None:
-    best: tuple[tuple[bool, float], Computation] | None = None
+def _busiest(module: Module) -> Computation | None:
+    best: tuple[tuple[float, float], Computation] | None = None
     for computation, count, _ in executions(module):
         if computation.name == module.entry or count < 1:
             continue
-        own = sum(
-            instruction_flops(module, computation, i).high
-            for i in computation.instructions
-            if i.opcode != "while"
-        )
-        opcodes = {i.opcode.removesuffix("-start") for i in computation.instructions}
-        talks = bool(opcodes & {"collective-permute", "all-reduce", "all-gather", "reduce-scatter",
-                                "all-to-all"})  # fmt: skip
-        if len(computation.instructions) > 1 and "fusion" in opcodes:
-            key = (talks, own * count)
+        own, sent = 0.0, 0.0
+        for instruction in computation.instructions:
+            if instruction.opcode.removesuffix("-start") in _SENDING:
+                sent += instruction.shape.n_bytes
+            elif instruction.opcode != "while":
+                own += instruction_flops(module, computation, instruction).high
+        has_fusions = any(i.opcode == "fusion" for i in computation.instructions)
+        if len(computation.instructions) > 1 and has_fusions:
+            key = (sent * count, own * count)
             if best is None or key > best[0]:
                 best = key, computation
     return best[1] if best else None

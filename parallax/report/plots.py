@@ -98,7 +98,7 @@ def bytes_plot(results: tuple[StrategyResult, ...]) -> str:
 
 
 def timeline_plot(compilation: Compilation, name: str) -> str:
-    """The hottest loop body: compute above communication; "" without events.
+    """The busiest loop body: compute above communication; "" without events.
 
     Args:
       compilation: whose timeline.
@@ -130,7 +130,7 @@ def timeline_plot(compilation: Compilation, name: str) -> str:
     ax.set_xlabel(f"{unit} at peak rates (modelled), in the compiled order", color=MUTED,
                   fontsize=FONT_SIZE)  # fmt: skip
     _legend(ax, 3)
-    return to_svg(figure, name, "Schedule of the hottest loop: compute and communication lanes")
+    return to_svg(figure, name, "Schedule of the busiest loop: compute and communication lanes")
 
 
 def longest(events: tuple[TimelineEvent, ...]) -> tuple[TimelineEvent, ...]:
