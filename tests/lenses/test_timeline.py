@@ -34,7 +34,7 @@ ENTRY %main (x.1: (s32[], f32[1024,1024])) -> (s32[], f32[1024,1024]) {
   %x.1 = (s32[], f32[1024,1024]{1,0}) parameter(0)
   ROOT %w = (s32[], f32[1024,1024]{1,0}) while(%x.1), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
-""".replace("PAIRS", "{" + ",".join(f"{{{i},{(i + 1) % 16}}}" for i in range(16)) + "}")  # noqa: E501
+""".replace("PAIRS", ",".join(f"{{{i},{(i + 1) % 16}}}" for i in range(16)))  # noqa: E501
 
 
 def test_what_waits_for_what():
