@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from parallax.bounds import Transfer
-from parallax.hlo.ledger import Collective
+from parallax.hlo.ledger import Collective, Ledger
 from parallax.workload import Workload
 
 Tag = Literal["claimed", "assumed", "derived", "compiled", "modelled", "measured"]
@@ -152,6 +152,11 @@ class Compilation:
     timeline: tuple[TimelineEvent, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The collectives, with totals by kind and mesh axes."""
+        return Ledger(self.collectives)
 
     @property
     def wire_bytes(self) -> float:
