@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 
 _COUNT_FLAG = "--xla_force_host_platform_device_count"
 
@@ -32,16 +33,23 @@ def compile_environment() -> dict[str, str]:
 
 def missing_compiler() -> str | None:
     """One line on what the compile lens lacks and how to get it; None if it can run."""
-    plugin = any(
-        importlib.util.find_spec(f"jax_plugins.{name}") for name in ("xla_cuda12", "xla_cuda13")
-        if importlib.util.find_spec("jax_plugins")
-    )  # fmt: skip
-    if plugin:
+    if not any(_installed("jax_plugins", f"xla_cuda{version}") for version in (12, 13)):
+        lacking = "the CUDA compiler (no GPU needed, 0.5 GB) is"
+    elif not (_installed("nvidia", "cuda_nvcc") or _installed("nvidia", "cu13")
+              or shutil.which("ptxas")):  # fmt: skip
+        lacking = "the plugin is there, but its assembler (ptxas, in nvidia-cuda-nvcc-cu12) is"
+    else:
         return None
     return (
-        "compile lens not run: the CUDA compiler (no GPU needed, 0.5 GB) is not installed. "
+        f"compile lens not run: {lacking} not installed. "
         "Get it with: pip install 'parallax-sharding[aot]', or pip install -e '.[aot]' in a clone."
     )
+
+
+def _installed(package: str, module: str) -> bool:
+    if importlib.util.find_spec(package) is None:
+        return False
+    return importlib.util.find_spec(f"{package}.{module}") is not None
 
 
 def virtual_devices(count: int = 16) -> None:

@@ -38,8 +38,18 @@ def test_virtual_devices_again_with_what_there_is():
 
 
 def test_a_missing_compiler_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -e '.[aot]'" in (environment.missing_compiler() or "")
+    monkeypatch.setattr(environment, "_installed", lambda package, module: False)
+    message = environment.missing_compiler() or ""
+    assert "CUDA compiler" in message
+    assert "pip install -e '.[aot]'" in message
+
+
+def test_a_plugin_without_its_assembler_is_named(monkeypatch):
+    monkeypatch.setattr(environment, "_installed", lambda package, module: package != "nvidia")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert "ptxas" in (environment.missing_compiler() or "")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: "/usr/bin/ptxas")
+    assert environment.missing_compiler() is None
 
 
 def test_the_device_count_replaces_an_earlier_one(monkeypatch):
