@@ -1,5 +1,6 @@
 """What a comparison will run, resolved and checked before anything starts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,13 @@ def make_plan(request: dict[str, Any]) -> Plan:
             f"strategies: {', '.join(sorted(repeated))} given more than once. Give each a name of "
             "its own in its strategy file."
         )
+    small_base = replace(
+        small_base,
+        batch=_multiple(small_base.batch, [s.split().count("act_batch") for s in made]),
+        seq_len=_multiple(
+            small_base.seq_len, [s.split().count("act_seq", "act_norm_seq") for s in made]
+        ),
+    )
     explicit = request["microbatches"] is not None
     cases = tuple((s, _fit_microbatches(s, base, explicit)) for s in made)
     small_config = config.small(max_seq_len=max(config.small().max_seq_len, small_base.seq_len))
@@ -123,6 +131,12 @@ def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Wor
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     base = replace(base, **changes, packed=request["packed"])
     return config, base, replace(small, packed=request["packed"])
+
+
+def _multiple(size: int, parts: Sequence[int]) -> int:
+    """The least multiple of all `parts` that is at least `size`."""
+    unit = math.lcm(*parts)
+    return -(-size // unit) * unit
 
 
 def _lenses(asked: Sequence[str] | None) -> tuple[str, ...]:

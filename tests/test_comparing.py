@@ -79,6 +79,15 @@ def test_a_strategy_file_and_ones_own_model(plan, tmp_path):
     assert found.request["model"] == "own"
 
 
+def test_verify_runs_at_sizes_that_the_devices_divide(plan):
+    found = plan("ring_sp", cluster="h100_4x8", seq_len=10_240, strategies=["ring_sequence"])
+    ((strategy, workload),) = found.small_cases
+    assert strategy.mesh.size == 32
+    assert (workload.batch, workload.seq_len) == (16, 96)
+    wide = plan("ring_sp", cluster="h100_4x8", strategies=["data_parallel"]).small_cases[0][1]
+    assert (wide.batch, wide.seq_len, wide.microbatches) == (32, 80, 1)
+
+
 def test_small_compiles_what_verify_runs(plan):
     found = plan("ring_sp", small=True)
     assert found.config == found.small_config

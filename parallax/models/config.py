@@ -95,14 +95,15 @@ class ModelConfig:
     def small(self, head_dim: int = 8, max_seq_len: int = 80) -> "ModelConfig":
         """The same shape at a width a laptop runs: layers, heads and ratios stay, head_dim shrinks.
 
-        The vocabulary becomes the 256 byte values, so that any text is a batch of tokens.
+        The vocabulary becomes the 256 byte values: any text is a batch of tokens. A head
+        that is no wider than head_dim stays as it is, and widths that do not shrink evenly round up.
         """
-        shrink = self.head_dim // head_dim
+        shrink = max(1, self.head_dim // head_dim)
         return self.replace(
             name=f"{self.name}.small",
-            d_model=self.d_model // shrink,
-            d_ff=self.d_ff // shrink,
-            head_dim=head_dim,
+            d_model=-(-self.d_model // shrink),
+            d_ff=-(-self.d_ff // shrink),
+            head_dim=min(head_dim, self.head_dim),
             vocab_size=BYTE_VOCAB,
             max_seq_len=max_seq_len,
         )

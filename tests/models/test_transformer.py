@@ -89,6 +89,8 @@ def test_small_keeps_the_shape():
     assert (small.num_layers, small.num_heads, small.num_kv_heads) == (2, 4, 2)
     assert small.d_ff / small.d_model == 4
     assert small.vocab_size == 256
+    assert TINY.replace(head_dim=4).small().head_dim == 4
+    assert TINY.replace(head_dim=24, d_model=100).small().d_model == 34
 
 
 BAD = {
