@@ -25,7 +25,7 @@ class Carry(NamedTuple):
 
     o: Float[Array, "b h l k"]
     m: Float[Array, "b h l"]
-    l: Float[Array, "b h l"]  # noqa: E741 (the letter the literature uses)
+    l: Float[Array, "b h l"]
 
 
 def empty_carry(q: Float[Array, "b l h k"]) -> Carry:

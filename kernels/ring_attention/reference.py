@@ -26,18 +26,18 @@ class Mask(NamedTuple):
     kv_length: jax.Array | None
 
 
-def step(q, k, v, o, m, l, *, mask: Mask, scale: float):  # noqa: E741
+def step(q, k, v, o, m, l, *, mask: Mask, scale: float):
     """Forward step; see `api.attention_step`. Returns (o, m, l)."""
     q = _group_heads(q, k.shape[2])
     shape, rows = o.shape, m.shape
-    o, m, l = (x.reshape(x.shape[0], k.shape[2], -1, *x.shape[2:]) for x in (o, m, l))  # noqa: E741
+    o, m, l = (x.reshape(x.shape[0], k.shape[2], -1, *x.shape[2:]) for x in (o, m, l))
     blocks = _Blocks(q.shape[1], k.shape[1], mask)
     q, k, v = blocks.pad_q(q, 1), blocks.pad_kv(k, 1), blocks.pad_kv(v, 1)
-    o, m, l = blocks.pad_q(o, 3), blocks.pad_q(m, 3), blocks.pad_q(l, 3)  # noqa: E741
+    o, m, l = blocks.pad_q(o, 3), blocks.pad_q(m, 3), blocks.pad_q(l, 3)
 
     def pair(carry, ij):
         i, j = ij
-        o, m, l = carry  # noqa: E741
+        o, m, l = carry
         scores = _scores(blocks.q(q, i, 1), blocks.kv(k, j, 1), scale)
         scores = blocks.hide(scores, i, j, -jnp.inf)
         o_i, m_i, l_i = blocks.q(o, i, 3), blocks.q(m, i, 3), blocks.q(l, i, 3)
@@ -56,8 +56,8 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float):  # noqa: E741
             blocks.put_q(o, o_i, i, 3), blocks.put_q(m, m_new, i, 3), blocks.put_q(l, l_i, i, 3),
         ), None  # fmt: skip
 
-    o, m, l = blocks.walk(pair, (o, m, l))  # noqa: E741
-    o, m, l = (lax.slice_in_dim(x, 0, blocks.q_length, axis=3) for x in (o, m, l))  # noqa: E741
+    o, m, l = blocks.walk(pair, (o, m, l))
+    o, m, l = (lax.slice_in_dim(x, 0, blocks.q_length, axis=3) for x in (o, m, l))
     return o.reshape(shape), m.reshape(rows), l.reshape(rows)
 
 

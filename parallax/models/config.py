@@ -96,7 +96,7 @@ class ModelConfig:
         """The same shape at a width a laptop runs: layers, heads and ratios stay, head_dim shrinks.
 
         The vocabulary becomes the 256 byte values: any text is a batch of tokens. A head
-        that is no wider than head_dim stays as it is, and widths that do not shrink evenly round up.
+        no wider than head_dim stays as it is, and widths that do not shrink evenly round up.
         """
         shrink = max(1, self.head_dim // head_dim)
         return self.replace(
