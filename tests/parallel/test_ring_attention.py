@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.lenses.reference import Plain
+from parallax.meshes.mesh import MeshSpec
 from parallax.parallel import ring, ring_attention, to_order, undo_order
 
 
@@ -118,6 +119,29 @@ def test_sends_one_less_than_the_ring_in_the_stored_dtype(devices):
     assert {c.dtype for c in ledger} == {"bfloat16"}
     assert sum(c.count for c in ledger) == 2 * (devices - 1)  # K and V; G heads, not H
     assert ledger.total() == 2 * (devices - 1) * 4 * 2 * 8 * 2
+
+
+MAPS = {
+    "unchecked types": ({"seq": 16}, {"check_vma": False}),
+    "a second axis": ({"data": 4, "seq": 4}, {}),
+    "partly manual": ({"data": 4, "seq": 4}, {"axis_names": {"seq"}}),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_works_in_any_shard_map(name):
+    axes, options = MAPS[name]
+    mesh = MeshSpec(axes).build()
+    q, k, v, d_out = (draw((2, 32, 2, 4), seed) for seed in range(4))
+    spec = P(None, "seq")
+    mapped = jax.shard_map(
+        lambda q, k, v: ring_attention(q, k, v, axis_name="seq", is_causal=True),
+        mesh=mesh, in_specs=spec, out_specs=spec, **options,
+    )  # fmt: skip
+    expected = with_gradients(
+        lambda q, k, v: Plain().attend(q, k, v, is_causal=True, segment_ids=None), d_out
+    )
+    assert worst(with_gradients(mapped, d_out)(q, k, v), expected(q, k, v)) < 1e-13
 
 
 def test_losing_a_hop_is_seen(monkeypatch):
