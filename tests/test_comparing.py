@@ -65,6 +65,8 @@ def test_arguments_override_the_paper(plan):
 def test_microbatches_divide_what_a_device_has(plan):
     found = {s.name: w.microbatches for s, w in plan("ring_sp", batch=48).cases}
     assert found == {"tensor_pipeline": 48, "ring_sequence": 48, "data_parallel": 3}
+    found = {s.name: w.microbatches for s, w in plan("ring_sp", batch=80).cases}
+    assert found == {"tensor_pipeline": 40, "ring_sequence": 40, "data_parallel": 5}
     own = px.strategies.tensor_pipeline(8, 2, microbatches=8)
     assert plan("ring_sp", strategies=[own]).cases[0][1].microbatches == 8
 

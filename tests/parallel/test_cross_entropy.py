@@ -31,10 +31,10 @@ def test_split_vocabulary_with_gradient():
 
 
 def test_labels_stay_within_a_document():
-    tokens = jnp.asarray([[5, 6, 7, 8, 9, 0]], jnp.int32)
-    segments = jnp.asarray([[1, 1, 2, 2, 2, 0]], jnp.int32)
+    tokens = jnp.asarray([[5, 6, 7, 8, 9, 0, 0]], jnp.int32)
+    segments = jnp.asarray([[1, 1, 2, 2, 2, 0, 0]], jnp.int32)
     labels, weights = next_token_labels(tokens, segments)
-    np.testing.assert_array_equal(labels[0, :-1], [6, 7, 8, 9, 0])
-    np.testing.assert_array_equal(weights[0], [True, False, True, True, False, False])
+    np.testing.assert_array_equal(labels[0, :-1], [6, 7, 8, 9, 0, 0])
+    np.testing.assert_array_equal(weights[0], [True, False, True, True, False, False, False])
     _, whole = next_token_labels(tokens, None)
-    np.testing.assert_array_equal(whole[0], [True] * 5 + [False])
+    np.testing.assert_array_equal(whole[0], [True] * 6 + [False])
