@@ -25,8 +25,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Predicti
     }
     rate = cluster.gpu.peak_flops(dtype)
     exposed = sum(
-        max(0.0, link_seconds(c, cluster) - (c.flops_between / rate if c.is_async else 0.0))
-        * c.count
+        max(0.0, link_seconds(c, cluster) - c.flops_between / rate) * c.count
         for c in compilation.collectives
     )
     step = max(terms.values())
