@@ -144,6 +144,25 @@ def test_works_in_any_shard_map(name):
     assert worst(with_gradients(mapped, d_out)(q, k, v), expected(q, k, v)) < 1e-13
 
 
+def test_keys_that_devices_of_another_axis_share():
+    """Queries differ over `data`, keys and values do not: their gradients are summed over it."""
+    mesh = MeshSpec({"data": 4, "seq": 4}).build()
+    q, d_out = draw((4, 16, 2, 4), 0), draw((4, 16, 2, 4), 1)
+    k, v = draw((1, 16, 2, 4), 2), draw((1, 16, 2, 4), 3)
+    mapped = jax.shard_map(
+        lambda q, k, v: ring_attention(q, k, v, axis_name="seq", is_causal=True),
+        mesh=mesh, in_specs=(P("data", "seq"), P(None, "seq"), P(None, "seq")),
+        out_specs=P("data", "seq"),
+    )  # fmt: skip
+
+    def whole(q, k, v):
+        k, v = (jnp.repeat(x, 4, axis=0) for x in (k, v))
+        return Plain().attend(q, k, v, is_causal=True, segment_ids=None)
+
+    found = with_gradients(mapped, d_out)(q, k, v)
+    assert worst(found, with_gradients(whole, d_out)(q, k, v)) < 1e-13
+
+
 def test_losing_a_hop_is_seen(monkeypatch):
     q, k, v = (draw((1, 32, 2, 4), seed) for seed in range(3))
     expected = Plain().attend(q, k, v, is_causal=True, segment_ids=None)
