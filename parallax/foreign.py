@@ -66,7 +66,14 @@ def compile_for(
 
 
 def predict(compilation: Compilation, dtype: str = "bfloat16") -> Prediction:
-    """A roofline of a compiled program; `dtype` is that of its matrix products."""
+    """A roofline of what `compile_for` returned.
+
+    Args:
+      dtype: of its matrix products. The default is the fastest, so the bound holds for any other.
+
+    Returns:
+      A Prediction of one call. What a call works on is not known: its tokens_per_s counts calls.
+    """
     return roofline(compilation, find_cluster(compilation.cluster), dtype)
 
 

@@ -15,9 +15,9 @@ _SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collect
 def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[TimelineEvent, ...]:
     """Events of the loop body that sends most bytes; of the one with most FLOPs if none sends.
 
-    The order is the compiled program's. Widths are modelled: FLOPs at the peak rate of the dtype,
-    other bytes at peak memory bandwidth, transfers at peak link bandwidth. A loop inside the body
-    is one event with the FLOPs of all its rounds.
+    The order is the compiled program's. Widths are modelled: FLOPs at the bfloat16 peak rate (too
+    narrow for wider dtypes), other bytes at peak memory bandwidth, transfers at peak link bandwidth.
+    A loop inside the body is one event with the FLOPs of all its rounds.
     """
     body = _busiest(module)
     if body is None:

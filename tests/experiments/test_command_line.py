@@ -103,6 +103,7 @@ def test_compare_writes_a_report_that_runs_again(tmp_path, aot):
     (result,) = report["results"]
     assert result["compile"]["ledger_matches"]
     assert result["measure"]["devices"] == 16
+    assert result["measure"]["model"] == "ring_sp.small in float32"
     assert report["failed"] is False
     report["request"]["lenses"] = ["compile"]
     (tmp_path / "edited.json").write_text(json.dumps(report))
