@@ -16,7 +16,7 @@ def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[
     """Events of the loop body that sends most bytes; of the one with most FLOPs if none sends.
 
     The order is the compiled program's. Widths are modelled: FLOPs at the bfloat16 peak rate (too
-    narrow for wider dtypes), other bytes at peak memory bandwidth, transfers at peak link bandwidth.
+    narrow for wider dtypes), other bytes at peak memory bandwidth, transfers at peak link rates.
     A loop inside the body is one event with the FLOPs of all its rounds.
     """
     body = _busiest(module)
