@@ -1,16 +1,21 @@
-"""Closed form of a strategy's forward communication: the pieces of `bounds`, put together.
+"""Closed forms of what a strategy's programs send: the pieces of `bounds`, put together.
 
-It walks the model as the manual map does: tables, attention, the two contractions of a block,
-handoffs, last position. The compiled ledger must equal it, collective by collective.
+They walk the model as the manual map does: tables, attention, the two contractions of a block,
+handoffs, the model's end; and for a training step what the backward pass recomputes, its own
+collectives, and the sums of gradients. The compiled ledger must equal them, by kind and mesh axes.
 Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from parallax.bounds import Transfer, transfer
 from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.attention_parts import AttentionShape
-from parallax.parallel.split import Split
+from parallax.parallel.split import Remat
+from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -27,60 +32,184 @@ def forward_transfers(
 
     Returns:
       One Transfer a purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves out
-      what pipeline bubbles repeat.
+      what pipeline bubbles and padded layers repeat.
     """
-    split = strategy.split()
-    stages = split.count("layers")
-    ticks = strategy.layers.ticks(workload.microbatches, stages)
-    layers = config.num_layers // stages
-    b = workload.batch // split.count("act_batch") // workload.microbatches
-    item = config.item_bytes
-    residual = b * workload.seq_len * config.d_model // split.count("act_seq")
-    useful = workload.microbatches
+    walk = _Walk(config, strategy, workload)
+    walk.stack(passes=1, sums=1)
+    last = walk.b * config.d_model * walk.item
+    walk.add("last position", "all-reduce", walk.over("act_seq", "act_norm_seq"), last)
+    walk.end(last, passes=1)
+    return tuple(walk.found)
 
-    found: list[Transfer] = []
 
-    def add(what, kind, axes, payload_bytes, count, needed):
+def train_transfers(
+    config: ModelConfig,
+    strategy: Strategy,
+    workload: Workload,
+    remat: Remat = "microbatch",
+    param_bytes: int = 4,
+) -> tuple[Transfer, ...]:
+    """What one training step sends: forward, what is recomputed, backward, sums of gradients.
+
+    Args:
+      config, strategy, workload: as in `forward_transfers`.
+      remat: what the backward pass recomputes.
+      param_bytes: of one parameter and its gradient, as the optimizer keeps them.
+
+    Returns:
+      One Transfer a purpose. `minimum_bytes` counts one forward pass and one backward pass without
+      bubbles: what rematerialisation sends again is no minimum.
+    """
+    walk = _Walk(config, strategy, workload)
+    again = remat != "none"
+    # A layer recomputed on its own stops before its last sum, whose result nobody reads.
+    passes, sums = 1 + again + (remat == "layer"), 1 + again
+    walk.stack(passes, sums)
+    walk.stack_backward()
+    whole = walk.residual * walk.item
+    walk.add("gather after the last layer", "all-gather", walk.over("act_norm_seq"), whole, sums)
+    walk.end(whole, sums)
+    walk.end_backward(whole)
+    walk.cross_entropy(sums)
+    walk.gradients(param_bytes)
+    return tuple(walk.found)
+
+
+@dataclass
+class _Walk:
+    """Sizes of one program, and the transfers found so far."""
+
+    config: ModelConfig
+    strategy: Strategy
+    workload: Workload
+    found: list[Transfer] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.split = self.strategy.split()
+        stages = self.split.count("layers")
+        self.useful = self.workload.microbatches
+        self.ticks = self.strategy.layers.ticks(self.useful, stages)
+        groups = self.strategy.layer_groups(self.config.num_layers)
+        self.layers = max(groups)
+        self.b = self.workload.batch // self.split.count("act_batch") // self.useful
+        self.item = self.config.item_bytes
+        tokens = self.b * self.workload.seq_len // self.split.count("act_seq")
+        self.tokens, self.residual = tokens, tokens * self.config.d_model
+        wire = self.split.reduce_dtype
+        self.wire_item = self.item if wire is None else ITEM_BYTES[wire]
+
+    def over(self, *names: str) -> tuple[str, ...]:
+        return self.split.over(*names)
+
+    def add(
+        self, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float, passes: int = 1,
+        *, a_layer: bool = False,
+    ) -> None:  # fmt: skip
+        """A collective of every tick (and layer), run `passes` times in all."""
+        if not axes or not passes:
+            return
+        times = self.layers if a_layer else 1
+        size = math.prod(self.split.mesh_axes[axis] for axis in axes)
+        self.found.append(
+            transfer(what, kind, axes, size, payload_bytes, passes * self.ticks * times,
+                     self.useful * times)
+        )  # fmt: skip
+
+    def stack(self, passes: int, sums: int) -> None:
+        """Embedding, layers and handoffs. `sums`: how often a tick's last values are computed."""
+        whole, item = self.residual * self.item, self.wire_item
+        self.add("widen embeddings and handoffs", "all-gather", self.over("lookup"), whole, sums)
+        self._attention(passes, backward=False)
+        norm_seq = self.over("act_norm_seq")
+        for what, names, runs in _halves(passes, sums):
+            axes = self.over(*names)
+            if norm_seq and norm_seq == axes:
+                self.add(f"gather into {what}", "all-gather", axes, whole, passes, a_layer=True)
+                kind = "reduce-scatter"
+            else:
+                kind = "all-reduce"
+            self.add(f"sum of {what}", kind, axes, self.residual * item, runs, a_layer=True)
+        handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
+        self.add("stage handoff", "collective-permute", self.over("layers"), handoff)
+
+    def stack_backward(self) -> None:
+        whole, norm_seq = self.residual * self.item, self.over("act_norm_seq")
+        self._attention(1, backward=True)
+        for what, names, _ in _halves(1, 1):
+            axes = self.over(*names)
+            if norm_seq and norm_seq == axes:
+                self.add(f"gradient of {what}'s sum", "all-gather", axes,
+                         self.residual * self.wire_item, a_layer=True)  # fmt: skip
+                self.add(f"gradient into {what}", "reduce-scatter", axes, whole, a_layer=True)
+            else:
+                self.add(f"gradient into {what}", "all-reduce", axes, whole, a_layer=True)
+        stage = self.over("layers")
+        handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
+        self.add("gradient of stage handoff", "collective-permute", stage, handoff)
+        if stage:
+            self.add("widen the handoff's gradient", "all-gather", self.over("lookup"), whole)
+
+    def _attention(self, passes: int, backward: bool) -> None:
+        config, split = self.config, self.split
+        shape = AttentionShape(
+            batch=self.b,
+            seq_len=self.workload.seq_len,
+            heads=config.num_heads // split.count("heads"),
+            kv_heads=config.num_kv_heads // split.count("kv_heads"),
+            head_dim=config.head_dim,
+            item_bytes=self.item,
+            packed=self.workload.packed,
+        )
+        calls = passes * self.ticks * self.layers
+        part = self.strategy.attention
+        closed_form = part.backward_transfers if backward else part.transfers
+        self._keep(closed_form(shape, split.mesh_axes, calls), passes)
+
+    def _keep(self, transfers: Iterable[Transfer], passes: int) -> None:
+        for t in transfers:
+            minimum = t.minimum_bytes * self.useful / (passes * self.ticks)
+            self.found.append(dataclasses.replace(t, minimum_bytes=minimum))
+
+    def end(self, payload_bytes: float, passes: int) -> None:
+        """The last stage's result to all stages, a share of the width each."""
+        stage, shares = self.over("layers"), self.split.count("lookup")
+        self.add("last stage's result", "all-reduce", stage, payload_bytes / shares, passes)
+        if stage:
+            self.add("widen the last stage's result", "all-gather", self.over("lookup"),
+                     payload_bytes, passes)  # fmt: skip
+
+    def end_backward(self, whole: float) -> None:
+        norm_seq = self.over("act_norm_seq")
+        self.add("gradient of the last gather", "reduce-scatter", norm_seq, whole)
+        if self.over("layers"):
+            self.add("widen the last layer's gradient", "all-gather", self.over("lookup"), whole)
+        axes = tuple(a for a in self.over("vocab") if a not in norm_seq)
+        self.add("gradient into the head", "all-reduce", axes, whole)
+
+    def cross_entropy(self, passes: int) -> None:
+        wide = 8 if self.config.dtype == "float64" else 4
+        vocab, row = self.over("vocab"), self.tokens * wide
+        self.add("maximum and sum of the softmax", "all-reduce", vocab, 2 * row, passes)
+        self.add("label's logit", "all-reduce", vocab, row)
+        axes = self.over("act_batch", "act_seq")
         if axes:
-            size = _size(split, axes)
-            found.append(transfer(what, kind, axes, size, payload_bytes, count, needed))
+            size = math.prod(self.split.mesh_axes[a] for a in axes)
+            self.found.append(transfer("mean loss", "all-reduce", axes, size, 2 * wide, 1))
 
-    lookup = split.over("lookup")
-    add("widen embeddings and handoffs", "all-gather", lookup, residual * item, ticks, useful)
+    def gradients(self, param_bytes: int) -> None:
+        """One sum a parameter over the devices that used it for different tokens or heads."""
+        sharded = ShardedTransformer(self.config, self.strategy, self.workload)
+        for axes, size in sharded.gradient_sums().items():
+            devices = math.prod(self.split.mesh_axes[a] for a in axes)
+            self.found.append(
+                transfer(f"gradients over {', '.join(axes)}", "all-reduce", axes, devices,
+                         size * param_bytes, 1)
+            )  # fmt: skip
 
-    shape = AttentionShape(
-        batch=b,
-        seq_len=workload.seq_len,
-        heads=config.num_heads // split.count("heads"),
-        kv_heads=config.num_kv_heads // split.count("kv_heads"),
-        head_dim=config.head_dim,
-        item_bytes=item,
-        packed=workload.packed,
-    )
-    for t in strategy.attention.transfers(shape, split.count("act_seq"), ticks * layers):
-        minimum = t.minimum_bytes * useful / ticks
-        found.append(dataclasses.replace(t, minimum_bytes=minimum))
 
-    norm_seq = split.over("act_norm_seq")
-    wire_item = item if split.reduce_dtype is None else ITEM_BYTES[split.reduce_dtype]
-    for what, names in (("attention", ("heads", "head_dim")), ("MLP", ("mlp",))):
-        axes = split.over(*names)
-        calls = (ticks * layers, useful * layers)
-        if norm_seq and norm_seq == axes:
-            add(f"gather into {what}", "all-gather", axes, residual * item, *calls)
-            add(f"sum of {what}", "reduce-scatter", axes, residual * wire_item, *calls)
-        else:
-            add(f"sum of {what}", "all-reduce", axes, residual * wire_item, *calls)
-
-    stage = split.over("layers")
-    handoff = residual * item // split.count("lookup") // split.count("act_norm_seq")
-    add("stage handoff", "collective-permute", stage, handoff, ticks, useful)
-
-    last = split.over("act_seq", "act_norm_seq")
-    add("last position", "all-reduce", last, b * config.d_model * item, ticks, useful)
-    add("last stage's result", "all-reduce", stage,
-        b * workload.microbatches * config.d_model * item, 1, 1)  # fmt: skip
-    return tuple(found)
+def _halves(passes: int, sums: int):
+    """Each half of a block: its name, what splits its contraction, how often its sum is made."""
+    return ("attention", ("heads", "head_dim"), passes), ("MLP", ("mlp",), sums)
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int) -> float:
@@ -93,10 +222,3 @@ def full_attention_flops(config: ModelConfig, workload: Workload, devices: int) 
     """FLOPs a device of all layers' attention without a mask, spread evenly."""
     heads = config.num_heads * config.head_dim * config.num_layers
     return 4.0 * workload.batch * workload.seq_len**2 * heads / devices
-
-
-def _size(split: Split, axes: tuple[str, ...]) -> int:
-    size = 1
-    for axis in axes:
-        size *= split.mesh_axes[axis]
-    return size

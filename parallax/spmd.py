@@ -21,12 +21,28 @@ from parallax.models.transformer import Transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_order
+from parallax.parallel.split import Remat, Split
+from parallax.parallel.stage_layers import pad_layers, unpad_layers
 from parallax.parallel.varying import vary_over
 from parallax.rules import Phase, check_divides
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 Outputs = Literal["last", "all"]
+
+# Logical axes over which devices use a parameter for different work: its gradient is summed over
+# them, once, at the end of the backward pass.
+_TOKENS = ("act_batch", "act_seq")
+_DIFFERENT_WORK = {
+    "tokens_VD": (*_TOKENS, "act_norm_seq", "layers"),
+    "positions_LD": (*_TOKENS, "act_norm_seq", "layers"),
+    "attention": (*_TOKENS, "heads", "head_dim"),
+    "mlp": (*_TOKENS, "mlp"),
+    "attention_norm": (*_TOKENS, "act_norm_seq"),
+    "mlp_norm": (*_TOKENS, "act_norm_seq"),
+    "final_norm": (*_TOKENS, "act_norm_seq"),
+    "unembed_DV": _TOKENS,
+}
 
 
 def param_specs(
@@ -95,9 +111,33 @@ class ShardedTransformer:
         self._check_workload()
 
     @functools.cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Layers of each stage."""
+        return self.strategy.layer_groups(self.config.num_layers)
+
+    @functools.cached_property
+    def shapes(self) -> nnx.State:
+        """Shapes of the parameters as the strategy lays them out (see `place`)."""
+        state = abstract_transformer(self.config)[1]
+        return jax.eval_shape(self.place, state)
+
+    @functools.cached_property
     def specs(self) -> nnx.State:
         """PartitionSpec of every parameter."""
-        return param_specs(abstract_transformer(self.config)[1], self.strategy)
+        return param_specs(self.shapes, self.strategy)
+
+    def place(self, state: nnx.State) -> nnx.State:
+        """A model's parameters as this strategy lays them out: shorter stages are filled up."""
+        return self._map_layers(state, functools.partial(pad_layers, groups=self.groups))
+
+    def unplace(self, state: nnx.State) -> nnx.State:
+        """Inverse of `place`, also for gradients: the model's own parameters."""
+        return self._map_layers(state, functools.partial(unpad_layers, groups=self.groups))
+
+    def _map_layers(self, state: nnx.State, change: Callable) -> nnx.State:
+        return nnx.map_state(
+            lambda path, w: w.replace(change(w[...])) if path[0] == "layers" else w, state
+        )
 
     @property
     def partitioner(self) -> str:
@@ -106,12 +146,11 @@ class ShardedTransformer:
 
     def abstract_state(self, mesh) -> nnx.State:
         """Shapes of the parameters with their shardings on `mesh`."""
-        state = abstract_transformer(self.config)[1]
         return jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
             ),
-            state, self.specs,
+            self.shapes, self.specs,
         )  # fmt: skip
 
     def abstract_inputs(self, mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -129,7 +168,7 @@ class ShardedTransformer:
         @functools.partial(jax.jit, out_shardings=shardings)
         def make(key):
             with nnx.use_eager_sharding(False):
-                return nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=key)))[1]
+                return self.place(nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=key)))[1])
 
         return make(key)
 
@@ -154,14 +193,19 @@ class ShardedTransformer:
 
         return run
 
-    def loss(self, mesh) -> Callable[..., jax.Array]:
-        """(state, tokens, segment_ids if packed) -> mean next-token cross-entropy, a scalar."""
-        return lambda state, *inputs: self.loss_and_logits(mesh)(state, *inputs)[0]
+    def loss(self, mesh, remat: Remat = "none") -> Callable[..., jax.Array]:
+        """(state, tokens, segment_ids if packed) -> mean next-token cross-entropy, a scalar.
+
+        Args:
+          remat: what its gradient recomputes: nothing, a microbatch's pass, or each layer's too.
+        """
+        body = functools.partial(self._loss, remat=remat)
+        return self._map(mesh, body, PartitionSpec())
 
     def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """As `loss`, with the logits of all positions [B, L, V] beside it."""
         specs = (PartitionSpec(), self._logits_spec("all"))
-        mapped = self._map(mesh, self._loss, specs)
+        mapped = self._map(mesh, functools.partial(self._loss, with_logits=True), specs)
 
         def run(state, *inputs):
             loss, logits = mapped(state, *inputs)
@@ -190,19 +234,26 @@ class ShardedTransformer:
         ticks = self.strategy.layers.ticks(
             self.workload.microbatches, self.strategy.split().count("layers")
         )
-        state = abstract_transformer(self.config)[1]
-        sizes = jax.tree.map(self._shard_bytes, state, self.specs)
+        sizes = jax.tree.map(self._shard_size, self.shapes, self.specs)
         layers = sum(jax.tree.leaves(sizes["layers"]))
-        return float(ticks * layers + sum(jax.tree.leaves(sizes["unembed_DV"])))
+        head = sum(jax.tree.leaves(sizes["unembed_DV"]))
+        return float((ticks * layers + head) * self.config.item_bytes)
 
-    def _shard_bytes(self, x, spec: PartitionSpec) -> int:
-        return x.size * x.dtype.itemsize // self._shards(spec)
+    def gradient_sums(self) -> dict[tuple[str, ...], int]:
+        """Elements a device sums after a backward pass, by the mesh axes it sums them over."""
+        split = self.strategy.split("train")
+        sums: dict[tuple[str, ...], int] = {}
+        leaves = jax.tree.leaves(self.shapes), jax.tree.leaves(self.specs)
+        paths = [path for path, _ in nnx.to_flat_state(self.shapes)]
+        for path, w, spec in zip(paths, *leaves, strict=True):
+            different = set(_work(path, split)) - set(_axes(spec))
+            axes = tuple(a for a in self.strategy.mesh_axes if a in different)
+            if axes:
+                sums[axes] = sums.get(axes, 0) + self._shard_size(w, spec)
+        return sums
 
-    def _shards(self, spec: PartitionSpec) -> int:
-        named = [
-            a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)
-        ]
-        return math.prod(self.strategy.mesh_axes[a] for a in named)
+    def _shard_size(self, x, spec: PartitionSpec) -> int:
+        return x.size // math.prod(self.strategy.mesh_axes[a] for a in _axes(spec))
 
     @property
     def _input_spec(self) -> PartitionSpec:
@@ -214,42 +265,57 @@ class ShardedTransformer:
             body, mesh=mesh, in_specs=(self.specs, *inputs), out_specs=out_specs, check_vma=True
         )
 
-    def _hidden(self, state, inputs, outputs: Outputs):
-        """This device's final residual stream: [B, D] of the last position, or [B, L, D]."""
+    def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable):
+        """Results of all microbatches, each leaf with a leading M."""
         graph = abstract_transformer(self.config)[0]
-        model, split = nnx.merge(graph, state), self.strategy.split()
-        seq_len = self.workload.seq_len
+        model, seq_len = nnx.merge(graph, state), self.workload.seq_len
 
         def unpack(inputs):
             return inputs if self.workload.packed else (inputs[0], None)
 
-        def keep(x):
-            return split.last_token(x, seq_len) if outputs == "last" else split.enter(x)
-
         functions = StackFunctions(
             embed=lambda inputs: model.embed(*unpack(inputs), split),
-            blocks=lambda x, inputs: model.blocks(x, unpack(inputs)[1], split, seq_len),
+            blocks=lambda x, inputs: (model.blocks(x, unpack(inputs)[1], split, seq_len), ()),
             keep=keep,
+            finish=lambda x, inputs: finish(model, x, *unpack(inputs)),
         )
-        hidden = self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)
-        return model, split, hidden
+        return self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)[0]
 
     def _logits(self, state, *inputs, outputs: Outputs):
-        model, split, hidden = self._hidden(state, inputs, outputs)
-        return model.head(hidden, split)
+        split = self.strategy.split()
 
-    def _loss(self, state, *inputs):
-        model, split, hidden = self._hidden(state, inputs, "all")
-        logits = model.head(hidden, split)
-        labels, weights = next_token_labels(inputs[0], inputs[1] if self.workload.packed else None)
+        def keep(x):
+            return split.last_token(x, self.workload.seq_len) if outputs == "last" else (
+                split.enter(x))  # fmt: skip
+
+        def finish(model, x, tokens, segment_ids):
+            return model.head(x, split)
+
+        return _join(self._run(state, inputs, split, keep, finish))
+
+    def _loss(self, state, *inputs, remat: Remat = "none", with_logits: bool = False):
+        split = self.strategy.split("train", remat)
         mine = split.positions(self.workload.seq_len)
-        labels, weights = jnp.take(labels, mine, axis=1), jnp.take(weights, mine, axis=1)
-        losses = cross_entropy(logits, labels, split.over("vocab"))
-        weights = weights.astype(losses.dtype)
-        axes = split.over("act_batch", "act_seq")
-        sums = (losses * weights).sum(), weights.sum()
-        total, count = lax.psum(tuple(vary_over(x, axes) for x in sums), axes) if axes else sums
-        return total / count, logits
+
+        def finish(model, x, tokens, segment_ids):
+            logits = model.head(x, split)
+            labels, weights = next_token_labels(tokens, segment_ids)
+            labels, weights = jnp.take(labels, mine, axis=1), jnp.take(weights, mine, axis=1)
+            losses = cross_entropy(logits, labels, split.over("vocab"))
+            weights = weights.astype(losses.dtype)
+            sums = (losses * weights).sum(), weights.sum()
+            return sums, logits if with_logits else ()
+
+        # Varied here rather than where they are used: devices add up their own gradients over
+        # layers and microbatches, and sum them once.
+        state = nnx.map_state(
+            lambda path, w: w.replace(vary_over(w[...], _work(path, split))), state
+        )
+        sums, logits = self._run(state, inputs, split, split.enter, finish)
+        axes = split.over(*_TOKENS)
+        sums = tuple(vary_over(x.sum(), axes) for x in sums)
+        total, count = lax.psum(sums, axes) if axes else sums
+        return (total / count, _join(logits)) if with_logits else total / count
 
     def _check_workload(self) -> None:
         split, workload = self.strategy.split(), self.workload
@@ -274,3 +340,20 @@ class ShardedTransformer:
                 f"Model '{self.config.name}': seq_len {workload.seq_len} is longer than its table "
                 f"of learned positions, {self.config.max_seq_len}. Use at most that."
             )
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """Microbatches [M, b, ...] one after the other, [B, ...]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _axes(spec: PartitionSpec) -> tuple[str, ...]:
+    """All mesh axes a PartitionSpec names."""
+    return tuple(
+        a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)
+    )
+
+
+def _work(path, split: Split) -> tuple[str, ...]:
+    name = path[1] if path[0] == "layers" else path[0]
+    return split.over(*_DIFFERENT_WORK[name])

@@ -9,7 +9,7 @@ from typing import Any
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
 from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
-from parallax.parallel.split import Split
+from parallax.parallel.split import Remat, Split
 from parallax.rules import LOGICAL_AXES, Phase, Rules
 
 FILE_VERSION = 1
@@ -70,9 +70,18 @@ class Strategy:
         """Mesh axis -> size."""
         return dict(self.mesh.axes)
 
-    def split(self, phase: Phase = "prefill") -> Split:
+    def split(self, phase: Phase = "prefill", remat: Remat = "none") -> Split:
         """What model code sees of this strategy in one phase."""
-        return Split(self.rules.table(phase), self.mesh_axes, self.attention, self.reduce_dtype)
+        return Split(
+            self.rules.table(phase), self.mesh_axes, self.attention, self.reduce_dtype, remat
+        )
+
+    def layer_groups(self, num_layers: int) -> tuple[int, ...]:
+        """Layers of each stage, in order. Raises ValueError if they cannot be dealt out."""
+        try:
+            return self.layers.groups(num_layers, self.split().count("layers"))
+        except ValueError as error:
+            raise ValueError(f"Strategy '{self.name}': {error}") from None
 
     def replace(self, **changes: Any) -> "Strategy":
         """The same strategy with some fields changed."""

@@ -35,6 +35,7 @@ def compile_for(
     kv_cache_bytes: float = 0.0,
     weight_bytes: float | None = None,
     partitioner: str = "the function's own",
+    donate: tuple[int, ...] = (),
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
@@ -49,6 +50,7 @@ def compile_for(
       kv_cache_bytes: of the run, a device, if it were kept.
       weight_bytes: read from device memory in one call; None takes every parameter once.
       partitioner: in one line, who chose the collectives.
+      donate: arguments whose memory the results may take.
 
     Raises:
       ValueError: a mesh that the cluster does not have devices for.
@@ -59,7 +61,7 @@ def compile_for(
     check_devices(cluster, mesh)
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
-    traced = jax.jit(function(built)).trace(*arguments)
+    traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     compiled = traced.lower().compile()
     analysis: Any = compiled.memory_analysis()
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(arguments[0]))
@@ -78,7 +80,8 @@ def compile_for(
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
         ample = mesh.build(topology_devices(cluster, _AMPLE_BYTES)[: mesh.size])
-        text = jax.jit(function(ample)).lower(*shapes(ample)).compile().as_text()
+        again = jax.jit(function(ample), donate_argnums=donate)
+        text = again.lower(*shapes(ample)).compile().as_text()
     module = parse_module(text)
     axes = dict(mesh.axes)
     ledger = read_ledger(module, axes)

@@ -130,11 +130,13 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
         return mean * jnp.asarray(scale, mean.dtype), logits
 
     step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(shardings, None))
-    return _run(step, jax.device_put(state, shardings), scale)
+    placed = jax.jit(program.place, out_shardings=shardings)(state)
+    return _run(step, placed, scale, program.unplace)
 
 
-def _run(step, state, scale):
+def _run(step, state, scale, unplace=lambda gradients: gradients):
     gradients, logits = jax.device_get(step(state))
+    gradients = unplace(gradients)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
     return np.asarray(logits, np.float64), wide
 

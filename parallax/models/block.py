@@ -83,8 +83,8 @@ class Block(nnx.Module):
 
     def __call__(self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split):
         with jax.named_scope("attention"):
-            h_BLD = split.enter(self.attention_norm(x_BLD))
+            h_BLD = split.enter(self.attention_norm(x_BLD), "heads", "head_dim")
             x_BLD = x_BLD + self.attention(h_BLD, angles, segment_ids_BL, split)
         with jax.named_scope("mlp"):
-            x_BLD = x_BLD + self.mlp(split.enter(self.mlp_norm(x_BLD)), split)
+            x_BLD = x_BLD + self.mlp(split.enter(self.mlp_norm(x_BLD), "mlp"), split)
         return split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")

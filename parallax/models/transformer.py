@@ -54,6 +54,7 @@ class Transformer(nnx.Module):
         if self.config.positions == "learned":
             positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
             x = x + jnp.take(self.positions_LD[...], positions, axis=0)
+        x = x.astype(self.config.dtype)
         return split.declare(x, "act_batch", RESIDUAL_SEQ, "lookup")
 
     def blocks(
@@ -63,7 +64,10 @@ class Transformer(nnx.Module):
         split: Split,
         seq_len: int,
     ) -> Float[Array, "b l d"]:
-        """Through the layers this device holds; whole-sequence segment ids, local activations."""
+        """Through the layers this device holds; whole-sequence segment ids, local activations.
+
+        Weights wider than `config.dtype` (a training step's) are cast one layer at a time.
+        """
         mine = split.positions(seq_len)
         angles: Rotation | None = None
         if self.config.positions == "rope":
@@ -75,14 +79,18 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def layer(x, state):
+            state = jax.tree.map(lambda w: w.astype(self.config.dtype), state)
             return nnx.merge(graph, state)(x, angles, segments, split), None
 
+        if split.remat == "layer":
+            layer = jax.checkpoint(layer, prevent_cse=False)
         return lax.scan(layer, x_BLD, stacked)[0]
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            return jnp.einsum("...d,dv->...v", self.final_norm(x_BD), self.unembed_DV[...])
+            unembed_DV = self.unembed_DV[...].astype(self.config.dtype)
+            return jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
 
     def __call__(
         self,

@@ -45,7 +45,7 @@ class AttentionPart(Protocol):
         """Exact attention on this device's tokens, [B, L, H, K]."""
         ...
 
-    def transfers(self, shape: AttentionShape, ring_size: int, calls: int) -> tuple[Transfer, ...]:
+    def transfers(self, shape: AttentionShape, sizes, calls: int) -> tuple[Transfer, ...]:
         """Closed form of what `calls` forward calls move."""
         ...
 
@@ -64,7 +64,10 @@ class Local:
     def attend(self, q, k, v, *, is_causal, segment_ids):
         return ring_attention(q, k, v, axis_name=None, is_causal=is_causal, segment_ids=segment_ids)
 
-    def transfers(self, shape, ring_size, calls):
+    def transfers(self, shape, sizes, calls):
+        return ()
+
+    def backward_transfers(self, shape, sizes, calls):
         return ()
 
 
@@ -97,7 +100,24 @@ class Ring:
             order=self.order,
         )  # fmt: skip
 
-    def transfers(self, shape, ring_size, calls):
+    def backward_transfers(self, shape, sizes, calls):
+        ring_size = sizes[self.axis]
+        n = shape.batch * shape.seq_len // ring_size * shape.kv_heads * shape.head_dim
+        wide = 8 if shape.item_bytes == 8 else 4
+        return (
+            *self.transfers(shape, sizes, calls),
+            transfer(
+                "gradients of keys and values around the ring",
+                "collective-permute",
+                (self.axis,),
+                ring_size,
+                n * wide,
+                2 * ring_size * calls,
+            ),
+        )
+
+    def transfers(self, shape, sizes, calls):
+        ring_size = sizes[self.axis]
         tokens = shape.batch * shape.seq_len // ring_size
         key = tokens * shape.kv_heads * shape.head_dim * shape.item_bytes
         hops = (ring_size - 1) * calls

@@ -1,16 +1,17 @@
 """How a stack of layers crosses devices and microbatches, as data.
 
-A part runs three functions of a model on the local shards of one manual map:
+A part runs four functions of a model on the local shards of one manual map:
   embed(inputs)     -> [b, L, D / lookup], this device's share of the width
-  blocks(x, inputs) -> [b, L, D] through the layers this device holds
-  keep(x)           -> what to keep of the result: [b, D] or [b, L, D]
+  blocks(x, inputs) -> [b, L, D] through the layers this device holds, and a pytree of statistics
+  keep(x)           -> what the model's end needs of the last layer's result: [b, D] or [b, L, D]
+  finish(kept, inputs) -> a pytree of results (logits, or sums of losses)
 Inputs are a pytree whose leaves have the batch first.
 Shapes: B sequences on this device, M microbatches, b = B / M, S stages.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,16 @@ from jax import lax
 from parallax.parallel.split import Split
 from parallax.parallel.varying import vary_over, varying_axes
 
+Handoff = Literal["auto", "lockstep", "overlapped"]
+
 
 class StackFunctions(NamedTuple):
     """The model as a layer part sees it; see the module's first lines."""
 
     embed: Callable[[Any], jax.Array]
-    blocks: Callable[[jax.Array, Any], jax.Array]
+    blocks: Callable[[jax.Array, Any], tuple[jax.Array, Any]]
     keep: Callable[[jax.Array], jax.Array]
+    finish: Callable[[jax.Array, Any], Any]
 
 
 class LayerPart(Protocol):
@@ -36,10 +40,19 @@ class LayerPart(Protocol):
         """Mesh axes over which this part expects the layers to be split."""
         ...
 
+    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
+        """Layers of each stage, in order. ValueError if they cannot be dealt out."""
+        ...
+
     def run(
         self, functions: StackFunctions, inputs: Any, microbatches: int, split: Split
-    ) -> jax.Array:
-        """All B sequences, kept results in order: [B, ...], the same on every stage."""
+    ) -> tuple[Any, Any]:
+        """All microbatches.
+
+        Returns:
+          Results of `finish`, each leaf with a leading M, the same on every stage; statistics of
+          this device's layers, each leaf with a leading M.
+        """
         ...
 
     def ticks(self, microbatches: int, stages: int) -> int:
@@ -51,8 +64,9 @@ def _cut(inputs: Any, microbatches: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), inputs)
 
 
-def _join(x: jax.Array) -> jax.Array:
-    return x.reshape(-1, *x.shape[2:])
+def _remember(body: Callable, split: Split) -> Callable:
+    """`body` of a loop over microbatches, its inside recomputed in the backward pass if asked."""
+    return body if split.remat == "none" else jax.checkpoint(body, prevent_cse=False)
 
 
 @dataclass(frozen=True)
@@ -63,70 +77,136 @@ class Scan:
     def stage_axes(self) -> tuple[str, ...]:
         return ()
 
+    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
+        return (num_layers,)
+
     def ticks(self, microbatches: int, stages: int) -> int:
         return microbatches
 
     def run(self, functions, inputs, microbatches, split):
-        def one(microbatch):
+        def one(_, microbatch):
             x = split.widen(functions.embed(microbatch))
-            return functions.keep(functions.blocks(x, microbatch))
+            y, statistics = functions.blocks(x, microbatch)
+            return None, (functions.finish(functions.keep(y), microbatch), statistics)
 
-        return _join(lax.map(one, _cut(inputs, microbatches)))
+        return lax.scan(_remember(one, split), None, _cut(inputs, microbatches))[1]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """GPipe: contiguous layers over `axis`; a microbatch moves one stage a tick, M + S - 1 ticks.
+    """GPipe: contiguous layers over `axis`, a microbatch moves on one stage after the other.
 
     Tokens are embedded inside the tick, and a handoff sends each device's share of the width
     (`lookup`), gathered again by the receiving stage in the same all-gather that widens embeddings.
+    Every tick's last layer is summed to all stages, so that the unembedding can be split over them.
 
     Attributes:
       axis: mesh axis of the stages.
       microbatches: M, or None for what the caller or the paper says.
+      handoff: "lockstep" takes M + S - 1 ticks and waits for each handoff; "overlapped" sends the
+        result of one tick during the next, so that it travels beside that tick's layers, and takes
+        M + 2 (S - 1) ticks; "auto" overlaps where that adds at most a quarter, M >= 4 (S - 1), and
+        no more than layers is split (beside inner collectives XLA waits for it all the same).
+      layers: layers of each stage, in order; None deals them out evenly. Stages run in lock-step,
+        so a shorter one also executes layers of zeros, which change nothing.
 
     Reference: Huang et al., "GPipe", 2019.
     """
 
     axis: str
     microbatches: int | None = None
+    handoff: Handoff = "lockstep"
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.handoff not in ("auto", "lockstep", "overlapped"):
+            raise ValueError(
+                f"Pipeline: handoff must be auto, lockstep or overlapped; got {self.handoff!r}."
+            )
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if any(not isinstance(n, int) or n < 1 for n in self.layers):
+                raise ValueError(
+                    f"Pipeline: every stage needs at least one layer, got layers={self.layers}."
+                )
 
     @property
     def stage_axes(self) -> tuple[str, ...]:
         return (self.axis,)
 
+    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
+        if self.layers is not None:
+            if len(self.layers) != stages or sum(self.layers) != num_layers:
+                raise ValueError(
+                    f"Pipeline: layers={self.layers} are {sum(self.layers)} layers on "
+                    f"{len(self.layers)} stages; the model has {num_layers}, the mesh axis "
+                    f"'{self.axis}' {stages}. Make both agree."
+                )
+            return self.layers
+        if num_layers < stages:
+            raise ValueError(
+                f"Pipeline: {num_layers} layers cannot fill {stages} stages. Use at most "
+                f"{num_layers} stages."
+            )
+        short, longer = divmod(num_layers, stages)
+        return (short + 1,) * longer + (short,) * (stages - longer)
+
+    def lag(self, microbatches: int, stages: int) -> int:
+        """Ticks between a stage's work on a microbatch and the next stage's."""
+        overlapped = self.handoff == "overlapped"
+        if self.handoff == "auto":
+            overlapped = stages > 1 and microbatches >= 4 * (stages - 1)
+        return 2 if overlapped else 1
+
     def ticks(self, microbatches: int, stages: int) -> int:
-        return microbatches + stages - 1
+        return microbatches + self.lag(microbatches, stages) * (stages - 1)
 
     def run(self, functions, inputs, microbatches, split):
         stages, me = lax.axis_size(self.axis), lax.axis_index(self.axis)
+        lag = self.lag(microbatches, stages)
         forward = [(i, i + 1) for i in range(stages - 1)]
         inputs = _cut(inputs, microbatches)
 
-        def at(tick):
+        def at(index):
             # Before its first and after its last microbatch a stage works on a neighbour's: its
             # result is never kept, and lock-step devices would otherwise idle.
-            index = jnp.clip(tick - me, 0, microbatches - 1)
+            index = jnp.clip(index, 0, microbatches - 1)
             return jax.tree.map(
                 lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), inputs
             )
 
-        def tick(received, number):
-            microbatch = at(number)
+        def send(share):
+            with jax.named_scope("handoff"):
+                return lax.ppermute(share, self.axis, forward)
+
+        def tick(waiting, number):
+            received, share = waiting
+            arriving = send(share) if lag == 2 else None
+            microbatch = at(number - lag * me)
             mine = vary_over(functions.embed(microbatch), varying_axes(received))
             x = split.widen(jnp.where(me == 0, mine, received))
-            y = functions.blocks(x, microbatch)
-            with jax.named_scope("handoff"):
-                sent = lax.ppermute(split.narrow(y), self.axis, forward)
-            return sent, functions.keep(y)
+            y, statistics = functions.blocks(x, microbatch)
+            share = split.narrow(y)
+            if lag == 1:
+                arriving, share = send(share), None
+            else:
+                # Without the barrier XLA moves the transfer behind the layers, beside its use.
+                arriving, share = lax.optimization_barrier((arriving, share))
+            kept = functions.keep(y)
+            kept = split.narrow(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
+            last = split.widen(lax.psum(kept, self.axis))
+            result = functions.finish(last, at(number - lag * (stages - 1)))
+            return (arriving, share), (result, statistics)
 
         first = functions.embed(at(0))
         empty = vary_over(jnp.zeros_like(first), {*varying_axes(first), self.axis})
         numbers = jnp.arange(self.ticks(microbatches, stages), dtype=jnp.int32)
-        _, kept = lax.scan(tick, empty, numbers)
-        finished = _join(kept[stages - 1 :])
-        mine = me == stages - 1
-        return lax.psum(jnp.where(mine, finished, jnp.zeros_like(finished)), self.axis)
+        waiting = (empty, empty if lag == 2 else None)
+        _, (results, statistics) = lax.scan(_remember(tick, split), waiting, numbers)
+        statistics = jax.tree.map(
+            lambda x: lax.dynamic_slice_in_dim(x, lag * me, microbatches), statistics
+        )
+        return jax.tree.map(lambda x: x[lag * (stages - 1) :], results), statistics
 
 
 LAYER_PARTS = {"scan": Scan, "pipeline": Pipeline}

@@ -7,13 +7,19 @@ Shapes: B batch, L tokens, D model width, H heads, G key/value heads, K head_dim
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from parallax.parallel.attention_parts import AttentionPart, Local
-from parallax.parallel.varying import varying_axes
+from parallax.parallel.varying import vary_over, varying_axes
+from parallax.parallel.width import narrow, widen
+
+# What the backward pass recomputes: nothing, the inside of a microbatch's pass, or that and then
+# each layer's.
+Remat = Literal["none", "microbatch", "layer"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,14 @@ class Split:
       mesh_axes: mesh axis -> size.
       attention: how attention crosses devices.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
+      remat: what a backward pass recomputes instead of keeping.
     """
 
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mesh_axes: Mapping[str, int] = field(default_factory=dict)
     attention: AttentionPart = Local()
     reduce_dtype: str | None = None
+    remat: Remat = "none"
 
     def over(self, *names: str) -> tuple[str, ...]:
         """Mesh axes that split these logical axes."""
@@ -71,23 +79,36 @@ class Split:
             y = lax.psum(y, axes)
         return y.astype(dtype)
 
-    def enter(self, x_BLD: jax.Array) -> jax.Array:
-        """The residual stream as a block's matrices need it: the device's whole sequence piece."""
+    def enter(self, x_BLD: jax.Array, *names: str) -> jax.Array:
+        """The residual stream as a block's matrices need it: the device's whole sequence piece.
+
+        Args:
+          x_BLD: [B, L / norm_seq, D].
+          names: logical axes that split the matrices it meets.
+
+        Cost: with sequence-parallel norms an all-gather. Backward, a reduce-scatter, or one
+          all-reduce over the mesh axes of `names`, however many matrices follow.
+        """
         axes = self.over("act_norm_seq")
-        return lax.all_gather(x_BLD, axes, axis=1, tiled=True) if axes else x_BLD
+        if axes:
+            return lax.all_gather(x_BLD, axes, axis=1, tiled=True)
+        return vary_over(x_BLD, self.over(*names))
 
-    def widen(self, x_BLd: jax.Array) -> jax.Array:
-        """Looked-up or received shares of the model width (`lookup`) gathered to full width."""
-        axes = self.over("lookup")
-        return lax.all_gather(x_BLd, axes, axis=2, tiled=True, to="invarying") if axes else x_BLd
+    def widen(self, x_Bd: jax.Array) -> jax.Array:
+        """Shares of the model width (`lookup`), the last dim, gathered to full width.
 
-    def narrow(self, x_BLD: jax.Array) -> jax.Array:
-        """This device's share of the model width: inverse of `widen`, no communication."""
+        Cost: an all-gather; nothing backward.
+        """
         axes = self.over("lookup")
-        if not axes:
-            return x_BLD
-        width = x_BLD.shape[-1] // self.count("lookup")
-        return lax.dynamic_slice_in_dim(x_BLD, lax.axis_index(axes) * width, width, axis=2)
+        return widen(x_Bd, axes) if axes else x_Bd
+
+    def narrow(self, x_BD: jax.Array) -> jax.Array:
+        """This device's share of the model width: inverse of `widen`.
+
+        Cost: nothing; an all-gather backward.
+        """
+        axes = self.over("lookup")
+        return narrow(x_BD, axes) if axes else x_BD
 
     def positions(self, seq_len: int) -> jax.Array:
         """Positions of this device's tokens where attention sees them, [L / seq] int32."""
