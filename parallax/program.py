@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from parallax.communication import forward_transfers, kv_cache_bytes
+from parallax.communication import forward_transfers, kv_cache_bytes, train_transfers
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
@@ -18,9 +18,12 @@ from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
+from parallax.parallel.split import Remat
 from parallax.results import Compilation, Measurement, Prediction, Verification
+from parallax.rules import Phase
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
+from parallax.training import TrainStep
 from parallax.workload import Workload
 
 
@@ -115,9 +118,18 @@ class Program:
         seq_len: int,
         microbatches: int | None = None,
         packed: bool = False,
+        phase: Phase = "prefill",
+        remat: Remat = "microbatch",
         on_progress: Progress = _quiet,
     ) -> Compilation:
         """The real CUDA program for a cluster, made in a child with no GPU.
+
+        Args:
+          cluster_name: as `parallax list clusters` has them.
+          batch, seq_len, microbatches, packed: the workload.
+          phase: "prefill" (one forward pass to last-position logits) or "train" (a step of AdamW
+            with float32 parameters).
+          remat: what a training step recomputes: "none", "microbatch" or "layer".
 
         Raises:
           ValueError: sizes that do not divide, a mesh of another size than the cluster.
@@ -130,7 +142,7 @@ class Program:
         if missing := missing_compiler():
             raise ModuleNotFoundError(missing)
         return run_in_child(
-            compile_program, self.model, self.strategy, workload, where,
+            compile_program, self.model, self.strategy, workload, where, phase, remat,
             environment=compile_environment(), on_progress=on_progress,
         )  # fmt: skip
 
@@ -175,10 +187,40 @@ class Program:
 
 
 def compile_program(
-    model: Any, strategy: Strategy, workload: Workload, where: Cluster, *, on_progress: Progress
+    model: Any,
+    strategy: Strategy,
+    workload: Workload,
+    where: Cluster,
+    phase: Phase = "prefill",
+    remat: Remat = "microbatch",
+    *,
+    on_progress: Progress,
 ) -> Compilation:
     """Compiles one program in this process: what `Program.compile` runs in its child."""
+    if phase not in ("prefill", "train"):
+        raise ValueError(f"phase must be prefill or train; got {phase!r}.")
     sharded = Program(model, strategy).sharded(workload)
+    on_progress(f"{strategy.name} for {where.name}")
+    if phase == "train":
+        if not isinstance(sharded, ShardedTransformer):
+            raise NotImplementedError(
+                "compile: a training step of a foreign module is not made here. Write the step "
+                "yourself and pass it to compile_for."
+            )
+        step = TrainStep(sharded, remat=remat)
+        return compile_for(
+            where,
+            step.step,
+            lambda mesh: (step.abstract_state(mesh), *sharded.abstract_inputs(mesh)),
+            strategy.mesh,
+            workload=workload,
+            phase=phase,
+            donate=(0,),
+            partitioner=sharded.partitioner,
+            transfers=train_transfers(model, strategy, workload, remat, step.param_bytes),
+            weight_bytes=step.weight_bytes(),
+            on_progress=on_progress,
+        )
     known: dict[str, Any] = {}
     if isinstance(sharded, ShardedTransformer):
         known = {
@@ -186,7 +228,6 @@ def compile_program(
             "kv_cache_bytes": kv_cache_bytes(model, workload, strategy.mesh.size),
             "weight_bytes": sharded.weight_bytes(),
         }
-    on_progress(f"{strategy.name} for {where.name}")
     return compile_for(
         where,
         lambda mesh: sharded.forward(mesh, "last"),

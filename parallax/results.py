@@ -134,7 +134,10 @@ class TimelineEvent:
 
 @dataclass(frozen=True)
 class Compilation:
-    """The compile lens: the real CUDA program of one strategy for a cluster."""
+    """The compile lens: the real CUDA program of one strategy for a cluster.
+
+    `phase` is "prefill" (a forward pass to last-position logits) or "train" (a step).
+    """
 
     cluster: str
     mesh: str
@@ -152,6 +155,7 @@ class Compilation:
     timeline: tuple[TimelineEvent, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    phase: str = "prefill"
 
     @property
     def ledger(self) -> Ledger:

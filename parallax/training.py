@@ -83,7 +83,7 @@ class TrainStep:
         return self.start(self.sharded.init(key, mesh), mesh)
 
     def start(self, params: nnx.State, mesh) -> TrainState:
-        """The state before the first step, from parameters as the strategy lays them out."""
+        """The state before the first step, from parameters already laid out by `place`."""
 
         def make(params):
             params = self._cast(params)
@@ -112,9 +112,9 @@ class TrainStep:
         return run
 
     def weight_bytes(self) -> float:
-        """Bytes of parameters a device reads or writes in one step: every pass reads its layers once
-        a tick, the backward pass twice (for both of its products); the optimizer reads parameters,
-        gradients and state, and writes them."""
+        """Bytes of parameters a device reads or writes in one step: every pass reads its layers
+        once a tick, the backward pass twice (for both of its products); the optimizer reads
+        parameters, gradients and state, and writes them."""
         sharded = self.sharded
         wide = self.param_bytes / sharded.config.item_bytes
         state = jax.tree.map(

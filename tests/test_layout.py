@@ -29,7 +29,7 @@ ROOMS = [
     {"strategies"},
     {"papers"},
     {"spmd"},
-    {"gspmd", "communication"},
+    {"gspmd", "communication", "training"},
     {"hlo"},
     {"results"},
     {"lenses"},

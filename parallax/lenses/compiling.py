@@ -31,6 +31,7 @@ def compile_for(
     mesh: MeshSpec,
     *,
     workload: Workload,
+    phase: str = "prefill",
     transfers: tuple[Transfer, ...] | None = None,
     kv_cache_bytes: float = 0.0,
     weight_bytes: float | None = None,
@@ -46,6 +47,7 @@ def compile_for(
       shapes: called as shapes(mesh) -> arguments as ShapeDtypeStructs with shardings.
       mesh: mesh axes.
       workload: what one call runs, for the report.
+      phase: "prefill" or "train", for the report.
       transfers: closed form to hold the ledger against; None if there is none.
       kv_cache_bytes: of the run, a device, if it were kept.
       weight_bytes: read from device memory in one call; None takes every parameter once.
@@ -64,7 +66,7 @@ def compile_for(
     traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     compiled = traced.lower().compile()
     analysis: Any = compiled.memory_analysis()
-    parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(arguments[0]))
+    parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     memory = Memory(
         argument_bytes=int(analysis.argument_size_in_bytes),
         output_bytes=int(analysis.output_size_in_bytes),
@@ -105,6 +107,7 @@ def compile_for(
         cluster=cluster.name,
         mesh=str(mesh),
         workload=workload,
+        phase=phase,
         memory=memory,
         collectives=tuple(ledger),
         transfers=transfers or (),
@@ -129,6 +132,11 @@ def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
             f"Change the mesh, or use a cluster of {mesh.size}, for example "
             f"{cluster.gpu.name}_{max(1, mesh.size // 8)}x8."
         )
+
+
+def _parameters(first: Any) -> Any:
+    """Parameters alone, of a function's first argument: a training step's has optimizer state."""
+    return getattr(first, "params", first)
 
 
 def _local_bytes(x) -> int:

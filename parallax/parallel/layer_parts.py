@@ -105,8 +105,8 @@ class Pipeline:
       microbatches: M, or None for what the caller or the paper says.
       handoff: "lockstep" takes M + S - 1 ticks and waits for each handoff; "overlapped" sends the
         result of one tick during the next, so that it travels beside that tick's layers, and takes
-        M + 2 (S - 1) ticks; "auto" overlaps where that adds at most a quarter, M >= 4 (S - 1), and
-        no more than layers is split (beside inner collectives XLA waits for it all the same).
+        M + 2 (S - 1) ticks; "auto" overlaps where that adds at most a quarter, M >= 4 (S - 1).
+        Beside collectives inside the layers XLA waits for the transfer all the same.
       layers: layers of each stage, in order; None deals them out evenly. Stages run in lock-step,
         so a shorter one also executes layers of zeros, which change nothing.
 

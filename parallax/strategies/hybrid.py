@@ -1,0 +1,78 @@
+"""Strategies combined: the product of their meshes, the union of their rules, nested parts."""
+
+import dataclasses
+
+from parallax.meshes.mesh import MESH_AXES, MeshSpec
+from parallax.parallel.attention_parts import AttentionPart, Local
+from parallax.parallel.layer_parts import LayerPart, Scan
+from parallax.rules import LOGICAL_AXES, Phase, Rules
+from parallax.strategy import Strategy
+
+
+def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
+    """Several strategies at once, for example `hybrid(layerwise(2), ring_sequence(8))`.
+
+    Args:
+      strategies: over different mesh axes. Of parts that nest (`HeadSlices`, `Ulysses`) the first
+        given is the outermost.
+      name: None joins the names with "+".
+
+    Raises:
+      ValueError: a mesh axis that two of them use, or parts that cannot both be: two rings, two
+        pipelines, two ways to reach experts.
+    """
+    name = name or "+".join(s.name for s in strategies)
+    where = f"hybrid '{name}'"
+    sizes: dict[str, int] = {}
+    for strategy in strategies:
+        for axis, size in strategy.mesh.axes:
+            if axis in sizes:
+                raise ValueError(
+                    f"{where}: mesh axis '{axis}' is used twice. Combine strategies over different "
+                    "mesh axes."
+                )
+            sizes[axis] = size
+    attention = _nested([s.attention for s in strategies], where)
+    rules = _united([s.rules for s in strategies], attention.seq_axes)
+    wires = {s.reduce_dtype for s in strategies} - {None}
+    if len(wires) > 1:
+        raise ValueError(f"{where}: reduce_dtype is {' and '.join(sorted(wires))}. Use one.")
+    return Strategy(
+        name,
+        MeshSpec({axis: sizes[axis] for axis in MESH_AXES if axis in sizes}),
+        rules,
+        attention=attention,
+        layers=_only([s.layers for s in strategies], Scan(), "layers", where),
+        reduce_dtype=next(iter(wires), None),
+    )
+
+
+def _united(rules: list[Rules], seq_axes: tuple[str, ...]) -> Rules:
+    def union(name: str, phase: Phase) -> tuple[str, ...] | None:
+        return tuple(axis for r in rules for axis in r.table(phase)[name]) or None
+
+    prefill = {name: union(name, "prefill") for name in LOGICAL_AXES}
+    prefill["act_seq"] = seq_axes or None
+    decode = {name: union(name, "decode") for name in LOGICAL_AXES}
+    changed = {n: axes for n, axes in decode.items() if set(axes or ()) != set(prefill[n] or ())}
+    extra = dict(pair for r in rules for pair in r.extra)
+    return Rules(**prefill, decode=changed, extra=extra)
+
+
+def _nested(parts: list[AttentionPart], where: str) -> AttentionPart:
+    wrapping = [p for p in parts if hasattr(p, "inner")]
+    inner = _only([p for p in parts if p not in wrapping], Local(), "attention", where)
+    for part in reversed(wrapping):
+        if part.inner != Local():
+            raise ValueError(
+                f"{where}: {part} has an inner part already. Combine it without, or write it whole."
+            )
+        inner = dataclasses.replace(part, inner=inner)
+    return inner
+
+
+def _only(parts: list, nothing: LayerPart | AttentionPart, what: str, where: str):
+    chosen = [p for p in parts if p != nothing]
+    if len(chosen) > 1:
+        raise ValueError(f"{where}: {what} cannot be {chosen[0]} and {chosen[1]} at once.")
+    return chosen[0] if chosen else nothing
