@@ -16,7 +16,8 @@ class Rules:
     Attributes:
       embed: rows of weights that read the residual stream.
       heads, kv_heads, head_dim: query heads, key/value heads, the width of one head.
-      mlp: hidden width of the MLP.
+      mlp: hidden width of the MLP, or of each expert.
+      expert: the experts of a layer.
       vocab: columns of the unembedding, so also the last dim of the logits.
       lookup: width of the token and position tables. A looked-up row is gathered to full width.
       layers: the stack of blocks.
@@ -33,6 +34,7 @@ class Rules:
     kv_heads: Axes = None
     head_dim: Axes = None
     mlp: Axes = None
+    expert: Axes = None
     vocab: Axes = None
     lookup: Axes = None
     layers: Axes = None

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer
+from parallax.parallel.balance import total_stats
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
+from parallax.parallel.experts import Platform, RouterStats, load_balancing_loss
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_order
 from parallax.parallel.split import Remat, Split
@@ -37,7 +39,7 @@ _DIFFERENT_WORK = {
     "tokens_VD": (*_TOKENS, "act_norm_seq", "layers"),
     "positions_LD": (*_TOKENS, "act_norm_seq", "layers"),
     "attention": (*_TOKENS, "heads", "head_dim"),
-    "mlp": (*_TOKENS, "mlp"),
+    "mlp": (*_TOKENS, "mlp", "expert"),
     "attention_norm": (*_TOKENS, "act_norm_seq"),
     "mlp_norm": (*_TOKENS, "act_norm_seq"),
     "final_norm": (*_TOKENS, "act_norm_seq"),
@@ -154,12 +156,16 @@ class ShardedTransformer:
         )  # fmt: skip
 
     def abstract_inputs(self, mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of tokens (and segment ids if packed) with their shardings."""
+        """Shapes with their shardings: tokens [B, L]; segment ids [B, L] if packed; experts of each
+        token and layer [B, L, N, k] if replayed."""
         shape = (self.workload.batch, self.workload.seq_len)
-        struct = jax.ShapeDtypeStruct(
-            shape, jnp.int32, sharding=NamedSharding(mesh, self._input_spec)
+        choices = (self.config.num_layers, self.config.experts_per_token)
+        shapes = [shape, *([shape] if self.workload.packed else [])]
+        shapes += [(*shape, *choices)] if self.workload.replayed else []
+        return tuple(
+            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, spec))
+            for shape, spec in zip(shapes, self._input_specs, strict=True)
         )
-        return (struct, struct) if self.workload.packed else (struct,)
 
     def init(self, key: jax.Array, mesh) -> nnx.State:
         """Parameters, made in place: every device makes only its shards."""
@@ -181,11 +187,11 @@ class ShardedTransformer:
             order of tokens.
 
         Returns:
-          A function (state, tokens [B, L], segment_ids [B, L] if packed) -> logits, to be jitted.
+          A function (state, tokens [B, L], segment_ids [B, L] if packed, expert ids [B, L, N, k] if
+          replayed) -> logits, to be jitted.
         """
-        mapped = self._map(
-            mesh, functools.partial(self._logits, outputs=outputs), self._logits_spec(outputs)
-        )
+        body = functools.partial(self._logits, outputs=outputs, platform=_platform(mesh))
+        mapped = self._map(mesh, body, self._logits_spec(outputs))
 
         def run(state, *inputs):
             logits = mapped(state, *inputs)
@@ -194,22 +200,24 @@ class ShardedTransformer:
         return run
 
     def loss(self, mesh, remat: Remat = "none") -> Callable[..., jax.Array]:
-        """(state, tokens, segment_ids if packed) -> mean next-token cross-entropy, a scalar.
+        """(state, *inputs) -> mean next-token cross-entropy, with the routers' load-balancing loss.
 
         Args:
           remat: what its gradient recomputes: nothing, a microbatch's pass, or each layer's too.
         """
-        body = functools.partial(self._loss, remat=remat)
+        body = functools.partial(self._loss, remat=remat, platform=_platform(mesh))
         return self._map(mesh, body, PartitionSpec())
 
-    def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """As `loss`, with the logits of all positions [B, L, V] beside it."""
-        specs = (PartitionSpec(), self._logits_spec("all"))
-        mapped = self._map(mesh, functools.partial(self._loss, with_logits=True), specs)
+    def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
+        """As `loss`, with the logits of all positions [B, L, V] and RouterStats of all layers (())
+        beside it."""
+        specs = PartitionSpec(), self._logits_spec("all"), PartitionSpec()
+        body = functools.partial(self._loss, everything=True, platform=_platform(mesh))
+        mapped = self._map(mesh, body, specs)
 
         def run(state, *inputs):
-            loss, logits = mapped(state, *inputs)
-            return loss, self._natural(logits)
+            loss, logits, stats = mapped(state, *inputs)
+            return loss, (self._natural(logits), stats)
 
         return run
 
@@ -256,45 +264,69 @@ class ShardedTransformer:
         return x.size // math.prod(self.strategy.mesh_axes[a] for a in _axes(spec))
 
     @property
-    def _input_spec(self) -> PartitionSpec:
-        return PartitionSpec(mesh_entry(self.strategy.rules.table()["act_batch"]), None)
+    def _input_specs(self) -> tuple[PartitionSpec, ...]:
+        batch = mesh_entry(self.strategy.rules.table()["act_batch"])
+        rows = PartitionSpec(batch, None)
+        specs = [rows, *([rows] if self.workload.packed else [])]
+        specs += [PartitionSpec(batch, None, None, None)] if self.workload.replayed else []
+        return tuple(specs)
 
     def _map(self, mesh, body, out_specs):
-        inputs = (self._input_spec,) * (2 if self.workload.packed else 1)
         return jax.shard_map(
-            body, mesh=mesh, in_specs=(self.specs, *inputs), out_specs=out_specs, check_vma=True
-        )
+            body, mesh=mesh, in_specs=(self.specs, *self._input_specs), out_specs=out_specs,
+            check_vma=True,
+        )  # fmt: skip
 
     def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable):
-        """Results of all microbatches, each leaf with a leading M."""
+        """Results of all microbatches and what this device's routers did, with a leading M each."""
         graph = abstract_transformer(self.config)[0]
         model, seq_len = nnx.merge(graph, state), self.workload.seq_len
 
-        def unpack(inputs):
-            return inputs if self.workload.packed else (inputs[0], None)
+        def blocks(x, inputs):
+            _, segment_ids, expert_ids = self._unpack(inputs)
+            if expert_ids is not None:
+                expert_ids = self._of_stage(jnp.moveaxis(expert_ids, 2, 0), split)
+            return model.blocks(x, segment_ids, split, seq_len, expert_ids)
 
         functions = StackFunctions(
-            embed=lambda inputs: model.embed(*unpack(inputs), split),
-            blocks=lambda x, inputs: (model.blocks(x, unpack(inputs)[1], split, seq_len), ()),
+            embed=lambda inputs: model.embed(*self._unpack(inputs)[:2], split),
+            blocks=blocks,
             keep=keep,
-            finish=lambda x, inputs: finish(model, x, *unpack(inputs)),
+            finish=lambda x, inputs: finish(model, x, *self._unpack(inputs)[:2]),
         )
-        return self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)[0]
+        return self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)
 
-    def _logits(self, state, *inputs, outputs: Outputs):
-        split = self.strategy.split()
+    def _unpack(self, inputs) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """(tokens, segment ids, expert ids); None where the workload has none."""
+        rest = list(inputs)
+        tokens = rest.pop(0)
+        segment_ids = rest.pop(0) if self.workload.packed else None
+        return tokens, segment_ids, rest.pop(0) if self.workload.replayed else None
+
+    def _of_stage(self, x, split: Split):
+        """Of an array with a leading N (all layers), this device's layers."""
+        axes = split.over("layers")
+        if not axes:
+            return x
+        count = max(self.groups)
+        first = lax.axis_index(axes) * count
+        return lax.dynamic_slice_in_dim(pad_layers(x, self.groups), first, count)
+
+    def _logits(self, state, *inputs, outputs: Outputs, platform):
+        split = self.strategy.split(platform=platform)
 
         def keep(x):
-            return split.last_token(x, self.workload.seq_len) if outputs == "last" else (
-                split.enter(x))  # fmt: skip
+            if outputs == "last":
+                return split.last_token(x, self.workload.seq_len)
+            return split.enter(x)
 
         def finish(model, x, tokens, segment_ids):
             return model.head(x, split)
 
-        return _join(self._run(state, inputs, split, keep, finish))
+        return _join(self._run(state, inputs, split, keep, finish)[0])
 
-    def _loss(self, state, *inputs, remat: Remat = "none", with_logits: bool = False):
-        split = self.strategy.split("train", remat)
+    def _loss(self, state, *inputs, platform, remat: Remat = "none", everything: bool = False):
+        split = self.strategy.split("train", remat, platform)
         mine = split.positions(self.workload.seq_len)
 
         def finish(model, x, tokens, segment_ids):
@@ -304,18 +336,42 @@ class ShardedTransformer:
             losses = cross_entropy(logits, labels, split.over("vocab"))
             weights = weights.astype(losses.dtype)
             sums = (losses * weights).sum(), weights.sum()
-            return sums, logits if with_logits else ()
+            return sums, logits if everything else ()
 
         # Varied here rather than where they are used: devices add up their own gradients over
         # layers and microbatches, and sum them once.
         state = nnx.map_state(
             lambda path, w: w.replace(vary_over(w[...], _work(path, split))), state
         )
-        sums, logits = self._run(state, inputs, split, split.enter, finish)
+        (sums, logits), stats = self._run(state, inputs, split, split.enter, finish)
         axes = split.over(*_TOKENS)
         sums = tuple(vary_over(x.sum(), axes) for x in sums)
         total, count = lax.psum(sums, axes) if axes else sums
-        return (total / count, _join(logits)) if with_logits else total / count
+        loss = total / count
+        if self.config.num_experts:
+            balance, stats = self._balance(stats, split)
+            loss = loss + balance.astype(loss.dtype)
+        return (loss, _join(logits), stats) if everything else loss
+
+    def _balance(self, stats: RouterStats, split: Split):
+        """The load-balancing loss of all layers, and their RouterStats [N, ...] on every device."""
+        tokens = split.over(*_TOKENS)
+        alike = tuple(a for a in split.over("mlp", "expert") if a not in tokens)
+        stats = total_stats(stats, tokens, alike)
+        workload, config = self.workload, self.config
+        losses = jax.vmap(
+            lambda s: load_balancing_loss(s, workload.tokens, config.experts_per_token)
+        )(stats)
+        stage = split.over("layers")
+        if not stage:
+            return config.load_balance * losses.sum(), stats
+        real = self._of_stage(jnp.ones(config.num_layers, losses.dtype), split)
+        balance = config.load_balance * lax.psum((losses * real).sum(), stage)
+        gathered = jax.tree.map(
+            lambda x: unpad_layers(lax.all_gather(x, stage, tiled=True, to="invarying"), self.groups),
+            jax.tree.map(lax.stop_gradient, stats),
+        )
+        return balance, gathered
 
     def _check_workload(self) -> None:
         split, workload = self.strategy.split(), self.workload
@@ -334,6 +390,11 @@ class ShardedTransformer:
             raise ValueError(
                 f"{where}: {workload.microbatches} microbatches do not divide the {local} "
                 f"sequences a device has (batch {workload.batch}). Use a divisor of {local}."
+            )
+        if workload.replayed and not self.config.num_experts:
+            raise ValueError(
+                f"Model '{self.config.name}' has no experts to replay choices of. Use a workload "
+                "without replayed=True."
             )
         if self.config.positions == "learned" and workload.seq_len > self.config.max_seq_len:
             raise ValueError(
@@ -357,3 +418,8 @@ def _axes(spec: PartitionSpec) -> tuple[str, ...]:
 def _work(path, split: Split) -> tuple[str, ...]:
     name = path[1] if path[0] == "layers" else path[0]
     return split.over(*_DIFFERENT_WORK[name])
+
+
+def _platform(mesh) -> Platform:
+    """What a mesh's devices are, virtual ones of a topology included."""
+    return "cpu" if mesh.devices.flat[0].platform == "cpu" else "gpu"

@@ -8,11 +8,12 @@ from typing import Any
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
+from parallax.parallel.experts import EXPERT_PARTS, ExpertPart, LocalExperts, Platform
 from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
 from parallax.parallel.split import Remat, Split
 from parallax.rules import LOGICAL_AXES, Phase, Rules
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Strategy:
       mesh: the device mesh.
       rules: logical axis -> mesh axes, per phase.
       attention: how attention crosses devices.
+      experts: how tokens and experts meet; without experts in the model it says nothing.
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
 
@@ -35,6 +37,7 @@ class Strategy:
     mesh: MeshSpec
     rules: Rules
     attention: AttentionPart = Local()
+    experts: ExpertPart = LocalExperts()
     layers: LayerPart = Scan()
     reduce_dtype: str | None = None
 
@@ -42,6 +45,7 @@ class Strategy:
         self.rules.check_mesh(dict(self.mesh.axes), f"Strategy '{self.name}'")
         self._check_part("attention", self.attention.seq_axes, "act_seq")
         self._check_part("layers", self.layers.stage_axes, "layers")
+        self._check_experts()
         table = self.rules.table()
         if table["act_norm_seq"] and table["lookup"]:
             raise ValueError(
@@ -65,15 +69,37 @@ class Strategy:
                 "agree."
             )
 
+    def _check_experts(self) -> None:
+        axes = self.experts.exchange_axes
+        if not axes:
+            return
+        self._check_part("experts", axes, "expert")
+        table = self.rules.table()
+        tokens = {*table["act_batch"], *table["act_seq"]}
+        if not set(axes) <= tokens:
+            raise ValueError(
+                f"Strategy '{self.name}': experts={self.experts} sends tokens over mesh axes "
+                f"{axes}, but the rules split the tokens over {tuple(sorted(tokens)) or 'none'}. "
+                "Map 'act_batch' or 'act_seq' to these axes too."
+            )
+
     @property
     def mesh_axes(self) -> dict[str, int]:
         """Mesh axis -> size."""
         return dict(self.mesh.axes)
 
-    def split(self, phase: Phase = "prefill", remat: Remat = "none") -> Split:
+    def split(
+        self, phase: Phase = "prefill", remat: Remat = "none", platform: Platform = "cpu"
+    ) -> Split:
         """What model code sees of this strategy in one phase."""
         return Split(
-            self.rules.table(phase), self.mesh_axes, self.attention, self.reduce_dtype, remat
+            axes=self.rules.table(phase),
+            mesh_axes=self.mesh_axes,
+            attention=self.attention,
+            experts=self.experts,
+            reduce_dtype=self.reduce_dtype,
+            remat=remat,
+            platform=platform,
         )
 
     def layer_groups(self, num_layers: int) -> tuple[int, ...]:
@@ -96,6 +122,7 @@ class Strategy:
             "mesh": str(self.mesh),
             "rules": rules | {"decode": dict(self.rules.decode), "extra": dict(self.rules.extra)},
             "attention": _part_to_dict(self.attention, ATTENTION_PARTS),
+            "experts": _part_to_dict(self.experts, EXPERT_PARTS),
             "layers": _part_to_dict(self.layers, LAYER_PARTS),
             "reduce_dtype": self.reduce_dtype,
         }
@@ -107,7 +134,7 @@ class Strategy:
         Raises:
           ValueError: a field missing or unknown, a part or version that does not exist.
         """
-        fields = {"name", "mesh", "rules", "attention", "layers", "reduce_dtype"}
+        fields = {"name", "mesh", "rules", "attention", "experts", "layers", "reduce_dtype"}
         _require_fields(data, fields | {"strategy_version"}, where)
         if data["strategy_version"] != FILE_VERSION:
             raise ValueError(
@@ -121,6 +148,7 @@ class Strategy:
             mesh=MeshSpec.parse(data["mesh"]),
             rules=Rules(**rules),
             attention=_part_from_dict(data["attention"], ATTENTION_PARTS, f"{where}: attention"),
+            experts=_part_from_dict(data["experts"], EXPERT_PARTS, f"{where}: experts"),
             layers=_part_from_dict(data["layers"], LAYER_PARTS, f"{where}: layers"),
             reduce_dtype=data["reduce_dtype"],
         )

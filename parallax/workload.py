@@ -12,12 +12,14 @@ class Workload:
       seq_len: tokens of a sequence.
       microbatches: how many pieces the batch is cut into on each device.
       packed: segment ids are given (packed or padded sequences).
+      replayed: every token's experts are given, instead of the routers' own choices.
     """
 
     batch: int
     seq_len: int
     microbatches: int = 1
     packed: bool = False
+    replayed: bool = False
 
     @property
     def tokens(self) -> int:

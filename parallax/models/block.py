@@ -9,16 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from parallax.models.config import ModelConfig
+from parallax.models.moe import Moe
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotate
+from parallax.models.weights import weight
 from parallax.parallel.split import RESIDUAL_SEQ, Split
-
-
-def weight(rngs: nnx.Rngs, shape, names, fan_in: int, dtype: str) -> nnx.Param:
-    """A normal matrix of standard deviation fan_in ** -0.5 that carries its logical axes."""
-    wide = jnp.float64 if dtype == "float64" else jnp.float32
-    value = jax.random.normal(rngs.params(), shape, wide) * jnp.asarray(fan_in**-0.5, wide)
-    return nnx.Param(value.astype(dtype), out_sharding=names)
 
 
 class Attention(nnx.Module):
@@ -73,18 +68,26 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), a mixture if it has experts."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.attention_norm = Norm(config)
         self.attention = Attention(config, rngs=rngs)
         self.mlp_norm = Norm(config)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.mlp = (Moe if config.num_experts else Mlp)(config, rngs=rngs)
 
-    def __call__(self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split):
+    def __call__(
+        self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, expert_ids_BLk=None
+    ):
+        """([B, L, D], what the router did; () without experts)."""
         with jax.named_scope("attention"):
             h_BLD = split.enter(self.attention_norm(x_BLD), "heads", "head_dim")
             x_BLD = x_BLD + self.attention(h_BLD, angles, segment_ids_BL, split)
         with jax.named_scope("mlp"):
-            x_BLD = x_BLD + self.mlp(split.enter(self.mlp_norm(x_BLD), "mlp"), split)
-        return split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")
+            h_BLD, stats = split.enter(self.mlp_norm(x_BLD), "mlp", "expert"), ()
+            if isinstance(self.mlp, Moe):
+                y_BLD, stats = self.mlp(h_BLD, split, expert_ids_BLk)
+            else:
+                y_BLD = self.mlp(h_BLD, split)
+            x_BLD = x_BLD + y_BLD
+        return split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed"), stats

@@ -1,4 +1,4 @@
-"""What a dense transformer is: sizes and choices, as one frozen value."""
+"""What a transformer is: sizes and choices, as one frozen value."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -31,6 +31,9 @@ class ModelConfig:
       causal: a token sees itself and earlier ones; otherwise every token.
       dtype: of parameters and activations.
       max_seq_len: rows of the learned position table, tokens.
+      num_experts: MLPs of a layer, of width d_ff each; 0 is one MLP without a router.
+      experts_per_token: MLPs a token passes (top-k).
+      load_balance: weight of the routers' load-balancing loss (each layer's, added up).
     """
 
     name: str
@@ -49,14 +52,18 @@ class ModelConfig:
     max_seq_len: int = 10_000
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
+    num_experts: int = 0
+    experts_per_token: int = 2
+    load_balance: float = 0.01
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
+            least = 0 if field.name == "num_experts" else 1
+            if field.type is int and (not isinstance(value, int) or value < least):
                 raise ValueError(
-                    f"ModelConfig '{self.name}': {field.name} must be a positive integer, "
-                    f"got {value!r}."
+                    f"ModelConfig '{self.name}': {field.name} must be an integer of at least "
+                    f"{least}, got {value!r}."
                 )
         for name, choices in (("mlp", Mlp), ("norm", Norm), ("positions", Positions)):
             _one_of(self.name, name, getattr(self, name), get_args(choices))
@@ -65,6 +72,11 @@ class ModelConfig:
             raise ValueError(
                 f"ModelConfig '{self.name}': num_kv_heads={self.num_kv_heads} does not divide "
                 f"num_heads={self.num_heads}. Every key/value head serves as many query heads."
+            )
+        if self.num_experts and self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"ModelConfig '{self.name}': a token cannot pass {self.experts_per_token} of "
+                f"{self.num_experts} experts. Use experts_per_token of at most num_experts."
             )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(
@@ -82,6 +94,8 @@ class ModelConfig:
         """Parameters in all, embeddings and norms included."""
         attention = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         mlp = (3 if self.mlp == "gated" else 2) * self.d_model * self.d_ff
+        if self.num_experts:
+            mlp = self.num_experts * (mlp + self.d_model)
         norm = self.d_model * (2 if self.norm == "layernorm" else 1)
         tables = 2 * self.vocab_size * self.d_model
         if self.positions == "learned":

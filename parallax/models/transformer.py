@@ -4,16 +4,19 @@ Its three parts (`embed`, `blocks`, `head`) are what strategies run on local sha
 them unsplit. Shapes: B batch, L tokens, D model width, V vocabulary.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from parallax.models.block import Block, weight
+from parallax.models.block import Block
 from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
+from parallax.models.weights import weight
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 
 
@@ -63,8 +66,19 @@ class Transformer(nnx.Module):
         segment_ids_BL: Int[Array, "b l"] | None,
         split: Split,
         seq_len: int,
-    ) -> Float[Array, "b l d"]:
-        """Through the layers this device holds; whole-sequence segment ids, local activations.
+        expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
+    ) -> tuple[Float[Array, "b l d"], Any]:
+        """Through the layers this device holds; local activations.
+
+        Args:
+          x_BLD: this device's tokens.
+          segment_ids_BL: of whole sequences.
+          split: how.
+          seq_len: tokens of a whole sequence.
+          expert_ids_NBLk: of whole sequences: choices of this device's layers to replay.
+
+        Returns:
+          [B, L, D], and what each layer's router did, stacked; () without experts.
 
         Weights wider than `config.dtype` (a training step's) are cast one layer at a time.
         """
@@ -77,14 +91,16 @@ class Transformer(nnx.Module):
             )
         segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
         graph, stacked = nnx.split(self.layers)
+        ids = None if expert_ids_NBLk is None else jnp.take(expert_ids_NBLk, mine, axis=2)
 
-        def layer(x, state):
+        def layer(x, of_layer):
+            state, expert_ids = of_layer
             state = jax.tree.map(lambda w: w.astype(self.config.dtype), state)
-            return nnx.merge(graph, state)(x, angles, segments, split), None
+            return nnx.merge(graph, state)(x, angles, segments, split, expert_ids)
 
         if split.remat == "layer":
             layer = jax.checkpoint(layer, prevent_cse=False)
-        return lax.scan(layer, x_BLD, stacked)[0]
+        return lax.scan(layer, x_BLD, (stacked, ids))
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Logits of this device's share of the vocabulary."""
@@ -92,16 +108,23 @@ class Transformer(nnx.Module):
             unembed_DV = self.unembed_DV[...].astype(self.config.dtype)
             return jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
 
-    def __call__(
+    def run(
         self,
         tokens_BL: Int[Array, "b l"],
         segment_ids_BL: Int[Array, "b l"] | None = None,
         split: Split = UNSPLIT,
+        expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
+    ) -> tuple[Float[Array, "b l v"], Any]:
+        """Logits of every position on one device, and what each layer's router did."""
+        x = self.embed(tokens_BL, segment_ids_BL, split)
+        x, stats = self.blocks(x, segment_ids_BL, split, tokens_BL.shape[1], expert_ids_NBLk)
+        return self.head(x, split), stats
+
+    def __call__(
+        self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None = None
     ) -> Float[Array, "b l v"]:
         """Logits of every position, [B, L, V], on one device."""
-        x = self.embed(tokens_BL, segment_ids_BL, split)
-        x = self.blocks(x, segment_ids_BL, split, tokens_BL.shape[1])
-        return self.head(x, split)
+        return self.run(tokens_BL, segment_ids_BL)[0]
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parallax.parallel.attention_parts import AttentionPart, Local
+from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import narrow, widen
 
@@ -30,15 +31,21 @@ class Split:
       axes: logical axis -> mesh axes; a name that is not there is not split.
       mesh_axes: mesh axis -> size.
       attention: how attention crosses devices.
+      experts: how tokens and experts meet.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
       remat: what a backward pass recomputes instead of keeping.
+      platform: that the program is for: "gpu" has exchanges that "cpu" emulates.
+      record_choices: layers return every token's chosen experts beside their statistics.
     """
 
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mesh_axes: Mapping[str, int] = field(default_factory=dict)
     attention: AttentionPart = Local()
+    experts: ExpertPart = LocalExperts()
     reduce_dtype: str | None = None
     remat: Remat = "none"
+    platform: Platform = "cpu"
+    record_choices: bool = False
 
     def over(self, *names: str) -> tuple[str, ...]:
         """Mesh axes that split these logical axes."""
@@ -65,9 +72,14 @@ class Split:
 
         Cost: an all-reduce of the output over the mesh axes of `over`, or a reduce-scatter.
         """
-        names = (over,) if isinstance(over, str) else over
+        return self.sum(jnp.einsum(spec, x, w), *((over,) if isinstance(over, str) else over))
+
+    def sum(self, y: jax.Array, *names: str) -> jax.Array:
+        """Partial sums of a term of the residual stream, summed over what splits these names.
+
+        Cost: as of `contract`.
+        """
         axes = self.over(*names)
-        y = jnp.einsum(spec, x, w)
         if not axes:
             return y
         dtype = y.dtype
@@ -78,6 +90,11 @@ class Split:
         else:
             y = lax.psum(y, axes)
         return y.astype(dtype)
+
+    @property
+    def expert_sums(self) -> tuple[str, ...]:
+        """Logical axes over which the outputs of experts are partial sums."""
+        return ("mlp",) if self.experts.exchange_axes else ("mlp", "expert")
 
     def enter(self, x_BLD: jax.Array, *names: str) -> jax.Array:
         """The residual stream as a block's matrices need it: the device's whole sequence piece.

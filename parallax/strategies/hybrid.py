@@ -4,6 +4,7 @@ import dataclasses
 
 from parallax.meshes.mesh import MESH_AXES, MeshSpec
 from parallax.parallel.attention_parts import AttentionPart, Local
+from parallax.parallel.experts import ExpertPart, LocalExperts
 from parallax.parallel.layer_parts import LayerPart, Scan
 from parallax.rules import LOGICAL_AXES, Phase, Rules
 from parallax.strategy import Strategy
@@ -42,6 +43,7 @@ def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
         MeshSpec({axis: sizes[axis] for axis in MESH_AXES if axis in sizes}),
         rules,
         attention=attention,
+        experts=_only([s.experts for s in strategies], LocalExperts(), "experts", where),
         layers=_only([s.layers for s in strategies], Scan(), "layers", where),
         reduce_dtype=next(iter(wires), None),
     )
@@ -71,7 +73,7 @@ def _nested(parts: list[AttentionPart], where: str) -> AttentionPart:
     return inner
 
 
-def _only(parts: list, nothing: LayerPart | AttentionPart, what: str, where: str):
+def _only(parts: list, nothing: LayerPart | AttentionPart | ExpertPart, what: str, where: str):
     chosen = [p for p in parts if p != nothing]
     if len(chosen) > 1:
         raise ValueError(f"{where}: {what} cannot be {chosen[0]} and {chosen[1]} at once.")

@@ -1,0 +1,58 @@
+"""A mixture of experts in place of the MLP: a router, and E MLPs of which a token passes k.
+
+Shapes: B batch, L tokens, T tokens in all here, D model width, E experts, F width of one, k choices.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from parallax.models.config import ModelConfig
+from parallax.models.weights import weight
+from parallax.parallel.experts import ExpertWeights, route, router_stats
+from parallax.parallel.split import Split
+
+
+class Moe(nnx.Module):
+    """`config.num_experts` MLPs; each token's `config.experts_per_token` outputs are weighted."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        e, d, f, dtype = config.num_experts, config.d_model, config.d_ff, config.dtype
+        self.router_DE = weight(rngs, (d, e), ("embed", None), d, dtype)
+        self.up_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype)
+        self.down_EFD = weight(rngs, (e, f, d), ("expert", "mlp", "embed"), f, dtype)
+        if config.mlp == "gated":
+            self.gate_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype)
+
+    def __call__(self, x_BLD, split: Split, expert_ids_BLk=None) -> tuple[jax.Array, Any]:
+        """The mixture, and what the router did.
+
+        Args:
+          x_BLD: this device's tokens.
+          split: its `experts` part says how tokens and experts meet.
+          expert_ids_BLk: choices to replay instead of the router's own.
+
+        Returns:
+          [B, L, D], and RouterStats (with the choices [T, k] if `split.record_choices`).
+        """
+        config = self.config
+        x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
+        wide = jnp.float64 if x_TD.dtype == jnp.float64 else jnp.float32
+        with jax.named_scope("router"):
+            logits_TE = x_TD.astype(wide) @ self.router_DE[...].astype(wide)
+            replayed = None
+            if expert_ids_BLk is not None:
+                replayed = expert_ids_BLk.reshape(-1, expert_ids_BLk.shape[-1])
+            routing = route(logits_TE, config.experts_per_token, replayed)
+        gate = self.gate_EDF[...] if config.mlp == "gated" else None
+        y_TD, dropped = split.experts.run(
+            x_TD, routing, ExpertWeights(self.up_EDF[...], self.down_EFD[...], gate),
+            num_experts=config.num_experts, expert_axes=split.over("expert"),
+            platform=split.platform,
+        )  # fmt: skip
+        stats = router_stats(logits_TE, routing, dropped)
+        y_BLD = split.sum(y_TD.reshape(x_BLD.shape), *split.expert_sums)
+        return y_BLD, (stats, routing.ids_Tk) if split.record_choices else stats
