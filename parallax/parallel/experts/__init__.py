@@ -1,0 +1,34 @@
+"""Mixture of experts inside `shard_map`: routing, experts, and the exchanges between devices."""
+
+from parallax.parallel.experts.chunks import ExpertShape
+from parallax.parallel.experts.expert_parts import (
+    EXPERT_PARTS,
+    ExchangeExperts,
+    ExpertPart,
+    LocalExperts,
+)
+from parallax.parallel.experts.grouped_mlp import ExpertWeights, grouped_mlp
+from parallax.parallel.experts.replay import replayed_ids
+from parallax.parallel.experts.routing import (
+    RouterStats,
+    Routing,
+    load_balancing_loss,
+    route,
+    router_stats,
+)
+
+__all__ = [
+    "EXPERT_PARTS",
+    "ExchangeExperts",
+    "ExpertPart",
+    "ExpertShape",
+    "ExpertWeights",
+    "LocalExperts",
+    "RouterStats",
+    "Routing",
+    "grouped_mlp",
+    "load_balancing_loss",
+    "replayed_ids",
+    "route",
+    "router_stats",
+]

@@ -1,0 +1,152 @@
+"""From choices to places: which row of which device's buffer a token's choice travels in.
+
+Every exchange uses the same offsets: a device has C places for each destination, filled from the
+first on and sorted by expert. Rows are moved by gathers only, forward and backward.
+Shapes: T tokens, k choices, D width, P destinations with e experts each, C places for each.
+"""
+# ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from parallax.parallel.experts.wide import wide
+
+
+class Capacity(NamedTuple):
+    """Places in a buffer.
+
+    Attributes:
+      rows: C, places for each destination.
+      per_expert: choices an expert takes from this device; None: all that are made.
+    """
+
+    rows: int
+    per_expert: int | None
+
+
+def capacity(
+    tokens: int, top_k: int, num_experts: int, devices: int, factor: float | None = None
+) -> Capacity:
+    """Places for the choices of so many tokens.
+
+    Args:
+      tokens: T.
+      top_k: k.
+      num_experts: E.
+      devices: P.
+      factor: None is dropless: places for whatever the router chooses. Otherwise each expert takes
+        ceil(factor T k / E).
+    """
+    here = num_experts // devices
+    dropless = tokens * min(top_k, here)
+    if factor is None:
+        return Capacity(dropless, None)
+    each = min(tokens, math.ceil(factor * tokens * top_k / num_experts))
+    return Capacity(min(here * each, dropless), each)
+
+
+class Offsets(NamedTuple):
+    """Where choices go.
+
+    Attributes:
+      place_Tk: [T, k] int32, p C + c where the choice is row c for destination p; P C: nowhere.
+      choice_PC: [P, C] int32, the choice t k + j in each place; -1: empty.
+      rows_Pe: [P, e] int32, rows for each expert; those of a destination come one after the other.
+      dropped: int32, choices for which there was no place.
+    """
+
+    place_Tk: jax.Array
+    choice_PC: jax.Array
+    rows_Pe: jax.Array
+    dropped: jax.Array
+
+
+def offsets(ids_Tk: jax.Array, num_experts: int, devices: int, places: Capacity) -> Offsets:
+    """Sorts choices by expert; where an expert's places are full, later tokens get none.
+
+    Args:
+      ids_Tk: [T, k] int32, experts that are distinct in a token; anything outside [0, E) travels
+        nowhere and is not counted.
+      num_experts: E.
+      devices: P, each with E / P consecutive experts.
+      places: of `capacity`.
+    """
+    ids = ids_Tk.reshape(-1)
+    wanted = jnp.logical_and(ids >= 0, ids < num_experts)
+    key = jnp.where(wanted, ids, num_experts).astype(jnp.int32)
+    order = jnp.argsort(key, stable=True).astype(jnp.int32)
+    first = jnp.searchsorted(key[order], jnp.arange(num_experts + 1, dtype=jnp.int32))
+    first = first.astype(jnp.int32)
+    count = first[1:] - first[:-1]
+    numbers = jnp.arange(ids.shape[0], dtype=jnp.int32)
+    rank = jnp.zeros_like(ids).at[order].set(numbers, unique_indices=True) - first[key]
+    if places.per_expert is not None:
+        wanted = jnp.logical_and(wanted, rank < places.per_expert)
+        count = jnp.minimum(count, places.per_expert)
+    rows_Pe = count.reshape(devices, num_experts // devices)
+    before_Pe = jnp.cumsum(rows_Pe, axis=1, dtype=jnp.int32) - rows_Pe
+    base_Pe = before_Pe + (jnp.arange(devices, dtype=jnp.int32) * places.rows)[:, None]
+    nowhere = devices * places.rows
+    base = jnp.append(base_Pe.reshape(-1), jnp.int32(nowhere))
+    place = jnp.where(wanted, base[key] + rank, nowhere)
+    choice = jnp.full(nowhere, -1, jnp.int32).at[place].set(numbers, mode="drop")
+    dropped = first[num_experts] - rows_Pe.sum(dtype=jnp.int32)
+    return Offsets(
+        place.reshape(ids_Tk.shape), choice.reshape(devices, places.rows), rows_Pe, dropped
+    )
+
+
+def experts_of_rows(rows_Pe: jax.Array, places: int) -> jax.Array:
+    """The expert (0 to e - 1) of each of C rows that came from each device, [P, C]; -1: empty."""
+    ends_Pe = jnp.cumsum(rows_Pe, axis=1, dtype=jnp.int32)
+    row_C = jnp.arange(places, dtype=jnp.int32)
+    passed_PC = (row_C[None, :, None] >= ends_Pe[:, None, :]).sum(axis=2, dtype=jnp.int32)
+    return jnp.where(passed_PC < rows_Pe.shape[1], passed_PC, -1)
+
+
+@jax.custom_vjp
+def pack(x_TD: jax.Array, places: Offsets) -> jax.Array:
+    """Tokens into their places: [T, D] -> [P, C, D], zeros where a place is empty."""
+    top_k = places.place_Tk.shape[1]
+    choice = places.choice_PC
+    rows = x_TD.at[_row(choice, top_k, x_TD)].get(mode="fill", fill_value=0)
+    return rows
+
+
+def _row(choice_PC, top_k, x_TD):
+    """The token of each place; one past the last for an empty place."""
+    return jnp.where(choice_PC >= 0, choice_PC // top_k, x_TD.shape[0])
+
+
+@jax.custom_vjp
+def unpack(rows_PCD: jax.Array, places: Offsets) -> jax.Array:
+    """Rows back to their choices: [P, C, D] -> [T, k, D], zeros for what travelled nowhere."""
+    flat = rows_PCD.reshape(-1, rows_PCD.shape[-1])
+    return flat.at[places.place_Tk].get(mode="fill", fill_value=0)
+
+
+def _pack_backward(places: Offsets, d_rows_PCD):
+    d_TkD = unpack(d_rows_PCD, places)
+    return d_TkD.sum(axis=1, dtype=wide(d_TkD.dtype)).astype(d_TkD.dtype), None
+
+
+def _unpack_backward(places: Offsets, d_TkD):
+    flat = d_TkD.reshape(-1, d_TkD.shape[-1])
+    choice = jnp.where(places.choice_PC >= 0, places.choice_PC, flat.shape[0])
+    return flat.at[choice].get(mode="fill", fill_value=0), None
+
+
+# Each is the other's transpose, so backward gathers as well, where JAX's own rule would scatter.
+pack.defvjp(lambda x, places: (pack(x, places), places), _pack_backward)
+unpack.defvjp(lambda rows, places: (unpack(rows, places), places), _unpack_backward)
+
+
+def combine(rows_PCD: jax.Array, gates_Tk: jax.Array, places: Offsets) -> jax.Array:
+    """y_t = sum_j gate_tj row(place_tj), [T, D] in the rows' dtype; summed in float32 or wider."""
+    rows_TkD = unpack(rows_PCD, places)
+    dtype = wide(rows_TkD.dtype)
+    y_TD = jnp.einsum("tkd,tk->td", rows_TkD.astype(dtype), gates_Tk.astype(dtype))
+    return y_TD.astype(rows_PCD.dtype)

@@ -1,0 +1,292 @@
+"""How a layer of experts crosses devices, as data, each part with its closed forms.
+
+Shapes: T tokens on this device, D width, E experts, k choices a token.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from parallax.bounds import Transfer
+from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, devices_of, join
+from parallax.parallel.experts.dispatch import capacity, combine, offsets, pack
+from parallax.parallel.experts.exchange import (
+    CompiledAs,
+    ExchangeKind,
+    Platform,
+    compiled_as,
+)
+from parallax.parallel.experts.flat_exchange import (
+    Setting,
+    flat_exchange,
+    flat_transfers,
+    run_experts,
+)
+from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
+from parallax.parallel.experts.node_exchange import node_exchange, node_transfers
+from parallax.parallel.experts.replay import rows_between, rows_to_nodes
+from parallax.parallel.experts.routing import Routing
+from parallax.parallel.varying import vary_alike, vary_over
+
+TILE = 512
+
+
+class ExpertPart(Protocol):
+    """What a strategy says about experts."""
+
+    @property
+    def exchange_axes(self) -> tuple[str, ...]:
+        """Mesh axes over which tokens travel; () if they stay."""
+        ...
+
+    def run(
+        self,
+        x_TD: jax.Array,
+        routing: Routing,
+        weights: ExpertWeights,
+        *,
+        num_experts: int,
+        expert_axes: tuple[str, ...],
+        platform: Platform,
+    ) -> tuple[jax.Array, jax.Array]:
+        """This device's tokens through their experts.
+
+        Args:
+          x_TD: [T, D].
+          routing: of these tokens, over all E experts.
+          weights: of this device's experts, E / (devices of expert_axes) of them, consecutive.
+          num_experts: E.
+          expert_axes: mesh axes that split the experts, major first.
+          platform: that the program is compiled for.
+
+        Returns:
+          ([T, D] in x's dtype, choices this device dropped, int32). The first is a partial sum over
+          mesh axes that split F, and over those that split the experts if tokens stay; the caller
+          sums it.
+
+        Raises:
+          ValueError: experts and mesh axes that do not fit.
+        """
+        ...
+
+    def transfers(
+        self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
+    ) -> tuple[Transfer, ...]:
+        """Closed form of what `calls` forward calls send; not what the caller sums."""
+        ...
+
+    def backward_transfers(
+        self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
+    ) -> tuple[Transfer, ...]:
+        """Closed form of what `calls` backward calls send beyond forward ones; not the sums of
+        gradients over mesh axes that weights or tokens are the same on."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalExperts:
+    """Tokens stay: each device runs its experts on those of its tokens that chose them.
+
+    Attributes:
+      tile: rows of one expert that are multiplied at once.
+      chunks: tokens are run in so many pieces, which bounds the memory of their rows.
+    """
+
+    tile: int = TILE
+    chunks: int = 1
+
+    def __post_init__(self):
+        _check_positive(self, "tile", "chunks")
+
+    @property
+    def exchange_axes(self) -> tuple[str, ...]:
+        return ()
+
+    def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
+        devices = lax.axis_size(expert_axes) if expert_axes else 1
+        here = _check_weights(self, weights, num_experts, devices)
+        x_TD, routing, weights = _vary_alike(x_TD, routing, weights, expert_axes)
+        tokens, top_k = routing.ids_Tk.shape
+        first = lax.axis_index(expert_axes).astype(jnp.int32) * here if expert_axes else 0
+        n, each = chunk_tokens(tokens, self.chunks)
+        places = capacity(each, top_k, here, 1)
+        frozen, sink = gradient_sink(weights)
+
+        def chunk(inputs):
+            x_tD, ids_tk, gates_tk = inputs
+            to = offsets(ids_tk, here, 1, places)
+            y_1CD = run_experts(pack(x_tD, to), to.rows_Pe, frozen, sink, self.tile)
+            return combine(y_1CD, gates_tk, to)
+
+        inputs = (
+            cut(x_TD, n, each),
+            cut(routing.ids_Tk - first, n, each, fill=-1),
+            cut(routing.gates_Tk, n, each),
+        )
+        return join(lax.map(chunk, inputs), tokens), inputs[1].min() * 0
+
+    def transfers(self, shape, sizes, calls, platform="gpu"):
+        return ()
+
+    def backward_transfers(self, shape, sizes, calls, platform="gpu"):
+        return ()
+
+
+@dataclass(frozen=True)
+class ExchangeExperts:
+    """Tokens travel to the device that has their expert, and its output home.
+
+    Attributes:
+      axis: mesh axis that splits the experts, or several, major first.
+      exchange: "dense" sends buffers with room for every choice, "ragged" the rows there are.
+      capacity_factor: None drops nothing; otherwise an expert takes ceil(factor t k / E) choices of
+        each device and chunk of t tokens, and later tokens' are dropped: another model.
+      chunks: pieces of a device's tokens; one chunk's experts run while others' rows travel.
+      node_aware: two steps over axis=(node axis, axis inside a node), so that a token enters
+        another node once, and its node's gated outputs leave as one row.
+      tile: rows of one expert that are multiplied at once.
+
+    Reference: Lepikhin et al., "GShard", 2020 (capacity); node-limited sends as in DeepSeek-AI,
+      "DeepSeek-V3", 2024, section 3.2.2.
+    """
+
+    axis: str | tuple[str, ...] = "expert"
+    exchange: ExchangeKind = "dense"
+    capacity_factor: float | None = None
+    chunks: int = 4
+    node_aware: bool = False
+    tile: int = TILE
+
+    def __post_init__(self):
+        if not isinstance(self.axis, str):
+            object.__setattr__(self, "axis", tuple(self.axis))
+        _check_positive(self, "tile", "chunks")
+        compiled_as(self.exchange, "cpu")
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise ValueError(
+                f"ExchangeExperts: capacity_factor is {self.capacity_factor}. Use a number above "
+                "0, or None to drop nothing."
+            )
+        if self.node_aware and len(self.exchange_axes) != 2:
+            raise ValueError(
+                f"ExchangeExperts: node_aware needs axis=(node axis, axis inside a node), got "
+                f"{self.axis!r}."
+            )
+
+    @property
+    def exchange_axes(self) -> tuple[str, ...]:
+        return (self.axis,) if isinstance(self.axis, str) else self.axis
+
+    def compiled_exchange(self, platform: Platform) -> CompiledAs:
+        """What the exchange really is on a platform, in words for a report."""
+        return compiled_as(self.exchange, platform)
+
+    def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
+        if tuple(expert_axes) != self.exchange_axes:
+            raise ValueError(
+                f"{self}: tokens travel over mesh axes {self.exchange_axes}, but the experts are "
+                f"split over {tuple(expert_axes) or 'none'}. Make them agree."
+            )
+        _check_weights(self, weights, num_experts, lax.axis_size(self.exchange_axes))
+        x_TD, routing, weights = _vary_alike(x_TD, routing, weights, self.exchange_axes)
+        exchange = node_exchange if self.node_aware else flat_exchange
+        return exchange(self._setting(platform), x_TD, routing, weights, num_experts)
+
+    def transfers(self, shape, sizes, calls, platform="gpu"):
+        closed_form = node_transfers if self.node_aware else flat_transfers
+        return closed_form(self._setting(platform), shape, sizes, calls)
+
+    def backward_transfers(self, shape, sizes, calls, platform="gpu"):
+        # Rows and gates have gradients, which travel back; counts and choices have none.
+        return tuple(
+            t
+            for t in self.transfers(shape, sizes, calls, platform)
+            if not t.what.startswith(("rows for", "choices"))
+        )
+
+    def derived_bytes(
+        self, shape: ExpertShape, sizes: Mapping[str, int], ids_Tk: np.ndarray
+    ) -> dict[tuple[str, ...], np.ndarray]:
+        """Bytes of rows that leave each device in one dropless ragged forward call, there and home.
+
+        Args:
+          shape: of one device.
+          sizes: mesh axis -> size.
+          ids_Tk: replayed choices of all devices' tokens, device by device.
+
+        Returns:
+          Mesh axes -> [P].
+
+        Raises:
+          ValueError: a capacity (what it drops is not known here), or tokens that do not fit.
+        """
+        devices = devices_of(self.exchange_axes, sizes)
+        if self.capacity_factor is not None or len(ids_Tk) != devices * shape.tokens:
+            raise ValueError(
+                f"derived_bytes: expected no capacity_factor and choices of {devices} x "
+                f"{shape.tokens} tokens; got {self.capacity_factor} and {len(ids_Tk)} tokens."
+            )
+        per_row = shape.width * shape.item_bytes
+        rows = rows_between(ids_Tk, shape.num_experts, devices)
+        if not self.node_aware:
+            return {self.exchange_axes: _leaving(rows) * per_row}
+        nodes, ranks = (sizes[axis] for axis in self.exchange_axes)
+        to_nodes = rows_to_nodes(ids_Tk, shape.num_experts, nodes, devices)
+        # Between nodes, devices of one rank; inside, what a relay has of all nodes' tokens.
+        between = to_nodes.reshape(nodes, ranks, nodes)
+        within = rows.reshape(nodes, ranks, nodes, ranks).sum(axis=0)  # [rank, node, rank]
+        node_axis, inner_axis = ((axis,) for axis in self.exchange_axes)
+        by_rank = np.stack([_leaving(between[:, r]) for r in range(ranks)], axis=1)
+        by_node = np.stack([_leaving(within[:, m]) for m in range(nodes)])
+        return {
+            node_axis: by_rank.reshape(-1) * per_row,
+            inner_axis: by_node.reshape(-1) * per_row,
+        }
+
+    def _setting(self, platform: Platform) -> Setting:
+        compiled = self.compiled_exchange(platform)
+        return Setting(self.exchange_axes, compiled, self.capacity_factor, self.chunks, self.tile)
+
+
+def _leaving(rows_PP: np.ndarray) -> np.ndarray:
+    """Rows that leave each device: its own to others, and others' outputs home."""
+    return rows_PP.sum(axis=1) + rows_PP.sum(axis=0) - 2 * np.diag(rows_PP)
+
+
+def _check_positive(part, *names: str) -> None:
+    for name in names:
+        value = getattr(part, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(part).__name__}: {name} is {value!r}. Use 1 or more.")
+
+
+def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int) -> int:
+    """Experts a device; raises ValueError unless these are its weights."""
+    here = weights.up_eDF.shape[0]
+    if here * devices != num_experts:
+        raise ValueError(
+            f"{type(part).__name__}: {num_experts} experts over {devices} devices are "
+            f"{num_experts / devices:g} each, but the weights are of {here}. Split 'expert' over "
+            "devices that divide it, and the weights as the experts."
+        )
+    return here
+
+
+def _vary_alike(x_TD, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]):
+    """All arrays typed as varying over one set of mesh axes, before any loop.
+
+    Gradients of what several devices share are then summed once, after the loop.
+    """
+    x_TD, ids, gates, *matrices = vary_alike(x_TD, *routing, *weights)
+    x_TD, ids, gates, *matrices = (
+        None if x is None else vary_over(x, axes) for x in (x_TD, ids, gates, *matrices)
+    )
+    return x_TD, Routing(ids, gates), ExpertWeights(*matrices)
+
+
+EXPERT_PARTS = {"local": LocalExperts, "exchange": ExchangeExperts}

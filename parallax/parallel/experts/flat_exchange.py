@@ -1,0 +1,135 @@
+"""Tokens to the device that has their expert and back, in one step over any mesh axes.
+
+Shapes: T tokens on this device in n chunks of t, k choices, D width; P devices with e experts each,
+C places for each.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from parallax.bounds import Transfer, transfer
+from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, devices_of, join
+from parallax.parallel.experts.dispatch import (
+    capacity,
+    combine,
+    experts_of_rows,
+    offsets,
+    pack,
+)
+from parallax.parallel.experts.exchange import CompiledAs, exchange_blocks, exchange_rows
+from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink, grouped_mlp
+from parallax.parallel.experts.pipeline import Stage, pipelined
+from parallax.parallel.experts.routing import Routing
+
+
+class Setting(NamedTuple):
+    """How an exchange runs: mesh axes, what it is compiled as, capacity factor, chunks, tile."""
+
+    axes: tuple[str, ...]
+    compiled: CompiledAs
+    capacity_factor: float | None
+    chunks: int
+    tile: int
+
+
+def flat_exchange(
+    setting: Setting, x_TD: jax.Array, routing: Routing, weights: ExpertWeights, num_experts: int
+) -> tuple[jax.Array, jax.Array]:
+    """(this device's tokens through their experts [T, D], choices dropped).
+
+    All arrays must be typed as varying over the same mesh axes.
+    """
+    devices = lax.axis_size(setting.axes)
+    tokens, top_k = routing.ids_Tk.shape
+    n, each = chunk_tokens(tokens, setting.chunks)
+    places = capacity(each, top_k, num_experts, devices, setting.capacity_factor)
+    x_ntD, gates_ntk = cut(x_TD, n, each), cut(routing.gates_Tk, n, each)
+    ids_ntk = cut(routing.ids_Tk, n, each, fill=-1)
+    to = jax.vmap(lambda ids: offsets(ids, num_experts, devices, places))(ids_ntk)
+    with jax.named_scope("expert_counts"):
+        arriving_nPe = exchange_blocks(to.rows_Pe, setting.axes)
+    sent_nP, received_nP = to.rows_Pe.sum(axis=2), arriving_nPe.sum(axis=2)
+    sent_nP, received_nP = (x.astype(jnp.int32) for x in (sent_nP, received_nP))
+    frozen, sink = gradient_sink(weights)
+
+    def swap(rows, sent, received):
+        return exchange_rows(rows, sent, received, axes=setting.axes, compiled=setting.compiled)
+
+    def dispatch(_, chunk):
+        x_tD, to, sent, received = chunk
+        with jax.named_scope("dispatch"):
+            return swap(pack(x_tD, to), sent, received)
+
+    def experts(rows_PCD, arriving_Pe):
+        return run_experts(rows_PCD, arriving_Pe, frozen, sink, setting.tile)
+
+    def home(rows_PCD, chunk):
+        gates_tk, to, sent, received = chunk
+        with jax.named_scope("combine"):
+            return combine(swap(rows_PCD, received, sent), gates_tk, to)
+
+    y_ntD = pipelined(
+        [
+            Stage(dispatch, (x_ntD, to, sent_nP, received_nP)),
+            Stage(experts, arriving_nPe),
+            Stage(home, (gates_ntk, to, sent_nP, received_nP)),
+        ],
+        n,
+    )
+    return join(y_ntD, tokens), to.dropped.sum(dtype=jnp.int32)
+
+
+def run_experts(
+    rows_PCD: jax.Array,
+    arriving_Pe: jax.Array,
+    weights: ExpertWeights,
+    sink: ExpertWeights,
+    tile: int,
+) -> jax.Array:
+    """Rows as they came from each device through this device's experts, [P, C, D]."""
+    expert_PC = experts_of_rows(arriving_Pe, rows_PCD.shape[1])
+    flat = rows_PCD.reshape(-1, rows_PCD.shape[-1])
+    y, _ = grouped_mlp(flat, expert_PC.reshape(-1), weights, tile=tile, sink=sink)
+    return y.reshape(rows_PCD.shape)
+
+
+def flat_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> tuple[Transfer, ...]:
+    """Closed form of what `calls` forward calls send, in the order they send it."""
+    devices = devices_of(setting.axes, sizes)
+    n, each = chunk_tokens(shape.tokens, setting.chunks)
+    places = capacity(each, shape.top_k, shape.num_experts, devices, setting.capacity_factor)
+    per_row = shape.width * shape.item_bytes
+    needed_rows = shape.tokens * shape.top_k
+    counts = n * shape.num_experts * 4
+    return (
+        transfer("rows for each expert", "all-to-all", setting.axes, devices, counts, calls, 0),
+        *(
+            row_transfer(what, setting.axes, setting.compiled, devices,
+                         devices * places.rows * per_row, n * calls, needed_rows * per_row * calls)
+            for what in ("tokens to their experts", "experts' outputs home")
+        ),
+    )  # fmt: skip
+
+
+def row_transfer(
+    what: str,
+    axes: tuple[str, ...],
+    compiled: CompiledAs,
+    devices: int,
+    buffer_bytes: float,
+    count: int,
+    needed_bytes: float,
+) -> Transfer:
+    """`count` exchanges of a whole buffer, or of the rows there are where that is compiled.
+
+    Args:
+      needed_bytes: of all rows that uniform choices make, over all `count`, this device's included.
+    """
+    minimum = transfer(what, "all-to-all", axes, devices, needed_bytes, 1).wire_bytes
+    if compiled == "ragged":
+        return Transfer(what, "ragged-all-to-all", axes, minimum, count, minimum)
+    sent = transfer(what, "all-to-all", axes, devices, buffer_bytes, count).wire_bytes
+    return Transfer(what, "all-to-all", axes, sent, count, minimum)

@@ -1,0 +1,181 @@
+"""Tokens to their experts in two steps, so that a token enters another node once.
+
+Step 1 sends a token to the device of its own rank in each node that has any of its experts, with
+the choices and gates there. That relay sends a row for each choice to the device that has the
+expert (step 2), sums the gated outputs of its node, and sends one row a token home.
+Shapes: T tokens on this device in n chunks of t, k choices, D width, N nodes of R devices with e
+experts each; B places for each node, so N B tokens may arrive at a relay; C places for each device
+of the node.
+"""
+# ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from parallax.bounds import Transfer, transfer
+from parallax.parallel.experts.chunks import (
+    ExpertShape,
+    chunk_tokens,
+    cut,
+    join,
+    node_capacity,
+    relay_capacity,
+    share_of_node,
+)
+from parallax.parallel.experts.dispatch import Offsets, combine, offsets, pack, unpack
+from parallax.parallel.experts.exchange import exchange_blocks, exchange_rows
+from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_experts
+from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
+from parallax.parallel.experts.pipeline import Stage, pipelined
+from parallax.parallel.experts.routing import Routing
+from parallax.parallel.experts.wide import wide
+
+
+class NodeStep(NamedTuple):
+    """Where tokens of one chunk go among the nodes.
+
+    Attributes: to: places of tokens, with nodes as choices; ids_NBk: int32, choices in that node,
+    counted from its first expert, -1: none; gates_NBk; dropped: choices of tokens without a place.
+    """
+
+    to: Offsets
+    ids_NBk: jax.Array
+    gates_NBk: jax.Array
+    dropped: jax.Array
+
+
+def node_step(ids_tk, gates_tk, num_experts: int, nodes: int, factor: float | None) -> NodeStep:
+    """The first step of one chunk: its tokens, each to every node it needs, once."""
+    tokens, top_k = ids_tk.shape
+    here = num_experts // nodes
+    node_N = jnp.arange(nodes, dtype=jnp.int32)
+    node_tk = jnp.where(ids_tk >= 0, ids_tk // here, -1)
+    choices_tN = (node_tk[:, :, None] == node_N[None, None, :]).sum(axis=1, dtype=jnp.int32)
+    needed_tN = jnp.where(choices_tN > 0, node_N[None, :], -1)
+    places = node_capacity(tokens, top_k, num_experts, nodes, factor)
+    to = offsets(needed_tN, nodes, nodes, places)
+    lost_tN = jnp.where(to.place_Tk == nodes * places.rows, choices_tN, 0)
+    ids_NBk = pack(ids_tk, to) - (node_N * here)[:, None, None]
+    mine = jnp.logical_and(ids_NBk >= 0, ids_NBk < here)
+    mine = jnp.logical_and(mine, (to.choice_PC >= 0)[:, :, None])
+    return NodeStep(
+        to, jnp.where(mine, ids_NBk, -1), pack(gates_tk, to), lost_tN.sum(dtype=jnp.int32)
+    )
+
+
+def node_exchange(
+    setting: Setting, x_TD: jax.Array, routing: Routing, weights: ExpertWeights, num_experts: int
+) -> tuple[jax.Array, jax.Array]:
+    """(this device's tokens through their experts [T, D], choices dropped on this device).
+
+    All arrays must be typed as varying over the same mesh axes.
+    """
+    node, inner = setting.axes[:1], setting.axes[1:]
+    nodes, ranks = lax.axis_size(node), lax.axis_size(inner)
+    tokens, top_k = routing.ids_Tk.shape
+    n, each = chunk_tokens(tokens, setting.chunks)
+    factor, compiled = setting.capacity_factor, setting.compiled
+    x_ntD, gates_ntk = cut(x_TD, n, each), cut(routing.gates_Tk, n, each)
+    ids_ntk = cut(routing.ids_Tk, n, each, fill=-1)
+    step = jax.vmap(lambda ids, gates: node_step(ids, gates, num_experts, nodes, factor))(
+        ids_ntk, gates_ntk
+    )
+    # What is small travels for all chunks at once, before the rows: then every count is known.
+    with jax.named_scope("expert_counts"):
+        ids_nNBk = exchange_blocks(step.ids_NBk, node)
+        gates_nNBk = exchange_blocks(step.gates_NBk, node)
+    from_nodes_nN = (ids_nNBk >= 0).any(axis=3).sum(axis=2, dtype=jnp.int32)
+    to_nodes_nN = step.to.rows_Pe[:, :, 0]
+    places = relay_capacity(each, top_k, num_experts, nodes, ranks, factor)
+    gates_nMk = gates_nNBk.reshape(n, -1, top_k)  # M = N B tokens at a relay
+    to = jax.vmap(lambda ids: offsets(ids, num_experts // nodes, ranks, places))(
+        ids_nNBk.reshape(n, -1, top_k)
+    )
+    with jax.named_scope("expert_counts"):
+        arriving_nRe = exchange_blocks(to.rows_Pe, inner)
+    sent_nR = to.rows_Pe.sum(axis=2, dtype=jnp.int32)
+    received_nR = arriving_nRe.sum(axis=2, dtype=jnp.int32)
+    frozen, sink = gradient_sink(weights)
+
+    def swap(rows, sent, received, axes):
+        return exchange_rows(rows, sent, received, axes=axes, compiled=compiled)
+
+    def to_nodes(_, chunk):
+        x_tD, to, sent, received = chunk
+        with jax.named_scope("dispatch_node"):
+            rows_NBD = swap(pack(x_tD, to), sent, received, node)
+            return rows_NBD.reshape(-1, rows_NBD.shape[-1])
+
+    def dispatch(rows_MD, chunk):
+        to, sent, received = chunk
+        with jax.named_scope("dispatch"):
+            return swap(pack(rows_MD, to), sent, received, inner)
+
+    def experts(rows_RCD, arriving_Re):
+        return run_experts(rows_RCD, arriving_Re, frozen, sink, setting.tile)
+
+    def to_relay(rows_RCD, chunk):
+        gates_Mk, to, sent, received = chunk
+        with jax.named_scope("combine"):
+            return combine(swap(rows_RCD, received, sent, inner), gates_Mk, to)
+
+    def home(rows_MD, chunk):
+        to, sent, received = chunk
+        with jax.named_scope("combine_node"):
+            rows_NBD = rows_MD.reshape(nodes, -1, rows_MD.shape[-1])
+            rows_tND = unpack(swap(rows_NBD, received, sent, node), to)
+            return rows_tND.sum(axis=1, dtype=wide(rows_tND.dtype)).astype(rows_tND.dtype)
+
+    y_ntD = pipelined(
+        [
+            Stage(to_nodes, (x_ntD, step.to, to_nodes_nN, from_nodes_nN)),
+            Stage(dispatch, (to, sent_nR, received_nR)),
+            Stage(experts, arriving_nRe),
+            Stage(to_relay, (gates_nMk, to, sent_nR, received_nR)),
+            Stage(home, (step.to, to_nodes_nN, from_nodes_nN)),
+        ],
+        n,
+    )
+    dropped = step.dropped.sum(dtype=jnp.int32) + to.dropped.sum(dtype=jnp.int32)
+    return join(y_ntD, tokens), dropped
+
+
+def node_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> tuple[Transfer, ...]:
+    """Closed form of what `calls` forward calls send.
+
+    The least between nodes is one row for each token and other node that it needs, there and back.
+    """
+    node, inner = setting.axes[:1], setting.axes[1:]
+    nodes, ranks = sizes[node[0]], sizes[inner[0]]
+    tokens, k, experts = shape.tokens, shape.top_k, shape.num_experts
+    n, each = chunk_tokens(tokens, setting.chunks)
+    first = node_capacity(each, k, experts, nodes, setting.capacity_factor)
+    second = relay_capacity(each, k, experts, nodes, ranks, setting.capacity_factor)
+    per_row, count = shape.width * shape.item_bytes, n * calls
+    arrived = nodes * first.rows
+    between = tokens * nodes * share_of_node(experts, nodes, k) * per_row * calls
+    within = tokens * k * per_row * calls
+    small = (
+        ("choices to other nodes", node, nodes, n * arrived * k * 4),
+        ("gates to other nodes", node, nodes, n * arrived * k * shape.gate_bytes),
+        ("rows for each expert", inner, ranks, n * experts // nodes * 4),
+    )
+    rows = (
+        ("tokens to other nodes", node, nodes, arrived, between),
+        ("tokens to their experts", inner, ranks, ranks * second.rows, within),
+        ("experts' outputs to the relay", inner, ranks, ranks * second.rows, within),
+        ("sums of a node's outputs home", node, nodes, arrived, between),
+    )
+    return (
+        *(
+            transfer(what, "all-to-all", axes, size, payload, calls, 0)
+            for what, axes, size, payload in small
+        ),
+        *(
+            row_transfer(what, axes, setting.compiled, size, places * per_row, count, needed)
+            for what, axes, size, places, needed in rows
+        ),
+    )

@@ -1,0 +1,185 @@
+"""Which experts a token goes to, with what weight, and what a router's choices add up to.
+
+Shapes: T tokens on this device, E experts, k choices a token.
+"""
+# ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from parallax.parallel.experts.wide import wide
+from parallax.parallel.varying import vary_over
+
+
+class Routing(NamedTuple):
+    """Choices of each token.
+
+    Attributes:
+      ids_Tk: [T, k] int32, distinct experts of a token; -1 is no choice.
+      gates_Tk: [T, k], what each expert's output is multiplied with; float32 or wider.
+    """
+
+    ids_Tk: jax.Array
+    gates_Tk: jax.Array
+
+
+def probabilities(logits_TE: Float[Array, "t e"]) -> Float[Array, "t e"]:
+    """Softmax over the experts, in float32 or wider."""
+    return jax.nn.softmax(logits_TE.astype(wide(logits_TE.dtype)), axis=-1)
+
+
+def route(
+    logits_TE: Float[Array, "t e"], top_k: int, replay_ids_Tk: Int[Array, "t k"] | None = None
+) -> Routing:
+    """The k most probable experts of each token, and their gates.
+
+    Args:
+      logits_TE: [T, E] of the router.
+      top_k: choices a token. With one, the gate is the expert's probability; with more, the chosen
+        experts' probabilities are divided by their sum.
+      replay_ids_Tk: [T, k] choices to make instead of the router's own; in each token distinct, or
+        -1 for none. Gates still come from the router's probabilities.
+
+    Returns:
+      A Routing, differentiable through its gates.
+
+    Raises:
+      ValueError: more choices than experts, replayed choices of another shape.
+
+    Reference: one choice as in Fedus et al., "Switch Transformers", 2021, section 2.1; several as
+      in Jiang et al., "Mixtral of Experts", 2024, section 2.1.
+    """
+    tokens, experts = logits_TE.shape
+    if not 1 <= top_k <= experts:
+        raise ValueError(
+            f"route: {top_k} choices a token of {experts} experts. Use 1 to {experts}."
+        )
+    p_TE = probabilities(logits_TE)
+    if replay_ids_Tk is None:
+        ids_Tk = lax.top_k(lax.stop_gradient(p_TE), top_k)[1]
+    else:
+        if replay_ids_Tk.shape != (tokens, top_k):
+            raise ValueError(
+                f"route: replayed choices must be [T, k] = {(tokens, top_k)}, got "
+                f"{replay_ids_Tk.shape}. Cut them as the tokens are cut."
+            )
+        ids_Tk = replay_ids_Tk
+    ids_Tk = ids_Tk.astype(jnp.int32)
+    gates_Tk = jnp.take_along_axis(p_TE, jnp.maximum(ids_Tk, 0), axis=1)
+    gates_Tk = jnp.where(ids_Tk >= 0, gates_Tk, 0)
+    if top_k > 1:
+        gates_Tk = gates_Tk / gates_Tk.sum(axis=1, keepdims=True)
+    return Routing(ids_Tk, gates_Tk)
+
+
+class RouterStats(NamedTuple):
+    """What routers did, as sums: those of microbatches, layers and devices add up.
+
+    Attributes:
+      tokens_E: [E] int32, choices that went to each expert (before any is dropped).
+      probability_E: [E], sum over tokens of the router's probability; differentiable.
+      smallest_margin: probability of the k-th choice minus that of the next; infinite if k = E.
+      flips: int32, choices that are not among the router's own k (replayed choices only).
+      dropped: int32, choices dropped for want of capacity.
+    """
+
+    tokens_E: jax.Array
+    probability_E: jax.Array
+    smallest_margin: jax.Array
+    flips: jax.Array
+    dropped: jax.Array
+
+    def merge(self, other: "RouterStats") -> "RouterStats":
+        """Both together."""
+        return RouterStats(
+            self.tokens_E + other.tokens_E,
+            self.probability_E + other.probability_E,
+            jnp.minimum(self.smallest_margin, other.smallest_margin),
+            self.flips + other.flips,
+            self.dropped + other.dropped,
+        )
+
+    def over(self, axes: Sequence[str]) -> "RouterStats":
+        """All devices of these mesh axes together, the same on each.
+
+        Args:
+          axes: mesh axes that split the tokens, and only those: what several devices count alike
+            would be counted several times.
+
+        Cost: an all-reduce of each field.
+        """
+        if not axes:
+            return self
+        axes = tuple(axes)
+        varied = RouterStats(*(vary_over(x, axes) for x in self))
+        sums = lax.psum(varied._replace(smallest_margin=None), axes)
+        # The least of all devices has no derivative rule, and needs none.
+        margin = lax.pmin(lax.stop_gradient(varied.smallest_margin), axes)
+        return sums._replace(smallest_margin=margin)
+
+    @staticmethod
+    def empty(num_experts: int, dtype: str = "float32") -> "RouterStats":
+        """Of no tokens at all: where a merge starts."""
+        zero = jnp.zeros((), jnp.int32)
+        return RouterStats(
+            jnp.zeros(num_experts, jnp.int32),
+            jnp.zeros(num_experts, dtype),
+            jnp.full((), jnp.inf, dtype),
+            zero,
+            zero,
+        )
+
+
+def router_stats(
+    logits_TE: Float[Array, "t e"], routing: Routing, dropped: jax.Array | int = 0
+) -> RouterStats:
+    """Sums over this device's tokens.
+
+    Args:
+      logits_TE: [T, E] of the router.
+      routing: what `route` made of them.
+      dropped: choices that an exchange with limited capacity dropped.
+    """
+    p_TE = probabilities(logits_TE)
+    tokens, experts = p_TE.shape
+    k = routing.ids_Tk.shape[1]
+    ranked = lax.top_k(lax.stop_gradient(p_TE), min(k + 1, experts))
+    margin = jnp.full(tokens, jnp.inf, p_TE.dtype)
+    if k < experts:
+        margin = ranked[0][:, k - 1] - ranked[0][:, k]
+    own_Tk = ranked[1][:, :k].astype(jnp.int32)
+    is_own_Tk = (routing.ids_Tk[:, :, None] == own_Tk[:, None, :]).any(axis=2)
+    flipped_Tk = jnp.logical_and(routing.ids_Tk >= 0, jnp.logical_not(is_own_Tk))
+    hits_TE = (routing.ids_Tk[:, :, None] == jnp.arange(experts, dtype=jnp.int32)[None, None]).sum(
+        axis=1, dtype=jnp.int32
+    )
+    return RouterStats(
+        tokens_E=hits_TE.sum(axis=0, dtype=jnp.int32),
+        probability_E=p_TE.sum(axis=0),
+        smallest_margin=margin.min(initial=jnp.inf),
+        flips=flipped_Tk.sum(dtype=jnp.int32),
+        dropped=jnp.asarray(dropped, jnp.int32),
+    )
+
+
+def load_balancing_loss(stats: RouterStats, tokens: int, top_k: int) -> jax.Array:
+    """E sum_e f_e P_e: 1 where tokens and probabilities are even, up to E where one expert has all.
+
+    Args:
+      stats: summed over everything the loss is of, so that no split of the tokens changes it.
+      tokens: how many that were, counted once for each router they passed.
+      top_k: choices a token.
+
+    Returns:
+      A scalar in the probabilities' dtype; differentiable through P_e.
+
+    Reference: Fedus et al., "Switch Transformers", 2021, equations 4 to 6.
+    """
+    p_E = stats.probability_E / tokens
+    f_E = stats.tokens_E.astype(p_E.dtype) / (tokens * top_k)
+    return p_E.shape[0] * (lax.stop_gradient(f_E) * p_E).sum()
