@@ -8,12 +8,12 @@ Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from parallax.bounds import Transfer, transfer
 from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.attention_parts import AttentionShape
+from parallax.parallel.experts import ExpertShape
 from parallax.parallel.split import Remat
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -35,7 +35,7 @@ def forward_transfers(
       what pipeline bubbles and padded layers repeat.
     """
     walk = _Walk(config, strategy, workload)
-    walk.stack(passes=1, sums=1)
+    walk.stack(passes=1)
     last = walk.b * config.d_model * walk.item
     walk.add("last position", "all-reduce", walk.over("act_seq", "act_norm_seq"), last)
     walk.end(last, passes=1)
@@ -61,16 +61,15 @@ def train_transfers(
       bubbles: what rematerialisation sends again is no minimum.
     """
     walk = _Walk(config, strategy, workload)
-    again = remat != "none"
-    # A layer recomputed on its own stops before its last sum, whose result nobody reads.
-    passes, sums = 1 + again + (remat == "layer"), 1 + again
-    walk.stack(passes, sums)
+    passes = 1 if remat == "none" else 2
+    walk.stack(passes, again=remat == "layer")
     walk.stack_backward()
     whole = walk.residual * walk.item
-    walk.add("gather after the last layer", "all-gather", walk.over("act_norm_seq"), whole, sums)
-    walk.end(whole, sums)
+    walk.add("gather after the last layer", "all-gather", walk.over("act_norm_seq"), whole, passes)
+    walk.end(whole, passes)
     walk.end_backward(whole)
-    walk.cross_entropy(sums)
+    walk.cross_entropy(passes)
+    walk.routers()
     walk.gradients(param_bytes)
     return tuple(walk.found)
 
@@ -93,6 +92,7 @@ class _Walk:
         self.layers = max(groups)
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful
         self.item = self.config.item_bytes
+        self.wide = 8 if self.config.dtype == "float64" else 4  # of softmaxes and losses
         tokens = self.b * self.workload.seq_len // self.split.count("act_seq")
         self.tokens, self.residual = tokens, tokens * self.config.d_model
         wire = self.split.reduce_dtype
@@ -115,28 +115,29 @@ class _Walk:
                      self.useful * times)
         )  # fmt: skip
 
-    def stack(self, passes: int, sums: int) -> None:
-        """Embedding, layers and handoffs. `sums`: how often a tick's last values are computed."""
+    def stack(self, passes: int, again: bool = False) -> None:
+        """Embedding, layers and handoffs, `passes` times; `again`: and each layer on its own, up
+        to what its gradient needs."""
         whole, item = self.residual * self.item, self.wire_item
-        self.add("widen embeddings and handoffs", "all-gather", self.over("lookup"), whole, sums)
-        self._attention(passes, backward=False)
+        self.add("widen embeddings and handoffs", "all-gather", self.over("lookup"), whole, passes)
+        self._parts("transfers", passes)
+        if again:
+            self._parts("recompute_transfers", 1)
         norm_seq = self.over("act_norm_seq")
-        for what, names, runs in _halves(passes, sums):
-            axes = self.over(*names)
+        for what, axes, sums in self._halves(passes, again):
+            kind = "all-reduce"
             if norm_seq and norm_seq == axes:
-                self.add(f"gather into {what}", "all-gather", axes, whole, passes, a_layer=True)
                 kind = "reduce-scatter"
-            else:
-                kind = "all-reduce"
-            self.add(f"sum of {what}", kind, axes, self.residual * item, runs, a_layer=True)
+                self.add(f"gather into {what}", "all-gather", axes, whole, passes + again,
+                         a_layer=True)  # fmt: skip
+            self.add(f"sum of {what}", kind, axes, self.residual * item, sums, a_layer=True)
         handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
         self.add("stage handoff", "collective-permute", self.over("layers"), handoff)
 
     def stack_backward(self) -> None:
         whole, norm_seq = self.residual * self.item, self.over("act_norm_seq")
-        self._attention(1, backward=True)
-        for what, names, _ in _halves(1, 1):
-            axes = self.over(*names)
+        self._parts("backward_transfers", 1)
+        for what, axes, _ in self._halves(1, False):
             if norm_seq and norm_seq == axes:
                 self.add(f"gradient of {what}'s sum", "all-gather", axes,
                          self.residual * self.wire_item, a_layer=True)  # fmt: skip
@@ -149,9 +150,21 @@ class _Walk:
         if stage:
             self.add("widen the handoff's gradient", "all-gather", self.over("lookup"), whole)
 
-    def _attention(self, passes: int, backward: bool) -> None:
+    def _halves(self, passes: int, again: bool):
+        """Each half of a block: its name, the mesh axes its output is summed over, how often.
+
+        A layer recomputed on its own stops before its last sum, whose result nobody reads.
+        """
+        return (
+            ("attention", self.over("heads", "head_dim"), passes + again),
+            ("MLP", self.over(*self.split.expert_sums), passes),
+        )
+
+    def _parts(self, closed_form: str, passes: int) -> None:
+        """What the attention and expert parts move in `passes` passes through all layers."""
+        calls = passes * self.ticks * self.layers
         config, split = self.config, self.split
-        shape = AttentionShape(
+        attention = AttentionShape(
             batch=self.b,
             seq_len=self.workload.seq_len,
             heads=config.num_heads // split.count("heads"),
@@ -160,15 +173,20 @@ class _Walk:
             item_bytes=self.item,
             packed=self.workload.packed,
         )
-        calls = passes * self.ticks * self.layers
-        part = self.strategy.attention
-        closed_form = part.backward_transfers if backward else part.transfers
-        self._keep(closed_form(shape, split.mesh_axes, calls), passes)
-
-    def _keep(self, transfers: Iterable[Transfer], passes: int) -> None:
-        for t in transfers:
-            minimum = t.minimum_bytes * self.useful / (passes * self.ticks)
-            self.found.append(dataclasses.replace(t, minimum_bytes=minimum))
+        found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
+        if config.num_experts:
+            experts = ExpertShape(
+                tokens=self.tokens,
+                width=config.d_model,
+                top_k=config.experts_per_token,
+                num_experts=config.num_experts,
+                item_bytes=self.item,
+                gate_bytes=self.wide,
+            )
+            found += getattr(split.experts, closed_form)(experts, split.mesh_axes, calls)
+        once = 0 if closed_form == "recompute_transfers" else self.useful / (passes * self.ticks)
+        for t in found:
+            self.found.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
 
     def end(self, payload_bytes: float, passes: int) -> None:
         """The last stage's result to all stages, a share of the width each."""
@@ -187,29 +205,33 @@ class _Walk:
         self.add("gradient into the head", "all-reduce", axes, whole)
 
     def cross_entropy(self, passes: int) -> None:
-        wide = 8 if self.config.dtype == "float64" else 4
-        vocab, row = self.over("vocab"), self.tokens * wide
+        vocab, row = self.over("vocab"), self.tokens * self.wide
         self.add("maximum and sum of the softmax", "all-reduce", vocab, 2 * row, passes)
         self.add("label's logit", "all-reduce", vocab, row)
-        axes = self.over("act_batch", "act_seq")
+        self._once("mean loss", self.over("act_batch", "act_seq"), 2 * self.wide)
+
+    def routers(self) -> None:
+        """Statistics of all routers for the load-balancing loss, once a step."""
+        config, tokens = self.config, self.over("act_batch", "act_seq")
+        if not config.num_experts:
+            return
+        alike = tuple(a for a in self.over("mlp", "expert") if a not in tokens)
+        # Of the five statistics the loss needs an expert's tokens and probabilities.
+        self._once("routers' statistics", (*tokens, *alike),
+                   self.layers * config.num_experts * (4 + self.wide))  # fmt: skip
+        self._once("load-balancing loss", self.over("layers"), self.wide)
+
+    def _once(self, what: str, axes: tuple[str, ...], payload_bytes: float) -> None:
         if axes:
+            axes = tuple(a for a in self.split.mesh_axes if a in axes)
             size = math.prod(self.split.mesh_axes[a] for a in axes)
-            self.found.append(transfer("mean loss", "all-reduce", axes, size, 2 * wide, 1))
+            self.found.append(transfer(what, "all-reduce", axes, size, payload_bytes, 1))
 
     def gradients(self, param_bytes: int) -> None:
         """One sum a parameter over the devices that used it for different tokens or heads."""
         sharded = ShardedTransformer(self.config, self.strategy, self.workload)
         for axes, size in sharded.gradient_sums().items():
-            devices = math.prod(self.split.mesh_axes[a] for a in axes)
-            self.found.append(
-                transfer(f"gradients over {', '.join(axes)}", "all-reduce", axes, devices,
-                         size * param_bytes, 1)
-            )  # fmt: skip
-
-
-def _halves(passes: int, sums: int):
-    """Each half of a block: its name, what splits its contraction, how often its sum is made."""
-    return ("attention", ("heads", "head_dim"), passes), ("MLP", ("mlp",), sums)
+            self._once(f"gradients over {', '.join(axes)}", axes, size * param_bytes)
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int) -> float:

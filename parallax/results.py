@@ -65,8 +65,31 @@ class Exactness:
 
 
 @dataclass(frozen=True)
+class RouterFacts:
+    """What the routers of a model with experts did (tag: measured).
+
+    Attributes:
+      smallest_margin: between the last expert a token chose and the next, in probability, over all
+        tokens and layers in float64: rounding far below it flips no choice.
+      load_max_over_mean: choices of the busiest expert over an even share, of the worst layer.
+      dropped: share of choices dropped for want of capacity.
+      flips: by dtype lower than float64, the share of choices its own router would make otherwise;
+        the float64 model's are replayed there.
+    """
+
+    smallest_margin: float
+    load_max_over_mean: float
+    dropped: float
+    flips: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Verification:
-    """The verify lens: the small model under one strategy, on virtual or real devices."""
+    """The verify lens: the small model under one strategy, on virtual or real devices.
+
+    `approximation` names what the strategy computes otherwise than the unsharded model, "" if
+    nothing: its errors are then distances, not judged. `router` is None without experts.
+    """
 
     model: str
     devices: int
@@ -76,6 +99,8 @@ class Verification:
     logit_rms: float
     rows: tuple[Exactness, ...]
     seconds: float
+    approximation: str = ""
+    router: RouterFacts | None = None
 
     @property
     def exact(self) -> bool:

@@ -349,6 +349,8 @@ class ShardedTransformer:
         total, count = lax.psum(sums, axes) if axes else sums
         loss = total / count
         if self.config.num_experts:
+            if not everything:  # the loss needs two of the statistics
+                stats = stats._replace(smallest_margin=None, flips=None, dropped=None)
             balance, stats = self._balance(stats, split)
             loss = loss + balance.astype(loss.dtype)
         return (loss, _join(logits), stats) if everything else loss
@@ -367,8 +369,12 @@ class ShardedTransformer:
             return config.load_balance * losses.sum(), stats
         real = self._of_stage(jnp.ones(config.num_layers, losses.dtype), split)
         balance = config.load_balance * lax.psum((losses * real).sum(), stage)
+        if stats.flips is None:
+            return balance, stats
         gathered = jax.tree.map(
-            lambda x: unpad_layers(lax.all_gather(x, stage, tiled=True, to="invarying"), self.groups),
+            lambda x: unpad_layers(
+                lax.all_gather(x, stage, tiled=True, to="invarying"), self.groups
+            ),
             jax.tree.map(lax.stop_gradient, stats),
         )
         return balance, gathered

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Strategy:
     mesh: MeshSpec
     rules: Rules
     attention: AttentionPart = Local()
-    experts: ExpertPart = LocalExperts()
+    experts: ExpertPart = field(default_factory=LocalExperts)
     layers: LayerPart = Scan()
     reduce_dtype: str | None = None
 
@@ -82,6 +82,12 @@ class Strategy:
                 f"{axes}, but the rules split the tokens over {tuple(sorted(tokens)) or 'none'}. "
                 "Map 'act_batch' or 'act_seq' to these axes too."
             )
+
+    @property
+    def approximation(self) -> str:
+        """What is computed otherwise than the unsharded model does; "" if nothing."""
+        parts = (self.attention, self.experts)
+        return "; ".join(a for a in (getattr(p, "approximation", "") for p in parts) if a)
 
     @property
     def mesh_axes(self) -> dict[str, int]:

@@ -1,12 +1,14 @@
 """The unsharded model that verify compares with: attention as in the textbook."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from parallax.models.transformer import Transformer
 from parallax.parallel.attention_parts import Local
+from parallax.parallel.experts import LocalExperts
 from parallax.parallel.split import Split
 
 
@@ -31,6 +33,38 @@ class Plain(Local):
         )
 
 
-def reference_logits(model: Transformer, tokens_BL: jax.Array, segment_ids_BL=None) -> jax.Array:
-    """[B, L, V] of the model on one device."""
-    return model(tokens_BL, segment_ids_BL, Split(attention=Plain()))
+@dataclass(frozen=True)
+class EveryExpert(LocalExperts):
+    """Every expert on every token, and of its outputs those that the token chose."""
+
+    def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
+        h_TEF = jnp.einsum("td,edf->tef", x_TD, weights.up_eDF)
+        if weights.gate_eDF is None:
+            h_TEF = jax.nn.gelu(h_TEF)
+        else:
+            h_TEF = h_TEF * jax.nn.silu(jnp.einsum("td,edf->tef", x_TD, weights.gate_eDF))
+        y_TED = jnp.einsum("tef,efd->ted", h_TEF, weights.down_eFD)
+        chosen_TkE = jax.nn.one_hot(routing.ids_Tk, num_experts, dtype=routing.gates_Tk.dtype)
+        gates_TE = (chosen_TkE * routing.gates_Tk[:, :, None]).sum(1)
+        y_TD = jnp.einsum("te,ted->td", gates_TE, y_TED.astype(gates_TE.dtype))
+        return y_TD.astype(x_TD.dtype), jnp.zeros((), jnp.int32)
+
+
+_TEXTBOOK = Split(attention=Plain(), experts=EveryExpert(), record_choices=True)
+
+
+def reference(
+    model: Transformer, tokens_BL: jax.Array, segment_ids_BL=None, expert_ids_BLNk=None
+) -> tuple[jax.Array, Any]:
+    """The model on one device.
+
+    Returns:
+      Logits [B, L, V]; RouterStats of each layer and the choices of all tokens [B, L, N, k], or ().
+    """
+    replayed = None if expert_ids_BLNk is None else jnp.moveaxis(expert_ids_BLNk, 2, 0)
+    logits, stats = model.run(tokens_BL, segment_ids_BL, _TEXTBOOK, replayed)
+    if not model.config.num_experts:
+        return logits, ()
+    stats, ids_NTk = stats
+    ids_NBLk = ids_NTk.reshape(ids_NTk.shape[0], *tokens_BL.shape, -1)
+    return logits, (stats, jnp.moveaxis(ids_NBLk, 0, 2))

@@ -6,6 +6,7 @@ Parameters are drawn in the lower dtype and widened, so that every dtype compute
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from parallax.lenses.child import Progress
-from parallax.lenses.reference import reference_logits
+from parallax.lenses.reference import reference
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.lenses.tolerance import judge
 from parallax.models.config import ModelConfig
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
-from parallax.results import Exactness, Verification
+from parallax.parallel.experts import load_balancing_loss
+from parallax.results import Exactness, RouterFacts, Verification
 from parallax.spmd import ShardedTransformer, abstract_transformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -59,21 +61,31 @@ def verify_transformer(
     references = {}
     for dtype in dict.fromkeys(["float64", *dtypes]):
         on_progress(f"unsharded model in {dtype}")
-        references[dtype] = _reference(config.replace(dtype=dtype), _cast(drawn, dtype), inputs)
+        # Near-ties flip in lower precision: there every model replays the exact one's choices.
+        replayed = () if dtype == "float64" else _choices(references["float64"][2])
+        references[dtype] = _reference(
+            config.replace(dtype=dtype), _cast(drawn, dtype), inputs, replayed
+        )
     exact = references["float64"]
     results = []
     for strategy, workload in cases:
         start = time.perf_counter()
         rows: list[Exactness] = []
+        flips: dict[str, float] = {}
         for dtype in dtypes:
             on_progress(f"{strategy.name} in {dtype}")
-            program = ShardedTransformer(config.replace(dtype=dtype), strategy, workload)
-            found = _sharded(program, _cast(drawn, dtype), inputs)
+            replayed = () if dtype == "float64" else _choices(exact[2])
+            program = ShardedTransformer(
+                config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(replayed))
+            )
+            found = _sharded(program, _cast(drawn, dtype), (*inputs, *replayed))
             own = references[dtype]
             rows.append(
                 judge(dtype, relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
                       relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
             )  # fmt: skip
+            if replayed:
+                flips[dtype] = float(found[2].flips.sum() / replayed[0].size)
         results.append(
             Verification(
                 model=config.name,
@@ -84,9 +96,28 @@ def verify_transformer(
                 logit_rms=float(np.sqrt(np.mean(np.square(exact[0])))),
                 rows=tuple(rows),
                 seconds=time.perf_counter() - start,
+                approximation=strategy.approximation,
+                router=_router_facts(exact[2], found[2], flips),
             )
         )
     return results
+
+
+def _choices(routing) -> tuple[jax.Array, ...]:
+    """Expert ids to replay, as inputs have them; none without experts."""
+    return (jnp.asarray(routing[1]),) if routing else ()
+
+
+def _router_facts(exact, found, flips: dict[str, float]) -> RouterFacts | None:
+    if not exact:
+        return None
+    load = np.asarray(exact[0].tokens_E, float)
+    return RouterFacts(
+        smallest_margin=float(exact[0].smallest_margin.min()),
+        load_max_over_mean=float((load.max(-1) / load.mean(-1)).max()),
+        dropped=float(found.dropped.sum() / load.sum()),
+        flips=flips,
+    )
 
 
 def _draw(config: ModelConfig) -> nnx.State:
@@ -104,17 +135,22 @@ def _cast(state: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype), state)
 
 
-def _reference(config: ModelConfig, state: nnx.State, inputs):
+def _reference(config: ModelConfig, state: nnx.State, inputs, replayed=()):
     graph = abstract_transformer(config)[0]
     scale = _LOSS_SCALE.get(config.dtype, 1.0)
+    segment_ids = inputs[1] if len(inputs) > 1 else None
 
     def loss(state):
-        logits = reference_logits(nnx.merge(graph, state), *inputs)
-        labels, weights = next_token_labels(*inputs, *(None,) * (2 - len(inputs)))
+        logits, routing = reference(nnx.merge(graph, state), inputs[0], segment_ids, *replayed)
+        labels, weights = next_token_labels(inputs[0], segment_ids)
         losses = cross_entropy(logits, labels)
         weights = weights.astype(losses.dtype)
         mean = (losses * weights).sum() / weights.sum()
-        return mean * jnp.asarray(scale, mean.dtype), logits
+        if routing:
+            tokens, k = inputs[0].size, config.experts_per_token
+            balance = jax.vmap(lambda s: load_balancing_loss(s, tokens, k))(routing[0])
+            mean = mean + (config.load_balance * balance.sum()).astype(mean.dtype)
+        return mean * jnp.asarray(scale, mean.dtype), (logits, routing)
 
     return _run(jax.jit(jax.grad(loss, has_aux=True)), state, scale)
 
@@ -126,8 +162,8 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
     loss_and_logits = program.loss_and_logits(mesh)
 
     def loss(state):
-        mean, logits = loss_and_logits(state, *inputs)
-        return mean * jnp.asarray(scale, mean.dtype), logits
+        mean, found = loss_and_logits(state, *inputs)
+        return mean * jnp.asarray(scale, mean.dtype), found
 
     step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(shardings, None))
     placed = jax.jit(program.place, out_shardings=shardings)(state)
@@ -135,10 +171,11 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
 
 
 def _run(step, state, scale, unplace=lambda gradients: gradients):
-    gradients, logits = jax.device_get(step(state))
+    """(logits, gradients, what routers did) as numpy arrays."""
+    gradients, (logits, routing) = jax.device_get(step(state))
     gradients = unplace(gradients)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
-    return np.asarray(logits, np.float64), wide
+    return np.asarray(logits, np.float64), wide, routing
 
 
 def relative_error(found: np.ndarray, exact: np.ndarray) -> float:

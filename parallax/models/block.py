@@ -68,7 +68,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)), a mixture if it has experts."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) or a mixture of experts."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.attention_norm = Norm(config)

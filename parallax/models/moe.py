@@ -1,6 +1,6 @@
 """A mixture of experts in place of the MLP: a router, and E MLPs of which a token passes k.
 
-Shapes: B batch, L tokens, T tokens in all here, D model width, E experts, F width of one, k choices.
+Shapes: B batch, L tokens of each, T in all; D model width, E experts, F width of one, k choices.
 """
 
 from typing import Any

@@ -14,7 +14,7 @@ def total_stats(
     """RouterStats [M, layers, ...] of microbatches on each device -> [layers, ...] of all.
 
     Args:
-      stats: with a leading M.
+      stats: with a leading M. Fields may be None.
       tokens: mesh axes that split the tokens: counts of their devices add up.
       alike: mesh axes whose devices counted the same tokens, each of them all.
 
@@ -32,8 +32,8 @@ def total_stats(
         x = lax.psum(vary_over(x, axes), axes)
         return x // once if jnp.issubdtype(x.dtype, jnp.integer) else x / once
 
-    margin = stats.smallest_margin.min(0)
-    if axes:
+    margin = None if stats.smallest_margin is None else stats.smallest_margin.min(0)
+    if axes and margin is not None:
         margin = lax.pmin(lax.stop_gradient(vary_over(margin, axes)), axes)
     totals = jax.tree.map(total, stats._replace(smallest_margin=None))
     return totals._replace(smallest_margin=margin)

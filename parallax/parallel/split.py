@@ -41,7 +41,7 @@ class Split:
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mesh_axes: Mapping[str, int] = field(default_factory=dict)
     attention: AttentionPart = Local()
-    experts: ExpertPart = LocalExperts()
+    experts: ExpertPart = field(default_factory=LocalExperts)
     reduce_dtype: str | None = None
     remat: Remat = "none"
     platform: Platform = "cpu"

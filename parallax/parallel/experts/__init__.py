@@ -1,6 +1,7 @@
 """Mixture of experts inside `shard_map`: routing, experts, and the exchanges between devices."""
 
 from parallax.parallel.experts.chunks import ExpertShape
+from parallax.parallel.experts.exchange import Platform
 from parallax.parallel.experts.expert_parts import (
     EXPERT_PARTS,
     ExchangeExperts,
@@ -24,6 +25,7 @@ __all__ = [
     "ExpertShape",
     "ExpertWeights",
     "LocalExperts",
+    "Platform",
     "RouterStats",
     "Routing",
     "grouped_mlp",

@@ -80,6 +80,12 @@ class ExpertPart(Protocol):
         """Closed form of what `calls` forward calls send; not what the caller sums."""
         ...
 
+    def recompute_transfers(
+        self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
+    ) -> tuple[Transfer, ...]:
+        """Of `transfers`, what a layer recomputed for its gradient sends again."""
+        ...
+
     def backward_transfers(
         self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
     ) -> tuple[Transfer, ...]:
@@ -131,6 +137,9 @@ class LocalExperts:
         return join(lax.map(chunk, inputs), tokens), inputs[1].min() * 0
 
     def transfers(self, shape, sizes, calls, platform="gpu"):
+        return ()
+
+    def recompute_transfers(self, shape, sizes, calls, platform="gpu"):
         return ()
 
     def backward_transfers(self, shape, sizes, calls, platform="gpu"):
@@ -200,6 +209,11 @@ class ExchangeExperts:
     def transfers(self, shape, sizes, calls, platform="gpu"):
         closed_form = node_transfers if self.node_aware else flat_transfers
         return closed_form(self._setting(platform), shape, sizes, calls)
+
+    def recompute_transfers(self, shape, sizes, calls, platform="gpu"):
+        # The sums that a relay sends home are the result itself: no gradient needs them.
+        found = self.transfers(shape, sizes, calls, platform)
+        return tuple(t for t in found if t.what != "sums of a node's outputs home")
 
     def backward_transfers(self, shape, sizes, calls, platform="gpu"):
         # Rows and gates have gradients, which travel back; counts and choices have none.
