@@ -45,12 +45,10 @@ def _clusters():
 
 
 def _papers():
-    from parallax.papers import PAPERS, PENDING_PAPERS
+    from parallax.papers import PAPERS
 
     for name, paper in PAPERS.items():
         yield name, paper.title
-    for name, pending in PENDING_PAPERS.items():
-        yield name, f"not available: {pending.reason}"
 
 
 _ROWS = {"models": _models, "strategies": _strategies, "clusters": _clusters, "papers": _papers}

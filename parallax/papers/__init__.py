@@ -3,24 +3,21 @@
 from parallax.papers.cache_layerwise import CACHE_LAYERWISE
 from parallax.papers.compressed_layerwise import COMPRESSED_LAYERWISE
 from parallax.papers.cross_node_ep import CROSS_NODE_EP
-from parallax.papers.paper import Assumption, Claim, Paper, PendingPaper, Validation
+from parallax.papers.paper import Assumption, Claim, Paper, Validation
 from parallax.papers.ring_sp import RING_SP
 from parallax.papers.two_level import TWO_LEVEL
 
 PAPERS: dict[str, Paper] = {
-    p.name: p for p in (RING_SP, TWO_LEVEL, CACHE_LAYERWISE, COMPRESSED_LAYERWISE)
+    p.name: p for p in (RING_SP, TWO_LEVEL, CACHE_LAYERWISE, COMPRESSED_LAYERWISE, CROSS_NODE_EP)
 }
-PENDING_PAPERS: dict[str, PendingPaper] = {p.name: p for p in (CROSS_NODE_EP,)}
-PAPER_NAMES = (*PAPERS, *PENDING_PAPERS)
+PAPER_NAMES = tuple(PAPERS)
 
 __all__ = [
     "PAPERS",
     "PAPER_NAMES",
-    "PENDING_PAPERS",
     "Assumption",
     "Claim",
     "Paper",
-    "PendingPaper",
     "Validation",
     "paper",
 ]
@@ -30,12 +27,8 @@ def paper(name: str) -> Paper:
     """The paper of that name.
 
     Raises:
-      ValueError: no such paper, or one whose model this release cannot build.
+      ValueError: no such paper.
     """
-    if name in PENDING_PAPERS:
-        raise ValueError(
-            f"paper {name!r}: {PENDING_PAPERS[name].reason}. Use one of: {', '.join(PAPERS)}."
-        )
     if name not in PAPERS:
         raise ValueError(f"unknown paper {name!r}. Use one of: {', '.join(PAPERS)}.")
     return PAPERS[name]

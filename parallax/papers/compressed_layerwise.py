@@ -25,7 +25,7 @@ COMPRESSED_LAYERWISE = Paper(
         dtype="float16",
     ),
     workload=Workload(batch=128, seq_len=10_000, microbatches=8),
-    strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
+    strategies=("tensor_pipeline", "layerwise", "data_parallel"),
     cluster=CLUSTER,
     claims=CLAIMS,
     assumptions=(

@@ -82,19 +82,3 @@ class Paper:
     small_workload: Workload
     proposed: str
     missing: str = ""
-
-
-@dataclass(frozen=True)
-class PendingPaper:
-    """A paper whose model this release cannot build; what it says is kept.
-
-    Attributes:
-      reason: why, in words that finish "paper <name>: ...".
-    """
-
-    name: str
-    title: str
-    reason: str
-    claims: tuple[Claim, ...]
-    assumptions: tuple[Assumption, ...]
-    validations: tuple[Validation, ...]

@@ -9,7 +9,7 @@ RING_SP = Paper(
     title="Ring Attention + Sequence Parallelism over 16 GPUs, 4-layer dense model",
     config=WIDE_LAYERS.replace(name="ring_sp", num_layers=4),
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
-    strategies=("tensor_pipeline", "ring_sequence", "data_parallel"),
+    strategies=("tensor_pipeline", "ring_sequence", "double_ring", "data_parallel"),
     cluster=CLUSTER,
     claims=(
         Claim("tensor_pipeline", "TPS", 1.20e6, "tokens/s", "tps",

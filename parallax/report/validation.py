@@ -185,6 +185,14 @@ def _layers_deal_out(run: _Run, _: str) -> _Decision:
     return ("pass" if layers % devices == 0 else "fail"), text
 
 
+def _one_expert_a_device(run: _Run, name: str) -> _Decision:
+    if run.result(name) is None:
+        return "undecided", f"{name} was not run"
+    experts, devices = run.paper.config.num_experts, run.cluster.devices
+    text = f"{experts} experts a layer on {devices} devices (derived)"
+    return ("pass" if experts == devices else "fail"), text
+
+
 def _needs(run: _Run, what: str) -> _Decision:
     return "undecided", f"needs {what}"
 
@@ -197,5 +205,6 @@ CHECKS: dict[str, Callable[[_Run, str], _Decision]] = {
     "layer_fits_cache": _layer_fits_cache,
     "compressed_layer_fits_cache": _compressed_layer_fits_cache,
     "layers_deal_out": _layers_deal_out,
+    "one_expert_a_device": _one_expert_a_device,
     "needs": _needs,
 }

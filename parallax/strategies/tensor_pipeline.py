@@ -1,5 +1,7 @@
 """Megatron tensor parallelism inside a node, GPipe stages between nodes: the papers' baseline."""
 
+from typing import Literal
+
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.layer_parts import Pipeline, Scan
 from parallax.rules import Rules
@@ -14,6 +16,7 @@ def tensor_pipeline(
     sequence_parallel_norms: bool = False,
     split_kv_heads: bool = True,
     reduce_dtype: str | None = None,
+    experts: Literal["tensor", "colocated"] = "tensor",
 ) -> Strategy:
     """Column- and row-parallel matrices over `tensor`, contiguous layers over `stage`.
 
@@ -25,24 +28,30 @@ def tensor_pipeline(
         the papers): reduce-scatter and all-gather instead of all-reduce, less memory.
       split_kv_heads: False computes all key/value heads on every device, for kv_heads < tensor.
       reduce_dtype: dtype of partial sums on the wire.
+      experts: of a model with experts, "tensor" splits each over `tensor`, "colocated" deals whole
+        experts out over it; either way a device runs them on all its tokens that chose them.
 
     Cost: per layer and microbatch two all-reduces of [b, L, D] over `tensor`; per tick one handoff
       of a tensor rank's share [b, L, D / tensor] over `stage` and one all-gather of it.
     Reference: Shoeybi et al., "Megatron-LM", 2019; Huang et al., "GPipe", 2019; Korthikanti et al.,
       "Reducing Activation Recomputation", 2022 (sequence-parallel norms).
     """
+    if experts not in ("tensor", "colocated"):
+        raise ValueError(f"tensor_pipeline: experts must be tensor or colocated; got {experts!r}.")
     kv_heads = "tensor" if split_kv_heads else None
+    colocated = experts == "colocated"
     rules = Rules(
         heads="tensor",
         kv_heads=kv_heads,
-        mlp="tensor",
+        mlp=None if colocated else "tensor",
+        expert="tensor" if colocated else None,
         lookup=None if sequence_parallel_norms else "tensor",
         vocab=("stage", "tensor") if stage > 1 else "tensor",
         layers="stage" if stage > 1 else None,
         act_heads="tensor",
         # With whole key/value heads on every device, each keeps those its own query heads read.
         act_kv_heads="tensor",
-        act_mlp="tensor",
+        act_mlp=None if colocated else "tensor",
         act_norm_seq="tensor" if sequence_parallel_norms else None,
         act_vocab=("stage", "tensor") if stage > 1 else "tensor",
         decode=(("act_norm_seq", None),),
@@ -50,5 +59,21 @@ def tensor_pipeline(
     axes = {"stage": stage, "tensor": tensor} if stage > 1 else {"tensor": tensor}
     layers = Pipeline("stage", microbatches) if stage > 1 else Scan()
     return Strategy(
-        "tensor_pipeline", MeshSpec(axes), rules, layers=layers, reduce_dtype=reduce_dtype
+        "tensor_pipeline_colocated" if colocated else "tensor_pipeline",
+        MeshSpec(axes),
+        rules,
+        layers=layers,
+        reduce_dtype=reduce_dtype,
     )
+
+
+def tensor_pipeline_colocated(tensor: int = 8, stage: int = 2) -> Strategy:
+    """`tensor_pipeline` with whole experts dealt out over `tensor` (a reading of `cross_node_ep`).
+
+    Args:
+      tensor: devices of a tensor group. They divide heads, kv_heads and the number of experts.
+      stage: pipeline stages.
+
+    A model without experts has its MLP whole on every device then.
+    """
+    return tensor_pipeline(tensor, stage, experts="colocated")

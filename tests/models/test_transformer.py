@@ -94,7 +94,7 @@ def test_small_keeps_the_shape():
 
 
 BAD = {
-    "d_model": (dict(d_model=0), "d_model must be a positive integer, got 0"),
+    "d_model": (dict(d_model=0), "d_model must be an integer of at least 1, got 0"),
     "groups": (dict(num_kv_heads=3), "num_kv_heads=3 does not divide num_heads=4"),
     "pairs": (dict(head_dim=7), "head_dim=7 is odd"),
     "mlp": (dict(mlp="moe"), "mlp must be one of gelu, gated; got 'moe'"),
