@@ -56,8 +56,9 @@ def forward_transfers(
         head_dim=config.head_dim,
         item_bytes=item,
         packed=workload.packed,
+        is_causal=config.causal,
     )
-    for t in strategy.attention.transfers(shape, split.count("act_seq"), ticks * layers):
+    for t in strategy.attention.transfers(shape, strategy.mesh_axes, ticks * layers):
         minimum = t.minimum_bytes * useful / ticks
         found.append(dataclasses.replace(t, minimum_bytes=minimum))
 

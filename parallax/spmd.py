@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -20,7 +21,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.layer_parts import StackFunctions
-from parallax.parallel.order import undo_order
+from parallax.parallel.order import undo_positions
 from parallax.parallel.varying import vary_over
 from parallax.rules import Phase, check_divides
 from parallax.strategy import Strategy
@@ -178,10 +179,11 @@ class ShardedTransformer:
 
     def _natural(self, logits: jax.Array) -> jax.Array:
         """Logits of all positions in the order of the tokens."""
-        order = getattr(self.strategy.attention, "order", "natural")
-        if order == "natural":
-            return logits
-        return undo_order(logits, self.strategy.split().count("act_seq"), order)
+        shards = self.strategy.split().count("act_seq")
+        length = self.workload.seq_len // shards
+        part, mesh = self.strategy.attention, self.strategy.mesh_axes
+        held = [part.positions(index, length, mesh) for index in range(shards)]
+        return undo_positions(logits, np.concatenate(held))
 
     def weight_bytes(self) -> float:
         """Bytes of weights a device reads in one forward pass: its layers once a tick, its share of

@@ -9,7 +9,8 @@ from jax import lax
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
-from parallax.parallel.ring import Ring
+from parallax.parallel.pairs import Pairs, _where
+from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
 from parallax.strategies import ring_sequence, tensor_pipeline
 from tests.strategies.cases import GQA_FULL, SMALL, STRATEGIES, workload
@@ -59,11 +60,13 @@ def test_lower_precision_by_the_table(dtype):
 
 
 def drop_a_hop(patch):
-    exact = Ring.visit
-    patch.setattr(
-        Ring, "visit",
-        lambda self, i, *rest: rest[-1] if isinstance(i, int) else exact(self, i, *rest),
-    )  # fmt: skip
+    exact = Pairs.visit
+
+    def visit(self, source, *rest):
+        new = exact(self, source, *rest)
+        return new if source is OWN else _where(source == 3, rest[-1], new)
+
+    patch.setattr(Pairs, "visit", visit)
     return "ring_sequence"
 
 
