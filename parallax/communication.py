@@ -48,11 +48,22 @@ def forward_transfers(
     lookup = split.over("lookup")
     add("widen embeddings and handoffs", "all-gather", lookup, residual * item, ticks, useful)
 
+    # Where 'kv_heads' is whole and 'heads' is not, a device keeps those its query heads read.
+    heads, kv_heads = config.num_heads // split.count("heads"), config.num_kv_heads
+    computed_kv_heads = kv_heads // split.count("kv_heads")
+    if split.over("kv_heads") or not split.over("heads"):
+        kv_heads = computed_kv_heads
+    else:
+        kv_heads = max(1, heads * kv_heads // config.num_heads)
+    if config.qk_norm:
+        squares = residual // config.d_model * (heads + computed_kv_heads) * max(4, item)
+        add("sums of squares of queries and keys", "all-reduce", split.over("head_dim"), squares,
+            ticks * layers, useful * layers)  # fmt: skip
     shape = AttentionShape(
         batch=b,
         seq_len=workload.seq_len,
-        heads=config.num_heads // split.count("heads"),
-        kv_heads=config.num_kv_heads // split.count("kv_heads"),
+        heads=heads,
+        kv_heads=kv_heads,
         head_dim=config.head_dim,
         item_bytes=item,
         packed=workload.packed,

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ModelConfig
+from parallax.models.rope import check_whole_pairs
 from parallax.models.transformer import Transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.layer_parts import StackFunctions
@@ -265,6 +266,8 @@ class ShardedTransformer:
             workload.seq_len, split.over("act_seq", "act_norm_seq"), mesh,
             where=f"{where}: tokens dim 1", name="act_seq",
         )  # fmt: skip
+        if self.config.positions == "rope":
+            check_whole_pairs(self.config.head_dim, split)
         local = workload.batch // split.count("act_batch")
         if workload.microbatches < 1 or local % workload.microbatches:
             raise ValueError(

@@ -31,6 +31,7 @@ class ModelConfig:
       causal: a token sees itself and earlier ones; otherwise every token.
       dtype: of parameters and activations.
       max_seq_len: rows of the learned position table, tokens.
+      qk_norm: RMSNorm of every query and key head over head_dim, before positions.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelConfig:
     max_seq_len: int = 10_000
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
+    qk_norm: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -82,6 +84,7 @@ class ModelConfig:
         """Parameters in all, embeddings and norms included."""
         attention = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         mlp = (3 if self.mlp == "gated" else 2) * self.d_model * self.d_ff
+        attention += 2 * self.head_dim if self.qk_norm else 0
         norm = self.d_model * (2 if self.norm == "layernorm" else 1)
         tables = 2 * self.vocab_size * self.d_model
         if self.positions == "learned":

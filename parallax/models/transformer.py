@@ -68,9 +68,8 @@ class Transformer(nnx.Module):
         angles: Rotation | None = None
         if self.config.positions == "rope":
             positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
-            angles = rotation(
-                positions, self.config.head_dim, self.config.rope_theta, self.config.dtype
-            )
+            config = self.config
+            angles = rotation(positions, config.head_dim, config.rope_theta, config.dtype, split)
         segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
         graph, stacked = nnx.split(self.layers)
 

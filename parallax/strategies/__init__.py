@@ -1,23 +1,30 @@
 """The partitioning systems: one file and one constructor each, for any number of devices."""
 
+import math
 from collections.abc import Callable
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.strategies.data_parallel import data_parallel
 from parallax.strategies.ring_sequence import ring_sequence
 from parallax.strategies.tensor_pipeline import tensor_pipeline
+from parallax.strategies.two_level import two_level
+from parallax.strategies.ulysses import ulysses
 from parallax.strategy import Strategy
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "tensor_pipeline": tensor_pipeline,
     "ring_sequence": ring_sequence,
+    "two_level": two_level,
+    "ulysses": ulysses,
     "data_parallel": data_parallel,
 }
 
 # Mesh axis -> the constructor's argument for its size.
 _ARGUMENTS = {
     "tensor_pipeline": {"stage": "stage", "tensor": "tensor"},
-    "ring_sequence": {"seq": "devices"},
+    "ring_sequence": {"node": "nodes", "seq": "devices"},
+    "two_level": {"head_group": "groups", "head_slice": "slices"},
+    "ulysses": {"seq": "devices"},
     "data_parallel": {"data": "devices"},
 }
 
@@ -51,11 +58,24 @@ def build(
             )
         sizes = dict.fromkeys(arguments.values(), 1)
         sizes |= {arguments[axis]: size for axis, size in mesh.axes}
+        if name == "ring_sequence":
+            sizes["devices"] *= sizes["nodes"]
         return STRATEGIES[name](**sizes)
     if name == "tensor_pipeline":
         tensor = min(node_size, 8, devices)
         return tensor_pipeline(tensor, devices // tensor)
+    if name == "two_level":
+        slices = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
+        return two_level(devices // slices, slices)
     return STRATEGIES[name](devices)
 
 
-__all__ = ["STRATEGIES", "build", "data_parallel", "ring_sequence", "tensor_pipeline"]
+__all__ = [
+    "STRATEGIES",
+    "build",
+    "data_parallel",
+    "ring_sequence",
+    "tensor_pipeline",
+    "two_level",
+    "ulysses",
+]

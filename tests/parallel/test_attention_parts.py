@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.lenses.reference import Plain
 from parallax.meshes.mesh import MeshSpec
-from parallax.parallel import pairs, ring
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.order import undo_positions

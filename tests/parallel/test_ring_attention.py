@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.lenses.reference import Plain
 from parallax.meshes.mesh import MeshSpec
-from parallax.parallel.ring import OWN
 from parallax.parallel import pairs, ring_attention, to_order, undo_order
+from parallax.parallel.ring import OWN
 
 
 def draw(shape, seed):

@@ -12,8 +12,8 @@ from parallax.lenses.verifying import verify_transformer
 from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
-from parallax.strategies import ring_sequence, tensor_pipeline
-from tests.strategies.cases import GQA_FULL, SMALL, STRATEGIES, workload
+from parallax.strategies import ring_sequence, tensor_pipeline, two_level
+from tests.strategies.cases import GQA_FULL, PRODUCTS, SMALL, STRATEGIES, workload
 
 TEXT = read_text(None, 16 * 80)[0]
 
@@ -36,8 +36,15 @@ def test_all_strategies_causal():
 
 def test_grouped_queries_full_attention_packed():
     # Two key/value heads on eight tensor devices: each device computes both and keeps its own.
-    strategies = [tensor_pipeline(8, 2, split_kv_heads=False), *list(STRATEGIES.values())[1:]]
-    check(verify(GQA_FULL, strategies, packed=True))
+    own = {
+        "tensor_pipeline": tensor_pipeline(8, 2, split_kv_heads=False),
+        "two_level": two_level(4, 4, split_kv_heads=False),
+    }
+    check(verify(GQA_FULL, (STRATEGIES | own).values(), packed=True))
+
+
+def test_products_with_normed_queries_and_keys():
+    check(verify(SMALL.replace(qk_norm=True), PRODUCTS.values(), packed=True))
 
 
 def test_variants():
