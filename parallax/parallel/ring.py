@@ -99,6 +99,9 @@ def _around(axis: str, kv: Any, hop: Hop, state: Any) -> tuple[Any, Any]:
 
     received = send(kv)
     state, shares = hop(state, kv, OWN)
+    # Nothing of the next place may start earlier: its keys have this whole hop, which may be a ring
+    # of its own, to arrive.
+    state, received = lax.optimization_barrier((state, received))
     if size > 2:
         carry, backs = (state, shares, received), jnp.arange(1, size - 1, dtype=jnp.int32)
         (state, shares, received), _ = lax.scan(body, carry, backs)
