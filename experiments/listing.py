@@ -5,7 +5,7 @@ KINDS = ("models", "strategies", "clusters", "papers")
 
 def listing(kind: str) -> str:
     """One line a thing. `kind` is one of KINDS."""
-    return "\n".join(f"{name:<22}{what}" for name, what in _ROWS[kind]())
+    return "\n".join(f"{name:<27}{what}" for name, what in _ROWS[kind]())
 
 
 def _models():
@@ -25,8 +25,9 @@ def _models():
 def _strategies():
     from parallax.strategies import STRATEGIES
 
-    for name, make in STRATEGIES.items():
-        yield name, (make.__doc__ or "").partition("\n")[0]
+    for name, named in STRATEGIES.items():
+        yield name, f"{named.says} ({', '.join(named.axes)})"
+    yield "<name>+<name>", "several at once, with --mesh=axis=size,... over the axes of all"
 
 
 def _clusters():

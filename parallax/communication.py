@@ -98,6 +98,16 @@ class _Walk:
         wire = self.split.reduce_dtype
         self.wire_item = self.item if wire is None else ITEM_BYTES[wire]
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Query heads and key/value heads that reach the attention part of one device."""
+        split, config = self.split, self.config
+        heads = config.num_heads // split.count("heads")
+        if split.over("kv_heads") or not split.over("heads"):
+            return heads, config.num_kv_heads // split.count("kv_heads")
+        # 'kv_heads' is whole and 'heads' is not: a device keeps those its query heads read.
+        return heads, max(1, heads * config.num_kv_heads // config.num_heads)
+
     def over(self, *names: str) -> tuple[str, ...]:
         return self.split.over(*names)
 
@@ -151,7 +161,7 @@ class _Walk:
             self.add("widen the handoff's gradient", "all-gather", self.over("lookup"), whole)
 
     def _halves(self, passes: int, again: bool):
-        """Each half of a block: its name, the mesh axes its output is summed over, how often.
+        """Each half of a block: name, mesh axes its output is summed over, how often.
 
         A layer recomputed on its own stops before its last sum, whose result nobody reads.
         """
@@ -164,15 +174,22 @@ class _Walk:
         """What the attention and expert parts move in `passes` passes through all layers."""
         calls = passes * self.ticks * self.layers
         config, split = self.config, self.split
+        heads, kv_heads = self.heads
         attention = AttentionShape(
             batch=self.b,
             seq_len=self.workload.seq_len,
-            heads=config.num_heads // split.count("heads"),
-            kv_heads=config.num_kv_heads // split.count("kv_heads"),
+            heads=heads,
+            kv_heads=kv_heads,
             head_dim=config.head_dim,
             item_bytes=self.item,
             packed=self.workload.packed,
+            is_causal=config.causal,
         )
+        if config.qk_norm:
+            computed = config.num_kv_heads // split.count("kv_heads")
+            self.add("sums of squares of queries and keys", "all-reduce", self.over("head_dim"),
+                     self.tokens * (heads + computed) * self.wide, passes,
+                     a_layer=True)  # fmt: skip
         found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
         if config.num_experts:
             experts = ExpertShape(

@@ -17,12 +17,13 @@ from parallax.models.config import ModelConfig
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
 from parallax.spmd import ShardedTransformer
-from parallax.strategies import STRATEGIES, build
+from parallax.strategies import build
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 LENSES = ("verify", "compile", "predict", "measure")
 DEFAULT_LENSES = ("verify", "compile", "predict")
+DEFAULT_STRATEGIES = ("tensor_pipeline", "ring_sequence", "two_level", "data_parallel")
 DEFAULT_BATCH, DEFAULT_SEQ_LEN = 16, 1024
 
 
@@ -57,7 +58,7 @@ def make_plan(request: dict[str, Any]) -> Plan:
     lenses = _lenses(request["lenses"])
     mesh = request["mesh"]
     mesh = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
-    asked = request["strategies"] or (chosen.strategies if chosen else tuple(STRATEGIES))
+    asked = request["strategies"] or (chosen.strategies if chosen else DEFAULT_STRATEGIES)
     made = [_strategy(s, mesh, where) for s in asked]
     repeated = {s.name for s in made if sum(t.name == s.name for t in made) > 1}
     if repeated:

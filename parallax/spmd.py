@@ -12,17 +12,19 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ModelConfig
+from parallax.models.rope import check_whole_pairs
 from parallax.models.transformer import Transformer
 from parallax.parallel.balance import total_stats
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import Platform, RouterStats, load_balancing_loss
 from parallax.parallel.layer_parts import StackFunctions
-from parallax.parallel.order import undo_order
+from parallax.parallel.order import undo_positions
 from parallax.parallel.split import Remat, Split
 from parallax.parallel.stage_layers import pad_layers, unpad_layers
 from parallax.parallel.varying import vary_over
@@ -230,10 +232,11 @@ class ShardedTransformer:
 
     def _natural(self, logits: jax.Array) -> jax.Array:
         """Logits of all positions in the order of the tokens."""
-        order = getattr(self.strategy.attention, "order", "natural")
-        if order == "natural":
-            return logits
-        return undo_order(logits, self.strategy.split().count("act_seq"), order)
+        shards = self.strategy.split().count("act_seq")
+        length = self.workload.seq_len // shards
+        part, mesh = self.strategy.attention, self.strategy.mesh_axes
+        held = [part.positions(index, length, mesh) for index in range(shards)]
+        return undo_positions(logits, np.concatenate(held))
 
     def weight_bytes(self) -> float:
         """Bytes of weights a device reads in one forward pass: its layers once a tick, its share of
@@ -391,6 +394,8 @@ class ShardedTransformer:
             workload.seq_len, split.over("act_seq", "act_norm_seq"), mesh,
             where=f"{where}: tokens dim 1", name="act_seq",
         )  # fmt: skip
+        if self.config.positions == "rope":
+            check_whole_pairs(self.config.head_dim, split)
         local = workload.batch // split.count("act_batch")
         if workload.microbatches < 1 or local % workload.microbatches:
             raise ValueError(

@@ -44,6 +44,7 @@ class Strategy:
     def __post_init__(self):
         self.rules.check_mesh(dict(self.mesh.axes), f"Strategy '{self.name}'")
         self._check_part("attention", self.attention.seq_axes, "act_seq")
+        self._check_part("attention", self.attention.slice_axes, "head_dim")
         self._check_part("layers", self.layers.stage_axes, "layers")
         self._check_experts()
         table = self.rules.table()
@@ -194,8 +195,16 @@ def _require_fields(data: Any, expected: set[str], where: str) -> None:
 
 
 def _part_to_dict(part: Any, parts: dict[str, Any]) -> dict[str, Any]:
+    """A part and the parts inside it; tuples become lists, as JSON has them."""
     names = {cls: name for name, cls in parts.items()}
-    return {"part": names[type(part)], **dataclasses.asdict(part)}
+
+    def plain(value: Any) -> Any:
+        if type(value) in names:
+            return _part_to_dict(value, parts)
+        return list(value) if isinstance(value, tuple) else value
+
+    fields = {f.name: plain(getattr(part, f.name)) for f in dataclasses.fields(part)}
+    return {"part": names[type(part)], **fields}
 
 
 def _part_from_dict(data: Any, parts: dict[str, Any], where: str) -> Any:
@@ -203,4 +212,13 @@ def _part_from_dict(data: Any, parts: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: expected a 'part' of {', '.join(parts)}; got {data!r}.")
     cls = parts[data["part"]]
     _require_fields(data, {"part", *(f.name for f in dataclasses.fields(cls))}, where)
-    return cls(**{k: v for k, v in data.items() if k != "part"})
+
+    kinds = tuple(parts.values())
+
+    def value(field: dataclasses.Field) -> Any:
+        plain = data[field.name]
+        if isinstance(plain, dict) or isinstance(field.default, kinds):
+            return _part_from_dict(plain, parts, f"{where}: {field.name}")
+        return tuple(plain) if isinstance(plain, list) else plain
+
+    return cls(**{field.name: value(field) for field in dataclasses.fields(cls)})

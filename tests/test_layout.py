@@ -44,7 +44,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Below others in the list and yet not to be known to them: these rooms take any JAX program.
 MAY_ONLY_IMPORT = {
     "hlo": {"bounds"},
-    "parallel": {"kernels", "bounds"},
+    "parallel": {"meshes", "kernels", "bounds"},
     "report": {"results", "papers", "models", "workload", "bounds", "hlo", "meshes"},
 }
 

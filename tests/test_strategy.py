@@ -5,14 +5,27 @@ import json
 import pytest
 
 from parallax.meshes.mesh import MeshSpec
-from parallax.parallel.attention_parts import Local, Ring
+from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.layer_parts import Pipeline
 from parallax.rules import Rules
-from parallax.strategies import STRATEGIES, build, ring_sequence, tensor_pipeline
+from parallax.strategies import STRATEGIES, build, ring_sequence, tensor_pipeline, two_level
 from parallax.strategy import Strategy
 
+SLICED = two_level(2, 2).rules.replace(act_seq=("node", "seq"))
+NESTED = [
+    Strategy(
+        "sliced_ring", MeshSpec({"node": 2, "seq": 2, "head_group": 2, "head_slice": 2}), SLICED,
+        attention=HeadSlices("head_slice", "gather", Ring(("node", "seq"), "zigzag")),
+    ),
+    Strategy(
+        "ulysses_ring", MeshSpec({"node": 2, "seq": 4}), Rules(act_seq=("node", "seq")),
+        attention=Ulysses("seq", Ring("node")),
+    ),
+]  # fmt: skip
 ALL = [make() for make in STRATEGIES.values()] + [
     ring_sequence(4, order="natural"),
+    ring_sequence(16, nodes=2),
+    *NESTED,
     tensor_pipeline(4, 2, microbatches=8, sequence_parallel_norms=True, reduce_dtype="float32"),
 ]
 
@@ -29,6 +42,10 @@ def edited(**changes):
     return json.dumps({**tensor_pipeline().to_dict(), **changes})
 
 
+def with_inner(inner):
+    return {"part": "ulysses", "axis": "seq", "inner": inner}
+
+
 BAD_FILES = {
     "json": ("{", "not JSON"),
     "list": ("[]", "expected an object with fields, got list"),
@@ -37,6 +54,10 @@ BAD_FILES = {
     "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 1"),
     "part": (edited(attention={"part": "star"}), "expected a 'part' of local, ring"),
     "part fields": (edited(attention={"part": "ring"}), "missing fields"),
+    "inner": (edited(attention=with_inner("seq")), "inner: expected a 'part' of local, ring"),
+    "inner part": (edited(attention=with_inner({"part": "scan"})), "inner: expected a 'part' of"),
+    "inner fields": (edited(attention=with_inner({"part": "ring"})), "inner: missing fields"),
+    "no mesh axis": (edited(attention={"part": "ring", "axis": [], "order": "zigzag"}), "Ring: "),
     "mesh": (edited(mesh="tensor=x"), "expected name=size"),
     "axis": (edited(mesh="tensor=8"), "the mesh has tensor"),
     "rules": (edited(rules={"mlp": "tensor"}), "rules: missing fields"),
@@ -63,6 +84,10 @@ def test_parts_and_rules_must_agree():
         Strategy("s", seq, Rules(act_seq="seq"), attention=Local())
     with pytest.raises(ValueError, match="the rules map 'act_seq' to none"):
         Strategy("s", seq, Rules(), attention=Ring("seq"))
+    with pytest.raises(ValueError, match=r"attention=Local\(\) .* the rules map 'head_dim' to"):
+        Strategy("s", MeshSpec({"head_slice": 4}), Rules(head_dim="head_slice"))
+    with pytest.raises(ValueError, match="the rules map 'head_dim' to none"):
+        Strategy("s", MeshSpec({"head_slice": 4}), Rules(), attention=HeadSlices("head_slice"))
     with pytest.raises(ValueError, match="layers=Pipeline"):
         Strategy("s", MeshSpec({"stage": 2}), Rules(), layers=Pipeline("stage"))
     with pytest.raises(ValueError, match="'act_norm_seq' and 'lookup' are both split"):
@@ -78,6 +103,11 @@ def test_build_fills_a_cluster_or_takes_a_mesh():
     assert build("tensor_pipeline").mesh == MeshSpec({"stage": 2, "tensor": 8})
     assert build("tensor_pipeline", devices=32).mesh == MeshSpec({"stage": 4, "tensor": 8})
     assert build("ring_sequence", MeshSpec({"seq": 4})) == ring_sequence(4)
+    double = build("ring_sequence", MeshSpec({"node": 2, "seq": 4}))
+    assert double == ring_sequence(8, nodes=2)
+    assert build("two_level").mesh == MeshSpec({"head_group": 4, "head_slice": 4})
+    assert build("two_level", devices=32).mesh == MeshSpec({"head_group": 8, "head_slice": 4})
+    assert build("two_level", MeshSpec({"head_slice": 2})) == two_level(1, 2)
     assert build("tensor_pipeline", MeshSpec({"tensor": 4})).mesh == MeshSpec({"tensor": 4})
     with pytest.raises(ValueError, match="unknown strategy 'star'. Use one of: tensor_pipeline"):
         build("star")

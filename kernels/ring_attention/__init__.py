@@ -7,5 +7,13 @@ from parallax.kernels.ring_attention.api import (
     empty_carry,
     finish,
 )
+from parallax.kernels.ring_attention.reference import score_elements
 
-__all__ = ["Carry", "attention_step", "attention_step_backward", "empty_carry", "finish"]
+__all__ = [
+    "Carry",
+    "attention_step",
+    "attention_step_backward",
+    "empty_carry",
+    "finish",
+    "score_elements",
+]

@@ -1,6 +1,7 @@
 """The operation, whatever implements it: a step takes and returns the unnormalised (o, m, l).
 
-Shapes: B batch, L query tokens, M key tokens, H query heads, G key/value heads, K head_dim.
+Shapes: B batch, L query tokens, M key tokens, H query heads, G key/value heads, K head_dim,
+V width of the values (often K).
 """
 
 from typing import NamedTuple
@@ -18,25 +19,29 @@ class Carry(NamedTuple):
     """Unnormalised attention so far, in float32 (float64 for float64 inputs).
 
     Attributes:
-      o: [B, H, L, K], sum over seen keys of exp(score - m) * v.
+      o: [B, H, L, V], sum over seen keys of exp(score - m) * v.
       m: [B, H, L], largest score seen; -inf where no key was.
       l: [B, H, L], sum over seen keys of exp(score - m).
     """
 
-    o: Float[Array, "b h l k"]
+    o: Float[Array, "b h l v"]
     m: Float[Array, "b h l"]
     l: Float[Array, "b h l"]
 
 
-def empty_carry(q: Float[Array, "b l h k"]) -> Carry:
-    """The carry before any key was seen; varies over the same mesh axes as q."""
-    zeros = jnp.swapaxes(q, 1, 2).astype(reference.accumulator_dtype(q.dtype)) * 0
+def empty_carry(q: Float[Array, "b l h k"], value_dim: int | None = None) -> Carry:
+    """The carry before any key was seen, for values of width `value_dim` (None: that of q).
+
+    It varies over the same mesh axes as q.
+    """
+    zeros = jnp.swapaxes(q, 1, 2)[..., :1].astype(reference.accumulator_dtype(q.dtype)) * 0
     rows = zeros[..., 0]
-    return Carry(zeros, rows - jnp.inf, rows)
+    width = q.shape[-1] if value_dim is None else value_dim
+    return Carry(jnp.broadcast_to(zeros, (*rows.shape, width)), rows - jnp.inf, rows)
 
 
-def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h k"], Float[Array, "b h l"]]:
-    """Normalised output [B, L, H, K] in `dtype`, and log-sum-exp [B, H, L] of the scores."""
+def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h v"], Float[Array, "b h l"]]:
+    """Normalised output [B, L, H, V] in `dtype`, and log-sum-exp [B, H, L] of the scores."""
     l_safe = jnp.where(carry.l == 0, 1, carry.l)
     out = jnp.swapaxes(carry.o / l_safe[..., None], 1, 2).astype(dtype)
     return out, carry.m + jnp.log(l_safe)
@@ -45,7 +50,7 @@ def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h k"], Float[Array, "
 def attention_step(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b m g k"],
-    v: Float[Array, "b m g k"],
+    v: Float[Array, "b m g v"],
     carry: Carry,
     *,
     is_causal: bool,
@@ -53,17 +58,20 @@ def attention_step(
     q_segment_ids: Int[Array, "b l"] | None = None,
     kv_segment_ids: Int[Array, "b m"] | None = None,
     kv_length: Int[Array, ""] | None = None,
+    partial_over: str | None = None,
     implementation: str | None = None,
 ) -> Carry:
     """Attends from q to one more block of keys and folds the result into `carry`.
 
     Args:
-      q, k, v: [B, L, H, K] and [B, M, G, K]; G divides H.
+      q, k, v: [B, L, H, K], [B, M, G, K] and [B, M, G, V]; G divides H.
       carry: what earlier blocks left (`empty_carry` at first).
       is_causal: key j is visible to query i where j <= i, counted inside this block pair.
       scale: multiplies the scores.
       q_segment_ids, kv_segment_ids: [B, L], [B, M]; tokens of different ids do not see each other.
       kv_length: scalar; only the first kv_length keys count.
+      partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
+        summed over it, in the accumulator's dtype, before they are used.
       implementation: "xla", or None for the best that supports the arguments.
 
     Returns:
@@ -72,7 +80,8 @@ def attention_step(
     Raises:
       NotImplementedError: the implementation cannot do this.
 
-    Cost: 4 B H L M K FLOPs (about half when is_causal and L is long: masked blocks are skipped).
+    Cost: 2 B H L M (K + V) FLOPs (about half when is_causal and L is long: masked blocks are
+      skipped). With partial_over an all-reduce of B H `score_elements(L, M, is_causal)` elements.
     Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
     """
     check_implementation(implementation)
@@ -80,6 +89,7 @@ def attention_step(
         *reference.step(
             q, k, v, carry.o, carry.m, carry.l,
             mask=reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length), scale=scale,
+            partial_over=partial_over,
         )
     )  # fmt: skip
 
@@ -87,8 +97,8 @@ def attention_step(
 def attention_step_backward(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b m g k"],
-    v: Float[Array, "b m g k"],
-    d_out: Float[Array, "b l h k"],
+    v: Float[Array, "b m g v"],
+    d_out: Float[Array, "b l h v"],
     lse: Float[Array, "b h l"],
     delta: Float[Array, "b h l"],
     *,
@@ -97,24 +107,28 @@ def attention_step_backward(
     q_segment_ids: Int[Array, "b l"] | None = None,
     kv_segment_ids: Int[Array, "b m"] | None = None,
     kv_length: Int[Array, ""] | None = None,
+    partial_over: str | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One block pair's share of the gradients, from the final log-sum-exp.
 
     Args:
-      d_out: [B, L, H, K], gradient of the normalised output.
+      d_out: [B, L, H, V], gradient of the normalised output.
       lse: [B, H, L] of the whole attention (`finish`).
-      delta: [B, H, L], sum over K of out * d_out.
+      delta: [B, H, L], sum over V (of all slices, with partial_over) of out * d_out.
       Others as in `attention_step`.
 
     Returns:
-      dq [B, L, H, K], dk and dv [B, M, G, K], in float32 (float64 for float64 inputs).
+      dq [B, L, H, K], dk [B, M, G, K] and dv [B, M, G, V], in float32 (float64 for float64).
 
-    Cost: 10 B H L M K FLOPs, masked blocks skipped.
+    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped. With partial_over two all-reduces of
+      what the forward step sums: scores again, and their gradients.
     """
     check_implementation(implementation)
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length)
-    return reference.step_backward(q, k, v, d_out, lse, delta, mask=mask, scale=scale)
+    return reference.step_backward(
+        q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over
+    )
 
 
 def check_implementation(implementation: str | None) -> None:

@@ -26,7 +26,7 @@ class Mask(NamedTuple):
     kv_length: jax.Array | None
 
 
-def step(q, k, v, o, m, l, *, mask: Mask, scale: float):
+def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None):
     """Forward step; see `api.attention_step`. Returns (o, m, l)."""
     q = _group_heads(q, k.shape[2])
     shape, rows = o.shape, m.shape
@@ -38,7 +38,7 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float):
     def pair(carry, ij):
         i, j = ij
         o, m, l = carry
-        scores = _scores(blocks.q(q, i, 1), blocks.kv(k, j, 1), scale)
+        scores = _scores(blocks.q(q, i, 1), blocks.kv(k, j, 1), scale, partial_over)
         scores = blocks.hide(scores, i, j, -jnp.inf)
         o_i, m_i, l_i = blocks.q(o, i, 3), blocks.q(m, i, 3), blocks.q(l, i, 3)
         m_new = jnp.maximum(m_i, scores.max(-1))
@@ -61,7 +61,9 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float):
     return o.reshape(shape), m.reshape(rows), l.reshape(rows)
 
 
-def step_backward(q, k, v, d_out, lse, delta, *, mask: Mask, scale: float):
+def step_backward(
+    q, k, v, d_out, lse, delta, *, mask: Mask, scale: float, partial_over: str | None
+):
     """Backward step; see `api.attention_step_backward`. Returns (dq, dk, dv)."""
     q_shape, kv_heads, dtype = q.shape, k.shape[2], lse.dtype
     q, d_out = _group_heads(q, kv_heads), _group_heads(d_out, kv_heads)
@@ -76,11 +78,11 @@ def step_backward(q, k, v, d_out, lse, delta, *, mask: Mask, scale: float):
         dq, dk, dv = carry
         q_i, do_i = blocks.q(q, i, 1), blocks.q(d_out, i, 1)
         k_j, v_j = blocks.kv(k, j, 1), blocks.kv(v, j, 1)
-        scores = blocks.hide(_scores(q_i, k_j, scale), i, j, -jnp.inf)
+        scores = blocks.hide(_scores(q_i, k_j, scale, partial_over), i, j, -jnp.inf)
         p = jnp.exp(scores - blocks.q(lse, i, 3)[..., None])
         p = blocks.hide(p, i, j, 0)
         dv_j = _einsum("bgrlm,blgrk->bmgk", p.astype(v.dtype), do_i, dtype)
-        dp = _einsum("blgrk,bmgk->bgrlm", do_i, v_j, dtype)
+        dp = _whole(_einsum("blgrk,bmgk->bgrlm", do_i, v_j, dtype), partial_over)
         ds = (p * (dp - blocks.q(delta, i, 3)[..., None]) * scale).astype(q.dtype)
         dq_i = _einsum("bgrlm,bmgk->blgrk", ds, k_j, dtype)
         dk_j = _einsum("bgrlm,blgrk->bmgk", ds, q_i, dtype)
@@ -97,6 +99,12 @@ def step_backward(q, k, v, d_out, lse, delta, *, mask: Mask, scale: float):
     return dq, dk, dv
 
 
+def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
+    """Scores of one head that a step computes: its visible blocks, whole and padded."""
+    blocks = _Blocks(q_length, kv_length, Mask(is_causal, None, None, None))
+    return len(blocks.visible) * blocks.q_size * blocks.kv_size
+
+
 def accumulator_dtype(dtype) -> jnp.dtype:
     """float32, or float64 for float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
@@ -106,9 +114,15 @@ def _einsum(spec, a, b, dtype):
     return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
 
-def _scores(q_i, k_j, scale):
+def _scores(q_i, k_j, scale, partial_over):
     dtype = accumulator_dtype(q_i.dtype)
-    return _einsum("blgrk,bmgk->bgrlm", q_i, k_j, dtype) * jnp.asarray(scale, dtype)
+    scores = _whole(_einsum("blgrk,bmgk->bgrlm", q_i, k_j, dtype), partial_over)
+    return scores * jnp.asarray(scale, dtype)
+
+
+def _whole(partial, axis: str | None):
+    """A product over this device's slice of head_dim, summed over the devices of the slices."""
+    return partial if axis is None else lax.psum(partial, axis)
 
 
 def _group_heads(x_BLHK, kv_heads):
@@ -169,14 +183,19 @@ class _Blocks:
             seen = same if seen is None else seen & same
         return x if seen is None else jnp.where(seen, x, jnp.asarray(value, x.dtype))
 
-    def walk(self, pair, carry):
-        """Folds `pair` over the visible block pairs."""
-        visible = [
+    @property
+    def visible(self) -> list[tuple[int, int]]:
+        """Pairs (query block, key block) of which some query sees some key."""
+        return [
             (i, j)
             for i in range(self.q_count)
             for j in range(self.kv_count)
             if not (self.mask.is_causal and j > i)
         ]
+
+    def walk(self, pair, carry):
+        """Folds `pair` over the visible block pairs."""
+        visible = self.visible
         if len(visible) == 1:
             return pair(carry, (0, 0))[0]
         i, j = np.array(visible, np.int32).T

@@ -16,7 +16,8 @@ from parallax.parallel.split import Split
 class Plain(Local):
     """softmax(Q K^T / sqrt(K)) V with all scores at once, in float32 or wider."""
 
-    def attend(self, q, k, v, *, is_causal, segment_ids):
+    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+        assert partial_over is None, "the textbook has whole heads"
         wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
         repeats = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from parallax.models.config import ModelConfig
 from parallax.models.moe import Moe
-from parallax.models.norms import Norm
+from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import weight
 from parallax.parallel.split import RESIDUAL_SEQ, Split
@@ -26,6 +26,7 @@ class Attention(nnx.Module):
         self.q_DHK = weight(rngs, (d, h, k), names[0], d, config.dtype)
         self.k_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
         self.v_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
+        self.head_norm = HeadNorm(config) if config.qk_norm else None
         self.out_HKD = weight(rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype)
 
     def __call__(self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split):
@@ -33,6 +34,8 @@ class Attention(nnx.Module):
         q_BLHK = jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...])
         k_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.k_DGK[...])
         v_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.v_DGK[...])
+        if self.head_norm is not None:
+            q_BLHK, k_BLGK = self.head_norm(q_BLHK, k_BLGK, split)
         q_BLHK, k_BLGK = rotate(q_BLHK, angles), rotate(k_BLGK, angles)
         k_BLGK = split.match_kv_heads(k_BLGK, config.num_kv_heads, config.num_heads)
         v_BLGK = split.match_kv_heads(v_BLGK, config.num_kv_heads, config.num_heads)

@@ -34,6 +34,7 @@ class ModelConfig:
       num_experts: MLPs of a layer, of width d_ff each; 0 is one MLP without a router.
       experts_per_token: MLPs a token passes (top-k).
       load_balance: weight of the routers' load-balancing loss (each layer's, added up).
+      qk_norm: RMSNorm of every query and key head over head_dim, before positions.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModelConfig:
     num_experts: int = 0
     experts_per_token: int = 2
     load_balance: float = 0.01
+    qk_norm: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -96,6 +98,7 @@ class ModelConfig:
         mlp = (3 if self.mlp == "gated" else 2) * self.d_model * self.d_ff
         if self.num_experts:
             mlp = self.num_experts * (mlp + self.d_model)
+        attention += 2 * self.head_dim if self.qk_norm else 0
         norm = self.d_model * (2 if self.norm == "layernorm" else 1)
         tables = 2 * self.vocab_size * self.d_model
         if self.positions == "learned":

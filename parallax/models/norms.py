@@ -1,10 +1,12 @@
-"""RMSNorm and LayerNorm over the model width, in float32 or wider."""
+"""RMSNorm and LayerNorm over the model width, RMSNorm over a head's; in float32 or wider."""
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from parallax.models.config import ModelConfig
+from parallax.parallel.split import Split
 
 
 class Norm(nnx.Module):
@@ -28,6 +30,38 @@ class Norm(nnx.Module):
         if self.kind == "layernorm":
             y = y + _row(self.shift[...].astype(wide), y.ndim)
         return y.astype(x.dtype)
+
+
+class HeadNorm(nnx.Module):
+    """RMSNorm of query and key heads over head_dim, which may be split, with learned scales."""
+
+    def __init__(self, config: ModelConfig):
+        self.head_dim, self.epsilon = config.head_dim, config.norm_epsilon
+        ones = jnp.ones((config.head_dim,), config.dtype)
+        self.q_scale_K = nnx.Param(ones, out_sharding=("head_dim",))
+        self.k_scale_K = nnx.Param(jnp.array(ones), out_sharding=("head_dim",))
+
+    def __call__(
+        self, q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], split: Split
+    ) -> tuple[Float[Array, "b l h k"], Float[Array, "b l g k"]]:
+        """q and k, each head of unit root mean square, times its scale.
+
+        Cost: where head_dim is split, an all-reduce of the sums of squares, [B, L, H + G] in
+          float32 (float64 for float64 inputs).
+
+        Reference: Henry et al., "Query-Key Normalization for Transformers", 2020, as RMSNorm.
+        """
+        wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+        wide_qk = q.astype(wide), k.astype(wide)
+        sums = tuple(jnp.square(x).sum(-1, keepdims=True) for x in wide_qk)
+        if axes := split.over("head_dim"):
+            sums = lax.psum(sums, axes)
+        scales = self.q_scale_K[...], self.k_scale_K[...]
+        normed = (
+            x * lax.rsqrt(total / self.head_dim + self.epsilon) * _row(scale.astype(wide), x.ndim)
+            for x, total, scale in zip(wide_qk, sums, scales, strict=True)
+        )
+        return tuple(x.astype(q.dtype) for x in normed)
 
 
 def _row(x, ndim):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from parallax.parallel.split import UNSPLIT, Split
+
 
 def token_positions(seq_len: int, segment_ids: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
     """Position of each token in its own document, of whole sequences.
@@ -30,30 +32,55 @@ class Rotation(tuple[jax.Array, jax.Array]):
     """cos and sin of the angles, each [B or 1, L, 1, K / 2]."""
 
 
-def rotation(positions: Int[Array, "b l"], head_dim: int, theta: float, dtype) -> Rotation:
-    """Angles of rotary embeddings.
+def rotation(
+    positions: Int[Array, "b l"], head_dim: int, theta: float, dtype, split: Split = UNSPLIT
+) -> Rotation:
+    """Angles of rotary embeddings, for the pairs of `head_dim` that this device has.
 
     Args:
       positions: [B, L] or [1, L].
-      head_dim: K, even; pair i of K / 2 turns by positions * theta ** (-2 i / K).
+      head_dim: K, even, whole; pair i of K / 2 turns by positions * theta ** (-2 i / K).
       theta: base of the frequencies.
       dtype: of the activations; angles are float32 or wider.
+      split: where it splits 'head_dim', a device has one slice's pairs.
+
+    Raises:
+      ValueError: slices that would cut a pair in two.
     """
+    check_whole_pairs(head_dim, split)
     wide = jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
-    pairs = jnp.arange(head_dim // 2).astype(wide)
-    frequencies = jnp.asarray(theta, wide) ** (pairs * jnp.asarray(-2.0 / head_dim, wide))
+    pairs = jnp.arange(head_dim // 2 // split.count("head_dim"), dtype=jnp.int32)
+    if axes := split.over("head_dim"):
+        pairs = pairs + lax.axis_index(axes) * len(pairs)
+    exponents = pairs.astype(wide) * jnp.asarray(-2.0 / head_dim, wide)
+    frequencies = jnp.asarray(theta, wide) ** exponents
     angles = positions.astype(wide)[:, :, None, None] * frequencies[None, None, None]
     return Rotation((jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x: Float[Array, "b l h k"], angles: Rotation | None) -> Float[Array, "b l h k"]:
-    """x with each pair (i, i + K/2) turned by its angle; None leaves x alone.
+    """x with each pair (2i, 2i + 1) turned by its angle; None leaves x alone.
 
-    Reference: Su et al., "RoFormer", 2021, in the half-split layout of Llama checkpoints.
+    Neighbours are pairs, so that a slice of head_dim holds whole pairs.
+
+    Reference: Su et al., "RoFormer", 2021; the layout of its equation 34 (half-split checkpoints,
+      such as Llama's in Hugging Face's layout, need the columns of q and k permuted).
     """
     if angles is None:
         return x
     cos, sin = angles
-    first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    pairs = x.astype(cos.dtype).reshape(*x.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def check_whole_pairs(head_dim: int, split: Split) -> None:
+    """Raises ValueError where the mesh axes of 'head_dim' would cut a pair in two."""
+    slices = split.count("head_dim")
+    if head_dim // 2 % slices:
+        raise ValueError(
+            f"RoPE turns pairs: head_dim {head_dim} over {slices} devices of mesh axes "
+            f"{split.over('head_dim')} gives slices that are not a whole number of pairs. Use a "
+            f"head_dim that is a multiple of {2 * slices}, or positions='learned' or 'none'."
+        )

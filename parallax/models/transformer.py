@@ -17,6 +17,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.weights import weight
+from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 
 
@@ -86,9 +87,8 @@ class Transformer(nnx.Module):
         angles: Rotation | None = None
         if self.config.positions == "rope":
             positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
-            angles = rotation(
-                positions, self.config.head_dim, self.config.rope_theta, self.config.dtype
-            )
+            config = self.config
+            angles = rotation(positions, config.head_dim, config.rope_theta, config.dtype, split)
         segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
         graph, stacked = nnx.split(self.layers)
         ids = None if expert_ids_NBLk is None else jnp.take(expert_ids_NBLk, mine, axis=2)
@@ -99,7 +99,8 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, state)(x, angles, segments, split, expert_ids)
 
         if split.remat == "layer":
-            layer = jax.checkpoint(layer, prevent_cse=False)
+            keep = jax.checkpoint_policies.save_only_these_names(KEPT)
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
         return lax.scan(layer, x_BLD, (stacked, ids))
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:

@@ -50,7 +50,8 @@ CROSS_NODE_EP = Paper(
         ),
     ),
     validations=(
-        Validation("Exactly one expert of each layer is on each GPU", "one_expert_a_device:expert_parallel"),
+        Validation("Exactly one expert of each layer is on each GPU",
+                   "one_expert_a_device:expert_parallel"),
         Validation("Expert parallelism is faster than the baseline", "faster:expert_parallel"),
     ),
     small_workload=Workload(batch=16, seq_len=80, microbatches=4),

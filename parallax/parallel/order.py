@@ -6,7 +6,7 @@ zigzag:  the sequence is cut into 2P chunks and device i holds chunks i and 2P-1
          chunks P..2P-1 have ceil(L/2P); any L that the devices divide will do.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,12 @@ def chunk_lengths(local_length: int) -> tuple[int, int]:
 def local_positions(
     index: Int[Array, ""] | int, local_length: int, ring_size: int, order: str
 ) -> Int[Array, " local_length"]:
-    """Positions in the whole sequence of the tokens that device `index` holds, [L / P] int32."""
-    return _positions(jnp, index, local_length, ring_size, order)
+    """Positions in the whole sequence of the tokens that device `index` holds, [L / P] int32.
 
-
-def _positions(numpy, index, local_length: int, ring_size: int, order: str):
+    A Python integer as index gives a NumPy array, known when the program is made.
+    """
     check_order(order)
+    numpy = numpy_of(index)
     steps = numpy.arange(local_length, dtype=numpy.int32)
     if order == "natural":
         return index * local_length + steps
@@ -46,6 +46,11 @@ def _positions(numpy, index, local_length: int, ring_size: int, order: str):
     return numpy.where(steps < early, early_start + steps, late_start + steps - early)
 
 
+def numpy_of(index: Any) -> Any:
+    """NumPy for an index that is a number, jax.numpy for one that a program computes."""
+    return np if isinstance(index, int | np.integer) else jnp
+
+
 def _permutation(length: int, ring_size: int, order: str) -> np.ndarray:
     if length % ring_size:
         raise ValueError(
@@ -53,7 +58,7 @@ def _permutation(length: int, ring_size: int, order: str) -> np.ndarray:
             f"Use a length that is a multiple of {ring_size}."
         )
     local = length // ring_size
-    return np.concatenate([_positions(np, i, local, ring_size, order) for i in range(ring_size)])
+    return np.concatenate([local_positions(i, local, ring_size, order) for i in range(ring_size)])
 
 
 def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
@@ -72,5 +77,16 @@ def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Arr
 
 def undo_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
     """Inverse of `to_order`."""
-    inverse = np.argsort(_permutation(x.shape[axis], ring_size, order))
-    return jnp.take(x, inverse, axis=axis)
+    return undo_positions(x, _permutation(x.shape[axis], ring_size, order), axis)
+
+
+def undo_positions(x: jax.Array, positions: np.ndarray, axis: int = 1) -> jax.Array:
+    """x in the order of the sequence.
+
+    Args:
+      x: with the tokens at `positions` in dim `axis`.
+      positions: each of 0 .. L - 1 once, known when the program is made.
+    """
+    if np.array_equal(positions, np.arange(len(positions))):
+        return x
+    return jnp.take(x, np.argsort(positions), axis=axis)

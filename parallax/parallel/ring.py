@@ -1,141 +1,166 @@
-"""The ring itself: who sends what when, and which chunks meet which at each hop.
+"""Who holds which keys, and how they reach the queries: by travelling, or by being cut out.
 
-Written once for forward and backward: a "pair" is `step(queries, keys, accumulator, **mask)` on one
-chunk of queries and one chunk of keys, and an accumulator is whatever the step returns.
+A path folds `hop(state, kv, source) -> (state, share)` over all devices' keys. `source` is the
+index of the device whose keys these are, or OWN, known when the program is made. A `share` is what
+a hop adds to its keys (their gradients; an empty tree forward); a path returns the shares summed
+where the keys came from.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.parallel.order import chunk_lengths
-
-OWN: Final = None  # the hop at which a device meets its own keys
-
-
-class Accumulators(NamedTuple):
-    """What the pairs build up, by chunk of queries and by chunk of keys (None: nothing there)."""
-
-    of_queries: list[Any]
-    of_keys: list[Any] | None
-
-    def take(self, i: int, j: int) -> Any:
-        return self.of_queries[i] if self.of_keys is None else (self.of_queries[i], self.of_keys[j])
-
-    def put(self, i: int, j: int, value: Any) -> "Accumulators":
-        queries, keys = list(self.of_queries), self.of_keys
-        if keys is None:
-            queries[i] = value
-        else:
-            keys = list(keys)
-            queries[i], keys[j] = value
-        return Accumulators(queries, keys)
+OWN: Final = None  # the source of a device's own keys
+Hop = Callable[[Any, Any, Any], tuple[Any, Any]]
+Home = Callable[[Any], Any]
 
 
-class Ring:
-    """A mesh axis as a ring; `axis_name=None` is a ring of one."""
+def _as_is(shares: Any) -> Any:
+    return shares
 
-    def __init__(self, axis_name: str | None, is_causal: bool, order: str, local_length: int):
-        self.axis_name, self.is_causal = axis_name, is_causal
-        self.size = 1 if axis_name is None else lax.axis_size(axis_name)
-        self.zigzag = is_causal and order == "zigzag" and self.size > 1
-        self.lengths: tuple[int, ...] = (local_length,)
-        if self.zigzag:
-            self.lengths = chunk_lengths(local_length)
 
-    def send(self, tree: Any) -> Any:
-        """`tree` as the previous device of the ring had it."""
-        pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
-        return jax.tree.map(lambda x: lax.ppermute(x, self.axis_name, pairs), tree)
+class Path(Protocol):
+    """What attention needs of either path."""
 
-    def travel(self, kv: Any, hop: Callable[[Any, Any, Any], Any], state: Any) -> Any:
-        """Folds `hop(state, kv, i)` over the ring's keys; each send starts before the hop's work.
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Mesh axes over which what it folds differs."""
+        ...
 
-        P - 1 sends of every array in `kv`: the last hop sends nothing.
+    @property
+    def size(self) -> int:
+        """Into how many pieces the sequence of the keys is split."""
+        ...
+
+    def index(self) -> Any:
+        """Which piece this device's queries are."""
+        ...
+
+    def travel(self, kv: Any, hop: Hop, state: Any, home: Home = _as_is) -> tuple[Any, Any]:
+        """Folds `hop` over all pieces. Returns the state, and the shares at home.
+
+        `home` is applied to complete shares before they are sent home for the last time.
         """
-        received = self.send(kv) if self.size > 1 else None
-        state = hop(state, kv, OWN)
-        if self.size == 1:
-            return state
-
-        def body(carry, i):
-            state, kv = carry
-            following = self.send(kv)
-            return (hop(state, kv, i), following), None
-
-        if self.size > 2:
-            (state, received), _ = lax.scan(
-                body, (state, received), jnp.arange(1, self.size - 1, dtype=jnp.int32)
-            )
-        return hop(state, received, self.size - 1)
-
-    def cut_all(self, *arrays_and_axes: tuple[jax.Array | None, int]) -> list[tuple]:
-        """The arrays (None passes) cut into this order's chunks along each one's token axis."""
-        chunks, start = [], 0
-        for length in self.lengths:
-            chunks.append(
-                tuple(
-                    None if x is None else lax.slice_in_dim(x, start, start + length, axis=axis)
-                    for x, axis in arrays_and_axes
-                )
-            )
-            start += length
-        return chunks
-
-    def visit(
-        self, i: Any, step: Callable, queries: Sequence, keys: Sequence, acc: Accumulators
-    ) -> Accumulators:
-        """All visible pairs of hop `i` (OWN, or how many places back the keys come from)."""
-
-        def pair(acc, q, kv, causal):
-            if not (self.lengths[q] and self.lengths[kv]):
-                return acc
-            new = step(queries[q], keys[kv], acc.take(q, kv), is_causal=causal)
-            return acc.put(q, kv, new)
-
-        if not self.zigzag:
-            if i is OWN or not self.is_causal:
-                return pair(acc, 0, 0, i is OWN and self.is_causal)
-            from_earlier = i <= lax.axis_index(self.axis_name)
-            return lax.cond(from_earlier, lambda: pair(acc, 0, 0, False), lambda: acc)
-        early, late = 0, 1
-        if i is OWN:
-            acc = pair(acc, early, early, True)
-            acc = pair(acc, late, early, False)
-            return pair(acc, late, late, True)
-        # Late queries always see early keys. Besides, early queries see early keys of earlier
-        # devices, or late queries the late keys of later ones: pairs of one shape, chosen by data
-        # rather than by a branch, so that all devices do the same work and none waits for its host.
-        acc = pair(acc, late, early, False)
-        return self._either(i <= lax.axis_index(self.axis_name), step, queries, keys, acc)
-
-    def _either(self, first, step, queries, keys, acc):
-        """Pair (0, 0) where `first`, else pair (1, 1), in one computation of the larger's shape."""
-
-        def choose(a, b):
-            return jax.tree.map(lambda x, y: jnp.where(first, _pad_like(x, y), y), a, b)
-
-        limit = None
-        if self.lengths[0] != self.lengths[1]:
-            limit = jnp.where(first, self.lengths[0], self.lengths[1])
-        old = acc.take(0, 0), acc.take(1, 1)
-        new = step(
-            choose(queries[0], queries[1]), choose(keys[0], keys[1]), choose(*old),
-            is_causal=False, kv_length=limit,
-        )  # fmt: skip
-
-        def keep(taken, previous):
-            return jax.tree.map(lambda n, o: jnp.where(taken, _trim_like(n, o), o), new, previous)
-
-        return acc.put(0, 0, keep(first, old[0])).put(1, 1, keep(jnp.logical_not(first), old[1]))
+        ...
 
 
-def _pad_like(x, y):
-    return jnp.pad(x, [(0, b - a) for a, b in zip(x.shape, y.shape, strict=True)])
+@dataclass(frozen=True)
+class Around:
+    """Keys travel around rings: one for each mesh axis, each inside the one before it.
+
+    Attributes:
+      axes: mesh axes, major first; () is a device alone.
+
+    Cost: for sizes n1, n2, ... a ring sends its keys (its own n - 1) times for every place of the
+      rings around it, and shares n times (not at all in a ring of one).
+    """
+
+    axes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return lax.axis_size(self.axes) if self.axes else 1
+
+    def index(self):
+        return lax.axis_index(self.axes) if self.axes else 0
+
+    def travel(self, kv, hop, state, home=_as_is):
+        if not self.axes:
+            return hop(state, kv, OWN)
+        inner = Around(self.axes[1:])
+        if lax.axis_size(self.axes[0]) == 1:
+            return inner.travel(kv, hop, state, home)
+
+        def inner_ring(state, kv, place):
+            def one(state, kv, inner_place):
+                if place is OWN and inner_place is OWN:
+                    return hop(state, kv, OWN)
+                outer = lax.axis_index(self.axes[0]) if place is OWN else place
+                within = inner.index() if inner_place is OWN else inner_place
+                return hop(state, kv, outer * inner.size + within)
+
+            return inner.travel(kv, one, state)
+
+        return _around(self.axes[0], kv, inner_ring, state, home)
 
 
-def _trim_like(x, y):
-    return lax.slice(x, (0,) * x.ndim, y.shape)
+def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home) -> tuple[Any, Any]:
+    """One ring. Every send starts before the work of its hop; the last hop sends no keys."""
+    size, me = lax.axis_size(axis), lax.axis_index(axis)
+    send = partial(_send, axis, [(i, (i + 1) % size) for i in range(size)])
+
+    def one(state, shares, kv, back):
+        """Shares travel one hop behind their keys; a device's own joins on arrival."""
+        arrived = send(shares)
+        state, share = hop(state, kv, (me - back) % size)
+        return state, jax.tree.map(jnp.add, arrived, share)
+
+    def body(carry, back):
+        state, shares, kv = carry
+        following = send(kv)
+        return (*one(state, shares, kv, back), following), None
+
+    received = send(kv)
+    state, shares = hop(state, kv, OWN)
+    # Nothing of the next place may start earlier: its keys have this whole hop, which may be a ring
+    # of its own, to arrive.
+    state, received = lax.optimization_barrier((state, received))
+    if size > 2:
+        carry, backs = (state, shares, received), jnp.arange(1, size - 1, dtype=jnp.int32)
+        (state, shares, received), _ = lax.scan(body, carry, backs)
+    state, shares = one(state, shares, received, size - 1)
+    return state, send(home(shares))
+
+
+def _send(axis: str, pairs: list[tuple[int, int]], tree: Any) -> Any:
+    """`tree` as the previous device of the ring had it."""
+    return jax.tree.map(lambda x: lax.ppermute(x, axis, pairs), tree)
+
+
+@dataclass(frozen=True)
+class QueryShards:
+    """Every device has all keys, its queries are one of `size` shards: nothing travels.
+
+    Attributes:
+      axis: mesh axis of the shards; device i has shard i % size.
+      size: how many.
+    """
+
+    axis: str
+    size: int
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return (self.axis,)
+
+    def index(self):
+        return lax.axis_index(self.axis) % self.size
+
+    def travel(self, kv, hop, state, home=_as_is):
+        me = self.index()
+
+        def of(source):
+            def cut(x):
+                length = x.shape[1] // self.size
+                return lax.dynamic_slice_in_dim(x, source * length, length, axis=1)
+
+            return jax.tree.map(cut, kv)
+
+        def body(state, back):
+            source = (me - back) % self.size
+            return hop(state, of(source), source)
+
+        state, own = hop(state, of(me), OWN)
+        state, others = lax.scan(body, state, jnp.arange(1, self.size, dtype=jnp.int32))
+        back = (me - jnp.arange(self.size, dtype=jnp.int32)) % self.size
+
+        def at_home(own, others):
+            shares = jnp.take(jnp.concatenate([own[None], others]), back, axis=0)
+            return jnp.moveaxis(shares, 0, 1).reshape(own.shape[0], -1, *own.shape[2:])
+
+        return state, jax.tree.map(at_home, own, others)

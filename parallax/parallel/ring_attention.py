@@ -1,10 +1,11 @@
-"""Ring attention: keys and values travel around a mesh axis, queries stay.
+"""Ring attention: keys and values travel around mesh axes, queries stay.
 
 Hop 0 attends to a device's own keys while the neighbours' are already on the way; P - 1 sends of K
 and of V in their stored dtype are all the forward pass moves. One device is a ring of one, so local
-attention is the same code.
+attention is the same code, and so are shards of queries that have all keys at hand.
 
-Shapes: B batch, L local query tokens, H query heads, G key/value heads, K head_dim; P ring size.
+Shapes: B batch, L local query tokens, H query heads, G key/value heads, K head_dim, V width of the
+values; P ring size.
 """
 
 import functools
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from parallax.kernels.ring_attention import (
@@ -22,135 +25,197 @@ from parallax.kernels.ring_attention import (
 )
 from parallax.kernels.ring_attention.api import check_implementation
 from parallax.parallel.order import check_order
-from parallax.parallel.ring import OWN, Accumulators, Ring
+from parallax.parallel.pairs import Accumulators, Pairs
+from parallax.parallel.ring import Around, Path, QueryShards
 from parallax.parallel.varying import vary_alike
+
+# The name, for rematerialisation policies, of results and log-sum-exps: a layer that keeps them
+# need not attend (nor let its keys travel) again.
+KEPT = "attention_result"
 
 
 class _Static(NamedTuple):
-    axis_name: str | None
+    path: Path
     is_causal: bool
     scale: float
     order: str
+    partial_over: str | None
     implementation: str | None
+
+    def pairs(self, length: int) -> Pairs:
+        return Pairs(
+            self.path.size, self.path.index(), length, self.is_causal, self.order,
+            may_branch=self.partial_over is None,
+        )  # fmt: skip
 
 
 def ring_attention(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g k"],
+    v: Float[Array, "b l g v"],
     *,
-    axis_name: str | None,
+    axis_name: str | tuple[str, ...] | None,
     is_causal: bool = False,
     scale: float | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
     order: str = "natural",
+    partial_over: str | None = None,
     implementation: str | None = None,
-) -> Float[Array, "b l h k"]:
-    """Exact attention over a sequence split across a mesh axis. Call it inside `jax.shard_map`.
+) -> Float[Array, "b l h v"]:
+    """Exact attention over a sequence split across mesh axes. Call it inside `jax.shard_map`.
 
     Args:
       q: [B, L, H, K], this device's queries.
-      k, v: [B, L, G, K], this device's keys and values; G divides H and stays G on the wire.
-      axis_name: mesh axis the sequence is split over, or None for a sequence that is whole.
+      k, v: [B, L, G, K] and [B, L, G, V], this device's keys and values; G divides H and stays G
+        on the wire.
+      axis_name: mesh axis the sequence is split over; several, major first, for rings inside
+        rings; or None for a sequence that is whole.
       is_causal: a query sees keys at its own and earlier positions.
       scale: of the scores; None is head_dim ** -0.5.
       segment_ids: [B, L] of this device's tokens; tokens of different ids do not see each other.
       order: "natural" (contiguous pieces), or "zigzag": the inputs are already permuted by
         `to_order`, and a causal mask costs every device the same.
+      partial_over: mesh axis over which K and V are split: partial scores are summed over it, and
+        head_dim counts the whole K.
       implementation: of the step, see `parallax.kernels.ring_attention`.
 
     Returns:
-      [B, L, H, K] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
+      [B, L, H, V] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
       float64 inputs).
 
     Raises:
       ValueError: shapes that do not fit, an unknown order.
       NotImplementedError: an implementation that does not exist here, naming one that does.
 
-    Cost: a device sends 2 (P-1) B L G K elements of k's dtype forward; backward those again and
-      2 P B L G K float32 elements. FLOPs 4 B L (P L) H K forward, 10 backward; causal skips what
-      it masks: zigzag (P + 0.5) / 2P of it on every device, natural on average the same but up to
-      all of it on the last device. Differentiable once in reverse mode.
+    Cost: a device sends (P-1) B L G (K + V) elements of k's dtype forward; backward those again and
+      P B L G (K + V) float32 elements. Of two mesh axes N x S the outer one takes N - 1 sends (N
+      backward), the inner one N (S - 1) (N S): the slow link is crossed once a node.
+      FLOPs 2 B L (P L) H (K + V) forward, 2.5 times that backward; causal skips what it masks:
+      zigzag (P + 0.5) / 2P of it on every device, natural on average the same but up to all of it
+      on the last device. Differentiable once in reverse mode. With partial_over all scores are
+      summed besides, and a natural causal ring skips nothing but its own half.
 
     Reference: Liu, Zaharia and Abbeel, "Ring Attention with Blockwise Transformers", 2023;
-      zigzag order as in Brandon et al., "Striped Attention", 2023, with two chunks a device.
+      zigzag order as in Brandon et al., "Striped Attention", 2023, with two chunks a device; double
+      ring as in Gu et al., "LoongTrain", 2024.
     """
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    return _attend(
+        Around(axes), q, k, v, segment_ids, segment_ids, is_causal, scale, order, partial_over,
+        implementation,
+    )  # fmt: skip
+
+
+def query_shard_attention(
+    q: Float[Array, "b l h k"],
+    k: Float[Array, "b m g k"],
+    v: Float[Array, "b m g v"],
+    *,
+    axis_name: str,
+    shards: int,
+    is_causal: bool,
+    segment_ids: Int[Array, "b m"] | None,
+    order: str,
+) -> Float[Array, "b l h v"]:
+    """Exact attention of one shard of the queries to all keys. Call it inside `jax.shard_map`.
+
+    Args:
+      q: [B, M / shards, H, K]; the device with index i on `axis_name` has shard i % shards.
+      k, v: [B, M, G, K] and [B, M, G, V] of the whole sequence, permuted by `to_order`.
+      Others as in `ring_attention`; segment_ids are those of k.
+
+    Cost: nothing moves; FLOPs are those of one device of a ring of `shards`.
+    """
+    path = QueryShards(axis_name, shards)
+    q_ids = segment_ids
+    if segment_ids is not None:
+        q_ids = lax.dynamic_slice_in_dim(segment_ids, path.index() * q.shape[1], q.shape[1], axis=1)
+    return _attend(path, q, k, v, q_ids, segment_ids, is_causal, None, order, None, None)
+
+
+def _attend(
+    path, q, k, v, q_ids, kv_ids, is_causal, scale, order, partial_over, implementation
+):  # fmt: skip
     check_order(order)
     check_implementation(implementation)
-    _check_shapes(q, k, v, segment_ids)
-    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    static = _Static(axis_name, is_causal, scale, order, implementation)
-    q, k, v, segment_ids = vary_alike(q, k, v, segment_ids, also=axis_name)
-    return _ring_attention(static, q, k, v, segment_ids)
+    pieces = path.size if isinstance(path, QueryShards) else 1
+    _check_shapes(q, k, v, q_ids, kv_length=q.shape[1] * pieces)
+    if scale is None:
+        slices = 1 if partial_over is None else lax.axis_size(partial_over)
+        scale = (q.shape[-1] * slices) ** -0.5
+    static = _Static(path, is_causal, float(scale), order, partial_over, implementation)
+    return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring_attention(static, q, k, v, segment_ids):
-    return _forward(static, q, k, v, segment_ids)[0]
+def _attention(static, q, k, v, q_ids, kv_ids):
+    return _forward(static, q, k, v, q_ids, kv_ids)[0]
 
 
-def _forward(static: _Static, q, k, v, segment_ids):
-    ring = Ring(static.axis_name, static.is_causal, static.order, q.shape[1])
-    queries = [Queries(*x) for x in ring.cut_all((q, 1), (segment_ids, 1))]
+def _forward(static: _Static, q, k, v, q_ids, kv_ids):
+    pairs = static.pairs(q.shape[1])
+    queries = [Queries(*x) for x in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
         return attention_step(
             queries.q, keys.k, keys.v, carry, scale=static.scale,
             q_segment_ids=queries.segment_ids, kv_segment_ids=keys.segment_ids,
-            implementation=static.implementation, **mask,
+            partial_over=static.partial_over, implementation=static.implementation, **mask,
         )  # fmt: skip
 
-    def hop(carries, kv, i):
-        keys = [Keys(*x) for x in ring.cut_all(*((x, 1) for x in kv))]
-        return ring.visit(i, step, queries, keys, carries)
+    def hop(carries, kv, source):
+        keys = [Keys(*x) for x in pairs.cut_all(*((x, 1) for x in kv))]
+        return pairs.visit(source, step, queries, keys, carries), ()
 
-    carries = ring.travel(
-        (k, v, segment_ids), hop, Accumulators([empty_carry(chunk.q) for chunk in queries], None)
-    )
+    empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
+    carries, _ = static.path.travel((k, v, kv_ids), hop, empty)
     chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
     out = jnp.concatenate([out for out, _ in chunks], axis=1)
-    return out, (q, k, v, segment_ids, out, jnp.concatenate([lse for _, lse in chunks], axis=2))
+    lse = jnp.concatenate([lse for _, lse in chunks], axis=2)
+    out, lse = (checkpoint_name(x, KEPT) for x in (out, lse))
+    return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 
 def _backward(static: _Static, saved, d_out):
-    q, k, v, segment_ids, out, lse = saved
-    ring = Ring(static.axis_name, static.is_causal, static.order, q.shape[1])
-    delta = jnp.einsum("blhk,blhk->bhl", out.astype(lse.dtype), d_out.astype(lse.dtype))
+    q, k, v, q_ids, kv_ids, out, lse = saved
+    pairs = static.pairs(q.shape[1])
+    delta = jnp.einsum("blhv,blhv->bhl", out.astype(lse.dtype), d_out.astype(lse.dtype))
+    if static.partial_over is not None:
+        delta = lax.psum(delta, static.partial_over)
     queries = [
-        Queries(*x)
-        for x in ring.cut_all((q, 1), (segment_ids, 1), (d_out, 1), (lse, 2), (delta, 2))
+        Queries(*x) for x in pairs.cut_all((q, 1), (q_ids, 1), (d_out, 1), (lse, 2), (delta, 2))
     ]
 
     def step(queries, keys, grads, **mask):
         dq, dk, dv = attention_step_backward(
             queries.q, keys.k, keys.v, queries.d_out, queries.lse, queries.delta,
             scale=static.scale, q_segment_ids=queries.segment_ids,
-            kv_segment_ids=keys.segment_ids, implementation=static.implementation, **mask,
+            kv_segment_ids=keys.segment_ids, partial_over=static.partial_over,
+            implementation=static.implementation, **mask,
         )  # fmt: skip
         return grads[0] + dq, (grads[1][0] + dk, grads[1][1] + dv)
 
     def zeros(x):
         return x.astype(lse.dtype) * 0
 
-    def hop(state, kv, i):
-        """Keys' gradients travel one hop behind the keys; a device's share joins on arrival."""
-        dq, travelling = state
-        arrived = ring.send(travelling) if i is not OWN else travelling
-        keys = [Keys(*x) for x in ring.cut_all(*((x, 1) for x in kv))]
-        share = ring.visit(
-            i, step, queries, keys, Accumulators(dq, [(zeros(c.k), zeros(c.v)) for c in keys])
+    def hop(dq, kv, source):
+        keys = [Keys(*x) for x in pairs.cut_all(*((x, 1) for x in kv))]
+        share = pairs.visit(
+            source, step, queries, keys, Accumulators(dq, [(zeros(c.k), zeros(c.v)) for c in keys])
         )
-        dkv = [jnp.concatenate(x, axis=1) for x in zip(*(share.of_keys or ()), strict=True)]
-        return share.of_queries, [a + b for a, b in zip(arrived, dkv, strict=True)]
+        dkv = zip(*(share.of_keys or ()), strict=True)
+        return share.of_queries, tuple(jnp.concatenate(x, axis=1) for x in dkv)
 
-    dq, dkv = ring.travel(
-        (k, v, segment_ids), hop, ([zeros(chunk.q) for chunk in queries], [zeros(k), zeros(v)])
-    )
-    dk, dv = ring.send(dkv) if ring.size > 1 else dkv
-    return jnp.concatenate(dq, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    def home(shares):
+        return tuple(x.astype(kv.dtype) for x, kv in zip(shares, (k, v), strict=True))
+
+    start = [zeros(chunk.q) for chunk in queries]
+    dq, (dk, dv) = static.path.travel((k, v, kv_ids), hop, start, home)
+    dq = jnp.concatenate(dq, axis=1)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-_ring_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 class Queries(NamedTuple):
@@ -171,13 +236,13 @@ class Keys(NamedTuple):
     segment_ids: jax.Array | None
 
 
-def _check_shapes(q, k, v, segment_ids) -> None:
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+def _check_shapes(q, k, v, segment_ids, kv_length: int) -> None:
+    if q.ndim != 4 or k.ndim != 4 or k.shape[:3] != v.shape[:3]:
         raise ValueError(
-            f"ring_attention: expected q [B, L, H, K] and k, v [B, L, G, K] of one shape; "
-            f"got q {q.shape}, k {k.shape}, v {v.shape}."
+            f"ring_attention: expected q [B, L, H, K], k [B, L, G, K] and v [B, L, G, V] of the "
+            f"same tokens and heads; got q {q.shape}, k {k.shape}, v {v.shape}."
         )
-    if (q.shape[0], q.shape[1], q.shape[3]) != (k.shape[0], k.shape[1], k.shape[3]):
+    if (q.shape[0], kv_length, q.shape[3]) != (k.shape[0], k.shape[1], k.shape[3]):
         raise ValueError(
             f"ring_attention: q {q.shape} and k {k.shape} must agree in B, L and K. Queries and "
             "keys of one device are those of the same tokens."

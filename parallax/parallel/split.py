@@ -129,7 +129,9 @@ class Split:
 
     def positions(self, seq_len: int) -> jax.Array:
         """Positions of this device's tokens where attention sees them, [L / seq] int32."""
-        return self.attention.positions(seq_len // self.count("act_seq"))
+        axes = self.over("act_seq")
+        index, length = lax.axis_index(axes) if axes else 0, seq_len // self.count("act_seq")
+        return jnp.asarray(self.attention.positions(index, length, self.mesh_axes))
 
     def residual_positions(self, seq_len: int) -> jax.Array:
         """Positions of this device's tokens in the residual stream, [L / seq / norm_seq] int32."""

@@ -17,9 +17,9 @@ def vary_over(x, axes):
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def vary_alike(*arrays: Any, also: str | None = None) -> tuple[Any, ...]:
+def vary_alike(*arrays: Any, also: tuple[str, ...] = ()) -> tuple[Any, ...]:
     """All arrays (None passes) typed as varying over the union of their axes, and over `also`."""
-    union = set() if also is None else {also}
+    union = set(also)
     for x in arrays:
         if x is not None:
             union |= varying_axes(x)

@@ -41,18 +41,8 @@ def expert_parallel(
         axes, axis = {"expert": devices}, "expert"
     experts = ExchangeExperts(axis, exchange, capacity_factor, chunks, nodes > 1, tile)
     return Strategy(
-        "expert_parallel_nodes" if nodes > 1 else "expert_parallel",
+        "expert_parallel",
         MeshSpec(axes),
         Rules(act_batch=axis, expert=axis),
         experts=experts,
     )
-
-
-def expert_parallel_nodes(expert: int = 8, nodes: int = 2) -> Strategy:
-    """`expert_parallel` that sends a token once to a node, and only the rows there are.
-
-    Args:
-      expert: devices of a node.
-      nodes: of these.
-    """
-    return expert_parallel(expert * nodes, nodes=nodes, exchange="ragged")

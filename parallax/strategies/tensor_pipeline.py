@@ -65,15 +65,3 @@ def tensor_pipeline(
         layers=layers,
         reduce_dtype=reduce_dtype,
     )
-
-
-def tensor_pipeline_colocated(tensor: int = 8, stage: int = 2) -> Strategy:
-    """`tensor_pipeline` with whole experts dealt out over `tensor` (a reading of `cross_node_ep`).
-
-    Args:
-      tensor: devices of a tensor group. They divide heads, kv_heads and the number of experts.
-      stage: pipeline stages.
-
-    A model without experts has its MLP whole on every device then.
-    """
-    return tensor_pipeline(tensor, stage, experts="colocated")

@@ -49,11 +49,11 @@ def test_rotation_turns_pairs_by_their_position():
     x = draw((1, 6, 1, 8), 0)
     positions = jnp.arange(6, dtype=jnp.int32)[None]
     turned = np.asarray(rotate(x, rotation(positions, 8, 100.0, "float64")))
-    pairs = np.asarray(x)[..., :4] + 1j * np.asarray(x)[..., 4:]
+    pairs = np.asarray(x)[..., ::2] + 1j * np.asarray(x)[..., 1::2]
     angles = np.arange(6)[:, None] * 100.0 ** (-np.arange(4) / 4)
     expected = pairs * np.exp(1j * angles)[None, :, None]
-    np.testing.assert_allclose(turned[..., :4], expected.real, atol=1e-14)
-    np.testing.assert_allclose(turned[..., 4:], expected.imag, atol=1e-14)
+    np.testing.assert_allclose(turned[..., ::2], expected.real, atol=1e-14)
+    np.testing.assert_allclose(turned[..., 1::2], expected.imag, atol=1e-14)
 
 
 def test_scores_depend_on_distance_only():

@@ -9,10 +9,11 @@ from jax import lax
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
-from parallax.parallel.ring import Ring
+from parallax.parallel.pairs import Pairs, _where
+from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
-from parallax.strategies import ring_sequence, tensor_pipeline
-from tests.strategies.cases import GQA_FULL, SMALL, STRATEGIES, workload
+from parallax.strategies import ring_sequence, tensor_pipeline, two_level
+from tests.strategies.cases import GQA_FULL, PRODUCTS, SMALL, STRATEGIES, workload
 
 TEXT = read_text(None, 16 * 80)[0]
 
@@ -35,8 +36,15 @@ def test_all_strategies_causal():
 
 def test_grouped_queries_full_attention_packed():
     # Two key/value heads on eight tensor devices: each device computes both and keeps its own.
-    strategies = [tensor_pipeline(8, 2, split_kv_heads=False), *list(STRATEGIES.values())[1:]]
-    check(verify(GQA_FULL, strategies, packed=True))
+    own = {
+        "tensor_pipeline": tensor_pipeline(8, 2, split_kv_heads=False),
+        "two_level": two_level(4, 4, split_kv_heads=False),
+    }
+    check(verify(GQA_FULL, (STRATEGIES | own).values(), packed=True))
+
+
+def test_products_with_normed_queries_and_keys():
+    check(verify(SMALL.replace(qk_norm=True), PRODUCTS.values(), packed=True))
 
 
 def test_variants():
@@ -59,11 +67,13 @@ def test_lower_precision_by_the_table(dtype):
 
 
 def drop_a_hop(patch):
-    exact = Ring.visit
-    patch.setattr(
-        Ring, "visit",
-        lambda self, i, *rest: rest[-1] if isinstance(i, int) else exact(self, i, *rest),
-    )  # fmt: skip
+    exact = Pairs.visit
+
+    def visit(self, source, *rest):
+        new = exact(self, source, *rest)
+        return new if source is OWN else _where(source == 3, rest[-1], new)
+
+    patch.setattr(Pairs, "visit", visit)
     return "ring_sequence"
 
 

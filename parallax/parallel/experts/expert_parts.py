@@ -191,6 +191,13 @@ class ExchangeExperts:
     def exchange_axes(self) -> tuple[str, ...]:
         return (self.axis,) if isinstance(self.axis, str) else self.axis
 
+    @property
+    def approximation(self) -> str:
+        """ "" where no choice can be dropped, else in one line what is."""
+        if self.capacity_factor is None:
+            return ""
+        return f"experts take {self.capacity_factor:g} times their even share and drop the rest"
+
     def compiled_exchange(self, platform: Platform) -> CompiledAs:
         """What the exchange really is on a platform, in words for a report."""
         return compiled_as(self.exchange, platform)

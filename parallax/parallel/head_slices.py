@@ -1,0 +1,267 @@
+"""Each head's width split over a mesh axis: the second level of two-level attention.
+
+Q K^T of a slice is a partial score. Four ways on from there, as data: see `HeadSlices`.
+Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; m slices of a head.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+from jax import lax
+
+from parallax.bounds import transfer
+from parallax.meshes.cluster import DEFAULT_CLUSTER
+from parallax.parallel.attention_part import (
+    AttentionPart,
+    AttentionShape,
+    Local,
+    size_over,
+    sizes_here,
+)
+from parallax.parallel.cheapest import seconds
+from parallax.parallel.head_exchange import (
+    from_heads,
+    join_shards,
+    kv_heads_read,
+    shard_queries,
+    spread,
+    to_heads,
+)
+from parallax.parallel.order import to_order, undo_order
+from parallax.parallel.pairs import scores_of_pairs
+from parallax.parallel.ring_attention import query_shard_attention
+
+Exact = Literal["exchange", "scores", "gather"]
+Reduction = Literal["auto", "exchange", "scores", "gather", "local"]
+WIDTH = 3  # the dim of head_dim in [B, L, H, K]
+
+
+@dataclass(frozen=True)
+class HeadSlices:
+    """Every device of `axis` has a slice of each head's width.
+
+    Attributes:
+      axis: mesh axis of the slices.
+      reduction: how slices become attention. Exact:
+        "exchange": all-to-alls turn slices of all heads into whole heads of some, and back; where
+          heads run out, into query shards of a head beside all its keys.
+        "scores": partial scores are summed block by block, forward and again backward.
+        "gather": queries and keys become whole on every device, values stay slices; every device
+          computes all scores.
+        "auto": the cheapest of these by closed forms at the cluster's rates (`resolve`).
+        An approximation: "local" treats every slice as a head of its own.
+      inner: how attention crosses the other mesh axes.
+      cluster: whose rates decide "auto".
+
+    Raises:
+      ValueError: an unknown reduction, an inner part that splits head_dim as well.
+
+    Cost: see `transfers`; with T tokens and width in elements a device sends, forward,
+      exchange (m - 1) / m T (2 H K / m + 2 m G' K / m), where a destination reads G' heads;
+      gather (m - 1) / m T (H + G) K; scores 2 (m - 1) / m H L L in float32 (about half if causal).
+    Reference: paper `two_level`.
+    """
+
+    axis: str
+    reduction: Reduction = "auto"
+    inner: AttentionPart = Local()
+    cluster: str = DEFAULT_CLUSTER
+
+    def __post_init__(self):
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(
+                f"HeadSlices: reduction must be one of {', '.join(get_args(Reduction))}; got "
+                f"{self.reduction!r}."
+            )
+        if self.inner.slice_axes:
+            raise ValueError(
+                f"HeadSlices: inner={self.inner} splits head_dim too, over "
+                f"{self.inner.slice_axes}. Make one mesh axis of the slices."
+            )
+
+    @property
+    def seq_axes(self) -> tuple[str, ...]:
+        return self.inner.seq_axes
+
+    @property
+    def slice_axes(self) -> tuple[str, ...]:
+        return (self.axis,)
+
+    @property
+    def approximation(self) -> str:
+        if self.reduction != "local":
+            return self.inner.approximation
+        return "each slice of a head attends on its own, with its own scale and softmax"
+
+    def positions(self, index, local_length, sizes):
+        return self.inner.positions(index, local_length, sizes)
+
+    def resolve(self, shape: AttentionShape, sizes) -> str:
+        """The reduction that runs: for "auto" the cheapest exact one, the first of equals.
+
+        Raises:
+          ValueError: none can run.
+        """
+        if self.reduction != "auto":
+            return self.reduction
+        costs = {}
+        for name in get_args(Exact):
+            part = dataclasses.replace(self, reduction=name)
+            if name != "exchange" or not part._exchange_fails(shape, sizes):
+                costs[name] = seconds(part, shape, sizes, self.cluster)
+        return min(costs, key=lambda name: costs[name])
+
+    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+        if partial_over is not None:
+            raise ValueError(
+                f"HeadSlices('{self.axis}'): head_dim is already split over '{partial_over}'."
+            )
+        sizes = sizes_here()
+        shape = AttentionShape(
+            batch=q.shape[0],
+            seq_len=q.shape[1] * size_over(sizes, self.seq_axes),
+            heads=q.shape[2],
+            kv_heads=k.shape[2],
+            head_dim=q.shape[3] * sizes[self.axis],
+            item_bytes=q.dtype.itemsize,
+            packed=segment_ids is not None,
+            is_causal=is_causal,
+        )
+        reduction = self.resolve(shape, sizes)
+        rest = {"is_causal": is_causal, "segment_ids": segment_ids}
+        if reduction == "local":
+            return self.inner.attend(q, k, v, **rest)
+        if reduction == "scores":
+            return self.inner.attend(q, k, v, **rest, partial_over=self.axis)
+        if reduction == "gather":
+            q, k = (lax.all_gather(x, self.axis, axis=WIDTH, tiled=True) for x in (q, k))
+            return self.inner.attend(q, k, v, **rest)
+        return self._exchange(q, k, v, _Exchange.of(shape, sizes[self.axis]), shape, sizes, rest)
+
+    def _exchange(self, q, k, v, to: "_Exchange", shape, sizes, rest) -> jax.Array:
+        if reason := self._exchange_fails(shape, sizes):
+            raise ValueError(reason)
+        order = "zigzag" if rest["is_causal"] and to.shards > 1 else "natural"
+
+        def arrange(x):
+            return to_order(x, to.shards, order)
+
+        q = shard_queries(arrange(q), to.parts, to.shards)
+        k, v = (spread(arrange(x), to.table) for x in (k, v))
+        q, k, v = (to_heads(x, self.axis, WIDTH) for x in (q, k, v))
+        if to.shards == 1:
+            out = self.inner.attend(q, k, v, **rest)
+        else:
+            ids = rest["segment_ids"]
+            out = query_shard_attention(
+                q, k, v, axis_name=self.axis, shards=to.shards, order=order,
+                is_causal=rest["is_causal"], segment_ids=None if ids is None else arrange(ids),
+            )  # fmt: skip
+        out = join_shards(from_heads(out, self.axis, WIDTH), to.parts, to.shards)
+        return undo_order(out, to.shards, order)
+
+    def work(self, shape, sizes):
+        seen = self.inner_shape(shape, sizes)
+        shards = _Exchange.of(shape, sizes[self.axis]).shards
+        if self.resolve(shape, sizes) == "exchange" and shards > 1:
+            length = shape.seq_len // shards
+            return seen.work(scores_of_pairs(shards, length, shape.is_causal, "zigzag"))
+        return self.inner.work(seen, sizes)
+
+    def inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:
+        """Sizes of attention as the inner part sees it."""
+        reduction, m = self.resolve(shape, sizes), sizes[self.axis]
+        if reduction == "exchange":
+            to = _Exchange.of(shape, m)
+            return dataclasses.replace(
+                shape, heads=shape.heads // to.parts, kv_heads=to.table.shape[1]
+            )
+        if reduction == "gather":
+            return dataclasses.replace(shape, value_dim=shape.values // m)
+        return dataclasses.replace(shape, head_dim=shape.head_dim // m)
+
+    def transfers(self, shape, sizes, calls):
+        inner = self.inner.transfers(self.inner_shape(shape, sizes), sizes, calls)
+        return self._own(shape, sizes, calls, backward=False) + inner
+
+    def recompute_transfers(self, shape, sizes, calls):
+        inner = self.inner.recompute_transfers(self.inner_shape(shape, sizes), sizes, calls)
+        if self.resolve(shape, sizes) == "scores":
+            return inner
+        return self._own(shape, sizes, calls, backward=False) + inner
+
+    def backward_transfers(self, shape, sizes, calls):
+        inner = self.inner.backward_transfers(self.inner_shape(shape, sizes), sizes, calls)
+        return self._own(shape, sizes, calls, backward=True) + inner
+
+    def _own(self, shape: AttentionShape, sizes, calls, *, backward: bool):
+        """What this level moves: kind and elements by purpose, for one call."""
+        reduction, m = self.resolve(shape, sizes), sizes[self.axis]
+        tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
+        item = shape.item_bytes
+        if reduction == "local" or m == 1:
+            return ()
+        if reduction == "exchange":
+            kind, to, width = "all-to-all", _Exchange.of(shape, m), shape.head_dim // m
+            keys = m * to.table.shape[1] * width
+            query = shape.heads * width
+            moved = {"queries": query, "keys": keys, "values": keys, "outputs": query}
+        elif reduction == "gather":
+            kind = "reduce-scatter" if backward else "all-gather"
+            moved = {
+                "queries": shape.heads * shape.head_dim, "keys": shape.kv_heads * shape.head_dim,
+            }  # fmt: skip
+        else:
+            kind, item = "all-reduce", shape.accumulator_bytes
+            blocks = self.work(shape, sizes).scores / tokens
+            moved = {"scores": blocks}
+            if backward:
+                moved |= {"their gradients": blocks, "row sums": shape.heads}
+        return tuple(
+            transfer(f"{what} of head slices", kind, (self.axis,), m, tokens * per_token * item,
+                     calls)
+            for what, per_token in moved.items()
+        )  # fmt: skip
+
+    def _exchange_fails(self, shape: AttentionShape, sizes) -> str:
+        """Why slices of this shape cannot be exchanged; "" where they can."""
+        to = _Exchange.of(shape, sizes[self.axis])
+        if to.shards == 1:
+            return ""
+        why = (
+            f"HeadSlices('{self.axis}'): exchange makes {to.parts} part(s) of {shape.heads} heads "
+            f"for {sizes[self.axis]} devices, so each takes one of {to.shards} query shards"
+        )
+        if not isinstance(self.inner, Local):
+            return (
+                f"{why}, which inner={self.inner} does not split. Use a multiple of "
+                f"{sizes[self.axis]} heads, or reduction='gather' or 'scores'."
+            )
+        if shape.seq_len % to.shards:
+            return f"{why}, which do not divide {shape.seq_len} tokens. Use a multiple of them."
+        return ""
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """How m devices share H heads: head parts times query shards.
+
+    Attributes:
+      parts: of the query heads; device i takes part i // shards.
+      shards: of the queries; device i takes shard i % shards.
+      table: [m, G'], key/value heads that each device reads.
+    """
+
+    parts: int
+    shards: int
+    table: np.ndarray
+
+    @classmethod
+    def of(cls, shape: AttentionShape, m: int) -> "_Exchange":
+        parts = math.gcd(shape.heads, m)
+        table = kv_heads_read(shape.heads, shape.kv_heads, parts)
+        return cls(parts, m // parts, table.repeat(m // parts, axis=0))

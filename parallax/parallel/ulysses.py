@@ -1,0 +1,118 @@
+"""The sequence split over a mesh axis, traded for heads while attention runs."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from jax import lax
+
+from parallax.bounds import transfer
+from parallax.parallel.attention_part import AttentionPart, AttentionShape, Local, size_over
+from parallax.parallel.head_exchange import from_heads, kv_heads_read, spread, to_heads
+from parallax.parallel.order import numpy_of
+
+TOKENS = 1  # the dim of tokens in [B, L, H, K]
+
+
+@dataclass(frozen=True)
+class Ulysses:
+    """All-to-all from tokens to heads, attention over longer pieces of fewer heads, and back.
+
+    The sequence is split over the inner part's mesh axes and then over `axis`. Every device gets
+    the key/value heads that its query heads read: where there are fewer than devices, the same one
+    goes to several.
+
+    Attributes:
+      axis: mesh axis; its size divides the query heads.
+      inner: how attention crosses the other mesh axes.
+
+    Cost: of a device's q, k, v and output each (P - 1) / P, by all-to-all; backward again. Keys and
+      values count P G' heads, where a part of the query heads reads G'.
+    Reference: Jacobs et al., "DeepSpeed Ulysses", 2023.
+    """
+
+    axis: str
+    inner: AttentionPart = Local()
+
+    @property
+    def seq_axes(self) -> tuple[str, ...]:
+        return (*self.inner.seq_axes, self.axis)
+
+    @property
+    def slice_axes(self) -> tuple[str, ...]:
+        return self.inner.slice_axes
+
+    @property
+    def approximation(self) -> str:
+        return self.inner.approximation
+
+    def positions(self, index, local_length, sizes):
+        size, numpy = sizes[self.axis], numpy_of(index)
+        piece = self.inner.positions(index // size, local_length * size, sizes)
+        start = index % size * local_length
+        return numpy.take(piece, start + numpy.arange(local_length, dtype=numpy.int32), axis=0)
+
+    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+        table = self._table(q.shape[2], k.shape[2], lax.axis_size(self.axis))
+        q, k, v = (to_heads(x, self.axis, TOKENS) for x in (q, spread(k, table), spread(v, table)))
+        if segment_ids is not None:
+            segment_ids = lax.all_gather(segment_ids, self.axis, axis=TOKENS, tiled=True)
+        out = self.inner.attend(
+            q, k, v, is_causal=is_causal, segment_ids=segment_ids, partial_over=partial_over
+        )
+        return from_heads(out, self.axis, TOKENS)
+
+    def work(self, shape, sizes):
+        return self.inner.work(self._inner_shape(shape, sizes), sizes)
+
+    def transfers(self, shape, sizes, calls):
+        inner = self.inner.transfers(self._inner_shape(shape, sizes), sizes, calls)
+        return self._forward(shape, sizes, calls) + inner
+
+    def recompute_transfers(self, shape, sizes, calls):
+        inner = self.inner.recompute_transfers(self._inner_shape(shape, sizes), sizes, calls)
+        return self._forward(shape, sizes, calls) + inner
+
+    def _forward(self, shape, sizes, calls):
+        found = self._exchanges(shape, sizes, calls)
+        if shape.packed and sizes[self.axis] > 1:
+            ids = shape.batch * shape.seq_len // size_over(sizes, self.inner.seq_axes) * 4
+            found += (
+                transfer("segment ids of the sequence", "all-gather", (self.axis,),
+                         sizes[self.axis], ids, calls),
+            )  # fmt: skip
+        return found
+
+    def backward_transfers(self, shape, sizes, calls):
+        inner = self.inner.backward_transfers(self._inner_shape(shape, sizes), sizes, calls)
+        return self._exchanges(shape, sizes, calls) + inner
+
+    def _exchanges(self, shape, sizes, calls):
+        size, inner = sizes[self.axis], self._inner_shape(shape, sizes)
+        # Where head_dim is split as well, what travels here is this device's slice of it.
+        slices = size_over(sizes, self.slice_axes)
+        tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
+        token = tokens * size * shape.item_bytes
+        widths = {
+            "queries": inner.heads * shape.head_dim, "keys": inner.kv_heads * shape.head_dim,
+            "values": inner.kv_heads * shape.values, "outputs": inner.heads * shape.values,
+        }  # fmt: skip
+        return tuple(
+            transfer(f"{what} between tokens and heads", "all-to-all", (self.axis,), size,
+                     token * width // slices, calls)
+            for what, width in widths.items() if size > 1
+        )  # fmt: skip
+
+    def _inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:
+        table = self._table(shape.heads, shape.kv_heads, sizes[self.axis])
+        return dataclasses.replace(
+            shape, heads=shape.heads // sizes[self.axis], kv_heads=table.shape[1]
+        )
+
+    def _table(self, heads: int, kv_heads: int, size: int):
+        if heads % size:
+            raise ValueError(
+                f"Ulysses: mesh axis '{self.axis}' (size {size}) does not divide {heads} query "
+                f"heads. Use a divisor of {heads}, and Ulysses('{self.axis}', inner=Ring(...)) "
+                "over a second mesh axis for more devices."
+            )
+        return kv_heads_read(heads, kv_heads, size)

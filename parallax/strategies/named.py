@@ -1,0 +1,154 @@
+"""Strategies by name, over a given mesh or filling a cluster, as flags and papers ask for them."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from parallax.meshes.mesh import MeshSpec
+from parallax.strategies.data_parallel import data_parallel
+from parallax.strategies.expert_parallel import expert_parallel
+from parallax.strategies.hybrid import hybrid
+from parallax.strategies.layerwise import layerwise
+from parallax.strategies.ring_sequence import ring_sequence
+from parallax.strategies.tensor_pipeline import tensor_pipeline
+from parallax.strategies.two_level import two_level
+from parallax.strategies.ulysses import ulysses
+from parallax.strategy import Strategy
+
+Sizes = Mapping[str, int]
+
+
+class Named(NamedTuple):
+    """A name that flags and papers use.
+
+    Attributes:
+      says: what it is, in one line.
+      axes: the mesh axes it may have; one that a mesh leaves out has size 1.
+      over: sizes of all its axes -> the strategy.
+      fill: (devices of a cluster, devices of a node) -> sizes that fill it.
+    """
+
+    says: str
+    axes: tuple[str, ...]
+    over: Callable[[Sizes], Strategy]
+    fill: Callable[[int, int], Sizes]
+
+
+def _by_node(devices: int, node_size: int, inner: str, outer: str) -> Sizes:
+    inside = min(node_size, devices)
+    return {outer: devices // inside, inner: inside}
+
+
+def _square(devices: int) -> Sizes:
+    slices = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
+    return {"head_group": devices // slices, "head_slice": slices}
+
+
+STRATEGIES: dict[str, Named] = {
+    "tensor_pipeline": Named(
+        "tensor parallelism inside a node, pipeline stages between nodes: the papers' baseline",
+        ("stage", "tensor"),
+        lambda n: tensor_pipeline(n["tensor"], n["stage"]),
+        lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
+    ),
+    "tensor_pipeline_colocated": Named(
+        "the baseline with whole experts dealt out over the tensor axis (a reading of the paper)",
+        ("stage", "tensor"),
+        lambda n: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
+        lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
+    ),
+    "ring_sequence": Named(
+        "ring attention over the sequence: keys and values travel, weights are replicated",
+        ("seq",),
+        lambda n: ring_sequence(n["seq"]),
+        lambda devices, node: {"seq": devices},
+    ),
+    "double_ring": Named(
+        "a ring inside each node while every GPU swaps its keys with the next node once",
+        ("node", "seq"),
+        lambda n: ring_sequence(n["node"] * n["seq"], nodes=n["node"]).replace(name="double_ring"),
+        lambda devices, node: _by_node(devices, node, "seq", "node"),
+    ),
+    "ulysses": Named(
+        "the sequence over all devices, all-to-alls give attention whole sequences of few heads",
+        ("seq",),
+        lambda n: ulysses(n["seq"]),
+        lambda devices, node: {"seq": devices},
+    ),
+    "two_level": Named(
+        "head groups x slices of every head; the rest of a layer over both",
+        ("head_group", "head_slice"),
+        lambda n: two_level(n["head_group"], n["head_slice"]),
+        lambda devices, node: _square(devices),
+    ),
+    "layerwise": Named(
+        "contiguous layers, one group a device; microbatches travel from device to device",
+        ("stage",),
+        lambda n: layerwise(n["stage"]),
+        lambda devices, node: {"stage": devices},
+    ),
+    "expert_parallel": Named(
+        "experts on devices of their own, the batch over the same devices, tokens travel",
+        ("expert",),
+        lambda n: expert_parallel(n["expert"]),
+        lambda devices, node: {"expert": devices},
+    ),
+    "expert_parallel_nodes": Named(
+        "expert_parallel that sends a token once to a node, and only the rows there are",
+        ("node", "expert"),
+        lambda n: expert_parallel(
+            n["node"] * n["expert"], nodes=n["node"], exchange="ragged"
+        ).replace(name="expert_parallel_nodes"),
+        lambda devices, node: _by_node(devices, node, "expert", "node"),
+    ),
+    "data_parallel": Named(
+        "the batch over all devices, weights replicated: nothing to send forward",
+        ("data",),
+        lambda n: data_parallel(n["data"]),
+        lambda devices, node: {"data": devices},
+    ),
+}
+
+
+def build(
+    name: str, mesh: MeshSpec | None = None, *, devices: int = 16, node_size: int = 8
+) -> Strategy:
+    """A strategy by name.
+
+    Args:
+      name: of STRATEGIES, or several joined by "+" for a hybrid, which needs `mesh`.
+      mesh: its axes must be the strategy's; None fills the cluster.
+      devices: of the cluster.
+      node_size: devices that share a fast link; tensor groups and inner rings stay inside.
+
+    Raises:
+      ValueError: an unknown name, or a mesh with other axes.
+    """
+    names = name.split("+")
+    for part in names:
+        if part not in STRATEGIES:
+            raise ValueError(
+                f"unknown strategy {part!r}. Use one of: {', '.join(STRATEGIES)}; several joined "
+                "by '+'; or the path of a strategy file ending in .json."
+            )
+    known = tuple(dict.fromkeys(axis for part in names for axis in STRATEGIES[part].axes))
+    if mesh is None and len(names) > 1:
+        raise ValueError(
+            f"strategy '{name}': a hybrid needs a mesh that says how the devices are divided. "
+            f"Give one over {', '.join(known)}, such as "
+            f"{','.join(f'{axis}=4' for axis in known[:2])}."
+        )
+    if mesh is None:
+        return _over(STRATEGIES[name], STRATEGIES[name].fill(devices, node_size))
+    for axis in mesh.names:
+        if axis not in known:
+            raise ValueError(
+                f"mesh {mesh}: strategy '{name}' has no mesh axis '{axis}', only "
+                f"{', '.join(known)}. Give these, or compare it in a run of its own."
+            )
+    made = [_over(STRATEGIES[part], dict(mesh.axes)) for part in names]
+    return made[0] if len(made) == 1 else hybrid(*made)
+
+
+def _over(named: Named, sizes: Sizes) -> Strategy:
+    return named.over({axis: sizes.get(axis, 1) for axis in named.axes})

@@ -1,0 +1,47 @@
+"""Heads in groups and each head in slices (paper `two_level`): more devices than heads."""
+
+from parallax.meshes.cluster import DEFAULT_CLUSTER
+from parallax.meshes.mesh import MeshSpec
+from parallax.parallel.head_slices import HeadSlices, Reduction
+from parallax.rules import Rules
+from parallax.strategy import Strategy
+
+
+def two_level(
+    groups: int = 4,
+    slices: int = 4,
+    *,
+    reduction: Reduction = "auto",
+    cluster: str = DEFAULT_CLUSTER,
+    split_kv_heads: bool = True,
+) -> Strategy:
+    """Head groups over `head_group`, slices of every head over `head_slice`, the rest over both.
+
+    Args:
+      groups: they divide heads and kv_heads.
+      slices: they divide head_dim, and groups * slices divides d_ff, the vocabulary and d_model.
+      reduction: how slices of a head become attention, see `HeadSlices`; "local" is another model.
+      cluster: whose rates decide "auto".
+      split_kv_heads: False computes all key/value heads of a slice in every group, for
+        kv_heads < groups.
+
+    Cost: per layer and microbatch two all-reduces of [b, L, D] over both mesh axes, and what
+      `HeadSlices.transfers` says over `head_slice`, inside a node if slices divide its devices.
+    Reference: paper `two_level`.
+    """
+    both = ("head_group", "head_slice")
+    rules = Rules(
+        heads="head_group",
+        kv_heads="head_group" if split_kv_heads else None,
+        head_dim="head_slice",
+        mlp=both,
+        vocab=both,
+        lookup=both,
+        act_heads="head_group",
+        act_kv_heads="head_group",
+        act_mlp=both,
+        act_vocab=both,
+    )
+    mesh = MeshSpec({"head_group": groups, "head_slice": slices})
+    attention = HeadSlices("head_slice", reduction, cluster=cluster)
+    return Strategy("two_level", mesh, rules, attention=attention)
