@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from parallax.hlo.jaxpr import jaxpr_ledger
+from parallax.kernels.ring_attention import reference
 from parallax.lenses.reference import Plain
+from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
+from parallax.parallel import head_slices, ring, ulysses
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
+from parallax.parallel.cheapest import link_bytes_per_s, seconds
 from parallax.parallel.order import undo_positions
 from parallax.spmd import mesh_entry
 
@@ -192,3 +197,181 @@ def test_sends_what_its_closed_form_says(name):
     assert counted(case, only_forward) == pytest.approx(moved(forward), rel=1e-12)
     assert counted(case, program) == pytest.approx(moved(forward + backward), rel=1e-12)
     assert bool(forward) == (case.part != Local())
+
+
+def lose_a_node(patch):
+    exact = ring._send
+
+    def send(axis, pairs, tree):
+        return tree if axis == "node" else exact(axis, pairs, tree)
+
+    patch.setattr(ring, "_send", send)
+    return "double"
+
+
+def lose_the_way_home(patch):
+    """The gradients of one ring's keys stop one hop short of home."""
+    exact = ring._around
+
+    def around(axis, kv, hop, state):
+        state, shares = exact(axis, kv, hop, state)
+        back = [((i + 1) % 4, i) for i in range(4)]
+        return state, shares if axis == "node" else ring._send(axis, back, shares)
+
+    patch.setattr(ring, "_around", around)
+    return "double"
+
+
+def forget_to_sum_scores(patch):
+    patch.setattr(reference, "_whole", lambda partial, axis: partial)
+    return "scores"
+
+
+def read_a_neighbours_keys(patch):
+    exact = head_slices.kv_heads_read
+    patch.setattr(head_slices, "kv_heads_read", lambda *sizes: np.roll(exact(*sizes), 1, axis=0))
+    return "exchange grouped"
+
+
+def mistake_the_shard(patch):
+    exact = ring.QueryShards.index
+    patch.setattr(ring.QueryShards, "index", lambda self: (exact(self) + 1) % self.size)
+    return "exchange shards"
+
+
+def lose_a_slice(patch):
+    exact = head_slices.to_heads
+
+    def to_heads(x, axis, joined):
+        return exact(x * (lax.axis_index(axis) != 3).astype(x.dtype), axis, joined)
+
+    patch.setattr(head_slices, "to_heads", to_heads)
+    return "exchange"
+
+
+def spread_as_if_heads_were_many(patch):
+    patch.setattr(ulysses, "spread", lambda k, table: jnp.tile(k, (1, 1, table.size // 2, 1)))
+    return "ulysses"
+
+
+MUTATIONS = [
+    lose_a_node, lose_the_way_home, forget_to_sum_scores, read_a_neighbours_keys,
+    mistake_the_shard, lose_a_slice, spread_as_if_heads_were_many,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda m: m.__name__)
+def test_mutations_are_seen(mutate, monkeypatch):
+    assert worst(CASES[mutate(monkeypatch)]) > 1e-2
+
+
+def test_local_slices_are_heads_of_their_own_and_say_so():
+    """The approximation: the textbook's attention of 16 narrow heads, and not of 4 wide ones."""
+    case = Case(slices("local"), SLICES, kv_heads=4)
+
+    def of_narrow_heads(case, ids):
+        def narrow(q, k, v):
+            cut = (x.reshape(*x.shape[:2], 16, 2) for x in (q, k, v))
+            out = Plain().attend(*cut, is_causal=True, segment_ids=None)
+            return out.reshape(q.shape)
+
+        return functools.partial(with_gradients, narrow)
+
+    assert worst(case, of_narrow_heads) < 1e-13
+    assert worst(case) > 1e-2
+    assert "each slice" in case.part.approximation
+    assert Ulysses("seq", case.part).approximation == case.part.approximation
+    assert {c.part.approximation for c in CASES.values()} == {""}
+    assert case.part.transfers(case.shape, case.mesh, 1) == ()
+
+
+GRID = {"head_group": 4, "head_slice": 4}
+LONG = AttentionShape(1, 10_000, 4, 4, 512, 4)  # a group's share of 16 heads
+
+
+def test_exchanging_slices_sends_a_39th_of_summing_scores():
+    """4 x 4 devices, 10,000 tokens, no mask, one dtype: 512 / 20,000, by both accounts."""
+    spec = P(None, None, "head_group", "head_slice")
+
+    def sent(reduction):
+        part = slices(reduction)
+        (form,) = {sum(t.wire_bytes for t in part.transfers(LONG, GRID, 1))}
+        mapped = jax.shard_map(
+            lambda q, k, v: part.attend(q, k, v, is_causal=False, segment_ids=None),
+            mesh=MeshSpec(GRID).abstract(), in_specs=spec, out_specs=spec,
+        )  # fmt: skip
+        x = jax.ShapeDtypeStruct((1, 10_000, 16, 512), jnp.float32)
+        ledger = jaxpr_ledger(jax.make_jaxpr(mapped)(x, x, x), GRID)
+        assert ledger.total() == pytest.approx(form, rel=1e-12)
+        return form
+
+    assert sent("exchange") / sent("scores") == pytest.approx(512 / 20_000, rel=1e-12)
+    assert sent("exchange") / sent("scores") <= 1 / 39
+
+
+def test_auto_is_the_cheapest_that_can_run():
+    auto = slices("auto")
+    assert auto.resolve(LONG, GRID) == "exchange"
+    short = dataclasses.replace(LONG, seq_len=32)
+    assert auto.resolve(short, GRID) == "scores"
+    # One head for four slices, the sequence split besides: whole heads do not go around.
+    ring_inside, sizes = slices("auto", inner=Ring("seq")), {"seq": 4, "head_slice": 4}
+    one = dataclasses.replace(LONG, heads=1, kv_heads=1, item_bytes=2)
+    assert ring_inside.resolve(one, sizes) == "gather"
+    assert slices("scores").resolve(LONG, GRID) == "scores"
+    for shape in (LONG, short):
+        costs = {r: seconds(slices(r), shape, GRID, "h100_2x8")
+                 for r in ("exchange", "scores", "gather")}  # fmt: skip
+        assert auto.resolve(shape, GRID) == min(costs, key=lambda r: costs[r])
+
+
+def test_rates_follow_where_an_axis_lies():
+    (moved, *_) = slices("exchange").transfers(LONG, GRID, 1)
+    where = cluster("h100_2x8")
+    inside, between = where.gpu.nvlink_bytes_per_s, where.nic_bytes_per_s
+    assert link_bytes_per_s(where, moved, GRID) == inside
+    assert link_bytes_per_s(where, moved, {"head_slice": 4, "head_group": 4}) == between
+    assert link_bytes_per_s(where, moved, {"head_slice": 16}) == between
+    assert link_bytes_per_s(cluster("h100_nvl16"), moved, {"head_slice": 16}) == inside
+
+
+def test_gathering_repeats_the_scores_product():
+    flops = {r: slices(r).work(LONG, GRID).flops for r in ("exchange", "scores", "gather")}
+    product = 2 * 10_000**2 * 512 * 4 / 4  # Q K^T of four heads, shared by four slices
+    assert flops["exchange"] == flops["scores"] == 2 * product
+    assert flops["gather"] == (4 + 1) * product
+    shards = dataclasses.replace(LONG, heads=2, kv_heads=2, is_causal=True)
+    assert 0.5 < slices("exchange").work(shards, GRID).flops / product < 0.55
+
+
+BAD = {
+    "ring of shards": (Case(slices("exchange", **ring_of_2), RING2, heads=2),
+                       r"1 part|2 part.* of 2 heads for 4 devices.*inner=Ring"),
+    "tokens": (Case(slices("exchange"), SLICES, heads=1, kv_heads=1, tokens=6),
+               "4 query shards, which do not divide 6 tokens"),
+    "heads": (Case(Ulysses("seq"), {"seq": 4}, heads=6),
+              r"'seq' \(size 4\) does not divide 6 query heads"),
+    "partial slices": (Case(slices("gather"), SLICES), "already split over 'tensor'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_split_is_refused(name):
+    case, message = BAD[name]
+    q, k, v, _, ids = inputs(case)
+    if name == "partial slices":
+        with pytest.raises(ValueError, match=message):
+            case.part.attend(q, k, v, is_causal=True, segment_ids=None, partial_over="tensor")
+        return
+    with pytest.raises(ValueError, match=message):
+        jax.make_jaxpr(mapped(case))(q, k, v, ids)
+
+
+def test_bad_parts_are_named():
+    with pytest.raises(ValueError, match="auto, exchange, scores, gather, local; got 'sum'"):
+        slices("sum")
+    with pytest.raises(ValueError, match="splits head_dim too"):
+        slices("gather", inner=slices("gather"))
+    with pytest.raises(ValueError, match="major first; got"):
+        Ring(("seq", "seq"))
+    assert Ring(["node", "seq"]) == Ring(("node", "seq"))

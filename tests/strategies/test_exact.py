@@ -9,6 +9,7 @@ from jax import lax
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
+from parallax.parallel import head_slices
 from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
@@ -95,7 +96,25 @@ def drop_a_handoff(patch):
     return "tensor_pipeline"
 
 
-@pytest.mark.parametrize("mutate", [drop_a_hop, drop_a_tensor_rank, drop_a_handoff],
+def drop_a_head_slice(patch):
+    exact = head_slices.to_heads
+
+    def to_heads(x, axis, joined):
+        return exact(x * (lax.axis_index(axis) != 3).astype(x.dtype), axis, joined)
+
+    patch.setattr(head_slices, "to_heads", to_heads)
+    return "two_level"
+
+
+def drop_a_node(patch):
+    drop_a_hop(patch)
+    return "double_ring"
+
+
+MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, drop_a_node]
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS,
                          ids=lambda m: m.__name__)  # fmt: skip
 def test_mutations_are_seen(mutate, monkeypatch):
     name = mutate(monkeypatch)
