@@ -61,32 +61,33 @@ class Ring:
         return shape.work(pairs)
 
     def transfers(self, shape, sizes, calls):
-        arrays = [("keys", shape.head_dim), ("values", shape.values)]
-        per_token = {what: shape.kv_heads * width * shape.item_bytes for what, width in arrays}
+        found = self._sends("keys and values", _pair(shape, shape.item_bytes), sizes, 2 * calls)
         if shape.packed:
-            per_token["segment ids"] = 4
-        return self._around(per_token, shape, sizes, calls, homewards=0)
+            ids = shape.batch * shape.seq_len * 4
+            found += self._sends("segment ids", ids, sizes, calls)
+        return found
 
     def backward_transfers(self, shape, sizes, calls):
-        arrays = [("keys'", shape.head_dim), ("values'", shape.values)]
-        gradients = {
-            f"{what} gradients": shape.kv_heads * width * shape.accumulator_bytes
-            for what, width in arrays
-        }
-        again = self.transfers(shape, sizes, calls)
-        return again + self._around(gradients, shape, sizes, calls, homewards=1)
+        gradients = _pair(shape, shape.accumulator_bytes)
+        return self.transfers(shape, sizes, calls) + self._sends(
+            "gradients of keys and values", gradients, sizes, 2 * calls, homewards=1
+        )
 
-    def _around(self, per_token, shape, sizes, calls, homewards: int):
-        """Sends in every ring of n: n - 1 of what visits, n of what also comes home."""
-        tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
-        out, rounds = (), calls
+    def _sends(self, what, whole_bytes, sizes, arrays: int, homewards: int = 0):
+        """In a ring of n: n - 1 sends of what visits, n of what also comes home."""
+        payload, rounds, found = whole_bytes / size_over(sizes, self.seq_axes), arrays, ()
         for axis in self.seq_axes:
             n = sizes[axis]
             if n > 1:
-                out += tuple(
-                    transfer(f"{what} around '{axis}'", "collective-permute", (axis,), n,
-                             tokens * item, rounds * (n - 1 + homewards))
-                    for what, item in per_token.items()
+                found += (
+                    transfer(f"{what} around '{axis}'", "collective-permute", (axis,), n, payload,
+                             rounds * (n - 1 + homewards)),
                 )  # fmt: skip
             rounds *= n
-        return out
+        return found
+
+
+def _pair(shape, item_bytes: int) -> float:
+    """Bytes of the mean of keys and values of whole sequences."""
+    width = (shape.head_dim + shape.values) / 2
+    return shape.batch * shape.seq_len * shape.kv_heads * width * item_bytes

@@ -108,7 +108,7 @@ def test_queries_and_keys_are_normed_over_the_whole_head():
 
     def local(split, q, k, q_scale, k_scale):
         mine = head_norm()
-        mine.q_scale_K[...], mine.k_scale_K[...] = q_scale[0, 0, 0], k_scale[0, 0, 0]
+        mine.q_scale_K, mine.k_scale_K = (nnx.Param(x[0, 0, 0]) for x in (q_scale, k_scale))
         return mine(q, k, split)
 
     scales = (s[...].reshape(1, 1, 1, 16) for s in (norm.q_scale_K, norm.k_scale_K))
