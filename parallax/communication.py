@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from parallax.bounds import Transfer, transfer
 from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.attention_parts import AttentionShape
-from parallax.parallel.experts import ExpertShape
+from parallax.parallel.experts import ExpertShape, Platform
 from parallax.parallel.split import Remat
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -21,7 +21,7 @@ from parallax.workload import Workload
 
 
 def forward_transfers(
-    config: ModelConfig, strategy: Strategy, workload: Workload
+    config: ModelConfig, strategy: Strategy, workload: Workload, *, platform: Platform = "gpu"
 ) -> tuple[Transfer, ...]:
     """What one forward pass to last-position logits sends.
 
@@ -29,12 +29,13 @@ def forward_transfers(
       config: the model at its real size.
       strategy: any whose parts have closed forms.
       workload: with this strategy's microbatches.
+      platform: that the program is for; "cpu" emulates ragged exchanges by dense ones.
 
     Returns:
       One Transfer a purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves out
       what pipeline bubbles and padded layers repeat.
     """
-    walk = _Walk(config, strategy, workload)
+    walk = _Walk(config, strategy, workload, platform)
     walk.stack(passes=1)
     last = walk.b * config.d_model * walk.item
     walk.add("last position", "all-reduce", walk.over("act_seq", "act_norm_seq"), last)
@@ -48,11 +49,13 @@ def train_transfers(
     workload: Workload,
     remat: Remat = "microbatch",
     param_bytes: int = 4,
+    *,
+    platform: Platform = "gpu",
 ) -> tuple[Transfer, ...]:
     """What one training step sends: forward, what is recomputed, backward, sums of gradients.
 
     Args:
-      config, strategy, workload: as in `forward_transfers`.
+      config, strategy, workload, platform: as in `forward_transfers`.
       remat: what the backward pass recomputes.
       param_bytes: of one parameter and its gradient, as the optimizer keeps them.
 
@@ -60,7 +63,7 @@ def train_transfers(
       One Transfer a purpose. `minimum_bytes` counts one forward pass and one backward pass without
       bubbles: what rematerialisation sends again is no minimum.
     """
-    walk = _Walk(config, strategy, workload)
+    walk = _Walk(config, strategy, workload, platform)
     passes = 1 if remat == "none" else 2
     walk.stack(passes, again=remat == "layer")
     walk.stack_backward()
@@ -81,6 +84,7 @@ class _Walk:
     config: ModelConfig
     strategy: Strategy
     workload: Workload
+    platform: Platform
     found: list[Transfer] = field(default_factory=list)
 
     def __post_init__(self):
@@ -200,7 +204,9 @@ class _Walk:
                 item_bytes=self.item,
                 gate_bytes=self.wide,
             )
-            found += getattr(split.experts, closed_form)(experts, split.mesh_axes, calls)
+            found += getattr(split.experts, closed_form)(
+                experts, split.mesh_axes, calls, self.platform
+            )
         once = 0 if closed_form == "recompute_transfers" else self.useful / (passes * self.ticks)
         for t in found:
             self.found.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))

@@ -13,13 +13,16 @@ from parallax.lenses.predicting import roofline
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.spmd import ShardedTransformer
-from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
+from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline, two_level, ulysses
 
 RING_SP = paper("ring_sp")
 CASES = {
     "tensor_pipeline": tensor_pipeline(8, 2),
     "ring_sequence": ring_sequence(16),
     "data_parallel": data_parallel(16),
+    "two_level": two_level(4, 4),
+    "double_ring": ring_sequence(16, nodes=2),
+    "ulysses": ulysses(16),
     "sequence_parallel_norms": tensor_pipeline(8, 2, sequence_parallel_norms=True),
 }
 
@@ -58,11 +61,30 @@ def test_ring_sends_fifteen_hops_of_keys_and_values(compiled):
     assert around.wire_bytes == around.minimum_bytes == 2 * 15 * layers_and_microbatches * hop
 
 
-def test_ring_transfers_have_attention_beside_them(compiled):
-    for c in compiled["ring_sequence"].collectives:
+@pytest.mark.parametrize("name", ["ring_sequence", "double_ring"])
+def test_ring_transfers_have_attention_beside_them(compiled, name):
+    """Also the swap between nodes."""
+    for c in compiled[name].collectives:
         if c.kind == "collective-permute":
             assert c.async_with_compute, c
             assert c.flops_between >= 1e10
+
+
+def test_a_double_ring_crosses_nodes_once(compiled):
+    permutes = [c for c in compiled["double_ring"].collectives if c.kind == "collective-permute"]
+    hops = {axis: sum(c.count for c in permutes if c.axes == (axis,)) for axis in ("node", "seq")}
+    layers_and_microbatches = 4 * 64
+    assert hops == {
+        "node": 2 * 1 * layers_and_microbatches, "seq": 2 * 2 * 7 * layers_and_microbatches,
+    }  # fmt: skip
+
+
+def test_two_levels_exchange_inside_a_node(compiled):
+    """ "auto" takes four all-to-alls of a device's slices; all-reduces are the contractions'."""
+    exchanges = [c for c in compiled["two_level"].collectives if c.kind == "all-to-all"]
+    assert {c.axes for c in exchanges} == {("head_slice",)}
+    assert {c.payload_bytes for c in exchanges} == {16 * 10_000 * 4 * 128 * 2}
+    assert sum(c.count for c in exchanges) == 4 * 4 * 64
 
 
 def test_a_causal_mask_costs_about_half_and_the_same_everywhere(compiled):

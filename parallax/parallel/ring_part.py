@@ -61,43 +61,45 @@ class Ring:
         return shape.work(pairs)
 
     def transfers(self, shape, sizes, calls):
-        arrays = [("keys", shape.head_dim), ("values", shape.values)]
-        per_token = {what: shape.kv_heads * width * shape.item_bytes for what, width in arrays}
+        found = self._sends("keys and values", _pair(shape, shape.item_bytes), sizes, 2 * calls)
         if shape.packed:
-            per_token["segment ids"] = 4
-        return self._around(per_token, shape, sizes, calls, homewards=0)
+            ids = shape.batch * shape.seq_len * 4
+            found += self._sends("segment ids", ids, sizes, calls)
+        return found
 
     def recompute_transfers(self, shape, sizes, calls):
         return ()
 
     def backward_transfers(self, shape, sizes, calls):
-        arrays = {"keys' gradients": shape.head_dim, "values' gradients": shape.values}
-        elements = {what: shape.kv_heads * width for what, width in arrays.items()}
-        wide = {what: n * shape.accumulator_bytes for what, n in elements.items()}
-        stored = {what: n * shape.item_bytes for what, n in elements.items()}
-        return (
-            *self.transfers(shape, sizes, calls),
-            *self._around(wide, shape, sizes, calls, homewards=1, stored=stored),
+        gradients, stored = (_pair(shape, n) for n in (shape.accumulator_bytes, shape.item_bytes))
+        return self.transfers(shape, sizes, calls) + self._sends(
+            "gradients of keys and values", gradients, sizes, 2 * calls, home_bytes=stored
         )
 
-    def _around(self, per_token, shape, sizes, calls, homewards: int, stored=None):
-        """Sends in every ring of n: n - 1 of what visits, n of what also comes home.
+    def _sends(self, what, whole_bytes, sizes, arrays: int, home_bytes: float | None = None):
+        """In a ring of n: n - 1 sends of what visits, n of what also comes home.
 
-        `stored`: bytes a token of what the outermost ring sends home: its last send of all.
+        `home_bytes`: of the outermost ring's last send, when nothing more is added.
         """
-        tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
-        out, rounds = (), calls
+        shards, rounds, found = size_over(sizes, self.seq_axes), arrays, ()
         for axis in self.seq_axes:
             n = sizes[axis]
             if n == 1:
                 continue
-            last = stored is not None and rounds == calls
-            for what, item in per_token.items():
-                sends = rounds * (n - 1 + homewards - last)
-                out += (transfer(f"{what} around '{axis}'", "collective-permute", (axis,), n,
-                                 tokens * item, sends),)  # fmt: skip
-                if last:
-                    out += (transfer(f"{what} home", "collective-permute", (axis,), n,
-                                     tokens * stored[what], rounds),)  # fmt: skip
+
+            def sends(said, payload, count, axis=axis, n=n):
+                return (transfer(said, "collective-permute", (axis,), n, payload / shards, count),)
+
+            outermost = rounds == arrays
+            wide = n - 1 if home_bytes is None or outermost else n
+            found += sends(f"{what} around '{axis}'", whole_bytes, rounds * wide)
+            if home_bytes is not None and outermost:
+                found += sends(f"{what} home", home_bytes, rounds)
             rounds *= n
-        return out
+        return found
+
+
+def _pair(shape, item_bytes: int) -> float:
+    """Bytes of the mean of keys and values of whole sequences."""
+    width = (shape.head_dim + shape.values) / 2
+    return shape.batch * shape.seq_len * shape.kv_heads * width * item_bytes

@@ -75,6 +75,12 @@ STRATEGIES: dict[str, Named] = {
         lambda n: ulysses(n["seq"]),
         lambda devices, node: {"seq": devices},
     ),
+    "ulysses_ring": Named(
+        "all-to-alls inside a node, keys and values around a ring of nodes",
+        ("node", "seq"),
+        lambda n: ulysses(n["node"] * n["seq"], nodes=n["node"]).replace(name="ulysses_ring"),
+        lambda devices, node: _by_node(devices, node, "seq", "node"),
+    ),
     "two_level": Named(
         "head groups x slices of every head; the rest of a layer over both",
         ("head_group", "head_slice"),

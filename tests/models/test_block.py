@@ -5,11 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from parallax.meshes.mesh import MeshSpec
 from parallax.models.block import Attention, Mlp
-from parallax.models.norms import Norm
+from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import rotate, rotation
-from parallax.parallel.split import UNSPLIT
+from parallax.parallel.attention_parts import Local
+from parallax.parallel.split import UNSPLIT, Split
+from parallax.spmd import ShardedTransformer
+from parallax.strategies import two_level
+from parallax.workload import Workload
 from tests.models.test_transformer import TINY
 
 
@@ -54,6 +60,60 @@ def test_rotation_turns_pairs_by_their_position():
     expected = pairs * np.exp(1j * angles)[None, :, None]
     np.testing.assert_allclose(turned[..., ::2], expected.real, atol=1e-14)
     np.testing.assert_allclose(turned[..., 1::2], expected.imag, atol=1e-14)
+
+
+def on_slices(local, head_dim=16, slices=4):
+    """`local(split, *arrays)` on devices that hold slices of the last dim, split and arrays."""
+    mesh = MeshSpec({"head_slice": slices})
+    split = Split({"head_dim": ("head_slice",)}, dict(mesh.axes), Local())
+    spec = P(None, None, None, "head_slice")
+
+    def run(*arrays):
+        return jax.jit(
+            jax.shard_map(
+                lambda *x: local(split, *x), mesh=mesh.build(jax.devices()[:slices]),
+                in_specs=spec, out_specs=spec,
+            )
+        )(*arrays)  # fmt: skip
+
+    return run
+
+
+def test_a_slice_turns_its_own_pairs():
+    x, positions = draw((2, 6, 3, 16), 0), jnp.arange(6, dtype=jnp.int32)[None]
+    found = on_slices(lambda split, x: rotate(x, rotation(positions, 16, 1e4, x.dtype, split)))(x)
+    np.testing.assert_allclose(found, rotate(x, rotation(positions, 16, 1e4, x.dtype)), rtol=1e-14)
+
+
+def test_slices_that_would_cut_a_pair_are_refused():
+    config = TINY.replace(num_heads=8, num_kv_heads=8, head_dim=4, vocab_size=64)
+    strategy = two_level(2, 4)
+    with pytest.raises(ValueError, match=r"head_dim 4 over 4 devices .* a multiple of 8"):
+        ShardedTransformer(config, strategy, Workload(4, 8))
+    assert ShardedTransformer(config.replace(positions="none"), strategy, Workload(4, 8))
+
+
+def head_norm(dtype="float64"):
+    norm = quiet(lambda: HeadNorm(TINY.replace(head_dim=16, qk_norm=True, dtype=dtype)))
+    norm.q_scale_K[...], norm.k_scale_K[...] = draw((16,), 8), draw((16,), 9)
+    return norm
+
+
+def test_queries_and_keys_are_normed_over_the_whole_head():
+    norm, q, k = head_norm(), draw((2, 5, 4, 16), 0) * 3, draw((2, 5, 2, 16), 1) * 3
+    found = norm(q, k, UNSPLIT)
+    for x, scale, mine in ((q, norm.q_scale_K, found[0]), (k, norm.k_scale_K, found[1])):
+        rms = np.sqrt((np.asarray(x) ** 2).mean(-1, keepdims=True) + norm.epsilon)
+        np.testing.assert_allclose(mine, np.asarray(x) / rms * np.asarray(scale[...]), rtol=1e-13)
+
+    def local(split, q, k, q_scale, k_scale):
+        mine = head_norm()
+        mine.q_scale_K, mine.k_scale_K = (nnx.Param(x[0, 0, 0]) for x in (q_scale, k_scale))
+        return mine(q, k, split)
+
+    scales = (s[...].reshape(1, 1, 1, 16) for s in (norm.q_scale_K, norm.k_scale_K))
+    for mine, whole in zip(on_slices(local)(q, k, *scales), found, strict=True):
+        np.testing.assert_allclose(mine, whole, rtol=1e-13)
 
 
 def test_scores_depend_on_distance_only():

@@ -17,7 +17,7 @@ TINY = ModelConfig(
 VARIANTS = [
     TINY,
     TINY.replace(mlp="gated", norm="layernorm", positions="learned", num_kv_heads=4),
-    TINY.replace(positions="none", causal=False, head_dim=16, num_kv_heads=1),
+    TINY.replace(positions="none", causal=False, head_dim=16, num_kv_heads=1, qk_norm=True),
 ]
 
 

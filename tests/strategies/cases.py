@@ -1,11 +1,16 @@
 """Small models and the strategies that every test of exactness runs."""
 
-from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
-from parallax.parallel.attention_parts import HeadSlices, Ring, Ulysses
-from parallax.rules import Rules
-from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline, two_level, ulysses
-from parallax.strategy import Strategy
+from parallax.strategies import (
+    data_parallel,
+    expert_parallel,
+    hybrid,
+    layerwise,
+    ring_sequence,
+    tensor_pipeline,
+    two_level,
+    ulysses,
+)
 from parallax.workload import Workload
 
 SMALL = ModelConfig(
@@ -16,41 +21,57 @@ GQA_FULL = SMALL.replace(
     num_heads=16, num_kv_heads=2, head_dim=4, mlp="gated", norm="layernorm", positions="learned",
     causal=False,
 )  # fmt: skip
+EXPERTS = SMALL.replace(name="experts", num_experts=16, d_ff=32)
+TILE = 8  # rows of an expert at once: small models have few
 
+# Every system alone.
 STRATEGIES = {
     "tensor_pipeline": tensor_pipeline(8, 2),
     "ring_sequence": ring_sequence(16),
     "data_parallel": data_parallel(16),
     # 16 devices, 8 heads: "auto" exchanges slices for query shards of whole heads.
     "two_level": two_level(4, 4),
-    "double_ring": ring_sequence(16, nodes=2),
-    "ulysses": ulysses(8),
+    "layerwise": layerwise(2, handoff="overlapped"),
 }
 
-
-def sliced(axes, attention, **rules):
-    """Two-level beside another mesh axis."""
-    mesh = MeshSpec({**axes, "head_group": 2, "head_slice": 2})
-    return Strategy("sliced", mesh, two_level().rules.replace(**rules), attention=attention)
-
-
-# Products of the above, and each exact reduction of head slices.
-PRODUCTS = {
+# What differs within a system, and products of systems.
+VARIANTS = {
+    "double_ring": ring_sequence(16, nodes=2),
+    "ulysses": ulysses(8),
     "exchange": two_level(2, 4, reduction="exchange"),
     "scores": two_level(4, 4, reduction="scores"),
     "gather": two_level(4, 4, reduction="gather"),
-    "two_level_ring": sliced(
-        {"seq": 4}, HeadSlices("head_slice", "auto", Ring("seq", "zigzag")), act_seq="seq"
-    ),
-    "scores_ring": sliced(
-        {"seq": 4}, HeadSlices("head_slice", "scores", Ring("seq")), act_seq="seq"
-    ),
-    "two_level_data": sliced({"data": 4}, HeadSlices("head_slice"), act_batch="data"),
-    "ulysses_ring": Strategy(
-        "ulysses_ring", MeshSpec({"node": 2, "seq": 8}), Rules(act_seq=("node", "seq")),
-        attention=Ulysses("seq", Ring("node", "zigzag")),
-    ),
-}  # fmt: skip
+}
+HYBRIDS = {
+    "ring x tensor": hybrid(ring_sequence(4), tensor_pipeline(4, 1)),
+    "ring x data": hybrid(ring_sequence(8), data_parallel(2)),
+    "two_level x data": hybrid(two_level(2, 2), data_parallel(4)),
+    "two_level x ring": hybrid(two_level(2, 2), ring_sequence(4)),
+    "scores x ring": hybrid(two_level(2, 2, reduction="scores"), ring_sequence(4)),
+    "pipeline x ring": hybrid(layerwise(2), ring_sequence(8)),
+    "pipeline x ring x tensor": hybrid(layerwise(2), ring_sequence(4), tensor_pipeline(2, 1)),
+    "ulysses x ring": ulysses(16, nodes=2),
+    "ulysses x tensor": hybrid(ulysses(4), tensor_pipeline(2, 1)),
+}
+
+# With experts: where they are and how tokens reach them.
+WITH_EXPERTS = {
+    "local": data_parallel(16),
+    "tensor": tensor_pipeline(8, 2),
+    "colocated": tensor_pipeline(8, 2, experts="colocated"),
+    "exchange": expert_parallel(16, tile=TILE),
+    "ragged": expert_parallel(16, tile=TILE, exchange="ragged"),
+    "by node": expert_parallel(16, nodes=2, tile=TILE),
+    "expert x tensor": hybrid(expert_parallel(8, tile=TILE), tensor_pipeline(2, 1)),
+    "pipeline x expert": hybrid(layerwise(2), expert_parallel(8, tile=TILE)),
+}
+
+# Five layers on four stages: one stage holds two, the others are filled up.
+UNEQUAL = SMALL.replace(num_layers=5)
+UNEQUAL_STAGES = {
+    "dealt out": layerwise(4, handoff="lockstep"),
+    "chosen": layerwise(4, layers=(1, 1, 2, 1), handoff="overlapped"),
+}
 
 
 def workload(strategy, packed=False, seq_len=80):

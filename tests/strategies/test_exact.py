@@ -9,11 +9,24 @@ from jax import lax
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
+from parallax.parallel import head_slices
 from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
-from parallax.strategies import ring_sequence, tensor_pipeline, two_level
-from tests.strategies.cases import GQA_FULL, PRODUCTS, SMALL, STRATEGIES, workload
+from parallax.strategies import expert_parallel, ring_sequence, tensor_pipeline, two_level
+from tests.strategies.cases import (
+    EXPERTS,
+    GQA_FULL,
+    HYBRIDS,
+    SMALL,
+    STRATEGIES,
+    TILE,
+    UNEQUAL,
+    UNEQUAL_STAGES,
+    VARIANTS,
+    WITH_EXPERTS,
+    workload,
+)
 
 TEXT = read_text(None, 16 * 80)[0]
 
@@ -31,7 +44,7 @@ def check(results):
 
 
 def test_all_strategies_causal():
-    check(verify(SMALL, STRATEGIES.values()))
+    check(verify(SMALL, (STRATEGIES | VARIANTS).values()))
 
 
 def test_grouped_queries_full_attention_packed():
@@ -39,12 +52,14 @@ def test_grouped_queries_full_attention_packed():
     own = {
         "tensor_pipeline": tensor_pipeline(8, 2, split_kv_heads=False),
         "two_level": two_level(4, 4, split_kv_heads=False),
+        "double_ring": VARIANTS["double_ring"],
+        "ulysses": VARIANTS["ulysses"],
     }
     check(verify(GQA_FULL, (STRATEGIES | own).values(), packed=True))
 
 
-def test_products_with_normed_queries_and_keys():
-    check(verify(SMALL.replace(qk_norm=True), PRODUCTS.values(), packed=True))
+def test_hybrids_with_normed_queries_and_keys():
+    check(verify(SMALL.replace(qk_norm=True), HYBRIDS.values(), packed=True))
 
 
 def test_variants():
@@ -59,6 +74,50 @@ def test_variants():
             packed=True,
         )
     )
+
+
+def test_stages_of_unequal_depth():
+    check(verify(UNEQUAL, UNEQUAL_STAGES.values()))
+
+
+def test_experts_two_of_sixteen():
+    results = verify(EXPERTS, WITH_EXPERTS.values())
+    check(results)
+    for result in results:
+        assert result.router.dropped == 0
+        assert result.router.smallest_margin > 1e-9  # no near-tie that rounding could flip
+        assert result.router.load_max_over_mean > 1
+
+
+def test_one_expert_a_token_gated():
+    one = EXPERTS.replace(experts_per_token=1, num_experts=8, mlp="gated", num_kv_heads=4)
+    strategies = [
+        tensor_pipeline(4, 2, experts="colocated"),
+        expert_parallel(8, tile=TILE, chunks=3),
+        expert_parallel(4, nodes=2, tile=TILE, exchange="ragged"),
+    ]
+    check(verify(one, strategies, packed=True))
+
+
+def test_lower_precision_replays_choices_and_counts_flips():
+    strategies = [WITH_EXPERTS["exchange"], WITH_EXPERTS["tensor"]]
+    results = verify(EXPERTS.replace(dtype="bfloat16"), strategies, dtypes=("bfloat16",))
+    check(results)
+    for result in results:
+        assert 0 < result.router.flips["bfloat16"] < 0.05
+
+
+def test_what_a_capacity_drops_is_said_and_measured():
+    (result,) = verify(EXPERTS, [expert_parallel(16, tile=TILE, capacity_factor=1.0)])
+    assert "drop" in result.approximation
+    assert 0 < result.router.dropped < 1
+    assert result.rows[0].logits_error > 1e-3
+
+
+def test_slices_as_heads_of_their_own_are_another_model():
+    (result,) = verify(SMALL, [two_level(4, 4, reduction="local")])
+    assert "slice" in result.approximation
+    assert result.rows[0].logits_error > 1e-2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -95,7 +154,25 @@ def drop_a_handoff(patch):
     return "tensor_pipeline"
 
 
-@pytest.mark.parametrize("mutate", [drop_a_hop, drop_a_tensor_rank, drop_a_handoff],
+def drop_a_head_slice(patch):
+    exact = head_slices.to_heads
+
+    def to_heads(x, axis, joined):
+        return exact(x * (lax.axis_index(axis) != 3).astype(x.dtype), axis, joined)
+
+    patch.setattr(head_slices, "to_heads", to_heads)
+    return "two_level"
+
+
+def drop_a_node(patch):
+    drop_a_hop(patch)
+    return "double_ring"
+
+
+MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, drop_a_node]
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS,
                          ids=lambda m: m.__name__)  # fmt: skip
 def test_mutations_are_seen(mutate, monkeypatch):
     name = mutate(monkeypatch)

@@ -1,0 +1,172 @@
+"""Calls of every attention part and product of parts, and how they are run and counted."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from parallax.hlo.jaxpr import jaxpr_ledger
+from parallax.lenses.reference import Plain
+from parallax.meshes.mesh import MeshSpec
+from parallax.parallel.attention_part import AttentionShape
+from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
+from parallax.parallel.order import undo_positions
+from parallax.spmd import mesh_entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A part on a mesh, and one call: heads a device, tokens a device of the sequence."""
+
+    part: object
+    mesh: dict
+    heads: int = 4
+    kv_heads: int = 2
+    tokens: int = 8
+    causal: bool = True
+    packed: bool = False
+    head_dim: int = 8
+
+    @property
+    def length(self):
+        return self.tokens * int(np.prod([self.mesh[a] for a in self.part.seq_axes]))
+
+    @property
+    def shape(self):
+        return AttentionShape(
+            2, self.length, self.heads, self.kv_heads, self.head_dim, 8, self.packed, self.causal
+        )
+
+
+def draw(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def inputs(case):
+    """q, k, v, the output's gradient, and segment ids or None."""
+    whole = (2, case.length, case.heads, case.head_dim)
+    fewer = (2, case.length, case.kv_heads, case.head_dim)
+    ids = None
+    if case.packed:
+        ids = np.sort(np.random.default_rng(4).integers(0, 3, (2, case.length)), axis=1)
+        ids = jnp.asarray(ids, jnp.int32)
+    return draw(whole, 0), draw(fewer, 1), draw(fewer, 2), draw(whole, 3), ids
+
+
+def mapped(case):
+    """(q, k, v, ids) in the part's order -> attention in the part's order."""
+    part, mesh = case.part, MeshSpec(case.mesh).build(jax.devices()[: MeshSpec(case.mesh).size])
+    seq = mesh_entry(part.seq_axes)
+    spec = P(None, seq, None, mesh_entry(part.slice_axes))
+
+    def local(q, k, v, ids):
+        return part.attend(q, k, v, is_causal=case.causal, segment_ids=ids)
+
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec, spec, P(None, seq)), out_specs=spec
+    )
+
+
+def held(case):
+    """Positions of all devices' tokens, one device after the other."""
+    count = case.length // case.tokens
+    return np.concatenate([case.part.positions(i, case.tokens, case.mesh) for i in range(count)])
+
+
+def program(case, ids):
+    """(q, k, v, d_out) of whole sequences -> output and gradients."""
+    order = held(case)
+    ids = None if ids is None else ids[:, order]
+
+    def forward(q, k, v):
+        return undo_positions(mapped(case)(*(x[:, order] for x in (q, k, v)), ids), order)
+
+    return functools.partial(with_gradients, forward)
+
+
+def with_gradients(f, q, k, v, d_out):
+    out, vjp = jax.vjp(f, q, k, v)
+    return out, *vjp(d_out)
+
+
+def textbook(case, ids):
+    return functools.partial(
+        with_gradients,
+        lambda q, k, v: Plain().attend(q, k, v, is_causal=case.causal, segment_ids=ids),
+    )
+
+
+def worst(case, expected=textbook):
+    *arrays, ids = inputs(case)
+    found, right = jax.jit(program(case, ids))(*arrays), jax.jit(expected(case, ids))(*arrays)
+    return max(
+        float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+        for a, b in zip(found, right, strict=True)
+    )
+
+
+def moved(transfers):
+    sums = {}
+    for t in transfers:
+        sums[t.kind, t.axes] = sums.get((t.kind, t.axes), 0) + t.wire_bytes
+    return sums
+
+
+def counted(case, f):
+    *arrays, ids = inputs(case)
+    ledger = jaxpr_ledger(jax.make_jaxpr(f(case, ids))(*arrays), case.mesh)
+    sums = {}
+    for c in ledger:
+        sums[c.kind, c.axes] = sums.get((c.kind, c.axes), 0) + c.wire_bytes * c.count
+    return sums
+
+
+SLICES = {"head_slice": 4}
+RING2 = {"seq": 2, "head_slice": 4}
+DOUBLE = {"node": 2, "seq": 4}
+
+
+def slices(reduction, **inner):
+    return HeadSlices("head_slice", reduction, **inner)
+
+
+ring_of_2 = {"inner": Ring("seq", "zigzag")}
+CASES = {
+    "local": Case(Local(), {"seq": 2}, packed=True),
+    "ring": Case(Ring("seq"), {"seq": 4}, packed=True),
+    "double": Case(Ring(("node", "seq"), "zigzag"), DOUBLE, tokens=5, packed=True),
+    "double natural": Case(Ring(("node", "seq")), DOUBLE, tokens=3, kv_heads=4),
+    "double full": Case(Ring(("node", "seq")), {"node": 4, "seq": 2}, tokens=3, causal=False),
+    "wide double": Case(Ring(("node", "seq"), "zigzag"), {"node": 3, "seq": 3}, tokens=4),
+    "triple": Case(Ring(("node", "stage", "seq"), "zigzag"),
+                   {"node": 2, "stage": 2, "seq": 2}, tokens=3),
+    "ring of one in a ring": Case(Ring(("node", "seq"), "zigzag"), {"node": 2, "seq": 1}),
+    "ulysses": Case(Ulysses("seq"), {"seq": 4}, packed=True),
+    "ulysses grouped": Case(Ulysses("seq"), {"seq": 2}, heads=6, kv_heads=3, causal=False),
+    "ulysses ring": Case(Ulysses("seq", Ring("node", "zigzag")), DOUBLE, tokens=5, packed=True),
+    "ulysses double ring": Case(Ulysses("tensor", Ring(("node", "seq"), "zigzag")),
+                                {"node": 2, "seq": 2, "tensor": 2}, tokens=3),
+    "exchange": Case(slices("exchange"), SLICES, kv_heads=4, packed=True),
+    "exchange grouped": Case(slices("exchange"), SLICES, heads=8),
+    "exchange one key head": Case(slices("exchange"), SLICES, kv_heads=1, causal=False),
+    "exchange straddling": Case(slices("exchange"), {"head_slice": 2}, heads=6, kv_heads=3),
+    "exchange shards": Case(slices("exchange"), SLICES, heads=2, kv_heads=1, tokens=20,
+                            packed=True),
+    "exchange one head": Case(slices("exchange"), SLICES, heads=1, kv_heads=1, tokens=12),
+    "exchange one head full": Case(slices("exchange"), SLICES, heads=3, kv_heads=3, causal=False),
+    "exchange ring": Case(slices("exchange", **ring_of_2), RING2, tokens=5, packed=True),
+    "scores": Case(slices("scores"), SLICES, packed=True),
+    "scores full": Case(slices("scores"), SLICES, heads=1, kv_heads=1, causal=False),
+    "scores ring": Case(slices("scores", **ring_of_2), RING2, tokens=5, packed=True),
+    "scores natural ring": Case(slices("scores", inner=Ring("seq")), RING2, tokens=5),
+    "scores ulysses": Case(slices("scores", inner=Ulysses("seq")), RING2),
+    "gather": Case(slices("gather"), SLICES, packed=True),
+    "gather ring": Case(slices("gather", **ring_of_2), RING2, tokens=5, packed=True),
+    "gather double ring": Case(slices("gather", inner=Ring(("node", "seq"), "zigzag")),
+                               {"node": 2, "seq": 2, "head_slice": 2}, tokens=4),
+    "auto": Case(slices("auto"), SLICES, tokens=24),
+    "ulysses of slices": Case(Ulysses("seq", slices("exchange")), {"seq": 2, "head_slice": 2}),
+}  # fmt: skip
