@@ -28,6 +28,7 @@ class Collective:
       pairs: (sender, receiver) of a permute.
       groups: of the others.
       parts: (dtype, bytes of the payload) where XLA joined arrays of several dtypes; () otherwise.
+      name: of the HLO instruction, unique in its program; "" in a jaxpr's ledger.
       is_bound: wire_bytes is an upper bound: how many rows leave depends on data and nobody said.
     """
 
@@ -45,6 +46,7 @@ class Collective:
     pairs: tuple[tuple[int, int], ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     parts: tuple[tuple[str, int], ...] = ()
+    name: str = ""
     is_bound: bool = False
 
     @property

@@ -162,6 +162,7 @@ def _collective(
         dtype=",".join(sorted(per_dtype)), op_name=instruction.op_name,
         pairs=pairs, groups=groups,
         parts=tuple(sorted(per_dtype.items())) if len(per_dtype) > 1 else (),
+        name=instruction.name,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def busiest_timeline(
     body = _busiest(module, trips)
     if body is None:
         return ()
-    by_place = {(c.kind, c.op_name): c for c in ledger}
+    by_name = {c.name: c for c in ledger}
     now, wire_free = 0.0, 0.0
     open_until: dict[str, float] = {}
     events = []
@@ -38,7 +38,7 @@ def busiest_timeline(
             for name in instruction.operands:
                 now = max(now, open_until.pop(name, now))
             continue
-        collective = by_place.get((opcode.removesuffix("-start"), instruction.op_name))
+        collective = by_name.get(instruction.name)
         if collective is not None:
             start = max(now, wire_free)
             stop = start + link_seconds(collective, cluster)
