@@ -4,13 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Wire bytes follow ring algorithms. S is the full array: of an all-gather what is gathered, of a
-# reduce-scatter what goes in.
+# reduce-scatter what goes in. How much of a ragged all-to-all's buffer leaves is data: all of it at
+# most, where no row goes to two devices.
 _WIRE = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
+    "ragged-all-to-all": lambda n: 1.0,
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from parallax.hlo.ledger import Ledger
+from parallax.hlo.collectives import Ledger
 
 Totals = Mapping[tuple[str, tuple[str, ...] | None], float]
 # Sums of large integers in another order; a collective more or less is far beyond it.

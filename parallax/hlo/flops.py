@@ -2,12 +2,16 @@
 
 Element-wise work is not counted, nor the matrix-vector products that XLA writes as a multiply and a
 reduce: a decode step of one sequence reads them from memory, so their bytes are what matters.
+
+How often a loop runs whose length depends on data (tiles of routed rows, say) is not in the
+program. Callers that know pass `trips`: named scope -> executions of the loop each time it is
+reached, as derived from what was routed; an average may be fractional.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from parallax.hlo.module import Computation, Instruction, Module
@@ -18,11 +22,17 @@ _TARGET = re.compile(r'"([^"]*)"')
 # Opcodes whose called computations are applied per element and hold no matrix products.
 _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
                 "all-reduce", "reduce-scatter")  # fmt: skip
+# A loop is named by what stands behind the loops around it: theirs are other scopes.
+_LOOP_BODY = "/while/body/"
+Trips = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs and number of matrix products; `low` to `high` where a branch depends on data."""
+    """FLOPs and number of matrix products; `low` to `high` where a branch depends on data.
+
+    The number is rounded up where a loop's expected trip count is fractional; FLOPs are not.
+    """
 
     low: float = 0.0
     high: float = 0.0
@@ -31,39 +41,48 @@ class Flops:
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.low + other.low, self.high + other.high, self.gemms + other.gemms)
 
-    def times(self, n: int) -> "Flops":
-        return Flops(self.low * n, self.high * n, self.gemms * n)
+    def times(self, n: float) -> "Flops":
+        return Flops(self.low * n, self.high * n, math.ceil(self.gemms * n))
 
 
-def module_flops(module: Module, scope: str = "") -> Flops:
+def module_flops(module: Module, scope: str = "", trips: Trips | None = None) -> Flops:
     """Matrix-product FLOPs that one device executes in one run.
 
     Args:
       module: parsed.
       scope: count only products whose op_name contains this.
+      trips: part of a loop's op_name (a named scope right around it, not one around a loop that
+        holds it) -> executions each time the loop is reached. The compiler's count goes first.
 
     Raises:
-      HloError: a loop without a known trip count, or a convolution.
+      HloError: matrix products in a loop whose trip count neither the compiler nor `trips` gives,
+        or a convolution.
     """
-    return computation_flops(module, module.entry, scope)
+    return computation_flops(module, module.entry, scope, trips)
 
 
-def computation_flops(module: Module, name: str, scope: str = "") -> Flops:
+def computation_flops(
+    module: Module, name: str, scope: str = "", trips: Trips | None = None
+) -> Flops:
     """FLOPs of one execution of a computation; see `module_flops`."""
-    key = ("flops", name, scope)
+    key = ("flops", name, scope, *sorted((trips or {}).items()))
     if key not in module._memo:
         computation = module.computation(name)
         total = Flops()
         for instruction in computation.instructions:
-            total += instruction_flops(module, computation, instruction, scope)
+            total += instruction_flops(module, computation, instruction, scope, trips)
         module._memo[key] = total
     return module._memo[key]
 
 
 def instruction_flops(
-    module: Module, computation: Computation, instruction: Instruction, scope: str = ""
+    module: Module,
+    computation: Computation,
+    instruction: Instruction,
+    scope: str = "",
+    trips: Trips | None = None,
 ) -> Flops:
-    """FLOPs of one execution of an instruction, with all it calls."""
+    """FLOPs of one execution of an instruction, with all it calls; see `module_flops`."""
     opcode = instruction.opcode
     # What is started is counted there, and not again where it is waited for.
     if opcode.endswith(("-done", "-update")):
@@ -82,21 +101,22 @@ def instruction_flops(
         return Flops()
     calls = instruction.calls()
     if opcode == "while":
-        count = trip_count(instruction)
+        count = expected_trips(instruction, trips)
         inside = sum(
-            (computation_flops(module, name, scope) for key in ("body", "condition")
+            (computation_flops(module, name, scope, trips) for key in ("body", "condition")
              for name in calls.get(key, ())), Flops(),
         )  # fmt: skip
         if count is None:
             if inside.high:
                 raise HloError(
-                    f"%{instruction.name}: a loop of unknown trip count holds matrix products. "
-                    "Its FLOPs cannot be counted."
+                    f"line {instruction.line}: %{instruction.name}: a loop of unknown trip count "
+                    f"holds matrix products, op_name {instruction.op_name!r}. Pass trips={{scope: "
+                    "executions each time it is reached}, with a named scope right around the loop."
                 )
             return Flops()
         return inside.times(count)
     names = [name for group in calls.values() for name in group]
-    inside = [computation_flops(module, name, scope) for name in names]
+    inside = [computation_flops(module, name, scope, trips) for name in names]
     if opcode == "conditional":
         return Flops(min(f.low for f in inside), max(f.high for f in inside),
                      max(f.gemms for f in inside))  # fmt: skip
@@ -109,6 +129,25 @@ def trip_count(instruction: Instruction) -> int | None:
         r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes.get("backend_config", "")
     )
     return int(match.group(1)) if match else None
+
+
+def expected_trips(instruction: Instruction, trips: Trips | None) -> float | None:
+    """`trip_count`, or else what `trips` says of the loop; None where neither knows.
+
+    Raises:
+      HloError: scopes that disagree about one loop, or a count that is no number from 0 on.
+    """
+    known = trip_count(instruction)
+    if known is not None or not trips:
+        return known
+    own = instruction.op_name.rpartition(_LOOP_BODY)[2]
+    found = {scope: n for scope, n in trips.items() if scope and scope in own}
+    if len(set(found.values())) > 1:
+        raise HloError(f"%{instruction.name}: trips name one loop twice, {found}, in {own!r}.")
+    count = next(iter(found.values()), None)
+    if count is not None and not 0 <= count < math.inf:
+        raise HloError(f"trips {found}: expected executions, finite and from 0 on.")
+    return count
 
 
 def custom_call_target(instruction: Instruction) -> str:
@@ -179,14 +218,17 @@ def _output(instruction: Instruction) -> Shape:
     return elements[0] if elements else instruction.shape
 
 
-def executions(module: Module) -> Iterator[tuple[Computation, int, bool]]:
+def executions(
+    module: Module, trips: Trips | None = None
+) -> Iterator[tuple[Computation, float, bool]]:
     """Computations reached from the entry, with how often each runs and whether inside a branch.
 
     Per-element computations are left out. A computation called from several places comes several
-    times. Unknown trip counts come as -1: refuse what they hold.
+    times. Trip counts that neither the compiler nor `trips` gives come as -1: refuse what they
+    hold. Without `trips` counts are whole numbers.
     """
 
-    def visit(name: str, count: int, branch: bool):
+    def visit(name: str, count: float, branch: bool):
         computation = module.computation(name)
         yield computation, count, branch
         for instruction in computation.instructions:
@@ -196,8 +238,8 @@ def executions(module: Module) -> Iterator[tuple[Computation, int, bool]]:
                 continue
             times, inside = count, branch
             if instruction.opcode == "while":
-                trips = trip_count(instruction)
-                times = -1 if trips is None or count < 0 else count * trips
+                rounds = expected_trips(instruction, trips)
+                times = -1 if rounds is None or count < 0 else count * rounds
             if instruction.opcode == "conditional":
                 inside = True
             for key, names in instruction.calls().items():

@@ -8,8 +8,9 @@ from jax.extend.core import ClosedJaxpr  # pyright: ignore[reportPrivateImportUs
 from jax.sharding import AxisType
 
 from parallax.bounds import wire_bytes
+from parallax.hlo.collectives import RAGGED, Collective, Ledger
 from parallax.hlo.groups import axes_of_pairs
-from parallax.hlo.ledger import Collective, Ledger
+from parallax.hlo.ragged import RaggedBytes, with_ragged_bytes
 from parallax.hlo.shapes import HloError
 
 _KINDS = {
@@ -17,23 +18,31 @@ _KINDS = {
     "pmin": "all-reduce", "all_gather": "all-gather", "all_gather_invariant": "all-gather",
     "all_gather_reduced": "all-gather", "reduce_scatter": "reduce-scatter",
     "all_to_all": "all-to-all", "ppermute": "collective-permute",
+    "ragged_all_to_all": RAGGED,
 }  # fmt: skip
 # Primitives that name mesh axes and move nothing.
 _LOCAL = {"axis_index", "pcast", "pvary", "reduced_vary_cast", "vary_unreduced_cast"}
 
 
-def jaxpr_ledger(closed_jaxpr: ClosedJaxpr, mesh_axes: Mapping[str, int]) -> Ledger:
+def jaxpr_ledger(
+    closed_jaxpr: ClosedJaxpr,
+    mesh_axes: Mapping[str, int],
+    *,
+    ragged_bytes: RaggedBytes | None = None,
+) -> Ledger:
     """Collectives of a traced program under one shard_map, loops multiplied out.
 
     Args:
       closed_jaxpr: `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
       mesh_axes: mesh axis -> size, in mesh order.
+      ragged_bytes: as for `read_ledger`, so that both count the same rows.
 
     Raises:
       HloError: a collective in a branch or in a loop of unknown length, over an axis that
         `mesh_axes` lacks, or one that is not understood; a shard_map that is partly automatic.
     """
-    return Ledger(tuple(_walk(closed_jaxpr.jaxpr, 1, mesh_axes)))
+    found = _walk(closed_jaxpr.jaxpr, 1, mesh_axes)
+    return Ledger(tuple(with_ragged_bytes(c, ragged_bytes) for c in found))
 
 
 def _walk(jaxpr: Any, count: int, mesh_axes: Mapping[str, int]) -> Iterator[Collective]:
@@ -106,7 +115,8 @@ def _collective(equation, kind, count, mesh_axes) -> Iterator[Collective]:
     size = math.prod(mesh_axes[a] for a in axes)
     if size == 1:
         return
-    for variable in equation.invars:
+    # A ragged exchange sends rows of its first operand; the others say where and how many.
+    for variable in equation.invars[:1] if kind == RAGGED else equation.invars:
         payload = variable.aval.size * variable.aval.dtype.itemsize
         if kind == "all-gather":
             payload *= size

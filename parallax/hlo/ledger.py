@@ -2,105 +2,44 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 from parallax.bounds import wire_bytes
-from parallax.hlo.flops import Flops, executions, instruction_flops
+from parallax.hlo.collectives import RAGGED, Collective, Ledger
+from parallax.hlo.flops import Flops, Trips, executions, instruction_flops
 from parallax.hlo.groups import axes_of_groups, axes_of_pairs, parse_groups, parse_pairs
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.parse import parse_module
+from parallax.hlo.ragged import RaggedBytes, check_ragged, with_ragged_bytes
 from parallax.hlo.shapes import HloError, Shape
 
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_REFUSED = ("ragged-all-to-all", "collective-broadcast", "send", "recv")
+__all__ = ["Collective", "Ledger", "read_ledger"]
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+          RAGGED)  # fmt: skip
+_REFUSED = ("collective-broadcast", "send", "recv")
 
 
-@dataclass(frozen=True)
-class Collective:
-    """One collective instruction.
-
-    Attributes:
-      kind: HLO name.
-      axes: mesh axes it runs over, in mesh order; None if its groups are no set of axes. Of a
-        permute: the fewest axes within whose groups all its pairs stay.
-      group_size: devices that take part together.
-      payload_bytes: S, the full array (all-gather: gathered; reduce-scatter: input).
-      wire_bytes: bytes leaving a device in one execution, under ring algorithms. For a permute:
-        of a device that sends.
-      count: executions in one run, loops multiplied out.
-      dtype: HLO name.
-      op_name: where in the Python program it came from.
-      is_async: the compiled program starts it and waits for it in two instructions.
-      gemms_between, flops_between: matrix products scheduled between start and done. Not "hidden":
-        how much of the transfer they cover is for a model to say.
-      pairs: (sender, receiver) of a permute.
-      groups: of the others.
-    """
-
-    kind: str
-    axes: tuple[str, ...] | None
-    group_size: int
-    payload_bytes: int
-    wire_bytes: float
-    count: int
-    dtype: str
-    op_name: str
-    is_async: bool = False
-    gemms_between: int = 0
-    flops_between: float = 0.0
-    pairs: tuple[tuple[int, int], ...] = ()
-    groups: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def async_with_compute(self) -> bool:
-        """Async, with at least one matrix product between start and done."""
-        return self.is_async and self.gemms_between > 0
-
-    @property
-    def total_bytes(self) -> float:
-        """Bytes leaving a device in one run."""
-        return self.wire_bytes * self.count
-
-    @property
-    def senders(self) -> int:
-        """Devices that send, of all: fewer in a permute that does not wrap."""
-        return sum(a != b for a, b in self.pairs) or sum(len(g) for g in self.groups)
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """All collectives of a program."""
-
-    collectives: tuple[Collective, ...]
-
-    def __iter__(self) -> Iterator[Collective]:
-        return iter(self.collectives)
-
-    def __len__(self) -> int:
-        return len(self.collectives)
-
-    def total(self, kind: str | None = None, axes: tuple[str, ...] | None = None) -> float:
-        """Bytes leaving a device in one run, of one kind and over one set of axes if given."""
-        return sum(
-            c.total_bytes
-            for c in self
-            if (kind is None or c.kind == kind) and (axes is None or c.axes == axes)
-        )
-
-    def by_kind_and_axes(self) -> dict[tuple[str, tuple[str, ...] | None], float]:
-        """Bytes leaving a device in one run, by kind and mesh axes."""
-        keys = dict.fromkeys((c.kind, c.axes) for c in self)
-        return {key: sum(c.total_bytes for c in self if (c.kind, c.axes) == key) for key in keys}
-
-
-def read_ledger(program: str | Module, mesh_axes: Mapping[str, int]) -> Ledger:
+def read_ledger(
+    program: str | Module,
+    mesh_axes: Mapping[str, int],
+    *,
+    ragged_bytes: RaggedBytes | None = None,
+    trips: Trips | None = None,
+) -> Ledger:
     """The ledger of a compiled program.
 
     Args:
       program: `compiled.as_text()`, or what `parse_module` made of it.
       mesh_axes: mesh axis -> size, in the order of the mesh the program was compiled for.
+      ragged_bytes: bytes that leave a device in one execution of a ragged all-to-all, derived from
+        what was routed; None, or None for one of them, counts its whole buffer as an upper bound.
+        It is handed the collective, whose axes and payload_bytes tell which one it is: the CUDA
+        compiler drops op_name from these.
+      trips: as for `module_flops`, for loops between a start and its done. A collective inside
+        such a loop is refused all the same.
 
     Raises:
       HloError: a collective whose count depends on data, or that is not understood, or a mesh of
@@ -113,14 +52,14 @@ def read_ledger(program: str | Module, mesh_axes: Mapping[str, int]) -> Ledger:
             f"module {module.name}: compiled for {module.num_partitions} partitions, mesh axes "
             f"{dict(mesh_axes)} make {devices}. Pass the mesh it was compiled for."
         )
-    wrapped = _wrapped_in_start(module)
+    wrapped = _wrapped_in_start(module, trips)
     found = []
     for computation, count, branch in executions(module):
         for position, instruction in enumerate(computation.instructions):
             kind = _kind(instruction)
             if kind is None:
                 continue
-            if count < 0 or branch:
+            if count != int(count) or count < 0 or branch:
                 why = "inside a branch" if branch else "in a loop of unknown trip count"
                 raise HloError(
                     f"line {instruction.line}: %{instruction.name} ({kind}) is {why}: how often it "
@@ -128,9 +67,9 @@ def read_ledger(program: str | Module, mesh_axes: Mapping[str, int]) -> Ledger:
                 )
             between = wrapped.get(computation.name)
             if between is None and _is_async(instruction):
-                between = _between(module, computation, position)
+                between = _between(module, computation, position, trips)
             moved = _collective(module, computation, instruction, kind, mesh_axes)
-            moved = dataclasses.replace(moved, count=count)
+            moved = with_ragged_bytes(dataclasses.replace(moved, count=int(count)), ragged_bytes)
             if between is not None:
                 moved = dataclasses.replace(
                     moved, is_async=True, gemms_between=between.gemms, flops_between=between.low
@@ -154,7 +93,7 @@ def _is_async(instruction: Instruction) -> bool:
     return instruction.opcode.endswith("-start") and not sync
 
 
-def _wrapped_in_start(module: Module) -> dict[str, Flops]:
+def _wrapped_in_start(module: Module, trips: Trips | None) -> dict[str, Flops]:
     """Computations that a start calls (a fusion holding a collective), with what runs meanwhile."""
     found: dict[str, Flops] = {}
     for computation in module.computations.values():
@@ -164,7 +103,7 @@ def _wrapped_in_start(module: Module) -> dict[str, Flops]:
                 continue
             inside = {c for name in calls for c in _reached(module, name)}
             if any(_kind(i) for name in inside for i in module.computation(name).instructions):
-                between = _between(module, computation, position)
+                between = _between(module, computation, position, trips)
                 if any(found.get(name, between) != between for name in inside):
                     raise HloError(f"line {instruction.line}: what %{instruction.name} starts is "
                                    "started elsewhere too, beside other work.")  # fmt: skip
@@ -188,6 +127,7 @@ def _collective(
 ) -> Collective:
     """One execution of a collective."""
     arrays = [a for s in computation.operand_shapes(instruction) for a in s.elements or (s,)]
+    result = _result(computation, instruction)
     sent, pairs, groups = sum(a.n_bytes for a in arrays), (), ()
     axes: tuple[str, ...] | None
     if kind == "collective-permute":
@@ -201,20 +141,28 @@ def _collective(
         except HloError as error:
             raise HloError(f"line {instruction.line}: %{instruction.name}: {error}") from None
         axes, size = axes_of_groups(groups, mesh_axes), len(groups[0])
+    if kind == RAGGED:
+        check_ragged(instruction, arrays, result, size)
+        # Rows leave the first operand; the second is what they are received over.
+        arrays, sent = arrays[:1], arrays[0].n_bytes
     # What comes back follows from what goes in: a cross-check on sizes and groups.
     times = Fraction(size if kind == "all-gather" else 1, size if kind == "reduce-scatter" else 1)
-    received = _result(computation, instruction).n_bytes
+    received = sent if kind == RAGGED else result.n_bytes
     if received != sent * times:
         raise HloError(
             f"line {instruction.line}: %{instruction.name}: {kind} of {sent} bytes in groups of "
             f"{size}: expected {sent * times} bytes back, got {received}."
         )
-    payload = max(sent, received)
+    payload, per_dtype = max(sent, received), Counter[str]()
+    for array in arrays:
+        per_dtype[array.dtype] += array.n_bytes * payload // sent if sent else 0
     return Collective(
         kind=kind, axes=axes, group_size=size, payload_bytes=payload,
         wire_bytes=wire_bytes(kind, size, payload), count=1,
-        dtype=",".join(sorted({a.dtype for a in arrays})), op_name=instruction.op_name,
+        dtype=",".join(sorted(per_dtype)), op_name=instruction.op_name,
         pairs=pairs, groups=groups,
+        parts=tuple(sorted(per_dtype.items())) if len(per_dtype) > 1 else (),
+        name=instruction.name,
     )  # fmt: skip
 
 
@@ -234,10 +182,10 @@ def _done(computation: Computation, start: Instruction) -> int:
     )
 
 
-def _between(module: Module, computation: Computation, start: int) -> Flops:
+def _between(module: Module, computation: Computation, start: int, trips: Trips | None) -> Flops:
     """FLOPs scheduled between an async start and its done."""
     done = _done(computation, computation.instructions[start])
     total = Flops()
     for instruction in computation.instructions[start + 1 : done]:
-        total += instruction_flops(module, computation, instruction)
+        total += instruction_flops(module, computation, instruction, trips=trips)
     return total

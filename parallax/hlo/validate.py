@@ -24,7 +24,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "dot": ("lhs_contracting_dims", "rhs_contracting_dims"),
     "fusion": ("calls",),
     "map": ("to_apply",),
-    "ragged-all-to-all": (),
+    "ragged-all-to-all": ("replica_groups", "channel_id"),
     "ragged-dot": (),
     "recv": (),
     "reduce": ("to_apply",),

@@ -1,6 +1,6 @@
 """The busiest loop body as a schedule: the compiled order, drawn at the GPU's peak rates."""
 
-from parallax.hlo.flops import executions, instruction_flops
+from parallax.hlo.flops import Trips, executions, instruction_flops
 from parallax.hlo.ledger import Ledger
 from parallax.hlo.module import Computation, Module
 from parallax.lenses.links import link_seconds
@@ -9,20 +9,24 @@ from parallax.results import TimelineEvent
 
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id")
 
-_SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+            "ragged-all-to-all")  # fmt: skip
 
 
-def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[TimelineEvent, ...]:
+def busiest_timeline(
+    module: Module, ledger: Ledger, cluster: Cluster, trips: Trips | None = None
+) -> tuple[TimelineEvent, ...]:
     """Events of the loop body that sends most bytes; of the one with most FLOPs if none sends.
 
     The order is the compiled program's. Widths are modelled: FLOPs at the bfloat16 peak rate (too
     narrow for wider dtypes), other bytes at peak memory bandwidth, transfers at peak link rates.
-    A loop inside the body is one event with the FLOPs of all its rounds.
+    A loop inside the body is one event with the FLOPs of all its rounds;
+    `trips` says how many where that depends on data (see `module_flops`).
     """
-    body = _busiest(module)
+    body = _busiest(module, trips)
     if body is None:
         return ()
-    by_place = {c.op_name: c for c in ledger}
+    by_name = {c.name: c for c in ledger}
     now, wire_free = 0.0, 0.0
     open_until: dict[str, float] = {}
     events = []
@@ -34,8 +38,8 @@ def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[
             for name in instruction.operands:
                 now = max(now, open_until.pop(name, now))
             continue
-        collective = by_place.get(instruction.op_name)
-        if collective is not None and opcode.removesuffix("-start") == collective.kind:
+        collective = by_name.get(instruction.name)
+        if collective is not None:
             start = max(now, wire_free)
             stop = start + link_seconds(collective, cluster)
             events.append(TimelineEvent(instruction.name, "communication", start, stop))
@@ -45,7 +49,7 @@ def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[
             else:
                 now = stop
             continue
-        flops = instruction_flops(module, body, instruction).high
+        flops = instruction_flops(module, body, instruction, trips=trips).high
         seconds = flops / cluster.gpu.peak_flops("bfloat16")
         if not flops and opcode != "while":
             seconds = 2 * instruction.shape.n_bytes / cluster.gpu.hbm_bytes_per_s
@@ -55,17 +59,17 @@ def busiest_timeline(module: Module, ledger: Ledger, cluster: Cluster) -> tuple[
     return tuple(events)
 
 
-def _busiest(module: Module) -> Computation | None:
+def _busiest(module: Module, trips: Trips | None) -> Computation | None:
     best: tuple[tuple[float, float], Computation] | None = None
-    for computation, count, _ in executions(module):
-        if computation.name == module.entry or count < 1:
+    for computation, count, _ in executions(module, trips):
+        if computation.name == module.entry or count <= 0:
             continue
         own, sent = 0.0, 0.0
         for instruction in computation.instructions:
             if instruction.opcode.removesuffix("-start") in _SENDING:
                 sent += instruction.shape.n_bytes
             elif instruction.opcode != "while":
-                own += instruction_flops(module, computation, instruction).high
+                own += instruction_flops(module, computation, instruction, trips=trips).high
         has_fusions = any(i.opcode == "fusion" for i in computation.instructions)
         if len(computation.instructions) > 1 and has_fusions:
             key = (sent * count, own * count)

@@ -32,7 +32,7 @@ AXES = {"a": 2, "b": 2}
 
 def _account(text, axes):
     module = parse_module(text)
-    rows = [dataclasses.replace(c, op_name="") for c in read_ledger(module, axes)]
+    rows = [dataclasses.replace(c, op_name="", name="") for c in read_ledger(module, axes)]
     return sorted(map(repr, rows)), module_flops(module)
 
 

@@ -1,5 +1,7 @@
 """The schedule that a report draws: lanes, order and waiting, on a small program by hand."""
 
+import pytest
+
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.lenses.timeline import busiest_timeline
@@ -48,3 +50,29 @@ def test_what_waits_for_what():
     assert gemm.name.startswith("GEMM")
     assert add.start_s == send.stop_s  # it waits for the transfer, not for the product
     assert add.stop_s > add.start_s
+
+
+def test_a_loop_of_routed_length_is_drawn_where_its_trips_are_given():
+    where = cluster("h100_2x8")
+    ledger = read_ledger(parse_module(TEXT), {"seq": 16})
+    known = 'backend_config={"known_trip_count":{"n":"3"}}'
+    named = 'metadata={op_name="jit(f)/tiles/while"}'
+    module = parse_module(TEXT.replace(known, named))
+    events = busiest_timeline(module, ledger, where, {"tiles": 0.5})
+    assert events == busiest_timeline(parse_module(TEXT), ledger, where)
+    assert len(events) == 3
+    assert busiest_timeline(module, ledger, where) == ()
+
+
+def test_transfers_of_one_place_in_the_python_program_keep_their_own_widths():
+    """The CUDA compiler leaves some without an op_name: the instruction's name tells them apart."""
+    where = cluster("h100_2x8")
+    send = next(line for line in TEXT.split("\n") if "%send =" in line)
+    half = send.replace("%send", "%half").replace("1024,1024", "512,1024").replace("(%x)", "(%y)")
+    half = half.replace("channel_id=1", "channel_id=2")
+    cut = "  %y = f32[512,1024]{1,0} slice(%x), slice={[0:512], [0:1024]}"
+    done = "  %halved = f32[512,1024]{1,0} collective-permute-done(%half)"
+    module = parse_module(TEXT.replace(send, "\n".join([send, cut, half, done])))
+    events = busiest_timeline(module, read_ledger(module, {"seq": 16}), where)
+    widths = [e.stop_s - e.start_s for e in events if e.lane == "communication"]
+    assert widths[0] == pytest.approx(2 * widths[1])
