@@ -19,7 +19,7 @@ from parallax.parallel.experts.dispatch import (
     offsets,
     pack,
 )
-from parallax.parallel.experts.exchange import CompiledAs, exchange_blocks, exchange_rows
+from parallax.parallel.experts.exchange import CompiledAs, Rows, exchange_blocks
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink, grouped_mlp
 from parallax.parallel.experts.pipeline import Stage, pipelined
 from parallax.parallel.experts.routing import Routing
@@ -55,29 +55,31 @@ def flat_exchange(
     sent_nP, received_nP = (x.astype(jnp.int32) for x in (sent_nP, received_nP))
     frozen, sink = gradient_sink(weights)
 
-    def swap(rows, sent, received):
-        return exchange_rows(rows, sent, received, axes=setting.axes, compiled=setting.compiled)
-
     def dispatch(_, chunk):
         x_tD, to, sent, received = chunk
         with jax.named_scope("dispatch"):
-            return swap(pack(x_tD, to), sent, received)
+            return Rows(pack(x_tD, to), sent, received)
 
     def experts(rows_PCD, arriving_Pe):
         return run_experts(rows_PCD, arriving_Pe, frozen, sink, setting.tile)
 
     def home(rows_PCD, chunk):
-        gates_tk, to, sent, received = chunk
+        _, _, sent, received = chunk
+        return Rows(rows_PCD, received, sent)
+
+    def gather(rows_PCD, chunk):
+        gates_tk, to, _, _ = chunk
         with jax.named_scope("combine"):
-            return combine(swap(rows_PCD, received, sent), gates_tk, to)
+            return combine(rows_PCD, gates_tk, to)
 
     y_ntD = pipelined(
         [
-            Stage(dispatch, (x_ntD, to, sent_nP, received_nP)),
+            Stage(dispatch, (x_ntD, to, sent_nP, received_nP), setting.axes),
             Stage(experts, arriving_nPe),
-            Stage(home, (gates_ntk, to, sent_nP, received_nP)),
+            Stage(home, (gates_ntk, to, sent_nP, received_nP), setting.axes, gather),
         ],
         n,
+        setting.compiled,
     )
     return join(y_ntD, tokens), to.dropped.sum(dtype=jnp.int32)
 

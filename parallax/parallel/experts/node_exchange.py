@@ -26,7 +26,7 @@ from parallax.parallel.experts.chunks import (
     share_of_node,
 )
 from parallax.parallel.experts.dispatch import Offsets, combine, offsets, pack, unpack
-from parallax.parallel.experts.exchange import exchange_blocks, exchange_rows
+from parallax.parallel.experts.exchange import Rows, exchange_blocks, exchange_rows
 from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_experts
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.pipeline import Stage, pipelined
@@ -77,7 +77,7 @@ def node_exchange(
     nodes, ranks = lax.axis_size(node), lax.axis_size(inner)
     tokens, top_k = routing.ids_Tk.shape
     n, each = chunk_tokens(tokens, setting.chunks)
-    factor, compiled = setting.capacity_factor, setting.compiled
+    factor = setting.capacity_factor
     x_ntD, gates_ntk = cut(x_TD, n, each), cut(routing.gates_Tk, n, each)
     ids_ntk = cut(routing.ids_Tk, n, each, fill=-1)
     step = jax.vmap(lambda ids, gates: node_step(ids, gates, num_experts, nodes, factor))(
@@ -100,44 +100,45 @@ def node_exchange(
     received_nR = arriving_nRe.sum(axis=2, dtype=jnp.int32)
     frozen, sink = gradient_sink(weights)
 
-    def swap(rows, sent, received, axes):
-        return exchange_rows(rows, sent, received, axes=axes, compiled=compiled)
-
     def to_nodes(_, chunk):
         x_tD, to, sent, received = chunk
         with jax.named_scope("dispatch_node"):
-            rows_NBD = swap(pack(x_tD, to), sent, received, node)
-            return rows_NBD.reshape(-1, rows_NBD.shape[-1])
+            return Rows(pack(x_tD, to), sent, received)
 
-    def dispatch(rows_MD, chunk):
-        to, sent, received = chunk
+    def relay(rows_NBD, _):
+        return rows_NBD.reshape(-1, rows_NBD.shape[-1])
+
+    def inside(rows, sent, received):
+        parcel = Rows(rows, sent, received)
+        return exchange_rows([parcel], axes=inner, compiled=setting.compiled)[0]
+
+    def experts_of_node(rows_MD, chunk):
+        # In one stage: links between nodes are the slow ones, and while their exchange runs a
+        # compiler that runs one collective at a time has the experts beside it.
+        gates_Mk, to, sent, received, arriving_Re = chunk
         with jax.named_scope("dispatch"):
-            return swap(pack(rows_MD, to), sent, received, inner)
-
-    def experts(rows_RCD, arriving_Re):
-        return run_experts(rows_RCD, arriving_Re, frozen, sink, setting.tile)
-
-    def to_relay(rows_RCD, chunk):
-        gates_Mk, to, sent, received = chunk
+            rows_RCD = inside(pack(rows_MD, to), sent, received)
+        y_RCD = run_experts(rows_RCD, arriving_Re, frozen, sink, setting.tile)
         with jax.named_scope("combine"):
-            return combine(swap(rows_RCD, received, sent, inner), gates_Mk, to)
+            return combine(inside(y_RCD, received, sent), gates_Mk, to)
 
     def home(rows_MD, chunk):
-        to, sent, received = chunk
+        _, sent, received = chunk
+        return Rows(rows_MD.reshape(nodes, -1, rows_MD.shape[-1]), received, sent)
+
+    def gather(rows_NBD, chunk):
         with jax.named_scope("combine_node"):
-            rows_NBD = rows_MD.reshape(nodes, -1, rows_MD.shape[-1])
-            rows_tND = unpack(swap(rows_NBD, received, sent, node), to)
+            rows_tND = unpack(rows_NBD, chunk[0])
             return rows_tND.sum(axis=1, dtype=wide(rows_tND.dtype)).astype(rows_tND.dtype)
 
     y_ntD = pipelined(
         [
-            Stage(to_nodes, (x_ntD, step.to, to_nodes_nN, from_nodes_nN)),
-            Stage(dispatch, (to, sent_nR, received_nR)),
-            Stage(experts, arriving_nRe),
-            Stage(to_relay, (gates_nMk, to, sent_nR, received_nR)),
-            Stage(home, (step.to, to_nodes_nN, from_nodes_nN)),
+            Stage(to_nodes, (x_ntD, step.to, to_nodes_nN, from_nodes_nN), node, relay),
+            Stage(experts_of_node, (gates_nMk, to, sent_nR, received_nR, arriving_nRe)),
+            Stage(home, (step.to, to_nodes_nN, from_nodes_nN), node, gather),
         ],
         n,
+        setting.compiled,
     )
     dropped = step.dropped.sum(dtype=jnp.int32) + to.dropped.sum(dtype=jnp.int32)
     return join(y_ntD, tokens), dropped
