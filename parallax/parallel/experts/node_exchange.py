@@ -29,7 +29,7 @@ from parallax.parallel.experts.dispatch import Offsets, combine, offsets, pack, 
 from parallax.parallel.experts.exchange import Rows, exchange_blocks, exchange_rows
 from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_experts
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
-from parallax.parallel.experts.pipeline import Stage, pipelined
+from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
 from parallax.parallel.experts.wide import wide
 
@@ -96,6 +96,8 @@ def node_exchange(
     )
     with jax.named_scope("expert_counts"):
         arriving_nRe = exchange_blocks(to.rows_Pe, inner)
+    # Small exchanges are over before the first tick: none takes a place beside the experts.
+    to, gates_nMk, arriving_nRe = lax.optimization_barrier((to, gates_nMk, arriving_nRe))
     sent_nR = to.rows_Pe.sum(axis=2, dtype=jnp.int32)
     received_nR = arriving_nRe.sum(axis=2, dtype=jnp.int32)
     frozen, sink = gradient_sink(weights)
@@ -112,15 +114,20 @@ def node_exchange(
         parcel = Rows(rows, sent, received)
         return exchange_rows([parcel], axes=inner, compiled=setting.compiled)[0]
 
-    def experts_of_node(rows_MD, chunk):
-        # In one stage: links between nodes are the slow ones, and while their exchange runs a
-        # compiler that runs one collective at a time has the experts beside it.
-        gates_Mk, to, sent, received, arriving_Re = chunk
+    # The links between nodes are the slow ones: it is their exchange that has the experts beside
+    # it, in programs that run one collective at a time. Exchanges inside nodes come before, after.
+    def dispatch(rows_MD, chunk):
+        _, to, sent, received, _ = chunk
         with jax.named_scope("dispatch"):
-            rows_RCD = inside(pack(rows_MD, to), sent, received)
-        y_RCD = run_experts(rows_RCD, arriving_Re, frozen, sink, setting.tile)
+            return inside(pack(rows_MD, to), sent, received)
+
+    def experts(rows_RCD, chunk):
+        return run_experts(rows_RCD, chunk[-1], frozen, sink, setting.tile)
+
+    def to_relay(rows_RCD, chunk):
+        gates_Mk, to, sent, received, _ = chunk
         with jax.named_scope("combine"):
-            return combine(inside(y_RCD, received, sent), gates_Mk, to)
+            return combine(inside(rows_RCD, received, sent), gates_Mk, to)
 
     def home(rows_MD, chunk):
         _, sent, received = chunk
@@ -133,11 +140,22 @@ def node_exchange(
 
     y_ntD = pipelined(
         [
-            Stage(to_nodes, (x_ntD, step.to, to_nodes_nN, from_nodes_nN), node, relay),
-            Stage(experts_of_node, (gates_nMk, to, sent_nR, received_nR, arriving_nRe)),
-            Stage(home, (step.to, to_nodes_nN, from_nodes_nN), node, gather),
+            Stage(
+                (x_ntD, step.to, to_nodes_nN, from_nodes_nN),
+                before=to_nodes,
+                after=relay,
+                sends=True,
+            ),
+            Stage(
+                (gates_nMk, to, sent_nR, received_nR, arriving_nRe),
+                before=dispatch,
+                beside=experts,
+                after=to_relay,
+            ),
+            Stage((step.to, to_nodes_nN, from_nodes_nN), before=home, after=gather, sends=True),
         ],
         n,
+        node,
         setting.compiled,
     )
     dropped = step.dropped.sum(dtype=jnp.int32) + to.dropped.sum(dtype=jnp.int32)
@@ -155,28 +173,30 @@ def node_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
     n, each = chunk_tokens(tokens, setting.chunks)
     first = node_capacity(each, k, experts, nodes, setting.capacity_factor)
     second = relay_capacity(each, k, experts, nodes, ranks, setting.capacity_factor)
-    per_row, count = shape.width * shape.item_bytes, n * calls
+    per_row = shape.width * shape.item_bytes * calls
     arrived = nodes * first.rows
-    between = tokens * nodes * share_of_node(experts, nodes, k) * per_row * calls
-    within = tokens * k * per_row * calls
+    between = tokens * nodes * share_of_node(experts, nodes, k)
     small = (
         ("choices to other nodes", node, nodes, n * arrived * k * 4),
         ("gates to other nodes", node, nodes, n * arrived * k * shape.gate_bytes),
         ("rows for each expert", inner, ranks, n * experts // nodes * 4),
     )
     rows = (
-        ("tokens to other nodes", node, nodes, arrived, between),
-        ("tokens to their experts", inner, ranks, ranks * second.rows, within),
-        ("experts' outputs to the relay", inner, ranks, ranks * second.rows, within),
-        ("sums of a node's outputs home", node, nodes, arrived, between),
-    )
+        ("tokens to other nodes and sums home", node, nodes,
+         n * arrived, between, exchanges(n, 0, 2)),
+        ("tokens to their experts and outputs to the relay", inner, ranks,
+         n * ranks * second.rows, tokens * k, 2 * n),
+    )  # fmt: skip
     return (
         *(
             transfer(what, "all-to-all", axes, size, payload, calls, 0)
             for what, axes, size, payload in small
         ),
         *(
-            row_transfer(what, axes, setting.compiled, size, places * per_row, count, needed)
-            for what, axes, size, places, needed in rows
+            row_transfer(
+                what, setting, axes, size,
+                buffers=2 * places * per_row, needed=2 * needed * per_row, count=count * calls,
+            )
+            for what, axes, size, places, needed, count in rows
         ),
-    )
+    )  # fmt: skip

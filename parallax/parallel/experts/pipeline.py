@@ -1,8 +1,8 @@
 """A software pipeline over chunks: stages of neighbouring chunks run at once.
 
 In one tick stage s works on chunk t - s, from what the tick before left. Nothing in a tick depends
-on anything else in it, so the compiler may run one chunk's matrix products while others' rows
-travel. Rows of several stages that travel over the same mesh axes do so together.
+on another stage in it, so one chunk's matrix products run while other chunks' rows travel, those
+that come and those that go home together.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,27 +18,34 @@ from parallax.parallel.experts.exchange import CompiledAs, exchange_rows
 class Stage(NamedTuple):
     """One step of a chunk.
 
+    Its three functions take what goes on and this chunk's inputs, and return what goes on.
+
     Attributes:
-      run: (what the stage before returned, or None; this chunk's inputs) -> what goes on; the Rows
-        to send if there are `axes`.
       inputs: tree of [chunks, ...].
-      axes: mesh axes over which what `run` returns travels.
-      arrive: (rows that came, this chunk's inputs) -> what goes on.
+      before: the exchange of the tick; of a stage that sends, returns Rows. The first stage's gets
+        None.
+      beside: the exchange; of a stage that sends, it is the exchange itself.
+      after: it.
+      sends: takes part in the exchange.
     """
 
-    run: Callable[[Any, Any], Any]
     inputs: Any
-    axes: tuple[str, ...] = ()
-    arrive: Callable[[jax.Array, Any], Any] = lambda rows, inputs: rows
+    before: Callable[[Any, Any], Any] = lambda x, inputs: x
+    beside: Callable[[Any, Any], Any] = lambda x, inputs: x
+    after: Callable[[Any, Any], Any] = lambda x, inputs: x
+    sends: bool = False
 
 
-def pipelined(stages: Sequence[Stage], chunks: int, compiled: CompiledAs) -> Any:
+def pipelined(
+    stages: Sequence[Stage], chunks: int, axes: tuple[str, ...], compiled: CompiledAs
+) -> Any:
     """Every chunk through all stages, in chunks + stages - 1 ticks.
 
     Args:
       stages: in order; a stage's result has the same shapes for every chunk.
       chunks: how many.
-      compiled: as what exchanges are compiled.
+      axes: mesh axes over which rows travel.
+      compiled: as what their exchange is compiled.
 
     Returns:
       What the last stage returned, stacked: [chunks, ...]. Every stage runs once a chunk.
@@ -47,16 +54,18 @@ def pipelined(stages: Sequence[Stage], chunks: int, compiled: CompiledAs) -> Any
 
     def tick(waiting: Sequence, inputs: dict[int, Any]) -> list:
         """What stages 0, 1, ... return; stage s takes what s - 1 returned a tick before."""
-        done: list = [None] * depth
-        for s, given in inputs.items():
-            done[s] = stages[s].run(waiting[s - 1] if s else None, given)
-        for axes in dict.fromkeys(stages[s].axes for s in inputs if stages[s].axes):
-            together = [s for s in inputs if stages[s].axes == axes]
-            with jax.named_scope("exchange_" + "_".join(axes)):
-                arrived = exchange_rows([done[s] for s in together], axes=axes, compiled=compiled)
-            for s, rows in zip(together, arrived, strict=True):
-                done[s] = stages[s].arrive(rows, inputs[s])
-        return done
+        x = {s: stages[s].before(waiting[s - 1] if s else None, i) for s, i in inputs.items()}
+        # Whatever else could run beside the exchange runs before or after it: that leaves the slot
+        # beside it to the experts in programs that run one collective at a time.
+        x = lax.optimization_barrier(x)
+        together = [s for s in inputs if stages[s].sends]
+        beside = {s: stages[s].beside(x[s], i) for s, i in inputs.items() if s not in together}
+        if together:
+            with jax.named_scope("exchange"):
+                arrived = exchange_rows([x[s] for s in together], axes=axes, compiled=compiled)
+            beside |= dict(zip(together, arrived, strict=True))
+        x = lax.optimization_barrier(beside)
+        return [stages[s].after(x[s], inputs[s]) if s in inputs else None for s in range(depth)]
 
     def single(waiting: Sequence, t: int) -> list:
         active = [s for s in range(depth) if 0 <= t - s < chunks]
@@ -88,9 +97,6 @@ def pipelined(stages: Sequence[Stage], chunks: int, compiled: CompiledAs) -> Any
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *finished)
 
 
-def exchanges(stages_axes: Sequence[tuple[str, ...]], chunks: int, axes: tuple[str, ...]) -> int:
-    """How many collectives over `axes` a pipeline of stages with these axes makes."""
-    ticks = range(chunks + len(stages_axes) - 1)
-    return sum(
-        any(own == axes and 0 <= t - s < chunks for s, own in enumerate(stages_axes)) for t in ticks
-    )
+def exchanges(chunks: int, first: int, last: int) -> int:
+    """How many collectives a pipeline makes whose stages `first` and `last` send."""
+    return len({chunk + stage for chunk in range(chunks) for stage in (first, last)})
