@@ -19,9 +19,9 @@ from parallax.parallel.experts.dispatch import (
     offsets,
     pack,
 )
-from parallax.parallel.experts.exchange import CompiledAs, exchange_blocks, exchange_rows
+from parallax.parallel.experts.exchange import CompiledAs, Rows, exchange_blocks
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink, grouped_mlp
-from parallax.parallel.experts.pipeline import Stage, pipelined
+from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
 
 
@@ -55,29 +55,32 @@ def flat_exchange(
     sent_nP, received_nP = (x.astype(jnp.int32) for x in (sent_nP, received_nP))
     frozen, sink = gradient_sink(weights)
 
-    def swap(rows, sent, received):
-        return exchange_rows(rows, sent, received, axes=setting.axes, compiled=setting.compiled)
-
     def dispatch(_, chunk):
         x_tD, to, sent, received = chunk
         with jax.named_scope("dispatch"):
-            return swap(pack(x_tD, to), sent, received)
+            return Rows(pack(x_tD, to), sent, received)
 
     def experts(rows_PCD, arriving_Pe):
         return run_experts(rows_PCD, arriving_Pe, frozen, sink, setting.tile)
 
     def home(rows_PCD, chunk):
-        gates_tk, to, sent, received = chunk
+        _, _, sent, received = chunk
+        return Rows(rows_PCD, received, sent)
+
+    def gather(rows_PCD, chunk):
+        gates_tk, to, _, _ = chunk
         with jax.named_scope("combine"):
-            return combine(swap(rows_PCD, received, sent), gates_tk, to)
+            return combine(rows_PCD, gates_tk, to)
 
     y_ntD = pipelined(
         [
-            Stage(dispatch, (x_ntD, to, sent_nP, received_nP)),
-            Stage(experts, arriving_nPe),
-            Stage(home, (gates_ntk, to, sent_nP, received_nP)),
+            Stage((x_ntD, to, sent_nP, received_nP), before=dispatch, sends=True),
+            Stage(arriving_nPe, beside=experts),
+            Stage((gates_ntk, to, sent_nP, received_nP), before=home, after=gather, sends=True),
         ],
         n,
+        setting.axes,
+        setting.compiled,
     )
     return join(y_ntD, tokens), to.dropped.sum(dtype=jnp.int32)
 
@@ -101,35 +104,38 @@ def flat_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
     devices = devices_of(setting.axes, sizes)
     n, each = chunk_tokens(shape.tokens, setting.chunks)
     places = capacity(each, shape.top_k, shape.num_experts, devices, setting.capacity_factor)
-    per_row = shape.width * shape.item_bytes
-    needed_rows = shape.tokens * shape.top_k
+    per_row, both_ways = shape.width * shape.item_bytes, 2 * calls
     counts = n * shape.num_experts * 4
     return (
         transfer("rows for each expert", "all-to-all", setting.axes, devices, counts, calls, 0),
-        *(
-            row_transfer(what, setting.axes, setting.compiled, devices,
-                         devices * places.rows * per_row, n * calls, needed_rows * per_row * calls)
-            for what in ("tokens to their experts", "experts' outputs home")
+        row_transfer(
+            "tokens to their experts and outputs home", setting, setting.axes, devices,
+            buffers=n * devices * places.rows * per_row * both_ways,
+            needed=shape.tokens * shape.top_k * per_row * both_ways,
+            count=exchanges(n, 0, 2) * calls,
         ),
     )  # fmt: skip
 
 
 def row_transfer(
     what: str,
+    setting: Setting,
     axes: tuple[str, ...],
-    compiled: CompiledAs,
     devices: int,
-    buffer_bytes: float,
+    *,
+    buffers: float,
+    needed: float,
     count: int,
-    needed_bytes: float,
 ) -> Transfer:
-    """`count` exchanges of a whole buffer, or of the rows there are where that is compiled.
+    """Exchanges of rows: whole buffers, or the rows there are where that is compiled.
 
     Args:
-      needed_bytes: of all rows that uniform choices make, over all `count`, this device's included.
+      buffers: bytes of all buffers, the part for this device included.
+      needed: bytes of the rows that uniform choices make, this device's own included.
+      count: collectives.
     """
-    minimum = transfer(what, "all-to-all", axes, devices, needed_bytes, 1).wire_bytes
-    if compiled == "ragged":
+    minimum = transfer(what, "all-to-all", axes, devices, needed, 1).wire_bytes
+    if setting.compiled == "ragged":
         return Transfer(what, "ragged-all-to-all", axes, minimum, count, minimum)
-    sent = transfer(what, "all-to-all", axes, devices, buffer_bytes, count).wire_bytes
+    sent = transfer(what, "all-to-all", axes, devices, buffers, 1).wire_bytes
     return Transfer(what, "all-to-all", axes, sent, count, minimum)

@@ -48,7 +48,7 @@ def grouped_mlp(
         row, whose result is 0.
       weights: of this device's experts. They may be the same over mesh axes that `x_RD` differs
         over: their gradient is then summed over these.
-      tile: rows of one expert that are multiplied at once.
+      tile: rows of one expert that are multiplied at once; R if that is less.
       sink: what `gradient_sink` made of these weights, if several calls share them.
 
     Returns:
@@ -67,6 +67,7 @@ def grouped_mlp(
     _check_shapes(x_RD, expert_R, weights, tile)
     if sink is None:
         weights, sink = gradient_sink(weights)
+    tile = max(1, min(tile, x_RD.shape[0]))
     parts = vary_alike(x_RD, expert_R, *weights, *sink)
     frozen, sink = ExpertWeights(*parts[2:5]), ExpertWeights(*parts[5:8])
     return _grouped_mlp(tile, parts[0], parts[1], frozen, sink)

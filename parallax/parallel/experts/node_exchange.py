@@ -26,10 +26,10 @@ from parallax.parallel.experts.chunks import (
     share_of_node,
 )
 from parallax.parallel.experts.dispatch import Offsets, combine, offsets, pack, unpack
-from parallax.parallel.experts.exchange import exchange_blocks, exchange_rows
+from parallax.parallel.experts.exchange import Rows, exchange_blocks, exchange_rows
 from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_experts
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
-from parallax.parallel.experts.pipeline import Stage, pipelined
+from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
 from parallax.parallel.experts.wide import wide
 
@@ -77,7 +77,7 @@ def node_exchange(
     nodes, ranks = lax.axis_size(node), lax.axis_size(inner)
     tokens, top_k = routing.ids_Tk.shape
     n, each = chunk_tokens(tokens, setting.chunks)
-    factor, compiled = setting.capacity_factor, setting.compiled
+    factor = setting.capacity_factor
     x_ntD, gates_ntk = cut(x_TD, n, each), cut(routing.gates_Tk, n, each)
     ids_ntk = cut(routing.ids_Tk, n, each, fill=-1)
     step = jax.vmap(lambda ids, gates: node_step(ids, gates, num_experts, nodes, factor))(
@@ -96,48 +96,67 @@ def node_exchange(
     )
     with jax.named_scope("expert_counts"):
         arriving_nRe = exchange_blocks(to.rows_Pe, inner)
+    # Small exchanges are over before the first tick: none takes a place beside the experts.
+    to, gates_nMk, arriving_nRe = lax.optimization_barrier((to, gates_nMk, arriving_nRe))
     sent_nR = to.rows_Pe.sum(axis=2, dtype=jnp.int32)
     received_nR = arriving_nRe.sum(axis=2, dtype=jnp.int32)
     frozen, sink = gradient_sink(weights)
 
-    def swap(rows, sent, received, axes):
-        return exchange_rows(rows, sent, received, axes=axes, compiled=compiled)
-
     def to_nodes(_, chunk):
         x_tD, to, sent, received = chunk
         with jax.named_scope("dispatch_node"):
-            rows_NBD = swap(pack(x_tD, to), sent, received, node)
-            return rows_NBD.reshape(-1, rows_NBD.shape[-1])
+            return Rows(pack(x_tD, to), sent, received)
 
+    def relay(rows_NBD, _):
+        return rows_NBD.reshape(-1, rows_NBD.shape[-1])
+
+    def inside(rows, sent, received):
+        parcel = Rows(rows, sent, received)
+        return exchange_rows([parcel], axes=inner, compiled=setting.compiled)[0]
+
+    # The links between nodes are the slow ones: it is their exchange that has the experts beside
+    # it, in programs that run one collective at a time. Exchanges inside nodes come before, after.
     def dispatch(rows_MD, chunk):
-        to, sent, received = chunk
+        _, to, sent, received, _ = chunk
         with jax.named_scope("dispatch"):
-            return swap(pack(rows_MD, to), sent, received, inner)
+            return inside(pack(rows_MD, to), sent, received)
 
-    def experts(rows_RCD, arriving_Re):
-        return run_experts(rows_RCD, arriving_Re, frozen, sink, setting.tile)
+    def experts(rows_RCD, chunk):
+        return run_experts(rows_RCD, chunk[-1], frozen, sink, setting.tile)
 
     def to_relay(rows_RCD, chunk):
-        gates_Mk, to, sent, received = chunk
+        gates_Mk, to, sent, received, _ = chunk
         with jax.named_scope("combine"):
-            return combine(swap(rows_RCD, received, sent, inner), gates_Mk, to)
+            return combine(inside(rows_RCD, received, sent), gates_Mk, to)
 
     def home(rows_MD, chunk):
-        to, sent, received = chunk
+        _, sent, received = chunk
+        return Rows(rows_MD.reshape(nodes, -1, rows_MD.shape[-1]), received, sent)
+
+    def gather(rows_NBD, chunk):
         with jax.named_scope("combine_node"):
-            rows_NBD = rows_MD.reshape(nodes, -1, rows_MD.shape[-1])
-            rows_tND = unpack(swap(rows_NBD, received, sent, node), to)
+            rows_tND = unpack(rows_NBD, chunk[0])
             return rows_tND.sum(axis=1, dtype=wide(rows_tND.dtype)).astype(rows_tND.dtype)
 
     y_ntD = pipelined(
         [
-            Stage(to_nodes, (x_ntD, step.to, to_nodes_nN, from_nodes_nN)),
-            Stage(dispatch, (to, sent_nR, received_nR)),
-            Stage(experts, arriving_nRe),
-            Stage(to_relay, (gates_nMk, to, sent_nR, received_nR)),
-            Stage(home, (step.to, to_nodes_nN, from_nodes_nN)),
+            Stage(
+                (x_ntD, step.to, to_nodes_nN, from_nodes_nN),
+                before=to_nodes,
+                after=relay,
+                sends=True,
+            ),
+            Stage(
+                (gates_nMk, to, sent_nR, received_nR, arriving_nRe),
+                before=dispatch,
+                beside=experts,
+                after=to_relay,
+            ),
+            Stage((step.to, to_nodes_nN, from_nodes_nN), before=home, after=gather, sends=True),
         ],
         n,
+        node,
+        setting.compiled,
     )
     dropped = step.dropped.sum(dtype=jnp.int32) + to.dropped.sum(dtype=jnp.int32)
     return join(y_ntD, tokens), dropped
@@ -154,28 +173,30 @@ def node_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
     n, each = chunk_tokens(tokens, setting.chunks)
     first = node_capacity(each, k, experts, nodes, setting.capacity_factor)
     second = relay_capacity(each, k, experts, nodes, ranks, setting.capacity_factor)
-    per_row, count = shape.width * shape.item_bytes, n * calls
+    per_row = shape.width * shape.item_bytes * calls
     arrived = nodes * first.rows
-    between = tokens * nodes * share_of_node(experts, nodes, k) * per_row * calls
-    within = tokens * k * per_row * calls
+    between = tokens * nodes * share_of_node(experts, nodes, k)
     small = (
         ("choices to other nodes", node, nodes, n * arrived * k * 4),
         ("gates to other nodes", node, nodes, n * arrived * k * shape.gate_bytes),
         ("rows for each expert", inner, ranks, n * experts // nodes * 4),
     )
     rows = (
-        ("tokens to other nodes", node, nodes, arrived, between),
-        ("tokens to their experts", inner, ranks, ranks * second.rows, within),
-        ("experts' outputs to the relay", inner, ranks, ranks * second.rows, within),
-        ("sums of a node's outputs home", node, nodes, arrived, between),
-    )
+        ("tokens to other nodes and sums home", node, nodes,
+         n * arrived, between, exchanges(n, 0, 2)),
+        ("tokens to their experts and outputs to the relay", inner, ranks,
+         n * ranks * second.rows, tokens * k, 2 * n),
+    )  # fmt: skip
     return (
         *(
             transfer(what, "all-to-all", axes, size, payload, calls, 0)
             for what, axes, size, payload in small
         ),
         *(
-            row_transfer(what, axes, setting.compiled, size, places * per_row, count, needed)
-            for what, axes, size, places, needed in rows
+            row_transfer(
+                what, setting, axes, size,
+                buffers=2 * places * per_row, needed=2 * needed * per_row, count=count * calls,
+            )
+            for what, axes, size, places, needed, count in rows
         ),
-    )
+    )  # fmt: skip

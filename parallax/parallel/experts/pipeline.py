@@ -1,8 +1,8 @@
 """A software pipeline over chunks: stages of neighbouring chunks run at once.
 
 In one tick stage s works on chunk t - s, from what the tick before left. Nothing in a tick depends
-on anything else in it, so the compiler may run one chunk's matrix products while others' rows
-travel.
+on another stage in it, so one chunk's matrix products run while other chunks' rows travel, those
+that come and those that go home together.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,25 +12,40 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from parallax.parallel.experts.exchange import CompiledAs, exchange_rows
+
 
 class Stage(NamedTuple):
     """One step of a chunk.
 
+    Its three functions take what goes on and this chunk's inputs, and return what goes on.
+
     Attributes:
-      run: (what the stage before returned, or None; this chunk's inputs) -> what goes on.
       inputs: tree of [chunks, ...].
+      before: the exchange of the tick; of a stage that sends, returns Rows. The first stage's gets
+        None.
+      beside: the exchange; of a stage that sends, it is the exchange itself.
+      after: it.
+      sends: takes part in the exchange.
     """
 
-    run: Callable[[Any, Any], Any]
     inputs: Any
+    before: Callable[[Any, Any], Any] = lambda x, inputs: x
+    beside: Callable[[Any, Any], Any] = lambda x, inputs: x
+    after: Callable[[Any, Any], Any] = lambda x, inputs: x
+    sends: bool = False
 
 
-def pipelined(stages: Sequence[Stage], chunks: int) -> Any:
+def pipelined(
+    stages: Sequence[Stage], chunks: int, axes: tuple[str, ...], compiled: CompiledAs
+) -> Any:
     """Every chunk through all stages, in chunks + stages - 1 ticks.
 
     Args:
       stages: in order; a stage's result has the same shapes for every chunk.
       chunks: how many.
+      axes: mesh axes over which rows travel.
+      compiled: as what their exchange is compiled.
 
     Returns:
       What the last stage returned, stacked: [chunks, ...]. Every stage runs once a chunk.
@@ -39,10 +54,18 @@ def pipelined(stages: Sequence[Stage], chunks: int) -> Any:
 
     def tick(waiting: Sequence, inputs: dict[int, Any]) -> list:
         """What stages 0, 1, ... return; stage s takes what s - 1 returned a tick before."""
-        return [
-            stages[s].run(waiting[s - 1] if s else None, inputs[s]) if s in inputs else None
-            for s in range(depth)
-        ]
+        x = {s: stages[s].before(waiting[s - 1] if s else None, i) for s, i in inputs.items()}
+        # Whatever else could run beside the exchange runs before or after it: that leaves the slot
+        # beside it to the experts in programs that run one collective at a time.
+        x = lax.optimization_barrier(x)
+        together = [s for s in inputs if stages[s].sends]
+        beside = {s: stages[s].beside(x[s], i) for s, i in inputs.items() if s not in together}
+        if together:
+            with jax.named_scope("exchange"):
+                arrived = exchange_rows([x[s] for s in together], axes=axes, compiled=compiled)
+            beside |= dict(zip(together, arrived, strict=True))
+        x = lax.optimization_barrier(beside)
+        return [stages[s].after(x[s], inputs[s]) if s in inputs else None for s in range(depth)]
 
     def single(waiting: Sequence, t: int) -> list:
         active = [s for s in range(depth) if 0 <= t - s < chunks]
@@ -72,3 +95,8 @@ def pipelined(stages: Sequence[Stage], chunks: int) -> Any:
         waiting = single(waiting, t)
         finished.append(jax.tree.map(lambda x: x[None], waiting[-1]))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *finished)
+
+
+def exchanges(chunks: int, first: int, last: int) -> int:
+    """How many collectives a pipeline makes whose stages `first` and `last` send."""
+    return len({chunk + stage for chunk in range(chunks) for stage in (first, last)})

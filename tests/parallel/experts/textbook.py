@@ -1,0 +1,97 @@
+"""A mixture of experts as in a textbook: every expert on every token, masked; and small inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from parallax.parallel.experts import ExpertWeights, route
+from parallax.parallel.varying import varying_axes
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def expert_weights(experts, width, hidden, gated, seed=7):
+    up, down, gate = (
+        draw(experts, *shape, seed=seed + i) / shape[0] ** 0.5
+        for i, shape in enumerate(((width, hidden), (hidden, width), (width, hidden)))
+    )
+    return ExpertWeights(up, down, gate if gated else None)
+
+
+def mixture(x, logits, weights, top_k, ids=None):
+    """[T, D]: sum over experts of gate times MLP, with a gate of 0 where not chosen."""
+    p = jax.nn.softmax(logits, axis=-1)
+    if ids is None:
+        ids = jnp.argsort(-p, axis=-1)[:, :top_k]
+    chosen = (ids[:, :, None] == jnp.arange(p.shape[1], dtype=ids.dtype)[None, None]).any(axis=1)
+    gates = jnp.where(chosen, p, 0)
+    if top_k > 1:
+        gates = gates / gates.sum(axis=1, keepdims=True)
+    hidden = jnp.einsum("td,edf->tef", x, weights.up_eDF)
+    if weights.gate_eDF is None:
+        hidden = jax.nn.gelu(hidden)
+    else:
+        hidden = hidden * jax.nn.silu(jnp.einsum("td,edf->tef", x, weights.gate_eDF))
+    return jnp.einsum("tef,efd,te->td", hidden, weights.down_eFD, gates)
+
+
+def mesh_of(axes):
+    sizes = tuple(axes.values())
+    return Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), tuple(axes))
+
+
+def sharded(part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=None):
+    """(x, logits, weights, replayed ids or None) -> ([T, D], dropped), by a part on a mesh.
+
+    Args:
+      axes: mesh axis -> size.
+      tokens: mesh axes that split the tokens; None is all of `over`.
+      over: mesh axes that split the experts.
+      mlp: mesh axis that splits F.
+    """
+    over = part.exchange_axes if over is None else over
+    tokens = over if tokens is None else tokens
+
+    def local(x, logits, weights, ids):
+        routing = route(logits, top_k, ids)
+        y, dropped = part.run(
+            x, routing, weights, num_experts=experts, expert_axes=over, platform="cpu"
+        )
+        partial = tuple(a for a in axes if a in varying_axes(y) and a not in tokens)
+        # Devices that share tokens drop the same ones: count them once.
+        dropped = lax.psum(dropped, tokens) if tokens else dropped
+        dropped = lax.pmax(dropped, tuple(sorted(varying_axes(dropped))))
+        return lax.psum(y, partial) if partial else y, dropped
+
+    matrices = P(over or None, None, mlp), P(over or None, mlp, None)
+    specs = ExpertWeights(*matrices, matrices[0] if gated else None)
+    rows = P(tokens or None)
+    return jax.shard_map(
+        local, mesh=mesh_of(axes), in_specs=(rows, rows, specs, rows), out_specs=(rows, P()),
+        check_vma=True,
+    )  # fmt: skip
+
+
+def with_gradients(f, d_out):
+    """(y, gradients of x, logits and weights) of f(x, logits, weights)."""
+
+    def run(*args):
+        y, vjp = jax.vjp(f, *args)
+        return y, vjp(d_out)
+
+    return jax.jit(run)
+
+
+def distance(found, expected):
+    """Relative L2 error of each array; absolute where all that is expected is 0."""
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    assert len(found) == len(expected)
+    return [
+        float(jnp.linalg.norm(a - b)) / (float(jnp.linalg.norm(b)) or 1.0)
+        for a, b in zip(found, expected, strict=True)
+    ]
