@@ -9,11 +9,12 @@ Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from parallax.bounds import Transfer, transfer
 from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.attention_parts import AttentionShape
-from parallax.parallel.experts import ExpertShape, Platform
+from parallax.parallel.experts import TILES_SCOPE, ExpertShape, Platform
 from parallax.parallel.split import Remat
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -77,6 +78,45 @@ def train_transfers(
     return tuple(walk.found)
 
 
+@dataclass(frozen=True)
+class ExpectedRouting:
+    """What a program with experts does when every expert is chosen as often (tag: derived).
+
+    Attributes:
+      trips: named scope of a loop over tiles -> how many it runs.
+      sent: mesh axes of a ragged exchange -> share of its buffer that leaves a device.
+    """
+
+    trips: dict[str, float]
+    sent: dict[tuple[str, ...], float]
+
+    def ragged_bytes(self, collective: Any) -> float | None:
+        """Bytes that leave a device in one ragged exchange of a ledger."""
+        share = self.sent.get(collective.axes or ())
+        return None if share is None else share * collective.payload_bytes
+
+
+def expected_routing(
+    config: ModelConfig, strategy: Strategy, workload: Workload
+) -> ExpectedRouting | None:
+    """What data decides in this program, under uniform routing; None without experts."""
+    if not config.num_experts:
+        return None
+    walk = _Walk(config, strategy, workload, "gpu")
+    part, sizes = strategy.experts, strategy.mesh_axes
+    trips: dict[str, float] = {TILES_SCOPE: part.tiles(walk.expert_shape, sizes)}
+    sent: dict[tuple[str, ...], float] = {}
+    if getattr(part, "exchange", "") == "ragged":
+        dense = dataclasses.replace(part, exchange="dense")
+        buffers = {(t.what, t.axes): t for t in dense.transfers(walk.expert_shape, sizes, 1)}
+        for t in part.transfers(walk.expert_shape, sizes, 1):
+            if t.kind == "ragged-all-to-all":
+                devices = math.prod(sizes[a] for a in t.axes)
+                buffer = buffers[t.what, t.axes].wire_bytes * devices / (devices - 1)
+                sent[t.axes] = t.wire_bytes / buffer
+    return ExpectedRouting(trips, sent)
+
+
 @dataclass
 class _Walk:
     """Sizes of one program, and the transfers found so far."""
@@ -101,6 +141,17 @@ class _Walk:
         self.tokens, self.residual = tokens, tokens * self.config.d_model
         wire = self.split.reduce_dtype
         self.wire_item = self.item if wire is None else ITEM_BYTES[wire]
+
+    @property
+    def expert_shape(self) -> ExpertShape:
+        return ExpertShape(
+            tokens=self.tokens,
+            width=self.config.d_model,
+            top_k=self.config.experts_per_token,
+            num_experts=self.config.num_experts,
+            item_bytes=self.item,
+            gate_bytes=self.wide,
+        )
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -196,16 +247,8 @@ class _Walk:
                      a_layer=True)  # fmt: skip
         found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
         if config.num_experts:
-            experts = ExpertShape(
-                tokens=self.tokens,
-                width=config.d_model,
-                top_k=config.experts_per_token,
-                num_experts=config.num_experts,
-                item_bytes=self.item,
-                gate_bytes=self.wide,
-            )
             found += getattr(split.experts, closed_form)(
-                experts, split.mesh_axes, calls, self.platform
+                self.expert_shape, split.mesh_axes, calls, self.platform
             )
         once = 0 if closed_form == "recompute_transfers" else self.useful / (passes * self.ticks)
         for t in found:

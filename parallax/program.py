@@ -6,7 +6,12 @@ from typing import Any
 
 from flax import nnx
 
-from parallax.communication import forward_transfers, kv_cache_bytes, train_transfers
+from parallax.communication import (
+    expected_routing,
+    forward_transfers,
+    kv_cache_bytes,
+    train_transfers,
+)
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
@@ -201,6 +206,11 @@ def compile_program(
         raise ValueError(f"phase must be prefill or train; got {phase!r}.")
     sharded = Program(model, strategy).sharded(workload)
     on_progress(f"{strategy.name} for {where.name}")
+    known: dict[str, Any] = {}
+    if isinstance(sharded, ShardedTransformer):
+        routing = expected_routing(model, strategy, workload)
+        if routing is not None:
+            known = {"trips": routing.trips, "ragged_bytes": routing.ragged_bytes}
     if phase == "train":
         if not isinstance(sharded, ShardedTransformer):
             raise NotImplementedError(
@@ -220,10 +230,10 @@ def compile_program(
             transfers=train_transfers(model, strategy, workload, remat, step.param_bytes),
             weight_bytes=step.weight_bytes(),
             on_progress=on_progress,
+            **known,
         )
-    known: dict[str, Any] = {}
     if isinstance(sharded, ShardedTransformer):
-        known = {
+        known |= {
             "transfers": forward_transfers(model, strategy, workload),
             "kv_cache_bytes": kv_cache_bytes(model, workload, strategy.mesh.size),
             "weight_bytes": sharded.weight_bytes(),

@@ -1,7 +1,7 @@
 """The compile lens: the real CUDA program of a cluster, made with no GPU, and what it says."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parallax.bounds import Transfer
@@ -10,6 +10,7 @@ from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
+from parallax.hlo.ragged import RaggedBytes
 from parallax.lenses.child import Progress
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
@@ -37,6 +38,8 @@ def compile_for(
     weight_bytes: float | None = None,
     partitioner: str = "the function's own",
     donate: tuple[int, ...] = (),
+    trips: Mapping[str, float] | None = None,
+    ragged_bytes: RaggedBytes | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
@@ -53,6 +56,7 @@ def compile_for(
       weight_bytes: read from device memory in one call; None takes every parameter once.
       partitioner: in one line, who chose the collectives.
       donate: arguments whose memory the results may take.
+      trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
 
     Raises:
       ValueError: a mesh that the cluster does not have devices for.
@@ -86,19 +90,26 @@ def compile_for(
         text = again.lower(*shapes(ample)).compile().as_text()
     module = parse_module(text)
     axes = dict(mesh.axes)
-    ledger = read_ledger(module, axes)
-    flops = module_flops(module)
+    ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)
+    flops = module_flops(module, trips=trips)
     if flops.low != flops.high:
         notes.append(
             f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
             "the larger is shown"
+        )
+    if trips or any(c.ragged for c in ledger):
+        notes.append(
+            "FLOPs of experts and bytes of ragged exchanges are derived: every expert "
+            "chosen as often"
         )
     for target in uncounted_calls(module):
         notes.append(f"FLOPs of custom call {target!r} are not counted")
     differences: tuple[Difference, ...] = ()
     if transfers is not None:
         found = ledger.by_kind_and_axes()
-        traced_totals = jaxpr_ledger(traced.jaxpr, axes).by_kind_and_axes()
+        traced_totals = jaxpr_ledger(
+            traced.jaxpr, axes, ragged_bytes=ragged_bytes
+        ).by_kind_and_axes()
         differences = (
             *_differences("closed form", _by_kind(transfers), found),
             *_differences("jaxpr", traced_totals, found),
@@ -114,11 +125,11 @@ def compile_for(
         has_closed_form=transfers is not None,
         differences=differences,
         gemm_flops=flops.high,
-        attention_flops=module_flops(module, ATTENTION_SCOPE).high,
+        attention_flops=module_flops(module, ATTENTION_SCOPE, trips).high,
         weight_bytes=float(parameter_bytes if weight_bytes is None else weight_bytes),
         kv_cache_bytes=kv_cache_bytes,
         partitioner=partitioner,
-        timeline=busiest_timeline(module, ledger, cluster),
+        timeline=busiest_timeline(module, ledger, cluster, trips),
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
     )

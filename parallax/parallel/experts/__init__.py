@@ -8,6 +8,7 @@ from parallax.parallel.experts.expert_parts import (
     ExpertPart,
     LocalExperts,
 )
+from parallax.parallel.experts.grouped_mlp import SCOPE as TILES_SCOPE
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, grouped_mlp
 from parallax.parallel.experts.replay import replayed_ids
 from parallax.parallel.experts.routing import (
@@ -20,6 +21,7 @@ from parallax.parallel.experts.routing import (
 
 __all__ = [
     "EXPERT_PARTS",
+    "TILES_SCOPE",
     "ExchangeExperts",
     "ExpertPart",
     "ExpertShape",

@@ -3,6 +3,7 @@
 Shapes: T tokens on this device, D width, E experts, k choices a token.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -74,6 +75,10 @@ class ExpertPart(Protocol):
         """
         ...
 
+    def tiles(self, shape: ExpertShape, sizes: Mapping[str, int]) -> int:
+        """Tiles of one expert and chunk when every expert is chosen as often."""
+        ...
+
     def transfers(
         self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
     ) -> tuple[Transfer, ...]:
@@ -135,6 +140,9 @@ class LocalExperts:
             cut(routing.gates_Tk, n, each),
         )
         return join(lax.map(chunk, inputs), tokens), inputs[1].min() * 0
+
+    def tiles(self, shape, sizes):
+        return _tiles(self, shape, 1)
 
     def transfers(self, shape, sizes, calls, platform="gpu"):
         return ()
@@ -213,6 +221,9 @@ class ExchangeExperts:
         exchange = node_exchange if self.node_aware else flat_exchange
         return exchange(self._setting(platform), x_TD, routing, weights, num_experts)
 
+    def tiles(self, shape, sizes):
+        return _tiles(self, shape, devices_of(self.exchange_axes, sizes))
+
     def transfers(self, shape, sizes, calls, platform="gpu"):
         closed_form = node_transfers if self.node_aware else flat_transfers
         return closed_form(self._setting(platform), shape, sizes, calls)
@@ -272,6 +283,12 @@ class ExchangeExperts:
     def _setting(self, platform: Platform) -> Setting:
         compiled = self.compiled_exchange(platform)
         return Setting(self.exchange_axes, compiled, self.capacity_factor, self.chunks, self.tile)
+
+
+def _tiles(part, shape: ExpertShape, senders: int) -> int:
+    """Whole tiles of the rows that one expert gets of all senders' chunks."""
+    _, each = chunk_tokens(shape.tokens, part.chunks)
+    return math.ceil(each * shape.top_k * senders / shape.num_experts / part.tile)
 
 
 def _leaving(rows_PP: np.ndarray) -> np.ndarray:

@@ -136,13 +136,13 @@ def _over_tiles(tiles: _Tiles, tile: int, per_expert, visit, state, accumulator)
             return start + tile, state, total
 
         start = count * 0
-        _, state, total = lax.while_loop(
-            lambda carry: carry[0] < count, body, (start, state, accumulator(mine))
-        )
+        with jax.named_scope(SCOPE):
+            _, state, total = lax.while_loop(
+                lambda carry: carry[0] < count, body, (start, state, accumulator(mine))
+            )
         return state, total
 
-    with jax.named_scope(SCOPE):
-        return lax.scan(expert, state, (per_expert, tiles.first_e, tiles.count_e))
+    return lax.scan(expert, state, (per_expert, tiles.first_e, tiles.count_e))
 
 
 def _take(x_RD, rows):
