@@ -59,7 +59,7 @@ def read_ledger(
             kind = _kind(instruction)
             if kind is None:
                 continue
-            if count != int(count) or count < 0 or branch:
+            if count < 0 or branch:
                 why = "inside a branch" if branch else "in a loop of unknown trip count"
                 raise HloError(
                     f"line {instruction.line}: %{instruction.name} ({kind}) is {why}: how often it "

@@ -302,6 +302,14 @@ def test_an_altered_exchange_is_refused(old, new, why):
         read_ledger(SYNC.replace(old, new), SMALL)
 
 
+def test_tables_of_different_lengths_are_refused():
+    text = SYNC.replace("%t, /*index=5*/%t)", "%t, /*index=5*/%long)").replace(
+        "  ROOT", "  %long = s64[4]{0} pad(%t, %t), padding=0_2\n  ROOT"
+    )
+    with pytest.raises(HloError, match="four equal tables"):
+        read_ledger(text, SMALL)
+
+
 @given(st.integers(0, len(WRAPPED.rstrip()) - 1))
 def test_an_exchange_that_is_cut_off_is_refused(end):
     with pytest.raises(HloError):
