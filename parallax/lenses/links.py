@@ -25,6 +25,9 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     if nodes <= 1:
         return {"nvlink": size}
     n, payload = collective.group_size, collective.payload_bytes
+    if collective.ragged:  # its bytes are those of rows for others, as many for each of them
+        others = n - 1
+        return {"nic": size * (n - inside) / others, "nvlink": size * (inside - 1) / others}
     if collective.kind == "all-to-all":
         return {"nic": payload * (n - inside) / n, "nvlink": payload * (inside - 1) / n}
     factor = _PARTS[collective.kind] * payload
