@@ -3,6 +3,8 @@
   parallax compare --paper=ring_sp
   parallax compare --paper=ring_sp --cluster=h100_nvl16
   parallax compare --model=two_level --strategies=data_parallel --batch=64 --seq_len=32768
+  parallax compare --paper=two_level --phase=train --remat=layer --microbatches=128
+  parallax compare --strategies=ring_sequence+data_parallel --mesh=data=2,seq=8 --model=ring_sp
   parallax compare --from_report=out/report.json
 
 Hardware: any Linux laptop, no GPU. verify runs the small model on 16 virtual CPU devices; compile
@@ -24,7 +26,7 @@ WIDTH = 100
 FLAGS = (
     flags.PAPER, flags.MODEL, flags.STRATEGIES, flags.STRATEGY, flags.MESH, flags.BATCH,
     flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.CLUSTER, flags.LENSES, flags.PACKED,
-    flags.SMALL, flags.TEXT, flags.REPEATS, flags.OUT, flags.FROM_REPORT,
+    flags.SMALL, flags.PHASE, flags.REMAT, flags.TEXT, flags.REPEATS, flags.OUT, flags.FROM_REPORT,
 )  # fmt: skip
 
 
@@ -62,6 +64,8 @@ def _request() -> dict:
         "lenses": flags.LENSES.value,
         "packed": flags.PACKED.value,
         "small": flags.SMALL.value,
+        "phase": flags.PHASE.value,
+        "remat": flags.REMAT.value,
         "text": flags.TEXT.value,
         "repeats": flags.REPEATS.value,
     }

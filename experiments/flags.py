@@ -30,6 +30,14 @@ LENSES = flags.DEFINE_list(
 )
 PACKED = flags.DEFINE_bool("packed", False, "Pack several documents a sequence (segment ids).")
 SMALL = flags.DEFINE_bool("small", False, "Compile the small model that verify runs: seconds.")
+PHASE = flags.DEFINE_enum(
+    "phase", "prefill", ["prefill", "train"], "What is compiled and predicted: a forward pass to "
+    "last-position logits, or a training step of AdamW with float32 parameters.",
+)  # fmt: skip
+REMAT = flags.DEFINE_enum(
+    "remat", "microbatch", ["none", "microbatch", "layer"],
+    "What a training step recomputes instead of keeping: more of it, less memory.",
+)  # fmt: skip
 TEXT = flags.DEFINE_string(
     "text", None, "UTF-8 file whose bytes are the tokens of verify and measure. Unset: Python's "
     "standard library.",

@@ -66,7 +66,7 @@ def train_transfers(
     """
     walk = _Walk(config, strategy, workload, platform)
     passes = 1 if remat == "none" else 2
-    walk.stack(passes, again=remat == "layer")
+    walk.stack(passes, again=remat == "layer" and walk.layers > 1)
     walk.stack_backward()
     whole = walk.residual * walk.item
     walk.add("gather after the last layer", "all-gather", walk.over("act_norm_seq"), whole, passes)

@@ -16,10 +16,12 @@ from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
+from parallax.parallel.split import Remat
 from parallax.plan import Plan, make_plan
 from parallax.program import Program, compile_program
 from parallax.report import Report
 from parallax.results import StrategyResult
+from parallax.rules import Phase
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -38,6 +40,8 @@ def compare(
     lenses: Sequence[str] | None = None,
     packed: bool = False,
     small: bool = False,
+    phase: Phase = "prefill",
+    remat: Remat = "microbatch",
     text: str | None = None,
     repeats: int = 10,
     on_progress: Progress = lambda line: None,
@@ -58,6 +62,9 @@ def compare(
       lenses: some of verify, compile, predict, measure.
       packed: with segment ids, several documents a sequence.
       small: compile and predict the small model that verify runs, instead of the full size.
+      phase: what is compiled and predicted: "prefill", a forward pass to last-position logits, or
+        "train", a step of AdamW with float32 parameters.
+      remat: what a training step recomputes: "none", "microbatch" or "layer".
       text: a UTF-8 file for verify and measure.
       repeats: timed steps of measure.
       on_progress: called with a line whenever something starts.
@@ -149,16 +156,21 @@ def compile_all(
     config: ModelConfig,
     cases: Sequence[tuple[Strategy, Workload]],
     where: Cluster,
+    phase: Phase = "prefill",
+    remat: Remat = "microbatch",
     *,
     on_progress: Progress,
 ) -> list[Any]:
     """Compiles every case in this process, one after the other: the compile lens's child."""
-    return [compile_program(config, s, w, where, on_progress=on_progress) for s, w in cases]
+    return [
+        compile_program(config, s, w, where, phase, remat, on_progress=on_progress)
+        for s, w in cases
+    ]
 
 
 def _compile(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
     found = run_in_child(
-        compile_all, plan.config, plan.cases, plan.cluster,
+        compile_all, plan.config, plan.cases, plan.cluster, plan.phase, plan.remat,
         environment=compile_environment(),
         on_progress=lambda line: on_progress(f"compile: {line}"),
     )  # fmt: skip

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling import check_devices
@@ -16,6 +16,8 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
+from parallax.parallel.split import Remat
+from parallax.rules import Phase
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import build
 from parallax.strategy import Strategy
@@ -43,6 +45,8 @@ class Plan:
     paper: Paper | None
     request: dict[str, Any]
     virtual: bool
+    phase: Phase
+    remat: Remat
 
 
 def make_plan(request: dict[str, Any]) -> Plan:
@@ -87,6 +91,9 @@ def make_plan(request: dict[str, Any]) -> Plan:
         for strategy, workload in small_cases:
             ShardedTransformer(small_config, strategy, workload)
         read_text(request["text"], 1)
+    for name, choices in (("phase", ("prefill", "train")), ("remat", get_args(Remat))):
+        if request[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {request[name]!r}.")
     if request["repeats"] < 1:
         raise ValueError(f"repeats must be at least 1, got {request['repeats']}.")
     virtual = "measure" in lenses and _only_cpu(cases)
@@ -103,11 +110,14 @@ def make_plan(request: dict[str, Any]) -> Plan:
         "lenses": list(lenses),
         "packed": request["packed"],
         "small": request["small"],
+        "phase": request["phase"],
+        "remat": request["remat"],
         "text": request["text"],
         "repeats": request["repeats"],
     }
     return Plan(config, base, cases, small_config, small_cases, where, lenses, request["text"],
-                 request["repeats"], chosen, resolved, virtual)  # fmt: skip
+                 request["repeats"], chosen, resolved, virtual, request["phase"],
+                 request["remat"])  # fmt: skip
 
 
 def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Workload, Workload]:

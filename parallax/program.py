@@ -12,6 +12,7 @@ from parallax.communication import (
     kv_cache_bytes,
     train_transfers,
 )
+from parallax.evenness import evenness
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
@@ -208,9 +209,10 @@ def compile_program(
     on_progress(f"{strategy.name} for {where.name}")
     known: dict[str, Any] = {}
     if isinstance(sharded, ShardedTransformer):
+        known = {"evenness": evenness(sharded)}
         routing = expected_routing(model, strategy, workload)
         if routing is not None:
-            known = {"trips": routing.trips, "ragged_bytes": routing.ragged_bytes}
+            known |= {"trips": routing.trips, "ragged_bytes": routing.ragged_bytes}
     if phase == "train":
         if not isinstance(sharded, ShardedTransformer):
             raise NotImplementedError(

@@ -133,6 +133,21 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Evenness:
+    """How evenly a strategy spreads a program (tag: derived).
+
+    Attributes:
+      replication: copies of a weight over all devices, on average: 1 if every weight is on one.
+      bubble: ticks beyond the useful ones, as a share of these.
+      padded_share: of the layers that devices execute, those of zeros that fill up shorter stages.
+    """
+
+    replication: float
+    bubble: float
+    padded_share: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """A total that two accounts of the same program disagree on."""
 
@@ -162,6 +177,8 @@ class Compilation:
     """The compile lens: the real CUDA program of one strategy for a cluster.
 
     `phase` is "prefill" (a forward pass to last-position logits) or "train" (a step).
+    `flop_imbalance` is the busiest device's FLOPs over the mean, 1 where no branch depends on data;
+    `evenness` is None for a foreign program.
     """
 
     cluster: str
@@ -181,6 +198,8 @@ class Compilation:
     seconds: float
     notes: tuple[str, ...] = ()
     phase: str = "prefill"
+    flop_imbalance: float = 1.0
+    evenness: Evenness | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -248,8 +267,10 @@ class StrategyResult:
 
     @property
     def failed(self) -> bool:
-        """Not exact, does not fit, or moves other bytes than its closed form."""
-        verified = self.verification is None or self.verification.exact
+        """Not exact, does not fit, or moves other bytes than its closed form. A named approximation
+        is no failure."""
+        v = self.verification
+        verified = v is None or v.exact or bool(v.approximation)
         compiled = self.compilation is None or (
             self.compilation.memory.fits and self.compilation.ledger_matches
         )

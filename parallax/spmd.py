@@ -245,10 +245,14 @@ class ShardedTransformer:
         ticks = self.strategy.layers.ticks(
             self.workload.microbatches, self.strategy.split().count("layers")
         )
-        sizes = jax.tree.map(self._shard_size, self.shapes, self.specs)
+        sizes = self.shard_sizes()
         layers = sum(jax.tree.leaves(sizes["layers"]))
         head = sum(jax.tree.leaves(sizes["unembed_DV"]))
         return float((ticks * layers + head) * self.config.item_bytes)
+
+    def shard_sizes(self) -> nnx.State:
+        """Elements of every parameter that a device holds."""
+        return jax.tree.map(self._shard_size, self.shapes, self.specs)
 
     def gradient_sums(self) -> dict[tuple[str, ...], int]:
         """Elements a device sums after a backward pass, by the mesh axes it sums them over."""

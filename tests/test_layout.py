@@ -32,6 +32,7 @@ ROOMS = [
     {"gspmd", "communication", "training"},
     {"hlo"},
     {"results"},
+    {"evenness"},
     {"lenses"},
     {"report"},
     {"program", "foreign"},

@@ -16,7 +16,7 @@ from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.meshes.topology import topology_devices
-from parallax.results import Compilation, Difference, Memory
+from parallax.results import Compilation, Difference, Evenness, Memory
 from parallax.workload import Workload
 
 # Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
@@ -40,6 +40,7 @@ def compile_for(
     donate: tuple[int, ...] = (),
     trips: Mapping[str, float] | None = None,
     ragged_bytes: RaggedBytes | None = None,
+    evenness: Evenness | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
@@ -56,6 +57,7 @@ def compile_for(
       weight_bytes: read from device memory in one call; None takes every parameter once.
       partitioner: in one line, who chose the collectives.
       donate: arguments whose memory the results may take.
+      evenness: of the strategy, for the report.
       trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
 
     Raises:
@@ -132,6 +134,8 @@ def compile_for(
         timeline=busiest_timeline(module, ledger, cluster, trips),
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
+        flop_imbalance=flops.high / ((flops.low + flops.high) / 2) if flops.high else 1.0,
+        evenness=evenness,
     )
 
 

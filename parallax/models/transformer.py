@@ -98,7 +98,8 @@ class Transformer(nnx.Module):
             state = jax.tree.map(lambda w: w.astype(self.config.dtype), state)
             return nnx.merge(graph, state)(x, angles, segments, split, expert_ids)
 
-        if split.remat == "layer":
+        # One layer alone is recomputed as its microbatch is.
+        if split.remat == "layer" and len(jax.tree.leaves(stacked)[0]) > 1:
             keep = jax.checkpoint_policies.save_only_these_names(KEPT)
             layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
         return lax.scan(layer, x_BLD, (stacked, ids))

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from parallax.papers import PAPERS, PENDING_PAPERS
+from parallax.papers import PAPERS
 from parallax.papers.common import MICROBATCHES, common_assumptions
 from parallax.papers.paper import Assumption, Paper, PendingPaper
 
@@ -20,7 +20,7 @@ def assumptions_markdown() -> str:
     """The whole page: what all papers share, then each paper's own, then what it contradicts."""
     shared = common_assumptions(microbatches=MICROBATCHES)
     parts = [_HEAD, "## In all papers, where a paper does not say otherwise\n", _table(shared)]
-    for paper in (*PAPERS.values(), *PENDING_PAPERS.values()):
+    for paper in PAPERS.values():
         parts.append(f"\n## `{paper.name}`\n")
         parts.append(f"{paper.title}.\n")
         parts.append(_setting(paper))

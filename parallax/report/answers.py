@@ -69,6 +69,9 @@ def _exact(result: StrategyResult) -> Answer:
              f"gradients {words.error(row.gradients_error)}", "measured")
         for row in rows
     )  # fmt: skip
+    if result.verification.approximation:
+        said = Part(result.verification.approximation)
+        return Answer("approximate", "warn", (said, *parts))
     exact = result.verification.exact
     return Answer("exact" if exact else "not exact", "good" if exact else "bad", parts)
 

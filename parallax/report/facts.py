@@ -7,7 +7,14 @@ from typing import Literal
 from parallax.papers.paper import Paper
 from parallax.report import words
 from parallax.report.exposure import exposure
-from parallax.results import Compilation, Exactness, StrategyResult, Tag
+from parallax.results import (
+    Compilation,
+    Exactness,
+    RouterFacts,
+    StrategyResult,
+    Tag,
+    Verification,
+)
 
 Status = Literal["good", "bad", "plain"]
 
@@ -79,8 +86,12 @@ def _exact_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
     checks = [r.verification for r in results]
     rows = [
         Row("Exact?", "equals unsharded model", "measured",
-            tuple(None if v is None else _yes(v.exact) for v in checks))
+            tuple(None if v is None else _exact(v) for v in checks))
     ]  # fmt: skip
+    routers = [v.router if v else None for v in checks]
+    for label, fact in _ROUTERS:
+        cells = tuple(None if x is None else fact(x) for x in routers)
+        rows.append(Row("Exact?", label, "measured", cells))
     dtypes = dict.fromkeys(row.dtype for v in checks if v for row in v.rows)
     for dtype in dtypes:
         by_strategy = [next((x for x in v.rows if x.dtype == dtype), None) if v else None
@@ -89,6 +100,20 @@ def _exact_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
             cells = tuple(None if x is None else _error(x, what) for x in by_strategy)
             rows.append(Row("Exact?", f"{dtype} {what}", "measured", cells))
     return rows
+
+
+def _exact(v: Verification) -> Cell:
+    return Cell("approximate") if v.approximation else _yes(v.exact)
+
+
+_ROUTERS: tuple[tuple[str, Callable[[RouterFacts], Cell | None]], ...] = (
+    ("smallest top-k margin", lambda x: Cell(words.error(x.smallest_margin))),
+    ("busiest expert / mean", lambda x: Cell(words.ratio(x.load_max_over_mean))),
+    ("choices dropped", lambda x: Cell(words.percent(x.dropped)) if x.dropped else None),
+    ("choices that flip",
+     lambda x: Cell(", ".join(f"{words.percent(share)} in {dtype}"
+                              for dtype, share in x.flips.items())) if x.flips else None),
+)  # fmt: skip
 
 
 def _error(row: Exactness, what: str) -> Cell:
@@ -118,6 +143,8 @@ _FIT = (
     ("share of usable", "compiled",
      lambda c: Cell(words.percent(c.memory.total_bytes / c.memory.usable_bytes))),
     ("of it parameters", "compiled", lambda c: Cell(words.in_bytes(c.memory.parameter_bytes))),
+    ("copies of a weight", "derived",
+     lambda c: Cell(words.times(c.evenness.replication)) if c.evenness else None),
     ("usable memory", "assumed", _usable),
     ("KV cache, if kept", "derived",
      lambda c: Cell(f"+ {words.in_bytes(c.kv_cache_bytes)}") if c.kv_cache_bytes else None),
@@ -207,9 +234,27 @@ def _measured(r: StrategyResult) -> Cell | None:
     return Cell(text)
 
 
+def _of_compiled(fact: Callable[[Compilation], Cell | None]) -> Callable:
+    return lambda r: None if r.compilation is None else fact(r.compilation)
+
+
+def _bubble(c: Compilation) -> Cell | None:
+    return Cell(words.percent(c.evenness.bubble)) if c.evenness else None
+
+
+def _padded(c: Compilation) -> Cell | None:
+    if c.evenness is None or not c.evenness.padded_share:
+        return None
+    return Cell(f"{words.percent(c.evenness.padded_share)} of layers")
+
+
 _SPEED = (
     ("GEMM FLOPs a device", "compiled",
      lambda r: Cell(words.in_flops(r.compilation.gemm_flops)) if r.compilation else None),
+    ("busiest device / mean", "compiled",
+     _of_compiled(lambda c: Cell(words.ratio(c.flop_imbalance)))),
+    ("bubble", "derived", _of_compiled(_bubble)),
+    ("filled up with zeros", "derived", _of_compiled(_padded)),
     ("roofline step", "modelled", _bound_step),
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),

@@ -132,6 +132,14 @@ def _verification(v: Verification) -> Json:
         "workload": dataclasses.asdict(v.workload),
         "text": v.text,
         "logit_rms": number(v.logit_rms, "1", "measured"),
+        "approximation": v.approximation,
+        "router": v.router
+        and {
+            "smallest_margin": number(v.router.smallest_margin, "1", "measured"),
+            "load_max_over_mean": number(v.router.load_max_over_mean, "1", "measured"),
+            "dropped": number(v.router.dropped, "1", "measured"),
+            "flips": {d: number(x, "1", "measured") for d, x in v.router.flips.items()},
+        },
         "errors": table(rows, _EXACTNESS),
         "seconds": number(v.seconds, "s", "measured"),
     }
@@ -198,6 +206,7 @@ def _compilation(c: Compilation) -> Json:
         "cluster": c.cluster,
         "mesh": c.mesh,
         "workload": dataclasses.asdict(c.workload),
+        "phase": c.phase,
         "partitioner": c.partitioner,
         "fits": memory.fits,
         "ledger_matches": c.ledger_matches,
@@ -216,6 +225,13 @@ def _compilation(c: Compilation) -> Json:
             "synchronous_bytes": number(found.sync_bytes, "B", "compiled"),
             "flops_between": number(found.flops_between, "FLOP", "compiled"),
         },
+        "evenness": c.evenness
+        and {
+            "replication": number(c.evenness.replication, "1", "derived"),
+            "bubble": number(c.evenness.bubble, "1", "derived"),
+            "padded_share": number(c.evenness.padded_share, "1", "derived"),
+        },
+        "flop_imbalance": number(c.flop_imbalance, "1", "compiled"),
         "gemm_flops": number(c.gemm_flops, "FLOP", "compiled"),
         "attention_flops": number(c.attention_flops, "FLOP", "compiled"),
         "weight_bytes_read": number(c.weight_bytes, "B", "derived"),

@@ -104,10 +104,10 @@ def test_what_was_not_run_is_said():
 
 
 def test_a_missing_system_is_said():
-    paper = examples.paper("two_level")
+    paper = examples.paper("cache_layerwise")
     report = examples.report(paper=paper, config=paper.config, workload=paper.workload)
     text = " ".join(printed(report).split())
-    assert "Not in this release: the paper's own system, two_level" in text
+    assert "Not in this release: placing layers by the cache" in text
     assert "two_level: claimed 1.58M tokens/s; no result stands beside it" in text
 
 

@@ -176,7 +176,7 @@ MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, 
                          ids=lambda m: m.__name__)  # fmt: skip
 def test_mutations_are_seen(mutate, monkeypatch):
     name = mutate(monkeypatch)
-    (result,) = verify(SMALL, [STRATEGIES[name]])
+    (result,) = verify(SMALL, [(STRATEGIES | VARIANTS)[name]])
     assert result.rows[0].logits_error > 1e-2
     assert not result.exact
 
