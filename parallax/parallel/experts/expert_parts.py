@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 
 from parallax.bounds import Transfer
-from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, devices_of, join
+from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, join
+from parallax.parallel.experts.derived import flat_bytes, node_bytes
 from parallax.parallel.experts.dispatch import capacity, combine, offsets, pack
 from parallax.parallel.experts.exchange import (
     CompiledAs,
@@ -29,9 +30,8 @@ from parallax.parallel.experts.flat_exchange import (
 )
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.node_exchange import node_exchange, node_transfers
-from parallax.parallel.experts.replay import rows_between, rows_to_nodes
 from parallax.parallel.experts.routing import Routing
-from parallax.parallel.varying import vary_alike, vary_over
+from parallax.parallel.varying import vary_over, varying_axes
 
 TILE = 512
 
@@ -130,10 +130,10 @@ class LocalExperts:
         )
         return join(lax.map(chunk, inputs), tokens), inputs[1].min() * 0
 
-    def transfers(self, shape, sizes, calls, platform="gpu"):
+    def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
 
-    def backward_transfers(self, shape, sizes, calls, platform="gpu"):
+    def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
 
 
@@ -197,11 +197,11 @@ class ExchangeExperts:
         exchange = node_exchange if self.node_aware else flat_exchange
         return exchange(self._setting(platform), x_TD, routing, weights, num_experts)
 
-    def transfers(self, shape, sizes, calls, platform="gpu"):
+    def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         closed_form = node_transfers if self.node_aware else flat_transfers
         return closed_form(self._setting(platform), shape, sizes, calls)
 
-    def backward_transfers(self, shape, sizes, calls, platform="gpu"):
+    def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         # Rows and gates have gradients, which travel back; counts and choices have none.
         return tuple(
             t
@@ -225,37 +225,17 @@ class ExchangeExperts:
         Raises:
           ValueError: a capacity (what it drops is not known here), or tokens that do not fit.
         """
-        devices = devices_of(self.exchange_axes, sizes)
-        if self.capacity_factor is not None or len(ids_Tk) != devices * shape.tokens:
+        if self.capacity_factor is not None:
             raise ValueError(
-                f"derived_bytes: expected no capacity_factor and choices of {devices} x "
-                f"{shape.tokens} tokens; got {self.capacity_factor} and {len(ids_Tk)} tokens."
+                f"derived_bytes: expected no capacity, got capacity_factor {self.capacity_factor}: "
+                "what it drops is not known here."
             )
-        per_row = shape.width * shape.item_bytes
-        rows = rows_between(ids_Tk, shape.num_experts, devices)
-        if not self.node_aware:
-            return {self.exchange_axes: _leaving(rows) * per_row}
-        nodes, ranks = (sizes[axis] for axis in self.exchange_axes)
-        to_nodes = rows_to_nodes(ids_Tk, shape.num_experts, nodes, devices)
-        # Between nodes, devices of one rank; inside, what a relay has of all nodes' tokens.
-        between = to_nodes.reshape(nodes, ranks, nodes)
-        within = rows.reshape(nodes, ranks, nodes, ranks).sum(axis=0)  # [rank, node, rank]
-        node_axis, inner_axis = ((axis,) for axis in self.exchange_axes)
-        by_rank = np.stack([_leaving(between[:, r]) for r in range(ranks)], axis=1)
-        by_node = np.stack([_leaving(within[:, m]) for m in range(nodes)])
-        return {
-            node_axis: by_rank.reshape(-1) * per_row,
-            inner_axis: by_node.reshape(-1) * per_row,
-        }
+        derive = node_bytes if self.node_aware else flat_bytes
+        return derive(self.exchange_axes, shape, sizes, ids_Tk)
 
     def _setting(self, platform: Platform) -> Setting:
         compiled = self.compiled_exchange(platform)
         return Setting(self.exchange_axes, compiled, self.capacity_factor, self.chunks, self.tile)
-
-
-def _leaving(rows_PP: np.ndarray) -> np.ndarray:
-    """Rows that leave each device: its own to others, and others' outputs home."""
-    return rows_PP.sum(axis=1) + rows_PP.sum(axis=0) - 2 * np.diag(rows_PP)
 
 
 def _check_positive(part, *names: str) -> None:
@@ -277,16 +257,16 @@ def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int)
     return here
 
 
-def _vary_alike(x_TD, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]):
+def _vary_alike(
+    x_TD: jax.Array, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]
+) -> tuple[jax.Array, Routing, ExpertWeights]:
     """All arrays typed as varying over one set of mesh axes, before any loop.
 
     Gradients of what several devices share are then summed once, after the loop.
     """
-    x_TD, ids, gates, *matrices = vary_alike(x_TD, *routing, *weights)
-    x_TD, ids, gates, *matrices = (
-        None if x is None else vary_over(x, axes) for x in (x_TD, ids, gates, *matrices)
-    )
-    return x_TD, Routing(ids, gates), ExpertWeights(*matrices)
+    arrays = (x_TD, routing, weights)
+    union = sorted(set(axes).union(*map(varying_axes, jax.tree.leaves(arrays))))
+    return jax.tree.map(lambda x: vary_over(x, union), arrays)
 
 
 EXPERT_PARTS = {"local": LocalExperts, "exchange": ExchangeExperts}

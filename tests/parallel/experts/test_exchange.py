@@ -65,7 +65,7 @@ def test_ragged_sends_the_right_rows(monkeypatch, node_aware):
     )  # fmt: skip
     d_out = draw(TOKENS, WIDTH, seed=2)
     found = with_gradients(run, d_out)(*args)
-    expected = with_gradients(lambda *a: mixture(*a, 2), d_out)(*args)
+    expected = with_gradients(lambda x, r, w: mixture(x, r, w, 2), d_out)(*args)
     assert max(distance(found, expected)) <= 1e-12
 
 

@@ -64,7 +64,7 @@ def compile_cases(cases: list[Case], on_progress) -> list[tuple[str, int]]:
         def loss(x, logits, weights, run=run):
             return run(x, logits, weights).astype(jnp.float32).sum()
 
-        def struct(*shape, dtype=jnp.float16, mesh=mesh, over=over):
+        def struct(*shape, dtype: Any = jnp.float16, mesh=mesh, over=over) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(over)))
 
         function = jax.value_and_grad(loss, argnums=(0, 1, 2)) if case.gradient else run
