@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from parallax.parallel.experts.sorting import first_of_each
 from parallax.parallel.experts.wide import wide
 
 
@@ -78,8 +79,7 @@ def offsets(ids_Tk: jax.Array, num_experts: int, devices: int, places: Capacity)
     wanted = jnp.logical_and(ids >= 0, ids < num_experts)
     key = jnp.where(wanted, ids, num_experts).astype(jnp.int32)
     order = jnp.argsort(key, stable=True).astype(jnp.int32)
-    first = jnp.searchsorted(key[order], jnp.arange(num_experts + 1, dtype=jnp.int32))
-    first = first.astype(jnp.int32)
+    first = first_of_each(key, num_experts)
     count = first[1:] - first[:-1]
     numbers = jnp.arange(ids.shape[0], dtype=jnp.int32)
     rank = jnp.zeros_like(ids).at[order].set(numbers, unique_indices=True) - first[key]

@@ -67,7 +67,7 @@ class ExpertPart(Protocol):
         Returns:
           ([T, D] in x's dtype, choices this device dropped, int32). The first is a partial sum over
           mesh axes that split F, and over those that split the experts if tokens stay; the caller
-          sums it.
+          sums it, and the second over mesh axes that split the tokens.
 
         Raises:
           ValueError: experts and mesh axes that do not fit.
@@ -110,6 +110,7 @@ class LocalExperts:
     def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
         devices = lax.axis_size(expert_axes) if expert_axes else 1
         here = _check_weights(self, weights, num_experts, devices)
+        dropped = routing.ids_Tk.min(initial=0) * 0
         x_TD, routing, weights = _vary_alike(x_TD, routing, weights, expert_axes)
         tokens, top_k = routing.ids_Tk.shape
         first = lax.axis_index(expert_axes).astype(jnp.int32) * here if expert_axes else 0
@@ -128,7 +129,7 @@ class LocalExperts:
             cut(routing.ids_Tk - first, n, each, fill=-1),
             cut(routing.gates_Tk, n, each),
         )
-        return join(lax.map(chunk, inputs), tokens), inputs[1].min() * 0
+        return join(lax.map(chunk, inputs), tokens), dropped
 
     def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
@@ -260,13 +261,15 @@ def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int)
 def _vary_alike(
     x_TD: jax.Array, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]
 ) -> tuple[jax.Array, Routing, ExpertWeights]:
-    """All arrays typed as varying over one set of mesh axes, before any loop.
+    """Arrays with gradients typed as varying over one set of mesh axes, before any loop.
 
-    Gradients of what several devices share are then summed once, after the loop.
+    Gradients of what several devices share are then summed once, after the loop. Choices stay the
+    same where they are, and with them the count of what is dropped.
     """
-    arrays = (x_TD, routing, weights)
-    union = sorted(set(axes).union(*map(varying_axes, jax.tree.leaves(arrays))))
-    return jax.tree.map(lambda x: vary_over(x, union), arrays)
+    arrays = (x_TD, routing.gates_Tk, weights)
+    union = sorted(set(axes).union(*map(varying_axes, jax.tree.leaves((arrays, routing.ids_Tk)))))
+    x_TD, gates_Tk, weights = jax.tree.map(lambda x: vary_over(x, union), arrays)
+    return x_TD, Routing(vary_over(routing.ids_Tk, axes), gates_Tk), weights
 
 
 EXPERT_PARTS = {"local": LocalExperts, "exchange": ExchangeExperts}

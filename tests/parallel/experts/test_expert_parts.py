@@ -20,6 +20,7 @@ from tests.parallel.experts.textbook import (
     distance,
     draw,
     expert_weights,
+    mesh_of,
     mixture,
     sharded,
     with_gradients,
@@ -108,6 +109,28 @@ def test_one_device_and_no_mesh_at_all():
 
     found = with_gradients(plain, d_out)(*args)
     assert max(distance(found, with_gradients(expected, d_out)(*args))) <= LIMIT
+
+
+def test_in_microbatches_that_are_recomputed():
+    """As a layer calls it: in a loop over microbatches, activations computed again backward."""
+    part = exchange(chunks=2)
+    names, axes = ("expert",), {"expert": 4}
+
+    @jax.checkpoint
+    def layer(x, logits, weights):
+        routing = route(logits, 2)
+        y, _ = part.run(x, routing, weights, num_experts=8, expert_axes=names, platform="cpu")
+        return x + y
+
+    def local(x, logits, weights):
+        pieces = tuple(a.reshape(3, -1, a.shape[1]) for a in (x, logits))
+        return jax.lax.map(lambda piece: layer(*piece, weights), pieces).reshape(x.shape)
+
+    spec = jax.sharding.PartitionSpec(names)
+    run = jax.shard_map(local, mesh=mesh_of(axes), in_specs=spec, out_specs=spec)
+    args, d_out = inputs(8, False, None), draw(TOKENS, WIDTH, seed=2)
+    expected = with_gradients(lambda x, r, w: x + mixture(x, r, w, 2), d_out)(*args)
+    assert max(distance(with_gradients(run, d_out)(*args), expected)) <= LIMIT
 
 
 def test_replayed_choices_are_those_made():

@@ -66,9 +66,7 @@ def sharded(part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=No
             x, routing, weights, num_experts=experts, expert_axes=over, platform="cpu"
         )
         partial = tuple(a for a in axes if a in varying_axes(y) and a not in tokens)
-        # Devices that share tokens drop the same ones: count them once.
         dropped = lax.psum(dropped, tokens) if tokens else dropped
-        dropped = lax.pmax(dropped, tuple(sorted(varying_axes(dropped))))
         return lax.psum(y, partial) if partial else y, dropped
 
     matrices: Any = P(over or None, None, mlp), P(over or None, mlp, None)
