@@ -146,11 +146,17 @@ class ExchangeExperts:
       axis: mesh axis that splits the experts, or several, major first.
       exchange: "dense" sends buffers with room for every choice, "ragged" the rows there are.
       capacity_factor: None drops nothing; otherwise an expert takes ceil(factor t k / E) choices of
-        each device and chunk of t tokens, and later tokens' are dropped: another model.
+        each device and chunk of t tokens, and later tokens' are dropped: another model. Node-aware:
+        a node takes its expected share of a device's tokens, an expert that of a relay's choices.
       chunks: pieces of a device's tokens; one chunk's experts run while others' rows travel.
       node_aware: two steps over axis=(node axis, axis inside a node), so that a token enters
         another node once, and its node's gated outputs leave as one row.
       tile: rows of one expert that are multiplied at once.
+
+    Cost: a device sends at least 2 k D (P-1)/P elements a token forward, and that again backward;
+      dense sends its buffers: P min(k, e) / k times as much, or capacity_factor times. A GPU
+      program runs ragged exchanges beside the experts only with XLA's option
+      xla_gpu_enable_latency_hiding_scheduler.
 
     Reference: Lepikhin et al., "GShard", 2020 (capacity); node-limited sends as in DeepSeek-AI,
       "DeepSeek-V3", 2024, section 3.2.2.
