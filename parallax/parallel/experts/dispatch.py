@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from parallax.parallel.experts.sorting import first_of_each
 from parallax.parallel.experts.wide import wide
 
 
@@ -78,8 +79,7 @@ def offsets(ids_Tk: jax.Array, num_experts: int, devices: int, places: Capacity)
     wanted = jnp.logical_and(ids >= 0, ids < num_experts)
     key = jnp.where(wanted, ids, num_experts).astype(jnp.int32)
     order = jnp.argsort(key, stable=True).astype(jnp.int32)
-    first = jnp.searchsorted(key[order], jnp.arange(num_experts + 1, dtype=jnp.int32))
-    first = first.astype(jnp.int32)
+    first = first_of_each(key, num_experts)
     count = first[1:] - first[:-1]
     numbers = jnp.arange(ids.shape[0], dtype=jnp.int32)
     rank = jnp.zeros_like(ids).at[order].set(numbers, unique_indices=True) - first[key]
@@ -110,15 +110,11 @@ def experts_of_rows(rows_Pe: jax.Array, places: int) -> jax.Array:
 @jax.custom_vjp
 def pack(x_TD: jax.Array, places: Offsets) -> jax.Array:
     """Tokens into their places: [T, D] -> [P, C, D], zeros where a place is empty."""
-    top_k = places.place_Tk.shape[1]
-    choice = places.choice_PC
-    rows = x_TD.at[_row(choice, top_k, x_TD)].get(mode="fill", fill_value=0)
-    return rows
-
-
-def _row(choice_PC, top_k, x_TD):
-    """The token of each place; one past the last for an empty place."""
-    return jnp.where(choice_PC >= 0, choice_PC // top_k, x_TD.shape[0])
+    tokens, top_k = places.place_Tk.shape
+    choice_PC = places.choice_PC
+    # One past the last token where a place is empty.
+    token_PC = jnp.where(choice_PC >= 0, choice_PC // top_k, tokens)
+    return x_TD.at[token_PC].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp
@@ -146,7 +142,24 @@ unpack.defvjp(lambda rows, places: (unpack(rows, places), places), _unpack_backw
 
 def combine(rows_PCD: jax.Array, gates_Tk: jax.Array, places: Offsets) -> jax.Array:
     """y_t = sum_j gate_tj row(place_tj), [T, D] in the rows' dtype; summed in float32 or wider."""
-    rows_TkD = unpack(rows_PCD, places)
+    return _gated_sum(unpack(rows_PCD, places), gates_Tk)
+
+
+@jax.custom_vjp
+def _gated_sum(rows_TkD: jax.Array, gates_Tk: jax.Array) -> jax.Array:
     dtype = wide(rows_TkD.dtype)
     y_TD = jnp.einsum("tkd,tk->td", rows_TkD.astype(dtype), gates_Tk.astype(dtype))
-    return y_TD.astype(rows_PCD.dtype)
+    return y_TD.astype(rows_TkD.dtype)
+
+
+def _gated_sum_backward(saved, d_TD):
+    rows_TkD, gates_Tk = saved
+    dtype = wide(rows_TkD.dtype)
+    d_TD = d_TD.astype(dtype)
+    d_rows = gates_Tk.astype(dtype)[:, :, None] * d_TD[:, None, :]
+    d_gates = jnp.einsum("tkd,td->tk", rows_TkD.astype(dtype), d_TD)
+    return d_rows.astype(rows_TkD.dtype), d_gates.astype(gates_Tk.dtype)
+
+
+# JAX's own rule would keep the rows for backward in the wide dtype.
+_gated_sum.defvjp(lambda rows, gates: (_gated_sum(rows, gates), (rows, gates)), _gated_sum_backward)

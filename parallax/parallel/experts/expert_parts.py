@@ -14,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from parallax.bounds import Transfer
-from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, devices_of, join
+from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, join
+from parallax.parallel.experts.derived import flat_bytes, node_bytes
 from parallax.parallel.experts.dispatch import capacity, combine, offsets, pack
 from parallax.parallel.experts.exchange import (
     CompiledAs,
@@ -30,9 +31,8 @@ from parallax.parallel.experts.flat_exchange import (
 )
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.node_exchange import node_exchange, node_transfers
-from parallax.parallel.experts.replay import rows_between, rows_to_nodes
 from parallax.parallel.experts.routing import Routing
-from parallax.parallel.varying import vary_alike, vary_over
+from parallax.parallel.varying import vary_over, varying_axes
 
 TILE = 512
 
@@ -68,7 +68,7 @@ class ExpertPart(Protocol):
         Returns:
           ([T, D] in x's dtype, choices this device dropped, int32). The first is a partial sum over
           mesh axes that split F, and over those that split the experts if tokens stay; the caller
-          sums it.
+          sums it, and the second over mesh axes that split the tokens.
 
         Raises:
           ValueError: experts and mesh axes that do not fit.
@@ -121,6 +121,7 @@ class LocalExperts:
     def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
         devices = lax.axis_size(expert_axes) if expert_axes else 1
         here = _check_weights(self, weights, num_experts, devices)
+        dropped = routing.ids_Tk.min(initial=0) * 0
         x_TD, routing, weights = _vary_alike(x_TD, routing, weights, expert_axes)
         tokens, top_k = routing.ids_Tk.shape
         first = lax.axis_index(expert_axes).astype(jnp.int32) * here if expert_axes else 0
@@ -139,18 +140,18 @@ class LocalExperts:
             cut(routing.ids_Tk - first, n, each, fill=-1),
             cut(routing.gates_Tk, n, each),
         )
-        return join(lax.map(chunk, inputs), tokens), inputs[1].min() * 0
+        return join(lax.map(chunk, inputs), tokens), dropped
 
     def tiles(self, shape, sizes):
         return _tiles(self, shape, 1)
 
-    def transfers(self, shape, sizes, calls, platform="gpu"):
+    def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
 
-    def recompute_transfers(self, shape, sizes, calls, platform="gpu"):
+    def recompute_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
 
-    def backward_transfers(self, shape, sizes, calls, platform="gpu"):
+    def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
 
 
@@ -162,11 +163,17 @@ class ExchangeExperts:
       axis: mesh axis that splits the experts, or several, major first.
       exchange: "dense" sends buffers with room for every choice, "ragged" the rows there are.
       capacity_factor: None drops nothing; otherwise an expert takes ceil(factor t k / E) choices of
-        each device and chunk of t tokens, and later tokens' are dropped: another model.
+        each device and chunk of t tokens, and later tokens' are dropped: another model. Node-aware:
+        a node takes its expected share of a device's tokens, an expert that of a relay's choices.
       chunks: pieces of a device's tokens; one chunk's experts run while others' rows travel.
       node_aware: two steps over axis=(node axis, axis inside a node), so that a token enters
         another node once, and its node's gated outputs leave as one row.
       tile: rows of one expert that are multiplied at once.
+
+    Cost: a device sends at least 2 k D (P-1)/P elements a token forward, and that again backward;
+      dense sends its buffers: P min(k, e) / k times as much, or capacity_factor times. A GPU
+      program runs ragged exchanges beside the experts only with XLA's option
+      xla_gpu_enable_latency_hiding_scheduler.
 
     Reference: Lepikhin et al., "GShard", 2020 (capacity); node-limited sends as in DeepSeek-AI,
       "DeepSeek-V3", 2024, section 3.2.2.
@@ -224,16 +231,16 @@ class ExchangeExperts:
     def tiles(self, shape, sizes):
         return _tiles(self, shape, devices_of(self.exchange_axes, sizes))
 
-    def transfers(self, shape, sizes, calls, platform="gpu"):
+    def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         closed_form = node_transfers if self.node_aware else flat_transfers
         return closed_form(self._setting(platform), shape, sizes, calls)
 
-    def recompute_transfers(self, shape, sizes, calls, platform="gpu"):
+    def recompute_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         # The sums that a relay sends home are the result itself: no gradient needs them.
         found = self.transfers(shape, sizes, calls, platform)
         return tuple(t for t in found if t.what != "sums of a node's outputs home")
 
-    def backward_transfers(self, shape, sizes, calls, platform="gpu"):
+    def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         # Rows and gates have gradients, which travel back; counts and choices have none.
         return tuple(
             t
@@ -257,28 +264,13 @@ class ExchangeExperts:
         Raises:
           ValueError: a capacity (what it drops is not known here), or tokens that do not fit.
         """
-        devices = devices_of(self.exchange_axes, sizes)
-        if self.capacity_factor is not None or len(ids_Tk) != devices * shape.tokens:
+        if self.capacity_factor is not None:
             raise ValueError(
-                f"derived_bytes: expected no capacity_factor and choices of {devices} x "
-                f"{shape.tokens} tokens; got {self.capacity_factor} and {len(ids_Tk)} tokens."
+                f"derived_bytes: expected no capacity, got capacity_factor {self.capacity_factor}: "
+                "what it drops is not known here."
             )
-        per_row = shape.width * shape.item_bytes
-        rows = rows_between(ids_Tk, shape.num_experts, devices)
-        if not self.node_aware:
-            return {self.exchange_axes: _leaving(rows) * per_row}
-        nodes, ranks = (sizes[axis] for axis in self.exchange_axes)
-        to_nodes = rows_to_nodes(ids_Tk, shape.num_experts, nodes, devices)
-        # Between nodes, devices of one rank; inside, what a relay has of all nodes' tokens.
-        between = to_nodes.reshape(nodes, ranks, nodes)
-        within = rows.reshape(nodes, ranks, nodes, ranks).sum(axis=0)  # [rank, node, rank]
-        node_axis, inner_axis = ((axis,) for axis in self.exchange_axes)
-        by_rank = np.stack([_leaving(between[:, r]) for r in range(ranks)], axis=1)
-        by_node = np.stack([_leaving(within[:, m]) for m in range(nodes)])
-        return {
-            node_axis: by_rank.reshape(-1) * per_row,
-            inner_axis: by_node.reshape(-1) * per_row,
-        }
+        derive = node_bytes if self.node_aware else flat_bytes
+        return derive(self.exchange_axes, shape, sizes, ids_Tk)
 
     def _setting(self, platform: Platform) -> Setting:
         compiled = self.compiled_exchange(platform)
@@ -289,11 +281,6 @@ def _tiles(part, shape: ExpertShape, senders: int) -> int:
     """Whole tiles of the rows that one expert gets of all senders' chunks."""
     _, each = chunk_tokens(shape.tokens, part.chunks)
     return math.ceil(each * shape.top_k * senders / shape.num_experts / part.tile)
-
-
-def _leaving(rows_PP: np.ndarray) -> np.ndarray:
-    """Rows that leave each device: its own to others, and others' outputs home."""
-    return rows_PP.sum(axis=1) + rows_PP.sum(axis=0) - 2 * np.diag(rows_PP)
 
 
 def _check_positive(part, *names: str) -> None:
@@ -315,16 +302,18 @@ def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int)
     return here
 
 
-def _vary_alike(x_TD, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]):
-    """All arrays typed as varying over one set of mesh axes, before any loop.
+def _vary_alike(
+    x_TD: jax.Array, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]
+) -> tuple[jax.Array, Routing, ExpertWeights]:
+    """Arrays with gradients typed as varying over one set of mesh axes, before any loop.
 
-    Gradients of what several devices share are then summed once, after the loop.
+    Gradients of what several devices share are then summed once, after the loop. Choices stay the
+    same where they are, and with them the count of what is dropped.
     """
-    x_TD, ids, gates, *matrices = vary_alike(x_TD, *routing, *weights)
-    x_TD, ids, gates, *matrices = (
-        None if x is None else vary_over(x, axes) for x in (x_TD, ids, gates, *matrices)
-    )
-    return x_TD, Routing(ids, gates), ExpertWeights(*matrices)
+    arrays = (x_TD, routing.gates_Tk, weights)
+    union = sorted(set(axes).union(*map(varying_axes, jax.tree.leaves((arrays, routing.ids_Tk)))))
+    x_TD, gates_Tk, weights = jax.tree.map(lambda x: vary_over(x, union), arrays)
+    return x_TD, Routing(vary_over(routing.ids_Tk, axes), gates_Tk), weights
 
 
 EXPERT_PARTS = {"local": LocalExperts, "exchange": ExchangeExperts}

@@ -40,7 +40,7 @@ def flat_exchange(
 ) -> tuple[jax.Array, jax.Array]:
     """(this device's tokens through their experts [T, D], choices dropped).
 
-    All arrays must be typed as varying over the same mesh axes.
+    What has gradients must be typed as varying over the same mesh axes.
     """
     devices = lax.axis_size(setting.axes)
     tokens, top_k = routing.ids_Tk.shape

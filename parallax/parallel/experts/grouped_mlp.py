@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from parallax.parallel.experts.sorting import first_of_each
 from parallax.parallel.experts.wide import wide
 from parallax.parallel.varying import vary_alike, vary_over, varying_axes
 
@@ -105,9 +106,8 @@ def _sort(expert_R, experts: int, tile: int) -> _Tiles:
     here = jnp.logical_and(expert_R >= 0, expert_R < experts)
     key = jnp.where(here, expert_R, experts).astype(jnp.int32)
     order = jnp.argsort(key, stable=True).astype(jnp.int32)
-    bounds = jnp.searchsorted(key[order], jnp.arange(experts + 1, dtype=jnp.int32))
-    bounds = bounds.astype(jnp.int32)
-    return _Tiles(jnp.pad(order, (0, tile)), bounds[:-1], bounds[1:] - bounds[:-1])
+    first = first_of_each(key, experts)
+    return _Tiles(jnp.pad(order, (0, tile)), first[:-1], first[1:] - first[:-1])
 
 
 def _over_tiles(tiles: _Tiles, tile: int, per_expert, visit, state, accumulator):

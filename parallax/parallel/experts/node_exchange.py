@@ -71,7 +71,7 @@ def node_exchange(
 ) -> tuple[jax.Array, jax.Array]:
     """(this device's tokens through their experts [T, D], choices dropped on this device).
 
-    All arrays must be typed as varying over the same mesh axes.
+    What has gradients must be typed as varying over the same mesh axes.
     """
     node, inner = setting.axes[:1], setting.axes[1:]
     nodes, ranks = lax.axis_size(node), lax.axis_size(inner)

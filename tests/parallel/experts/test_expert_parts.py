@@ -20,6 +20,7 @@ from tests.parallel.experts.textbook import (
     distance,
     draw,
     expert_weights,
+    mesh_of,
     mixture,
     sharded,
     with_gradients,
@@ -110,14 +111,38 @@ def test_one_device_and_no_mesh_at_all():
     assert max(distance(found, with_gradients(expected, d_out)(*args))) <= LIMIT
 
 
+def test_in_microbatches_that_are_recomputed():
+    """As a layer calls it: in a loop over microbatches, activations computed again backward."""
+    part = exchange(chunks=2)
+    names, axes = ("expert",), {"expert": 4}
+
+    @jax.checkpoint
+    def layer(x, logits, weights):
+        routing = route(logits, 2)
+        y, _ = part.run(x, routing, weights, num_experts=8, expert_axes=names, platform="cpu")
+        return x + y
+
+    def local(x, logits, weights):
+        pieces = tuple(a.reshape(3, -1, a.shape[1]) for a in (x, logits))
+        return jax.lax.map(lambda piece: layer(*piece, weights), pieces).reshape(x.shape)
+
+    spec = jax.sharding.PartitionSpec(names)
+    run = jax.shard_map(local, mesh=mesh_of(axes), in_specs=spec, out_specs=spec)
+    args, d_out = inputs(8, False, None), draw(TOKENS, WIDTH, seed=2)
+    expected = with_gradients(lambda x, r, w: x + mixture(x, r, w, 2), d_out)(*args)
+    assert max(distance(with_gradients(run, d_out)(*args), expected)) <= LIMIT
+
+
 def test_replayed_choices_are_those_made():
     ids = jnp.asarray(replayed_ids("lognormal:1", TOKENS, 8, 2, seed=3))
     run = sharded(exchange(), {"expert": 4}, top_k=2, experts=8, gated=False)
     args, d_out = inputs(8, False, None), draw(TOKENS, WIDTH, seed=2)
     found = with_gradients(lambda *a: run(*a, ids)[0], d_out)(*args)
-    expected = with_gradients(lambda *a: mixture(*a, 2, ids), d_out)(*args)
+    expected = with_gradients(lambda x, r, w: mixture(x, r, w, 2, ids), d_out)(*args)
     assert max(distance(found, expected)) <= LIMIT
-    assert distance(mixture(*args, 2), expected[0])[0] > 1e-2  # not the router's own
+    assert (
+        distance(mixture(args[0], args[1], args[2], 2), expected[0])[0] > 1e-2
+    )  # not the router's own
 
 
 def kept_of(ids_Tk, places, priority):
@@ -186,8 +211,9 @@ def test_capacity_that_is_ample_drops_nothing(factor):
     part = exchange(axis=NODES, node_aware=True, capacity_factor=factor)
     run = sharded(part, {"node": 2, "expert": 4}, top_k=2, experts=8, gated=False)
     args = inputs(8, False, None)
-    y, dropped = jax.jit(run)(*args, jnp.asarray(replayed_ids("uniform", TOKENS, 8, 2)))
-    expected = mixture(*args, 2, jnp.asarray(replayed_ids("uniform", TOKENS, 8, 2)))
+    ids = jnp.asarray(replayed_ids("uniform", TOKENS, 8, 2))
+    y, dropped = jax.jit(run)(*args, ids)
+    expected = mixture(args[0], args[1], args[2], 2, ids)
     assert dropped == 0
     assert max(distance(y, expected)) <= LIMIT
 
@@ -204,7 +230,7 @@ def test_half_precision_stays_close_and_keeps_its_dtype():
 
     y, grads = with_gradients(found, d_out.astype(jnp.float16))(half[0], logits, half[1])
     assert {a.dtype for a in jax.tree.leaves((y, grads[0], grads[2]))} == {jnp.dtype("float16")}
-    exact = with_gradients(lambda *a: mixture(*a, 2), d_out)(x, logits, weights)
+    exact = with_gradients(lambda x, r, w: mixture(x, r, w, 2), d_out)(x, logits, weights)
     wide = jax.tree.map(lambda a: a.astype(jnp.float64), (y, grads))
     assert max(distance(wide, exact)) < 3e-3
 

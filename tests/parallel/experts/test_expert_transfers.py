@@ -141,5 +141,7 @@ def test_derived_bytes_by_a_loop():
     np.testing.assert_array_equal(
         ExchangeExperts(NODES).derived_bytes(shape, axes, ids)[NODES], flat * 8
     )
-    with pytest.raises(ValueError, match="no capacity_factor"):
+    with pytest.raises(ValueError, match="expected no capacity"):
         ExchangeExperts(capacity_factor=1.0).derived_bytes(shape, {"expert": 8}, ids)
+    with pytest.raises(ValueError, match="expected choices of 8 x 16 tokens, got 10"):
+        ExchangeExperts().derived_bytes(shape, {"expert": 8}, ids[:10])

@@ -1,5 +1,8 @@
 """A mixture of experts as in a textbook: every expert on every token, masked; and small inputs."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,10 +45,10 @@ def mixture(x, logits, weights, top_k, ids=None):
 
 def mesh_of(axes):
     sizes = tuple(axes.values())
-    return Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), tuple(axes))
+    return Mesh(np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes), tuple(axes))
 
 
-def sharded(part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=None):
+def sharded(part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=None) -> Any:
     """(x, logits, weights, replayed ids or None) -> ([T, D], dropped), by a part on a mesh.
 
     Args:
@@ -63,13 +66,11 @@ def sharded(part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=No
             x, routing, weights, num_experts=experts, expert_axes=over, platform="cpu"
         )
         partial = tuple(a for a in axes if a in varying_axes(y) and a not in tokens)
-        # Devices that share tokens drop the same ones: count them once.
         dropped = lax.psum(dropped, tokens) if tokens else dropped
-        dropped = lax.pmax(dropped, tuple(sorted(varying_axes(dropped))))
         return lax.psum(y, partial) if partial else y, dropped
 
-    matrices = P(over or None, None, mlp), P(over or None, mlp, None)
-    specs = ExpertWeights(*matrices, matrices[0] if gated else None)
+    matrices: Any = P(over or None, None, mlp), P(over or None, mlp, None)
+    specs = ExpertWeights(matrices[0], matrices[1], matrices[0] if gated else None)
     rows = P(tokens or None)
     return jax.shard_map(
         local, mesh=mesh_of(axes), in_specs=(rows, rows, specs, rows), out_specs=(rows, P()),
