@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from parallax.kernels.ring_attention import reference
-from parallax.parallel import head_slices, ring, ulysses
+from parallax.parallel import head_exchange, ring, ulysses
 from parallax.parallel.attention_parts import Local, Ring, Ulysses
 from tests.parallel.cases import (
     CASES,
@@ -79,8 +79,8 @@ def forget_to_sum_scores(patch):
 
 
 def read_a_neighbours_keys(patch):
-    exact = head_slices.kv_heads_read
-    patch.setattr(head_slices, "kv_heads_read", lambda *sizes: np.roll(exact(*sizes), 1, axis=0))
+    exact = head_exchange.kv_heads_read
+    patch.setattr(head_exchange, "kv_heads_read", lambda *sizes: np.roll(exact(*sizes), 1, axis=0))
     return "exchange grouped"
 
 
@@ -91,12 +91,12 @@ def mistake_the_shard(patch):
 
 
 def lose_a_slice(patch):
-    exact = head_slices.to_heads
+    exact = head_exchange.to_heads
 
     def to_heads(x, axis, joined):
         return exact(x * (lax.axis_index(axis) != 3).astype(x.dtype), axis, joined)
 
-    patch.setattr(head_slices, "to_heads", to_heads)
+    patch.setattr(head_exchange, "to_heads", to_heads)
     return "exchange"
 
 
