@@ -8,8 +8,8 @@ Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 import dataclasses
 
 from parallax.bounds import Transfer, transfer
+from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
-from parallax.parallel.attention_parts import AttentionShape
 from parallax.parallel.split import Split
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -48,27 +48,12 @@ def forward_transfers(
     lookup = split.over("lookup")
     add("widen embeddings and handoffs", "all-gather", lookup, residual * item, ticks, useful)
 
-    # Where 'kv_heads' is whole and 'heads' is not, a device keeps those its query heads read.
-    heads, kv_heads = config.num_heads // split.count("heads"), config.num_kv_heads
-    computed_kv_heads = kv_heads // split.count("kv_heads")
-    if split.over("kv_heads") or not split.over("heads"):
-        kv_heads = computed_kv_heads
-    else:
-        kv_heads = max(1, heads * kv_heads // config.num_heads)
+    shape = attention_shape(config, split, b, workload.seq_len, packed=workload.packed)
     if config.qk_norm:
-        squares = residual // config.d_model * (heads + computed_kv_heads) * max(4, item)
+        heads = shape.heads + config.num_kv_heads // split.count("kv_heads")
+        squares = residual // config.d_model * heads * shape.accumulator_bytes
         add("sums of squares of queries and keys", "all-reduce", split.over("head_dim"), squares,
             ticks * layers, useful * layers)  # fmt: skip
-    shape = AttentionShape(
-        batch=b,
-        seq_len=workload.seq_len,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=config.head_dim,
-        item_bytes=item,
-        packed=workload.packed,
-        is_causal=config.causal,
-    )
     for t in strategy.attention.transfers(shape, strategy.mesh_axes, ticks * layers):
         minimum = t.minimum_bytes * useful / ticks
         found.append(dataclasses.replace(t, minimum_bytes=minimum))

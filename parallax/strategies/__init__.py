@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+from parallax.meshes.cluster import DEFAULT_CLUSTER
 from parallax.meshes.mesh import MeshSpec
 from parallax.strategies.data_parallel import data_parallel
 from parallax.strategies.ring_sequence import ring_sequence
@@ -30,7 +32,12 @@ _ARGUMENTS = {
 
 
 def build(
-    name: str, mesh: MeshSpec | None = None, *, devices: int = 16, node_size: int = 8
+    name: str,
+    mesh: MeshSpec | None = None,
+    *,
+    devices: int = 16,
+    node_size: int = 8,
+    cluster: str = DEFAULT_CLUSTER,
 ) -> Strategy:
     """A strategy by name, over a given mesh or filling a cluster.
 
@@ -39,6 +46,7 @@ def build(
       mesh: its axes must be the strategy's; None fills the cluster.
       devices: of the cluster.
       node_size: devices that share a fast link; tensor groups stay inside.
+      cluster: whose rates decide what a strategy leaves open.
 
     Raises:
       ValueError: an unknown name, or a mesh with other axes.
@@ -56,17 +64,19 @@ def build(
                 f"mesh {mesh}: strategy '{name}' has no mesh axis '{foreign[0]}', only "
                 f"{', '.join(arguments)}. Give these, or compare it in a run of its own."
             )
-        sizes = dict.fromkeys(arguments.values(), 1)
+        sizes: dict[str, Any] = dict.fromkeys(arguments.values(), 1)
         sizes |= {arguments[axis]: size for axis, size in mesh.axes}
         if name == "ring_sequence":
             sizes["devices"] *= sizes["nodes"]
+        if name == "two_level":
+            sizes["cluster"] = cluster
         return STRATEGIES[name](**sizes)
     if name == "tensor_pipeline":
         tensor = min(node_size, 8, devices)
         return tensor_pipeline(tensor, devices // tensor)
     if name == "two_level":
         slices = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
-        return two_level(devices // slices, slices)
+        return two_level(devices // slices, slices, cluster=cluster)
     return STRATEGIES[name](devices)
 
 
