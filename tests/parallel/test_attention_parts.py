@@ -49,6 +49,16 @@ def test_sends_what_its_closed_form_says(name):
     assert bool(forward) == (case.part != Local())
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_positions_are_the_same_known_and_computed_and_each_once(name):
+    case = CASES[name]
+    found = held(case)
+    np.testing.assert_array_equal(np.sort(found), np.arange(case.length))
+    last = case.length // case.tokens - 1
+    computed = jax.jit(lambda index: case.part.positions(index, case.tokens, case.mesh))(last)
+    np.testing.assert_array_equal(computed, found[-case.tokens :])
+
+
 def lose_a_node(patch):
     exact = ring._send
 
