@@ -64,9 +64,7 @@ def test_slices_sum_their_scores_and_values_have_a_width_of_their_own():
                                      partial_over="head_slice"), q.dtype)[0][None]  # fmt: skip
 
     found = jax.jit(
-        jax.shard_map(
-            local, mesh=mesh, in_specs=(spec, spec, whole_spec), out_specs=P("head_slice")
-        )
+        jax.shard_map(local, mesh=mesh, in_specs=(spec, spec, P()), out_specs=out_spec)
     )(q, k, v)
     expected = whole(q, k, v, is_causal=True)
     assert found.shape == (4, 1, 6, 2, 3)
