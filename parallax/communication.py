@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallax.bounds import Transfer, transfer
+from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
-from parallax.parallel.attention_parts import AttentionShape
 from parallax.parallel.experts import TILES_SCOPE, ExpertShape, Platform
 from parallax.parallel.split import Remat
 from parallax.spmd import ShardedTransformer
@@ -153,16 +153,6 @@ class _Walk:
             gate_bytes=self.wide,
         )
 
-    @property
-    def heads(self) -> tuple[int, int]:
-        """Query heads and key/value heads that reach the attention part of one device."""
-        split, config = self.split, self.config
-        heads = config.num_heads // split.count("heads")
-        if split.over("kv_heads") or not split.over("heads"):
-            return heads, config.num_kv_heads // split.count("kv_heads")
-        # 'kv_heads' is whole and 'heads' is not: a device keeps those its query heads read.
-        return heads, max(1, heads * config.num_kv_heads // config.num_heads)
-
     def over(self, *names: str) -> tuple[str, ...]:
         return self.split.over(*names)
 
@@ -229,22 +219,13 @@ class _Walk:
         """What the attention and expert parts move in `passes` passes through all layers."""
         calls = passes * self.ticks * self.layers
         config, split = self.config, self.split
-        heads, kv_heads = self.heads
-        attention = AttentionShape(
-            batch=self.b,
-            seq_len=self.workload.seq_len,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=config.head_dim,
-            item_bytes=self.item,
-            packed=self.workload.packed,
-            is_causal=config.causal,
+        attention = attention_shape(
+            config, split, self.b, self.workload.seq_len, packed=self.workload.packed
         )
         if config.qk_norm:
-            computed = config.num_kv_heads // split.count("kv_heads")
+            heads = attention.heads + config.num_kv_heads // split.count("kv_heads")
             self.add("sums of squares of queries and keys", "all-reduce", self.over("head_dim"),
-                     self.tokens * (heads + computed) * self.wide, passes,
-                     a_layer=True)  # fmt: skip
+                     self.tokens * heads * self.wide, passes, a_layer=True)  # fmt: skip
         found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
         if config.num_experts:
             found += getattr(split.experts, closed_form)(

@@ -163,7 +163,9 @@ def _strategy(asked: str | Strategy, mesh: MeshSpec | None, where: Cluster) -> S
         return asked
     if asked.endswith(".json"):
         return Strategy.load(Path(asked))
-    return build(asked, mesh, devices=where.devices, node_size=where.gpus_per_node)
+    return build(
+        asked, mesh, devices=where.devices, node_size=where.gpus_per_node, cluster=where.name
+    )
 
 
 def _fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Workload:

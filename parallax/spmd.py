@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
 from parallax.models.transformer import Transformer
@@ -411,6 +412,11 @@ class ShardedTransformer:
                 f"Model '{self.config.name}' has no experts to replay choices of. Use a workload "
                 "without replayed=True."
             )
+        calls = attention_shape(
+            self.config, split, local // workload.microbatches, workload.seq_len,
+            packed=workload.packed,
+        )  # fmt: skip
+        self.strategy.attention.work(calls, mesh)  # what it cannot split it refuses here
         if self.config.positions == "learned" and workload.seq_len > self.config.max_seq_len:
             raise ValueError(
                 f"Model '{self.config.name}': seq_len {workload.seq_len} is longer than its table "

@@ -108,6 +108,7 @@ def test_build_fills_a_cluster_or_takes_a_mesh():
     assert build("two_level").mesh == MeshSpec({"head_group": 4, "head_slice": 4})
     assert build("two_level", devices=32).mesh == MeshSpec({"head_group": 8, "head_slice": 4})
     assert build("two_level", MeshSpec({"head_slice": 2})) == two_level(1, 2)
+    assert build("two_level", cluster="b200_2x8") == two_level(4, 4, cluster="b200_2x8")
     assert build("tensor_pipeline", MeshSpec({"tensor": 4})).mesh == MeshSpec({"tensor": 4})
     with pytest.raises(ValueError, match="unknown strategy 'star'. Use one of: tensor_pipeline"):
         build("star")

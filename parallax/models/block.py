@@ -13,6 +13,7 @@ from parallax.models.moe import Moe
 from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import weight
+from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
@@ -47,6 +48,26 @@ class Attention(nnx.Module):
         return split.contract(
             out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
         )
+
+
+def attention_shape(
+    config: ModelConfig, split: Split, batch: int, seq_len: int, *, packed: bool
+) -> AttentionShape:
+    """Sizes of one call of a layer's attention, as its part is asked.
+
+    Args:
+      config, split: of the model and how it is split.
+      batch: sequences of one call on one device.
+      seq_len: tokens of a whole sequence.
+      packed: segment ids are at hand.
+    """
+    heads = config.num_heads // split.count("heads")
+    kv_heads = config.num_kv_heads // split.count("kv_heads")
+    if split.over("heads") and not split.over("kv_heads"):
+        kv_heads = max(1, heads * kv_heads // config.num_heads)  # as Split.match_kv_heads keeps
+    return AttentionShape(
+        batch, seq_len, heads, kv_heads, config.head_dim, config.item_bytes, packed, config.causal
+    )
 
 
 class Mlp(nnx.Module):

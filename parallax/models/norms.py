@@ -52,16 +52,16 @@ class HeadNorm(nnx.Module):
         Reference: Henry et al., "Query-Key Normalization for Transformers", 2020, as RMSNorm.
         """
         wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
-        wide_qk = q.astype(wide), k.astype(wide)
-        sums = tuple(jnp.square(x).sum(-1, keepdims=True) for x in wide_qk)
-        if axes := split.over("head_dim"):
-            sums = lax.psum(sums, axes)
-        scales = self.q_scale_K[...], self.k_scale_K[...]
-        normed = (
-            x * lax.rsqrt(total / self.head_dim + self.epsilon) * _row(scale.astype(wide), x.ndim)
-            for x, total, scale in zip(wide_qk, sums, scales, strict=True)
-        )
-        return tuple(x.astype(q.dtype) for x in normed)
+
+        def normed(x, scale_K):
+            y = x.astype(wide)
+            squares = jnp.square(y).sum(-1, keepdims=True)
+            if axes := split.over("head_dim"):
+                squares = lax.psum(squares, axes)
+            y = y * lax.rsqrt(squares / self.head_dim + self.epsilon)
+            return (y * _row(scale_K.astype(wide), y.ndim)).astype(x.dtype)
+
+        return normed(q, self.q_scale_K[...]), normed(k, self.k_scale_K[...])
 
 
 def _row(x, ndim):

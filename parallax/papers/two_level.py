@@ -31,6 +31,16 @@ TWO_LEVEL = Paper(
             "float16 parameters and activations",
             "The paper says 'mixed precision (FP16)' without saying what stays wide.",
         ),
+        Assumption(
+            "how slices of a head become attention",
+            "the cheapest exact way by closed forms: slices are exchanged for whole heads",
+            "Not given; a softmax of each slice's own scores would be another model.",
+        ),
+        Assumption(
+            "where the two levels run",
+            "the four slices of a head beside each other in a node, groups over both nodes",
+            "Not given; slices communicate more than groups do.",
+        ),
     ),
     validations=(
         Validation("Batch, length, precision and model are the same for both methods",

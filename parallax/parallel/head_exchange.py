@@ -4,13 +4,14 @@ Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim, P devic
 """
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-HEADS = 2  # the dim of heads in [B, L, H, K]
+TOKENS, HEADS, WIDTH = 1, 2, 3  # dims of [B, L, H, K]
 
 
 def kv_heads_read(heads: int, kv_heads: int, parts: int) -> np.ndarray:
@@ -36,7 +37,7 @@ def to_heads(x: jax.Array, axis: str, joined: int) -> jax.Array:
 
     Args:
       x: [B, L, P h, K], heads for the first device first.
-      joined: 1 (tokens) or 3 (head_dim), of which every device has a piece.
+      joined: TOKENS or WIDTH, of which every device has a piece.
 
     Cost: an all-to-all of x.
     """
@@ -48,15 +49,48 @@ def from_heads(x: jax.Array, axis: str, joined: int) -> jax.Array:
     return lax.all_to_all(x, axis, split_axis=joined, concat_axis=HEADS, tiled=True)
 
 
-def shard_queries(q: jax.Array, parts: int, shards: int) -> jax.Array:
-    """[B, L, H, K] -> [B, L / shards, parts shards H / parts, K]: part and shard as heads."""
-    b, length, heads, width = q.shape
-    q = q.reshape(b, shards, length // shards, parts, heads // parts, width)
-    return jnp.moveaxis(q, 1, 3).reshape(b, length // shards, shards * heads, width)
+@dataclass(frozen=True)
+class SliceExchange:
+    """How m devices with slices of H heads share them: head parts times query shards.
 
+    Attributes:
+      parts: of the query heads; device i takes part i // shards.
+      shards: of the queries; device i takes shard i % shards, where heads alone do not suffice.
+      table: [m, G'], key/value heads that each device reads.
+    """
 
-def join_shards(q: jax.Array, parts: int, shards: int) -> jax.Array:
-    """Inverse of `shard_queries`."""
-    b, length, heads, width = q.shape
-    q = q.reshape(b, length, parts, shards, heads // parts // shards, width)
-    return jnp.moveaxis(q, 3, 1).reshape(b, shards * length, heads // shards, width)
+    parts: int
+    shards: int
+    table: np.ndarray
+
+    @classmethod
+    def of(cls, heads: int, kv_heads: int, devices: int) -> "SliceExchange":
+        """As many parts as heads and devices allow alike."""
+        parts = math.gcd(heads, devices)
+        shards = devices // parts
+        return cls(parts, shards, kv_heads_read(heads, kv_heads, parts).repeat(shards, axis=0))
+
+    def enter(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: str) -> tuple[jax.Array, ...]:
+        """Slices of all heads and tokens -> whole heads.
+
+        Args:
+          q: [B, L, H, K / m].
+          k, v: [B, L, G, K / m].
+
+        Returns:
+          q [B, L / shards, H / parts, K], k and v [B, L, G', K].
+        """
+        b, length, heads, width = q.shape
+        # To all-to-all, the shard of a device's queries is one more part of the heads.
+        q = q.reshape(b, self.shards, length // self.shards, self.parts, -1, width)
+        q = jnp.moveaxis(q, 1, 3).reshape(b, length // self.shards, self.shards * heads, width)
+        return tuple(
+            to_heads(x, axis, WIDTH) for x in (q, spread(k, self.table), spread(v, self.table))
+        )
+
+    def leave(self, out: jax.Array, axis: str) -> jax.Array:
+        """[B, L / shards, H / parts, K] of whole heads -> [B, L, H, K / m]."""
+        out = from_heads(out, axis, WIDTH)
+        b, length, _, width = out.shape
+        out = out.reshape(b, length, self.parts, self.shards, -1, width)
+        return jnp.moveaxis(out, 3, 1).reshape(b, self.shards * length, -1, width)

@@ -4,13 +4,11 @@ Q K^T of a slice is a partial score. Four ways on from there, as data: see `Head
 Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; m slices of a head.
 """
 
+import contextlib
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import jax
-import numpy as np
 from jax import lax
 
 from parallax.bounds import transfer
@@ -23,21 +21,13 @@ from parallax.parallel.attention_part import (
     sizes_here,
 )
 from parallax.parallel.cheapest import seconds
-from parallax.parallel.head_exchange import (
-    from_heads,
-    join_shards,
-    kv_heads_read,
-    shard_queries,
-    spread,
-    to_heads,
-)
+from parallax.parallel.head_exchange import WIDTH, SliceExchange
 from parallax.parallel.order import to_order, undo_order
 from parallax.parallel.pairs import scores_of_pairs
 from parallax.parallel.ring_attention import query_shard_attention
 
 Exact = Literal["exchange", "scores", "gather"]
 Reduction = Literal["auto", "exchange", "scores", "gather", "local"]
-WIDTH = 3  # the dim of head_dim in [B, L, H, K]
 
 
 @dataclass(frozen=True)
@@ -110,9 +100,15 @@ class HeadSlices:
             return self.reduction
         costs = {}
         for name in get_args(Exact):
-            part = dataclasses.replace(self, reduction=name)
-            if name != "exchange" or not part._exchange_fails(shape, sizes):
+            # What cannot split this shape says so by ValueError, and is no candidate.
+            with contextlib.suppress(ValueError):
+                part = dataclasses.replace(self, reduction=name)
                 costs[name] = seconds(part, shape, sizes, self.cluster)
+        if not costs:
+            raise ValueError(
+                f"HeadSlices('{self.axis}'): no exact reduction can split {shape} over "
+                f"{dict(sizes)} with inner={self.inner}. Try one by name to see why."
+            )
         return min(costs, key=lambda name: costs[name])
 
     def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
@@ -140,43 +136,34 @@ class HeadSlices:
         if reduction == "gather":
             q, k = (lax.all_gather(x, self.axis, axis=WIDTH, tiled=True) for x in (q, k))
             return self.inner.attend(q, k, v, **rest)
-        return self._exchange(q, k, v, _Exchange.of(shape, sizes[self.axis]), shape, sizes, rest)
-
-    def _exchange(self, q, k, v, to: "_Exchange", shape, sizes, rest) -> jax.Array:
-        if reason := self._exchange_fails(shape, sizes):
-            raise ValueError(reason)
-        order = "zigzag" if rest["is_causal"] and to.shards > 1 else "natural"
-
-        def arrange(x):
-            return to_order(x, to.shards, order)
-
-        q = shard_queries(arrange(q), to.parts, to.shards)
-        k, v = (spread(arrange(x), to.table) for x in (k, v))
-        q, k, v = (to_heads(x, self.axis, WIDTH) for x in (q, k, v))
+        to = self._exchange(shape, sizes)
         if to.shards == 1:
-            out = self.inner.attend(q, k, v, **rest)
-        else:
-            ids = rest["segment_ids"]
-            out = query_shard_attention(
-                q, k, v, axis_name=self.axis, shards=to.shards, order=order,
-                is_causal=rest["is_causal"], segment_ids=None if ids is None else arrange(ids),
-            )  # fmt: skip
-        out = join_shards(from_heads(out, self.axis, WIDTH), to.parts, to.shards)
-        return undo_order(out, to.shards, order)
+            out = self.inner.attend(*to.enter(q, k, v, self.axis), **rest)
+            return to.leave(out, self.axis)
+        order = "zigzag" if is_causal else "natural"
+        q, k, v = (to_order(x, to.shards, order) for x in (q, k, v))
+        if segment_ids is not None:
+            segment_ids = to_order(segment_ids, to.shards, order)
+        out = query_shard_attention(
+            *to.enter(q, k, v, self.axis), axis_name=self.axis, shards=to.shards,
+            is_causal=is_causal, segment_ids=segment_ids, order=order,
+        )  # fmt: skip
+        return undo_order(to.leave(out, self.axis), to.shards, order)
 
     def work(self, shape, sizes):
-        seen = self.inner_shape(shape, sizes)
-        shards = _Exchange.of(shape, sizes[self.axis]).shards
-        if self.resolve(shape, sizes) == "exchange" and shards > 1:
-            length = shape.seq_len // shards
-            return seen.work(scores_of_pairs(shards, length, shape.is_causal, "zigzag"))
-        return self.inner.work(seen, sizes)
+        inner = self.inner_shape(shape, sizes)
+        if self.resolve(shape, sizes) == "exchange":
+            shards = self._exchange(shape, sizes).shards
+            if shards > 1:
+                length = shape.seq_len // shards
+                return inner.work(scores_of_pairs(shards, length, shape.is_causal, "zigzag"))
+        return self.inner.work(inner, sizes)
 
     def inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:
         """Sizes of attention as the inner part sees it."""
         reduction, m = self.resolve(shape, sizes), sizes[self.axis]
         if reduction == "exchange":
-            to = _Exchange.of(shape, m)
+            to = self._exchange(shape, sizes)
             return dataclasses.replace(
                 shape, heads=shape.heads // to.parts, kv_heads=to.table.shape[1]
             )
@@ -206,8 +193,8 @@ class HeadSlices:
         if reduction == "local" or m == 1:
             return ()
         if reduction == "exchange":
-            kind, to, width = "all-to-all", _Exchange.of(shape, m), shape.head_dim // m
-            keys = m * to.table.shape[1] * width
+            kind, width = "all-to-all", shape.head_dim // m
+            keys = self._exchange(shape, sizes).table.size * width
             query = shape.heads * width
             moved = {"queries": query, "keys": keys, "values": keys, "outputs": query}
         elif reduction == "gather":
@@ -227,41 +214,20 @@ class HeadSlices:
             for what, per_token in moved.items()
         )  # fmt: skip
 
-    def _exchange_fails(self, shape: AttentionShape, sizes) -> str:
-        """Why slices of this shape cannot be exchanged; "" where they can."""
-        to = _Exchange.of(shape, sizes[self.axis])
-        if to.shards == 1:
-            return ""
+    def _exchange(self, shape: AttentionShape, sizes) -> SliceExchange:
+        """How this shape's slices are exchanged. Raises ValueError where they cannot be."""
+        to = SliceExchange.of(shape.heads, shape.kv_heads, sizes[self.axis])
         why = (
             f"HeadSlices('{self.axis}'): exchange makes {to.parts} part(s) of {shape.heads} heads "
             f"for {sizes[self.axis]} devices, so each takes one of {to.shards} query shards"
         )
-        if not isinstance(self.inner, Local):
-            return (
+        if to.shards > 1 and not isinstance(self.inner, Local):
+            raise ValueError(
                 f"{why}, which inner={self.inner} does not split. Use a multiple of "
                 f"{sizes[self.axis]} heads, or reduction='gather' or 'scores'."
             )
         if shape.seq_len % to.shards:
-            return f"{why}, which do not divide {shape.seq_len} tokens. Use a multiple of them."
-        return ""
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """How m devices share H heads: head parts times query shards.
-
-    Attributes:
-      parts: of the query heads; device i takes part i // shards.
-      shards: of the queries; device i takes shard i % shards.
-      table: [m, G'], key/value heads that each device reads.
-    """
-
-    parts: int
-    shards: int
-    table: np.ndarray
-
-    @classmethod
-    def of(cls, shape: AttentionShape, m: int) -> "_Exchange":
-        parts = math.gcd(shape.heads, m)
-        table = kv_heads_read(shape.heads, shape.kv_heads, parts)
-        return cls(parts, m // parts, table.repeat(m // parts, axis=0))
+            raise ValueError(
+                f"{why}, which do not divide {shape.seq_len} tokens. Use a multiple of them."
+            )
+        return to

@@ -53,7 +53,7 @@ class Pairs:
     ):  # fmt: skip
         self.me, self.is_causal, self.may_branch = me, is_causal, may_branch
         self.zigzag = is_causal and order == "zigzag" and size > 1
-        self.lengths = chunk_lengths(length) if self.zigzag else (length,)
+        self.lengths: tuple[int, ...] = chunk_lengths(length) if self.zigzag else (length,)
 
     def cut_all(self, *arrays_and_axes: tuple[jax.Array | None, int]) -> list[tuple]:
         """The arrays (None passes) cut into this order's chunks along each one's token axis."""
@@ -120,8 +120,8 @@ class Pairs:
 def scores_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
     """Scores of one head that the busiest device computes over all hops, whole blocks."""
 
-    def area(*numbers: int, causal: bool = False) -> int:
-        return score_elements(*numbers, causal) if all(numbers) else 0
+    def area(queries: int, keys: int, causal: bool = False) -> int:
+        return score_elements(queries, keys, causal) if queries and keys else 0
 
     if not (is_causal and order == "zigzag" and size > 1):
         return area(length, length, causal=is_causal) + (size - 1) * area(length, length)

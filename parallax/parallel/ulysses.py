@@ -7,10 +7,8 @@ from jax import lax
 
 from parallax.bounds import transfer
 from parallax.parallel.attention_part import AttentionPart, AttentionShape, Local, size_over
-from parallax.parallel.head_exchange import from_heads, kv_heads_read, spread, to_heads
+from parallax.parallel.head_exchange import TOKENS, from_heads, kv_heads_read, spread, to_heads
 from parallax.parallel.order import numpy_of
-
-TOKENS = 1  # the dim of tokens in [B, L, H, K]
 
 
 @dataclass(frozen=True)

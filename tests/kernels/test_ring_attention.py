@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from parallax.kernels.ring_attention import (
     attention_step,
@@ -11,6 +12,7 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
     reference,
+    score_elements,
 )
 from parallax.lenses.reference import Plain
 
@@ -49,6 +51,31 @@ def test_step_and_its_backward_are_attention(length, heads, kv_heads, causal):
     found = attention_step_backward(q, k, v, d_out, lse, delta, is_causal=causal, scale=scale)
     for mine, theirs in zip(found, vjp(d_out), strict=True):
         assert relative(mine, theirs) < 1e-13
+
+
+def test_slices_sum_their_scores_and_values_have_a_width_of_their_own():
+    """Four devices with a quarter of q and k each; v stays whole, three wide."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("head_slice",))
+    spec, out_spec = P(None, None, None, "head_slice"), P("head_slice")
+    q, k, v = draw((1, 6, 2, 8), 0), draw((1, 6, 2, 8), 1), draw((1, 6, 2, 3), 2)
+
+    def local(q, k, v):
+        return finish(attention_step(q, k, v, empty_carry(q, 3), is_causal=True, scale=8**-0.5,
+                                     partial_over="head_slice"), q.dtype)[0][None]  # fmt: skip
+
+    found = jax.jit(
+        jax.shard_map(local, mesh=mesh, in_specs=(spec, spec, P()), out_specs=out_spec)
+    )(q, k, v)
+    expected = whole(q, k, v, is_causal=True)
+    assert found.shape == (4, 1, 6, 2, 3)
+    for mine in found:
+        assert relative(mine, expected) < 1e-14
+
+
+def test_score_elements_are_what_a_mask_leaves():
+    assert score_elements(40, 30, is_causal=False) == 40 * 30
+    assert score_elements(10_000, 10_000, is_causal=False) == 10_000**2
+    assert score_elements(10_000, 10_000, is_causal=True) == 20 * 21 // 2 * 500**2
 
 
 def test_steps_chain():

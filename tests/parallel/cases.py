@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.lenses.reference import Plain
 from parallax.meshes.mesh import MeshSpec
-from parallax.parallel.attention_part import AttentionShape
+from parallax.parallel.attention_part import AttentionPart, AttentionShape
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.order import undo_positions
 from parallax.spmd import mesh_entry
@@ -21,7 +21,7 @@ from parallax.spmd import mesh_entry
 class Case:
     """A part on a mesh, and one call: heads a device, tokens a device of the sequence."""
 
-    part: object
+    part: AttentionPart
     mesh: dict
     heads: int = 4
     kv_heads: int = 2
@@ -82,7 +82,8 @@ def program(case, ids):
     ids = None if ids is None else ids[:, order]
 
     def forward(q, k, v):
-        return undo_positions(mapped(case)(*(x[:, order] for x in (q, k, v)), ids), order)
+        q, k, v = (x[:, order] for x in (q, k, v))
+        return undo_positions(mapped(case)(q, k, v, ids), order)
 
     return functools.partial(with_gradients, forward)
 

@@ -1,5 +1,7 @@
 """Each attention part against the textbook, and what it sends against its closed form."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax import lax
 
 from parallax.kernels.ring_attention import reference
-from parallax.parallel import head_slices, ring, ulysses
+from parallax.parallel import head_exchange, ring, ulysses
 from parallax.parallel.attention_parts import Local, Ring, Ulysses
 from tests.parallel.cases import (
     CASES,
@@ -47,6 +49,16 @@ def test_sends_what_its_closed_form_says(name):
     assert bool(forward) == (case.part != Local())
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_positions_are_the_same_known_and_computed_and_each_once(name):
+    case = CASES[name]
+    found = held(case)
+    np.testing.assert_array_equal(np.sort(found), np.arange(case.length))
+    last = case.length // case.tokens - 1
+    computed = jax.jit(lambda index: case.part.positions(index, case.tokens, case.mesh))(last)
+    np.testing.assert_array_equal(computed, found[-case.tokens :])
+
+
 def lose_a_node(patch):
     exact = ring._send
 
@@ -54,7 +66,7 @@ def lose_a_node(patch):
         return tree if axis == "node" else exact(axis, pairs, tree)
 
     patch.setattr(ring, "_send", send)
-    return "double"
+    return "double full"
 
 
 def lose_the_way_home(patch):
@@ -63,11 +75,12 @@ def lose_the_way_home(patch):
 
     def around(axis, kv, hop, state):
         state, shares = exact(axis, kv, hop, state)
-        back = [((i + 1) % 4, i) for i in range(4)]
+        size = lax.axis_size(axis)
+        back = [(i, (i - 1) % size) for i in range(size)]
         return state, shares if axis == "node" else ring._send(axis, back, shares)
 
     patch.setattr(ring, "_around", around)
-    return "double"
+    return "double full"
 
 
 def forget_to_sum_scores(patch):
@@ -76,8 +89,8 @@ def forget_to_sum_scores(patch):
 
 
 def read_a_neighbours_keys(patch):
-    exact = head_slices.kv_heads_read
-    patch.setattr(head_slices, "kv_heads_read", lambda *sizes: np.roll(exact(*sizes), 1, axis=0))
+    exact = head_exchange.kv_heads_read
+    patch.setattr(head_exchange, "kv_heads_read", lambda *sizes: np.roll(exact(*sizes), 1, axis=0))
     return "exchange grouped"
 
 
@@ -88,12 +101,12 @@ def mistake_the_shard(patch):
 
 
 def lose_a_slice(patch):
-    exact = head_slices.to_heads
+    exact = head_exchange.to_heads
 
     def to_heads(x, axis, joined):
         return exact(x * (lax.axis_index(axis) != 3).astype(x.dtype), axis, joined)
 
-    patch.setattr(head_slices, "to_heads", to_heads)
+    patch.setattr(head_exchange, "to_heads", to_heads)
     return "exchange"
 
 
@@ -143,4 +156,5 @@ def test_bad_parts_are_named():
         slices("gather", inner=slices("gather"))
     with pytest.raises(ValueError, match="major first; got"):
         Ring(("seq", "seq"))
-    assert Ring(["node", "seq"]) == Ring(("node", "seq"))
+    from_a_file: Any = ["node", "seq"]
+    assert Ring(from_a_file) == Ring(("node", "seq"))

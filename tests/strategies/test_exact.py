@@ -9,7 +9,7 @@ from jax import lax
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
-from parallax.parallel import head_slices
+from parallax.parallel import head_exchange
 from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
@@ -155,12 +155,12 @@ def drop_a_handoff(patch):
 
 
 def drop_a_head_slice(patch):
-    exact = head_slices.to_heads
+    exact = head_exchange.to_heads
 
     def to_heads(x, axis, joined):
         return exact(x * (lax.axis_index(axis) != 3).astype(x.dtype), axis, joined)
 
-    patch.setattr(head_slices, "to_heads", to_heads)
+    patch.setattr(head_exchange, "to_heads", to_heads)
     return "two_level"
 
 

@@ -3,6 +3,7 @@
 Shapes: T tokens on this device, D width, E experts, k choices a token.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,11 @@ from parallax.parallel.experts.flat_exchange import (
     run_experts,
 )
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
-from parallax.parallel.experts.node_exchange import node_exchange, node_transfers
+from parallax.parallel.experts.node_exchange import (
+    BETWEEN_NODES,
+    node_exchange,
+    node_transfers,
+)
 from parallax.parallel.experts.routing import Routing
 from parallax.parallel.varying import vary_over, varying_axes
 
@@ -236,9 +241,20 @@ class ExchangeExperts:
         return closed_form(self._setting(platform), shape, sizes, calls)
 
     def recompute_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
-        # The sums that a relay sends home are the result itself: no gradient needs them.
         found = self.transfers(shape, sizes, calls, platform)
-        return tuple(t for t in found if t.what != "sums of a node's outputs home")
+        if not self.node_aware:
+            return found
+        # The sums that relays send home are the result itself, which no gradient needs: the last
+        # chunk's, which travel alone, are not sent again.
+        n, _ = chunk_tokens(shape.tokens, self.chunks)
+        return tuple(
+            dataclasses.replace(
+                t, wire_bytes=t.wire_bytes * (2 * n - 1) / (2 * n), count=t.count - calls
+            )
+            if t.what == BETWEEN_NODES
+            else t
+            for t in found
+        )
 
     def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         # Rows and gates have gradients, which travel back; counts and choices have none.

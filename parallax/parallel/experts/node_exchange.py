@@ -33,6 +33,8 @@ from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
 from parallax.parallel.experts.wide import wide
 
+BETWEEN_NODES = "tokens to other nodes and sums home"
+
 
 class NodeStep(NamedTuple):
     """Where tokens of one chunk go among the nodes.
@@ -182,7 +184,7 @@ def node_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
         ("rows for each expert", inner, ranks, n * experts // nodes * 4),
     )
     rows = (
-        ("tokens to other nodes and sums home", node, nodes,
+        (BETWEEN_NODES, node, nodes,
          n * arrived, between, exchanges(n, 0, 2)),
         ("tokens to their experts and outputs to the relay", inner, ranks,
          n * ranks * second.rows, tokens * k, 2 * n),
