@@ -195,7 +195,8 @@ def _measure(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
             # Said in the report: another size and dtype than what was asked for.
             name = f"{plan.small_config.name} in float32"
             config, run = plan.small_config.replace(name=name, dtype="float32"), small
-            environment = cpu_environment(strategy.mesh.size) | {"JAX_ENABLE_X64": "0"}
+            environment = cpu_environment(strategy.mesh.size, fast_code=True)
+            environment["JAX_ENABLE_X64"] = "0"
         measured = run_in_child(
             measure_transformer, config, strategy, run, text, plan.repeats,
             environment=environment,

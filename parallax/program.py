@@ -187,7 +187,9 @@ class Program:
         data, _ = read_text(text, workload.tokens)
         return run_in_child(
             measure_transformer, self.model, self.strategy, workload, data, repeats,
-            environment=cpu_environment(self.strategy.mesh.size) if virtual else {},
+            environment=(
+                cpu_environment(self.strategy.mesh.size, fast_code=True) if virtual else {}
+            ),
             on_progress=on_progress,
         )  # fmt: skip
 
@@ -209,7 +211,7 @@ def compile_program(
     on_progress(f"{strategy.name} for {where.name}")
     known: dict[str, Any] = {}
     if isinstance(sharded, ShardedTransformer):
-        known = {"evenness": evenness(sharded)}
+        known = {"evenness": evenness(sharded), "compiler_options": strategy.compiler_options}
         routing = expected_routing(model, strategy, workload)
         if routing is not None:
             known |= {"trips": routing.trips, "ragged_bytes": routing.ragged_bytes}

@@ -91,6 +91,11 @@ class Strategy:
         return "; ".join(a for a in (getattr(p, "approximation", "") for p in parts) if a)
 
     @property
+    def compiler_options(self) -> dict[str, bool]:
+        """What to pass to `jax.jit(..., compiler_options=)` on GPUs; mostly nothing."""
+        return getattr(self.experts, "compiler_options", {})
+
+    @property
     def mesh_axes(self) -> dict[str, int]:
         """Mesh axis -> size."""
         return dict(self.mesh.axes)

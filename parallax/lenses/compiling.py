@@ -38,6 +38,7 @@ def compile_for(
     weight_bytes: float | None = None,
     partitioner: str = "the function's own",
     donate: tuple[int, ...] = (),
+    compiler_options: Mapping[str, bool] | None = None,
     trips: Mapping[str, float] | None = None,
     ragged_bytes: RaggedBytes | None = None,
     evenness: Evenness | None = None,
@@ -57,6 +58,7 @@ def compile_for(
       weight_bytes: read from device memory in one call; None takes every parameter once.
       partitioner: in one line, who chose the collectives.
       donate: arguments whose memory the results may take.
+      compiler_options: for XLA; a note in the result names them.
       evenness: of the strategy, for the report.
       trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
 
@@ -70,7 +72,8 @@ def compile_for(
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
     traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
-    compiled = traced.lower().compile()
+    options = dict(compiler_options or {})
+    compiled = traced.lower().compile(options)
     analysis: Any = compiled.memory_analysis()
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     memory = Memory(
@@ -82,14 +85,14 @@ def compile_for(
         capacity_bytes=cluster.gpu.memory_bytes,
         usable_fraction=cluster.usable_fraction,
     )
-    notes: list[str] = []
+    notes = [f"compiled with {name}={value}; a run needs it too" for name, value in options.items()]
     text: Any = compiled.as_text()
     if not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
         ample = mesh.build(topology_devices(cluster, _AMPLE_BYTES)[: mesh.size])
         again = jax.jit(function(ample), donate_argnums=donate)
-        text = again.lower(*shapes(ample)).compile().as_text()
+        text = again.lower(*shapes(ample)).compile(options).as_text()
     module = parse_module(text)
     axes = dict(mesh.axes)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)

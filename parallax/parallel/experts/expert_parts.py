@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from parallax.bounds import Transfer
-from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, join
+from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, devices_of, join
 from parallax.parallel.experts.derived import flat_bytes, node_bytes
 from parallax.parallel.experts.dispatch import capacity, combine, offsets, pack
 from parallax.parallel.experts.exchange import (
@@ -217,6 +217,13 @@ class ExchangeExperts:
         if self.capacity_factor is None:
             return ""
         return f"experts take {self.capacity_factor:g} times their even share and drop the rest"
+
+    @property
+    def compiler_options(self) -> dict[str, bool]:
+        """What XLA has to be told, as `jax.jit(..., compiler_options=)` takes it: it does not let
+        a ragged exchange run beside experts otherwise."""
+        ragged = self.exchange == "ragged"
+        return {"xla_gpu_enable_latency_hiding_scheduler": True} if ragged else {}
 
     def compiled_exchange(self, platform: Platform) -> CompiledAs:
         """What the exchange really is on a platform, in words for a report."""
