@@ -186,12 +186,12 @@ class Pipeline:
             mine = vary_over(functions.embed(microbatch), varying_axes(received))
             x = split.widen(jnp.where(me == 0, mine, received))
             y, statistics = functions.blocks(x, microbatch)
+            if lag == 2:
+                # Without the barrier XLA moves the transfer behind the layers, beside its use.
+                arriving, y = lax.optimization_barrier((arriving, y))
             share = split.narrow(y)
             if lag == 1:
                 arriving, share = send(share), None
-            else:
-                # Without the barrier XLA moves the transfer behind the layers, beside its use.
-                arriving, share = lax.optimization_barrier((arriving, share))
             kept = functions.keep(y)
             kept = split.narrow(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
             last = split.widen(lax.psum(kept, self.axis))

@@ -251,13 +251,13 @@ class ExchangeExperts:
         found = self.transfers(shape, sizes, calls, platform)
         if not self.node_aware:
             return found
-        # The sums that relays send home are the result itself, which no gradient needs: the last
-        # chunk's, which travel alone, are not sent again.
+        # The sums that relays send home are the result itself, which no gradient needs: those of
+        # the last chunks, which travel without others' tokens, are not sent again.
         n, _ = chunk_tokens(shape.tokens, self.chunks)
+        alone = min(n, 2)
+        share = (2 * n - alone) / (2 * n)
         return tuple(
-            dataclasses.replace(
-                t, wire_bytes=t.wire_bytes * (2 * n - 1) / (2 * n), count=t.count - calls
-            )
+            dataclasses.replace(t, wire_bytes=t.wire_bytes * share, count=t.count - alone * calls)
             if t.what == BETWEEN_NODES
             else t
             for t in found
