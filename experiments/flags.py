@@ -2,7 +2,9 @@
 
 from absl import flags
 
-PAPER = flags.DEFINE_string("paper", None, "A paper's experiment; `parallax list papers`.")
+PAPER = flags.DEFINE_string(
+    "paper", None, "A paper's experiment (`parallax list papers`), or all: every paper on one page."
+)
 MODEL = flags.DEFINE_string("model", None, "A paper's name: its model at full size.")
 STRATEGIES = flags.DEFINE_list(
     "strategies", None,
@@ -43,6 +45,10 @@ TEXT = flags.DEFINE_string(
     "standard library.",
 )  # fmt: skip
 REPEATS = flags.DEFINE_integer("repeats", 10, "Timed steps of measure.", lower_bound=1)
+SWEEP = flags.DEFINE_string(
+    "sweep", None, "Compile and predict along an axis (devices, seq_len or batch): axis:low..high "
+    "doubles, axis:4k,10k lists; k = 1024, M = 1024 k. verify runs only if --lenses names it.",
+)  # fmt: skip
 OUT = flags.DEFINE_string("out", "out", "Folder for report.json and report.html.")
 FROM_REPORT = flags.DEFINE_string(
     "from_report",

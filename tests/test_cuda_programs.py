@@ -27,13 +27,15 @@ CASES = {
 }
 
 
+def task(config, strategy, workload, where=None):
+    return config, strategy, workload, where or cluster("h100_2x8"), "prefill", "none"
+
+
 @pytest.fixture(scope="module")
 def compiled(aot):
     """Compilations of all cases, made once in one child process."""
-    cases = [(s, RING_SP.workload) for s in CASES.values()]
-    found = run_in_child(
-        compile_all, RING_SP.config, cases, cluster("h100_2x8"), environment=compile_environment()
-    )
+    tasks = [task(RING_SP.config, s, RING_SP.workload) for s in CASES.values()]
+    found = run_in_child(compile_all, tasks, environment=compile_environment())
     return dict(zip(CASES, found, strict=True))
 
 
@@ -131,7 +133,7 @@ def test_packed_sequences_send_their_segment_ids(aot):
     workload = dataclasses.replace(RING_SP.small_workload, packed=True)
     config = RING_SP.config.small()
     (found,) = run_in_child(
-        compile_all, config, [(ring_sequence(16), workload)], cluster("h100_2x8"),
+        compile_all, [task(config, ring_sequence(16), workload)],
         environment=compile_environment(),
     )  # fmt: skip
     assert found.differences == ()
@@ -147,7 +149,7 @@ def test_what_does_not_fit_is_said_with_its_figure(aot):
     strategy = data_parallel(16)
     whole = dataclasses.replace(RING_SP.small_workload, microbatches=1)
     (found,) = run_in_child(
-        compile_all, config, [(strategy, whole)], little,
+        compile_all, [task(config, strategy, whole, little)],
         environment=compile_environment(),
     )  # fmt: skip
     assert not found.memory.fits

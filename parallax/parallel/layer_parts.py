@@ -186,12 +186,16 @@ class Pipeline:
             mine = vary_over(functions.embed(microbatch), varying_axes(received))
             x = split.widen(jnp.where(me == 0, mine, received))
             y, statistics = functions.blocks(x, microbatch)
-            if lag == 2:
-                # Without the barrier XLA moves the transfer behind the layers, beside its use.
+            # Without the barrier XLA moves the transfer behind the layers, beside its use. On y it
+            # also keeps the last stage's sum out of its way, but would send again what a
+            # microbatch recomputes.
+            if lag == 2 and split.remat == "none":
                 arriving, y = lax.optimization_barrier((arriving, y))
             share = split.narrow(y)
             if lag == 1:
                 arriving, share = send(share), None
+            elif split.remat != "none":
+                arriving, share = lax.optimization_barrier((arriving, share))
             kept = functions.keep(y)
             kept = split.narrow(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
             last = split.widen(lax.psum(kept, self.axis))

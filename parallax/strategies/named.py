@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from parallax.meshes.cluster import DEFAULT_CLUSTER
 from parallax.meshes.mesh import MeshSpec
 from parallax.strategies.data_parallel import data_parallel
 from parallax.strategies.expert_parallel import expert_parallel
@@ -24,13 +25,13 @@ class Named(NamedTuple):
     Attributes:
       says: what it is, in one line.
       axes: the mesh axes it may have; one that a mesh leaves out has size 1.
-      over: sizes of all its axes -> the strategy.
+      over: (sizes of all its axes, name of the cluster) -> the strategy.
       fill: (devices of a cluster, devices of a node) -> sizes that fill it.
     """
 
     says: str
     axes: tuple[str, ...]
-    over: Callable[[Sizes], Strategy]
+    over: Callable[[Sizes, str], Strategy]
     fill: Callable[[int, int], Sizes]
 
 
@@ -48,61 +49,65 @@ STRATEGIES: dict[str, Named] = {
     "tensor_pipeline": Named(
         "tensor parallelism inside a node, pipeline stages between nodes: the papers' baseline",
         ("stage", "tensor"),
-        lambda n: tensor_pipeline(n["tensor"], n["stage"]),
+        lambda n, where: tensor_pipeline(n["tensor"], n["stage"]),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
     ),
     "tensor_pipeline_colocated": Named(
         "the baseline with whole experts dealt out over the tensor axis (a reading of the paper)",
         ("stage", "tensor"),
-        lambda n: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
+        lambda n, where: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
     ),
     "ring_sequence": Named(
         "ring attention over the sequence: keys and values travel, weights are replicated",
         ("seq",),
-        lambda n: ring_sequence(n["seq"]),
+        lambda n, where: ring_sequence(n["seq"]),
         lambda devices, node: {"seq": devices},
     ),
     "double_ring": Named(
         "a ring inside each node while every GPU swaps its keys with the next node once",
         ("node", "seq"),
-        lambda n: ring_sequence(n["node"] * n["seq"], nodes=n["node"]).replace(name="double_ring"),
+        lambda n, where: ring_sequence(n["node"] * n["seq"], nodes=n["node"]).replace(
+            name="double_ring"
+        ),
         lambda devices, node: _by_node(devices, node, "seq", "node"),
     ),
     "ulysses": Named(
         "the sequence over all devices, all-to-alls give attention whole sequences of few heads",
         ("seq",),
-        lambda n: ulysses(n["seq"]),
+        lambda n, where: ulysses(n["seq"]),
         lambda devices, node: {"seq": devices},
     ),
     "ulysses_ring": Named(
         "all-to-alls inside a node, keys and values around a ring of nodes",
         ("node", "seq"),
-        lambda n: ulysses(n["node"] * n["seq"], nodes=n["node"]).replace(name="ulysses_ring"),
+        lambda n, where: ulysses(n["node"] * n["seq"], nodes=n["node"]).replace(
+            name="ulysses_ring"
+        ),
         lambda devices, node: _by_node(devices, node, "seq", "node"),
     ),
     "two_level": Named(
         "head groups x slices of every head; the rest of a layer over both",
         ("head_group", "head_slice"),
-        lambda n: two_level(n["head_group"], n["head_slice"]),
+        lambda n, where: two_level(n["head_group"], n["head_slice"], cluster=where),
         lambda devices, node: _square(devices),
     ),
     "layerwise": Named(
         "contiguous layers, one group a device; microbatches travel from device to device",
         ("stage",),
-        lambda n: layerwise(n["stage"]),
+        lambda n, where: layerwise(n["stage"]),
         lambda devices, node: {"stage": devices},
     ),
     "expert_parallel": Named(
         "experts on devices of their own, the batch over the same devices, tokens travel",
         ("expert",),
-        lambda n: expert_parallel(n["expert"]),
+        lambda n, where: expert_parallel(n["expert"]),
         lambda devices, node: {"expert": devices},
     ),
     "expert_parallel_nodes": Named(
         "expert_parallel that sends a token once to a node, and only the rows there are",
         ("node", "expert"),
-        lambda n: expert_parallel(
+        lambda n, where: expert_parallel(
             n["node"] * n["expert"], nodes=n["node"], exchange="ragged"
         ).replace(name="expert_parallel_nodes"),
         lambda devices, node: _by_node(devices, node, "expert", "node"),
@@ -110,14 +115,19 @@ STRATEGIES: dict[str, Named] = {
     "data_parallel": Named(
         "the batch over all devices, weights replicated: nothing to send forward",
         ("data",),
-        lambda n: data_parallel(n["data"]),
+        lambda n, where: data_parallel(n["data"]),
         lambda devices, node: {"data": devices},
     ),
 }
 
 
 def build(
-    name: str, mesh: MeshSpec | None = None, *, devices: int = 16, node_size: int = 8
+    name: str,
+    mesh: MeshSpec | None = None,
+    *,
+    devices: int = 16,
+    node_size: int = 8,
+    cluster: str = DEFAULT_CLUSTER,
 ) -> Strategy:
     """A strategy by name.
 
@@ -126,6 +136,7 @@ def build(
       mesh: its axes must be the strategy's; None fills the cluster.
       devices: of the cluster.
       node_size: devices that share a fast link; tensor groups and inner rings stay inside.
+      cluster: whose rates decide where a strategy chooses by modelled time.
 
     Raises:
       ValueError: an unknown name, or a mesh with other axes.
@@ -145,16 +156,16 @@ def build(
             f"{','.join(f'{axis}=4' for axis in known[:2])}."
         )
     if mesh is None:
-        return _over(STRATEGIES[name], STRATEGIES[name].fill(devices, node_size))
+        return _over(STRATEGIES[name], STRATEGIES[name].fill(devices, node_size), cluster)
     for axis in mesh.names:
         if axis not in known:
             raise ValueError(
                 f"mesh {mesh}: strategy '{name}' has no mesh axis '{axis}', only "
                 f"{', '.join(known)}. Give these, or compare it in a run of its own."
             )
-    made = [_over(STRATEGIES[part], dict(mesh.axes)) for part in names]
+    made = [_over(STRATEGIES[part], dict(mesh.axes), cluster) for part in names]
     return made[0] if len(made) == 1 else hybrid(*made)
 
 
-def _over(named: Named, sizes: Sizes) -> Strategy:
-    return named.over({axis: sizes.get(axis, 1) for axis in named.axes})
+def _over(named: Named, sizes: Sizes, cluster: str) -> Strategy:
+    return named.over({axis: sizes.get(axis, 1) for axis in named.axes}, cluster)

@@ -52,7 +52,7 @@ def pipelined(
     """
     depth = len(stages)
 
-    def tick(waiting: Sequence, inputs: dict[int, Any], draining: bool = False) -> list:
+    def tick(waiting: Sequence, inputs: dict[int, Any]) -> list:
         """What stages 0, 1, ... return; stage s takes what s - 1 returned a tick before."""
         x = {s: stages[s].before(waiting[s - 1] if s else None, i) for s, i in inputs.items()}
         # Whatever else could run beside the exchange runs before or after it: that leaves the slot
@@ -64,15 +64,16 @@ def pipelined(
             with jax.named_scope("exchange"):
                 arrived = exchange_rows([x[s] for s in together], axes=axes, compiled=compiled)
             beside |= dict(zip(together, arrived, strict=True))
-        # Nothing follows the last ticks' exchanges, and a pass that is only there for its gradient
-        # can do without them: nothing there may wait for them.
-        x = beside if draining else lax.optimization_barrier(beside)
+        # What arrived is read after what ran beside it, and not the other way round: a pass that is
+        # only there for its gradient does without the exchanges that it does not need.
+        pinned = lax.optimization_barrier(beside)
+        x = {s: pinned[s] if s in together else beside[s] for s in inputs}
         return [stages[s].after(x[s], inputs[s]) if s in inputs else None for s in range(depth)]
 
     def single(waiting: Sequence, t: int) -> list:
         active = [s for s in range(depth) if 0 <= t - s < chunks]
         inputs = {s: jax.tree.map(lambda x, i=t - s: x[i], stages[s].inputs) for s in active}
-        return tick(waiting, inputs, draining=t >= chunks)
+        return tick(waiting, inputs)
 
     waiting: list = [None] * depth
     for t in range(depth - 1):

@@ -1,0 +1,45 @@
+"""Several papers on one page."""
+
+import dataclasses
+import io
+
+from rich.console import Console
+
+from parallax.report import overview_table
+from tests.report import examples
+
+
+def printed(reports):
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    console.print(overview_table(reports))
+    return console.file.getvalue()
+
+
+def paper_report(name):
+    it = examples.paper(name)
+    return examples.report(paper=it, config=it.config, workload=it.workload)
+
+
+def test_each_paper_and_strategy_has_a_line_that_fits_the_page():
+    reports = [paper_report("ring_sp"), paper_report("two_level")]
+    text = printed(reports)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    for report in reports:
+        assert any(line.startswith(report.paper.name) for line in lines)
+        for result in report.results:
+            assert any(line.split()[:1] == [result.name] for line in lines)
+    assert "1.45M" in text
+
+
+def test_what_fails_is_said():
+    report = paper_report("ring_sp")
+    assert "All exact" in printed([report])
+    first, *rest = report.results
+    memory = dataclasses.replace(first.compilation.memory, temp_bytes=10**12)
+    broken = dataclasses.replace(
+        first, compilation=dataclasses.replace(first.compilation, memory=memory)
+    )
+    text = printed([dataclasses.replace(report, results=(broken, *rest))])
+    assert "(!)" in text
+    assert "Not so in ring_sp" in text
