@@ -110,11 +110,10 @@ def test_handoffs_of_whole_layers_have_layers_beside_them(compiled):
 
 
 def small_experts(*, on_progress):
-    """In a child: training steps of the small model, dense, and ragged by node."""
+    """In a child: training steps of the small model, experts reached and colocated."""
     where, load = cluster("h100_2x8"), Workload(16, 80, 1)
     strategies = [
-        expert_parallel(16, tile=16), expert_parallel(16, nodes=2, exchange="ragged", tile=16),
-        build("tensor_pipeline_colocated"),
+        expert_parallel(16, tile=16, exchange="ragged"), build("tensor_pipeline_colocated"),
     ]  # fmt: skip
     return [
         compile_program(SMALL_MOE, s, load, where, "train", "layer", on_progress=on_progress)

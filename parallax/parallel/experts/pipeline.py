@@ -64,10 +64,7 @@ def pipelined(
             with jax.named_scope("exchange"):
                 arrived = exchange_rows([x[s] for s in together], axes=axes, compiled=compiled)
             beside |= dict(zip(together, arrived, strict=True))
-        # What arrived is read after what ran beside it, and not the other way round: a pass that is
-        # only there for its gradient does without the exchanges that it does not need.
-        pinned = lax.optimization_barrier(beside)
-        x = {s: pinned[s] if s in together else beside[s] for s in inputs}
+        x = lax.optimization_barrier(beside)
         return [stages[s].after(x[s], inputs[s]) if s in inputs else None for s in range(depth)]
 
     def single(waiting: Sequence, t: int) -> list:
