@@ -3,6 +3,8 @@
   parallax compare --paper=ring_sp
   parallax compare --paper=ring_sp --cluster=h100_nvl16
   parallax compare --model=two_level --strategies=data_parallel --batch=64 --seq_len=32768
+  parallax compare --paper=ring_sp --sweep=seq_len:4k..128k
+  parallax compare --paper=ring_sp --sweep=devices:2..64
   parallax compare --from_report=out/report.json
 
 Hardware: any Linux laptop, no GPU. verify runs the small model on 16 virtual CPU devices; compile
@@ -13,6 +15,7 @@ Exit status: 0 ok; 1 not exact, does not fit, or bytes differ from the closed fo
 
 import sys
 
+from absl import flags as flag_values
 from rich.console import Console
 
 from parallax.comparing import compare
@@ -24,7 +27,7 @@ WIDTH = 100
 FLAGS = (
     flags.PAPER, flags.MODEL, flags.STRATEGIES, flags.STRATEGY, flags.MESH, flags.BATCH,
     flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.CLUSTER, flags.LENSES, flags.PACKED,
-    flags.SMALL, flags.TEXT, flags.REPEATS, flags.OUT, flags.FROM_REPORT,
+    flags.SMALL, flags.TEXT, flags.REPEATS, flags.SWEEP, flags.OUT, flags.FROM_REPORT,
 )  # fmt: skip
 
 
@@ -49,6 +52,9 @@ def _request() -> dict:
         if strategies is not None:
             raise ValueError("--strategy and --strategies are both given. Use one of them.")
         strategies = [flags.STRATEGY.value]
+    # A sweep has other default lenses: verify only if it was asked for.
+    is_given = flags.SWEEP.value is None or flag_values.FLAGS[flags.LENSES.name].present
+    lenses = flags.LENSES.value if is_given else None
     return {
         "paper": flags.PAPER.value,
         "model": flags.MODEL.value,
@@ -59,9 +65,10 @@ def _request() -> dict:
         "microbatches": flags.MICROBATCHES.value,
         "dtype": flags.DTYPE.value,
         "cluster": flags.CLUSTER.value,
-        "lenses": flags.LENSES.value,
+        "lenses": lenses,
         "packed": flags.PACKED.value,
         "small": flags.SMALL.value,
         "text": flags.TEXT.value,
         "repeats": flags.REPEATS.value,
+        "sweep": flags.SWEEP.value,
     }

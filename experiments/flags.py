@@ -35,6 +35,10 @@ TEXT = flags.DEFINE_string(
     "standard library.",
 )  # fmt: skip
 REPEATS = flags.DEFINE_integer("repeats", 10, "Timed steps of measure.", lower_bound=1)
+SWEEP = flags.DEFINE_string(
+    "sweep", None, "Compile and predict along an axis (devices, seq_len or batch): axis:low..high "
+    "doubles, axis:4k,10k lists; k = 1024, M = 1024 k. verify runs only if --lenses names it.",
+)  # fmt: skip
 OUT = flags.DEFINE_string("out", "out", "Folder for report.json and report.html.")
 FROM_REPORT = flags.DEFINE_string(
     "from_report",

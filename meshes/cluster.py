@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ DEFAULT_CLUSTER = "h100_2x8"
 USABLE_FRACTION = 0.92
 
 _NODES_OF_EIGHT = re.compile(r"([a-z0-9]+)_([1-9][0-9]*)x8")
+_PART_OF_A_NODE = re.compile(r"([a-z0-9]+)_1x([1-7])")
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,17 @@ def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
     """The cluster of that name.
 
     Args:
-      name: one of `CLUSTERS`, or `<gpu>_<nodes>x8` for any number of nodes, such as `h200_4x8`.
+      name: one of `CLUSTERS`, or `<gpu>_<nodes>x8` for any number of nodes, such as `h200_4x8`, or
+        `<gpu>_1x<n>` for part of a node, such as `h100_1x4`.
 
     Raises:
       ValueError: no such cluster.
     """
     if name in CLUSTERS:
         return CLUSTERS[name]
+    part = _PART_OF_A_NODE.fullmatch(name)
+    if part is not None and part[1] in GPUS:
+        return _of_nodes(name, GPUS[part[1]], 1, int(part[2]))
     match = _NODES_OF_EIGHT.fullmatch(name)
     if match is None or match[1] not in GPUS:
         raise ValueError(
@@ -127,3 +133,27 @@ def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
             f"with gpu from {', '.join(GPUS)}, for example h200_4x8."
         )
     return _of_nodes(name, GPUS[match[1]], int(match[2]), 8)
+
+
+def scaled(where: Cluster, devices: int) -> Cluster:
+    """The same GPUs and links with another number of devices.
+
+    Args:
+      where: its nodes are kept whole, or one part of a node is used.
+      devices: at most a node's, or whole nodes.
+
+    Raises:
+      ValueError: more than a node and no whole number of nodes.
+    """
+    if devices == where.devices:
+        return where
+    size = where.gpus_per_node
+    if devices > size and devices % size:
+        raise ValueError(
+            f"{devices} devices are no whole number of nodes of {size}. Use up to {size}, or a "
+            f"multiple of {size}."
+        )
+    nodes, per_node = max(1, devices // size), min(devices, size)
+    return dataclasses.replace(
+        where, name=f"{where.gpu.name}_{nodes}x{per_node}", nodes=nodes, gpus_per_node=per_node
+    )

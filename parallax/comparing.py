@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallax.lenses.child import Progress, run_in_child
@@ -21,6 +22,8 @@ from parallax.program import Program, compile_program
 from parallax.report import Report
 from parallax.results import StrategyResult
 from parallax.strategy import Strategy
+from parallax.sweep_results import Sweep
+from parallax.sweeping import run_sweep
 from parallax.workload import Workload
 
 
@@ -40,6 +43,7 @@ def compare(
     small: bool = False,
     text: str | None = None,
     repeats: int = 10,
+    sweep: str | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Report:
     """Compares strategies: exact? fits? what moves? how fast at best?
@@ -60,6 +64,9 @@ def compare(
       small: compile and predict the small model that verify runs, instead of the full size.
       text: a UTF-8 file for verify and measure.
       repeats: timed steps of measure.
+      sweep: an axis (devices, seq_len or batch) and its values, "seq_len:4k..128k" (doubling) or
+        "devices:4,16": compile and predict run at each value instead of once, and verify only if
+        `lenses` names it. `devices` rebuilds cluster and strategies, the whole batch staying.
       on_progress: called with a line whenever something starts.
 
     Returns:
@@ -70,7 +77,28 @@ def compare(
 
     Cost: minutes at most; verify and compile run beside each other in child processes.
     """
-    plan = make_plan(locals())
+    return compare_plans([make_plan(locals())], on_progress=on_progress)[0]
+
+
+@dataclass
+class _Found:
+    """What the lenses said of one plan, by strategy, while they run."""
+
+    values: dict[str, dict[str, Any]]
+    skipped: dict[str, str] = field(default_factory=dict)
+    sweep: Sweep | None = None
+
+
+def compare_plans(plans: Sequence[Plan], *, on_progress: Progress) -> list[Report]:
+    """Runs the lenses of every plan: all verifications in one child, all compiles in another.
+
+    Args:
+      plans: checked by `make_plan`.
+      on_progress: called with a line whenever something starts.
+
+    Returns:
+      One Report a plan; `seconds` is of the whole run.
+    """
     start = time.perf_counter()
     lock = threading.Lock()
 
@@ -78,30 +106,39 @@ def compare(
         with lock:
             on_progress(line)
 
-    jobs: list[Callable[[], dict[str, dict[str, Any]]]] = []
-    skipped: dict[str, str] = {}
-    if "verify" in plan.lenses:
-        jobs.append(lambda: _verify(plan, report_line))
-    if "compile" in plan.lenses or "predict" in plan.lenses:
+    found = [_Found({strategy.name: {} for strategy, _ in plan.cases}) for plan in plans]
+    jobs: list[Callable[[], None]] = []
+    if any("verify" in plan.lenses for plan in plans):
+        jobs.append(lambda: _verify(plans, found, report_line))
+    if any({"compile", "predict"} & set(plan.lenses) for plan in plans):
         if missing := missing_compiler():
-            skipped = {lens: missing for lens in ("compile", "predict") if lens in plan.lenses}
+            for plan, one in zip(plans, found, strict=True):
+                one.skipped = {x: missing for x in ("compile", "predict") if x in plan.lenses}
             report_line(missing)
         else:
-            jobs.append(lambda: _compile(plan, report_line))
-    found: dict[str, dict[str, Any]] = {strategy.name: {} for strategy, _ in plan.cases}
+            jobs.append(lambda: _compile(plans, found, report_line))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for part in pool.map(lambda job: job(), jobs):
-            for name, values in part.items():
-                found[name] |= values
-    if "measure" in plan.lenses:  # alone: nothing else may use the machine
-        for name, values in _measure(plan, report_line).items():
-            found[name] |= values
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
+    for plan, one in zip(plans, found, strict=True):
+        if "measure" in plan.lenses:  # alone: nothing else may use the machine
+            for name, values in _measure(plan, report_line).items():
+                one.values[name] |= values
+    seconds = time.perf_counter() - start
+    return [_report(plan, one, seconds) for plan, one in zip(plans, found, strict=True)]
+
+
+def _report(plan: Plan, found: _Found, seconds: float) -> Report:
+    skipped = found.skipped
+    if found.sweep is not None:
+        why = f"at each {found.sweep.axis} of the sweep instead"
+        skipped = {lens: why for lens in plan.lenses if lens in ("compile", "predict")}
     results = tuple(
         StrategyResult(
             strategy=strategy.to_dict(),
             description=f"mesh {strategy.mesh}, {strategy.attention}, {strategy.layers}",
             skipped=dict(skipped),
-            **found[strategy.name],
+            **found.values[strategy.name],
         )
         for strategy, _ in plan.cases
     )
@@ -113,8 +150,9 @@ def compare(
         results=results,
         request=plan.request,
         versions=versions(),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         paper=plan.paper,
+        sweep=found.sweep,
     )
 
 
@@ -131,46 +169,71 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _verify(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
-    workload = plan.small_cases[0][1]
-    text, name = read_text(plan.text, workload.tokens)
-    dtypes = tuple(dict.fromkeys(("float64", plan.config.dtype)))
-    devices = max(s.mesh.size for s, _ in plan.small_cases)
-    found = run_in_child(
-        verify_transformer, plan.small_config, plan.small_cases, text, name, dtypes,
+def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progress) -> None:
+    asked = [(p, f) for p, f in zip(plans, found, strict=True) if "verify" in p.lenses]
+    tasks = []
+    for plan, _ in asked:
+        text, name = read_text(plan.text, plan.small_cases[0][1].tokens)
+        dtypes = tuple(dict.fromkeys(("float64", plan.config.dtype)))
+        tasks.append((plan.small_config, plan.small_cases, text, name, dtypes))
+    devices = max(s.mesh.size for plan, _ in asked for s, _ in plan.small_cases)
+    verified = run_in_child(
+        verify_all, tasks,
         environment=cpu_environment(devices),
         on_progress=lambda line: on_progress(f"verify: {line}"),
     )  # fmt: skip
-    names = [s.name for s, _ in plan.small_cases]
-    return {n: {"verification": v} for n, v in zip(names, found, strict=True)}
+    for (plan, one), rows in zip(asked, verified, strict=True):
+        for (strategy, _), row in zip(plan.small_cases, rows, strict=True):
+            one.values[strategy.name]["verification"] = row
+
+
+def verify_all(tasks: Sequence[tuple], *, on_progress: Progress) -> list[list[Any]]:
+    """Verifies every task in this process, one after the other: the verify lens's child."""
+    found = []
+    for config, *rest in tasks:
+        found.append(
+            verify_transformer(
+                config, *rest, on_progress=lambda line, c=config: on_progress(f"{c.name}: {line}")
+            )
+        )
+    return found
 
 
 def compile_all(
-    config: ModelConfig,
-    cases: Sequence[tuple[Strategy, Workload]],
-    where: Cluster,
-    *,
-    on_progress: Progress,
+    tasks: Sequence[tuple[ModelConfig, Strategy, Workload, Cluster]], *, on_progress: Progress
 ) -> list[Any]:
-    """Compiles every case in this process, one after the other: the compile lens's child."""
-    return [compile_program(config, s, w, where, on_progress=on_progress) for s, w in cases]
+    """Compiles every task in this process, one after the other: the compile lens's child."""
+    return [
+        compile_program(
+            c, s, w, where, on_progress=lambda line, c=c: on_progress(f"{c.name}: {line}")
+        )
+        for c, s, w, where in tasks
+    ]
 
 
-def _compile(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
-    found = run_in_child(
-        compile_all, plan.config, plan.cases, plan.cluster,
-        environment=compile_environment(),
-        on_progress=lambda line: on_progress(f"compile: {line}"),
-    )  # fmt: skip
-    out = {}
-    for (strategy, _), compilation in zip(plan.cases, found, strict=True):
-        out[strategy.name] = {}
+def _compile(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progress) -> None:
+    def progress(line: str) -> None:
+        on_progress(f"compile: {line}")
+
+    tasks, places = [], []
+    for plan, one in zip(plans, found, strict=True):
+        if plan.sweep is not None:
+            one.sweep = run_sweep(
+                plan.config, plan.sweep, plan.tasks, plan.constant, on_progress=progress
+            )
+        elif {"compile", "predict"} & set(plan.lenses):
+            tasks += [(plan.config, s, w, plan.cluster) for s, w in plan.cases]
+            places += [(plan, s, one.values[s.name]) for s, _ in plan.cases]
+    if not tasks:
+        return
+    compiled = run_in_child(
+        compile_all, tasks, environment=compile_environment(), on_progress=progress
+    )
+    for (plan, strategy, values), compilation in zip(places, compiled, strict=True):
         if "compile" in plan.lenses:
-            out[strategy.name]["compilation"] = compilation
+            values["compilation"] = compilation
         if "predict" in plan.lenses:
-            prediction = Program(plan.config, strategy).predict(compilation)
-            out[strategy.name]["prediction"] = prediction
-    return out
+            values["prediction"] = Program(plan.config, strategy).predict(compilation)
 
 
 def _measure(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:

@@ -19,16 +19,21 @@ from parallax.papers.paper import Paper
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import STRATEGIES, build
 from parallax.strategy import Strategy
+from parallax.sweeping import SweepAxis, Task, constant_words, make_tasks, parse_sweep
 from parallax.workload import Workload
 
 LENSES = ("verify", "compile", "predict", "measure")
 DEFAULT_LENSES = ("verify", "compile", "predict")
+SWEEP_LENSES = ("compile", "predict")
 DEFAULT_BATCH, DEFAULT_SEQ_LEN = 16, 1024
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a comparison needs. `virtual`: measure has only CPUs and uses virtual devices."""
+    """Everything a comparison needs. `virtual`: measure has only CPUs and uses virtual devices.
+
+    With a `sweep`, `tasks` are compiled instead of `cases`, and `constant` says what stays.
+    """
 
     config: ModelConfig
     workload: Workload
@@ -42,6 +47,9 @@ class Plan:
     paper: Paper | None
     request: dict[str, Any]
     virtual: bool
+    sweep: SweepAxis | None = None
+    tasks: tuple[Task, ...] = ()
+    constant: str = ""
 
 
 def make_plan(request: dict[str, Any]) -> Plan:
@@ -51,10 +59,13 @@ def make_plan(request: dict[str, Any]) -> Plan:
       ValueError: anything unknown, or that does not divide or exist.
     """
     request = {k: v for k, v in request.items() if k != "on_progress"}
+    sweep = _sweep(request)
     chosen = None if request["paper"] is None else find_paper(request["paper"])
     config, base, small_base = _model_and_workload(request, chosen)
     where = find_cluster(request["cluster"] or (chosen.cluster if chosen else "h100_2x8"))
-    lenses = _lenses(request["lenses"])
+    lenses = _lenses(request["lenses"] or (SWEEP_LENSES if sweep else DEFAULT_LENSES))
+    if sweep and not set(lenses) & set(SWEEP_LENSES):
+        raise ValueError(f"sweep compiles every point. Use lenses {', '.join(SWEEP_LENSES)}.")
     mesh = request["mesh"]
     mesh = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
     asked = request["strategies"] or (chosen.strategies if chosen else tuple(STRATEGIES))
@@ -78,7 +89,13 @@ def make_plan(request: dict[str, Any]) -> Plan:
     small_cases = tuple((s, _fit_microbatches(s, small_base, False)) for s in made)
     if request["small"]:
         config, base, cases = small_config, small_base, small_cases
-    for strategy, workload in cases:
+    tasks = () if sweep is None else make_tasks(
+        sweep, base, made, where,
+        lambda name, here: _strategy(name, None, here),
+        lambda strategy, workload: _fit_microbatches(strategy, workload, explicit),
+        lambda strategy, workload: ShardedTransformer(config, strategy, workload),
+    )  # fmt: skip
+    for strategy, workload in () if sweep else cases:
         ShardedTransformer(config, strategy, workload)
         if {"compile", "predict"} & set(lenses):
             check_devices(where, strategy.mesh)
@@ -104,9 +121,34 @@ def make_plan(request: dict[str, Any]) -> Plan:
         "small": request["small"],
         "text": request["text"],
         "repeats": request["repeats"],
+        "sweep": request.get("sweep"),
     }
+    constant = constant_words(sweep.axis, base, where) if sweep else ""
     return Plan(config, base, cases, small_config, small_cases, where, lenses, request["text"],
-                 request["repeats"], chosen, resolved, virtual)  # fmt: skip
+                 request["repeats"], chosen, resolved, virtual, sweep, tasks, constant)  # fmt: skip
+
+
+def _sweep(request: dict[str, Any]) -> SweepAxis | None:
+    """The swept axis, checked against the other arguments."""
+    text = request.get("sweep")
+    if text is None:
+        return None
+    sweep = parse_sweep(text)
+    if request.get(sweep.axis) is not None:
+        raise ValueError(f"{sweep.axis} is given and swept. Leave out {sweep.axis}.")
+    if "measure" in (request["lenses"] or ()):
+        raise ValueError("sweep compiles and predicts; it measures nothing. Leave out measure.")
+    if sweep.axis == "devices":
+        fixed = [s for s in request["strategies"] or () if s not in STRATEGIES]
+        if request["mesh"] is not None or fixed:
+            what = f"mesh {request['mesh']}" if request["mesh"] is not None else (
+                f"strategy {fixed[0] if isinstance(fixed[0], str) else fixed[0].name}"
+            )  # fmt: skip
+            raise ValueError(
+                f"{what} is of one number of devices, and devices are swept. Use names of "
+                f"strategies ({', '.join(STRATEGIES)}) without a mesh."
+            )
+    return sweep
 
 
 def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Workload, Workload]:
@@ -139,8 +181,7 @@ def _multiple(size: int, parts: Sequence[int]) -> int:
     return -(-size // unit) * unit
 
 
-def _lenses(asked: Sequence[str] | None) -> tuple[str, ...]:
-    lenses = tuple(asked or DEFAULT_LENSES)
+def _lenses(lenses: Sequence[str]) -> tuple[str, ...]:
     unknown = [x for x in lenses if x not in LENSES]
     if unknown:
         raise ValueError(f"unknown lens {unknown[0]!r}. Use some of: {', '.join(LENSES)}.")

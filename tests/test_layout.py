@@ -32,9 +32,11 @@ ROOMS = [
     {"gspmd", "communication"},
     {"hlo"},
     {"results"},
+    {"sweep_results"},
     {"lenses"},
     {"report"},
     {"program", "foreign"},
+    {"sweeping"},
     {"plan"},
     {"comparing"},
     {"experiments"},
@@ -45,7 +47,16 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 MAY_ONLY_IMPORT = {
     "hlo": {"bounds"},
     "parallel": {"kernels", "bounds"},
-    "report": {"results", "papers", "models", "workload", "bounds", "hlo", "meshes"},
+    "report": {
+        "results",
+        "sweep_results",
+        "papers",
+        "models",
+        "workload",
+        "bounds",
+        "hlo",
+        "meshes",
+    },
 }
 
 

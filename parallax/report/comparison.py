@@ -7,6 +7,7 @@ from typing import Any
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.results import StrategyResult
+from parallax.sweep_results import Sweep
 from parallax.workload import Workload
 
 
@@ -23,6 +24,7 @@ class Comparison:
       versions: of what took part, e.g. {"jax": "0.12.0"}.
       seconds: the whole run took.
       paper: whose experiment it is; None for a free comparison.
+      sweep: the points along an axis; None for one comparison.
     """
 
     config: ModelConfig
@@ -34,11 +36,16 @@ class Comparison:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     paper: Paper | None = None
+    sweep: Sweep | None = None
 
     @property
     def failed(self) -> bool:
-        """A strategy is not exact, does not fit, or moves other bytes than its closed form."""
-        return any(result.failed for result in self.results)
+        """A strategy is not exact, does not fit, or moves other bytes than its closed form.
+
+        At a point of a sweep, only other bytes count.
+        """
+        swept = self.sweep is not None and bool(self.sweep.failures)
+        return swept or any(result.failed for result in self.results)
 
     @property
     def exit_status(self) -> int:

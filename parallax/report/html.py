@@ -20,6 +20,8 @@ from parallax.report.sentences import (
     not_run,
     notes,
 )
+from parallax.report.sweep import HEADS, sweep_rows
+from parallax.report.sweep_plot import sweep_plots
 from parallax.report.table import passed_line
 from parallax.report.validation import verdicts
 from parallax.results import TAGS
@@ -57,8 +59,13 @@ def _context(report: Comparison) -> dict[str, Any]:
     return {
         "title": paper.title if paper else "Strategies compared",
         "paper": paper,
-        "failures": [line for r in results for line in failure_reasons(r)],
-        "passed": passed_line(results),
+        "failures": [line for r in results for line in failure_reasons(r)]
+        + list(report.sweep.failures if report.sweep else ()),
+        "passed": passed_line(results, report.sweep),
+        "sweep": report.sweep,
+        "sweep_heads": HEADS,
+        "sweep_rows": sweep_rows(report.sweep) if report.sweep else (),
+        "sweep_plots": sweep_plots(report.sweep) if report.sweep else (),
         "model": describe_model(report.config),
         "workload": describe_workload(report.workload),
         "cluster": report.cluster,

@@ -25,6 +25,7 @@ from parallax.results import (
     TimelineEvent,
     Verification,
 )
+from parallax.sweep_results import PointFigures, Sweep, SweepPoint
 
 type Json = dict[str, Any]
 type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
@@ -39,7 +40,8 @@ def report_to_dict(report: Comparison) -> Json:
         "seconds": number(report.seconds, "s", "measured"),
         "failed": report.failed,
         "exit_status": report.exit_status,
-        "failures": [line for r in report.results for line in failure_reasons(r)],
+        "failures": [line for r in report.results for line in failure_reasons(r)]
+        + list(report.sweep.failures if report.sweep else ()),
         "tags": TAGS,
         "paper": None if report.paper is None else _paper(report, report.paper),
         "model": dataclasses.asdict(report.config),
@@ -47,6 +49,7 @@ def report_to_dict(report: Comparison) -> Json:
         "cluster": report.cluster,
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
+        "sweep": report.sweep and _sweep(report.sweep),
         "not_run": list(not_run(report.results, report.paper, report.lenses)),
     }
 
@@ -94,6 +97,39 @@ def _paper(report: Comparison, paper: Paper) -> Json:
         "claims": claims,
         "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
         "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
+    }
+
+
+def _sweep(sweep: Sweep) -> Json:
+    return {
+        "axis": sweep.axis,
+        "values": list(sweep.values),
+        "constant": sweep.constant,
+        "points": [_point(point, sweep) for point in sweep.points],
+    }
+
+
+def _point(point: SweepPoint, sweep: Sweep) -> Json:
+    found = point.found
+    return {
+        "strategy": point.strategy,
+        "value": point.value,
+        "cluster": point.cluster,
+        "mesh": point.mesh,
+        "workload": point.workload and dataclasses.asdict(point.workload),
+        "why_not": point.why_not,
+        "found": found and _point_figures(found),
+    }
+
+
+def _point_figures(found: PointFigures) -> Json:
+    figures = ("memory", "usable", "wire", "minimum", "ratio", "gemm_flops", "step", "tokens_per_s")
+    values = {name: getattr(found, name) for name in figures}
+    return {name: figure and _figure(figure) for name, figure in values.items()} | {
+        "fits": found.fits,
+        "bound": found.bound,
+        "ledger_matches": found.ledger_matches,
+        "notes": list(found.notes),
     }
 
 

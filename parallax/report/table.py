@@ -22,8 +22,10 @@ from parallax.report.sentences import (
     not_run,
     notes,
 )
+from parallax.report.sweep import sweep_table
 from parallax.report.validation import verdicts
 from parallax.results import TAGS, Compilation, StrategyResult
+from parallax.sweep_results import Sweep
 
 _COLUMNS_A_TABLE = 3
 _STYLES = {"good": "green", "bad": "bold red", "plain": ""}
@@ -37,6 +39,9 @@ def report_table(report: Comparison) -> RenderableType:
 
 def _parts(report: Comparison) -> Iterator[RenderableType]:
     yield from _head(report)
+    if report.sweep is not None:
+        yield from _sweep_page(report, report.sweep)
+        return
     rows = fact_rows(report.results, report.paper)
     for first in range(0, len(report.results), _COLUMNS_A_TABLE):
         yield _comparison(report.results, rows, slice(first, first + _COLUMNS_A_TABLE))
@@ -51,6 +56,17 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
     yield from _paper(report)
     left_out = not_run(report.results, report.paper, report.lenses)
     yield from _list("Not run", left_out)
+    yield Text()
+    yield _verdict(report)
+
+
+def _sweep_page(report: Comparison, sweep: Sweep) -> Iterator[RenderableType]:
+    yield sweep_table(sweep)
+    rows = fact_rows(report.results, None)
+    if rows:
+        yield Text()
+        yield _comparison(report.results, rows, slice(0, len(report.results)))
+    yield from _list("", (describe_verification(report.results),))
     yield Text()
     yield _verdict(report)
 
@@ -153,13 +169,20 @@ def _list(title: str, lines) -> Iterator[RenderableType]:
 
 def _verdict(report: Comparison) -> Text:
     reasons = [reason for result in report.results for reason in failure_reasons(result)]
+    reasons += report.sweep.failures if report.sweep else ()
     if reasons:
         return Text("FAILED: " + "; ".join(reasons) + ".", style="bold red")
-    return Text(f"{passed_line(report.results)} ({report.seconds:.0f} s)", style="bold green")
+    line = passed_line(report.results, report.sweep)
+    return Text(f"{line} ({report.seconds:.0f} s)", style="bold green")
 
 
-def passed_line(results: tuple[StrategyResult, ...]) -> str:
+def passed_line(results: tuple[StrategyResult, ...], sweep: Sweep | None = None) -> str:
     """What holds for all strategies, naming only what was looked at."""
+    if sweep is not None:
+        ran = sum(p.found is not None for p in sweep.points)
+        exact = sum(r.verification is not None for r in results)
+        said = f"; exact: {exact} of {len(results)} strategies looked at" if exact else ""
+        return f"{ran} of {len(sweep.points)} points compiled, each ledger its closed form{said}."
     compiled = [r.compilation for r in results if r.compilation]
     counts = {
         "exact": sum(r.verification is not None for r in results),

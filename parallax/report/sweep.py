@@ -1,0 +1,93 @@
+"""A sweep as rows: a strategy's points one under the other, or why a point cannot run."""
+
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table, box
+from rich.text import Text
+
+from parallax.report import words
+from parallax.report.facts import Cell
+from parallax.results import Tag
+from parallax.sweep_results import PointFigures, Sweep
+
+# Column heads with where their numbers are from.
+HEADS: tuple[tuple[str, Tag], ...] = (
+    ("a device", "compiled"),
+    ("usable", "assumed"),
+    ("leaves", "compiled"),
+    ("/ minimum", "compiled"),
+    ("GEMM", "compiled"),
+    ("step >=", "modelled"),
+    ("tokens/s <=", "modelled"),
+    ("set by", "modelled"),
+)
+_WIDTHS = (8, 8, 8, 9, 10, 8, 11, 16)
+_STYLES = {"good": "green", "bad": "bold red", "plain": ""}
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One point in words: a cell a head, or none and the reason."""
+
+    strategy: str
+    value: str
+    cells: tuple[Cell, ...]
+    why_not: str
+
+
+def sweep_rows(sweep: Sweep) -> tuple[SweepRow, ...]:
+    """All points, strategy by strategy."""
+    return tuple(
+        SweepRow(
+            point.strategy,
+            f"{point.value:,}",
+            () if point.found is None else _cells(point.found),
+            words.one_line(point.why_not),
+        )
+        for name in sweep.strategies
+        for point in sweep.of(name)
+    )
+
+
+def _cells(found: PointFigures) -> tuple[Cell, ...]:
+    share = found.ratio
+    ratio = "no form" if found.minimum is None else "-" if share is None else ""
+    rate = words.in_tokens_per_s(found.tokens_per_s.value).removesuffix(" tokens/s")
+    return (
+        Cell(words.in_bytes(found.memory.value)),
+        Cell("fits", "good") if found.fits else Cell("too big", "bad"),
+        Cell(words.in_bytes(found.wire.value)),
+        Cell(ratio or words.ratio(share.value if share else 0.0),
+             "plain" if found.ledger_matches else "bad"),
+        Cell(words.in_flops(found.gemm_flops.value)),
+        Cell(words.in_seconds(found.step.value)),
+        Cell(rate),
+        Cell(found.bound),
+    )  # fmt: skip
+
+
+def sweep_table(sweep: Sweep) -> RenderableType:
+    """For a rich console of 100 columns."""
+    parts: list[RenderableType] = [Text(f"Along {sweep.axis}: {sweep.constant}.")]
+    rows, left_out = sweep_rows(sweep), []
+    for i, name in enumerate(sweep.strategies):
+        table = Table(box=box.SIMPLE_HEAD if i == 0 else None, show_header=i == 0,
+                      pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)  # fmt: skip
+        table.add_column(sweep.axis, justify="right", width=9)
+        for (head, tag), width in zip(HEADS, _WIDTHS, strict=True):
+            table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", width=width)
+        for row in (r for r in rows if r.strategy == name):
+            if row.why_not:
+                left_out.append(f"{name} at {row.value}: {row.why_not}")
+                missing = (*("-" for _ in HEADS[1:]), "cannot run")
+                table.add_row(row.value, *(Text(x, style="dim") for x in missing))
+            else:
+                cells = (Text(c.text, style=_STYLES[c.status]) for c in row.cells)
+                table.add_row(row.value, *cells)
+        parts += [Text(), Text(words.one_line(name), style="bold"), table]
+    if left_out:
+        parts += [Text(), Text("Points that cannot run", style="bold")]
+        parts += [Padding(Text(line), (0, 0, 0, 2)) for line in left_out]
+    return Group(*parts)
