@@ -1,5 +1,6 @@
 """A sweep: every strategy compiled and predicted at each value of one axis."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ def parse_sweep(text: str) -> SweepAxis:
             )
     else:
         values = [_number(part, where) for part in listed.split(",")]
-    if any(a >= b for a, b in zip(values, values[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(values)):
         raise ValueError(f"{where}: values must increase. Write each once, the least first.")
     if len(values) > MOST_VALUES:
         raise ValueError(f"{where}: {len(values)} values, at most {MOST_VALUES}. List fewer.")

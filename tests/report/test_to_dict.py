@@ -49,7 +49,7 @@ REPORTS = {
 }  # fmt: skip
 
 # Settings, which are neither found nor claimed: plain numbers are right there.
-PLAIN = {"request", "model", "workload", "strategy", "values"}
+PLAIN = {"request", "model", "workload", "strategy"}
 PLAIN_NUMBERS = {"schema_version", "exit_status", "devices", "repeats"}
 
 
