@@ -73,7 +73,9 @@ def planned(**changes):
 
 def test_devices_rebuild_cluster_and_strategies():
     plan = planned(sweep="devices:2..64", strategies=["tensor_pipeline"])
-    shapes = [(t.cluster.name, str(t.strategy.mesh)) for t in plan.tasks if t.cluster]
+    shapes = [
+        (t.cluster.name, str(t.strategy.mesh)) for t in plan.tasks if t.cluster and t.strategy
+    ]
     assert shapes == [
         ("h100_1x2", "tensor=2"), ("h100_1x4", "tensor=4"), ("h100_1x8", "tensor=8"),
         ("h100_2x8", "stage=2,tensor=8"), ("h100_4x8", "stage=4,tensor=8"), ("h100_8x8", ""),
