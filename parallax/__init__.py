@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from parallax import parallel, strategies
-    from parallax.comparing import compare
+    from parallax.comparing import compare, compare_papers
     from parallax.foreign import compile_for, predict
     from parallax.lenses.environment import virtual_devices
     from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from parallax.rules import Rules
     from parallax.strategies import STRATEGIES
     from parallax.strategy import Strategy
+    from parallax.training import TrainStep
 
 # Public name -> where it lives; "" is a module of its own.
 _SURFACE = {
@@ -45,9 +46,11 @@ _SURFACE = {
     "Rules": "parallax.rules",
     "STRATEGIES": "parallax.strategies",
     "Strategy": "parallax.strategy",
+    "TrainStep": "parallax.training",
     "Transformer": "parallax.models.transformer",
     "cluster": "parallax.meshes.cluster",
     "compare": "parallax.comparing",
+    "compare_papers": "parallax.comparing",
     "compile_for": "parallax.foreign",
     "paper": "parallax.papers",
     "parallel": "",
@@ -67,9 +70,11 @@ __all__ = [
     "Report",
     "Rules",
     "Strategy",
+    "TrainStep",
     "Transformer",
     "cluster",
     "compare",
+    "compare_papers",
     "compile_for",
     "paper",
     "parallel",

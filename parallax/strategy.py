@@ -146,6 +146,7 @@ class Strategy:
         Raises:
           ValueError: a field missing or unknown, a part or version that does not exist.
         """
+        data = _of_this_version(data)
         fields = {"name", "mesh", "rules", "attention", "experts", "layers", "reduce_dtype"}
         _require_fields(data, fields | {"strategy_version"}, where)
         if data["strategy_version"] != FILE_VERSION:
@@ -186,6 +187,18 @@ class Strategy:
         except ValueError as error:
             raise ValueError(f"{where}: not JSON: {error}. Write one with Strategy.save.") from None
         return cls.from_dict(data, where)
+
+
+def _of_this_version(data: Any) -> Any:
+    """A file of version 1 with what came later, as it was meant then."""
+    if not (isinstance(data, dict) and data.get("strategy_version") == 1):
+        return data
+    data = {"experts": _part_to_dict(LocalExperts(), EXPERT_PARTS), **data, "strategy_version": 2}
+    if isinstance(data.get("rules"), dict):
+        data["rules"] = {"expert": None, **data["rules"]}
+    if isinstance(data.get("layers"), dict) and data["layers"].get("part") == "pipeline":
+        data["layers"] = {"handoff": "lockstep", "layers": None, **data["layers"]}
+    return data
 
 
 def _require_fields(data: Any, expected: set[str], where: str) -> None:

@@ -8,7 +8,17 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.layer_parts import Pipeline
 from parallax.rules import Rules
-from parallax.strategies import STRATEGIES, build, ring_sequence, tensor_pipeline, two_level
+from parallax.strategies import (
+    STRATEGIES,
+    build,
+    data_parallel,
+    expert_parallel,
+    hybrid,
+    layerwise,
+    ring_sequence,
+    tensor_pipeline,
+    two_level,
+)
 from parallax.strategy import Strategy
 
 SLICED = two_level(2, 2).rules.replace(act_seq=("node", "seq"))
@@ -22,7 +32,8 @@ NESTED = [
         attention=Ulysses("seq", Ring("node")),
     ),
 ]  # fmt: skip
-ALL = [make() for make in STRATEGIES.values()] + [
+ALL = [build(name) for name in STRATEGIES] + [
+    hybrid(layerwise(2, layers=(1, 2)), ring_sequence(4), expert_parallel(2, chunks=3)),
     ring_sequence(4, order="natural"),
     ring_sequence(16, nodes=2),
     *NESTED,
@@ -51,7 +62,7 @@ BAD_FILES = {
     "list": ("[]", "expected an object with fields, got list"),
     "fields": ("{}", "missing fields"),
     "unknown": (edited(colour="red"), r"unknown fields \['colour'\]"),
-    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 1"),
+    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 2"),
     "part": (edited(attention={"part": "star"}), "expected a 'part' of local, ring"),
     "part fields": (edited(attention={"part": "ring"}), "missing fields"),
     "inner": (edited(attention=with_inner("seq")), "inner: expected a 'part' of local, ring"),
@@ -114,3 +125,54 @@ def test_build_fills_a_cluster_or_takes_a_mesh():
         build("star")
     with pytest.raises(ValueError, match="'ring_sequence' has no mesh axis 'tensor'"):
         build("ring_sequence", MeshSpec({"tensor": 4}))
+
+
+def test_a_file_of_version_one_still_loads(tmp_path):
+    data = tensor_pipeline().to_dict() | {"strategy_version": 1}
+    del data["experts"], data["rules"]["expert"]
+    data["layers"] = {"part": "pipeline", "axis": "stage", "microbatches": None}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert Strategy.load(path) == tensor_pipeline()
+
+
+def test_a_hybrid_is_the_product_of_meshes_and_the_union_of_rules():
+    made = hybrid(layerwise(2), ring_sequence(4), tensor_pipeline(2, 1))
+    assert str(made.mesh) == "stage=2,tensor=2,seq=4"
+    table = made.rules.table()
+    assert table["act_seq"] == ("seq",)
+    assert table["vocab"] == ("stage", "tensor")
+    assert table["heads"] == table["mlp"] == ("tensor",)
+    assert made.rules.table("decode")["act_seq"] == ()
+    assert made.attention == Ring("seq", "zigzag")
+    assert isinstance(made.layers, Pipeline)
+    nested = hybrid(two_level(2, 2), ring_sequence(4)).attention
+    assert nested == HeadSlices("head_slice", inner=Ring("seq", "zigzag"))
+
+
+BAD_HYBRIDS = {
+    "one axis twice": ((ring_sequence(4), ring_sequence(4)), "'seq' is used twice"),
+    "two pipelines": ((layerwise(2), tensor_pipeline(2, 2)), "'stage' is used twice"),
+    "two wires": (
+        (tensor_pipeline(2, 1, reduce_dtype="float32"),
+         two_level(2, 1).replace(reduce_dtype="bfloat16")), "reduce_dtype is",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_HYBRIDS)
+def test_what_cannot_be_combined_is_named(name):
+    parts, message = BAD_HYBRIDS[name]
+    with pytest.raises(ValueError, match=message):
+        hybrid(*parts)
+
+
+def test_hybrids_by_name_need_a_mesh():
+    made = build("ring_sequence+data_parallel", MeshSpec.parse("data=2,seq=8"))
+    assert made == hybrid(ring_sequence(8), data_parallel(2))
+    with pytest.raises(ValueError, match="needs a mesh that says how the devices are divided"):
+        build("ring_sequence+data_parallel")
+    with pytest.raises(ValueError, match="unknown strategy 'ring'"):
+        build("ring+data_parallel")
+    with pytest.raises(ValueError, match="has no mesh axis 'tensor'"):
+        build("ring_sequence+data_parallel", MeshSpec.parse("tensor=2,seq=8"))

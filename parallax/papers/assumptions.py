@@ -6,7 +6,7 @@ from pathlib import Path
 
 from parallax.papers import PAPERS
 from parallax.papers.common import MICROBATCHES, common_assumptions
-from parallax.papers.paper import Assumption, Paper, PendingPaper
+from parallax.papers.paper import Assumption, Paper
 
 _HEAD = """# Assumptions
 
@@ -40,13 +40,13 @@ def assumptions_markdown() -> str:
     return re.sub(r"\n{3,}", "\n\n", page)
 
 
-def _setting(paper: Paper | PendingPaper) -> str:
-    if isinstance(paper, PendingPaper):
-        return f"Not available: {paper.reason}.\n"
+def _setting(paper: Paper) -> str:
     config, work = paper.config, paper.workload
+    experts = f"{config.num_experts} experts of " if config.num_experts else ""
     line = (
         f"{config.num_layers} layers, width {config.d_model}, {config.num_heads} heads of "
-        f"{config.head_dim}, MLP {config.d_ff} ({config.mlp}), {config.dtype}; batch {work.batch} "
+        f"{config.head_dim}, {experts}MLP {config.d_ff} ({config.mlp}), "
+        f"{config.dtype}; batch {work.batch} "
         f"x {work.seq_len} tokens in {work.microbatches} microbatches; {config.num_params:,} "
         "parameters.\n"
     )

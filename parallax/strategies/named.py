@@ -60,8 +60,8 @@ STRATEGIES: dict[str, Named] = {
     ),
     "ring_sequence": Named(
         "ring attention over the sequence: keys and values travel, weights are replicated",
-        ("seq",),
-        lambda n, where: ring_sequence(n["seq"]),
+        ("node", "seq"),
+        lambda n, where: ring_sequence(n["node"] * n["seq"], nodes=n["node"]),
         lambda devices, node: {"seq": devices},
     ),
     "double_ring": Named(
