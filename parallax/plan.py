@@ -89,15 +89,15 @@ def make_plan(request: dict[str, Any]) -> Plan:
         ),
     )
     explicit = request["microbatches"] is not None
-    cases = tuple((s, _fit_microbatches(s, base, explicit)) for s in made)
+    cases = tuple((s, fit_microbatches(s, base, explicit)) for s in made)
     small_config = config.small(max_seq_len=max(config.small().max_seq_len, small_base.seq_len))
-    small_cases = tuple((s, _fit_microbatches(s, small_base, False)) for s in made)
+    small_cases = tuple((s, fit_microbatches(s, small_base, False)) for s in made)
     if request["small"]:
         config, base, cases = small_config, small_base, small_cases
     tasks = () if sweep is None else make_tasks(
         sweep, base, made, where,
         lambda name, here: _strategy(name, None, here),
-        lambda strategy, workload: _fit_microbatches(strategy, workload, explicit),
+        lambda strategy, workload: fit_microbatches(strategy, workload, explicit),
         lambda strategy, workload: ShardedTransformer(config, strategy, workload),
     )  # fmt: skip
     for strategy, workload in () if sweep else cases:
@@ -209,7 +209,7 @@ def _strategy(asked: str | Strategy, mesh: MeshSpec | None, where: Cluster) -> S
     )
 
 
-def _fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Workload:
+def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Workload:
     """The workload with the strategy's microbatches, else the most up to `base`'s that divide."""
     own = getattr(strategy.layers, "microbatches", None)
     if own is not None:

@@ -21,7 +21,13 @@ def parallax(*arguments, cwd):
 
 BAD = {
     "paper": (["--paper=x"], "unknown paper 'x'. Use one of: ring_sp"),
-    "experts": (["--paper=cross_node_ep"], "has 16 experts a layer, which this release cannot"),
+    "layers": (["--paper=ring_sp", "--strategies=layerwise"], "4 layers cannot fill 16 stages"),
+    "hybrid": (
+        ["--paper=ring_sp", "--strategies=ring_sequence+data_parallel"],
+        "a hybrid needs a mesh",
+    ),
+    "sweep": (["--paper=ring_sp", "--sweep=depth:2..4"], "expected axis:low..high"),
+    "phase": (["--paper=ring_sp", "--phase=guess"], "--phase=guess"),
     "nothing": ([], "give paper=, or model="),
     "strategy": (["--paper=ring_sp", "--strategies=star"], "unknown strategy 'star'"),
     "both": (["--paper=ring_sp", "--strategies=a", "--strategy=b"], "Use one of them"),

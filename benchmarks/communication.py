@@ -1,0 +1,127 @@
+"""docs/communication.md: every collective of every paper's strategies, closed form and compiled.
+
+  python benchmarks/communication.py docs/communication.md
+
+Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on two cores.
+`tests/test_communication_page.py` holds its closed forms against the code.
+"""
+
+import sys
+
+from parallax.bounds import Transfer
+from parallax.communication import forward_transfers, train_transfers
+from parallax.hlo.rows import dtype_rows
+from parallax.lenses.child import run_in_child
+from parallax.lenses.environment import compile_environment
+from parallax.meshes.cluster import cluster
+from parallax.papers import PAPERS
+from parallax.plan import fit_microbatches
+from parallax.program import compile_program
+from parallax.report import words
+from parallax.results import Compilation
+from parallax.strategies import build
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+CLUSTER = "h100_2x8"
+# Training steps: paper, strategy, batch, microbatches; each layer recomputed on its own.
+TRAINED = (
+    ("two_level", "tensor_pipeline", 1024, 128),
+    ("two_level", "two_level", 1024, 128),
+    ("ring_sp", "ring_sequence", 1024, 128),
+    ("ring_sp", "double_ring", 1024, 128),
+    ("ring_sp", "data_parallel", 1024, 64),
+    ("cache_layerwise", "layerwise", 256, 256),
+)
+_HEAD = """# Communication
+
+Made by `python benchmarks/communication.py docs/communication.md`. Bytes leave a device over a
+whole pass, by ring algorithms; of permutes, a device that sends. Closed forms are derived, programs
+compiled for two nodes of eight H100 and read. "Least" leaves out what bubbles, padding, buffers and
+recomputation add. Routing of experts is uniform: bytes of ragged exchanges follow from it.
+"""
+
+
+def programs():
+    """(title, paper's model, strategy, workload, phase, remat) of every section, in order."""
+    where = cluster(CLUSTER)
+    for paper in PAPERS.values():
+        for name in paper.strategies:
+            strategy = build(name, devices=where.devices, node_size=where.gpus_per_node)
+            workload = fit_microbatches(strategy, paper.workload, False)
+            yield f"{paper.name}: {name}", paper.config, strategy, workload, "prefill", "none"
+        for of, name, batch, microbatches in TRAINED:
+            if of == paper.name:
+                workload = Workload(batch, paper.workload.seq_len, microbatches)
+                title = f"{paper.name}: {name}, training step"
+                yield title, paper.config, build(name), workload, "train", "layer"
+
+
+def section(title, config, strategy: Strategy, workload: Workload, phase, remat) -> str:
+    """A program's heading and the table of its closed form."""
+    if phase == "train":
+        transfers = train_transfers(config, strategy, workload, remat)
+    else:
+        transfers = forward_transfers(config, strategy, workload)
+    lines = [
+        f"## {title}",
+        "",
+        f"Mesh {strategy.mesh}; {workload.batch:,} x {workload.seq_len:,} tokens in "
+        f"{workload.microbatches} microbatches.",
+        "",
+    ]
+    if not transfers:
+        return "\n".join([*lines, "Nothing is sent.", ""])
+    lines += ["| purpose (derived) | collective | mesh axes | times | bytes | least |",
+              "|---|---|---|---:|---:|---:|"]  # fmt: skip
+    return "\n".join([*lines, *(_derived(t) for t in transfers), ""])
+
+
+def _derived(t: Transfer) -> str:
+    axes = words.axes_name(t.axes)
+    return (f"| {t.what} | {t.kind} | {axes} | {t.count:,} | {words.in_bytes(t.wire_bytes)} | "
+            f"{words.in_bytes(t.minimum_bytes)} |")  # fmt: skip
+
+
+def compiled_rows(found: Compilation) -> str:
+    """What the CUDA program sends, by kind, mesh axes and dtype."""
+    lines = ["| compiled | mesh axes | dtype | times | bytes | async | beside matrix products |",
+             "|---|---|---|---:|---:|---:|---:|"]  # fmt: skip
+    for row in dtype_rows(found.ledger):
+        total = row.total_bytes or 1.0
+        lines.append(
+            f"| {row.kind} | {words.axes_name(row.axes)} | {row.dtype} | {row.count:,} | "
+            f"{words.in_bytes(row.total_bytes)} | {words.percent(row.async_bytes / total)} | "
+            f"{words.percent(row.overlapped_bytes / total)} |"
+        )
+    equal = "Equal" if found.ledger_matches else "NOT equal"
+    memory = words.in_bytes(found.memory.total_bytes)
+    fits = "fits" if found.memory.fits else "does not fit"
+    end = f"{equal} to the closed form, by collective and mesh axes; {memory} a device, {fits}."
+    return "\n".join([*lines, "", end, ""]) if found.collectives else f"{end}\n"
+
+
+def compile_sections(*, on_progress) -> list[str]:
+    """In a child: the whole page."""
+    parts = [_HEAD]
+    for title, config, strategy, workload, phase, remat in programs():
+        on_progress(title)
+        found = compile_program(config, strategy, workload, cluster(CLUSTER), phase, remat,
+                                on_progress=lambda line: None)  # fmt: skip
+        parts.append(section(title, config, strategy, workload, phase, remat))
+        parts.append(compiled_rows(found))
+    return parts
+
+
+def main() -> None:
+    """Writes the page where the argument says."""
+    parts = run_in_child(
+        compile_sections, environment=compile_environment(),
+        on_progress=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    with open(sys.argv[1], "w", encoding="utf-8") as handle:
+        handle.write("\n".join(parts).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
