@@ -103,7 +103,8 @@ def expected_routing(
     if not config.num_experts:
         return None
     walk = _Walk(config, strategy, workload, "gpu")
-    part, sizes = strategy.experts, strategy.mesh_axes
+    part: Any = strategy.experts
+    sizes = strategy.mesh_axes
     trips: dict[str, float] = {TILES_SCOPE: part.tiles(walk.expert_shape, sizes)}
     sent: dict[tuple[str, ...], float] = {}
     if getattr(part, "exchange", "") == "ragged":

@@ -246,9 +246,15 @@ def compile_all(
     """Compiles every task in this process, one after the other: the compile lens's child."""
     return [
         compile_program(
-            config, *rest, on_progress=lambda line, c=config: on_progress(f"{c.name}: {line}")
+            config,
+            strategy,
+            workload,
+            where,
+            phase,
+            remat,
+            on_progress=lambda line, c=config: on_progress(f"{c.name}: {line}"),
         )
-        for config, *rest in tasks
+        for config, strategy, workload, where, phase, remat in tasks
     ]
 
 

@@ -107,7 +107,8 @@ class TrainStep:
         def run(state: TrainState, *inputs: jax.Array):
             loss, grads = gradients(state.params, *inputs)
             updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-            return TrainState(optax.apply_updates(state.params, updates), opt_state), loss
+            params: Any = optax.apply_updates(state.params, updates)
+            return TrainState(params, opt_state), loss
 
         return run
 

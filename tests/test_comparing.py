@@ -42,7 +42,9 @@ def plan(monkeypatch):
 
 def test_a_paper_sets_everything(plan):
     found = plan("ring_sp")
-    assert [s.name for s, _ in found.cases] == ["tensor_pipeline", "ring_sequence", "data_parallel"]
+    assert [s.name for s, _ in found.cases] == [
+        "tensor_pipeline", "ring_sequence", "double_ring", "data_parallel",
+    ]  # fmt: skip
     assert {(w.batch, w.seq_len, w.microbatches) for _, w in found.cases} == {(1024, 10_000, 64)}
     assert found.lenses == ("verify", "compile", "predict")
     assert found.cluster.name == "h100_2x8"
@@ -64,9 +66,13 @@ def test_arguments_override_the_paper(plan):
 
 def test_microbatches_divide_what_a_device_has(plan):
     found = {s.name: w.microbatches for s, w in plan("ring_sp", batch=48).cases}
-    assert found == {"tensor_pipeline": 48, "ring_sequence": 48, "data_parallel": 3}
+    assert found == {
+        "tensor_pipeline": 48, "ring_sequence": 48, "double_ring": 48, "data_parallel": 3,
+    }  # fmt: skip
     found = {s.name: w.microbatches for s, w in plan("ring_sp", batch=80).cases}
-    assert found == {"tensor_pipeline": 40, "ring_sequence": 40, "data_parallel": 5}
+    assert found == {
+        "tensor_pipeline": 40, "ring_sequence": 40, "double_ring": 40, "data_parallel": 5,
+    }  # fmt: skip
     own = px.strategies.tensor_pipeline(8, 2, microbatches=8)
     assert plan("ring_sp", strategies=[own]).cases[0][1].microbatches == 8
 

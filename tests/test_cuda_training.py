@@ -130,5 +130,6 @@ def test_routing_is_derived_only_where_there_are_experts():
     load = Workload(1024, 10_000, 64)
     assert expected_routing(paper("ring_sp").config, build("ring_sequence"), load) is None
     routing = expected_routing(paper("cross_node_ep").config, build("expert_parallel"), load)
+    assert routing is not None
     assert routing.trips == {"expert_tiles": 10}  # 5000 rows of a chunk in tiles of 512
     assert routing.sent == {}

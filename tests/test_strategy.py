@@ -128,7 +128,7 @@ def test_build_fills_a_cluster_or_takes_a_mesh():
 
 
 def test_a_file_of_version_one_still_loads(tmp_path):
-    data = tensor_pipeline().to_dict() | {"strategy_version": 1}
+    data = dict(tensor_pipeline().to_dict(), strategy_version=1)
     del data["experts"], data["rules"]["expert"]
     data["layers"] = {"part": "pipeline", "axis": "stage", "microbatches": None}
     path = tmp_path / "old.json"

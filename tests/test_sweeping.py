@@ -68,6 +68,7 @@ def planned(**changes):
     names = ("model", "strategies", "mesh", "batch", "seq_len", "microbatches", "dtype", "cluster",
              "lenses", "text")  # fmt: skip
     request = dict.fromkeys(names) | {"packed": False, "small": False, "repeats": 10}
+    request |= {"phase": "prefill", "remat": "microbatch"}
     return make_plan(request | {"paper": "ring_sp"} | changes)
 
 

@@ -71,6 +71,7 @@ def verify_transformer(
     for strategy, workload in cases:
         start = time.perf_counter()
         rows: list[Exactness] = []
+        routed: Any = ()
         flips: dict[str, float] = {}
         for dtype in dtypes:
             on_progress(f"{strategy.name} in {dtype}")
@@ -84,6 +85,7 @@ def verify_transformer(
                 judge(dtype, relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
                       relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
             )  # fmt: skip
+            routed = found[2]
             if replayed:
                 flips[dtype] = float(found[2].flips.sum() / replayed[0].size)
         results.append(
@@ -97,7 +99,7 @@ def verify_transformer(
                 rows=tuple(rows),
                 seconds=time.perf_counter() - start,
                 approximation=strategy.approximation,
-                router=_router_facts(exact[2], found[2], flips),
+                router=_router_facts(exact[2], routed, flips),
             )
         )
     return results

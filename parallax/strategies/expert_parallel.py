@@ -2,6 +2,7 @@
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.experts import ExchangeExperts
+from parallax.parallel.experts.exchange import ExchangeKind
 from parallax.rules import Rules
 from parallax.strategy import Strategy
 
@@ -10,7 +11,7 @@ def expert_parallel(
     devices: int = 16,
     *,
     nodes: int = 1,
-    exchange: str = "dense",
+    exchange: ExchangeKind = "dense",
     capacity_factor: float | None = None,
     chunks: int = 4,
     tile: int = 512,

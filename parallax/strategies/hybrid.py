@@ -1,12 +1,14 @@
 """Strategies combined: the product of their meshes, the union of their rules, nested parts."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from parallax.meshes.mesh import MESH_AXES, MeshSpec
 from parallax.parallel.attention_parts import AttentionPart, Local
-from parallax.parallel.experts import ExpertPart, LocalExperts
-from parallax.parallel.layer_parts import LayerPart, Scan
-from parallax.rules import LOGICAL_AXES, Phase, Rules
+from parallax.parallel.experts import LocalExperts
+from parallax.parallel.layer_parts import Scan
+from parallax.rules import LOGICAL_AXES, Axes, Phase, Rules
 from parallax.strategy import Strategy
 
 
@@ -35,7 +37,7 @@ def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
             sizes[axis] = size
     attention = _nested([s.attention for s in strategies], where)
     rules = _united([s.rules for s in strategies], attention.seq_axes)
-    wires = {s.reduce_dtype for s in strategies} - {None}
+    wires = {s.reduce_dtype for s in strategies if s.reduce_dtype is not None}
     if len(wires) > 1:
         raise ValueError(f"{where}: reduce_dtype is {' and '.join(sorted(wires))}. Use one.")
     return Strategy(
@@ -57,14 +59,19 @@ def _united(rules: list[Rules], seq_axes: tuple[str, ...]) -> Rules:
     prefill["act_seq"] = seq_axes or None
     decode = {name: union(name, "decode") for name in LOGICAL_AXES}
     changed = {n: axes for n, axes in decode.items() if set(axes or ()) != set(prefill[n] or ())}
-    extra = dict(pair for r in rules for pair in r.extra)
-    return Rules(**prefill, decode=changed, extra=extra)
+    extra = tuple(pair for r in rules for pair in _pairs(r.extra))
+    known: dict[str, Any] = dict(prefill)
+    return Rules(**known, decode=changed, extra=extra)
 
 
-def _nested(parts: list[AttentionPart], where: str) -> AttentionPart:
+def _pairs(named: Mapping[str, Axes] | tuple[tuple[str, Axes], ...]):
+    return named.items() if isinstance(named, Mapping) else named
+
+
+def _nested(parts: list[Any], where: str) -> AttentionPart:
     wrapping = [p for p in parts if hasattr(p, "inner")]
     inner = _only([p for p in parts if p not in wrapping], Local(), "attention", where)
-    for part in reversed(wrapping):
+    for part in reversed(wrapping):  # dataclasses with an `inner` part
         if part.inner != Local():
             raise ValueError(
                 f"{where}: {part} has an inner part already. Combine it without, or write it whole."
@@ -73,7 +80,7 @@ def _nested(parts: list[AttentionPart], where: str) -> AttentionPart:
     return inner
 
 
-def _only(parts: list, nothing: LayerPart | AttentionPart | ExpertPart, what: str, where: str):
+def _only(parts: list[Any], nothing: Any, what: str, where: str) -> Any:
     chosen = [p for p in parts if p != nothing]
     if len(chosen) > 1:
         raise ValueError(f"{where}: {what} cannot be {chosen[0]} and {chosen[1]} at once.")

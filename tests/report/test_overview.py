@@ -10,9 +10,9 @@ from tests.report import examples
 
 
 def printed(reports):
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    console.print(overview_table(reports))
-    return console.file.getvalue()
+    out = io.StringIO()
+    Console(file=out, width=100, force_terminal=False).print(overview_table(reports))
+    return out.getvalue()
 
 
 def paper_report(name):
@@ -26,6 +26,7 @@ def test_each_paper_and_strategy_has_a_line_that_fits_the_page():
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     for report in reports:
+        assert report.paper is not None
         assert any(line.startswith(report.paper.name) for line in lines)
         for result in report.results:
             assert any(line.split()[:1] == [result.name] for line in lines)
@@ -36,6 +37,7 @@ def test_what_fails_is_said():
     report = paper_report("ring_sp")
     assert "All exact" in printed([report])
     first, *rest = report.results
+    assert first.compilation is not None
     memory = dataclasses.replace(first.compilation.memory, temp_bytes=10**12)
     broken = dataclasses.replace(
         first, compilation=dataclasses.replace(first.compilation, memory=memory)

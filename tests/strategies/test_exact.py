@@ -84,6 +84,7 @@ def test_experts_two_of_sixteen():
     results = verify(EXPERTS, WITH_EXPERTS.values())
     check(results)
     for result in results:
+        assert result.router is not None
         assert result.router.dropped == 0
         assert result.router.smallest_margin > 1e-9  # no near-tie that rounding could flip
         assert result.router.load_max_over_mean > 1
@@ -104,12 +105,14 @@ def test_lower_precision_replays_choices_and_counts_flips():
     results = verify(EXPERTS.replace(dtype="bfloat16"), strategies, dtypes=("bfloat16",))
     check(results)
     for result in results:
+        assert result.router is not None
         assert 0 < result.router.flips["bfloat16"] < 0.05
 
 
 def test_what_a_capacity_drops_is_said_and_measured():
     (result,) = verify(EXPERTS, [expert_parallel(16, tile=TILE, capacity_factor=1.0)])
     assert "drop" in result.approximation
+    assert result.router is not None
     assert 0 < result.router.dropped < 1
     assert result.rows[0].logits_error > 1e-3
 
