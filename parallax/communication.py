@@ -15,6 +15,7 @@ from parallax.bounds import Transfer, transfer
 from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.experts import TILES_SCOPE, ExpertShape, Platform
+from parallax.parallel.experts.chunks import chunk_tokens
 from parallax.parallel.split import Remat
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -85,10 +86,25 @@ class ExpectedRouting:
     Attributes:
       trips: named scope of a loop over tiles -> how many it runs.
       sent: mesh axes of a ragged exchange -> share of its buffer that leaves a device.
+      utilisation: share of the rows in experts' tiles that are tokens.
+      exchange: as what tokens travel to their experts in this program; "" if they stay.
     """
 
     trips: dict[str, float]
     sent: dict[tuple[str, ...], float]
+    utilisation: float
+    exchange: str
+
+    @property
+    def note(self) -> str:
+        """In one line, for a report."""
+        said = (
+            "every expert is chosen as often (derived): FLOPs of experts and bytes of ragged "
+            f"exchanges follow, and {100 * self.utilisation:.3g} % of the rows in tiles are tokens"
+        )
+        if self.exchange:
+            said += f"; rows travel by a {self.exchange} exchange"
+        return said + (" (verify emulates it by a dense one)" if self.exchange == "ragged" else "")
 
     def ragged_bytes(self, collective: Any) -> float | None:
         """Bytes that leave a device in one ragged exchange of a ledger."""
@@ -115,7 +131,12 @@ def expected_routing(
                 devices = math.prod(sizes[a] for a in t.axes)
                 buffer = buffers[t.what, t.axes].wire_bytes * devices / (devices - 1)
                 sent[t.axes] = t.wire_bytes / buffer
-    return ExpectedRouting(trips, sent)
+    shape, tile = walk.expert_shape, part.tile
+    _, each = chunk_tokens(shape.tokens, part.chunks)
+    senders = math.prod(sizes[a] for a in part.exchange_axes)
+    rows = each * shape.top_k * senders / shape.num_experts
+    exchange = part.compiled_exchange("gpu") if part.exchange_axes else ""
+    return ExpectedRouting(trips, sent, rows / (trips[TILES_SCOPE] * tile), exchange)
 
 
 @dataclass

@@ -215,6 +215,7 @@ def compile_program(
         routing = expected_routing(model, strategy, workload)
         if routing is not None:
             known |= {"trips": routing.trips, "ragged_bytes": routing.ragged_bytes}
+            known["said"] = (routing.note,)
     if phase == "train":
         if not isinstance(sharded, ShardedTransformer):
             raise NotImplementedError(

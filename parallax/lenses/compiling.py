@@ -42,6 +42,7 @@ def compile_for(
     trips: Mapping[str, float] | None = None,
     ragged_bytes: RaggedBytes | None = None,
     evenness: Evenness | None = None,
+    said: Sequence[str] = (),
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
@@ -58,6 +59,7 @@ def compile_for(
       weight_bytes: read from device memory in one call; None takes every parameter once.
       partitioner: in one line, who chose the collectives.
       donate: arguments whose memory the results may take.
+      said: notes of the caller's.
       compiler_options: for XLA; a note in the result names them.
       evenness: of the strategy, for the report.
       trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
@@ -102,11 +104,7 @@ def compile_for(
             f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
             "the larger is shown"
         )
-    if trips or any(c.ragged for c in ledger):
-        notes.append(
-            "FLOPs of experts and bytes of ragged exchanges are derived: every expert "
-            "chosen as often"
-        )
+    notes += said
     for target in uncounted_calls(module):
         notes.append(f"FLOPs of custom call {target!r} are not counted")
     differences: tuple[Difference, ...] = ()

@@ -252,12 +252,12 @@ class ExchangeExperts:
         if not self.node_aware:
             return found
         # The sums that relays send home are the result itself, which no gradient needs: those of
-        # the last chunks, which travel without others' tokens, are not sent again.
+        # the last chunk, which travel alone, are not sent again. (Where XLA sees that nobody reads
+        # the chunk before it either, a program sends still less, and the report says so.)
         n, _ = chunk_tokens(shape.tokens, self.chunks)
-        alone = min(n, 2)
-        share = (2 * n - alone) / (2 * n)
+        share = (2 * n - 1) / (2 * n)
         return tuple(
-            dataclasses.replace(t, wire_bytes=t.wire_bytes * share, count=t.count - alone * calls)
+            dataclasses.replace(t, wire_bytes=t.wire_bytes * share, count=t.count - calls)
             if t.what == BETWEEN_NODES
             else t
             for t in found
