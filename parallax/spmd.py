@@ -193,7 +193,7 @@ class ShardedTransformer:
           A function (state, tokens [B, L], segment_ids [B, L] if packed, expert ids [B, L, N, k] if
           replayed) -> logits, to be jitted.
         """
-        body = functools.partial(self._logits, outputs=outputs, platform=_platform(mesh))
+        body = functools.partial(self._logits, outputs=outputs, platform=platform_of(mesh))
         mapped = self._map(mesh, body, self._logits_spec(outputs))
 
         def run(state, *inputs):
@@ -208,14 +208,14 @@ class ShardedTransformer:
         Args:
           remat: what its gradient recomputes: nothing, a microbatch's pass, or each layer's too.
         """
-        body = functools.partial(self._loss, remat=remat, platform=_platform(mesh))
+        body = functools.partial(self._loss, remat=remat, platform=platform_of(mesh))
         return self._map(mesh, body, PartitionSpec())
 
     def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
         """As `loss`, with the logits of all positions [B, L, V] and RouterStats of all layers (())
         beside it."""
         specs = PartitionSpec(), self._logits_spec("all"), PartitionSpec()
-        body = functools.partial(self._loss, everything=True, platform=_platform(mesh))
+        body = functools.partial(self._loss, everything=True, platform=platform_of(mesh))
         mapped = self._map(mesh, body, specs)
 
         def run(state, *inputs):
@@ -323,7 +323,7 @@ class ShardedTransformer:
     def _logits(self, state, *inputs, outputs: Outputs, platform):
         split = self.strategy.split(platform=platform)
 
-        def keep(x):
+        def keep(x, inputs):
             if outputs == "last":
                 return split.last_token(x, self.workload.seq_len)
             return split.enter(x)
@@ -351,7 +351,7 @@ class ShardedTransformer:
         state = nnx.map_state(
             lambda path, w: w.replace(vary_over(w[...], _work(path, split))), state
         )
-        (sums, logits), stats = self._run(state, inputs, split, split.enter, finish)
+        (sums, logits), stats = self._run(state, inputs, split, lambda x, _: split.enter(x), finish)
         axes = split.over(*_TOKENS)
         sums = tuple(vary_over(x.sum(), axes) for x in sums)
         total, count = lax.psum(sums, axes) if axes else sums
@@ -441,6 +441,6 @@ def _work(path, split: Split) -> tuple[str, ...]:
     return split.over(*_DIFFERENT_WORK[name])
 
 
-def _platform(mesh) -> Platform:
+def platform_of(mesh) -> Platform:
     """What a mesh's devices are, virtual ones of a topology included."""
     return "cpu" if mesh.devices.flat[0].platform == "cpu" else "gpu"

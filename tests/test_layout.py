@@ -29,6 +29,7 @@ ROOMS = [
     {"strategies"},
     {"papers"},
     {"spmd"},
+    {"decoding"},
     {"gspmd", "communication", "training"},
     {"hlo"},
     {"results"},

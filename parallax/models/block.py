@@ -14,6 +14,7 @@ from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import weight
 from parallax.parallel.attention_part import AttentionShape
+from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
@@ -30,7 +31,11 @@ class Attention(nnx.Module):
         self.head_norm = HeadNorm(config) if config.qk_norm else None
         self.out_HKD = weight(rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype)
 
-    def __call__(self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split):
+    def __call__(
+        self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split,
+        cache: CachedLayer | None = None,
+    ):  # fmt: skip
+        """([B, L, D], keys and values of these tokens as a cache holds them)."""
         config = self.config
         q_BLHK = jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...])
         k_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.k_DGK[...])
@@ -42,12 +47,17 @@ class Attention(nnx.Module):
         v_BLGK = split.match_kv_heads(v_BLGK, config.num_kv_heads, config.num_heads)
         split.declare(q_BLHK, "act_batch", "act_seq", "act_heads", "head_dim")
         split.declare(k_BLGK, "act_batch", "act_seq", "act_kv_heads", "head_dim")
-        out_BLHK = split.attend(
-            q_BLHK, k_BLGK, v_BLGK, is_causal=config.causal, segment_ids=segment_ids_BL
-        )
-        return split.contract(
+        if cache is not None:
+            out_BLHK, kv = split.attend_cached(q_BLHK, k_BLGK, v_BLGK, cache)
+        else:
+            kv = k_BLGK, v_BLGK
+            out_BLHK = split.attend(
+                q_BLHK, k_BLGK, v_BLGK, is_causal=config.causal, segment_ids=segment_ids_BL
+            )
+        y_BLD = split.contract(
             out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
         )
+        return y_BLD, kv
 
 
 def attention_shape(
@@ -101,12 +111,18 @@ class Block(nnx.Module):
         self.mlp = (Moe if config.num_experts else Mlp)(config, rngs=rngs)
 
     def __call__(
-        self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, expert_ids_BLk=None
-    ):
-        """([B, L, D], what the router did; () without experts)."""
+        self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, expert_ids_BLk=None,
+        cache: CachedLayer | None = None,
+    ):  # fmt: skip
+        """([B, L, D], what the router did; () without experts).
+
+        Where `split.kv` says that keys and values are cached, the second is a pair of that and
+        them: of all tokens [B, L, G, K], or with a `cache` of the new one, `cached_attention`.
+        """
         with jax.named_scope("attention"):
             h_BLD = split.enter(self.attention_norm(x_BLD), "heads", "head_dim")
-            x_BLD = x_BLD + self.attention(h_BLD, angles, segment_ids_BL, split)
+            y_BLD, kv = self.attention(h_BLD, angles, segment_ids_BL, split, cache)
+            x_BLD = x_BLD + y_BLD
         with jax.named_scope("mlp"):
             h_BLD, stats = split.enter(self.mlp_norm(x_BLD), "mlp", "expert"), ()
             if isinstance(self.mlp, Moe):
@@ -114,4 +130,5 @@ class Block(nnx.Module):
             else:
                 y_BLD = self.mlp(h_BLD, split)
             x_BLD = x_BLD + y_BLD
-        return split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed"), stats
+        x_BLD = split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")
+        return x_BLD, stats if split.kv is None else (stats, kv)

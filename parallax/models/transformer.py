@@ -17,6 +17,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.weights import weight
+from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 
@@ -54,10 +55,16 @@ class Transformer(nnx.Module):
         """
         seq_len = tokens_BL.shape[1]
         mine = split.residual_positions(seq_len)
-        x = jnp.take(self.tokens_VD[...], jnp.take(tokens_BL, mine, axis=1), axis=0)
+        positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
+        return self.look_up(jnp.take(tokens_BL, mine, axis=1), positions, split)
+
+    def look_up(
+        self, tokens_BL: Int[Array, "b l"], positions_BL: Int[Array, "#b l"], split: Split
+    ) -> Float[Array, "b l d"]:
+        """Rows of the tables for tokens at positions, both this device's: [B, L, D / lookup]."""
+        x = jnp.take(self.tokens_VD[...], tokens_BL, axis=0)
         if self.config.positions == "learned":
-            positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
-            x = x + jnp.take(self.positions_LD[...], positions, axis=0)
+            x = x + jnp.take(self.positions_LD[...], positions_BL, axis=0)
         x = x.astype(self.config.dtype)
         return split.declare(x, "act_batch", RESIDUAL_SEQ, "lookup")
 
@@ -84,25 +91,44 @@ class Transformer(nnx.Module):
         Weights wider than `config.dtype` (a training step's) are cast one layer at a time.
         """
         mine = split.positions(seq_len)
-        angles: Rotation | None = None
-        if self.config.positions == "rope":
-            positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
-            config = self.config
-            angles = rotation(positions, config.head_dim, config.rope_theta, config.dtype, split)
+        positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
         segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
-        graph, stacked = nnx.split(self.layers)
         ids = None if expert_ids_NBLk is None else jnp.take(expert_ids_NBLk, mine, axis=2)
+        return self.through_layers(x_BLD, positions, split, segments, ids)
+
+    def through_layers(
+        self,
+        x_BLD: Float[Array, "b l d"],
+        positions_BL: Int[Array, "#b l"],
+        split: Split,
+        segment_ids_BL: Int[Array, "b l"] | None = None,
+        expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
+        cache: CachedLayer | None = None,
+    ) -> tuple[Float[Array, "b l d"], Any]:
+        """As `blocks`, of tokens whose positions, segments and choices are this device's own.
+
+        Args:
+          cache: keys and values of these layers stacked, the rest the same for all: then x is one
+            new token of each sequence, [B, 1, D].
+        """
+        config = self.config
+        angles: Rotation | None = None
+        if config.positions == "rope":
+            angles = rotation(positions_BL, config.head_dim, config.rope_theta, config.dtype, split)
+        graph, stacked = nnx.split(self.layers)
+        kv = None if cache is None else (cache.keys, cache.values)
 
         def layer(x, of_layer):
-            state, expert_ids = of_layer
-            state = jax.tree.map(lambda w: w.astype(self.config.dtype), state)
-            return nnx.merge(graph, state)(x, angles, segments, split, expert_ids)
+            state, expert_ids, kv = of_layer
+            state = jax.tree.map(lambda w: w.astype(config.dtype), state)
+            own = None if cache is None else cache._replace(keys=kv[0], values=kv[1])
+            return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
 
         # One layer alone is recomputed as its microbatch is.
         if split.remat == "layer" and len(jax.tree.leaves(stacked)[0]) > 1:
             keep = jax.checkpoint_policies.save_only_these_names(KEPT)
             layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
-        return lax.scan(layer, x_BLD, (stacked, ids))
+        return lax.scan(layer, x_BLD, (stacked, expert_ids_NBLk, kv))
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Logits of this device's share of the vocabulary."""

@@ -77,6 +77,35 @@ class Work(NamedTuple):
         return 2.0 * self.scores * self.width
 
 
+@dataclass(frozen=True)
+class KvLayout:
+    """How one layer's cached keys and values are spread over devices, beside their heads.
+
+    Attributes:
+      seq_axes: mesh axes over which slots are dealt out.
+      batch_axes: of seq_axes, first ones: those that the sequences are split over outside of
+        attention, so that a device computes a share of the batch, and queries are gathered.
+      slice_axes: mesh axes that hold slices of every head's width: partial scores are summed.
+      spread_axes: mesh axes that hold slices outside of attention and slots of whole heads inside:
+        queries are gathered along their width, outputs scattered.
+    """
+
+    seq_axes: tuple[str, ...] = ()
+    batch_axes: tuple[str, ...] = ()
+    slice_axes: tuple[str, ...] = ()
+    spread_axes: tuple[str, ...] = ()
+
+    @property
+    def slot_axes(self) -> tuple[str, ...]:
+        """Mesh axes over which slots are dealt out, major first."""
+        return self.seq_axes + self.spread_axes
+
+    @property
+    def replicated_axes(self) -> tuple[str, ...]:
+        """Of seq_axes, those along which every device computes the same sequences."""
+        return self.seq_axes[len(self.batch_axes) :]
+
+
 class AttentionPart(Protocol):
     """What a strategy says about attention. Parts nest: most have an `inner` one."""
 
@@ -118,6 +147,10 @@ class AttentionPart(Protocol):
         Raises:
           ValueError: shapes that this part cannot split.
         """
+        ...
+
+    def kv_layout(self) -> KvLayout:
+        """How keys and values are cached for decoding."""
         ...
 
     def work(self, shape: AttentionShape, sizes: Sizes) -> Work:
@@ -176,6 +209,9 @@ class Local:
             q, k, v, axis_name=None, is_causal=is_causal, segment_ids=segment_ids,
             partial_over=partial_over,
         )  # fmt: skip
+
+    def kv_layout(self):
+        return KvLayout()
 
     def work(self, shape, sizes):
         pairs = score_elements(shape.seq_len, shape.seq_len, shape.is_causal)

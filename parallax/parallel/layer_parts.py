@@ -3,7 +3,7 @@
 A part runs four functions of a model on the local shards of one manual map:
   embed(inputs)     -> [b, L, D / lookup], this device's share of the width
   blocks(x, inputs) -> [b, L, D] through the layers this device holds, and a pytree of statistics
-  keep(x)           -> what the model's end needs of the last layer's result: [b, D] or [b, L, D]
+  keep(x, inputs)   -> what the model's end needs of the last layer's result: [b, D] or [b, L, D]
   finish(kept, inputs) -> a pytree of results (logits, or sums of losses)
 Inputs are a pytree whose leaves have the batch first.
 Shapes: B sequences on this device, M microbatches, b = B / M, S stages.
@@ -28,7 +28,7 @@ class StackFunctions(NamedTuple):
 
     embed: Callable[[Any], jax.Array]
     blocks: Callable[[jax.Array, Any], tuple[jax.Array, Any]]
-    keep: Callable[[jax.Array], jax.Array]
+    keep: Callable[[jax.Array, Any], jax.Array]
     finish: Callable[[jax.Array, Any], Any]
 
 
@@ -87,7 +87,7 @@ class Scan:
         def one(_, microbatch):
             x = split.widen(functions.embed(microbatch))
             y, statistics = functions.blocks(x, microbatch)
-            return None, (functions.finish(functions.keep(y), microbatch), statistics)
+            return None, (functions.finish(functions.keep(y, microbatch), microbatch), statistics)
 
         return lax.scan(_remember(one, split), None, _cut(inputs, microbatches))[1]
 
@@ -196,7 +196,7 @@ class Pipeline:
                 arriving, share = send(share), None
             elif split.remat != "none":
                 arriving, share = lax.optimization_barrier((arriving, share))
-            kept = functions.keep(y)
+            kept = functions.keep(y, microbatch)
             kept = split.narrow(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
             last = split.widen(lax.psum(kept, self.axis))
             result = functions.finish(last, at(number - lag * (stages - 1)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from parallax.bounds import transfer
-from parallax.parallel.attention_part import size_over
+from parallax.parallel.attention_part import KvLayout, size_over
 from parallax.parallel.order import Order, check_order, local_positions
 from parallax.parallel.pairs import scores_of_pairs
 from parallax.parallel.ring_attention import ring_attention
@@ -54,6 +54,9 @@ class Ring:
             q, k, v, axis_name=self.seq_axes, is_causal=is_causal, segment_ids=segment_ids,
             order=self.order, partial_over=partial_over,
         )  # fmt: skip
+
+    def kv_layout(self):
+        return KvLayout(self.seq_axes)
 
     def work(self, shape, sizes):
         size = size_over(sizes, self.seq_axes)

@@ -5,6 +5,7 @@ code runs unsplit (`UNSPLIT`), where every answer is "over nothing".
 Shapes: B batch, L tokens, D model width, H heads, G key/value heads, K head_dim.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parallax.parallel.attention_parts import AttentionPart, Local
+from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_attention
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import narrow, widen
@@ -36,6 +38,7 @@ class Split:
       remat: what a backward pass recomputes instead of keeping.
       platform: that the program is for: "gpu" has exchanges that "cpu" emulates.
       record_choices: layers return every token's chosen experts beside their statistics.
+      kv: how keys and values are cached: layers return them beside their statistics. None: not.
     """
 
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -46,6 +49,11 @@ class Split:
     remat: Remat = "none"
     platform: Platform = "cpu"
     record_choices: bool = False
+    kv: KvLayout | None = None
+
+    def replace(self, **changes) -> "Split":
+        """The same split with some fields changed."""
+        return dataclasses.replace(self, **changes)
 
     def over(self, *names: str) -> tuple[str, ...]:
         """Mesh axes that split these logical axes."""
@@ -154,6 +162,16 @@ class Split:
         mine = self.residual_positions(seq_len)[-1] == seq_len - 1
         return lax.psum(jnp.where(mine, last, jnp.zeros_like(last)), axes)
 
+    def token_at(self, x_BLD: jax.Array, positions_B: jax.Array, seq_len: int) -> jax.Array:
+        """[B, D] of one position of each sequence, on every device.
+
+        Cost: as of `last_token`.
+        """
+        mine = self.residual_positions(seq_len)[None, :, None] == positions_B[:, None, None]
+        found = jnp.where(mine, x_BLD, jnp.zeros_like(x_BLD)).sum(1)
+        axes = self.over("act_seq", "act_norm_seq")
+        return lax.psum(found, axes) if axes else found
+
     def match_kv_heads(self, kv: jax.Array, kv_heads: int, heads: int) -> jax.Array:
         """The key/value heads that this device's query heads read, [B, L, G', K].
 
@@ -176,6 +194,12 @@ class Split:
         """Attention of this device's query heads and tokens, [B, L, H, K]."""
         with jax.named_scope("attention_core"):
             return self.attention.attend(q, k, v, is_causal=is_causal, segment_ids=segment_ids)
+
+    def attend_cached(self, q, k, v, cache: CachedLayer):
+        """Attention of one new token of each sequence, and its keys and values for the cache."""
+        assert self.kv is not None
+        with jax.named_scope("attention_core"):
+            return cached_attention(q, k, v, cache, self.kv)
 
     def declare(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
         """Names an activation's dims, and checks that it differs only over what splits them.

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from jax import lax
 
 from parallax.bounds import transfer
-from parallax.parallel.attention_part import AttentionPart, AttentionShape, Local, size_over
+from parallax.parallel.attention_part import (
+    AttentionPart,
+    AttentionShape,
+    KvLayout,
+    Local,
+    size_over,
+)
 from parallax.parallel.head_exchange import TOKENS, from_heads, kv_heads_read, spread, to_heads
 from parallax.parallel.order import numpy_of
 
@@ -58,6 +64,9 @@ class Ulysses:
             q, k, v, is_causal=is_causal, segment_ids=segment_ids, partial_over=partial_over
         )
         return from_heads(out, self.axis, TOKENS)
+
+    def kv_layout(self):
+        return KvLayout(self.seq_axes)
 
     def work(self, shape, sizes):
         return self.inner.work(self._inner_shape(shape, sizes), sizes)

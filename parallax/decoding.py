@@ -1,0 +1,374 @@
+"""Decoding under a strategy: prompts into a cache, then one token of every sequence a step.
+
+Keys and values stay on the devices that computed them, or go where the strategy's attention part
+says, once, behind the prompt (`KvLayout`); new tokens' are dealt out over the same devices in turn.
+Shapes: B sequences, L tokens of the longest prompt, C slots, N layers, G key/value heads, K
+head_dim; M microbatches.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallax.models.block import attention_shape
+from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
+from parallax.parallel.cached_attention import CachedLayer, slots_of
+from parallax.parallel.experts import Platform
+from parallax.parallel.layer_parts import StackFunctions
+from parallax.parallel.split import Split
+from parallax.spmd import ShardedTransformer, abstract_transformer, mesh_entry, platform_of
+
+
+class KvCache(NamedTuple):
+    """Keys and values of all layers, and which slots hold them.
+
+    Attributes:
+      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages.
+      seen: [B, C] bool, slots that hold a token.
+      positions: [B] int32, of each sequence's next token.
+      steps: scalar int32, tokens decoded so far.
+    """
+
+    keys: Any
+    values: Any
+    seen: Any
+    positions: Any
+    steps: Any
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model that decodes under a strategy, for prompts of one (padded) length.
+
+    Attributes:
+      sharded: the model, with the prompts' workload: batch, tokens of the longest prompt (a
+        multiple of `prompt_multiple`), microbatches of the prefill.
+      new_tokens: slots for what is decoded; more steps than that lose keys, the caller counts.
+      microbatches: of a decoding step; None is as many as there are stages, or the next fewer that
+        divide a device's sequences.
+
+    Raises:
+      ValueError: a model that is not causal, sizes that do not divide.
+
+    A batch that the mesh axes of the sequence divide is dealt out over them while decoding, outside
+    of attention; otherwise every device of these axes computes all of its sequences.
+    """
+
+    sharded: ShardedTransformer
+    new_tokens: int
+    microbatches: int | None = None
+
+    def __post_init__(self):
+        config, workload, strategy = self.sharded.config, self.workload, self.sharded.strategy
+        where = f"Decoder with strategy '{strategy.name}'"
+        if not config.causal:
+            raise ValueError(
+                f"{where}: model '{config.name}' is not causal: it has no next token. Use "
+                "config.replace(causal=True)."
+            )
+        if workload.packed or workload.replayed:
+            raise ValueError(f"{where}: prompts are neither packed nor replayed; got {workload}.")
+        if self.new_tokens < 1:
+            raise ValueError(f"{where}: new_tokens must be at least 1, got {self.new_tokens}.")
+        table = strategy.rules.table("decode")
+        if table["act_seq"] or table["act_norm_seq"]:
+            raise ValueError(
+                f"{where}: one token cannot be split, but the rules map 'act_seq' or "
+                "'act_norm_seq' while decoding. Add decode=(('act_seq', None),) to the rules."
+            )
+        if workload.seq_len % prompt_multiple(strategy):
+            raise ValueError(
+                f"{where}: prompts of {workload.seq_len} tokens cannot be dealt out. Pad them to a "
+                f"multiple of {prompt_multiple(strategy)}."
+            )
+        if config.positions == "learned" and workload.seq_len + self.new_tokens > (
+            config.max_seq_len
+        ):
+            raise ValueError(
+                f"{where}: {workload.seq_len} + {self.new_tokens} tokens are more than model "
+                f"'{config.name}' has learned positions for, {config.max_seq_len}."
+            )
+        missing = [
+            a for a in strategy.experts.exchange_axes if a not in self.split.over("act_batch")
+        ]
+        if config.num_experts and missing:
+            raise ValueError(
+                f"{where}: experts are reached over mesh axes {tuple(missing)}, which must then "
+                f"split the sequences: {workload.batch} do not divide. Pad the batch to a multiple "
+                f"of {batch_multiple(strategy)}."
+            )
+        if self.rows < 1 or self.rows % self.step_microbatches:
+            raise ValueError(
+                f"{where}: {self.step_microbatches} microbatches do not divide the {self.rows} "
+                f"sequences that a device decodes. Use a divisor of {self.rows}."
+            )
+
+    @property
+    def workload(self):
+        """The prompts'."""
+        return self.sharded.workload
+
+    @functools.cached_property
+    def layout(self) -> KvLayout:
+        """How the cache is spread, this batch given."""
+        strategy = self.sharded.strategy
+        layout = strategy.attention.kv_layout()
+        rows, axes = self.workload.batch // strategy.split().count("act_batch"), ()
+        for axis in layout.seq_axes:
+            if rows % size_over(strategy.mesh_axes, (*axes, axis)):
+                break
+            axes = (*axes, axis)
+        return KvLayout(layout.seq_axes, axes, layout.slice_axes, layout.spread_axes)
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """What model code sees in a decoding step."""
+        return self._step_split("cpu")
+
+    def _step_split(self, platform: Platform) -> Split:
+        split = self.sharded.strategy.split("decode", platform=platform)
+        axes = dict(split.axes)
+        axes["act_batch"] = axes["act_batch"] + self.layout.batch_axes
+        return split.replace(axes=axes, kv=self.layout)
+
+    @property
+    def rows(self) -> int:
+        """Sequences a device computes in one step."""
+        return self.workload.batch // self.split.count("act_batch")
+
+    @functools.cached_property
+    def step_microbatches(self) -> int:
+        """M of a step."""
+        if self.microbatches is not None:
+            return self.microbatches
+        stages = self.split.count("layers")
+        return max(m for m in range(1, stages + 1) if self.rows % m == 0)
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """Slots a device has for one sequence: of the prompt, of new tokens."""
+        devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
+        return self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Sizes of one attention call of a step: sequences outside of attention, slots of all."""
+        slots = sum(self.slots) * size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
+        batch = self.rows // self.step_microbatches
+        return attention_shape(self.sharded.config, self.split, batch, slots, packed=False)
+
+    @property
+    def cache_specs(self) -> KvCache:
+        """PartitionSpecs."""
+        over, layout = self.sharded.strategy.split().over, self.layout
+        batch, slots = mesh_entry(over("act_batch")), mesh_entry(layout.slot_axes)
+        # A slice of every head stays where it is unless slots are dealt out instead.
+        width = tuple(a for a in over("head_dim") if a not in layout.spread_axes)
+        heads = mesh_entry(over("act_kv_heads"))
+        kv = PartitionSpec(mesh_entry(over("layers")), batch, heads, slots, mesh_entry(width))
+        return KvCache(
+            kv, kv, PartitionSpec(batch, slots), PartitionSpec(batch), PartitionSpec()
+        )  # fmt: skip
+
+    @property
+    def cache_shapes(self) -> KvCache:
+        """Shapes and dtypes, global."""
+        config, shape = self.sharded.config, self.attention_shape
+        layers = max(self.sharded.groups) * len(self.sharded.groups)
+        heads = shape.kv_heads * self.split.count("act_kv_heads")
+        batch, slots = self.workload.batch, shape.seq_len
+        kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, config.head_dim), config.dtype)
+        return KvCache(
+            kv, kv, jax.ShapeDtypeStruct((batch, slots), jnp.bool_),
+            jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
+        )  # fmt: skip
+
+    def abstract_cache(self, mesh) -> KvCache:
+        """Shapes with their shardings on `mesh`."""
+        return jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            self.cache_shapes, self.cache_specs,
+        )  # fmt: skip
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values a device holds (and reads in one step)."""
+        mesh = self.sharded.strategy.mesh.abstract()
+        return sum(
+            x.dtype.itemsize * math.prod(NamedSharding(mesh, spec).shard_shape(x.shape))
+            for x, spec in zip(self.cache_shapes[:2], self.cache_specs[:2], strict=True)
+        )
+
+    def weight_bytes(self) -> float:
+        """Bytes of weights a device reads in one step: its layers once a tick."""
+        strategy, sizes = self.sharded.strategy, self.sharded.shard_sizes()
+        ticks = strategy.layers.ticks(self.step_microbatches, self.split.count("layers"))
+        layers = sum(jax.tree.leaves(sizes["layers"]))
+        head = sum(jax.tree.leaves(sizes["unembed_DV"]))
+        return float((ticks * layers + head) * self.sharded.config.item_bytes)
+
+    def token_sharding(self, mesh) -> NamedSharding:
+        """Of a step's tokens [B]."""
+        return NamedSharding(mesh, self._token_spec)
+
+    @property
+    def _token_spec(self) -> PartitionSpec:
+        return PartitionSpec(mesh_entry(self.split.over("act_batch")))
+
+    def prefill(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
+        """(params, tokens [B, L], lengths [B]) -> the cache, logits [B, V] of each last token.
+
+        Prompts are padded behind; lengths (int32, at least 1) say how much of a row is prompt.
+        """
+        over = self.sharded.strategy.split().over
+        batch = mesh_entry(over("act_batch"))
+        return jax.shard_map(
+            functools.partial(self._prefill, platform=platform_of(mesh)), mesh=mesh,
+            in_specs=(self.sharded.specs, PartitionSpec(batch, None), PartitionSpec(batch)),
+            out_specs=(self.cache_specs, PartitionSpec(batch, mesh_entry(over("vocab")))),
+            check_vma=True,
+        )  # fmt: skip
+
+    def step(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
+        """(params, cache, tokens [B]) -> the cache with these tokens, logits [B, V] of the next.
+
+        Jit it with `donate_argnums=1`: the cache is changed in place.
+        Cost: `communication.decode_transfers`; reads `weight_bytes` and `kv_bytes`.
+        """
+        over = self.split.over
+        logits = PartitionSpec(mesh_entry(over("act_batch")), mesh_entry(over("vocab")))
+        return jax.shard_map(
+            functools.partial(self._step, platform=platform_of(mesh)), mesh=mesh,
+            in_specs=(self.sharded.specs, self.cache_specs, self._token_spec),
+            out_specs=(self.cache_specs, logits),
+            check_vma=True,
+        )  # fmt: skip
+
+    def _prefill(self, state, tokens, lengths, *, platform: Platform):
+        split = self.sharded.strategy.split(platform=platform).replace(kv=self.layout)
+        model = nnx.merge(abstract_transformer(self.sharded.config)[0], state)
+        seq_len = self.workload.seq_len
+        functions = StackFunctions(
+            embed=lambda inputs: model.embed(inputs[0], None, split),
+            blocks=lambda x, inputs: model.blocks(x, None, split, seq_len),
+            keep=lambda x, inputs: split.token_at(x, inputs[1] - 1, seq_len),
+            finish=lambda x, inputs: model.head(x, split),
+        )
+        layers = self.sharded.strategy.layers
+        logits, (_, kv) = layers.run(
+            functions, (tokens, lengths), self.workload.microbatches, split
+        )
+        keys, values = (self._prompt_slots(x) for x in kv)
+        seen = self._prompt_positions(split)[None] < lengths[:, None]
+        seen = jnp.pad(seen, ((0, 0), (0, self.slots[1])))
+        cache = KvCache(keys, values, seen, lengths, jnp.zeros((), jnp.int32))
+        return cache, logits.reshape(-1, logits.shape[-1])
+
+    def _prompt_slots(self, x_MNBLGK: jax.Array) -> jax.Array:
+        """Keys or values of the prompts as the cache holds them, with room for new tokens."""
+        x_NMBGLK = jnp.moveaxis(jnp.swapaxes(x_MNBLGK, 3, 4), 0, 1)
+        x_NBGLK = x_NMBGLK.reshape(x_NMBGLK.shape[0], -1, *x_NMBGLK.shape[3:])
+        if axes := self.layout.spread_axes:
+            x_NBGLK = lax.all_to_all(x_NBGLK, axes, split_axis=3, concat_axis=4, tiled=True)
+        return jnp.pad(x_NBGLK, ((0, 0), (0, 0), (0, 0), (0, self.slots[1]), (0, 0)))
+
+    def _prompt_positions(self, split: Split) -> jax.Array:
+        """Positions of the tokens in this device's slots."""
+        positions = split.positions(self.workload.seq_len)
+        if axes := self.layout.spread_axes:
+            mine = lax.axis_index(axes) * self.slots[0]
+            positions = lax.dynamic_slice_in_dim(positions, mine, self.slots[0])
+        return positions
+
+    def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
+        split, layout, count = self._step_split(platform), self.layout, self.step_microbatches
+        model = nnx.merge(abstract_transformer(self.sharded.config)[0], state)
+        devices = size_over(split.mesh_axes, layout.slot_axes)
+        index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0
+        keeps, slot = cache.steps % devices == index, self.slots[0] + cache.steps // devices
+        positions = cache.positions
+        if layout.batch_axes:
+            first = lax.axis_index(layout.batch_axes) * self.rows
+            positions = lax.dynamic_slice_in_dim(positions, first, self.rows)
+        rows = _Rows(size_over(split.mesh_axes, layout.batch_axes), count)
+        numbers = jnp.repeat(jnp.arange(count, dtype=jnp.int32), self.rows // count)
+
+        def blocks(x, inputs):
+            _, positions, numbers = inputs
+            own = CachedLayer(
+                rows.take(cache.keys, numbers[0], 1), rows.take(cache.values, numbers[0], 1),
+                rows.take(cache.seen, numbers[0], 0), keeps,
+            )  # fmt: skip
+            return model.through_layers(x, positions[:, None], split, cache=own)
+
+        functions = StackFunctions(
+            embed=lambda inputs: model.look_up(inputs[0][:, None], inputs[1][:, None], split),
+            blocks=blocks,
+            keep=lambda x, inputs: x[:, 0],
+            finish=lambda x, inputs: model.head(x, split),
+        )
+        logits, (_, kv) = self.sharded.strategy.layers.run(
+            functions, (tokens, positions, numbers), count, split
+        )
+
+        def put(whole, new, axis):
+            old = lax.dynamic_index_in_dim(whole, slot, axis, keepdims=False)
+            new = jnp.where(keeps, new, old)
+            return lax.dynamic_update_index_in_dim(whole, new, slot, axis)
+
+        keys, values = (rows.join(jnp.moveaxis(x, 0, 1), 1) for x in kv)
+        cache = KvCache(
+            put(cache.keys, keys, 3), put(cache.values, values, 3),
+            put(cache.seen, jnp.ones_like(cache.seen[:, 0]), 1), cache.positions + 1,
+            cache.steps + 1,
+        )  # fmt: skip
+        return cache, logits.reshape(-1, logits.shape[-1])
+
+
+class _Rows(NamedTuple):
+    """The cache's sequences, cut as microbatches meet them: `shares` of each gathered together.
+
+    Attributes:
+      shares: devices whose queries are gathered.
+      microbatches: of every device's share.
+    """
+
+    shares: int
+    microbatches: int
+
+    def take(self, x: jax.Array, number, axis: int) -> jax.Array:
+        """Sequences of one microbatch, all shares."""
+        if self.microbatches == 1:
+            return x
+        shape = x.shape
+        x = x.reshape(*shape[:axis], self.shares, self.microbatches, -1, *shape[axis + 1 :])
+        x = lax.dynamic_index_in_dim(x, number, axis + 1, keepdims=False)
+        return x.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+    def join(self, x: jax.Array, axis: int) -> jax.Array:
+        """Inverse: [.., M, shares x b, ..] with M at `axis`, to all sequences."""
+        shape = x.shape
+        x = x.reshape(*shape[: axis + 1], self.shares, -1, *shape[axis + 2 :])
+        return jnp.swapaxes(x, axis, axis + 1).reshape(*shape[:axis], -1, *shape[axis + 2 :])
+
+
+def prompt_multiple(strategy) -> int:
+    """What the padded length of prompts must be a multiple of."""
+    spread = strategy.attention.kv_layout().spread_axes
+    return strategy.split().count("act_seq", "act_norm_seq") * size_over(strategy.mesh_axes, spread)
+
+
+def batch_multiple(strategy) -> int:
+    """What the batch must be a multiple of: all that prefill splits, or exchanges experts over."""
+    split = strategy.split()
+    over = dict.fromkeys((*split.over("act_batch"), *strategy.experts.exchange_axes))
+    return size_over(strategy.mesh_axes, tuple(over))

@@ -1,0 +1,208 @@
+"""Attention of one new token to cached keys: the cache stays where it is, the query travels.
+
+Every device attends from all its sequences' queries to the slots it holds, and partial softmaxes
+are combined over the devices that hold other slots of the same sequences.
+Shapes: B sequences of the cache on this device, b of them (or all) outside of attention; H query
+heads, G key/value heads, R = H / G, C slots, K head_dim, V width of the values.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from parallax.bounds import Transfer, transfer
+from parallax.kernels.ring_attention.reference import accumulator_dtype
+from parallax.parallel.attention_part import AttentionShape, KvLayout, Sizes, size_over
+
+
+class CachedLayer(NamedTuple):
+    """What one layer's attention reads.
+
+    Attributes:
+      keys: [B, G, C, K] of this device's slots, at positions already.
+      values: [B, G, C, V].
+      seen: [B, C], which slots hold a token.
+      keeps: scalar bool, whether this device will keep the new token (one of those that share the
+        slots does).
+    """
+
+    keys: Float[Array, "b g c k"]
+    values: Float[Array, "b g c v"]
+    seen: Bool[Array, "b c"]
+    keeps: Bool[Array, ""]
+
+
+def cached_attention(
+    q: Float[Array, "b 1 h k"],
+    k: Float[Array, "b 1 g k"],
+    v: Float[Array, "b 1 g v"],
+    cache: CachedLayer,
+    layout: KvLayout,
+    *,
+    scale: float | None = None,
+) -> tuple[Float[Array, "b 1 h v"], tuple[jax.Array, jax.Array]]:
+    """Exact attention of one new token of every sequence. Call it inside `jax.shard_map`.
+
+    Args:
+      q, k, v: of the new token, [b, 1, H, K], [b, 1, G, K], [b, 1, G, V]; K and V are slices where
+        the layout says so.
+      cache: of this layer.
+      layout: how it is spread.
+      scale: of the scores; None is (whole) head_dim ** -0.5.
+
+    Returns:
+      [b, 1, H, V] in q's dtype, as q is laid out, and the new token's keys and values [B, G, K] and
+      [B, G, V] as the cache holds them, on every device that shares the slots.
+
+    Cost: `cached_transfers`; 2 B H (C + 1) (K + V) FLOPs; reads B G C (K + V) elements once.
+    Reference: partial softmaxes as in Milakov and Gimelshein, 2018; queries that travel instead of
+      keys as in Yang et al., "Context Parallelism for Scalable Million-Token Inference", 2024.
+    """
+    wide, dtype = accumulator_dtype(q.dtype), q.dtype
+    heads, kv_heads = q.shape[2], k.shape[2]
+    together = _gathered(jnp.concatenate([q, k, v], axis=2), layout)
+    q, k, v = jnp.split(together, (heads, heads + kv_heads), axis=2)
+    q_BGRK = q[:, 0].reshape(q.shape[0], kv_heads, -1, q.shape[-1])
+    k_BGK, v_BGV = k[:, 0], v[:, 0]
+
+    einsum = _accumulating(wide)
+    scores_BGRC = einsum("bgrk,bgck->bgrc", q_BGRK, cache.keys)
+    own_BGR = einsum("bgrk,bgk->bgr", q_BGRK, k_BGK)
+    scores_BGRC = jnp.concatenate([scores_BGRC, own_BGR[..., None]], axis=-1)
+    width = q.shape[-1]
+    if layout.slice_axes:
+        scores_BGRC = lax.psum(scores_BGRC, layout.slice_axes)
+        width *= lax.axis_size(layout.slice_axes)
+    keeps_B1 = jnp.broadcast_to(cache.keeps, (cache.seen.shape[0], 1))
+    seen = jnp.concatenate([cache.seen, keeps_B1], axis=1)[:, None, None]
+    scale = width**-0.5 if scale is None else scale
+    scores_BGRC = jnp.where(seen, scores_BGRC * jnp.asarray(scale, wide), -jnp.inf)
+
+    m_BGR = scores_BGRC.max(-1)
+    p_BGRC = jnp.exp(scores_BGRC - _finite(m_BGR)[..., None])
+    l_BGR = p_BGRC.sum(-1)
+    p_BGRC = p_BGRC.astype(dtype)
+    o_BGRV = einsum("bgrc,bgcv->bgrv", p_BGRC[..., :-1], cache.values)
+    o_BGRV = o_BGRV + einsum("bgr,bgv->bgrv", p_BGRC[..., -1], v_BGV)
+    partial = _Partial(o_BGRV, m_BGR, l_BGR)
+
+    partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
+    o_bGRV, l_bGR = _over_batch(partial, layout.batch_axes)
+    out = o_bGRV / l_bGR[..., None]
+    out = out.reshape(out.shape[0], 1, heads, -1).astype(dtype)
+    return out, (k_BGK, v_BGV)
+
+
+class _Partial(NamedTuple):
+    """A softmax over some slots: unnormalised outputs, the largest score, the sum."""
+
+    o: jax.Array
+    m: jax.Array
+    l: jax.Array
+
+
+def _accumulating(wide):
+    def einsum(spec, x, y):
+        return jnp.einsum(spec, x, y, preferred_element_type=wide)
+
+    return einsum
+
+
+def _finite(m):
+    """A device without a token of a sequence has m = -inf; 0 stands in: no inf - inf appears."""
+    return jnp.where(jnp.isneginf(m), 0, m)
+
+
+def _gathered(x_b1HK: jax.Array, layout: KvLayout) -> jax.Array:
+    """New queries, keys and values as the cache's devices need them."""
+    if layout.spread_axes:
+        x_b1HK = lax.all_gather(x_b1HK, layout.spread_axes, axis=3, tiled=True)
+    if layout.batch_axes:
+        x_b1HK = lax.all_gather(x_b1HK, layout.batch_axes, axis=0, tiled=True)
+    return x_b1HK
+
+
+def _weigh(partial: _Partial, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Outputs and sums as if m had been the largest score."""
+    weight = jnp.exp(partial.m - _finite(m))
+    return partial.o * weight[..., None], partial.l * weight
+
+
+def _over_replicated(partial: _Partial, axes: tuple[str, ...]) -> _Partial:
+    if not axes:
+        return partial
+    m = lax.pmax(partial.m, axes)
+    o, l = lax.psum(_weigh(partial, m), axes)
+    return _Partial(o, m, l)
+
+
+def _over_spread(partial: _Partial, axes: tuple[str, ...]) -> _Partial:
+    if not axes:
+        return partial
+    m = lax.pmax(partial.m, axes)
+    o, l = _weigh(partial, m)
+    o = lax.psum_scatter(o, axes, scatter_dimension=3, tiled=True)
+    return _Partial(o, m, lax.psum(l, axes))
+
+
+def _over_batch(partial: _Partial, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """(outputs, sums) of a device's own sequences, from all devices' partial softmaxes."""
+    if not axes:
+        return partial.o, partial.l
+    shards = lax.axis_size(axes)
+    packed = jnp.concatenate([partial.o, partial.m[..., None], partial.l[..., None]], axis=-1)
+    packed = packed.reshape(shards, -1, *packed.shape[1:])
+    packed = lax.all_to_all(packed, axes, split_axis=0, concat_axis=0, tiled=True)
+    partial = _Partial(packed[..., :-2], packed[..., -2], packed[..., -1])
+    o, l = _weigh(partial, partial.m.max(0, keepdims=True))
+    return o.sum(0), l.sum(0)
+
+
+def cached_transfers(
+    layout: KvLayout, shape: AttentionShape, sizes: Sizes, calls: int
+) -> tuple[Transfer, ...]:
+    """Closed form of what `calls` calls of `cached_attention` move.
+
+    Args:
+      layout: of the cache.
+      shape: of one call: `batch` sequences outside of attention, `seq_len` slots of one
+        sequence on all devices together, whole head_dim.
+      sizes: mesh axis -> size.
+      calls: how many.
+    """
+    found: list[Transfer] = []
+    wide, item = shape.accumulator_bytes, shape.item_bytes
+
+    def add(what: str, kind: str, axes: tuple[str, ...], elements: float, each: int):
+        size = size_over(sizes, axes)
+        if axes and size > 1:
+            found.append(transfer(what, kind, axes, size, elements * each, calls))
+
+    rows = shape.batch
+    slices = size_over(sizes, layout.slice_axes) * size_over(sizes, layout.spread_axes)
+    new = shape.heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.values)
+    inside = new / size_over(sizes, layout.slice_axes)
+    add("slices of queries, keys and values", "all-gather", layout.spread_axes,
+        rows * inside, item)  # fmt: skip
+    rows *= size_over(sizes, layout.batch_axes)
+    add("queries, keys and values of all sequences", "all-gather", layout.batch_axes,
+        rows * inside, item)  # fmt: skip
+    held = shape.seq_len // size_over(sizes, layout.slot_axes) + 1
+    add("scores of head slices", "all-reduce", layout.slice_axes, rows * shape.heads * held, wide)
+    values = shape.values / size_over(sizes, layout.slice_axes)
+    whole, sums = rows * shape.heads * values, 2 * rows * shape.heads
+    add("largest score and sum over slots", "all-reduce", layout.spread_axes, sums, wide)
+    add("partial outputs to slices", "reduce-scatter", layout.spread_axes, whole, wide)
+    out = rows * shape.heads * shape.values / slices
+    add("partial softmaxes", "all-reduce", layout.replicated_axes, out + sums, wide)
+    add("partial softmaxes of all sequences", "all-to-all", layout.batch_axes, out + sums, wide)
+    return tuple(found)
+
+
+def slots_of(tokens: int, devices: int) -> int:
+    """Slots a device needs for its share of so many tokens."""
+    return math.ceil(tokens / devices)
