@@ -33,8 +33,10 @@ LENSES = flags.DEFINE_list(
 PACKED = flags.DEFINE_bool("packed", False, "Pack several documents a sequence (segment ids).")
 SMALL = flags.DEFINE_bool("small", False, "Compile the small model that verify runs: seconds.")
 PHASE = flags.DEFINE_enum(
-    "phase", "prefill", ["prefill", "train"], "What is compiled and predicted: a forward pass to "
-    "last-position logits, or a training step of AdamW with float32 parameters.",
+    "phase", "prefill", ["prefill", "decode", "train"],
+    "What is compiled and predicted: a forward pass "
+    "to last-position logits, a new token of every sequence after prompts of seq_len tokens, or a "
+    "training step of AdamW with float32 parameters.",
 )  # fmt: skip
 REMAT = flags.DEFINE_enum(
     "remat", "microbatch", ["none", "microbatch", "layer"],

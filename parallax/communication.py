@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallax.bounds import Transfer, transfer
+from parallax.decoding import Decoder
 from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
+from parallax.parallel.cached_attention import cached_transfers
 from parallax.parallel.experts import TILES_SCOPE, ExpertShape, Platform
 from parallax.parallel.experts.chunks import chunk_tokens
 from parallax.parallel.split import Remat
@@ -79,6 +81,20 @@ def train_transfers(
     return tuple(walk.found)
 
 
+def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[Transfer, ...]:
+    """What one decoding step sends: a new token of every sequence.
+
+    Returns:
+      One Transfer a purpose, bytes leaving a device over the step. `minimum_bytes` leaves out what
+      pipeline bubbles and padded layers repeat.
+    """
+    sharded = decoder.sharded
+    walk = _Walk(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
+    walk.stack(passes=1)
+    walk.end(walk.b * sharded.config.d_model * walk.item, passes=1)
+    return tuple(walk.found)
+
+
 @dataclass(frozen=True)
 class ExpectedRouting:
     """What a program with experts does when every expert is chosen as often (tag: derived).
@@ -113,12 +129,15 @@ class ExpectedRouting:
 
 
 def expected_routing(
-    config: ModelConfig, strategy: Strategy, workload: Workload
+    config: ModelConfig, strategy: Strategy, workload: Workload, decoder: Decoder | None = None
 ) -> ExpectedRouting | None:
-    """What data decides in this program, under uniform routing; None without experts."""
+    """What data decides in this program, under uniform routing; None without experts.
+
+    With a `decoder` the program is its step, otherwise a forward pass or training step.
+    """
     if not config.num_experts:
         return None
-    walk = _Walk(config, strategy, workload, "gpu")
+    walk = _Walk(config, strategy, workload, "gpu", decoder)
     part: Any = strategy.experts
     sizes = strategy.mesh_axes
     trips: dict[str, float] = {TILES_SCOPE: part.tiles(walk.expert_shape, sizes)}
@@ -147,19 +166,22 @@ class _Walk:
     strategy: Strategy
     workload: Workload
     platform: Platform
+    decoder: Decoder | None = None  # whose step it is; None is a pass over whole sequences
     found: list[Transfer] = field(default_factory=list)
 
     def __post_init__(self):
-        self.split = self.strategy.split()
+        step = self.decoder
+        self.split = self.strategy.split() if step is None else step.split
+        self.seq_len = self.workload.seq_len if step is None else 1
         stages = self.split.count("layers")
-        self.useful = self.workload.microbatches
+        self.useful = self.workload.microbatches if step is None else step.step_microbatches
         self.ticks = self.strategy.layers.ticks(self.useful, stages)
         groups = self.strategy.layer_groups(self.config.num_layers)
         self.layers = max(groups)
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful
         self.item = self.config.item_bytes
         self.wide = 8 if self.config.dtype == "float64" else 4  # of softmaxes and losses
-        tokens = self.b * self.workload.seq_len // self.split.count("act_seq")
+        tokens = self.b * self.seq_len // self.split.count("act_seq")
         self.tokens, self.residual = tokens, tokens * self.config.d_model
         wire = self.split.reduce_dtype
         self.wire_item = self.item if wire is None else ITEM_BYTES[wire]
@@ -248,7 +270,11 @@ class _Walk:
             heads = attention.heads + config.num_kv_heads // split.count("kv_heads")
             self.add("sums of squares of queries and keys", "all-reduce", self.over("head_dim"),
                      self.tokens * heads * self.wide, passes, a_layer=True)  # fmt: skip
-        found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
+        if self.decoder is None:
+            found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
+        else:
+            shape = self.decoder.attention_shape
+            found = cached_transfers(self.decoder.layout, shape, split.mesh_axes, calls)
         if config.num_experts:
             found += getattr(split.experts, closed_form)(
                 self.expert_shape, split.mesh_axes, calls, self.platform

@@ -68,8 +68,9 @@ def compare(
       lenses: some of verify, compile, predict, measure.
       packed: with segment ids, several documents a sequence.
       small: compile and predict the small model that verify runs, instead of the full size.
-      phase: what is compiled and predicted: "prefill", a forward pass to last-position logits, or
-        "train", a step of AdamW with float32 parameters.
+      phase: what is compiled and predicted: "prefill", a forward pass to last-position logits;
+        "decode", a new token of every sequence after prompts of seq_len tokens; or "train", a step
+        of AdamW with float32 parameters.
       remat: what a training step recomputes: "none", "microbatch" or "layer".
       text: a UTF-8 file for verify and measure.
       repeats: timed steps of measure.

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.block import attention_shape
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
-from parallax.parallel.cached_attention import CachedLayer, slots_of
+from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_of
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.split import Split
@@ -304,11 +304,13 @@ class Decoder:
 
         def blocks(x, inputs):
             _, positions, numbers = inputs
-            own = CachedLayer(
-                rows.take(cache.keys, numbers[0], 1), rows.take(cache.values, numbers[0], 1),
-                rows.take(cache.seen, numbers[0], 0), keeps,
-            )  # fmt: skip
-            return model.through_layers(x, positions[:, None], split, cache=own)
+            take = functools.partial(rows.take, number=numbers[0])
+
+            def of_layer(keys, values):
+                return CachedLayer(take(keys), take(values), take(cache.seen), keeps)
+
+            layers = CachedLayers(cache.keys, cache.values, of_layer)
+            return model.through_layers(x, positions[:, None], split, cache=layers)
 
         functions = StackFunctions(
             embed=lambda inputs: model.look_up(inputs[0][:, None], inputs[1][:, None], split),
@@ -325,7 +327,7 @@ class Decoder:
             new = jnp.where(keeps, new, old)
             return lax.dynamic_update_index_in_dim(whole, new, slot, axis)
 
-        keys, values = (rows.join(jnp.moveaxis(x, 0, 1), 1) for x in kv)
+        keys, values = (rows.join(x) for x in kv)
         cache = KvCache(
             put(cache.keys, keys, 3), put(cache.values, values, 3),
             put(cache.seen, jnp.ones_like(cache.seen[:, 0]), 1), cache.positions + 1,
@@ -345,20 +347,19 @@ class _Rows(NamedTuple):
     shares: int
     microbatches: int
 
-    def take(self, x: jax.Array, number, axis: int) -> jax.Array:
-        """Sequences of one microbatch, all shares."""
+    def take(self, x: jax.Array, number) -> jax.Array:
+        """Of all sequences [B, ...], one microbatch's of all shares."""
         if self.microbatches == 1:
             return x
-        shape = x.shape
-        x = x.reshape(*shape[:axis], self.shares, self.microbatches, -1, *shape[axis + 1 :])
-        x = lax.dynamic_index_in_dim(x, number, axis + 1, keepdims=False)
-        return x.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+        x = x.reshape(self.shares, self.microbatches, -1, *x.shape[1:])
+        x = lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+        return x.reshape(-1, *x.shape[2:])
 
-    def join(self, x: jax.Array, axis: int) -> jax.Array:
-        """Inverse: [.., M, shares x b, ..] with M at `axis`, to all sequences."""
-        shape = x.shape
-        x = x.reshape(*shape[: axis + 1], self.shares, -1, *shape[axis + 2 :])
-        return jnp.swapaxes(x, axis, axis + 1).reshape(*shape[:axis], -1, *shape[axis + 2 :])
+    def join(self, x: jax.Array) -> jax.Array:
+        """Of microbatches and layers [M, N, b, ...], all sequences of each layer [N, B, ...]."""
+        microbatches, layers, _, *rest = x.shape
+        x = x.reshape(microbatches, layers, self.shares, -1, *rest)
+        return jnp.moveaxis(x, 0, 2).reshape(layers, -1, *rest)
 
 
 def prompt_multiple(strategy) -> int:

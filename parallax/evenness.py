@@ -7,15 +7,19 @@ from parallax.results import Evenness
 from parallax.spmd import ShardedTransformer
 
 
-def evenness(sharded: ShardedTransformer) -> Evenness:
-    """Closed forms of a model under a strategy, for one workload."""
-    strategy, workload = sharded.strategy, sharded.workload
-    stages = strategy.split().count("layers")
-    ticks = strategy.layers.ticks(workload.microbatches, stages)
+def evenness(sharded: ShardedTransformer, microbatches: int) -> Evenness:
+    """Closed forms of a model under a strategy.
+
+    Args:
+      sharded: the model.
+      microbatches: of the program that is meant.
+    """
+    strategy = sharded.strategy
+    ticks = strategy.layers.ticks(microbatches, strategy.split().count("layers"))
     on_device = sum(jax.tree.leaves(sharded.shard_sizes()))
     groups = sharded.groups
     return Evenness(
         replication=on_device * strategy.mesh.size / sharded.config.num_params,
-        bubble=ticks / workload.microbatches - 1,
+        bubble=ticks / microbatches - 1,
         padded_share=padded_layers(groups) / (len(groups) * max(groups)),
     )

@@ -108,7 +108,7 @@ def make_plan(request: dict[str, Any]) -> Plan:
         for strategy, workload in small_cases:
             ShardedTransformer(small_config, strategy, workload)
         read_text(request["text"], 1)
-    for name, choices in (("phase", ("prefill", "train")), ("remat", get_args(Remat))):
+    for name, choices in (("phase", get_args(Phase)), ("remat", get_args(Remat))):
         if request[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {request[name]!r}.")
     if request["repeats"] < 1:

@@ -1,17 +1,21 @@
 """Program: a model under a strategy, seen through the lenses."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from parallax.communication import (
+    decode_transfers,
     expected_routing,
     forward_transfers,
     kv_cache_bytes,
     train_transfers,
 )
+from parallax.decoding import Decoder
 from parallax.evenness import evenness
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
@@ -133,8 +137,9 @@ class Program:
         Args:
           cluster_name: as `parallax list clusters` has them.
           batch, seq_len, microbatches, packed: the workload.
-          phase: "prefill" (one forward pass to last-position logits) or "train" (a step of AdamW
-            with float32 parameters).
+          phase: "prefill" (one forward pass to last-position logits), "decode" (a new token of
+            every sequence after prompts of seq_len tokens, microbatches being the strategy's), or
+            "train" (a step of AdamW with float32 parameters).
           remat: what a training step recomputes: "none", "microbatch" or "layer".
 
         Raises:
@@ -205,14 +210,18 @@ def compile_program(
     on_progress: Progress,
 ) -> Compilation:
     """Compiles one program in this process: what `Program.compile` runs in its child."""
-    if phase not in ("prefill", "train"):
-        raise ValueError(f"phase must be prefill or train; got {phase!r}.")
+    if phase not in get_args(Phase):
+        raise ValueError(f"phase must be one of {', '.join(get_args(Phase))}; got {phase!r}.")
     sharded = Program(model, strategy).sharded(workload)
     on_progress(f"{strategy.name} for {where.name}")
     known: dict[str, Any] = {}
+    decoder = None
     if isinstance(sharded, ShardedTransformer):
-        known = {"evenness": evenness(sharded), "compiler_options": strategy.compiler_options}
-        routing = expected_routing(model, strategy, workload)
+        decoder = Decoder(sharded, new_tokens=1) if phase == "decode" else None
+        microbatches = decoder.step_microbatches if decoder else workload.microbatches
+        known = {"evenness": evenness(sharded, microbatches)}
+        known |= {"compiler_options": strategy.compiler_options}
+        routing = expected_routing(model, strategy, workload, decoder)
         if routing is not None:
             known |= {"trips": routing.trips, "ragged_bytes": routing.ragged_bytes}
             known["said"] = (routing.note,)
@@ -237,6 +246,32 @@ def compile_program(
             on_progress=on_progress,
             **known,
         )
+    if phase == "decode":
+        if decoder is None:
+            raise NotImplementedError(
+                "compile: a foreign module has no KV cache that is known here. Write the decoding "
+                "step yourself and pass it to compile_for."
+            )
+        return compile_for(
+            where,
+            decoder.step,
+            lambda mesh: (
+                sharded.abstract_state(mesh), decoder.abstract_cache(mesh),
+                jax.ShapeDtypeStruct(
+                    (workload.batch,), jnp.int32, sharding=decoder.token_sharding(mesh)
+                ),
+            ),
+            strategy.mesh,
+            workload=replace(workload, microbatches=decoder.step_microbatches),
+            phase=phase,
+            donate=(1,),
+            partitioner=sharded.partitioner,
+            transfers=decode_transfers(decoder),
+            weight_bytes=decoder.weight_bytes(),
+            kv_cache_bytes=decoder.kv_bytes(),
+            on_progress=on_progress,
+            **known,
+        )  # fmt: skip
     if isinstance(sharded, ShardedTransformer):
         known |= {
             "transfers": forward_transfers(model, strategy, workload),

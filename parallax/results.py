@@ -1,5 +1,6 @@
 """What the lenses found, as frozen values. Every number has a tag: where it is from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -176,7 +177,9 @@ class TimelineEvent:
 class Compilation:
     """The compile lens: the real CUDA program of one strategy for a cluster.
 
-    `phase` is "prefill" (a forward pass to last-position logits) or "train" (a step).
+    `phase` is "prefill" (a forward pass to last-position logits), "decode" (a new token of every
+    sequence) or "train" (a step). `kv_cache_bytes` are held, and read, by a decoding step; a
+    prefill would keep them. `link_bytes`: what the busiest device puts on "nvlink" and "nic".
     `flop_imbalance` is the busiest device's FLOPs over the mean, 1 where no branch depends on data;
     `evenness` is None for a foreign program.
     """
@@ -200,6 +203,12 @@ class Compilation:
     phase: str = "prefill"
     flop_imbalance: float = 1.0
     evenness: Evenness | None = None
+    link_bytes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one call handles: a decoding step's are one of each sequence."""
+        return self.workload.batch if self.phase == "decode" else self.workload.tokens
 
     @property
     def ledger(self) -> Ledger:

@@ -1,14 +1,17 @@
 """Closed forms equal the traced program's collectives: forward, and a training step."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from parallax.bounds import totals
-from parallax.communication import forward_transfers, train_transfers
+from parallax.communication import decode_transfers, forward_transfers, train_transfers
+from parallax.decoding import Decoder, batch_multiple
 from parallax.hlo.compare import differing_totals
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import expert_parallel, layerwise, tensor_pipeline, two_level
+from parallax.workload import Workload
 from tests.strategies.cases import (
     EXPERTS,
     HYBRIDS,
@@ -44,6 +47,31 @@ def by_kind(transfers):
     for t in transfers:
         found[t.kind, t.axes] = found.get((t.kind, t.axes), 0.0) + t.wire_bytes
     return found
+
+
+def traced_step(decoder):
+    sharded = decoder.sharded
+    mesh = sharded.strategy.mesh.build(jax.devices()[: sharded.strategy.mesh.size])
+    tokens = jax.ShapeDtypeStruct(
+        (sharded.workload.batch,), jnp.int32, sharding=decoder.token_sharding(mesh)
+    )
+    arguments = sharded.abstract_state(mesh), decoder.abstract_cache(mesh), tokens
+    step = jax.jit(decoder.step(mesh))
+    return jaxpr_ledger(step.trace(*arguments).jaxpr, sharded.strategy.mesh_axes)
+
+
+@pytest.mark.parametrize("batch", [16, 1], ids=["batch over the sequence's devices", "one"])
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_steps_equal_their_closed_forms(name, batch):
+    config, strategy = CASES[name]
+    batch = max(batch, batch_multiple(strategy))
+    sharded = ShardedTransformer(config, strategy, Workload(batch, 80 + 16))
+    decoder = Decoder(sharded, new_tokens=20)
+    expected = decode_transfers(decoder, platform="cpu")
+    found = traced_step(decoder).by_kind_and_axes()
+    assert not differing_totals(by_kind(expected), found)
+    sent, minimum = totals(expected)
+    assert 0 <= minimum <= sent
 
 
 def traced(config, strategy, load, remat):

@@ -12,6 +12,7 @@ from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
 from parallax.lenses.child import Progress
+from parallax.lenses.links import all_link_bytes
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -53,9 +54,9 @@ def compile_for(
       shapes: called as shapes(mesh) -> arguments as ShapeDtypeStructs with shardings.
       mesh: mesh axes.
       workload: what one call runs, for the report.
-      phase: "prefill" or "train", for the report.
+      phase: "prefill", "decode" or "train", for the report.
       transfers: closed form to hold the ledger against; None if there is none.
-      kv_cache_bytes: of the run, a device, if it were kept.
+      kv_cache_bytes: of the run, a device: what a decoding step reads, a prefill could keep.
       weight_bytes: read from device memory in one call; None takes every parameter once.
       partitioner: in one line, who chose the collectives.
       donate: arguments whose memory the results may take.
@@ -137,6 +138,7 @@ def compile_for(
         notes=tuple(notes),
         flop_imbalance=flops.high / ((flops.low + flops.high) / 2) if flops.high else 1.0,
         evenness=evenness,
+        link_bytes=all_link_bytes(ledger, cluster),
     )
 
 

@@ -1,5 +1,7 @@
 """Which link a collective crosses, and the least time it can take there."""
 
+from collections.abc import Iterable
+
 from parallax.hlo.ledger import Collective
 from parallax.meshes.cluster import Cluster
 
@@ -35,6 +37,15 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     if inside > 1:
         out["nvlink"] = factor * (inside - 1) / inside
     return out
+
+
+def all_link_bytes(collectives: Iterable[Collective], cluster: Cluster) -> dict[str, float]:
+    """`link_bytes` of a whole program, every execution counted."""
+    total = {"nvlink": 0.0, "nic": 0.0}
+    for collective in collectives:
+        for link, size in link_bytes(collective, cluster).items():
+            total[link] += size * collective.count
+    return total
 
 
 def link_seconds(collective: Collective, cluster: Cluster) -> float:

@@ -1,6 +1,6 @@
 """The predict lens. For now a roofline: the program cannot be faster than its largest term."""
 
-from parallax.lenses.links import link_bytes, link_seconds
+from parallax.lenses.links import all_link_bytes, link_seconds
 from parallax.meshes.cluster import Cluster
 from parallax.results import Compilation, Figure, Prediction
 
@@ -13,13 +13,14 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Predicti
       cluster: whose rates are taken.
       dtype: of the matrix products.
     """
-    links = {"nvlink": 0.0, "nic": 0.0}
-    for collective in compilation.collectives:
-        for link, size in link_bytes(collective, cluster).items():
-            links[link] += size * collective.count
+    links = all_link_bytes(compilation.collectives, cluster)
+    from_hbm = {"weights from HBM": compilation.weight_bytes}
+    if compilation.phase == "decode":
+        both = compilation.weight_bytes + compilation.kv_cache_bytes
+        from_hbm = {"weights and KV cache from HBM": both}
     terms = {
         "compute": compilation.gemm_flops / cluster.gpu.peak_flops(dtype),
-        "weights from HBM": compilation.weight_bytes / cluster.gpu.hbm_bytes_per_s,
+        **{name: size / cluster.gpu.hbm_bytes_per_s for name, size in from_hbm.items()},
         "NVLink": links["nvlink"] / cluster.gpu.nvlink_bytes_per_s,
         "network": links["nic"] / cluster.nic_bytes_per_s,
     }
@@ -41,7 +42,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Predicti
         ),
         step_s=Figure(step, "s", "modelled", low=step, note=note),
         tokens_per_s=Figure(
-            compilation.workload.tokens / step, "tokens/s", "modelled",
-            high=compilation.workload.tokens / step, note=f"upper bound, set by {bound}",
+            compilation.tokens / step, "tokens/s", "modelled",
+            high=compilation.tokens / step, note=f"upper bound, set by {bound}",
         ),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.weights import weight
-from parallax.parallel.cached_attention import CachedLayer
+from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 
@@ -103,13 +103,12 @@ class Transformer(nnx.Module):
         split: Split,
         segment_ids_BL: Int[Array, "b l"] | None = None,
         expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
-        cache: CachedLayer | None = None,
+        cache: CachedLayers | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
         """As `blocks`, of tokens whose positions, segments and choices are this device's own.
 
         Args:
-          cache: keys and values of these layers stacked, the rest the same for all: then x is one
-            new token of each sequence, [B, 1, D].
+          cache: of these layers: then x is one new token of each sequence, [B, 1, D].
         """
         config = self.config
         angles: Rotation | None = None
@@ -121,7 +120,7 @@ class Transformer(nnx.Module):
         def layer(x, of_layer):
             state, expert_ids, kv = of_layer
             state = jax.tree.map(lambda w: w.astype(config.dtype), state)
-            own = None if cache is None else cache._replace(keys=kv[0], values=kv[1])
+            own = None if cache is None else cache.of_layer(*kv)
             return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
 
         # One layer alone is recomputed as its microbatch is.

@@ -7,11 +7,13 @@ heads, G key/value heads, R = H / G, C slots, K head_dim, V width of the values.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
 from parallax.bounds import Transfer, transfer
@@ -34,6 +36,20 @@ class CachedLayer(NamedTuple):
     values: Float[Array, "b g c v"]
     seen: Bool[Array, "b c"]
     keeps: Bool[Array, ""]
+
+
+class CachedLayers(NamedTuple):
+    """A stack of layers' cache.
+
+    Attributes:
+      keys, values: [N, ...], stacked.
+      of_layer: (one layer's keys, values) -> what its attention reads. Picking sequences there, and
+        not of all layers before, lets XLA read them where they lie.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    of_layer: Callable[[jax.Array, jax.Array], CachedLayer]
 
 
 def cached_attention(
@@ -69,10 +85,10 @@ def cached_attention(
     q_BGRK = q[:, 0].reshape(q.shape[0], kv_heads, -1, q.shape[-1])
     k_BGK, v_BGV = k[:, 0], v[:, 0]
 
-    einsum = _accumulating(wide)
-    scores_BGRC = einsum("bgrk,bgck->bgrc", q_BGRK, cache.keys)
-    own_BGR = einsum("bgrk,bgk->bgr", q_BGRK, k_BGK)
-    scores_BGRC = jnp.concatenate([scores_BGRC, own_BGR[..., None]], axis=-1)
+    keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in cache[:2])
+    scores_BGRC = jnp.concatenate(
+        [_scores(q_BGRK, keys, wide), _scores(q_BGRK, k_BGK[:, :, None], wide)], axis=-1
+    )
     width = q.shape[-1]
     if layout.slice_axes:
         scores_BGRC = lax.psum(scores_BGRC, layout.slice_axes)
@@ -86,8 +102,8 @@ def cached_attention(
     p_BGRC = jnp.exp(scores_BGRC - _finite(m_BGR)[..., None])
     l_BGR = p_BGRC.sum(-1)
     p_BGRC = p_BGRC.astype(dtype)
-    o_BGRV = einsum("bgrc,bgcv->bgrv", p_BGRC[..., :-1], cache.values)
-    o_BGRV = o_BGRV + einsum("bgr,bgv->bgrv", p_BGRC[..., -1], v_BGV)
+    o_BGRV = _outputs(p_BGRC[..., :-1], values, wide)
+    o_BGRV = o_BGRV + _outputs(p_BGRC[..., -1:], v_BGV[:, :, None], wide)
     partial = _Partial(o_BGRV, m_BGR, l_BGR)
 
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
@@ -105,11 +121,23 @@ class _Partial(NamedTuple):
     l: jax.Array
 
 
-def _accumulating(wide):
-    def einsum(spec, x, y):
-        return jnp.einsum(spec, x, y, preferred_element_type=wide)
+def _scores(q_BGRK, k_BGCK, wide):
+    """Q K^T, [B, G, R, C].
 
-    return einsum
+    With one query a key head XLA makes multiply and reduce of the product anyway, in an order for
+    which it first transposes the cache of all layers; so it is written as that.
+    """
+    if q_BGRK.shape[2] > 1:
+        return jnp.einsum("bgrk,bgck->bgrc", q_BGRK, k_BGCK, preferred_element_type=wide)
+    return (q_BGRK.astype(wide) * k_BGCK.astype(wide)).sum(-1)[:, :, None]
+
+
+def _outputs(p_BGRC, v_BGCV, wide):
+    """P V, [B, G, R, V]."""
+    if p_BGRC.shape[2] > 1:
+        return jnp.einsum("bgrc,bgcv->bgrv", p_BGRC, v_BGCV, preferred_element_type=wide)
+    p_BGC1 = jnp.swapaxes(p_BGRC, 2, 3).astype(wide)
+    return (p_BGC1 * v_BGCV.astype(wide)).sum(2)[:, :, None]
 
 
 def _finite(m):

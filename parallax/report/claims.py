@@ -1,5 +1,6 @@
 """A paper's figures beside this run's, in plain sentences."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from parallax.models.config import ModelConfig
@@ -41,12 +42,18 @@ def printed(claim: Claim) -> str:
     return value if claim.quantity == "TPS" else f"{claim.quantity} {value}"
 
 
-def is_the_papers_run(paper: Paper | None, config: ModelConfig, workload: Workload) -> bool:
-    """Whether this run has the paper's model, batch and length, so that figures compare."""
-    return paper is not None and (
-        config == paper.config
-        and (workload.batch, workload.seq_len) == (paper.workload.batch, paper.workload.seq_len)
-    )
+def other_than_the_papers(
+    paper: Paper,
+    config: ModelConfig,
+    workload: Workload,
+    results: Iterable[StrategyResult],
+) -> str:
+    """What keeps this run's figures from being compared with the paper's; "" if they compare."""
+    sizes = (paper.workload.batch, paper.workload.seq_len)
+    if config != paper.config or (workload.batch, workload.seq_len) != sizes:
+        return "this run is not the paper's size"
+    phases = {r.compilation.phase for r in results if r.compilation is not None} - {"prefill"}
+    return f"this run is {words.PHASES[phases.pop()]}" if phases else ""
 
 
 def claim_sentences(
@@ -57,7 +64,7 @@ def claim_sentences(
     results: tuple[StrategyResult, ...],
 ) -> tuple[ClaimSentence, ...]:
     """Every claim of a paper, throughput held against the modelled bound where this run has one."""
-    same = is_the_papers_run(paper, config, workload)
+    other = other_than_the_papers(paper, config, workload, results)
     by_name = {r.name: r for r in results}
     found = []
     for claim in paper.claims:
@@ -66,8 +73,8 @@ def claim_sentences(
             result = by_name.get(claim.strategy)
             if result is None:
                 finding = "; no result stands beside it: this strategy was not run"
-            elif not same:
-                finding = "; not compared: this run is not the paper's size"
+            elif other:
+                finding = f"; not compared: {other}"
             elif result.prediction is None:
                 finding = "; not compared: no modelled bound in this run"
             else:

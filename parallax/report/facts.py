@@ -137,6 +137,29 @@ def _usable(c: Compilation) -> Cell:
     return Cell(f"{words.in_bytes(usable).split()[0]} of {words.in_bytes(capacity)}")
 
 
+def _kv(c: Compilation, sign: str = "") -> Cell:
+    return Cell(f"{sign}{words.in_bytes(c.kv_cache_bytes)}")
+
+
+def _largest_batch(c: Compilation) -> Cell | None:
+    """Sequences whose cache would fit beside all the rest that this step holds."""
+    if c.phase != "decode":
+        return None
+    rest = c.memory.total_bytes - c.kv_cache_bytes
+    room = (c.memory.usable_bytes - rest) / (c.kv_cache_bytes / c.workload.batch)
+    return Cell(f"about {words.digits(max(0, int(room)))}")
+
+
+def _a_token(link: str) -> Callable[[Compilation], Cell | None]:
+    def cell(c: Compilation) -> Cell | None:
+        if c.phase != "decode" or not c.link_bytes:
+            return None
+        sent = c.link_bytes[link] / c.tokens
+        return Cell(words.in_bytes(sent) if sent else "none")
+
+    return cell
+
+
 _FIT = (
     ("fits a device", "compiled", _fits),
     ("memory a device", "compiled", lambda c: Cell(words.in_bytes(c.memory.total_bytes))),
@@ -146,8 +169,10 @@ _FIT = (
     ("copies of a weight", "derived",
      lambda c: Cell(words.times(c.evenness.replication)) if c.evenness else None),
     ("usable memory", "assumed", _usable),
+    ("of it KV cache", "derived", lambda c: _kv(c) if c.phase == "decode" else None),
+    ("largest batch, this length", "derived", lambda c: _largest_batch(c)),
     ("KV cache, if kept", "derived",
-     lambda c: Cell(f"+ {words.in_bytes(c.kv_cache_bytes)}") if c.kv_cache_bytes else None),
+     lambda c: _kv(c, "+ ") if c.kv_cache_bytes and c.phase != "decode" else None),
 )  # fmt: skip
 
 
@@ -174,6 +199,8 @@ _MOVE = (
     ("closed-form minimum", "derived", _minimum),
     ("compiled / derived", "compiled", _ratio),
     ("ledger = closed form", "compiled", _matches),
+    ("NVLink, a token", "compiled", _a_token("nvlink")),
+    ("network, a token", "compiled", _a_token("nic")),
 )
 
 
@@ -238,6 +265,10 @@ def _of_compiled(fact: Callable[[Compilation], Cell | None]) -> Callable:
     return lambda r: None if r.compilation is None else fact(r.compilation)
 
 
+def _read(size: float) -> Cell:
+    return Cell(words.in_bytes(size))
+
+
 def _bubble(c: Compilation) -> Cell | None:
     return Cell(words.percent(c.evenness.bubble)) if c.evenness else None
 
@@ -254,6 +285,10 @@ _SPEED = (
     ("busiest device / mean", "compiled",
      _of_compiled(lambda c: Cell(words.ratio(c.flop_imbalance)))),
     ("bubble", "derived", _of_compiled(_bubble)),
+    ("weights read a step", "derived",
+     _of_compiled(lambda c: _read(c.weight_bytes) if c.phase == "decode" else None)),
+    ("KV cache read a step", "derived",
+     _of_compiled(lambda c: _read(c.kv_cache_bytes) if c.phase == "decode" else None)),
     ("filled up with zeros", "derived", _of_compiled(_padded)),
     ("roofline step", "modelled", _bound_step),
     ("set by", "modelled", _bound_by),

@@ -6,7 +6,7 @@ from typing import Any
 
 from parallax.report import words
 from parallax.report.answers import QUESTIONS, answers
-from parallax.report.claims import claim_sentences, is_the_papers_run, tpot_reading
+from parallax.report.claims import claim_sentences, other_than_the_papers, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import fact_rows
 from parallax.report.ledger_rows import ledger_rows
@@ -19,6 +19,7 @@ from parallax.report.sentences import (
     failure_reasons,
     not_run,
     notes,
+    phase_of,
 )
 from parallax.report.sweep import HEADS, sweep_rows
 from parallax.report.sweep_plot import sweep_plots
@@ -55,7 +56,7 @@ def _render(template: str, report: Comparison) -> str:
 def _context(report: Comparison) -> dict[str, Any]:
     paper, results = report.paper, report.results
     run = (report.config, report.workload, report.cluster, results)
-    same = is_the_papers_run(paper, report.config, report.workload)
+    same = paper is not None and not other_than_the_papers(paper, *run[:2], results)
     return {
         "title": paper.title if paper else "Strategies compared",
         "paper": paper,
@@ -68,6 +69,7 @@ def _context(report: Comparison) -> dict[str, Any]:
         "sweep_plots": sweep_plots(report.sweep) if report.sweep else (),
         "model": describe_model(report.config),
         "workload": describe_workload(report.workload),
+        "phase": words.PHASES[phase_of(results)],
         "cluster": report.cluster,
         "questions": QUESTIONS,
         "answers": [(r, answers(r, paper, same, report.cluster)) for r in results],

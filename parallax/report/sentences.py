@@ -1,5 +1,7 @@
 """What has to be said in words: why a strategy fails, what is assumed, what was not run."""
 
+from collections.abc import Iterable
+
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.report import words
@@ -40,6 +42,11 @@ def describe_model(config: ModelConfig) -> str:
         f"{config.name}: {config.num_layers} layers, width {config.d_model:,}, {heads}, "
         f"MLP {config.d_ff:,}, {config.dtype}, {words.digits(config.num_params / 1e9)}B parameters"
     )
+
+
+def phase_of(results: Iterable[StrategyResult]) -> str:
+    """What was compiled; "prefill" if nothing was."""
+    return next((r.compilation.phase for r in results if r.compilation is not None), "prefill")
 
 
 def describe_workload(workload: Workload) -> str:

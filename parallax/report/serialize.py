@@ -251,10 +251,11 @@ def _compilation(c: Compilation) -> Json:
         }
         | {
             "usable": number(memory.usable_bytes, "B", "assumed"),
-            "kv_cache_if_kept": number(c.kv_cache_bytes, "B", "derived"),
+            "kv_cache": number(c.kv_cache_bytes, "B", "derived"),
         },
         "wire_bytes": number(c.wire_bytes, "B", "compiled"),
         "minimum_bytes": minimum,
+        "link_bytes": {link: number(n, "B", "compiled") for link, n in c.link_bytes.items()},
         "exposure": {
             "gemms_between_bytes": number(found.overlapped_bytes, "B", "compiled"),
             "nothing_between_bytes": number(found.idle_bytes, "B", "compiled"),

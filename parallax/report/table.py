@@ -21,6 +21,7 @@ from parallax.report.sentences import (
     failure_reasons,
     not_run,
     notes,
+    phase_of,
 )
 from parallax.report.sweep import sweep_table
 from parallax.report.validation import verdicts
@@ -45,7 +46,7 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
     rows = fact_rows(report.results, report.paper)
     for first in range(0, len(report.results), _COLUMNS_A_TABLE):
         yield _comparison(report.results, rows, slice(first, first + _COLUMNS_A_TABLE))
-    yield _legend()
+    yield _legend(phase_of(report.results))
     conditions = (describe_verification(report.results), describe_measurement(report.results))
     yield from _list("", conditions)
     for result in report.results:
@@ -75,7 +76,9 @@ def _head(report: Comparison) -> Iterator[RenderableType]:
     title = report.paper.title if report.paper else "Strategies compared"
     yield Text(title, style="bold")
     yield Text(describe_model(report.config), style="dim")
-    yield Text(f"{describe_workload(report.workload)}; cluster {report.cluster}", style="dim")
+    phase = phase_of(report.results)
+    said = "" if phase == "prefill" else f"{words.PHASES[phase]}; "
+    yield Text(f"{describe_workload(report.workload)}; {said}cluster {report.cluster}", style="dim")
     yield Text()
 
 
@@ -102,12 +105,12 @@ def _comparison(results: tuple[StrategyResult, ...], rows: tuple[Row, ...], part
     return table
 
 
-def _legend() -> Text:
+def _legend(phase: str) -> Text:
     lines = ["Tags: " + "; ".join(f"{tag}: {meaning}" for tag, meaning in TAGS.items()) + "."]
     lines.append(
-        "Bytes and FLOPs are of one device in one forward pass of the whole batch; between: FLOPs "
-        "of GEMMs that the program schedules between a transfer's start and its done, which does "
-        "not say that they hide it."
+        f"Bytes and FLOPs are of one device in {words.PHASES[phase]}; between: FLOPs of GEMMs that "
+        "the program schedules between a transfer's start and its done, which does not say that "
+        "they hide it."
     )
     return Text("\n".join(lines), style="dim")
 

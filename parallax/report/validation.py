@@ -11,7 +11,7 @@ from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.report import words
-from parallax.report.claims import is_the_papers_run
+from parallax.report.claims import other_than_the_papers
 from parallax.results import StrategyResult
 from parallax.workload import Workload
 
@@ -40,8 +40,9 @@ class _Run:
     results: tuple[StrategyResult, ...]
 
     @property
-    def is_the_papers(self) -> bool:
-        return is_the_papers_run(self.paper, self.config, self.workload)
+    def other(self) -> str:
+        """Why this run's figures are not compared with the paper's; "" if they are."""
+        return other_than_the_papers(self.paper, self.config, self.workload, self.results)
 
     def is_measured(self, result: StrategyResult) -> bool:
         """Timed on the paper's model and on the cluster's own GPUs; other times decide nothing."""
@@ -62,8 +63,8 @@ class _Run:
         for wanted in (name, self.paper.strategies[0]):
             if self.result(wanted) is None:
                 return f"{wanted} was not run"
-        if not self.is_the_papers:
-            return "this run is not the paper's size"
+        if self.other:
+            return self.other
         mine, base = self.result(name), self.result(self.paper.strategies[0])
         assert mine is not None
         assert base is not None

@@ -15,8 +15,15 @@ READINGS: dict[str, str] = {
 BOUNDS: dict[str, str] = {
     "compute": "compute",
     "weights from HBM": "reading weights from HBM",
+    "weights and KV cache from HBM": "reading weights and KV cache from HBM",
     "NVLink": "NVLink",
     "network": "the network",
+}
+
+PHASES: dict[str, str] = {
+    "prefill": "one forward pass of the whole batch",
+    "decode": "one decoding step, a new token of every sequence",
+    "train": "one training step",
 }
 
 LENSES = ("verify", "compile", "predict", "measure")

@@ -1,0 +1,79 @@
+"""Full-size decoding steps compiled with no GPU: bytes, memory, no copy of a cache."""
+
+import pytest
+
+from parallax.comparing import compile_all
+from parallax.lenses.child import run_in_child
+from parallax.lenses.environment import compile_environment
+from parallax.lenses.predicting import roofline
+from parallax.meshes.cluster import cluster
+from parallax.papers import paper
+from parallax.strategies import (
+    expert_parallel,
+    hybrid,
+    layerwise,
+    ring_sequence,
+    tensor_pipeline,
+    two_level,
+)
+from parallax.workload import Workload
+
+CLUSTER = cluster("h100_2x8")
+BATCH, LENGTH = 64, 10_000
+CASES = {
+    "tensor_pipeline": ("ring_sp", tensor_pipeline(8, 2)),
+    "ring_sequence": ("ring_sp", ring_sequence(16)),
+    "double_ring": ("ring_sp", ring_sequence(16, nodes=2)),
+    "ring x tensor": ("ring_sp", hybrid(ring_sequence(2), tensor_pipeline(8, 1))),
+    "two_level": ("two_level", two_level(4, 4)),
+    "scores": ("two_level", two_level(4, 4, reduction="scores")),
+    "layerwise": ("cache_layerwise", layerwise(16)),
+    "expert_parallel": ("cross_node_ep", expert_parallel(16)),
+    "experts of tensor_pipeline": ("cross_node_ep", tensor_pipeline(8, 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(aot):
+    """Compilations of all cases, made once in one child process."""
+    tasks = [
+        (paper(name).config, strategy, Workload(BATCH, LENGTH), CLUSTER, "decode", "none")
+        for name, strategy in CASES.values()
+    ]
+    found = run_in_child(compile_all, tasks, environment=compile_environment())
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_moves_what_its_closed_form_says_and_copies_no_cache(compiled, name):
+    c, config = compiled[name], paper(CASES[name][0]).config
+    assert c.differences == ()
+    assert c.memory.fits
+    row = 2 * config.num_kv_heads * config.head_dim * config.num_layers * config.item_bytes
+    whole = BATCH * LENGTH * row
+    # One new slot a device beside the prompts', and nothing twice.
+    assert whole / 16 < c.kv_cache_bytes <= whole / 16 * (1 + 32 / LENGTH)
+    # The cache is changed in place, read where it lies.
+    assert c.memory.alias_bytes >= c.kv_cache_bytes
+    weights = c.memory.parameter_bytes
+    assert c.memory.temp_bytes < 0.2 * c.kv_cache_bytes + 1.1 * weights
+
+
+def test_queries_travel_not_keys(compiled):
+    """A ring's step sends fewer bytes than one hop of a ring of its cache would."""
+    c = compiled["ring_sequence"]
+    assert c.wire_bytes < 0.01 * c.kv_cache_bytes
+    assert {k for k, _ in c.ledger.by_kind_and_axes()} == {"all-gather", "all-to-all"}
+
+
+def test_slots_of_whole_heads_move_less_than_scores(compiled):
+    spread, summed = compiled["two_level"].wire_bytes, compiled["scores"].wire_bytes
+    assert spread < 0.3 * summed
+
+
+def test_the_roofline_reads_weights_and_cache(compiled):
+    for c in compiled.values():
+        bound = roofline(c, CLUSTER, "float16")
+        read = c.weight_bytes + c.kv_cache_bytes
+        assert bound.step_s.value >= read / CLUSTER.gpu.hbm_bytes_per_s
+        assert bound.tokens_per_s.value == pytest.approx(BATCH / bound.step_s.value)
