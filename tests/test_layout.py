@@ -38,6 +38,7 @@ ROOMS = [
     {"report"},
     {"program", "foreign"},
     {"sweeping"},
+    {"engine"},
     {"plan"},
     {"comparing"},
     {"experiments"},

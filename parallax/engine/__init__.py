@@ -1,0 +1,1 @@
+"""Running what was verified: generate, train, checkpoints."""

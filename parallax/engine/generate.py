@@ -1,0 +1,279 @@
+"""Generating text under a strategy, on the devices at hand.
+
+Shapes: B sequences, L tokens of the longest prompt, V vocabulary.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from parallax.decoding import Decoder, batch_multiple, prompt_multiple
+from parallax.engine.latency import Latency
+from parallax.engine.sampling import Sampling, next_tokens
+from parallax.models.config import ModelConfig
+from parallax.spmd import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+OnToken = Callable[[int, int], None]
+# Prompts are padded to a multiple of this too, so that a second call of about the same length finds
+# its program compiled.
+_PADDING = 16
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What was generated for one prompt.
+
+    Attributes:
+      tokens: new ones, a stop token left out.
+      finished: "stop" at a stop token, "length" at max_new_tokens.
+    """
+
+    tokens: tuple[int, ...]
+    finished: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated, and how fast.
+
+    Attributes:
+      continuations: one a prompt, in order.
+      latency: times of the batch.
+      kv_bytes: of keys and values a device held.
+      notes: what was padded or placed otherwise than asked, in plain lines.
+    """
+
+    continuations: tuple[Continuation, ...]
+    latency: Latency
+    kv_bytes: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A model with its parameters, ready to generate under a strategy.
+
+    Attributes:
+      config: the model.
+      strategy: how it is split.
+      params: as `ShardedTransformer` lays them out on `mesh`.
+      mesh: real or virtual devices.
+    """
+
+    config: ModelConfig
+    strategy: Strategy
+    params: nnx.State
+    mesh: Any
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop_tokens: Sequence[int] = (),
+        cache_len: int | None = None,
+        on_token: OnToken = lambda prompt, token: None,
+    ) -> Generation:
+        """Continues every prompt.
+
+        Args:
+          prompts: token ids, of any lengths.
+          max_new_tokens: a sequence.
+          sampling: how tokens are chosen; None is greedy.
+          stop_tokens: ids that end a sequence; they are not part of the result.
+          cache_len: tokens a sequence may have, prompt and new ones; None is what this call needs.
+          on_token: called with (number of the prompt, token) as tokens come.
+
+        Returns:
+          One Continuation a prompt, times, and notes.
+
+        Raises:
+          ValueError: no prompt, an empty one, an id outside of the vocabulary, or more tokens than
+            the cache (or a table of learned positions) has room for.
+
+        Cost: the first call of a shape compiles; then one prefill, and a step a token.
+        """
+        sampling = sampling or Sampling()
+        _check(self.config, prompts, max_new_tokens, cache_len, stop_tokens)
+        batch, length, notes = self._padded(prompts)
+        if self.config.positions == "learned":
+            # Learned positions have no room for padding beyond their table.
+            longest = max(map(len, prompts))
+            _check_table(self.config, longest, length, max_new_tokens)
+        decoder = self._decoder(batch, length, max_new_tokens)
+        notes += _placed(decoder)
+        start = time.perf_counter()
+        prefill, step = self._programs(decoder, sampling)
+        compile_s = time.perf_counter() - start
+
+        tokens = np.zeros((batch, length), np.int32)
+        lengths = np.ones(batch, np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+            lengths[row] = len(prompt)
+        start = time.perf_counter()
+        cache, chosen = prefill(self.params, tokens, lengths)
+        times, stops = [], frozenset(stop_tokens)
+        new: list[list[int]] = [[] for _ in prompts]
+        finished: dict[int, Literal["stop", "length"]] = {}
+        for number in range(1, max_new_tokens + 1):
+            found = np.asarray(chosen)
+            times.append(time.perf_counter() - start)
+            if (
+                len(finished)
+                + sum(
+                    row not in finished and int(found[row]) in stops for row in range(len(prompts))
+                )
+                < len(prompts)
+                and number < max_new_tokens
+            ):
+                # On its way while these tokens are looked at.
+                cache, chosen = step(self.params, cache, chosen)
+            for row in range(len(prompts)):
+                if row in finished:
+                    continue
+                token = int(found[row])
+                if token in stops:
+                    finished[row] = "stop"
+                    continue
+                new[row].append(token)
+                on_token(row, token)
+                if number == max_new_tokens:
+                    finished[row] = "length"
+            if len(finished) == len(prompts):
+                break
+        latency = Latency(
+            prompt_tokens=sum(map(len, prompts)),
+            new_tokens=sum(map(len, new)),
+            ttft_s=times[0],
+            itl_s=tuple(b - a for a, b in zip(times, times[1:], strict=False)),
+            total_s=times[-1],
+            compile_s=compile_s,
+        )
+        continuations = tuple(
+            Continuation(tuple(tokens), finished[row]) for row, tokens in enumerate(new)
+        )
+        return Generation(continuations, latency, decoder.kv_bytes(), tuple(notes))
+
+    def _padded(self, prompts) -> tuple[int, int, list[str]]:
+        """Batch and prompt length that the strategy can split, and what to say of it."""
+        many, notes = batch_multiple(self.strategy), []
+        batch = -(-len(prompts) // many) * many
+        if batch != len(prompts):
+            notes.append(
+                f"{len(prompts)} prompt(s) run as a batch of {batch}: strategy "
+                f"'{self.strategy.name}' deals sequences out over {many} devices"
+            )
+        multiple = prompt_multiple(self.strategy)
+        if self.config.positions != "learned":
+            multiple = math.lcm(multiple, _PADDING)
+        return batch, -(-max(map(len, prompts)) // multiple) * multiple, notes
+
+    def _decoder(self, batch: int, length: int, new_tokens: int) -> Decoder:
+        local = batch // self.strategy.split().count("act_batch")
+        asked = getattr(self.strategy.layers, "microbatches", None) or local
+        stages = self.strategy.split().count("layers")
+        most = min(asked, local, max(1, stages))
+        count = next(m for m in range(most, 0, -1) if local % m == 0)
+        workload = Workload(batch, length, count)
+        return Decoder(ShardedTransformer(self.config, self.strategy, workload), new_tokens)
+
+    def _programs(self, decoder: Decoder, sampling: Sampling) -> tuple[Any, Any]:
+        """Compiled: (params, tokens [B, L], lengths [B]) -> (cache, [B]); and the step."""
+        return _programs(decoder, sampling, self.mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
+    tokens_sharding = decoder.token_sharding(mesh)
+    prefill, step = decoder.prefill(mesh), decoder.step(mesh)
+
+    def first(params, tokens, lengths):
+        cache, logits = prefill(params, tokens, lengths)
+        return cache, next_tokens(logits, sampling, 0)
+
+    def following(params, cache, tokens):
+        number = cache.steps + 1
+        cache, logits = step(params, cache, tokens)
+        return cache, next_tokens(logits, sampling, number)
+
+    cache = decoder.abstract_cache(mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, cache)
+    options: Any = decoder.sharded.strategy.compiler_options
+    if mesh.devices.flat[0].platform == "cpu":
+        options = None  # they are for GPUs
+    params = decoder.sharded.abstract_state(mesh)
+    workload = decoder.workload
+    prompts = jax.ShapeDtypeStruct((workload.batch, workload.seq_len), jnp.int32)
+    rows = jax.ShapeDtypeStruct((workload.batch,), jnp.int32)
+    made = jax.jit(first, out_shardings=(shardings, tokens_sharding))
+    made = made.lower(params, prompts, rows).compile(options)
+    decode = jax.jit(following, donate_argnums=1, out_shardings=(shardings, tokens_sharding))
+    rows = jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=tokens_sharding)
+    return made, decode.lower(params, cache, rows).compile(options)
+
+
+def _placed(decoder: Decoder) -> list[str]:
+    """What a reader would not guess of how this batch is spread."""
+    layout, batch = decoder.layout, decoder.workload.batch
+    if not layout.replicated_axes:
+        return []
+    axes = " x ".join(layout.replicated_axes)
+    size = math.prod(decoder.split.mesh_axes[a] for a in layout.replicated_axes)
+    return [
+        f"every device along '{axes}' ({size}) computes the same sequences while decoding, and "
+        f"attends to its own slots: {batch} sequences cannot be dealt out over it"
+    ]
+
+
+def _check(config, prompts, max_new_tokens, cache_len, stop_tokens) -> None:
+    if not prompts:
+        raise ValueError("generate: no prompt. Give at least one.")
+    if max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}.")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(
+                f"generate: prompt {number} is empty. Give at least one token, for example the "
+                "tokenizer's beginning-of-sequence token."
+            )
+        outside = [int(t) for t in prompt if not 0 <= int(t) < config.vocab_size]
+        if outside:
+            raise ValueError(
+                f"generate: prompt {number} has token {outside[0]}, model '{config.name}' knows 0 "
+                f"to {config.vocab_size - 1}. Encode it with the model's own tokenizer."
+            )
+        needed = len(prompt) + max_new_tokens
+        if cache_len is not None and needed > cache_len:
+            raise ValueError(
+                f"generate: prompt {number} has {len(prompt)} tokens and {max_new_tokens} new ones "
+                f"are asked for, but the cache has room for {cache_len}. Shorten the prompt, lower "
+                f"max_new_tokens, or use a cache_len of at least {needed}."
+            )
+    for token in stop_tokens:
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(
+                f"generate: stop token {token} is outside of the vocabulary, 0 to "
+                f"{config.vocab_size - 1}."
+            )
+
+
+def _check_table(config, longest: int, length: int, max_new_tokens: int) -> None:
+    if length + max_new_tokens > config.max_seq_len:
+        padded = f" (padded to {length})" if length != longest else ""
+        raise ValueError(
+            f"generate: the longest prompt has {longest} tokens{padded} and {max_new_tokens} new "
+            f"ones are asked for, but model '{config.name}' has learned positions for "
+            f"{config.max_seq_len}. Shorten the prompt or lower max_new_tokens."
+        )

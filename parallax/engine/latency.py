@@ -1,0 +1,58 @@
+"""Times of generated tokens as MLPerf Inference defines them: TTFT, TPOT, ITL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one batch (tag: measured), compilation left out.
+
+    Attributes:
+      prompt_tokens, new_tokens: of all sequences, padding left out.
+      ttft_s: time to first token: from the request to every sequence's first token.
+      itl_s: inter-token latencies: between one step's tokens and the next's.
+      total_s: from the request to the last token.
+      compile_s: what came before: compiling prefill and step.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    ttft_s: float
+    itl_s: tuple[float, ...]
+    total_s: float
+    compile_s: float
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token of the longest sequence, (latency - TTFT) / (tokens - 1); None for
+        one token."""
+        return mean(self.itl_s) if self.itl_s else None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens of all sequences over the whole time."""
+        return self.new_tokens / self.total_s
+
+    def lines(self) -> list[str]:
+        """In a few lines, for people."""
+        found = [
+            f"{self.new_tokens} new tokens after {self.prompt_tokens} of the prompts in "
+            f"{self.total_s:.3g} s: {self.tokens_per_s:.3g} tokens/s (measured)",
+            f"TTFT {1e3 * self.ttft_s:.3g} ms",
+        ]
+        if self.itl_s:
+            assert self.tpot_s is not None
+            slow = percentile(self.itl_s, 0.99)
+            found[1] += (
+                f", TPOT {1e3 * self.tpot_s:.3g} ms, ITL median {1e3 * median(self.itl_s):.3g} ms, "
+                f"p99 {1e3 * slow:.3g} ms (n = {len(self.itl_s)})"
+            )
+        return [*found, f"compiled before that in {self.compile_s:.3g} s"]
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that at least this share of them does not exceed."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,86 @@
+"""Which token comes next: greedy, or drawn with temperature, top-k and top-p.
+
+Shapes: B sequences, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from logits.
+
+    Attributes:
+      temperature: logits are divided by it; 0 takes the largest, the first of equals.
+      top_k: only so many of the largest; None is all.
+      top_p: of these, only the largest that together reach this probability; at least one.
+      seed: of the draws. A token depends on the seed, its sequence's number and its step alone, not
+        on how the model is split or what else is in the batch.
+
+    Raises:
+      ValueError: out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(
+                f"temperature must be 0 (greedy) or a positive number; got {self.temperature}."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        if not self.temperature and (self.top_k is not None or self.top_p is not None):
+            raise ValueError(
+                "top_k and top_p choose what is drawn from, but temperature is 0: nothing is drawn. "
+                "Set a temperature, for example 1."
+            )
+
+
+def next_tokens(
+    logits_BV: Float[Array, "b v"], sampling: Sampling, step: Int[Array, ""] | int
+) -> Int[Array, "b"]:
+    """Next token of each sequence, [B] int32.
+
+    Args:
+      logits_BV: of the last tokens, in any dtype.
+      sampling: how.
+      step: number of the new token, for the draw.
+
+    Cost: greedy reads the logits once; top_k and top_p sort them.
+    """
+    if not sampling.temperature:
+        return logits_BV.argmax(-1).astype(jnp.int32)
+    wide = jnp.promote_types(logits_BV.dtype, jnp.float32)
+    logits_BV = logits_BV.astype(wide) / jnp.asarray(sampling.temperature, wide)
+    if sampling.top_k is not None or sampling.top_p is not None:
+        logits_BV = _most_likely(logits_BV, sampling)
+    key = jax.random.fold_in(jax.random.key(sampling.seed), step)
+    rows = jnp.arange(logits_BV.shape[0], dtype=jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return jax.vmap(jax.random.categorical)(keys, logits_BV).astype(jnp.int32)
+
+
+def _most_likely(logits_BV, sampling: Sampling):
+    """The logits with -inf for what top_k and top_p leave out; of equals the first stay."""
+    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
+    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
+    rank_V = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)[None]
+    kept_BV = rank_V < (sampling.top_k or logits_BV.shape[-1])
+    if sampling.top_p is not None:
+        chances_BV = jax.nn.softmax(jnp.where(kept_BV, sorted_BV, -jnp.inf), axis=-1)
+        before_BV = jnp.cumsum(chances_BV, axis=-1) - chances_BV
+        kept_BV = kept_BV & (before_BV < sampling.top_p)
+    rows = jnp.arange(logits_BV.shape[0], dtype=jnp.int32)[:, None]
+    kept_BV = jnp.zeros(logits_BV.shape, bool).at[rows, order_BV].set(kept_BV)
+    return jnp.where(kept_BV, logits_BV, -jnp.inf)
