@@ -213,7 +213,7 @@ class Decoder:
         strategy, sizes = self.sharded.strategy, self.sharded.shard_sizes()
         ticks = strategy.layers.ticks(self.step_microbatches, self.split.count("layers"))
         layers = sum(jax.tree.leaves(sizes["layers"]))
-        head = sum(jax.tree.leaves(sizes["unembed_DV"]))
+        head = sum(jax.tree.leaves(self.sharded.untied.shard_sizes()["unembed_DV"]))
         return float((ticks * layers + head) * self.sharded.config.item_bytes)
 
     def token_sharding(self, mesh) -> NamedSharding:
@@ -231,12 +231,13 @@ class Decoder:
         """
         over = self.sharded.strategy.split().over
         batch = mesh_entry(over("act_batch"))
-        return jax.shard_map(
+        mapped = jax.shard_map(
             functools.partial(self._prefill, platform=platform_of(mesh)), mesh=mesh,
-            in_specs=(self.sharded.specs, PartitionSpec(batch, None), PartitionSpec(batch)),
+            in_specs=(self.sharded.untied.specs, PartitionSpec(batch, None), PartitionSpec(batch)),
             out_specs=(self.cache_specs, PartitionSpec(batch, mesh_entry(over("vocab")))),
             check_vma=True,
         )  # fmt: skip
+        return self._whole(mapped, mesh)
 
     def step(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
         """(params, cache, tokens [B]) -> the cache with these tokens, logits [B, V] of the next.
@@ -246,16 +247,26 @@ class Decoder:
         """
         over = self.split.over
         logits = PartitionSpec(mesh_entry(over("act_batch")), mesh_entry(over("vocab")))
-        return jax.shard_map(
+        mapped = jax.shard_map(
             functools.partial(self._step, platform=platform_of(mesh)), mesh=mesh,
-            in_specs=(self.sharded.specs, self.cache_specs, self._token_spec),
+            in_specs=(self.sharded.untied.specs, self.cache_specs, self._token_spec),
             out_specs=(self.cache_specs, logits),
             check_vma=True,
         )  # fmt: skip
+        return self._whole(mapped, mesh)
+
+    def _whole(self, mapped: Callable, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
+        """Around the map: parameters as it takes them, logits without columns that fill up."""
+
+        def run(params, *inputs):
+            cache, logits = mapped(self.sharded.untie(params, mesh), *inputs)
+            return cache, self.sharded.of_vocabulary(logits)
+
+        return run
 
     def _prefill(self, state, tokens, lengths, *, platform: Platform):
         split = self.sharded.strategy.split(platform=platform).replace(kv=self.layout)
-        model = nnx.merge(abstract_transformer(self.sharded.config)[0], state)
+        model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
         seq_len = self.workload.seq_len
         functions = StackFunctions(
             embed=lambda inputs: model.embed(inputs[0], None, split),
@@ -291,7 +302,7 @@ class Decoder:
 
     def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
         split, layout, count = self._step_split(platform), self.layout, self.step_microbatches
-        model = nnx.merge(abstract_transformer(self.sharded.config)[0], state)
+        model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
         devices = size_over(split.mesh_axes, layout.slot_axes)
         index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0
         keeps, slot = cache.steps % devices == index, self.slots[0] + cache.steps // devices

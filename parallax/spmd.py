@@ -4,6 +4,7 @@
 collectives of the jaxpr are those of the compiled program. Nothing is materialised until `init`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -43,6 +44,9 @@ _DIFFERENT_WORK = {
     "positions_LD": (*_TOKENS, "act_norm_seq", "layers"),
     "attention": (*_TOKENS, "heads", "head_dim"),
     "mlp": (*_TOKENS, "mlp", "expert"),
+    # Biases of what is summed over devices are added once, after the sum.
+    "out_bias_D": (*_TOKENS, "act_norm_seq"),
+    "down_bias_D": (*_TOKENS, "act_norm_seq"),
     "attention_norm": (*_TOKENS, "act_norm_seq"),
     "mlp_norm": (*_TOKENS, "act_norm_seq"),
     "final_norm": (*_TOKENS, "act_norm_seq"),
@@ -132,17 +136,45 @@ class ShardedTransformer:
         return param_specs(self.shapes, self.strategy)
 
     def place(self, state: nnx.State) -> nnx.State:
-        """A model's parameters as this strategy lays them out: shorter stages are filled up."""
-        return self._map_layers(state, functools.partial(pad_layers, groups=self.groups))
+        """A model's parameters as this strategy lays them out: shorter stages are filled up, and a
+        vocabulary that its devices do not divide."""
+        layers = functools.partial(pad_layers, groups=self.groups)
+        return _change(state, layers, lambda w: _fill_columns(w, self._columns))
 
     def unplace(self, state: nnx.State) -> nnx.State:
         """Inverse of `place`, also for gradients: the model's own parameters."""
-        return self._map_layers(state, functools.partial(unpad_layers, groups=self.groups))
+        layers = functools.partial(unpad_layers, groups=self.groups)
+        return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
 
-    def _map_layers(self, state: nnx.State, change: Callable) -> nnx.State:
-        return nnx.map_state(
-            lambda path, w: w.replace(change(w[...])) if path[0] == "layers" else w, state
+    @property
+    def _columns(self) -> int:
+        """Of the unembedding as it is laid out."""
+        shards = self.strategy.split().count("vocab")
+        return -(-self.config.vocab_size // shards) * shards
+
+    @functools.cached_property
+    def untied(self) -> "ShardedTransformer":
+        """The same with an unembedding of its own: what runs inside of the map."""
+        if not self.config.tie_embeddings:
+            return self
+        return dataclasses.replace(self, config=self.config.replace(tie_embeddings=False))
+
+    def untie(self, state: nnx.State, mesh) -> nnx.State:
+        """Parameters of `untied`. A table that is also the unembedding gets there as one.
+
+        Cost: of a tied model, what XLA makes of transposing the table from its shares of the width
+          to shares of the vocabulary; `jax.grad` brings both uses' gradients together.
+        """
+        if not self.config.tie_embeddings:
+            return state
+        table = state["tokens_VD"]
+        spec = self.untied.specs["unembed_DV"].get_value()
+        unembed = lax.with_sharding_constraint(
+            _fill_columns(table[...].T, self._columns), NamedSharding(mesh, spec)
         )
+        like = self.untied.shapes["unembed_DV"]
+        flat = [*nnx.to_flat_state(state), (("unembed_DV",), like.replace(unembed))]
+        return nnx.from_flat_state(flat)
 
     @property
     def partitioner(self) -> str:
@@ -197,7 +229,7 @@ class ShardedTransformer:
         mapped = self._map(mesh, body, self._logits_spec(outputs))
 
         def run(state, *inputs):
-            logits = mapped(state, *inputs)
+            logits = self.of_vocabulary(mapped(state, *inputs))
             return logits if outputs == "last" else self._natural(logits)
 
         return run
@@ -220,7 +252,7 @@ class ShardedTransformer:
 
         def run(state, *inputs):
             loss, logits, stats = mapped(state, *inputs)
-            return loss, (self._natural(logits), stats)
+            return loss, (self._natural(self.of_vocabulary(logits)), stats)
 
         return run
 
@@ -230,6 +262,10 @@ class ShardedTransformer:
         if outputs == "last":
             return PartitionSpec(batch, vocab)
         return PartitionSpec(batch, mesh_entry(table["act_seq"]), vocab)
+
+    def of_vocabulary(self, logits: jax.Array) -> jax.Array:
+        """Logits without the columns that fill up the vocabulary."""
+        return logits[..., : self.config.vocab_size]
 
     def _natural(self, logits: jax.Array) -> jax.Array:
         """Logits of all positions in the order of the tokens."""
@@ -248,7 +284,7 @@ class ShardedTransformer:
         )
         sizes = self.shard_sizes()
         layers = sum(jax.tree.leaves(sizes["layers"]))
-        head = sum(jax.tree.leaves(sizes["unembed_DV"]))
+        head = sum(jax.tree.leaves(self.untied.shard_sizes()["unembed_DV"]))
         return float((ticks * layers + head) * self.config.item_bytes)
 
     def shard_sizes(self) -> nnx.State:
@@ -280,14 +316,15 @@ class ShardedTransformer:
         return tuple(specs)
 
     def _map(self, mesh, body, out_specs):
-        return jax.shard_map(
-            body, mesh=mesh, in_specs=(self.specs, *self._input_specs), out_specs=out_specs,
+        mapped = jax.shard_map(
+            body, mesh=mesh, in_specs=(self.untied.specs, *self._input_specs), out_specs=out_specs,
             check_vma=True,
         )  # fmt: skip
+        return lambda state, *inputs: mapped(self.untie(state, mesh), *inputs)
 
     def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable):
         """Results of all microbatches and what this device's routers did, with a leading M each."""
-        graph = abstract_transformer(self.config)[0]
+        graph = abstract_transformer(self.untied.config)[0]
         model, seq_len = nnx.merge(graph, state), self.workload.seq_len
 
         def blocks(x, inputs):
@@ -424,6 +461,21 @@ class ShardedTransformer:
             )
 
 
+def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:
+    """Parameters with stacked layers and the unembedding changed."""
+
+    def change(path, w):
+        how = layers if path[0] == "layers" else columns if path[0] == "unembed_DV" else None
+        return w if how is None else w.replace(how(w[...]))
+
+    return nnx.map_state(change, state)
+
+
+def _fill_columns(w_DV: jax.Array, columns: int) -> jax.Array:
+    missing = columns - w_DV.shape[1]
+    return jnp.pad(w_DV, ((0, 0), (0, missing))) if missing else w_DV
+
+
 def _join(x: jax.Array) -> jax.Array:
     """Microbatches [M, b, ...] one after the other, [B, ...]."""
     return x.reshape(-1, *x.shape[2:])
@@ -437,7 +489,7 @@ def _axes(spec: PartitionSpec) -> tuple[str, ...]:
 
 
 def _work(path, split: Split) -> tuple[str, ...]:
-    name = path[1] if path[0] == "layers" else path[0]
+    name = next(name for name in reversed(path) if name in _DIFFERENT_WORK)
     return split.over(*_DIFFERENT_WORK[name])
 
 

@@ -12,7 +12,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.moe import Moe
 from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import Rotation, rotate
-from parallax.models.weights import weight
+from parallax.models.weights import bias, weight
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.split import RESIDUAL_SEQ, Split
@@ -30,6 +30,11 @@ class Attention(nnx.Module):
         self.v_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
         self.head_norm = HeadNorm(config) if config.qk_norm else None
         self.out_HKD = weight(rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype)
+        if config.bias:
+            self.q_bias_HK = bias((h, k), names[0][1:], config.dtype)
+            self.k_bias_GK = bias((g, k), names[1][1:], config.dtype)
+            self.v_bias_GK = bias((g, k), names[1][1:], config.dtype)
+            self.out_bias_D = bias((d,), ("embed",), config.dtype)
 
     def __call__(
         self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split,
@@ -40,6 +45,10 @@ class Attention(nnx.Module):
         q_BLHK = jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...])
         k_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.k_DGK[...])
         v_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.v_DGK[...])
+        if config.bias:
+            q_BLHK = q_BLHK + self.q_bias_HK[...][None, None]
+            k_BLGK = k_BLGK + self.k_bias_GK[...][None, None]
+            v_BLGK = v_BLGK + self.v_bias_GK[...][None, None]
         if self.head_norm is not None:
             q_BLHK, k_BLGK = self.head_norm(q_BLHK, k_BLGK, split)
         q_BLHK, k_BLGK = rotate(q_BLHK, angles), rotate(k_BLGK, angles)
@@ -57,6 +66,8 @@ class Attention(nnx.Module):
         y_BLD = split.contract(
             out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
         )
+        if config.bias:  # once, after the sum
+            y_BLD = y_BLD + self.out_bias_D[...][None, None]
         return y_BLD, kv
 
 
@@ -90,15 +101,27 @@ class Mlp(nnx.Module):
         self.gated = config.mlp == "gated"
         if self.gated:
             self.gate_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
+        self.has_bias = config.bias
+        if config.bias:
+            self.up_bias_F = bias((f,), ("mlp",), dtype)
+            self.down_bias_D = bias((d,), ("embed",), dtype)
+            if self.gated:
+                self.gate_bias_F = bias((f,), ("mlp",), dtype)
 
     def __call__(self, x_BLD, split: Split):
         h_BLF = jnp.einsum("bld,df->blf", x_BLD, self.up_DF[...])
+        if self.has_bias:
+            h_BLF = h_BLF + self.up_bias_F[...][None, None]
         if self.gated:
-            h_BLF = h_BLF * jax.nn.silu(jnp.einsum("bld,df->blf", x_BLD, self.gate_DF[...]))
+            gate_BLF = jnp.einsum("bld,df->blf", x_BLD, self.gate_DF[...])
+            if self.has_bias:
+                gate_BLF = gate_BLF + self.gate_bias_F[...][None, None]
+            h_BLF = h_BLF * jax.nn.silu(gate_BLF)
         else:
             h_BLF = jax.nn.gelu(h_BLF)
         split.declare(h_BLF, "act_batch", "act_seq", "act_mlp")
-        return split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
+        y_BLD = split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
+        return y_BLD + self.down_bias_D[...][None, None] if self.has_bias else y_BLD
 
 
 class Block(nnx.Module):

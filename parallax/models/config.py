@@ -14,6 +14,38 @@ BYTE_VOCAB = 256
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for longer texts than a model was first trained on.
+
+    Attributes:
+      kind: "linear" divides all frequencies by `factor`; "llama3" divides the slow ones, leaves the
+        fast ones, and goes from one to the other in between.
+      factor: at least 1.
+      low_freq_factor, high_freq_factor: of "llama3": turns a pair makes in original_max_seq_len
+        tokens, below and above which it counts as slow and fast.
+      original_max_seq_len: of "llama3", tokens.
+
+    Reference: Chen et al., "Extending Context Window via Position Interpolation", 2023 (linear);
+      Grattafiori et al., "The Llama 3 Herd of Models", 2024 (llama3).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"RopeScaling: kind must be linear or llama3; got {self.kind!r}.")
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                "RopeScaling: factor must be at least 1, and low_freq_factor between 0 and "
+                f"high_freq_factor; got {self}."
+            )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder or encoder transformer with grouped-query attention.
 
@@ -35,6 +67,9 @@ class ModelConfig:
       experts_per_token: MLPs a token passes (top-k).
       load_balance: weight of the routers' load-balancing loss (each layer's, added up).
       qk_norm: RMSNorm of every query and key head over head_dim, before positions.
+      bias: all matrices of attention and MLP add a bias; not beside experts.
+      tie_embeddings: the unembedding is the token table, transposed: one parameter.
+      rope_scaling: of positions="rope"; None leaves the frequencies as they are.
     """
 
     name: str
@@ -57,6 +92,9 @@ class ModelConfig:
     experts_per_token: int = 2
     load_balance: float = 0.01
     qk_norm: bool = False
+    bias: bool = False
+    tie_embeddings: bool = False
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -80,6 +118,15 @@ class ModelConfig:
                 f"ModelConfig '{self.name}': a token cannot pass {self.experts_per_token} of "
                 f"{self.num_experts} experts. Use experts_per_token of at most num_experts."
             )
+        if self.bias and self.num_experts:
+            raise ValueError(
+                f"ModelConfig '{self.name}': experts have no biases here. Use bias=False."
+            )
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError(
+                f"ModelConfig '{self.name}': rope_scaling needs positions='rope', got "
+                f"{self.positions!r}. Leave out one of them."
+            )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(
                 f"ModelConfig '{self.name}': RoPE rotates pairs, head_dim={self.head_dim} is odd. "
@@ -99,8 +146,11 @@ class ModelConfig:
         if self.num_experts:
             mlp = self.num_experts * (mlp + self.d_model)
         attention += 2 * self.head_dim if self.qk_norm else 0
+        if self.bias:
+            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.d_model
+            mlp += (2 if self.mlp == "gated" else 1) * self.d_ff + self.d_model
         norm = self.d_model * (2 if self.norm == "layernorm" else 1)
-        tables = 2 * self.vocab_size * self.d_model
+        tables = (1 if self.tie_embeddings else 2) * self.vocab_size * self.d_model
         if self.positions == "learned":
             tables += self.max_seq_len * self.d_model
         return self.num_layers * (attention + mlp + 2 * norm) + norm + tables

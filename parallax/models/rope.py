@@ -1,10 +1,13 @@
 """Positions: where a token stands, and rotary embeddings of it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from parallax.models.config import RopeScaling
 from parallax.parallel.split import UNSPLIT, Split
 
 
@@ -33,7 +36,12 @@ class Rotation(tuple[jax.Array, jax.Array]):
 
 
 def rotation(
-    positions: Int[Array, "b l"], head_dim: int, theta: float, dtype, split: Split = UNSPLIT
+    positions: Int[Array, "b l"],
+    head_dim: int,
+    theta: float,
+    dtype,
+    split: Split = UNSPLIT,
+    scaling: RopeScaling | None = None,
 ) -> Rotation:
     """Angles of rotary embeddings, for the pairs of `head_dim` that this device has.
 
@@ -43,6 +51,7 @@ def rotation(
       theta: base of the frequencies.
       dtype: of the activations; angles are float32 or wider.
       split: where it splits 'head_dim', a device has one slice's pairs.
+      scaling: of the frequencies.
 
     Raises:
       ValueError: slices that would cut a pair in two.
@@ -54,8 +63,20 @@ def rotation(
         pairs = pairs + lax.axis_index(axes) * len(pairs)
     exponents = pairs.astype(wide) * jnp.asarray(-2.0 / head_dim, wide)
     frequencies = jnp.asarray(theta, wide) ** exponents
+    if scaling is not None:
+        frequencies = _stretched(frequencies, scaling)
     angles = positions.astype(wide)[:, :, None, None] * frequencies[None, None, None]
     return Rotation((jnp.cos(angles), jnp.sin(angles)))
+
+
+def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    slow = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    turns = frequencies * (scaling.original_max_seq_len / (2 * math.pi))
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    share = jnp.clip((turns - scaling.low_freq_factor) / span, 0, 1)
+    return (1 - share) * slow + share * frequencies
 
 
 def rotate(x: Float[Array, "b l h k"], angles: Rotation | None) -> Float[Array, "b l h k"]:

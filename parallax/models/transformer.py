@@ -35,12 +35,15 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         d, v, dtype = config.d_model, config.vocab_size, config.dtype
-        self.tokens_VD = weight(rngs, (v, d), (None, "lookup"), 1, dtype)
+        # A table that is also the unembedding is drawn as that: logits of about unit size.
+        fan_in = d if config.tie_embeddings else 1
+        self.tokens_VD = weight(rngs, (v, d), (None, "lookup"), fan_in, dtype)
         if config.positions == "learned":
             self.positions_LD = weight(rngs, (config.max_seq_len, d), (None, "lookup"), 1, dtype)
         self.layers = _stack(config, rngs)
         self.final_norm = Norm(config)
-        self.unembed_DV = weight(rngs, (d, v), ("embed", "vocab"), d, dtype)
+        if not config.tie_embeddings:
+            self.unembed_DV = weight(rngs, (d, v), ("embed", "vocab"), d, dtype)
 
     def embed(
         self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None, split: Split
@@ -113,7 +116,10 @@ class Transformer(nnx.Module):
         config = self.config
         angles: Rotation | None = None
         if config.positions == "rope":
-            angles = rotation(positions_BL, config.head_dim, config.rope_theta, config.dtype, split)
+            angles = rotation(
+                positions_BL, config.head_dim, config.rope_theta, config.dtype, split,
+                config.rope_scaling,
+            )  # fmt: skip
         graph, stacked = nnx.split(self.layers)
         kv = None if cache is None else (cache.keys, cache.values)
 
@@ -132,8 +138,12 @@ class Transformer(nnx.Module):
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            unembed_DV = self.unembed_DV[...].astype(self.config.dtype)
-            return jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
+            tied = self.config.tie_embeddings
+            unembed_DV = (self.tokens_VD[...].T if tied else self.unembed_DV[...]).astype(
+                self.config.dtype
+            )
+            logits_BV = jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
+            return _mask_padding(logits_BV, self.config.vocab_size, split)
 
     def run(
         self,
@@ -152,6 +162,16 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b l v"]:
         """Logits of every position, [B, L, V], on one device."""
         return self.run(tokens_BL, segment_ids_BL)[0]
+
+
+def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Array:
+    """-inf where a vocabulary that its devices do not divide was filled up with columns of zeros."""
+    shards, local = split.count("vocab"), logits_BV.shape[-1]
+    if shards * local == vocab_size:
+        return logits_BV
+    first = lax.axis_index(split.over("vocab")) * local
+    column = (first + jnp.arange(local, dtype=jnp.int32)).reshape((1,) * (logits_BV.ndim - 1) + (-1,))
+    return jnp.where(column < vocab_size, logits_BV, -jnp.inf)
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -148,4 +148,4 @@ def test_grouped_queries_read_their_own_key_and_value_head():
         scores = jnp.where(jnp.tril(jnp.ones((1, 5, 5), bool)), scores, -jnp.inf)
         mixed = jax.nn.softmax(scores, axis=-1) @ v[:, head // 2]
         out = out + mixed @ attention.out_HKD[...][head]
-    np.testing.assert_allclose(attention(x, None, None, UNSPLIT), out, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(attention(x, None, None, UNSPLIT)[0], out, rtol=1e-11, atol=1e-13)
