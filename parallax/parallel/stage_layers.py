@@ -18,8 +18,7 @@ def pad_layers(x: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     """
     if len(set(groups)) <= 1:
         return x
-    rows = np.full(len(groups) * max(groups), -1)
-    rows[_places(groups)] = np.arange(sum(groups))
+    rows = layers_in_place(groups)
     real = jnp.asarray(rows >= 0).reshape(-1, *(1,) * (x.ndim - 1))
     taken = jnp.take(x, np.maximum(rows, 0), axis=0)
     return jnp.where(real, taken, jnp.zeros_like(taken))
@@ -28,6 +27,13 @@ def pad_layers(x: jax.Array, groups: tuple[int, ...]) -> jax.Array:
 def unpad_layers(x: jax.Array, groups: tuple[int, ...]) -> jax.Array:
     """Inverse of `pad_layers`: the layers of zeros are left out."""
     return x if len(set(groups)) <= 1 else jnp.take(x, _places(groups), axis=0)
+
+
+def layers_in_place(groups: tuple[int, ...]) -> np.ndarray:
+    """Which layer `pad_layers` puts in each row, [S * max(groups)]; -1 is one of zeros."""
+    rows = np.full(len(groups) * max(groups), -1)
+    rows[_places(groups)] = np.arange(sum(groups))
+    return rows
 
 
 def padded_layers(groups: tuple[int, ...]) -> int:

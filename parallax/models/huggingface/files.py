@@ -1,0 +1,139 @@
+"""The tensors of a folder's *.safetensors: names, shapes, and slices read one at a time."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parallax.models.huggingface.tensors import Index
+
+INDEX = "model.safetensors.index.json"
+HEAD = "lm_head."
+ONE = "model.safetensors"
+_MOST = 20  # names in a message
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """Where every tensor is.
+
+    Attributes:
+      folder: they are in.
+      file_of: name of a tensor -> its file.
+      shapes: name -> shape.
+      prefix: that every name begins with here and not in the files, but for the head's.
+    """
+
+    folder: Path
+    file_of: dict[str, Path]
+    shapes: dict[str, tuple[int, ...]]
+    prefix: str = ""
+
+    def prefixed(self, prefix: str) -> "TensorFiles":
+        """The same under longer names: files of a model without its head leave out their start."""
+
+        def long(names):
+            return {n if n.startswith(HEAD) else prefix + n: x for n, x in names.items()}
+
+        return TensorFiles(self.folder, long(self.file_of), long(self.shapes), prefix)
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """A slice of one tensor. The file is opened for it alone: what was read of it does not stay
+        in this process's memory.
+
+        Raises:
+          ValueError: the file cannot be read any more.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.file_of[name]
+        try:
+            with safe_open(path, framework="np") as file:
+                found = file.get_slice(name.removeprefix(self.prefix))
+                return found[index if len(index) > 1 else index[0]]
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: tensor {name} cannot be read: {error}.") from None
+
+
+def find_tensors(folder: str | Path) -> TensorFiles:
+    """Opens all files of a folder and checks their headers.
+
+    Raises:
+      ValueError: no file, a broken one, a name in two of them, or an index that does not agree.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    file_of: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _paths(folder):
+        try:
+            with safe_open(path, framework="np") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path}: not a whole safetensors file: {error}. Fetch it again."
+            ) from None
+        if twice := sorted(set(found) & set(shapes)):
+            raise ValueError(f"{path}: tensor {twice[0]} is also in {file_of[twice[0]].name}.")
+        file_of |= dict.fromkeys(found, path)
+        shapes |= found
+    return TensorFiles(folder, file_of, shapes)
+
+
+def _paths(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if any(Path(name).name != name for name in names):
+                raise ValueError("it names files outside of the folder")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index}: not an index of safetensors files: {error!r}.") from None
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{folder}: {INDEX} names {_some(missing)}, not there. Fetch the rest of the folder."
+            )
+        return [folder / name for name in names]
+    if (folder / ONE).is_file():
+        return [folder / ONE]
+    pickled = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
+    if pickled:
+        raise ValueError(
+            f"{folder}: no safetensors, only {pickled[0]}. Pickled weights can run code and are not "
+            "read; fetch or convert to safetensors."
+        )
+    raise ValueError(f"{folder}: neither {ONE} nor {INDEX}. Give a folder with weights.")
+
+
+def check_names(
+    files: TensorFiles, expected: dict[str, tuple[int, ...]], ignored: Iterable[str]
+) -> None:
+    """Raises ValueError that names all missing, unexpected and mis-shaped tensors."""
+    ignored = tuple(ignored)
+    missing = [name for name in expected if name not in files.shapes]
+    unexpected = [n for n in files.shapes if n not in expected and not n.endswith(ignored)]
+    shaped = [
+        f"{name} {list(files.shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if files.shapes.get(name, shape) != shape
+    ]
+    said = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected),
+                            ("of another shape", shaped))
+        if names
+    ]  # fmt: skip
+    if said:
+        raise ValueError(
+            f"{files.folder}: tensors do not match config.json. {'; '.join(said)}. Use the "
+            "config.json that belongs to these weights."
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _MOST
+    return ", ".join(names[:_MOST]) + (f" and {rest} more" if rest > 0 else "")

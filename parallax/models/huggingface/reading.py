@@ -1,0 +1,118 @@
+"""Loading a folder's weights onto devices, each one its own shards."""
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from parallax.models.config import ModelConfig
+from parallax.models.huggingface.families import IGNORED, pieces_of, sizes_of
+from parallax.models.huggingface.files import TensorFiles, check_names, find_tensors
+from parallax.models.huggingface.tensors import Index, Piece, shapes_of
+from parallax.parallel.stage_layers import layers_in_place
+
+
+class Placed(Protocol):
+    """A model as a strategy lays it out: a `ShardedTransformer`."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def shapes(self) -> nnx.State: ...
+    @property
+    def specs(self) -> nnx.State: ...
+    @property
+    def groups(self) -> tuple[int, ...]: ...
+
+
+def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
+    """A folder's weights as parameters under a strategy.
+
+    Args:
+      folder: with *.safetensors that belong to `model.config` (`read_config`).
+      model: a `ShardedTransformer`; weights are cast to its config's dtype.
+      mesh: real or virtual devices.
+
+    Returns:
+      Parameters with the strategy's shardings.
+
+    Raises:
+      ValueError: tensors missing, unexpected or of another shape, a broken file.
+
+    Cost: a device's shards are read from the files once for all devices that hold the same. Beside
+      what is on devices, the host holds one shard of one parameter at a time.
+    """
+    config = model.config
+    pieces = pieces_of(config)
+    files = _with_prefix(find_tensors(folder), pieces)
+    check_names(files, shapes_of(pieces, sizes_of(config)), IGNORED)
+    by_leaf: dict[tuple[str, ...], dict[tuple[int, ...], Piece]] = {}
+    for piece in pieces:
+        by_leaf.setdefault(piece.leaf, {})[piece.at] = piece
+    rows = layers_in_place(model.groups)
+
+    def leaf(path, shape):
+        spec = specs[path].get_value()
+        read = _Shards(files, by_leaf[path], sizes_of(config), rows, path[0] == "layers")
+        return shape.replace(_on_devices(shape.get_value(), NamedSharding(mesh, spec), read))
+
+    specs = dict(nnx.to_flat_state(model.specs))
+    return nnx.from_flat_state([(path, leaf(path, x)) for path, x in nnx.to_flat_state(model.shapes)])
+
+
+def _on_devices(like: Any, sharding: NamedSharding, read: "_Shards") -> jax.Array:
+    """One parameter, shard after shard."""
+    holders: dict[Index, list] = {}
+    for device, index in sharding.addressable_devices_indices_map(like.shape).items():
+        assert index is not None
+        whole = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, like.shape, strict=True))
+        holders.setdefault(whole, []).append(device)
+    arrays = []
+    for index, devices in holders.items():
+        shard = read.shard(index, like.dtype)
+        arrays += [jax.device_put(shard, device) for device in devices]
+        jax.block_until_ready(arrays)
+    return jax.make_array_from_single_device_arrays(like.shape, sharding, arrays)
+
+
+class _Shards:
+    """Reads slices of one of our parameters."""
+
+    def __init__(self, files: TensorFiles, pieces: dict, sizes: dict, rows: np.ndarray, stacked):
+        self.files, self.pieces, self.sizes, self.rows = files, pieces, sizes, rows
+        self.stacked = stacked
+
+    def shard(self, index: Index, dtype) -> np.ndarray:
+        """The slice; zeros where layers or columns fill up."""
+        out = np.zeros([s.stop - s.start for s in index], dtype)
+        leading = len(next(iter(self.pieces)))
+        for at in np.ndindex(*out.shape[:leading]):
+            wanted = [int(i) + s.start for i, s in zip(at, index, strict=False)]
+            if self.stacked:
+                wanted[0] = int(self.rows[wanted[0]])
+                if wanted[0] < 0:
+                    continue
+            self._fill(out[at], self.pieces[tuple(wanted)], index[leading:])
+        return out
+
+    def _fill(self, out: np.ndarray, piece: Piece, index: Index) -> None:
+        layout = piece.layout
+        real = [self.sizes[d] for d in layout.ours]
+        index = tuple(
+            slice(min(s.start, n), min(s.stop, n)) for s, n in zip(index, real, strict=True)
+        )
+        if not math.prod(s.stop - s.start for s in index):
+            return
+        found = self.files.read(piece.name, layout.cut(self.sizes, index))
+        found = layout.take(found, self.sizes, index)
+        out[tuple(slice(0, n) for n in found.shape)] = found
+
+
+def _with_prefix(files: TensorFiles, pieces: list[Piece]) -> TensorFiles:
+    prefix = pieces[0].name.split(".")[0] + "."
+    known = any(name.startswith(prefix) for name in files.shapes)
+    return files if known else files.prefixed(prefix)

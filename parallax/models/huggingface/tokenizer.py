@@ -1,0 +1,113 @@
+"""Text to tokens and back: a folder's tokenizer.json, or bytes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from parallax.models.config import BYTE_VOCAB
+
+
+class Tokenizer(Protocol):
+    """What generate and train need of a tokenizer."""
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids that end a text."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, with what the model expects before it."""
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of ids, special ones left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes are tokens, as in models with 256 of them."""
+
+    stop_tokens: tuple[int, ...] = ()
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, tokens: list[int]) -> str:
+        return bytes(t for t in tokens if t < BYTE_VOCAB).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True, eq=False)
+class _FileTokenizer:
+    """A tokenizer.json."""
+
+    rust: Any
+    stop_tokens: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        return self.rust.encode(text).ids
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.rust.decode(tokens)
+
+
+def read_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder.
+
+    Args:
+      folder: with tokenizer.json; without any tokenizer, a model with 256 tokens reads bytes.
+      vocab_size: of the model.
+
+    Raises:
+      ValueError: no tokenizer, one of another kind, a broken one, or one with more tokens than the
+        model.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        others = [n for n in ("tokenizer.model", "vocab.json", "spiece.model")
+                  if (folder / n).is_file()]  # fmt: skip
+        if others:
+            raise ValueError(
+                f"{folder}: {others[0]} is a tokenizer of a kind that is not read here. Save it as "
+                "tokenizer.json (a fast tokenizer's save_pretrained does)."
+            )
+        if vocab_size == BYTE_VOCAB:
+            return ByteTokenizer()
+        raise ValueError(
+            f"{folder}: no tokenizer.json, and the model's {vocab_size} tokens are not bytes. Put "
+            "the model's tokenizer.json there."
+        )
+    from tokenizers import Tokenizer as Rust
+
+    try:
+        rust = Rust.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{path}: not a tokenizer: {error}.") from None
+    if rust.get_vocab_size() > vocab_size:
+        raise ValueError(
+            f"{path}: {rust.get_vocab_size()} tokens, the model has {vocab_size}. Use the model's "
+            "own tokenizer."
+        )
+    return _FileTokenizer(rust, _stop_tokens(folder, vocab_size))
+
+
+def _stop_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: not a JSON object: {error}.") from None
+        ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+        if any(not isinstance(t, int) or not 0 <= t < vocab_size for t in ids):
+            raise ValueError(
+                f"{path}: eos_token_id {found!r} is not of the vocabulary, 0 to {vocab_size - 1}."
+            )
+        if ids:
+            return ids
+    return ()

@@ -1,0 +1,172 @@
+"""Folders that do not match are refused in one error that names everything; nothing is guessed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from parallax.models import huggingface
+from parallax.models.config import ModelConfig
+from parallax.spmd import ShardedTransformer
+from parallax.strategies import data_parallel
+from parallax.workload import Workload
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the tiny Llama."""
+    return Path(shutil.copytree(GOLDEN / "llama", tmp_path / "llama"))
+
+
+def load(folder):
+    strategy = data_parallel(1)
+    config = huggingface.read_config(folder)
+    program = ShardedTransformer(config, strategy, Workload(1, 16))
+    return huggingface.load(folder, program, strategy.mesh.build(jax.devices()[:1]))
+
+
+def change(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "bert"}, "model_type is 'bert'.*llama, gpt2, qwen3, mixtral"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*silu"),
+        ({"attention_bias": True}, "attention_bias is True.*no bias"),
+        ({"sliding_window": 64}, "sliding_window is 64.*full attention"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "without 'low_freq_factor'"),
+        ({"hidden_size": "wide"}, "hidden_size must be a positive integer, got 'wide'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"num_key_value_heads": 3}, "num_kv_heads=3 does not divide"),
+    ],
+    ids=str,
+)
+def test_configs_we_would_compute_otherwise_are_refused(folder, fields, message):
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=message):
+        huggingface.read_config(folder)
+
+
+def test_a_sliding_window_as_long_as_the_context_is_full_attention(folder):
+    change(folder, sliding_window=256)
+    assert huggingface.read_config(folder).max_seq_len == 256
+
+
+def test_older_files_keep_the_base_of_rope_apart(folder):
+    change(
+        folder, rope_parameters=None, rope_theta=1000.0, torch_dtype="bfloat16", dtype=None,
+        rope_scaling={"type": "linear", "factor": 4.0},
+    )  # fmt: skip
+    config = huggingface.read_config(folder)
+    assert config.rope_theta == 1000.0
+    assert config.rope_scaling is not None
+    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 4.0)
+    assert config.dtype == "bfloat16"
+    assert huggingface.read_config(folder, "float32").dtype == "float32"
+
+
+def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["extra.weight"] = tensors["lm_head.weight"]
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].copy()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="do not match") as error:
+        load(folder)
+    said = str(error.value)
+    assert "1 missing: model.norm.weight" in said
+    assert "1 unexpected: extra.weight" in said
+    assert "1 of another shape: lm_head.weight [319, 32], expected [320, 32]" in said
+
+
+def test_many_names_are_counted(folder):
+    save_file({"x": load_file(folder / "model.safetensors")["lm_head.weight"]},
+              folder / "model.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match=r"21 missing: .* and 1 more"):
+        load(folder)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 20_000], ids="{} bytes".format)
+def test_truncated_weights(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+        load(folder)
+
+
+def test_a_header_that_lies(folder):
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[20] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="not a whole safetensors file|do not match"):
+        load(folder)
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"only pytorch_model\.bin.*can run code"):
+        load(folder)
+
+
+def test_an_index_is_held_to_its_files(folder):
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(ValueError, match=r"names model-1\.safetensors, not there"):
+        load(folder)
+    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(ValueError, match="outside of the folder"):
+        load(folder)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="not an index"):
+        load(folder)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        huggingface.read_config(tmp_path / "nothing")
+
+
+def test_tokenizers(folder, tmp_path):
+    tokenizer = huggingface.read_tokenizer(folder, 320)
+    tokens = tokenizer.encode("the quick fox")
+    assert tokens[0] == 0  # what the model expects before a text
+    assert tokenizer.decode(tokens) == "the quick fox"
+    assert tokenizer.stop_tokens == (1,)
+    with pytest.raises(ValueError, match="tokens, the model has 100"):
+        huggingface.read_tokenizer(folder, 100)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 400}')
+    with pytest.raises(ValueError, match="eos_token_id 400"):
+        huggingface.read_tokenizer(folder, 320)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        huggingface.read_tokenizer(folder, 320)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(ValueError, match=r"tokenizer\.model is a tokenizer of a kind"):
+        huggingface.read_tokenizer(folder, 320)
+    with pytest.raises(ValueError, match=r"no tokenizer\.json, and the model's 320 tokens"):
+        huggingface.read_tokenizer(tmp_path, 320)
+    assert huggingface.read_tokenizer(tmp_path, 256).encode("é") == [0xC3, 0xA9]
+
+
+def test_a_model_of_no_family_cannot_be_saved(tmp_path):
+    config = ModelConfig("own", 2, 32, 4, 4, 8, 64, 256)
+    strategy = data_parallel(1)
+    program = ShardedTransformer(config, strategy, Workload(1, 16))
+    mesh = strategy.mesh.build(jax.devices()[:1])
+    params = program.init(jax.random.key(0), mesh)
+    with pytest.raises(ValueError, match="is none of llama, gpt2, qwen3, mixtral"):
+        huggingface.save(tmp_path / "out", program, params)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,110 @@
+"""Folders of published families: transformers' logits under several strategies, and back."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from parallax.models import huggingface
+from parallax.spmd import ShardedTransformer
+from parallax.strategies import (
+    data_parallel,
+    expert_parallel,
+    hybrid,
+    layerwise,
+    ring_sequence,
+    tensor_pipeline,
+    two_level,
+)
+from parallax.workload import Workload
+
+GOLDEN = Path(__file__).parent / "golden"
+DENSE = {
+    "tensor_pipeline": tensor_pipeline(4, 2),
+    "ring_sequence": ring_sequence(8),
+    "two_level": two_level(4, 2),
+}
+EXPERTS = {
+    "tensor_pipeline": tensor_pipeline(4, 2),
+    "expert_parallel": expert_parallel(8, tile=8),
+    "ring x expert weights": hybrid(
+        ring_sequence(2), tensor_pipeline(4, 1, experts="colocated")
+    ),
+}  # fmt: skip
+CASES = [
+    (family, name, strategy)
+    for family in ("llama", "llama_tied", "gpt2", "qwen3", "mixtral")
+    for name, strategy in (EXPERTS if family == "mixtral" else DENSE).items()
+]
+
+
+def sharded(config, strategy, batch=2, length=16):
+    return ShardedTransformer(config, strategy, Workload(batch, length))
+
+
+def mesh_of(strategy):
+    return strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy"), [(f, s) for f, _, s in CASES], ids=[f"{f} {n}" for f, n, _ in CASES]
+)
+def test_logits_are_transformers(family, strategy):
+    config = huggingface.read_config(GOLDEN / family)
+    assert config.dtype == "float32"
+    golden = load_file(GOLDEN / family / "logits.safetensors")
+    rows = max(2, strategy.split().count("act_batch"))
+    tokens = np.resize(golden["tokens"], (rows, 16))
+    program, mesh = sharded(config, strategy, rows), mesh_of(strategy)
+    params = huggingface.load(GOLDEN / family, program, mesh)
+    logits = jax.jit(program.forward(mesh, "all"))(params, tokens)
+    assert np.sqrt(np.mean(np.square(golden["logits"]))) > 0.5
+    assert np.abs(np.asarray(logits)[:2] - golden["logits"]).max() <= 1e-4
+
+
+
+
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2", "qwen3", "mixtral"])
+def test_there_and_back_is_bit_exact(family, tmp_path):
+    config = huggingface.read_config(GOLDEN / family)
+    strategy = tensor_pipeline(4, 2) if family != "gpt2" else tensor_pipeline(2, 2)
+    program, mesh = sharded(config, strategy), mesh_of(strategy)
+    params = huggingface.load(GOLDEN / family, program, mesh)
+    huggingface.save(tmp_path / "one", program, params, tokenizer_from=GOLDEN / family)
+    huggingface.save(tmp_path / "many", program, params, max_file_bytes=40_000)
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+
+    before = load_file(GOLDEN / family / "model.safetensors")
+    after = load_file(tmp_path / "one" / "model.safetensors")
+    assert sorted(before) == sorted(after)
+    for name, x in before.items():
+        assert after[name].dtype == x.dtype
+        np.testing.assert_array_equal(after[name], x, err_msg=name)
+    assert huggingface.read_config(tmp_path / "one").replace(name=family) == config
+
+    other = two_level(2, 2) if family != "mixtral" else hybrid(layerwise(2), data_parallel(2))
+    program, mesh = sharded(config, other), mesh_of(other)
+    again = huggingface.load(tmp_path / "many", program, mesh)
+    huggingface.save(tmp_path / "again", program, again)
+    for name, x in load_file(tmp_path / "again" / "model.safetensors").items():
+        np.testing.assert_array_equal(before[name], x, err_msg=name)
+
+
+def test_saved_files_carry_what_other_libraries_need(tmp_path):
+    config = huggingface.read_config(GOLDEN / "llama")
+    strategy = data_parallel(1)
+    program, mesh = sharded(config, strategy), mesh_of(strategy)
+    params = huggingface.load(GOLDEN / "llama", program, mesh)
+    huggingface.save(tmp_path / "out", program, params, tokenizer_from=GOLDEN / "llama")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    original = json.loads((GOLDEN / "llama" / "config.json").read_text())
+    for name in set(written) & set(original):
+        assert written[name] == original[name], name
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    with pytest.raises(ValueError, match="exists"):
+        huggingface.save(tmp_path / "out", program, params)
