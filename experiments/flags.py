@@ -5,7 +5,10 @@ from absl import flags
 PAPER = flags.DEFINE_string(
     "paper", None, "A paper's experiment (`parallax list papers`), or all: every paper on one page."
 )
-MODEL = flags.DEFINE_string("model", None, "A paper's name: its model at full size.")
+MODEL = flags.DEFINE_string(
+    "model", None, "A paper's name: its model at full size. Or a folder in Hugging Face's layout "
+    "(config.json, *.safetensors, tokenizer.json), or its config.json.",
+)  # fmt: skip
 STRATEGIES = flags.DEFINE_list(
     "strategies", None,
     "Comma-separated names (`parallax list strategies`) or strategy files (.json).",
@@ -57,3 +60,30 @@ FROM_REPORT = flags.DEFINE_string(
     None,
     "A report.json whose request runs again; other flags are ignored but --out.",
 )
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "A text to continue; several times for a batch of any lengths."
+)
+PROMPTS = flags.DEFINE_string("prompts", None, "A UTF-8 file with a prompt in each line.")
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 64, "Tokens to generate for each prompt, at most.", lower_bound=1
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "Logits are divided by it before a token is drawn; 0 is greedy."
+)
+TOP_K = flags.DEFINE_integer("top_k", None, "Draw among so many of the most likely tokens only.")
+TOP_P = flags.DEFINE_float(
+    "top_p", None, "Draw among the most likely tokens that together reach this probability."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of everything drawn: equal seeds, equal results.")
+STOP_TOKENS = flags.DEFINE_list(
+    "stop_tokens",
+    None,
+    "Token ids that end a text, separated by commas. Unset: the tokenizer's own.",
+)
+CACHE_LEN = flags.DEFINE_integer(
+    "cache_len", None, "Tokens a sequence may have, prompt and new ones. Unset: what is asked for."
+)
+VIRTUAL = flags.DEFINE_bool(
+    "virtual", False, "Run on virtual CPU devices, as many as the mesh needs, in a child process."
+)
+JSON = flags.DEFINE_string("json", None, "File for the results as JSON.")

@@ -20,10 +20,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from parallax import parallel, strategies
     from parallax.comparing import compare, compare_papers
+    from parallax.engine.texts import generate
     from parallax.foreign import compile_for, predict
     from parallax.lenses.environment import virtual_devices
     from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
     from parallax.meshes.mesh import MeshSpec
+    from parallax.models import huggingface
     from parallax.models.config import ModelConfig
     from parallax.models.transformer import Transformer
     from parallax.papers import PAPERS, paper
@@ -52,6 +54,8 @@ _SURFACE = {
     "compare": "parallax.comparing",
     "compare_papers": "parallax.comparing",
     "compile_for": "parallax.foreign",
+    "generate": "parallax.engine.texts",
+    "huggingface": "parallax.models",
     "paper": "parallax.papers",
     "parallel": "",
     "predict": "parallax.foreign",
@@ -76,6 +80,8 @@ __all__ = [
     "compare",
     "compare_papers",
     "compile_for",
+    "generate",
+    "huggingface",
     "paper",
     "parallel",
     "predict",
@@ -89,6 +95,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'parallax' has no attribute {name!r}")
     home = _SURFACE[name]
     module = importlib.import_module(home or f"parallax.{name}")
+    if home and not hasattr(module, name):
+        module, home = importlib.import_module(f"{home}.{name}"), ""
     value = getattr(module, name) if home else module
     globals()[name] = value
     return value

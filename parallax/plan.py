@@ -14,6 +14,8 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
+from parallax.naming import resolve_model
+from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
 from parallax.parallel.split import Remat
@@ -164,13 +166,13 @@ def _sweep(request: dict[str, Any]) -> SweepAxis | None:
 
 def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Workload, Workload]:
     model, source = request["model"], chosen
-    if isinstance(model, ModelConfig):
-        config = model
+    if model is not None:
+        config, _ = resolve_model(model)
+        if isinstance(model, str) and model in PAPERS:
+            source = PAPERS[model]
+    elif source is None:
+        raise ValueError("compare: give paper=, or model=. `parallax list papers` shows them.")
     else:
-        if model is not None:
-            source = find_paper(model)
-        if source is None:
-            raise ValueError("compare: give paper=, or model=. `parallax list papers` shows them.")
         config = source.config
     if request["dtype"] is not None:
         config = config.replace(dtype=request["dtype"])

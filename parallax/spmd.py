@@ -139,7 +139,7 @@ class ShardedTransformer:
         """A model's parameters as this strategy lays them out: shorter stages are filled up, and a
         vocabulary that its devices do not divide."""
         layers = functools.partial(pad_layers, groups=self.groups)
-        return _change(state, layers, lambda w: _fill_columns(w, self._columns))
+        return _change(state, layers, lambda w: _fill_columns(w, self.columns))
 
     def unplace(self, state: nnx.State) -> nnx.State:
         """Inverse of `place`, also for gradients: the model's own parameters."""
@@ -147,7 +147,7 @@ class ShardedTransformer:
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
 
     @property
-    def _columns(self) -> int:
+    def columns(self) -> int:
         """Of the unembedding as it is laid out."""
         shards = self.strategy.split().count("vocab")
         return -(-self.config.vocab_size // shards) * shards
@@ -170,7 +170,7 @@ class ShardedTransformer:
         table = state["tokens_VD"]
         spec = self.untied.specs["unembed_DV"].get_value()
         unembed = lax.with_sharding_constraint(
-            _fill_columns(table[...].T, self._columns), NamedSharding(mesh, spec)
+            _fill_columns(table[...].T, self.columns), NamedSharding(mesh, spec)
         )
         like = self.untied.shapes["unembed_DV"]
         flat = [*nnx.to_flat_state(state), (("unembed_DV",), like.replace(unembed))]

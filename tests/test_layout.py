@@ -30,7 +30,7 @@ ROOMS = [
     {"papers"},
     {"spmd"},
     {"decoding"},
-    {"gspmd", "communication", "training"},
+    {"gspmd", "communication", "training", "naming"},
     {"hlo"},
     {"results"},
     {"evenness", "sweep_results"},

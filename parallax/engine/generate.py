@@ -4,6 +4,7 @@ Shapes: B sequences, L tokens of the longest prompt, V vocabulary.
 """
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -105,7 +106,7 @@ class Generator:
         Cost: the first call of a shape compiles; then one prefill, and a step a token.
         """
         sampling = sampling or Sampling()
-        _check(self.config, prompts, max_new_tokens, cache_len, stop_tokens)
+        check_prompts(self.config, prompts, max_new_tokens, cache_len, stop_tokens)
         batch, length, notes = self._padded(prompts)
         if self.config.positions == "learned":
             # Learned positions have no room for padding beyond their table.
@@ -157,7 +158,7 @@ class Generator:
             prompt_tokens=sum(map(len, prompts)),
             new_tokens=sum(map(len, new)),
             ttft_s=times[0],
-            itl_s=tuple(b - a for a, b in zip(times, times[1:], strict=False)),
+            itl_s=tuple(b - a for a, b in itertools.pairwise(times)),
             total_s=times[-1],
             compile_s=compile_s,
         )
@@ -237,35 +238,41 @@ def _placed(decoder: Decoder) -> list[str]:
     ]
 
 
-def _check(config, prompts, max_new_tokens, cache_len, stop_tokens) -> None:
+def check_prompts(
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    cache_len: int | None = None,
+    stop_tokens: Sequence[int] = (),
+) -> None:
+    """Raises ValueError for what `Generator` cannot continue, before anything is loaded."""
     if not prompts:
-        raise ValueError("generate: no prompt. Give at least one.")
+        raise ValueError("no prompt. Give at least one.")
     if max_new_tokens < 1:
-        raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}.")
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(
-                f"generate: prompt {number} is empty. Give at least one token, for example the "
+                f"prompt {number} is empty. Give at least one token, for example the "
                 "tokenizer's beginning-of-sequence token."
             )
         outside = [int(t) for t in prompt if not 0 <= int(t) < config.vocab_size]
         if outside:
             raise ValueError(
-                f"generate: prompt {number} has token {outside[0]}, model '{config.name}' knows 0 "
+                f"prompt {number} has token {outside[0]}, model '{config.name}' knows 0 "
                 f"to {config.vocab_size - 1}. Encode it with the model's own tokenizer."
             )
         needed = len(prompt) + max_new_tokens
         if cache_len is not None and needed > cache_len:
             raise ValueError(
-                f"generate: prompt {number} has {len(prompt)} tokens and {max_new_tokens} new ones "
+                f"prompt {number} has {len(prompt)} tokens and {max_new_tokens} new ones "
                 f"are asked for, but the cache has room for {cache_len}. Shorten the prompt, lower "
                 f"max_new_tokens, or use a cache_len of at least {needed}."
             )
     for token in stop_tokens:
         if not 0 <= token < config.vocab_size:
             raise ValueError(
-                f"generate: stop token {token} is outside of the vocabulary, 0 to "
-                f"{config.vocab_size - 1}."
+                f"stop token {token} is outside of the vocabulary, 0 to {config.vocab_size - 1}."
             )
 
 
@@ -273,7 +280,7 @@ def _check_table(config, longest: int, length: int, max_new_tokens: int) -> None
     if length + max_new_tokens > config.max_seq_len:
         padded = f" (padded to {length})" if length != longest else ""
         raise ValueError(
-            f"generate: the longest prompt has {longest} tokens{padded} and {max_new_tokens} new "
+            f"the longest prompt has {longest} tokens{padded} and {max_new_tokens} new "
             f"ones are asked for, but model '{config.name}' has learned positions for "
             f"{config.max_seq_len}. Shorten the prompt or lower max_new_tokens."
         )

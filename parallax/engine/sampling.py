@@ -42,7 +42,7 @@ class Sampling:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if not self.temperature and (self.top_k is not None or self.top_p is not None):
             raise ValueError(
-                "top_k and top_p choose what is drawn from, but temperature is 0: nothing is drawn. "
+                "top_k and top_p choose what is drawn from, but at temperature 0 nothing is drawn. "
                 "Set a temperature, for example 1."
             )
 

@@ -165,12 +165,14 @@ class Transformer(nnx.Module):
 
 
 def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Array:
-    """-inf where a vocabulary that its devices do not divide was filled up with columns of zeros."""
+    """-inf in the columns that fill up a vocabulary which its devices do not divide."""
     shards, local = split.count("vocab"), logits_BV.shape[-1]
     if shards * local == vocab_size:
         return logits_BV
     first = lax.axis_index(split.over("vocab")) * local
-    column = (first + jnp.arange(local, dtype=jnp.int32)).reshape((1,) * (logits_BV.ndim - 1) + (-1,))
+    column = (first + jnp.arange(local, dtype=jnp.int32)).reshape(
+        (1,) * (logits_BV.ndim - 1) + (-1,)
+    )
     return jnp.where(column < vocab_size, logits_BV, -jnp.inf)
 
 

@@ -168,7 +168,7 @@ def test_sampling_draws_what_it_says():
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 1.0, "top_k": 0}, "top_k"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
-        ({"top_k": 5}, "temperature is 0"),
+        ({"top_k": 5}, "at temperature 0"),
     ],
 )
 def test_sampling_refuses(options, message):

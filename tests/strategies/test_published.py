@@ -1,4 +1,4 @@
-"""What published models have beside the papers' ones is exact too: biases, tied tables, odd sizes."""
+"""What published models have beside the papers' is exact too: biases, tied tables, odd sizes."""
 
 import jax
 import jax.numpy as jnp

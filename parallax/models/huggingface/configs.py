@@ -102,8 +102,8 @@ def family_of(config: ModelConfig) -> str:
         if old and config.bias and same and whole and not config.qk_norm:
             return "gpt2"
     raise ValueError(
-        f"Model '{config.name}' is none of {', '.join(FAMILIES)}: these have rmsnorm, rope, a gated "
-        "mlp and no bias, or (gpt2) layernorm, learned positions, gelu and bias; all are causal. "
+        f"Model '{config.name}' is none of {', '.join(FAMILIES)}: these have rmsnorm, rope, a "
+        "gated mlp and no bias, or (gpt2) layernorm, learned positions, gelu and bias; all are causal. "
         "Save it as a checkpoint of parallax train instead."
     )
 

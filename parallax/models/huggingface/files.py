@@ -87,7 +87,9 @@ def _paths(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
             if any(Path(name).name != name for name in names):
                 raise ValueError("it names files outside of the folder")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -95,7 +97,7 @@ def _paths(folder: Path) -> list[Path]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder}: {INDEX} names {_some(missing)}, not there. Fetch the rest of the folder."
+                f"{folder}: {INDEX} names {_some(missing)}, not there. Fetch the rest."
             )
         return [folder / name for name in names]
     if (folder / ONE).is_file():
@@ -103,8 +105,8 @@ def _paths(folder: Path) -> list[Path]:
     pickled = sorted(p.name for p in folder.glob("*.bin")) if folder.is_dir() else []
     if pickled:
         raise ValueError(
-            f"{folder}: no safetensors, only {pickled[0]}. Pickled weights can run code and are not "
-            "read; fetch or convert to safetensors."
+            f"{folder}: no safetensors, only {pickled[0]}. Pickled weights can run code and are "
+            "not read; fetch or convert to safetensors."
         )
     raise ValueError(f"{folder}: neither {ONE} nor {INDEX}. Give a folder with weights.")
 

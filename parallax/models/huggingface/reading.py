@@ -61,7 +61,9 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
         return shape.replace(_on_devices(shape.get_value(), NamedSharding(mesh, spec), read))
 
     specs = dict(nnx.to_flat_state(model.specs))
-    return nnx.from_flat_state([(path, leaf(path, x)) for path, x in nnx.to_flat_state(model.shapes)])
+    return nnx.from_flat_state(
+        [(path, leaf(path, x)) for path, x in nnx.to_flat_state(model.shapes)]
+    )
 
 
 def _on_devices(like: Any, sharding: NamedSharding, read: "_Shards") -> jax.Array:

@@ -57,9 +57,7 @@ class Layout:
         whole = []
         for merged in self.theirs:
             whole += [d for d in merged if d != merged[0] or not self._is_cut(d)]
-            shape += [
-                sizes[d] if d in whole else wanted[d].stop - wanted[d].start for d in merged
-            ]
+            shape += [sizes[d] if d in whole else wanted[d].stop - wanted[d].start for d in merged]
         x = x.reshape(shape)
         if self.halves:
             x = np.take(x, _neighbours(sizes["k"]), axis=dims.index("k"))

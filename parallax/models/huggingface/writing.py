@@ -107,4 +107,3 @@ def _whole(piece: Piece, leaves: dict, rows: dict[int, int], sizes: dict[str, in
     found = np.asarray(jax.device_get(leaves[piece.leaf][at]))
     real = tuple(slice(0, sizes[d]) for d in piece.layout.ours)
     return piece.layout.put(found[real], sizes)
-

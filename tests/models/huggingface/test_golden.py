@@ -65,10 +65,6 @@ def test_logits_are_transformers(family, strategy):
     assert np.abs(np.asarray(logits)[:2] - golden["logits"]).max() <= 1e-4
 
 
-
-
-
-
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2", "qwen3", "mixtral"])
 def test_there_and_back_is_bit_exact(family, tmp_path):
     config = huggingface.read_config(GOLDEN / family)

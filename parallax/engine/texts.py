@@ -1,0 +1,158 @@
+"""Text in, text out: a model and its tokenizer under a strategy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from parallax.decoding import batch_multiple
+from parallax.engine.generate import Generation, Generator, check_prompts
+from parallax.engine.sampling import Sampling
+from parallax.meshes.mesh import MeshSpec
+from parallax.models import huggingface
+from parallax.models.config import BYTE_VOCAB, DType, ModelConfig
+from parallax.models.huggingface import ByteTokenizer, Tokenizer
+from parallax.naming import resolve_model, resolve_strategy
+from parallax.spmd import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+OnText = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """What `generate` returns.
+
+    Attributes:
+      texts: the continuation of each prompt.
+      generation: its tokens, times and notes.
+    """
+
+    texts: tuple[str, ...]
+    generation: Generation
+
+
+def generate(
+    model: str | Path | ModelConfig,
+    prompts: str | Sequence[str],
+    *,
+    strategy: str | Strategy | None = None,
+    mesh: str | MeshSpec | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop_tokens: Sequence[int] | None = None,
+    cache_len: int | None = None,
+    dtype: DType | None = None,
+    small: bool = False,
+    on_text: OnText = lambda prompt, text: None,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> GeneratedText:
+    """Continues prompts under a strategy, on this process's devices.
+
+    Args:
+      model: a folder with config.json, *.safetensors and tokenizer.json; or a paper's name or a
+        ModelConfig of 256 tokens, with random weights.
+      prompts: one or several texts, of any lengths.
+      strategy, mesh: as `parallax compare` takes them; None is one device. Without a mesh a named
+        strategy fills the devices.
+      max_new_tokens: a prompt.
+      temperature, top_k, top_p, seed: see `Sampling`; temperature 0 is greedy.
+      stop_tokens: ids that end a text; None is the tokenizer's own.
+      cache_len: tokens a sequence may have in all; None is what is asked for.
+      dtype: of parameters and activations; None is the model's own.
+      small: of a paper's model, the same shape at a laptop's width.
+      on_text: called with (number of the prompt, text) as text comes.
+      on_progress: called with a line whenever something starts.
+
+    Returns:
+      Texts, tokens, and times as MLPerf defines them.
+
+    Raises:
+      ValueError: anything unknown, empty, too long or that does not divide.
+
+    Example:
+      px.generate("folder", "Once upon a time", strategy="ring_sequence", mesh="seq=4")
+    """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    config, folder = resolve_model(model, dtype=dtype, small=small)
+    chosen = resolve_strategy(strategy, mesh, len(jax.devices()))
+    tokenizer = _tokenizer(config, folder)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    encoded = [tokenizer.encode(text) for text in texts]
+    stops = tokenizer.stop_tokens if stop_tokens is None else tuple(stop_tokens)
+    check_prompts(config, encoded, max_new_tokens, cache_len, stops)
+    generator = make_generator(config, folder, chosen, on_progress)
+    streams = [_Stream(tokenizer) for _ in texts]
+
+    def on_token(prompt: int, token: int) -> None:
+        if piece := streams[prompt].add(token):
+            on_text(prompt, piece)
+
+    on_progress("compiling prefill and decoding step")
+    generation = generator(
+        encoded,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_tokens=stops,
+        cache_len=cache_len,
+        on_token=on_token,
+    )
+    for prompt, stream in enumerate(streams):
+        if piece := stream.rest():
+            on_text(prompt, piece)
+    continuations = generation.continuations
+    return GeneratedText(tuple(tokenizer.decode(list(c.tokens)) for c in continuations), generation)
+
+
+def make_generator(
+    config: ModelConfig,
+    folder: Path | None,
+    strategy: Strategy,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> Generator:
+    """A Generator with a folder's weights, or without a folder random ones (seed 0)."""
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    length = strategy.split().count("act_seq", "act_norm_seq")
+    sharded = ShardedTransformer(config, strategy, Workload(batch_multiple(strategy), length))
+    if folder is None:
+        on_progress(f"random weights of {config.name}: what it says means nothing")
+        return Generator(config, strategy, sharded.init(jax.random.key(0), mesh), mesh)
+    on_progress(f"loading {folder}")
+    return Generator(config, strategy, huggingface.load(folder, sharded, mesh), mesh)
+
+
+def _tokenizer(config: ModelConfig, folder: Path | None) -> Tokenizer:
+    if folder is not None:
+        return huggingface.read_tokenizer(folder, config.vocab_size)
+    if config.vocab_size == BYTE_VOCAB:
+        return ByteTokenizer()
+    raise ValueError(
+        f"model '{config.name}' has no weights and no tokenizer. Use small=True "
+        "(--small), whose tokens are bytes, or a folder with weights."
+    )
+
+
+class _Stream:
+    """Tokens to text as they come: a piece is given out once its last character is whole."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.tokens, self.said = tokenizer, [], ""
+
+    def add(self, token: int) -> str:
+        self.tokens.append(token)
+        text = self.tokenizer.decode(self.tokens)
+        return "" if text.endswith("\ufffd") else self._new(text)
+
+    def rest(self) -> str:
+        return self._new(self.tokenizer.decode(self.tokens))
+
+    def _new(self, text: str) -> str:
+        if not text.startswith(self.said):  # a tokenizer that rewrites what came before
+            return ""
+        piece, self.said = text[len(self.said) :], text
+        return piece

@@ -1,0 +1,78 @@
+"""Models and strategies by name, folder or file, as flags and notebooks give them."""
+
+from pathlib import Path
+
+from parallax.meshes.mesh import MeshSpec
+from parallax.models.config import DType, ModelConfig
+from parallax.models.huggingface.configs import read_config
+from parallax.papers import PAPERS
+from parallax.strategies import build
+from parallax.strategy import Strategy
+
+
+def resolve_model(
+    model: str | Path | ModelConfig, *, dtype: DType | None = None, small: bool = False
+) -> tuple[ModelConfig, Path | None]:
+    """A model and the folder of its weights, None where there are none.
+
+    Args:
+      model: a paper's name, a folder with config.json and *.safetensors (or its config.json), or a
+        ModelConfig.
+      dtype: of parameters and activations; None is the model's own.
+      small: of a paper's model, the same shape at a width that a laptop runs.
+
+    Raises:
+      ValueError: neither a name nor a folder, or a folder whose model is not known here.
+    """
+    if isinstance(model, ModelConfig):
+        config, folder = model, None
+    elif str(model) in PAPERS:
+        config, folder = PAPERS[str(model)].config, None
+    elif Path(model).exists():
+        path = Path(model)
+        config, folder = read_config(path, dtype), path if path.is_dir() else path.parent
+        if small:
+            raise ValueError(
+                f"{model}: small shrinks a paper's model, and these are a model's own weights. "
+                "Leave it out."
+            )
+    else:
+        raise ValueError(
+            f"model {str(model)!r} is neither a paper ({', '.join(PAPERS)}) nor a folder that is "
+            "there. Give one of these names, or a folder with config.json and *.safetensors."
+        )
+    if small:
+        config = config.small()
+    return (config if dtype is None else config.replace(dtype=dtype)), folder
+
+
+def resolve_strategy(
+    strategy: str | Strategy | None, mesh: str | MeshSpec | None, devices: int
+) -> Strategy:
+    """A strategy for so many devices.
+
+    Args:
+      strategy: a name, several joined by "+", a strategy file (.json), or a Strategy; None is one
+        device, unsplit.
+      mesh: mesh axes of a named strategy; None fills the devices.
+      devices: at hand.
+
+    Raises:
+      ValueError: an unknown name, a mesh it cannot have, or with more devices than there are.
+    """
+    if isinstance(strategy, Strategy):
+        found = strategy
+    elif strategy is not None and strategy.endswith(".json"):
+        found = Strategy.load(strategy)
+    else:
+        spec = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
+        if strategy is None:
+            strategy, spec = "data_parallel", spec or MeshSpec({"data": 1})
+        found = build(strategy, spec, devices=devices, node_size=min(8, devices))
+    if found.mesh.size > devices:
+        raise ValueError(
+            f"Strategy '{found.name}': mesh {found.mesh} needs {found.mesh.size} devices, there "
+            f"are {devices}. Use a smaller mesh (--mesh), or virtual CPU devices (--virtual, or "
+            "px.virtual_devices before JAX starts)."
+        )
+    return found

@@ -1,0 +1,61 @@
+"""Text in, text out: folders, names, streaming; the same text under every strategy."""
+
+from pathlib import Path
+
+import pytest
+
+import parallax as px
+from parallax.engine.texts import _Stream
+from parallax.models.huggingface import ByteTokenizer
+
+LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama"
+PROMPTS = ["the quick", "pack my box with five"]
+
+
+def test_a_folder_says_the_same_under_every_strategy():
+    pieces = {}
+
+    def on_text(prompt, text):
+        pieces[prompt] = pieces.get(prompt, "") + text
+
+    one = px.generate(LLAMA, PROMPTS, max_new_tokens=10, stop_tokens=(), on_text=on_text)
+    assert [pieces[0], pieces[1]] == list(one.texts)
+    assert all(len(c.tokens) == 10 for c in one.generation.continuations)
+    for strategy, mesh in (("ring_sequence", "seq=4"), ("tensor_pipeline", "stage=2,tensor=4")):
+        found = px.generate(
+            LLAMA, PROMPTS, strategy=strategy, mesh=mesh, max_new_tokens=10, stop_tokens=()
+        )
+        assert found.texts == one.texts
+
+
+def test_a_papers_small_model_has_random_weights_and_says_so():
+    said = []
+    found = px.generate("ring_sp", "def", small=True, max_new_tokens=3, on_progress=said.append)
+    assert len(found.generation.continuations[0].tokens) == 3
+    assert any("random weights" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "nope"}, "'nope' is neither a paper .*ring_sp.* nor a folder"),
+        ({"model": "ring_sp"}, "no weights and no tokenizer"),
+        ({"model": LLAMA, "small": True}, "a model's own weights"),
+        ({"model": LLAMA, "strategy": "ring_sequence", "mesh": "seq=32"}, "needs 32 devices"),
+        ({"model": LLAMA, "strategy": "nope"}, "nope"),
+        ({"model": "ring_sp", "small": True, "prompts": ""}, "prompt 0 is empty"),
+        ({"model": LLAMA, "cache_len": 4}, "room for 4"),
+    ],
+)
+def test_bad_input_is_one_clear_error(arguments, message):
+    arguments = {"prompts": "the quick", "max_new_tokens": 4} | arguments
+    with pytest.raises(ValueError, match=message):
+        px.generate(**arguments)
+
+
+def test_a_character_comes_when_it_is_whole():
+    stream = _Stream(ByteTokenizer())
+    pieces = [stream.add(byte) for byte in "aé€".encode()]
+    assert pieces == ["a", "", "é", "", "", "€"]
+    assert stream.add(0xE2) == ""
+    assert stream.rest() == "\ufffd"
