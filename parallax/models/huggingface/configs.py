@@ -103,8 +103,8 @@ def family_of(config: ModelConfig) -> str:
             return "gpt2"
     raise ValueError(
         f"Model '{config.name}' is none of {', '.join(FAMILIES)}: these have rmsnorm, rope, a "
-        "gated mlp and no bias, or (gpt2) layernorm, learned positions, gelu and bias; all are causal. "
-        "Save it as a checkpoint of parallax train instead."
+        "gated mlp and no bias, or (gpt2) layernorm, learned positions, gelu and bias; all are "
+        "causal. Save it as a checkpoint of parallax train instead."
     )
 
 
