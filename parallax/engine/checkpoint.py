@@ -1,11 +1,9 @@
 """Checkpoints that any strategy on any number of devices restores, bit for bit.
 
-A folder `checkpoints/STEP` by orbax holds the arrays, in the model's own layout (no layers that fill
-up stages, no columns that fill up a vocabulary), and what goes with them as JSON; beside it
-`checksums/STEP.json`, written last, says what its files must be.
+A folder `checkpoints/STEP` by orbax holds the arrays in the model's own layout (`whole_state`), and
+what goes with them as JSON. Beside it `checksums/STEP.json`, written last, says what its files are.
 """
 
-import functools
 import hashlib
 import json
 import shutil
@@ -16,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
+from parallax.engine.whole_state import abstract_whole, named, placed, unnamed, whole
 from parallax.models.config import ModelConfig
 from parallax.spmd import ShardedTransformer
 from parallax.training import TrainState, TrainStep
@@ -93,7 +91,7 @@ class Checkpoints:
           meta: JSON: data position, seed and the like; the model's config is added.
         """
         self.wait()
-        arrays = _named(_whole(train, state))
+        arrays = named(whole(train, state))
         sharded = train.sharded
         meta = {
             "format_version": FORMAT_VERSION,
@@ -127,13 +125,13 @@ class Checkpoints:
         meta = self.read_meta(step)
         where = self._where(step)
         _same_model(meta["model"], train.sharded.config, where)
-        like = _named(_abstract_whole(train, mesh))
+        like = named(abstract_whole(train, mesh))
         try:
             arrays = self._open().load_checkpointables(step, {"state": like})["state"]
         except Exception as error:  # orbax raises many kinds
             raise ValueError(self._broken(step, _one_line(error))) from None
-        state = _unnamed(arrays, _abstract_whole(train, mesh))
-        return Checkpoint(step, _placed(train, state, mesh), meta)
+        state = unnamed(arrays, abstract_whole(train, mesh))
+        return Checkpoint(step, placed(train, state, mesh), meta)
 
     def restore_params(self, sharded: ShardedTransformer, mesh, step: int | None = None):
         """Parameters alone, in the model's own dtype, as `sharded` lays them out.
@@ -146,8 +144,8 @@ class Checkpoints:
         _same_model({**meta["model"], "dtype": sharded.config.dtype}, sharded.config,
                     self._where(step))  # fmt: skip
         train = TrainStep(sharded, param_dtype=meta["param_dtype"])
-        params = _abstract_whole(train, mesh).params
-        like = {f"params/{name}": x for name, x in _named(params).items()}
+        params = abstract_whole(train, mesh).params
+        like = {f"params/{name}": x for name, x in named(params).items()}
         from orbax.checkpoint import v1 as ocp
 
         try:
@@ -157,7 +155,7 @@ class Checkpoints:
                 arrays = ocp.load_checkpointables(self._where(step), {"state": like})["state"]
         except Exception as error:
             raise ValueError(self._broken(step, _one_line(error))) from None
-        found = _unnamed({n.removeprefix("params/"): x for n, x in arrays.items()}, params)
+        found = unnamed({n.removeprefix("params/"): x for n, x in arrays.items()}, params)
         dtype = sharded.config.dtype
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
 
@@ -277,72 +275,6 @@ def _same_model(saved: dict[str, Any], config: ModelConfig, where: Path) -> None
         raise ValueError(
             f"{where}: of another model: {'; '.join(different)}. Use the model it was saved with."
         )
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by their path: a file's names do not depend on classes."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
-
-
-def _unnamed(arrays: Mapping[str, Any], like: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
-
-
-def _over_params(change: Callable[[nnx.State], Any], state: TrainState) -> TrainState:
-    """`change` of the parameters and of everything in the optimizer that is shaped like them."""
-    return jax.tree.map(
-        lambda x: change(x) if isinstance(x, nnx.State) else x,
-        state, is_leaf=lambda x: isinstance(x, nnx.State),
-    )  # fmt: skip
-
-
-def _is_as_placed(sharded: ShardedTransformer) -> bool:
-    return len(set(sharded.groups)) <= 1 and sharded.columns == sharded.config.vocab_size
-
-
-def _whole(train: TrainStep, state: TrainState) -> TrainState:
-    """The state in the model's own layout."""
-    if _is_as_placed(train.sharded):
-        return state
-    return jax.jit(functools.partial(_over_params, train.sharded.unplace))(state)
-
-
-def _placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
-    """Inverse of `_whole`."""
-    if _is_as_placed(train.sharded):
-        return state
-    place = functools.partial(_over_params, train.sharded.place)
-    return jax.jit(place, out_shardings=train.shardings(mesh))(state)
-
-
-def _abstract_whole(train: TrainStep, mesh) -> TrainState:
-    """Shapes in the model's own layout; sharded as placed, where sizes divide."""
-    placed = train.abstract_state(mesh)
-    if _is_as_placed(train.sharded):
-        return placed
-    shapes = jax.eval_shape(functools.partial(_over_params, train.sharded.unplace), placed)
-
-    def sharded(x, like):
-        spec = [
-            axes if axes is None or not size % _parts(mesh, axes) else None
-            for size, axes in zip(x.shape, _padded(like.sharding.spec, x.ndim), strict=True)
-        ]
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(sharded, shapes, placed)
-
-
-def _padded(spec: PartitionSpec, ndim: int) -> tuple:
-    return (*spec, *(None,) * (ndim - len(spec)))
-
-
-def _parts(mesh, axes) -> int:
-    size = 1
-    for axis in (axes,) if isinstance(axes, str) else axes:
-        size *= mesh.shape[axis]
-    return size
 
 
 def _one_line(error: Exception) -> str:
