@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding
 
 from parallax import decoding
 from parallax.decoding import Decoder, batch_multiple, prompt_multiple
 from parallax.lenses.reference import reference
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, judge
-from parallax.lenses.verifying import relative_error
+from parallax.lenses.verify_decoding import decode, greedy
+from parallax.lenses.verifying import cast, draw, relative_error
 from parallax.parallel import cached_attention as cached
 from parallax.spmd import ShardedTransformer, abstract_transformer
 from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
@@ -44,79 +44,42 @@ def prompts():
     return np.where(np.arange(LONGEST) < lengths[:, None], tokens, 0), lengths
 
 
-@functools.cache
-def drawn(config):
-    from parallax.models.transformer import Transformer
-
-    with nnx.use_eager_sharding(False):
-        return nnx.split(Transformer(config, rngs=nnx.Rngs(params=0)))[1]
+drawn = functools.cache(draw)
 
 
 @functools.cache
 def unsharded(config):
-    """Greedy tokens [4, NEW] and their logits [4, NEW, V], without a cache; all of one long
+    """Greedy tokens [4, NEW] and their logits [4, NEW, V], without a cache; and all of one long
     prefill's logits at the same places."""
-    graph = abstract_transformer(config)[0]
+    chosen, logits = greedy(config, drawn(config), *prompts(), NEW)
+    return chosen, logits, long_prefill(config, drawn(config), chosen)
+
+
+def long_prefill(config, state, chosen):
+    """Logits [4, NEW, V] of prompts and chosen tokens, all in one pass of the unsharded model."""
     tokens, lengths = prompts()
     whole = np.zeros((4, LONGEST + NEW), np.int32)
     whole[:, :LONGEST] = tokens
-    rows = jnp.arange(4)
-
-    @jax.jit
-    def run(state, whole):
-        def one(whole, step):
-            logits = reference(nnx.merge(graph, state), whole)[0]
-            logits = logits[rows, lengths + step - 1]
-            chosen = logits.argmax(-1).astype(jnp.int32)
-            return whole.at[rows, lengths + step].set(chosen), (chosen, logits)
-
-        whole, (chosen, logits) = lax.scan(one, whole, jnp.arange(NEW, dtype=jnp.int32))
-        long = reference(nnx.merge(graph, state), whole)[0]
-        at = lengths[:, None] - 1 + jnp.arange(NEW, dtype=jnp.int32)[None]
-        return chosen, logits, jnp.take_along_axis(long, at[:, :, None], axis=1)
-
-    chosen, logits, long = jax.device_get(run(drawn(config), whole))
-    return chosen.T, np.swapaxes(logits, 0, 1), long
+    for row, length in enumerate(lengths):
+        whole[row, length : length + NEW] = chosen[row]
+    graph = abstract_transformer(config)[0]
+    long = jax.jit(lambda state: reference(nnx.merge(graph, state), whole)[0])(state)
+    at = lengths[:, None] - 1 + np.arange(NEW)[None]
+    return np.take_along_axis(np.asarray(long, np.float64), at[:, :, None], axis=1)
 
 
-def decode(config, strategy, batch=4, microbatches=1, forced=None, check_cache=True, **options):
-    """Greedy tokens [B, NEW] and logits [B, NEW, V] under a strategy; rows of a larger batch are
-    the four prompts again and again. With `forced` [B, NEW] these tokens go in instead."""
+def decoded(config, strategy, batch=4, microbatches=1, forced=None, **options):
+    """Tokens [B, NEW] and logits [B, NEW, V] under a strategy; rows of a larger batch are the four
+    prompts again and again."""
     tokens, lengths = (np.resize(x, (batch, *x.shape[1:])) for x in prompts())
     assert LONGEST % prompt_multiple(strategy) == 0
     sharded = ShardedTransformer(config, strategy, Workload(batch, LONGEST, microbatches))
-    decoder = Decoder(sharded, NEW, **options)
-    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
-    state = jax.tree.map(lambda x: x.astype(config.dtype), drawn(config.replace(dtype="float64")))
-    params = jax.jit(sharded.place, out_shardings=shardings)(state)
-    prefill, step = decoder.prefill(mesh), decoder.step(mesh)
-
-    @jax.jit
-    def run(params, tokens, lengths):
-        def one(carry, given):
-            cache, logits = carry
-            chosen = logits.argmax(-1).astype(jnp.int32) if given is None else given
-            # The first logits come from the prefill, sharded as a batch of prompts is.
-            cache, following = step(params, cache, chosen)
-            return (cache, lax.with_sharding_constraint(following, where)), (chosen, logits)
-
-        cache, logits = prefill(params, tokens, lengths)
-        where = NamedSharding(mesh, jax.sharding.PartitionSpec())
-        carry = cache, lax.with_sharding_constraint(logits, where)
-        (cache, _), found = lax.scan(one, carry, None if forced is None else forced.T, length=NEW)
-        return cache, found
-
-    cache, (chosen, logits) = jax.device_get(run(params, tokens, lengths))
-    if check_cache:
-        assert cache.steps == NEW
-        assert (cache.positions == lengths + NEW).all()
-        assert (cache.seen.sum(1) == lengths + NEW).all()
-    return chosen.T, np.swapaxes(logits, 0, 1)
+    state = cast(drawn(config.replace(dtype="float64")), config.dtype)
+    return decode(Decoder(sharded, NEW, **options), state, tokens, lengths, forced)
 
 
 def check(config, strategy, batch=4, **options):
-    chosen, logits = decode(config, strategy, batch, **options)
+    chosen, logits = decoded(config, strategy, batch, **options)
     exact = [np.resize(x, (batch, *x.shape[1:])) for x in unsharded(config)]
     np.testing.assert_array_equal(chosen, exact[0])
     assert relative_error(logits, exact[1]) < FLOAT64_LIMIT
@@ -133,17 +96,8 @@ def test_the_reference_says_something():
 @functools.cache
 def own_error(dtype):
     """Of the unsharded model's logits in a lower dtype, with the exact model's tokens going in."""
-    graph = abstract_transformer(SMALL.replace(dtype=dtype))[0]
-    tokens, lengths = prompts()
     chosen, _, exact = unsharded(SMALL)
-    whole = np.zeros((4, LONGEST + NEW), np.int32)
-    whole[:, :LONGEST] = tokens
-    for row, length in enumerate(lengths):
-        whole[row, length : length + NEW] = chosen[row]
-    state = jax.tree.map(lambda x: x.astype(dtype), drawn(SMALL))
-    long = jax.jit(lambda state: reference(nnx.merge(graph, state), whole)[0])(state)
-    at = lengths[:, None] - 1 + np.arange(NEW)[None]
-    found = np.take_along_axis(np.asarray(long, np.float64), at[:, :, None], axis=1)
+    found = long_prefill(SMALL.replace(dtype=dtype), cast(drawn(SMALL), dtype), chosen)
     return relative_error(found, exact)
 
 
@@ -193,8 +147,8 @@ def test_decode_with_learned_positions_and_whole_key_heads():
 def test_lower_precision_by_the_table(name, dtype):
     exact = unsharded(SMALL)
     config = SMALL.replace(dtype=dtype)
-    _, logits = decode(config, STRATEGIES[name], forced=exact[0])
-    error = relative_error(np.asarray(logits, np.float64), exact[1])
+    _, logits = decoded(config, STRATEGIES[name], forced=exact[0])
+    error = relative_error(logits, exact[1])
     assert judge(dtype, error, 0.0, reference_logits_error=own_error(dtype)).passed
     assert error > FLOAT64_LIMIT
 
@@ -247,7 +201,7 @@ def test_mutations_are_seen(mutate, monkeypatch):
     name = mutate(monkeypatch)
     exact = unsharded(SMALL)
     try:
-        _, logits = decode(SMALL, STRATEGIES[name], forced=exact[0], check_cache=False)
+        _, logits = decoded(SMALL, STRATEGIES[name], forced=exact[0])
     finally:
         monkeypatch.undo()
     assert not relative_error(logits, exact[1]) < 1e-2
