@@ -91,7 +91,8 @@ def family_of(config: ModelConfig) -> str:
     """Of FAMILIES, the one that computes what this model does. ValueError if none does."""
     if config.causal:
         new = config.norm == "rmsnorm" and config.positions == "rope" and config.mlp == "gated"
-        if new and not config.bias and not (config.num_experts and config.qk_norm):
+        mixes = config.experts_per_token > 1 and not config.qk_norm
+        if new and not config.bias and (mixes or not config.num_experts):
             return "mixtral" if config.num_experts else "qwen3" if config.qk_norm else "llama"
         old = config.norm == "layernorm" and config.positions == "learned" and config.mlp == "gelu"
         same = config.num_heads == config.num_kv_heads
@@ -100,8 +101,9 @@ def family_of(config: ModelConfig) -> str:
             return "gpt2"
     raise ValueError(
         f"Model '{config.name}' is none of {', '.join(FAMILIES)}: these have rmsnorm, rope, a "
-        "gated mlp and no bias, or (gpt2) layernorm, learned positions, gelu and bias; all are "
-        "causal. Save it as a checkpoint of parallax train instead."
+        "gated mlp, no bias and at least two experts a token if any, or (gpt2) layernorm, learned "
+        "positions, gelu and bias; all are causal. Save it as a checkpoint of parallax train "
+        "instead."
     )
 
 
@@ -145,6 +147,9 @@ def _llama_like(fields: Fields, family: str) -> ModelConfig:
     theta, scaling = _rope(fields, family)
     experts: dict[str, Any] = {}
     if family == "mixtral":
+        fields.refuse(
+            "num_experts_per_tok", lambda x: x != 1, "one choice is weighted by its probability"
+        )
         experts = {
             "num_experts": fields.integer("num_local_experts"),
             "experts_per_token": fields.integer("num_experts_per_tok"),

@@ -1,7 +1,7 @@
 """Fields of one JSON file, taken with their types; what is wrong is said with file and field."""
 
 import json
-import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ class Fields:
         value = self.values.get(name)
         value = default if value is None else value
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 0 or not (value or or_zero):
-            raise ValueError(f"{self.path}: {name} must be a positive number, got {value!r}.")
-        return float(value)
+        if is_number and (0 < value <= sys.float_info.max or (or_zero and value == 0)):
+            return float(value)
+        raise ValueError(f"{self.path}: {name} must be a positive number, got {value!r}.")
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; `default` as of `integer`."""

@@ -56,7 +56,8 @@ class TensorFiles:
         try:
             with safe_open(path, framework="np") as file:
                 found = file.get_slice(name.removeprefix(self.prefix))
-                return found[index if len(index) > 1 else index[0]]
+                (first, *rest) = index
+                return found[index if rest else first]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: tensor {name} cannot be read: {error}.") from None
 

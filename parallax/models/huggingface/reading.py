@@ -17,16 +17,23 @@ from parallax.parallel.stage_layers import layers_in_place
 
 
 class Placed(Protocol):
-    """A model as a strategy lays it out: a `ShardedTransformer`."""
+    """A model as a strategy lays it out: a `ShardedTransformer`.
+
+    Attributes:
+      shapes, specs: State of shapes and of PartitionSpecs of the parameters.
+      groups: layers of each stage.
+    """
 
     @property
     def config(self) -> ModelConfig: ...
+
+    # Any: pyright takes no cached_property for a property of the same type.
     @property
-    def shapes(self) -> nnx.State: ...
+    def shapes(self) -> Any: ...
     @property
-    def specs(self) -> nnx.State: ...
+    def specs(self) -> Any: ...
     @property
-    def groups(self) -> tuple[int, ...]: ...
+    def groups(self) -> Any: ...
 
 
 def load(folder: str | Path, model: Placed, mesh) -> nnx.State:

@@ -113,6 +113,17 @@ def test_what_is_written_reads_the_same(family, tmp_path):
     assert huggingface.read_config(tmp_path).replace(name=family) == config
 
 
+def test_one_expert_a_token_is_weighted_otherwise(tmp_path):
+    """Mixtral divides gates by their sum, which makes one gate 1; here it stays a probability."""
+    fields = fields_of(GOLDEN / "mixtral") | {"num_experts_per_tok": 1}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"num_experts_per_tok is 1 \(here: one choice is"):
+        huggingface.read_config(tmp_path)
+    one = huggingface.read_config(GOLDEN / "mixtral").replace(experts_per_token=1)
+    with pytest.raises(ValueError, match="is none of llama, gpt2, qwen3, mixtral"):
+        to_fields(one)
+
+
 @pytest.mark.parametrize(
     "name", ["rope_theta", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings"]
 )
