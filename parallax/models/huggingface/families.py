@@ -50,7 +50,8 @@ _GPT2 = {
 _FUSED = (("q_DHK", "q_bias_HK", "h"), ("k_DGK", "k_bias_GK", "g"), ("v_DGK", "v_bias_GK", "g"))
 
 # Tensors that files may hold beside the parameters: constants that the model does not learn.
-IGNORED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+HEAD = "lm_head.weight"
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
@@ -83,7 +84,7 @@ def _llama_like(config: ModelConfig) -> Iterator[Piece]:
                 yield Piece(f"{prefix}.{name}", ("layers", *leaf), (layer, expert), layout)
     yield Piece("model.norm.weight", ("final_norm", "scale"), (), _NORM)
     if not config.tie_embeddings:
-        yield Piece("lm_head.weight", ("unembed_DV",), (), Layout("dv", ("v", "d")))
+        yield Piece(HEAD, ("unembed_DV",), (), Layout("dv", ("v", "d")))
 
 
 def _gpt2(config: ModelConfig) -> Iterator[Piece]:
@@ -102,4 +103,4 @@ def _gpt2(config: ModelConfig) -> Iterator[Piece]:
     yield Piece("transformer.ln_f.weight", ("final_norm", "scale"), (), _NORM)
     yield Piece("transformer.ln_f.bias", ("final_norm", "shift"), (), _NORM)
     if not config.tie_embeddings:
-        yield Piece("lm_head.weight", ("unembed_DV",), (), Layout("dv", ("v", "d")))
+        yield Piece(HEAD, ("unembed_DV",), (), Layout("dv", ("v", "d")))

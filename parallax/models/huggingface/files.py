@@ -13,6 +13,7 @@ INDEX = "model.safetensors.index.json"
 HEAD = "lm_head."
 ONE = "model.safetensors"
 _MOST = 20  # names in a message
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class TensorFiles:
       folder: they are in.
       file_of: name of a tensor -> its file.
       shapes: name -> shape.
+      dtypes: name -> what safetensors calls it, such as "BF16".
       prefix: that every name begins with here and not in the files, but for the head's.
     """
 
     folder: Path
     file_of: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     prefix: str = ""
 
     def prefixed(self, prefix: str) -> "TensorFiles":
@@ -37,7 +40,8 @@ class TensorFiles:
         def long(names):
             return {n if n.startswith(HEAD) else prefix + n: x for n, x in names.items()}
 
-        return TensorFiles(self.folder, long(self.file_of), long(self.shapes), prefix)
+        tables = long(self.file_of), long(self.shapes), long(self.dtypes)
+        return TensorFiles(self.folder, *tables, prefix)
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """A slice of one tensor. The file is opened for it alone: what was read of it does not stay
@@ -52,7 +56,8 @@ class TensorFiles:
         try:
             with safe_open(path, framework="np") as file:
                 found = file.get_slice(name.removeprefix(self.prefix))
-                return found[index if len(index) > 1 else index[0]]
+                (first, *rest) = index
+                return found[index if rest else first]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: tensor {name} cannot be read: {error}.") from None
 
@@ -68,10 +73,12 @@ def find_tensors(folder: str | Path) -> TensorFiles:
     folder = Path(folder)
     file_of: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     for path in _paths(folder):
         try:
             with safe_open(path, framework="np") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                found = {n: (tuple(x.get_shape()), x.get_dtype()) for n, x in found.items()}
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path}: not a whole safetensors file: {error}. Fetch it again."
@@ -79,8 +86,9 @@ def find_tensors(folder: str | Path) -> TensorFiles:
         if twice := sorted(set(found) & set(shapes)):
             raise ValueError(f"{path}: tensor {twice[0]} is also in {file_of[twice[0]].name}.")
         file_of |= dict.fromkeys(found, path)
-        shapes |= found
-    return TensorFiles(folder, file_of, shapes)
+        shapes |= {name: shape for name, (shape, _) in found.items()}
+        dtypes |= {name: dtype for name, (_, dtype) in found.items()}
+    return TensorFiles(folder, file_of, shapes, dtypes)
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -114,7 +122,8 @@ def _paths(folder: Path) -> list[Path]:
 def check_names(
     files: TensorFiles, expected: dict[str, tuple[int, ...]], ignored: Iterable[str]
 ) -> None:
-    """Raises ValueError that names all missing, unexpected and mis-shaped tensors."""
+    """Raises ValueError that names all missing, unexpected and mis-shaped tensors, and those that
+    are no floats: numbers of a quantised model mean nothing without its scales."""
     ignored = tuple(ignored)
     missing = [name for name in expected if name not in files.shapes]
     unexpected = [n for n in files.shapes if n not in expected and not n.endswith(ignored)]
@@ -123,10 +132,13 @@ def check_names(
         for name, shape in expected.items()
         if files.shapes.get(name, shape) != shape
     ]
+    coded = [
+        f"{n} {files.dtypes[n]}" for n in expected if files.dtypes.get(n, "F32") not in _FLOATS
+    ]
     said = [
         f"{len(names)} {what}: {_some(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected),
-                            ("of another shape", shaped))
+                            ("of another shape", shaped), (f"not {', '.join(_FLOATS)}", coded))
         if names
     ]  # fmt: skip
     if said:

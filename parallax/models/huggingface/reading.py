@@ -10,23 +10,30 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from parallax.models.config import ModelConfig
-from parallax.models.huggingface.families import IGNORED, pieces_of, sizes_of
+from parallax.models.huggingface.families import HEAD, IGNORED, pieces_of, sizes_of
 from parallax.models.huggingface.files import TensorFiles, check_names, find_tensors
 from parallax.models.huggingface.tensors import Index, Piece, shapes_of
 from parallax.parallel.stage_layers import layers_in_place
 
 
 class Placed(Protocol):
-    """A model as a strategy lays it out: a `ShardedTransformer`."""
+    """A model as a strategy lays it out: a `ShardedTransformer`.
+
+    Attributes:
+      shapes, specs: State of shapes and of PartitionSpecs of the parameters.
+      groups: layers of each stage.
+    """
 
     @property
     def config(self) -> ModelConfig: ...
+
+    # Any: pyright takes no cached_property for a property of the same type.
     @property
-    def shapes(self) -> nnx.State: ...
+    def shapes(self) -> Any: ...
     @property
-    def specs(self) -> nnx.State: ...
+    def specs(self) -> Any: ...
     @property
-    def groups(self) -> tuple[int, ...]: ...
+    def groups(self) -> Any: ...
 
 
 def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
@@ -49,7 +56,12 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     config = model.config
     pieces = pieces_of(config)
     files = _with_prefix(find_tensors(folder), pieces)
-    check_names(files, shapes_of(pieces, sizes_of(config)), IGNORED)
+    expected = shapes_of(pieces, sizes_of(config))
+    if config.tie_embeddings and HEAD in files.shapes:
+        expected[HEAD] = expected[pieces[0].name]
+    check_names(files, expected, IGNORED)
+    if HEAD in expected and config.tie_embeddings:
+        _check_tied(files, pieces[0].name)
     by_leaf: dict[tuple[str, ...], dict[tuple[int, ...], Piece]] = {}
     for piece in pieces:
         by_leaf.setdefault(piece.leaf, {})[piece.at] = piece
@@ -118,3 +130,15 @@ def _with_prefix(files: TensorFiles, pieces: list[Piece]) -> TensorFiles:
     prefix = pieces[0].name.split(".")[0] + "."
     known = any(name.startswith(prefix) for name in files.shapes)
     return files if known else files.prefixed(prefix)
+
+
+def _check_tied(files: TensorFiles, table: str, rows: int = 4096) -> None:
+    """Some folders hold a tied unembedding a second time. ValueError where it is another one."""
+    height, width = files.shapes[table]
+    for row in range(0, height, rows):
+        index = slice(row, min(row + rows, height)), slice(0, width)
+        if not np.array_equal(files.read(table, index), files.read(HEAD, index)):
+            raise ValueError(
+                f"{files.folder}: {HEAD} differs from {table}, and config.json says that they are "
+                "one (tie_word_embeddings). Set it to false there to use both."
+            )

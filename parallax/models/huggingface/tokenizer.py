@@ -90,6 +90,8 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
             f"{path}: {rust.get_vocab_size()} tokens, the model has {vocab_size}. Use the model's "
             "own tokenizer."
         )
+    rust.no_truncation()  # a file may carry the settings of the run that saved it
+    rust.no_padding()
     return _FileTokenizer(rust, _stop_tokens(folder, vocab_size))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from flax import nnx
 from parallax.models.config import ITEM_BYTES
 from parallax.models.huggingface.configs import to_fields
 from parallax.models.huggingface.families import pieces_of, sizes_of
+from parallax.models.huggingface.fields import read_fields
 from parallax.models.huggingface.files import INDEX, ONE
 from parallax.models.huggingface.reading import Placed
 from parallax.models.huggingface.tensors import Piece, shapes_of
@@ -20,6 +22,7 @@ from parallax.parallel.stage_layers import layers_in_place
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
 )  # fmt: skip
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def save(
@@ -36,7 +39,7 @@ def save(
       folder: made here; it appears when it is complete.
       model: a `ShardedTransformer`.
       params: as it lays them out, in any sharding.
-      tokenizer_from: a folder whose tokenizer files are copied.
+      tokenizer_from: a folder whose tokenizer files, and special tokens of config.json, are copied.
       max_file_bytes: of one file; a tensor that is larger gets one of its own.
 
     Raises:
@@ -73,11 +76,21 @@ def save(
         size = model.config.num_params * ITEM_BYTES[model.config.dtype]
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if tokenizer_from is not None:
+        fields |= _copy_tokenizer(Path(tokenizer_from), partial)
     (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES if tokenizer_from is not None else ():
-        if (source := Path(str(tokenizer_from)) / name).is_file():
-            shutil.copy(source, partial / name)
     partial.rename(folder)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
+    """Copies tokenizer files; returns what config.json says of special tokens."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
+    if not (source / "config.json").is_file():
+        return {}
+    said = read_fields(source / "config.json", hint="").values
+    return {name: said[name] for name in SPECIAL_TOKENS if name in said}
 
 
 def _deal_out(model: Placed, max_file_bytes: int) -> list[dict[str, list[Piece]]]:

@@ -7,6 +7,8 @@ Result: tests/models/huggingface/golden/<name>/ with config.json, model.safetens
 logits.safetensors (tokens [2, 16], logits [2, 16, V] in float32); for `llama` a tokenizer too.
 Made once, with the versions in golden/versions.json; run it again only to add a family.
 """
+# torch and transformers are not among our dependencies.
+# pyright: reportMissingImports=false
 
 import json
 import shutil

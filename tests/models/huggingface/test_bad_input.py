@@ -30,52 +30,6 @@ def load(folder):
     return huggingface.load(folder, program, strategy.mesh.build(jax.devices()[:1]))
 
 
-def change(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"model_type": "bert"}, "model_type is 'bert'.*llama, gpt2, qwen3, mixtral"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*silu"),
-        ({"attention_bias": True}, "attention_bias is True.*no bias"),
-        ({"sliding_window": 64}, "sliding_window is 64.*full attention"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "without 'low_freq_factor'"),
-        ({"hidden_size": "wide"}, "hidden_size must be a positive integer, got 'wide'"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
-        ({"num_key_value_heads": 3}, "num_kv_heads=3 does not divide"),
-    ],
-    ids=str,
-)
-def test_configs_we_would_compute_otherwise_are_refused(folder, fields, message):
-    change(folder, **fields)
-    with pytest.raises(ValueError, match=message):
-        huggingface.read_config(folder)
-
-
-def test_a_sliding_window_as_long_as_the_context_is_full_attention(folder):
-    change(folder, sliding_window=256)
-    assert huggingface.read_config(folder).max_seq_len == 256
-
-
-def test_older_files_keep_the_base_of_rope_apart(folder):
-    change(
-        folder, rope_parameters=None, rope_theta=1000.0, torch_dtype="bfloat16", dtype=None,
-        rope_scaling={"type": "linear", "factor": 4.0},
-    )  # fmt: skip
-    config = huggingface.read_config(folder)
-    assert config.rope_theta == 1000.0
-    assert config.rope_scaling is not None
-    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("linear", 4.0)
-    assert config.dtype == "bfloat16"
-    assert huggingface.read_config(folder, "float32").dtype == "float32"
-
-
 def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.norm.weight"]
@@ -114,6 +68,26 @@ def test_a_header_that_lies(folder):
         load(folder)
 
 
+def test_numbers_of_a_quantised_model_are_not_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype("int8")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 not F64, F32, F16, BF16: model\.norm\.weight I8"):
+        load(folder)
+
+
+def test_a_table_that_is_there_twice_must_be_one(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "llama_tied", tmp_path / "tied"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, folder / "model.safetensors")
+    assert load(folder)["tokens_VD"].shape == (320, 32)
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        load(folder)
+
+
 def test_pickled_weights_are_not_read(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"only pytorch_model\.bin.*can run code"):
@@ -134,11 +108,6 @@ def test_an_index_is_held_to_its_files(folder):
         load(folder)
 
 
-def test_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="No such file"):
-        huggingface.read_config(tmp_path / "nothing")
-
-
 def test_tokenizers(folder, tmp_path):
     tokenizer = huggingface.read_tokenizer(folder, 320)
     tokens = tokenizer.encode("the quick fox")
@@ -147,6 +116,12 @@ def test_tokenizers(folder, tmp_path):
     assert tokenizer.stop_tokens == (1,)
     with pytest.raises(ValueError, match="tokens, the model has 100"):
         huggingface.read_tokenizer(folder, 100)
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    saved["truncation"] = {
+        "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    assert huggingface.read_tokenizer(folder, 320).encode("the quick fox") == tokens
     (folder / "generation_config.json").write_text('{"eos_token_id": 400}')
     with pytest.raises(ValueError, match="eos_token_id 400"):
         huggingface.read_tokenizer(folder, 320)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from parallax.models import huggingface
 from parallax.spmd import ShardedTransformer
@@ -91,6 +91,47 @@ def test_there_and_back_is_bit_exact(family, tmp_path):
         np.testing.assert_array_equal(before[name], x, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_there_and_back(dtype, tmp_path):
+    """Weights in the dtype that published ones have; float32 files are rounded to the nearest."""
+    config = huggingface.read_config(GOLDEN / "qwen3", dtype)
+    strategy = hybrid(tensor_pipeline(2), ring_sequence(2))
+    program, mesh = sharded(config, strategy), mesh_of(strategy)
+    params = huggingface.load(GOLDEN / "qwen3", program, mesh)
+    huggingface.save(tmp_path / "half", program, params)
+    half = huggingface.read_config(tmp_path / "half")
+    assert half.dtype == dtype
+    huggingface.save(
+        tmp_path / "again", program, huggingface.load(tmp_path / "half", program, mesh)
+    )
+    wide = load_file(GOLDEN / "qwen3" / "model.safetensors")
+    once, twice = (load_file(tmp_path / n / "model.safetensors") for n in ("half", "again"))
+    assert sorted(once) == sorted(twice) == sorted(wide)
+    for name, x in once.items():
+        np.testing.assert_array_equal(x, wide[name].astype(dtype), err_msg=name)
+        assert x.tobytes() == twice[name].tobytes()
+    wider = huggingface.read_config(tmp_path / "half", "float32")
+    again = huggingface.load(tmp_path / "half", sharded(wider, strategy), mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype("float32"), b), params, again)
+
+
+def test_names_of_a_model_without_its_head(tmp_path):
+    """As the first GPT-2 folders have them, causal masks beside the weights."""
+    tensors = load_file(GOLDEN / "gpt2" / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    assert "wte.weight" in tensors
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 64, 64), np.uint8))
+    save_file(tensors, tmp_path / "model.safetensors")
+    strategy = tensor_pipeline(2, 2)
+    program = sharded(huggingface.read_config(GOLDEN / "gpt2"), strategy)
+    mesh = mesh_of(strategy)
+    found = huggingface.load(tmp_path, program, mesh)
+    jax.tree.map(
+        np.testing.assert_array_equal, found, huggingface.load(GOLDEN / "gpt2", program, mesh)
+    )
+
+
 def test_saved_files_carry_what_other_libraries_need(tmp_path):
     config = huggingface.read_config(GOLDEN / "llama")
     strategy = data_parallel(1)
@@ -101,6 +142,9 @@ def test_saved_files_carry_what_other_libraries_need(tmp_path):
     original = json.loads((GOLDEN / "llama" / "config.json").read_text())
     for name in set(written) & set(original):
         assert written[name] == original[name], name
-    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    for name in ("bos_token_id", "eos_token_id"):
+        assert written[name] == original[name]
+    tokenizer = huggingface.read_tokenizer(tmp_path / "out", config.vocab_size)
+    assert tokenizer.stop_tokens == (1,)
     with pytest.raises(ValueError, match="exists"):
         huggingface.save(tmp_path / "out", program, params)
