@@ -86,7 +86,7 @@ def section(title, config, strategy: Strategy, workload: Workload, phase, remat)
         transfers = decode_transfers(decoder)
         size = (
             f"a token of each of {workload.batch:,} sequences after {workload.seq_len:,}, in "
-            f"{decoder.step_microbatches} microbatches; of {words.in_bytes(decoder.kv_bytes())} of "
+            f"{decoder.step_microbatches} microbatches; {words.in_bytes(decoder.kv_bytes())} of "
             "keys and values a device"
         )
     elif phase == "train":
