@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -180,12 +180,12 @@ class ShardedTransformer:
         """
         if not self.config.tie_embeddings:
             return state
-        table = state["tokens_VD"]
-        spec = self.untied.specs["unembed_DV"].get_value()
+        own: Any = self.untied
+        table, like = cast(Any, state)["tokens_VD"], own.shapes["unembed_DV"]
         unembed = lax.with_sharding_constraint(
-            _fill_columns(table[...].T, self.columns), NamedSharding(mesh, spec)
+            _fill_columns(table[...].T, self.columns),
+            NamedSharding(mesh, own.specs["unembed_DV"].get_value()),
         )
-        like = self.untied.shapes["unembed_DV"]
         flat = [*nnx.to_flat_state(state), (("unembed_DV",), like.replace(unembed))]
         return nnx.from_flat_state(flat)
 
