@@ -9,7 +9,8 @@ Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on
 import sys
 
 from parallax.bounds import Transfer
-from parallax.communication import forward_transfers, train_transfers
+from parallax.communication import decode_transfers, forward_transfers, train_transfers
+from parallax.decoding import Decoder
 from parallax.hlo.rows import dtype_rows
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
@@ -19,6 +20,7 @@ from parallax.plan import fit_microbatches
 from parallax.program import compile_program
 from parallax.report import words
 from parallax.results import Compilation
+from parallax.spmd import ShardedTransformer
 from parallax.strategies import build
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -33,12 +35,24 @@ TRAINED = (
     ("ring_sp", "data_parallel", 1024, 64),
     ("cache_layerwise", "layerwise", 256, 256),
 )
+# Decoding steps: paper, strategy; a token of each of so many sequences after the paper's length.
+DECODED = (
+    ("ring_sp", "tensor_pipeline"),
+    ("ring_sp", "ring_sequence"),
+    ("ring_sp", "double_ring"),
+    ("two_level", "two_level"),
+    ("cache_layerwise", "layerwise"),
+    ("cross_node_ep", "expert_parallel"),
+    ("cross_node_ep", "tensor_pipeline"),
+)
+DECODED_BATCH = 64
 _HEAD = """# Communication
 
 Made by `python benchmarks/communication.py docs/communication.md`. Bytes leave a device over a
-whole pass, by ring algorithms; of permutes, a device that sends. Closed forms are derived, programs
-compiled for two nodes of eight H100 and read. "Least" leaves out what bubbles, padding, buffers and
-recomputation add. Routing of experts is uniform: bytes of ragged exchanges follow from it.
+whole pass or step, by ring algorithms; of permutes, a device that sends. Closed forms are derived,
+programs compiled for two nodes of eight H100 and read. "Least" leaves out what bubbles, padding,
+buffers and recomputation add. Routing of experts is uniform: bytes of ragged exchanges follow from
+it.
 """
 
 
@@ -55,19 +69,34 @@ def programs():
                 workload = Workload(batch, paper.workload.seq_len, microbatches)
                 title = f"{paper.name}: {name}, training step"
                 yield title, paper.config, build(name), workload, "train", "layer"
+        for of, name in DECODED:
+            if of == paper.name:
+                workload = Workload(DECODED_BATCH, paper.workload.seq_len)
+                title = f"{paper.name}: {name}, decoding step"
+                yield title, paper.config, build(name), workload, "decode", "none"
 
 
 def section(title, config, strategy: Strategy, workload: Workload, phase, remat) -> str:
     """A program's heading and the table of its closed form."""
-    if phase == "train":
+    size = (
+        f"{workload.batch:,} x {workload.seq_len:,} tokens in {workload.microbatches} microbatches"
+    )
+    if phase == "decode":
+        decoder = Decoder(ShardedTransformer(config, strategy, workload), new_tokens=1)
+        transfers = decode_transfers(decoder)
+        size = (
+            f"a token of each of {workload.batch:,} sequences after {workload.seq_len:,}, in "
+            f"{decoder.step_microbatches} microbatches; {words.in_bytes(decoder.kv_bytes())} of "
+            "keys and values a device"
+        )
+    elif phase == "train":
         transfers = train_transfers(config, strategy, workload, remat)
     else:
         transfers = forward_transfers(config, strategy, workload)
     lines = [
         f"## {title}",
         "",
-        f"Mesh {strategy.mesh}; {workload.batch:,} x {workload.seq_len:,} tokens in "
-        f"{workload.microbatches} microbatches.",
+        f"Mesh {strategy.mesh}; {size}.",
         "",
     ]
     if not transfers:

@@ -18,11 +18,16 @@ MESH = flags.DEFINE_string(
     "mesh", None, "Mesh axes for named strategies: axis=size,... such as stage=2,tensor=8. "
     "Unset: each strategy fills the cluster.",
 )  # fmt: skip
-BATCH = flags.DEFINE_integer("batch", None, "Sequences over all devices.", lower_bound=1)
-SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Tokens of a sequence.", lower_bound=1)
+BATCH = flags.DEFINE_integer(
+    "batch", None, "Sequences over all devices. Unset: the paper's; train: 16.", lower_bound=1
+)
+SEQ_LEN = flags.DEFINE_integer(
+    "seq_len", None, "Tokens of a sequence. Unset: the paper's; train: 256.", lower_bound=1
+)
 MICROBATCHES = flags.DEFINE_integer(
-    "microbatches", None, "Pieces each device cuts its batch into. Unset: the paper's, lowered to "
-    "what divides a device's sequences.", lower_bound=1,
+    "microbatches", None, "Pieces each device cuts its batch into; in training that is gradient "
+    "accumulation. Unset: the paper's, lowered to what divides a device's sequences; train: 1.",
+    lower_bound=1,
 )  # fmt: skip
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float16", "bfloat16", "float32", "float64"], "Of parameters and activations."
@@ -84,6 +89,34 @@ CACHE_LEN = flags.DEFINE_integer(
     "cache_len", None, "Tokens a sequence may have, prompt and new ones. Unset: what is asked for."
 )
 VIRTUAL = flags.DEFINE_bool(
-    "virtual", False, "Run on virtual CPU devices, as many as the mesh needs, in a child process."
+    "virtual", False, "Run on virtual CPU devices, as many as the mesh needs (16 without a mesh)."
 )
 JSON = flags.DEFINE_string("json", None, "File for the results as JSON.")
+DATA = flags.DEFINE_list(
+    "data", None, "Files to train on, separated by commas: text, .npy (a row of integers) or .bin "
+    "(uint16) tokens.",
+)  # fmt: skip
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a training run. One with a checkpoint goes on from it."
+)
+STEPS = flags.DEFINE_integer(
+    "steps", 100, "Training steps in all, those of earlier runs counted.", lower_bound=1
+)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-4, "Of AdamW, at the end of the warmup.")
+WARMUP_STEPS = flags.DEFINE_integer(
+    "warmup_steps", 20, "Steps in which the learning rate rises from 0; a cosine takes it down to "
+    "a tenth after that.", lower_bound=0,
+)  # fmt: skip
+WEIGHT_DECAY = flags.DEFINE_float(
+    "weight_decay", 0.1, "Of matrices and tables; norms and biases have none."
+)
+CLIP_NORM = flags.DEFINE_float(
+    "clip_norm", 1.0, "Largest L2 norm of all gradients together; 0 is no clipping."
+)
+SAVE_EVERY = flags.DEFINE_integer(
+    "save_every", 100, "Steps between checkpoints; the last step is saved too.", lower_bound=1
+)
+KEEP = flags.DEFINE_integer("keep", 3, "Newest checkpoints that stay.", lower_bound=1)
+LOG_EVERY = flags.DEFINE_integer(
+    "log_every", 10, "Steps between lines where there is no terminal.", lower_bound=1
+)

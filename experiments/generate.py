@@ -21,37 +21,36 @@ from pathlib import Path
 from typing import Any
 
 from parallax.experiments import flags
+from parallax.experiments.devices import use_devices
 from parallax.experiments.launch import ProgressLines
-from parallax.lenses.child import run_in_child
-from parallax.lenses.environment import cpu_environment
-from parallax.naming import resolve_model, resolve_strategy
 
 FLAGS = (
     flags.MODEL, flags.STRATEGY, flags.MESH, flags.PROMPT, flags.PROMPTS, flags.MAX_NEW_TOKENS,
     flags.TEMPERATURE, flags.TOP_K, flags.TOP_P, flags.SEED, flags.STOP_TOKENS, flags.CACHE_LEN,
     flags.DTYPE, flags.SMALL, flags.VIRTUAL, flags.JSON,
 )  # fmt: skip
-_VIRTUAL_DEVICES = 16
-_TEXT = "\0"  # before a piece of text on the way from a child process
 
 
 def main() -> int:
     """Generates what the flags ask for."""
     request = _request()
+    use_devices(request["strategy"], request["mesh"], flags.VIRTUAL.value, request["dtype"])
+    from parallax.engine.texts import generate
+
+    alone = len(request["prompts"]) == 1
     with ProgressLines() as progress:
-        printer = _Printer(len(request["prompts"]), progress)
-        if flags.VIRTUAL.value:
-            # Checked here, before a process is started for it.
-            resolve_model(request["model"], dtype=request["dtype"], small=request["small"])
-            strategy = resolve_strategy(request["strategy"], request["mesh"], _VIRTUAL_DEVICES)
-            found = run_in_child(
-                run, request,
-                environment=cpu_environment(strategy.mesh.size, fast_code=True),
-                on_progress=printer.line,
-            )  # fmt: skip
-        else:
-            found = run(request, on_progress=printer.line)
-    printer.finish(found.texts)
+
+        def on_text(prompt: int, text: str) -> None:
+            if alone:  # of several, each comes when all are done
+                progress.stop()
+                print(text, end="", flush=True)
+
+        found = generate(**request, on_text=on_text, on_progress=progress)
+    if alone:
+        print()
+    else:
+        for number, text in enumerate(found.texts):
+            print(f"[{number}] {text}")
     generation = found.generation
     for line in (*generation.notes, *generation.latency.lines()):
         print(line, file=sys.stderr)
@@ -59,38 +58,6 @@ def main() -> int:
         record = {"request": request, "texts": found.texts} | dataclasses.asdict(generation)
         Path(flags.JSON.value).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def run(request: dict[str, Any], *, on_progress) -> Any:
-    """`px.generate` with its text among the lines of progress."""
-    from parallax.engine.texts import generate
-
-    return generate(
-        **request,
-        on_text=lambda prompt, text: on_progress(f"{_TEXT}{prompt} {text}"),
-        on_progress=on_progress,
-    )
-
-
-class _Printer:
-    """One prompt's text as it comes; of several, each when all are done."""
-
-    def __init__(self, prompts: int, progress):
-        self.prompts, self.progress = prompts, progress
-
-    def line(self, line: str) -> None:
-        if not line.startswith(_TEXT):
-            self.progress(line)
-        elif self.prompts == 1:
-            self.progress.stop()
-            print(line.partition(" ")[2], end="", flush=True)
-
-    def finish(self, texts) -> None:
-        if self.prompts == 1:
-            print()
-            return
-        for number, text in enumerate(texts):
-            print(f"[{number}] {text}")
 
 
 def _request() -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from parallax import parallel, strategies
     from parallax.comparing import compare, compare_papers
     from parallax.engine.texts import generate
+    from parallax.engine.train import train
     from parallax.foreign import compile_for, predict
     from parallax.lenses.environment import virtual_devices
     from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
@@ -60,6 +61,7 @@ _SURFACE = {
     "parallel": "",
     "predict": "parallax.foreign",
     "strategies": "",
+    "train": "parallax.engine.train",
     "virtual_devices": "parallax.lenses.environment",
 }
 
@@ -86,6 +88,7 @@ __all__ = [
     "parallel",
     "predict",
     "strategies",
+    "train",
     "virtual_devices",
 ]
 

@@ -14,6 +14,7 @@ from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_transformer
 from parallax.lenses.text import read_text
+from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -215,7 +216,8 @@ def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progres
     for plan, _ in asked:
         text, name = read_text(plan.text, plan.small_cases[0][1].tokens)
         dtypes = tuple(dict.fromkeys(("float64", plan.config.dtype)))
-        tasks.append((plan.small_config, plan.small_cases, text, name, dtypes))
+        verify = verify_decoding if plan.phase == "decode" else verify_transformer
+        tasks.append((verify, plan.small_config, plan.small_cases, text, name, dtypes))
     devices = max(s.mesh.size for plan, _ in asked for s, _ in plan.small_cases)
     verified = run_in_child(
         verify_all, tasks,
@@ -230,9 +232,9 @@ def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progres
 def verify_all(tasks: Sequence[tuple], *, on_progress: Progress) -> list[list[Any]]:
     """Verifies every task in this process, one after the other: the verify lens's child."""
     found = []
-    for config, *rest in tasks:
+    for verify, config, *rest in tasks:
         found.append(
-            verify_transformer(
+            verify(
                 config, *rest, on_progress=lambda line, c=config: on_progress(f"{c.name}: {line}")
             )
         )

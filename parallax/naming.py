@@ -1,5 +1,6 @@
 """Models and strategies by name, folder or file, as flags and notebooks give them."""
 
+import json
 from pathlib import Path
 
 from parallax.meshes.mesh import MeshSpec
@@ -9,6 +10,8 @@ from parallax.papers import PAPERS
 from parallax.strategies import build
 from parallax.strategy import Strategy
 
+RUN_FILE = "run.json"  # in the folder of a training run
+
 
 def resolve_model(
     model: str | Path | ModelConfig, *, dtype: DType | None = None, small: bool = False
@@ -16,8 +19,8 @@ def resolve_model(
     """A model and the folder of its weights, None where there are none.
 
     Args:
-      model: a paper's name, a folder with config.json and *.safetensors (or its config.json), or a
-        ModelConfig.
+      model: a paper's name, a folder with config.json and *.safetensors (or its config.json), the
+        folder of a training run, or a ModelConfig.
       dtype: of parameters and activations; None is the model's own.
       small: of a paper's model, the same shape at a width that a laptop runs.
 
@@ -30,7 +33,11 @@ def resolve_model(
         config, folder = PAPERS[str(model)].config, None
     elif Path(model).exists():
         path = Path(model)
-        config, folder = read_config(path, dtype), path if path.is_dir() else path.parent
+        folder = path if path.is_dir() else path.parent
+        if (folder / RUN_FILE).is_file():
+            config = _trained(folder / RUN_FILE)
+        else:
+            config = read_config(path, dtype)
         if small:
             raise ValueError(
                 f"{model}: small shrinks a paper's model, and these are a model's own weights. "
@@ -44,6 +51,20 @@ def resolve_model(
     if small:
         config = config.small()
     return (config if dtype is None else config.replace(dtype=dtype)), folder
+
+
+def weights_of_run(folder: Path) -> Path | None:
+    """The folder of weights that a training run started from, None for random ones."""
+    found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("weights")
+    return None if found is None else Path(found)
+
+
+def _trained(path: Path) -> ModelConfig:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))["model_config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the file of a training run: {error!r}.") from None
+    return ModelConfig.from_dict(fields, str(path))
 
 
 def resolve_strategy(

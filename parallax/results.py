@@ -46,23 +46,25 @@ class Exactness:
     Attributes:
       dtype: of parameters and activations.
       logits_error, gradients_error: against the unsharded model in float64; gradients are the worst
-        over all parameters.
+        over all parameters, None where there are none (decoding).
       logits_limit, gradients_limit: what they may be (the tolerance table).
       reference_error: the unsharded model's own logits error in this dtype; 0 in float64.
     """
 
     dtype: str
     logits_error: float
-    gradients_error: float
+    gradients_error: float | None
     logits_limit: float
-    gradients_limit: float
+    gradients_limit: float | None
     reference_error: float
 
     @property
     def passed(self) -> bool:
-        return (
-            self.logits_error <= self.logits_limit and self.gradients_error <= self.gradients_limit
-        )
+        if not self.logits_error <= self.logits_limit:
+            return False
+        if self.gradients_error is None or self.gradients_limit is None:
+            return True
+        return self.gradients_error <= self.gradients_limit
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Verification:
 
     `approximation` names what the strategy computes otherwise than the unsharded model, "" if
     nothing: its errors are then distances, not judged. `router` is None without experts.
+    `same_tokens`: of decoding, whether greedy tokens in float64 are the unsharded model's; None for
+    a pass over whole sequences.
     """
 
     model: str
@@ -102,10 +106,11 @@ class Verification:
     seconds: float
     approximation: str = ""
     router: RouterFacts | None = None
+    same_tokens: bool | None = None
 
     @property
     def exact(self) -> bool:
-        return all(row.passed for row in self.rows)
+        return all(row.passed for row in self.rows) and self.same_tokens is not False
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from parallax.parallel.experts import Platform, RouterStats, load_balancing_loss
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_positions
 from parallax.parallel.split import Remat, Split
-from parallax.parallel.stage_layers import pad_layers, unpad_layers
+from parallax.parallel.stage_layers import layers_in_place, pad_layers, unpad_layers
 from parallax.parallel.varying import vary_over
 from parallax.rules import Phase, check_divides
 from parallax.strategy import Strategy
@@ -145,6 +145,19 @@ class ShardedTransformer:
         """Inverse of `place`, also for gradients: the model's own parameters."""
         layers = functools.partial(unpad_layers, groups=self.groups)
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
+
+    def zero_padding(self, state: nnx.State) -> nnx.State:
+        """Placed parameters or gradients with zeros in the layers that fill up shorter stages: a
+        bias of theirs has a gradient."""
+        real = layers_in_place(self.groups) >= 0
+        if real.all():
+            return state
+
+        def mask(w):
+            rows = jnp.asarray(real).reshape(-1, *(1,) * (w.ndim - 1))
+            return jnp.where(rows, w, jnp.zeros_like(w))
+
+        return _change(state, mask, lambda w: w)
 
     @property
     def columns(self) -> int:

@@ -93,22 +93,38 @@ class TrainStep:
 
     def gradients(self, mesh) -> Callable[..., tuple[jax.Array, nnx.State]]:
         """(params, tokens, segment_ids if packed) -> mean loss and its gradients, to be jitted."""
-        return jax.value_and_grad(self.sharded.loss(mesh, self.remat))
+        exact = jax.value_and_grad(self.sharded.loss(mesh, self.remat))
+
+        def run(params: nnx.State, *inputs: jax.Array) -> tuple[jax.Array, nnx.State]:
+            loss, grads = exact(params, *inputs)
+            return loss, self.sharded.zero_padding(grads)
+
+        return run
 
     def step(self, mesh) -> Callable[..., tuple[TrainState, jax.Array]]:
-        """(state, tokens, segment_ids if packed) -> the next state and the loss.
+        """(state, tokens, segment_ids if packed) -> the next state and the loss. See `whole_step`.
 
         Jit it with `donate_argnums=0` and `out_shardings=(step.shardings(mesh), None)`.
 
         Cost: `communication.train_transfers`.
         """
+        whole = self.whole_step(mesh)
+
+        def run(state: TrainState, *inputs: jax.Array):
+            state, (loss, _) = whole(state, *inputs)
+            return state, loss
+
+        return run
+
+    def whole_step(self, mesh) -> Callable[..., tuple[TrainState, tuple[jax.Array, jax.Array]]]:
+        """As `step`, with the gradients' L2 norm (before any clipping) beside the loss."""
         gradients = self.gradients(mesh)
 
         def run(state: TrainState, *inputs: jax.Array):
             loss, grads = gradients(state.params, *inputs)
             updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
             params: Any = optax.apply_updates(state.params, updates)
-            return TrainState(params, opt_state), loss
+            return TrainState(params, opt_state), (loss, optax.tree.norm(grads))
 
         return run
 

@@ -1,5 +1,6 @@
 """Notebooks run from top to bottom on virtual devices, and are committed without outputs."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -29,14 +30,28 @@ def test_committed_without_outputs_and_short(path):
             assert cell.execution_count is None
 
 
-@pytest.mark.filterwarnings("default")  # the kernel client's own, not ours
-def test_tour(aot, monkeypatch):
+@pytest.fixture
+def run(aot, monkeypatch):
+    """Executes a notebook; what each code cell showed."""
     monkeypatch.setenv("PYTHONPATH", str(COLAB.parent))
     for name in ("XLA_FLAGS", "JAX_PLATFORMS"):  # what the test session set
         monkeypatch.delenv(name, raising=False)
-    notebook = nbformat.read(COLAB / "tour.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
-    shown = [text_of(c) for c in notebook.cells if c.cell_type == "code"]
+
+    def execute(name):
+        notebook = nbformat.read(COLAB / name, as_version=4)
+        NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+        return [text_of(c) for c in notebook.cells if c.cell_type == "code"]
+
+    return execute
+
+
+def figures(pattern, text):
+    return [float(x) for x in re.findall(pattern, text)]
+
+
+@pytest.mark.filterwarnings("default")  # the kernel client's own, not ours
+def test_tour(run):
+    shown = run("tour.ipynb")
     assert "tensor_pipeline" in shown[1]
     assert "P('stage', None, 'tensor')" in shown[2]
     assert "CPU" in shown[2]  # shardings are drawn
@@ -45,3 +60,26 @@ def test_tour(aot, monkeypatch):
     assert "Exact?" in shown[4]
     assert "exact: True" in shown[5]
     assert "collective-permute ('seq',)" in shown[5]
+
+
+@pytest.mark.filterwarnings("default")
+def test_own_model(run):
+    shown = run("own_model.ipynb")
+    assert shown[1].count("exact: True") == 2
+    assert "all-reduce over ('tensor',)" in shown[2]
+    assert shown[2].count("fits: True") == 2
+    assert shown[3].count("modelled") == 2
+    assert "unknown logical axis 'rank'" in shown[4]
+    assert "8 does not divide 250" in shown[4]
+    assert "all-reduce" in shown[5]
+
+
+@pytest.mark.filterwarnings("default")
+def test_ring_in_your_code(run):
+    shown = run("ring_in_your_code.ipynb")
+    errors = figures(r"relative error: (\S+)", shown[2] + shown[3])
+    assert len(errors) == 5
+    assert max(errors) < 1e-11
+    assert "image/png" in shown[4] or len(shown[4]) > 1000
+    assert "14 times" in shown[5]
+    assert "collective-permute over ('seq',)" in shown[5]

@@ -9,10 +9,10 @@ import jax
 from parallax.decoding import batch_multiple
 from parallax.engine.generate import Generation, Generator, check_prompts
 from parallax.engine.sampling import Sampling
+from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
-from parallax.models import huggingface
-from parallax.models.config import BYTE_VOCAB, DType, ModelConfig
-from parallax.models.huggingface import ByteTokenizer, Tokenizer
+from parallax.models.config import DType, ModelConfig
+from parallax.models.huggingface import Tokenizer
 from parallax.naming import resolve_model, resolve_strategy
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -55,8 +55,9 @@ def generate(
     """Continues prompts under a strategy, on this process's devices.
 
     Args:
-      model: a folder with config.json, *.safetensors and tokenizer.json; or a paper's name or a
-        ModelConfig of 256 tokens, with random weights.
+      model: a folder with config.json, *.safetensors and tokenizer.json; the folder of a training
+        run, whose newest checkpoint is taken; or a paper's name or a ModelConfig of 256 tokens,
+        with random weights.
       prompts: one or several texts, of any lengths.
       strategy, mesh: as `parallax compare` takes them; None is one device. Without a mesh a named
         strategy fills the devices.
@@ -81,7 +82,12 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, seed)
     config, folder = resolve_model(model, dtype=dtype, small=small)
     chosen = resolve_strategy(strategy, mesh, len(jax.devices()))
-    tokenizer = _tokenizer(config, folder)
+    tokenizer = find_tokenizer(config, folder)
+    if tokenizer is None:
+        raise ValueError(
+            f"model '{config.name}' has no weights and no tokenizer. Use small=True (--small), "
+            "whose tokens are bytes, or a folder with weights."
+        )
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     encoded = [tokenizer.encode(text) for text in texts]
     stops = tokenizer.stop_tokens if stop_tokens is None else tuple(stop_tokens)
@@ -123,18 +129,7 @@ def make_generator(
         on_progress(f"random weights of {config.name}: what it says means nothing")
         return Generator(config, strategy, sharded.init(jax.random.key(0), mesh), mesh)
     on_progress(f"loading {folder}")
-    return Generator(config, strategy, huggingface.load(folder, sharded, mesh), mesh)
-
-
-def _tokenizer(config: ModelConfig, folder: Path | None) -> Tokenizer:
-    if folder is not None:
-        return huggingface.read_tokenizer(folder, config.vocab_size)
-    if config.vocab_size == BYTE_VOCAB:
-        return ByteTokenizer()
-    raise ValueError(
-        f"model '{config.name}' has no weights and no tokenizer. Use small=True "
-        "(--small), whose tokens are bytes, or a folder with weights."
-    )
+    return Generator(config, strategy, load_params(folder, sharded, mesh), mesh)
 
 
 class _Stream:

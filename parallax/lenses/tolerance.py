@@ -12,7 +12,7 @@ FLOORS = {"float32": 1e-6, "bfloat16": 2e-3, "float16": 5e-4}
 def judge(
     dtype: str,
     logits_error: float,
-    gradients_error: float,
+    gradients_error: float | None,
     reference_logits_error: float = 0.0,
     reference_gradients_error: float = 0.0,
 ) -> Exactness:
@@ -27,6 +27,6 @@ def judge(
         logits_error=logits_error,
         gradients_error=gradients_error,
         logits_limit=logits_limit,
-        gradients_limit=gradients_limit,
+        gradients_limit=None if gradients_error is None else gradients_limit,
         reference_error=reference_logits_error,
     )

@@ -59,14 +59,14 @@ def verify_transformer(
     inputs = (tokens, line_segments(tokens)) if first.packed else (tokens,)
     inputs = tuple(jnp.asarray(x) for x in inputs)
     lowest = next((d for d in dtypes if d != "float64"), "float64")
-    drawn = _draw(config.replace(dtype=lowest))
+    drawn = draw(config.replace(dtype=lowest))
     references = {}
     for dtype in dict.fromkeys(["float64", *dtypes]):
         on_progress(f"unsharded model in {dtype}")
         # Near-ties flip in lower precision: there every model replays the exact one's choices.
         replayed = () if dtype == "float64" else _choices(references["float64"][2])
         references[dtype] = _reference(
-            config.replace(dtype=dtype), _cast(drawn, dtype), inputs, replayed
+            config.replace(dtype=dtype), cast(drawn, dtype), inputs, replayed
         )
     exact = references["float64"]
     results = []
@@ -81,7 +81,7 @@ def verify_transformer(
             program = ShardedTransformer(
                 config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(replayed))
             )
-            found = _sharded(program, _cast(drawn, dtype), (*inputs, *replayed))
+            found = _sharded(program, cast(drawn, dtype), (*inputs, *replayed))
             own = references[dtype]
             rows.append(
                 judge(dtype, relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
@@ -124,7 +124,7 @@ def _router_facts(exact, found, flips: dict[str, float]) -> RouterFacts | None:
     )
 
 
-def _draw(config: ModelConfig) -> nnx.State:
+def draw(config: ModelConfig) -> nnx.State:
     from parallax.models.transformer import Transformer
 
     @jax.jit
@@ -135,7 +135,7 @@ def _draw(config: ModelConfig) -> nnx.State:
     return make()
 
 
-def _cast(state: Any, dtype: str) -> Any:
+def cast(state: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype), state)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Mlp = Literal["gelu", "gated"]
 Norm = Literal["rmsnorm", "layernorm"]
@@ -158,6 +158,23 @@ class ModelConfig:
     def replace(self, **changes) -> "ModelConfig":
         """The same model with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as files hold it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "model") -> "ModelConfig":
+        """Inverse of `to_dict`. ValueError on fields that are missing, unknown or wrong."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) != names:
+            odd = sorted(names ^ set(data)) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"{where}: not a model's fields: {odd} missing or unknown.")
+        scaling = data["rope_scaling"]
+        try:
+            return cls(**{**data, "rope_scaling": scaling and RopeScaling(**scaling)})
+        except TypeError as error:
+            raise ValueError(f"{where}: not a model's fields: {error}.") from None
 
     def small(self, head_dim: int = 8, max_seq_len: int = 80) -> "ModelConfig":
         """The same shape at a width a laptop runs: layers, heads and ratios stay, head_dim shrinks.

@@ -65,8 +65,9 @@ def _exact(result: StrategyResult) -> Answer:
         return _not_run(result, "verify")
     rows = result.verification.rows
     parts = tuple(
-        Part(f"{row.dtype}: logits {words.error(row.logits_error)}, "
-             f"gradients {words.error(row.gradients_error)}", "measured")
+        Part(f"{row.dtype}: logits {words.error(row.logits_error)}"
+             + ("" if row.gradients_error is None
+                else f", gradients {words.error(row.gradients_error)}"), "measured")
         for row in rows
     )  # fmt: skip
     if result.verification.approximation:

@@ -88,6 +88,9 @@ def _exact_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
         Row("Exact?", "equals unsharded model", "measured",
             tuple(None if v is None else _exact(v) for v in checks))
     ]  # fmt: skip
+    same = [v.same_tokens if v else None for v in checks]
+    rows.append(Row("Exact?", "same greedy tokens", "measured",
+                    tuple(None if x is None else _yes(x) for x in same)))  # fmt: skip
     routers = [v.router if v else None for v in checks]
     for label, fact in _ROUTERS:
         cells = tuple(None if x is None else fact(x) for x in routers)
@@ -116,12 +119,14 @@ _ROUTERS: tuple[tuple[str, Callable[[RouterFacts], Cell | None]], ...] = (
 )  # fmt: skip
 
 
-def _error(row: Exactness, what: str) -> Cell:
+def _error(row: Exactness, what: str) -> Cell | None:
     found, limit = (
         (row.logits_error, row.logits_limit)
         if what == "logits"
         else (row.gradients_error, row.gradients_limit)
     )
+    if found is None or limit is None:
+        return None
     holds = found <= limit
     sign = "<=" if holds else ">"
     return Cell(f"{words.error(found)} {sign} {words.error(limit)}", "plain" if holds else "bad")

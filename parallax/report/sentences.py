@@ -15,7 +15,7 @@ def failure_reasons(result: StrategyResult) -> tuple[str, ...]:
     verification, compilation = result.verification, result.compilation
     if verification is not None and not verification.exact:
         dtypes = ", ".join(row.dtype for row in verification.rows if not row.passed)
-        found.append(f"{result.name} is not exact in {dtypes}")
+        found.append(f"{result.name} is not exact in {dtypes or 'its greedy tokens'}")
     if compilation is not None and not compilation.memory.fits:
         memory = compilation.memory
         excess = memory.total_bytes - memory.usable_bytes

@@ -162,6 +162,7 @@ def _verification(v: Verification) -> Json:
     rows: tuple[Exactness, ...] = v.rows
     return {
         "exact": v.exact,
+        "same_tokens": v.same_tokens,
         "model": v.model,
         "devices": v.devices,
         "platform": v.platform,

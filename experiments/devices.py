@@ -1,0 +1,25 @@
+"""The devices that a run asks for, before JAX starts."""
+
+from parallax.lenses.environment import virtual_devices
+from parallax.naming import resolve_strategy
+
+_MOST_VIRTUAL = 16  # that a strategy without a mesh fills
+
+
+def use_devices(strategy: str | None, mesh: str | None, virtual: bool, dtype: str | None) -> None:
+    """With `virtual`, as many virtual CPU devices as the mesh needs; and float64 where it is asked.
+
+    Raises:
+      ValueError: an unknown strategy, or a mesh that it cannot have.
+    """
+    import jax
+
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    if virtual:
+        most = _MOST_VIRTUAL
+        if mesh is not None:
+            from parallax.meshes.mesh import MeshSpec
+
+            most = max(most, MeshSpec.parse(mesh).size)
+        virtual_devices(resolve_strategy(strategy, mesh, most).mesh.size)

@@ -1,0 +1,150 @@
+"""Tokens of files as batches: the same order for any number of processes, resumable at any step.
+
+`grain` shuffles and iterates; a batch is B windows of L tokens of all files, one after the other.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from parallax.models.huggingface import ByteTokenizer, Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFiles:
+    """All tokens of some files, in order.
+
+    Attributes:
+      arrays: one a file, 1-D integers; of .bin and .npy mapped, not read.
+      names: of the files.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    names: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(x) for x in self.arrays)
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """[length] int32 from token `start` on, over the ends of files."""
+        out = np.empty(length, np.int32)
+        done, first = 0, 0
+        for x in self.arrays:
+            a = start + done - first
+            if 0 <= a < len(x) and done < length:
+                piece = x[a : a + length - done]
+                out[done : done + len(piece)] = piece
+                done += len(piece)
+            first += len(x)
+        return out
+
+
+def read_files(
+    paths: Sequence[str | Path], vocab_size: int, tokenizer: Tokenizer | None = None
+) -> TokenFiles:
+    """Opens files of tokens or text.
+
+    Args:
+      paths: .npy (1-D integers) and .bin (raw little-endian uint16) hold tokens; any other file is
+        UTF-8 text, tokenized whole.
+      vocab_size: of the model; tokens must be below it.
+      tokenizer: of text; None is bytes.
+
+    Raises:
+      ValueError: no file, one that is not there, empty, not tokens or not UTF-8, a token outside of
+        the vocabulary.
+    """
+    if not paths:
+        raise ValueError("no data. Give files with --data=FILE,FILE.")
+    arrays = []
+    for path in map(Path, paths):
+        try:
+            x = _read(path, tokenizer or ByteTokenizer())
+        except OSError as error:
+            raise ValueError(f"data {path}: {error.strerror}. Give a readable file.") from None
+        if not len(x):
+            raise ValueError(f"data {path}: no tokens in it. Give a file with some.")
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"data {path}: token {high if high >= vocab_size else low} is outside of the "
+                f"vocabulary, 0 to {vocab_size - 1}. Tokenize it for this model."
+            )
+        arrays.append(x)
+    return TokenFiles(tuple(arrays), tuple(map(str, paths)))
+
+
+def _read(path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    if path.suffix == ".npy":
+        try:
+            x = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"data {path}: not a .npy file: {error}.") from None
+        if x.ndim != 1 or x.dtype.kind not in "iu":
+            raise ValueError(
+                f"data {path}: expected a row of integers, got {x.dtype} {list(x.shape)}."
+            )
+        return x
+    if path.suffix == ".bin":
+        if path.stat().st_size % 2:
+            raise ValueError(f"data {path}: an odd number of bytes is no row of uint16.")
+        return np.memmap(path, "<u2", mode="r") if path.stat().st_size else np.empty(0, np.uint16)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data {path}: not UTF-8 at byte {error.start}. Convert it.") from None
+    return np.asarray(tokenizer.encode(text), np.int32)
+
+
+class Batches:
+    """Batches of one run, on its devices.
+
+    Args:
+      files: the tokens.
+      batch: windows over all processes.
+      seq_len: tokens of a window.
+      seed: of the order; every pass over the data has another.
+      sharding: of a batch [B, L] on devices.
+
+    Raises:
+      ValueError: fewer windows than a batch.
+    """
+
+    def __init__(
+        self, files: TokenFiles, batch: int, seq_len: int, seed: int, sharding: NamedSharding
+    ):
+        import grain
+
+        windows = files.tokens // seq_len
+        if windows < batch:
+            raise ValueError(
+                f"data: {files.tokens} tokens are {windows} windows of {seq_len}, fewer than a "
+                f"batch of {batch}. Give more data, or lower --batch or --seq_len."
+            )
+        self.windows, self.sharding, self._shape = windows, sharding, (batch, seq_len)
+        source = grain.MapDataset.range(windows).seed(seed).shuffle().repeat()
+        source = source.map(lambda i: files.window(int(i) * seq_len, seq_len)).batch(batch)
+        self._iterator: Any = iter(source.to_iter_dataset())
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        return self
+
+    def __next__(self) -> jax.Array:
+        tokens = next(self._iterator)
+        # Each process gives its devices' rows of the same batch.
+        return jax.make_array_from_callback(self._shape, self.sharding, lambda at: tokens[at])
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """What `seek` goes back to, JSON."""
+        return self._iterator.get_state()
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """To where another iterator over the same files, batch and seed was."""
+        self._iterator.set_state(dict(position))

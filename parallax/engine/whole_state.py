@@ -1,0 +1,81 @@
+"""A training state in the model's own layout, so that what one strategy saves another restores.
+
+It has no layers that fill up stages and no columns that fill up a vocabulary.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallax.spmd import ShardedTransformer
+from parallax.training import TrainState, TrainStep
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Leaves by their path: a file's names do not depend on classes."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
+
+
+def unnamed(arrays: Mapping[str, Any], like: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named(like)])
+
+
+def _over_params(change: Callable[[nnx.State], Any], state: TrainState) -> TrainState:
+    """`change` of the parameters and of everything in the optimizer that is shaped like them."""
+    return jax.tree.map(
+        lambda x: change(x) if isinstance(x, nnx.State) else x,
+        state, is_leaf=lambda x: isinstance(x, nnx.State),
+    )  # fmt: skip
+
+
+def _is_as_placed(sharded: ShardedTransformer) -> bool:
+    return len(set(sharded.groups)) <= 1 and sharded.columns == sharded.config.vocab_size
+
+
+def whole(train: TrainStep, state: TrainState) -> TrainState:
+    """The state in the model's own layout."""
+    if _is_as_placed(train.sharded):
+        return state
+    return jax.jit(functools.partial(_over_params, train.sharded.unplace))(state)
+
+
+def placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
+    """Inverse of `_whole`."""
+    if _is_as_placed(train.sharded):
+        return state
+    place = functools.partial(_over_params, train.sharded.place)
+    return jax.jit(place, out_shardings=train.shardings(mesh))(state)
+
+
+def abstract_whole(train: TrainStep, mesh) -> TrainState:
+    """Shapes in the model's own layout; sharded as placed, where sizes divide."""
+    placed = train.abstract_state(mesh)
+    if _is_as_placed(train.sharded):
+        return placed
+    shapes = jax.eval_shape(functools.partial(_over_params, train.sharded.unplace), placed)
+
+    def sharded(x, like):
+        spec = [
+            axes if axes is None or not size % _parts(mesh, axes) else None
+            for size, axes in zip(x.shape, _padded(like.sharding.spec, x.ndim), strict=True)
+        ]
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(sharded, shapes, placed)
+
+
+def _padded(spec: PartitionSpec, ndim: int) -> tuple:
+    return (*spec, *(None,) * (ndim - len(spec)))
+
+
+def _parts(mesh, axes) -> int:
+    size = 1
+    for axis in (axes,) if isinstance(axes, str) else axes:
+        size *= mesh.shape[axis]
+    return size
