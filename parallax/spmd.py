@@ -180,11 +180,12 @@ class ShardedTransformer:
         """
         if not self.config.tie_embeddings:
             return state
-        table = state["tokens_VD"]
-        spec = self.untied.specs["unembed_DV"].get_value()
-        unembed = lax.with_sharding_constraint(
-            _fill_columns(table[...].T, self.columns), NamedSharding(mesh, spec)
-        )
+        # Filled up while whole rows are at hand, so that what travels is even.
+        missing = self.columns - self.config.vocab_size
+        table_VD = jnp.pad(state["tokens_VD"][...], ((0, missing), (0, 0)))
+        held, needed = self.specs["tokens_VD"], self.untied.specs["unembed_DV"]
+        table_VD = lax.with_sharding_constraint(table_VD, NamedSharding(mesh, held.get_value()))
+        unembed = lax.with_sharding_constraint(table_VD.T, NamedSharding(mesh, needed.get_value()))
         like = self.untied.shapes["unembed_DV"]
         flat = [*nnx.to_flat_state(state), (("unembed_DV",), like.replace(unembed))]
         return nnx.from_flat_state(flat)
