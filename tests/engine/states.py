@@ -22,9 +22,7 @@ from parallax.workload import Workload
 from tests.strategies.cases import SMALL
 
 # Three layers on two stages and 250 tokens on eight devices: both are filled up; biases too.
-CONFIG = SMALL.replace(
-    name="uneven", num_layers=3, d_model=32, d_ff=64, vocab_size=250, bias=True
-)
+CONFIG = SMALL.replace(name="uneven", num_layers=3, d_model=32, d_ff=64, vocab_size=250, bias=True)
 STRATEGIES = {
     "one device": data_parallel(1),
     "data_parallel": data_parallel(16),
