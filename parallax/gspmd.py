@@ -71,10 +71,19 @@ class ShardedModule:
         return note
 
     @functools.cached_property
+    def _shapes(self) -> nnx.Module:
+        with nnx.use_eager_sharding(False):
+            return nnx.eval_shape(self.construct)
+
+    @property
+    def name(self) -> str:
+        """Of the module's class."""
+        return type(self._shapes).__name__
+
+    @functools.cached_property
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph and shapes of the module."""
-        with nnx.use_eager_sharding(False):
-            return nnx.split(nnx.eval_shape(self.construct))
+        return nnx.split(self._shapes)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
@@ -100,6 +109,11 @@ class ShardedModule:
         """Parameters on one device, as the constructor makes them."""
         with nnx.use_eager_sharding(False):
             return nnx.split(self.construct())[1]
+
+    def init_sharded(self, mesh) -> nnx.State:
+        """Parameters as the constructor makes them, each device making what it holds."""
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs)
+        return jax.jit(self.init, out_shardings=shardings)()
 
     def forward(self, mesh, outputs: str = "all") -> Callable[..., jax.Array]:
         """(state, tokens [B, L]) -> the module's output; `outputs="last"` takes position L - 1."""

@@ -7,8 +7,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import parallax as px
+from parallax.gspmd import ShardedModule
 from parallax.rules import Rules
 from parallax.strategy import Strategy
+from parallax.workload import Workload
 
 
 class Mini(nnx.Module):
@@ -109,3 +111,24 @@ def test_bad_calls_are_named():
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 16}, manual=True)
     with pytest.raises(ValueError, match="ModelConfig or a function that makes an NNX module"):
         px.Program("ring_sp", px.strategies.data_parallel(2))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_foreign_module_is_measured():
+    found = px.Program(mini, px.strategies.data_parallel(2)).measure(
+        batch=2, seq_len=32, repeats=3, virtual=True
+    )
+    assert (found.model, found.devices, found.repeats) == ("Mini", 2, 3)
+    assert found.device == "cpu"
+    assert found.step_s.low is not None
+    assert found.step_s.low < found.step_s.value
+    assert found.step_s.tag == "measured"
+
+
+def test_each_device_makes_only_its_own_parameters():
+    strategy = px.strategies.tensor_pipeline(8, 1)
+    sharded = px.Program(mini, strategy).sharded(Workload(2, 32))
+    assert isinstance(sharded, ShardedModule)
+    state = sharded.init_sharded(strategy.mesh.build(jax.devices()[:8]))
+    up = state["up"][...]
+    assert up.addressable_shards[0].data.shape == (64, 32)
+    assert jnp.array_equal(up, sharded.init()["up"][...])
