@@ -129,6 +129,8 @@ def test_each_device_makes_only_its_own_parameters():
     sharded = px.Program(mini, strategy).sharded(Workload(2, 32))
     assert isinstance(sharded, ShardedModule)
     state = sharded.init_sharded(strategy.mesh.build(jax.devices()[:8]))
-    up = state["up"][...]
-    assert up.addressable_shards[0].data.shape == (64, 32)
-    assert jnp.array_equal(up, sharded.init()["up"][...])
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(sharded.init()), strict=True)
+    assert all(jnp.array_equal(made, wanted) for made, wanted in leaves)
+    shards = [x.addressable_shards[0].data.shape for x in jax.tree.leaves(state)]
+    assert (64, 32) in shards  # of up [64, 256]
+    assert (32, 64) in shards
