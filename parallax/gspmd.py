@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.parallel.attention_parts import Local
@@ -31,7 +32,8 @@ class ShardedModule:
       workload: batch and length; microbatches must be 1.
 
     Raises:
-      ValueError: sizes or axes that the rules cannot place.
+      ValueError: sizes or axes that the rules cannot place, a constructor that changes what was
+        made outside of it.
       NotImplementedError: a strategy whose layers are a pipeline.
     """
 
@@ -72,8 +74,14 @@ class ShardedModule:
 
     @functools.cached_property
     def _shapes(self) -> nnx.Module:
-        with nnx.use_eager_sharding(False):
-            return nnx.eval_shape(self.construct)
+        try:
+            with nnx.use_eager_sharding(False):
+                return nnx.eval_shape(self.construct)
+        except TraceContextError as error:
+            raise ValueError(
+                "Program: the function that makes the module changes something made outside of it, "
+                f"such as an nnx.Rngs ({error}). Make it inside: lambda: MyModule(nnx.Rngs(0))."
+            ) from error
 
     @property
     def name(self) -> str:

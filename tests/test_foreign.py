@@ -102,6 +102,12 @@ def test_what_cannot_be_is_refused_before_any_work(name):
         px.Program(mini, strategy).verify(**({"batch": 16, "seq_len": 64} | changes))
 
 
+def test_a_constructor_that_changes_what_is_outside_is_refused():
+    rngs = nnx.Rngs(params=0)
+    with pytest.raises(ValueError, match=r"made outside of it, such as an nnx\.Rngs"):
+        px.Program(lambda: Mini(rngs), px.strategies.data_parallel(2)).verify(batch=2, seq_len=4)
+
+
 def test_bad_calls_are_named():
     with pytest.raises(ValueError, match="has 8 devices, cluster h100_2x8 has 16"):
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 8})
