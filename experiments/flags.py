@@ -39,7 +39,9 @@ LENSES = flags.DEFINE_list(
     "lenses", ["verify", "compile", "predict"], "Some of verify, compile, predict, measure."
 )
 PACKED = flags.DEFINE_bool("packed", False, "Pack several documents a sequence (segment ids).")
-SMALL = flags.DEFINE_bool("small", False, "Compile the small model that verify runs: seconds.")
+SMALL = flags.DEFINE_bool(
+    "small", False, "A paper's model at the width of a laptop: what verify runs."
+)
 PHASE = flags.DEFINE_enum(
     "phase", "prefill", ["prefill", "decode", "train"],
     "What is compiled and predicted: a forward pass "

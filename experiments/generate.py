@@ -22,7 +22,7 @@ from typing import Any
 
 from parallax.experiments import flags
 from parallax.experiments.devices import use_devices
-from parallax.experiments.launch import ProgressLines
+from parallax.experiments.launch import ProgressLines, check_file
 
 FLAGS = (
     flags.MODEL, flags.STRATEGY, flags.MESH, flags.PROMPT, flags.PROMPTS, flags.MAX_NEW_TOKENS,
@@ -34,6 +34,8 @@ FLAGS = (
 def main() -> int:
     """Generates what the flags ask for."""
     request = _request()
+    if flags.JSON.value is not None:
+        check_file(flags.JSON.value)
     use_devices(request["strategy"], request["mesh"], flags.VIRTUAL.value, request["dtype"])
     from parallax.engine.texts import generate
 
@@ -68,8 +70,9 @@ def _request() -> dict[str, Any]:
         try:
             text = Path(flags.PROMPTS.value).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise ValueError(
-                f"--prompts={flags.PROMPTS.value}: {error}. Give a text file."
+                f"--prompts={flags.PROMPTS.value}: {why}. Give a UTF-8 text file."
             ) from None
         prompts += [line for line in text.splitlines() if line]
     if not prompts:

@@ -43,11 +43,11 @@ def launch(module: ModuleType, main: Callable[[], int], argv: list[str]) -> int:
             )
         return main()
     except flags.Error as error:
-        return _fail(name, f"{error} See parallax {name} --help.")
+        return _fail(name, f"{str(error).rstrip('.')}. See parallax {name} --help.")
     except USER_ERRORS as error:
         return _fail(name, str(error))
     except KeyboardInterrupt:
-        print(f"parallax {name}: interrupted; nothing was written.", file=sys.stderr)
+        print(f"parallax {name}: interrupted.", file=sys.stderr)
         return 130
 
 
@@ -62,12 +62,27 @@ def help_text(module: ModuleType, name: str) -> str:
     for holder in module.FLAGS:
         flag = flags.FLAGS[holder.name]
         switch = f"--{flag.name}" if flag.boolean else f"--{flag.name}=..."
-        default = "" if flag.default in (None, False) else f" (default {flag.default_as_str})"
+        unset = flag.default is None or flag.default is False
+        default = "" if unset else f" (default {flag.default_as_str})"
         text = f"{' '.join((flag.help or '').split())}{default}"
         lines += textwrap.wrap(
             text, 98, initial_indent=f"  {switch:<22}", subsequent_indent=" " * 24
         )
     return "\n".join(lines)
+
+
+def check_file(path: str) -> None:
+    """To be called before the work starts. ValueError if a file cannot be written there."""
+    target = Path(path)
+    if target.is_dir():
+        why = "Is a directory"
+    elif not target.parent.is_dir():
+        why = "its folder is not there"
+    elif not os.access(target if target.exists() else target.parent, os.W_OK):
+        why = "Permission denied"
+    else:
+        return
+    raise ValueError(f"--json={path}: {why}. Give a file that can be written.")
 
 
 class ProgressLines:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.parallel.attention_parts import Local
@@ -31,7 +32,8 @@ class ShardedModule:
       workload: batch and length; microbatches must be 1.
 
     Raises:
-      ValueError: sizes or axes that the rules cannot place.
+      ValueError: sizes or axes that the rules cannot place, a constructor that changes what was
+        made outside of it.
       NotImplementedError: a strategy whose layers are a pipeline.
     """
 
@@ -71,10 +73,25 @@ class ShardedModule:
         return note
 
     @functools.cached_property
+    def _shapes(self) -> nnx.Module:
+        try:
+            with nnx.use_eager_sharding(False):
+                return nnx.eval_shape(self.construct)
+        except TraceContextError as error:
+            raise ValueError(
+                "Program: the function that makes the module changes something made outside of it, "
+                f"such as an nnx.Rngs ({error}). Make it inside: lambda: MyModule(nnx.Rngs(0))."
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """Of the module's class."""
+        return type(self._shapes).__name__
+
+    @functools.cached_property
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         """Graph and shapes of the module."""
-        with nnx.use_eager_sharding(False):
-            return nnx.split(nnx.eval_shape(self.construct))
+        return nnx.split(self._shapes)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
@@ -100,6 +117,11 @@ class ShardedModule:
         """Parameters on one device, as the constructor makes them."""
         with nnx.use_eager_sharding(False):
             return nnx.split(self.construct())[1]
+
+    def init_sharded(self, mesh) -> nnx.State:
+        """Parameters as the constructor makes them, each device making what it holds."""
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs)
+        return jax.jit(self.init, out_shardings=shardings)()
 
     def forward(self, mesh, outputs: str = "all") -> Callable[..., jax.Array]:
         """(state, tokens [B, L]) -> the module's output; `outputs="last"` takes position L - 1."""

@@ -31,7 +31,7 @@ def resolve_model(
         config, folder = model, None
     elif str(model) in PAPERS:
         config, folder = PAPERS[str(model)].config, None
-    elif Path(model).exists():
+    elif str(model) and Path(model).exists():
         path = Path(model)
         folder = path if path.is_dir() else path.parent
         if (folder / RUN_FILE).is_file():
@@ -67,6 +67,11 @@ def _trained(path: Path) -> ModelConfig:
     return ModelConfig.from_dict(fields, str(path))
 
 
+def has_own_mesh(strategy: str | Strategy) -> bool:
+    """Whether it is a value or a file (.json), not a name that takes a mesh."""
+    return isinstance(strategy, Strategy) or strategy.endswith(".json")
+
+
 def resolve_strategy(
     strategy: str | Strategy | None, mesh: str | MeshSpec | None, devices: int
 ) -> Strategy:
@@ -79,8 +84,15 @@ def resolve_strategy(
       devices: at hand.
 
     Raises:
-      ValueError: an unknown name, a mesh it cannot have, or with more devices than there are.
+      ValueError: an unknown name, a mesh it cannot have, or with more devices than there are; a
+        mesh with no name to go with.
     """
+    if mesh is not None and (strategy is None or has_own_mesh(strategy)):
+        without = "no strategy is given" if strategy is None else "the strategy has its own"
+        raise ValueError(
+            f"mesh {mesh} is for a strategy given by name, and {without}. Name a strategy "
+            "(`parallax list strategies`), or leave out the mesh."
+        )
     if isinstance(strategy, Strategy):
         found = strategy
     elif strategy is not None and strategy.endswith(".json"):
@@ -88,7 +100,7 @@ def resolve_strategy(
     else:
         spec = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
         if strategy is None:
-            strategy, spec = "data_parallel", spec or MeshSpec({"data": 1})
+            strategy, spec = "data_parallel", MeshSpec({"data": 1})
         found = build(strategy, spec, devices=devices, node_size=min(8, devices))
     if found.mesh.size > devices:
         raise ValueError(

@@ -14,7 +14,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
-from parallax.naming import resolve_model
+from parallax.naming import has_own_mesh, resolve_model
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
@@ -69,13 +69,24 @@ def make_plan(request: dict[str, Any]) -> Plan:
     sweep = _sweep(request)
     chosen = None if request["paper"] is None else find_paper(request["paper"])
     config, base, small_base = _model_and_workload(request, chosen)
-    where = find_cluster(request["cluster"] or (chosen.cluster if chosen else "h100_2x8"))
-    lenses = _lenses(request["lenses"] or (SWEEP_LENSES if sweep else DEFAULT_LENSES))
+    where = find_cluster(
+        request["cluster"]
+        if request["cluster"] is not None
+        else chosen.cluster
+        if chosen
+        else "h100_2x8"
+    )
+    lenses = _lenses(_given(request, "lenses") or (SWEEP_LENSES if sweep else DEFAULT_LENSES))
     if sweep and not set(lenses) & set(SWEEP_LENSES):
         raise ValueError(f"sweep compiles every point. Use lenses {', '.join(SWEEP_LENSES)}.")
     mesh = request["mesh"]
     mesh = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
-    asked = request["strategies"] or (chosen.strategies if chosen else DEFAULT_STRATEGIES)
+    asked = _given(request, "strategies") or (chosen.strategies if chosen else DEFAULT_STRATEGIES)
+    if mesh is not None and all(has_own_mesh(s) for s in asked):
+        raise ValueError(
+            f"mesh {mesh} is for strategies given by name, and all of these have a mesh of their "
+            "own. Leave it out, or change the mesh in the strategy."
+        )
     made = [_strategy(s, mesh, where) for s in asked]
     repeated = {s.name for s in made if sum(t.name == s.name for t in made) > 1}
     if repeated:
@@ -103,9 +114,9 @@ def make_plan(request: dict[str, Any]) -> Plan:
         lambda strategy, workload: ShardedTransformer(config, strategy, workload),
     )  # fmt: skip
     for strategy, workload in () if sweep else cases:
-        ShardedTransformer(config, strategy, workload)
         if {"compile", "predict"} & set(lenses):
             check_devices(where, strategy.mesh)
+        ShardedTransformer(config, strategy, workload)
     if {"verify", "measure"} & set(lenses):
         for strategy, workload in small_cases:
             ShardedTransformer(small_config, strategy, workload)
@@ -139,6 +150,14 @@ def make_plan(request: dict[str, Any]) -> Plan:
     return Plan(config, base, cases, small_config, small_cases, where, lenses, request["text"],
                  request["repeats"], chosen, resolved, virtual, request["phase"],
                  request["remat"], sweep, tasks, constant)  # fmt: skip
+
+
+def _given(request: dict[str, Any], name: str) -> Sequence[Any] | None:
+    """A list that was given, None if it was not. ValueError if it is empty."""
+    values = request[name]
+    if values is not None and not values:
+        raise ValueError(f"{name}: the list is empty. Name some, or leave it out.")
+    return values
 
 
 def _sweep(request: dict[str, Any]) -> SweepAxis | None:

@@ -21,7 +21,7 @@ from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
-from parallax.lenses.measuring import measure_transformer
+from parallax.lenses.measuring import measure_module, measure_transformer
 from parallax.lenses.predicting import roofline
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_module import verify_module
@@ -173,29 +173,31 @@ class Program:
         text: str | None = None,
         on_progress: Progress = _quiet,
     ) -> Measurement:
-        """Step time on the devices at hand, in a child.
+        """Time of a forward pass to last-position logits on the devices at hand, in a child.
 
         Args:
+          batch, seq_len, microbatches: the workload.
+          repeats: timed steps, after two that are not.
           virtual: on virtual CPU devices instead, as many as the mesh needs. Their times say
             nothing about how strategies compare.
 
         Raises:
           ValueError: fewer devices than the mesh needs.
         """
-        if not isinstance(self.model, ModelConfig):
-            raise NotImplementedError(
-                "measure: only a ModelConfig can be measured for now. Time a foreign module with "
-                "its own inputs under jax.jit."
-            )
         workload = self.workload(batch, seq_len, microbatches)
         self.sharded(workload)
         data, _ = read_text(text, workload.tokens)
+        environment: dict[str, str] = {}
+        if virtual:
+            environment = cpu_environment(self.strategy.mesh.size, fast_code=True)
+        measure = measure_transformer
+        if not isinstance(self.model, ModelConfig):
+            measure = measure_module
+            # A constructor's default dtype is then float32, as on a GPU and in `compile`.
+            environment["JAX_ENABLE_X64"] = "0"
         return run_in_child(
-            measure_transformer, self.model, self.strategy, workload, data, repeats,
-            environment=(
-                cpu_environment(self.strategy.mesh.size, fast_code=True) if virtual else {}
-            ),
-            on_progress=on_progress,
+            measure, self.model, self.strategy, workload, data, repeats,
+            environment=environment, on_progress=on_progress,
         )  # fmt: skip
 
 

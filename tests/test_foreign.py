@@ -7,8 +7,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import parallax as px
+from parallax.gspmd import ShardedModule
 from parallax.rules import Rules
 from parallax.strategy import Strategy
+from parallax.workload import Workload
 
 
 class Mini(nnx.Module):
@@ -100,6 +102,12 @@ def test_what_cannot_be_is_refused_before_any_work(name):
         px.Program(mini, strategy).verify(**({"batch": 16, "seq_len": 64} | changes))
 
 
+def test_a_constructor_that_changes_what_is_outside_is_refused():
+    rngs = nnx.Rngs(params=0)
+    with pytest.raises(ValueError, match=r"made outside of it, such as an nnx\.Rngs"):
+        px.Program(lambda: Mini(rngs), px.strategies.data_parallel(2)).verify(batch=2, seq_len=4)
+
+
 def test_bad_calls_are_named():
     with pytest.raises(ValueError, match="has 8 devices, cluster h100_2x8 has 16"):
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 8})
@@ -109,3 +117,26 @@ def test_bad_calls_are_named():
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 16}, manual=True)
     with pytest.raises(ValueError, match="ModelConfig or a function that makes an NNX module"):
         px.Program("ring_sp", px.strategies.data_parallel(2))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_foreign_module_is_measured():
+    found = px.Program(mini, px.strategies.data_parallel(2)).measure(
+        batch=2, seq_len=32, repeats=3, virtual=True
+    )
+    assert (found.model, found.devices, found.repeats) == ("Mini", 2, 3)
+    assert found.device == "cpu"
+    assert found.step_s.low is not None
+    assert found.step_s.low < found.step_s.value
+    assert found.step_s.tag == "measured"
+
+
+def test_each_device_makes_only_its_own_parameters():
+    strategy = px.strategies.tensor_pipeline(8, 1)
+    sharded = px.Program(mini, strategy).sharded(Workload(2, 32))
+    assert isinstance(sharded, ShardedModule)
+    state = sharded.init_sharded(strategy.mesh.build(jax.devices()[:8]))
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(sharded.init()), strict=True)
+    assert all(jnp.array_equal(made, wanted) for made, wanted in leaves)
+    shards = [x.addressable_shards[0].data.shape for x in jax.tree.leaves(state)]
+    assert (64, 32) in shards  # of up [64, 256]
+    assert (32, 64) in shards

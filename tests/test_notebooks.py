@@ -69,6 +69,8 @@ def test_own_model(run):
     assert "all-reduce over ('tensor',)" in shown[2]
     assert shown[2].count("fits: True") == 2
     assert shown[3].count("modelled") == 2
+    assert "Mixer at the small size on 16 x cpu" in shown[3]
+    assert "(measured; n=5" in shown[3]
     assert "unknown logical axis 'rank'" in shown[4]
     assert "8 does not divide 250" in shown[4]
     assert "all-reduce" in shown[5]
@@ -81,5 +83,10 @@ def test_ring_in_your_code(run):
     assert len(errors) == 5
     assert max(errors) < 1e-11
     assert "image/png" in shown[4] or len(shown[4]) > 1000
+    natural, zigzag = (figures(r"(\d\.\d{3})", x) for x in shown[4].split("zigzag, MFLOP"))
+    assert natural[7] / natural[0] == pytest.approx(7.525 / 0.525, rel=1e-2)
+    assert len(zigzag[:8]) == 8
+    assert len(set(zigzag[:8])) == 1
+    assert "busiest device on nic" in shown[5]
     assert "14 times" in shown[5]
     assert "collective-permute over ('seq',)" in shown[5]

@@ -44,7 +44,9 @@ def test_every_flag_is_documented_with_its_default(name):
     for holder in holders:
         default = flags.FLAGS[holder.name].default
         shown = ",".join(default) if isinstance(default, list) else default
-        assert table[holder.name].strip() == ("" if shown in (None, False) else f"`{shown}`")
+        assert table[holder.name].strip() == (
+            "" if shown is None or shown is False else f"`{shown}`"
+        )
 
 
 def test_every_experiment_is_documented():

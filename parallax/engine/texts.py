@@ -100,7 +100,7 @@ def generate(
         if piece := streams[prompt].add(token):
             on_text(prompt, piece)
 
-    on_progress("compiling prefill and decoding step")
+    on_progress(f"compiling prefill and decoding step: {chosen.name}, mesh {chosen.mesh}")
     generation = generator(
         encoded,
         max_new_tokens=max_new_tokens,

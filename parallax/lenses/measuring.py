@@ -1,14 +1,17 @@
 """The measure lens: step time on the devices at hand, with a confidence interval."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from scipy import stats
 
+from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
@@ -43,6 +46,34 @@ def measure_transformer(
     Raises:
       ValueError: fewer devices than the mesh needs.
     """
+    mesh = _mesh_at_hand(strategy)
+    program = ShardedTransformer(config, strategy, workload)
+    on_progress(f"{strategy.name}: {repeats} steps")
+    state = program.init(jax.random.key(0), mesh)
+    tokens = byte_tokens(text, workload.batch, workload.seq_len)
+    arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
+    return _measure(program, config.name, mesh, state, arrays, repeats)
+
+
+def measure_module(
+    construct: Callable[[], nnx.Module],
+    strategy: Strategy,
+    workload: Workload,
+    text: bytes,
+    repeats: int,
+    *,
+    on_progress: Progress = lambda line: None,
+) -> Measurement:
+    """`measure_transformer` for a foreign module: the program that `Program.compile` compiles."""
+    mesh = _mesh_at_hand(strategy)
+    program = ShardedModule(construct, strategy, workload)
+    on_progress(f"{strategy.name}: {repeats} steps of {program.name}")
+    state = program.init_sharded(mesh)
+    tokens = byte_tokens(text, workload.batch, workload.seq_len)
+    return _measure(program, program.name, mesh, state, (tokens,), repeats)
+
+
+def _mesh_at_hand(strategy: Strategy) -> Mesh:
     devices = jax.devices()
     if len(devices) < strategy.mesh.size:
         raise ValueError(
@@ -50,25 +81,25 @@ def measure_transformer(
             f"there are {len(devices)} ({devices[0].device_kind}). Use a smaller mesh, or run on "
             "virtual CPU devices."
         )
-    mesh = strategy.mesh.build(devices[: strategy.mesh.size])
-    program = ShardedTransformer(config, strategy, workload)
-    on_progress(f"{strategy.name}: {repeats} steps")
-    state = program.init(jax.random.key(0), mesh)
-    tokens = byte_tokens(text, workload.batch, workload.seq_len)
-    arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
-    inputs = tuple(
-        jax.device_put(
-            jnp.asarray(x), NamedSharding(mesh, program.abstract_inputs(mesh)[0].sharding.spec)
-        )
-        for x in arrays
-    )
-    step = jax.jit(program.forward(mesh))
-    samples = timed(step, (state, *inputs), repeats)
+    return strategy.mesh.build(devices[: strategy.mesh.size])
+
+
+def _measure(
+    program: ShardedTransformer | ShardedModule,
+    model: str,
+    mesh: Mesh,
+    state: nnx.State,
+    arrays: tuple[np.ndarray, ...],
+    repeats: int,
+) -> Measurement:
+    spec = program.abstract_inputs(mesh)[0].sharding.spec
+    inputs = tuple(jax.device_put(jnp.asarray(x), NamedSharding(mesh, spec)) for x in arrays)
+    samples = timed(jax.jit(program.forward(mesh, "last")), (state, *inputs), repeats)
     return Measurement(
-        device=devices[0].device_kind,
-        devices=strategy.mesh.size,
-        model=config.name,
-        workload=workload,
+        device=mesh.devices.flat[0].device_kind,
+        devices=mesh.size,
+        model=model,
+        workload=program.workload,
         step_s=confidence_interval(samples),
         repeats=repeats,
     )

@@ -51,7 +51,7 @@ def verify_module(
         worst_error(found[0], reference[0]),
     )
     return Verification(
-        model=getattr(construct, "__name__", type(construct).__name__),
+        model=program.name,
         devices=strategy.mesh.size,
         platform=jax.devices()[0].platform,
         workload=workload,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from parallax.experiments.__main__ import EXPERIMENTS, main
 
@@ -48,6 +49,19 @@ BAD = {
     "flag": (["--colour=red"], "Unknown command line flag 'colour'"),
     "value": (["--paper=ring_sp", "--batch=many"], "--batch=many"),
     "argument": (["ring_sp"], "unexpected argument 'ring_sp'"),
+    "devices first": (
+        ["--paper=ring_sp", "--strategies=ring_sequence", "--mesh=seq=3"],
+        "mesh seq=3 has 3 devices",
+    ),
+    "no strategies": (["--paper=ring_sp", "--strategies="], "strategies: the list is empty"),
+    "no lenses": (["--paper=ring_sp", "--lenses="], "lenses: the list is empty"),
+    "no cluster": (["--paper=ring_sp", "--cluster="], "unknown cluster ''"),
+    "no model": (["--model="], "model '' is neither a paper"),
+    "mesh of a file": (
+        ["--paper=ring_sp", "--strategy=a.json", "--mesh=seq=16"],
+        "mesh seq=16 is for strategies given by name",
+    ),
+    "sentence": (["--paper=ring_sp", "--batch=0"], "positive integer. See parallax compare"),
     "file": (["--paper=ring_sp", "--strategy=none.json"], "strategy file none.json: No such file"),
 }
 
@@ -145,3 +159,35 @@ def test_usage_help_and_lists(capsys):
         assert known in text.out
     assert shown(capsys, "list", "things")[0] == 2
     assert shown(capsys, "guess")[0] == 2
+    status, text = shown(capsys, "generate", "--help")
+    assert "0 is greedy. (default '0.0')" in " ".join(text.out.split())
+
+
+GENERATE = ["generate", "--model=ring_sp", "--small"]
+BAD_GENERATE = {
+    "prompts": (
+        [*GENERATE, "--prompts=none.txt"],
+        "--prompts=none.txt: No such file or directory.",
+    ),
+    "not text": ([*GENERATE, "--prompts=bytes.txt"], "--prompts=bytes.txt: not UTF-8."),
+    "json": ([*GENERATE, "--prompt=a", "--json=none/out.json"], "its folder is not there"),
+    "json folder": ([*GENERATE, "--prompt=a", "--json=."], "--json=.: Is a directory"),
+    "mesh alone": ([*GENERATE, "--prompt=a", "--mesh=seq=4"], "no strategy is given"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GENERATE)
+def test_generate_refuses_before_any_work(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    arguments, message = BAD_GENERATE[name]
+    try:
+        status, text = shown(capsys, *arguments)
+    finally:
+        flags.FLAGS.unparse_flags()
+        for flag in flags.FLAGS:
+            flags.FLAGS[flag].unparse()
+    assert status == 2
+    assert message in text.err
+    assert len(text.err.strip().splitlines()) == 1
+    assert text.out == ""
