@@ -1,4 +1,4 @@
-"""Training states for tests of checkpoints: an uneven model under strategies that place it apart."""
+"""Training states for tests of checkpoints: an uneven model under unlike strategies."""
 
 import functools
 
