@@ -1,19 +1,22 @@
-"""Memory and time of loading a 1 GB folder of weights over 16 virtual devices.
+"""Memory and time of loading a 1 GB folder of weights over 16 virtual devices, and of saving it.
 
-  python benchmarks/loading.py [--gb=1] [--out=benchmarks/loading.json]
+  python benchmarks/loading.py [--gb=1] [--out=benchmarks/cpu/loading.json]
 
-Makes a synthetic Llama folder (bfloat16, random) in a temporary place and loads it under each
-strategy in a process of its own. Result: per strategy the bytes placed on all devices, replicas
-counted, the peak of the process's memory above its level before loading, and their ratio.
+Makes a synthetic Llama folder (bfloat16, random) in a temporary place; each strategy loads and
+saves it in a process of its own. Hardware: any Linux machine with 20 GB of memory; under
+ring_sequence every device holds the whole model. Result: the bytes that a strategy places on all
+devices, replicas counted; the most memory that the process had above its level before loading, and
+their ratio; the same above its level before saving; seconds.
 """
 
 import argparse
 import json
+import platform
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from parallax.comparing import versions
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
 from parallax.models.config import ModelConfig
@@ -28,14 +31,18 @@ STRATEGIES = {
 
 
 def model(gb: float) -> ModelConfig:
-    """A Llama of about so many GB in bfloat16."""
+    """A Llama of so many GB in bfloat16; its vocabulary makes up what whole layers leave."""
+    width = 1024 if gb >= 0.5 else 256
     one = ModelConfig(
-        "synthetic", 16, 1024, 16, 16, 64, 2816, 32_000, mlp="gated", dtype="bfloat16",
-        norm_epsilon=1e-6,
+        "synthetic", 16, width, 16, 16, width // 16, width * 11 // 4, 16, mlp="gated",
+        dtype="bfloat16", norm_epsilon=1e-6,
     )  # fmt: skip
-    layer = (one.replace(num_layers=32).num_params - one.num_params) / 16
-    layers = round((gb * 5e8 - 2 * one.vocab_size * one.d_model) / layer / 16) * 16
-    return one.replace(num_layers=max(16, layers))
+    params, layer = gb * 5e8, one.num_params / 16
+    layers = max(16, int(0.9 * params / layer) // 16 * 16)
+    rest = params - one.replace(num_layers=layers).num_params
+    return one.replace(
+        num_layers=layers, vocab_size=16 + max(0, -(-int(rest) // (32 * width)) * 16)
+    )
 
 
 def make_folder(folder: str, config: ModelConfig, *, on_progress) -> int:
@@ -71,15 +78,17 @@ def make_folder(folder: str, config: ModelConfig, *, on_progress) -> int:
     return total
 
 
-def resident_bytes() -> int:
-    """Of this process now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+def resident_bytes(name: str) -> int:
+    """Of this process: VmRSS is now, VmHWM the most there ever was."""
+    with open("/proc/self/status") as file:
+        found = next(line for line in file if line.startswith(f"{name}:"))
+    return int(found.split()[1]) * 1024
 
 
 def load_one(folder: str, strategy_name: str, mesh_text: str, *, on_progress) -> dict:
-    """Loads in this process, its memory sampled every millisecond."""
+    """Loads in this process, whose peak the kernel keeps."""
     import jax
+    import safetensors  # noqa: F401 -- its code is no weight
 
     from parallax.meshes.mesh import MeshSpec
     from parallax.models import huggingface
@@ -91,27 +100,21 @@ def load_one(folder: str, strategy_name: str, mesh_text: str, *, on_progress) ->
     program = ShardedTransformer(huggingface.read_config(folder), strategy, Workload(16, 64))
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
     jax.block_until_ready(jax.device_put(1, mesh.devices.flat[0]))
-    import safetensors  # noqa: F401 -- its code is no weight
 
-    level, peak, done = resident_bytes(), [0], threading.Event()
-
-    def watch():
-        while not done.wait(0.001):
-            peak[0] = max(peak[0], resident_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    params = huggingface.load(folder, program, mesh)
-    jax.block_until_ready(params)
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
+    level, start = resident_bytes("VmRSS"), time.perf_counter()
+    params = jax.block_until_ready(huggingface.load(folder, program, mesh))
+    seconds, peak = time.perf_counter() - start, resident_bytes("VmHWM") - level
     placed = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
-    return {
-        "placed_bytes": placed, "peak_bytes": peak[0] - level,
-        "ratio": round((peak[0] - level) / placed, 4), "seconds": round(seconds, 2),
+    found = {
+        "placed_bytes": placed, "peak_bytes": peak, "ratio": round(peak / placed, 4),
+        "seconds": round(seconds, 2),
     }  # fmt: skip
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    level, start = resident_bytes("VmRSS"), time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        huggingface.save(f"{out}/saved", program, params)
+    seconds, peak = time.perf_counter() - start, resident_bytes("VmHWM") - level
+    return found | {"saving_peak_bytes": peak, "saving_seconds": round(seconds, 2)}
 
 
 def main() -> None:
@@ -132,8 +135,11 @@ def main() -> None:
             )
             print(name, found[name], flush=True)
     if arguments.out:
-        record = {"folder_bytes": size, "devices": 16, "strategies": found}
-        Path(arguments.out).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record = {
+            "folder_bytes": size, "devices": 16, "strategies": found, "versions": versions(),
+            "machine": platform.machine(), "tag": "measured",
+        }  # fmt: skip
+        Path(arguments.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,18 +46,21 @@ def main() -> int:
     from parallax.engine.train import train
 
     stop = _StopOnSignal()
+    asked: dict[str, Any] = {
+        name: flag.value
+        for name, flag in (("model", flags.MODEL), ("data", flags.DATA),
+                           ("workdir", flags.WORKDIR), ("remat", flags.REMAT),
+                           ("dtype", flags.DTYPE))
+    }  # fmt: skip
     with _Shown(flags.STEPS.value, flags.LOG_EVERY.value) as shown:
         run = train(
-            flags.MODEL.value,
-            flags.DATA.value,
-            flags.WORKDIR.value,
+            **asked,
             strategy=flags.STRATEGY.value,
             mesh=flags.MESH.value,
             steps=flags.STEPS.value,
             batch=flags.BATCH.value or _BATCH,
             seq_len=flags.SEQ_LEN.value or _SEQ_LEN,
             microbatches=flags.MICROBATCHES.value,
-            remat=flags.REMAT.value,
             optimizer=Adamw(
                 learning_rate=flags.LEARNING_RATE.value,
                 warmup_steps=flags.WARMUP_STEPS.value,
@@ -67,7 +70,6 @@ def main() -> int:
             seed=flags.SEED.value,
             save_every=flags.SAVE_EVERY.value,
             keep=flags.KEEP.value,
-            dtype=flags.DTYPE.value,
             param_dtype="float64" if flags.DTYPE.value == "float64" else "float32",
             small=flags.SMALL.value,
             on_step=shown.step,

@@ -180,12 +180,16 @@ class ShardedTransformer:
         """
         if not self.config.tie_embeddings:
             return state
-        table = state["tokens_VD"]
-        spec = self.untied.specs["unembed_DV"].get_value()
-        unembed = lax.with_sharding_constraint(
-            _fill_columns(table[...].T, self.columns), NamedSharding(mesh, spec)
+        # Filled up while whole rows are at hand, so that what travels is even.
+        table: Any = state["tokens_VD"]
+        held: Any = self.specs["tokens_VD"]
+        needed: Any = self.untied.specs["unembed_DV"]
+        table_VD = lax.with_sharding_constraint(
+            jnp.pad(table[...], ((0, self.columns - self.config.vocab_size), (0, 0))),
+            NamedSharding(mesh, held.get_value()),
         )
-        like = self.untied.shapes["unembed_DV"]
+        unembed = lax.with_sharding_constraint(table_VD.T, NamedSharding(mesh, needed.get_value()))
+        like: Any = self.untied.shapes["unembed_DV"]
         flat = [*nnx.to_flat_state(state), (("unembed_DV",), like.replace(unembed))]
         return nnx.from_flat_state(flat)
 

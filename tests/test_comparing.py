@@ -1,6 +1,7 @@
 """compare: what it resolves before any work starts, and what it says when a lens cannot run."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from parallax import comparing
 from parallax.comparing import compare
 from parallax.lenses.text import DEFAULT_TEXT
 from parallax.results import Difference
+
+LLAMA = Path(__file__).parent / "models" / "huggingface" / "golden" / "llama"
 
 
 @pytest.fixture
@@ -136,3 +139,15 @@ def test_the_text_of_verify_is_named():
     found = program.verify(batch=2, seq_len=16, dtypes=["float64"])
     assert found.text == DEFAULT_TEXT
     assert found.exact
+
+
+def test_a_model_may_be_a_folder_or_its_config(plan, tmp_path):
+    for name in (LLAMA, LLAMA / "config.json"):
+        found = plan(model=str(name), strategies=["ring_sequence"], seq_len=32)
+        assert found.config == px.huggingface.read_config(LLAMA)
+        assert found.small_config.rope_scaling == found.config.rope_scaling
+    with pytest.raises(ValueError, match="neither a paper .* nor a folder that is there"):
+        compare(model=str(tmp_path / "nothing"), strategies=["ring_sequence"])
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="model_type is 'bert', this Parallax reads llama"):
+        compare(model=str(tmp_path), strategies=["ring_sequence"])

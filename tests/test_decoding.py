@@ -63,7 +63,7 @@ def long_prefill(config, state, chosen):
     for row, length in enumerate(lengths):
         whole[row, length : length + NEW] = chosen[row]
     graph = abstract_transformer(config)[0]
-    long = jax.jit(lambda state: reference(nnx.merge(graph, state), whole)[0])(state)
+    long = jax.jit(lambda state: reference(nnx.merge(graph, state), jnp.asarray(whole))[0])(state)
     at = lengths[:, None] - 1 + np.arange(NEW)[None]
     return np.take_along_axis(np.asarray(long, np.float64), at[:, :, None], axis=1)
 

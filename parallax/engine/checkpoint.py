@@ -152,7 +152,7 @@ class Checkpoints:
             context = ocp.Context()
             context.pytree.loading.partial_load = True
             with context:
-                arrays = ocp.load_checkpointables(self._where(step), {"state": like})["state"]
+                arrays = ocp.load_checkpointables(str(self._where(step)), {"state": like})["state"]
         except Exception as error:
             raise ValueError(self._broken(step, _one_line(error))) from None
         found = unnamed({n.removeprefix("params/"): x for n, x in arrays.items()}, params)
@@ -188,9 +188,10 @@ class Checkpoints:
         if self._orbax is None:
             from orbax.checkpoint import v1 as ocp
 
+            latest: Any = ocp.training.preservation_policies.LatestN(self.keep)
             self._orbax = ocp.training.Checkpointer(
-                self.folder / "checkpoints",
-                preservation_policy=ocp.training.preservation_policies.LatestN(self.keep),
+                str(self.folder / "checkpoints"),
+                preservation_policy=latest,
                 cleanup_tmp_directories=True,
             )
         return self._orbax

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from flax import nnx
 
 from parallax.decoding import batch_multiple
 from parallax.engine.generate import Generation, Generator, check_prompts
@@ -129,7 +130,13 @@ def make_generator(
         on_progress(f"random weights of {config.name}: what it says means nothing")
         return Generator(config, strategy, sharded.init(jax.random.key(0), mesh), mesh)
     on_progress(f"loading {folder}")
-    return Generator(config, strategy, load_params(folder, sharded, mesh), mesh)
+    params = load_params(folder, sharded, mesh)
+    if not config.tie_embeddings:
+        return Generator(config, strategy, params, mesh)
+    # Brought to the unembedding once, not in every step.
+    unembed = jax.jit(lambda state: sharded.untie(state, mesh)["unembed_DV"])(params)
+    untied = nnx.from_flat_state([*nnx.to_flat_state(params), (("unembed_DV",), unembed)])
+    return Generator(sharded.untied.config, strategy, untied, mesh)
 
 
 class _Stream:

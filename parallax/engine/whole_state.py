@@ -41,15 +41,25 @@ def whole(train: TrainStep, state: TrainState) -> TrainState:
     """The state in the model's own layout."""
     if _is_as_placed(train.sharded):
         return state
-    return jax.jit(functools.partial(_over_params, train.sharded.unplace))(state)
+    return _unplacing(train.sharded)(state)
 
 
 def placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
     """Inverse of `_whole`."""
     if _is_as_placed(train.sharded):
         return state
+    return _placing(train, mesh)(state)
+
+
+@functools.lru_cache(maxsize=16)
+def _unplacing(sharded: ShardedTransformer) -> Callable[[TrainState], TrainState]:
+    return jax.jit(functools.partial(_over_params, sharded.unplace))
+
+
+@functools.lru_cache(maxsize=16)
+def _placing(train: TrainStep, mesh) -> Callable[[TrainState], TrainState]:
     place = functools.partial(_over_params, train.sharded.place)
-    return jax.jit(place, out_shardings=train.shardings(mesh))(state)
+    return jax.jit(place, out_shardings=train.shardings(mesh))
 
 
 def abstract_whole(train: TrainStep, mesh) -> TrainState:

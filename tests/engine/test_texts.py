@@ -1,11 +1,14 @@
 """Text in, text out: folders, names, streaming; the same text under every strategy."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import parallax as px
-from parallax.engine.texts import _Stream
+from parallax.engine.texts import _Stream, make_generator
 from parallax.models.huggingface import ByteTokenizer
 
 LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama"
@@ -26,6 +29,20 @@ def test_a_folder_says_the_same_under_every_strategy():
             LLAMA, PROMPTS, strategy=strategy, mesh=mesh, max_new_tokens=10, stop_tokens=()
         )
         assert found.texts == one.texts
+
+
+def test_a_tied_table_is_brought_to_the_unembedding_once():
+    folder = LLAMA.with_name("llama_tied")
+    config = px.huggingface.read_config(folder)
+    one = make_generator(config, folder, px.strategies.data_parallel(1))
+    many = make_generator(config, folder, px.strategies.tensor_pipeline(2, 2))
+    assert not many.config.tie_embeddings
+    params: Any = many.params
+    unembed, tokens = params["unembed_DV"][...], params["tokens_VD"][...]
+    np.testing.assert_array_equal(unembed, tokens.T)
+    assert unembed.sharding.spec == PartitionSpec(None, ("stage", "tensor"))
+    found = [g([[5, 6, 7]], max_new_tokens=4).continuations for g in (one, many)]
+    assert found[0] == found[1]
 
 
 def test_a_papers_small_model_has_random_weights_and_says_so():

@@ -7,7 +7,9 @@ from flax import nnx
 
 from parallax.models import block
 from parallax.models.config import RopeScaling
+from parallax.spmd import ShardedTransformer
 from parallax.strategies import layerwise, tensor_pipeline
+from parallax.workload import Workload
 from tests.strategies.cases import HYBRIDS, SMALL, STRATEGIES
 from tests.strategies.test_exact import check, verify
 from tests.test_decoding import check as check_decoding
@@ -51,3 +53,15 @@ def test_scaled_positions_and_a_vocabulary_that_does_not_divide():
 def test_decoding():
     check_decoding(GPT, HYBRIDS["pipeline x ring x tensor"])
     check_decoding(LLAMA, STRATEGIES["two_level"])
+
+
+def test_a_tied_table_travels_once():
+    """Each device's share of the width becomes its share of the vocabulary; nobody gathers all."""
+    strategy = STRATEGIES["tensor_pipeline"]
+    sharded = ShardedTransformer(GPT, strategy, Workload(8, 32))
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    state = sharded.abstract_state(mesh)
+    untie = jax.jit(lambda state: sharded.untie(state, mesh)["unembed_DV"][...])
+    text = untie.lower(state).compile().as_text() or ""
+    assert "all-to-all" in text
+    assert "all-gather" not in text

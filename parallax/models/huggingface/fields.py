@@ -36,10 +36,11 @@ class Fields:
         """A positive number, or zero where that is allowed; `default` as of `integer`."""
         value = self.values.get(name)
         value = default if value is None else value
+        least = 0 if or_zero else sys.float_info.min
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and (0 < value <= sys.float_info.max or (or_zero and value == 0)):
-            return float(value)
-        raise ValueError(f"{self.path}: {name} must be a positive number, got {value!r}.")
+        if value is None or not is_number or not least <= value <= sys.float_info.max:
+            raise ValueError(f"{self.path}: {name} must be a positive number, got {value!r}.")
+        return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; `default` as of `integer`."""

@@ -1,12 +1,12 @@
 """The tensors of a folder's *.safetensors: names, shapes, and slices read one at a time."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from parallax.models.huggingface.fields import read_fields
 from parallax.models.huggingface.tensors import Index
 
 INDEX = "model.safetensors.index.json"
@@ -94,14 +94,10 @@ def find_tensors(folder: str | Path) -> TensorFiles:
 def _paths(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-            if any(Path(name).name != name for name in names):
-                raise ValueError("it names files outside of the folder")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index}: not an index of safetensors files: {error!r}.") from None
+        names = read_fields(index, hint="").inner("weight_map").values.values()
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise ValueError(f"{index}: weight_map must hold names of files in this folder.")
+        names = sorted(set(names))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(

@@ -1,11 +1,11 @@
 """Text to tokens and back: a folder's tokenizer.json, or bytes."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from parallax.models.config import BYTE_VOCAB
+from parallax.models.huggingface.fields import read_fields
 
 
 class Tokenizer(Protocol):
@@ -101,12 +101,9 @@ def _stop_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: not a JSON object: {error}.") from None
+        found = read_fields(path, hint="").values.get("eos_token_id")
         ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
-        if any(not isinstance(t, int) or not 0 <= t < vocab_size for t in ids):
+        if any(type(t) is not int or not 0 <= t < vocab_size for t in ids):
             raise ValueError(
                 f"{path}: eos_token_id {found!r} is not of the vocabulary, 0 to {vocab_size - 1}."
             )

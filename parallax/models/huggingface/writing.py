@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from parallax.models.config import ITEM_BYTES
+from parallax.models.config import ITEM_BYTES, DType
 from parallax.models.huggingface.configs import to_fields
 from parallax.models.huggingface.families import pieces_of, sizes_of
 from parallax.models.huggingface.fields import read_fields
 from parallax.models.huggingface.files import INDEX, ONE
 from parallax.models.huggingface.reading import Placed
+from parallax.models.huggingface.streaming import write_tensors
 from parallax.models.huggingface.tensors import Piece, shapes_of
 from parallax.parallel.stage_layers import layers_in_place
 
@@ -38,40 +39,36 @@ def save(
     Args:
       folder: made here; it appears when it is complete.
       model: a `ShardedTransformer`.
-      params: as it lays them out, in any sharding.
+      params: as it lays them out, in any sharding; wider ones, as training has, are rounded.
       tokenizer_from: a folder whose tokenizer files, and special tokens of config.json, are copied.
       max_file_bytes: of one file; a tensor that is larger gets one of its own.
 
     Raises:
-      ValueError: the folder exists, or no family computes what this model does.
+      ValueError: the folder exists, or no family computes what this model does, or other processes
+        hold part of the parameters.
 
-    Cost: the host holds one file's tensors at a time.
+    Cost: beside what is on devices, the host holds one tensor at a time.
     """
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder}: exists. Give a folder that is not there yet.")
+    if not all(x.is_fully_addressable for x in jax.tree.leaves(params)):
+        raise ValueError(
+            f"{folder}: other processes hold part of the parameters. Save a checkpoint there, and "
+            "restore it in one process to save this folder."
+        )
     fields = to_fields(model.config)
     files = _deal_out(model, max_file_bytes)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    leaves = {path: x.get_value() for path, x in nnx.to_flat_state(params)}
-    rows = {int(layer): row for row, layer in enumerate(layers_in_place(model.groups))}
-    sizes = sizes_of(model.config)
+    shapes = shapes_of(pieces_of(model.config), sizes_of(model.config))
+    tensor = _Tensors(model, params)
     weight_map = {}
     for number, names in enumerate(files):
         name = ONE if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
-        tensors = {
-            tensor: np.concatenate([_whole(piece, leaves, rows, sizes) for piece in parts], axis=-1)
-            for tensor, parts in names.items()
-        }
-        save_file(
-            {n: np.ascontiguousarray(x) for n, x in tensors.items()}, partial / name,
-            metadata={"format": "pt"},
-        )  # fmt: skip
-        weight_map |= dict.fromkeys(tensors, name)
+        write_tensors(partial / name, {n: shapes[n] for n in names}, model.config.dtype, tensor)
+        weight_map |= dict.fromkeys(names, name)
     if len(files) > 1:
         size = model.config.num_params * ITEM_BYTES[model.config.dtype]
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -93,30 +90,54 @@ def _copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
     return {name: said[name] for name in SPECIAL_TOKENS if name in said}
 
 
-def _deal_out(model: Placed, max_file_bytes: int) -> list[dict[str, list[Piece]]]:
-    """Files, each with its tensors by name, each of these with its parts in order."""
-    pieces = pieces_of(model.config)
-    shapes = shapes_of(pieces, sizes_of(model.config))
-    parts: dict[str, list[Piece]] = {}
-    for piece in sorted(pieces, key=lambda p: p.layout.part):
-        parts.setdefault(piece.name, []).append(piece)
-    files: list[dict[str, list[Piece]]] = [{}]
+def _deal_out(model: Placed, max_file_bytes: int) -> list[list[str]]:
+    """Names of each file's tensors."""
+    shapes = shapes_of(pieces_of(model.config), sizes_of(model.config))
+    files: list[list[str]] = [[]]
     room = max_file_bytes
-    for name in shapes:
-        size = math.prod(shapes[name]) * ITEM_BYTES[model.config.dtype]
+    for name, shape in shapes.items():
+        size = math.prod(shape) * ITEM_BYTES[model.config.dtype]
         if size > room and files[-1]:
-            files.append({})
+            files.append([])
             room = max_file_bytes
-        files[-1][name] = parts[name]
+        files[-1].append(name)
         room -= size
     return files
 
 
-def _whole(piece: Piece, leaves: dict, rows: dict[int, int], sizes: dict[str, int]) -> np.ndarray:
-    """One piece as its tensor (or its part of one) is stored."""
-    at = piece.at
-    if piece.leaf[0] == "layers":
-        at = (rows[at[0]], *at[1:])
-    found = np.asarray(jax.device_get(leaves[piece.leaf][at]))
-    real = tuple(slice(0, sizes[d]) for d in piece.layout.ours)
-    return piece.layout.put(found[real], sizes)
+class _Tensors:
+    """Makes each tensor of a folder from the parameters' shards."""
+
+    def __init__(self, model: Placed, params: nnx.State):
+        self.sizes = sizes_of(model.config)
+        self.dtype: DType = model.config.dtype
+        self.leaves = {path: x.get_value() for path, x in nnx.to_flat_state(params)}
+        self.rows = {int(layer): row for row, layer in enumerate(layers_in_place(model.groups))}
+        self.parts: dict[str, list[Piece]] = {}
+        for piece in sorted(pieces_of(model.config), key=lambda p: p.layout.part):
+            self.parts.setdefault(piece.name, []).append(piece)
+
+    def __call__(self, name: str) -> np.ndarray:
+        parts = [self._part(piece) for piece in self.parts[name]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+    def _part(self, piece: Piece) -> np.ndarray:
+        at = piece.at
+        if piece.leaf[0] == "layers":
+            at = (self.rows[at[0]], *at[1:])
+        real = tuple(slice(0, self.sizes[d]) for d in piece.layout.ours)
+        found = _on_host(self.leaves[piece.leaf], at, self.dtype)
+        return piece.layout.put(found[real], self.sizes)
+
+
+def _on_host(x: jax.Array, at: tuple[int, ...], dtype: DType) -> np.ndarray:
+    """x[at], put together from the devices that hold it: none of them gets more than it has."""
+    out = np.empty(x.shape[len(at) :], dtype)
+    for shard in x.addressable_shards:
+        index = [slice(*s.indices(n)[:2]) for s, n in zip(shard.index, x.shape, strict=True)]
+        inside = all(s.start <= i < s.stop for i, s in zip(at, index, strict=False))
+        if shard.replica_id or not inside:
+            continue
+        local = tuple(i - s.start for i, s in zip(at, index, strict=False))
+        out[tuple(index[len(at) :])] = np.asarray(shard.data[local])
+    return out

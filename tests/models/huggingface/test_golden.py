@@ -75,20 +75,15 @@ def test_there_and_back_is_bit_exact(family, tmp_path):
     huggingface.save(tmp_path / "many", program, params, max_file_bytes=40_000)
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
 
-    before = load_file(GOLDEN / family / "model.safetensors")
-    after = load_file(tmp_path / "one" / "model.safetensors")
-    assert sorted(before) == sorted(after)
-    for name, x in before.items():
-        assert after[name].dtype == x.dtype
-        np.testing.assert_array_equal(after[name], x, err_msg=name)
+    before = (GOLDEN / family / "model.safetensors").read_bytes()
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == before
     assert huggingface.read_config(tmp_path / "one").replace(name=family) == config
 
     other = two_level(2, 2) if family != "mixtral" else hybrid(layerwise(2), data_parallel(2))
     program, mesh = sharded(config, other), mesh_of(other)
     again = huggingface.load(tmp_path / "many", program, mesh)
     huggingface.save(tmp_path / "again", program, again)
-    for name, x in load_file(tmp_path / "again" / "model.safetensors").items():
-        np.testing.assert_array_equal(before[name], x, err_msg=name)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -113,6 +108,9 @@ def test_half_precision_there_and_back(dtype, tmp_path):
     wider = huggingface.read_config(tmp_path / "half", "float32")
     again = huggingface.load(tmp_path / "half", sharded(wider, strategy), mesh)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype("float32"), b), params, again)
+    huggingface.save(tmp_path / "rounded", program, again)  # as from training
+    for name, x in load_file(tmp_path / "rounded" / "model.safetensors").items():
+        assert x.tobytes() == once[name].tobytes()
 
 
 def test_names_of_a_model_without_its_head(tmp_path):
