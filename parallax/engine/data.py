@@ -102,6 +102,10 @@ def _read(path: Path, tokenizer: Tokenizer) -> np.ndarray:
     return np.asarray(tokenizer.encode(text), np.int32)
 
 
+# More than any run needs; grain cannot count batches of one of an endless repetition.
+_PASSES = 1 << 20
+
+
 class Batches:
     """Batches of one run, on its devices.
 
@@ -128,7 +132,7 @@ class Batches:
                 f"batch of {batch}. Give more data, or lower --batch or --seq_len."
             )
         self.windows, self.sharding, self._shape = windows, sharding, (batch, seq_len)
-        source = grain.MapDataset.range(windows).seed(seed).shuffle().repeat()
+        source = grain.MapDataset.range(windows).seed(seed).shuffle().repeat(_PASSES)
         source = source.map(lambda i: files.window(int(i) * seq_len, seq_len)).batch(batch)
         self._iterator: Any = iter(source.to_iter_dataset())
 

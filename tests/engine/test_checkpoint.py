@@ -183,6 +183,7 @@ def test_killed_at_ten_random_moments_the_previous_step_loads(tmp_path):
         time.sleep(random.uniform(0, 0.3))
         child.kill()
         said = child.stdout.read().split()
+        child.stdout.close()
         child.wait()
         with Checkpoints(tmp_path) as checkpoints:
             newest = checkpoints.steps()[-1]
