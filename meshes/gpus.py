@@ -5,6 +5,8 @@ Sources, per GPU unless said:
     HGX B200 (its eight-GPU figures divided by eight).
   Memory bandwidth, memory, L2, SMs, shared memory: what the driver reports for the device, which
     is what the target config in `targets/` says and the compiler plans with.
+  L2 bandwidth: an upper bound, 64 bytes a clock into every SM at the boost clock (1.98, 1.41, 1.965
+    GHz); measured rates are about half of it.
   NVLink, one direction: 18 links of 25 GB/s (H100, H200), 12 of 25 (A100), 18 of 50 (B200).
   TDP: datasheets, maximum configuration.
 """
@@ -35,6 +37,7 @@ class Gpu:
       hbm_bytes_per_s: device memory bandwidth.
       memory_bytes: device memory that a program sees; equals the target config's.
       l2_bytes: L2 cache.
+      l2_bytes_per_s: more than the L2 cache can deliver.
       sm_count: streaming multiprocessors.
       smem_bytes: shared memory of one SM.
       nvlink_bytes_per_s: NVLink bandwidth in one direction.
@@ -54,6 +57,7 @@ class Gpu:
     hbm_bytes_per_s: float
     memory_bytes: int
     l2_bytes: int
+    l2_bytes_per_s: float
     sm_count: int
     smem_bytes: int
     nvlink_bytes_per_s: float
@@ -108,6 +112,7 @@ _HOPPER = {
     "fp32_flops": 67e12,
     "fp64_flops": 67e12,
     "int8_flops": 1978e12,
+    "l2_bytes_per_s": 132 * 64 * 1.98e9,
     "sm_count": 132,
     "smem_bytes": 233_472,
     "nvlink_bytes_per_s": 450e9,
@@ -149,6 +154,7 @@ GPUS = {
             hbm_bytes_per_s=2.03904e12,
             memory_bytes=85_100_068_864,
             l2_bytes=41_943_040,
+            l2_bytes_per_s=108 * 64 * 1.41e9,
             sm_count=108,
             smem_bytes=167_936,
             nvlink_bytes_per_s=300e9,
@@ -169,6 +175,7 @@ GPUS = {
             hbm_bytes_per_s=7.67232e12,
             memory_bytes=191_514_411_008,
             l2_bytes=132_644_864,
+            l2_bytes_per_s=148 * 64 * 1.965e9,
             sm_count=148,
             smem_bytes=233_472,
             nvlink_bytes_per_s=900e9,

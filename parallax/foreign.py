@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from parallax.cost import Rates
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.compiling import compile_for as _compile_for
 from parallax.lenses.environment import compile_environment, missing_compiler
-from parallax.lenses.predicting import roofline
+from parallax.lenses.predicting import predict as _predict
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
@@ -65,16 +66,23 @@ def compile_for(
     )  # fmt: skip
 
 
-def predict(compilation: Compilation, dtype: str = "bfloat16") -> Prediction:
-    """A roofline of what `compile_for` returned.
+def predict(
+    compilation: Compilation, dtype: str = "bfloat16", *, rates: Rates | None = None
+) -> Prediction:
+    """Modelled time and energy of what `compile_for` returned, beside its roofline.
 
     Args:
-      dtype: of its matrix products. The default is the fastest, so the bound holds for any other.
+      dtype: that the roofline's peak rate is of. The default is the fastest, so the bound holds for
+        any other; the prediction itself takes each product's own dtype.
+      rates: of the GPU, such as `px.Rates.load` reads; None takes those shipped for it.
 
     Returns:
       A Prediction of one call. What a call works on is not known: its tokens_per_s counts calls.
+
+    Raises:
+      ValueError: a program that cannot be priced; says why.
     """
-    return roofline(compilation, find_cluster(compilation.cluster), dtype)
+    return _predict(compilation, find_cluster(compilation.cluster), dtype, rates)
 
 
 def _mesh(mesh: MeshSpec | Mapping[str, int] | str) -> MeshSpec:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from parallax.communication import (
     kv_cache_bytes,
     train_transfers,
 )
+from parallax.cost import Rates
 from parallax.decoding import Decoder
 from parallax.evenness import evenness
 from parallax.gspmd import ShardedModule
@@ -22,12 +23,13 @@ from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_module, measure_transformer
-from parallax.lenses.predicting import roofline
+from parallax.lenses.predicting import predict
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
+from parallax.models.flops import model_flops
 from parallax.parallel.split import Remat
 from parallax.results import Compilation, Measurement, Prediction, Verification
 from parallax.rules import Phase
@@ -157,10 +159,22 @@ class Program:
             environment=compile_environment(), on_progress=on_progress,
         )  # fmt: skip
 
-    def predict(self, compilation: Compilation) -> Prediction:
-        """A roofline of a compiled program of this model."""
-        dtype = self.model.dtype if isinstance(self.model, ModelConfig) else "bfloat16"
-        return roofline(compilation, cluster(compilation.cluster), dtype)
+    def predict(self, compilation: Compilation, rates: Rates | None = None) -> Prediction:
+        """Modelled time and energy of a compiled program of this model, beside its roofline.
+
+        Args:
+          compilation: what `compile` returned.
+          rates: of the GPU, such as `Rates.load` reads; None takes those shipped for it.
+
+        Raises:
+          ValueError: a program that cannot be priced; says why.
+        """
+        where = cluster(compilation.cluster)
+        if not isinstance(self.model, ModelConfig):
+            return predict(compilation, where, "bfloat16", rates)
+        workload, phase = compilation.workload, compilation.phase
+        needed = model_flops(self.model, workload.batch, workload.seq_len, cast(Phase, phase))
+        return predict(compilation, where, self.model.dtype, rates, useful_flops=needed)
 
     def measure(
         self,

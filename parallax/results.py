@@ -6,6 +6,7 @@ from typing import Literal
 
 from parallax.bounds import Transfer
 from parallax.hlo.ledger import Collective, Ledger
+from parallax.hlo.work import Work
 from parallax.workload import Workload
 
 Tag = Literal["claimed", "assumed", "derived", "compiled", "modelled", "measured"]
@@ -185,6 +186,7 @@ class Compilation:
     `phase` is "prefill" (a forward pass to last-position logits), "decode" (a new token of every
     sequence) or "train" (a step). `kv_cache_bytes` are held, and read, by a decoding step; a
     prefill would keep them. `link_bytes`: what the busiest device puts on "nvlink" and "nic".
+    `work` is what a cost model prices; None with the reason in `unpriced` where it cannot be read.
     `flop_imbalance` is the busiest device's FLOPs over the mean, 1 where no branch depends on data;
     `evenness` is None for a foreign program.
     """
@@ -209,6 +211,8 @@ class Compilation:
     flop_imbalance: float = 1.0
     evenness: Evenness | None = None
     link_bytes: Mapping[str, float] = field(default_factory=dict)
+    work: Work | None = field(default=None, repr=False)
+    unpriced: str = ""
 
     @property
     def tokens(self) -> int:
@@ -234,21 +238,63 @@ class Compilation:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The predict lens. For now a roofline: no program can be faster than its largest term.
+class Bound:
+    """A roofline: no program can be faster than its largest term, at peak rates.
 
     Attributes:
-      terms_s: seconds of each bound (compute, HBM, NVLink, network).
-      exposed_s: link time that no matrix product between start and done can cover, at peak rates.
-      step_s: the largest of them. tokens_per_s: tokens of the workload over step_s.
+      cluster: whose rates are taken.
+      terms_s: seconds of each resource (compute, HBM, NVLink, network).
+      step_s: the largest of them. tokens_per_s: tokens of the call over step_s, an upper bound.
     """
 
-    model: str
     cluster: str
-    terms_s: dict[str, float]
-    exposed_s: Figure
+    terms_s: Mapping[str, float]
     step_s: Figure
     tokens_per_s: Figure
+
+    @property
+    def set_by(self) -> str:
+        """The resource that is the bottleneck."""
+        return max(self.terms_s, key=lambda name: self.terms_s[name])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predict lens: a compiled program priced by the cost model.
+
+    Attributes:
+      rates: name and version of the constants.
+      cluster, phase: of the program.
+      step_s: of one call, with an 80 % error bar: of a prefill the TTFT of its batch, of a decoding
+        step the TPOT of its sequences.
+      tokens_per_s: tokens of the call over step_s.
+      terms_s: parts of step_s that add up to it.
+      exposed_s, hidden_s: collectives that nothing covers, and those behind kernels.
+      exposed_per_token_s: exposed over the tokens of the call.
+      mfu: FLOPs the model needs over what the devices could have done in step_s; None where
+        nobody knows what the model needs.
+      energy_j: of one call on all devices.
+      bound: the roofline.
+      unvalidated: what no published measurement stands behind, in words; "" if nothing.
+      estimate_s: a closed form's answer to the same question; None where there is none.
+      notes: what a reader must know beside the figures.
+    """
+
+    rates: str
+    cluster: str
+    phase: str
+    step_s: Figure
+    tokens_per_s: Figure
+    terms_s: Mapping[str, float]
+    exposed_s: Figure
+    hidden_s: Figure
+    exposed_per_token_s: Figure
+    energy_j: Figure
+    bound: Bound
+    mfu: Figure | None = None
+    unvalidated: str = ""
+    estimate_s: Figure | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class PointFigures:
       memory, usable: bytes a device needs, and may take.
       wire, minimum: bytes leaving a device, and the closed form's least; None where there is none.
       gemm_flops: FLOPs of matrix products.
-      step, tokens_per_s: the roofline: at least, and at most. `bound` sets it.
+      step, tokens_per_s: modelled, with error bars. `bound` is what sets the roofline.
       ledger_matches: the program sends what its closed form says.
       notes: what a reader must know beside the figures.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.environment import compile_environment
-from parallax.lenses.predicting import roofline
+from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.parallel.split import Remat
@@ -193,14 +193,14 @@ def compile_points(
         except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
             points.append(replace(point, why_not=_one_line(error)))
             continue
-        predicted = roofline(compiled, task.cluster, config.dtype)
+        predicted = predict(compiled, task.cluster, config.dtype)
         points.append(replace(point, found=point_figures(compiled, predicted)))
     return points
 
 
 def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
     """The figures that a sweep keeps of a compiled point."""
-    memory, terms = compiled.memory, predicted.terms_s
+    memory = compiled.memory
     minimum = Figure(compiled.minimum_bytes, "B", "derived") if compiled.has_closed_form else None
     return PointFigures(
         memory=Figure(memory.total_bytes, "B", "compiled"),
@@ -210,7 +210,7 @@ def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
         gemm_flops=Figure(compiled.gemm_flops, "FLOP", "compiled"),
         step=predicted.step_s,
         tokens_per_s=predicted.tokens_per_s,
-        bound=max(terms, key=lambda name: terms[name]),
+        bound=predicted.bound.set_by,
         ledger_matches=compiled.ledger_matches,
         notes=compiled.notes,
     )

@@ -90,12 +90,9 @@ def instruction_flops(
     opcode = opcode.removesuffix("-start")
     if opcode in ("convolution", "ragged-dot", "scaled-dot"):
         raise HloError(f"%{instruction.name}: FLOPs of {opcode} are not understood.")
-    own = 0.0
-    if opcode == "dot":
-        own = _dot_flops(computation, instruction)
-    elif opcode == "custom-call" and _CUBLAS.match(custom_call_target(instruction)):
-        own = _cublas_flops(computation, instruction)
-    if own:
+    numbers = _dot_numbers(instruction)
+    if numbers is not None:
+        own = _product(computation, instruction, *numbers)
         return Flops(own, own, 1) if scope in instruction.op_name else Flops()
     if opcode in _PER_ELEMENT:
         return Flops()
@@ -166,25 +163,46 @@ def uncounted_calls(module: Module) -> tuple[str, ...]:
     return tuple(sorted(t for t in targets if not _CUBLAS.match(t)))
 
 
+def dot_dims(
+    computation: Computation, instruction: Instruction
+) -> tuple[int, int, int, int] | None:
+    """(batch, m, n, k) of a matrix product [m, k] x [k, n]; None of anything else."""
+    found = _dot_numbers(instruction)
+    if found is None:
+        return None
+    _product(computation, instruction, *found)
+    lhs, rhs = (s.dims for s in computation.operand_shapes(instruction)[:2])
+    contracting, _, batches = found
+    k = math.prod(lhs[d] for d in contracting)
+    batch = math.prod(lhs[d] for d in batches)
+    m, n = math.prod(lhs) // max(1, batch * k), math.prod(rhs) // max(1, batch * k)
+    return batch, m, n, k
+
+
 def _dims(text: str) -> tuple[int, ...]:
     return tuple(int(d) for d in re.findall(r"\d+", text))
 
 
-def _dot_flops(computation: Computation, instruction: Instruction) -> float:
-    keys = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims")
-    dims = tuple(_dims(instruction.attributes.get(key, "{}")) for key in keys)
-    return _product(computation, instruction, *dims)
+Numbers = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
-def _cublas_flops(computation: Computation, instruction: Instruction) -> float:
+def _dot_numbers(instruction: Instruction) -> Numbers | None:
+    """Contracting dims of both operands and batch dims of the first; None if it is no product."""
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode == "dot":
+        keys = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims")
+        lhs, rhs, batch = (_dims(instruction.attributes.get(key, "{}")) for key in keys)
+        return lhs, rhs, batch
+    if opcode != "custom-call" or not _CUBLAS.match(custom_call_target(instruction)):
+        return None
     try:
         config = json.loads(instruction.attributes["backend_config"])["gemm_backend_config"]
         numbers = config["dot_dimension_numbers"]
         keys = ("lhs_contracting_dimensions", "rhs_contracting_dimensions", "lhs_batch_dimensions")
-        dims = tuple(tuple(int(d) for d in numbers[key]) for key in keys)
+        lhs, rhs, batch = (tuple(int(d) for d in numbers[key]) for key in keys)
     except (KeyError, ValueError, TypeError):
         raise HloError(f"%{instruction.name}: no dot dimensions in its backend_config.") from None
-    return _product(computation, instruction, *dims)
+    return lhs, rhs, batch
 
 
 def _product(

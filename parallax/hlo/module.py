@@ -17,7 +17,8 @@ _NAME = re.compile(r"%([^\s,(){}]+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. `operands` name others of its computation; `line` is where it stands."""
+    """One instruction. `operands` name others of its computation; `line` is where it stands.
+    `parameter` is the number of a parameter, -1 of anything else."""
 
     name: str
     opcode: str
@@ -26,6 +27,7 @@ class Instruction:
     attributes: Mapping[str, str]
     is_root: bool = False
     line: int = field(default=0, compare=False)
+    parameter: int = -1
 
     @property
     def op_name(self) -> str:

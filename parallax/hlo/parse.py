@@ -84,6 +84,8 @@ def _instruction(line: str, number: int) -> Instruction:
     operands_end = _skip_balanced(line, opcode.end() - 1, number)
     inside = line[opcode.end() : operands_end - 1]
     literal = opcode[1] in ("constant", "parameter")
+    if opcode[1] == "parameter" and not (inside.isascii() and inside.isdecimal()):
+        raise HloError(f"line {number}: expected parameter(N), got {inside[:40]!r}.")
     if not literal and not _OPERANDS.fullmatch(inside):
         raise HloError(f"line {number}: expected operands '%a, %b', got {inside[:80]!r}.")
     rest = line[operands_end:]
@@ -101,6 +103,7 @@ def _instruction(line: str, number: int) -> Instruction:
         attributes=_attributes(rest[1:], number),
         is_root=bool(head[1]),
         line=number,
+        parameter=int(inside) if opcode[1] == "parameter" else -1,
     )
 
 

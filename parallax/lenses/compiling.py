@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parallax.bounds import Transfer
+from parallax.cost.links import all_link_bytes
 from parallax.hlo.compare import Totals, differing_totals
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
+from parallax.hlo.shapes import HloError
+from parallax.hlo.work import read_work
 from parallax.lenses.child import Progress
-from parallax.lenses.links import all_link_bytes
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -100,6 +102,11 @@ def compile_for(
     axes = dict(mesh.axes)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)
     flops = module_flops(module, trips=trips)
+    work, unpriced = None, ""
+    try:
+        work = read_work(module, ledger, trips)
+    except HloError as error:
+        unpriced = str(error)
     if flops.low != flops.high:
         notes.append(
             f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
@@ -139,6 +146,8 @@ def compile_for(
         flop_imbalance=flops.high / ((flops.low + flops.high) / 2) if flops.high else 1.0,
         evenness=evenness,
         link_bytes=all_link_bytes(ledger, cluster),
+        work=work,
+        unpriced=unpriced,
     )
 
 

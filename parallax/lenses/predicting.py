@@ -1,11 +1,93 @@
-"""The predict lens. For now a roofline: the program cannot be faster than its largest term."""
+"""The predict lens: a compiled program priced by the cost model, beside the bound it cannot beat."""
 
-from parallax.lenses.links import all_link_bytes, link_seconds
+from parallax.cost import Cost, Rates, price, rates_of
+from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
 from parallax.meshes.cluster import Cluster
-from parallax.results import Compilation, Figure, Prediction
+from parallax.results import Bound, Compilation, Figure, Prediction
 
 
-def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Prediction:
+def predict(
+    compilation: Compilation,
+    cluster: Cluster,
+    dtype: str,
+    rates: Rates | None = None,
+    *,
+    useful_flops: float | None = None,
+    estimate_s: Figure | None = None,
+) -> Prediction:
+    """The time and energy of one call of a compiled program.
+
+    Args:
+      compilation: of the program.
+      cluster: its wiring.
+      dtype: of the matrix products, for the roofline and for MFU.
+      rates: constants; None takes what is shipped for the GPU.
+      useful_flops: FLOPs the model needs, over all devices.
+      estimate_s: the closed form's answer, to stand beside.
+
+    Raises:
+      ValueError: a program whose work could not be read, or a GPU without rates.
+    """
+    if compilation.work is None:
+        raise ValueError(f"this program cannot be priced: {compilation.unpriced}")
+    rates = rates or rates_of(cluster.gpu.name)
+    cost = price(compilation.work, cluster, rates)
+    bound = roofline(compilation, cluster, dtype)
+    low, high = error_bar(cost, rates)
+    unvalidated = ""
+    if any(crosses_nodes(c, cluster) for c in compilation.collectives):
+        unvalidated = "time between nodes"
+    note = f"80 % error bar; {rates.name} rates {rates.version}"
+    tokens, step = compilation.tokens, max(cost.seconds, bound.step_s.value)
+    low, high = max(low, bound.step_s.value), max(high, step)
+    mfu = None
+    if useful_flops is not None:
+        peak = cluster.gpu.peak_flops(dtype) * cluster.devices
+        mfu = Figure(useful_flops / (step * peak), "1", "modelled")
+    notes = [f"only the bytes of custom call {t!r} are priced" for t in compilation.work.unpriced]
+    return Prediction(
+        rates=f"{rates.name} {rates.version}",
+        cluster=cluster.name,
+        phase=compilation.phase,
+        step_s=Figure(step, "s", "modelled", low, high, note),
+        tokens_per_s=Figure(
+            tokens / step, "tokens/s", "modelled", tokens / high, tokens / low, note
+        ),
+        terms_s=dict(sorted(cost.terms.items(), key=lambda term: -term[1])),
+        exposed_s=Figure(cost.exposed_s, "s", "modelled"),
+        hidden_s=Figure(cost.hidden_s, "s", "modelled"),
+        exposed_per_token_s=Figure(cost.exposed_s / tokens, "s", "modelled"),
+        energy_j=energy(cost, rates, cluster.devices),
+        bound=bound,
+        mfu=mfu,
+        unvalidated=unvalidated,
+        estimate_s=estimate_s,
+        notes=tuple(notes),
+    )
+
+
+def error_bar(cost: Cost, rates: Rates) -> tuple[float, float]:
+    """The 80 % interval of the step: each term's own, as if all were off the same way."""
+    low = sum(s * rates.spreads[name].low for name, s in _spread_terms(cost))
+    high = sum(s * rates.spreads[name].high for name, s in _spread_terms(cost))
+    return low, high
+
+
+def _spread_terms(cost: Cost) -> list[tuple[str, float]]:
+    names = {"exposed communication": "communication"}
+    return [(names.get(name, name), seconds) for name, seconds in cost.terms.items()]
+
+
+def energy(cost: Cost, rates: Rates, devices: int) -> Figure:
+    """Joules of one call on all devices, no GPU above its power limit."""
+    power = rates.power
+    each = power.idle_w * cost.seconds + power.flop_j * cost.flops
+    each += power.memory_byte_j * cost.memory_bytes + power.link_byte_j * cost.link_bytes
+    each = min(each, power.limit_w * cost.seconds)
+    return Figure(each * devices, "J", "modelled", note=rates.sources.get("power", ""))
+
+
+def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
     """A lower bound of the step time, from the compiled program at the GPU's peak rates.
 
     Args:
@@ -13,33 +95,27 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Predicti
       cluster: whose rates are taken.
       dtype: of the matrix products.
     """
-    links = all_link_bytes(compilation.collectives, cluster)
-    from_hbm = {"weights from HBM": compilation.weight_bytes}
+    links = all_link_bytes(compilation.collectives, cluster, least_link_bytes)
+    gpu = cluster.gpu
+    what, size = "weights", compilation.weight_bytes
     if compilation.phase == "decode":
-        both = compilation.weight_bytes + compilation.kv_cache_bytes
-        from_hbm = {"weights and KV cache from HBM": both}
+        what, size = "weights and KV cache", size + compilation.kv_cache_bytes
+    # What a cache can hold may stay there from call to call.
+    level, rate = (
+        ("L2", gpu.l2_bytes_per_s) if size <= gpu.l2_bytes else ("HBM", gpu.hbm_bytes_per_s)
+    )
     terms = {
-        "compute": compilation.gemm_flops / cluster.gpu.peak_flops(dtype),
-        **{name: size / cluster.gpu.hbm_bytes_per_s for name, size in from_hbm.items()},
-        "NVLink": links["nvlink"] / cluster.gpu.nvlink_bytes_per_s,
+        "compute": compilation.gemm_flops / gpu.peak_flops(dtype),
+        f"{what} from {level}": size / rate,
+        "NVLink": links["nvlink"] / gpu.nvlink_bytes_per_s,
         "network": links["nic"] / cluster.nic_bytes_per_s,
     }
-    rate = cluster.gpu.peak_flops(dtype)
-    exposed = sum(
-        max(0.0, link_seconds(c, cluster) - c.flops_between / rate) * c.count
-        for c in compilation.collectives
-    )
     step = max(terms.values())
     bound = max(terms, key=lambda name: terms[name])
     note = f"lower bound, set by {bound}; nothing is added for latency, overlap or efficiency"
-    return Prediction(
-        model="roofline",
+    return Bound(
         cluster=cluster.name,
         terms_s=terms,
-        exposed_s=Figure(
-            exposed, "s", "modelled",
-            note="link time at peak rates beyond the matrix products between start and done",
-        ),
         step_s=Figure(step, "s", "modelled", low=step, note=note),
         tokens_per_s=Figure(
             compilation.tokens / step, "tokens/s", "modelled",

@@ -1,9 +1,9 @@
 """The busiest loop body as a schedule: the compiled order, drawn at the GPU's peak rates."""
 
+from parallax.cost.links import link_seconds
 from parallax.hlo.flops import Trips, executions, instruction_flops
 from parallax.hlo.ledger import Ledger
 from parallax.hlo.module import Computation, Module
-from parallax.lenses.links import link_seconds
 from parallax.meshes.cluster import Cluster
 from parallax.results import TimelineEvent
 

@@ -1,4 +1,4 @@
-"""The five questions of the first screen, answered for one strategy each in a few words."""
+"""The six questions of the first screen, answered for one strategy each in a few words."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,9 @@ from parallax.report.claims import against_bound
 from parallax.report.exposure import exposure
 from parallax.results import StrategyResult, Tag
 
-QUESTIONS = ("Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "Claimed?")
+QUESTIONS = (
+    "Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "How fast?", "Claimed?"
+)  # fmt: skip
 
 # Share of the modelled step from which uncovered link time is marked.
 _MUCH = 0.1
@@ -50,7 +52,7 @@ def answers(result: StrategyResult, paper: Paper | None, same: bool, cluster: st
       cluster: the cluster's name.
     """
     return [
-        _exact(result), _fits(result), _moves(result), _exposed(result),
+        _exact(result), _fits(result), _moves(result), _exposed(result), _fast(result),
         _claimed(result, paper, same, cluster),
     ]  # fmt: skip
 
@@ -133,16 +135,38 @@ def _exposed(result: StrategyResult) -> Answer:
         return Answer(text, "warn" if share > 0.5 else "none", tuple(parts), "compiled")
     uncovered = result.prediction.exposed_s.value
     is_much = uncovered > _MUCH * result.prediction.step_s.value
-    parts.insert(0, Part("link time beyond the GEMMs between, at peak rates"))
+    hidden = words.in_seconds(result.prediction.hidden_s.value)
+    parts.insert(0, Part(f"{hidden} of communication behind kernels", "modelled"))
     parts.append(Part(text, "compiled"))
     headline = f"{words.in_seconds(uncovered)} exposed"
     return Answer(headline, "warn" if is_much else "none", tuple(parts), "modelled")
 
 
+def _fast(result: StrategyResult) -> Answer:
+    found = result.prediction
+    if found is None:
+        return _not_run(result, "predict")
+    step = found.step_s
+    assert step.low is not None
+    assert step.high is not None
+    headline = words.in_tokens_per_s(found.tokens_per_s.value)
+    bar = f"{words.in_seconds(step.low)} to {words.in_seconds(step.high)}"
+    parts = [Part(f"{words.STEPS[found.phase]} {words.in_seconds(step.value)}, {bar}", "modelled")]
+    if found.mfu is not None:
+        parts.append(Part(f"MFU {words.percent(found.mfu.value)}", "modelled"))
+    largest = max(found.terms_s, key=lambda name: found.terms_s[name])
+    share = words.percent(found.terms_s[largest] / step.value)
+    parts.append(Part(f"{share} of it {largest}", "modelled"))
+    if found.unvalidated:
+        headline += ", unvalidated"
+        parts.append(Part(f"no published measurement stands behind the {found.unvalidated}"))
+    return Answer(headline, "warn" if found.unvalidated else "none", tuple(parts), "modelled")
+
+
 def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> Answer:
     bound = []
     if result.prediction is not None:
-        at_most = words.in_tokens_per_s(result.prediction.tokens_per_s.value)
+        at_most = words.in_tokens_per_s(result.prediction.bound.tokens_per_s.value)
         bound = [Part(f"roofline: at most {at_most}", "modelled")]
     mine = [] if paper is None else [c for c in paper.claims if c.strategy == result.name]
     tps = next((c for c in mine if c.quantity == "TPS"), None)
@@ -155,8 +179,8 @@ def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: s
         parts.append(Part(f"TPOT {words.quantity(tpot.value, tpot.unit)}: {reading}", "claimed"))
     headline, tag = "not compared", None
     if same and result.prediction is not None:
-        _, above = against_bound(tps, result.prediction, cluster)
-        share = tps.value / result.prediction.tokens_per_s.value
+        _, above = against_bound(tps, result.prediction.bound, cluster)
+        share = tps.value / result.prediction.bound.tokens_per_s.value
         headline = (
             f"{words.times(share)} the roofline" if above else f"{words.percent(share)} of roofline"
         )

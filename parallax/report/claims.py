@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Claim, Paper
 from parallax.report import words
-from parallax.results import Prediction, StrategyResult
+from parallax.results import Bound, StrategyResult
 from parallax.workload import Workload
 
 
@@ -78,17 +78,16 @@ def claim_sentences(
             elif result.prediction is None:
                 finding = "; not compared: no modelled bound in this run"
             else:
-                finding, contradicted = against_bound(claim, result.prediction, cluster)
+                finding, contradicted = against_bound(claim, result.prediction.bound, cluster)
         found.append(ClaimSentence(claim, words.READINGS[claim.reading], finding, contradicted))
     return tuple(found)
 
 
-def against_bound(claim: Claim, prediction: Prediction, cluster: str) -> tuple[str, bool]:
+def against_bound(claim: Claim, roofline: Bound, cluster: str) -> tuple[str, bool]:
     """(what a claimed throughput is of the modelled bound, whether it is above it)."""
-    bound = prediction.tokens_per_s.value
-    limit = max(prediction.terms_s, key=lambda name: prediction.terms_s[name])
-    limit = words.BOUNDS.get(limit, limit)
-    at_most = f"at most {words.in_tokens_per_s(bound)}, {prediction.model}, modelled"
+    bound = roofline.tokens_per_s.value
+    limit = words.BOUNDS.get(roofline.set_by, roofline.set_by)
+    at_most = f"at most {words.in_tokens_per_s(bound)}, roofline, modelled"
     if claim.value > bound:
         factor = words.times(claim.value / bound)
         return f" is {factor} what {limit} allows on {cluster} ({at_most})", True

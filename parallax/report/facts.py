@@ -10,12 +10,16 @@ from parallax.report.exposure import exposure
 from parallax.results import (
     Compilation,
     Exactness,
+    Prediction,
     RouterFacts,
     StrategyResult,
     Tag,
     Verification,
 )
 
+# A closed form further from the compiled prediction than this is shown as an error.
+_APART = 0.1
+_TERMS = ("matrix products", "attention", "memory", "launches", "exposed communication")
 Status = Literal["good", "bad", "plain"]
 
 
@@ -51,9 +55,7 @@ def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple
         *_rows("Fits?", results, _compiled, _FIT),
         *_rows("Moves?", results, _compiled, _MOVE),
         *_rows("Exposed?", results, _compiled, _EXPOSED),
-        *_rows(
-            "Exposed?", results, _itself, (("beyond GEMMs, peak rates", "modelled", _uncovered),)
-        ),
+        *_rows("Exposed?", results, _itself, _EXPOSED_TIME),
         *_rows("How fast?", results, _itself, _SPEED),
     ]
     if paper is not None:
@@ -236,24 +238,78 @@ _EXPOSED = (
 def _bound_step(r: StrategyResult) -> Cell | None:
     if r.prediction is None:
         return None
-    return Cell(f">= {words.in_seconds(r.prediction.step_s.value)}")
+    return Cell(f">= {words.in_seconds(r.prediction.bound.step_s.value)}")
 
 
 def _bound_by(r: StrategyResult) -> Cell | None:
     if r.prediction is None:
         return None
-    terms = r.prediction.terms_s
-    return Cell(max(terms, key=lambda name: terms[name]))
+    return Cell(r.prediction.bound.set_by)
 
 
 def _bound_tokens(r: StrategyResult) -> Cell | None:
     if r.prediction is None:
         return None
-    return Cell(f"<= {words.in_tokens_per_s(r.prediction.tokens_per_s.value)}")
+    return Cell(f"<= {words.in_tokens_per_s(r.prediction.bound.tokens_per_s.value)}")
 
 
-def _uncovered(r: StrategyResult) -> Cell | None:
-    return None if r.prediction is None else Cell(words.in_seconds(r.prediction.exposed_s.value))
+def _of_prediction(fact: Callable[[Prediction], str | None]) -> Callable:
+    def cell(r: StrategyResult) -> Cell | None:
+        text = None if r.prediction is None else fact(r.prediction)
+        return None if text is None else Cell(text)
+
+    return cell
+
+
+def _headline(p: Prediction, text: str) -> str:
+    return f"{text} unvalidated" if p.unvalidated else text
+
+
+def _step(p: Prediction) -> str:
+    return _headline(p, words.in_seconds(p.step_s.value))
+
+
+def _bar(p: Prediction) -> str:
+    low, high = p.step_s.low, p.step_s.high
+    assert low is not None
+    assert high is not None
+    return f"{words.in_seconds(low)}-{words.in_seconds(high)}"
+
+
+def _throughput(p: Prediction) -> str:
+    rate = words.in_tokens_per_s(p.tokens_per_s.value).removesuffix(" tokens/s")
+    return _headline(p, rate)
+
+
+def _closed_form(p: Prediction) -> str | None:
+    if p.estimate_s is None:
+        return None
+    apart = p.estimate_s.value / p.step_s.value - 1
+    said = f"{words.in_seconds(p.estimate_s.value)}, {apart:+.0%}"
+    return said if abs(apart) <= _APART else f"{said} (!)"
+
+
+def _share(name: str) -> Callable:
+    def text(p: Prediction) -> str | None:
+        seconds = p.terms_s.get(name, 0.0)
+        if not seconds:
+            return None
+        return f"{words.in_seconds(seconds)}, {words.percent(seconds / p.step_s.value)}"
+
+    return _of_prediction(text)
+
+
+def _a_token(p: Prediction) -> str:
+    tokens = p.tokens_per_s.value * p.step_s.value
+    return f"{words.digits(p.energy_j.value / tokens)} J"
+
+
+_EXPOSED_TIME = (
+    ("exposed", "modelled", _of_prediction(lambda p: words.in_seconds(p.exposed_s.value))),
+    ("hidden", "modelled", _of_prediction(lambda p: words.in_seconds(p.hidden_s.value))),
+    ("exposed a token", "modelled",
+     _of_prediction(lambda p: words.in_seconds(p.exposed_per_token_s.value))),
+)  # fmt: skip
 
 
 def _measured(r: StrategyResult) -> Cell | None:
@@ -295,6 +351,13 @@ _SPEED = (
     ("KV cache read a step", "derived",
      _of_compiled(lambda c: _read(c.kv_cache_bytes) if c.phase == "decode" else None)),
     ("filled up with zeros", "derived", _of_compiled(_padded)),
+    ("tokens/s", "modelled", _of_prediction(_throughput)),
+    ("step", "modelled", _of_prediction(_step)),
+    ("step, 80 % error bar", "modelled", _of_prediction(_bar)),
+    *((f"- {name}", "modelled", _share(name)) for name in _TERMS),
+    ("MFU", "modelled", _of_prediction(lambda p: words.percent(p.mfu.value) if p.mfu else None)),
+    ("energy a token", "modelled", _of_prediction(_a_token)),
+    ("step by closed form", "derived", _of_prediction(_closed_form)),
     ("roofline step", "modelled", _bound_step),
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),

@@ -56,7 +56,7 @@ _LEGEND = (
 def _cells(result: StrategyResult, paper: Paper | None) -> list[Text]:
     compiled, bound, claim = result.compilation, None, None
     if result.prediction is not None:
-        bound = result.prediction.tokens_per_s.value
+        bound = result.prediction.bound.tokens_per_s.value
     if paper is not None:
         key = (result.name, "TPS")
         claim = next((c.value for c in paper.claims if (c.strategy, c.quantity) == key), None)

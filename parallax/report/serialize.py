@@ -285,12 +285,27 @@ def _compilation(c: Compilation) -> Json:
 
 def _prediction(p: Prediction) -> Json:
     return {
-        "model": p.model,
+        "rates": p.rates,
         "cluster": p.cluster,
-        "terms": {name: number(value, "s", "modelled") for name, value in p.terms_s.items()},
-        "exposed": _figure(p.exposed_s),
+        "phase": p.phase,
         "step": _figure(p.step_s),
         "tokens_per_s": _figure(p.tokens_per_s),
+        "unvalidated": p.unvalidated,
+        "terms": {name: number(value, "s", "modelled") for name, value in p.terms_s.items()},
+        "exposed": _figure(p.exposed_s),
+        "hidden": _figure(p.hidden_s),
+        "exposed_per_token": _figure(p.exposed_per_token_s),
+        "energy": _figure(p.energy_j),
+        "mfu": p.mfu and _figure(p.mfu),
+        "closed_form": p.estimate_s and _figure(p.estimate_s),
+        "roofline": {
+            "terms": {
+                name: number(value, "s", "modelled") for name, value in p.bound.terms_s.items()
+            },
+            "step": _figure(p.bound.step_s),
+            "tokens_per_s": _figure(p.bound.tokens_per_s),
+        },
+        "notes": list(p.notes),
     }
 
 

@@ -16,7 +16,7 @@ def sweep_plots(sweep: Sweep) -> tuple[tuple[str, Tag, str], ...]:
     if not any(p.found for p in sweep.points):
         return ()
     return (
-        ("Throughput, at most", "modelled",
+        ("Throughput", "modelled",
          _plot(sweep, "sweep-tokens", "tokens/s", lambda f: f.tokens_per_s.value)),
         ("Memory a device; the dashed grey line is usable", "compiled",
          _plot(sweep, "sweep-memory", "GB a device", lambda f: f.memory.value / 1e9,

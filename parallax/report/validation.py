@@ -111,7 +111,7 @@ def _faster(run: _Run, name: str) -> _Decision:
         return "undecided", text + "; the intervals overlap"
     if mine.prediction is None:
         return "undecided", "no time was measured or modelled"
-    bound = mine.prediction.tokens_per_s.value
+    bound = mine.prediction.bound.tokens_per_s.value
     claimed = next(
         (c.value for c in run.paper.claims if (c.strategy, c.quantity) == (base.name, "TPS")), None
     )

@@ -16,6 +16,8 @@ BOUNDS: dict[str, str] = {
     "compute": "compute",
     "weights from HBM": "reading weights from HBM",
     "weights and KV cache from HBM": "reading weights and KV cache from HBM",
+    "weights from L2": "reading weights from L2",
+    "weights and KV cache from L2": "reading weights and KV cache from L2",
     "NVLink": "NVLink",
     "network": "the network",
 }
@@ -24,6 +26,13 @@ PHASES: dict[str, str] = {
     "prefill": "one forward pass of the whole batch",
     "decode": "one decoding step, a new token of every sequence",
     "train": "one training step",
+}
+
+# What a modelled step is, by phase.
+STEPS: dict[str, str] = {
+    "prefill": "TTFT of the batch",
+    "decode": "TPOT",
+    "train": "step",
 }
 
 LENSES = ("verify", "compile", "predict", "measure")

@@ -1,7 +1,5 @@
 """The roofline by hand: its largest term bounds the step; what products do not cover is exposed."""
 
-import dataclasses
-
 import pytest
 
 from parallax.hlo.ledger import Collective
@@ -41,13 +39,3 @@ def test_the_largest_term_bounds_the_step():
     assert found.tokens_per_s.value == pytest.approx(400 / 6e-3, rel=1e-6)
     heavy = compilation(flops=1.0, weights=WHERE.gpu.hbm_bytes_per_s)
     assert roofline(heavy, WHERE, "float16").step_s.value == pytest.approx(1.0)
-
-
-def test_exposed_is_what_products_do_not_cover_each_time():
-    partly, wholly = permute(2e-3, 0.5e-3, 4), permute(1e-3, 3e-3, 10)
-    found = roofline(compilation(partly, wholly, flops=1.0), WHERE, "float16")
-    assert found.exposed_s.value == pytest.approx(4 * 1.5e-3, rel=1e-5)
-    bare = dataclasses.replace(partly, flops_between=0.0)
-    found = roofline(compilation(bare, flops=1.0), WHERE, "float16")
-    assert found.exposed_s.value == pytest.approx(8e-3, rel=1e-5)
-    assert found.exposed_s.tag == "modelled"

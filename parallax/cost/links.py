@@ -1,12 +1,30 @@
-"""Which link a collective crosses, and the least time it can take there."""
+"""Which links a collective crosses, what it puts on them, and the least time that can take."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from parallax.hlo.ledger import Collective
+from parallax.hlo.collectives import Collective
 from parallax.meshes.cluster import Cluster
 
 # Share of the full array S that an n-part exchange between nodes must at least send.
 _PARTS = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0}
+
+
+def devices_per_node(collective: Collective, cluster: Cluster) -> tuple[int, ...]:
+    """Devices in each node, of the group that is spread over most nodes."""
+    best: tuple[int, ...] = ()
+    for group in collective.groups:
+        counts: dict[int, int] = {}
+        for device in group:
+            node = cluster.node_of(device)
+            counts[node] = counts.get(node, 0) + 1
+        if len(counts) > len(best):
+            best = tuple(counts.values())
+    return best
+
+
+def crosses_nodes(collective: Collective, cluster: Cluster) -> bool:
+    """Whether any of it travels between nodes."""
+    return "nic" in link_bytes(collective, cluster)
 
 
 def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
@@ -19,11 +37,8 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     if collective.kind == "collective-permute":
         kinds = {cluster.link_between(a, b) for a, b in collective.pairs if a != b}
         return dict.fromkeys(kinds, size)
-    per_node: dict[int, int] = {}
-    group = max(collective.groups, key=lambda g: len({cluster.node_of(d) for d in g}), default=())
-    for device in group:
-        per_node[cluster.node_of(device)] = per_node.get(cluster.node_of(device), 0) + 1
-    nodes, inside = len(per_node), min(per_node.values(), default=1)
+    per_node = devices_per_node(collective, cluster)
+    nodes, inside = len(per_node), min(per_node, default=1)
     if nodes <= 1:
         return {"nvlink": size}
     n, payload = collective.group_size, collective.payload_bytes
@@ -39,11 +54,25 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     return out
 
 
-def all_link_bytes(collectives: Iterable[Collective], cluster: Cluster) -> dict[str, float]:
-    """`link_bytes` of a whole program, every execution counted."""
+def least_link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
+    """What no algorithm goes below: a switch that sums takes and gives every array once."""
+    found = link_bytes(collective, cluster)
+    if collective.kind != "all-reduce":
+        return found
+    once = {"nvlink": float(collective.payload_bytes)}
+    once["nic"] = once["nvlink"] / min(devices_per_node(collective, cluster), default=1)
+    return {link: min(size, once[link]) for link, size in found.items()}
+
+
+def all_link_bytes(
+    collectives: Iterable[Collective],
+    cluster: Cluster,
+    of: Callable[[Collective, Cluster], dict[str, float]] = link_bytes,
+) -> dict[str, float]:
+    """`link_bytes` (or another account) of a whole program, every execution counted."""
     total = {"nvlink": 0.0, "nic": 0.0}
     for collective in collectives:
-        for link, size in link_bytes(collective, cluster).items():
+        for link, size in of(collective, cluster).items():
             total[link] += size * collective.count
     return total
 

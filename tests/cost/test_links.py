@@ -2,8 +2,8 @@
 
 import pytest
 
+from parallax.cost.links import link_bytes, link_seconds
 from parallax.hlo.ledger import Collective
-from parallax.lenses.links import link_bytes, link_seconds
 from parallax.meshes.cluster import cluster
 
 TWO_NODES = cluster("h100_2x8")

@@ -1,0 +1,9 @@
+"""What compiled work costs on a named GPU: seconds, joules, error bars. Knows no strategy.
+
+`price` takes the work of any compiled program (`parallax.hlo.read_work`) and the rates of a GPU.
+"""
+
+from parallax.cost.pricing import Cost, price
+from parallax.cost.rates import Rates, rates_of
+
+__all__ = ["Cost", "Rates", "price", "rates_of"]

@@ -1,0 +1,84 @@
+"""Seconds of a collective: NVLink through switches inside a node, one network card a GPU between.
+
+Inside a node t = start + traffic / rate + an extra that grows to a limit with size. Over nodes the
+algorithms that know of nodes are priced: reduce-scatter inside, all-reduce of a share between,
+all-gather inside. No published measurement of two nodes stands behind those: "unvalidated".
+"""
+
+from parallax.bounds import wire_bytes
+from parallax.cost.links import devices_per_node
+from parallax.cost.rates import LinkRates, Rates
+from parallax.hlo.collectives import Collective
+from parallax.meshes.cluster import Cluster
+
+# What the fits of a node are named by; a ragged all-to-all is one.
+_NAMES = {"ragged-all-to-all": "all-to-all", "collective-permute": "p2p"}
+
+
+def collective_seconds(collective: Collective, cluster: Cluster, rates: Rates) -> float:
+    """Modelled seconds of one execution."""
+    kind = collective.kind
+    if kind == "collective-permute":
+        kinds = {cluster.link_between(a, b) for a, b in collective.pairs if a != b}
+        size = collective.wire_bytes
+        times = [_send(rates.links["p2p" if k == "nvlink" else "network"], size) for k in kinds]
+        return max(times, default=0.0)
+    n = collective.group_size
+    per_node = devices_per_node(collective, cluster)
+    nodes, inside = len(per_node), min(per_node, default=n)
+    name = _NAMES.get(kind, kind)
+    if kind == "ragged-all-to-all":
+        # Its wire bytes are those of rows for others; a dense one of as many would hold n/(n-1).
+        size = collective.wire_bytes * n / max(1, n - 1)
+    else:
+        size = float(collective.payload_bytes)
+    return exchange_seconds(name, size, inside, nodes, rates)
+
+
+def exchange_seconds(kind: str, size: float, inside: int, nodes: int, rates: Rates) -> float:
+    """Seconds of a collective of `inside` devices in each of `nodes` nodes.
+
+    Args:
+      kind: "all-reduce", "all-gather", "reduce-scatter" or "all-to-all".
+      size: bytes of the full array S (of an all-to-all, of one device's buffer).
+      inside, nodes: shape of the group.
+      rates: of the GPU.
+    """
+    n = inside * nodes
+    if n <= 1:
+        return 0.0
+    if nodes == 1:
+        return _within(kind, size, n, rates)
+    network = rates.links["network"]
+    if kind == "all-to-all":
+        between = network.start_s + size * (n - inside) / n / network.bytes_per_s
+        local = _within(kind, size / nodes, inside, rates) if inside > 1 else 0.0
+        return max(between, local)
+    share = size / inside
+    between = network.start_s * _rounds(nodes)
+    between += wire_bytes(kind, nodes, share) / network.bytes_per_s
+    if inside == 1:
+        return between
+    if kind == "all-reduce":
+        local = _within("reduce-scatter", size, inside, rates)
+        local += _within("all-gather", size, inside, rates)
+    else:
+        local = _within(kind, size, inside, rates)
+    return local + between
+
+
+def _rounds(nodes: int) -> int:
+    """Messages one after the other: a tree's depth."""
+    return max(1, (nodes - 1).bit_length())
+
+
+def _within(kind: str, size: float, n: int, rates: Rates) -> float:
+    link = rates.links[kind]
+    traffic = wire_bytes(kind, n, size)
+    return (
+        link.start_s + traffic / link.bytes_per_s + link.extra_s * size / (size + link.half_bytes)
+    )
+
+
+def _send(link: LinkRates, size: float) -> float:
+    return link.start_s + size / link.bytes_per_s + link.extra_s * size / (size + link.half_bytes)

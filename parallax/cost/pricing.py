@@ -1,0 +1,225 @@
+"""A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
+
+import math
+from dataclasses import dataclass, field
+
+from parallax.cost.collectives import collective_seconds
+from parallax.cost.gemm import gemm_seconds
+from parallax.cost.rates import Rates
+from parallax.hlo.work import Call, Choice, Kernel, Loop, Send, Start, Step, Wait, Work
+from parallax.meshes.cluster import Cluster
+
+_ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work costs on one device.
+
+    Attributes:
+      seconds: from start to end.
+      terms: parts of `seconds` that add up to it: matrix products, attention, memory, launches,
+        exposed communication.
+      communication_s: of all collectives, hidden or not.
+      flops, memory_bytes, link_bytes: what was done, for energy.
+    """
+
+    seconds: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    communication_s: float = 0.0
+    flops: float = 0.0
+    memory_bytes: float = 0.0
+    link_bytes: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        names = dict.fromkeys([*self.terms, *other.terms])
+        return Cost(
+            self.seconds + other.seconds,
+            {n: self.terms.get(n, 0.0) + other.terms.get(n, 0.0) for n in names},
+            self.communication_s + other.communication_s,
+            self.flops + other.flops,
+            self.memory_bytes + other.memory_bytes,
+            self.link_bytes + other.link_bytes,
+        )
+
+    def times(self, n: float) -> "Cost":
+        return Cost(
+            self.seconds * n, {name: s * n for name, s in self.terms.items()},
+            self.communication_s * n, self.flops * n, self.memory_bytes * n, self.link_bytes * n,
+        )  # fmt: skip
+
+    @property
+    def exposed_s(self) -> float:
+        """Communication that nothing covers."""
+        return self.terms.get("exposed communication", 0.0)
+
+    @property
+    def hidden_s(self) -> float:
+        """Communication behind kernels."""
+        return max(0.0, self.communication_s - self.exposed_s)
+
+
+def price(work: Work, cluster: Cluster, rates: Rates) -> Cost:
+    """What one run costs a device of the cluster.
+
+    Args:
+      work: of a compiled program.
+      cluster: its wiring.
+      rates: of its GPU.
+    """
+    return _Clock(work, cluster, rates).of(work.entry)
+
+
+def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0) -> Cost:
+    """One launch. `in_l2` of its bytes are in the L2 cache."""
+    far = kernel.n_bytes - in_l2
+    moving = far / rates.memory_bytes_per_s + in_l2 / rates.l2_bytes_per_s
+    if kernel.gemms:
+        term, seconds = "matrix products", 0.0
+        for gemm in kernel.gemms:
+            seconds += gemm_seconds(
+                rates.gemm_rates(gemm.dtype), sm_count, gemm.batch, gemm.m, gemm.n, gemm.k,
+                kernel.n_bytes if len(kernel.gemms) == 1 else 0.0,
+            )  # fmt: skip
+        flops = sum(g.flops for g in kernel.gemms)
+        return Cost(seconds, {term: seconds}, flops=flops, memory_bytes=far)
+    if kernel.attention:
+        *_, head_dim, visible, dtype = kernel.attention
+        batch, heads, q_len, kv_len = kernel.attention[:4]
+        flops = 4.0 * batch * heads * q_len * kv_len * head_dim * visible
+        seconds = max(flops / attention_rate(rates, head_dim), moving)
+        return _launched("attention", seconds, rates, flops, far)
+    if kernel.flops:
+        seconds = max(kernel.flops / rates.gemm_rates("f16").flops_per_s, moving)
+        return _launched("attention", seconds, rates, kernel.flops, far)
+    return _launched("memory", moving, rates, 0.0, far)
+
+
+def attention_rate(rates: Rates, head_dim: int) -> float:
+    """FLOP/s of a fused attention kernel at that width."""
+    sizes = sorted((int(k), v) for k, v in rates.attention_flops_per_s.items())
+    return next((v for k, v in sizes if head_dim <= k), sizes[-1][1])
+
+
+def _launched(term: str, seconds: float, rates: Rates, flops: float, far: float) -> Cost:
+    terms = {term: seconds, "launches": rates.launch_s}
+    return Cost(seconds + rates.launch_s, terms, flops=flops, memory_bytes=far)
+
+
+@dataclass
+class _Clock:
+    work: Work
+    cluster: Cluster
+    rates: Rates
+    known: dict[str, Cost] = field(default_factory=dict)
+
+    def of(self, name: str) -> Cost:
+        """One execution of a computation."""
+        if name not in self.known:
+            self.known[name] = self.run(self.work.steps[name])
+        return self.known[name]
+
+    def run(self, steps: tuple[Step, ...]) -> Cost:
+        total, exposed = Cost(), 0.0
+        wire_free = copy_free = 0.0
+        finish: dict[str, tuple[float, bool]] = {}
+        cache = _Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+        now = 0.0
+        sm_count = self.cluster.gpu.sm_count
+        for step in steps:
+            if isinstance(step, Kernel):
+                cost = kernel_cost(step, sm_count, self.rates, cache.hits(step))
+                total += cost
+                now += cost.seconds
+            elif isinstance(step, Send):
+                seconds = collective_seconds(step.collective, self.cluster, self.rates)
+                done = max(now, wire_free) + seconds
+                total += _sent(step, seconds)
+                exposed += done - now
+                now = wire_free = done
+            elif isinstance(step, Start):
+                if isinstance(step.what, Send):
+                    seconds = collective_seconds(step.what.collective, self.cluster, self.rates)
+                    wire_free = max(now, wire_free) + seconds
+                    finish[step.name] = wire_free, True
+                    total += _sent(step.what, seconds)
+                else:
+                    cost = kernel_cost(step.what, sm_count, self.rates)
+                    copy_free = max(now, copy_free) + cost.seconds
+                    finish[step.name] = copy_free, False
+                    total += Cost(flops=cost.flops, memory_bytes=cost.memory_bytes)
+            elif isinstance(step, Wait):
+                done, sending = finish.pop(step.name, (now, True))
+                if done > now:
+                    if sending:
+                        exposed += done - now
+                    else:
+                        total += Cost(0.0, {"memory": done - now})
+                    now = done
+            else:
+                cost = self.nested(step)
+                total += cost
+                now += cost.seconds
+                # What it sends shares the wire with what is already on its way.
+                wire_free += cost.communication_s if wire_free > now - cost.seconds else 0.0
+        end = max([now, *(done for done, _ in finish.values())])
+        exposed += end - now
+        terms = dict(total.terms)
+        if exposed:
+            terms["exposed communication"] = terms.get("exposed communication", 0.0) + exposed
+        return Cost(
+            end, terms, total.communication_s, total.flops, total.memory_bytes, total.link_bytes
+        )
+
+    def nested(self, step: Step) -> Cost:
+        if isinstance(step, Loop):
+            rounds = self.of(step.body) + self.of(step.condition)
+            cost = rounds.times(step.count)
+            if step.known:
+                return cost
+            looking = self.rates.loop_s * step.count
+            return cost + Cost(looking, {"launches": looking})
+        if isinstance(step, Choice):
+            cost = max((self.of(name) for name in step.branches), key=lambda c: c.seconds)
+            return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
+        assert isinstance(step, Call)
+        return self.of(step.name)
+
+
+def _sent(step: Send, seconds: float) -> Cost:
+    return Cost(communication_s=seconds, link_bytes=step.collective.wire_bytes)
+
+
+@dataclass
+class _Recent:
+    """Arrays that the L2 cache still holds: the last ones written or read, up to its size."""
+
+    capacity: float
+    held: dict[str, float] = field(default_factory=dict)
+
+    def hits(self, kernel: Kernel) -> float:
+        """Bytes of this launch that stay inside the cache; then remembers the launch."""
+        hit = 0.0
+        for name, size in kernel.reads:
+            if name in self.held and self.held[name] >= size:
+                hit += size
+            self._touch(name, size)
+        if kernel.written_bytes <= self.capacity:
+            self._touch(kernel.name, kernel.written_bytes)
+        return hit
+
+    def _touch(self, name: str, size: float) -> None:
+        self.held.pop(name, None)
+        if size > self.capacity:
+            return
+        self.held[name] = size
+        used = sum(self.held.values())
+        for other in list(self.held):
+            if used <= self.capacity:
+                break
+            used -= self.held.pop(other)
+
+
+def is_finite(cost: Cost) -> bool:
+    """Whether every figure is a number."""
+    return math.isfinite(cost.seconds)

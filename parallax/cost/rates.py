@@ -1,0 +1,179 @@
+"""What one kind of GPU does a second, term by term, with the source and the error of each figure."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallax.cost.gemm import GemmRates
+
+FILE_VERSION = 1
+_SHIPPED = Path(__file__).parent / "shipped"
+TERMS = ("matrix products", "attention", "memory", "launches", "communication")
+
+
+@dataclass(frozen=True)
+class LinkRates:
+    """t = start_s + traffic / bytes_per_s + extra_s * S / (S + half_bytes).
+
+    `traffic` is what one device has to send for S bytes by the algorithm in use; the last term is
+    what protocols add at middle sizes.
+    """
+
+    start_s: float
+    bytes_per_s: float
+    extra_s: float = 0.0
+    half_bytes: float = 1.0
+
+
+@dataclass(frozen=True)
+class PowerRates:
+    """Watts of an idle GPU, and joules of each FLOP and byte beside."""
+
+    idle_w: float
+    flop_j: float
+    memory_byte_j: float
+    link_byte_j: float
+    limit_w: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The 80 % interval of measured / modelled."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Constants of the cost model for one GPU.
+
+    Attributes:
+      name: "h100", or what a calibration calls itself.
+      gpu: of `meshes.gpus`.
+      gemm: dtype (HLO name) -> rates.
+      attention: FLOP/s of a fused attention kernel by head_dim up to, and bytes/s of its cache.
+      memory_bytes_per_s: read and written together, large arrays.
+      l2_bytes_per_s: of arrays that are in the L2 cache.
+      l2_share: of the L2 cache that holds what was just written.
+      launch_s: from one kernel's end to the next one's start.
+      loop_s: of one round of a loop whose end depends on data: the host has to look.
+      links: collective kind within a node -> rates; "network" between nodes, one card.
+      power: energy.
+      spreads: term -> 80 % interval of measured / modelled.
+      sources: what each figure is from, in words.
+      version: of the fit: a date or a hash.
+    """
+
+    name: str
+    gpu: str
+    gemm: Mapping[str, GemmRates]
+    attention_flops_per_s: Mapping[str, float]
+    memory_bytes_per_s: float
+    l2_bytes_per_s: float
+    l2_share: float
+    launch_s: float
+    loop_s: float
+    links: Mapping[str, LinkRates]
+    power: PowerRates
+    spreads: Mapping[str, Spread]
+    sources: Mapping[str, str]
+    version: str
+
+    def gemm_rates(self, dtype: str) -> GemmRates:
+        """Raises ValueError where nobody measured or derived that dtype."""
+        same = {"bf16": "f16"}.get(dtype, dtype)
+        if same not in self.gemm:
+            raise ValueError(
+                f"rates {self.name!r}: no matrix product rate for {dtype}. Known: "
+                f"{', '.join(self.gemm)}. Calibrate with that dtype."
+            )
+        return self.gemm[same]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a calibration file holds it."""
+        return {"rates_version": FILE_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "rates") -> "Rates":
+        """Inverse of `to_dict`.
+
+        Raises:
+          ValueError: fields missing, unknown, or not positive numbers.
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) != names | {"rates_version"}:
+            odd = (
+                sorted(set(data) ^ (names | {"rates_version"})) if isinstance(data, dict) else data
+            )
+            raise ValueError(f"{where}: not a calibration: {odd} missing or unknown.")
+        if data["rates_version"] != FILE_VERSION:
+            raise ValueError(
+                f"{where}: rates_version {data['rates_version']!r}, this Parallax reads "
+                f"{FILE_VERSION}. Calibrate again."
+            )
+        values = {k: v for k, v in data.items() if k != "rates_version"}
+        try:
+            made = values | {
+                "gemm": {k: GemmRates(**v) for k, v in data["gemm"].items()},
+                "links": {k: LinkRates(**v) for k, v in data["links"].items()},
+                "power": PowerRates(**data["power"]),
+                "spreads": {k: Spread(**v) for k, v in data["spreads"].items()},
+            }
+            _check_positive(made, where)
+            return cls(**made)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{where}: not a calibration: {error}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Rates":
+        """Reads a calibration file (JSON). ValueError if it is none."""
+        where = f"calibration {path}"
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")), where)
+        except OSError as error:
+            raise ValueError(f"{where}: {error.strerror}. Give a readable file.") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON: {error}.") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes a calibration file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _check_positive(values: Mapping[str, Any], where: str) -> None:
+    def walk(value: Any, path: str) -> None:
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                walk(getattr(value, field.name), f"{path}.{field.name}")
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}")
+        elif not isinstance(value, str) and not (
+            isinstance(value, int | float) and 0 <= value < float("inf")
+        ):
+            raise ValueError(f"{where}: {path} must be a number from 0 on, got {value!r}.")
+
+    for name, value in values.items():
+        walk(value, name)
+
+
+@functools.lru_cache(maxsize=16)
+def rates_of(gpu: str) -> Rates:
+    """The constants shipped for a GPU (see docs/accuracy.md).
+
+    Args:
+      gpu: name of a GPU, such as "h100".
+
+    Raises:
+      ValueError: none are shipped for it.
+    """
+    path = _SHIPPED / f"{gpu}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in _SHIPPED.glob("*.json")))
+        raise ValueError(f"no rates for GPU {gpu!r}. Shipped: {known}. Or calibrate on one.")
+    return Rates.load(path)

@@ -1,0 +1,133 @@
+"""Bytes that one launched kernel reads from and writes to memory, read off its HLO.
+
+A fusion touches only what its result needs: of an operand that it slices the slice, of an array it
+updates in place the update. Needed elements are followed from the root back to the parameters.
+"""
+
+import math
+
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.shapes import HloError, Shape
+
+# As many elements of the first operand are read as come out.
+_PICKING = ("slice", "dynamic-slice", "gather")
+# Every element of an operand is read, however few come out.
+_WHOLE = ("reduce", "reduce-window", "dot", "sort", "broadcast", "concatenate", "pad", "scatter",
+          "convolution", "select-and-scatter", "topk", "fft", "cholesky", "triangular-solve",
+          "custom-call")  # fmt: skip
+_UPDATING = {"dynamic-update-slice": 1, "scatter": 2}  # opcode -> which operand is written
+_RENAMING = ("bitcast", "convert", "copy", "reshape")
+Reads = tuple[tuple[str, float], ...]
+
+
+def traffic(
+    module: Module, computation: Computation, instruction: Instruction
+) -> tuple[Reads, float]:
+    """What one launch moves: ((operand, bytes read of it), ...) and bytes written.
+
+    Args:
+      module, computation: that hold the instruction.
+      instruction: a fusion, or any other instruction that one kernel runs.
+
+    Raises:
+      HloError: a fusion whose operands are not its computation's parameters.
+    """
+    called = instruction.calls().get("calls", ())
+    if instruction.opcode.removesuffix("-start") == "fusion" and called:
+        key = ("traffic", called[0])
+        if key not in module._memo:
+            module._memo[key] = _of_fusion(module.computation(called[0]))
+        reads, written = module._memo[key]
+        if len(reads) != len(instruction.operands):
+            raise HloError(
+                f"line {instruction.line}: %{instruction.name} has {len(instruction.operands)} "
+                f"operands, %{called[0]} has {len(reads)} parameters."
+            )
+    else:
+        reads, written = _alone(computation, instruction)
+    return tuple(zip(instruction.operands, reads, strict=True)), written
+
+
+def result_shape(instruction: Instruction) -> Shape:
+    """What comes out; of an async start without the operands and the context beside it."""
+    elements = instruction.shape.elements
+    if instruction.opcode.endswith("-start") and len(elements) > 1:
+        return elements[1]
+    return instruction.shape
+
+
+def _alone(computation: Computation, instruction: Instruction) -> tuple[list[float], float]:
+    sizes = [float(s.n_bytes) for s in computation.operand_shapes(instruction)]
+    opcode, out = instruction.opcode, float(result_shape(instruction).n_bytes)
+    if opcode in _PICKING and sizes:
+        return [min(sizes[0], out), *sizes[1:]], out
+    written = _UPDATING.get(opcode, len(sizes))
+    if written < len(sizes):
+        read = sizes[written] if opcode == "scatter" else 0.0
+        return [read, *sizes[1:]], sizes[written]
+    return sizes, out
+
+
+def _of_fusion(body: Computation) -> tuple[list[float], float]:
+    by_name, needed = body.by_name, dict.fromkeys(body.by_name, 0.0)
+    root = next(i for i in body.instructions if i.is_root)
+    written, in_place = 0.0, set()
+    for name in root.operands if root.opcode == "tuple" else (root.name,):
+        result = by_name[name]
+        update = _updated(by_name, result)
+        if update is None:
+            needed[name] = float(_elements(result.shape))
+            written += result.shape.n_bytes
+        else:
+            whole = max(1, _elements(result.shape))
+            needed[name] = float(whole)
+            in_place.add(update.name)
+            changed = by_name[update.operands[_UPDATING[update.opcode]]]
+            written += result.shape.n_bytes * min(1.0, _elements(changed.shape) / whole)
+    for instruction in reversed(body.instructions):
+        want, opcode = needed[instruction.name], instruction.opcode
+        if not want or opcode == "tuple":
+            continue
+        share = min(1.0, want / max(1, _elements(instruction.shape)))
+        for position, name in enumerate(instruction.operands):
+            whole = float(_elements(by_name[name].shape))
+            more = whole * share
+            if opcode in _PICKING and position == 0:
+                more = want
+            elif instruction.name in in_place:
+                more = _read_in_place(instruction, by_name, position, whole)
+            elif opcode in _WHOLE or opcode in _PICKING or opcode in _UPDATING:
+                more = whole
+            needed[name] = min(whole, needed[name] + more)
+    parameters = sorted((i.parameter, i) for i in body.instructions if i.parameter >= 0)
+    if [number for number, _ in parameters] != list(range(len(parameters))):
+        raise HloError(f"%{body.name}: parameters are not numbered 0, 1, ...")
+    shares = [needed[i.name] / max(1, _elements(i.shape)) for _, i in parameters]
+    return [i.shape.n_bytes * s for (_, i), s in zip(parameters, shares, strict=True)], written
+
+
+def _updated(by_name: dict[str, Instruction], result: Instruction) -> Instruction | None:
+    """The instruction that updates a parameter in place to make this result, if one does."""
+    while result.opcode in _RENAMING and result.operands:
+        result = by_name[result.operands[0]]
+    if len(result.operands) <= _UPDATING.get(result.opcode, math.inf):
+        return None
+    target = by_name[result.operands[0]]
+    while target.opcode in _RENAMING and target.operands:
+        target = by_name[target.operands[0]]
+    return result if target.opcode == "parameter" else None
+
+
+def _read_in_place(
+    update: Instruction, by_name: dict[str, Instruction], position: int, whole: float
+) -> float:
+    if position:
+        return whole
+    changed = by_name[update.operands[_UPDATING[update.opcode]]]
+    return float(_elements(changed.shape)) if update.opcode == "scatter" else 0.0
+
+
+def _elements(shape: Shape) -> int:
+    if shape.dtype == "tuple":
+        return sum(_elements(e) for e in shape.elements)
+    return math.prod(shape.dims)

@@ -1,0 +1,386 @@
+"""A scheduled program as work: kernels with their products and bytes, collectives, loops, branches.
+
+What a cost model needs of a program and nothing else: small, frozen, and with no HLO text in it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from parallax.hlo.collectives import Collective, Ledger
+from parallax.hlo.flops import Trips, custom_call_target, dot_dims, expected_trips, trip_count
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.shapes import HloError, Shape
+from parallax.hlo.traffic import Reads, result_shape, traffic
+
+_FREE = frozenset({
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id",
+    "after-all", "add-dependency", "opt-barrier", "optimization-barrier", "get-dimension-size",
+    "domain", "reshape",
+})  # fmt: skip
+_SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+            "ragged-all-to-all")  # fmt: skip
+_ATTENTION = re.compile(r"__cudnn\$fmha")
+# Custom calls that launch nothing a clock would see, or whose bytes say it all.
+_COPYING = re.compile(
+    r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
+)
+_DECLARED = ("cost_flops", "cost_bytes")
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One batched matrix product [m, k] x [k, n]; `dtype` is what is multiplied (HLO name)."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    dtype: str
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.batch * self.m * self.n * self.k
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch on a device.
+
+    Attributes:
+      name: of the HLO instruction.
+      reads: (array, bytes read of it).
+      written: (array, bytes); of the kernel's own name where it has one result.
+      gemms: matrix products inside.
+      attention: (batch, heads, q_len, kv_len, head_dim, dtype) of a fused attention; () otherwise.
+      flops: declared by a hand-written kernel; 0 otherwise.
+      op_name: where in the Python program it came from.
+      unknown: target of a custom call of which only the bytes are known; "" otherwise.
+    """
+
+    name: str
+    reads: Reads
+    written_bytes: float
+    gemms: tuple[Gemm, ...] = ()
+    attention: tuple = ()
+    flops: float = 0.0
+    op_name: str = ""
+    unknown: str = ""
+
+    @property
+    def n_bytes(self) -> float:
+        return sum(size for _, size in self.reads) + self.written_bytes
+
+
+@dataclass(frozen=True)
+class Send:
+    """A collective; one execution."""
+
+    name: str
+    collective: Collective
+
+
+@dataclass(frozen=True)
+class Start:
+    """Work put on another stream, to be waited for by `Wait(name)`."""
+
+    name: str
+    what: "Kernel | Send"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The program goes on when this start has finished."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop; `count` executions, `known` to the compiler (or told by data, then derived)."""
+
+    name: str
+    count: float
+    body: str
+    condition: str
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several computations, which one is data."""
+
+    name: str
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Another computation's steps."""
+
+    name: str
+
+
+Step = Kernel | Send | Start | Wait | Loop | Choice | Call
+
+
+@dataclass(frozen=True)
+class Work:
+    """A program: steps of its computations in scheduled order.
+
+    Attributes:
+      entry: the computation that is run.
+      steps: computation -> its steps.
+      devices: that run it.
+      unpriced: targets of custom calls of which only the bytes are known.
+    """
+
+    entry: str
+    steps: Mapping[str, tuple[Step, ...]] = field(repr=False)
+    devices: int = 1
+    unpriced: tuple[str, ...] = ()
+
+
+def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Work:
+    """The work of a scheduled module.
+
+    Args:
+      module: parsed.
+      ledger: of the module, for its collectives.
+      trips: as for `read_ledger`.
+
+    Raises:
+      HloError: a module that is not scheduled, a loop with work in it whose trip count nobody
+        knows, or something whose cost is not understood.
+    """
+    if not module.is_scheduled:
+        raise HloError(
+            f"module {module.name} is not scheduled: its text has no order of execution. Use the "
+            "text of a compiled program (compiled.as_text(), or XLA's *after_optimizations.txt)."
+        )
+    reader = _Reader(module, {c.name: c for c in ledger}, trips)
+    reader.read(module.entry)
+    unknown = {k.unknown for steps in reader.steps.values() for s in steps
+               if isinstance(k := getattr(s, "what", s), Kernel) and k.unknown}  # fmt: skip
+    return Work(module.entry, reader.steps, module.num_partitions, tuple(sorted(unknown)))
+
+
+@dataclass
+class _Reader:
+    module: Module
+    collectives: dict[str, Collective]
+    trips: Trips | None
+    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+
+    def read(self, name: str) -> None:
+        """Steps of a computation and of all that it runs."""
+        if name in self.steps:
+            return
+        computation = self.module.computation(name)
+        found: list[Step] = []
+        waits = set()
+        for instruction in computation.instructions:
+            found += self.step(computation, instruction, waits)
+        self.steps[name] = tuple(found)
+
+    def step(self, computation: Computation, i: Instruction, waits: set[str]) -> list[Step]:
+        opcode = i.opcode
+        if opcode in _FREE or opcode.endswith("-update"):
+            return []
+        if opcode.endswith("-done"):
+            return [Wait(n) for n in i.operands if n in waits]
+        if opcode == "while":
+            return self.loop(i)
+        calls = i.calls()
+        if opcode == "conditional":
+            names = [n for group in calls.values() for n in group]
+            for name in names:
+                self.read(name)
+            return [Choice(i.name, tuple(names))]
+        if opcode == "call":
+            name = calls["to_apply"][0]
+            self.read(name)
+            return [Call(name)] if self.steps[name] else []
+        base = opcode.removesuffix("-start")
+        if opcode.endswith("-start"):
+            what = self.started(computation, i, base)
+            if what is None:
+                return []
+            if isinstance(what, Send) and '"is_sync":true' in i.attributes.get(
+                "backend_config", ""
+            ):
+                return [what]
+            waits.add(i.name)
+            return [Start(i.name, what)]
+        if base in _SENDING:
+            return self.sent(i.name)
+        if (inside := self.collective_inside(i)) is not None:
+            return [*self.sent(inside)]
+        return [self.kernel(computation, i)]
+
+    def loop(self, i: Instruction) -> list[Step]:
+        calls = i.calls()
+        body, condition = calls["body"][0], calls["condition"][0]
+        self.read(body)
+        self.read(condition)
+        count = expected_trips(i, self.trips)
+        if count is None:
+            raise HloError(
+                f"line {i.line}: %{i.name}: a loop of unknown trip count, op_name {i.op_name!r}. "
+                "Pass trips={scope: executions each time it is reached}, with a named scope right "
+                "around the loop."
+            )
+        return [Loop(i.name, float(count), body, condition, trip_count(i) is not None)]
+
+    def started(self, computation: Computation, i: Instruction, base: str) -> Kernel | Send | None:
+        if base in _SENDING:
+            sends = self.sent(i.name)
+            return sends[0] if sends else None
+        if base == "async":
+            inner = self.module.computation(i.calls()["calls"][0])
+            root = next(x for x in inner.instructions if x.is_root)
+            if root.opcode in _SENDING:
+                sends = self.sent(root.name)
+                return sends[0] if sends else None
+            return self.kernel(inner, root)
+        inside = self.collective_inside(i)
+        if inside is not None:
+            sends = self.sent(inside)
+            return sends[0] if sends else None
+        return self.kernel(computation, i)
+
+    def sent(self, name: str) -> list[Send]:
+        """A collective of more than one device; the ledger leaves out the others."""
+        found = self.collectives.get(name)
+        return [] if found is None else [Send(name, found)]
+
+    def collective_inside(self, i: Instruction) -> str | None:
+        """The collective that a fusion holds, which is then all there is of it."""
+        if i.opcode.removesuffix("-start") != "fusion":
+            return None
+        names = self._held(i.calls()["calls"][0])
+        if len(names) > 1:
+            raise HloError(f"line {i.line}: %{i.name} holds {len(names)} collectives, expected 1.")
+        return names[0] if names else None
+
+    def _held(self, name: str) -> list[str]:
+        found = []
+        for x in self.module.computation(name).instructions:
+            if x.opcode.removesuffix("-start") in _SENDING:
+                found.append(x.name)
+            elif x.opcode.removesuffix("-start") == "fusion":
+                found += self._held(x.calls()["calls"][0])
+        return found
+
+    def kernel(self, computation: Computation, i: Instruction) -> Kernel:
+        base = i.opcode.removesuffix("-start")
+        if base in ("send", "recv", "infeed", "outfeed", "collective-broadcast"):
+            raise HloError(f"line {i.line}: %{i.name}: the cost of {base} is not understood.")
+        reads, written = traffic(self.module, computation, i)
+        reads = tuple((_maker(computation, name), size) for name, size in reads)
+        gemms = self.gemms(computation, i)
+        made = {"reads": reads, "written_bytes": written, "op_name": i.op_name}
+        if base == "custom-call":
+            return _custom_call(computation, i, gemms, made)
+        if base == "sort":
+            size = max((math.prod(s.dims) for s in computation.operand_shapes(i)), default=1)
+            passes = max(1.0, math.log2(max(2, size)))
+            reads = tuple((n, b * passes) for n, b in reads)
+            made |= {"reads": reads, "written_bytes": written * passes}
+        return Kernel(i.name, gemms=gemms, **made)
+
+    def gemms(self, computation: Computation, i: Instruction) -> tuple[Gemm, ...]:
+        """Matrix products of one launch, wherever a fusion hides them."""
+        dims = dot_dims(computation, i)
+        if dims is not None:
+            return (Gemm(*dims, dtype=_product_dtype(computation, i)),)
+        if i.opcode in ("convolution", "ragged-dot", "scaled-dot"):
+            raise HloError(f"line {i.line}: %{i.name}: the cost of {i.opcode} is not understood.")
+        if i.opcode.removesuffix("-start") != "fusion":
+            return ()
+        name = i.calls()["calls"][0]
+        key = ("gemms", name)
+        if key not in self.module._memo:
+            inner = self.module.computation(name)
+            self.module._memo[key] = tuple(
+                g for x in inner.instructions for g in self.gemms(inner, x)
+            )
+        return self.module._memo[key]
+
+
+def _maker(computation: Computation, name: str) -> str:
+    """The kernel that made an array, behind its other names; the array itself if it came in."""
+    i = computation.by_name[name]
+    while i.opcode in ("bitcast", "get-tuple-element") or i.opcode.endswith("-done"):
+        source = computation.by_name.get(i.operands[0]) if i.operands else None
+        if source is None or source.opcode == "parameter":
+            return i.name
+        i = source
+    return i.name
+
+
+def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: dict) -> Kernel:
+    target = custom_call_target(i)
+    if gemms:
+        # A library's workspace is scratch, not traffic.
+        made["written_bytes"] = float(_first(result_shape(i)).n_bytes)
+        return Kernel(i.name, gemms=gemms, **made)
+    if _ATTENTION.match(target):
+        return Kernel(i.name, attention=_attention(computation, i), **made)
+    declared = _declared(i)
+    if declared is not None:
+        flops, n_bytes = declared
+        made |= {
+            "reads": ((i.operands[0] if i.operands else i.name, n_bytes),),
+            "written_bytes": 0.0,
+        }
+        return Kernel(i.name, flops=flops, **made)
+    unknown = "" if _COPYING.match(target) else target
+    return Kernel(i.name, unknown=unknown, **made)
+
+
+def _first(shape: Shape) -> Shape:
+    return shape.elements[0] if shape.elements else shape
+
+
+def _declared(i: Instruction) -> tuple[float, float] | None:
+    """FLOPs and bytes that a hand-written kernel's author attached to it."""
+    text = i.attributes.get("frontend_attributes", "")
+    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([0-9.e+]+)"?', text))
+    if set(found) != set(_DECLARED):
+        return None
+    try:
+        flops, n_bytes = (float(found[key]) for key in _DECLARED)
+    except ValueError:
+        raise HloError(
+            f"line {i.line}: %{i.name}: its declared cost {found} is no number."
+        ) from None
+    return flops, n_bytes
+
+
+def _product_dtype(computation: Computation, i: Instruction) -> str:
+    """What tensor cores multiply. float32 operands are rounded to TF32 unless precision is asked."""
+    kinds = {s.dtype for s in computation.operand_shapes(i)[:2]}
+    widest = max(kinds, key=lambda d: ("s8", "f16", "bf16", "f32", "f64").index(d)
+                 if d in ("s8", "f16", "bf16", "f32", "f64") else -1)  # fmt: skip
+    if widest == "f32":
+        asked = i.attributes.get("operand_precision", "") + i.attributes.get("backend_config", "")
+        return "f32" if "highest" in asked.lower() else "tf32"
+    return widest
+
+
+def _attention(computation: Computation, i: Instruction) -> tuple:
+    """(batch, heads, q_len, kv_len, head_dim, share of pairs visible, dtype) of a cuDNN call."""
+    try:
+        config = json.loads(i.attributes["backend_config"])["cudnn_fmha_backend_config"]
+        scores = [int(d) for d in config["intermediate_tensor_shape"]["dimensions"]]
+        batch, heads, q_len, kv_len = scores
+        mask = config.get("mask_type", "NO_MASK")
+    except (KeyError, ValueError, TypeError):
+        raise HloError(f"line {i.line}: %{i.name}: its cuDNN config is not understood.") from None
+    query = computation.operand_shapes(i)[0]
+    head_dim = math.prod(query.dims) // max(1, batch * heads * q_len)
+    visible = 0.5 if "CAUSAL" in mask else 1.0
+    return batch, heads, q_len, kv_len, head_dim, visible, query.dtype
