@@ -39,7 +39,7 @@ def forward_transfers(
       One Transfer a purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves out
       what pipeline bubbles and padded layers repeat.
     """
-    walk = _Walk(config, strategy, workload, platform)
+    walk = Walk(config, strategy, workload, platform)
     walk.stack(passes=1)
     last = walk.b * config.d_model * walk.item
     walk.add("last position", "all-reduce", walk.over("act_seq", "act_norm_seq"), last)
@@ -67,7 +67,7 @@ def train_transfers(
       One Transfer a purpose. `minimum_bytes` counts one forward pass and one backward pass without
       bubbles: what rematerialisation sends again is no minimum.
     """
-    walk = _Walk(config, strategy, workload, platform)
+    walk = Walk(config, strategy, workload, platform)
     passes = 1 if remat == "none" else 2
     walk.stack(passes, again=remat == "layer" and walk.layers > 1)
     walk.stack_backward()
@@ -89,7 +89,7 @@ def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[T
       pipeline bubbles and padded layers repeat.
     """
     sharded = decoder.sharded
-    walk = _Walk(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
+    walk = Walk(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
     walk.stack(passes=1)
     walk.end(walk.b * sharded.config.d_model * walk.item, passes=1)
     return tuple(walk.found)
@@ -137,7 +137,7 @@ def expected_routing(
     """
     if not config.num_experts:
         return None
-    walk = _Walk(config, strategy, workload, "gpu", decoder)
+    walk = Walk(config, strategy, workload, "gpu", decoder)
     part: Any = strategy.experts
     sizes = strategy.mesh_axes
     trips: dict[str, float] = {TILES_SCOPE: part.tiles(walk.expert_shape, sizes)}
@@ -159,7 +159,7 @@ def expected_routing(
 
 
 @dataclass
-class _Walk:
+class Walk:
     """Sizes of one program, and the transfers found so far."""
 
     config: ModelConfig

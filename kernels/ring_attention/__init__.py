@@ -7,12 +7,13 @@ from parallax.kernels.ring_attention.api import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.reference import score_elements
+from parallax.kernels.ring_attention.reference import block_size, score_elements
 
 __all__ = [
     "Carry",
     "attention_step",
     "attention_step_backward",
+    "block_size",
     "empty_carry",
     "finish",
     "score_elements",

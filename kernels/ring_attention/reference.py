@@ -105,6 +105,11 @@ def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
     return len(blocks.visible) * blocks.q_size * blocks.kv_size
 
 
+def block_size(length: int) -> int:
+    """Tokens of one block of queries or keys."""
+    return _cut(length)[1]
+
+
 def accumulator_dtype(dtype) -> jnp.dtype:
     """float32, or float64 for float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

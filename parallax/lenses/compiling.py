@@ -25,6 +25,10 @@ from parallax.workload import Workload
 # Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
 # which would duplicate them.
 _AMPLE_BYTES = 1 << 50
+# Without a GPU nothing is autotuned, and XLA then takes its own kernels for every matrix product. A
+# run times both and mostly takes the library's for large ones, which read a layer's weights where
+# they lie in their stack; its own need them copied out first.
+_LIBRARY_GEMMS = {"xla_gpu_enable_triton_gemm": False}
 ATTENTION_SCOPE = "attention_core"
 
 
@@ -78,7 +82,7 @@ def compile_for(
     arguments = shapes(built)
     traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     options = dict(compiler_options or {})
-    compiled = traced.lower().compile(options)
+    compiled = traced.lower().compile(_LIBRARY_GEMMS | options)
     analysis: Any = compiled.memory_analysis()
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     memory = Memory(
@@ -97,7 +101,7 @@ def compile_for(
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
         ample = mesh.build(topology_devices(cluster, _AMPLE_BYTES)[: mesh.size])
         again = jax.jit(function(ample), donate_argnums=donate)
-        text = again.lower(*shapes(ample)).compile(options).as_text()
+        text = again.lower(*shapes(ample)).compile(_LIBRARY_GEMMS | options).as_text()
     module = parse_module(text)
     axes = dict(mesh.axes)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)

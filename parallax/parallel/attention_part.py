@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from parallax.bounds import Transfer
-from parallax.kernels.ring_attention import score_elements
+from parallax.kernels.ring_attention import block_size, score_elements
 from parallax.parallel.order import numpy_of
 from parallax.parallel.ring_attention import ring_attention
 
@@ -55,9 +55,10 @@ class AttentionShape:
         """Width of the values."""
         return self.head_dim if self.value_dim is None else self.value_dim
 
-    def work(self, scores: int) -> "Work":
-        """Of so many scores a head."""
-        return Work(self.batch * self.heads * scores, self.head_dim + self.values)
+    def work(self, scores: int, block: int) -> "Work":
+        """Of so many scores a head, in blocks of so many tokens."""
+        rows = self.batch * self.heads
+        return Work(rows * scores, self.head_dim + self.values, rows, block)
 
 
 class Work(NamedTuple):
@@ -66,10 +67,14 @@ class Work(NamedTuple):
     Attributes:
       scores: of all its heads, whole blocks.
       width: elements of head_dim and of the values that go with a score.
+      rows: heads of all its sequences, whose blocks are computed together.
+      block: tokens of a block of queries or keys.
     """
 
     scores: int
     width: int
+    rows: int
+    block: int
 
     @property
     def flops(self) -> float:
@@ -215,7 +220,7 @@ class Local:
 
     def work(self, shape, sizes):
         pairs = score_elements(shape.seq_len, shape.seq_len, shape.is_causal)
-        return shape.work(pairs)
+        return shape.work(pairs, block_size(shape.seq_len))
 
     def transfers(self, shape, sizes, calls):
         return ()

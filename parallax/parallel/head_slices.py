@@ -24,7 +24,7 @@ from parallax.parallel.attention_part import (
 from parallax.parallel.cheapest import seconds
 from parallax.parallel.head_exchange import WIDTH, SliceExchange
 from parallax.parallel.order import to_order, undo_order
-from parallax.parallel.pairs import scores_of_pairs
+from parallax.parallel.pairs import block_of_pairs, scores_of_pairs
 from parallax.parallel.ring_attention import query_shard_attention
 
 Exact = Literal["exchange", "scores", "gather"]
@@ -168,7 +168,8 @@ class HeadSlices:
             shards = self._exchange(shape, sizes).shards
             if shards > 1:
                 length = shape.seq_len // shards
-                return inner.work(scores_of_pairs(shards, length, shape.is_causal, "zigzag"))
+                pieces = shards, length, shape.is_causal, "zigzag"
+                return inner.work(scores_of_pairs(*pieces), block_of_pairs(*pieces))
         return self.inner.work(inner, sizes)
 
     def inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:

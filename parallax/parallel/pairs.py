@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.kernels.ring_attention import score_elements
+from parallax.kernels.ring_attention import block_size, score_elements
 from parallax.parallel.order import chunk_lengths
 from parallax.parallel.ring import OWN
 
@@ -128,6 +128,13 @@ def scores_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
     early, late = chunk_lengths(length)
     own = area(early, early, causal=True) + area(late, late, causal=True)
     return own + size * area(late, early) + (size - 1) * area(late, late)
+
+
+def block_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
+    """Tokens of a block that those scores are computed in."""
+    if is_causal and order == "zigzag" and size > 1:
+        length = max(chunk_lengths(length))
+    return block_size(length)
 
 
 def _where(condition, new, old):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from parallax.bounds import transfer
 from parallax.parallel.attention_part import KvLayout, size_over
 from parallax.parallel.order import Order, check_order, local_positions
-from parallax.parallel.pairs import scores_of_pairs
+from parallax.parallel.pairs import block_of_pairs, scores_of_pairs
 from parallax.parallel.ring_attention import ring_attention
 
 
@@ -60,8 +60,9 @@ class Ring:
 
     def work(self, shape, sizes):
         size = size_over(sizes, self.seq_axes)
-        pairs = scores_of_pairs(size, shape.seq_len // size, shape.is_causal, self.order)
-        return shape.work(pairs)
+        length = shape.seq_len // size
+        pairs = scores_of_pairs(size, length, shape.is_causal, self.order)
+        return shape.work(pairs, block_of_pairs(size, length, shape.is_causal, self.order))
 
     def transfers(self, shape, sizes, calls):
         found = self._sends("keys and values", _pair(shape, shape.item_bytes), sizes, 2 * calls)

@@ -1,0 +1,9 @@
+"""The closed form of a strategy's time: a program sketched by hand, priced like a compiled one.
+
+Nothing is traced or compiled; a sketch takes milliseconds. It knows what our own programs do: which
+products, which passes over memory, which transfers, and what runs beside them.
+"""
+
+from parallax.estimate.estimating import Estimate, estimate
+
+__all__ = ["Estimate", "estimate"]

@@ -1,0 +1,273 @@
+"""A sketch of a prefill or a decoding step: ticks of layers of kernels, with what travels beside."""
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+from parallax.bounds import Transfer
+from parallax.communication import Walk, decode_transfers, expected_routing, forward_transfers
+from parallax.cost import Cost, Rates, price, rates_of
+from parallax.decoding import Decoder
+from parallax.estimate.kernels import block_pair, gemm, passes
+from parallax.estimate.sends import one_send
+from parallax.hlo.work import Kernel, Loop, Start, Step, Wait, Work
+from parallax.meshes.cluster import Cluster
+from parallax.models.block import attention_shape
+from parallax.models.config import ModelConfig
+from parallax.parallel.experts import TILES_SCOPE
+from parallax.parallel.experts.chunks import chunk_tokens
+from parallax.spmd import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+_HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
+_WIDE = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A closed form's answer (tag: modelled).
+
+    Attributes:
+      cost: of one call on one device.
+      tokens: that the call handles, over all devices.
+      work: the sketch.
+    """
+
+    cost: Cost
+    tokens: int
+    work: Work = field(repr=False)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.cost.seconds
+
+
+def estimate(
+    config: ModelConfig,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
+    *,
+    decoder: Decoder | None = None,
+    rates: Rates | None = None,
+) -> Estimate:
+    """Time of one prefill of the whole batch, or of one decoding step with `decoder`.
+
+    Args:
+      config, strategy, workload: as `ShardedTransformer` takes them.
+      cluster: its devices are the mesh's.
+      decoder: whose step is meant.
+      rates: None takes what is shipped for the GPU.
+
+    Cost: milliseconds; nothing is traced.
+    """
+    sketch = _Sketch(config, strategy, workload, decoder)
+    work = Work("entry", sketch.steps(), strategy.mesh.size)
+    tokens = workload.batch if decoder else workload.tokens
+    return Estimate(price(work, cluster, rates or rates_of(cluster.gpu.name)), tokens, work)
+
+
+class _Sketch:
+    def __init__(
+        self, config: ModelConfig, strategy: Strategy, workload: Workload, decoder: Decoder | None
+    ):
+        self.config, self.strategy, self.workload, self.decoder = config, strategy, workload, decoder
+        self.walk = Walk(config, strategy, workload, "gpu", decoder)
+        self.split, self.item = self.walk.split, config.item_bytes
+        self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
+        count = self.split.count
+        self.heads = config.num_heads // count("heads")
+        self.kv_heads = max(1, config.num_kv_heads // count("kv_heads"))
+        self.head_dim = config.head_dim // count("head_dim")
+        self.residual = float(self.tokens * config.d_model * self.item)
+        found = decode_transfers(decoder) if decoder else forward_transfers(config, strategy, workload)
+        self.transfers = [t for t in found if t.count and t.wire_bytes]
+
+    def steps(self) -> dict[str, tuple[Step, ...]]:
+        walk = self.walk
+        layer, inner = self.layer()
+        layers = Loop("layers", walk.layers, "layer", "test")
+        handoff = [x for x in self.rare if x[0].what == "stage handoff"]
+        beside = [Start(s.name, s) for s in self.sends(handoff)] if self._overlaps() else []
+        rest = [x for x in self.rare if not beside or x not in handoff]
+        tick: list[Step] = [*beside, *self.start_of_tick(), layers,
+                            *(Wait(s.name) for s in beside), *self.head(), *self.sends(rest)]
+        return {
+            "entry": (Loop("ticks", walk.ticks, "tick", "test"),),
+            "tick": tuple(tick), "layer": tuple(layer), "test": (passes("test", 4.0, 1.0),), **inner,
+        }  # fmt: skip
+
+    @functools.cached_property
+    def rare(self) -> list[tuple[Transfer, float]]:
+        """Transfers of a tick, and how often in it."""
+        return [(t, t.count / self.walk.ticks) for t in self.transfers if not self._of_layer(t)]
+
+    def _of_layer(self, t: Transfer) -> bool:
+        each = self.walk.ticks * self.walk.layers
+        return t.count >= each and not t.count % each and (
+            self.walk.layers > 1 or not t.what.startswith(("widen", "stage", "last"))
+        )  # fmt: skip
+
+    def of_layer(self, *starts: str) -> list[tuple[Transfer, float]]:
+        each = self.walk.ticks * self.walk.layers
+        return [(t, t.count / each) for t in self.transfers
+                if self._of_layer(t) and t.what.startswith(starts)]  # fmt: skip
+
+    def sends(self, found: list[tuple[Transfer, float]]) -> list[Step]:
+        steps: list[Step] = []
+        for t, times in found:
+            send = one_send(t, self.strategy.mesh, t.what)
+            whole = int(times)
+            steps += [send] * whole
+            if times > whole and not whole:
+                steps.append(send)
+        return steps
+
+    def start_of_tick(self) -> list[Step]:
+        share = self.residual / self.split.count("lookup")
+        pipeline = 6 if self.split.count("layers") > 1 else 0
+        return [passes("embed", share, share),
+                *(passes(f"tick.{i}", share, share) for i in range(pipeline)),
+                passes("widened", self.residual, self.residual)]  # fmt: skip
+
+    def head(self) -> list[Step]:
+        b, columns = self.walk.b, self.config.vocab_size // self.split.count("vocab")
+        return [passes("last", 3.0 * b * self.config.d_model * self.item, 0.0),
+                gemm("logits", b, columns, self.config.d_model, self.dtype, self.item),
+                passes("put", b * columns * self.item, b * columns * self.item)]  # fmt: skip
+
+    def layer(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+        d, t, item, r = self.config.d_model, self.tokens, self.item, self.residual
+        q = float(t * self.heads * self.head_dim * item)
+        kv = float(t * self.kv_heads * self.head_dim * item)
+        turned = self.walk.b > 1 and not self.decoder and self._sums()
+        steps: list[Step] = [*self.sends(self.of_layer("gather into attention")),
+                             passes("square", r, r / 512), passes("rows", r / 512, r / 8192),
+                             passes("normed", r, r)]  # fmt: skip
+        for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)):
+            steps.append(self.product(name, heads * self.head_dim, d))
+        steps += [passes("even", q / 2, q), passes("odd", q / 2, q), passes("turned q", 2 * q, q),
+                  passes("k", kv, kv, "k"), passes("v", kv, kv, "v")]  # fmt: skip
+        attention, inner = self.attended() if self.decoder else self.attention()
+        steps += attention
+        steps.append(self.product("out", d, self.heads * self.head_dim))
+        steps += [passes("turn", r, r)] if turned else []
+        steps += self.sends(self.of_layer("sum of attention", "sums of squares"))
+        steps += [passes("add", 2 * r, r), passes("rows", r / 512, r / 8192),
+                  passes("normed", r, r), *self.sends(self.of_layer("gather into MLP"))]  # fmt: skip
+        if self.config.num_experts:
+            mlp, more = self.experts()
+            inner |= more
+            steps += mlp
+        else:
+            steps += self.mlp()
+        steps += [passes("turn", r, r)] if turned else []
+        steps += self.sends(self.of_layer("sum of MLP"))
+        return [*steps, passes("residual", 2 * r, r), passes("count", 0.0, 0.0)], inner
+
+    def product(self, name: str, n: float, k: float) -> Kernel:
+        return gemm(name, self.tokens, n, k, self.dtype, self.item)
+
+    def _overlaps(self) -> bool:
+        """Whether a handoff travels beside the layers; XLA makes it wait for sums in them."""
+        lag = getattr(self.strategy.layers, "lag", lambda microbatches, stages: 1)
+        stages = self.split.count("layers")
+        return lag(self.walk.useful, stages) > 1 and not self._sums()
+
+    def _sums(self) -> bool:
+        return bool(self.of_layer("sum of"))
+
+    def mlp(self) -> list[Step]:
+        f = self.config.d_ff // self.split.count("mlp")
+        wide = float(self.tokens * f * self.item)
+        gates = 2 if self.config.mlp == "gated" else 1
+        steps: list[Step] = [self.product("up", f, self.config.d_model) for _ in range(gates)]
+        return [*steps, passes("act", gates * wide, wide, "up"),
+                self.product("down", self.config.d_model, f)]  # fmt: skip
+
+    def attention(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+        config, part = self.config, self.split.attention
+        shape = attention_shape(config, self.split, self.walk.b, self.workload.seq_len, packed=False)
+        work = part.work(shape, self.split.mesh_axes)
+        values = shape.values
+        pairs = work.scores / max(1, work.rows * work.block**2)
+        around = [(t, n) for t, n in self.of_layer("keys and values around")]
+        exchanged = self.of_layer("queries ", "keys of", "keys between", "values ", "scores")
+        home = self.of_layer("outputs ")
+        width = work.width - values
+        whole = float(work.rows * values) * self.workload.seq_len
+        whole /= math.prod(self.split.mesh_axes[a] for a in getattr(part, "seq_axes", ()))
+        steps: list[Step] = [*self.sends(exchanged), passes("zero o", 0.0, whole * _WIDE)]
+        pair = block_pair(work.rows, work.block, width, values, self.item, self.dtype)
+        hops = 1 + sum(n / 2 for _, n in around)
+        each = pairs / hops
+        loop = Loop("pairs", each, "pair", "test")
+        for axis, (t, n) in enumerate(around):
+            # One hop's pairs run beside the send; the sends of an outer ring share it.
+            del axis
+            for i in range(int(n / 2)):
+                starts = [Start(f"{t.what}.{i}.{x}", one_send(t, self.strategy.mesh, t.what))
+                          for x in "kv"]  # fmt: skip
+                chosen = float(work.rows * work.block) * self.item * (2 * width + values)
+                steps += [*starts, loop, passes("choose", 3 * chosen, 1.5 * chosen),
+                          *(Wait(s.name) for s in starts)]  # fmt: skip
+        steps += [loop, passes("finish", whole * _WIDE, whole * self.item), *self.sends(home)]
+        return steps, {"pair": pair}
+
+    def attended(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+        assert self.decoder is not None
+        stages = self.walk.ticks
+        cache = self.decoder.kv_bytes() / self.walk.layers / self.decoder.step_microbatches
+        del stages
+        shape = self.decoder.attention_shape
+        scores = float(shape.batch * shape.heads * sum(self.decoder.slots) * _WIDE)
+        asked = self.of_layer("queries", "keys", "values", "new")
+        rest = [x for x in self.of_layer("") if x not in asked
+                and not x[0].what.startswith(("sum", "gather", "rows", "tokens"))]  # fmt: skip
+        tokens = float(self.tokens * self.heads * self.head_dim * _WIDE)
+        steps: list[Step] = [
+            *self.sends(asked), passes("new", tokens, tokens), passes("own", tokens, tokens),
+            passes("scores", cache / 2, scores), passes("max", scores, 0.0, "scores"),
+            passes("p", scores, scores / 2, "scores"), passes("values", cache / 2, tokens),
+            passes("fold", tokens, tokens), passes("finish", tokens, tokens), *self.sends(rest),
+            passes("put", tokens, tokens), passes("put", tokens, tokens),
+        ]  # fmt: skip
+        return steps, {}
+
+    def experts(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+        """Router, dispatch, tiles of rows in chunks beside their exchange, combine."""
+        routing = expected_routing(self.config, self.strategy, self.workload, self.decoder)
+        assert routing is not None
+        part, shape = self.split.experts, self.walk.expert_shape
+        r, item, d = self.residual, self.item, self.config.d_model
+        chunks, _ = chunk_tokens(shape.tokens, getattr(part, "chunks", 1))
+        rows = r * shape.top_k
+        f = self.config.d_ff // self.split.count("mlp")
+        gates = 2 if self.config.mlp == "gated" else 1
+        tile = getattr(part, "tile")
+        wide = float(tile * f * item)
+        tiles = (
+            *(gemm("up", tile, f, d, self.dtype, item) for _ in range(gates)),
+            passes("act", gates * wide, wide, "up"),
+            gemm("down", tile, d, f, self.dtype, item),
+            passes("put", tile * d * item, tile * d * item),
+            passes("cut", tile * d * item, tile * d * item),
+        )
+        known = ("sum", "gather", "queries", "keys", "values", "outputs", "scores", "widen")
+        moved = [x for x in self.of_layer("") if not x[0].what.startswith(known)]
+        sends = [s for s in self.sends(moved)]
+        loop = Loop("tiles", routing.trips[TILES_SCOPE], "tile", "test", known=False)
+        steps: list[Step] = [
+            self.product("router", self.config.num_experts, d),
+            *(passes(f"route {i}", r / 64, r / 64) for i in range(8)),
+        ]
+        each = math.ceil(len(sends) / chunks) if sends else 0
+        steps += sends[:each]
+        for i in range(chunks):
+            starts = [Start(f"chunk {i}.{j}", s)
+                      for j, s in enumerate(sends[(i + 1) * each : (i + 2) * each])]  # fmt: skip
+            steps += [*starts, passes("pack", 2 * rows / chunks, 2 * rows / chunks), loop,
+                      *(Wait(s.name) for s in starts)]  # fmt: skip
+        steps += [passes("combine", 2 * rows, 2 * r)]
+        return steps, {"tile": tiles}

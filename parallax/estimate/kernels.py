@@ -1,0 +1,51 @@
+"""Kernels of our programs, sketched: what one launch multiplies, reads and writes.
+
+Names stand for arrays, so that the cache model sees what was just written.
+Shapes: T tokens of a microbatch on a device, D model width, H heads, K head_dim, c block.
+"""
+
+from parallax.hlo.work import Gemm, Kernel
+
+_WIDE = 4  # bytes of a float32 accumulator
+
+
+def gemm(
+    name: str, m: float, n: float, k: float, dtype: str, item: int, *, a: str = "", b: str = "",
+    batch: int = 1, out_item: int | None = None,
+) -> Kernel:  # fmt: skip
+    """batch x [m, k] x [k, n]."""
+    m, n, k = int(m), int(n), int(k)
+    reads = ((a or f"{name}.x", batch * m * k * item), (b or f"{name}.w", batch * k * n * item))
+    written = batch * m * n * (item if out_item is None else out_item)
+    return Kernel(name, reads, float(written), (Gemm(batch, m, n, k, dtype),))
+
+
+def passes(name: str, read: float, written: float, of: str = "") -> Kernel:
+    """A kernel that only moves bytes."""
+    return Kernel(name, ((of or f"{name}.in", read),), written)
+
+
+def block_pair(rows: int, block: int, width: int, values: int, item: int, dtype: str):
+    """One block of queries against one of keys, all heads and sequences at once."""
+    score, query, out = rows * block * block, rows * block * width, rows * block * values
+    small = float(rows * block * _WIDE)
+    # A library pads what 8 does not divide, by one more pass over the scores it reads and writes.
+    padded = [passes("pad", 2.0 * _WIDE * score / 2, 0.0, "s")] if block % 8 else []
+    return (
+        passes("q_i", query * item, query * item, "q"),
+        passes("k_j", query * item, query * item, "k"),
+        gemm("s", block, block, width, dtype, item, a="q_i", b="k_j", batch=rows, out_item=_WIDE),
+        *padded,
+        passes("mask", small, small),
+        passes("max", score * _WIDE, small, "s"),
+        passes("shrink", 2 * small, 2 * small),
+        passes("p", score * _WIDE, score * item, "s"),
+        passes("v_j", out * item, out * item, "v"),
+        gemm("pv", block, values, block, dtype, item, a="p", b="v_j", batch=rows, out_item=_WIDE),
+        passes("o_i", out * _WIDE, out * _WIDE, "o"),
+        Kernel("o_new", (("o_i", float(out * _WIDE)), ("pv", float(out * _WIDE))),
+               float(out * _WIDE)),
+        passes("l", 3 * small, small),
+        passes("m", 2 * small, small),
+        passes("index", 0.0, 0.0),
+    )  # fmt: skip

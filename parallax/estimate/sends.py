@@ -1,0 +1,46 @@
+"""Closed-form transfers as collectives with devices: what a cost model asks for."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+
+from parallax.bounds import Transfer, wire_bytes
+from parallax.hlo.collectives import Collective
+from parallax.hlo.work import Send
+from parallax.meshes.mesh import MeshSpec
+
+# A pipeline does not wrap around; rings do.
+_OPEN = ("layers", "stage handoff")
+
+
+@functools.lru_cache(maxsize=4096)
+def groups_over(mesh: MeshSpec, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Positions of the devices that talk along mesh axes, group by group."""
+    names = mesh.names
+    positions = np.arange(mesh.size).reshape(mesh.shape)
+    order = [i for i, n in enumerate(names) if n not in axes]
+    order += [i for i, n in enumerate(names) if n in axes]
+    size = math.prod(mesh[a] for a in axes)
+    return tuple(tuple(int(p) for p in row) for row in positions.transpose(order).reshape(-1, size))
+
+
+def one_send(transfer: Transfer, mesh: MeshSpec, name: str) -> Send:
+    """One execution of a transfer."""
+    groups = groups_over(mesh, transfer.axes)
+    n, each = len(groups[0]), transfer.wire_bytes / max(1, transfer.count)
+    pairs: tuple[tuple[int, int], ...] = ()
+    if transfer.kind == "collective-permute":
+        hop = tuple(p for g in groups for p in itertools.pairwise(g))
+        wrap = () if transfer.what.endswith(_OPEN) else tuple((g[-1], g[0]) for g in groups)
+        pairs, groups = hop + wrap, ()
+    unit = wire_bytes(transfer.kind, n, 1.0)
+    return Send(
+        name,
+        Collective(
+            kind=transfer.kind, axes=transfer.axes, group_size=n,
+            payload_bytes=int(each / unit) if unit else 0, wire_bytes=each, count=1, dtype="",
+            op_name=transfer.what, pairs=pairs, groups=groups, name=name,
+        ),
+    )  # fmt: skip
