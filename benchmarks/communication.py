@@ -16,7 +16,7 @@ from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
-from parallax.plan import fit_microbatches
+from parallax.preparing import fit_microbatches
 from parallax.program import compile_program
 from parallax.report import words
 from parallax.results import Compilation

@@ -21,7 +21,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 from parallax.parallel.split import Remat
-from parallax.plan import Plan, make_plan
+from parallax.preparing import Plan, make_plan
 from parallax.program import Program, compile_program
 from parallax.report import Report
 from parallax.results import StrategyResult

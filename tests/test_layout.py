@@ -40,7 +40,7 @@ ROOMS = [
     {"program", "foreign"},
     {"sweeping"},
     {"engine"},
-    {"plan"},
+    {"preparing"},
     {"comparing"},
     {"experiments"},
 ]

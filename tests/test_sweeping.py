@@ -9,7 +9,7 @@ import pytest
 import parallax as px
 from parallax import comparing
 from parallax.meshes.cluster import cluster, scaled
-from parallax.plan import make_plan
+from parallax.preparing import make_plan
 from parallax.sweeping import parse_sweep
 
 

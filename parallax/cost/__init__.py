@@ -5,5 +5,6 @@
 
 from parallax.cost.pricing import Cost, price
 from parallax.cost.rates import Rates, rates_of
+from parallax.cost.totals import error_bar, joules
 
-__all__ = ["Cost", "Rates", "price", "rates_of"]
+__all__ = ["Cost", "Rates", "error_bar", "joules", "price", "rates_of"]

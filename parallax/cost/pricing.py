@@ -1,9 +1,10 @@
 """A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
+from parallax.cost.links import crosses_nodes
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.rates import Rates
 from parallax.hlo.work import Call, Choice, Kernel, Loop, Send, Start, Step, Wait, Work
@@ -22,6 +23,7 @@ class Cost:
         exposed communication.
       communication_s: of all collectives, hidden or not.
       flops, memory_bytes, link_bytes: what was done, for energy.
+      network_s: of the collectives, those that cross nodes.
     """
 
     seconds: float = 0.0
@@ -30,6 +32,7 @@ class Cost:
     flops: float = 0.0
     memory_bytes: float = 0.0
     link_bytes: float = 0.0
+    network_s: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         names = dict.fromkeys([*self.terms, *other.terms])
@@ -40,12 +43,14 @@ class Cost:
             self.flops + other.flops,
             self.memory_bytes + other.memory_bytes,
             self.link_bytes + other.link_bytes,
+            self.network_s + other.network_s,
         )
 
     def times(self, n: float) -> "Cost":
         return Cost(
             self.seconds * n, {name: s * n for name, s in self.terms.items()},
             self.communication_s * n, self.flops * n, self.memory_bytes * n, self.link_bytes * n,
+            self.network_s * n,
         )  # fmt: skip
 
     @property
@@ -79,7 +84,7 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
         for gemm in kernel.gemms:
             seconds += gemm_seconds(
                 rates.gemm_rates(gemm.dtype), sm_count, gemm.batch, gemm.m, gemm.n, gemm.k,
-                kernel.n_bytes if len(kernel.gemms) == 1 else 0.0,
+                moving * rates.memory_bytes_per_s if len(kernel.gemms) == 1 else 0.0,
             )  # fmt: skip
         flops = sum(g.flops for g in kernel.gemms)
         return Cost(seconds, {term: seconds}, flops=flops, memory_bytes=far)
@@ -134,7 +139,7 @@ class _Clock:
             elif isinstance(step, Send):
                 seconds = collective_seconds(step.collective, self.cluster, self.rates)
                 done = max(now, wire_free) + seconds
-                total += _sent(step, seconds)
+                total += self.sent(step, seconds)
                 exposed += done - now
                 now = wire_free = done
             elif isinstance(step, Start):
@@ -142,7 +147,7 @@ class _Clock:
                     seconds = collective_seconds(step.what.collective, self.cluster, self.rates)
                     wire_free = max(now, wire_free) + seconds
                     finish[step.name] = wire_free, True
-                    total += _sent(step.what, seconds)
+                    total += self.sent(step.what, seconds)
                 else:
                     cost = kernel_cost(step.what, sm_count, self.rates)
                     copy_free = max(now, copy_free) + cost.seconds
@@ -167,9 +172,14 @@ class _Clock:
         terms = dict(total.terms)
         if exposed:
             terms["exposed communication"] = terms.get("exposed communication", 0.0) + exposed
+        return replace(total, seconds=end, terms=terms)
+
+    def sent(self, step: Send, seconds: float) -> Cost:
+        crosses = crosses_nodes(step.collective, self.cluster)
         return Cost(
-            end, terms, total.communication_s, total.flops, total.memory_bytes, total.link_bytes
-        )
+            communication_s=seconds, link_bytes=step.collective.wire_bytes,
+            network_s=seconds if crosses else 0.0,
+        )  # fmt: skip
 
     def nested(self, step: Step) -> Cost:
         if isinstance(step, Loop):
@@ -184,10 +194,6 @@ class _Clock:
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
         return self.of(step.name)
-
-
-def _sent(step: Send, seconds: float) -> Cost:
-    return Cost(communication_s=seconds, link_bytes=step.collective.wire_bytes)
 
 
 @dataclass

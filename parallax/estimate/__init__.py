@@ -5,5 +5,6 @@ products, which passes over memory, which transfers, and what runs beside them.
 """
 
 from parallax.estimate.estimating import Estimate, estimate
+from parallax.estimate.memory import estimate_bytes
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "estimate_bytes"]

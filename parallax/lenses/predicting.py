@@ -1,6 +1,6 @@
 """The predict lens: a compiled program priced by the cost model, beside the bound it cannot beat."""
 
-from parallax.cost import Cost, Rates, price, rates_of
+from parallax.cost import Rates, error_bar, joules, price, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
 from parallax.meshes.cluster import Cluster
 from parallax.results import Bound, Compilation, Figure, Prediction
@@ -57,34 +57,15 @@ def predict(
         exposed_s=Figure(cost.exposed_s, "s", "modelled"),
         hidden_s=Figure(cost.hidden_s, "s", "modelled"),
         exposed_per_token_s=Figure(cost.exposed_s / tokens, "s", "modelled"),
-        energy_j=energy(cost, rates, cluster.devices),
+        energy_j=Figure(
+            joules(cost, rates) * cluster.devices, "J", "modelled", note=rates.sources.get("power", "")
+        ),
         bound=bound,
         mfu=mfu,
         unvalidated=unvalidated,
         estimate_s=estimate_s,
         notes=tuple(notes),
     )
-
-
-def error_bar(cost: Cost, rates: Rates) -> tuple[float, float]:
-    """The 80 % interval of the step: each term's own, as if all were off the same way."""
-    low = sum(s * rates.spreads[name].low for name, s in _spread_terms(cost))
-    high = sum(s * rates.spreads[name].high for name, s in _spread_terms(cost))
-    return low, high
-
-
-def _spread_terms(cost: Cost) -> list[tuple[str, float]]:
-    names = {"exposed communication": "communication"}
-    return [(names.get(name, name), seconds) for name, seconds in cost.terms.items()]
-
-
-def energy(cost: Cost, rates: Rates, devices: int) -> Figure:
-    """Joules of one call on all devices, no GPU above its power limit."""
-    power = rates.power
-    each = power.idle_w * cost.seconds + power.flop_j * cost.flops
-    each += power.memory_byte_j * cost.memory_bytes + power.link_byte_j * cost.link_bytes
-    each = min(each, power.limit_w * cost.seconds)
-    return Figure(each * devices, "J", "modelled", note=rates.sources.get("power", ""))
 
 
 def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:

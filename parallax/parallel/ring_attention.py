@@ -164,11 +164,10 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
         )  # fmt: skip
 
     def hop(carries, kv, source):
-        keys = [Keys(*x) for x in pairs.cut_all(*((x, 1) for x in kv))]
-        return pairs.visit(source, step, queries, keys, carries), ()
+        return pairs.visit(source, step, queries, _cut_keys(pairs, kv, k), carries), ()
 
     empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
-    carries, _ = static.path.travel((k, v, kv_ids), hop, empty)
+    carries, _ = static.path.travel((_joined(k, v), kv_ids), hop, empty)
     chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
     out = jnp.concatenate([out for out, _ in chunks], axis=1)
     lse = jnp.concatenate([lse for _, lse in chunks], axis=2)
@@ -199,23 +198,38 @@ def _backward(static: _Static, saved, d_out):
         return x.astype(lse.dtype) * 0
 
     def hop(dq, kv, source):
-        keys = [Keys(*x) for x in pairs.cut_all(*((x, 1) for x in kv))]
+        keys = _cut_keys(pairs, kv, k)
         share = pairs.visit(
             source, step, queries, keys, Accumulators(dq, [(zeros(c.k), zeros(c.v)) for c in keys])
         )
         dkv = zip(*(share.of_keys or ()), strict=True)
-        return share.of_queries, tuple(jnp.concatenate(x, axis=1) for x in dkv)
+        return share.of_queries, _joined(*(jnp.concatenate(x, axis=1) for x in dkv))
 
-    def home(shares):
-        return tuple(x.astype(kv.dtype) for x, kv in zip(shares, (k, v), strict=True))
+    def home(share):
+        return share.astype(k.dtype)
 
     start = [zeros(chunk.q) for chunk in queries]
-    dq, (dk, dv) = static.path.travel((k, v, kv_ids), hop, start, home)
+    dq, dkv = static.path.travel((_joined(k, v), kv_ids), hop, start, home)
+    dk, dv = dkv[..., : k.shape[-1]], dkv[..., k.shape[-1] :]
     dq = jnp.concatenate(dq, axis=1)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _joined(k, v):
+    """Keys and values as one array, side by side along their width: what travels together has to
+    be one transfer, since XLA lets one be on its way at a time and waits for the others."""
+    return jnp.concatenate([k, v], axis=-1)
+
+
+def _cut_keys(pairs: Pairs, kv: tuple, k: jax.Array) -> list["Keys"]:
+    """The chunks of joined keys and values, and of their segment ids."""
+    joined, ids = kv
+    width = k.shape[-1]
+    return [Keys(*x) for x in pairs.cut_all((joined[..., :width], 1), (joined[..., width:], 1),
+                                            (ids, 1))]  # fmt: skip
 
 
 class Queries(NamedTuple):

@@ -65,7 +65,7 @@ class Ring:
         return shape.work(pairs, block_of_pairs(size, length, shape.is_causal, self.order))
 
     def transfers(self, shape, sizes, calls):
-        found = self._sends("keys and values", _pair(shape, shape.item_bytes), sizes, 2 * calls)
+        found = self._sends("keys and values", _both(shape, shape.item_bytes), sizes, calls)
         if shape.packed:
             ids = shape.batch * shape.seq_len * 4
             found += self._sends("segment ids", ids, sizes, calls)
@@ -75,9 +75,9 @@ class Ring:
         return ()
 
     def backward_transfers(self, shape, sizes, calls):
-        gradients, stored = (_pair(shape, n) for n in (shape.accumulator_bytes, shape.item_bytes))
+        gradients, stored = (_both(shape, n) for n in (shape.accumulator_bytes, shape.item_bytes))
         return self.transfers(shape, sizes, calls) + self._sends(
-            "gradients of keys and values", gradients, sizes, 2 * calls, home_bytes=stored
+            "gradients of keys and values", gradients, sizes, calls, home_bytes=stored
         )
 
     def _sends(self, what, whole_bytes, sizes, arrays: int, home_bytes: float | None = None):
@@ -103,7 +103,7 @@ class Ring:
         return found
 
 
-def _pair(shape, item_bytes: int) -> float:
-    """Bytes of the mean of keys and values of whole sequences."""
-    width = (shape.head_dim + shape.values) / 2
+def _both(shape, item_bytes: int) -> float:
+    """Bytes of keys and values of whole sequences."""
+    width = shape.head_dim + shape.values
     return shape.batch * shape.seq_len * shape.kv_heads * width * item_bytes

@@ -1,0 +1,40 @@
+"""Memory of a device by closed form: weights and cache exactly, the largest moment of a layer."""
+
+import jax
+
+from parallax.decoding import Decoder
+from parallax.models.block import attention_shape
+from parallax.spmd import ShardedTransformer
+
+_WIDE = 4
+
+
+def estimate_bytes(sharded: ShardedTransformer, decoder: Decoder | None = None) -> float:
+    """What a device needs to prefill, with the cache of `decoder` in its place.
+
+    Weights and cache are exact. What a prefill holds at once is the larger of its two halves: a
+    residual stream in and out beside queries, keys, values and the float32 result, or beside the
+    MLP's wide rows.
+    """
+    config, split = sharded.config, sharded.strategy.split()
+    workload, item = sharded.workload, sharded.config.item_bytes
+    weights = sum(jax.tree.leaves(sharded.shard_sizes())) * item
+    b = workload.batch // split.count("act_batch") // workload.microbatches
+    tokens = b * workload.seq_len // split.count("act_seq")
+    residual = tokens * config.d_model * item
+    shape = attention_shape(config, split, b, workload.seq_len, packed=False)
+    work = split.attention.work(shape, split.mesh_axes)
+    slices = split.count("head_dim")
+    q = tokens * shape.heads * config.head_dim // slices
+    kv = 2 * tokens * shape.kv_heads * config.head_dim // slices
+    block = work.rows * work.block**2 * (_WIDE + item)
+    attention = q * (2 * item + _WIDE) + 2 * kv * item + block
+    if split.attention.seq_axes:
+        attention += kv * item  # the next keys are on their way
+    wide = tokens * config.d_ff // split.count("mlp")
+    mlp = wide * item * (3 if config.mlp == "gated" else 2)
+    if config.num_experts:
+        mlp = 6 * residual * config.experts_per_token
+    held = 3 * residual + max(attention, mlp)
+    cache = decoder.kv_bytes() if decoder is not None else 0.0
+    return float(weights + held + cache)

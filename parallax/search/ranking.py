@@ -1,0 +1,265 @@
+"""Rank candidates: all by closed form, the best few again by their compiled programs."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from parallax.cost import Rates, error_bar, joules, rates_of
+from parallax.decoding import Decoder, batch_multiple, prompt_multiple
+from parallax.estimate import Estimate, estimate, estimate_bytes
+from parallax.lenses.child import run_in_child
+from parallax.lenses.environment import compile_environment
+from parallax.lenses.predicting import predict
+from parallax.meshes.cluster import Cluster
+from parallax.program import compile_program
+from parallax.results import Compilation, Figure
+from parallax.search.candidates import candidates
+from parallax.search.reasons import why_not
+from parallax.search.results import Candidate, Request, Search, Timing
+from parallax.spmd import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+Progress = Callable[[str], None]
+
+
+def rank(
+    request: Request,
+    cluster: Cluster,
+    *,
+    rates: Rates | None = None,
+    compile_top: int = 5,
+    on_progress: Progress = lambda line: None,
+) -> Search:
+    """All candidates, best first.
+
+    Args:
+      request: what is served and what is best.
+      cluster: of the request.
+      rates: None takes what is shipped for the GPU.
+      compile_top: so many of the best are compiled and ranked again; 0 compiles none.
+      on_progress: lines about long work.
+
+    Raises:
+      ValueError: nothing can split this model and workload over the cluster.
+    """
+    rates = rates or rates_of(cluster.gpu.name)
+    start = time.perf_counter()
+    found: list[Candidate] = []
+    refused: Counter[str] = Counter()
+    for number, strategy in enumerate(candidates(request.model, cluster, request.batch)):
+        if number and not number % 200:
+            on_progress(f"{number} candidates priced")
+        best: Candidate | None = None
+        try:
+            for one in _priced(request, strategy, cluster, rates):
+                better = best is None or _key(request, one) < _key(request, best)
+                best = one if better else best
+        except (ValueError, NotImplementedError) as error:
+            refused[_short(str(error))] += 1
+            continue
+        if best is not None:
+            found.append(best)
+    if not found:
+        reasons = "; ".join(f"{n}x {why}" for why, n in refused.most_common(3))
+        raise ValueError(
+            f"no strategy splits {request.batch} x {request.prompt_len} tokens of "
+            f"'{request.model.name}' over {cluster.devices} devices: {reasons or 'none was made'}."
+        )
+    found.sort(key=lambda c: _key(request, c))
+    seconds = {"ranking": time.perf_counter() - start}
+    top = [c for c in found[:compile_top] if c.fits]
+    if top:
+        start = time.perf_counter()
+        again = _compiled(request, top, cluster, rates, on_progress)
+        seconds["compiling"] = time.perf_counter() - start
+        # What was compiled stands before what was not: the two are never compared.
+        found = sorted(again, key=lambda c: _key(request, c)) + found[len(top):]
+        found.sort(key=lambda c: not c.fits or _too_slow(request, c))
+    first = found[0]
+    found = [replace(c, why=why_not(request, cluster, c, first)) for c in found]
+    return Search(request, tuple(found), len(found), dict(refused), seconds)
+
+
+def _key(request: Request, c: Candidate) -> tuple:
+    return not c.fits, _too_slow(request, c), c.timing.score(request.objective)
+
+
+def _too_slow(request: Request, c: Candidate) -> bool:
+    tpot = c.timing.tpot_s
+    return request.max_tpot_s is not None and tpot is not None and tpot.value > request.max_tpot_s
+
+
+def _short(error: str) -> str:
+    """A refusal without the names and numbers of one candidate."""
+    text = error.partition(": ")[2] or error
+    return text.split(".")[0][:100]
+
+
+def _workload(request: Request, strategy: Strategy, microbatches: int) -> Workload:
+    """The prompts, padded to what this strategy deals out."""
+    length = -(-request.prompt_len // prompt_multiple(strategy)) * prompt_multiple(strategy)
+    batch = -(-request.batch // batch_multiple(strategy)) * batch_multiple(strategy)
+    return Workload(batch, length, microbatches)
+
+
+def _priced(
+    request: Request, strategy: Strategy, cluster: Cluster, rates: Rates
+) -> Iterator[Candidate]:
+    """A strategy with each number of microbatches worth a look."""
+    base = _workload(request, strategy, 1)
+    split = strategy.split()
+    local = base.batch // split.count("act_batch")
+    stages = split.count("layers")
+    choices = [m for m in _doubling(local) if local % m == 0]
+    decoder, step = None, None
+    for microbatches in choices:
+        if stages > 1 and microbatches < min(stages, local):
+            continue  # fewer only idle
+        workload = replace(base, microbatches=microbatches)
+        sharded = ShardedTransformer(request.model, strategy, workload)
+        if decoder is None and request.output_len > 1:
+            decoder = Decoder(sharded, new_tokens=request.output_len)
+            step = estimate(request.model, strategy, workload, cluster, decoder=decoder, rates=rates)
+        prefill = estimate(request.model, strategy, workload, cluster, rates=rates)
+        memory = estimate_bytes(sharded, decoder)
+        timing = _timing(request, workload, prefill, step, memory, cluster, rates)
+        ticks = strategy.layers.ticks(microbatches, stages)
+        one = Candidate(strategy, microbatches, timing, memory <= cluster.usable_bytes,
+                        ticks / microbatches - 1)  # fmt: skip
+        yield one
+        if stages == 1 and one.fits:
+            return  # more microbatches only save memory
+
+
+def _doubling(limit: int) -> Iterator[int]:
+    m = 1
+    while m <= limit:
+        yield m
+        m *= 2
+
+
+def _timing(
+    request: Request,
+    workload: Workload,
+    prefill: Estimate,
+    step: Estimate | None,
+    memory: float,
+    cluster: Cluster,
+    rates: Rates,
+) -> Timing:
+    def seconds(found: Estimate) -> Figure:
+        low, high = error_bar(found.cost, rates)
+        return Figure(found.cost.seconds, "s", "modelled", low, high)
+
+    ttft, tpot = seconds(prefill), step and seconds(step)
+    terms = dict(prefill.cost.terms)
+    energy = joules(prefill.cost, rates) * cluster.devices
+    if step is not None:
+        times = request.output_len - 1
+        for name, value in step.cost.terms.items():
+            terms[name] = terms.get(name, 0.0) + value * times
+        energy += joules(step.cost, rates) * cluster.devices * times
+    between = cluster.nodes > 1 and prefill.cost.network_s > 0
+    return _put_together(request, ttft, tpot, energy, memory, "derived", terms,
+                         "time between nodes" if between else "")  # fmt: skip
+
+
+def _put_together(
+    request: Request, ttft: Figure, tpot: Figure | None, energy: float, memory: float, tag,
+    terms: dict[str, float], unvalidated: str,
+) -> Timing:  # fmt: skip
+    """Figures of a whole request: a prefill, and a step for every further token."""
+    tokens = request.batch * request.output_len
+
+    def whole(ttft_s: float | None, tpot_s: float | None) -> float:
+        return (ttft_s or 0.0) + (request.output_len - 1) * (tpot_s or 0.0)
+
+    step = tpot or Figure(0.0, "s", "modelled", 0.0, 0.0)
+    rate = Figure(
+        tokens / whole(ttft.value, step.value), "tokens/s", "modelled",
+        tokens / whole(ttft.high, step.high), tokens / whole(ttft.low, step.low),
+    )  # fmt: skip
+    return Timing(
+        ttft, tpot, rate, Figure(energy / tokens, "J", "modelled"), Figure(memory, "B", tag), terms,
+        unvalidated,
+    )  # fmt: skip
+
+
+def _compiled(
+    request: Request,
+    top: Sequence[Candidate],
+    cluster: Cluster,
+    rates: Rates,
+    on_progress: Progress,
+) -> list[Candidate]:
+    """The best candidates with times of their compiled programs, in one child."""
+    cases = [(c.strategy, _workload(request, c.strategy, c.microbatches)) for c in top]
+    programs = run_in_child(
+        compile_cases, request, cases, cluster,
+        environment=compile_environment(), on_progress=on_progress,
+    )  # fmt: skip
+    found = []
+    for candidate, (prefill, step) in zip(top, programs, strict=True):
+        dtype = request.model.dtype
+        first = predict(prefill, cluster, dtype, rates)
+        later = None if step is None else predict(step, cluster, dtype, rates)
+        sharded = ShardedTransformer(request.model, candidate.strategy, prefill.workload)
+        memory = _memory(request, sharded, prefill, step)
+        terms = dict(first.terms_s)
+        energy = first.energy_j.value
+        if later is not None:
+            times = request.output_len - 1
+            for name, value in later.terms_s.items():
+                terms[name] = terms.get(name, 0.0) + value * times
+            energy += later.energy_j.value * times
+        timing = _put_together(
+            request, first.step_s, later and later.step_s, energy, memory, "compiled", terms,
+            first.unvalidated or (later.unvalidated if later else ""),
+        )  # fmt: skip
+        found.append(replace(candidate, compiled=timing, fits=memory <= cluster.usable_bytes))
+    return found
+
+
+def _memory(
+    request: Request, sharded: ShardedTransformer, prefill: Compilation, step: Compilation | None
+) -> float:
+    """The larger program; beside a prefill the whole cache has to have its place."""
+    if step is None:
+        return prefill.memory.total_bytes
+    cache = Decoder(sharded, new_tokens=request.output_len).kv_bytes()
+    return max(prefill.memory.total_bytes + cache, step.memory.total_bytes)
+
+
+def compile_cases(
+    request: Request,
+    cases: Sequence[tuple[Strategy, Workload]],
+    cluster: Cluster,
+    *,
+    on_progress: Progress,
+) -> list[tuple[Compilation, Compilation | None]]:
+    """Prefill and decoding step of every case, in this process."""
+    found = []
+    for number, (strategy, workload) in enumerate(cases, 1):
+        on_progress(f"compile {number} of {len(cases)}: {strategy.name} {strategy.mesh}")
+        args = request.model, strategy, workload, cluster
+        prefill = compile_program(*args, "prefill", on_progress=lambda line: None)
+        step = None
+        if request.output_len > 1:
+            step = compile_program(*args, "decode", on_progress=lambda line: None)
+        found.append((prefill, step))
+    return found
+
+
+def frontier(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Candidates that fit and that no other beats in both throughput and TPOT, fastest first."""
+    best, kept = float("inf"), []
+    able = [c for c in found if c.fits]
+    for c in sorted(able, key=lambda c: -c.timing.tokens_per_s.value):
+        tpot = (c.timing.tpot_s or c.timing.ttft_s).value
+        if tpot < best:
+            best = tpot
+            kept.append(c)
+    return tuple(kept)
+

@@ -1,0 +1,47 @@
+"""Why a candidate is not the first, in one line."""
+
+from parallax.meshes.cluster import Cluster
+from parallax.search.results import Candidate, Request
+
+_GIGA = 1e9
+# Below this share of the winner's time a difference is not worth a word.
+_WORTH = 0.005
+_SAID = {
+    "exposed communication": "communication that nothing covers",
+    "matrix products": "matrix products",
+    "memory": "passes over memory",
+    "attention": "attention",
+    "launches": "kernel launches",
+}
+
+
+def why_not(request: Request, cluster: Cluster, candidate: Candidate, first: Candidate) -> str:
+    """"" for the winner itself."""
+    memory = candidate.timing.memory_bytes.value
+    if not candidate.fits:
+        usable = cluster.usable_bytes
+        return (
+            f"does not fit: {memory / _GIGA:.3g} GB of {usable / _GIGA:.3g} GB usable, "
+            f"{memory / usable:.2g} times"
+        )
+    tpot = candidate.timing.tpot_s
+    limit = request.max_tpot_s
+    if limit is not None and tpot is not None and tpot.value > limit:
+        return f"TPOT {1e3 * tpot.value:.3g} ms is over the limit of {1e3 * limit:.3g} ms"
+    if candidate is first:
+        return ""
+    mine, best = candidate.timing.terms_s, first.timing.terms_s
+    total = sum(best.values())
+    more = {n: mine.get(n, 0.0) - best.get(n, 0.0) for n in dict.fromkeys([*mine, *best])}
+    worst = max(more, key=lambda n: more[n])
+    ratio = candidate.timing.score(request.objective) / first.timing.score(request.objective)
+    text = f"{ratio:.3g}x the first's"
+    if more[worst] > _WORTH * total:
+        text += f": {_SAID.get(worst, worst)} {_s(mine.get(worst, 0.0))}, not {_s(best.get(worst, 0.0))}"
+    if candidate.bubble > first.bubble + 0.02:
+        text += f"; stages idle {candidate.bubble:.0%} more ticks than microbatches"
+    return text
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

@@ -1,0 +1,118 @@
+"""What a search found, as frozen values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from parallax.models.config import ModelConfig
+from parallax.results import Figure
+from parallax.strategy import Strategy
+
+Objective = Literal["tps", "tpot", "energy"]
+OBJECTIVES: dict[str, str] = {
+    "tps": "most output tokens a second",
+    "tpot": "least time per output token",
+    "energy": "least energy per output token",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is served: `batch` prompts of prompt_len tokens, output_len new tokens for each.
+
+    Attributes:
+      model, batch, prompt_len, output_len: the workload; all prompts start together.
+      cluster: its name.
+      objective: what is best.
+      max_tpot_s: slower candidates are out; None is no limit.
+    """
+
+    model: ModelConfig
+    batch: int
+    prompt_len: int
+    output_len: int
+    cluster: str
+    objective: Objective = "tps"
+    max_tpot_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way of knowing a candidate's times: by closed form, or of its compiled programs.
+
+    Attributes:
+      ttft_s: of the whole batch's prefill. tpot_s: a decoding step at the mean length; None where
+        one token is asked for.
+      tokens_per_s: output tokens over the whole time. energy_j: an output token.
+      memory_bytes: that a device needs.
+      terms_s: parts of the whole time.
+      unvalidated: what no published measurement stands behind.
+    """
+
+    ttft_s: Figure
+    tpot_s: Figure | None
+    tokens_per_s: Figure
+    energy_j: Figure
+    memory_bytes: Figure
+    terms_s: Mapping[str, float]
+    unvalidated: str = ""
+
+    def score(self, objective: Objective) -> float:
+        """The less the better."""
+        if objective == "tpot":
+            return (self.tpot_s or self.ttft_s).value
+        if objective == "energy":
+            return self.energy_j.value
+        return 1 / self.tokens_per_s.value
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One strategy in a search.
+
+    Attributes:
+      strategy, microbatches: of its prefill.
+      closed_form: its times without compiling.
+      compiled: of its programs; None where it was not among the best.
+      fits: as far as is known.
+      bubble: share of ticks in which a stage idles.
+      why: what keeps it from being first, in one line; "" for the winner.
+    """
+
+    strategy: Strategy
+    microbatches: int
+    closed_form: Timing
+    fits: bool
+    bubble: float
+    compiled: Timing | None = None
+    why: str = ""
+
+    @property
+    def timing(self) -> Timing:
+        """The best there is."""
+        return self.compiled or self.closed_form
+
+
+@dataclass(frozen=True)
+class Search:
+    """A ranking.
+
+    Attributes:
+      ranked: best first; candidates that do not fit, or are too slow, behind all that do.
+      considered: how many strategies were priced.
+      refused: reason -> how many could not be: sizes that do not divide.
+      on_frontier: names of candidates that no other beats in both tokens_per_s and TPOT.
+      seconds: how long ranking, and compiling, took.
+    """
+
+    request: Request
+    ranked: tuple[Candidate, ...]
+    considered: int
+    refused: Mapping[str, int]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The first that fits and is fast enough; None if none is."""
+        first = self.ranked[0] if self.ranked else None
+        return first if first is not None and not first.why else None
