@@ -21,7 +21,7 @@ def collective_seconds(collective: Collective, cluster: Cluster, rates: Rates) -
     if kind == "collective-permute":
         kinds = {cluster.link_between(a, b) for a, b in collective.pairs if a != b}
         size = collective.wire_bytes
-        times = [_send(rates.links["p2p" if k == "nvlink" else "network"], size) for k in kinds]
+        times = [send_seconds(rates.links["p2p" if k == "nvlink" else "network"], size) for k in kinds]
         return max(times, default=0.0)
     n = collective.group_size
     per_node = devices_per_node(collective, cluster)
@@ -73,12 +73,17 @@ def _rounds(nodes: int) -> int:
 
 
 def _within(kind: str, size: float, n: int, rates: Rates) -> float:
-    link = rates.links[kind]
-    traffic = wire_bytes(kind, n, size)
-    return (
-        link.start_s + traffic / link.bytes_per_s + link.extra_s * size / (size + link.half_bytes)
-    )
+    return link_seconds(rates.links[kind], wire_bytes(kind, n, size), size, n)
 
 
-def _send(link: LinkRates, size: float) -> float:
-    return link.start_s + size / link.bytes_per_s + link.extra_s * size / (size + link.half_bytes)
+def link_seconds(link: LinkRates, traffic: float, size: float, n: int) -> float:
+    """The form that is fitted; see `LinkRates`."""
+    others = n - 1
+    moving = traffic / link.bytes_per_s * (1 + link.few / others)
+    more = link.extra_s * size / (size + link.half_bytes)
+    return link.start_s + link.step_s * others + moving + more
+
+
+def send_seconds(link: LinkRates, size: float) -> float:
+    """One message to one other device."""
+    return link_seconds(link, size, size, 2)

@@ -17,14 +17,17 @@ TERMS = ("matrix products", "attention", "memory", "launches", "communication")
 
 @dataclass(frozen=True)
 class LinkRates:
-    """t = start_s + traffic / bytes_per_s + extra_s * S / (S + half_bytes).
+    """t = start_s + step_s (n - 1) + traffic / rate + extra_s S / (S + half_bytes).
 
-    `traffic` is what one device has to send for S bytes by the algorithm in use; the last term is
-    what protocols add at middle sizes.
+    `traffic` is what one device has to send for S bytes by a ring; the rate is bytes_per_s over
+    1 + few / (n - 1), since few devices use fewer channels; the last term is what protocols add
+    at middle sizes.
     """
 
     start_s: float
     bytes_per_s: float
+    step_s: float = 0.0
+    few: float = 0.0
     extra_s: float = 0.0
     half_bytes: float = 1.0
 
