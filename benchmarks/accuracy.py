@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parallax.bounds import wire_bytes
 from parallax.cost.collectives import link_seconds
 from parallax.cost.fitting import (
     fit_gemm,
@@ -24,7 +25,6 @@ from parallax.cost.fitting import (
 from parallax.cost.gemm import GemmRates
 from parallax.cost.measurements import attentions, collectives, gemms, sources
 from parallax.cost.rates import LinkRates, PowerRates, Rates, Spread
-from parallax.bounds import wire_bytes
 from parallax.meshes.gpus import GPUS
 
 VERSION = "2026-11-21"
@@ -165,7 +165,9 @@ def line(what: str, modelled, measured, bar: Spread | None = None) -> str:
     cells = [f"{len(a)}", *(f"{100 * x:.1f} %" for x in (
         np.median(apart), np.quantile(apart, 0.9), apart.mean()))]  # fmt: skip
     cells.append(f"{100 * np.median(a / b - 1):+.1f} %")
-    inside = "" if bar is None else f"{100 * np.mean((b >= a * bar.low) & (b <= a * bar.high)):.0f} %"
+    inside = (
+        "" if bar is None else f"{100 * np.mean((b >= a * bar.low) & (b <= a * bar.high)):.0f} %"
+    )
     return f"| {what} | " + " | ".join([*cells, inside]) + " |"
 
 
@@ -185,7 +187,9 @@ def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
     rows = [g for g in gemms() if g.gpu == "h100"]
     to_fit, held = split(rows)
     bar = h100.spreads["matrix products"]
-    text.append(gemm_line("**held-out shapes** (target: median 6 %, p90 18 %)", held, h100.gemm, bar))
+    text.append(
+        gemm_line("**held-out shapes** (target: median 6 %, p90 18 %)", held, h100.gemm, bar)
+    )
     text.append(gemm_line("fitted shapes", to_fit, h100.gemm, bar))
     for dtype in ("bfloat16", "float16", "tensorfloat32"):
         mine = [r for r in held if r.dtype == dtype]

@@ -6,7 +6,7 @@ all-gather inside. No published measurement of two nodes stands behind those: "u
 """
 
 from parallax.bounds import wire_bytes
-from parallax.cost.links import devices_per_node
+from parallax.cost.links import devices_per_node, pair_links
 from parallax.cost.rates import LinkRates, Rates
 from parallax.hlo.collectives import Collective
 from parallax.meshes.cluster import Cluster
@@ -19,9 +19,11 @@ def collective_seconds(collective: Collective, cluster: Cluster, rates: Rates) -
     """Modelled seconds of one execution."""
     kind = collective.kind
     if kind == "collective-permute":
-        kinds = {cluster.link_between(a, b) for a, b in collective.pairs if a != b}
+        kinds = pair_links(collective.pairs, cluster.gpus_per_node)
         size = collective.wire_bytes
-        times = [send_seconds(rates.links["p2p" if k == "nvlink" else "network"], size) for k in kinds]
+        times = [
+            send_seconds(rates.links["p2p" if k == "nvlink" else "network"], size) for k in kinds
+        ]
         return max(times, default=0.0)
     n = collective.group_size
     per_node = devices_per_node(collective, cluster)

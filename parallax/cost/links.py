@@ -1,5 +1,7 @@
 """Which links a collective crosses, what it puts on them, and the least time that can take."""
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from parallax.hlo.collectives import Collective
@@ -11,12 +13,21 @@ _PARTS = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0}
 
 def devices_per_node(collective: Collective, cluster: Cluster) -> tuple[int, ...]:
     """Devices in each node, of the group that is spread over most nodes."""
+    return _per_node(collective.groups, cluster.gpus_per_node)
+
+
+@functools.lru_cache(maxsize=4096)
+def pair_links(pairs: tuple[tuple[int, int], ...], gpus_per_node: int) -> tuple[str, ...]:
+    """Links that a permute's pairs cross."""
+    crossing = {a // gpus_per_node != b // gpus_per_node for a, b in pairs if a != b}
+    return tuple("nic" if c else "nvlink" for c in sorted(crossing))
+
+
+@functools.lru_cache(maxsize=4096)
+def _per_node(groups: tuple[tuple[int, ...], ...], gpus_per_node: int) -> tuple[int, ...]:
     best: tuple[int, ...] = ()
-    for group in collective.groups:
-        counts: dict[int, int] = {}
-        for device in group:
-            node = cluster.node_of(device)
-            counts[node] = counts.get(node, 0) + 1
+    for group in groups:
+        counts = Counter(device // gpus_per_node for device in group)
         if len(counts) > len(best):
             best = tuple(counts.values())
     return best
@@ -35,8 +46,7 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     """
     size = collective.wire_bytes
     if collective.kind == "collective-permute":
-        kinds = {cluster.link_between(a, b) for a, b in collective.pairs if a != b}
-        return dict.fromkeys(kinds, size)
+        return dict.fromkeys(pair_links(collective.pairs, cluster.gpus_per_node), size)
     per_node = devices_per_node(collective, cluster)
     nodes, inside = len(per_node), min(per_node, default=1)
     if nodes <= 1:

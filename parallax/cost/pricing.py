@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
-from parallax.cost.links import crosses_nodes
 from parallax.cost.gemm import gemm_seconds
+from parallax.cost.links import crosses_nodes
 from parallax.cost.rates import Rates
 from parallax.hlo.work import Call, Choice, Kernel, Loop, Send, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster

@@ -16,12 +16,13 @@ from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
 from parallax.parallel.experts import TILES_SCOPE
 from parallax.parallel.experts.chunks import chunk_tokens
-from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 _HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
 _WIDE = 4
+# XLA merges products of one operand up to this size each (xla_gpu_dot_merger_threshold_mb).
+_MERGED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,12 @@ class _Sketch:
     def __init__(
         self, config: ModelConfig, strategy: Strategy, workload: Workload, decoder: Decoder | None
     ):
-        self.config, self.strategy, self.workload, self.decoder = config, strategy, workload, decoder
+        self.config, self.strategy, self.workload, self.decoder = (
+            config,
+            strategy,
+            workload,
+            decoder,
+        )
         self.walk = Walk(config, strategy, workload, "gpu", decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
@@ -81,7 +87,9 @@ class _Sketch:
         self.kv_heads = max(1, config.num_kv_heads // count("kv_heads"))
         self.head_dim = config.head_dim // count("head_dim")
         self.residual = float(self.tokens * config.d_model * self.item)
-        found = decode_transfers(decoder) if decoder else forward_transfers(config, strategy, workload)
+        found = (
+            decode_transfers(decoder) if decoder else forward_transfers(config, strategy, workload)
+        )
         self.transfers = [t for t in found if t.count and t.wire_bytes]
 
     def steps(self) -> dict[str, tuple[Step, ...]]:
@@ -91,8 +99,14 @@ class _Sketch:
         handoff = [x for x in self.rare if x[0].what == "stage handoff"]
         beside = [Start(s.name, s) for s in self.sends(handoff)] if self._overlaps() else []
         rest = [x for x in self.rare if not beside or x not in handoff]
-        tick: list[Step] = [*beside, *self.start_of_tick(), layers,
-                            *(Wait(s.name) for s in beside), *self.head(), *self.sends(rest)]
+        tick: list[Step] = [
+            *beside,
+            *self.start_of_tick(),
+            layers,
+            *(Wait(s.name) for s in beside),
+            *self.head(),
+            *self.sends(rest),
+        ]
         return {
             "entry": (Loop("ticks", walk.ticks, "tick", "test"),),
             "tick": tuple(tick), "layer": tuple(layer), "test": (passes("test", 4.0, 1.0),), **inner,
@@ -142,11 +156,13 @@ class _Sketch:
         q = float(t * self.heads * self.head_dim * item)
         kv = float(t * self.kv_heads * self.head_dim * item)
         turned = self.walk.b > 1 and not self.decoder and self._sums()
-        steps: list[Step] = [*self.sends(self.of_layer("gather into attention")),
-                             passes("square", r, r / 512), passes("rows", r / 512, r / 8192),
+        # Where nothing is summed over devices, a norm is one kernel and the residual is added in
+        # the product before it.
+        alone = not self._sums()
+        rows = [] if alone else [passes("square", r, r / 512), passes("rows", r / 512, r / 8192)]
+        steps: list[Step] = [*self.sends(self.of_layer("gather into attention")), *rows,
                              passes("normed", r, r)]  # fmt: skip
-        for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)):
-            steps.append(self.product(name, heads * self.head_dim, d))
+        steps += self.projections()
         steps += [passes("even", q / 2, q), passes("odd", q / 2, q), passes("turned q", 2 * q, q),
                   passes("k", kv, kv, "k"), passes("v", kv, kv, "v")]  # fmt: skip
         attention, inner = self.attended() if self.decoder else self.attention()
@@ -154,8 +170,8 @@ class _Sketch:
         steps.append(self.product("out", d, self.heads * self.head_dim))
         steps += [passes("turn", r, r)] if turned else []
         steps += self.sends(self.of_layer("sum of attention", "sums of squares"))
-        steps += [passes("add", 2 * r, r), passes("rows", r / 512, r / 8192),
-                  passes("normed", r, r), *self.sends(self.of_layer("gather into MLP"))]  # fmt: skip
+        steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]
+        steps += [passes("normed", r, r), *self.sends(self.of_layer("gather into MLP"))]
         if self.config.num_experts:
             mlp, more = self.experts()
             inner |= more
@@ -164,7 +180,24 @@ class _Sketch:
             steps += self.mlp()
         steps += [passes("turn", r, r)] if turned else []
         steps += self.sends(self.of_layer("sum of MLP"))
-        return [*steps, passes("residual", 2 * r, r), passes("count", 0.0, 0.0)], inner
+        last = passes("residual", r, 0.0) if alone else passes("residual", 2 * r, r)
+        return [*steps, last, passes("count", 0.0, 0.0)], inner
+
+    def projections(self) -> list[Step]:
+        """Queries, keys and values; XLA makes one product of those that are small, and for that
+        puts their weights side by side, every time."""
+        d, item = self.config.d_model, self.item
+        heads = {"q": self.heads, "k": self.kv_heads, "v": self.kv_heads}
+        widths = {n: h * self.head_dim for n, h in heads.items()}
+        merged = [n for n, w in widths.items()
+                  if item * (d * w + self.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
+        if len(merged) < 2:
+            return [self.product(n, w, d) for n, w in widths.items()]
+        width = sum(widths[n] for n in merged)
+        weights = float(d * width * item)
+        steps: list[Step] = [passes("side by side", weights, weights)]
+        steps += [self.product("qkv", width, d)]
+        return [*steps, *(self.product(n, w, d) for n, w in widths.items() if n not in merged)]
 
     def product(self, name: str, n: float, k: float) -> Kernel:
         return gemm(name, self.tokens, n, k, self.dtype, self.item)
@@ -188,7 +221,9 @@ class _Sketch:
 
     def attention(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
         config, part = self.config, self.split.attention
-        shape = attention_shape(config, self.split, self.walk.b, self.workload.seq_len, packed=False)
+        shape = attention_shape(
+            config, self.split, self.walk.b, self.workload.seq_len, packed=False
+        )
         work = part.work(shape, self.split.mesh_axes)
         values = shape.values
         pairs = work.scores / max(1, work.rows * work.block**2)
@@ -217,9 +252,11 @@ class _Sketch:
 
     def attended(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
         assert self.decoder is not None
-        stages = self.walk.ticks
         cache = self.decoder.kv_bytes() / self.walk.layers / self.decoder.step_microbatches
-        del stages
+        # A product of several queries with the same keys needs them in one piece: those of a
+        # microbatch are copied out. One query's keys are read where they lie.
+        grouped = self.heads > self.kv_heads and self.decoder.step_microbatches > 1
+        picked = [passes(f"picked {x}", cache / 2, cache / 2) for x in "kv"] if grouped else []
         shape = self.decoder.attention_shape
         scores = float(shape.batch * shape.heads * sum(self.decoder.slots) * _WIDE)
         asked = self.of_layer("queries", "keys", "values", "new")
@@ -227,11 +264,11 @@ class _Sketch:
                 and not x[0].what.startswith(("sum", "gather", "rows", "tokens"))]  # fmt: skip
         tokens = float(self.tokens * self.heads * self.head_dim * _WIDE)
         steps: list[Step] = [
-            *self.sends(asked), passes("new", tokens, tokens), passes("own", tokens, tokens),
+            *self.sends(asked), passes("new", tokens, tokens), *picked,
             passes("scores", cache / 2, scores), passes("max", scores, 0.0, "scores"),
             passes("p", scores, scores / 2, "scores"), passes("values", cache / 2, tokens),
-            passes("fold", tokens, tokens), passes("finish", tokens, tokens), *self.sends(rest),
-            passes("put", tokens, tokens), passes("put", tokens, tokens),
+            passes("finish", tokens, tokens), *self.sends(rest), passes("put", tokens, tokens),
+            passes("put", tokens, tokens),
         ]  # fmt: skip
         return steps, {}
 
@@ -245,7 +282,7 @@ class _Sketch:
         rows = r * shape.top_k
         f = self.config.d_ff // self.split.count("mlp")
         gates = 2 if self.config.mlp == "gated" else 1
-        tile = getattr(part, "tile")
+        tile = part.tile
         wide = float(tile * f * item)
         tiles = (
             *(gemm("up", tile, f, d, self.dtype, item) for _ in range(gates)),
@@ -257,11 +294,21 @@ class _Sketch:
         known = ("sum", "gather", "queries", "keys", "values", "outputs", "scores", "widen")
         moved = [x for x in self.of_layer("") if not x[0].what.startswith(known)]
         sends = [s for s in self.sends(moved)]
-        loop = Loop("tiles", routing.trips[TILES_SCOPE], "tile", "test", known=False)
-        steps: list[Step] = [
+        here = self.config.num_experts // self.split.count("expert")
+        matrices = float((gates + 1) * d * f * item)
+        loop = Loop("experts", here, "expert", "test")
+        expert: list[Step] = [
+            Loop("tiles", routing.trips[TILES_SCOPE], "tile", "test", known=False)
+        ]
+        if here > 1:  # one expert's matrices are copied out of its layer's
+            expert = [Start("cut", passes("cut", matrices, matrices)), Wait("cut"), *expert]
+        stacked = passes("layer", here * matrices, here * matrices)
+        steps: list[Step] = [] if self.walk.layers == 1 else [Start("layer", stacked)]
+        steps += [
             self.product("router", self.config.num_experts, d),
             *(passes(f"route {i}", r / 64, r / 64) for i in range(8)),
         ]
+        steps += [] if self.walk.layers == 1 else [Wait("layer")]
         each = math.ceil(len(sends) / chunks) if sends else 0
         steps += sends[:each]
         for i in range(chunks):
@@ -270,4 +317,4 @@ class _Sketch:
             steps += [*starts, passes("pack", 2 * rows / chunks, 2 * rows / chunks), loop,
                       *(Wait(s.name) for s in starts)]  # fmt: skip
         steps += [passes("combine", 2 * rows, 2 * r)]
-        return steps, {"tile": tiles}
+        return steps, {"tile": tiles, "expert": tuple(expert)}

@@ -29,13 +29,10 @@ def block_pair(rows: int, block: int, width: int, values: int, item: int, dtype:
     """One block of queries against one of keys, all heads and sequences at once."""
     score, query, out = rows * block * block, rows * block * width, rows * block * values
     small = float(rows * block * _WIDE)
-    # A library pads what 8 does not divide, by one more pass over the scores it reads and writes.
-    padded = [passes("pad", 2.0 * _WIDE * score / 2, 0.0, "s")] if block % 8 else []
     return (
         passes("q_i", query * item, query * item, "q"),
         passes("k_j", query * item, query * item, "k"),
         gemm("s", block, block, width, dtype, item, a="q_i", b="k_j", batch=rows, out_item=_WIDE),
-        *padded,
         passes("mask", small, small),
         passes("max", score * _WIDE, small, "s"),
         passes("shrink", 2 * small, 2 * small),

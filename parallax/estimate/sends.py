@@ -12,18 +12,31 @@ from parallax.hlo.work import Send
 from parallax.meshes.mesh import MeshSpec
 
 # A pipeline does not wrap around; rings do.
-_OPEN = ("layers", "stage handoff")
+_OPEN = ("stage handoff",)
+_LARGE = 64
 
 
 @functools.lru_cache(maxsize=4096)
 def groups_over(mesh: MeshSpec, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """Positions of the devices that talk along mesh axes, group by group."""
+    """Positions of the devices that talk along mesh axes, group by group.
+
+    Of a large mesh of powers of two the first group, which all others are like.
+    """
     names = mesh.names
     positions = np.arange(mesh.size).reshape(mesh.shape)
     order = [i for i, n in enumerate(names) if n not in axes]
     order += [i for i, n in enumerate(names) if n in axes]
     size = math.prod(mesh[a] for a in axes)
-    return tuple(tuple(int(p) for p in row) for row in positions.transpose(order).reshape(-1, size))
+    groups = positions.transpose(order).reshape(-1, size)
+    if mesh.size > _LARGE and not mesh.size & (mesh.size - 1):
+        groups = groups[:1]
+    return tuple(tuple(row) for row in groups.tolist())
+
+
+@functools.lru_cache(maxsize=4096)
+def _pairs(groups: tuple[tuple[int, ...], ...], wraps: bool) -> tuple[tuple[int, int], ...]:
+    hops = tuple(p for g in groups for p in itertools.pairwise(g))
+    return hops + (tuple((g[-1], g[0]) for g in groups) if wraps else ())
 
 
 def one_send(transfer: Transfer, mesh: MeshSpec, name: str) -> Send:
@@ -32,9 +45,7 @@ def one_send(transfer: Transfer, mesh: MeshSpec, name: str) -> Send:
     n, each = len(groups[0]), transfer.wire_bytes / max(1, transfer.count)
     pairs: tuple[tuple[int, int], ...] = ()
     if transfer.kind == "collective-permute":
-        hop = tuple(p for g in groups for p in itertools.pairwise(g))
-        wrap = () if transfer.what.endswith(_OPEN) else tuple((g[-1], g[0]) for g in groups)
-        pairs, groups = hop + wrap, ()
+        pairs, groups = _pairs(groups, transfer.what not in _OPEN), ()
     unit = wire_bytes(transfer.kind, n, 1.0)
     return Send(
         name,

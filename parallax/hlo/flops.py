@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, Shape
 
-_CUBLAS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)")
+CUBLAS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)")
 _TARGET = re.compile(r'"([^"]*)"')
 # Opcodes whose called computations are applied per element and hold no matrix products.
 _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
@@ -160,7 +160,7 @@ def uncounted_calls(module: Module) -> tuple[str, ...]:
         for i in c.instructions
         if i.opcode in ("custom-call", "custom-call-start")
     }
-    return tuple(sorted(t for t in targets if not _CUBLAS.match(t)))
+    return tuple(sorted(t for t in targets if not CUBLAS.match(t)))
 
 
 def dot_dims(
@@ -193,7 +193,7 @@ def _dot_numbers(instruction: Instruction) -> Numbers | None:
         keys = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims")
         lhs, rhs, batch = (_dims(instruction.attributes.get(key, "{}")) for key in keys)
         return lhs, rhs, batch
-    if opcode != "custom-call" or not _CUBLAS.match(custom_call_target(instruction)):
+    if opcode != "custom-call" or not CUBLAS.match(custom_call_target(instruction)):
         return None
     try:
         config = json.loads(instruction.attributes["backend_config"])["gemm_backend_config"]

@@ -6,6 +6,8 @@ updates in place the update. Needed elements are followed from the root back to 
 
 import math
 
+from parallax.hlo.flops import CUBLAS as _CUBLAS
+from parallax.hlo.flops import custom_call_target
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, Shape
 
@@ -74,6 +76,11 @@ def _of_fusion(body: Computation) -> tuple[list[float], float]:
     written, in_place = 0.0, set()
     for name in root.operands if root.opcode == "tuple" else (root.name,):
         result = by_name[name]
+        if _CUBLAS.match(custom_call_target(result)) and result.shape.elements:
+            # A library's workspace is scratch, not traffic.
+            needed[name] = float(_elements(result.shape.elements[0]))
+            written += result.shape.elements[0].n_bytes
+            continue
         update = _updated(by_name, result)
         if update is None:
             needed[name] = float(_elements(result.shape))

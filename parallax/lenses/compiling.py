@@ -28,7 +28,10 @@ _AMPLE_BYTES = 1 << 50
 # Without a GPU nothing is autotuned, and XLA then takes its own kernels for every matrix product. A
 # run times both and mostly takes the library's for large ones, which read a layer's weights where
 # they lie in their stack; its own need them copied out first.
-_LIBRARY_GEMMS = {"xla_gpu_enable_triton_gemm": False}
+_LIBRARY_GEMMS = {
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_disable_hlo_passes": "cublas-pad-for-gemms",
+}
 ATTENTION_SCOPE = "attention_core"
 
 

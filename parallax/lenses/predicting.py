@@ -58,7 +58,10 @@ def predict(
         hidden_s=Figure(cost.hidden_s, "s", "modelled"),
         exposed_per_token_s=Figure(cost.exposed_s / tokens, "s", "modelled"),
         energy_j=Figure(
-            joules(cost, rates) * cluster.devices, "J", "modelled", note=rates.sources.get("power", "")
+            joules(cost, rates) * cluster.devices,
+            "J",
+            "modelled",
+            note=rates.sources.get("power", ""),
         ),
         bound=bound,
         mfu=mfu,

@@ -75,7 +75,7 @@ def rank(
         again = _compiled(request, top, cluster, rates, on_progress)
         seconds["compiling"] = time.perf_counter() - start
         # What was compiled stands before what was not: the two are never compared.
-        found = sorted(again, key=lambda c: _key(request, c)) + found[len(top):]
+        found = sorted(again, key=lambda c: _key(request, c)) + found[len(top) :]
         found.sort(key=lambda c: not c.fits or _too_slow(request, c))
     first = found[0]
     found = [replace(c, why=why_not(request, cluster, c, first)) for c in found]
@@ -121,7 +121,9 @@ def _priced(
         sharded = ShardedTransformer(request.model, strategy, workload)
         if decoder is None and request.output_len > 1:
             decoder = Decoder(sharded, new_tokens=request.output_len)
-            step = estimate(request.model, strategy, workload, cluster, decoder=decoder, rates=rates)
+            step = estimate(
+                request.model, strategy, workload, cluster, decoder=decoder, rates=rates
+            )
         prefill = estimate(request.model, strategy, workload, cluster, rates=rates)
         memory = estimate_bytes(sharded, decoder)
         timing = _timing(request, workload, prefill, step, memory, cluster, rates)
@@ -262,4 +264,3 @@ def frontier(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
             best = tpot
             kept.append(c)
     return tuple(kept)
-

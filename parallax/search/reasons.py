@@ -16,7 +16,7 @@ _SAID = {
 
 
 def why_not(request: Request, cluster: Cluster, candidate: Candidate, first: Candidate) -> str:
-    """"" for the winner itself."""
+    """ "" for the winner itself."""
     memory = candidate.timing.memory_bytes.value
     if not candidate.fits:
         usable = cluster.usable_bytes
