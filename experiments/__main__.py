@@ -11,6 +11,7 @@ from parallax.experiments.listing import KINDS, listing
 
 EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
+    "plan": "which strategy serves a model best, before any GPU is rented",
     "generate": "continue prompts with a published model, under any strategy",
     "train": "train, stop, and go on under another strategy",
 }

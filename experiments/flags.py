@@ -122,3 +122,24 @@ KEEP = flags.DEFINE_integer("keep", 3, "Newest checkpoints that stay.", lower_bo
 LOG_EVERY = flags.DEFINE_integer(
     "log_every", 10, "Steps between lines where there is no terminal.", lower_bound=1
 )
+PROMPT_LEN = flags.DEFINE_integer("prompt_len", None, "Tokens of a prompt.", lower_bound=1)
+OUTPUT_LEN = flags.DEFINE_integer(
+    "output_len", 128, "New tokens for each prompt; 1 plans a prefill alone.", lower_bound=1
+)
+OBJECTIVE = flags.DEFINE_enum(
+    "objective", "tps", ["tps", "tpot", "energy"], "What is best: most output tokens a second over "
+    "the whole batch, the least time per output token, or the least energy per output token.",
+)  # fmt: skip
+MAX_TPOT_S = flags.DEFINE_float(
+    "max_tpot_s", None, "Longest time per output token, seconds; slower candidates are out."
+)
+COMPILE_TOP = flags.DEFINE_integer(
+    "compile_top", 5, "So many of the best candidates are compiled and ranked again.", lower_bound=0
+)
+RATES = flags.DEFINE_string(
+    "rates", None, "Constants of the GPU that `parallax calibrate` wrote. Unset: those shipped."
+)
+REGIMES = flags.DEFINE_bool(
+    "regimes", False, "Also maps of which strategy wins over length and batch, width and devices, "
+    "experts and skew.",
+)  # fmt: skip

@@ -52,6 +52,7 @@ def estimate(
     *,
     decoder: Decoder | None = None,
     rates: Rates | None = None,
+    skew: float = 1.0,
 ) -> Estimate:
     """Time of one prefill of the whole batch, or of one decoding step with `decoder`.
 
@@ -60,10 +61,11 @@ def estimate(
       cluster: its devices are the mesh's.
       decoder: whose step is meant.
       rates: None takes what is shipped for the GPU.
+      skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
 
     Cost: milliseconds; nothing is traced.
     """
-    sketch = _Sketch(config, strategy, workload, decoder)
+    sketch = _Sketch(config, strategy, workload, decoder, skew)
     work = Work("entry", sketch.steps(), strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens
     return Estimate(price(work, cluster, rates or rates_of(cluster.gpu.name)), tokens, work)
@@ -71,14 +73,15 @@ def estimate(
 
 class _Sketch:
     def __init__(
-        self, config: ModelConfig, strategy: Strategy, workload: Workload, decoder: Decoder | None
+        self,
+        config: ModelConfig,
+        strategy: Strategy,
+        workload: Workload,
+        decoder: Decoder | None,
+        skew: float,
     ):
-        self.config, self.strategy, self.workload, self.decoder = (
-            config,
-            strategy,
-            workload,
-            decoder,
-        )
+        self.config, self.strategy, self.workload = config, strategy, workload
+        self.decoder, self.skew = decoder, skew
         self.walk = Walk(config, strategy, workload, "gpu", decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
@@ -272,6 +275,10 @@ class _Sketch:
         ]  # fmt: skip
         return steps, {}
 
+    def skew_of(self, experts_here: int) -> float:
+        """Rows of the busiest device over the mean: one busy expert among those it has."""
+        return 1 + (self.skew - 1) / experts_here
+
     def experts(self) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
         """Router, dispatch, tiles of rows in chunks beside their exchange, combine."""
         routing = expected_routing(self.config, self.strategy, self.workload, self.decoder)
@@ -298,7 +305,13 @@ class _Sketch:
         matrices = float((gates + 1) * d * f * item)
         loop = Loop("experts", here, "expert", "test")
         expert: list[Step] = [
-            Loop("tiles", routing.trips[TILES_SCOPE], "tile", "test", known=False)
+            Loop(
+                "tiles",
+                self.skew_of(here) * routing.trips[TILES_SCOPE],
+                "tile",
+                "test",
+                known=False,
+            )
         ]
         if here > 1:  # one expert's matrices are copied out of its layer's
             expert = [Start("cut", passes("cut", matrices, matrices)), Wait("cut"), *expert]

@@ -30,11 +30,15 @@ def why_not(request: Request, cluster: Cluster, candidate: Candidate, first: Can
         return f"TPOT {1e3 * tpot.value:.3g} ms is over the limit of {1e3 * limit:.3g} ms"
     if candidate is first:
         return ""
-    mine, best = candidate.timing.terms_s, first.timing.terms_s
+    # A closed form is held against the first's closed form, not against its program.
+    mine_timing, best_timing = candidate.timing, first.timing
+    if candidate.compiled is None:
+        best_timing = first.closed_form
+    mine, best = mine_timing.terms_s, best_timing.terms_s
     total = sum(best.values())
     more = {n: mine.get(n, 0.0) - best.get(n, 0.0) for n in dict.fromkeys([*mine, *best])}
     worst = max(more, key=lambda n: more[n])
-    ratio = candidate.timing.score(request.objective) / first.timing.score(request.objective)
+    ratio = mine_timing.score(request.objective) / best_timing.score(request.objective)
     text = f"{ratio:.3g}x the first's"
     if more[worst] > _WORTH * total:
         text += f": {_SAID.get(worst, worst)} {_s(mine.get(worst, 0.0))}, not {_s(best.get(worst, 0.0))}"

@@ -1,0 +1,203 @@
+"""A search as a table, a page and files."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table, box
+from rich.text import Text
+
+from parallax.meshes.cluster import Cluster
+from parallax.report import words
+from parallax.report.files import save_files
+from parallax.report.search_plots import frontier_plot, regime_plot
+from parallax.report.sentences import describe_model
+from parallax.results import Figure
+from parallax.search.ranking import frontier
+from parallax.search.regimes import RegimeMap
+from parallax.search.results import OBJECTIVES, Candidate, Search, Timing
+
+PLAN_VERSION = 1
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What a search found, to print, show and save."""
+
+    search: Search
+    cluster: Cluster
+    maps: tuple[RegimeMap, ...] = ()
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The best that fits and is fast enough."""
+        return self.search.winner
+
+    def table(self) -> RenderableType:
+        """For a rich console of 100 columns."""
+        return Group(*_table(self.search, self.cluster))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; every number with unit and tag."""
+        return _to_dict(self)
+
+    def to_html(self) -> str:
+        """One page that needs nothing else."""
+        return _page(self)
+
+    def save(self, folder: str | Path) -> tuple[Path, ...]:
+        """Writes plan.json, plan.html and, if anything fits, the winner as strategy.json."""
+        files = {"plan.json": json.dumps(self.to_dict(), indent=1) + "\n",
+                 "plan.html": self.to_html()}  # fmt: skip
+        if self.winner is not None:
+            data = self.winner.strategy.to_dict()
+            files["strategy.json"] = json.dumps(data, indent=2) + "\n"
+        return save_files(folder, files)
+
+    def __str__(self) -> str:
+        console = Console(width=100, record=True, file=None, quiet=True)
+        with console.capture() as text:
+            console.print(self.table())
+        return text.get()
+
+    def _repr_html_(self) -> str:
+        page = self.to_html()
+        return page[page.index("<style>") :].replace("</body>", "").replace("</html>", "")
+
+
+def _asked(search: Search) -> str:
+    r = search.request
+    text = f"{r.batch:,} prompts of {r.prompt_len:,} tokens, {r.output_len:,} new tokens each"
+    text += f", on {r.cluster}: {OBJECTIVES[r.objective]}"
+    if r.max_tpot_s is not None:
+        text += f", TPOT at most {words.in_seconds(r.max_tpot_s)}"
+    return text
+
+
+def _table(search: Search, cluster: Cluster):
+    yield Text(f"Plan: {_asked(search)}", style="bold")
+    yield Text(describe_model(search.request.model), style="dim")
+    yield Text()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("")
+    table.add_column("strategy and mesh", overflow="fold", ratio=1)
+    for head in ("M", "TTFT", "TPOT", "tokens/s", "J/token", "memory", "by"):
+        table.add_column(head, justify="right")
+    for number, c in enumerate(search.ranked[:_SHOWN], 1):
+        table.add_row(*_cells(number, c), style="bold" if not c.why else "")
+        if c.why:
+            table.add_row("", Text(c.why, style="dim"), *[""] * 7)
+    yield table
+    rest = len(search.ranked) - _SHOWN
+    if rest > 0:
+        yield Text(f"and {rest} more in plan.json", style="dim")
+    yield Text()
+    for line in notes(search):
+        yield Text(line, style="dim")
+
+
+def _cells(number: int, c: Candidate) -> tuple[str, ...]:
+    t = c.timing
+    rate = words.in_tokens_per_s(t.tokens_per_s.value).removesuffix(" tokens/s")
+    return (
+        str(number), f"{c.strategy.name}  {c.strategy.mesh}", str(c.microbatches),
+        words.in_seconds(t.ttft_s.value), words.in_seconds(t.tpot_s.value) if t.tpot_s else "-",
+        rate + (" unvalidated" if t.unvalidated else ""), words.digits(t.energy_j.value),
+        words.in_bytes(t.memory_bytes.value), "compiled" if c.compiled else "closed form",
+    )  # fmt: skip
+
+
+def notes(search: Search) -> list[str]:
+    """What a reader must know beside the table."""
+    compiled = sum(c.compiled is not None for c in search.ranked)
+    found = [
+        f"All figures are modelled. {search.considered} strategies priced by closed form in "
+        f"{search.seconds.get('ranking', 0):.1f} s; {compiled} compiled in "
+        f"{search.seconds.get('compiling', 0):.1f} s and ranked by their programs.",
+        "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
+        "The order of those not compiled is the closed form's (docs/accuracy.md).",
+    ]
+    first = search.ranked[0].timing
+    if first.tokens_per_s.low is not None and first.tokens_per_s.high is not None:
+        low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
+                                                        first.tokens_per_s.high))  # fmt: skip
+        found.append(f"80 % error bar of the first: {low} to {high}.")
+    if any(c.timing.unvalidated for c in search.ranked):
+        found.append("unvalidated: no published measurement stands behind the time between nodes.")
+    found += [f"left out {n} times: {why}" for why, n in sorted(search.refused.items())[:4]]
+    return found
+
+
+def _figure(f: Figure | None) -> dict[str, Any] | None:
+    if f is None:
+        return None
+    return {"value": f.value, "unit": f.unit, "tag": f.tag, "low": f.low, "high": f.high}
+
+
+def _timing(t: Timing | None) -> dict[str, Any] | None:
+    if t is None:
+        return None
+    return {
+        "ttft": _figure(t.ttft_s), "tpot": _figure(t.tpot_s),
+        "tokens_per_s": _figure(t.tokens_per_s), "energy_per_token": _figure(t.energy_j),
+        "memory": _figure(t.memory_bytes), "unvalidated": t.unvalidated,
+        "terms": {n: {"value": s, "unit": "s", "tag": "modelled"} for n, s in t.terms_s.items()},
+    }  # fmt: skip
+
+
+def _to_dict(report: SearchReport) -> dict[str, Any]:
+    search = report.search
+    r = search.request
+    best = {id(c) for c in frontier(search.ranked)}
+    return {
+        "plan_version": PLAN_VERSION,
+        "request": {
+            "model": r.model.to_dict(), "batch": r.batch, "prompt_len": r.prompt_len,
+            "output_len": r.output_len, "cluster": r.cluster, "objective": r.objective,
+            "max_tpot_s": r.max_tpot_s,
+        },
+        "candidates": [
+            {
+                "strategy": c.strategy.to_dict(), "microbatches": c.microbatches, "fits": c.fits,
+                "bubble": {"value": c.bubble, "unit": "1", "tag": "derived"},
+                "closed_form": _timing(c.closed_form), "compiled": _timing(c.compiled),
+                "why_not_first": c.why, "on_frontier": id(c) in best,
+            }
+            for c in search.ranked
+        ],
+        "refused": dict(search.refused),
+        "seconds": {k: {"value": v, "unit": "s", "tag": "measured"}
+                    for k, v in search.seconds.items()},
+        "regimes": [
+            {
+                "x": m.x, "y": m.y, "constant": m.constant,
+                "points": [{"x": p.x, "y": p.y, "winner": p.winner, "lead": p.lead,
+                            "seconds": dict(p.seconds)} for p in m.points],
+            }
+            for m in report.maps
+        ],
+        "notes": notes(search),
+    }  # fmt: skip
+
+
+def _page(report: SearchReport) -> str:
+    import jinja2
+
+    search = report.search
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    text = environment.get_template("search.html.j2").render(
+        title=f"Plan: {_asked(search)}",
+        model=describe_model(search.request.model),
+        rows=[(_cells(i, c), c.why) for i, c in enumerate(search.ranked[:40], 1)],
+        plot=frontier_plot(search),
+        maps=[(m, regime_plot(m, i)) for i, m in enumerate(report.maps)],
+        notes=notes(search),
+    )
+    return re.sub(r"\n\s*\n+", "\n", text)

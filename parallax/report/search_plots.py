@@ -1,0 +1,67 @@
+"""The plots of a search: throughput against TPOT, and maps of which strategy wins."""
+
+import math
+
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.search.ranking import frontier
+from parallax.search.regimes import RegimeMap
+from parallax.search.results import Search
+
+_WIDTH, _HEIGHT = 7.6, 3.6
+_MARKS = "osD^vP*Xhp<>d8H"
+
+
+def frontier_plot(search: Search) -> str:
+    """Every candidate that fits: output tokens/s against TPOT, memory as size, the frontier."""
+    figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
+    able = [c for c in search.ranked if c.fits]
+
+    def spot(c):
+        t = c.timing
+        return 1e3 * (t.tpot_s or t.ttft_s).value, t.tokens_per_s.value
+
+    for c in able:
+        x, y = spot(c)
+        size = 8 + 60 * min(1.0, c.timing.memory_bytes.value / 80e9)
+        ax.scatter([x], [y], s=size, color=SERIES[0] if c.compiled else MUTED,
+                   alpha=0.9 if c.compiled else 0.35, linewidths=0)  # fmt: skip
+    best = sorted(frontier(search.ranked), key=spot)
+    if best:
+        xs, ys = zip(*map(spot, best), strict=True)
+        ax.step(xs, ys, where="post", color=SERIES[1], linewidth=1.2)
+        for c in best[:4]:
+            ax.annotate(f"{c.strategy.name}\n{c.strategy.mesh}", spot(c), fontsize=FONT_SIZE - 3,
+                        color=INK, xytext=(4, -12), textcoords="offset points")  # fmt: skip
+    ax.set_xlabel("TPOT, ms" if search.request.output_len > 1 else "TTFT, ms", color=INK)
+    ax.set_ylabel("output tokens/s", color=INK)
+    ax.grid(color=GRID, linewidth=0.6)
+    ax.set_ylim(bottom=0)
+    said = f"{len(able)} candidates, {len(best)} on the frontier of throughput and TPOT"
+    return to_svg(figure, "frontier", said)
+
+
+def regime_plot(regime: RegimeMap, number: int) -> str:
+    """A map: a mark a winner, as large as its lead."""
+    figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
+    xs = sorted({p.x for p in regime.points})
+    ys = sorted({p.y for p in regime.points})
+    names = sorted({p.winner for p in regime.points if p.winner})
+    for i, name in enumerate(names):
+        mine = [p for p in regime.points if p.winner == name]
+        ax.scatter(
+            [xs.index(p.x) for p in mine], [ys.index(p.y) for p in mine],
+            s=[40 + 160 * min(1.0, math.log2(p.lead)) for p in mine], marker=_MARKS[i % len(_MARKS)],
+            color=SERIES[i % len(SERIES)], label=name, linewidths=0,
+        )  # fmt: skip
+    nothing = [p for p in regime.points if not p.winner]
+    if nothing:
+        ax.scatter([xs.index(p.x) for p in nothing], [ys.index(p.y) for p in nothing], s=14,
+                   marker="x", color=MUTED, label="nothing fits", linewidths=0.8)  # fmt: skip
+    ax.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
+    ax.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+    ax.set_xlabel(regime.x, color=INK)
+    ax.set_ylabel(regime.y, color=INK)
+    ax.margins(0.08)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=FONT_SIZE - 2,
+              labelcolor=INK)  # fmt: skip
+    return to_svg(figure, f"regime-{number}", f"fastest strategy over {regime.x} and {regime.y}")

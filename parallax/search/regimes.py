@@ -1,0 +1,143 @@
+"""Which strategy wins where: maps over two axes, by closed form."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from parallax.cost import Rates, rates_of
+from parallax.estimate import estimate, estimate_bytes
+from parallax.meshes.cluster import Cluster, scaled
+from parallax.models.config import ModelConfig
+from parallax.spmd import ShardedTransformer
+from parallax.strategies import STRATEGIES, build
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+# What is asked at each point; those that cannot run there are left out.
+NAMES = tuple(name for name in STRATEGIES if name != "tensor_pipeline_colocated")
+_LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+_BATCHES = (1, 4, 16, 64, 256, 1024)
+_WIDTHS = (1024, 2048, 4096, 8192, 16_384)
+_DEVICES = (2, 4, 8, 16, 32, 64)
+_EXPERTS = (16, 32, 64, 128)
+_SKEWS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a map.
+
+    Attributes:
+      x, y: its coordinates.
+      seconds: strategy -> modelled seconds of one prefill; only those that can run and fit.
+    """
+
+    x: float
+    y: float
+    seconds: Mapping[str, float]
+
+    @property
+    def winner(self) -> str:
+        """The fastest; "" where nothing can run."""
+        return min(self.seconds, key=lambda n: self.seconds[n]) if self.seconds else ""
+
+    @property
+    def lead(self) -> float:
+        """How many times slower the second is; 1 where there is none."""
+        best = sorted(self.seconds.values())
+        return best[1] / best[0] if len(best) > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class RegimeMap:
+    """A map. `x`, `y` name its axes; `constant` says what stays the same."""
+
+    x: str
+    y: str
+    constant: str
+    points: tuple[Point, ...]
+
+
+def regime_maps(
+    config: ModelConfig, cluster: Cluster, batch: int, seq_len: int, rates: Rates | None = None
+) -> tuple[RegimeMap, ...]:
+    """Length x batch, width x devices, and, with experts, experts x skew around one workload.
+
+    Cost: milliseconds a point and strategy.
+    """
+    rates = rates or rates_of(cluster.gpu.name)
+
+    def at(model: ModelConfig, where: Cluster, b: int, length: int, skew: float = 1.0):
+        return _seconds(model, where, b, length, rates, skew)
+
+    maps = [
+        _map("sequence length", "batch", f"{config.name} on {cluster.name}", _LENGTHS, _BATCHES,
+             lambda x, y: at(config, cluster, int(y), int(x))),
+        _map("width", "devices", f"{batch} x {seq_len} tokens, heads and MLP as wide as the model",
+             _WIDTHS, _DEVICES,
+             lambda x, y: at(_as_wide(config, int(x)), scaled(cluster, int(y)), batch, seq_len)),
+    ]  # fmt: skip
+    if config.num_experts:
+        maps.append(_map(
+            "experts", "busiest expert / mean", f"{batch} x {seq_len} tokens on {cluster.name}",
+            _EXPERTS, _SKEWS,
+            lambda x, y: at(config.replace(num_experts=int(x)), cluster, batch, seq_len, y),
+        ))  # fmt: skip
+    return tuple(maps)
+
+
+def _map(
+    x: str, y: str, constant: str, xs: Sequence[float], ys: Sequence[float],
+    seconds: Callable[[float, float], Mapping[str, float]],
+) -> RegimeMap:  # fmt: skip
+    return RegimeMap(x, y, constant, tuple(Point(a, b, seconds(a, b)) for a in xs for b in ys))
+
+
+def _as_wide(config: ModelConfig, width: int) -> ModelConfig:
+    """The model at another width, with heads as wide as they were."""
+    share = width / config.d_model
+    heads = max(1, round(config.num_heads * share))
+    kv_heads = next(g for g in range(max(1, round(config.num_kv_heads * share)), 0, -1)
+                    if heads % g == 0)  # fmt: skip
+    return config.replace(
+        d_model=width,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        d_ff=max(1, round(config.d_ff * share)),
+    )
+
+
+def _seconds(
+    config: ModelConfig, where: Cluster, batch: int, seq_len: int, rates: Rates, skew: float
+) -> dict[str, float]:
+    found = {}
+    for name in NAMES:
+        try:
+            strategy = build(name, devices=where.devices, node_size=where.gpus_per_node,
+                             cluster=where.name)  # fmt: skip
+            best = _best(config, strategy, where, batch, seq_len, rates, skew)
+        except (ValueError, NotImplementedError):
+            continue
+        if best is not None:
+            found[name] = best
+    return found
+
+
+def _best(
+    config: ModelConfig, strategy: Strategy, where: Cluster, batch: int, seq_len: int,
+    rates: Rates, skew: float,
+) -> float | None:  # fmt: skip
+    local = batch // strategy.split().count("act_batch")
+    stages = strategy.split().count("layers")
+    best = None
+    for microbatches in (1, stages, 4 * stages, 16 * stages):
+        if not local or local % microbatches:
+            continue
+        workload = Workload(batch, seq_len, microbatches)
+        sharded = ShardedTransformer(config, strategy, workload)
+        if estimate_bytes(sharded) > where.usable_bytes:
+            continue
+        found = estimate(config, strategy, workload, where, rates=rates, skew=skew).cost.seconds
+        best = found if best is None else min(best, found)
+        if stages == 1:
+            break
+    return best
