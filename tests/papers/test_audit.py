@@ -117,6 +117,72 @@ def test_limits_by_hand():
     assert not wide.fits
 
 
+_HIDDEN = 128 * 10_000 * 4096 * 2  # bytes of compressed_layerwise's hidden state
+_EXPERT = 2 * 8192 * 32_768 * 2  # bytes of two matrices
+BY_HAND = {
+    ("compressed_layerwise", "", "activations"): 3 * _HIDDEN / 1e6,
+    ("compressed_layerwise", "", "attention weights to compress"): 4 * 4096**2 * 2 / 1e6,
+    ("compressed_layerwise", "", "MLP weights to compress"): 3 * 4096 * 16_384 * 2 / 1e6,
+    ("compressed_layerwise", "layerwise", "attention weights in INT8"): 4 * 4096**2 / 1e6,
+    # Half of the weights, a byte and two bits each.
+    ("compressed_layerwise", "layerwise", "MLP weights in INT8 and 2:4"):
+        3 * 4096 * 16_384 / 2 * 1.25 / 1e6,
+    ("compressed_layerwise", "layerwise", "further reduction by 2:4"): 37.5,
+    ("compressed_layerwise", "layerwise", "compressed layer"):
+        (4 * 4096**2 + 3 * 4096 * 16_384 / 2 * 1.25 + 2 * 4096) / 1e6,
+    ("compressed_layerwise", "", "uncompressed layer"): 100.7 + 33.6 + 3 * 134.2 + 0.016 + 108.3,
+    ("compressed_layerwise", "", "final activations"): 98.3 * 0.25 * 0.8,
+    ("compressed_layerwise", "tensor_pipeline", "bytes of one all-reduce"): _HIDDEN / 8 / 1e6,
+    ("compressed_layerwise", "tensor_pipeline", "bytes of all all-reduces"): 32 * _HIDDEN / 1e9,
+    ("compressed_layerwise", "tensor_pipeline", "bytes of all stage transfers"): _HIDDEN / 1e6,
+    ("compressed_layerwise", "layerwise", "bytes of all layer-to-layer transfers"):
+        15 * _HIDDEN / 1e6,
+    ("compressed_layerwise", "layerwise", "energy efficiency improvement"):
+        100 * (15_360 / 10.4 / (12_800 / 11.2) - 1),
+    ("compressed_layerwise", "layerwise", "TPS with 8 layers"): 15_360,
+    ("cross_node_ep", "", "one expert matrix"): 8192 * 32_768 * 2 / 2**20,
+    ("cross_node_ep", "expert_parallel", "expert weights a GPU"): 4 * _EXPERT / 2**20,
+    ("cross_node_ep", "expert_parallel", "weights of all GPUs"): 64 * _EXPERT / 2**30,
+    ("cross_node_ep", "tensor_pipeline", "experts of a layer a GPU"): 2,
+    # Two experts, attention, causal pairs; of 16 x 989 TFLOP/s.
+    ("cross_node_ep", "expert_parallel", "compute utilisation"):
+        100 * 450_000 * 4 * (2 * (2 * _EXPERT / 2 + 4 * 8192**2) + 4 * 8192 * 5000.5)
+        / (16 * 989e12),
+    ("two_level", "two_level", "TPOT"): 16e3 / 1.58e6,
+    ("ring_sp", "ring_sequence", "TPOT"): 1e3 / 1.45e6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BY_HAND, ids="-".join)
+def test_derived_by_hand(key):
+    assert found(*key).derived == pytest.approx(BY_HAND[key], rel=1e-9)
+
+
+def test_readings_of_a_tpot_by_hand():
+    a = found("ring_sp", "tensor_pipeline", "TPOT")
+    inverse, in_us, overhead, request = (r.value for r in a.tpot)
+    assert inverse == pytest.approx(1e3 / 1.2e6)
+    assert in_us == pytest.approx(1e6 / 1.2e6)
+    assert overhead == pytest.approx(16e3 / 1.2e6)
+    assert request == pytest.approx(1024e3 / 1.2e6)
+    # One paper's baseline at equal FLOP/s in another: half the layers, half the FLOPs a token.
+    assert found("ring_sp", "tensor_pipeline", "TPS").implied == pytest.approx(0.6e6)
+
+
+def test_a_cache_that_does_not_fit_is_no_way_to_decode():
+    """Slow enough for HBM, yet 5.4 TB of keys and values are not to be held."""
+    paper = PAPERS["cache_layerwise"]
+    (claim,) = [c for c in paper.claims if (c.strategy, c.quantity) == ("layerwise", "TPS")]
+    slow = dataclasses.replace(claim, printed="9,000")
+    changed = dataclasses.replace(
+        paper, claims=tuple(slow if c is claim else c for c in paper.claims)
+    )
+    prefill, decode = found("x", "layerwise", "TPS", {"x": audit(changed)}).tps
+    assert decode.limit.tokens_per_s > 9_000
+    assert decode.beyond
+    assert not prefill.beyond
+
+
 def test_known_contradictions_have_their_verdicts():
     """Each is worked out beside the papers by hand; none may turn into an agreement."""
     known = {
