@@ -61,7 +61,10 @@ SWEEP = flags.DEFINE_string(
     "sweep", None, "Compile and predict along an axis (devices, seq_len or batch): axis:low..high "
     "doubles, axis:4k,10k lists; k = 1024, M = 1024 k. verify runs only if --lenses names it.",
 )  # fmt: skip
-OUT = flags.DEFINE_string("out", "out", "Folder for report.json and report.html.")
+OUT = flags.DEFINE_string(
+    "out", "out", "Folder for what is written: report.json and report.html; of claims, claims.json "
+    "and claims.md.",
+)  # fmt: skip
 FROM_REPORT = flags.DEFINE_string(
     "from_report",
     None,

@@ -238,18 +238,16 @@ class _Sketch:
         whole /= math.prod(self.split.mesh_axes[a] for a in getattr(part, "seq_axes", ()))
         steps: list[Step] = [*self.sends(exchanged), passes("zero o", 0.0, whole * _WIDE)]
         pair = block_pair(work.rows, work.block, width, values, self.item, self.dtype)
-        hops = 1 + sum(n / 2 for _, n in around)
-        each = pairs / hops
-        loop = Loop("pairs", each, "pair", "test")
-        for axis, (t, n) in enumerate(around):
-            # One hop's pairs run beside the send; the sends of an outer ring share it.
-            del axis
-            for i in range(int(n / 2)):
-                starts = [Start(f"{t.what}.{i}.{x}", one_send(t, self.strategy.mesh, t.what))
-                          for x in "kv"]  # fmt: skip
-                chosen = float(work.rows * work.block) * self.item * (2 * width + values)
-                steps += [*starts, loop, passes("choose", 3 * chosen, 1.5 * chosen),
-                          *(Wait(s.name) for s in starts)]  # fmt: skip
+        hops = 1 + sum(n for _, n in around)
+        # XLA's scheduler starts a send where it thinks it will just be done: half-way through the
+        # hop's work.
+        half, loop = (Loop("pairs", pairs / hops / n, "pair", "test") for n in (2, 1))
+        chosen = float(work.rows * work.block) * self.item * (2 * width + values)
+        for t, n in around:
+            for i in range(int(n)):
+                name = f"{t.what}.{i}"
+                steps += [half, Start(name, one_send(t, self.strategy.mesh, t.what)), half,
+                          passes("choose", 3 * chosen, 1.5 * chosen), Wait(name)]  # fmt: skip
         steps += [loop, passes("finish", whole * _WIDE, whole * self.item), *self.sends(home)]
         return steps, {"pair": pair}
 

@@ -12,12 +12,12 @@ _HEAD = """# Assumptions
 
 What the papers leave out and Parallax chose: the numbers tagged `assumed`. Written from the data in
 `parallax/papers/` by `python -m parallax.papers.assumptions docs/assumptions.md`; a test holds them
-equal.
+equal. What the papers claim is in [claims.md](claims.md).
 """
 
 
 def assumptions_markdown() -> str:
-    """The whole page: what all papers share, then each paper's own, then what it contradicts."""
+    """The whole page: what all papers share, then each paper's own."""
     shared = common_assumptions(microbatches=MICROBATCHES)
     parts = [_HEAD, "## In all papers, where a paper does not say otherwise\n", _table(shared)]
     for paper in PAPERS.values():
@@ -30,12 +30,6 @@ def assumptions_markdown() -> str:
             parts.append(f"Given by the paper, so not assumed: {', '.join(left_out)}.\n")
         if own:
             parts.append(_table(own))
-        noted = [c for c in paper.claims if c.note]
-        if noted:
-            parts.append("\nClaims that need a word:\n")
-            parts += [f"- {_subject(c.strategy)}{c.quantity} {c.value:,.10g} {c.unit}: {c.note}."
-                      for c in noted]  # fmt: skip
-            parts.append("")
     page = "\n".join(parts).rstrip() + "\n"
     return re.sub(r"\n{3,}", "\n\n", page)
 
@@ -51,10 +45,6 @@ def _setting(paper: Paper) -> str:
         "parameters.\n"
     )
     return line + (f"\nNot in this release: {paper.missing}.\n" if paper.missing else "")
-
-
-def _subject(strategy: str) -> str:
-    return f"`{strategy}` " if strategy else ""
 
 
 def _table(rows: tuple[Assumption, ...]) -> str:

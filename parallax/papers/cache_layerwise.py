@@ -1,7 +1,8 @@
 """Contiguous layers grouped to fit one GPU's L2 cache, one group a GPU, sixteen dense layers."""
 
+from parallax.papers.cache_layerwise_claims import CLAIMS, SETUP
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
-from parallax.papers.paper import Assumption, Claim, Paper, Validation
+from parallax.papers.paper import Assumption, Paper, Validation
 from parallax.workload import Workload
 
 CACHE_LAYERWISE = Paper(
@@ -11,17 +12,8 @@ CACHE_LAYERWISE = Paper(
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
     strategies=("tensor_pipeline", "layerwise", "data_parallel"),
     cluster=CLUSTER,
-    claims=(
-        Claim("tensor_pipeline", "TPS", 12_800, "tokens/s", "tps",
-              "2-3 % of what 16 H100's dense FP16 peak allows on prompts; decoding at batch 1024 "
-              "needs 5.4 TB of FP16 KV cache"),
-        Claim("layerwise", "TPS", 15_360, "tokens/s", "tps",
-              "compressed_layerwise prints the same figures for a third of the weights a layer"),
-        Claim("tensor_pipeline", "TPOT", 0.078, "ms", "inv_tps", "exactly 1/TPS"),
-        Claim("layerwise", "TPOT", 0.065, "ms", "inv_tps", "exactly 1/TPS"),
-        Claim("layerwise", "TPS improvement", 20.0, "%", "other"),
-        Claim("layerwise", "TPOT reduction", 17.0, "%", "other"),
-    ),
+    claims=CLAIMS,
+    setup=SETUP,
     assumptions=(
         *common_assumptions(microbatches=MICROBATCHES),
         Assumption(

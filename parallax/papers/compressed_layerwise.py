@@ -3,6 +3,7 @@
 from parallax.models.config import ModelConfig
 from parallax.papers.common import CLUSTER, VOCAB_SIZE, common_assumptions
 from parallax.papers.compressed_layerwise_claims import CLAIMS
+from parallax.papers.compressed_layerwise_setup import SETUP
 from parallax.papers.paper import Assumption, Paper, Validation
 from parallax.workload import Workload
 
@@ -28,6 +29,7 @@ COMPRESSED_LAYERWISE = Paper(
     strategies=("tensor_pipeline", "layerwise", "data_parallel"),
     cluster=CLUSTER,
     claims=CLAIMS,
+    setup=SETUP,
     assumptions=(
         *common_assumptions(mlp=None),
         Assumption(

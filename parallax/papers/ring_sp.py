@@ -1,7 +1,8 @@
 """Ring Attention + Sequence Parallelism beside TP=8 x PP=2, four dense layers."""
 
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
-from parallax.papers.paper import Assumption, Claim, Paper, Validation
+from parallax.papers.paper import Assumption, Paper, Validation
+from parallax.papers.ring_sp_claims import CLAIMS, SETUP
 from parallax.workload import Workload
 
 RING_SP = Paper(
@@ -11,19 +12,8 @@ RING_SP = Paper(
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
     strategies=("tensor_pipeline", "ring_sequence", "double_ring", "data_parallel"),
     cluster=CLUSTER,
-    claims=(
-        Claim("tensor_pipeline", "TPS", 1.20e6, "tokens/s", "tps",
-              "two_level prints the same figure for half the layers of the same width"),
-        Claim("ring_sequence", "TPS", 1.45e6, "tokens/s", "tps",
-              "65-71 % of 16 H100's dense FP16 peak with a two-matrix MLP, 85-91 % if gated"),
-        Claim("tensor_pipeline", "TPOT", 0.85, "ms", "inv_tps_us_printed_ms",
-              "1/TPS is 0.83 us: printed 1000 times larger, and 2 % off"),
-        Claim("ring_sequence", "TPOT", 0.70, "ms", "inv_tps_us_printed_ms",
-              "1/TPS is 0.69 us: printed 1000 times larger, and 2 % off"),
-        Claim("ring_sequence", "TPS improvement", 20.8, "%", "other"),
-        Claim("ring_sequence", "TPOT reduction", 17.6, "%", "other",
-              "of the printed TPOT; 1/TPS falls by 17.2 %"),
-    ),
+    claims=CLAIMS,
+    setup=SETUP,
     assumptions=(
         *common_assumptions(microbatches=MICROBATCHES),
         Assumption(

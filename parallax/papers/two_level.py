@@ -1,7 +1,8 @@
 """Two-level attention partitioning (4 head groups x 4 slices of each head), two dense layers."""
 
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
-from parallax.papers.paper import Assumption, Claim, Paper, Validation
+from parallax.papers.paper import Assumption, Paper, Validation
+from parallax.papers.two_level_claims import CLAIMS, SETUP
 from parallax.workload import Workload
 
 TWO_LEVEL = Paper(
@@ -11,19 +12,8 @@ TWO_LEVEL = Paper(
     workload=Workload(batch=1024, seq_len=10_000, microbatches=MICROBATCHES),
     strategies=("tensor_pipeline", "two_level", "data_parallel"),
     cluster=CLUSTER,
-    claims=(
-        Claim("tensor_pipeline", "TPS", 1.20e6, "tokens/s", "tps",
-              "ring_sp prints the same figure for twice the layers of the same width"),
-        Claim("two_level", "TPS", 1.58e6, "tokens/s", "tps"),
-        Claim("tensor_pipeline", "TPOT", 0.35, "ms", "sync_overhead_per_token",
-              "at 1.20M tokens/s: 420 s of overhead in each second, 26 s on each of 16 GPUs"),
-        Claim("two_level", "TPOT", 0.22, "ms", "sync_overhead_per_token",
-              "at 1.58M tokens/s: 348 s of overhead in each second, 22 s on each of 16 GPUs"),
-        Claim("two_level", "TPS improvement", 31.7, "%", "other"),
-        Claim("two_level", "overhead reduction", 37.1, "%", "other"),
-        Claim("two_level", "memory reduction a device", 16.0, "times", "other",
-              "holds for what is split over both levels; norms and inputs are not"),
-    ),
+    claims=CLAIMS,
+    setup=SETUP,
     assumptions=(
         *common_assumptions(microbatches=MICROBATCHES),
         Assumption(

@@ -33,7 +33,7 @@ class ClaimSentence:
         text = f"{head}claimed {printed(self.claim)}"
         if self.claim.quantity == "TPOT":
             text += f", read as {self.reading}"
-        return "; ".join(x for x in (text + self.finding, self.claim.note) if x)
+        return "; ".join(x for x in (text + self.finding, self.claim.reason) if x)
 
 
 def printed(claim: Claim) -> str:

@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from parallax.papers.audit import Audited
 from parallax.papers.paper import Paper
+from parallax.report.audit import report_audit
 from parallax.report.claims import claim_sentences
 from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
@@ -83,11 +85,14 @@ def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
 
 def _paper(report: Comparison, paper: Paper) -> Json:
     run = (paper, report.config, report.workload, report.cluster, report.results)
+    audited = {a.claim: a for a in report_audit(report)}
     claims = [
         number(s.claim.value, s.claim.unit, "claimed")
         | {"strategy": s.claim.strategy, "quantity": s.claim.quantity}
-        | {"reading": s.claim.reading, "reading_in_words": s.reading, "note": s.claim.note}
+        | {"reading": s.claim.reading, "reading_in_words": s.reading, "note": s.claim.reason}
         | {"finding": s.finding, "above_modelled_bound": s.contradicted}
+        | {"verdict": audited[s.claim].verdict, "lines": ", ".join(map(str, s.claim.lines))}
+        | {"derived": _derived(audited[s.claim])}
         for s in claim_sentences(*run)
     ]
     return {
@@ -98,6 +103,10 @@ def _paper(report: Comparison, paper: Paper) -> Json:
         "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
         "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
     }
+
+
+def _derived(a: Audited) -> Json | None:
+    return None if a.derived is None else number(a.derived, a.claim.unit, "derived")
 
 
 def _sweep(sweep: Sweep) -> Json:

@@ -8,6 +8,7 @@ from rich.table import Table, box
 from rich.text import Text
 
 from parallax.report import words
+from parallax.report.audit import counts_line, report_audit
 from parallax.report.claims import claim_sentences, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import Row, fact_rows
@@ -146,10 +147,12 @@ def _paper(report: Comparison) -> Iterator[RenderableType]:
     yield from _list("Assumed", ("; ".join(assumption_lines(paper)) + ".",))
     sentences = [s for s in claim_sentences(*run) if s.claim.quantity in ("TPS", "TPOT")]
     lines = [Text(s.text, style="bold red" if s.contradicted else "") for s in sentences]
-    others = len(paper.claims) - len(sentences)
-    if others:
-        lines.append(Text(f"and {others} more figures, in report.json and docs/assumptions.md"))
     yield from _list("Claimed by the paper", (*lines, tpot_reading(paper)))
+    said = (
+        f"{counts_line(report_audit(report))}.",
+        f"Each with its derivation: parallax claims --paper={paper.name}, and report.html.",
+    )
+    yield from _list("Claims audit", said)
     points = []
     for point in verdicts(*run):
         line = Text(f"{point.status}: ", style=_VERDICT_STYLES[point.status])

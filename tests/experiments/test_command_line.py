@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from parallax.experiments.__main__ import EXPERIMENTS, main
+from parallax.papers import PAPERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,6 +134,42 @@ def test_compare_writes_a_report_that_runs_again(tmp_path, aot):
     assert repeated["request"] == report["request"]
     assert repeated["results"][0]["compile"]["wire_bytes"] == result["compile"]["wire_bytes"]
     assert repeated["results"][0]["predict"] is None
+
+
+def test_claims_are_printed_and_written(tmp_path):
+    run = parallax("claims", "--out=found", "--json=copy.json", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert max(map(len, run.stdout.splitlines())) <= 120
+    assert "beyond the physical bound" in run.stdout
+    record = json.loads((tmp_path / "found" / "claims.json").read_text())
+    assert record == json.loads((tmp_path / "copy.json").read_text())
+    for name, paper in PAPERS.items():
+        assert len(record["papers"][name]["figures"]) == len(paper.claims)
+    page = (tmp_path / "found" / "claims.md").read_text()
+    assert page == (ROOT / "docs" / "claims.md").read_text()
+
+
+BAD_CLAIMS = {
+    "paper": (["--paper=x"], "unknown paper 'x'. Use one of: ring_sp"),
+    "cluster": (["--cluster=h100_4x8"], "has 32 GPUs; the papers' figures are about 16"),
+    "json": (["--json=none/out.json"], "its folder is not there"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLAIMS)
+def test_claims_refuses_in_one_line(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD_CLAIMS[name]
+    try:
+        status, text = shown(capsys, "claims", *arguments)
+    finally:
+        flags.FLAGS.unparse_flags()
+        for flag in flags.FLAGS:
+            flags.FLAGS[flag].unparse()
+    assert status == 2
+    assert message in text.err
+    assert text.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def shown(capsys, *arguments):

@@ -84,7 +84,7 @@ def test_tpot_has_the_reading_it_is_given(it):
 
 @pytest.mark.parametrize("it", ALL, ids=lambda it: it.name)
 def test_sentences_are_one_line_and_name_no_placeholder(it):
-    texts = [v.statement for v in it.validations] + [c.note for c in it.claims]
+    texts = [v.statement for v in it.validations] + [c.reason for c in it.claims]
     texts += [s for a in it.assumptions for s in (a.name, a.value, a.reason)]
     assert not [t for t in texts if "\n" in t or t != t.strip() or t.endswith(".,")]
     assert len({a.name for a in it.assumptions}) == len(it.assumptions)

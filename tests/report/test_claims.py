@@ -3,6 +3,7 @@
 import pytest
 
 from parallax.papers import PAPERS
+from parallax.report.audit import report_audit
 from parallax.report.claims import claim_sentences, tpot_reading
 from tests.report import examples
 
@@ -50,6 +51,29 @@ def test_without_a_result_or_a_bound_it_says_so():
     assert "this strategy was not run" in sentences(())["ring_sequence", "TPS"].text
     ring = examples.ring_result(prediction=None)
     assert "no modelled bound" in sentences((ring,))["ring_sequence", "TPS"].text
+
+
+def audited(**changes):
+    return {
+        (a.claim.strategy, a.claim.quantity): a for a in report_audit(examples.report(**changes))
+    }
+
+
+def test_the_runs_own_predictions_are_the_audits_model():
+    base = examples.tensor_result(prediction=examples.prediction(1.93e6, "compute"))
+    found = audited(results=(base,))["tensor_pipeline", "TPS"]
+    prefill, decode = found.tps
+    assert prefill.modelled == examples.prediction(1.93e6, "compute").tokens_per_s
+    assert decode.modelled is None
+    assert found.verdict == "consistent"
+    slow = examples.tensor_result(prediction=examples.prediction(1e6, "compute"))
+    assert audited(results=(slow,))["tensor_pipeline", "TPS"].verdict == "modelled, off by"
+    for other in ({"cluster": "h100_nvl16"}, {"config": examples.RING_SP.config.small()}):
+        assert audited(results=(base,), **other)["tensor_pipeline", "TPS"].tps[0].modelled is None
+
+
+def test_a_report_without_a_paper_has_no_audit():
+    assert report_audit(examples.report(paper=None)) == ()
 
 
 def test_tpot_stands_with_its_reading():

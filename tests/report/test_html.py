@@ -177,3 +177,11 @@ def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     examples.report().html()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_the_claims_audit_has_every_figure(page):
+    text = " ".join("".join(Page(page).text).split())
+    assert "Claims audit" in text
+    for claim in examples.RING_SP.claims:
+        assert f"{claim.printed} {claim.unit}" in text
+        assert claim.reason in text

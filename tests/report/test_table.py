@@ -126,3 +126,10 @@ def test_names_with_markup_are_printed_as_they_are():
     for made in (examples.ring_result, examples.data_result):
         result = made(strategy={"name": "[red]x[/red]"}, description="[bold]")
         assert "[red]x[/red]" in printed(examples.report(results=(result,)))
+
+
+def test_the_claims_audit_is_counted():
+    text = printed(examples.report())
+    assert "Claims audit" in text
+    assert "9 figures: " in text
+    assert "parallax claims --paper=ring_sp" in text

@@ -1,0 +1,178 @@
+"""Every figure of a paper held against what it comes to, and against what the machine allows."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+from parallax.meshes.cluster import Cluster, cluster
+from parallax.papers.limits import TPS_READINGS, Limit, TpsReading, tps_limit
+from parallax.papers.paper import Claim, Given, Paper, Verdict
+from parallax.papers.tpot import TpotReading, tpot_readings
+from parallax.results import Figure
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+OTHER_WIRING = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
+
+# (paper, strategy, "prefill" or "decode") -> tokens/s with its error bar; None: it cannot say.
+Model = Callable[[Paper, str, TpsReading], Figure | None]
+
+# Two papers' throughputs at equal FLOP/s: closer than this and they do not contradict each other.
+_APART = 1.5
+# Binary fractions: half of 0.1 is not to fail for want of the last bit.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class ReadTps:
+    """A throughput under one reading.
+
+    Attributes:
+      limit: what the machine allows.
+      modelled: tokens/s of the cost model, None without one.
+      beyond: the claim is above the limit, or the reading needs more memory than there is.
+    """
+
+    limit: Limit
+    modelled: Figure | None
+    beyond: bool
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One claim with its verdict.
+
+    Attributes:
+      claim: as printed.
+      derived: what it comes to, in the claim's unit; of a TPS, the largest limit of its readings;
+        None where the text gives nothing.
+      verdict: what follows.
+      reason: in one line.
+      implied: of a TPS, what another paper's figure comes to here; None where none is comparable.
+      tps: every reading of a throughput, () of other claims.
+      tpot: every reading of a TPOT, () of other claims.
+      elsewhere: what changes on the other wiring, "" if nothing.
+    """
+
+    claim: Claim
+    derived: float | None
+    verdict: Verdict
+    reason: str
+    implied: float | None = None
+    tps: tuple[ReadTps, ...] = ()
+    tpot: tuple[TpotReading, ...] = ()
+    elsewhere: str = ""
+
+    @property
+    def off_by(self) -> float | None:
+        """Claimed over derived; over what is modelled where the verdict is about that."""
+        base = self.derived
+        if self.verdict == "modelled, off by":
+            base = next(r.modelled.value for r in self.tps if r.modelled and not r.beyond)
+        return self.claim.value / base if base else None
+
+
+def audit(
+    paper: Paper,
+    model: Model | None = None,
+    *,
+    on: Cluster | None = None,
+) -> tuple[Audited, ...]:
+    """Judges every figure of a paper, in the order of its lines.
+
+    Args:
+      paper: whose claims.
+      model: tokens/s of a strategy of the paper, prefill or decode; None leaves a throughput's
+        verdict to its physical bound.
+      on: the machine; None takes the paper's cluster.
+
+    Cost: closed forms, some tenths of a second; nothing is traced or compiled, but the first call
+      imports JAX.
+    """
+    where = cluster(paper.cluster) if on is None else on
+    found = (_audited(Given(paper, claim, where), model) for claim in paper.claims)
+    return tuple(sorted(found, key=lambda a: a.claim.lines[0]))
+
+
+def counts(audited: Iterable[Audited]) -> dict[Verdict, int]:
+    """How many claims have each verdict, in the order of VERDICTS, none left out."""
+    found = Counter(a.verdict for a in audited)
+    return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def judge(claim: Claim, derived: float | None) -> Verdict:
+    """The verdict on a figure that is held against one number, in the claim's unit."""
+    if derived is None:
+        return "not derivable from the text"
+    off = claim.value - derived
+    step = claim.last_digit * (1 + _SLACK)
+    if claim.relation == "at most":
+        return "consistent" if off <= step / 2 else claim.otherwise
+    if claim.relation == "at least":
+        return "consistent" if off >= -step / 2 else claim.otherwise
+    if abs(off) <= step / 2:
+        return "consistent"
+    return "rounding" if abs(off) <= step else claim.otherwise
+
+
+def _audited(given: Given, model: Model | None) -> Audited:
+    claim = given.claim
+    if claim.reading == "tps":
+        return _throughput(given, model)
+    derived = None if claim.derive is None else claim.derive(given)
+    tpot = tpot_readings(given) if claim.quantity == "TPOT" else ()
+    return Audited(claim, derived, judge(claim, derived), claim.reason, tpot=tpot)
+
+
+def _throughput(given: Given, model: Model | None) -> Audited:
+    claim, paper = given.claim, given.paper
+    readings = tuple(_read(given, reading, model) for reading in TPS_READINGS)
+    best = max((r.limit for r in readings), key=lambda limit: limit.tokens_per_s)
+    implied = None if claim.derive is None else claim.derive(given)
+    verdict = _tps_verdict(claim, readings, implied)
+    elsewhere = ""
+    if given.cluster.name == paper.cluster and given.cluster.name != OTHER_WIRING:
+        other = Given(paper, claim, cluster(OTHER_WIRING))
+        there = tuple(_read(other, reading, None) for reading in TPS_READINGS)
+        elsewhere = _change(readings, there, claim)
+    return Audited(
+        claim, best.tokens_per_s, verdict, claim.reason, implied, readings, elsewhere=elsewhere
+    )
+
+
+def _read(given: Given, reading: TpsReading, model: Model | None) -> ReadTps:
+    claim = given.claim
+    limit = tps_limit(given.paper, claim.strategy, reading, given.cluster)
+    modelled = None if model is None else model(given.paper, claim.strategy, reading)
+    too_fast = claim.value - claim.last_digit / 2 > limit.tokens_per_s
+    return ReadTps(limit, modelled, too_fast or not limit.fits)
+
+
+def _tps_verdict(claim: Claim, readings: tuple[ReadTps, ...], implied: float | None) -> Verdict:
+    """Impossible under every reading; else what the first possible one with a model says."""
+    possible = [r for r in readings if not r.beyond]
+    if not possible:
+        return "beyond the physical bound"
+    modelled = next((r.modelled for r in possible if r.modelled is not None), None)
+    if modelled is not None:
+        half = claim.last_digit / 2
+        low = modelled.value if modelled.low is None else modelled.low
+        high = modelled.value if modelled.high is None else modelled.high
+        return "consistent" if low - half <= claim.value <= high + half else "modelled, off by"
+    if implied is not None and not 1 / _APART <= claim.value / implied <= _APART:
+        return "contradicts another claim"
+    return "consistent"
+
+
+def _change(here: tuple[ReadTps, ...], there: tuple[ReadTps, ...], claim: Claim) -> str:
+    """What another wiring changes: readings that become possible or impossible."""
+    said = []
+    for a, b in zip(here, there, strict=True):
+        if a.beyond != b.beyond:
+            share = 100 * claim.value / b.limit.tokens_per_s
+            state = "is beyond the bound" if b.beyond else "is possible"
+            said.append(
+                f"on {OTHER_WIRING} the {b.limit.reading} reading {state}: "
+                f"{share:.0f} % of what {b.limit.set_by} allows"
+            )
+    return "; ".join(said)

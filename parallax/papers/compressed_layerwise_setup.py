@@ -1,0 +1,36 @@
+"""Lines of the compressed_layerwise paper whose digits are configuration, names and headings."""
+
+from parallax.papers.paper import Setup
+
+SETUP = (
+    Setup(1, "heading"),
+    Setup(6, "GPUs", 16),
+    Setup(14, "layers", 16),
+    Setup(16, "width", 4096),
+    Setup(17, "MLP width", 16_384),
+    Setup(18, "heads", 32),
+    Setup(19, "head dimension", 128),
+    Setup(20, "length", 10_000),
+    Setup(21, "batch", 128),
+    Setup(22, "precision"),
+    Setup(43, "number of a list"),
+    Setup(48, "number of a list"),
+    Setup(53, "number of a list"),
+    Setup(58, "number of a list"),
+    Setup(77, "tensor parallel degree", 8),
+    Setup(78, "tensor parallel degree", 8),
+    Setup(81, "pipeline stages", 2),
+    Setup(82, "last layer of the first stage", 8),
+    Setup(83, "last layer of the second stage", 16),
+    Setup(85, "batch", 128),
+    Setup(86, "sequences of a microbatch", 16),
+    Setup(87, "microbatches", 8),
+    Setup(119, "GPUs of an all-reduce", 8),
+    Setup(137, "layers", 16),
+    Setup(140, "layers, one a device", 16),
+    Setup(143, "layers of another model", 64),
+    Setup(162, "precision"),
+    Setup(184, "layers of another model", 32),
+    Setup(190, "layers of another model", 8),
+    Setup(197, "runs behind an average", 100),
+)

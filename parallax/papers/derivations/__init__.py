@@ -1,0 +1,1 @@
+"""Papers' figures derived: plain functions from what is given to a number, by topic."""

@@ -1,0 +1,166 @@
+"""Bytes that weights, activations and caches take, before and after compression."""
+
+from parallax.models.config import ModelConfig
+from parallax.papers.paper import Given
+
+MB, GB, MIB, GIB = 1e6, 1e9, 2.0**20, 2.0**30
+# Half of the weights under 2:4, each of 8 bits with a position of two bits: of 8 bits a weight.
+INT8_2_4_SHARE = 0.5 * (8 + 2) / 8
+
+
+def _attention_params(config: ModelConfig) -> float:
+    return config.d_model * config.head_dim * 2.0 * (config.num_heads + config.num_kv_heads)
+
+
+def _mlp_params(config: ModelConfig) -> float:
+    return (3.0 if config.mlp == "gated" else 2.0) * config.d_model * config.d_ff
+
+
+def layer_params(config: ModelConfig) -> int:
+    """Of one whole layer: attention, MLP or experts with their router, norms."""
+    return config.replace(num_layers=2).num_params - config.replace(num_layers=1).num_params
+
+
+def qkv_mb(given: Given) -> float:
+    c = given.config
+    heads = c.num_heads + 2 * c.num_kv_heads
+    return c.d_model * heads * c.head_dim * c.item_bytes / MB
+
+
+def attention_output_mb(given: Given) -> float:
+    c = given.config
+    return c.num_heads * c.head_dim * c.d_model * c.item_bytes / MB
+
+
+def mlp_matrix_mb(given: Given) -> float:
+    return given.config.d_model * given.config.d_ff * given.config.item_bytes / MB
+
+
+def attention_mb(given: Given) -> float:
+    return _attention_params(given.config) * given.config.item_bytes / MB
+
+
+def mlp_mb(given: Given) -> float:
+    return _mlp_params(given.config) * given.config.item_bytes / MB
+
+
+def attention_int8_mb(given: Given) -> float:
+    return _attention_params(given.config) / MB
+
+
+def mlp_int8_sparse_mb(given: Given) -> float:
+    return _mlp_params(given.config) * INT8_2_4_SHARE / MB
+
+
+def norms_mb(given: Given) -> float:
+    return 2 * given.config.d_model * given.config.item_bytes / MB
+
+
+def norms_int8_mb(given: Given) -> float:
+    return 2 * given.config.d_model / MB
+
+
+def compressed_layer_mb(given: Given) -> float:
+    """Weights alone: attention in INT8, the MLP in INT8 and 2:4 with its positions."""
+    return attention_int8_mb(given) + mlp_int8_sparse_mb(given) + norms_int8_mb(given)
+
+
+def printed_activations_mb(given: Given) -> float:
+    """What the printed product comes to: batch x length x width x bytes x 3."""
+    work = given.workload
+    return 3.0 * work.tokens * given.config.d_model * given.config.item_bytes / MB
+
+
+def printed_layer_mb(given: Given) -> float:
+    """The printed lines added up."""
+    one = ("attention QKV weights", "attention output weights", "norm weights", "activations",
+           "workspace")  # fmt: skip
+    return sum(given.claimed(q, "") for q in one) + 3 * given.claimed("one MLP matrix", "")
+
+
+def all_printed_layers_gb(given: Given) -> float:
+    return given.config.num_layers * given.claimed("uncompressed layer", "") / 1e3
+
+
+def int8_cut_percent(given: Given) -> float:
+    return 100 * (1 - 1 / given.config.item_bytes)
+
+
+def two_of_four_percent(given: Given) -> float:
+    return 100 * 2 / 4
+
+
+def sparse_int8_cut_percent(given: Given) -> float:
+    """What 2:4 takes off INT8 weights, positions counted."""
+    return 100 * (1 - INT8_2_4_SHARE)
+
+
+def activations_cut_percent(given: Given) -> float:
+    return 100 * (1 - given.claimed("final activations", "") / given.claimed("activations", ""))
+
+
+def activations_after_both_cuts_mb(given: Given) -> float:
+    kept = 1 - given.claimed("activation reduction by checkpointing", "") / 100
+    kept *= 1 - given.claimed("further activation reduction", "") / 100
+    return given.claimed("activations", "") * kept
+
+
+def workspace_cut_percent(given: Given) -> float:
+    return 100 * (1 - given.claimed("final workspace", "") / given.claimed("workspace", ""))
+
+
+def workspace_after_cut_mb(given: Given) -> float:
+    return given.claimed("workspace", "") * (1 - given.claimed("workspace reduction", "") / 100)
+
+
+def l2_used_percent(given: Given) -> float:
+    return 100 * given.claimed("L2 in use") / given.claimed("L2 a GPU", "")
+
+
+def layer_of_l2_percent(given: Given) -> float:
+    layer = given.claimed("further compressed layer")
+    return 100 * layer / given.claimed("L2 a GPU", "")
+
+
+def hbm_used_percent(given: Given) -> float:
+    return 100 * given.claimed("HBM in use") / given.claimed("HBM a GPU", "")
+
+
+def hbm_share_claimed_percent(given: Given) -> float:
+    """By the other row's meaning of the column: its share of HBM."""
+    return given.claimed("HBM use")
+
+
+def one_expert_matrix_mib(given: Given) -> float:
+    return given.config.d_model * given.config.d_ff * given.config.item_bytes / MIB
+
+
+def experts_a_gpu_mib(given: Given) -> float:
+    """One expert of every layer."""
+    c = given.config
+    return c.num_layers * _mlp_params(c) * c.item_bytes / MIB
+
+
+def all_experts_gib(given: Given) -> float:
+    c = given.config
+    return c.num_layers * c.num_experts * _mlp_params(c) * c.item_bytes / GIB
+
+
+def all_layers_gib(given: Given) -> float:
+    """Experts, routers, attention and norms of all layers."""
+    return given.config.num_layers * layer_params(given.config) * given.config.item_bytes / GIB
+
+
+def experts_of_a_layer_a_gpu(given: Given) -> float:
+    """A stage holds whole layers: all their experts over the GPUs of the stage."""
+    from parallax.strategies import build
+
+    stage = build(given.claim.strategy).mesh["tensor"]
+    return given.config.num_experts / stage
+
+
+def weights_divided_by(given: Given) -> float:
+    """Matrices and tables are split over all devices, norms are not."""
+    total = given.config.num_params
+    norms = (2 * given.config.num_layers + 1) * given.config.d_model
+    return total / ((total - norms) / given.cluster.devices + norms)

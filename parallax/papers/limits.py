@@ -1,0 +1,125 @@
+"""What the machine allows a throughput claim, under each reading of what a token a second is."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from parallax.meshes.cluster import Cluster
+from parallax.papers.derivations.memory import layer_params
+from parallax.papers.derivations.speed import active_matrix_params, prompt_flops_a_token
+from parallax.papers.paper import Paper
+from parallax.workload import Workload
+
+TpsReading = Literal["prefill", "decode"]
+TPS_READINGS: tuple[TpsReading, ...] = ("prefill", "decode")
+TERMS = ("compute", "HBM", "NVLink", "network")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most tokens a second, if every device works at peak and nothing waits (tag: derived).
+
+    Attributes:
+      reading: "prefill" counts the tokens of all prompts over one pass, "decode" one new token of
+        every sequence over one step, each beside a cache of the whole length.
+      tokens: of one pass or step.
+      terms_s: the least time of each term, over all devices, seconds.
+      held_bytes: weights, and when decoding the KV cache, over all devices.
+      room_bytes: what the devices can hold.
+    """
+
+    reading: TpsReading
+    tokens: int
+    terms_s: dict[str, float]
+    held_bytes: float
+    room_bytes: float
+
+    @property
+    def fits(self) -> bool:
+        return self.held_bytes <= self.room_bytes
+
+    @property
+    def set_by(self) -> str:
+        return max(self.terms_s, key=lambda term: self.terms_s[term])
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / max(self.terms_s.values())
+
+
+def tps_limit(paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster) -> Limit:
+    """The limit of one strategy on the paper's model and batch.
+
+    FLOPs and HBM are any strategy's: split evenly, masked pairs and bubbles left out, every weight
+    read once. What is sent is the strategy's own closed-form minimum, on the links it crosses, with
+    no latency. Experts are chosen evenly.
+
+    Args:
+      paper, strategy: one of `paper.strategies`.
+      reading: of "tokens a second".
+      cluster: of as many devices as the strategy's mesh.
+    """
+    config, work, gpu = paper.config, paper.workload, cluster.gpu
+    weights = float(config.num_layers * layer_params(config) * config.item_bytes)
+    held = float(config.num_params * config.item_bytes)
+    if reading == "prefill":
+        tokens = work.tokens
+        flops = tokens * prompt_flops_a_token(config, work.seq_len)
+        read = weights
+    else:
+        tokens = work.batch
+        table = config.vocab_size * config.d_model
+        scores = 4.0 * work.seq_len * config.num_heads * config.head_dim * config.num_layers
+        flops = tokens * (2.0 * (active_matrix_params(config) + table) + scores)
+        row = 2 * config.num_kv_heads * config.head_dim * config.num_layers * config.item_bytes
+        cache = float(work.tokens * row)
+        read = weights + table * config.item_bytes + cache
+        held += cache
+    sent = _least_link_bytes(paper, strategy, reading, cluster)
+    return Limit(
+        reading, tokens,
+        {
+            "compute": flops / (cluster.devices * gpu.peak_flops(config.dtype)),
+            "HBM": read / (cluster.devices * gpu.hbm_bytes_per_s),
+            "NVLink": sent["nvlink"] / gpu.nvlink_bytes_per_s,
+            "network": sent["nic"] / cluster.nic_bytes_per_s,
+        },
+        held, float(cluster.devices * cluster.usable_bytes),
+    )  # fmt: skip
+
+
+def _least_link_bytes(
+    paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster
+) -> dict[str, float]:
+    """Bytes on the busiest device's links, of the strategy's closed form without bubbles."""
+    # Loaded here: a list of papers needs no JAX.
+    from parallax.communication import decode_transfers, forward_transfers
+    from parallax.cost.links import least_link_bytes
+    from parallax.decoding import Decoder
+    from parallax.estimate.sends import one_send
+    from parallax.spmd import ShardedTransformer
+    from parallax.strategies import build
+
+    built = build(
+        strategy, devices=cluster.devices, node_size=cluster.gpus_per_node, cluster=cluster.name
+    )
+    work = _fitted(paper.workload, built.split().count("act_batch"))
+    if reading == "prefill":
+        found = forward_transfers(paper.config, built, work)
+    else:
+        sharded = ShardedTransformer(paper.config, built, work)
+        found = decode_transfers(Decoder(sharded, new_tokens=1))
+    total = {"nvlink": 0.0, "nic": 0.0}
+    for t in found:
+        once = dataclasses.replace(t, wire_bytes=t.minimum_bytes, count=1)
+        send = one_send(once, built.mesh, t.what)
+        for link, size in least_link_bytes(send.collective, cluster).items():
+            total[link] += size
+    return total
+
+
+def _fitted(work: Workload, parts: int) -> Workload:
+    return dataclasses.replace(
+        work, microbatches=math.gcd(work.microbatches, max(1, work.batch // parts))
+    )

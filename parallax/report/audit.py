@@ -1,0 +1,165 @@
+"""The claims audit as rows of words: what every output of it shows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from parallax.papers.audit import Audited, Model, ReadTps, audit, counts
+from parallax.papers.limits import Limit, TpsReading
+from parallax.papers.paper import Claim, Paper
+from parallax.report import words
+from parallax.report.claims import other_than_the_papers
+from parallax.report.comparison import Comparison
+from parallax.results import Figure, StrategyResult
+
+HEADS = ("line", "figure", "claimed", "derived", "verdict", "reason")
+_GOOD = ("consistent", "rounding")
+_RELATIONS = {"equals": "", "at most": "at most ", "at least": "at least "}
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One figure, in words.
+
+    Attributes:
+      lines: of the paper's text.
+      figure: of which strategy, and what.
+      claimed, derived, verdict: as a table shows them; "-" where nothing can be derived.
+      status: "good", "bad" or "none" (nothing to judge it by).
+      reason: what the verdict rests on.
+      more: the readings of a TPS or TPOT, a line each.
+    """
+
+    lines: str
+    figure: str
+    claimed: str
+    derived: str
+    verdict: str
+    status: str
+    reason: str
+    more: tuple[str, ...]
+
+
+def audit_rows(audited: Iterable[Audited]) -> tuple[AuditRow, ...]:
+    """A row a figure, in the order given."""
+    return tuple(_row(a) for a in audited)
+
+
+def counts_line(audited: Iterable[Audited]) -> str:
+    """9 figures: 4 consistent, 2 arithmetic error, ...; verdicts that nobody has are left out."""
+    audited = tuple(audited)
+    each = ", ".join(f"{n} {verdict}" for verdict, n in counts(audited).items() if n)
+    return f"{len(audited)} figures: {each}"
+
+
+def model_of(results: Iterable[StrategyResult], comparable: bool) -> Model | None:
+    """What this run's predictions say of a paper's throughputs.
+
+    Args:
+      results: of strategies by the paper's names.
+      comparable: the run has the paper's model, batch, length and cluster.
+    """
+    found: dict[tuple[str, str], Figure] = {
+        (r.name, r.prediction.phase): r.prediction.tokens_per_s
+        for r in results
+        if comparable and r.prediction is not None
+    }
+
+    def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:
+        return found.get((strategy, reading))
+
+    return model if found else None
+
+
+def report_audit(report: Comparison) -> tuple[Audited, ...]:
+    """The paper of a report audited on its own cluster; () without a paper.
+
+    Where the run has the paper's size and cluster, its predictions are the model.
+    """
+    if report.paper is None:
+        return ()
+    # Phases are told apart by the model itself: results are left out of the question.
+    other = other_than_the_papers(report.paper, report.config, report.workload, ())
+    comparable = not other and report.cluster == report.paper.cluster
+    return audit(report.paper, model_of(report.results, comparable))
+
+
+def _row(a: Audited) -> AuditRow:
+    claim = a.claim
+    status = "good" if a.verdict in _GOOD else "bad"
+    if a.verdict == "not derivable from the text":
+        status = "none"
+    return AuditRow(
+        lines=", ".join(map(str, claim.lines)),
+        figure=f"{claim.strategy}: {claim.quantity}" if claim.strategy else claim.quantity,
+        claimed=f"{claim.printed} {claim.unit}",
+        derived=_derived(a),
+        verdict=_verdict(a),
+        status=status,
+        reason=claim.reason,
+        more=(
+            *(() if a.implied is None else (_implied(a.implied),)),
+            *(_tps_line(claim, r) for r in a.tps),
+            *((a.elsewhere,) if a.elsewhere else ()),
+            *(f"{r.says}{' (possible)' if r.possible else ''}" for r in a.tpot),
+        ),
+    )
+
+
+def _derived(a: Audited) -> str:
+    if a.derived is None:
+        return "-"
+    if a.tps:
+        return f"at most {words.in_tokens_per_s(a.derived)}"
+    return f"{_RELATIONS[a.claim.relation]}{words.digits(a.derived, 4)} {a.claim.unit}"
+
+
+def _verdict(a: Audited) -> str:
+    """With how far off it is, where that says something."""
+    if a.off_by is None or a.verdict in _GOOD:
+        return a.verdict
+    if a.tps and a.verdict == "contradicts another claim":
+        return a.verdict  # its limit is not what it contradicts
+    return f"{a.verdict} {_times(a.off_by)}" if "off by" in a.verdict else (
+        f"{a.verdict}, {_times(a.off_by)}"
+    )  # fmt: skip
+
+
+def _times(ratio: float) -> str:
+    """Always above one: a figure half as large is off by 2x, too small."""
+    big = max(ratio, 1 / ratio)
+    said = f"{float(f'{big:.2g}'):,g}x"
+    return said if ratio >= 1 else f"{said} too small"
+
+
+def _tps_line(claim: Claim, r: ReadTps) -> str:
+    """prefill: 54 % of what compute allows (at most 2.23M tokens/s)."""
+    limit = r.limit
+    ratio = claim.value / limit.tokens_per_s
+    share = words.percent(ratio) if ratio <= 1 else words.times(ratio)
+    text = (
+        f"{limit.reading}: {share} {'of ' if ratio <= 1 else ''}what {_TERMS[limit.set_by]} allows "
+        f"(at most {words.in_tokens_per_s(limit.tokens_per_s)})"
+    )
+    if not limit.fits:
+        text += f"; {_room(limit)}"
+    if r.modelled is not None:
+        low, high = r.modelled.low, r.modelled.high
+        bar = "" if low is None or high is None else (
+            f", {words.in_tokens_per_s(low)} to {words.in_tokens_per_s(high)}"
+        )  # fmt: skip
+        text += f"; modelled {words.in_tokens_per_s(r.modelled.value)}{bar}"
+    return text
+
+
+def _implied(tokens_per_s: float) -> str:
+    return f"its figure at equal FLOP/s is {words.in_tokens_per_s(tokens_per_s)} here"
+
+
+_TERMS = {"compute": "compute", "HBM": "HBM", "NVLink": "NVLink", "network": "the network"}
+
+
+def _room(limit: Limit) -> str:
+    return (
+        f"weights and KV cache are {words.in_bytes(limit.held_bytes)}, "
+        f"the GPUs hold {words.in_bytes(limit.room_bytes)}"
+    )
