@@ -55,7 +55,8 @@ def main() -> int:
     if flags.JSON.value is not None:
         check_file(flags.JSON.value)
     audits = {
-        n: audit(p, closed_form_on(where or cluster(p.cluster)), on=where) for n, p in chosen.items()
+        n: audit(p, closed_form_on(where or cluster(p.cluster)), on=where)
+        for n, p in chosen.items()
     }
     Console(width=None if sys.stdout.isatty() else WIDTH).print(audit_table(audits, chosen))
     record = json.dumps(_record(audits, where), indent=1) + "\n"

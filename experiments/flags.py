@@ -146,3 +146,7 @@ REGIMES = flags.DEFINE_bool(
     "regimes", False, "Also maps of which strategy wins over length and batch, width and devices, "
     "experts and skew.",
 )  # fmt: skip
+HLO = flags.DEFINE_string("hlo", None, "Text of a scheduled CUDA module; also without --hlo=.")
+TRIPS = flags.DEFINE_list(
+    "trips", None, "Executions of loops whose length depends on data: scope=count, by commas."
+)

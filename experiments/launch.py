@@ -36,6 +36,9 @@ def launch(module: ModuleType, main: Callable[[], int], argv: list[str]) -> int:
         return 0
     try:
         rest = flags.FLAGS(argv)
+        argument = getattr(module, "ARGUMENT", None)
+        if argument is not None and len(rest) == 2 and argument.value is None:
+            flags.FLAGS[argument.name].value = rest.pop()
         if len(rest) > 1:
             raise ValueError(
                 f"unexpected argument {rest[1]!r}. Flags are written --name=value; see "

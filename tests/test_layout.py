@@ -41,7 +41,7 @@ ROOMS = [
     {"program", "foreign"},
     {"search"},
     {"report"},
-    {"sweeping", "planning"},
+    {"sweeping", "planning", "inspecting"},
     {"engine"},
     {"preparing"},
     {"comparing"},

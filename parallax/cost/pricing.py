@@ -1,6 +1,5 @@
 """A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
 
-import math
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
@@ -75,6 +74,33 @@ def price(work: Work, cluster: Cluster, rates: Rates) -> Cost:
     return _Clock(work, cluster, rates).of(work.entry)
 
 
+def kernel_costs(work: Work, cluster: Cluster, rates: Rates) -> dict[str, tuple[float, float]]:
+    """Executions and seconds of all launches, by where in the Python program they come from.
+
+    Of a branch the more expensive side counts. Launch gaps are in it, caches are not.
+    """
+    clock, found = _Clock(work, cluster, rates), {}
+
+    def visit(name: str, times: float) -> None:
+        for step in work.steps[name]:
+            kernel = getattr(step, "what", step)
+            if isinstance(kernel, Kernel):
+                what = kernel.op_name or kernel.name
+                count, seconds = found.get(what, (0.0, 0.0))
+                each = kernel_cost(kernel, cluster.gpu.sm_count, rates).seconds
+                found[what] = count + times, seconds + times * each
+            elif isinstance(step, Loop):
+                visit(step.body, times * step.count)
+                visit(step.condition, times * step.count)
+            elif isinstance(step, Choice):
+                visit(max(step.branches, key=lambda b: clock.of(b).seconds), times)
+            elif isinstance(step, Call):
+                visit(step.name, times)
+
+    visit(work.entry, 1.0)
+    return found
+
+
 def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0) -> Cost:
     """One launch. `in_l2` of its bytes are in the L2 cache."""
     far = kernel.n_bytes - in_l2
@@ -89,8 +115,7 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
         flops = sum(g.flops for g in kernel.gemms)
         return Cost(seconds, {term: seconds}, flops=flops, memory_bytes=far)
     if kernel.attention:
-        *_, head_dim, visible, dtype = kernel.attention
-        batch, heads, q_len, kv_len = kernel.attention[:4]
+        batch, heads, q_len, kv_len, head_dim, visible, _ = kernel.attention
         flops = 4.0 * batch * heads * q_len * kv_len * head_dim * visible
         seconds = max(flops / attention_rate(rates, head_dim), moving)
         return _launched("attention", seconds, rates, flops, far)
@@ -224,8 +249,3 @@ class _Recent:
             if used <= self.capacity:
                 break
             used -= self.held.pop(other)
-
-
-def is_finite(cost: Cost) -> bool:
-    """Whether every figure is a number."""
-    return math.isfinite(cost.seconds)
