@@ -21,7 +21,7 @@ from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.report import words
 
-_MESH = re.compile(r"mesh\[((?:'[\w]+'=\d+,?)+)\]")
+_MESH = re.compile(r"mesh\[((?:'[\w]+'=\d{1,9},?)+)\]")
 _SHOWN = 14
 
 
@@ -146,7 +146,8 @@ def inspect_text(
         rates = Rates.load(rates)
     rates = rates or rates_of(base.gpu.name)
     cost = price(work, base, rates)
-    if not math.isfinite(cost.seconds):
+    counted = (cost.seconds, cost.flops, cost.memory_bytes, cost.link_bytes)
+    if not all(map(math.isfinite, counted)):
         raise HloError(f"module {module.name}: its time comes to {cost.seconds}: loops too long.")
     return Inspection(
         module.name, base, ledger, work, cost, rates, module_flops(module, trips=trips).high

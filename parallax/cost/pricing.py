@@ -227,6 +227,7 @@ class _Recent:
 
     capacity: float
     held: dict[str, float] = field(default_factory=dict)
+    used: float = 0.0
 
     def hits(self, kernel: Kernel) -> float:
         """Bytes of this launch that stay inside the cache; then remembers the launch."""
@@ -240,12 +241,10 @@ class _Recent:
         return hit
 
     def _touch(self, name: str, size: float) -> None:
-        self.held.pop(name, None)
+        self.used -= self.held.pop(name, 0.0)
         if size > self.capacity:
             return
         self.held[name] = size
-        used = sum(self.held.values())
-        for other in list(self.held):
-            if used <= self.capacity:
-                break
-            used -= self.held.pop(other)
+        self.used += size
+        while self.used > self.capacity:
+            self.used -= self.held.pop(next(iter(self.held)))

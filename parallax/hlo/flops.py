@@ -14,10 +14,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from parallax.hlo.limits import MAX_DIGITS, MAX_TRIPS, short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, Shape
 
 CUBLAS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)")
+_DIMS = re.compile(r"\{([0-9]{1,9}(,[0-9]{1,9})*)?\}")
 _TARGET = re.compile(r'"([^"]*)"')
 # Opcodes whose called computations are applied per element and hold no matrix products.
 _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
@@ -25,6 +27,10 @@ _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and
 # A loop is named by what stands behind the loops around it: theirs are other scopes.
 _LOOP_BODY = "/while/body/"
 Trips = Mapping[str, float]
+# What a config in JSON that is not what it should be makes Python raise.
+UNREADABLE = (
+    KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class Flops:
         return Flops(self.low + other.low, self.high + other.high, self.gemms + other.gemms)
 
     def times(self, n: float) -> "Flops":
+        """Raises HloError where the products cannot be counted."""
+        if self.gemms * n > MAX_TRIPS or not self.high * n < math.inf:
+            raise HloError(f"loops too long: over {MAX_TRIPS} matrix products, or FLOPs.")
         return Flops(self.low * n, self.high * n, math.ceil(self.gemms * n))
 
 
@@ -122,10 +131,17 @@ def instruction_flops(
 
 def trip_count(instruction: Instruction) -> int | None:
     """How often a while loop runs, where the compiler knows."""
-    match = re.search(
-        r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes.get("backend_config", "")
-    )
-    return int(match.group(1)) if match else None
+    config = instruction.attributes.get("backend_config", "")
+    match = re.search(r'"known_trip_count":\{"n":"([^"]*)"\}', config)
+    if match is None:
+        return None
+    count = match.group(1)
+    if not (re.fullmatch(r"[0-9]+", count) and len(count) <= MAX_DIGITS) or int(count) > MAX_TRIPS:
+        raise HloError(
+            f"line {instruction.line}: %{instruction.name}: trip count {short(count)}: expected a "
+            f"number from 0 to {MAX_TRIPS}."
+        )
+    return int(count)
 
 
 def expected_trips(instruction: Instruction, trips: Trips | None) -> float | None:
@@ -180,7 +196,9 @@ def dot_dims(
 
 
 def _dims(text: str) -> tuple[int, ...]:
-    return tuple(int(d) for d in re.findall(r"\d+", text))
+    if not _DIMS.fullmatch(text):
+        raise HloError(f"dims {short(text)}: expected {{0,1,...}}.")
+    return tuple(int(d) for d in re.findall(r"[0-9]+", text))
 
 
 Numbers = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -200,7 +218,7 @@ def _dot_numbers(instruction: Instruction) -> Numbers | None:
         numbers = config["dot_dimension_numbers"]
         keys = ("lhs_contracting_dimensions", "rhs_contracting_dimensions", "lhs_batch_dimensions")
         lhs, rhs, batch = (tuple(int(d) for d in numbers[key]) for key in keys)
-    except (KeyError, ValueError, TypeError):
+    except UNREADABLE:
         raise HloError(f"%{instruction.name}: no dot dimensions in its backend_config.") from None
     return lhs, rhs, batch
 
@@ -217,6 +235,9 @@ def _product(
     if len(operands) < 2:
         raise HloError(f"%{instruction.name}: expected two operands, got {len(operands)}.")
     lhs, rhs, out = operands[0].dims, operands[1].dims, _output(instruction).dims
+    if any(d < 0 or dims.count(d) > 1 for dims in (lhs_contracting, rhs_contracting, lhs_batch)
+           for d in dims) or set(lhs_contracting) & set(lhs_batch):  # fmt: skip
+        raise HloError(f"%{instruction.name}: contracts a dim twice, or one below 0.")
     try:
         inner = math.prod(lhs[d] for d in lhs_contracting)
         same = inner == math.prod(rhs[d] for d in rhs_contracting)
@@ -258,6 +279,9 @@ def executions(
             if instruction.opcode == "while":
                 rounds = expected_trips(instruction, trips)
                 times = -1 if rounds is None or count < 0 else count * rounds
+                if times > MAX_TRIPS:
+                    raise HloError(f"line {instruction.line}: %{instruction.name}: loops that run "
+                                   f"over {MAX_TRIPS} times in all.")  # fmt: skip
             if instruction.opcode == "conditional":
                 inside = True
             for key, names in instruction.calls().items():

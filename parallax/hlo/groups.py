@@ -3,10 +3,11 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from parallax.hlo.limits import MAX_MESH_AXES, short
 from parallax.hlo.shapes import HloError
 
 Groups = tuple[tuple[int, ...], ...]
@@ -14,11 +15,11 @@ Groups = tuple[tuple[int, ...], ...]
 _LISTS = re.compile(r"\{(\{[0-9,]*\}(,\{[0-9,]*\})*)?\}")
 _IOTA = re.compile(r"\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _MESH = re.compile(
-    r"mesh\[((?:'[^']+'=\d+,?\s*)+)\](?:,?\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?\s*\{([^{}]*)\}"
+    r"mesh\[((?:'[^']+'=\d{1,9},?\s*)+)\](?:,?\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?\s*\{([^{}]*)\}"
     r"(?:,?\s*device_ids=\(((?:[^()]|\([^()]*\))*)\))?"
 )
-_AXIS = re.compile(r"'([^']+)'=(\d+)")
-_AXIS_REF = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+_AXIS = re.compile(r"'([^']+)'=(\d{1,9})")
+_AXIS_REF = re.compile(r"'([^']+)'(?::\((\d{1,9})\)(\d{1,9}))?")
 
 
 def parse_groups(text: str, num_devices: int) -> Groups:
@@ -37,63 +38,67 @@ def parse_groups(text: str, num_devices: int) -> Groups:
         inner = re.findall(r"\{([0-9,]*)\}", text[1:-1])
         groups = tuple(_numbers(g, text) for g in inner) or (tuple(range(num_devices)),)
     elif match := _IOTA.fullmatch(text):
-        groups = _iota(match, text)
+        groups = _iota(match, text, num_devices)
     elif match := _MESH.fullmatch(text):
-        groups = _mesh(match, text)
+        groups = _mesh(match, text, num_devices)
     else:
-        raise HloError(f"replica_groups {text!r}: a form that is not understood.")
+        raise HloError(f"replica_groups {short(text)}: a form that is not understood.")
     members = sorted(itertools.chain.from_iterable(groups))
     if members != list(range(num_devices)) or len({len(g) for g in groups}) != 1:
         raise HloError(
-            f"replica_groups {text!r}: expected equal groups of devices 0 to {num_devices - 1}, "
+            f"replica_groups {short(text)}: expected equal groups of devices 0 to {num_devices - 1}, "
             f"each once."
         )
     return groups
 
 
 def _numbers(text: str, where: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(n) for n in text.split(","))
-    except ValueError:
-        raise HloError(f"replica_groups {where!r}: expected integers, got {text!r}.") from None
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts):
+        raise HloError(f"replica_groups {short(where)}: expected integers, got {short(text)}.")
+    return tuple(int(part) for part in parts)
 
 
-def _iota(match: re.Match, text: str) -> Groups:
+def _iota(match: re.Match, text: str, num_devices: int) -> Groups:
     shape, dims = _numbers(match[1], text), _numbers(match[2], text)
     order = _numbers(match[3], text) if match[3] else tuple(range(len(dims)))
     if sorted(order) != list(range(len(dims))) or math.prod(shape) != math.prod(dims):
-        raise HloError(f"replica_groups {text!r}: sizes or transposition do not agree.")
+        raise HloError(f"replica_groups {short(text)}: sizes or transposition do not agree.")
     if len(shape) != 2:
-        raise HloError(f"replica_groups {text!r}: expected [groups,size], got {shape}.")
+        raise HloError(f"replica_groups {short(text)}: expected [groups,size], got {shape}.")
+    _check_size(dims, num_devices, text)
     ids = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
     return tuple(tuple(int(i) for i in row) for row in ids)
 
 
-def _mesh(match: re.Match, text: str) -> Groups:
+def _mesh(match: re.Match, text: str, num_devices: int) -> Groups:
     axes = {name: int(size) for name, size in _AXIS.findall(match[1])}
     if match[2] is not None and match[4] is not None:
-        raise HloError(f"replica_groups {text!r}: device_ids given twice.")
+        raise HloError(f"replica_groups {short(text)}: device_ids given twice.")
     device_ids = match[4] if match[2] is None else match[2]
+    _check_size(axes.values(), num_devices, text)
     total = math.prod(axes.values())
     ids = np.arange(total)
     if device_ids is not None:
-        ids = _device_ids(device_ids, text)
+        ids = _device_ids(device_ids, text, num_devices)
     if ids.size != total or _AXIS_REF.sub("", match[3]).strip(" ,"):
-        raise HloError(f"replica_groups {text!r}: a mesh form that is not understood.")
+        raise HloError(f"replica_groups {short(text)}: a mesh form that is not understood.")
     # Every axis is cut into (before, chosen, after), so that sub-axes are dims of their own.
     dims, chosen = [], []
     named = _AXIS_REF.findall(match[3])
     references = {name: (pre, size) for name, pre, size in named}
     if len(references) != len(named) or len(axes) != len(_AXIS.findall(match[1])):
-        raise HloError(f"replica_groups {text!r}: an axis named twice is not understood.")
+        raise HloError(f"replica_groups {short(text)}: an axis named twice is not understood.")
     if set(references) - set(axes):
-        raise HloError(f"replica_groups {text!r}: names an axis that the mesh does not have.")
+        raise HloError(f"replica_groups {short(text)}: names an axis that the mesh does not have.")
     positions: dict[str, int] = {}
     for name, size in axes.items():
         if name in references and references[name][1]:
             before, part = (int(x) for x in references[name])
             if before * part == 0 or size % (before * part):
-                raise HloError(f"replica_groups {text!r}: sub-axis of '{name}' does not divide it.")
+                raise HloError(
+                    f"replica_groups {short(text)}: sub-axis of '{name}' does not divide it."
+                )
             positions[name] = len(dims) + 1
             dims += [before, part, size // (before * part)]
         else:
@@ -107,12 +112,21 @@ def _mesh(match: re.Match, text: str) -> Groups:
     return tuple(tuple(int(i) for i in row) for row in table)
 
 
-def _device_ids(text: str, where: str) -> np.ndarray:
+def _check_size(dims: Collection[int], num_devices: int, text: str) -> None:
+    if len(dims) > MAX_MESH_AXES or math.prod(dims) != num_devices:
+        raise HloError(
+            f"replica_groups {short(text)}: expected {num_devices} devices in up to "
+            f"{MAX_MESH_AXES} dims."
+        )
+
+
+def _device_ids(text: str, where: str, num_devices: int) -> np.ndarray:
     if iota := re.fullmatch(r"\[([0-9,]+)\](?:T\(([0-9,]+)\))?", text.strip()):
         dims = _numbers(iota[1], where)
         order = _numbers(iota[2], where) if iota[2] else tuple(range(len(dims)))
         if sorted(order) != list(range(len(dims))):
-            raise HloError(f"replica_groups {where!r}: not a transposition: {order}.")
+            raise HloError(f"replica_groups {short(where)}: not a transposition: {order}.")
+        _check_size(dims, num_devices, where)
         return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(-1)
     return np.array(_numbers(text, where))
 
@@ -123,11 +137,11 @@ def parse_pairs(text: str) -> tuple[tuple[int, int], ...]:
     Raises:
       HloError: another form, or a device that sends or receives twice.
     """
-    if not re.fullmatch(r"\{(\{\d+,\d+\}(,\{\d+,\d+\})*)?\}", text.strip()):
-        raise HloError(f"source_target_pairs {text!r}: a form that is not understood.")
+    if not re.fullmatch(r"\{(\{\d{1,9},\d{1,9}\}(,\{\d{1,9},\d{1,9}\})*)?\}", text.strip()):
+        raise HloError(f"source_target_pairs {short(text)}: a form that is not understood.")
     pairs = tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", text))
     if len({a for a, _ in pairs}) != len(pairs) or len({b for _, b in pairs}) != len(pairs):
-        raise HloError(f"source_target_pairs {text!r}: a device sends or receives twice.")
+        raise HloError(f"source_target_pairs {short(text)}: a device sends or receives twice.")
     return pairs
 
 
@@ -138,19 +152,19 @@ def axes_of_groups(groups: Groups, mesh_axes: Mapping[str, int]) -> tuple[str, .
       groups: positions in `mesh.devices.flat`.
       mesh_axes: mesh axis -> size, in order.
     """
-    wanted = {frozenset(g) for g in groups}
-    names, sizes = tuple(mesh_axes), tuple(mesh_axes.values())
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    for count in range(len(names) + 1):
-        for chosen in itertools.combinations(range(len(names)), count):
-            size = math.prod(sizes[d] for d in chosen)
-            if size != len(groups[0]) or any(sizes[d] == 1 for d in chosen):
-                continue
-            rest = [d for d in range(len(names)) if d not in chosen]
-            table = ids.transpose([*rest, *chosen]).reshape(-1, size)
-            if {frozenset(row) for row in table.tolist()} == wanted:
-                return tuple(names[d] for d in chosen)
-    return None
+    # Axes of size 1 join nothing. The first group says which axes it could be; all must agree.
+    names = tuple(name for name, size in mesh_axes.items() if size > 1)
+    sizes = tuple(mesh_axes[name] for name in names)
+    places = np.unravel_index(np.array(groups[0]), sizes) if sizes else ()
+    chosen = [d for d, place in enumerate(places) if len(set(place.tolist())) > 1]
+    size = math.prod(sizes[d] for d in chosen)
+    if size != len(groups[0]):
+        return None
+    rest = [d for d in range(len(names)) if d not in chosen]
+    table = np.arange(math.prod(sizes)).reshape(sizes).transpose([*rest, *chosen])
+    found = {frozenset(row) for row in table.reshape(-1, size).tolist()}
+    same = found == {frozenset(g) for g in groups}
+    return tuple(names[d] for d in chosen) if same else None
 
 
 def axes_of_pairs(
@@ -167,11 +181,12 @@ def axes_of_pairs(
     Raises:
       HloError: a position outside the mesh.
     """
-    names, sizes = tuple(mesh_axes), tuple(mesh_axes.values())
-    moved: set[str] = set()
-    for pair in pairs:
-        if max(pair) >= math.prod(sizes):
-            raise HloError(f"source_target_pairs: {pair} is outside the mesh {dict(mesh_axes)}.")
-        a, b = (np.unravel_index(p, sizes) for p in pair)
-        moved.update(n for n, i, j in zip(names, a, b, strict=True) if i != j)
+    outside = next((pair for pair in pairs if max(pair) >= math.prod(mesh_axes.values())), None)
+    if outside is not None:
+        raise HloError(f"source_target_pairs: {outside} is outside the mesh {dict(mesh_axes)}.")
+    names = tuple(name for name, size in mesh_axes.items() if size > 1)
+    if not pairs or not names:
+        return ()
+    places = np.unravel_index(np.array(pairs), tuple(mesh_axes[name] for name in names))
+    moved = {n for n, at in zip(names, places, strict=True) if (at[:, 0] != at[:, 1]).any()}
     return tuple(n for n in names if n in moved)

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 
 from parallax.bounds import wire_bytes
 from parallax.hlo.collectives import RAGGED, Collective, Ledger
 from parallax.hlo.flops import Flops, Trips, executions, instruction_flops
 from parallax.hlo.groups import axes_of_groups, axes_of_pairs, parse_groups, parse_pairs
+from parallax.hlo.limits import MAX_BETWEEN
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes, check_ragged, with_ragged_bytes
@@ -101,7 +102,7 @@ def _wrapped_in_start(module: Module, trips: Trips | None) -> dict[str, Flops]:
             calls = instruction.calls().get("calls", ())
             if not (calls and _is_async(instruction)):
                 continue
-            inside = {c for name in calls for c in _reached(module, name)}
+            inside = _reached(module, *calls)
             if any(_kind(i) for name in inside for i in module.computation(name).instructions):
                 between = _between(module, computation, position, trips)
                 if any(found.get(name, between) != between for name in inside):
@@ -111,11 +112,15 @@ def _wrapped_in_start(module: Module, trips: Trips | None) -> dict[str, Flops]:
     return found
 
 
-def _reached(module: Module, name: str) -> Iterator[str]:
-    yield name
-    for instruction in module.computation(name).instructions:
-        for called in instruction.calls().get("calls", ()):
-            yield from _reached(module, called)
+def _reached(module: Module, *names: str) -> set[str]:
+    """These computations and what their fusions and async calls hold, each once."""
+    found, waiting = set(names), list(names)
+    while waiting:
+        for instruction in module.computation(waiting.pop()).instructions:
+            new = set(instruction.calls().get("calls", ())) - found
+            found |= new
+            waiting += new
+    return found
 
 
 def _collective(
@@ -174,18 +179,36 @@ def _result(computation: Computation, instruction: Instruction) -> Shape:
 
 
 def _done(computation: Computation, start: Instruction) -> int:
-    for position, instruction in enumerate(computation.instructions):
-        if instruction.opcode.endswith("-done") and start.name in instruction.operands:
-            return position
-    raise HloError(
-        f"line {start.line}: %{start.name} starts and is never waited for in %{computation.name}."
-    )
+    """Position of the one instruction that waits for a start.
+
+    Raises:
+      HloError: none does, or several.
+    """
+    found = computation.dones.get(start.name, ())
+    if not found:
+        raise HloError(
+            f"line {start.line}: %{start.name} starts and is never waited for in "
+            f"%{computation.name}."
+        )
+    if len(found) > 1:
+        raise HloError(f"line {start.line}: %{start.name} is waited for {len(found)} times.")
+    return found[0]
 
 
 def _between(module: Module, computation: Computation, start: int, trips: Trips | None) -> Flops:
     """FLOPs scheduled between an async start and its done."""
     done = _done(computation, computation.instructions[start])
+    _count_between(module, done - start)
     total = Flops()
     for instruction in computation.instructions[start + 1 : done]:
         total += instruction_flops(module, computation, instruction, trips=trips)
     return total
+
+
+def _count_between(module: Module, more: int) -> None:
+    """Keeps the work that this takes, which may grow as the square of a text's length, finite."""
+    module._memo["between"] = module._memo.get("between", 0) + more
+    if module._memo["between"] > MAX_BETWEEN:
+        raise HloError(
+            f"module {module.name}: over {MAX_BETWEEN} instructions beside collectives in flight."
+        )

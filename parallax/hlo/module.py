@@ -46,14 +46,26 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions in text order: the schedule, if the module is scheduled."""
+    """Instructions in text order: the schedule, if the module is scheduled. `header` is what the
+    text says of its parameters and result."""
 
     name: str
     instructions: tuple[Instruction, ...]
+    header: str = field(default="", compare=False, repr=False)
 
     @cached_property
     def by_name(self) -> dict[str, Instruction]:
         return {i.name: i for i in self.instructions}
+
+    @cached_property
+    def dones(self) -> dict[str, list[int]]:
+        """Start -> positions of the instructions that wait for it."""
+        found: dict[str, list[int]] = {}
+        for position, i in enumerate(self.instructions):
+            if i.opcode.endswith("-done"):
+                for name in i.operands:
+                    found.setdefault(name, []).append(position)
+        return found
 
     def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
         """Shapes of an instruction's operands.

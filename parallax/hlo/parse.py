@@ -2,13 +2,14 @@
 
 import re
 
+from parallax.hlo.limits import MAX_DEVICES, MAX_LINE, MAX_TEXT, short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, parse_shape
 from parallax.hlo.validate import check_module
 
 __all__ = ["Computation", "HloError", "Instruction", "Module", "parse_module"]
 
-_COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) \(.*\) -> .* \{$")
+_COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) (?=\()")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
 _OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\(")
 _OPERANDS = re.compile(r"(?:(?:, )?(?:/\*index=\d+\*/)?%[^\s,(){}]+)*")
@@ -26,23 +27,35 @@ def parse_module(text: str) -> Module:
     Raises:
       HloError: with line number, for anything that is not understood.
     """
+    if len(text) > MAX_TEXT:
+        raise HloError(f"text of {len(text)} characters: expected {MAX_TEXT} at most.")
     lines = text.split("\n")
+    if len(longest := max(lines, key=len)) > MAX_LINE:
+        raise HloError(
+            f"line {lines.index(longest) + 1}: {len(longest)} characters, expected {MAX_LINE} at "
+            "most."
+        )
     if not lines[0].startswith("HloModule "):
         raise HloError(f"line 1: expected 'HloModule NAME, ...', got {lines[0][:60]!r}.")
     name, _, rest = lines[0].removeprefix("HloModule ").partition(",")
     attributes = _attributes(rest, 1)
-    if not attributes.get("num_partitions", "1").isdecimal():
-        raise HloError(f"line 1: num_partitions={attributes['num_partitions']} is not a number.")
+    partitions = attributes.get("num_partitions", "1")
+    if not (re.fullmatch(r"[0-9]{1,9}", partitions) and 1 <= int(partitions) <= MAX_DEVICES):
+        raise HloError(
+            f"line 1: num_partitions={short(partitions)}: expected a number from 1 to "
+            f"{MAX_DEVICES}."
+        )
     if attributes.get("replica_count", "1") != "1":
         raise HloError("line 1: replica_count over 1 (pmap) is not understood. Use shard_map.")
     computations: dict[str, Computation] = {}
     entry, current, instructions, in_table = None, None, [], False
+    header = ""
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             in_table = False
         elif current is not None:
             if line == "}":
-                computations[current] = Computation(current, tuple(instructions))
+                computations[current] = Computation(current, tuple(instructions), header)
                 current = None
             else:
                 instructions.append(_instruction(line, number))
@@ -52,11 +65,12 @@ def parse_module(text: str) -> Module:
             in_table = True
         else:
             match = _COMPUTATION.match(line)
-            if match is None:
+            if match is None or " -> " not in line or not line.endswith(" {"):
                 raise HloError(f"line {number}: expected a computation, got {line[:80]!r}.")
             if match[2] in computations:
                 raise HloError(f"line {number}: computation %{match[2]} is defined twice.")
             current, instructions = match[2], []
+            header = line[match.end() : -2]
             if match[1]:
                 if entry is not None:
                     raise HloError(f"line {number}: a second ENTRY computation.")
@@ -84,7 +98,7 @@ def _instruction(line: str, number: int) -> Instruction:
     operands_end = _skip_balanced(line, opcode.end() - 1, number)
     inside = line[opcode.end() : operands_end - 1]
     literal = opcode[1] in ("constant", "parameter")
-    if opcode[1] == "parameter" and not (inside.isascii() and inside.isdecimal()):
+    if opcode[1] == "parameter" and not re.fullmatch(r"[0-9]{1,9}", inside):
         raise HloError(f"line {number}: expected parameter(N), got {inside[:40]!r}.")
     if not literal and not _OPERANDS.fullmatch(inside):
         raise HloError(f"line {number}: expected operands '%a, %b', got {inside[:80]!r}.")

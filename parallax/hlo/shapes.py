@@ -4,6 +4,14 @@ import math
 import re
 from dataclasses import dataclass
 
+from parallax.hlo.limits import (
+    MAX_DIGITS,
+    MAX_ELEMENTS,
+    MAX_NESTED_TUPLES,
+    MAX_RANK,
+    short,
+)
+
 _BITS = {
     "pred": 8, "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64,
     "u2": 2, "u4": 4, "u8": 8, "u16": 16, "u32": 32, "u64": 64,
@@ -44,11 +52,15 @@ def parse_shape(text: str) -> Shape:
     text = _COMMENT.sub("", text).strip()
     shape, end = _shape_at(text, 0)
     if text[end:].strip():
-        raise HloError(f"shape {text!r}: expected the end at column {end}, got {text[end:]!r}.")
+        raise HloError(
+            f"shape {short(text)}: expected the end at column {end}, got {short(text[end:])}."
+        )
     return shape
 
 
-def _shape_at(text: str, start: int) -> tuple[Shape, int]:
+def _shape_at(text: str, start: int, depth: int = 0) -> tuple[Shape, int]:
+    if depth > MAX_NESTED_TUPLES:
+        raise HloError(f"shape {short(text)}: over {MAX_NESTED_TUPLES} tuples in each other.")
     if text.startswith("(", start):
         elements, at = [], start + 1
         while True:
@@ -58,20 +70,24 @@ def _shape_at(text: str, start: int) -> tuple[Shape, int]:
                 return Shape("tuple", (), tuple(elements)), at + 1
             if elements:
                 if not text.startswith(",", at):
-                    raise HloError(f"shape {text!r}: expected ',' or ')' at column {at}.")
+                    raise HloError(f"shape {short(text)}: expected ',' or ')' at column {at}.")
                 at += 1
                 while text[at : at + 1] == " ":
                     at += 1
-            element, at = _shape_at(text, at)
+            element, at = _shape_at(text, at, depth + 1)
             elements.append(element)
     match = _ARRAY.match(text, start)
     if match is None:
-        raise HloError(f"shape {text!r}: expected dtype[dims] at column {start}.")
+        raise HloError(f"shape {short(text)}: expected dtype[dims] at column {start}.")
     dtype, dims, _ = match.groups()
     if dtype not in _BITS:
-        raise HloError(f"shape {text!r}: unknown dtype {dtype!r}.")
-    try:
-        sizes = tuple(int(d) for d in dims.split(",")) if dims else ()
-    except ValueError:
-        raise HloError(f"shape {text!r}: dims {dims!r} are not integers.") from None
+        raise HloError(f"shape {short(text)}: unknown dtype {dtype!r}.")
+    parts = dims.split(",") if dims else []
+    if len(parts) > MAX_RANK:
+        raise HloError(f"shape {short(text)}: {len(parts)} dims, expected {MAX_RANK} at most.")
+    if any(not part or len(part) > MAX_DIGITS for part in parts):
+        raise HloError(f"shape {short(text)}: dims {short(dims)} are not 64-bit integers.")
+    sizes = tuple(int(part) for part in parts)
+    if math.prod(size or 1 for size in sizes) > MAX_ELEMENTS:
+        raise HloError(f"shape {short(text)}: over {MAX_ELEMENTS} elements.")
     return Shape(dtype, sizes), match.end()

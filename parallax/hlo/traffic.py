@@ -73,7 +73,7 @@ def _alone(computation: Computation, instruction: Instruction) -> tuple[list[flo
 def _of_fusion(body: Computation) -> tuple[list[float], float]:
     by_name, needed = body.by_name, dict.fromkeys(body.by_name, 0.0)
     root = next(i for i in body.instructions if i.is_root)
-    written, in_place = 0.0, set()
+    written, in_place, behind = 0.0, set(), _behind(body)
     for name in root.operands if root.opcode == "tuple" else (root.name,):
         result = by_name[name]
         if _CUBLAS.match(custom_call_target(result)) and result.shape.elements:
@@ -81,7 +81,7 @@ def _of_fusion(body: Computation) -> tuple[list[float], float]:
             needed[name] = float(_elements(result.shape.elements[0]))
             written += result.shape.elements[0].n_bytes
             continue
-        update = _updated(by_name, result)
+        update = _updated(by_name, behind, result)
         if update is None:
             needed[name] = float(_elements(result.shape))
             written += result.shape.n_bytes
@@ -113,16 +113,24 @@ def _of_fusion(body: Computation) -> tuple[list[float], float]:
     return [i.shape.n_bytes * s for (_, i), s in zip(parameters, shares, strict=True)], written
 
 
-def _updated(by_name: dict[str, Instruction], result: Instruction) -> Instruction | None:
+def _updated(
+    by_name: dict[str, Instruction], behind: dict[str, str], result: Instruction
+) -> Instruction | None:
     """The instruction that updates a parameter in place to make this result, if one does."""
-    while result.opcode in _RENAMING and result.operands:
-        result = by_name[result.operands[0]]
+    result = by_name[behind[result.name]]
     if len(result.operands) <= _UPDATING.get(result.opcode, math.inf):
         return None
-    target = by_name[result.operands[0]]
-    while target.opcode in _RENAMING and target.operands:
-        target = by_name[target.operands[0]]
+    target = by_name[behind[result.operands[0]]]
     return result if target.opcode == "parameter" else None
+
+
+def _behind(body: Computation) -> dict[str, str]:
+    """Each array -> what it is another name or dtype of; itself otherwise."""
+    found: dict[str, str] = {}
+    for i in body.instructions:
+        renames = i.opcode in _RENAMING and i.operands
+        found[i.name] = found[i.operands[0]] if renames else i.name
+    return found
 
 
 def _read_in_place(

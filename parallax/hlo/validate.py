@@ -2,6 +2,7 @@
 
 import re
 
+from parallax.hlo.limits import MAX_DEPTH, MAX_STEPS
 from parallax.hlo.module import CALLING, Computation, Instruction, Module
 from parallax.hlo.shapes import HloError
 
@@ -98,15 +99,33 @@ def _check_attributes(module: Module, instruction: Instruction) -> None:
 
 
 def _check_acyclic(module: Module) -> None:
-    calls = {
-        c.name: {n for i in c.instructions for names in i.calls().values() for n in names}
-        for c in module.computations.values()
-    }
-    while free := [name for name, called in calls.items() if not called]:
-        for name in free:
-            del calls[name]
-        for called in calls.values():
-            called.difference_update(free)
-    if calls:
+    """Refuses calls in a circle, too deep to follow, or too many to walk."""
+    calls = {c.name: [n for i in c.instructions for names in i.calls().values() for n in names]
+             for c in module.computations.values()}  # fmt: skip
+    waiting = {name: len(set(called)) for name, called in calls.items()}
+    callers: dict[str, list[str]] = {name: [] for name in calls}
+    for name, called in calls.items():
+        for inner in set(called):
+            callers[inner].append(name)
+    ready = [name for name, n in waiting.items() if not n]
+    depth, steps = dict.fromkeys(calls, 1), {}
+    while ready:
+        name = ready.pop()
+        steps[name] = len(module.computations[name].instructions)
+        steps[name] += sum(steps[inner] for inner in calls[name])
+        for caller in callers[name]:
+            depth[caller] = max(depth[caller], depth[name] + 1)
+            waiting[caller] -= 1
+            if not waiting[caller]:
+                ready.append(caller)
+    if circle := calls.keys() - steps.keys():
         raise HloError(f"module {module.name}: computations call each other in a circle: "
-                       f"{sorted(calls)[:4]}.")  # fmt: skip
+                       f"{sorted(circle)[:4]}.")  # fmt: skip
+    deepest = max(depth, key=lambda name: depth[name])
+    if depth[deepest] > MAX_DEPTH:
+        raise HloError(f"module {module.name}: %{deepest} calls others {depth[deepest]} levels "
+                       f"deep, expected {MAX_DEPTH} at most.")  # fmt: skip
+    longest = max(steps, key=lambda name: steps[name])
+    if steps[longest] > MAX_STEPS:
+        raise HloError(f"module {module.name}: calls from %{longest} lead through over {MAX_STEPS} "
+                       "instructions.")  # fmt: skip

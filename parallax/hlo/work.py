@@ -9,9 +9,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from parallax.hlo.agreement import check_agreement
 from parallax.hlo.collectives import Collective, Ledger
-from parallax.hlo.flops import Trips, custom_call_target, dot_dims, expected_trips, trip_count
+from parallax.hlo.flops import (
+    UNREADABLE,
+    Trips,
+    custom_call_target,
+    dot_dims,
+    expected_trips,
+    trip_count,
+)
+from parallax.hlo.limits import short
 from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.opcodes import OPCODES
 from parallax.hlo.shapes import HloError, Shape
 from parallax.hlo.traffic import Reads, result_shape, traffic
 
@@ -27,6 +37,7 @@ _ATTENTION = re.compile(r"__cudnn\$fmha")
 _COPYING = re.compile(
     r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
 )
+_STAGE = re.compile(r"-(start|update|done)$")
 _DECLARED = ("cost_flops", "cost_bytes")
 
 
@@ -160,6 +171,11 @@ def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Wor
             f"module {module.name} is not scheduled: its text has no order of execution. Use the "
             "text of a compiled program (compiled.as_text(), or XLA's *after_optimizations.txt)."
         )
+    check_agreement(module)
+    for computation in module.computations.values():
+        for i in computation.instructions:
+            if _STAGE.sub("", i.opcode) not in OPCODES:
+                raise HloError(f"line {i.line}: %{i.name}: the cost of {i.opcode} is not known.")
     reader = _Reader(module, {c.name: c for c in ledger}, trips)
     reader.read(module.entry)
     unknown = {k.unknown for steps in reader.steps.values() for s in steps
@@ -279,7 +295,8 @@ class _Reader:
         if base in ("send", "recv", "infeed", "outfeed", "collective-broadcast"):
             raise HloError(f"line {i.line}: %{i.name}: the cost of {base} is not understood.")
         reads, written = traffic(self.module, computation, i)
-        reads = tuple((_maker(computation, name), size) for name, size in reads)
+        makers = self.makers(computation)
+        reads = tuple((makers[name], size) for name, size in reads)
         gemms = self.gemms(computation, i)
         made = {"reads": reads, "written_bytes": written, "op_name": i.op_name}
         if base == "custom-call":
@@ -290,6 +307,20 @@ class _Reader:
             reads = tuple((n, b * passes) for n, b in reads)
             made |= {"reads": reads, "written_bytes": written * passes}
         return Kernel(i.name, gemms=gemms, **made)
+
+    def makers(self, computation: Computation) -> dict[str, str]:
+        """Array -> the kernel that made it, behind its other names; itself if it came in."""
+        key = ("makers", computation.name)
+        if key not in self.module._memo:
+            found: dict[str, str] = {}
+            for i in computation.instructions:
+                renames = i.opcode in ("bitcast", "get-tuple-element") or i.opcode.endswith("-done")
+                source = computation.by_name[i.operands[0]] if renames and i.operands else i
+                found[i.name] = (
+                    i.name if source.opcode == "parameter" else found.get(source.name, i.name)
+                )
+            self.module._memo[key] = found
+        return self.module._memo[key]
 
     def gemms(self, computation: Computation, i: Instruction) -> tuple[Gemm, ...]:
         """Matrix products of one launch, wherever a fusion hides them."""
@@ -308,17 +339,6 @@ class _Reader:
                 g for x in inner.instructions for g in self.gemms(inner, x)
             )
         return self.module._memo[key]
-
-
-def _maker(computation: Computation, name: str) -> str:
-    """The kernel that made an array, behind its other names; the array itself if it came in."""
-    i = computation.by_name[name]
-    while i.opcode in ("bitcast", "get-tuple-element") or i.opcode.endswith("-done"):
-        source = computation.by_name.get(i.operands[0]) if i.operands else None
-        if source is None or source.opcode == "parameter":
-            return i.name
-        i = source
-    return i.name
 
 
 def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: dict) -> Kernel:
@@ -348,15 +368,17 @@ def _first(shape: Shape) -> Shape:
 def _declared(i: Instruction) -> tuple[float, float] | None:
     """FLOPs and bytes that a hand-written kernel's author attached to it."""
     text = i.attributes.get("frontend_attributes", "")
-    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([0-9.e+]+)"?', text))
+    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([^",}]*)"?', text))
     if set(found) != set(_DECLARED):
         return None
     try:
         flops, n_bytes = (float(found[key]) for key in _DECLARED)
     except ValueError:
+        flops = n_bytes = math.nan
+    if not (0 <= flops < math.inf and 0 <= n_bytes < math.inf):
         raise HloError(
-            f"line {i.line}: %{i.name}: its declared cost {found} is no number."
-        ) from None
+            f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
+        )
     return flops, n_bytes
 
 
@@ -377,10 +399,15 @@ def _attention(computation: Computation, i: Instruction) -> tuple:
         config = json.loads(i.attributes["backend_config"])["cudnn_fmha_backend_config"]
         scores = [int(d) for d in config["intermediate_tensor_shape"]["dimensions"]]
         batch, heads, q_len, kv_len = scores
-        mask = config.get("mask_type", "NO_MASK")
-    except (KeyError, ValueError, TypeError):
+        mask = str(config.get("mask_type", "NO_MASK"))
+        query = computation.operand_shapes(i)[0]
+    except UNREADABLE:
         raise HloError(f"line {i.line}: %{i.name}: its cuDNN config is not understood.") from None
-    query = computation.operand_shapes(i)[0]
-    head_dim = math.prod(query.dims) // max(1, batch * heads * q_len)
+    head_dim, rest = divmod(math.prod(query.dims), max(1, batch * heads * q_len))
+    if min(scores) < 1 or rest or not head_dim:
+        raise HloError(
+            f"line {i.line}: %{i.name}: attention over scores {scores} does not fit queries "
+            f"{query.dims}."
+        )
     visible = 0.5 if "CAUSAL" in mask else 1.0
     return batch, heads, q_len, kv_len, head_dim, visible, query.dtype

@@ -1,0 +1,120 @@
+"""Shapes that a text says twice must agree, so that a damaged one cannot change what is counted.
+
+Checked: what goes into a call and comes out of it against the called computation, a computation's
+header, tuples and their elements, starts and dones, and the ops whose result's size follows from
+their operands'.
+"""
+
+import math
+import re
+
+from parallax.hlo.limits import short
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.opcodes import SAME_DIMS
+from parallax.hlo.shapes import HloError, Shape, parse_shape
+
+_PARAMETER_NAME = re.compile(r"([(,]\s*(?:/\*index=\d+\*/)?)[^\s(),:]+: ")
+_SAME_BYTES = ("bitcast", "bitcast-convert")
+_SAME_SIZE = ("reshape", "transpose")
+
+
+def check_agreement(module: Module) -> None:
+    """Raises HloError where two shapes that must be equal are not."""
+    for computation in module.computations.values():
+        _check_header(computation)
+        for i in computation.instructions:
+            if not _agrees(module, computation, i, computation.operand_shapes(i)):
+                raise HloError(
+                    f"line {i.line}: {i.opcode} %{i.name} in %{computation.name}: its shape, its "
+                    "operands' and those of what it calls do not agree."
+                )
+
+
+def _check_header(computation: Computation) -> None:
+    """`(p: f32[8], ...) -> f32[8]` is what the parameters and ROOT say."""
+    parameters, _, result = computation.header.rpartition(" -> ")
+    said = parse_shape(_PARAMETER_NAME.sub(r"\1", parameters))
+    if (said.elements, parse_shape(result)) != _signature(computation):
+        raise HloError(
+            f"%{computation.name}: its header {short(computation.header)} is not what its "
+            "parameters and ROOT say."
+        )
+
+
+def _signature(computation: Computation) -> tuple[tuple[Shape, ...], Shape]:
+    """Shapes of the parameters in order, and of the ROOT."""
+    found = sorted((i.parameter, i.line) for i in computation.instructions if i.parameter >= 0)
+    if [number for number, _ in found] != list(range(len(found))):
+        raise HloError(f"%{computation.name}: parameters are not numbered 0, 1, ...")
+    by_number = {i.parameter: i.shape for i in computation.instructions if i.parameter >= 0}
+    root = next(i.shape for i in computation.instructions if i.is_root)
+    return tuple(by_number[n] for n in range(len(found))), root
+
+
+def _signature_of(module: Module, name: str) -> tuple[tuple[Shape, ...], Shape]:
+    key = ("signature", name)
+    if key not in module._memo:
+        module._memo[key] = _signature(module.computation(name))
+    return module._memo[key]
+
+
+def _agrees(
+    module: Module, computation: Computation, i: Instruction, operands: tuple[Shape, ...]
+) -> bool:
+    opcode, shape = i.opcode, i.shape
+    if opcode == "tuple":
+        return shape.dtype == "tuple" and shape.elements == operands
+    if opcode == "get-tuple-element":
+        index = i.attributes.get("index", "")
+        return (
+            len(operands) == 1
+            and index.isdecimal()
+            and len(index) < 9
+            and int(index) < len(operands[0].elements)
+            and operands[0].elements[int(index)] == shape
+        )
+    if opcode in SAME_DIMS:
+        arrays = [s for s in operands if s.dims]
+        return bool(operands) and all(s.dims == shape.dims for s in arrays)
+    if opcode in _SAME_BYTES:
+        return len(operands) == 1 and operands[0].n_bytes == shape.n_bytes
+    if opcode in _SAME_SIZE:
+        return len(operands) == 1 and math.prod(operands[0].dims) == math.prod(shape.dims)
+    if opcode in ("slice", "dynamic-slice"):
+        return bool(operands) and _inside(shape, operands[0])
+    if opcode == "dynamic-update-slice":
+        return len(operands) > 1 and operands[0] == shape and _inside(operands[1], shape)
+    if opcode.endswith(("-done", "-update")) and not opcode.startswith(("send", "recv")):
+        started = computation.by_name[i.operands[0]] if i.operands else None
+        base = opcode.removesuffix("-done").removesuffix("-update")
+        return started is not None and started.opcode in (f"{base}-start", f"{base}-update")
+    return _calls_agree(module, i, operands)
+
+
+def _inside(part: Shape, whole: Shape) -> bool:
+    return len(part.dims) == len(whole.dims) and all(
+        a <= b for a, b in zip(part.dims, whole.dims, strict=True)
+    )
+
+
+def _calls_agree(module: Module, i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    calls, opcode = i.calls(), i.opcode
+    if opcode == "while":
+        body, condition = (_signature_of(module, calls[k][0]) for k in ("body", "condition"))
+        carried = (i.shape,)
+        return operands == carried and body == (carried, i.shape) and condition[0] == carried
+    if opcode == "conditional":
+        if "branch_computations" in calls:
+            names = calls["branch_computations"]
+        else:
+            names = (calls["true_computation"][0], calls["false_computation"][0])
+        return len(operands) == len(names) + 1 and all(
+            _signature_of(module, name) == ((operand,), i.shape)
+            for name, operand in zip(names, operands[1:], strict=True)
+        )
+    base = opcode.removesuffix("-start")
+    called = {"fusion": "calls", "async": "calls", "call": "to_apply"}.get(base)
+    if called is None or called not in calls:
+        return True
+    signature = _signature_of(module, calls[called][0])
+    return signature[0] == operands and (base != opcode or signature[1] == i.shape)
