@@ -29,6 +29,7 @@ from parallax.meshes.gpus import GPUS
 
 VERSION = "2026-11-21"
 HLO = {"bfloat16": "f16", "float16": "f16", "tensorfloat32": "tf32", "int8": "s8"}
+PEAK = {"f16": "float16", "tf32": "tensorfloat32", "s8": "int8", "f32": "float32", "f64": "float64"}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
 XLA_CLOCK = "xla_collective_sm90"
 # Beside the fits: figures of other people's measurements, cited in `sources`.
@@ -124,7 +125,8 @@ def make_rates() -> tuple[dict[str, Rates], dict[str, float]]:
         if name != "h100":
             widen = 1.5
             memory = MEMORY[name] / MEMORY["h100"]
-            gemm = {k: scaled(v, gpu.bf16_flops / h100.bf16_flops, memory)
+            # Each dtype by its own peak: float32's and float64's grow less than the tensor cores'.
+            gemm = {k: scaled(v, gpu.peak_flops(PEAK[k]) / h100.peak_flops(PEAK[k]), memory)
                     for k, v in base_gemm.items()}  # fmt: skip
             rows, _ = split(of_gpu(name, "f16"))
             if rows:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 # Tiles [m, n] of the output that libraries have on Hopper, and pieces of k they cut.
 TILES = ((256, 128), (128, 256), (128, 128), (64, 256), (256, 64), (64, 128), (128, 64), (64, 64))
 SPLITS = (1, 2, 4, 8)
+_LEAST_CUT = 128
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ def gemm_seconds(
         size = tile_m * tile_n
         per_sm = rates.flops_per_s / sm_count * (size / (256 * 128)) ** rates.small_tile
         for split in SPLITS:
-            if split > 1 and k // split < 128:
-                break
             waves = -(-tiles * split // sm_count)
             # Partial sums of a cut k are written and read in float32.
             again = 0.0 if split == 1 else 8.0 * batch * m * n * split / rates.bytes_per_s
-            each = 2.0 * size * -(-k // split) / per_sm + rates.tile_s
+            # No cut piece is shallower than a pipeline: a deeper product is then never faster.
+            deep = k if split == 1 else max(-(-k // split), _LEAST_CUT)
+            each = 2.0 * size * deep / per_sm + rates.tile_s
             best = min(best, waves * each + again)
     return rates.start_s + max(best, n_bytes / rates.bytes_per_s)

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from parallax.cost.gemm import GemmRates
+from parallax.meshes.gpus import GPUS
 
 FILE_VERSION = 1
 _SHIPPED = Path(__file__).parent / "shipped"
 TERMS = ("matrix products", "attention", "memory", "launches", "communication")
+
+LINKS = frozenset({"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p", "network"})
+_TEXTS = ("name", "gpu", "version")
+_DIVISORS = ("flops_per_s", "bytes_per_s", "half_bytes")
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Rates:
                 "power": PowerRates(**data["power"]),
                 "spreads": {k: Spread(**v) for k, v in data["spreads"].items()},
             }
-            _check_positive(made, where)
+            _check(made, where)
             return cls(**made)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{where}: not a calibration: {error}.") from None
@@ -137,18 +142,21 @@ class Rates:
         """Reads a calibration file (JSON). ValueError if it is none."""
         where = f"calibration {path}"
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")), where)
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"{where}: {error.strerror}. Give a readable file.") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not JSON: {error}.") from None
+        return cls.from_dict(data, where)
 
     def save(self, path: str | Path) -> None:
         """Writes a calibration file."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
-def _check_positive(values: Mapping[str, Any], where: str) -> None:
+def _check(values: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError unless every figure is one that a price can follow from."""
+
     def walk(value: Any, path: str) -> None:
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
@@ -156,13 +164,31 @@ def _check_positive(values: Mapping[str, Any], where: str) -> None:
         elif isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(inner, f"{path}.{key}")
-        elif not isinstance(value, str) and not (
-            isinstance(value, int | float) and 0 <= value < float("inf")
+        elif path in _TEXTS or path.startswith("sources."):
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: {path} must be text, got {value!r}.")
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < float("inf")
         ):
             raise ValueError(f"{where}: {path} must be a number from 0 on, got {value!r}.")
+        elif value == 0 and (path.endswith(_DIVISORS) or path.startswith("attention_")):
+            raise ValueError(f"{where}: {path} must be more than 0, it is divided by.")
 
     for name, value in values.items():
         walk(value, name)
+    if values["gpu"] not in GPUS:
+        raise ValueError(f"{where}: gpu {values['gpu']!r} is not known: {', '.join(GPUS)}.")
+    for name, least in (("gemm", {"f16"}), ("links", LINKS), ("spreads", set(TERMS))):
+        if missing := least - set(values[name]):
+            raise ValueError(f"{where}: {name} lacks {sorted(missing)}.")
+    widths = values["attention_flops_per_s"]
+    if not widths or not all(str(width).isdecimal() for width in widths):
+        raise ValueError(f"{where}: attention_flops_per_s: expected rates by width, got {widths}.")
+    for name, spread in values["spreads"].items():
+        if spread.low > spread.high:
+            raise ValueError(f"{where}: spreads.{name}: low {spread.low} is over {spread.high}.")
 
 
 @functools.lru_cache(maxsize=16)

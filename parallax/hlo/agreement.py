@@ -80,10 +80,17 @@ def _agrees(
         return len(operands) == 1 and operands[0].n_bytes == shape.n_bytes
     if opcode in _SAME_SIZE:
         return len(operands) == 1 and math.prod(operands[0].dims) == math.prod(shape.dims)
-    if opcode in ("slice", "dynamic-slice"):
-        return bool(operands) and _inside(shape, operands[0])
+    if opcode == "slice":
+        return len(operands) == 1 and _inside(shape, operands[0])
+    if opcode == "dynamic-slice":
+        return bool(operands) and _inside(shape, operands[0]) and _indices(shape, operands[1:])
     if opcode == "dynamic-update-slice":
-        return len(operands) > 1 and operands[0] == shape and _inside(operands[1], shape)
+        return (
+            len(operands) > 1
+            and operands[0] == shape
+            and _inside(operands[1], shape)
+            and _indices(shape, operands[2:])
+        )
     if opcode.endswith(("-done", "-update")) and not opcode.startswith(("send", "recv")):
         started = computation.by_name[i.operands[0]] if i.operands else None
         base = opcode.removesuffix("-done").removesuffix("-update")
@@ -94,6 +101,13 @@ def _agrees(
 def _inside(part: Shape, whole: Shape) -> bool:
     return len(part.dims) == len(whole.dims) and all(
         a <= b for a, b in zip(part.dims, whole.dims, strict=True)
+    )
+
+
+def _indices(shape: Shape, operands: tuple[Shape, ...]) -> bool:
+    """One integer for each dim."""
+    return len(operands) == len(shape.dims) and all(
+        s.dtype[0] in "su" and not s.dims for s in operands
     )
 
 

@@ -46,8 +46,8 @@ def parse_groups(text: str, num_devices: int) -> Groups:
     members = sorted(itertools.chain.from_iterable(groups))
     if members != list(range(num_devices)) or len({len(g) for g in groups}) != 1:
         raise HloError(
-            f"replica_groups {short(text)}: expected equal groups of devices 0 to {num_devices - 1}, "
-            f"each once."
+            f"replica_groups {short(text)}: expected equal groups of devices 0 to "
+            f"{num_devices - 1}, each once."
         )
     return groups
 

@@ -1,5 +1,6 @@
 """The ledger: every collective of a program, what it sends, how often, and what runs meanwhile."""
 
+import bisect
 import dataclasses
 import math
 from collections import Counter
@@ -198,10 +199,19 @@ def _done(computation: Computation, start: Instruction) -> int:
 def _between(module: Module, computation: Computation, start: int, trips: Trips | None) -> Flops:
     """FLOPs scheduled between an async start and its done."""
     done = _done(computation, computation.instructions[start])
-    _count_between(module, done - start)
-    total = Flops()
-    for instruction in computation.instructions[start + 1 : done]:
-        total += instruction_flops(module, computation, instruction, trips=trips)
+    holding = computation.holding
+    positions = holding[bisect.bisect_right(holding, start) : bisect.bisect_left(holding, done)]
+    _count_between(module, len(positions))
+    key = ("between", computation.name, *sorted((trips or {}).items()))
+    known = module._memo.setdefault(key, {})
+    low, high, gemms = 0.0, 0.0, 0
+    for position in positions:
+        if position not in known:
+            instruction = computation.instructions[position]
+            known[position] = instruction_flops(module, computation, instruction, trips=trips)
+        flops = known[position]
+        low, high, gemms = low + flops.low, high + flops.high, gemms + flops.gemms
+    total = Flops(low, high, gemms)
     return total
 
 
@@ -210,5 +220,5 @@ def _count_between(module: Module, more: int) -> None:
     module._memo["between"] = module._memo.get("between", 0) + more
     if module._memo["between"] > MAX_BETWEEN:
         raise HloError(
-            f"module {module.name}: over {MAX_BETWEEN} instructions beside collectives in flight."
+            f"module {module.name}: over {MAX_BETWEEN} kernels and calls beside collectives in flight."
         )

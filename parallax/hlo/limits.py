@@ -17,8 +17,8 @@ MAX_DIGITS = 19
 MAX_DEPTH = 64
 # Instructions met on a walk from the entry that enters every call, each time.
 MAX_STEPS = 4_000_000
-# Of all collectives in flight, the instructions that run meanwhile.
-MAX_BETWEEN = 20_000_000
+# Of all collectives in flight, the kernels and calls that run meanwhile.
+MAX_BETWEEN = 1_000_000
 
 
 def short(text: str, size: int = 80) -> str:

@@ -12,6 +12,7 @@ CALLING = (
     "calls", "body", "condition", "to_apply", "branch_computations", "true_computation",
     "false_computation", "called_computations", "select", "scatter",
 )  # fmt: skip
+_PRODUCTS = ("dot", "custom-call", "convolution", "ragged-dot", "scaled-dot")
 _NAME = re.compile(r"%([^\s,(){}]+)")
 
 
@@ -66,6 +67,16 @@ class Computation:
                 for name in i.operands:
                     found.setdefault(name, []).append(position)
         return found
+
+    @cached_property
+    def holding(self) -> list[int]:
+        """Positions of the instructions that may hold matrix products."""
+        return [
+            position
+            for position, i in enumerate(self.instructions)
+            if not i.opcode.endswith(("-done", "-update"))
+            and (i.opcode.removesuffix("-start") in _PRODUCTS or i.attributes.keys() & set(CALLING))
+        ]
 
     def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
         """Shapes of an instruction's operands.

@@ -42,6 +42,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 # Written only where there is more than one partition.
 _OF_PARTITIONS = ("channel_id", "use_global_device_ids")
+_QUOTED = re.compile(r'"[^"]+"')
 _STAGE = re.compile(r"-(start|update|done)$")
 
 
@@ -83,6 +84,8 @@ def _check_attributes(module: Module, instruction: Instruction) -> None:
         for key in _NEEDS[base]:
             if key not in attributes and not (key in _OF_PARTITIONS and module.num_partitions == 1):
                 raise HloError(f"{where}: expected {key}=, got {sorted(attributes)}.")
+        if base == "custom-call" and not _QUOTED.fullmatch(attributes["custom_call_target"]):
+            raise HloError(f"{where}: expected custom_call_target=\"...\".")
         if attributes.get("use_global_device_ids", "true") != "true":
             raise HloError(f"{where}: use_global_device_ids is not true: other groups are meant.")
         if base == "conditional" and not (
