@@ -6,7 +6,7 @@ from parallax.cost.collectives import collective_seconds
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import crosses_nodes
 from parallax.cost.rates import Rates
-from parallax.hlo.work import Call, Choice, Kernel, Loop, Send, Start, Step, Wait, Work
+from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
 
 _ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
@@ -106,12 +106,11 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
     far = kernel.n_bytes - in_l2
     moving = far / rates.memory_bytes_per_s + in_l2 / rates.l2_bytes_per_s
     if kernel.gemms:
-        term, seconds = "matrix products", 0.0
-        for gemm in kernel.gemms:
-            seconds += gemm_seconds(
-                rates.gemm_rates(gemm.dtype), sm_count, gemm.batch, gemm.m, gemm.n, gemm.k,
-                moving * rates.memory_bytes_per_s if len(kernel.gemms) == 1 else 0.0,
-            )  # fmt: skip
+        term, size = "matrix products", moving * rates.memory_bytes_per_s
+        # One after the other, while the bytes of all pass.
+        alone = sum(_product_seconds(gemm, sm_count, rates, 0.0) for gemm in kernel.gemms)
+        beside = max(_product_seconds(gemm, sm_count, rates, size) for gemm in kernel.gemms)
+        seconds = max(alone, beside)
         flops = sum(g.flops for g in kernel.gemms)
         return Cost(seconds, {term: seconds}, flops=flops, memory_bytes=far)
     if kernel.attention:
@@ -125,10 +124,19 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
     return _launched("memory", moving, rates, 0.0, far)
 
 
+def _product_seconds(gemm: Gemm, sm_count: int, rates: Rates, n_bytes: float) -> float:
+    found = rates.gemm_rates(gemm.dtype)
+    return gemm_seconds(found, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
+
+
 def attention_rate(rates: Rates, head_dim: int) -> float:
-    """FLOP/s of a fused attention kernel at that width."""
+    """FLOP/s of a fused attention kernel at that width: one between two kernels' is filled up."""
     sizes = sorted((int(k), v) for k, v in rates.attention_flops_per_s.items())
-    return next((v for k, v in sizes if head_dim <= k), sizes[-1][1])
+    least = sizes[0][0]
+    for width, rate in sizes:
+        if head_dim <= width:
+            return rate if width == least else rate * head_dim / width
+    return sizes[-1][1]
 
 
 def _launched(term: str, seconds: float, rates: Rates, flops: float, far: float) -> Cost:
@@ -173,6 +181,11 @@ class _Clock:
                     wire_free = max(now, wire_free) + seconds
                     finish[step.name] = wire_free, True
                     total += self.sent(step.what, seconds)
+                elif step.what.gemms or step.what.attention or step.what.flops:
+                    # Another stream's products take the same SMs: no faster than one by one.
+                    cost = kernel_cost(step.what, sm_count, self.rates)
+                    total += cost
+                    now += cost.seconds
                 else:
                     cost = kernel_cost(step.what, sm_count, self.rates)
                     copy_free = max(now, copy_free) + cost.seconds
@@ -192,11 +205,16 @@ class _Clock:
                 now += cost.seconds
                 # What it sends shares the wire with what is already on its way.
                 wire_free += cost.communication_s if wire_free > now - cost.seconds else 0.0
-        end = max([now, *(done for done, _ in finish.values())])
-        exposed += end - now
+        # One wire and one memory: what runs beside something else does not double them.
+        sent = max([now, total.communication_s, *(done for done, wire in finish.values() if wire)])
+        exposed += sent - now
+        end = max([sent, *(done for done, _ in finish.values())])
         terms = dict(total.terms)
         if exposed:
             terms["exposed communication"] = terms.get("exposed communication", 0.0) + exposed
+        end = max(end, total.memory_bytes / self.rates.memory_bytes_per_s)
+        if end > sent:
+            terms["memory"] = terms.get("memory", 0.0) + end - sent
         return replace(total, seconds=end, terms=terms)
 
     def sent(self, step: Send, seconds: float) -> Cost:
@@ -215,7 +233,10 @@ class _Clock:
             looking = self.rates.loop_s * step.count
             return cost + Cost(looking, {"launches": looking})
         if isinstance(step, Choice):
-            cost = max((self.of(name) for name in step.branches), key=lambda c: c.seconds)
+            sides = [self.of(name) for name in step.branches]
+            cost = max(sides, key=lambda c: c.seconds)
+            # The wire may be as busy as on the side that sends more.
+            cost = replace(cost, communication_s=max(c.communication_s for c in sides))
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
         return self.of(step.name)
@@ -223,7 +244,10 @@ class _Clock:
 
 @dataclass
 class _Recent:
-    """Arrays that the L2 cache still holds: the last ones written or read, up to its size."""
+    """Arrays that the L2 cache still holds: the last ones written or read, up to its size.
+
+    What does not fit passes through and leaves nothing of the others.
+    """
 
     capacity: float
     held: dict[str, float] = field(default_factory=dict)
@@ -233,16 +257,18 @@ class _Recent:
         """Bytes of this launch that stay inside the cache; then remembers the launch."""
         hit = 0.0
         for name, size in kernel.reads:
-            if name in self.held and self.held[name] >= size:
-                hit += size
+            hit += min(size, self.held.get(name, 0.0))
             self._touch(name, size)
-        if kernel.written_bytes <= self.capacity:
-            self._touch(kernel.name, kernel.written_bytes)
+        self._touch(kernel.name, kernel.written_bytes)
         return hit
 
     def _touch(self, name: str, size: float) -> None:
-        self.used -= self.held.pop(name, 0.0)
+        before = self.held.pop(name, 0.0)
+        self.used -= before
+        size = max(size, before)
         if size > self.capacity:
+            self.held.clear()
+            self.used = 0.0
             return
         self.held[name] = size
         self.used += size
