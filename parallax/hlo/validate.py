@@ -85,7 +85,7 @@ def _check_attributes(module: Module, instruction: Instruction) -> None:
             if key not in attributes and not (key in _OF_PARTITIONS and module.num_partitions == 1):
                 raise HloError(f"{where}: expected {key}=, got {sorted(attributes)}.")
         if base == "custom-call" and not _QUOTED.fullmatch(attributes["custom_call_target"]):
-            raise HloError(f"{where}: expected custom_call_target=\"...\".")
+            raise HloError(f'{where}: expected custom_call_target="...".')
         if attributes.get("use_global_device_ids", "true") != "true":
             raise HloError(f"{where}: use_global_device_ids is not true: other groups are meant.")
         if base == "conditional" and not (

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallax.bounds import wire_bytes
-from parallax.models.flops import model_flops
 from parallax.cost import measurements, price, rates_of
 from parallax.cost.collectives import collective_seconds, exchange_seconds, send_seconds
 from parallax.cost.gemm import gemm_seconds
@@ -21,6 +20,7 @@ from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wai
 from parallax.meshes.cluster import cluster
 from parallax.meshes.gpus import GPUS
 from parallax.models.config import ModelConfig
+from parallax.models.flops import model_flops
 from parallax.search.candidates import candidates
 from parallax.workload import Workload
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.hlo.mutations import MUTATIONS
 
 from parallax.hlo import HloError, parse_module
 from parallax.hlo.limits import MAX_DEPTH, MAX_DEVICES, MAX_LINE
 from parallax.inspecting import inspect_text
+from tests.hlo.mutations import MUTATIONS
 
 DATA = Path(__file__).parent / "data"
 # Real programs (made by data/make.py) and how often each is damaged: 10,000 times in all.
@@ -65,7 +65,9 @@ def test_the_texts_hold_what_the_tests_are_about(whole):
         assert whole[name].gemm_flops == flops
     assert sum(TIMES.values()) >= 10_000
     assert all(n % len(MUTATIONS) == 0 for n in TIMES.values())
-    assert not any("/" in line for text in TEXTS.values() for line in re.findall(r'"\S*\.py"', text))
+    assert not any(
+        "/" in line for text in TEXTS.values() for line in re.findall(r'"\S*\.py"', text)
+    )
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -1,0 +1,120 @@
+"""A program on a clock, by hand: round rates, so that every time can be added up on paper."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from parallax.cost import price, rates_of
+from parallax.cost.rates import LinkRates
+from parallax.hlo.collectives import Collective
+from parallax.hlo.work import Call, Choice, Kernel, Loop, Send, Start, Wait, Work
+from parallax.meshes.cluster import cluster
+
+WHERE = cluster("h100_2x8")
+LINK = LinkRates(start_s=0.0, bytes_per_s=1.0, half_bytes=1.0)
+# 1 byte a second through memory, 2 through L2, 1 over a wire; a launch takes nothing.
+RATES = dataclasses.replace(
+    rates_of("h100"), memory_bytes_per_s=1.0, l2_bytes_per_s=2.0, launch_s=0.0, loop_s=0.5,
+    links=dict.fromkeys(rates_of("h100").links, LINK),
+)  # fmt: skip
+_NEW = itertools.count()
+
+
+def run(*steps, rates=RATES, **others):
+    cost = price(Work("main", {"main": steps, **others}, 16), WHERE, rates)
+    assert sum(cost.terms.values()) == pytest.approx(cost.seconds)
+    return cost
+
+
+def busy(seconds, name="k", of=None):
+    """A kernel of so many seconds, over an array of its own if `of` names none."""
+    return Kernel(name, ((of or f"array {next(_NEW)}", float(seconds)),), 0.0)
+
+
+def send(seconds):
+    pairs = ((0, 1), (1, 0))
+    made = Collective("collective-permute", ("x",), 16, seconds, seconds, 1, "f16", "", pairs=pairs)
+    return Send("s", made)
+
+
+def test_one_after_the_other():
+    cost = run(busy(3), send(2), busy(4))
+    assert (cost.seconds, cost.exposed_s, cost.hidden_s) == (9, 2, 0)
+    assert cost.terms == {"memory": 7, "launches": 0, "exposed communication": 2}
+    assert (cost.memory_bytes, cost.link_bytes, cost.network_s) == (7, 2, 0)
+
+
+def test_a_send_behind_a_kernel_is_hidden():
+    cost = run(Start("a", send(3)), busy(5), Wait("a"))
+    assert (cost.seconds, cost.exposed_s, cost.hidden_s) == (5, 0, 3)
+
+
+def test_a_longer_send_is_partly_hidden():
+    cost = run(Start("a", send(7)), busy(5), Wait("a"), busy(1))
+    assert (cost.seconds, cost.exposed_s, cost.hidden_s) == (8, 2, 5)
+
+
+def test_two_sends_share_the_wire():
+    cost = run(Start("a", send(3)), Start("b", send(4)), busy(5), Wait("a"), Wait("b"))
+    assert (cost.seconds, cost.exposed_s, cost.hidden_s) == (7, 2, 5)
+    # A synchronous one waits for the wire too.
+    assert run(Start("a", send(3)), send(4), Wait("a")).seconds == 7
+
+
+def test_a_send_shares_the_wire_with_those_of_a_loop():
+    inner = (send(2),)
+    cost = run(Start("a", send(9)), Loop("l", 3.0, "b", "t"), Wait("a"), b=inner, t=())
+    assert (cost.seconds, cost.communication_s) == (15, 15)
+
+
+def test_what_nobody_waits_for_still_ends():
+    assert run(Start("a", send(7)), busy(5)).exposed_s == 2
+    late = run(Start("a", busy(7)), busy(1))
+    assert (late.seconds, late.exposed_s, late.terms["memory"]) == (8, 0, 8)
+
+
+def test_copies_beside_kernels_do_not_double_the_memory():
+    cost = run(Start("c", busy(4, "c")), busy(4), Wait("c"))
+    assert (cost.seconds, cost.terms["memory"]) == (8, 8)
+
+
+def test_a_loop_multiplies_and_one_that_data_ends_is_looked_at():
+    inner = {"b": (busy(2), send(1)), "t": (busy(1),)}
+    cost = run(Loop("l", 10.0, "b", "t"), **inner)
+    assert (cost.seconds, cost.memory_bytes, cost.link_bytes) == (40, 30, 10)
+    assert run(Loop("l", 10.0, "b", "t", known=False), **inner).seconds == 45
+    assert run(Loop("l", 0.0, "b", "t"), **inner).seconds == 0
+
+
+def test_a_choice_takes_the_dearer_side_and_a_call_its_own():
+    cost = run(Choice("c", ("x", "y")), x=(busy(3),), y=(busy(8),))
+    assert (cost.seconds, cost.terms["memory"], cost.terms["launches"]) == (8.5, 8, 0.5)
+    assert run(Call("x"), Call("x"), x=(busy(3),)).seconds == 6
+
+
+def test_a_second_read_is_cheaper_while_the_cache_holds_the_array():
+    size = RATES.l2_share * WHERE.gpu.l2_bytes
+    twice = run(busy(10, "k", "x"), busy(10, "m", "x"))
+    assert (twice.seconds, twice.memory_bytes) == (10 + 5, 10)
+    # Only as many bytes as were read before.
+    assert run(busy(4, "k", "x"), busy(10, "m", "x")).seconds == 4 + 4 / 2 + 6
+    # What was written is there, too.
+    assert run(Kernel("x", (), 10.0), busy(10, "m", "x")).seconds == 15
+    # Another array as large as the cache has taken its place.
+    between = run(busy(10, "k", "x"), busy(size, "big"), busy(10, "m", "x"))
+    assert between.seconds == 20 + size
+    through = run(busy(10, "k", "x"), busy(2 * size, "big"), busy(10, "m", "x"))
+    assert through.seconds == 20 + 2 * size
+
+
+def test_launches_are_their_own_term():
+    rates = dataclasses.replace(RATES, launch_s=0.25)
+    assert run(busy(1), busy(1), rates=rates).terms == {"memory": 2, "launches": 0.5}
+
+
+def test_only_what_crosses_nodes_is_network_time():
+    pairs = ((0, 8),)
+    crossing = Send("s", dataclasses.replace(send(2).collective, pairs=pairs))
+    cost = run(send(3), crossing)
+    assert (cost.communication_s, cost.network_s) == (5, 2)

@@ -1,0 +1,20 @@
+"""Small scheduled modules by hand."""
+
+from parallax.hlo import parse_module, read_ledger
+from parallax.hlo.work import read_work
+
+
+def computation(name, signature, *lines, entry=False):
+    body = "".join(f"  {line}\n" for line in lines)
+    return f"{'ENTRY ' if entry else ''}%{name} {signature} {{\n{body}}}\n\n"
+
+
+def module(*computations, devices=1):
+    head = f"HloModule m, is_scheduled=true, num_partitions={devices}\n\n"
+    return parse_module(head + "".join(computations))
+
+
+def work(*computations, devices=1, trips=None):
+    made = module(*computations, devices=devices)
+    axes = {"x": devices} if devices > 1 else {}
+    return read_work(made, read_ledger(made, axes, trips=trips), trips)
