@@ -220,5 +220,5 @@ def _count_between(module: Module, more: int) -> None:
     module._memo["between"] = module._memo.get("between", 0) + more
     if module._memo["between"] > MAX_BETWEEN:
         raise HloError(
-            f"module {module.name}: over {MAX_BETWEEN} kernels and calls beside collectives in flight."
+            f"module {module.name}: over {MAX_BETWEEN} kernels beside collectives in flight."
         )

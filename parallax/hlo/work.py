@@ -231,7 +231,7 @@ class _Reader:
             waits.add(i.name)
             return [Start(i.name, what)]
         if base in _SENDING:
-            return self.sent(i.name)
+            return [*self.sent(i.name)]
         if (inside := self.collective_inside(i)) is not None:
             return [*self.sent(inside)]
         return [self.kernel(computation, i)]

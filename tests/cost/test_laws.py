@@ -80,6 +80,21 @@ def test_a_larger_product_is_never_faster(name, dtype, sizes, which, more):
     assert seconds(*larger) * SLACK >= seconds(*sizes)
 
 
+@pytest.mark.parametrize("name", GPUS)
+def test_a_deeper_product_is_never_faster_where_k_can_be_cut(name):
+    gpu, depths = GPUS[name], [d + e for d in (128, 256, 512, 1024, 2048) for e in (-1, 0, 1)]
+    for dtype, rates in rates_of(name).gemm.items():
+        for m, n in ((1, 64), (16, 512), (64, 64), (256, 4096), (300, 300)):
+            found = [gemm_seconds(rates, gpu.sm_count, 1, m, n, k, 0.0) for k in depths]
+            assert found == sorted(found), (dtype, m, n)
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_wider_attention_is_never_faster(name):
+    found = [width / attention_rate(rates_of(name), width) for width in range(1, 1100)]
+    assert found == sorted(found)
+
+
 @few
 @given(gpus, upto(36), upto(36), upto(20))
 def test_no_copy_beats_memory_and_more_bytes_are_never_faster(name, read, written, more):

@@ -58,6 +58,8 @@ def test_a_longer_send_is_partly_hidden():
 def test_two_sends_share_the_wire():
     cost = run(Start("a", send(3)), Start("b", send(4)), busy(5), Wait("a"), Wait("b"))
     assert (cost.seconds, cost.exposed_s, cost.hidden_s) == (7, 2, 5)
+    second = run(Start("a", send(3)), Start("b", send(4)), busy(5), Wait("b"), busy(10))
+    assert second.seconds == 17
     # A synchronous one waits for the wire too.
     assert run(Start("a", send(3)), send(4), Wait("a")).seconds == 7
 
@@ -66,6 +68,11 @@ def test_a_send_shares_the_wire_with_those_of_a_loop():
     inner = (send(2),)
     cost = run(Start("a", send(9)), Loop("l", 3.0, "b", "t"), Wait("a"), b=inner, t=())
     assert (cost.seconds, cost.communication_s) == (15, 15)
+    after = run(Start("a", send(9)), Loop("l", 3.0, "b", "t"), send(1), busy(10), b=inner, t=())
+    assert after.seconds == 26
+    # Of a choice the side that sends more keeps the wire.
+    sides = {"x": (send(6),), "y": (busy(7),)}
+    assert run(Start("a", send(9)), Choice("c", ("x", "y")), send(1), **sides).seconds == 16
 
 
 def test_what_nobody_waits_for_still_ends():

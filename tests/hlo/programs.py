@@ -1,5 +1,7 @@
 """Small scheduled modules by hand."""
 
+from typing import Any
+
 from parallax.hlo import parse_module, read_ledger
 from parallax.hlo.work import read_work
 
@@ -14,7 +16,7 @@ def module(*computations, devices=1):
     return parse_module(head + "".join(computations))
 
 
-def work(*computations, devices=1, trips=None):
+def work(*computations, devices=1, trips=None) -> Any:
     made = module(*computations, devices=devices)
     axes = {"x": devices} if devices > 1 else {}
     return read_work(made, read_ledger(made, axes, trips=trips), trips)

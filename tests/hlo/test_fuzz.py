@@ -1,4 +1,4 @@
-"""Text is not trusted: 10,000 damaged modules and some hostile ones, refused or counted the same."""
+"""Text is not trusted: 10,000 damaged modules and hostile ones, refused or counted the same."""
 
 import math
 import random
@@ -76,7 +76,7 @@ def test_a_damaged_text_is_refused_or_counted_the_same(name, whole):
     on, with the original's account. Another account needs one of two excuses: the damage is inside
     what TOLD matches, or the report names a custom call that it could not price."""
     text, right = TEXTS[name], account(whole[name])
-    refused, worst = 0, 0.0
+    refused, worst, lengths = 0, 0.0, set()
     for kind, mutate in MUTATIONS.items():
         for number in range(TIMES[name] // len(MUTATIONS)):
             damaged = mutate(text, random.Random(f"{name} {kind} {number}"))
@@ -85,7 +85,7 @@ def test_a_damaged_text_is_refused_or_counted_the_same(name, whole):
                 found = read(damaged)
             except ValueError as error:
                 refused += 1
-                assert 0 < len(str(error)) < 1000
+                lengths.add(len(str(error)))
                 continue
             finally:
                 worst = max(worst, time.process_time() - start)
@@ -95,6 +95,7 @@ def test_a_damaged_text_is_refused_or_counted_the_same(name, whole):
                 told = TOLD.sub("", damaged) == TOLD.sub("", text)
                 assert told or set(found.work.unpriced) - set(whole[name].work.unpriced), where
     assert worst < 1.0
+    assert 0 < min(lengths) <= max(lengths) < 1000
     assert refused > 0.5 * TIMES[name]  # mutations do bite
 
 
@@ -280,6 +281,10 @@ HOSTILE = {
     "attention of no shape": (
         lambda: kernel('backend_config={"cudnn_fmha_backend_config":{"intermediate_tensor_shape":'
                        '{"dimensions":["-1","2","1","7"]}}}', "__cudnn$fmha"), "does not fit"),
+    "a header that says otherwise": (
+        lambda: module(f"ROOT %r = {DOT}").replace("-> f32[8,8]", "-> f32[8,9]"), "its header"),
+    "a parameter that the header does not have": (
+        lambda: module(f"ROOT %r = {DOT}").replace("(p: f32[8,8])", "()"), "its header"),
     "a done of nothing": (lambda: module(f"ROOT %r = {P8} dot-done(%p)"), "do not agree"),
     "an element of no tuple": (
         lambda: module(f"ROOT %r = {P8} get-tuple-element(%p), index=0"), "do not agree"),

@@ -114,6 +114,7 @@ def make(*, on_progress):
         )  # fmt: skip
         mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
         text = jax.jit(mapped).lower(*shapes).compile(OPTIONS).as_text()
+        assert text is not None
         texts[name] = _NOISE.sub("", _TABLES.sub("", text))
         on_progress(f"{name}: {len(texts[name])} characters")
     return texts
