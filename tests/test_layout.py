@@ -41,7 +41,7 @@ ROOMS = [
     {"program", "foreign"},
     {"search"},
     {"report"},
-    {"sweeping", "planning", "inspecting"},
+    {"sweeping", "planning", "inspecting", "calibrating"},
     {"engine"},
     {"preparing"},
     {"comparing"},
