@@ -7,6 +7,7 @@ modelled step, by closed form and of the compiled program, Kendall's tau between
 and the regret of the closed form's first choice. About 25 minutes on one core.
 """
 
+import datetime
 import json
 import statistics
 import sys
@@ -123,6 +124,8 @@ def record(found) -> dict:
         })  # fmt: skip
     apart = [abs(a / b - 1) for _, _, a, b in found]
     return {
+        "date": datetime.date.today().isoformat(),
+        "command": "python benchmarks/consistency.py benchmarks/cpu/consistency.json",
         "cluster": CLUSTER, "jax": version("jax"), "programs": len(found),
         "kendall_tau_mean": statistics.mean(w["kendall_tau"] for w in workloads),
         "kendall_tau_least": min(w["kendall_tau"] for w in workloads),
