@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from parallax.bounds import wire_bytes
 from parallax.cost.collectives import link_seconds as link_form
 from parallax.cost.fitting import (
     fit_gemm,
@@ -18,7 +19,6 @@ from parallax.cost.fitting import (
     spread,
 )
 from parallax.cost.rates import Rates, Spread, rates_of
-from parallax.bounds import wire_bytes
 from parallax.lenses.benchmarking import Measured, measure_device
 from parallax.lenses.child import run_in_child
 from parallax.meshes.gpus import GPUS, Gpu
@@ -129,7 +129,7 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
 
 
 def _l2_share(measured: Measured, gpu: Gpu, l2: float) -> float | None:
-    """The largest working set, as a share of the cache, that still runs at over 80 % of its rate."""
+    """The largest working set, as a share of the cache, that runs at over 80 % of its rate."""
     fast = [mb * 1e6 for mb, rate in measured.sweep if rate >= 0.8 * l2]
     return min(1.0, max(fast) / gpu.l2_bytes) if fast else None
 

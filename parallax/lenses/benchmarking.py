@@ -1,4 +1,4 @@
-"""Microbenchmarks of the device at hand: products, attention, copies, cache, launches, links, power.
+"""Microbenchmarks of the device at hand: products, attention, copies, launches, links, power.
 
 Times are of jitted loops: the same work n and 3n times in one program, so that what a call costs
 besides cancels out. Every figure is a median.
@@ -26,7 +26,8 @@ _LEAST_S = 2e-3  # of the longer program, so that a clock's ticks do not count
 SHAPES = (
     *((1, m, 8192, 8192) for m in (1, 8, 16, 64, 128, 256, 1024, 4096, 8192)),
     *((1, m, 4096, 4096) for m in (16, 128, 512, 2048)),
-    *((1, m, 16_384, 4096) for m in (16, 256, 2048)), *((1, m, 4096, 16_384) for m in (16, 256, 2048)),
+    *((1, m, 16_384, 4096) for m in (16, 256, 2048)),
+    *((1, m, 4096, 16_384) for m in (16, 256, 2048)),
     *((1, n, n, n) for n in (256, 512, 1024, 2048, 4096)), *((8, n, n, 128) for n in (512, 2048)),
     *((32, 512, 512, k) for k in (128, 512)), (1, 1280, 10_240, 8192), (1, 2500, 8192, 8192),
     (1, 625, 8192, 8192), (1, 10_000, 8192, 1024), (1, 10_000, 1024, 8192), (4, 1024, 4096, 4096),
@@ -148,7 +149,7 @@ def _product(batch: int, m: int, n: int, k: int) -> float:
     @functools.partial(jax.jit, static_argnums=2)
     def run(x, w, rounds):
         def body(_, carry):
-            x, total = carry
+            x, _ = carry
             y = jnp.einsum("bmk,bkn->bmn", x, w)
             # The next product needs this one's result, or XLA would run one for all.
             return x.at[:, :1, :1].add(y[:, :1, :1] * jnp.bfloat16(1e-8)), y
@@ -256,7 +257,7 @@ def _collectives(gpu: str, sizes: Sequence[int]) -> list[Collective]:
 def read_power() -> float | None:
     """Watts of the first GPU, by NVML; None where there is no NVML."""
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     try:

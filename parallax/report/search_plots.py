@@ -50,8 +50,8 @@ def regime_plot(regime: RegimeMap, number: int) -> str:
         mine = [p for p in regime.points if p.winner == name]
         ax.scatter(
             [xs.index(p.x) for p in mine], [ys.index(p.y) for p in mine],
-            s=[40 + 160 * min(1.0, math.log2(p.lead)) for p in mine], marker=_MARKS[i % len(_MARKS)],
-            color=SERIES[i % len(SERIES)], label=name, linewidths=0,
+            s=[40 + 160 * min(1.0, math.log2(p.lead)) for p in mine],
+            marker=_MARKS[i % len(_MARKS)], color=SERIES[i % len(SERIES)], label=name, linewidths=0,
         )  # fmt: skip
     nothing = [p for p in regime.points if not p.winner]
     if nothing:

@@ -50,8 +50,14 @@ def _factors(n: int, parts: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _combined(
-    config: ModelConfig, cluster: Cluster, data: int, stages: int, tensor: int, seq: int, expert: int
-) -> Iterator[Strategy]:  # fmt: skip
+    config: ModelConfig,
+    cluster: Cluster,
+    data: int,
+    stages: int,
+    tensor: int,
+    seq: int,
+    expert: int,
+) -> Iterator[Strategy]:
     small = cluster.devices <= _ALL_UP_TO
     layers = [tensor_pipeline(1, stages)]
     if stages > 1:
