@@ -213,6 +213,10 @@ class _Sketch:
         stages = self.split.count("layers")
         return lag(self.walk.useful, stages) > 1 and not self._sums()
 
+    def _asks(self) -> bool:
+        """Whether a decoding step's queries travel to the cache."""
+        return bool(self.of_layer("queries", "keys", "values", "new"))
+
     def _sums(self) -> bool:
         return bool(self.of_layer("sum of"))
 
@@ -220,7 +224,13 @@ class _Sketch:
         f = self.config.d_ff // self.split.count("mlp")
         wide = float(self.tokens * f * self.item)
         gates = 2 if self.config.mlp == "gated" else 1
-        steps: list[Step] = [self.product("up", f, self.config.d_model) for _ in range(gates)]
+        steps: list[Step] = []
+        if self.decoder and gates == 1 and self.walk.layers > 1 and self._asks():
+            # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
+            # queries it starts too late to be hidden.
+            matrix = float(self.config.d_model * f * self.item)
+            steps.append(passes("up.w", matrix, matrix))
+        steps += [self.product("up", f, self.config.d_model) for _ in range(gates)]
         return [*steps, passes("act", gates * wide, wide, "up"),
                 self.product("down", self.config.d_model, f)]  # fmt: skip
 

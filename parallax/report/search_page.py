@@ -1,5 +1,6 @@
 """A search as a table, a page and files."""
 
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class SearchReport:
         return save_files(folder, files)
 
     def __str__(self) -> str:
-        console = Console(width=100, record=True, file=None, quiet=True)
+        console = Console(width=100, file=io.StringIO())
         with console.capture() as text:
             console.print(self.table())
         return text.get()
