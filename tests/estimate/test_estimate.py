@@ -57,7 +57,7 @@ def programs():
 
 
 def test_it_is_close_to_the_compiled_program(programs):
-    """Within 10 % in the middle and 20 % at worst: what is further apart is one of the two's bug."""
+    """Within 10 % in the middle and 20 % at worst: further apart, one of the two has a bug."""
     apart = {}
     for (name, phase), compilation in programs.items():
         strategy, workload, decoder = of(name, phase)

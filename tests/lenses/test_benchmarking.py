@@ -1,4 +1,4 @@
-"""Calibration: microbenchmarks run (here on a CPU, where their figures mean nothing), fits recover."""
+"""Calibration: microbenchmarks run (on a CPU their figures mean nothing), fits recover."""
 
 import dataclasses
 
