@@ -357,7 +357,7 @@ _SPEED = (
     *((f"- {name}", "modelled", _share(name)) for name in _TERMS),
     ("MFU", "modelled", _of_prediction(lambda p: words.percent(p.mfu.value) if p.mfu else None)),
     ("energy a token", "modelled", _of_prediction(_energy)),
-    ("step by closed form", "derived", _of_prediction(_closed_form)),
+    ("step by closed form", "modelled", _of_prediction(_closed_form)),
     ("roofline step", "modelled", _bound_step),
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),
