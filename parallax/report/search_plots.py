@@ -35,6 +35,7 @@ def frontier_plot(search: Search) -> str:
     ax.set_xlabel("TPOT, ms" if search.request.output_len > 1 else "TTFT, ms", color=INK)
     ax.set_ylabel("output tokens/s", color=INK)
     ax.grid(color=GRID, linewidth=0.6)
+    ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     said = f"{len(able)} candidates, {len(best)} on the frontier of throughput and TPOT"
     return to_svg(figure, "frontier", said)

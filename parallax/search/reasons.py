@@ -45,6 +45,8 @@ def why_not(request: Request, cluster: Cluster, candidate: Candidate, first: Can
         text += f": {_SAID.get(worst, worst)} {here}, not {there}"
     if candidate.bubble > first.bubble + 0.02:
         text += f"; stages idle {candidate.bubble:.0%} more ticks than microbatches"
+    if candidate.padded > first.padded + 0.02:
+        text += f"; {candidate.padded:.0%} of its layers fill up shorter stages"
     return text
 
 
