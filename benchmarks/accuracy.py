@@ -50,8 +50,8 @@ SAID = {
     "attention": "cuDNN 64 to 256 wide, FlashAttention 4 at 512 (published); scaled by peak FLOP/s",
     "launches": "2 us a kernel in a stream without CUDA graphs; assumed, not fitted",
     "communication": "fitted to published measurements inside a node; scaled by NVLink's rate",
-    "network": "47 GB/s a 400 Gb/s card and the start of one message between two nodes (published); "
-    "all-reduce over two nodes is a test",
+    "network": "47 GB/s a 400 Gb/s card, and the start of one message between two nodes "
+    "(published); all-reduce over two nodes is a test",
     "power": "0.93 pJ a FLOP at 700 W and 749 TFLOP/s, all in (published), split over FLOPs, HBM "
     "and idle; assumed",
 }
@@ -71,8 +71,11 @@ def of_gpu(gpu: str, *kinds: str):
 def h100_gemm(rows) -> dict[str, GemmRates]:
     """Fitted where there are measurements, by peaks elsewhere."""
     sms, gpu = GPUS["h100"].sm_count, GPUS["h100"]
-    found = {kind: fit_gemm([r for r in rows if HLO[r.dtype] == kind], sms, start)
-             for kind, start in START.items() if any(HLO[r.dtype] == kind for r in rows)}  # fmt: skip
+    found = {}
+    for kind, start in START.items():
+        mine = [r for r in rows if HLO[r.dtype] == kind]
+        if mine:
+            found[kind] = fit_gemm(mine, sms, start)
     found.setdefault("tf32", scaled(found["f16"], 0.5, 1.0))
     return found | {
         "s8": scaled(found["f16"], gpu.int8_flops / gpu.bf16_flops * 0.9, 1.0),
@@ -215,7 +218,7 @@ def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
             [predicted_gemm(made[name].gemm["f16"], r, count) for r in held],
             [r.seconds for r in held], made[name].spreads["matrix products"],
         ))  # fmt: skip
-    text += ["", "H200: no published products were found; its constants are H100's with its memory.",
+    text += ["", "H200: no published products were found; its constants are H100's, its memory's.",
              "", "## Collectives inside a node of H100, sizes not fitted\n", HEAD]  # fmt: skip
     _, held = split([c for c in collectives() if c.gpu == "h100" and c.nodes == 1])
     bar = h100.spreads["communication"]
@@ -231,9 +234,10 @@ def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
                               mine))  # fmt: skip
         text.append(link_line(f"{kind}, 1 MiB and more", [r for r in mine if r.bytes >= 2**20]))
     said = ", ".join(f"{k} {1e6 * v:.1f} us" for k, v in offsets.items() if v)
-    text += ["", f"XLA's clock counts a whole program, so its rows carry an offset, fitted: {said}. "
+    text += ["", f"XLA's clock counts a whole program: its rows carry an offset, fitted: {said}. "
              "A prediction does not add it: launches are a term of their own.",
-             "", "## Two nodes (unvalidated: nothing here was fitted but single messages)\n", HEAD]  # fmt: skip
+             "", "## Two nodes (unvalidated: only the start of a message was fitted)\n",
+             HEAD]  # fmt: skip
     for name in sorted({c.source for c in collectives() if c.nodes == 2}):
         mine = [c for c in collectives() if c.source == name and c.nodes == 2]
         rates = made[mine[0].gpu]
@@ -243,7 +247,8 @@ def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
     text += ["", "These systems differ among themselves by 4x in bus bandwidth at 1 GB and more "
              "(390, 156 and 90 GB/s): a network is not known from its cards. That is why a figure "
              "with time between nodes says *unvalidated*.",
-             "", "## Attention on one A100 (decode, keys and values from memory)\n", HEAD]  # fmt: skip
+             "", "## Attention on one A100 (decode, keys and values from memory)\n",
+             HEAD]  # fmt: skip
     rows = [a for a in attentions() if a.gpu == "a100"]
     rates = made["a100"]
     modelled = [

@@ -7,10 +7,12 @@ modelled step, by closed form and of the compiled program, Kendall's tau between
 and the regret of the closed form's first choice. About 25 minutes on one core.
 """
 
+import datetime
 import json
 import statistics
 import sys
 from importlib.metadata import version
+from typing import Any
 
 from scipy.stats import kendalltau
 
@@ -30,22 +32,20 @@ from parallax.strategies import build
 from parallax.workload import Workload
 
 CLUSTER = "h100_2x8"
-_DENSE = {"positions": "rope", "norm": "rmsnorm", "mlp": "gated", "dtype": "bfloat16"}
+_DENSE = ModelConfig(
+    "dense_8b", num_layers=32, d_model=4096, num_heads=32, num_kv_heads=16, head_dim=128,
+    d_ff=14336, vocab_size=128_000, mlp="gated", dtype="bfloat16",
+)  # fmt: skip
 MODELS = {
     **{name: paper.config for name, paper in PAPERS.items()},
-    "dense_8b": ModelConfig(
-        "dense_8b", num_layers=32, d_model=4096, num_heads=32, num_kv_heads=16, head_dim=128,
-        d_ff=14336, vocab_size=128_000, **_DENSE,
+    "dense_8b": _DENSE,
+    "dense_70b": _DENSE.replace(
+        name="dense_70b", num_layers=80, d_model=8192, num_heads=64, d_ff=28672
     ),
-    "dense_70b": ModelConfig(
-        "dense_70b", num_layers=80, d_model=8192, num_heads=64, num_kv_heads=16, head_dim=128,
-        d_ff=28672, vocab_size=128_000, **_DENSE,
+    "moe_16": _DENSE.replace(
+        name="moe_16", num_layers=16, d_ff=8192, vocab_size=32_000, num_experts=16
     ),
-    "moe_16": ModelConfig(
-        "moe_16", num_layers=16, d_model=4096, num_heads=32, num_kv_heads=16, head_dim=128,
-        d_ff=8192, vocab_size=32_000, num_experts=16, **_DENSE,
-    ),
-}  # fmt: skip
+}
 DENSE = (
     ("tensor_pipeline", None), ("ring_sequence", None), ("double_ring", None), ("ulysses", None),
     ("two_level", None), ("data_parallel", None), ("layerwise", None),
@@ -75,7 +75,7 @@ def cases():
     for number, (model, phase, batch, length) in enumerate(WORKLOADS):
         config = MODELS[model]
         for name, mesh in SPARSE if config.num_experts else DENSE:
-            strategy = build(name, mesh and MeshSpec.parse(mesh), cluster=CLUSTER)
+            strategy = build(name, MeshSpec.parse(mesh) if mesh else None, cluster=CLUSTER)
             if mesh:
                 strategy = strategy.replace(name=f"{name} {mesh}")
             try:
@@ -115,14 +115,17 @@ def record(found) -> dict:
         rows = [(name, a, b) for n, name, a, b in found if n == number]
         closed, programs = [r[1] for r in rows], [r[2] for r in rows]
         first = programs[closed.index(min(closed))]
+        ranked: Any = kendalltau(closed, programs)
         workloads.append({
             "model": model, "phase": phase, "batch": batch, "seq_len": length,
-            "kendall_tau": float(kendalltau(closed, programs).statistic),
+            "kendall_tau": float(ranked.statistic),
             "regret": first / min(programs) - 1,
             "strategies": {name: {"closed_form_s": a, "compiled_s": b} for name, a, b in rows},
         })  # fmt: skip
     apart = [abs(a / b - 1) for _, _, a, b in found]
     return {
+        "date": datetime.date.today().isoformat(),
+        "command": "python benchmarks/consistency.py benchmarks/cpu/consistency.json",
         "cluster": CLUSTER, "jax": version("jax"), "programs": len(found),
         "kendall_tau_mean": statistics.mean(w["kendall_tau"] for w in workloads),
         "kendall_tau_least": min(w["kendall_tau"] for w in workloads),

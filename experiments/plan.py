@@ -16,13 +16,16 @@ Exit status: 0 ok; 1 nothing fits or is fast enough; 2 bad input.
 """
 
 import sys
+from typing import Any, cast
 
 from rich.console import Console
 
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
+from parallax.models.config import DType
 from parallax.planning import plan
 from parallax.report import check_writable
+from parallax.search.results import Objective
 
 WIDTH = 120
 FLAGS = (
@@ -33,21 +36,19 @@ FLAGS = (
 
 def main() -> int:
     """Plans what the flags ask for."""
-    for holder in (flags.MODEL, flags.BATCH, flags.PROMPT_LEN):
-        if holder.value is None:
-            raise ValueError(f"--{holder.name} is missing. See parallax plan --help.")
+    model, batch, prompt_len = (_given(f) for f in (flags.MODEL, flags.BATCH, flags.PROMPT_LEN))
     check_writable(flags.OUT.value)
     with ProgressLines() as progress:
         report = plan(
-            flags.MODEL.value,
-            batch=flags.BATCH.value,
-            prompt_len=flags.PROMPT_LEN.value,
+            model,
+            batch=batch,
+            prompt_len=prompt_len,
             output_len=flags.OUTPUT_LEN.value,
             cluster=flags.CLUSTER.value or "h100_2x8",
-            objective=flags.OBJECTIVE.value,
+            objective=cast(Objective, flags.OBJECTIVE.value),
             max_tpot_s=flags.MAX_TPOT_S.value,
             compile_top=flags.COMPILE_TOP.value,
-            dtype=flags.DTYPE.value,
+            dtype=cast(DType | None, flags.DTYPE.value),
             rates=flags.RATES.value,
             regimes=flags.REGIMES.value,
             on_progress=progress,
@@ -56,3 +57,9 @@ def main() -> int:
     written = report.save(flags.OUT.value)
     print(f"\nwritten: {', '.join(str(path) for path in written)}")
     return 0 if report.winner is not None else 1
+
+
+def _given(holder: Any) -> Any:
+    if holder.value is None:
+        raise ValueError(f"--{holder.name} is missing. See parallax plan --help.")
+    return holder.value

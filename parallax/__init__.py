@@ -20,9 +20,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from parallax import parallel, strategies
     from parallax.comparing import compare, compare_papers
+    from parallax.cost import Rates
     from parallax.engine.texts import generate
     from parallax.engine.train import train
     from parallax.foreign import compile_for, predict
+    from parallax.inspecting import inspect_text
     from parallax.lenses.environment import virtual_devices
     from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
     from parallax.meshes.mesh import MeshSpec
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from parallax.models.config import ModelConfig
     from parallax.models.transformer import Transformer
     from parallax.papers import PAPERS, paper
+    from parallax.planning import plan
     from parallax.program import Program
     from parallax.report import Report
     from parallax.rules import Rules
@@ -45,6 +48,7 @@ _SURFACE = {
     "ModelConfig": "parallax.models.config",
     "PAPERS": "parallax.papers",
     "Program": "parallax.program",
+    "Rates": "parallax.cost",
     "Report": "parallax.report",
     "Rules": "parallax.rules",
     "STRATEGIES": "parallax.strategies",
@@ -57,8 +61,10 @@ _SURFACE = {
     "compile_for": "parallax.foreign",
     "generate": "parallax.engine.texts",
     "huggingface": "parallax.models",
+    "inspect_text": "parallax.inspecting",
     "paper": "parallax.papers",
     "parallel": "",
+    "plan": "parallax.planning",
     "predict": "parallax.foreign",
     "strategies": "",
     "train": "parallax.engine.train",
@@ -73,6 +79,7 @@ __all__ = [
     "MeshSpec",
     "ModelConfig",
     "Program",
+    "Rates",
     "Report",
     "Rules",
     "Strategy",
@@ -84,8 +91,10 @@ __all__ = [
     "compile_for",
     "generate",
     "huggingface",
+    "inspect_text",
     "paper",
     "parallel",
+    "plan",
     "predict",
     "strategies",
     "train",

@@ -17,6 +17,7 @@ from parallax.communication import (
 )
 from parallax.cost import Rates
 from parallax.decoding import Decoder
+from parallax.estimate import estimate
 from parallax.evenness import evenness
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
@@ -31,7 +32,7 @@ from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
 from parallax.parallel.split import Remat
-from parallax.results import Compilation, Measurement, Prediction, Verification
+from parallax.results import Compilation, Figure, Measurement, Prediction, Verification
 from parallax.rules import Phase
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -174,7 +175,22 @@ class Program:
             return predict(compilation, where, "bfloat16", rates)
         workload, phase = compilation.workload, compilation.phase
         needed = model_flops(self.model, workload.batch, workload.seq_len, cast(Phase, phase))
-        return predict(compilation, where, self.model.dtype, rates, useful_flops=needed)
+        closed = self._closed_form(compilation, where, rates) if phase != "train" else None
+        return predict(
+            compilation, where, self.model.dtype, rates, useful_flops=needed, estimate_s=closed
+        )
+
+    def _closed_form(self, compilation: Compilation, where: Cluster, rates: Rates | None) -> Figure:
+        """Seconds of the same program, sketched by hand."""
+        workload, decoder = compilation.workload, None
+        if compilation.phase == "decode":
+            prompts = ShardedTransformer(
+                self.model, self.strategy, replace(workload, microbatches=1)
+            )
+            decoder = Decoder(prompts, new_tokens=1, microbatches=workload.microbatches)
+            workload = prompts.workload
+        found = estimate(self.model, self.strategy, workload, where, decoder=decoder, rates=rates)
+        return Figure(found.cost.seconds, "s", "modelled")
 
     def measure(
         self,

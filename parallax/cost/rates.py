@@ -1,4 +1,4 @@
-"""What one kind of GPU does a second, term by term, with the source and the error of each figure."""
+"""What one kind of GPU does a second, term by term, with source and error of each figure."""
 
 import dataclasses
 import functools

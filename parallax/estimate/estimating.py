@@ -1,8 +1,9 @@
-"""A sketch of a prefill or a decoding step: ticks of layers of kernels, with what travels beside."""
+"""A sketch of a prefill or a decoding step: ticks of layers of kernels, and what travels."""
 
 import functools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from parallax.bounds import Transfer
 from parallax.communication import Walk, decode_transfers, expected_routing, forward_transfers
@@ -10,7 +11,7 @@ from parallax.cost import Cost, Rates, price, rates_of
 from parallax.decoding import Decoder
 from parallax.estimate.kernels import block_pair, gemm, passes
 from parallax.estimate.sends import one_send
-from parallax.hlo.work import Kernel, Loop, Start, Step, Wait, Work
+from parallax.hlo.work import Kernel, Loop, Send, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
 from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
@@ -112,7 +113,8 @@ class _Sketch:
         ]
         return {
             "entry": (Loop("ticks", walk.ticks, "tick", "test"),),
-            "tick": tuple(tick), "layer": tuple(layer), "test": (passes("test", 4.0, 1.0),), **inner,
+            "tick": tuple(tick), "layer": tuple(layer), "test": (passes("test", 4.0, 1.0),),
+            **inner,
         }  # fmt: skip
 
     @functools.cached_property
@@ -131,8 +133,8 @@ class _Sketch:
         return [(t, t.count / each) for t in self.transfers
                 if self._of_layer(t) and t.what.startswith(starts)]  # fmt: skip
 
-    def sends(self, found: list[tuple[Transfer, float]]) -> list[Step]:
-        steps: list[Step] = []
+    def sends(self, found: list[tuple[Transfer, float]]) -> list[Send]:
+        steps: list[Send] = []
         for t, times in found:
             send = one_send(t, self.strategy.mesh, t.what)
             whole = int(times)
@@ -211,6 +213,10 @@ class _Sketch:
         stages = self.split.count("layers")
         return lag(self.walk.useful, stages) > 1 and not self._sums()
 
+    def _asks(self) -> bool:
+        """Whether a decoding step's queries travel to the cache."""
+        return bool(self.of_layer("queries", "keys", "values", "new"))
+
     def _sums(self) -> bool:
         return bool(self.of_layer("sum of"))
 
@@ -218,7 +224,13 @@ class _Sketch:
         f = self.config.d_ff // self.split.count("mlp")
         wide = float(self.tokens * f * self.item)
         gates = 2 if self.config.mlp == "gated" else 1
-        steps: list[Step] = [self.product("up", f, self.config.d_model) for _ in range(gates)]
+        steps: list[Step] = []
+        if self.decoder and gates == 1 and self.walk.layers > 1 and self._asks():
+            # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
+            # queries it starts too late to be hidden.
+            matrix = float(self.config.d_model * f * self.item)
+            steps.append(passes("up.w", matrix, matrix))
+        steps += [self.product("up", f, self.config.d_model) for _ in range(gates)]
         return [*steps, passes("act", gates * wide, wide, "up"),
                 self.product("down", self.config.d_model, f)]  # fmt: skip
 
@@ -281,7 +293,8 @@ class _Sketch:
         """Router, dispatch, tiles of rows in chunks beside their exchange, combine."""
         routing = expected_routing(self.config, self.strategy, self.workload, self.decoder)
         assert routing is not None
-        part, shape = self.split.experts, self.walk.expert_shape
+        part: Any = self.split.experts
+        shape = self.walk.expert_shape
         r, item, d = self.residual, self.item, self.config.d_model
         chunks, _ = chunk_tokens(shape.tokens, getattr(part, "chunks", 1))
         rows = r * shape.top_k
@@ -298,7 +311,7 @@ class _Sketch:
         )
         known = ("sum", "gather", "queries", "keys", "values", "outputs", "scores", "widen")
         moved = [x for x in self.of_layer("") if not x[0].what.startswith(known)]
-        sends = [s for s in self.sends(moved)]
+        sends = self.sends(moved)
         here = self.config.num_experts // self.split.count("expert")
         matrices = float((gates + 1) * d * f * item)
         loop = Loop("experts", here, "expert", "test")

@@ -383,7 +383,7 @@ def _declared(i: Instruction) -> tuple[float, float] | None:
 
 
 def _product_dtype(computation: Computation, i: Instruction) -> str:
-    """What tensor cores multiply. float32 operands are rounded to TF32 unless precision is asked."""
+    """What tensor cores multiply; float32 is rounded to TF32 unless precision is asked for."""
     kinds = {s.dtype for s in computation.operand_shapes(i)[:2]}
     widest = max(kinds, key=lambda d: ("s8", "f16", "bf16", "f32", "f64").index(d)
                  if d in ("s8", "f16", "bf16", "f32", "f64") else -1)  # fmt: skip

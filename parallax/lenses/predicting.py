@@ -1,4 +1,4 @@
-"""The predict lens: a compiled program priced by the cost model, beside the bound it cannot beat."""
+"""The predict lens: a compiled program priced by the cost model, beside its roofline."""
 
 from parallax.cost import Rates, error_bar, joules, price, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes

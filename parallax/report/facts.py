@@ -299,7 +299,7 @@ def _share(name: str) -> Callable:
     return _of_prediction(text)
 
 
-def _a_token(p: Prediction) -> str:
+def _energy(p: Prediction) -> str:
     tokens = p.tokens_per_s.value * p.step_s.value
     return f"{words.digits(p.energy_j.value / tokens)} J"
 
@@ -356,8 +356,8 @@ _SPEED = (
     ("step, 80 % error bar", "modelled", _of_prediction(_bar)),
     *((f"- {name}", "modelled", _share(name)) for name in _TERMS),
     ("MFU", "modelled", _of_prediction(lambda p: words.percent(p.mfu.value) if p.mfu else None)),
-    ("energy a token", "modelled", _of_prediction(_a_token)),
-    ("step by closed form", "derived", _of_prediction(_closed_form)),
+    ("energy a token", "modelled", _of_prediction(_energy)),
+    ("step by closed form", "modelled", _of_prediction(_closed_form)),
     ("roofline step", "modelled", _bound_step),
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),

@@ -6,17 +6,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from parallax.papers.audit import Audited
 from parallax.papers.paper import Paper
 from parallax.report import words
+from parallax.report.audit import report_audit
 from parallax.report.comparison import Comparison
 from parallax.results import StrategyResult
 
 _STYLES = {"yes": "green", "approximate": "yellow"}
 # Column and its width: 100 in all, with a space between.
 _COLUMNS = (
-    ("strategy", 27), ("exact", 11), ("memory", 13), ("sent/least", 10), ("bubble", 6),
-    ("at most", 8), ("claimed", 8), ("of bound", 8),
+    ("strategy", 27), ("exact", 11), ("memory", 11), ("sent", 8), ("modelled", 8),
+    ("at most", 7), ("claimed", 7), ("verdict", 14),
 )  # fmt: skip
+# A verdict on a claimed throughput, in a column's width.
+_VERDICTS = {
+    "consistent": "consistent",
+    "beyond the physical bound": "beyond",
+    "contradicts another claim": "contradicts",
+    "modelled, off by": "off",
+}
 
 
 def overview_table(reports: Sequence[Comparison]) -> RenderableType:
@@ -33,8 +42,10 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
         for column, width in _COLUMNS:
             justify = "left" if column == "strategy" else "right"
             table.add_column(column, justify=justify, width=width, no_wrap=True)
+        audited = {a.claim.strategy: a for a in report_audit(report) if a.tps}
         for result in report.results:
-            table.add_row(Text(f"  {result.name}"), *_cells(result, report.paper))
+            cells = _cells(result, report.paper, audited.get(result.name))
+            table.add_row(Text(f"  {result.name}"), *cells)
         blocks.append(table)
     failed = [r.paper.name for r in reports if r.failed and r.paper]
     last = "All exact, fitting, and sending what their closed forms say."
@@ -48,15 +59,14 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
 
 
 _LEGEND = (
-    "exact: measured on the small model. memory a device, sent/least bytes: compiled. bubble: "
-    "derived. at most: tokens/s of a roofline, modelled; claimed: tokens/s; of bound: their ratio."
+    "exact: measured on the small model. memory a device, bytes sent over the least: compiled. "
+    "tokens/s: modelled (with *: time between nodes, unvalidated), at most by a roofline, claimed. "
+    "verdict on the claim: beyond the bound or off what is modelled by so much; parallax claims."
 )
 
 
-def _cells(result: StrategyResult, paper: Paper | None) -> list[Text]:
-    compiled, bound, claim = result.compilation, None, None
-    if result.prediction is not None:
-        bound = result.prediction.bound.tokens_per_s.value
+def _cells(result: StrategyResult, paper: Paper | None, audited: Audited | None) -> list[Text]:
+    compiled, claim = result.compilation, None
     if paper is not None:
         key = (result.name, "TPS")
         claim = next((c.value for c in paper.claims if (c.strategy, c.quantity) == key), None)
@@ -71,14 +81,18 @@ def _cells(result: StrategyResult, paper: Paper | None) -> list[Text]:
             found[2] = words.ratio(compiled.wire_bytes / compiled.minimum_bytes)
         if not compiled.ledger_matches:
             found[2] += " (!)"
-        if compiled.evenness is not None:
-            found[3] = words.percent(compiled.evenness.bubble)
-    if bound is not None:
-        found[4] = rate(bound).removesuffix(" tokens/s")
+    if result.prediction is not None:
+        predicted = result.prediction
+        star = "*" if predicted.unvalidated else ""
+        found[3] = rate(predicted.tokens_per_s.value).removesuffix(" tokens/s") + star
+        found[4] = rate(predicted.bound.tokens_per_s.value).removesuffix(" tokens/s")
     if claim is not None:
         found[5] = rate(claim).removesuffix(" tokens/s")
-    if claim is not None and bound is not None:
-        found[6] = words.percent(claim / bound)
+    if audited is not None:
+        off = audited.off_by
+        found[6] = _VERDICTS.get(audited.verdict, audited.verdict)
+        if audited.verdict in ("modelled, off by", "beyond the physical bound") and off:
+            found[6] += f" {words.times(max(off, 1 / off))}"
     return [Text(x, style=_style(x)) for x in found]
 
 

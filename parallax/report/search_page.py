@@ -1,5 +1,6 @@
 """A search as a table, a page and files."""
 
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class SearchReport:
         return save_files(folder, files)
 
     def __str__(self) -> str:
-        console = Console(width=100, record=True, file=None, quiet=True)
+        console = Console(width=100, file=io.StringIO())
         with console.capture() as text:
             console.print(self.table())
         return text.get()
@@ -126,6 +127,10 @@ def notes(search: Search) -> list[str]:
         low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
                                                         first.tokens_per_s.high))  # fmt: skip
         found.append(f"80 % error bar of the first: {low} to {high}.")
+    found.append(
+        "A few percent between two candidates are less than the model's error: of the first ones "
+        "take the simplest."
+    )
     if any(c.timing.unvalidated for c in search.ranked):
         found.append("unvalidated: no published measurement stands behind the time between nodes.")
     found += [f"left out {n} times: {why}" for why, n in sorted(search.refused.items())[:4]]

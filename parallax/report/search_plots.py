@@ -35,6 +35,7 @@ def frontier_plot(search: Search) -> str:
     ax.set_xlabel("TPOT, ms" if search.request.output_len > 1 else "TTFT, ms", color=INK)
     ax.set_ylabel("output tokens/s", color=INK)
     ax.grid(color=GRID, linewidth=0.6)
+    ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     said = f"{len(able)} candidates, {len(best)} on the frontier of throughput and TPOT"
     return to_svg(figure, "frontier", said)
@@ -50,8 +51,8 @@ def regime_plot(regime: RegimeMap, number: int) -> str:
         mine = [p for p in regime.points if p.winner == name]
         ax.scatter(
             [xs.index(p.x) for p in mine], [ys.index(p.y) for p in mine],
-            s=[40 + 160 * min(1.0, math.log2(p.lead)) for p in mine], marker=_MARKS[i % len(_MARKS)],
-            color=SERIES[i % len(SERIES)], label=name, linewidths=0,
+            s=[40 + 160 * min(1.0, math.log2(p.lead)) for p in mine],
+            marker=_MARKS[i % len(_MARKS)], color=SERIES[i % len(SERIES)], label=name, linewidths=0,
         )  # fmt: skip
     nothing = [p for p in regime.points if not p.winner]
     if nothing:

@@ -50,8 +50,14 @@ def _factors(n: int, parts: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _combined(
-    config: ModelConfig, cluster: Cluster, data: int, stages: int, tensor: int, seq: int, expert: int
-) -> Iterator[Strategy]:  # fmt: skip
+    config: ModelConfig,
+    cluster: Cluster,
+    data: int,
+    stages: int,
+    tensor: int,
+    seq: int,
+    expert: int,
+) -> Iterator[Strategy]:
     small = cluster.devices <= _ALL_UP_TO
     layers = [tensor_pipeline(1, stages)]
     if stages > 1:
@@ -61,14 +67,25 @@ def _combined(
         slices = [m for m in (2, 4, 8, 16) if tensor % m == 0 and config.head_dim % (2 * m) == 0]
         heads += [two_level(tensor // m, m, cluster=cluster.name) for m in slices]
     sequence = list(_sequence(config, cluster, seq, inner=expert))
-    for stack, split, order in itertools.product(layers, heads, sequence):
+    reached = list(_experts(cluster, expert))
+    for stack, split, order, tokens in itertools.product(layers, heads, sequence, reached):
         parts = [data_parallel(data), *_merged(stack, split, stages, tensor)]
-        parts += [order, expert_parallel(expert)]
+        parts += [order, tokens]
         parts = [p for p in parts if p.mesh.size > 1] or [data_parallel(1)]
         try:
             yield parts[0] if len(parts) == 1 else hybrid(*parts)
         except ValueError:
             continue  # parts that cannot both be: two ways through the layers, two expert axes
+
+
+def _experts(cluster: Cluster, expert: int) -> Iterator[Strategy]:
+    """Ways for tokens to reach experts on `expert` devices."""
+    yield expert_parallel(expert)
+    inside = cluster.gpus_per_node
+    if expert > inside > 1 and expert % inside == 0:
+        yield expert_parallel(expert, nodes=expert // inside, exchange="ragged").replace(
+            name="expert_parallel_nodes"
+        )
 
 
 def _merged(stack: Strategy, split: Strategy, stages: int, tensor: int) -> list[Strategy]:

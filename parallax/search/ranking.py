@@ -12,6 +12,7 @@ from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster
+from parallax.parallel.stage_layers import padded_layers
 from parallax.program import compile_program
 from parallax.results import Compilation, Figure
 from parallax.search.candidates import candidates
@@ -128,8 +129,12 @@ def _priced(
         memory = estimate_bytes(sharded, decoder)
         timing = _timing(request, workload, prefill, step, memory, cluster, rates)
         ticks = strategy.layers.ticks(microbatches, stages)
-        one = Candidate(strategy, microbatches, timing, memory <= cluster.usable_bytes,
-                        ticks / microbatches - 1)  # fmt: skip
+        groups = sharded.groups
+        one = Candidate(
+            strategy, microbatches, timing, memory <= cluster.usable_bytes,
+            bubble=ticks / microbatches - 1,
+            padded=padded_layers(groups) / (len(groups) * max(groups)),
+        )  # fmt: skip
         yield one
         if stages == 1 and one.fits:
             return  # more microbatches only save memory

@@ -41,9 +41,12 @@ def why_not(request: Request, cluster: Cluster, candidate: Candidate, first: Can
     ratio = mine_timing.score(request.objective) / best_timing.score(request.objective)
     text = f"{ratio:.3g}x the first's"
     if more[worst] > _WORTH * total:
-        text += f": {_SAID.get(worst, worst)} {_s(mine.get(worst, 0.0))}, not {_s(best.get(worst, 0.0))}"
+        there, here = _s(best.get(worst, 0.0)), _s(mine.get(worst, 0.0))
+        text += f": {_SAID.get(worst, worst)} {here}, not {there}"
     if candidate.bubble > first.bubble + 0.02:
         text += f"; stages idle {candidate.bubble:.0%} more ticks than microbatches"
+    if candidate.padded > first.padded + 0.02:
+        text += f"; {candidate.padded:.0%} of its layers fill up shorter stages"
     return text
 
 

@@ -76,6 +76,7 @@ class Candidate:
       compiled: of its programs; None where it was not among the best.
       fits: as far as is known.
       bubble: share of ticks in which a stage idles.
+      padded: share of layers that are zeros, where stages are of unequal depth.
       why: what keeps it from being first, in one line; "" for the winner.
     """
 
@@ -84,6 +85,7 @@ class Candidate:
     closed_form: Timing
     fits: bool
     bubble: float
+    padded: float = 0.0
     compiled: Timing | None = None
     why: str = ""
 

@@ -1,9 +1,12 @@
 """The roofline by hand: its largest term bounds the step; what products do not cover is exposed."""
 
+import dataclasses
+
 import pytest
 
 from parallax.hlo.ledger import Collective
-from parallax.lenses.predicting import roofline
+from parallax.hlo.work import Gemm, Kernel, Send, Work
+from parallax.lenses.predicting import predict, roofline
 from parallax.meshes.cluster import cluster
 from parallax.results import Compilation, Memory
 from parallax.workload import Workload
@@ -39,3 +42,51 @@ def test_the_largest_term_bounds_the_step():
     assert found.tokens_per_s.value == pytest.approx(400 / 6e-3, rel=1e-6)
     heavy = compilation(flops=1.0, weights=WHERE.gpu.hbm_bytes_per_s)
     assert roofline(heavy, WHERE, "float16").step_s.value == pytest.approx(1.0)
+
+
+def priced(**changes):
+    """Two products and a send between nodes that nothing covers."""
+    gemm = Gemm(1, 4096, 4096, 4096, "f16")
+    kernel = Kernel("p", (("x", 1e8),), 1e8, (gemm,))
+    send = Send("s", permute(1e-3, 0, 1))
+    steps = {"main": (kernel, kernel, send)}
+    base = compilation(permute(1e-3, 0, 1), flops=2 * gemm.flops)
+    return dataclasses.replace(base, **({"work": Work("main", steps, 16)} | changes))
+
+
+def test_a_prediction_adds_up_and_carries_its_bar():
+    found = predict(priced(), WHERE, "float16", useful_flops=1e12)
+    assert sum(found.terms_s.values()) == pytest.approx(found.step_s.value)
+    assert found.step_s.low < found.step_s.value < found.step_s.high
+    assert found.exposed_s.value > 1e-3
+    assert found.tokens_per_s.value == pytest.approx(400 / found.step_s.value)
+    assert found.exposed_per_token_s.value == pytest.approx(found.exposed_s.value / 400)
+    peak = 16 * WHERE.gpu.bf16_flops
+    assert found.mfu.value == pytest.approx(1e12 / (found.step_s.value * peak))
+    assert found.bound.step_s.value <= found.step_s.low
+    assert found.energy_j.value > 16 * 50 * found.step_s.value  # idle alone is more than 50 W
+    assert found.energy_j.value <= 16 * WHERE.gpu.tdp_w * found.step_s.value
+
+
+def test_time_between_nodes_is_called_unvalidated():
+    assert predict(priced(), WHERE, "float16").unvalidated == ""
+    two_nodes = cluster("h100_2x8")
+    assert predict(priced(), two_nodes, "float16").unvalidated == "time between nodes"
+
+
+def test_it_never_beats_the_roofline():
+    """A bound above what the clock says (weights nobody priced) is the answer."""
+    found = predict(priced(weight_bytes=WHERE.gpu.hbm_bytes_per_s), WHERE, "float16")
+    assert found.step_s.value >= found.bound.step_s.value == pytest.approx(1.0)
+
+
+def test_a_working_set_that_a_cache_holds_is_bound_by_the_cache():
+    small = priced(weight_bytes=WHERE.gpu.l2_bytes / 2)
+    assert "weights from L2" in roofline(small, WHERE, "float16").terms_s
+    large = priced(weight_bytes=2.0 * WHERE.gpu.l2_bytes)
+    assert "weights from HBM" in roofline(large, WHERE, "float16").terms_s
+
+
+def test_what_cannot_be_priced_is_refused_with_its_reason():
+    with pytest.raises(ValueError, match="cannot be priced: a loop of unknown trip count"):
+        predict(priced(work=None, unpriced="a loop of unknown trip count"), WHERE, "float16")

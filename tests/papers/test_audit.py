@@ -10,6 +10,7 @@ from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.audit import VERDICTS, audit, counts, judge
 from parallax.papers.limits import tps_limit
+from parallax.papers.modelled import closed_form_on
 from parallax.papers.paper import Claim, Given
 from parallax.report.audit_text import audit_json, audit_markdown
 from parallax.results import Figure
@@ -256,4 +257,18 @@ def test_json_has_every_figure_with_its_derivation():
 
 def test_the_committed_page_is_current():
     fix = "python -m parallax.report.audit_text docs/claims.md"
-    assert PAGE.read_text(encoding="utf-8") == audit_markdown(AUDITS, PAPERS), f"run: {fix}"
+    modelled = {n: audit(p, closed_form_on(cluster(p.cluster))) for n, p in PAPERS.items()}
+    assert PAGE.read_text(encoding="utf-8") == audit_markdown(modelled, PAPERS), f"run: {fix}"
+
+
+def test_the_model_decides_what_is_possible_and_leaves_the_rest():
+    """A possible figure is judged by the model, one beyond its bound is not."""
+    where = cluster("h100_2x8")
+    audits = {"ring_sp": audit(PAPERS["ring_sp"], closed_form_on(where))}
+    base = found("ring_sp", "tensor_pipeline", "TPS", audits)
+    assert base.verdict == "modelled, off by"
+    assert 1.5 < base.off_by < 2.5
+    ring = found("ring_sp", "ring_sequence", "TPS", audits)
+    assert ring.verdict == "beyond the physical bound"
+    prefill = ring.tps[0]
+    assert prefill.modelled.value < prefill.limit.tokens_per_s

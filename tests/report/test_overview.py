@@ -33,6 +33,14 @@ def test_each_paper_and_strategy_has_a_line_that_fits_the_page():
     assert "1.45M" in text
 
 
+def test_claimed_modelled_bound_and_verdict_stand_in_one_line():
+    line = next(x for x in printed([paper_report("ring_sp")]).splitlines() if "ring_sequence" in x)
+    assert "206k*" in line  # modelled; no measurement stands behind the time between nodes
+    assert "330k" in line
+    assert "1.45M" in line
+    assert "beyond 3.6x" in line
+
+
 def test_what_fails_is_said():
     report = paper_report("ring_sp")
     assert "All exact" in printed([report])

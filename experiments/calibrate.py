@@ -1,0 +1,41 @@
+"""Calibrate: measure the GPU at hand and fit the cost model's constants to it.
+
+  parallax calibrate --out=out
+  parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --rates=out/rates.json
+
+About 40 matrix products, 10 attentions, copies, working sets around the L2 cache's size, launches,
+collectives where there are several GPUs, and power where NVML is there (pip install nvidia-ml-py).
+
+Hardware: one or more GPUs of a kind the cost model knows; nothing else should run on them.
+Result: out/rates.json, for --rates of the other experiments, with the error on shapes that were not
+fitted; out/measured.json, every time. At most five minutes.
+Exit status: 0 ok; 2 no such GPU, or bad input.
+"""
+
+import dataclasses
+import json
+
+from parallax.calibrating import calibrate
+from parallax.experiments import flags
+from parallax.experiments.launch import ProgressLines
+from parallax.report import check_writable
+from parallax.report.files import save_files
+
+FLAGS = (flags.OUT,)
+
+
+def main() -> int:
+    """Calibrates on the devices at hand."""
+    check_writable(flags.OUT.value)
+    with ProgressLines() as progress:
+        found = calibrate(on_progress=progress)
+    for term, (rows, median, p90) in found.held_out.items():
+        print(f"{term}: {rows} held out, median {100 * median:.1f} %, p90 {100 * p90:.1f} %")
+    record = dataclasses.asdict(found.measured) | {"held_out": found.held_out}
+    files = {
+        "rates.json": json.dumps(found.rates.to_dict(), indent=1) + "\n",
+        "measured.json": json.dumps(record, indent=1) + "\n",
+    }
+    written = save_files(flags.OUT.value, files)
+    print(f"written: {', '.join(str(path) for path in written)}")
+    return 0

@@ -1,0 +1,147 @@
+"""Constants of the GPU at hand: measured, fitted, with the error on shapes that were not fitted."""
+
+import dataclasses
+import datetime
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parallax.bounds import wire_bytes
+from parallax.cost.collectives import link_seconds as link_form
+from parallax.cost.fitting import (
+    fit_gemm,
+    fit_link,
+    predicted_collective,
+    predicted_gemm,
+    split,
+    spread,
+)
+from parallax.cost.rates import Rates, Spread, rates_of
+from parallax.lenses.benchmarking import Measured, measure_device
+from parallax.lenses.child import run_in_child
+from parallax.meshes.gpus import GPUS, Gpu
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
+# Fewer rows than this do not tell constants apart.
+_LEAST_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Constants, and how far off they are on what was held out.
+
+    Attributes:
+      rates: to be saved and given to `--rates`.
+      measured: what they were fitted to.
+      held_out: term -> (rows, median error, 90th percentile), relative.
+    """
+
+    rates: Rates
+    measured: Measured
+    held_out: dict[str, tuple[int, float, float]]
+
+
+def calibrate(
+    *, environment: dict[str, str] | None = None, on_progress: Callable[[str], None]
+) -> Calibration:
+    """Measures and fits, in a child process, in at most five minutes.
+
+    Raises:
+      ValueError: no GPU of a kind that is known here.
+    """
+    kind = run_in_child(_device_kind, environment=environment or {})
+    gpu = next((g for g in GPUS.values() if g.device_kind == kind), None)
+    if gpu is None:
+        known = ", ".join(g.device_kind for g in GPUS.values())
+        raise ValueError(
+            f"calibrate: the device at hand is {kind!r}. It needs a GPU that the cost model knows: "
+            f"{known}."
+        )
+    measured = run_in_child(
+        measure_device, gpu.name, environment=environment or {}, on_progress=on_progress
+    )
+    return fit(measured, gpu)
+
+
+def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
+    """Constants that explain what was measured; what was not keeps its shipped value.
+
+    Args:
+      measured: rows of one machine.
+      gpu: what it has.
+      base: constants to start from; None takes those shipped for the GPU.
+    """
+    base = base or rates_of(gpu.name)
+    held_out: dict[str, tuple[int, float, float]] = {}
+    sources = dict(base.sources)
+    spreads = dict(base.spreads)
+    gemm = dict(base.gemm)
+    here = f"measured on {measured.device}"
+    to_fit, held = split(measured.gemms)
+    if len(to_fit) >= _LEAST_ROWS:
+        gemm["f16"] = fit_gemm(to_fit, gpu.sm_count, base.gemm["f16"])
+        modelled = [predicted_gemm(gemm["f16"], r, gpu.sm_count) for r in to_fit]
+        spreads["matrix products"] = spread(modelled, [r.seconds for r in to_fit])
+        sources["matrix products"] = f"{here}, {len(to_fit)} products fitted"
+        held_out["matrix products"] = _errors(
+            [predicted_gemm(gemm["f16"], r, gpu.sm_count) for r in held], held
+        )
+    links = dict(base.links)
+    for kind in _KINDS:
+        rows, rest = split([c for c in measured.collectives if c.kind == kind])
+        if len(rows) < 3:
+            continue
+        hlo = "collective-permute" if kind == "p2p" else kind
+        links[kind], _ = fit_link(
+            rows,
+            lambda link, r, hlo=hlo: link_form(
+                link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
+            ),
+        )
+        made = dataclasses.replace(base, links=links)
+        held_out[kind] = _errors([predicted_collective(made, r) for r in rest], rest)
+        sources["communication"] = f"{here}, {measured.devices} devices"
+    attention = dict(base.attention_flops_per_s)
+    for width in {w for w, _ in measured.attention}:
+        attention[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
+        sources["attention"] = here
+    inside = [rate for mb, rate in measured.sweep if mb * 1e6 <= 0.5 * gpu.l2_bytes]
+    l2 = max(inside, default=base.l2_bytes_per_s)
+    share = _l2_share(measured, gpu, l2) or base.l2_share
+    sources["memory"] = f"{here}: a copy, and a sweep of working sets for the cache"
+    sources["launches"] = here
+    spreads["memory"] = Spread(0.9, 1.1)
+    power = base.power
+    if measured.idle_w is not None and measured.busy_w is not None:
+        flop = (measured.busy_w - measured.idle_w) / (0.9 * gemm["f16"].flops_per_s)
+        power = dataclasses.replace(power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop))
+        sources["power"] = f"{here}, NVML"
+    today = datetime.date.today().isoformat()
+    rates = dataclasses.replace(
+        base, name=f"{gpu.name}, calibrated", gemm=gemm, links=links,
+        attention_flops_per_s=attention, memory_bytes_per_s=measured.copy_bytes_per_s,
+        l2_bytes_per_s=max(l2, measured.copy_bytes_per_s), l2_share=share,
+        launch_s=measured.launch_s, power=power, spreads=spreads, sources=sources, version=today,
+    )  # fmt: skip
+    return Calibration(rates, measured, held_out)
+
+
+def _l2_share(measured: Measured, gpu: Gpu, l2: float) -> float | None:
+    """The largest working set, as a share of the cache, that runs at over 80 % of its rate."""
+    fast = [mb * 1e6 for mb, rate in measured.sweep if rate >= 0.8 * l2]
+    return min(1.0, max(fast) / gpu.l2_bytes) if fast else None
+
+
+def _errors(modelled: list[float], rows: list) -> tuple[int, float, float]:
+    if not rows:
+        return 0, 0.0, 0.0
+    apart = np.abs(np.asarray(modelled) / np.asarray([r.seconds for r in rows]) - 1)
+    return len(rows), float(np.median(apart)), float(np.quantile(apart, 0.9))
+
+
+def _device_kind(*, on_progress: Any) -> str:
+    import jax
+
+    return jax.devices()[0].device_kind

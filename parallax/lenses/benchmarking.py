@@ -1,0 +1,286 @@
+"""Microbenchmarks of the device at hand: products, attention, copies, launches, links, power.
+
+Times are of jitted loops: the same work n and 3n times in one program, so that what a call costs
+besides cancels out. Every figure is a median.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from parallax.cost.measurements import Collective, Gemm
+
+Progress = Callable[[str], None]
+_REPEATS = 5
+_LEAST_S = 2e-3  # of the longer program, so that a clock's ticks do not count
+
+# (batch, m, n, k): decode and prefill shapes, square ones, long and short contracted dims.
+SHAPES = (
+    *((1, m, 8192, 8192) for m in (1, 8, 16, 64, 128, 256, 1024, 4096, 8192)),
+    *((1, m, 4096, 4096) for m in (16, 128, 512, 2048)),
+    *((1, m, 16_384, 4096) for m in (16, 256, 2048)),
+    *((1, m, 4096, 16_384) for m in (16, 256, 2048)),
+    *((1, n, n, n) for n in (256, 512, 1024, 2048, 4096)), *((8, n, n, 128) for n in (512, 2048)),
+    *((32, 512, 512, k) for k in (128, 512)), (1, 1280, 10_240, 8192), (1, 2500, 8192, 8192),
+    (1, 625, 8192, 8192), (1, 10_000, 8192, 1024), (1, 10_000, 1024, 8192), (4, 1024, 4096, 4096),
+    (16, 256, 2048, 2048), (2, 4096, 4096, 512), (1, 8192, 1024, 8192), (1, 3000, 3000, 3000),
+)  # fmt: skip
+# (batch, heads, kv_heads, head_dim, q_len, kv_len, causal)
+ATTENTIONS = (
+    (1, 16, 16, 64, 4096, 4096, True), (1, 16, 16, 128, 4096, 4096, True),
+    (1, 16, 16, 128, 8192, 8192, True), (1, 16, 4, 128, 8192, 8192, True),
+    (4, 16, 16, 128, 2048, 2048, True), (1, 16, 16, 128, 8192, 8192, False),
+    (1, 8, 8, 256, 4096, 4096, True), (1, 8, 8, 256, 4096, 4096, False),
+    (1, 16, 16, 64, 8192, 8192, False), (2, 32, 8, 128, 4096, 4096, True),
+)  # fmt: skip
+L2_MEGABYTES = (4, 8, 16, 24, 32, 40, 48, 64, 96, 128, 256, 512)
+LINK_BYTES = tuple(4**i for i in range(6, 15))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run of the microbenchmarks found (tag: measured).
+
+    Attributes:
+      device: its kind. devices: how many.
+      gemms: rows as the published ones. collectives: likewise, inside this machine.
+      attention: (head_dim, FLOP/s) of fused attention; () where the backend has none.
+      copy_bytes_per_s: read and written, of an array far larger than the caches.
+      sweep: (megabytes, bytes/s) of adding in place over and over.
+      launch_s: of one small kernel more in a program.
+      idle_w, busy_w: power before, and during a large product; None without NVML.
+    """
+
+    device: str
+    devices: int
+    gemms: tuple[Gemm, ...]
+    collectives: tuple[Collective, ...]
+    attention: tuple[tuple[int, float], ...]
+    copy_bytes_per_s: float
+    sweep: tuple[tuple[float, float], ...]
+    launch_s: float
+    idle_w: float | None
+    busy_w: float | None
+
+
+def measure_device(
+    gpu: str,
+    *,
+    shapes: Sequence[tuple[int, int, int, int]] = SHAPES,
+    attentions: Sequence[tuple] = ATTENTIONS,
+    megabytes: Sequence[float] = L2_MEGABYTES,
+    link_bytes: Sequence[int] = LINK_BYTES,
+    on_progress: Progress,
+) -> Measured:
+    """Runs all of it on JAX's default devices.
+
+    Args:
+      gpu: name of a GPU, for the rows.
+      shapes, attentions, megabytes, link_bytes: what is timed.
+
+    Cost: minutes, most of them compiling.
+    """
+    device = jax.devices()[0]
+    idle = read_power()
+    gemms = []
+    for number, shape in enumerate(shapes, 1):
+        if number % 10 == 1:
+            on_progress(f"products: {number} of {len(shapes)}")
+        gemms.append(Gemm("here", gpu, "bfloat16", *shape, seconds=_product(*shape)))
+    busy = _busy_power()
+    on_progress("attention")
+    attention = [found for a in attentions if (found := _attention(*a)) is not None]
+    on_progress("copies and caches")
+    sweep = tuple((mb, _sweep(mb)) for mb in megabytes)
+    copy = _copy(min(2 << 30, int(8 * max(megabytes) * 1e6)))
+    on_progress("launches")
+    launch = _launch()
+    collectives: list[Collective] = []
+    if len(jax.devices()) > 1:
+        on_progress("collectives")
+        collectives = _collectives(gpu, link_bytes)
+    return Measured(
+        device.device_kind, len(jax.devices()), tuple(gemms), tuple(collectives), tuple(attention),
+        copy, sweep, launch, idle, busy,
+    )  # fmt: skip
+
+
+def seconds_each(loop: Callable[[int], Callable[[], Any]], first: int = 4) -> float:
+    """Seconds of one round of a loop.
+
+    Args:
+      loop: rounds -> a compiled call of that many, which returns arrays to wait for.
+      first: rounds to begin with; more are taken until the longer program lasts 2 ms.
+    """
+    rounds = first
+    while True:
+        long = loop(3 * rounds)
+        if _median(long) >= _LEAST_S or rounds >= 1 << 16:
+            break
+        rounds *= 4
+    short = loop(rounds)
+    return max(1e-9, (_median(long) - _median(short)) / (2 * rounds))
+
+
+def _median(call: Callable[[], Any]) -> float:
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _product(batch: int, m: int, n: int, k: int) -> float:
+    """Random data: products of zeros draw less power and run faster."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (batch, m, k), jnp.bfloat16)
+    w = jax.random.normal(keys[1], (batch, k, n), jnp.bfloat16)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(x, w, rounds):
+        def body(_, carry):
+            x, _ = carry
+            y = jnp.einsum("bmk,bkn->bmn", x, w)
+            # The next product needs this one's result, or XLA would run one for all.
+            return x.at[:, :1, :1].add(y[:, :1, :1] * jnp.bfloat16(1e-8)), y
+
+        start = jnp.zeros((batch, m, n), jnp.bfloat16)
+        return lax.fori_loop(0, rounds, body, (x, start))
+
+    return seconds_each(lambda rounds: lambda: run(x, w, rounds))
+
+
+def _attention(
+    batch: int, heads: int, kv_heads: int, head_dim: int, q_len: int, kv_len: int, causal: bool
+) -> tuple[int, float] | None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (batch, q_len, heads, head_dim), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (batch, kv_len, kv_heads, head_dim), jnp.bfloat16)
+            for key in keys[1:])  # fmt: skip
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def run(q, k, v, rounds):
+        def body(_, q):
+            return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+
+        return lax.fori_loop(0, rounds, body, q)
+
+    try:
+        each = seconds_each(lambda rounds: lambda: run(q, k, v, rounds))
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None  # no fused attention for this width or device
+    visible = 0.5 if causal else 1.0
+    return head_dim, 4.0 * batch * heads * q_len * kv_len * head_dim * visible / each
+
+
+def _copy(n_bytes: int) -> float:
+    x = jnp.ones((n_bytes // 4,), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
+    def run(x, rounds):
+        return lax.fori_loop(0, rounds, lambda _, x: x * jnp.float32(1.0000001), x)
+
+    box = [x]
+
+    def loop(rounds):
+        def call():
+            box[0] = run(box[0], rounds)
+            return box[0]
+
+        return call
+
+    return 2.0 * n_bytes / seconds_each(loop, first=2)
+
+
+def _sweep(megabytes: float) -> float:
+    """As a copy, of an array that may stay in the cache."""
+    return _copy(int(megabytes * 1e6) // 2)
+
+
+def _launch() -> float:
+    """A chain of kernels that cannot be fused: each sorts eight numbers."""
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(x, rounds):
+        return lax.fori_loop(0, rounds, lambda i, x: x.at[i % 8].add(jnp.float32(1)), x)
+
+    x = jnp.zeros((8,), jnp.float32)
+    return seconds_each(lambda rounds: lambda: run(x, rounds), first=64)
+
+
+def _collectives(gpu: str, sizes: Sequence[int]) -> list[Collective]:
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), ("x",), axis_types=(AxisType.Auto,))
+    n = len(devices)
+    ring = [(i, (i + 1) % n) for i in range(n)]
+    kinds: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "all-reduce": lambda x: lax.psum(x, "x"),
+        "all-gather": lambda x: lax.all_gather(x[: len(x) // n], "x", tiled=True),
+        "reduce-scatter": lambda x: jnp.tile(lax.psum_scatter(x, "x", tiled=True), n),
+        "all-to-all": lambda x: lax.all_to_all(x.reshape(n, -1), "x", 0, 0).reshape(-1),
+        "p2p": lambda x: lax.ppermute(x, "x", ring),
+    }
+    found = []
+    for kind, one in kinds.items():
+        for size in sizes:
+            elements = max(1, size // 4 // n) * n
+            x = jnp.ones((elements,), jnp.float32)
+
+            @functools.partial(jax.jit, static_argnums=1)
+            def run(x, rounds, one=one):
+                def body(x):
+                    def step(_, x):
+                        return lax.pcast(one(x), "x", to="varying") * jnp.float32(0.5)
+
+                    return lax.fori_loop(0, rounds, step, lax.pcast(x, "x", to="varying"))
+
+                spec = PartitionSpec()
+                return jax.shard_map(
+                    body, mesh=mesh, in_specs=spec, out_specs=PartitionSpec("x"), check_vma=False
+                )(x)
+
+            each = seconds_each(lambda rounds, x=x, run=run: lambda: run(x, rounds), first=2)
+            found.append(Collective("here", gpu, 1, n, kind, elements * 4, each))
+    return found
+
+
+def read_power() -> float | None:
+    """Watts of the first GPU, by NVML; None where there is no NVML."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3
+    except pynvml.NVMLError:
+        return None
+
+
+def _busy_power() -> float | None:
+    """Watts while large products run."""
+    if read_power() is None:
+        return None
+    x = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.bfloat16)
+
+    @jax.jit
+    def run(x):
+        return lax.fori_loop(0, 400, lambda _, y: (x @ y) * jnp.bfloat16(0.01), x)
+
+    jax.block_until_ready(run(x))
+    pending = run(x)
+    time.sleep(0.2)
+    watts = read_power()
+    jax.block_until_ready(pending)
+    return watts

@@ -1,0 +1,87 @@
+"""Calibration: microbenchmarks run (on a CPU their figures mean nothing), fits recover."""
+
+import dataclasses
+
+import pytest
+
+from parallax.bounds import wire_bytes
+from parallax.calibrating import calibrate, fit
+from parallax.cost.collectives import link_seconds
+from parallax.cost.fitting import predicted_gemm
+from parallax.cost.gemm import GemmRates
+from parallax.cost.measurements import Collective, Gemm
+from parallax.cost.rates import Rates, rates_of
+from parallax.lenses.benchmarking import SHAPES, Measured, measure_device
+from parallax.meshes.gpus import GPUS
+
+GPU = GPUS["h200"]
+TRUE = GemmRates(700e12, 3.5e12, 6e-6, 0.8e-6, 0.3)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What a GPU of known constants would have measured."""
+    rows = tuple(Gemm("here", "h200", "bfloat16", *shape, seconds=1.0) for shape in SHAPES)
+    rows = tuple(
+        dataclasses.replace(r, seconds=predicted_gemm(TRUE, r, GPU.sm_count)) for r in rows
+    )
+    link = dataclasses.replace(rates_of("h200").links["all-gather"], bytes_per_s=2e11)
+    sends = tuple(
+        Collective("here", "h200", 1, 8, "all-gather", size,
+                   link_seconds(link, wire_bytes("all-gather", 8, size), size, 8))
+        for size in (4**i for i in range(6, 15))
+    )  # fmt: skip
+    sweep = tuple((float(mb), 8e12 if mb <= 30 else 4.2e12) for mb in (4, 16, 30, 64, 256))
+    return Measured("NVIDIA H200", 8, rows, sends, ((128, 6e14), (128, 6.4e14)), 4.2e12, sweep,
+                    1.5e-6, 90.0, 690.0)  # fmt: skip
+
+
+def test_about_forty_products_and_all_different():
+    assert 36 <= len(SHAPES) <= 48
+    assert len(set(SHAPES)) == len(SHAPES)
+
+
+def test_a_fit_finds_the_constants_behind_the_times(made):
+    found = fit(made, GPU)
+    for row in made.gemms:
+        modelled = predicted_gemm(found.rates.gemm["f16"], row, GPU.sm_count)
+        assert modelled == pytest.approx(row.seconds, rel=0.05)
+    rows, median, p90 = found.held_out["matrix products"]
+    assert rows > 8
+    assert median < 0.02
+    assert p90 < 0.05
+    assert found.rates.links["all-gather"].bytes_per_s == pytest.approx(2e11, rel=0.1)
+    assert found.rates.links["all-to-all"] == rates_of("h200").links["all-to-all"]
+    assert found.rates.memory_bytes_per_s == 4.2e12
+    assert found.rates.l2_bytes_per_s == 8e12
+    assert found.rates.l2_share == pytest.approx(30e6 / GPU.l2_bytes)
+    assert found.rates.attention_flops_per_s["128"] == 6.2e14
+    assert found.rates.power.idle_w == 90.0
+    assert "measured on NVIDIA H200" in found.rates.sources["matrix products"]
+
+
+def test_a_calibration_is_a_file_of_rates(made, tmp_path):
+    rates = fit(made, GPU).rates
+    rates.save(tmp_path / "rates.json")
+    assert Rates.load(tmp_path / "rates.json") == rates
+
+
+def test_the_benchmarks_run_on_whatever_there_is():
+    said = []
+    found = measure_device(
+        "h100", shapes=((1, 8, 16, 32), (2, 8, 8, 8)), attentions=((1, 2, 2, 16, 8, 8, True),),
+        megabytes=(0.1,), link_bytes=(4096,), on_progress=said.append,
+    )  # fmt: skip
+    assert len(found.gemms) == 2
+    assert all(g.seconds > 0 for g in found.gemms)
+    assert {c.kind for c in found.collectives} == {
+        "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p",
+    }  # fmt: skip
+    assert found.attention == ()  # no fused attention on a CPU, and none is made up
+    assert found.copy_bytes_per_s > 0
+    assert said
+
+
+def test_without_a_known_gpu_it_says_so():
+    with pytest.raises(ValueError, match="'cpu'. It needs a GPU that the cost model knows"):
+        calibrate(environment={"JAX_PLATFORMS": "cpu"}, on_progress=lambda line: None)

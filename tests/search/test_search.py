@@ -1,0 +1,219 @@
+"""The planner: candidates are all legal, ranked as asked, and losers are told why."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from parallax.lenses.environment import missing_compiler
+from parallax.meshes.cluster import cluster
+from parallax.papers import PAPERS
+from parallax.planning import plan
+from parallax.search.candidates import candidates
+from parallax.search.ranking import frontier, rank
+from parallax.search.regimes import regime_maps
+from parallax.search.results import Request
+from parallax.strategy import Strategy
+
+WHERE = cluster("h100_2x8")
+MODEL = PAPERS["ring_sp"].config
+MOE = PAPERS["cross_node_ep"].config
+ASKED = Request(MODEL, 64, 10_000, 128, WHERE.name)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return rank(ASKED, WHERE, compile_top=0)
+
+
+def test_candidates_fill_the_cluster_each_once():
+    every = list(candidates(MODEL, WHERE, 64))
+    assert len(every) > 100
+    assert {s.mesh.size for s in every} == {WHERE.devices}
+    seen = {(str(s.mesh), s.attention, s.layers, s.experts) for s in every}
+    assert len(seen) == len(every)
+
+
+def test_candidates_hold_what_the_papers_compare():
+    """Every paper's own mesh is among them, and what no paper has: three ways at once."""
+    meshes = {str(s.mesh) for s in candidates(MODEL, WHERE, 64)}
+    assert {"stage=2,tensor=8", "seq=16", "node=2,seq=8", "head_group=4,head_slice=4",
+            "data=16", "data=2,tensor=4,seq=2"} <= meshes  # fmt: skip
+    assert "expert=16" in {str(s.mesh) for s in candidates(MOE, WHERE, 64)}
+    assert not any("expert" in m for m in meshes)
+
+
+def test_the_order_is_the_objective_s(found):
+    able = [c for c in found.ranked if c.fits]
+    rates = [c.timing.tokens_per_s.value for c in able]
+    assert rates == sorted(rates, reverse=True)
+    assert found.winner is found.ranked[0]
+    quick = rank(replace(ASKED, objective="tpot"), WHERE, compile_top=0)
+    steps = [c.timing.tpot_s.value for c in quick.ranked if c.fits]
+    assert steps == sorted(steps)
+    assert quick.winner.timing.tpot_s.value < found.winner.timing.tpot_s.value
+    frugal = rank(replace(ASKED, objective="energy"), WHERE, compile_top=0)
+    assert frugal.winner.timing.energy_j.value == min(
+        c.timing.energy_j.value for c in frugal.ranked if c.fits
+    )
+
+
+def test_figures_of_a_request_add_up(found):
+    first = found.winner.timing
+    whole = first.ttft_s.value + 127 * first.tpot_s.value
+    assert first.tokens_per_s.value == pytest.approx(64 * 128 / whole)
+    assert sum(first.terms_s.values()) == pytest.approx(whole)
+    assert first.tokens_per_s.low < first.tokens_per_s.value < first.tokens_per_s.high
+
+
+def test_every_loser_is_told_why_and_the_winner_is_not(found):
+    assert found.ranked[0].why == ""
+    assert all(c.why for c in found.ranked[1:])
+    slow = found.ranked[-1].why
+    assert "x the first's" in slow or "does not fit" in slow
+
+
+def test_what_does_not_fit_says_by_how_much():
+    found = rank(Request(MODEL, 1024, 65_536, 16, WHERE.name), WHERE, compile_top=0)
+    out = [c for c in found.ranked if not c.fits]
+    assert out
+    assert all("does not fit" in c.why and "GB usable" in c.why for c in out)
+    fits = [c.fits for c in found.ranked]
+    assert fits == sorted(fits, reverse=True)
+    assert found.winner is None or found.winner.fits
+
+
+def test_a_limit_on_tpot_puts_slower_ones_behind(found):
+    limit = sorted(c.timing.tpot_s.value for c in found.ranked if c.fits)[3]
+    held = rank(replace(ASKED, max_tpot_s=limit), WHERE, compile_top=0)
+    assert held.winner.timing.tpot_s.value <= limit
+    over = next(c for c in held.ranked if c.fits and c.timing.tpot_s.value > limit)
+    assert "over the limit" in over.why
+    none = rank(replace(ASKED, max_tpot_s=1e-9), WHERE, compile_top=0)
+    assert none.winner is None
+
+
+def test_the_frontier_is_what_nothing_beats(found):
+    best = frontier(found.ranked)
+    for c in (c for c in found.ranked if c.fits):
+        beaten = [b for b in best
+                  if b.timing.tokens_per_s.value >= c.timing.tokens_per_s.value
+                  and b.timing.tpot_s.value <= c.timing.tpot_s.value]  # fmt: skip
+        assert beaten
+    assert all(
+        not (a.timing.tokens_per_s.value > b.timing.tokens_per_s.value
+             and a.timing.tpot_s.value < b.timing.tpot_s.value)
+        for a in best for b in best
+    )  # fmt: skip
+
+
+def test_a_prefill_alone_has_no_tpot():
+    found = rank(Request(MODEL, 64, 10_000, 1, WHERE.name), WHERE, compile_top=0)
+    assert found.winner.timing.tpot_s is None
+    assert found.winner.timing.tokens_per_s.value == pytest.approx(
+        64 / found.winner.timing.ttft_s.value
+    )
+
+
+def test_the_best_are_compiled_and_ranked_by_their_programs(aot):
+    small = MODEL.replace(num_layers=2, d_model=1024, num_heads=8, num_kv_heads=8, head_dim=128,
+                          d_ff=4096)  # fmt: skip
+    found = rank(Request(small, 32, 1024, 8, WHERE.name), WHERE, compile_top=2)
+    first, second, third = found.ranked[:3]
+    assert first.compiled is not None
+    assert second.compiled is not None
+    assert third.compiled is None
+    assert first.timing.tokens_per_s.value >= second.timing.tokens_per_s.value
+    assert first.timing.memory_bytes.tag == "compiled"
+    assert third.timing.memory_bytes.tag == "derived"
+    assert set(found.seconds) == {"ranking", "compiling"}
+
+
+@pytest.fixture(scope="module")
+def aot():
+    if missing := missing_compiler():
+        pytest.skip(missing)
+
+
+def test_maps_name_a_winner_and_its_lead():
+    maps = regime_maps(MOE.replace(num_layers=2), WHERE, 64, 4096)
+    assert [(m.x, m.y) for m in maps] == [
+        ("sequence length", "batch"), ("width", "devices"), ("experts", "busiest expert / mean"),
+    ]  # fmt: skip
+    for m in maps:
+        ran = [p for p in m.points if p.seconds]
+        assert ran
+        for p in ran:
+            assert p.seconds[p.winner] == min(p.seconds.values())
+            assert p.lead >= 1
+    # One sequence cannot be dealt out to 16 data shards, and no batch is needed for a ring.
+    one = next(p for p in maps[0].points if (p.x, p.y) == (8192, 1))
+    assert "data_parallel" not in one.seconds
+    assert "ring_sequence" in one.seconds
+
+
+def test_more_skew_is_never_faster():
+    skewed = regime_maps(MOE.replace(num_layers=2), WHERE, 64, 4096)[2].points
+    by_skew = {}
+    for p in skewed:
+        by_skew.setdefault(p.x, []).append((p.y, p.seconds["expert_parallel"]))
+    for row in by_skew.values():
+        seconds = [s for _, s in sorted(row)]
+        assert seconds == sorted(seconds)
+        assert seconds[-1] > seconds[0]
+
+
+def test_the_report_saves_a_strategy_that_loads(tmp_path):
+    report = plan(MODEL, batch=64, prompt_len=2048, output_len=16, compile_top=0)
+    paths = report.save(tmp_path)
+    assert {p.name for p in paths} == {"plan.json", "plan.html", "strategy.json"}
+    assert Strategy.load(tmp_path / "strategy.json") == report.winner.strategy
+    text = str(report)
+    assert report.winner.strategy.name in text
+    assert max(map(len, text.splitlines())) <= 100
+    page = report.to_html()
+    assert page.count("<svg") == 1
+    assert "http" not in page
+
+
+def numbers(data):
+    if isinstance(data, dict):
+        if {"value", "unit", "tag"} <= set(data):
+            yield data
+        else:
+            for value in data.values():
+                yield from numbers(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from numbers(value)
+
+
+def test_every_number_of_the_json_has_unit_and_tag():
+    report = plan(MODEL, batch=16, prompt_len=2048, output_len=4, compile_top=0)
+    found = list(numbers(report.to_dict()["candidates"]))
+    assert len(found) > 500
+    assert all(math.isfinite(n["value"]) and n["unit"] and n["tag"] for n in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch": 0}, "batch must be a positive integer"),
+        ({"objective": "speed"}, "objective must be one of tps, tpot, energy"),
+        ({"max_tpot_s": 0}, "max_tpot_s must be above 0"),
+        ({"cluster": "abacus"}, "unknown cluster"),
+        ({"model": "nothing"}, "neither a paper"),
+        ({"rates": "/nowhere.json"}, "No such file"),
+    ],
+)
+def test_bad_input_is_one_clear_error(changes, says):
+    asked = {"model": "ring_sp", "batch": 16, "prompt_len": 1024, "compile_top": 0} | changes
+    with pytest.raises(ValueError, match=says):
+        plan(asked.pop("model"), **asked)
+
+
+def test_a_thousand_devices_are_ranked():
+    big = cluster("h100_128x8")
+    found = rank(Request(MODEL, 4096, 8192, 16, big.name), big, compile_top=0)
+    assert found.considered > 200
+    assert found.winner.strategy.mesh.size == 1024
