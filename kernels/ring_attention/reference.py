@@ -101,8 +101,10 @@ def step_backward(
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
     """Scores of one head that a step computes: its visible blocks, whole and padded."""
-    blocks = _Blocks(q_length, kv_length, Mask(is_causal, None, None, None))
-    return len(blocks.visible) * blocks.q_size * blocks.kv_size
+    (q_count, q_size), (kv_count, kv_size) = _cut(q_length), _cut(kv_length)
+    # A causal mask pairs blocks of equal length: those on and below the diagonal.
+    pairs = q_count * (q_count + 1) // 2 if is_causal else q_count * kv_count
+    return pairs * q_size * kv_size
 
 
 def block_size(length: int) -> int:
