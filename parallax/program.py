@@ -182,6 +182,7 @@ class Program:
 
     def _closed_form(self, compilation: Compilation, where: Cluster, rates: Rates | None) -> Figure:
         """Seconds of the same program, sketched by hand."""
+        assert isinstance(self.model, ModelConfig)
         workload, decoder = compilation.workload, None
         if compilation.phase == "decode":
             prompts = ShardedTransformer(

@@ -57,6 +57,9 @@ def priced(**changes):
 def test_a_prediction_adds_up_and_carries_its_bar():
     found = predict(priced(), WHERE, "float16", useful_flops=1e12)
     assert sum(found.terms_s.values()) == pytest.approx(found.step_s.value)
+    assert found.step_s.low is not None
+    assert found.step_s.high is not None
+    assert found.mfu is not None
     assert found.step_s.low < found.step_s.value < found.step_s.high
     assert found.exposed_s.value > 1e-3
     assert found.tokens_per_s.value == pytest.approx(400 / found.step_s.value)

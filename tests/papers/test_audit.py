@@ -267,8 +267,10 @@ def test_the_model_decides_what_is_possible_and_leaves_the_rest():
     audits = {"ring_sp": audit(PAPERS["ring_sp"], closed_form_on(where))}
     base = found("ring_sp", "tensor_pipeline", "TPS", audits)
     assert base.verdict == "modelled, off by"
+    assert base.off_by is not None
     assert 1.5 < base.off_by < 2.5
     ring = found("ring_sp", "ring_sequence", "TPS", audits)
     assert ring.verdict == "beyond the physical bound"
     prefill = ring.tps[0]
+    assert prefill.modelled is not None
     assert prefill.modelled.value < prefill.limit.tokens_per_s

@@ -26,6 +26,16 @@ def found():
     return rank(ASKED, WHERE, compile_top=0)
 
 
+def tpot(candidate) -> float:
+    assert candidate.timing.tpot_s is not None
+    return candidate.timing.tpot_s.value
+
+
+def first_of(search):
+    assert search.winner is not None
+    return search.winner
+
+
 def test_candidates_fill_the_cluster_each_once():
     every = list(candidates(MODEL, WHERE, 64))
     assert len(every) > 100
@@ -49,20 +59,22 @@ def test_the_order_is_the_objective_s(found):
     assert rates == sorted(rates, reverse=True)
     assert found.winner is found.ranked[0]
     quick = rank(replace(ASKED, objective="tpot"), WHERE, compile_top=0)
-    steps = [c.timing.tpot_s.value for c in quick.ranked if c.fits]
+    steps = [tpot(c) for c in quick.ranked if c.fits]
     assert steps == sorted(steps)
-    assert quick.winner.timing.tpot_s.value < found.winner.timing.tpot_s.value
+    assert tpot(first_of(quick)) < tpot(first_of(found))
     frugal = rank(replace(ASKED, objective="energy"), WHERE, compile_top=0)
-    assert frugal.winner.timing.energy_j.value == min(
+    assert first_of(frugal).timing.energy_j.value == min(
         c.timing.energy_j.value for c in frugal.ranked if c.fits
     )
 
 
 def test_figures_of_a_request_add_up(found):
-    first = found.winner.timing
-    whole = first.ttft_s.value + 127 * first.tpot_s.value
+    first = first_of(found).timing
+    whole = first.ttft_s.value + 127 * tpot(first_of(found))
     assert first.tokens_per_s.value == pytest.approx(64 * 128 / whole)
     assert sum(first.terms_s.values()) == pytest.approx(whole)
+    assert first.tokens_per_s.low is not None
+    assert first.tokens_per_s.high is not None
     assert first.tokens_per_s.low < first.tokens_per_s.value < first.tokens_per_s.high
 
 
@@ -84,10 +96,10 @@ def test_what_does_not_fit_says_by_how_much():
 
 
 def test_a_limit_on_tpot_puts_slower_ones_behind(found):
-    limit = sorted(c.timing.tpot_s.value for c in found.ranked if c.fits)[3]
+    limit = sorted(tpot(c) for c in found.ranked if c.fits)[3]
     held = rank(replace(ASKED, max_tpot_s=limit), WHERE, compile_top=0)
-    assert held.winner.timing.tpot_s.value <= limit
-    over = next(c for c in held.ranked if c.fits and c.timing.tpot_s.value > limit)
+    assert tpot(first_of(held)) <= limit
+    over = next(c for c in held.ranked if c.fits and tpot(c) > limit)
     assert "over the limit" in over.why
     none = rank(replace(ASKED, max_tpot_s=1e-9), WHERE, compile_top=0)
     assert none.winner is None
@@ -98,20 +110,20 @@ def test_the_frontier_is_what_nothing_beats(found):
     for c in (c for c in found.ranked if c.fits):
         beaten = [b for b in best
                   if b.timing.tokens_per_s.value >= c.timing.tokens_per_s.value
-                  and b.timing.tpot_s.value <= c.timing.tpot_s.value]  # fmt: skip
+                  and tpot(b) <= tpot(c)]  # fmt: skip
         assert beaten
     assert all(
         not (a.timing.tokens_per_s.value > b.timing.tokens_per_s.value
-             and a.timing.tpot_s.value < b.timing.tpot_s.value)
+             and tpot(a) < tpot(b))
         for a in best for b in best
     )  # fmt: skip
 
 
 def test_a_prefill_alone_has_no_tpot():
     found = rank(Request(MODEL, 64, 10_000, 1, WHERE.name), WHERE, compile_top=0)
-    assert found.winner.timing.tpot_s is None
-    assert found.winner.timing.tokens_per_s.value == pytest.approx(
-        64 / found.winner.timing.ttft_s.value
+    assert first_of(found).timing.tpot_s is None
+    assert first_of(found).timing.tokens_per_s.value == pytest.approx(
+        64 / first_of(found).timing.ttft_s.value
     )
 
 
@@ -167,9 +179,9 @@ def test_the_report_saves_a_strategy_that_loads(tmp_path):
     report = plan(MODEL, batch=64, prompt_len=2048, output_len=16, compile_top=0)
     paths = report.save(tmp_path)
     assert {p.name for p in paths} == {"plan.json", "plan.html", "strategy.json"}
-    assert Strategy.load(tmp_path / "strategy.json") == report.winner.strategy
+    assert Strategy.load(tmp_path / "strategy.json") == first_of(report).strategy
     text = str(report)
-    assert report.winner.strategy.name in text
+    assert first_of(report).strategy.name in text
     assert max(map(len, text.splitlines())) <= 100
     page = report.to_html()
     assert page.count("<svg") == 1
@@ -216,4 +228,4 @@ def test_a_thousand_devices_are_ranked():
     big = cluster("h100_128x8")
     found = rank(Request(MODEL, 4096, 8192, 16, big.name), big, compile_top=0)
     assert found.considered > 200
-    assert found.winner.strategy.mesh.size == 1024
+    assert first_of(found).strategy.mesh.size == 1024
