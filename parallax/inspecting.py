@@ -15,7 +15,8 @@ from parallax.cost import Cost, Rates, error_bar, joules, price, rates_of
 from parallax.cost.pricing import kernel_costs
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
 from parallax.hlo.flops import module_flops
-from parallax.hlo.work import Work, read_work
+from parallax.hlo.read_work import read_work
+from parallax.hlo.work import Work
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec

@@ -12,8 +12,8 @@ from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
+from parallax.hlo.read_work import read_work
 from parallax.hlo.shapes import HloError
-from parallax.hlo.work import read_work
 from parallax.lenses.child import Progress
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster

@@ -3,7 +3,7 @@
 from typing import Any
 
 from parallax.hlo import parse_module, read_ledger
-from parallax.hlo.work import read_work
+from parallax.hlo.read_work import read_work
 
 
 def computation(name, signature, *lines, entry=False):

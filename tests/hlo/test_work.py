@@ -3,7 +3,8 @@
 import pytest
 
 from parallax.hlo import HloError, parse_module, read_ledger
-from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait, read_work
+from parallax.hlo.read_work import read_work
+from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait
 from tests.hlo.programs import computation, work
 
 A, B, C = "f32[4,8,16]", "f32[4,16,32]", "f32[4,8,32]"

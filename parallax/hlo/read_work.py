@@ -1,0 +1,297 @@
+"""From a parsed, scheduled module to its work; what is not understood is refused."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+
+from parallax.hlo.agreement import check_agreement
+from parallax.hlo.collectives import Collective, Ledger
+from parallax.hlo.flops import (
+    UNREADABLE,
+    Trips,
+    custom_call_target,
+    dot_dims,
+    expected_trips,
+    trip_count,
+)
+from parallax.hlo.limits import short
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.opcodes import OPCODES
+from parallax.hlo.shapes import HloError, Shape
+from parallax.hlo.traffic import result_shape, traffic
+from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Step, Wait, Work
+
+_FREE = frozenset({
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id",
+    "after-all", "add-dependency", "opt-barrier", "optimization-barrier", "get-dimension-size",
+    "domain", "reshape",
+})  # fmt: skip
+_SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+            "ragged-all-to-all")  # fmt: skip
+_ATTENTION = re.compile(r"__cudnn\$fmha")
+# Custom calls that launch nothing a clock would see, or whose bytes say it all.
+_COPYING = re.compile(
+    r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
+)
+_STAGE = re.compile(r"-(start|update|done)$")
+_DECLARED = ("cost_flops", "cost_bytes")
+
+
+def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Work:
+    """The work of a scheduled module.
+
+    Args:
+      module: parsed.
+      ledger: of the module, for its collectives.
+      trips: as for `read_ledger`.
+
+    Raises:
+      HloError: a module that is not scheduled, a loop with work in it whose trip count nobody
+        knows, or something whose cost is not understood.
+    """
+    if not module.is_scheduled:
+        raise HloError(
+            f"module {module.name} is not scheduled: its text has no order of execution. Use the "
+            "text of a compiled program (compiled.as_text(), or XLA's *after_optimizations.txt)."
+        )
+    check_agreement(module)
+    for computation in module.computations.values():
+        for i in computation.instructions:
+            if _STAGE.sub("", i.opcode) not in OPCODES:
+                raise HloError(f"line {i.line}: %{i.name}: the cost of {i.opcode} is not known.")
+    reader = _Reader(module, {c.name: c for c in ledger}, trips)
+    reader.read(module.entry)
+    unknown = {k.unknown for steps in reader.steps.values() for s in steps
+               if isinstance(k := getattr(s, "what", s), Kernel) and k.unknown}  # fmt: skip
+    return Work(module.entry, reader.steps, module.num_partitions, tuple(sorted(unknown)))
+
+
+@dataclass
+class _Reader:
+    module: Module
+    collectives: dict[str, Collective]
+    trips: Trips | None
+    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+
+    def read(self, name: str) -> None:
+        """Steps of a computation and of all that it runs."""
+        if name in self.steps:
+            return
+        computation = self.module.computation(name)
+        found: list[Step] = []
+        waits = set()
+        for instruction in computation.instructions:
+            found += self.step(computation, instruction, waits)
+        self.steps[name] = tuple(found)
+
+    def step(self, computation: Computation, i: Instruction, waits: set[str]) -> list[Step]:
+        opcode = i.opcode
+        if opcode in _FREE or opcode.endswith("-update"):
+            return []
+        if opcode.endswith("-done"):
+            return [Wait(n) for n in i.operands if n in waits]
+        if opcode == "while":
+            return self.loop(i)
+        calls = i.calls()
+        if opcode == "conditional":
+            names = [n for group in calls.values() for n in group]
+            for name in names:
+                self.read(name)
+            return [Choice(i.name, tuple(names))]
+        if opcode == "call":
+            name = calls["to_apply"][0]
+            self.read(name)
+            return [Call(name)] if self.steps[name] else []
+        base = opcode.removesuffix("-start")
+        if opcode.endswith("-start"):
+            what = self.started(computation, i, base)
+            if what is None:
+                return []
+            if isinstance(what, Send) and '"is_sync":true' in i.attributes.get(
+                "backend_config", ""
+            ):
+                return [what]
+            waits.add(i.name)
+            return [Start(i.name, what)]
+        if base in _SENDING:
+            return [*self.sent(i.name)]
+        if (inside := self.collective_inside(i)) is not None:
+            return [*self.sent(inside)]
+        return [self.kernel(computation, i)]
+
+    def loop(self, i: Instruction) -> list[Step]:
+        calls = i.calls()
+        body, condition = calls["body"][0], calls["condition"][0]
+        self.read(body)
+        self.read(condition)
+        count = expected_trips(i, self.trips)
+        if count is None:
+            raise HloError(
+                f"line {i.line}: %{i.name}: a loop of unknown trip count, op_name {i.op_name!r}. "
+                "Pass trips={scope: executions each time it is reached}, with a named scope right "
+                "around the loop."
+            )
+        return [Loop(i.name, float(count), body, condition, trip_count(i) is not None)]
+
+    def started(self, computation: Computation, i: Instruction, base: str) -> Kernel | Send | None:
+        if base in _SENDING:
+            sends = self.sent(i.name)
+            return sends[0] if sends else None
+        if base == "async":
+            inner = self.module.computation(i.calls()["calls"][0])
+            root = next(x for x in inner.instructions if x.is_root)
+            if root.opcode in _SENDING:
+                sends = self.sent(root.name)
+                return sends[0] if sends else None
+            return self.kernel(inner, root)
+        inside = self.collective_inside(i)
+        if inside is not None:
+            sends = self.sent(inside)
+            return sends[0] if sends else None
+        return self.kernel(computation, i)
+
+    def sent(self, name: str) -> list[Send]:
+        """A collective of more than one device; the ledger leaves out the others."""
+        found = self.collectives.get(name)
+        return [] if found is None else [Send(name, found)]
+
+    def collective_inside(self, i: Instruction) -> str | None:
+        """The collective that a fusion holds, which is then all there is of it."""
+        if i.opcode.removesuffix("-start") != "fusion":
+            return None
+        names = self._held(i.calls()["calls"][0])
+        if len(names) > 1:
+            raise HloError(f"line {i.line}: %{i.name} holds {len(names)} collectives, expected 1.")
+        return names[0] if names else None
+
+    def _held(self, name: str) -> list[str]:
+        found = []
+        for x in self.module.computation(name).instructions:
+            if x.opcode.removesuffix("-start") in _SENDING:
+                found.append(x.name)
+            elif x.opcode.removesuffix("-start") == "fusion":
+                found += self._held(x.calls()["calls"][0])
+        return found
+
+    def kernel(self, computation: Computation, i: Instruction) -> Kernel:
+        base = i.opcode.removesuffix("-start")
+        if base in ("send", "recv", "infeed", "outfeed", "collective-broadcast"):
+            raise HloError(f"line {i.line}: %{i.name}: the cost of {base} is not understood.")
+        reads, written = traffic(self.module, computation, i)
+        makers = self.makers(computation)
+        reads = tuple((makers[name], size) for name, size in reads)
+        gemms = self.gemms(computation, i)
+        made = {"reads": reads, "written_bytes": written, "op_name": i.op_name}
+        if base == "custom-call":
+            return _custom_call(computation, i, gemms, made)
+        if base == "sort":
+            size = max((math.prod(s.dims) for s in computation.operand_shapes(i)), default=1)
+            passes = max(1.0, math.log2(max(2, size)))
+            reads = tuple((n, b * passes) for n, b in reads)
+            made |= {"reads": reads, "written_bytes": written * passes}
+        return Kernel(i.name, gemms=gemms, **made)
+
+    def makers(self, computation: Computation) -> dict[str, str]:
+        """Array -> the kernel that made it, behind its other names; itself if it came in."""
+        key = ("makers", computation.name)
+        if key not in self.module._memo:
+            found: dict[str, str] = {}
+            for i in computation.instructions:
+                renames = i.opcode in ("bitcast", "get-tuple-element") or i.opcode.endswith("-done")
+                source = computation.by_name[i.operands[0]] if renames and i.operands else i
+                found[i.name] = (
+                    i.name if source.opcode == "parameter" else found.get(source.name, i.name)
+                )
+            self.module._memo[key] = found
+        return self.module._memo[key]
+
+    def gemms(self, computation: Computation, i: Instruction) -> tuple[Gemm, ...]:
+        """Matrix products of one launch, wherever a fusion hides them."""
+        dims = dot_dims(computation, i)
+        if dims is not None:
+            return (Gemm(*dims, dtype=_product_dtype(computation, i)),)
+        if i.opcode in ("convolution", "ragged-dot", "scaled-dot"):
+            raise HloError(f"line {i.line}: %{i.name}: the cost of {i.opcode} is not understood.")
+        if i.opcode.removesuffix("-start") != "fusion":
+            return ()
+        name = i.calls()["calls"][0]
+        key = ("gemms", name)
+        if key not in self.module._memo:
+            inner = self.module.computation(name)
+            self.module._memo[key] = tuple(
+                g for x in inner.instructions for g in self.gemms(inner, x)
+            )
+        return self.module._memo[key]
+
+
+def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: dict) -> Kernel:
+    target = custom_call_target(i)
+    if gemms:
+        # A library's workspace is scratch, not traffic.
+        made["written_bytes"] = float(_first(result_shape(i)).n_bytes)
+        return Kernel(i.name, gemms=gemms, **made)
+    if _ATTENTION.match(target):
+        return Kernel(i.name, attention=_attention(computation, i), **made)
+    declared = _declared(i)
+    if declared is not None:
+        flops, n_bytes = declared
+        made |= {
+            "reads": ((i.operands[0] if i.operands else i.name, n_bytes),),
+            "written_bytes": 0.0,
+        }
+        return Kernel(i.name, flops=flops, **made)
+    unknown = "" if _COPYING.match(target) else target
+    return Kernel(i.name, unknown=unknown, **made)
+
+
+def _first(shape: Shape) -> Shape:
+    return shape.elements[0] if shape.elements else shape
+
+
+def _declared(i: Instruction) -> tuple[float, float] | None:
+    """FLOPs and bytes that a hand-written kernel's author attached to it."""
+    text = i.attributes.get("frontend_attributes", "")
+    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([^",}]*)"?', text))
+    if set(found) != set(_DECLARED):
+        return None
+    try:
+        flops, n_bytes = (float(found[key]) for key in _DECLARED)
+    except ValueError:
+        flops = n_bytes = math.nan
+    if not (0 <= flops < math.inf and 0 <= n_bytes < math.inf):
+        raise HloError(
+            f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
+        )
+    return flops, n_bytes
+
+
+def _product_dtype(computation: Computation, i: Instruction) -> str:
+    """What tensor cores multiply; float32 is rounded to TF32 unless precision is asked for."""
+    kinds = {s.dtype for s in computation.operand_shapes(i)[:2]}
+    widest = max(kinds, key=lambda d: ("s8", "f16", "bf16", "f32", "f64").index(d)
+                 if d in ("s8", "f16", "bf16", "f32", "f64") else -1)  # fmt: skip
+    if widest == "f32":
+        asked = i.attributes.get("operand_precision", "") + i.attributes.get("backend_config", "")
+        return "f32" if "highest" in asked.lower() else "tf32"
+    return widest
+
+
+def _attention(computation: Computation, i: Instruction) -> tuple:
+    """(batch, heads, q_len, kv_len, head_dim, share of pairs visible, dtype) of a cuDNN call."""
+    try:
+        config = json.loads(i.attributes["backend_config"])["cudnn_fmha_backend_config"]
+        scores = [int(d) for d in config["intermediate_tensor_shape"]["dimensions"]]
+        batch, heads, q_len, kv_len = scores
+        mask = str(config.get("mask_type", "NO_MASK"))
+        query = computation.operand_shapes(i)[0]
+    except UNREADABLE:
+        raise HloError(f"line {i.line}: %{i.name}: its cuDNN config is not understood.") from None
+    head_dim, rest = divmod(math.prod(query.dims), max(1, batch * heads * q_len))
+    if min(scores) < 1 or rest or not head_dim:
+        raise HloError(
+            f"line {i.line}: %{i.name}: attention over scores {scores} does not fit queries "
+            f"{query.dims}."
+        )
+    visible = 0.5 if "CAUSAL" in mask else 1.0
+    return batch, heads, q_len, kv_len, head_dim, visible, query.dtype
