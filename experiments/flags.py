@@ -62,8 +62,8 @@ SWEEP = flags.DEFINE_string(
     "doubles, axis:4k,10k lists; k = 1024, M = 1024 k. verify runs only if --lenses names it.",
 )  # fmt: skip
 OUT = flags.DEFINE_string(
-    "out", "out", "Folder for what is written: report.json and report.html; of claims, claims.json "
-    "and claims.md.",
+    "out", "out", "Folder for what is written: the report as JSON and HTML; of plan also "
+    "strategy.json; of claims claims.json and .md; of calibrate rates.json and measured.json.",
 )  # fmt: skip
 FROM_REPORT = flags.DEFINE_string(
     "from_report",
