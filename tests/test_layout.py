@@ -24,6 +24,7 @@ ROOMS = [
     {"bounds"},
     {"parallel"},
     {"models"},
+    {"placement"},
     {"rules"},
     {"strategy"},
     {"strategies"},

@@ -1,0 +1,25 @@
+"""Which layers on which device: bytes of every layer, and contiguous groups under a budget.
+
+Knows no strategy and no mesh: layers are bytes and costs, devices are budgets and speeds.
+"""
+
+from parallax.placement.budget import Budget, parse_budget
+from parallax.placement.footprint import Footprint, layer_footprints
+from parallax.placement.formats import FORMATS, Format
+from parallax.placement.grouping import Device, Placement, greedy, optimal
+from parallax.placement.verdicts import GroupVerdict, verdicts
+
+__all__ = [
+    "FORMATS",
+    "Budget",
+    "Device",
+    "Footprint",
+    "Format",
+    "GroupVerdict",
+    "Placement",
+    "greedy",
+    "layer_footprints",
+    "optimal",
+    "parse_budget",
+    "verdicts",
+]

@@ -1,0 +1,125 @@
+"""Contiguous groups of layers, one a device: the papers' greedy rule, and the optimum.
+
+A group costs the sum of its layers' costs over its device's speed; a placement costs as much as its
+slowest group, which all others wait for.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one device takes: at most `budget` bytes, at `speed` (1 is a cost a second)."""
+
+    budget: float
+    speed: float = 1.0
+
+    def __post_init__(self):
+        if not self.budget > 0 or not self.speed > 0:
+            raise ValueError(
+                f"Device: budget and speed must be above 0, got {self.budget} and {self.speed}."
+            )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Groups in order of devices.
+
+    Attributes:
+      stops: of device i the layers stops[i - 1] to stops[i]; equal where it has none.
+      cost: of the slowest group.
+    """
+
+    stops: tuple[int, ...]
+    cost: float
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """Layers of each device, in order."""
+        return tuple(range(a, b) for a, b in zip((0, *self.stops), self.stops, strict=False))
+
+
+def greedy(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Device]) -> Placement:
+    """The papers' rule: a device takes layers as long as they fit its budget.
+
+    Args:
+      sizes, costs: of every layer, in order: bytes, and what is added up.
+      devices: in order.
+
+    Raises:
+      ValueError: layers that are left over, or one that fits no device it could go to.
+    """
+    _check(sizes, costs)
+    prefix = list(accumulate(sizes, initial=0.0))
+    stops, at = [], 0
+    for device in devices:
+        at = bisect.bisect_right(prefix, prefix[at] + device.budget * (1 + 1e-12), lo=at) - 1
+        stops.append(at)
+    if at < len(sizes):
+        raise ValueError(
+            f"greedy: {len(devices)} devices take {at} of {len(sizes)} layers; layer {at} has "
+            f"{sizes[at]:.6g} bytes. Compress it, raise the budget, or add devices."
+        )
+    return Placement(tuple(stops), _cost(stops, costs, devices))
+
+
+def optimal(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Device]) -> Placement:
+    """The placement whose slowest group costs least.
+
+    Args: as for `greedy`.
+
+    Raises:
+      ValueError: no placement keeps every budget.
+
+    Cost: for N layers on P devices P log N a guess, about 60 guesses and as many exact ones as the
+      last of them leaves.
+    """
+    _check(sizes, costs)
+    bytes_to, cost_to = (list(accumulate(x, initial=0.0)) for x in (sizes, costs))
+
+    def fill(limit: float) -> list[int] | None:
+        """Every device takes all it may: if that leaves layers, nothing keeps this limit."""
+        stops, at = [], 0
+        for d in devices:
+            by_bytes = bisect.bisect_right(bytes_to, bytes_to[at] + d.budget * (1 + 1e-12), lo=at)
+            by_cost = bisect.bisect_right(cost_to, cost_to[at] + limit * d.speed, lo=at)
+            at = max(at, min(by_bytes, by_cost) - 1)
+            stops.append(at)
+        return stops if at == len(sizes) else None
+
+    high = cost_to[-1] / min(d.speed for d in devices)
+    best = fill(math.inf)
+    if best is None:
+        greedy(sizes, costs, devices)  # says which layer is left
+        raise ValueError("optimal: no placement keeps every budget.")
+    low = 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = fill(middle)
+        low, high, best = (middle, high, best) if found is None else (low, middle, found)
+    # What is left is below rounding; the answer is a sum of layers, and the next smaller one fails.
+    cost = _cost(best, costs, devices)
+    while (found := fill(math.nextafter(cost, 0.0))) is not None:
+        smaller = _cost(found, costs, devices)
+        if smaller >= cost:
+            break
+        best, cost = found, smaller
+    return Placement(tuple(best), cost)
+
+
+def _cost(stops: Sequence[int], costs: Sequence[float], devices: Sequence[Device]) -> float:
+    starts = (0, *stops[:-1])
+    return max(math.fsum(costs[a:b]) / d.speed
+               for a, b, d in zip(starts, stops, devices, strict=True))  # fmt: skip
+
+
+def _check(sizes: Sequence[float], costs: Sequence[float]) -> None:
+    if not sizes or len(sizes) != len(costs) or min(sizes) < 0 or min(costs) < 0:
+        raise ValueError(
+            f"placement: expected bytes and costs from 0 on, one of each a layer; got "
+            f"{len(sizes)} and {len(costs)}."
+        )

@@ -1,0 +1,83 @@
+"""What each group comes to against its budget: fits, by how much not, what would make it fit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallax.models.config import ModelConfig
+from parallax.placement.footprint import Footprint, layer_footprints
+from parallax.placement.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class GroupVerdict:
+    """One group.
+
+    Attributes:
+      layers: of the model.
+      n_bytes, budget: what it takes, and may.
+      would_fit: the mildest format of FORMATS whose weights would make it fit; "" if it fits, or
+        none would.
+      tiles: pieces its weights have to be cut into so that each fits beside the rest; 1 if it fits,
+        0 where the rest alone does not.
+    """
+
+    layers: range
+    n_bytes: int
+    budget: int
+    would_fit: str
+    tiles: int
+
+    @property
+    def over(self) -> int:
+        """Bytes too many; 0 if it fits."""
+        return max(0, self.n_bytes - self.budget)
+
+    @property
+    def fits(self) -> bool:
+        return not self.over
+
+
+def verdicts(
+    config: ModelConfig,
+    footprints: Sequence[Footprint],
+    groups: Sequence[range],
+    budgets: Sequence[int],
+) -> tuple[GroupVerdict, ...]:
+    """Every group against its device's budget.
+
+    Args:
+      config: of the layers.
+      footprints: of every layer.
+      groups, budgets: one a device.
+    """
+    found = []
+    for layers, budget in zip(groups, budgets, strict=True):
+        mine = [footprints[i] for i in layers]
+        total = sum(f.total for f in mine)
+        rest = sum(f.total - f.weights for f in mine)
+        fits = total <= budget
+        found.append(
+            GroupVerdict(
+                layers, total, budget,
+                "" if fits else _would_fit(config, len(mine), rest, budget, total),
+                1 if fits else _tiles(total - rest, budget - rest),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _would_fit(config: ModelConfig, count: int, rest: int, budget: int, total: int) -> str:
+    for name in FORMATS:
+        try:
+            weights = layer_footprints(config, name)[0].weights
+        except ValueError:
+            continue  # sizes that this format cannot have
+        size = rest + count * weights
+        if size <= budget and size < total:
+            return name
+    return ""
+
+
+def _tiles(weights: int, room: int) -> int:
+    return math.ceil(weights / room) if room > 0 else 0
