@@ -74,9 +74,10 @@ def layer_footprints(
             "or one for each."
         )
     known: dict[tuple[str, str], Footprint] = {}
-    for pair in dict.fromkeys(map(tuple, formats)):
+    pairs = [(attention, mlp) for attention, mlp in formats]
+    for pair in dict.fromkeys(pairs):
         known[pair] = _layer(config, pair, tokens, cached_tokens, workspace)
-    return tuple(known[tuple(pair)] for pair in formats)
+    return tuple(known[pair] for pair in pairs)
 
 
 def _layer(
