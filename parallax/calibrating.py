@@ -18,7 +18,7 @@ from parallax.cost.fitting import (
     split,
     spread,
 )
-from parallax.cost.rates import Rates, Spread, rates_of
+from parallax.cost.rates import Rates, rates_of
 from parallax.lenses.benchmarking import Measured, measure_device
 from parallax.lenses.child import run_in_child
 from parallax.meshes.gpus import GPUS, Gpu
@@ -112,7 +112,6 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
     share = _l2_share(measured, gpu, l2) or base.l2_share
     sources["memory"] = f"{here}: a copy, and a sweep of working sets for the cache"
     sources["launches"] = here
-    spreads["memory"] = Spread(0.9, 1.1)
     power = base.power
     if measured.idle_w is not None and measured.busy_w is not None:
         flop = (measured.busy_w - measured.idle_w) / (0.9 * gemm["f16"].flops_per_s)

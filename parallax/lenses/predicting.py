@@ -40,6 +40,9 @@ def predict(
     note = f"80 % error bar; {rates.name} rates {rates.version}"
     tokens, step = compilation.tokens, max(cost.seconds, bound.step_s.value)
     low, high = max(low, bound.step_s.value), max(high, step)
+    terms = dict(cost.terms)
+    if step > cost.seconds:
+        terms["up to the roofline"] = step - cost.seconds
     mfu = None
     if useful_flops is not None:
         peak = cluster.gpu.peak_flops(dtype) * cluster.devices
@@ -53,7 +56,7 @@ def predict(
         tokens_per_s=Figure(
             tokens / step, "tokens/s", "modelled", tokens / high, tokens / low, note
         ),
-        terms_s=dict(sorted(cost.terms.items(), key=lambda term: -term[1])),
+        terms_s=dict(sorted(terms.items(), key=lambda term: -term[1])),
         exposed_s=Figure(cost.exposed_s, "s", "modelled"),
         hidden_s=Figure(cost.hidden_s, "s", "modelled"),
         exposed_per_token_s=Figure(cost.exposed_s / tokens, "s", "modelled"),

@@ -17,6 +17,7 @@ from parallax.report.files import save_files
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
 from parallax.results import Figure
+from parallax.search.candidates import ALL_UP_TO
 from parallax.search.ranking import frontier
 from parallax.search.regimes import RegimeMap
 from parallax.search.results import OBJECTIVES, Candidate, Search, Timing
@@ -89,7 +90,7 @@ def _table(search: Search, cluster: Cluster):
     for head in ("M", "TTFT", "TPOT", "tokens/s", "J/token", "memory", "by"):
         table.add_column(head, justify="right")
     for number, c in enumerate(search.ranked[:_SHOWN], 1):
-        table.add_row(*_cells(number, c), style="bold" if not c.why else "")
+        table.add_row(*_cells(number, c, search), style="bold" if not c.why else "")
         if c.why:
             table.add_row("", Text(c.why, style="dim"), *[""] * 7)
     yield table
@@ -101,11 +102,14 @@ def _table(search: Search, cluster: Cluster):
         yield Text(line, style="dim")
 
 
-def _cells(number: int, c: Candidate) -> tuple[str, ...]:
-    t = c.timing
+def _cells(number: int, c: Candidate, search: Search) -> tuple[str, ...]:
+    t, asked = c.timing, (search.request.batch, search.request.prompt_len)
+    name = f"{c.strategy.name}  {c.strategy.mesh}"
+    if c.runs != asked:
+        name += f"  (prompts filled up to {c.runs[0]:,} x {c.runs[1]:,})"
     rate = words.in_tokens_per_s(t.tokens_per_s.value).removesuffix(" tokens/s")
     return (
-        str(number), f"{c.strategy.name}  {c.strategy.mesh}", str(c.microbatches),
+        str(number), name, str(c.microbatches),
         words.in_seconds(t.ttft_s.value), words.in_seconds(t.tpot_s.value) if t.tpot_s else "-",
         rate + (" unvalidated" if t.unvalidated else ""), words.digits(t.energy_j.value),
         words.in_bytes(t.memory_bytes.value), "compiled" if c.compiled else "closed form",
@@ -122,6 +126,10 @@ def notes(search: Search) -> list[str]:
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
         "The order of those not compiled is the closed form's (docs/accuracy.md).",
     ]
+    if search.ranked[0].strategy.mesh.size > ALL_UP_TO:
+        found.append(
+            f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads."
+        )
     first = search.ranked[0].timing
     if first.tokens_per_s.low is not None and first.tokens_per_s.high is not None:
         low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
@@ -200,7 +208,7 @@ def _page(report: SearchReport) -> str:
     text = environment.get_template("search.html.j2").render(
         title=f"Plan: {_asked(search)}",
         model=describe_model(search.request.model),
-        rows=[(_cells(i, c), c.why) for i, c in enumerate(search.ranked[:40], 1)],
+        rows=[(_cells(i, c, search), c.why) for i, c in enumerate(search.ranked[:40], 1)],
         plot=frontier_plot(search),
         maps=[(m, regime_plot(m, i)) for i, m in enumerate(report.maps)],
         notes=notes(search),

@@ -18,7 +18,7 @@ from parallax.strategy import Strategy
 
 # Meshes of more devices have too many factorisations for all of them to be worth a look: of two
 # ways to split one thing, only the better one is then tried.
-_ALL_UP_TO = 64
+ALL_UP_TO = 64
 
 
 def candidates(config: ModelConfig, cluster: Cluster, batch: int) -> Iterator[Strategy]:
@@ -58,7 +58,7 @@ def _combined(
     seq: int,
     expert: int,
 ) -> Iterator[Strategy]:
-    small = cluster.devices <= _ALL_UP_TO
+    small = cluster.devices <= ALL_UP_TO
     layers = [tensor_pipeline(1, stages)]
     if stages > 1:
         layers.append(layerwise(stages))

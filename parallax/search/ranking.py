@@ -58,8 +58,9 @@ def rank(
                 better = best is None or _key(request, one) < _key(request, best)
                 best = one if better else best
         except (ValueError, NotImplementedError) as error:
-            refused[_short(str(error))] += 1
-            continue
+            # What was priced before, with fewer microbatches, stands.
+            if best is None:
+                refused[_short(str(error))] += 1
         if best is not None:
             found.append(best)
     if not found:
@@ -134,6 +135,7 @@ def _priced(
             strategy, microbatches, timing, memory <= cluster.usable_bytes,
             bubble=ticks / microbatches - 1,
             padded=padded_layers(groups) / (len(groups) * max(groups)),
+            runs=(base.batch, base.seq_len),
         )  # fmt: skip
         yield one
         if stages == 1 and one.fits:
@@ -168,7 +170,7 @@ def _timing(
         for name, value in step.cost.terms.items():
             terms[name] = terms.get(name, 0.0) + value * times
         energy += joules(step.cost, rates) * cluster.devices * times
-    between = cluster.nodes > 1 and prefill.cost.network_s > 0
+    between = prefill.cost.network_s + (step.cost.network_s if step else 0.0) > 0
     return _put_together(request, ttft, tpot, energy, memory, "derived", terms,
                          "time between nodes" if between else "")  # fmt: skip
 

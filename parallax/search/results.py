@@ -76,6 +76,7 @@ class Candidate:
       compiled: of its programs; None where it was not among the best.
       fits: as far as is known.
       bubble: share of ticks in which a stage idles.
+      runs: sequences and prompt tokens as priced, filled up to what the strategy deals out.
       padded: share of layers that are zeros, where stages are of unequal depth.
       why: what keeps it from being first, in one line; "" for the winner.
     """
@@ -86,6 +87,7 @@ class Candidate:
     fits: bool
     bubble: float
     padded: float = 0.0
+    runs: tuple[int, int] = (0, 0)
     compiled: Timing | None = None
     why: str = ""
 

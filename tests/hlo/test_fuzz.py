@@ -3,7 +3,7 @@
 import math
 import random
 import re
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,29 +72,25 @@ def test_the_texts_hold_what_the_tests_are_about(whole):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_damaged_text_is_refused_or_counted_the_same(name, whole):
-    """Each mutation: HloError (or ValueError) in words, within a second; or finite figures from 0
-    on, with the original's account. Another account needs one of two excuses: the damage is inside
-    what TOLD matches, or the report names a custom call that it could not price."""
+    """Each mutation: HloError (or ValueError) in words; or finite figures from 0 on, with the
+    original's account. Another account needs one of two excuses: the damage is inside what TOLD
+    matches, or the report names a custom call that it could not price."""
     text, right = TEXTS[name], account(whole[name])
-    refused, worst, lengths = 0, 0.0, set()
+    refused, lengths = 0, set()
     for kind, mutate in MUTATIONS.items():
         for number in range(TIMES[name] // len(MUTATIONS)):
             damaged = mutate(text, random.Random(f"{name} {kind} {number}"))
-            start = time.process_time()
             try:
                 found = read(damaged)
             except ValueError as error:
                 refused += 1
                 lengths.add(len(str(error)))
                 continue
-            finally:
-                worst = max(worst, time.process_time() - start)
             where = f"{kind} {number}"
             assert all(0 <= figure < math.inf for figure in figures(found)), where
             if account(found) != right:
                 told = TOLD.sub("", damaged) == TOLD.sub("", text)
                 assert told or set(found.work.unpriced) - set(whole[name].work.unpriced), where
-    assert worst < 1.0
     assert 0 < min(lengths) <= max(lengths) < 1000
     assert refused > 0.5 * TIMES[name]  # mutations do bite
 
@@ -294,11 +290,8 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_text_is_refused_in_words(what):
     make, why = HOSTILE[what]
-    text = make()
-    start = time.process_time()
     with pytest.raises(HloError, match=why) as error:
-        inspect_text(text)
-    assert time.process_time() - start < 8
+        inspect_text(make())
     assert len(str(error.value)) < 1000
 
 
@@ -313,27 +306,44 @@ def test_what_the_hostile_texts_are_made_from_is_understood():
     assert inspect_text(module(f"ROOT %r = {DOT}")).gemm_flops == flops
 
 
+def calls(function, *arguments):
+    """Function calls that Python makes in it: what grows too fast is seen without a clock."""
+    count = 0
+
+    def one_more(_frame, event, _argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(one_more)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 def test_many_transfers_in_flight_do_not_hang():
     """The walk between each start and its done would grow as the square of their number."""
-    n = 2000
     start = f"(({P8}), {P8}) collective-permute-start(%p), channel_id=1, "
     start += "source_target_pairs={{0,1}}"
-    lines = [f"%s{i} = {start}" for i in range(n)]
-    lines += [f"%x{i} = {DOT}" for i in range(n)]
-    lines += [f"%d{i} = {P8} collective-permute-done(%s{i})" for i in range(n)]
-    text = module(*lines, f"ROOT %r = {P8} add(%d0, %d1)", head="num_partitions=16")
-    begin = time.process_time()
-    with pytest.raises(HloError, match="in flight"):
-        inspect_text(text)
-    assert time.process_time() - begin < 10
+
+    def refused(n):
+        lines = [f"%s{i} = {start}" for i in range(n)]
+        lines += [f"%x{i} = {DOT}" for i in range(n)]
+        lines += [f"%d{i} = {P8} collective-permute-done(%s{i})" for i in range(n)]
+        text = module(*lines, f"ROOT %r = {P8} add(%d0, %d1)", head="num_partitions=16")
+        with pytest.raises(HloError, match="in flight"):
+            inspect_text(text)
+
+    assert calls(refused, 3000) < 2.5 * calls(refused, 1500)
 
 
 def test_long_chains_of_names_do_not_hang():
-    n = 4000
-    lines = ["%b0 = f32[8,8]{1,0} bitcast(%p)"]
-    lines += [f"%b{i} = {P8} bitcast(%b{i - 1})" for i in range(1, n)]
-    lines += [f"%a{i} = {P8} add(%b{n - 1}, %b{n - 1})" for i in range(n)]
-    begin = time.process_time()
-    found = inspect_text(module(*lines, f"ROOT %r = {P8} add(%a0, %a1)"))
-    assert time.process_time() - begin < 5
-    assert len(found.kernels()) == n + 1
+    def chain(n):
+        lines = ["%b0 = f32[8,8]{1,0} bitcast(%p)"]
+        lines += [f"%b{i} = {P8} bitcast(%b{i - 1})" for i in range(1, n)]
+        lines += [f"%a{i} = {P8} add(%b{n - 1}, %b{n - 1})" for i in range(n)]
+        found = inspect_text(module(*lines, f"ROOT %r = {P8} add(%a0, %a1)"))
+        assert len(found.kernels()) == n + 1
+
+    assert calls(chain, 2000) < 2.5 * calls(chain, 1000)

@@ -81,6 +81,8 @@ def test_it_never_beats_the_roofline():
     """A bound above what the clock says (weights nobody priced) is the answer."""
     found = predict(priced(weight_bytes=WHERE.gpu.hbm_bytes_per_s), WHERE, "float16")
     assert found.step_s.value >= found.bound.step_s.value == pytest.approx(1.0)
+    assert sum(found.terms_s.values()) == pytest.approx(found.step_s.value)
+    assert found.terms_s["up to the roofline"] > 0.9
 
 
 def test_a_working_set_that_a_cache_holds_is_bound_by_the_cache():

@@ -229,3 +229,11 @@ def test_a_thousand_devices_are_ranked():
     found = rank(Request(MODEL, 4096, 8192, 16, big.name), big, compile_top=0)
     assert found.considered > 200
     assert first_of(found).strategy.mesh.size == 1024
+
+
+def test_prompts_that_are_filled_up_say_so():
+    report = plan(MODEL, batch=10, prompt_len=1000, output_len=4, compile_top=0)
+    filled = [c for c in report.search.ranked if c.runs != (10, 1000)]
+    assert filled
+    assert all(c.runs[0] >= 10 and c.runs[1] >= 1000 for c in filled)
+    assert "prompts filled up to" in report.to_html()
