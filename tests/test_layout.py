@@ -21,7 +21,7 @@ ROOMS = [
     {"meshes"},
     {"kernels"},
     {"workload"},
-    {"bounds"},
+    {"bounds", "compression"},
     {"parallel"},
     {"models"},
     {"placement"},

@@ -5,16 +5,13 @@ Knows no strategy and no mesh: layers are bytes and costs, devices are budgets a
 
 from parallax.placement.budget import Budget, parse_budget
 from parallax.placement.footprint import Footprint, layer_footprints
-from parallax.placement.formats import FORMATS, Format
 from parallax.placement.grouping import Device, Placement, greedy, optimal
 from parallax.placement.verdicts import GroupVerdict, verdicts
 
 __all__ = [
-    "FORMATS",
     "Budget",
     "Device",
     "Footprint",
-    "Format",
     "GroupVerdict",
     "Placement",
     "greedy",

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from parallax.compression import parse_format
 from parallax.models.config import ModelConfig
-from parallax.placement.formats import FORMATS, Format
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def layer_footprints(
 
     Args:
       config: the model.
-      formats: one for all matrices, or a layer's (attention, MLP) each; None of FORMATS but the
+      formats: one for all matrices, or a layer's (attention, MLP) each; the
         model's own dtype leaves a matrix as it is.
       tokens: of a microbatch in the layer.
       cached_tokens: whose keys and values are at hand, of all sequences.
@@ -83,7 +83,7 @@ def layer_footprints(
 def _layer(
     config: ModelConfig, formats: tuple[str, str], tokens: int, cached: int, workspace: int
 ) -> Footprint:
-    attention, mlp = (_format(name) for name in formats)
+    attention, mlp = (parse_format(name) for name in formats)
     matrices = sum(attention.n_bytes(*m) for m in attention_matrices(config))
     matrices += sum(mlp.n_bytes(*m) for m in mlp_matrices(config))
     one, two = (config.replace(num_layers=n).num_params for n in (1, 2))
@@ -103,9 +103,3 @@ def _activations(config: ModelConfig, tokens: int) -> int:
         * max(1, config.experts_per_token if config.num_experts else 1)
     )
     return tokens * item * (2 * d + max(heads, wide))
-
-
-def _format(name: str) -> Format:
-    if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}. Use one of: {', '.join(FORMATS)}.")
-    return FORMATS[name]

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from parallax.compression import FORMATS
 from parallax.models.config import ModelConfig
 from parallax.placement.footprint import Footprint, layer_footprints
-from parallax.placement.formats import FORMATS
 
 
 @dataclass(frozen=True)

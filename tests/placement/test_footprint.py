@@ -2,9 +2,10 @@
 
 import pytest
 
+from parallax.compression import FORMATS
 from parallax.meshes.gpus import GPUS
 from parallax.papers import PAPERS
-from parallax.placement import FORMATS, layer_footprints, parse_budget, verdicts
+from parallax.placement import layer_footprints, parse_budget, verdicts
 
 COMPRESSED = PAPERS["compressed_layerwise"].config
 WIDE = PAPERS["cache_layerwise"].config
@@ -51,9 +52,9 @@ def test_a_matrix_by_hand(name, expected):
 def test_formats_get_smaller_and_refuse_what_they_cannot_pack():
     sizes = [f.n_bytes(4096, 4096) for f in FORMATS.values()]
     assert sizes == sorted(sizes, reverse=True)
-    with pytest.raises(ValueError, match="runs of 4"):
+    with pytest.raises(ValueError, match="multiples of 8"):
         FORMATS["int8+2:4"].n_bytes(1022, 8)
-    with pytest.raises(ValueError, match="groups of 128"):
+    with pytest.raises(ValueError, match="multiples of 128"):
         FORMATS["int4"].n_bytes(192, 8)
 
 

@@ -1,0 +1,9 @@
+"""Weights stored in fewer bits: INT8, grouped INT4, N:M sparsity, combined.
+
+Knows no model and no mesh: weights are arrays, and a format says how one is stored.
+"""
+
+from parallax.compression.formats import FORMATS, Format, parse_format
+from parallax.compression.packed import Packed, check_packed, compress, decompress
+
+__all__ = ["FORMATS", "Format", "Packed", "check_packed", "compress", "decompress", "parse_format"]

@@ -1,0 +1,115 @@
+"""How a weight matrix is stored, to the byte: values, scales, positions of what sparsity kept."""
+
+import math
+import re
+from dataclasses import dataclass
+
+_SCALE_BYTES = 4  # float32
+_NAME = re.compile(r"(float32|float16|bfloat16|int8|w8a8|int4)(?:/(\d+))?(?:\+(\d+):(\d+))?")
+_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "w8a8": 8, "int4": 4}
+_INT4_GROUP = 128
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store a matrix [inputs, outputs].
+
+    Attributes:
+      name: as tables and flags have it.
+      bits: of one stored value.
+      group: inputs that share a scale with each output; 0 is all of them (one scale an output
+        channel), None is no scale.
+      kept, of: N:M sparsity along the inputs: `kept` of every `of` values; equal where dense.
+      activation_bits: activations are rounded to, with a scale a token, before the product; None
+        leaves them.
+    """
+
+    name: str
+    bits: int
+    group: int | None = None
+    kept: int = 1
+    of: int = 1
+    activation_bits: int | None = None
+
+    @property
+    def sparse(self) -> bool:
+        """Not all values are stored."""
+        return self.kept < self.of
+
+    @property
+    def position_bits(self) -> int:
+        """Of one kept value: where in its run it stands."""
+        return (self.of - 1).bit_length() if self.sparse else 0
+
+    @property
+    def multiple(self) -> int:
+        """Inputs come in multiples of this: whole runs, whole groups, whole bytes an output."""
+        run_bits = self.kept * self.bits, self.kept * self.position_bits
+        bytes_run = [self.of * 8 // math.gcd(bits, 8) for bits in run_bits if bits]
+        return math.lcm(self.of, self.group or 1, *bytes_run)
+
+    def n_bytes(self, inputs: int, outputs: int) -> int:
+        """Bytes of one matrix: packed values, packed positions, float32 scales.
+
+        Raises:
+          ValueError: inputs that are no multiple of `multiple`.
+        """
+        self.check(inputs)
+        values = inputs // self.of * self.kept * outputs
+        packed = values * (self.bits + self.position_bits) // 8
+        if self.group is None:
+            return packed
+        return packed + inputs // (self.group or inputs) * outputs * _SCALE_BYTES
+
+    def check(self, inputs: int, where: str = "a matrix") -> None:
+        """ValueError unless a matrix with that many inputs can be stored so."""
+        if inputs < 1 or inputs % self.multiple:
+            raise ValueError(
+                f"{where}: format {self.name!r} stores inputs in multiples of {self.multiple} "
+                f"(whole runs, groups and bytes), got {inputs}. Use a multiple of {self.multiple}, "
+                "or another format."
+            )
+
+    @property
+    def bits_a_weight(self) -> float:
+        """Of a large matrix, scales left out."""
+        return (self.bits + self.position_bits) * self.kept / self.of
+
+
+def parse_format(name: str) -> Format:
+    """`DTYPE[/GROUP][+N:M]`, as `int8`, `int4/64`, `float16+2:4`, `int8+4:8`.
+
+    DTYPE is float32, float16, bfloat16, int8 (one scale an output channel), w8a8 (int8, activations
+    too, one scale a token) or int4 (one scale a group of 128 inputs, or of GROUP).
+
+    Raises:
+      ValueError: anything else.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"unknown format {name!r}. Expected DTYPE[/GROUP][+N:M] with DTYPE one of "
+            f"{', '.join(_BITS)}; for example {', '.join(FORMATS)}."
+        )
+    dtype, group, kept, of = match[1], match[2], int(match[3] or 1), int(match[4] or 1)
+    if (group is not None and (not dtype.startswith("int") or int(group) < 1)) or not (
+        1 <= kept <= of <= 256 and (match[3] is None or kept < of)
+    ):
+        raise ValueError(
+            f"format {name!r}: groups go with int8 and int4 and have at least one input; N:M keeps "
+            "fewer than M of M, M at most 256."
+        )
+    if dtype == "w8a8" and match[3] is not None:
+        raise ValueError(
+            f"format {name!r}: sparse weights are multiplied in the model's dtype. Use int8 "
+            "instead of w8a8."
+        )
+    shared = int(group) if group else {"int8": 0, "w8a8": 0, "int4": _INT4_GROUP}.get(dtype)
+    return Format(name, _BITS[dtype], shared, kept, of, 8 if dtype == "w8a8" else None)
+
+
+# The mildest first: what a search tries in this order.
+FORMATS: dict[str, Format] = {}
+for _name in ("float32", "float16", "bfloat16", "float16+2:4", "int8", "int8+2:4", "int4",
+              "int4+2:4"):  # fmt: skip
+    FORMATS[_name] = parse_format(_name)
