@@ -1,5 +1,6 @@
 """A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
@@ -63,15 +64,19 @@ class Cost:
         return max(0.0, self.communication_s - self.exposed_s)
 
 
-def price(work: Work, cluster: Cluster, rates: Rates) -> Cost:
+def price(
+    work: Work, cluster: Cluster, rates: Rates, *, loops_reuse_cache: bool = False
+) -> Cost:
     """What one run costs a device of the cluster.
 
     Args:
       work: of a compiled program.
       cluster: its wiring.
       rates: of its GPU.
+      loops_reuse_cache: arrays that a loop hands on unchanged may still be in the L2 cache in its
+        next execution. The shipped constants are fitted without it.
     """
-    return _Clock(work, cluster, rates).of(work.entry)
+    return _Clock(work, cluster, rates, loops_reuse_cache).of(work.entry)
 
 
 def kernel_costs(work: Work, cluster: Cluster, rates: Rates) -> dict[str, tuple[float, float]]:
@@ -149,19 +154,22 @@ class _Clock:
     work: Work
     cluster: Cluster
     rates: Rates
+    loops_reuse_cache: bool = False
     known: dict[str, Cost] = field(default_factory=dict)
 
     def of(self, name: str) -> Cost:
         """One execution of a computation."""
         if name not in self.known:
-            self.known[name] = self.run(self.work.steps[name])
+            self.known[name] = self.run(self.work.steps[name], self.cache())
         return self.known[name]
 
-    def run(self, steps: tuple[Step, ...]) -> Cost:
+    def cache(self) -> "_Recent":
+        return _Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+
+    def run(self, steps: tuple[Step, ...], cache: "_Recent") -> Cost:
         total, exposed = Cost(), 0.0
         wire_free = copy_free = 0.0
         finish: dict[str, tuple[float, bool]] = {}
-        cache = _Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
         now = 0.0
         sm_count = self.cluster.gpu.sm_count
         for step in steps:
@@ -200,7 +208,7 @@ class _Clock:
                         total += Cost(0.0, {"memory": done - now})
                     now = done
             else:
-                cost = self.nested(step)
+                cost = self.nested(step, cache)
                 total += cost
                 now += cost.seconds
                 # What it sends shares the wire with what is already on its way.
@@ -224,10 +232,22 @@ class _Clock:
             network_s=seconds if crosses else 0.0,
         )  # fmt: skip
 
-    def nested(self, step: Step) -> Cost:
+    def rounds(self, loop: Loop, before: "_Recent") -> Cost:
+        """All executions of a loop's body."""
+        if not (self.loops_reuse_cache and loop.held and loop.count > 1):
+            return self.of(loop.body).times(loop.count)
+        body, cache = self.work.steps[loop.body], self.cache()
+        cache.take(loop.held, before)
+        first = self.run(body, cache)
+        # An array of which an execution reads a part reads another part in the next.
+        whole = tuple((n, n, size) for n, _, size in loop.held if cache.held.get(n, 0.0) >= size)
+        again = self.cache()
+        again.take(whole, cache)
+        return first + self.run(body, again).times(loop.count - 1)
+
+    def nested(self, step: Step, cache: "_Recent") -> Cost:
         if isinstance(step, Loop):
-            rounds = self.of(step.body) + self.of(step.condition)
-            cost = rounds.times(step.count)
+            cost = self.rounds(step, cache) + self.of(step.condition).times(step.count)
             if step.known:
                 return cost
             looking = self.rates.loop_s * step.count
@@ -252,6 +272,19 @@ class _Recent:
     capacity: float
     held: dict[str, float] = field(default_factory=dict)
     used: float = 0.0
+
+    def take(self, arrays: Iterable[tuple[str, str, float]], before: "_Recent") -> None:
+        """What another cache holds of (name here, there, bytes); the rest takes room, unnamed."""
+        here: dict[str, list[tuple[str, float]]] = {}
+        for name, there, size in arrays:
+            here.setdefault(there, []).append((name, size))
+        for there, size in before.held.items():
+            left = size
+            for name, part in here.get(there, ()):
+                self.held[name] = min(part, left)
+                left -= self.held[name]
+            self.held[f" {there}"] = left
+        self.used = before.used
 
     def hits(self, kernel: Kernel) -> float:
         """Bytes of this launch that stay inside the cache; then remembers the launch."""
