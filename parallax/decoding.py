@@ -270,9 +270,7 @@ class Decoder:
         seq_len = self.workload.seq_len
         functions = StackFunctions(
             embed=lambda inputs: model.embed(inputs[0], None, split),
-            blocks=lambda x, inputs, round=None: model.blocks(
-                x, None, split, seq_len, round=round
-            ),
+            blocks=lambda x, inputs, round=None: model.blocks(x, None, split, seq_len, round=round),
             keep=lambda x, inputs: split.token_at(x, inputs[1] - 1, seq_len),
             finish=lambda x, inputs: model.head(x, split),
         )

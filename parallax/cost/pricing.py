@@ -11,6 +11,7 @@ from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Ste
 from parallax.meshes.cluster import Cluster
 
 _ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
+_INDEX_BYTES = 8  # of a scalar that says where a slice begins
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ class Cost:
         return max(0.0, self.communication_s - self.exposed_s)
 
 
-def price(
-    work: Work, cluster: Cluster, rates: Rates, *, loops_reuse_cache: bool = False
-) -> Cost:
+def price(work: Work, cluster: Cluster, rates: Rates, *, loops_reuse_cache: bool = False) -> Cost:
     """What one run costs a device of the cluster.
 
     Args:
@@ -239,10 +238,8 @@ class _Clock:
         body, cache = self.work.steps[loop.body], self.cache()
         cache.take(loop.held, before)
         first = self.run(body, cache)
-        # An array of which an execution reads a part reads another part in the next.
-        whole = tuple((n, n, size) for n, _, size in loop.held if cache.held.get(n, 0.0) >= size)
-        again = self.cache()
-        again.take(whole, cache)
+        again, same = self.cache(), _read_alike(body, loop.held)
+        again.take(((n, n, cache.held.get(n, 0.0)) for n in same), cache)
         return first + self.run(body, again).times(loop.count - 1)
 
     def nested(self, step: Step, cache: "_Recent") -> Cost:
@@ -260,6 +257,18 @@ class _Clock:
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
         return self.of(step.name)
+
+
+def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...]) -> list[str]:
+    """Of a loop's unchanged arrays, those of which all executions read the same: all of it, or a
+    part whose place unchanged indices say."""
+    sizes, other = {name: size for name, _, size in held}, set()
+    for step in steps:
+        if isinstance(step, Kernel):
+            indices = [name for name, size in step.reads if size <= _INDEX_BYTES]
+            if not all(name in sizes for name in indices):
+                other |= {name for name, size in step.reads if size < sizes.get(name, 0.0)}
+    return [name for name in sizes if name not in other]
 
 
 @dataclass
