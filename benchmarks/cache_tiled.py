@@ -128,13 +128,13 @@ def main(path: str) -> None:
         look, list(cases()), environment=compile_environment(),
         on_progress=lambda line: print(line, flush=True),
     )  # fmt: skip
-    gpu = cluster(CLUSTER).gpu
+    budget = parse_budget(BUDGET, cluster(CLUSTER).gpu)
     record = {
         "date": datetime.date.today().isoformat(),
         "command": f"python benchmarks/cache_tiled.py {path}",
         "versions": {name: version(name) for name in ("jax", "jax-cuda12-plugin")},
         "cluster": CLUSTER,
-        "budget": {"bytes": parse_budget(BUDGET, gpu).n_bytes, "is": parse_budget(BUDGET, gpu).source},
+        "budget": {"bytes": budget.n_bytes, "is": budget.source},
         "tags": "derived: closed forms; compiled: read off the program; modelled: the program's "
         "kernels priced with an L2 cache that loops may reuse, on one device, one call",
         "rows": rows,

@@ -18,11 +18,13 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.compression import Packed, check_shapes
 from parallax.models.block import attention_shape
+from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
 from parallax.models.tiled import check_tiles
-from parallax.models.transformer import Transformer
+from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.balance import total_stats
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import Platform, RouterStats, load_balancing_loss
@@ -91,14 +93,6 @@ def mesh_entry(axes: tuple[str, ...]):
     return None if not axes else axes[0] if len(axes) == 1 else axes
 
 
-@functools.lru_cache(maxsize=64)
-def abstract_transformer(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and shapes of a Transformer; no parameter is made."""
-    with nnx.use_eager_sharding(False):
-        model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
-        return nnx.split(model)
-
-
 @dataclass(frozen=True)
 class ShardedTransformer:
     """A Transformer under a strategy, for one workload.
@@ -118,6 +112,7 @@ class ShardedTransformer:
 
     def __post_init__(self):
         _ = self.specs
+        self._check_packed()
         self._check_workload()
 
     @functools.cached_property
@@ -300,14 +295,15 @@ class ShardedTransformer:
         ticks = self.strategy.layers.ticks(
             self.workload.microbatches, self.strategy.split().count("layers")
         )
-        sizes = self.shard_sizes()
-        layers = sum(jax.tree.leaves(sizes["layers"]))
-        head = sum(jax.tree.leaves(self.untied.shard_sizes()["unembed_DV"]))
-        return float((ticks * layers + head) * self.config.item_bytes)
+        layers = sum(jax.tree.leaves(self.shard_bytes()["layers"]))
+        head = sum(jax.tree.leaves(self.untied.shard_bytes()["unembed_DV"]))
+        return float(ticks * layers + head)
 
-    def shard_sizes(self) -> nnx.State:
-        """Elements of every parameter that a device holds."""
-        return jax.tree.map(self._shard_size, self.shapes, self.specs)
+    def shard_bytes(self) -> nnx.State:
+        """Bytes of every parameter that a device holds, as they are stored."""
+        return jax.tree.map(
+            lambda x, spec: self._shard_size(x, spec) * x.dtype.itemsize, self.shapes, self.specs
+        )
 
     def gradient_sums(self) -> dict[tuple[str, ...], int]:
         """Elements a device sums after a backward pass, by the mesh axes it sums them over."""
@@ -441,6 +437,25 @@ class ShardedTransformer:
             jax.tree.map(lax.stop_gradient, stats),
         )
         return balance, gathered
+
+    def _check_packed(self) -> None:
+        """A device's shard of a compressed weight has to be one that it can read alone."""
+        if self.config.compression is None:
+            return
+        shapes, specs = (dict(nnx.to_flat_state(x)) for x in (self.shapes, self.specs))
+        mesh = self.strategy.mesh.abstract()
+
+        def local(path):
+            if path not in shapes:
+                return None
+            sharding = NamedSharding(mesh, specs[path].get_value())
+            shape = sharding.shard_shape(shapes[path].shape)
+            return jax.ShapeDtypeStruct(shape[1:], shapes[path].dtype)
+
+        for path, w in packed_weights(self.config).items():
+            packed = Packed(*(local((*path, name)) for name in Packed._fields))
+            where = f"Strategy '{self.strategy.name}': a device's share of {'/'.join(path)}"
+            check_shapes(packed, w.form, w.inputs[-1], where)
 
     def _check_workload(self) -> None:
         split, workload = self.strategy.split(), self.workload

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from parallax.compression import parse_format
 from parallax.kernels.ring_attention.reference import accumulator_dtype
 from parallax.models.block import Block
 from parallax.models.config import ModelConfig
+from parallax.models.packed_weight import PackedWeight
 from parallax.models.rope import Rotation
+from parallax.models.weights import cast
 from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import Split
@@ -63,8 +66,8 @@ def tiled_layers(
     def cut(n, name: str, tile, count: int, dim: str) -> Any:
         """The module of one slab of one layer."""
         state = nnx.map_state(lambda path, w: _slab(w, n, tile, count, dim), stacked[name])
-        state = jax.tree.map(lambda w: w.astype(config.dtype), state)
-        return nnx.merge(nnx.split(getattr(layers, name))[0], state)
+        module = nnx.merge(nnx.split(getattr(layers, name))[0], cast(state, config.dtype))
+        return _decompressed(module)
 
     def whole(n, name: str) -> Any:
         return cut(n, name, 0, 1, "")
@@ -172,10 +175,17 @@ def check_tiles(config: ModelConfig, split: Split, tiles: Tiles) -> None:
     kv_heads = config.num_kv_heads // split.count("kv_heads")
     together = split.over("kv_heads") == split.over("heads")
     if tiles.attention > 1 and (kv_heads % tiles.attention or not together):
-        held = f"holds {kv_heads}" if together else "shares all"
+        held = f"holds {kv_heads}" if together else "shares all of them with others"
+        divisor = kv_heads if together else 1
         raise ValueError(
             f"{where}: {tiles.attention} slabs of attention must hold whole groups of heads that "
-            f"share a key/value head; a device {held}. Use a divisor of {kv_heads if together else 1}."
+            f"share a key/value head; a device {held}. Use a divisor of {divisor}."
+        )
+    formats = [parse_format(name) for name in config.compression or ()]
+    if any(form.activation_bits for form in formats):
+        raise ValueError(
+            f"{where}: formats {config.compression} round a token's activations by the largest of "
+            "all of them, which a slab does not see. Use formats that leave activations alone."
         )
     width = config.d_ff // split.count("mlp")
     if width % tiles.mlp:
@@ -183,6 +193,16 @@ def check_tiles(config: ModelConfig, split: Split, tiles: Tiles) -> None:
             f"{where}: {tiles.mlp} slabs of the MLP do not divide the {width} columns a device "
             f"holds. Use a divisor of {width}."
         )
+    for form in formats[1:]:
+        form.check(width // tiles.mlp, f"{where}: a slab of the MLP's last matrix")
+
+
+def _decompressed(module: Any) -> Any:
+    """The module with whole weights: a slab is decompressed once, not in every product."""
+    for name, weight in list(vars(module).items()):
+        if isinstance(weight, PackedWeight):
+            setattr(module, name, nnx.data(nnx.Param(weight[...])))
+    return module
 
 
 def _slab(w: Any, n, tile, count: int, dim: str) -> Any:
@@ -209,6 +229,6 @@ def _numbers(count: int) -> jax.Array:
 
 
 def _join_heads(x_TRbGK: jax.Array) -> jax.Array:
-    """Keys or values of all slabs, [T, R, b, ..., G, K], as one array of heads [R, b, ..., G, K]."""
+    """Keys or values of all slabs, [T, R, b, ..., G, K], as of all heads, [R, b, ..., G, K]."""
     x = jnp.moveaxis(x_TRbGK, 0, -3)
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])
