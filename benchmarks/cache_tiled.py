@@ -3,9 +3,10 @@
   python benchmarks/cache_tiled.py benchmarks/cpu/cache_tiled.json
 
 Hardware: any machine with the `aot` extra; no GPU. Result: for both layer-wise papers at full size,
-decoding in 1 to 64 microbatches, unsplit and in 16 stages, and one prefill each: bytes of weights
-(derived), all bytes of the compiled program with what its L2 cache holds (modelled), its temporary
-buffers (compiled) and its time (modelled). About fifteen minutes on one core.
+decoding in 1 to 64 microbatches, unsplit and in 16 stages, one prefill each, and the second with
+the paper's formats: bytes of weights and of the KV cache (derived), all bytes of the compiled program
+with what its L2 cache holds (modelled), its temporary buffers (compiled) and its time (modelled).
+About fifteen minutes on one core.
 """
 
 import datetime
@@ -34,20 +35,33 @@ CLUSTER, BUDGET, DEVICES = "h100_2x8", "l2", 16
 PAPERS = ("cache_layerwise", "compressed_layerwise")
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 STAGED = 64  # microbatches of the pipeline's step; rounds of several of them
+FORMATS = ("int8", "int8+2:4")  # of compressed_layerwise
+NOTES = (
+    "memory_bytes less kv_bytes_read is weights, activations and what XLA copies",
+    "with fewer rounds than stages most passes of a pipeline are its bubble, and read keys too",
+    "one row a microbatch: XLA makes multiply and reduce of products, and writes the multiples",
+    "no cache holds a slab of attention beside a stream of keys; products and attention are loops "
+    "of their own",
+)
 
 
 def cases():
-    """(paper, phase, strategy's name, microbatches, round; 0 is the ordinary order)."""
+    """(paper, phase, strategy's name, microbatches, round, formats); a round of 0 is the ordinary
+    order."""
     for name in PAPERS:
         rows = paper(name).workload.batch // DEVICES
         for count in COUNTS:
             if count <= rows:
-                yield name, "decode", "data_parallel", count, 0
-                yield name, "decode", "data_parallel", count, count
+                yield name, "decode", "data_parallel", count, 0, None
+                yield name, "decode", "data_parallel", count, count, None
         for round in (0, *COUNTS):
-            yield name, "decode", "layerwise", STAGED, round
-        for round in (0, paper(name).workload.microbatches):
-            yield name, "prefill", "layerwise", paper(name).workload.microbatches, round
+            yield name, "decode", "layerwise", STAGED, round, None
+        for round in (0, 2):
+            yield name, "prefill", "layerwise", paper(name).workload.microbatches, round, None
+    for round in (0, 2, 4):
+        yield PAPERS[1], "decode", "layerwise", STAGED, round, FORMATS
+    for round in (0, 4):
+        yield PAPERS[1], "decode", "data_parallel", 4, round, FORMATS
 
 
 def look(tasks, *, on_progress) -> list[dict[str, Any]]:
@@ -55,10 +69,12 @@ def look(tasks, *, on_progress) -> list[dict[str, Any]]:
     return [one(*task, on_progress) for task in tasks]
 
 
-def one(name, phase, kind, microbatches, round, on_progress) -> dict[str, Any]:
+def one(name, phase, kind, microbatches, round, formats, on_progress) -> dict[str, Any]:
     where, published = cluster(CLUSTER), paper(name)
     config, workload = published.config, published.workload
+    # A slab of a compressed layer is in the cache decompressed.
     tiles = tiles_under(config, parse_budget(BUDGET, where.gpu).n_bytes)
+    config = config.replace(compression=formats)
     strategy = data_parallel(DEVICES) if kind == "data_parallel" else layerwise(DEVICES)
     if round:
         strategy = cache_tiled(strategy, *tiles, round=round)
@@ -99,6 +115,8 @@ def one(name, phase, kind, microbatches, round, on_progress) -> dict[str, Any]:
     tokens = workload.batch // split.count("act_batch") // microbatches
     tokens *= 1 if decoding else workload.seq_len
     derived = tile_traffic(config, tiles, tokens, round or 1)
+    passes = strategy.layers.ticks(microbatches, split.count("layers"))
+    kv_bytes = decoder.kv_bytes() * passes * (round or 1) / microbatches if decoding else 0.0
     return {
         "paper": name,
         "phase": phase,
@@ -106,11 +124,12 @@ def one(name, phase, kind, microbatches, round, on_progress) -> dict[str, Any]:
         "microbatches": microbatches,
         "round": round,
         "tiles": list(tiles) if round else [1, 1],
-        "passes": strategy.layers.ticks(microbatches, split.count("layers")),
+        "formats": formats,
+        "passes": passes,
         "tokens_a_microbatch": tokens,
         "derived": {
             "weight_bytes": decoder.weight_bytes() if decoding else sharded.weight_bytes(),
-            "kv_bytes": decoder.kv_bytes() if decoding else 0,
+            "kv_bytes_read": kv_bytes,
             "tiling_activation_bytes_a_layer": derived.activations if round else 0,
             "most_tokens_where_tiling_saves": most_tokens(config, tiles, round) if round else None,
         },
@@ -137,16 +156,17 @@ def main(path: str) -> None:
         "budget": {"bytes": budget.n_bytes, "is": budget.source},
         "tags": "derived: closed forms; compiled: read off the program; modelled: the program's "
         "kernels priced with an L2 cache that loops may reuse, on one device, one call",
+        "notes": NOTES,
         "rows": rows,
     }  # fmt: skip
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(record, indent=1) + "\n")
     for row in rows:
-        rest = (row["modelled"]["memory_bytes"] - row["derived"]["kv_bytes"]) / 1e9
+        rest = (row["modelled"]["memory_bytes"] - row["derived"]["kv_bytes_read"]) / 1e9
         print(
             f"{row['paper']} {row['phase']} {row['strategy']} M={row['microbatches']} "
-            f"round={row['round']}: weights {row['derived']['weight_bytes'] / 1e9:.1f} GB derived, "
-            f"all but KV {rest:.1f} GB modelled, {row['modelled']['seconds'] * 1e3:.1f} ms modelled"
+            f"round={row['round']} {row['formats'] or ''}: weights "
+            f"{row['derived']['weight_bytes'] / 1e9:.1f} GB derived, all but KV {rest:.1f} GB modelled, {row['modelled']['seconds'] * 1e3:.1f} ms modelled"
         )
 
 
