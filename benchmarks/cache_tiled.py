@@ -4,9 +4,9 @@
 
 Hardware: any machine with the `aot` extra; no GPU. Result: for both layer-wise papers at full size,
 decoding in 1 to 64 microbatches, unsplit and in 16 stages, one prefill each, and the second with
-the paper's formats: bytes of weights and of the KV cache (derived), all bytes of the compiled program
-with what its L2 cache holds (modelled), its temporary buffers (compiled) and its time (modelled).
-About fifteen minutes on one core.
+its formats: bytes of weights and of the KV cache (derived), all bytes of the compiled program with
+what its L2 cache holds (modelled), its temporary buffers (compiled) and its time (modelled). About
+fifteen minutes on one core.
 """
 
 import datetime
@@ -162,11 +162,13 @@ def main(path: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(record, indent=1) + "\n")
     for row in rows:
-        rest = (row["modelled"]["memory_bytes"] - row["derived"]["kv_bytes_read"]) / 1e9
+        derived, modelled = row["derived"], row["modelled"]
+        rest = modelled["memory_bytes"] - derived["kv_bytes_read"]
         print(
-            f"{row['paper']} {row['phase']} {row['strategy']} M={row['microbatches']} "
-            f"round={row['round']} {row['formats'] or ''}: weights "
-            f"{row['derived']['weight_bytes'] / 1e9:.1f} GB derived, all but KV {rest:.1f} GB modelled, {row['modelled']['seconds'] * 1e3:.1f} ms modelled"
+            f"{row['paper']} {row['phase']} {row['strategy']} {row['formats'] or ''} "
+            f"M={row['microbatches']} round={row['round']}: weights "
+            f"{derived['weight_bytes'] / 1e9:.1f} GB derived, all but KV {rest / 1e9:.1f} GB and "
+            f"{modelled['seconds'] * 1e3:.1f} ms modelled"
         )
 
 

@@ -17,6 +17,7 @@ from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
 from parallax.parallel.experts import TILES_SCOPE
 from parallax.parallel.experts.chunks import chunk_tokens
+from parallax.parallel.layer_parts import CacheTiled
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -64,8 +65,17 @@ def estimate(
       rates: None takes what is shipped for the GPU.
       skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
 
+    Raises:
+      ValueError: layers in slabs, of which there is no sketch.
+
     Cost: milliseconds; nothing is traced.
     """
+    if isinstance(strategy.layers, CacheTiled):
+        raise ValueError(
+            f"estimate: strategy '{strategy.name}' runs layers in slabs, of which there is no "
+            "closed form of time. Compile the program and predict that, or give the strategy with "
+            "its inner layers."
+        )
     sketch = _Sketch(config, strategy, workload, decoder, skew)
     work = Work("entry", sketch.steps(), strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens
