@@ -38,9 +38,14 @@ def describe_model(config: ModelConfig) -> str:
     heads = f"{config.num_heads} heads of {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f" ({config.num_kv_heads} key/value)"
+    stored = ""
+    if config.compression is not None:
+        attention, mlp = config.compression
+        stored = f", compressed: attention {attention}, MLP {mlp}, not the dense model's function"
     return (
         f"{config.name}: {config.num_layers} layers, width {config.d_model:,}, {heads}, "
         f"MLP {config.d_ff:,}, {config.dtype}, {words.digits(config.num_params / 1e9)}B parameters"
+        f"{stored}"
     )
 
 

@@ -179,6 +179,7 @@ def _verification(v: Verification) -> Json:
         "text": v.text,
         "logit_rms": number(v.logit_rms, "1", "measured"),
         "approximation": v.approximation,
+        "off_dense": None if v.off_dense is None else number(v.off_dense, "1", "measured"),
         "router": v.router
         and {
             "smallest_margin": number(v.router.smallest_margin, "1", "measured"),
