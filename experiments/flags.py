@@ -35,7 +35,8 @@ DTYPE = flags.DEFINE_enum(
 COMPRESSION = flags.DEFINE_multi_string(
     "compression", None, "Formats that matrices are stored in: one, or attention's and the MLP's, "
     "such as int8 or int8,int8+2:4; none. DTYPE[/GROUP][+N:M] with DTYPE int8, w8a8, int4, "
-    "float16. Another function than the dense model's, and named so. plan takes several and ranks them all.",
+    "float16. Another function than the dense model's, and named so. plan takes several and ranks "
+    "them all.",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def plan(
     max_tpot_s: float | None = None,
     compile_top: int = 5,
     dtype: DType | None = None,
-    compression: list[Compression] | Compression = None,
+    compression: list[str] | Compression = None,
     rates: Rates | str | Path | None = None,
     regimes: bool = False,
     on_progress: Callable[[str], None] = lambda line: None,
