@@ -91,7 +91,7 @@ def _context(report: Comparison) -> dict[str, Any]:
                     for r in results if r.compilation],
         "conditions": (describe_verification(results), describe_measurement(results)),
         "notes": notes(results),
-        "not_run": not_run(results, paper, report.lenses),
+        "not_run": not_run(report.config, results, paper, report.lenses),
         "tags": TAGS,
         "versions": report.versions,
         "seconds": report.seconds,

@@ -52,7 +52,7 @@ def report_to_dict(report: Comparison) -> Json:
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
         "sweep": report.sweep and _sweep(report.sweep),
-        "not_run": list(not_run(report.results, report.paper, report.lenses)),
+        "not_run": list(not_run(report.config, report.results, report.paper, report.lenses)),
     }
 
 
@@ -98,7 +98,6 @@ def _paper(report: Comparison, paper: Paper) -> Json:
     return {
         "name": paper.name,
         "title": paper.title,
-        "missing": paper.missing,
         "claims": claims,
         "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
         "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
