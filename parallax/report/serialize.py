@@ -138,6 +138,7 @@ def _point_figures(found: PointFigures) -> Json:
         "bound": found.bound,
         "ledger_matches": found.ledger_matches,
         "notes": list(found.notes),
+        "unvalidated": found.unvalidated,
     }
 
 
