@@ -12,6 +12,7 @@ from parallax.estimate.halves import (
     prompt_attention,
 )
 from parallax.estimate.kernels import gemm, passes
+from parallax.estimate.packed_weights import PackedWeights, weights_of
 from parallax.estimate.sketch import Sketch
 from parallax.hlo.work import Loop, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
@@ -48,6 +49,7 @@ def estimate(
     decoder: Decoder | None = None,
     rates: Rates | None = None,
     skew: float = 1.0,
+    weights: PackedWeights | None = None,
 ) -> Estimate:
     """Time of one prefill of the whole batch, or of one decoding step with `decoder`.
 
@@ -57,10 +59,14 @@ def estimate(
       decoder: whose step is meant.
       rates: None takes what is shipped for the GPU.
       skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
+      weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
+
+    Raises:
+      ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes.
 
     Cost: milliseconds; nothing is traced.
     """
-    sketch = Sketch(config, strategy, workload, decoder, skew)
+    sketch = Sketch(config, strategy, workload, decoder, skew, weights or weights_of(config))
     work = Work("entry", _steps(sketch), strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens
     return Estimate(price(work, cluster, rates or rates_of(cluster.gpu.name)), tokens, work)
@@ -120,7 +126,7 @@ def _layer(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     attend = cached_attention if sketch.decoder else prompt_attention
     attention, inner = attend(sketch)
     steps += attention
-    steps.append(sketch.product("out", d, sketch.heads * sketch.head_dim))
+    steps += sketch.product("out", d, sketch.heads * sketch.head_dim)
     steps += [passes("turn", r, r)] if turned else []
     steps += sketch.sends(sketch.of_layer("sum of attention", "sums of squares"))
     steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]

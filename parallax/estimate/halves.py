@@ -7,7 +7,7 @@ from parallax.communication import expected_routing
 from parallax.estimate.kernels import block_pair, gemm, passes
 from parallax.estimate.sends import one_send
 from parallax.estimate.sketch import Sketch
-from parallax.hlo.work import Loop, Start, Step, Wait
+from parallax.hlo.work import Kernel, Loop, Start, Step, Wait
 from parallax.models.block import attention_shape
 from parallax.parallel.experts import TILES_SCOPE
 from parallax.parallel.experts.chunks import chunk_tokens
@@ -25,13 +25,18 @@ def projections(sketch: Sketch) -> list[Step]:
     widths = {n: h * sketch.head_dim for n, h in heads.items()}
     merged = [n for n, w in widths.items()
               if item * (d * w + sketch.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
-    if len(merged) < 2:
-        return [sketch.product(n, w, d) for n, w in widths.items()]
+    unpacked = [sketch.weights.unpacked(n, w, d, item) for n, w in widths.items()]
+    stays_packed = sketch.weights.form_of("q") is not None and not any(unpacked)
+    if len(merged) < 2 or stays_packed:
+        return [step for n, w in widths.items() for step in sketch.product(n, w, d)]
     width = sum(widths[n] for n in merged)
     weights = float(d * width * item)
-    steps: list[Step] = [passes("side by side", weights, weights)]
-    steps += [sketch.product("qkv", width, d)]
-    return [*steps, *(sketch.product(n, w, d) for n, w in widths.items() if n not in merged)]
+    steps: list[Step] = [s for n, found in zip(widths, unpacked, strict=True) if n in merged
+                         for s in found]  # fmt: skip
+    steps.append(passes("side by side", weights, weights))
+    steps.append(gemm("qkv", sketch.tokens, width, d, sketch.dtype, item))
+    alone = [n for n in widths if n not in merged]
+    return [*steps, *(step for n in alone for step in sketch.product(n, widths[n], d))]
 
 
 def prompt_attention(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
@@ -95,14 +100,19 @@ def plain_mlp(sketch: Sketch) -> list[Step]:
     wide = float(sketch.tokens * f * sketch.item)
     gates = 2 if sketch.config.mlp == "gated" else 1
     steps: list[Step] = []
-    if sketch.decoder and gates == 1 and sketch.walk.layers > 1 and sketch.asks():
+    dense = sketch.weights.form_of("up") is None
+    if dense and sketch.decoder and gates == 1 and sketch.walk.layers > 1 and sketch.asks():
         # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
         # queries it starts too late to be hidden.
         matrix = float(sketch.config.d_model * f * sketch.item)
         steps.append(passes("up.w", matrix, matrix))
-    steps += [sketch.product("up", f, sketch.config.d_model) for _ in range(gates)]
-    return [*steps, passes("act", gates * wide, wide, "up"),
-            sketch.product("down", sketch.config.d_model, f)]  # fmt: skip
+    for name in ("up", "gate")[:gates]:
+        steps += sketch.product(name, f, sketch.config.d_model)
+    return [*steps, _activated(wide, gates), *sketch.product("down", sketch.config.d_model, f)]
+
+
+def _activated(wide: float, gates: int) -> Kernel:
+    return Kernel("act", tuple((name, wide) for name in ("up", "gate")[:gates]), wide)
 
 
 def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
@@ -118,10 +128,12 @@ def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]
     gates = 2 if sketch.config.mlp == "gated" else 1
     tile = part.tile
     wide = float(tile * f * item)
+    weights, dtype = sketch.weights, sketch.dtype
+    names = ("up", "gate")[:gates]
     tiles = (
-        *(gemm("up", tile, f, d, sketch.dtype, item) for _ in range(gates)),
-        passes("act", gates * wide, wide, "up"),
-        gemm("down", tile, d, f, sketch.dtype, item),
+        *(step for name in names for step in weights.multiplied(name, tile, f, d, dtype, item)),
+        _activated(wide, gates),
+        *weights.multiplied("down", tile, d, f, dtype, item),
         passes("put", tile * d * item, tile * d * item),
         passes("cut", tile * d * item, tile * d * item),
     )
@@ -129,7 +141,13 @@ def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]
     moved = [x for x in sketch.of_layer("") if not x[0].what.startswith(known)]
     sends = sketch.sends(moved)
     here = sketch.config.num_experts // sketch.split.count("expert")
+    sizes = {**dict.fromkeys(names, (f, d)), "down": (d, f)}
+    unpacked = [step for name, (n, k) in sizes.items()
+                for step in weights.unpacked(name, n, k, item, here)]  # fmt: skip
     matrices = float((gates + 1) * d * f * item)
+    if not unpacked and weights.formats is not None:
+        matrices = sum(float(form.n_bytes(k, n)) if (form := weights.form_of(name))
+                       else float(n * k * item) for name, (n, k) in sizes.items())  # fmt: skip
     loop = Loop("experts", here, "expert", "test")
     expert: list[Step] = [
         Loop(
@@ -143,12 +161,13 @@ def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]
     if here > 1:  # one expert's matrices are copied out of its layer's
         expert = [Start("cut", passes("cut", matrices, matrices)), Wait("cut"), *expert]
     stacked = passes("layer", here * matrices, here * matrices)
-    steps: list[Step] = [] if sketch.walk.layers == 1 else [Start("layer", stacked)]
+    copied = sketch.walk.layers > 1 and not unpacked  # what is made dense is in one piece
+    steps: list[Step] = [Start("layer", stacked)] if copied else unpacked
     steps += [
-        sketch.product("router", sketch.config.num_experts, d),
+        *sketch.product("router", sketch.config.num_experts, d),
         *(passes(f"route {i}", r / 64, r / 64) for i in range(8)),
     ]
-    steps += [] if sketch.walk.layers == 1 else [Wait("layer")]
+    steps += [Wait("layer")] if copied else []
     each = math.ceil(len(sends) / chunks) if sends else 0
     steps += sends[:each]
     for i in range(chunks):

@@ -5,9 +5,9 @@ import functools
 from parallax.bounds import Transfer
 from parallax.communication import Walk, decode_transfers, forward_transfers
 from parallax.decoding import Decoder
-from parallax.estimate.kernels import gemm
+from parallax.estimate.packed_weights import PackedWeights
 from parallax.estimate.sends import one_send
-from parallax.hlo.work import Kernel, Send
+from parallax.hlo.work import Send, Step
 from parallax.models.config import ModelConfig
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -21,6 +21,7 @@ class Sketch:
     Attributes:
       config, strategy, workload, decoder: of the program.
       skew: rows of the busiest expert over the mean.
+      weights: how a layer's matrices are stored.
       walk: ticks, layers and sequences of a microbatch.
       split: what model code sees.
       tokens: of a microbatch on a device; dtype, item: of its products, and bytes of one element.
@@ -36,9 +37,10 @@ class Sketch:
         workload: Workload,
         decoder: Decoder | None,
         skew: float,
+        weights: PackedWeights,
     ):
         self.config, self.strategy, self.workload = config, strategy, workload
-        self.decoder, self.skew = decoder, skew
+        self.decoder, self.skew, self.weights = decoder, skew, weights
         self.walk = Walk(config, strategy, workload, "gpu", decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
@@ -80,9 +82,10 @@ class Sketch:
                 steps.append(send)
         return steps
 
-    def product(self, name: str, n: float, k: float) -> Kernel:
-        """All tokens of the microbatch times a matrix [k, n]."""
-        return gemm(name, self.tokens, n, k, self.dtype, self.item)
+    def product(self, name: str, n: float, k: float) -> list[Step]:
+        """All tokens of the microbatch times a matrix [k, n], as it is stored."""
+        product = self.weights.multiplied(name, self.tokens, n, k, self.dtype, self.item)
+        return [*self.weights.unpacked(name, n, k, self.item), *product]
 
     def overlaps(self) -> bool:
         """Whether a handoff travels beside the layers; XLA makes it wait for sums in them."""
