@@ -11,6 +11,7 @@ from parallax.estimate.halves import (
     projections,
     prompt_attention,
 )
+from parallax.estimate.hits import weight_reads
 from parallax.estimate.kernels import gemm, passes
 from parallax.estimate.packed_weights import PackedWeights, weights_of
 from parallax.estimate.sketch import Sketch
@@ -50,6 +51,7 @@ def estimate(
     rates: Rates | None = None,
     skew: float = 1.0,
     weights: PackedWeights | None = None,
+    resident: bool = False,
 ) -> Estimate:
     """Time of one prefill of the whole batch, or of one decoding step with `decoder`.
 
@@ -60,6 +62,9 @@ def estimate(
       rates: None takes what is shipped for the GPU.
       skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
       weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
+      resident: weights that the cache model still finds in the L2 cache from the tick before are
+        read from there; otherwise every tick reads all of them from memory, as a compiled
+        program is priced.
 
     Raises:
       ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes.
@@ -69,7 +74,9 @@ def estimate(
     sketch = Sketch(config, strategy, workload, decoder, skew, weights or weights_of(config))
     work = Work("entry", _steps(sketch), strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens
-    return Estimate(price(work, cluster, rates or rates_of(cluster.gpu.name)), tokens, work)
+    rates = rates or rates_of(cluster.gpu.name)
+    kept = weight_reads(work, cluster, rates).resident if resident else None
+    return Estimate(price(work, cluster, rates, resident=kept), tokens, work)
 
 
 def _steps(sketch: Sketch) -> dict[str, tuple[Step, ...]]:
