@@ -49,8 +49,8 @@ def estimate_bytes(
 
 def _weight_bytes(sharded: ShardedTransformer, weights: PackedWeights) -> float:
     config, split = sharded.config, sharded.strategy.split()
-    whole = sum(jax.tree.leaves(sharded.shard_sizes())) * config.item_bytes
-    if weights.formats is None:
-        return whole
+    whole = float(sum(jax.tree.leaves(sharded.shard_bytes())))
     stored, dense, made = layer_weight_bytes(config, split, weights)
-    return whole - max(sharded.groups) * (dense - stored) + made
+    if config.compression is None:  # asked for beside a model that is not compressed
+        whole -= max(sharded.groups) * (dense - stored)
+    return whole + made

@@ -83,7 +83,7 @@ class PackedWeights:
 
 def weights_of(config: ModelConfig) -> PackedWeights:
     """As the config says, the way our programs unpack them."""
-    return PackedWeights(getattr(config, "compression", None))
+    return PackedWeights(config.compression)
 
 
 def device_matrices(config: ModelConfig, split: Split) -> Mapping[str, tuple[int, int, int]]:

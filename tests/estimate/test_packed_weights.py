@@ -100,6 +100,22 @@ def test_memory_is_packed_and_one_layer_dense(name):
     assert dense - kernel == pytest.approx(layers * (DENSE_BYTES - PACKED_BYTES) / parts, rel=1e-3)
 
 
+@pytest.mark.parametrize("formats", [PACKED, ("int4", "int4+2:4"), ("w8a8", "float16")])
+@pytest.mark.parametrize("name", ["layerwise", "tensor_pipeline"])
+def test_a_compressed_model_costs_what_its_formats_do(name, formats):
+    """The model's own arrays, and bytes by formula: the same."""
+    config = PAPER.replace(name="packed", compression=formats)
+    strategy, workload, decoder = decoding(name, 16, config)
+    found = estimate_bytes(ShardedTransformer(config, strategy, workload), decoder)
+    _, _, plain = decoding(name)
+    by_formula = estimate_bytes(plain.sharded, plain, weights=PackedWeights(formats))
+    assert found == by_formula
+    assert (
+        estimate(config, strategy, workload, WHERE, decoder=decoder).cost
+        == step(PackedWeights(formats), name).cost
+    )
+
+
 def test_experts_are_unpacked_together():
     config = PAPER.replace(name="e", num_experts=16, d_ff=2048, num_layers=2)
     strategy, workload = build("expert_parallel"), Workload(16, 1024, 1)
