@@ -1,5 +1,7 @@
 """A strategy at its best: the microbatches that fit a device and take the least time."""
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +9,7 @@ from parallax.cost import Rates
 from parallax.decoding import Decoder
 from parallax.estimate.estimating import Estimate, estimate
 from parallax.estimate.memory import estimate_bytes
-from parallax.estimate.packed_weights import PackedWeights
+from parallax.estimate.packed_weights import PackedWeights, weights_of
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
 from parallax.spmd import ShardedTransformer
@@ -57,13 +59,11 @@ def fastest(
     local = batch // strategy.split().count("act_batch")
     stages = strategy.split().count("layers")
     best, least = None, float("inf")
-    for m in microbatches_of(phase, stages, local):
-        workload = Workload(batch, seq_len, m if phase == "prefill" else 1)
-        sharded = ShardedTransformer(config, strategy, workload)
-        decoder = None
-        if phase == "decode":
-            decoder = Decoder(sharded, new_tokens=1, microbatches=m)
-        needed = _needed(sharded, decoder, weights)
+    tried = microbatches_of(phase, stages, local)
+    programs = _steps if phase == "decode" else _passes
+    for m, workload, decoder, needed in programs(
+        config, strategy, batch, seq_len, tried, weights or weights_of(config)
+    ):
         least = min(least, needed)
         if needed > where.usable_bytes:
             continue
@@ -91,21 +91,33 @@ def microbatches_of(phase: Phase, stages: int, local: int) -> tuple[int, ...]:
     if phase == "decode":
         tried = (1, 2, 4, 8, stages) if stages > 1 else (1,)
     else:
-        tried = (1, 4, 16, 64, stages, 4 * stages, 16 * stages)
+        few = (1, 4, 16, 64) if stages == 1 else (1, stages, 4 * stages, 16 * stages)
+        tried = (*few, math.gcd(local, stages))
     return tuple(sorted({m for m in tried if m <= local and local % m == 0}))
 
 
-def _needed(
-    sharded: ShardedTransformer, decoder: Decoder | None, weights: PackedWeights | None
-) -> float:
+_Programs = Iterator[tuple[int, Workload, Decoder | None, float]]
+
+
+def _passes(
+    config: ModelConfig, strategy: Strategy, batch: int, seq_len: int, tried: Sequence[int],
+    weights: PackedWeights,
+) -> _Programs:  # fmt: skip
+    for m in tried:
+        workload = Workload(batch, seq_len, m)
+        sharded = ShardedTransformer(config, strategy, workload)
+        yield m, workload, None, estimate_bytes(sharded, weights=weights)
+
+
+def _steps(
+    config: ModelConfig, strategy: Strategy, batch: int, seq_len: int, tried: Sequence[int],
+    weights: PackedWeights,
+) -> _Programs:  # fmt: skip
     """A step of decoding holds its own few tokens, not a prompt's."""
-    if decoder is None:
-        return estimate_bytes(sharded, weights=weights)
-    one = Workload(sharded.workload.batch, _one_token(sharded), 1)
-    held = estimate_bytes(ShardedTransformer(sharded.config, sharded.strategy, one),
-                          weights=weights)  # fmt: skip
-    return held + decoder.kv_bytes()
-
-
-def _one_token(sharded: ShardedTransformer) -> int:
-    return sharded.strategy.split().count("act_seq")
+    workload = Workload(batch, seq_len, 1)
+    sharded = ShardedTransformer(config, strategy, workload)
+    one = Workload(batch, strategy.split().count("act_seq"), 1)
+    held = estimate_bytes(ShardedTransformer(config, strategy, one), weights=weights)
+    for m in tried:
+        decoder = Decoder(sharded, new_tokens=1, microbatches=m)
+        yield m, workload, decoder, held + decoder.kv_bytes()

@@ -47,6 +47,9 @@ def weight_reads(work: Work, cluster: Cluster, rates: Rates) -> WeightReads:
       cluster, rates: its GPU.
     """
     cache = Recent(rates.l2_share * cluster.gpu.l2_bytes)
+    stored = _weight_bytes(work, "tick")
+    if stored > cache.capacity:  # each is pushed out by the others before its turn comes again
+        return WeightReads(stored, 0.0, {})
     read = hit = 0.0
     least: dict[str, float] = {}
     for tick in range(2):
@@ -71,6 +74,19 @@ def _launches(work: Work, name: str, at: tuple[int, ...]) -> Iterator[tuple[Kern
         elif isinstance(step, Start) and isinstance(step.what, Kernel):
             yield step.what, at
         elif isinstance(step, Loop):
-            for i in range(min(_ROUNDS, math.ceil(step.count))):
+            # Rounds without weights of their own touch the same arrays again.
+            rounds = math.ceil(step.count) if _weight_bytes(work, step.body) else 1
+            for i in range(min(_ROUNDS, rounds)):
                 # Tiles of rows meet the same expert's weights.
                 yield from _launches(work, step.body, at if step.name == "tiles" else (*at, i))
+
+
+def _weight_bytes(work: Work, name: str) -> float:
+    total = 0.0
+    for step in work.steps[name]:
+        if isinstance(step, Loop):
+            rounds = 1 if step.name == "tiles" else math.ceil(step.count)
+            total += rounds * _weight_bytes(work, step.body)
+        elif isinstance(step, Kernel):
+            total += sum(size for read, size in step.reads if read.endswith(_WEIGHT))
+    return total
