@@ -12,6 +12,8 @@ from parallax.results import TAGS, Tag
 
 _STYLES = {"good": "green", "bad": "bold red", "plain": ""}
 
+Heads = tuple[tuple[str, Tag | None], ...]
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -25,7 +27,7 @@ class Grid:
     """
 
     title: str
-    heads: tuple[tuple[str, Tag | None], ...]
+    heads: Heads
     rows: tuple[tuple[Cell, ...], ...]
     lines: tuple[str, ...] = ()
 

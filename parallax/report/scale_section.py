@@ -10,9 +10,9 @@ from parallax.papers.paper import Claim
 from parallax.papers.scaling import ScaleRow
 from parallax.report import words
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid, grid_html, grid_table
+from parallax.report.grid import Grid, Heads, grid_html, grid_table
 from parallax.report.placement_section import stored_in
-from parallax.results import Figure, Tag
+from parallax.results import Figure
 
 _KERNEL = {"xla": "unpacked by XLA", "kernel": "kernel, assumed", "": ""}
 
@@ -46,7 +46,7 @@ def scale_grids(rows: Sequence[ScaleRow]) -> tuple[Grid, ...]:
     return tuple(found)
 
 
-_HEADS: tuple[tuple[str, Tag | None], ...] = (
+_HEADS: Heads = (
     ("layers", None), ("strategy", None), ("weights", None), ("batch", None),
     ("tokens/s", "modelled"), ("printed", "claimed"), ("J/token", "modelled"),
     ("tokens/J", "modelled"), ("printed", "claimed"), ("L2", "derived"), ("printed", "claimed"),

@@ -4,10 +4,11 @@ Beside it stand the papers' baseline (tensor parallelism x pipeline) and data pa
 sends nothing, with the same weights in the same format.
 """
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from parallax.cost import rates_of
@@ -64,8 +65,12 @@ class Grid:
                 f"regimes: widths must be multiples of {HEAD_DIM * GROUP} (heads of {HEAD_DIM}, "
                 f"{GROUP} to a key in GQA); got {bad}."
             )
-        if bad := [b for b in (*self.batches, self.seq_len) if b < 1]:
-            raise ValueError(f"regimes: batches and seq_len must be at least 1; got {bad}.")
+        if bad := [n for n in (*self.batches, *self.depths, self.seq_len) if n < 1]:
+            raise ValueError(f"regimes: batches, depths and seq_len are at least 1; got {bad}.")
+
+    def replace(self, **changes: Any) -> "Grid":
+        """The same with some axes changed."""
+        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -165,29 +170,6 @@ def strategy_for(name: str, config: ModelConfig, where: Cluster, batch: int) -> 
         return made
     stages = dict(made.mesh.axes).get("stage", 1)
     return tensor_pipeline(made.mesh["tensor"], stages, split_kv_heads=False)
-
-
-def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
-    """Plain data, one map a list of seconds, for a file."""
-    return {"grid": asdict(grid), "tag": "modelled", "unit": "s",
-            "places": [asdict(p) for p in places]}  # fmt: skip
-
-
-def from_record(data: Mapping[str, Any]) -> tuple[Grid, tuple[Place, ...]]:
-    """What `to_record` made, read back.
-
-    Raises:
-      ValueError: data of another shape.
-    """
-    try:
-        asked: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in data["grid"].items()}
-        grid = Grid(**asked)
-        return grid, tuple(Place(**p) for p in data["places"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"regimes record: expected grid and places as this version writes them ({error}). "
-            "Run parallax regimes again."
-        ) from None
 
 
 def wins(places: Sequence[Place], name: str) -> list[Place]:
