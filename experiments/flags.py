@@ -22,7 +22,10 @@ BATCH = flags.DEFINE_integer(
     "batch", None, "Sequences over all devices. Unset: the paper's; train: 16.", lower_bound=1
 )
 SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", None, "Tokens of a sequence. Unset: the paper's; train: 256.", lower_bound=1
+    "seq_len",
+    None,
+    "Tokens of a sequence. Unset: the paper's; train: 256; regimes: 2048.",
+    lower_bound=1,
 )
 MICROBATCHES = flags.DEFINE_integer(
     "microbatches", None, "Pieces each device cuts its batch into; in training that is gradient "
@@ -168,3 +171,16 @@ HLO = flags.DEFINE_string("hlo", None, "Text of a scheduled CUDA module; also wi
 TRIPS = flags.DEFINE_list(
     "trips", None, "Executions of loops whose length depends on data: scope=count, by commas."
 )
+CLUSTERS = flags.DEFINE_list(
+    "clusters", None, "Wirings, by commas: `parallax list clusters`. Unset: h100_2x8."
+)
+BATCHES = flags.DEFINE_list("batches", None, "Sequences, by commas. Unset: 1,4,16,64,256,1024.")
+WIDTHS = flags.DEFINE_list(
+    "widths", None, "Widths of the model, multiples of 1024, by commas. Unset: 1024,2048,4096,8192."
+)
+DEPTHS = flags.DEFINE_list("depths", None, "Layers of the model, by commas. Unset: 16.")
+STORED = flags.DEFINE_list(
+    "stored", None, "Formats of the weights, by commas: float16, int8, int8/int8+2:4 (of attention "
+    "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4, int4+2:4.",
+)  # fmt: skip
+FULL = flags.DEFINE_bool("full", False, "Both wirings, 16 and 64 layers, all formats: minutes.")
