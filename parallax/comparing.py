@@ -42,6 +42,7 @@ def compare(
     seq_len: int | None = None,
     microbatches: int | None = None,
     dtype: str | None = None,
+    compression: str | tuple[str, str] | None = None,
     cluster: str | None = None,
     lenses: Sequence[str] | None = None,
     packed: bool = False,
@@ -65,6 +66,8 @@ def compare(
       microbatches: on each device. None takes the paper's, lowered to what divides the device's
         sequences; the report prints what each strategy ran with.
       dtype: of parameters and activations.
+      compression: formats that matrices are stored in, such as "int8,int8+2:4" (attention, MLP):
+        another function than the dense model's, and its distance is measured.
       cluster: a cluster name.
       lenses: some of verify, compile, predict, measure.
       packed: with segment ids, several documents a sequence.

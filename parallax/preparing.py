@@ -14,7 +14,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
-from parallax.naming import has_own_mesh, resolve_model
+from parallax.naming import has_own_mesh, parse_compression, resolve_model
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
@@ -136,6 +136,7 @@ def make_plan(request: dict[str, Any]) -> Plan:
         "seq_len": request["seq_len"],
         "microbatches": request["microbatches"],
         "dtype": request["dtype"],
+        "compression": config.compression and ",".join(config.compression),
         "cluster": where.name,
         "lenses": list(lenses),
         "packed": request["packed"],
@@ -195,6 +196,8 @@ def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Wor
         config = source.config
     if request["dtype"] is not None:
         config = config.replace(dtype=request["dtype"])
+    if request.get("compression") is not None:  # reports from before there was any
+        config = config.replace(compression=parse_compression(request["compression"]))
     base = source.workload if source else Workload(DEFAULT_BATCH, DEFAULT_SEQ_LEN)
     small = source.small_workload if source else Workload(16, 80, 4)
     changes = {

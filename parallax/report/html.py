@@ -23,7 +23,7 @@ from parallax.report.sentences import (
     notes,
     phase_of,
 )
-from parallax.report.sweep import HEADS, sweep_rows
+from parallax.report.sweep import HEADS, sweep_legend, sweep_rows
 from parallax.report.sweep_plot import sweep_plots
 from parallax.report.table import passed_line
 from parallax.report.validation import verdicts
@@ -68,6 +68,7 @@ def _context(report: Comparison) -> dict[str, Any]:
         "passed": passed_line(results, report.sweep),
         "sweep": report.sweep,
         "sweep_heads": HEADS,
+        "sweep_legend": sweep_legend(report.sweep) if report.sweep else (),
         "sweep_rows": sweep_rows(report.sweep) if report.sweep else (),
         "sweep_plots": sweep_plots(report.sweep) if report.sweep else (),
         "model": describe_model(report.config),
@@ -91,7 +92,7 @@ def _context(report: Comparison) -> dict[str, Any]:
                     for r in results if r.compilation],
         "conditions": (describe_verification(results), describe_measurement(results)),
         "notes": notes(results),
-        "not_run": not_run(results, paper, report.lenses),
+        "not_run": not_run(report.config, results, paper, report.lenses),
         "tags": TAGS,
         "versions": report.versions,
         "seconds": report.seconds,

@@ -52,7 +52,7 @@ def report_to_dict(report: Comparison) -> Json:
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
         "sweep": report.sweep and _sweep(report.sweep),
-        "not_run": list(not_run(report.results, report.paper, report.lenses)),
+        "not_run": list(not_run(report.config, report.results, report.paper, report.lenses)),
     }
 
 
@@ -98,7 +98,6 @@ def _paper(report: Comparison, paper: Paper) -> Json:
     return {
         "name": paper.name,
         "title": paper.title,
-        "missing": paper.missing,
         "claims": claims,
         "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
         "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
@@ -139,6 +138,7 @@ def _point_figures(found: PointFigures) -> Json:
         "bound": found.bound,
         "ledger_matches": found.ledger_matches,
         "notes": list(found.notes),
+        "unvalidated": found.unvalidated,
     }
 
 
@@ -179,6 +179,7 @@ def _verification(v: Verification) -> Json:
         "text": v.text,
         "logit_rms": number(v.logit_rms, "1", "measured"),
         "approximation": v.approximation,
+        "off_dense": None if v.off_dense is None else number(v.off_dense, "1", "measured"),
         "router": v.router
         and {
             "smallest_margin": number(v.router.smallest_margin, "1", "measured"),

@@ -56,7 +56,7 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
             yield _ledger(result.name, result.compilation)
     yield from _list("Notes (compiled)", notes(report.results))
     yield from _paper(report)
-    left_out = not_run(report.results, report.paper, report.lenses)
+    left_out = not_run(report.config, report.results, report.paper, report.lenses)
     yield from _list("Not run", left_out)
     yield Text()
     yield _verdict(report)
