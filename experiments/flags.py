@@ -183,9 +183,9 @@ BATCHES = flags.DEFINE_list("batches", None, "Sequences, by commas. Unset: 1,4,1
 WIDTHS = flags.DEFINE_list(
     "widths", None, "Widths of the model, multiples of 1024, by commas. Unset: 1024,2048,4096,8192."
 )
-DEPTHS = flags.DEFINE_list("depths", None, "Layers of the model, by commas. Unset: 16.")
+DEPTHS = flags.DEFINE_list("depths", None, "Layers of the model, by commas. Unset: 16,64.")
 STORED = flags.DEFINE_list(
     "stored", None, "Formats of the weights, by commas: float16, int8, int8/int8+2:4 (of attention "
-    "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4, int4+2:4.",
+    "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4.",
 )  # fmt: skip
-FULL = flags.DEFINE_bool("full", False, "Both wirings, 16 and 64 layers, all formats: minutes.")
+FULL = flags.DEFINE_bool("full", False, "Both wirings, all formats: minutes.")

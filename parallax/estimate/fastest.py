@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from parallax.cost import Rates
@@ -27,11 +27,14 @@ class Fastest:
       estimate: of the whole batch's prefill, or of one decoding step.
       microbatches: that were taken.
       needed_bytes: of a device.
+      steady_s: seconds if a pipeline were kept full by other requests, which no program here does:
+        without its first and last ticks, at the number of microbatches that is best then.
     """
 
     estimate: Estimate
     microbatches: int
     needed_bytes: float
+    steady_s: float
 
 
 def fastest(
@@ -58,7 +61,7 @@ def fastest(
     """
     local = batch // strategy.split().count("act_batch")
     stages = strategy.split().count("layers")
-    best, least = None, float("inf")
+    best, least, steady = None, math.inf, math.inf
     tried = microbatches_of(phase, stages, local)
     programs = _steps if phase == "decode" else _passes
     for m, workload, decoder, needed in programs(
@@ -69,15 +72,32 @@ def fastest(
             continue
         found = estimate(config, strategy, workload, where, decoder=decoder, weights=weights,
                          rates=rates, resident=True)  # fmt: skip
+        steady = min(steady, found.cost.seconds * steady_share(strategy, phase, m))
         if best is None or found.cost.seconds < best.estimate.cost.seconds:
-            best = Fastest(found, m, needed)
+            best = Fastest(found, m, needed, steady)
     if best is None:
         raise ValueError(
             f"strategy '{strategy.name}' with batch {batch} x {seq_len}: a device needs "
             f"{least / 1e9:.3g} GB, {where.usable_bytes / 1e9:.3g} GB are usable. Use a smaller "
             "batch."
         )
-    return best
+    return replace(best, steady_s=steady)
+
+
+def steady_share(strategy: Strategy, phase: Phase, microbatches: int) -> float:
+    """Ticks that one of many batches takes of a pipeline kept full, over those it takes alone.
+
+    A prefill's microbatches take a tick each. A sequence's next token waits for all stages, so few
+    microbatches leave gaps for their own next step.
+    """
+    stages = strategy.split().count("layers")
+    if stages == 1:
+        return 1.0
+    ticks, busy = strategy.layers.ticks(microbatches, stages), microbatches
+    if phase == "decode":
+        lag = (strategy.layers.ticks(microbatches, stages) - microbatches) // (stages - 1)
+        busy = max(microbatches, lag * stages)
+    return busy / ticks
 
 
 def microbatches_of(phase: Phase, stages: int, local: int) -> tuple[int, ...]:

@@ -117,7 +117,7 @@ NOTES = (
     "Packed weights are unpacked as XLA does it (read packed, written dense, read dense), or by a "
     "kernel that unpacks in registers: that one is assumed, it is not built.",
     "A decoding step begins and ends with an empty pipeline, as our programs do; S stages and M "
-    "microbatches take M + S - 1 ticks. A server that keeps the pipeline full would not pay it.",
+    "microbatches take M + S - 1 ticks; a sentence above says what pipelines kept full would do.",
     "Data parallelism takes as many devices as there are sequences, up to all.",
 )
 _HEAD = (

@@ -1,5 +1,6 @@
 """What a study of regimes says, in sentences built from its places."""
 
+import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -27,8 +28,8 @@ def conclusions(places: Sequence[Place]) -> tuple[str, ...]:
         raise ValueError("conclusions: there are no places to speak of.")
     found = [
         _overall(places), _where_it_wins(places), *_against(places, BASELINE),
-        *_against(places, NO_COMMUNICATION), _attention(places), *_packing(places),
-        _as_the_paper_compares(places), _cache(places), _wiring(places),
+        *_against(places, NO_COMMUNICATION), _kept_full(places), _attention(places),
+        *_packing(places), _as_the_paper_compares(places), _cache(places), _wiring(places),
     ]  # fmt: skip
     return tuple(line for line in found if line)
 
@@ -89,6 +90,27 @@ def _from_batch(leads: Sequence[tuple[Place, float]]) -> str:
         return f"From batch {first:,} on it is ahead in most places, below it is not."
     where = ", ".join(f"{b:,}" for b in batches if most[b])
     return f"It is ahead in most places only at batch {where}."
+
+
+def _kept_full(places: Sequence[Place]) -> str:
+    """What other requests in the gaps of pipelines would change."""
+    said = []
+    for phase in _PHASES:
+        full = [dataclasses.replace(p, seconds=p.steady_s) for p in places if p.phase == phase]
+        leads = [lead for _, lead in _leads(full, BASELINE)]
+        if leads:
+            ahead = sum(x > 1 for x in leads)
+            said.append(
+                f"{phase} would be ahead of TP x PP in {_of(ahead, len(leads))} places (in the "
+                f"middle at {statistics.median(leads):.2f} times its speed) and the fastest of all "
+                f"in {len(wins(full, LAYERWISE)) or 'none'}"
+            )
+    if not said:
+        return ""
+    return (
+        "If other requests kept every pipeline full, which our programs do not do, layer-wise "
+        f"{'; '.join(said)}."
+    )
 
 
 def _attention(places: Sequence[Place]) -> str:

@@ -81,6 +81,7 @@ class Place:
       cluster, phase, attention, stored, unpacking, depth, batch, width: where; unpacking is ""
         where weights are dense.
       seconds: strategy -> of a prefill of the batch, or of one decoding step.
+      steady_s: strategy -> the same if pipelines were kept full by other requests.
       hit_rate: layer-wise's weight reads that the L2 cache serves; 0 where it cannot run.
       why_not: strategy -> why it cannot run, or does not fit.
     """
@@ -94,6 +95,7 @@ class Place:
     batch: int
     width: int
     seconds: Mapping[str, float]
+    steady_s: Mapping[str, float] = field(default_factory=dict)
     hit_rate: float = 0.0
     why_not: Mapping[str, str] = field(default_factory=dict)
 
@@ -133,7 +135,7 @@ def _map(
     weights = PackedWeights(STORED[stored], unpacking or "xla")
     for depth, width, batch in itertools.product(grid.depths, grid.widths, grid.batches):
         config = model(width, attention, depth)
-        seconds, why_not, hits = {}, {}, 0.0
+        seconds, steady, why_not, hits = {}, {}, {}, 0.0
         for name in NAMES:
             try:
                 strategy = strategy_for(name, config, where, batch)
@@ -141,12 +143,12 @@ def _map(
             except (ValueError, NotImplementedError) as error:
                 why_not[name] = str(error)
                 continue
-            seconds[name] = best.estimate.cost.seconds
+            seconds[name], steady[name] = best.estimate.cost.seconds, best.steady_s
             if name == LAYERWISE:
                 rates = rates_of(where.gpu.name)
                 hits = weight_reads(best.estimate.work, where, rates).hit_rate
         yield Place(where.name, phase, attention, stored, unpacking, depth, batch, width, seconds,
-                    hits, why_not)  # fmt: skip
+                    steady, hits, why_not)  # fmt: skip
 
 
 def model(width: int, attention: Attention, depth: int) -> ModelConfig:

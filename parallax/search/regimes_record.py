@@ -20,6 +20,7 @@ def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
         maps.append({
             **dict(zip(_OF_MAP, names, strict=True)),
             "seconds": {n: [_rounded(p.seconds.get(n)) for p in mine] for n in NAMES},
+            "steady_s": {n: [_rounded(p.steady_s.get(n)) for p in mine] for n in NAMES},
             "hit_rate": [_rounded(p.hit_rate) for p in mine],
             "why_not": {n: {str(i): p.why_not[n] for i, p in enumerate(mine) if n in p.why_not}
                         for n in NAMES},
@@ -52,7 +53,8 @@ def from_record(data: Mapping[str, Any]) -> tuple[Grid, tuple[Place, ...]]:
 
 def _places(grid: Grid, data: Mapping[str, Any]) -> Iterable[Place]:
     size = len(grid.widths) * len(grid.batches)
-    if {len(v) for v in (*data["seconds"].values(), data["hit_rate"])} != {size}:
+    lists = (*data["seconds"].values(), *data["steady_s"].values(), data["hit_rate"])
+    if {len(values) for values in lists} != {size}:
         raise ValueError(f"regimes record: a map has {size} places. Run parallax regimes again.")
     for i in range(size):
         row, column = divmod(i, len(grid.batches))
@@ -60,6 +62,7 @@ def _places(grid: Grid, data: Mapping[str, Any]) -> Iterable[Place]:
             **{n: data[n] for n in _OF_MAP},
             batch=grid.batches[column], width=grid.widths[row],
             seconds={n: s[i] for n, s in data["seconds"].items() if s[i] is not None},
+            steady_s={n: s[i] for n, s in data["steady_s"].items() if s[i] is not None},
             hit_rate=data["hit_rate"][i],
             why_not={n: w[str(i)] for n, w in data["why_not"].items() if str(i) in w},
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parallax.estimate import PackedWeights
-from parallax.estimate.fastest import fastest
+from parallax.estimate.fastest import fastest, steady_share
 from parallax.meshes.cluster import cluster
 from parallax.report.regimes_page import RegimesReport, load
 from parallax.report.regimes_plot import panels
@@ -26,6 +26,7 @@ from parallax.search.layerwise_regimes import (
     study,
 )
 from parallax.search.regimes_record import from_record, to_record
+from parallax.strategies import build
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "benchmarks" / "cpu" / "regimes.json"
@@ -133,6 +134,27 @@ def test_the_cache_is_spoken_of():
     assert any("In no place does the L2 cache keep" in line for line in conclusions([place()]))
     with pytest.raises(ValueError, match="no places"):
         conclusions([])
+
+
+def test_full_pipelines_are_spoken_of_and_turn():
+    def said(layerwise):
+        steady = {LAYERWISE: layerwise, BASELINE: 3.0}
+        lines = conclusions([dataclasses.replace(place(9.0), steady_s=steady)])
+        return next(line for line in lines if line.startswith("If other requests"))
+
+    assert "decode would be ahead of TP x PP in 1 of 1 places (in the middle at 1.50" in said(2.0)
+    assert "in none of 1 places" in said(6.0)
+
+
+def test_a_full_pipeline_by_hand():
+    """16 stages: a step of 16 microbatches takes 31 ticks alone, 16 of a full pipeline; of four
+    microbatches 19 and, since the next token waits for all stages, 16."""
+    stages = build("layerwise")
+    assert steady_share(stages, "decode", 16) == 16 / 31
+    assert steady_share(stages, "decode", 4) == 16 / 19
+    assert steady_share(stages, "prefill", 4) == 4 / 19
+    assert steady_share(stages, "prefill", 64) == 64 / (64 + 30)  # handoffs beside layers
+    assert steady_share(build("data_parallel"), "decode", 1) == 1.0
 
 
 def test_a_record_comes_back(places):
