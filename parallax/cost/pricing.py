@@ -1,6 +1,6 @@
 """A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
@@ -65,17 +65,26 @@ class Cost:
         return max(0.0, self.communication_s - self.exposed_s)
 
 
-def price(work: Work, cluster: Cluster, rates: Rates, *, loops_reuse_cache: bool = False) -> Cost:
+def price(
+    work: Work,
+    cluster: Cluster,
+    rates: Rates,
+    *,
+    resident: Mapping[str, float] | None = None,
+    loops_reuse_cache: bool = False,
+) -> Cost:
     """What one run costs a device of the cluster.
 
     Args:
       work: of a compiled program.
       cluster: its wiring.
       rates: of its GPU.
+      resident: arrays and bytes of them that are in the L2 cache whenever a computation starts;
+        None starts every one of them with an empty cache.
       loops_reuse_cache: arrays that a loop hands on unchanged may still be in the L2 cache in its
         next execution. The shipped constants are fitted without it.
     """
-    return _Clock(work, cluster, rates, loops_reuse_cache).of(work.entry)
+    return _Clock(work, cluster, rates, resident or {}, loops_reuse_cache).of(work.entry)
 
 
 def kernel_costs(work: Work, cluster: Cluster, rates: Rates) -> dict[str, tuple[float, float]]:
@@ -153,6 +162,7 @@ class _Clock:
     work: Work
     cluster: Cluster
     rates: Rates
+    resident: Mapping[str, float] = field(default_factory=dict)
     loops_reuse_cache: bool = False
     known: dict[str, Cost] = field(default_factory=dict)
 
@@ -162,10 +172,13 @@ class _Clock:
             self.known[name] = self.run(self.work.steps[name], self.cache())
         return self.known[name]
 
-    def cache(self) -> "_Recent":
-        return _Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+    def cache(self) -> "Recent":
+        found = Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+        for name, size in self.resident.items():
+            found.touch(name, size)
+        return found
 
-    def run(self, steps: tuple[Step, ...], cache: "_Recent") -> Cost:
+    def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
         total, exposed = Cost(), 0.0
         wire_free = copy_free = 0.0
         finish: dict[str, tuple[float, bool]] = {}
@@ -231,7 +244,7 @@ class _Clock:
             network_s=seconds if crosses else 0.0,
         )  # fmt: skip
 
-    def rounds(self, loop: Loop, before: "_Recent") -> Cost:
+    def rounds(self, loop: Loop, before: "Recent") -> Cost:
         """All executions of a loop's body."""
         if not (self.loops_reuse_cache and loop.held and loop.count > 1):
             return self.of(loop.body).times(loop.count)
@@ -242,7 +255,7 @@ class _Clock:
         again.take(((n, n, cache.held.get(n, 0.0)) for n in same), cache)
         return first + self.run(body, again).times(loop.count - 1)
 
-    def nested(self, step: Step, cache: "_Recent") -> Cost:
+    def nested(self, step: Step, cache: "Recent") -> Cost:
         if isinstance(step, Loop):
             cost = self.rounds(step, cache) + self.of(step.condition).times(step.count)
             if step.known:
@@ -272,7 +285,7 @@ def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...
 
 
 @dataclass
-class _Recent:
+class Recent:
     """Arrays that the L2 cache still holds: the last ones written or read, up to its size.
 
     What does not fit passes through and leaves nothing of the others.
@@ -282,7 +295,7 @@ class _Recent:
     held: dict[str, float] = field(default_factory=dict)
     used: float = 0.0
 
-    def take(self, arrays: Iterable[tuple[str, str, float]], before: "_Recent") -> None:
+    def take(self, arrays: Iterable[tuple[str, str, float]], before: "Recent") -> None:
         """What another cache holds of (name here, there, bytes); the rest takes room, unnamed."""
         here: dict[str, list[tuple[str, float]]] = {}
         for name, there, size in arrays:
@@ -300,11 +313,12 @@ class _Recent:
         hit = 0.0
         for name, size in kernel.reads:
             hit += min(size, self.held.get(name, 0.0))
-            self._touch(name, size)
-        self._touch(kernel.name, kernel.written_bytes)
+            self.touch(name, size)
+        self.touch(kernel.name, kernel.written_bytes)
         return hit
 
-    def _touch(self, name: str, size: float) -> None:
+    def touch(self, name: str, size: float) -> None:
+        """That array was written or read."""
         before = self.held.pop(name, 0.0)
         self.used -= before
         size = max(size, before)
