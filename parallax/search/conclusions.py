@@ -103,12 +103,13 @@ def _kept_full(places: Sequence[Place]) -> str:
             said.append(
                 f"{phase} would be ahead of TP x PP in {_of(ahead, len(leads))} places (in the "
                 f"middle at {statistics.median(leads):.2f} times its speed) and the fastest of all "
-                f"in {len(wins(full, LAYERWISE)) or 'none'}"
+                f"in {_of(len(wins(full, LAYERWISE)), len(full))}"
             )
     if not said:
         return ""
     return (
-        "If other requests kept every pipeline full, which our programs do not do, layer-wise "
+        "If other requests kept every pipeline full and every device busy, which no program here "
+        f"does, layer-wise "
         f"{'; '.join(said)}."
     )
 

@@ -81,7 +81,8 @@ class Place:
       cluster, phase, attention, stored, unpacking, depth, batch, width: where; unpacking is ""
         where weights are dense.
       seconds: strategy -> of a prefill of the batch, or of one decoding step.
-      steady_s: strategy -> the same if pipelines were kept full by other requests.
+      steady_s: strategy -> the same if other requests kept pipelines full and idle devices
+        busy.
       hit_rate: layer-wise's weight reads that the L2 cache serves; 0 where it cannot run.
       why_not: strategy -> why it cannot run, or does not fit.
     """
@@ -143,7 +144,8 @@ def _map(
             except (ValueError, NotImplementedError) as error:
                 why_not[name] = str(error)
                 continue
-            seconds[name], steady[name] = best.estimate.cost.seconds, best.steady_s
+            seconds[name] = best.estimate.cost.seconds
+            steady[name] = best.steady_s * strategy.mesh.size / where.devices
             if name == LAYERWISE:
                 rates = rates_of(where.gpu.name)
                 hits = weight_reads(best.estimate.work, where, rates).hit_rate
