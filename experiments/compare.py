@@ -33,7 +33,7 @@ ALL = "all"  # of --paper: every paper on one page
 FLAGS = (
     flags.PAPER, flags.MODEL, flags.STRATEGIES, flags.STRATEGY, flags.MESH, flags.BATCH,
     flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.COMPRESSION,
-    flags.CLUSTER, flags.LENSES, flags.PACKED,
+    flags.CLUSTER, flags.LENSES, flags.BUDGET, flags.PACKED,
     flags.SMALL, flags.PHASE, flags.REMAT, flags.TEXT, flags.REPEATS, flags.SWEEP, flags.OUT,
     flags.FROM_REPORT,
 )  # fmt: skip
@@ -90,6 +90,7 @@ def _request() -> dict:
         "compression": flags.compression(),
         "cluster": flags.CLUSTER.value,
         "lenses": lenses,
+        "budget": flags.BUDGET.value,
         "packed": flags.PACKED.value,
         "small": flags.SMALL.value,
         "phase": flags.PHASE.value,

@@ -59,6 +59,11 @@ CLUSTER = flags.DEFINE_string(
 LENSES = flags.DEFINE_list(
     "lenses", ["verify", "compile", "predict"], "Some of verify, compile, predict, measure."
 )
+BUDGET = flags.DEFINE_string(
+    "budget", None, "Bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, "
+    "hbm+kv (with the batch's keys and values) or a number such as 50MB: which layers go where, by "
+    "how much they do not fit, what would make them. Unset: all of these, for a layer-wise paper.",
+)  # fmt: skip
 PACKED = flags.DEFINE_bool("packed", False, "Pack several documents a sequence (segment ids).")
 SMALL = flags.DEFINE_bool(
     "small", False, "A paper's model at the width of a laptop: what verify runs."

@@ -45,6 +45,7 @@ def compare(
     compression: str | tuple[str, str] | None = None,
     cluster: str | None = None,
     lenses: Sequence[str] | None = None,
+    budget: str | None = None,
     packed: bool = False,
     small: bool = False,
     phase: Phase = "prefill",
@@ -70,6 +71,8 @@ def compare(
         another function than the dense model's, and its distance is measured.
       cluster: a cluster name.
       lenses: some of verify, compile, predict, measure.
+      budget: bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, hbm+kv, or a
+        number such as 50MB. The report then says which layers go where, and what is missing.
       packed: with segment ids, several documents a sequence.
       small: compile and predict the small model that verify runs, instead of the full size.
       phase: what is compiled and predicted: "prefill", a forward pass to last-position logits;

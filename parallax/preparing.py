@@ -124,6 +124,8 @@ def make_plan(request: dict[str, Any]) -> Plan:
     for name, choices in (("phase", get_args(Phase)), ("remat", get_args(Remat))):
         if request[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {request[name]!r}.")
+    if request.get("budget") is not None:
+        check_budget(request["budget"], where)
     if request["repeats"] < 1:
         raise ValueError(f"repeats must be at least 1, got {request['repeats']}.")
     virtual = "measure" in lenses and _only_cpu(cases)
@@ -139,6 +141,7 @@ def make_plan(request: dict[str, Any]) -> Plan:
         "compression": config.compression and ",".join(config.compression),
         "cluster": where.name,
         "lenses": list(lenses),
+        "budget": request.get("budget"),
         "packed": request["packed"],
         "small": request["small"],
         "phase": request["phase"],

@@ -104,11 +104,19 @@ def placement_facts(
     work = paper.workload if paper and workload is None else workload
     name = cluster or (paper.cluster if paper else "h100_2x8")
     where = find_cluster(name) if isinstance(name, str) else name
+    if budget is not None:
+        check_budget(budget, where)
     asked = BUDGETS if budget is None else (budget,)
     stored = ((config.dtype, config.dtype), PAPER_FORMATS)
     placed = tuple(_placed(config, work, b, f, where) for b in asked for f in stored)
     rows = footprint_rows(config, work, paper)
     return PlacementFacts(config.name, where.name, where.devices, work, rows, placed)
+
+
+def check_budget(budget: str, where: Cluster) -> None:
+    """ValueError unless it is one of BUDGETS or bytes, more than none."""
+    if budget not in BUDGETS:
+        parse_budget(budget, where.gpu)
 
 
 def _placed(

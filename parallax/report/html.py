@@ -11,8 +11,10 @@ from parallax.report.audit import audit_rows, counts_line, report_audit
 from parallax.report.claims import claim_sentences, other_than_the_papers, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import fact_rows
+from parallax.report.grid import grid_html
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
+from parallax.report.sections import sections
 from parallax.report.sentences import (
     describe_measurement,
     describe_model,
@@ -92,6 +94,7 @@ def _context(report: Comparison) -> dict[str, Any]:
                     for r in results if r.compilation],
         "conditions": (describe_verification(results), describe_measurement(results)),
         "notes": notes(results),
+        "sections": [(s, [grid_html(grid) for grid in s.grids]) for s in sections(report)],
         "not_run": not_run(report.config, results, paper, report.lenses),
         "tags": TAGS,
         "versions": report.versions,
