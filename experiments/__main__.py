@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
     "regimes": "where layer-wise deployment wins, and where not",
+    "pairs": "which of two strategies is faster on the devices here, by paired runs",
     "calibrate": "fit the cost model to the GPU at hand",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",

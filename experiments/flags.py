@@ -189,3 +189,6 @@ STORED = flags.DEFINE_list(
     "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4.",
 )  # fmt: skip
 FULL = flags.DEFINE_bool("full", False, "Both wirings, all formats: minutes.")
+PAIRS = flags.DEFINE_integer(
+    "pairs", 100, "Pairs of runs; both strategies run once in each, in drawn order.", lower_bound=2
+)

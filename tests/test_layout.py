@@ -46,6 +46,7 @@ ROOMS = [
     {"engine"},
     {"preparing"},
     {"comparing"},
+    {"pairing"},
     {"experiments"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
