@@ -151,14 +151,14 @@ TRIPS = flags.DEFINE_list(
     "trips", None, "Executions of loops whose length depends on data: scope=count, by commas."
 )
 TRAIN_STEPS = flags.DEFINE_integer(
-    "train_steps", 800, "Steps of 1024 bytes that the small model is trained for.", lower_bound=1
+    "train_steps", 1500, "Steps of 1024 bytes that the small model is trained for.", lower_bound=1
 )
 TUNE_STEPS = flags.DEFINE_integer(
     "tune_steps", 80, "Steps more through each format; 0: formats are measured as trained only.",
     lower_bound=0,
 )  # fmt: skip
 RACE_STEPS = flags.DEFINE_integer(
-    "race_steps", 250, "Steps of each run, dense and compressed from the start, to a common loss; "
+    "race_steps", 300, "Steps of each run, dense and compressed from the start, to a common loss; "
     "0: no race.", lower_bound=0,
 )  # fmt: skip
 RACE_SEEDS = flags.DEFINE_integer(

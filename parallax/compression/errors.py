@@ -1,5 +1,7 @@
 """How far a product is off because of the format its weight is stored in."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -30,13 +32,18 @@ def relative_error(
             f"relative_error: x ends with {tuple(x.shape[x.ndim - len(inputs) :])}, the weight's "
             f"inputs (dims {inputs}) are {sizes}. Give the activations that this weight meets."
         )
+    return float(_error(w, x, form, inputs))
+
+
+@functools.partial(jax.jit, static_argnames=("form", "inputs"))
+def _error(w: jax.Array, x: jax.Array, form: Format, inputs: tuple[int, ...]) -> jax.Array:
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     stored = decompress(compress(w, form, inputs), form, inputs[-1], wide)
     x = x.astype(wide)
     seen = _rounded(x, len(inputs)) if form.activation_bits == 8 else x
     exact = jnp.tensordot(x, w.astype(wide), axes=len(inputs))
     found = jnp.tensordot(seen, stored, axes=len(inputs))
-    return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+    return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
 
 
 def _rounded(x: jax.Array, dims: int) -> jax.Array:

@@ -22,6 +22,7 @@ from parallax.strategies import data_parallel
 from parallax.workload import Workload
 
 _AT_ONCE = 32  # windows of one evaluation call
+_NOTHING = np.zeros((0, 0), np.int32)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Bench:
     def fit(
         self, params: nnx.State, steps: int, optimizer: Adamw, *,
         formats: tuple[str, str] | None = None, seed: int = 0, look_every: int = 0,
-        windows: np.ndarray | None = None,
+        windows: np.ndarray = _NOTHING,
         on_step: Callable[[int, float], None] = lambda n, x: None,
     ) -> tuple[nnx.State, Curve]:  # fmt: skip
         """Trains for at least one step, and looks at the held-out loss now and then.
@@ -115,6 +116,7 @@ class Bench:
         opt_state = start(params)
         rng = np.random.default_rng(seed)
         looks: list[tuple[int, float]] = []
+        loss: Any = 0.0
         for done in range(1, steps + 1):
             tokens = self.corpus.batch(rng, self.batch, self.seq_len)
             params, opt_state, loss = run(params, opt_state, kept, self._place(tokens))

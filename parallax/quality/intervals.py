@@ -62,6 +62,4 @@ def _means(values: np.ndarray, seed: int) -> np.ndarray:
     """Means of so many resamples of the observations."""
     values = np.asarray(values, float)
     rng = np.random.default_rng(seed)
-    return np.stack(
-        [values[rng.integers(0, len(values), len(values))].mean() for _ in range(_RESAMPLES)]
-    )
+    return values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].mean(1)

@@ -36,7 +36,7 @@ def rest_bytes(config: ModelConfig) -> int:
 
 def sensitivities(
     bench: Bench, params: nnx.State, windows: np.ndarray, baseline: np.ndarray,
-    formats: Sequence[str] = (*LISTED, *STRONGER),
+    formats: Sequence[str],
 ) -> Iterator[Sensitivity]:  # fmt: skip
     """Held-out loss with one part of one layer in a format and all else in float16.
 

@@ -14,6 +14,8 @@ from flax import nnx
 
 from parallax.compression import Format, compress, decompress, parse_format
 from parallax.compression.sparsity import mask
+from parallax.models.compressing import compress_params
+from parallax.models.config import ModelConfig
 
 Formats = Sequence[tuple[str, str]]  # of every layer: its attention's, its MLP's
 PARTS = ("attention", "mlp")
@@ -50,6 +52,27 @@ def store(params: nnx.State, formats: Formats) -> nnx.State:
     return jax.tree_util.tree_map_with_path(change, params)
 
 
+def compressed(
+    params: nnx.State, config: ModelConfig, formats: tuple[str, str]
+) -> tuple[nnx.State, ModelConfig]:
+    """The same parameters as a model that stores them compressed, as it would be deployed.
+
+    Args:
+      config: of the parameters; its dtype stays that of the arithmetic.
+      formats: of attention and MLP, in all layers.
+
+    Returns:
+      What is stored, and the config that reads it; norms and tables are rounded to float16.
+    """
+    found = config.replace(compression=formats)
+
+    def round_rest(path, w):
+        return w if _matrix(path) else w.astype(REST).astype(w.dtype)
+
+    rounded = jax.tree_util.tree_map_with_path(round_rest, params)
+    return compress_params(rounded, found), found
+
+
 def masks(params: nnx.State, formats: tuple[str, str]) -> nnx.State:
     """True where a weight stays: of matrices in an N:M format the largest, elsewhere all."""
 
@@ -79,7 +102,8 @@ def rounding(formats: tuple[str, str] | None) -> tuple[str, str] | None:
     """Formats without their sparse part, which masks do: fewer programs. None if none rounds."""
     if formats is None:
         return None
-    attention, mlp = (name.split("+")[0] for name in formats)
+    # Training rounds no activations.
+    attention, mlp = (name.split("+")[0].replace("w8a8", "int8") for name in formats)
     if all(parse_format(name).group is None for name in (attention, mlp)):
         return None
     return attention, mlp
