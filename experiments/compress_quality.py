@@ -13,7 +13,8 @@ formats under a byte budget. A model this small neither confirms nor refutes a f
 one.
 
 Hardware: any laptop, no GPU. About twenty minutes on one core.
-Result: tables; out/compress_quality.json, which `parallax.quality_results.load_record` reads.
+Result: tables; out/compress_quality.json, which `parallax.quality_results.load_record` reads, and
+out/compress_quality.html.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -27,8 +28,9 @@ from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable
 from parallax.report.files import save_files
 
-WIDTH = 140
+WIDTH = 160
 RESULT_FILE = "compress_quality.json"
+PAGE_FILE = "compress_quality.html"
 FLAGS = (
     flags.DATA, flags.TRAIN_STEPS, flags.TUNE_STEPS, flags.RACE_STEPS, flags.RACE_SEEDS,
     flags.BUDGET_SHARE, flags.SEED, flags.OUT,
@@ -38,7 +40,7 @@ FLAGS = (
 def main() -> int:
     """Measures what the flags ask for."""
     from parallax.quality import Settings, measure
-    from parallax.quality.tables import record_table
+    from parallax.quality.tables import record_page, record_table
 
     settings = Settings(
         steps=flags.TRAIN_STEPS.value, tune_steps=flags.TUNE_STEPS.value,
@@ -51,7 +53,9 @@ def main() -> int:
             flags.DATA.value, settings, command=_command(), on_progress=progress,
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else WIDTH).print(record_table(record))
-    written = save_files(flags.OUT.value, {RESULT_FILE: record.to_json()})
+    written = save_files(
+        flags.OUT.value, {RESULT_FILE: record.to_json(), PAGE_FILE: record_page(record)}
+    )
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
