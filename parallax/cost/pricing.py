@@ -1,5 +1,6 @@
 """A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
@@ -63,15 +64,19 @@ class Cost:
         return max(0.0, self.communication_s - self.exposed_s)
 
 
-def price(work: Work, cluster: Cluster, rates: Rates) -> Cost:
+def price(
+    work: Work, cluster: Cluster, rates: Rates, *, resident: Mapping[str, float] | None = None
+) -> Cost:
     """What one run costs a device of the cluster.
 
     Args:
       work: of a compiled program.
       cluster: its wiring.
       rates: of its GPU.
+      resident: arrays and bytes of them that are in the L2 cache whenever a computation starts;
+        None starts every one of them with an empty cache.
     """
-    return _Clock(work, cluster, rates).of(work.entry)
+    return _Clock(work, cluster, rates, resident or {}).of(work.entry)
 
 
 def kernel_costs(work: Work, cluster: Cluster, rates: Rates) -> dict[str, tuple[float, float]]:
@@ -149,6 +154,7 @@ class _Clock:
     work: Work
     cluster: Cluster
     rates: Rates
+    resident: Mapping[str, float] = field(default_factory=dict)
     known: dict[str, Cost] = field(default_factory=dict)
 
     def of(self, name: str) -> Cost:
@@ -161,7 +167,9 @@ class _Clock:
         total, exposed = Cost(), 0.0
         wire_free = copy_free = 0.0
         finish: dict[str, tuple[float, bool]] = {}
-        cache = _Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+        cache = Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+        for name, size in self.resident.items():
+            cache.touch(name, size)
         now = 0.0
         sm_count = self.cluster.gpu.sm_count
         for step in steps:
@@ -243,7 +251,7 @@ class _Clock:
 
 
 @dataclass
-class _Recent:
+class Recent:
     """Arrays that the L2 cache still holds: the last ones written or read, up to its size.
 
     What does not fit passes through and leaves nothing of the others.
@@ -258,11 +266,12 @@ class _Recent:
         hit = 0.0
         for name, size in kernel.reads:
             hit += min(size, self.held.get(name, 0.0))
-            self._touch(name, size)
-        self._touch(kernel.name, kernel.written_bytes)
+            self.touch(name, size)
+        self.touch(kernel.name, kernel.written_bytes)
         return hit
 
-    def _touch(self, name: str, size: float) -> None:
+    def touch(self, name: str, size: float) -> None:
+        """That array was written or read."""
         before = self.held.pop(name, 0.0)
         self.used -= before
         size = max(size, before)
