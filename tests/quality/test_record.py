@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from parallax.quality.saying import CANNOT, sentences
 from parallax.quality_results import MatrixError, Race, Run, Score, load_record
 from parallax.results import Figure
 
+ROOT = Path(__file__).resolve().parents[2]
 EXACT = Figure(0.0, "%", "measured", 0.0, 0.0)
 
 
@@ -123,3 +125,21 @@ def test_sentences_follow_the_figures():
     lines = sentences([], race, errors)
     assert "1.50 [1.20, 1.80] times the steps (3 seeds); the interval does not hold 1." in lines[1]
     assert "2.00e-02" in lines[2]
+
+
+def test_the_committed_record_says_what_its_figures_say():
+    """INT8 within a hundredth on every trained matrix and every full-size shape; rows that store
+    the same bytes with more bits do no worse; its sentences are what the code writes today."""
+    record = load_record(ROOT / "benchmarks" / "cpu" / "compress_quality.json")
+    int8 = [e.error for e in record.errors if e.format == "int8"]
+    assert len(int8) == 7 * record.model["num_layers"] + 3
+    assert max(int8) <= 1e-2
+    assert sentences(record.scores, record.race, record.errors) == record.says
+    for tuned in (False, True):
+        nats = [record.score(x, tuned).perplexity.value for x in ("float16", "int4", "int4+2:4")]
+        assert nats == sorted(nats)
+    task = record.score("float16").accuracy
+    assert task.low is not None
+    assert task.low > record.chance
+    for mix in record.mixes:
+        assert (mix.n_bytes <= mix.budget_bytes) == bool(mix.formats)
