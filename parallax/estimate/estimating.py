@@ -18,6 +18,7 @@ from parallax.estimate.sketch import Sketch
 from parallax.hlo.work import Loop, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
+from parallax.parallel.layer_parts import CacheTiled
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -67,10 +68,17 @@ def estimate(
         program is priced.
 
     Raises:
-      ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes.
+      ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes;
+        layers in slabs, of which there is no sketch.
 
     Cost: milliseconds; nothing is traced.
     """
+    if isinstance(strategy.layers, CacheTiled):
+        raise ValueError(
+            f"estimate: strategy '{strategy.name}' runs layers in slabs, of which there is no "
+            "closed form of time. Compile the program and predict that, or give the strategy with "
+            "its inner layers."
+        )
     sketch = Sketch(config, strategy, workload, decoder, skew, weights or weights_of(config))
     work = Work("entry", _steps(sketch), strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens

@@ -6,6 +6,7 @@ Knows no strategy and no mesh: layers are bytes and costs, devices are budgets a
 from parallax.placement.budget import Budget, parse_budget
 from parallax.placement.footprint import Footprint, layer_footprints
 from parallax.placement.grouping import Device, Placement, greedy, optimal
+from parallax.placement.tiles import TileTraffic, most_tokens, tile_traffic, tiles_under
 from parallax.placement.verdicts import GroupVerdict, verdicts
 
 __all__ = [
@@ -14,9 +15,13 @@ __all__ = [
     "Footprint",
     "GroupVerdict",
     "Placement",
+    "TileTraffic",
     "greedy",
     "layer_footprints",
+    "most_tokens",
     "optimal",
     "parse_budget",
+    "tile_traffic",
+    "tiles_under",
     "verdicts",
 ]
