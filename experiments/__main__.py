@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "calibrate": "fit the cost model to the GPU at hand",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",
+    "compress_quality": "what fewer bits a weight cost a model trained here, measured",
     "generate": "continue prompts with a published model, under any strategy",
     "compress": "a model's weights in fewer bits, stored so and run under any strategy",
     "train": "train, stop, and go on under another strategy",
@@ -26,8 +27,8 @@ EXPERIMENTS = {
 def usage() -> str:
     """What there is, with the first command to type."""
     lines = [(__doc__ or "").strip(), "", "Experiments:"]
-    lines += [f"  {name:<12}{what}" for name, what in EXPERIMENTS.items()]
-    lines += [f"  {'list':<12}{', '.join(KINDS)}", "", "First: parallax compare --paper=ring_sp"]
+    lines += [f"  {name:<18}{what}" for name, what in EXPERIMENTS.items()]
+    lines += [f"  {'list':<18}{', '.join(KINDS)}", "", "First: parallax compare --paper=ring_sp"]
     return "\n".join(lines)
 
 
