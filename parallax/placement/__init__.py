@@ -6,6 +6,7 @@ Knows no strategy and no mesh: layers are bytes and costs, devices are budgets a
 from parallax.placement.budget import Budget, parse_budget
 from parallax.placement.footprint import Footprint, layer_footprints
 from parallax.placement.grouping import Device, Placement, greedy, optimal
+from parallax.placement.moving import least_moved
 from parallax.placement.verdicts import GroupVerdict, verdicts
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Placement",
     "greedy",
     "layer_footprints",
+    "least_moved",
     "optimal",
     "parse_budget",
     "verdicts",

@@ -1,0 +1,9 @@
+"""Layer-wise serving on a chain of devices: placement, per-layer formats, failover, pressure."""
+
+from parallax.engine.deployment.deployment import Deployment, Served
+from parallax.engine.deployment.failover import Recovery
+from parallax.engine.deployment.layout import Layout
+from parallax.engine.deployment.memory import DeviceLost
+from parallax.engine.deployment.requests import Moment
+
+__all__ = ["Deployment", "DeviceLost", "Layout", "Moment", "Recovery", "Served"]

@@ -1,0 +1,120 @@
+"""Weights as devices hold them: one layer at a time, in its own formats, with host copies."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from parallax.compression import parse_format
+from parallax.models.config import ModelConfig
+from parallax.placement import layer_footprints
+from parallax.spmd import abstract_transformer
+
+Formats = tuple[str, str]  # of the attention's matrices, and of the MLP's
+_FIRST = ("tokens_VD", "positions_LD")
+_LAST = ("final_norm", "unembed_DV")
+
+
+def layer_config(config: ModelConfig, formats: Formats) -> ModelConfig:
+    """The model with one layer, whose matrices have these formats.
+
+    Raises:
+      ValueError: formats that cannot be served.
+    """
+    if formats != (config.dtype, config.dtype):
+        raise ValueError(f"formats {formats}: only {config.dtype} is served.")
+    return config.replace(num_layers=1)
+
+
+def store_layer(config: ModelConfig, dense: nnx.State, formats: Formats) -> nnx.State:
+    """One layer's weights in these formats.
+
+    Args:
+      config: the whole model.
+      dense: the layer's parameters, each with a leading dim of 1.
+    """
+    layer_config(config, formats)
+    return dense
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostCopies:
+    """The model on the host: where lost weights come from.
+
+    Attributes:
+      config: the model.
+      dense: its parameters as NumPy arrays, layers stacked.
+      layers: (layer, formats) -> that layer as a device holds it, NumPy arrays.
+    """
+
+    config: ModelConfig
+    dense: nnx.State
+    layers: dict[tuple[int, Formats], Any]
+
+    @classmethod
+    def of(cls, config: ModelConfig, params: nnx.State) -> "HostCopies":
+        """Copies parameters to the host."""
+        return cls(config, jax.tree.map(np.asarray, params), {})
+
+    def layer(self, number: int, formats: Formats) -> Any:
+        """One layer in these formats; the first time it is compressed.
+
+        Raises:
+          ValueError: sizes that the format cannot have.
+        """
+        key = (number, formats)
+        if key not in self.layers:
+            one = jax.tree.map(lambda w: w[number : number + 1], self.dense["layers"])
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                stored = store_layer(self.config, one, formats)
+            self.layers[key] = jax.tree.map(np.asarray, stored)
+        return self.layers[key]
+
+    def end(self, which: str) -> nnx.State:
+        """What the "first" or the "last" device of the chain has beside its layers."""
+        return nnx.State({name: self.dense[name] for name in end_names(self.config, which)})
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all copies."""
+        return sum(x.nbytes for x in jax.tree.leaves((self.dense, list(self.layers.values()))))
+
+
+def end_names(config: ModelConfig, which: str) -> tuple[str, ...]:
+    """Parameters of the "first" device (tables) or of the "last" (norm and unembedding)."""
+    shapes = abstract_transformer(config)[1]
+    if which == "first":
+        return tuple(name for name in _FIRST if name in shapes)
+    tied = ("tokens_VD",) if config.tie_embeddings else ()
+    return tuple(name for name in (*_LAST, *tied) if name in shapes)
+
+
+def end_bytes(config: ModelConfig, which: str) -> int:
+    """Of these parameters."""
+    shapes = abstract_transformer(config)[1]
+    leaves = jax.tree.leaves([shapes[name] for name in end_names(config, which)])
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+def check_formats(
+    config: ModelConfig, formats: str | Sequence[Formats] | None
+) -> tuple[Formats, ...]:
+    """Formats of every layer; None is the model's own dtype.
+
+    Raises:
+      ValueError: as many as there are no layers, unknown ones, or sizes that they cannot have.
+    """
+    if formats is None:
+        formats = config.dtype
+    if isinstance(formats, str):
+        formats = ((formats, formats),) * config.num_layers
+    pairs = tuple((attention, mlp) for attention, mlp in formats)
+    for name in {name for pair in pairs for name in pair} - {config.dtype}:
+        parse_format(name)
+    layer_footprints(config, pairs)
+    for pair in dict.fromkeys(pairs):
+        layer_config(config, pair)
+    return pairs
