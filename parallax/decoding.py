@@ -19,12 +19,13 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.block import attention_shape
+from parallax.models.transformer import abstract_transformer
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_of
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.split import Split
-from parallax.spmd import ShardedTransformer, abstract_transformer, mesh_entry, platform_of
+from parallax.spmd import ShardedTransformer, mesh_entry, platform_of
 
 
 class KvCache(NamedTuple):
@@ -210,11 +211,11 @@ class Decoder:
 
     def weight_bytes(self) -> float:
         """Bytes of weights a device reads in one step: its layers once a tick."""
-        strategy, sizes = self.sharded.strategy, self.sharded.shard_sizes()
+        strategy, sizes = self.sharded.strategy, self.sharded.shard_bytes()
         ticks = strategy.layers.ticks(self.step_microbatches, self.split.count("layers"))
         layers = sum(jax.tree.leaves(sizes["layers"]))
-        head = sum(jax.tree.leaves(self.sharded.untied.shard_sizes()["unembed_DV"]))
-        return float((ticks * layers + head) * self.sharded.config.item_bytes)
+        head = sum(jax.tree.leaves(self.sharded.untied.shard_bytes()["unembed_DV"]))
+        return float(ticks * layers + head)
 
     def token_sharding(self, mesh) -> NamedSharding:
         """Of a step's tokens [B]."""

@@ -2,6 +2,7 @@
 
 import jax
 
+from parallax.models.transformer import abstract_transformer
 from parallax.parallel.stage_layers import padded_layers
 from parallax.results import Evenness
 from parallax.spmd import ShardedTransformer
@@ -16,10 +17,12 @@ def evenness(sharded: ShardedTransformer, microbatches: int) -> Evenness:
     """
     strategy = sharded.strategy
     ticks = strategy.layers.ticks(microbatches, strategy.split().count("layers"))
-    on_device = sum(jax.tree.leaves(sharded.shard_sizes()))
+    on_device = sum(jax.tree.leaves(sharded.shard_bytes()))
+    parameters = jax.tree.leaves(abstract_transformer(sharded.config)[1])
+    whole = sum(x.size * x.dtype.itemsize for x in parameters)
     groups = sharded.groups
     return Evenness(
-        replication=on_device * strategy.mesh.size / sharded.config.num_params,
+        replication=on_device * strategy.mesh.size / whole,
         bubble=ticks / microbatches - 1,
         padded_share=padded_layers(groups) / (len(groups) * max(groups)),
     )

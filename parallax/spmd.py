@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
-from parallax.models.transformer import Transformer
+from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.balance import total_stats
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import Platform, RouterStats, load_balancing_loss
@@ -88,14 +88,6 @@ def param_specs(
 def mesh_entry(axes: tuple[str, ...]):
     """Mesh axes of one dim as a PartitionSpec has them."""
     return None if not axes else axes[0] if len(axes) == 1 else axes
-
-
-@functools.lru_cache(maxsize=64)
-def abstract_transformer(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and shapes of a Transformer; no parameter is made."""
-    with nnx.use_eager_sharding(False):
-        model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
-        return nnx.split(model)
 
 
 @dataclass(frozen=True)
@@ -299,14 +291,15 @@ class ShardedTransformer:
         ticks = self.strategy.layers.ticks(
             self.workload.microbatches, self.strategy.split().count("layers")
         )
-        sizes = self.shard_sizes()
-        layers = sum(jax.tree.leaves(sizes["layers"]))
-        head = sum(jax.tree.leaves(self.untied.shard_sizes()["unembed_DV"]))
-        return float((ticks * layers + head) * self.config.item_bytes)
+        layers = sum(jax.tree.leaves(self.shard_bytes()["layers"]))
+        head = sum(jax.tree.leaves(self.untied.shard_bytes()["unembed_DV"]))
+        return float(ticks * layers + head)
 
-    def shard_sizes(self) -> nnx.State:
-        """Elements of every parameter that a device holds."""
-        return jax.tree.map(self._shard_size, self.shapes, self.specs)
+    def shard_bytes(self) -> nnx.State:
+        """Bytes of every parameter that a device holds, as they are stored."""
+        return jax.tree.map(
+            lambda x, spec: self._shard_size(x, spec) * x.dtype.itemsize, self.shapes, self.specs
+        )
 
     def gradient_sums(self) -> dict[tuple[str, ...], int]:
         """Elements a device sums after a backward pass, by the mesh axes it sums them over."""

@@ -46,6 +46,14 @@ class TrainStep:
     remat: Remat = "microbatch"
     param_dtype: str = "float32"
 
+    def __post_init__(self):
+        if self.sharded.config.compression is not None:
+            raise ValueError(
+                f"TrainStep: model '{self.sharded.config.name}' stores its weights compressed "
+                f"({', '.join(self.sharded.config.compression)}), and integers have no gradient. "
+                "Train config.replace(compression=None), then compress."
+            )
+
     @property
     def param_bytes(self) -> int:
         """Bytes of one parameter, and of its gradient."""

@@ -16,8 +16,9 @@ from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, judge
 from parallax.lenses.verify_decoding import decode, greedy
 from parallax.lenses.verifying import cast, draw, relative_error
+from parallax.models.transformer import abstract_transformer
 from parallax.parallel import cached_attention as cached
-from parallax.spmd import ShardedTransformer, abstract_transformer
+from parallax.spmd import ShardedTransformer
 from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
 from parallax.workload import Workload
 from tests.strategies.cases import (

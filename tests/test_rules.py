@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
+from parallax.models.transformer import abstract_transformer
 from parallax.rules import LOGICAL_AXES, Rules, check_divides
-from parallax.spmd import abstract_transformer, mesh_entry, param_specs
+from parallax.spmd import mesh_entry, param_specs
 from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
 from tests.strategies.cases import SMALL
 

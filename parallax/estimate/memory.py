@@ -18,7 +18,7 @@ def estimate_bytes(sharded: ShardedTransformer, decoder: Decoder | None = None) 
     """
     config, split = sharded.config, sharded.strategy.split()
     workload, item = sharded.workload, sharded.config.item_bytes
-    weights = sum(jax.tree.leaves(sharded.shard_sizes())) * item
+    weights = sum(jax.tree.leaves(sharded.shard_bytes()))
     b = workload.batch // split.count("act_batch") // workload.microbatches
     tokens = b * workload.seq_len // split.count("act_seq")
     residual = tokens * config.d_model * item

@@ -19,10 +19,12 @@ from parallax.lenses.child import Progress
 from parallax.lenses.reference import reference
 from parallax.lenses.text import byte_tokens
 from parallax.lenses.tolerance import judge
-from parallax.lenses.verifying import cast, draw, relative_error
+from parallax.lenses.verifying import draw, relative_error
 from parallax.models.config import ModelConfig
+from parallax.models.transformer import abstract_transformer
+from parallax.models.weights import cast
 from parallax.results import Exactness, Verification
-from parallax.spmd import ShardedTransformer, abstract_transformer
+from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -20,10 +20,12 @@ from parallax.lenses.reference import reference
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.lenses.tolerance import judge
 from parallax.models.config import ModelConfig
+from parallax.models.transformer import abstract_transformer
+from parallax.models.weights import cast
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import load_balancing_loss
 from parallax.results import Exactness, RouterFacts, Verification
-from parallax.spmd import ShardedTransformer, abstract_transformer
+from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -135,16 +137,13 @@ def draw(config: ModelConfig) -> nnx.State:
     return make()
 
 
-def cast(state: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype), state)
-
-
 def _reference(config: ModelConfig, state: nnx.State, inputs, replayed=()):
     graph = abstract_transformer(config)[0]
     scale = _LOSS_SCALE.get(config.dtype, 1.0)
     segment_ids = inputs[1] if len(inputs) > 1 else None
 
-    def loss(state):
+    def loss(trained, stored):
+        state = nnx.merge_state(trained, stored)
         logits, routing = reference(nnx.merge(graph, state), inputs[0], segment_ids, *replayed)
         labels, weights = next_token_labels(inputs[0], segment_ids)
         losses = cross_entropy(logits, labels)
@@ -156,7 +155,7 @@ def _reference(config: ModelConfig, state: nnx.State, inputs, replayed=()):
             mean = mean + (config.load_balance * balance.sum()).astype(mean.dtype)
         return mean * jnp.asarray(scale, mean.dtype), (logits, routing)
 
-    return _run(jax.jit(jax.grad(loss, has_aux=True)), state, scale)
+    return _run(jax.jit(jax.grad(loss, has_aux=True)), _trained(state), scale)
 
 
 def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
@@ -165,18 +164,23 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
     scale = _LOSS_SCALE.get(program.config.dtype, 1.0)
     loss_and_logits = program.loss_and_logits(mesh)
 
-    def loss(state):
-        mean, found = loss_and_logits(state, *inputs)
+    def loss(trained, stored):
+        mean, found = loss_and_logits(nnx.merge_state(trained, stored), *inputs)
         return mean * jnp.asarray(scale, mean.dtype), found
 
-    step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(shardings, None))
+    step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(_trained(shardings)[0], None))
     placed = jax.jit(program.place, out_shardings=shardings)(state)
-    return _run(step, placed, scale, program.unplace)
+    return _run(step, _trained(placed), scale, program.unplace)
 
 
-def _run(step, state, scale, unplace=lambda gradients: gradients):
+def _trained(state: nnx.State) -> tuple[nnx.State, ...]:
+    """(what has gradients, what is stored compressed)."""
+    return nnx.split_state(state, nnx.Param, ...)
+
+
+def _run(step, states, scale, unplace=lambda gradients: gradients):
     """(logits, gradients, what routers did) as numpy arrays."""
-    gradients, (logits, routing) = jax.device_get(step(state))
+    gradients, (logits, routing) = jax.device_get(step(*states))
     gradients = unplace(gradients)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
     return np.asarray(logits, np.float64), wide, routing

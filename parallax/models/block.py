@@ -5,7 +5,6 @@ inside a split each is this device's share of it.
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from parallax.models.config import ModelConfig
@@ -15,6 +14,7 @@ from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import bias, weight
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import CachedLayer
+from parallax.parallel.products import product
 from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
@@ -25,11 +25,15 @@ class Attention(nnx.Module):
         self.config = config
         d, h, g, k = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         names = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.q_DHK = weight(rngs, (d, h, k), names[0], d, config.dtype)
-        self.k_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
-        self.v_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype)
+        form = config.compression and config.compression[0]
+        self.q_DHK = weight(rngs, (d, h, k), names[0], d, config.dtype, form=form)
+        self.k_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype, form=form)
+        self.v_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype, form=form)
         self.head_norm = HeadNorm(config) if config.qk_norm else None
-        self.out_HKD = weight(rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype)
+        self.out_HKD = weight(
+            rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype, form=form,
+            inputs=(0, 1),
+        )  # fmt: skip
         if config.bias:
             self.q_bias_HK = bias((h, k), names[0][1:], config.dtype)
             self.k_bias_GK = bias((g, k), names[1][1:], config.dtype)
@@ -42,9 +46,9 @@ class Attention(nnx.Module):
     ):  # fmt: skip
         """([B, L, D], keys and values of these tokens as a cache holds them)."""
         config = self.config
-        q_BLHK = jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...])
-        k_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.k_DGK[...])
-        v_BLGK = jnp.einsum("bld,dgk->blgk", x_BLD, self.v_DGK[...])
+        q_BLHK = product(x_BLD, self.q_DHK[...], "bld,dhk->blhk")
+        k_BLGK = product(x_BLD, self.k_DGK[...], "bld,dgk->blgk")
+        v_BLGK = product(x_BLD, self.v_DGK[...], "bld,dgk->blgk")
         if config.bias:
             q_BLHK = q_BLHK + self.q_bias_HK[...][None, None]
             k_BLGK = k_BLGK + self.k_bias_GK[...][None, None]
@@ -96,11 +100,12 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         d, f, dtype = config.d_model, config.d_ff, config.dtype
-        self.up_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
-        self.down_FD = weight(rngs, (f, d), ("mlp", "embed"), f, dtype)
+        form = config.compression and config.compression[1]
+        self.up_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype, form=form)
+        self.down_FD = weight(rngs, (f, d), ("mlp", "embed"), f, dtype, form=form)
         self.gated = config.mlp == "gated"
         if self.gated:
-            self.gate_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype)
+            self.gate_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype, form=form)
         self.has_bias = config.bias
         if config.bias:
             self.up_bias_F = bias((f,), ("mlp",), dtype)
@@ -109,11 +114,11 @@ class Mlp(nnx.Module):
                 self.gate_bias_F = bias((f,), ("mlp",), dtype)
 
     def __call__(self, x_BLD, split: Split):
-        h_BLF = jnp.einsum("bld,df->blf", x_BLD, self.up_DF[...])
+        h_BLF = product(x_BLD, self.up_DF[...], "bld,df->blf")
         if self.has_bias:
             h_BLF = h_BLF + self.up_bias_F[...][None, None]
         if self.gated:
-            gate_BLF = jnp.einsum("bld,df->blf", x_BLD, self.gate_DF[...])
+            gate_BLF = product(x_BLD, self.gate_DF[...], "bld,df->blf")
             if self.has_bias:
                 gate_BLF = gate_BLF + self.gate_bias_F[...][None, None]
             h_BLF = h_BLF * jax.nn.silu(gate_BLF)

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from parallax.compression import parse_format
+
 Mlp = Literal["gelu", "gated"]
 Norm = Literal["rmsnorm", "layernorm"]
 Positions = Literal["rope", "learned", "none"]
@@ -70,6 +72,9 @@ class ModelConfig:
       bias: all matrices of attention and MLP add a bias; not beside experts.
       tie_embeddings: the unembedding is the token table, transposed: one parameter.
       rope_scaling: of positions="rope"; None leaves the frequencies as they are.
+      compression: formats in which the matrices of attention and of the MLP (all experts) are
+        stored, as `parallax.compression.parse_format` reads them; None is `dtype`. Norms, biases,
+        routers and tables stay in `dtype`. Another function than the model's that was compressed.
     """
 
     name: str
@@ -95,8 +100,12 @@ class ModelConfig:
     bias: bool = False
     tie_embeddings: bool = False
     rope_scaling: RopeScaling | None = None
+    compression: tuple[str, str] | None = None
 
     def __post_init__(self):
+        if self.compression is not None:
+            object.__setattr__(self, "compression", tuple(self.compression))
+            self._check_compression(*self.compression)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "num_experts" else 1
@@ -133,6 +142,22 @@ class ModelConfig:
                 "Use an even head_dim, or positions='learned' or 'none'."
             )
 
+    def _check_compression(self, *names: str) -> None:
+        where = f"ModelConfig '{self.name}': compression"
+        if len(names) != 2:
+            raise ValueError(
+                f"{where} names two formats, attention and MLP; got {self.compression}."
+            )
+        attention, mlp = (parse_format(name) for name in names)
+        attention.check(self.d_model, f"{where}: d_model")
+        attention.check(self.head_dim, f"{where}: head_dim, inputs of a head's output matrix")
+        mlp.check(self.d_model, f"{where}: d_model")
+        mlp.check(self.d_ff, f"{where}: d_ff")
+        if self.num_experts and mlp.activation_bits:
+            raise ValueError(
+                f"{where}: experts multiply in the model's dtype. Use int8 instead of w8a8."
+            )
+
     @property
     def item_bytes(self) -> int:
         """Bytes of one parameter or activation."""
@@ -167,6 +192,8 @@ class ModelConfig:
     def from_dict(cls, data: Any, where: str = "model") -> "ModelConfig":
         """Inverse of `to_dict`. ValueError on fields that are missing, unknown or wrong."""
         names = {field.name for field in dataclasses.fields(cls)}
+        if isinstance(data, dict):
+            data = {"compression": None, **data}  # files from before there was any
         if not isinstance(data, dict) or set(data) != names:
             odd = sorted(names ^ set(data)) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"{where}: not a model's fields: {odd} missing or unknown.")

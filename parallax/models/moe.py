@@ -22,10 +22,11 @@ class Moe(nnx.Module):
         self.config = config
         e, d, f, dtype = config.num_experts, config.d_model, config.d_ff, config.dtype
         self.router_DE = weight(rngs, (d, e), ("embed", None), d, dtype)
-        self.up_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype)
-        self.down_EFD = weight(rngs, (e, f, d), ("expert", "mlp", "embed"), f, dtype)
+        how = {"form": config.compression and config.compression[1], "inputs": (1,)}
+        self.up_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype, **how)
+        self.down_EFD = weight(rngs, (e, f, d), ("expert", "mlp", "embed"), f, dtype, **how)
         if config.mlp == "gated":
-            self.gate_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype)
+            self.gate_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype, **how)
 
     def __call__(self, x_BLD, split: Split, expert_ids_BLk=None) -> tuple[jax.Array, Any]:
         """The mixture, and what the router did.

@@ -4,6 +4,7 @@ Its three parts (`embed`, `blocks`, `head`) are what strategies run on local sha
 them unsplit. Shapes: B batch, L tokens, D model width, V vocabulary.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from parallax.models.block import Block
 from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
-from parallax.models.weights import weight
+from parallax.models.weights import cast, weight
 from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
@@ -125,7 +126,7 @@ class Transformer(nnx.Module):
 
         def layer(x, of_layer):
             state, expert_ids, kv = of_layer
-            state = jax.tree.map(lambda w: w.astype(config.dtype), state)
+            state = cast(state, config.dtype)
             own = None if cache is None else cache.of_layer(*kv)
             return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
 
@@ -162,6 +163,14 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b l v"]:
         """Logits of every position, [B, L, V], on one device."""
         return self.run(tokens_BL, segment_ids_BL)[0]
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_transformer(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph and shapes of a Transformer; no parameter is made."""
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
+        return nnx.split(model)
 
 
 def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Array:

@@ -17,6 +17,7 @@ from jax import lax
 from parallax.parallel.attention_parts import AttentionPart, Local
 from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_attention
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
+from parallax.parallel.products import Int8Weight, product
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import narrow, widen
 
@@ -66,8 +67,10 @@ class Split:
             shards *= self.mesh_axes[axis]
         return shards
 
-    def contract(self, x: jax.Array, w: jax.Array, spec: str, *, over: str | tuple[str, ...]):
-        """`einsum(spec, x, w)` whose contracted dims may be split: then it sums over devices.
+    def contract(
+        self, x: jax.Array, w: jax.Array | Int8Weight, spec: str, *, over: str | tuple[str, ...]
+    ) -> jax.Array:
+        """`product(x, w, spec)` whose contracted dims may be split: then it sums over devices.
 
         Args:
           x, w: local shards.
@@ -80,7 +83,8 @@ class Split:
 
         Cost: an all-reduce of the output over the mesh axes of `over`, or a reduce-scatter.
         """
-        return self.sum(jnp.einsum(spec, x, w), *((over,) if isinstance(over, str) else over))
+        names = (over,) if isinstance(over, str) else over
+        return self.sum(product(x, w, spec, self.over(*names)), *names)
 
     def sum(self, y: jax.Array, *names: str) -> jax.Array:
         """Partial sums of a term of the residual stream, summed over what splits these names.

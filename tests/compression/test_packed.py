@@ -1,5 +1,7 @@
 """Compressed weights: bytes of the table, values of the grid, positions of the largest."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ NAMES = ["float16", "float16+2:4", "int8", "w8a8", "int8+2:4", "int8/32", "int4"
 INPUTS = {"float16+5:7": 56}
 
 
-def weight(*shape, dtype="float64", seed=0):
+def weight(*shape, dtype="float64", seed=0) -> Any:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
@@ -48,14 +50,16 @@ def test_every_weight_is_the_nearest_on_its_grid_or_was_dropped(name):
     form = parse_format(name)
     w = weight(INPUTS.get(name, 256), 24)
     packed = compress(w, form, (0,))
-    kept = np.asarray(mask(w, form.kept, form.of, 0)) if form.sparse else np.ones(w.shape, bool)
-    found = np.asarray(decompress(packed, form, 0, "float64"))
+    kept: Any = np.ones(w.shape, bool)
+    if form.sparse:
+        kept = np.asarray(mask(w, form.kept, form.of, 0))
+    found: Any = np.asarray(decompress(packed, form, 0, "float64"))
     assert (found[~kept] == 0).all()
     assert kept.reshape(-1, form.of, 24).sum(1).min() == form.kept
     if packed.scales is None:
         np.testing.assert_array_equal(found[kept], np.float16(w)[kept])
         return
-    scales = np.float64(packed.scales)
+    scales: Any = np.float64(packed.scales)
     step = np.repeat(scales, w.shape[0] // scales.shape[0], axis=0)
     worst = np.abs(found - w)[kept] / step[kept]
     # Half a step; the largest of a channel may be cut by as much again.

@@ -1,0 +1,48 @@
+"""A model's weights, compressed: parameters of one config to those of another."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from parallax.compression import Packed, compress
+from parallax.models.config import ModelConfig
+from parallax.models.packed_weight import PackedWeight
+from parallax.models.transformer import abstract_transformer
+
+
+def compress_params(dense: nnx.State, config: ModelConfig) -> nnx.State:
+    """Parameters of `config` from those of the same model without compression.
+
+    Args:
+      dense: of `config.replace(compression=None)`, of any float dtype, filled up for stages or not.
+      config: with `compression`.
+
+    To be jitted, with `out_shardings` where the weights are split.
+    """
+    flat: dict[tuple, Any] = dict(nnx.to_flat_state(dense))
+    for path, where in packed_weights(config).items():
+        weight = flat.pop(path)
+        packed = _compress_stack(weight[...], where)
+        for name, like in _variables(where).items():
+            flat[(*path, name)] = like.replace(getattr(packed, name))
+    return nnx.from_flat_state(list(flat.items()))
+
+
+def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
+    """Every compressed weight of a model, abstract, by the path of what it stands for."""
+    model = nnx.merge(*abstract_transformer(config))
+    return {
+        tuple(path): module
+        for path, module in nnx.iter_graph(model)
+        if isinstance(module, PackedWeight)
+    }
+
+
+def _compress_stack(w: jax.Array, where: PackedWeight) -> Packed:
+    """Of a stack of layers, [N, ...]."""
+    return jax.vmap(lambda w: compress(w, where.form, where.inputs))(w)
+
+
+def _variables(where: PackedWeight) -> dict[str, nnx.Variable]:
+    return {name: x for name in Packed._fields if (x := getattr(where, name, None)) is not None}

@@ -1,0 +1,55 @@
+"""A weight that is stored compressed and read as if it were not."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from parallax.compression import Format, Packed, compress, decompress
+from parallax.parallel.products import Int8Weight
+
+
+class Stored(nnx.Variable):
+    """An array as it is stored: never cast to the model's dtype, never trained."""
+
+
+class PackedWeight(nnx.Module):
+    """In place of an nnx.Param: `weight[...]` is what a product takes.
+
+    Args:
+      dense: the weight.
+      names: its logical axes; what is stored has the same dims and carries the same ones.
+      form: how it is stored.
+      inputs: dims that its product sums over; see `compress`.
+      dtype: of the weight that `[...]` gives.
+
+    Raises:
+      ValueError: inputs that the format does not divide.
+    """
+
+    def __init__(self, dense: jax.Array, names, form: Format, inputs: tuple[int, ...], dtype: str):
+        self.form, self.inputs, self.dtype = form, inputs, dtype
+        packed = compress(dense, form, inputs)
+        self.values = Stored(packed.values, out_sharding=names)
+        if packed.positions is not None:
+            self.positions = Stored(packed.positions, out_sharding=names)
+        if packed.scales is not None:
+            alike = tuple(
+                None if size == 1 and i in inputs else name
+                for i, (size, name) in enumerate(zip(packed.scales.shape, names, strict=True))
+            )
+            self.scales = Stored(packed.scales, out_sharding=alike)
+
+    @property
+    def packed(self) -> Packed:
+        """What is stored."""
+        found = (getattr(self, name, None) for name in Packed._fields)
+        return Packed(*(None if x is None else x[...] for x in found))
+
+    def __getitem__(self, index) -> Any:
+        """The weight, with `...`: an array, or integers where activations are rounded too."""
+        assert index is Ellipsis, "a packed weight is read whole"
+        if self.form.activation_bits:
+            packed = self.packed
+            return Int8Weight(packed.values, packed.scales)
+        return decompress(self.packed, self.form, self.inputs[-1], self.dtype)
