@@ -140,6 +140,19 @@ def _wanted(chain: Chain, layer: int) -> tuple[Formats, ...]:
     return tuple(dict.fromkeys((now, kept.mild, kept.strong)))
 
 
+def extra_bytes(chain: Chain) -> tuple[int, ...]:
+    """Of each layer, what its device holds beside the weights in use: what is prepared there."""
+
+    def size(layer: int, pair: Formats) -> int:
+        formats = chain.layout.with_formats(layer, pair).formats
+        return chain.sizes.footprints(formats)[layer].weights
+
+    return tuple(
+        sum(size(layer, pair) for pair in _wanted(chain, layer)[1:])
+        for layer in range(len(chain.layout.formats))
+    )
+
+
 def _tidy(chain: Chain) -> None:
     """Devices of the chain forget what is now elsewhere; spares keep what they have."""
     for number, device in enumerate(chain.layout.devices):

@@ -4,18 +4,25 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from parallax.engine.deployment.chain import Chain, bring, compile_chain, run_pass
+from parallax.engine.deployment.chain import Chain, bring, compile_chain, extra_bytes, run_pass
 from parallax.engine.deployment.failover import Recovery, likely_layouts, next_layout, recover
 from parallax.engine.deployment.layout import Layout, Rule, Sizes, place
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
+from parallax.engine.deployment.pressure import Monitor, Pressure
 from parallax.engine.deployment.requests import Moment, Progress, Wave, add_tokens, waves_of
 from parallax.engine.deployment.stored import Formats, HostCopies, check_formats
+from parallax.engine.deployment.switching import (
+    Switch,
+    prepare_layers,
+    switch,
+    switched_layouts,
+)
 from parallax.engine.generate import Continuation, OnToken, check_prompts
 from parallax.engine.latency import Latency
 from parallax.models.config import ModelConfig
@@ -29,11 +36,13 @@ class Served:
       continuations: one a prompt, in order.
       latency: times of all requests; a recovery is a long time between two tokens.
       recoveries: of devices lost meanwhile.
+      switches: of layers to other formats meanwhile; tokens after one are another function's.
     """
 
     continuations: tuple[Continuation, ...]
     latency: Latency
     recoveries: tuple[Recovery, ...]
+    switches: tuple[Switch, ...]
 
 
 class Deployment:
@@ -93,7 +102,9 @@ class Deployment:
             rows=batch // waves,
             slots=max_len,
         )
-        self._spares, self._recoveries = len(waiting), []
+        self._spares = len(waiting)
+        self._recoveries: list[Recovery] = []
+        self._switches: list[Switch] = []
         bring(self.chain)
 
     @property
@@ -111,6 +122,11 @@ class Deployment:
         """Of all losses so far."""
         return tuple(self._recoveries)
 
+    @property
+    def switches(self) -> tuple[Switch, ...]:
+        """Of all layers so far."""
+        return tuple(self._switches)
+
     def device_bytes(self, kind: str | None = None) -> tuple[int, ...]:
         """Bytes that each device holds now; 0 where it is lost.
 
@@ -120,15 +136,46 @@ class Deployment:
         return tuple(memory.n_bytes(kind) for memory in self.chain.memories)
 
     def prepare(self) -> float:
-        """Compiles what runs now and what would run after each single loss.
+        """Compiles what runs now, after each single loss, and with prepared layers switched one
+        after the other.
 
         Returns:
           Seconds.
         """
         start = time.perf_counter()
-        for layout in (self.layout, *likely_layouts(self.chain)):
+        layouts = (self.layout, *likely_layouts(self.chain), *switched_layouts(self.chain))
+        for layout in layouts:
             compile_chain(self.chain, layout)
         return time.perf_counter() - start
+
+    def prepare_switch(
+        self, layers: Iterable[int], formats: Formats, where: Literal["device", "host"] = "device"
+    ) -> int:
+        """Compresses layers beforehand, so that pressure can switch them to these formats and back.
+
+        Args:
+          where: "device" keeps both kinds there; "host" copies the other one at each switch.
+
+        Returns:
+          Bytes that devices hold more than before.
+
+        Raises:
+          ValueError: no such layer, formats that are no smaller, or more than a device's budget.
+        """
+        return prepare_layers(self.chain, tuple(layers), formats, where)
+
+    def switch(self, layer: int, reason: str = "asked for") -> Switch:
+        """A prepared layer to its other formats, by hand.
+
+        Raises:
+          ValueError: a layer that is not prepared.
+        """
+        while True:
+            try:
+                self._switches.append(switch(self.chain, layer, reason))
+                return self._switches[-1]
+            except DeviceLost as lost:
+                self._recoveries.append(recover(self.chain, lost))
 
     def lose(self, device: int) -> None:
         """Simulated: a device's buffers are deleted and later reads refused. Nothing is told: the
@@ -158,7 +205,9 @@ class Deployment:
         else:
             devices = sorted({*chain.layout.devices, device})
             held = {d: chain.layout.layers_on(d) for d in devices}
-            chain.layout = place(chain.sizes, chain.layout.formats, devices, held)
+            chain.layout = place(
+                chain.sizes, chain.layout.formats, devices, held, extra_bytes(chain)
+            )
         self._settle()
 
     def replicate(self, layers: Iterable[int], device: int) -> int:
@@ -194,6 +243,7 @@ class Deployment:
         *,
         max_new_tokens: int,
         stop_tokens: Sequence[int] = (),
+        pressure: Pressure | None = None,
         on_token: OnToken = lambda prompt, token: None,
         on_moment: Callable[[Moment], None] = lambda moment: None,
     ) -> Served:
@@ -203,6 +253,7 @@ class Deployment:
           prompts: token ids, at most `batch` of them.
           max_new_tokens: a sequence.
           stop_tokens: ids that end a sequence; not part of the result.
+          pressure: when prepared layers are switched; None is never.
           on_token: called with (number of the prompt, token).
           on_moment: called before each device runs; it may call `lose`.
 
@@ -212,7 +263,8 @@ class Deployment:
         chain = self.chain
         check_prompts(chain.config, prompts, max_new_tokens, chain.slots, stop_tokens)
         waves = waves_of(prompts, chain.rows, chain.slots)
-        first_recovery = len(self._recoveries)
+        recoveries, switches = len(self._recoveries), len(self._switches)
+        monitor = None if pressure is None else Monitor(pressure)
         compile_s = self._settle()
         if len(prompts) > self.chain.sizes.cached_tokens // chain.slots:
             raise ValueError(
@@ -232,6 +284,8 @@ class Deployment:
                 for prompt, token in add_tokens(wave, chosen, progress, max_new_tokens, stops):
                     on_token(prompt, token)
             times.append(time.perf_counter() - start)
+            if monitor is not None:
+                self._relieve(monitor, waves, number + 1)
         for memory in chain.working():
             for name in memory.names():
                 if name[0] in ("kv", "x", "chosen"):
@@ -248,7 +302,8 @@ class Deployment:
             Continuation(tuple(tokens), progress.finished[i])
             for i, tokens in enumerate(progress.new)
         )
-        return Served(continuations, latency, tuple(self._recoveries[first_recovery:]))
+        return Served(continuations, latency, tuple(self._recoveries[recoveries:]),
+                      tuple(self._switches[switches:]))  # fmt: skip
 
     def _pass(self, wave: Wave, waves: Sequence[Wave], number: int, on_moment) -> None:
         """Until it went through: a pass that a loss interrupted is run again."""
@@ -275,6 +330,15 @@ class Deployment:
             except DeviceLost as lost:
                 self._recoveries.append(recover(self.chain, lost, waves))
             self._pass(wave, waves, number, on_moment)
+
+    def _relieve(self, monitor: Monitor, waves: Sequence[Wave], number: int) -> None:
+        """Looks at the pressure once; a loss that comes to light is made up for."""
+        tokens = int(sum(wave.lengths.sum() for wave in waves))
+        try:
+            for made in monitor.observe(self.chain, tokens, number):
+                self._switches.append(made)
+        except DeviceLost as lost:
+            self._recoveries.append(recover(self.chain, lost, waves))
 
     def _settle(self) -> float:
         """Weights where they belong and programs compiled, whatever was lost between calls.
@@ -315,6 +379,11 @@ def _check(
             )
     if not config.causal:
         raise ValueError(f"Deployment: model '{config.name}' is not causal: it has no next token.")
+    if config.compression is not None:
+        raise ValueError(
+            f"Deployment: model '{config.name}' is stored as {config.compression} already; here "
+            "every layer has its own formats. Give dense parameters and formats=."
+        )
     if batch % waves:
         raise ValueError(f"Deployment: {waves} waves do not divide a batch of {batch}.")
     if spares >= devices:

@@ -12,6 +12,7 @@ from parallax.engine.deployment.chain import (
     Chain,
     bring,
     compile_chain,
+    extra_bytes,
     recompute,
 )
 from parallax.engine.deployment.layout import Layout, place
@@ -142,7 +143,7 @@ def next_layout(chain: Chain, lost: int) -> tuple[Layout, tuple[int, ...]]:
         return layout.replaced(lost, best), tuple(d for d in spares if d != best)
     rest = tuple(d for d in layout.devices if d not in gone)
     held = {d: layout.layers_on(d) for d in rest}
-    placed = place(chain.sizes, layout.formats, rest, held)
+    placed = place(chain.sizes, layout.formats, rest, held, extra_bytes(chain))
     return placed, tuple(d for d in rest if d not in placed.devices)
 
 

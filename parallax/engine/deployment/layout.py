@@ -90,6 +90,7 @@ def place(
     formats: tuple[Formats, ...],
     devices: Sequence[int],
     held: Mapping[int, Collection[int]] | None = None,
+    extra: Sequence[int] | None = None,
 ) -> Layout:
     """Layers on devices, in the order of their numbers.
 
@@ -98,6 +99,7 @@ def place(
       formats: of every layer.
       devices: numbers of those that work.
       held: layers that devices have already; a layer that stays costs nothing to move.
+      extra: bytes of each layer beside its footprint.
 
     Raises:
       ValueError: no device, fewer layers than devices, or layers that do not fit.
@@ -112,12 +114,13 @@ def place(
         )
     _check_largest(sizes, footprints)
     limits = _devices(sizes, len(devices))
-    totals, reads = ([float(f.total) for f in footprints] for _ in range(2))
+    reads = [float(f.total) for f in footprints]
+    totals = [a + b for a, b in zip(reads, extra or [0] * len(reads), strict=True)]
     if sizes.rule == "greedy":
         found = greedy(totals, reads, limits)
         kept = [i for i, group in enumerate(found.groups) if group]
         if kept[-1] != len(devices) - 1:  # the head comes to an earlier device than thought
-            return place(sizes, formats, [devices[i] for i in kept], held)
+            return place(sizes, formats, [devices[i] for i in kept], held, extra)
     else:
         found = _evenest(sizes, totals, reads, limits, [(held or {}).get(d, ()) for d in devices])
     return Layout(tuple(devices), found.stops, formats)

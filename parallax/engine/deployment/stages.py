@@ -16,11 +16,10 @@ from jax.sharding import SingleDeviceSharding
 
 from parallax.engine.deployment.stored import Formats, end_names, layer_config
 from parallax.models.config import ModelConfig
-from parallax.models.transformer import Transformer
+from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.attention_part import KvLayout
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers
 from parallax.parallel.split import UNSPLIT
-from parallax.spmd import abstract_transformer
 
 CACHED = UNSPLIT.replace(kv=KvLayout())
 Phase = Literal["prefill", "step"]

@@ -1,6 +1,7 @@
 """Weights as devices hold them: one layer at a time, in its own formats, with host copies."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from parallax.compression import parse_format
+from parallax.models.compressing import compress_params
 from parallax.models.config import ModelConfig
+from parallax.models.transformer import abstract_transformer
 from parallax.placement import layer_footprints
-from parallax.spmd import abstract_transformer
 
 Formats = tuple[str, str]  # of the attention's matrices, and of the MLP's
 _FIRST = ("tokens_VD", "positions_LD")
@@ -22,11 +23,15 @@ def layer_config(config: ModelConfig, formats: Formats) -> ModelConfig:
     """The model with one layer, whose matrices have these formats.
 
     Raises:
-      ValueError: formats that cannot be served.
+      ValueError: sizes that a format cannot have.
     """
-    if formats != (config.dtype, config.dtype):
-        raise ValueError(f"formats {formats}: only {config.dtype} is served.")
-    return config.replace(num_layers=1)
+    dense = formats == (config.dtype, config.dtype)
+    return config.replace(num_layers=1, compression=None if dense else formats)
+
+
+@functools.lru_cache(maxsize=64)
+def _storing(config: ModelConfig) -> Any:
+    return jax.jit(functools.partial(compress_params, config=config))
 
 
 def store_layer(config: ModelConfig, dense: nnx.State, formats: Formats) -> nnx.State:
@@ -36,8 +41,10 @@ def store_layer(config: ModelConfig, dense: nnx.State, formats: Formats) -> nnx.
       config: the whole model.
       dense: the layer's parameters, each with a leading dim of 1.
     """
-    layer_config(config, formats)
-    return dense
+    one = layer_config(config, formats)
+    if one.compression is None:
+        return dense
+    return _storing(one)(nnx.State({"layers": dense}))["layers"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,8 +119,6 @@ def check_formats(
     if isinstance(formats, str):
         formats = ((formats, formats),) * config.num_layers
     pairs = tuple((attention, mlp) for attention, mlp in formats)
-    for name in {name for pair in pairs for name in pair} - {config.dtype}:
-        parse_format(name)
     layer_footprints(config, pairs)
     for pair in dict.fromkeys(pairs):
         layer_config(config, pair)
