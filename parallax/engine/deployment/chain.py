@@ -214,10 +214,11 @@ def run_pass(
 
 
 def recompute(chain: Chain, wave: Wave) -> int:
-    """Keys and values that are on no device, again from the tokens known so far.
+    """Keys and values that are on no device, again from the tokens known so far; not waited for,
+    so that waves follow each other through the chain.
 
     Returns:
-      Layers that were run for it: those before a lost one feed it.
+      Stages that were run for it: those before a lost layer's feed it.
 
     Raises:
       DeviceLost: another device turned out to be lost.
@@ -233,12 +234,17 @@ def recompute(chain: Chain, wave: Wave) -> int:
     _embed(chain, wave, "prefill")
     for stage in range(stages):
         _run_stage(chain, wave, "prefill", stage, wave.lengths - 1, kept=missing)
-    last = chain.stage(stages - 1)
-    last.free(("x", wave.number))
+    chain.stage(stages - 1).free(("x", wave.number))
+    return stages
+
+
+def wait_for_kv(chain: Chain, waves: Collection[Wave]) -> None:
+    """Until all keys and values are computed. Raises DeviceLost."""
     jax.block_until_ready([
-        chain.owner(layer).read(("kv", wave.number, layer)) for layer in missing
+        chain.owner(layer).read(("kv", wave.number, layer))
+        for wave in waves if wave.prefilled
+        for layer in range(len(chain.layout.formats))
     ])  # fmt: skip
-    return chain.layout.stops[stages - 1]
 
 
 def _embed(chain: Chain, wave: Wave, phase: Phase) -> None:

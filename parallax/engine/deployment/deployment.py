@@ -208,7 +208,7 @@ class Deployment:
             chain.layout = place(
                 chain.sizes, chain.layout.formats, devices, held, extra_bytes(chain)
             )
-        self._settle()
+        self.settle()
 
     def replicate(self, layers: Iterable[int], device: int) -> int:
         """Keeps copies of layers' weights on a spare: if it takes them over, they need not move.
@@ -265,7 +265,7 @@ class Deployment:
         waves = waves_of(prompts, chain.rows, chain.slots)
         recoveries, switches = len(self._recoveries), len(self._switches)
         monitor = None if pressure is None else Monitor(pressure)
-        compile_s = self._settle()
+        compile_s = self.settle()
         if len(prompts) > self.chain.sizes.cached_tokens // chain.slots:
             raise ValueError(
                 f"{len(prompts)} prompts, the deployment has room for "
@@ -340,8 +340,8 @@ class Deployment:
         except DeviceLost as lost:
             self._recoveries.append(recover(self.chain, lost, waves))
 
-    def _settle(self) -> float:
-        """Weights where they belong and programs compiled, whatever was lost between calls.
+    def settle(self) -> float:
+        """Notices what was lost between calls; weights where they belong, programs compiled.
 
         Returns:
           Seconds of compiling.

@@ -14,11 +14,13 @@ from parallax.engine.deployment.chain import (
     compile_chain,
     extra_bytes,
     recompute,
+    wait_for_kv,
 )
 from parallax.engine.deployment.layout import Layout, place
 from parallax.engine.deployment.memory import DeviceLost
 from parallax.engine.deployment.modelled import ModelledRecovery, modelled_recovery
 from parallax.engine.deployment.requests import Wave
+from parallax.engine.deployment.stages import programs_compiled
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Recovery:
       move_s: until weights, and keys and values that were left, were there.
       compile_s: for programs that were not compiled ahead.
       recompute_s: for lost keys and values.
+      compiled_programs: that were not compiled ahead.
       host_to_device_bytes, device_to_device_bytes: moved.
       recomputed_tokens: known tokens whose keys and values were computed again.
       recomputed_layers: that were run for it.
@@ -51,6 +54,7 @@ class Recovery:
     move_s: float
     compile_s: float
     recompute_s: float
+    compiled_programs: int
     host_to_device_bytes: int
     device_to_device_bytes: int
     recomputed_tokens: int
@@ -79,9 +83,10 @@ def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Rec
     """
     now, lost_at = time.perf_counter(), chain.memories[lost.number].lost_at
     detect_s = 0.0 if lost_at is None else now - lost_at
+    programs = programs_compiled()
     before, moved_before, gone = chain.layout, chain.moved, []
     times = {"place": 0.0, "move": 0.0, "compile": 0.0, "recompute": 0.0}
-    layers_run, pending = 0, lost
+    stages, pending = 0, lost
     while True:
         try:
             start = time.perf_counter()
@@ -93,7 +98,9 @@ def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Rec
             start = _lap(times, "move", start)
             compile_chain(chain)
             start = _lap(times, "compile", start)
-            layers_run = max([layers_run, *(recompute(chain, wave) for wave in waves)])
+            stages = max([stages, *(recompute(chain, wave) for wave in waves)])
+            if stages:
+                wait_for_kv(chain, waves)
             _lap(times, "recompute", start)
             break
         except DeviceLost as another:
@@ -101,8 +108,9 @@ def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Rec
     moved = chain.moved - moved_before
     layers = tuple(i for d in gone for i in before.layers_on(d))
     # A wave whose prefill is not through is prefilled once more anyway.
-    again = [wave for wave in waves if wave.prefilled and layers_run]
+    again = [wave for wave in waves if wave.prefilled and stages]
     tokens = int(sum(wave.lengths.sum() for wave in again))
+    layers_run = chain.layout.stops[stages - 1] if stages else 0
     rows = sum(len(wave.lengths) for wave in again)
     longest = max([int(wave.lengths.max()) for wave in again], default=0)
     return Recovery(
@@ -115,12 +123,20 @@ def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Rec
         move_s=times["move"],
         compile_s=times["compile"],
         recompute_s=times["recompute"],
+        compiled_programs=programs_compiled() - programs,
         host_to_device_bytes=moved.host_to_device,
         device_to_device_bytes=moved.device_to_device,
         recomputed_tokens=tokens,
         recomputed_layers=layers_run,
         modelled=modelled_recovery(
-            chain.config, moved.host_to_device, moved.device_to_device, layers_run, rows, longest
+            chain.config,
+            moved.host_to_device,
+            moved.device_to_device,
+            layers_run,
+            rows,
+            longest,
+            waves=max(1, len(again)),
+            stages=max(1, stages),
         ),
     )
 

@@ -40,7 +40,7 @@ class ModelledRecovery:
 
 def modelled_recovery(
     config: ModelConfig, host_to_device: int, device_to_device: int, layers: int, batch: int,
-    tokens: int, gpu: str = "h100",
+    tokens: int, *, waves: int = 1, stages: int = 1, gpu: str = "h100",
 ) -> ModelledRecovery:  # fmt: skip
     """Modelled time to resume.
 
@@ -49,6 +49,7 @@ def modelled_recovery(
       host_to_device, device_to_device: bytes that move.
       layers: that are run again to get lost keys and values back.
       batch, tokens: sequences, and known tokens of each.
+      waves, stages: pieces of the batch that follow each other through so many even stages.
       gpu: of `parallax.cost`.
     """
     rates = rates_of(gpu)
@@ -65,7 +66,8 @@ def modelled_recovery(
     widths = sorted((int(w), rate) for w, rate in rates.attention_flops_per_s.items())
     rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate
-    return ModelledRecovery(gpu, move_s, recompute_s)
+    # Stages work on different waves at once, but for filling and emptying the chain.
+    return ModelledRecovery(gpu, move_s, recompute_s * (waves + stages - 1) / (waves * stages))
 
 
 @dataclass(frozen=True)

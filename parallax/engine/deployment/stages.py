@@ -111,6 +111,11 @@ def end_program(
     return _compile(_jitted("embed", config), (held, tokens, positions), device)
 
 
+def programs_compiled() -> int:
+    """So far in this process."""
+    return sum(f.cache_info().misses for f in (group_program, end_program))
+
+
 @functools.lru_cache(maxsize=256)
 def _jitted(what: str, *static: Any) -> Any:
     function = {"embed": embed, "prefill": prefill, "step": step, "head": head}[what]
