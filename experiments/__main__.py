@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",
     "generate": "continue prompts with a published model, under any strategy",
+    "compress": "a model's weights in fewer bits, stored so and run under any strategy",
     "train": "train, stop, and go on under another strategy",
 }
 

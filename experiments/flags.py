@@ -32,6 +32,11 @@ MICROBATCHES = flags.DEFINE_integer(
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float16", "bfloat16", "float32", "float64"], "Of parameters and activations."
 )
+COMPRESSION = flags.DEFINE_string(
+    "compression", None, "Formats that matrices are stored in: one, or attention's and the MLP's, "
+    "such as int8 or int8,int8+2:4. DTYPE[/GROUP][+N:M] with DTYPE int8, w8a8, int4, float16, ... "
+    "Another function than the dense model's, and named so.",
+)  # fmt: skip
 CLUSTER = flags.DEFINE_string(
     "cluster", None, "What to compile for: `parallax list clusters`, or <gpu>_<nodes>x8."
 )

@@ -3,6 +3,7 @@
   parallax generate --model=FOLDER --prompt="Once upon a time" --max_new_tokens=64
   parallax generate --model=FOLDER --strategy=ring_sequence --mesh=seq=4 --virtual --prompt="Hello"
   parallax generate --model=FOLDER --prompt="One" --prompt="Two" --temperature=0.8 --top_p=0.95
+  parallax generate --model=FOLDER --compression=int8,int8+2:4 --prompt="Hello"
   parallax generate --model=ring_sp --small --strategy=tensor_pipeline --virtual --prompt="def f("
 
 FOLDER holds config.json, *.safetensors and tokenizer.json of a Llama, GPT-2, Qwen3 or Mixtral
@@ -27,7 +28,7 @@ from parallax.experiments.launch import ProgressLines, check_file
 FLAGS = (
     flags.MODEL, flags.STRATEGY, flags.MESH, flags.PROMPT, flags.PROMPTS, flags.MAX_NEW_TOKENS,
     flags.TEMPERATURE, flags.TOP_K, flags.TOP_P, flags.SEED, flags.STOP_TOKENS, flags.CACHE_LEN,
-    flags.DTYPE, flags.SMALL, flags.VIRTUAL, flags.JSON,
+    flags.DTYPE, flags.COMPRESSION, flags.SMALL, flags.VIRTUAL, flags.JSON,
 )  # fmt: skip
 
 
@@ -98,5 +99,6 @@ def _request() -> dict[str, Any]:
         "stop_tokens": stop,
         "cache_len": flags.CACHE_LEN.value,
         "dtype": flags.DTYPE.value,
+        "compression": flags.COMPRESSION.value,
         "small": flags.SMALL.value,
     }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from parallax import parallel, strategies
     from parallax.comparing import compare, compare_papers
     from parallax.cost import Rates
+    from parallax.engine.compress import compress
     from parallax.engine.texts import generate
     from parallax.engine.train import train
     from parallax.foreign import compile_for, predict
@@ -59,6 +60,7 @@ _SURFACE = {
     "compare": "parallax.comparing",
     "compare_papers": "parallax.comparing",
     "compile_for": "parallax.foreign",
+    "compress": "parallax.engine.compress",
     "generate": "parallax.engine.texts",
     "huggingface": "parallax.models",
     "inspect_text": "parallax.inspecting",
@@ -89,6 +91,7 @@ __all__ = [
     "compare",
     "compare_papers",
     "compile_for",
+    "compress",
     "generate",
     "huggingface",
     "inspect_text",

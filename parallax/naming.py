@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+from parallax.compression import parse_format
 from parallax.meshes.mesh import MeshSpec
+from parallax.models.compressed_files import FILE as COMPRESSED_FILE
+from parallax.models.compressed_files import read_compressed_config
 from parallax.models.config import DType, ModelConfig
 from parallax.models.huggingface.configs import read_config
 from parallax.papers import PAPERS
@@ -13,16 +16,24 @@ from parallax.strategy import Strategy
 RUN_FILE = "run.json"  # in the folder of a training run
 
 
+Compression = str | tuple[str, str] | None
+
+
 def resolve_model(
-    model: str | Path | ModelConfig, *, dtype: DType | None = None, small: bool = False
+    model: str | Path | ModelConfig,
+    *,
+    dtype: DType | None = None,
+    small: bool = False,
+    compression: Compression = None,
 ) -> tuple[ModelConfig, Path | None]:
     """A model and the folder of its weights, None where there are none.
 
     Args:
       model: a paper's name, a folder with config.json and *.safetensors (or its config.json), the
-        folder of a training run, or a ModelConfig.
+        folder of a training run, a folder that `parallax compress` wrote, or a ModelConfig.
       dtype: of parameters and activations; None is the model's own.
       small: of a paper's model, the same shape at a width that a laptop runs.
+      compression: formats of the matrices, see `parse_compression`; None is the model's own.
 
     Raises:
       ValueError: neither a name nor a folder, or a folder whose model is not known here.
@@ -36,6 +47,9 @@ def resolve_model(
         folder = path if path.is_dir() else path.parent
         if (folder / RUN_FILE).is_file():
             config = _trained(folder / RUN_FILE)
+        elif (folder / COMPRESSED_FILE).is_file():
+            config = read_compressed_config(folder)
+            _check_stored(config, dtype, parse_compression(compression))
         else:
             config = read_config(path, dtype)
         if small:
@@ -48,9 +62,47 @@ def resolve_model(
             f"model {str(model)!r} is neither a paper ({', '.join(PAPERS)}) nor a folder that is "
             "there. Give one of these names, or a folder with config.json and *.safetensors."
         )
+    if compression is not None:
+        config = config.replace(compression=parse_compression(compression))
     if small:
         config = config.small()
     return (config if dtype is None else config.replace(dtype=dtype)), folder
+
+
+def parse_compression(text: Compression) -> tuple[str, str] | None:
+    """Formats of the attention's and of the MLP's matrices.
+
+    Args:
+      text: one format for both, or two joined by a comma, such as "int8,int8+2:4"; "none".
+
+    Raises:
+      ValueError: an unknown format, or more than two.
+    """
+    if text is None or text == "none":
+        return None
+    names = text.split(",") if isinstance(text, str) else list(text)
+    if len(names) not in (1, 2):
+        raise ValueError(
+            f"compression {text!r}: expected one format, or attention's and the MLP's joined by a "
+            "comma, such as int8,int8+2:4."
+        )
+    for name in names:
+        parse_format(name)
+    return names[0], names[-1]
+
+
+def _check_stored(config: ModelConfig, dtype: DType | None, formats: Compression) -> None:
+    stored = ",".join(config.compression or ())
+    if dtype not in (None, config.dtype):
+        raise ValueError(
+            f"dtype {dtype}: the weights are stored compressed for {config.dtype}. Leave it out, "
+            "or compress them again from the dense model."
+        )
+    if formats not in (None, config.compression):
+        raise ValueError(
+            f"compression {','.join(formats or ())}: the weights are stored as {stored}. Leave it "
+            "out, or compress them again from the dense model."
+        )
 
 
 def weights_of_run(folder: Path) -> Path | None:

@@ -18,7 +18,9 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.compression import Packed, check_shapes
 from parallax.models.block import attention_shape
+from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
 from parallax.models.transformer import Transformer, abstract_transformer
@@ -109,6 +111,7 @@ class ShardedTransformer:
 
     def __post_init__(self):
         _ = self.specs
+        self._check_packed()
         self._check_workload()
 
     @functools.cached_property
@@ -433,6 +436,25 @@ class ShardedTransformer:
             jax.tree.map(lax.stop_gradient, stats),
         )
         return balance, gathered
+
+    def _check_packed(self) -> None:
+        """A device's shard of a compressed weight has to be one that it can read alone."""
+        if self.config.compression is None:
+            return
+        shapes, specs = (dict(nnx.to_flat_state(x)) for x in (self.shapes, self.specs))
+        mesh = self.strategy.mesh.abstract()
+
+        def local(path):
+            if path not in shapes:
+                return None
+            sharding = NamedSharding(mesh, specs[path].get_value())
+            shape = sharding.shard_shape(shapes[path].shape)
+            return jax.ShapeDtypeStruct(shape[1:], shapes[path].dtype)
+
+        for path, w in packed_weights(self.config).items():
+            packed = Packed(*(local((*path, name)) for name in Packed._fields))
+            where = f"Strategy '{self.strategy.name}': a device's share of {'/'.join(path)}"
+            check_shapes(packed, w.form, w.inputs[-1], where)
 
     def _check_workload(self) -> None:
         split, workload = self.strategy.split(), self.workload

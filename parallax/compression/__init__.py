@@ -4,6 +4,21 @@ Knows no model and no mesh: weights are arrays, and a format says how one is sto
 """
 
 from parallax.compression.formats import FORMATS, Format, parse_format
-from parallax.compression.packed import Packed, check_packed, compress, decompress
+from parallax.compression.packed import (
+    Packed,
+    check_packed,
+    check_shapes,
+    compress,
+    decompress,
+)
 
-__all__ = ["FORMATS", "Format", "Packed", "check_packed", "compress", "decompress", "parse_format"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Packed",
+    "check_packed",
+    "check_shapes",
+    "compress",
+    "decompress",
+    "parse_format",
+]

@@ -78,7 +78,7 @@ def decompress(packed: Packed, form: Format, axis: int, dtype) -> jax.Array:
         a byte or a group.
     """
     values, positions, scales = packed
-    _check_together(packed, form, axis)
+    check_shapes(packed, form, axis)
     wide = jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
     if form.bits == 4:
         values = bits.unpack(values, 4, axis).astype(jnp.int8)
@@ -97,12 +97,23 @@ def decompress(packed: Packed, form: Format, axis: int, dtype) -> jax.Array:
 def check_packed(packed: Packed, form: Format, axis: int, where: str) -> None:
     """ValueError unless arrays from outside are what `compress` writes: runs name each place once
     and in order, scales are finite and not negative."""
-    _check_together(packed, form, axis, where)
-    _, positions, scales = packed
-    if scales is not None and not bool((np.isfinite(scales) & (np.asarray(scales) >= 0)).all()):
+    check_shapes(packed, form, axis, where)
+    if packed.scales is not None:
+        check_scales(packed.scales, where)
+    if packed.positions is not None:
+        check_positions(packed.positions, form, axis, where)
+
+
+def check_scales(scales, where: str) -> None:
+    """ValueError unless they are finite and not negative."""
+    scales = np.asarray(scales)
+    if not (np.isfinite(scales) & (scales >= 0)).all():
         raise ValueError(f"{where}: scales must be finite and not negative. The file is damaged.")
-    if positions is None:
-        return
+
+
+def check_positions(positions, form: Format, axis: int, where: str) -> None:
+    """ValueError unless packed positions, of a whole weight or a shard, name each place of a run
+    once and in order."""
     places = np.moveaxis(np.asarray(bits.unpack(positions, form.position_bits, axis)), axis, -1)
     runs = places.reshape(*places.shape[:-1], -1, form.kept).astype(int)
     if bool((np.diff(runs, axis=-1) <= 0).any()) or bool((runs >= form.of).any()):
@@ -126,7 +137,8 @@ def _integers(w: jax.Array, form: Format, inputs: tuple[int, ...]):
     return found.qvalue.astype(jnp.int8), found.scale.astype(jnp.float32)
 
 
-def _check_together(packed: Packed, form: Format, axis: int, where: str = "packed weight") -> None:
+def check_shapes(packed: Packed, form: Format, axis: int, where: str = "packed weight") -> None:
+    """ValueError unless arrays, or their shapes, can be one weight or a shard of one."""
     values, positions, scales = packed
     stored = values.shape[axis] * (2 if form.bits == 4 else 1)
     wrong = (positions is not None) != form.sparse or (scales is not None) != (

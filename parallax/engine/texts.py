@@ -50,6 +50,7 @@ def generate(
     cache_len: int | None = None,
     dtype: DType | None = None,
     small: bool = False,
+    compression: str | tuple[str, str] | None = None,
     on_text: OnText = lambda prompt, text: None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> GeneratedText:
@@ -68,6 +69,8 @@ def generate(
       cache_len: tokens a sequence may have in all; None is what is asked for.
       dtype: of parameters and activations; None is the model's own.
       small: of a paper's model, the same shape at a laptop's width.
+      compression: formats of the matrices, such as "int8,int8+2:4" (attention, MLP): dense weights
+        are compressed when they are loaded. Another function than the dense model's.
       on_text: called with (number of the prompt, text) as text comes.
       on_progress: called with a line whenever something starts.
 
@@ -81,7 +84,7 @@ def generate(
       px.generate("folder", "Once upon a time", strategy="ring_sequence", mesh="seq=4")
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    config, folder = resolve_model(model, dtype=dtype, small=small)
+    config, folder = resolve_model(model, dtype=dtype, small=small, compression=compression)
     chosen = resolve_strategy(strategy, mesh, len(jax.devices()))
     tokenizer = find_tokenizer(config, folder)
     if tokenizer is None:

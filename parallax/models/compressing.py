@@ -1,5 +1,6 @@
 """A model's weights, compressed: parameters of one config to those of another."""
 
+import functools
 from typing import Any
 
 import jax
@@ -24,11 +25,12 @@ def compress_params(dense: nnx.State, config: ModelConfig) -> nnx.State:
     for path, where in packed_weights(config).items():
         weight = flat.pop(path)
         packed = _compress_stack(weight[...], where)
-        for name, like in _variables(where).items():
-            flat[(*path, name)] = like.replace(getattr(packed, name))
+        for name in where.names:
+            flat[(*path, name)] = getattr(where, name).replace(getattr(packed, name))
     return nnx.from_flat_state(list(flat.items()))
 
 
+@functools.lru_cache(maxsize=64)
 def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
     """Every compressed weight of a model, abstract, by the path of what it stands for."""
     model = nnx.merge(*abstract_transformer(config))
@@ -42,7 +44,3 @@ def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
 def _compress_stack(w: jax.Array, where: PackedWeight) -> Packed:
     """Of a stack of layers, [N, ...]."""
     return jax.vmap(lambda w: compress(w, where.form, where.inputs))(w)
-
-
-def _variables(where: PackedWeight) -> dict[str, nnx.Variable]:
-    return {name: x for name in Packed._fields if (x := getattr(where, name, None)) is not None}

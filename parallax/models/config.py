@@ -217,7 +217,19 @@ class ModelConfig:
             head_dim=min(head_dim, self.head_dim),
             vocab_size=BYTE_VOCAB,
             max_seq_len=max_seq_len,
-        )
+            compression=self.compression and tuple(
+                _small_format(name, min(head_dim, self.head_dim)) for name in self.compression
+            ),
+        )  # fmt: skip
+
+
+def _small_format(name: str, inputs: int) -> str:
+    """The same format with groups of no more inputs than a small head has."""
+    group = parse_format(name).group
+    if not group or group <= inputs:
+        return name
+    dtype, plus, runs = name.partition("+")
+    return f"{dtype.split('/')[0]}/{inputs}{plus}{runs}"
 
 
 def _one_of(model: str, field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """A weight that is stored compressed and read as if it were not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,10 +42,18 @@ class PackedWeight(nnx.Module):
             self.scales = Stored(packed.scales, out_sharding=alike)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arrays that this format stores."""
+        return tuple(name for name in Packed._fields if hasattr(self, name))
+
+    @property
     def packed(self) -> Packed:
         """What is stored."""
-        found = (getattr(self, name, None) for name in Packed._fields)
-        return Packed(*(None if x is None else x[...] for x in found))
+        return _packed({name: getattr(self, name)[...] for name in self.names})
+
+    def decompressed(self, arrays: Mapping[str, jax.Array], dtype: str) -> jax.Array:
+        """The weight that such arrays hold."""
+        return decompress(_packed(arrays), self.form, self.inputs[-1], dtype)
 
     def __getitem__(self, index) -> Any:
         """The weight, with `...`: an array, or integers where activations are rounded too."""
@@ -53,3 +62,7 @@ class PackedWeight(nnx.Module):
             packed = self.packed
             return Int8Weight(packed.values, packed.scales)
         return decompress(self.packed, self.form, self.inputs[-1], self.dtype)
+
+
+def _packed(arrays: Mapping[str, jax.Array]) -> Packed:
+    return Packed(*(arrays.get(name) for name in Packed._fields))

@@ -68,13 +68,22 @@ def find_tensors(folder: str | Path) -> TensorFiles:
     Raises:
       ValueError: no file, a broken one, a name in two of them, or an index that does not agree.
     """
+    folder = Path(folder)
+    return read_headers(folder, _paths(folder))
+
+
+def read_headers(folder: Path, paths: Iterable[Path]) -> TensorFiles:
+    """Opens these files of a folder and checks their headers.
+
+    Raises:
+      ValueError: a broken file, or a name in two of them.
+    """
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(folder)
     file_of: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
-    for path in _paths(folder):
+    for path in paths:
         try:
             with safe_open(path, framework="np") as file:
                 found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -116,10 +125,14 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def check_names(
-    files: TensorFiles, expected: dict[str, tuple[int, ...]], ignored: Iterable[str]
+    files: TensorFiles,
+    expected: dict[str, tuple[int, ...]],
+    ignored: Iterable[str],
+    *,
+    floats: bool = True,
 ) -> None:
-    """Raises ValueError that names all missing, unexpected and mis-shaped tensors, and those that
-    are no floats: numbers of a quantised model mean nothing without its scales."""
+    """Raises ValueError that names all missing, unexpected and mis-shaped tensors, and with
+    `floats` those that are none: numbers of a quantised model mean nothing without its scales."""
     ignored = tuple(ignored)
     missing = [name for name in expected if name not in files.shapes]
     unexpected = [n for n in files.shapes if n not in expected and not n.endswith(ignored)]
@@ -129,7 +142,9 @@ def check_names(
         if files.shapes.get(name, shape) != shape
     ]
     coded = [
-        f"{n} {files.dtypes[n]}" for n in expected if files.dtypes.get(n, "F32") not in _FLOATS
+        f"{n} {files.dtypes[n]}"
+        for n in expected
+        if floats and files.dtypes.get(n, "F32") not in _FLOATS
     ]
     said = [
         f"{len(names)} {what}: {_some(names)}"

@@ -70,7 +70,7 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     def leaf(path, shape):
         spec = specs[path].get_value()
         read = _Shards(files, by_leaf[path], sizes_of(config), rows, path[0] == "layers")
-        return shape.replace(_on_devices(shape.get_value(), NamedSharding(mesh, spec), read))
+        return shape.replace(on_devices(shape.get_value(), NamedSharding(mesh, spec), read))
 
     specs = dict(nnx.to_flat_state(model.specs))
     return nnx.from_flat_state(
@@ -78,7 +78,7 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     )
 
 
-def _on_devices(like: Any, sharding: NamedSharding, read: "_Shards") -> jax.Array:
+def on_devices(like: Any, sharding: NamedSharding, read: "Shards") -> jax.Array:
     """One parameter, shard after shard."""
     holders: dict[Index, list] = {}
     for device, index in sharding.addressable_devices_indices_map(like.shape).items():
@@ -91,6 +91,12 @@ def _on_devices(like: Any, sharding: NamedSharding, read: "_Shards") -> jax.Arra
         arrays += [jax.device_put(shard, device) for device in devices]
         jax.block_until_ready(arrays)
     return jax.make_array_from_single_device_arrays(like.shape, sharding, arrays)
+
+
+class Shards(Protocol):
+    """Gives slices of one parameter."""
+
+    def shard(self, index: Index, dtype) -> np.ndarray: ...
 
 
 class _Shards:

@@ -49,19 +49,9 @@ def save(
 
     Cost: beside what is on devices, the host holds one tensor at a time.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder}: exists. Give a folder that is not there yet.")
-    if not all(x.is_fully_addressable for x in jax.tree.leaves(params)):
-        raise ValueError(
-            f"{folder}: other processes hold part of the parameters. Save a checkpoint there, and "
-            "restore it in one process to save this folder."
-        )
     fields = to_fields(model.config)
     files = _deal_out(model, max_file_bytes)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = begin_folder(folder, params)
     shapes = shapes_of(pieces_of(model.config), sizes_of(model.config))
     tensor = _Tensors(model, params)
     weight_map = {}
@@ -74,12 +64,32 @@ def save(
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     if tokenizer_from is not None:
-        fields |= _copy_tokenizer(Path(tokenizer_from), partial)
+        fields |= copy_tokenizer(Path(tokenizer_from), partial)
     (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     partial.rename(folder)
 
 
-def _copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
+def begin_folder(folder: str | Path, params: nnx.State) -> Path:
+    """Where to write what is renamed to `folder` when it is complete.
+
+    Raises:
+      ValueError: the folder exists, or other processes hold part of the parameters.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder}: exists. Give a folder that is not there yet.")
+    if not all(x.is_fully_addressable for x in jax.tree.leaves(params)):
+        raise ValueError(
+            f"{folder}: other processes hold part of the parameters. Save a checkpoint there, and "
+            "restore it in one process to save this folder."
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
     """Copies tokenizer files; returns what config.json says of special tokens."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -126,11 +136,11 @@ class _Tensors:
         if piece.leaf[0] == "layers":
             at = (self.rows[at[0]], *at[1:])
         real = tuple(slice(0, self.sizes[d]) for d in piece.layout.ours)
-        found = _on_host(self.leaves[piece.leaf], at, self.dtype)
+        found = on_host(self.leaves[piece.leaf], at, self.dtype)
         return piece.layout.put(found[real], self.sizes)
 
 
-def _on_host(x: jax.Array, at: tuple[int, ...], dtype: DType) -> np.ndarray:
+def on_host(x: jax.Array, at: tuple[int, ...], dtype: DType) -> np.ndarray:
     """x[at], put together from the devices that hold it: none of them gets more than it has."""
     out = np.empty(x.shape[len(at) :], dtype)
     for shard in x.addressable_shards:
