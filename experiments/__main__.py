@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "claims": "every figure of the papers: what it comes to, what the machine allows",
     "generate": "continue prompts with a published model, under any strategy",
     "compress": "a model's weights in fewer bits, stored so and run under any strategy",
+    "deploy": "layer by layer on a chain of devices that survives the loss of one",
     "train": "train, stop, and go on under another strategy",
 }
 

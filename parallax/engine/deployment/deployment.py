@@ -164,15 +164,18 @@ class Deployment:
         """
         return prepare_layers(self.chain, tuple(layers), formats, where)
 
-    def switch(self, layer: int, reason: str = "asked for") -> Switch:
-        """A prepared layer to its other formats, by hand.
+    def switch(self, layer: int, reason: str = "asked for", number: int | None = None) -> Switch:
+        """A prepared layer to its other formats, by hand; also from `on_moment`.
+
+        Args:
+          number: of the new token that comes first from it, for the record.
 
         Raises:
           ValueError: a layer that is not prepared.
         """
         while True:
             try:
-                self._switches.append(switch(self.chain, layer, reason))
+                self._switches.append(switch(self.chain, layer, reason, number))
                 return self._switches[-1]
             except DeviceLost as lost:
                 self._recoveries.append(recover(self.chain, lost))

@@ -1,10 +1,13 @@
 """What a recovery or a switch would take on a GPU, modelled: bytes over rates, FLOPs over rates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallax.cost import rates_of
+from parallax.engine.deployment.stored import Formats, end_bytes
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
+from parallax.placement import layer_footprints
 
 # Host to device; PCIe Gen5 x16 is 64 GB/s, and copies from pinned memory reach about this much.
 PCIE_BYTES_PER_S = 55e9
@@ -68,6 +71,39 @@ def modelled_recovery(
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate
     # Stages work on different waves at once, but for filling and emptying the chain.
     return ModelledRecovery(gpu, move_s, recompute_s * (waves + stages - 1) / (waves * stages))
+
+
+def modelled_losses(
+    config: ModelConfig, formats: Sequence[Formats], groups: Sequence[range], batch: int,
+    tokens: int, *, waves: int, gpu: str = "h100",
+) -> tuple[ModelledRecovery, ...]:  # fmt: skip
+    """Modelled time to resume after the loss of each device of a chain: its weights come from the
+    host, and all known tokens pass the stages up to it once more.
+
+    Args:
+      formats: of every layer.
+      groups: layers of each device.
+      batch, tokens, waves: sequences, known tokens of each, pieces of the batch.
+    """
+    footprints, found = layer_footprints(config, formats), []
+    for stage, group in enumerate(groups):
+        n_bytes = sum(footprints[i].weights for i in group)
+        n_bytes += end_bytes(config, "first") if stage == 0 else 0
+        n_bytes += end_bytes(config, "last") if stage == len(groups) - 1 else 0
+        found.append(
+            modelled_recovery(
+                config,
+                n_bytes,
+                0,
+                group.stop,
+                batch,
+                tokens,
+                waves=waves,
+                stages=stage + 1,
+                gpu=gpu,
+            )
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True)

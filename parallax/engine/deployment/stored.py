@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from parallax.models.transformer import abstract_transformer
 from parallax.placement import layer_footprints
 
 Formats = tuple[str, str]  # of the attention's matrices, and of the MLP's
+_LAYERS = re.compile(r"(\d+)(?:-(\d+))?=([^,=]+)(?:,([^,=]+))?")
 _FIRST = ("tokens_VD", "positions_LD")
 _LAST = ("final_norm", "unembed_DV")
 
@@ -123,3 +125,31 @@ def check_formats(
     for pair in dict.fromkeys(pairs):
         layer_config(config, pair)
     return pairs
+
+
+def parse_layer_formats(
+    config: ModelConfig, texts: Sequence[str], every: Formats | None = None
+) -> tuple[Formats, ...]:
+    """Formats of every layer from `LAYERS=FORMAT` or `LAYERS=ATTENTION,MLP`, later ones winning.
+
+    Args:
+      config: the model.
+      texts: LAYERS is a number or first-last, such as 0-3=int8,int8+2:4.
+      every: of layers that no text names; None is the model's dtype.
+
+    Raises:
+      ValueError: anything else, or layers that the model does not have.
+    """
+    found = [every or (config.dtype, config.dtype)] * config.num_layers
+    for text in texts:
+        match = _LAYERS.fullmatch(text)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if match is None or not first <= last < config.num_layers:
+            raise ValueError(
+                f"layer formats {text!r}: expected LAYERS=FORMAT or LAYERS=ATTENTION,MLP with "
+                f"LAYERS a number or first-last from 0 to {config.num_layers - 1}, such as "
+                "0-3=int8,int8+2:4."
+            )
+        pair = (match[3], match[4] or match[3])
+        found[first : last + 1] = [pair] * (last + 1 - first)
+    return check_formats(config, found)

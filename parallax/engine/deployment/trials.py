@@ -94,9 +94,26 @@ def _trial(
     )  # fmt: skip
 
 
-def switch_repeatedly(deployment: Deployment, layer: int, count: int) -> list[Switch]:
-    """A prepared layer there and back, `count` switches in all."""
-    return [deployment.switch(layer) for _ in range(count)]
+def switch_while_serving(
+    deployment: Deployment, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+    layers: Sequence[int], count: int,
+) -> list[Switch]:  # fmt: skip
+    """Prepared layers there and back in turn, one switch before each step of running requests.
+
+    Args:
+      layers: that are switched.
+      count: switches; an even number leaves every layer as it was.
+    """
+    found: list[Switch] = []
+
+    def on_moment(now: Moment) -> None:
+        if len(found) < count and (now.wave, now.stage) == (0, 0) and now.number:
+            layer = layers[len(found) // 2 % len(layers)]
+            found.append(deployment.switch(layer, "one of many", now.number))
+
+    while len(found) < count:
+        deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
+    return found
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import pytest
 from parallax.engine.deployment import Moment, Pressure
 from parallax.engine.deployment.pressure import step_bytes
 from parallax.engine.deployment.stages import programs_compiled
-from parallax.engine.deployment.trials import spread, switch_repeatedly
+from parallax.engine.deployment.trials import spread, switch_while_serving
 from tests.engine.deployment.cases import CONFIG, NEW, PROMPTS, deployment, expected, params
 
 DENSE, STRONG = ("float64", "float64"), ("int8", "int8+2:4")
@@ -22,6 +22,10 @@ def made():
 
 def generate(made, **options):
     return made.generate(PROMPTS, max_new_tokens=NEW, **options)
+
+
+def switch_repeatedly(made, layer, count):
+    return [made.switch(layer) for _ in range(count)]
 
 
 def back_to_dense(made):
@@ -128,6 +132,20 @@ def test_a_loss_while_switched_keeps_the_formats(made):
     assert served.continuations == right.continuations
     both = weights(found, DENSE) + weights(found, STRONG)
     assert found.recoveries[0].host_to_device_bytes == both + sum(found.device_bytes("last"))
+
+
+def test_many_switches_while_requests_run(made):
+    before = made.layout
+    found = switch_while_serving(made, PROMPTS, NEW, [0, 1], 8)
+    assert [(s.layer, s.now) for s in found[:4]] == [
+        (0, STRONG),
+        (0, DENSE),
+        (1, STRONG),
+        (1, DENSE),
+    ]
+    assert [s.number for s in found] == [1, 2, 3, 4, 5, 1, 2, 3]
+    assert made.layout == before
+    assert generate(made).continuations == expected(TWO)
 
 
 def test_spread():
