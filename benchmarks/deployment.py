@@ -5,8 +5,8 @@
 The small model of compressed_layerwise (16 layers) in float64 on virtual CPU devices, each case in
 a process of its own: 17 devices of which one is a spare, and 16 without one. Hardware: any machine.
 Times are of virtual devices that share one CPU; beside them the same at full size on an H100,
-modelled. Result: a record that `parallax deploy` would write, one a case. Exit status 1 if a request
-was lost or a token changed.
+modelled. Result: a record that `parallax deploy` would write, one a case. Exit status 1 if a
+request was lost or a token changed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
         )  # fmt: skip
         found = cases[name]
         print(name, "exact" if found["exact"] else "NOT exact", found["losses"]["times"])
-    passed = all(c["exact"] and c["setup"]["equals_unsharded"] for c in cases.values())
+    passed = all(c["exact"] and c["setup"]["equals_unsharded"] is True for c in cases.values())
     record = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),

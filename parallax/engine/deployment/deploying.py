@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from parallax.engine.deployment.deployment import Deployment
+from parallax.engine.deployment.deployment import Deployment, first_layout
 from parallax.engine.deployment.layout import Rule, place
 from parallax.engine.deployment.modelled import ASSUMED, modelled_losses, modelled_switch
 from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens
@@ -35,7 +35,8 @@ class DeployRecord:
     Attributes:
       setup: model, devices, placement and bytes.
       texts: continuations without a loss.
-      trials: losses at random moments.
+      unprepared: a loss before anything was compiled ahead; None without losses.
+      trials: losses at random moments, the next layouts compiled ahead.
       switches: of layers prepared on "device" and on "host", seconds each.
       unchanged_after_switching: tokens once every layer was switched back are the first ones.
       modelled: the same at full size on an H100.
@@ -43,6 +44,7 @@ class DeployRecord:
 
     setup: dict[str, Any]
     texts: tuple[str, ...]
+    unprepared: Trial | None
     trials: tuple[Trial, ...]
     switches: dict[str, tuple[float, ...]]
     unchanged_after_switching: bool
@@ -51,31 +53,26 @@ class DeployRecord:
     @property
     def exact(self) -> bool:
         """No request was lost and no token changed."""
-        lost = any(t.lost_requests or t.changed_tokens for t in self.trials)
+        trials = (*self.trials, *([self.unprepared] if self.unprepared else []))
+        lost = any(t.lost_requests or t.changed_tokens for t in trials)
         return not lost and self.unchanged_after_switching
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for deploy.json."""
-        losses = [
-            {
-                **dataclasses.asdict(t.moment),
-                "device": t.device,
-                "lost_requests": t.lost_requests,
-                "changed_tokens": t.changed_tokens,
-                **{k: v for k, v in dataclasses.asdict(t.recovery).items() if k != "modelled"},
-                "resume_s": t.recovery.resume_s,
-            }
-            for t in self.trials
-        ]
         return {
             "tag": "measured; losses are simulated, devices may be virtual",
             "setup": self.setup,
             "texts": self.texts,
             "exact": self.exact,
-            "losses": {"times": self.loss_times(), "trials": losses},
+            "losses": {
+                "times": self.loss_times(),
+                "unprepared": self.unprepared and _trial_dict(self.unprepared),
+                "trials": [_trial_dict(t) for t in self.trials],
+            },
             "switches": {
                 where: {"count": len(s), "seconds": spread(s)} for where, s in self.switches.items()
             },
+            "claimed": _claimed(),
             "modelled": self.modelled,
         }
 
@@ -140,22 +137,28 @@ def deploy(
     if devices is not None and len(found) < devices:
         raise ValueError(f"{devices} devices are asked for, this process has {len(found)}.")
     on_progress(f"placing {config.num_layers} layers on {len(found)} devices, {spares} spare")
-    params = _params(config, folder, on_progress)
-    made = Deployment(
-        config, params, found, batch=rows, max_len=max(map(len, encoded)) + max_new_tokens,
-        waves=waves, spares=spares, budget=budget, formats=formats, rule=rule,
-    )  # fmt: skip
-    on_progress("compiling groups, and what would run after each single loss")
-    ahead_s = made.prepare()
-    served = made.generate(encoded, max_new_tokens=max_new_tokens)
-    setup = _setup(made, served.latency, ahead_s, seed)
+    options: Any = {
+        "batch": rows, "max_len": max(map(len, encoded)) + max_new_tokens, "waves": waves,
+        "spares": spares, "budget": budget, "formats": formats, "rule": rule,
+    }  # fmt: skip
+    first_layout(config, len(found), **options)
+    made = Deployment(config, _params(config, folder, on_progress), found, **options)
     on_progress("the unsharded model, for comparison")
-    right = served.continuations
+    right = None
     if not any("w8a8" in name for pair in formats for name in pair):
         dense = unsharded_params(made.chain.host, formats)
         right = unsharded_tokens(config, dense, encoded, max_new_tokens)
-    setup["equals_unsharded"] = served.continuations == right
-    count = max(losses, len(lose))
+    on_progress("compiling groups")
+    served = made.generate(encoded, max_new_tokens=max_new_tokens)
+    equal = None if right is None else served.continuations == right
+    right = right or served.continuations
+    count, unprepared = max(losses, len(lose)), None
+    if count:
+        on_progress("a loss before anything is compiled ahead")
+        unprepared = lose_at_random(made, encoded, right, max_new_tokens, 1, seed=seed)[0]
+    on_progress("compiling what would run after each single loss")
+    ahead_s = made.prepare()
+    setup = {**_setup(made, served.latency, ahead_s, seed), "equals_unsharded": equal}
     on_progress(f"{count} losses")
     trials = lose_at_random(
         made, encoded, right, max_new_tokens, count, seed=seed, devices=lose or None, prepare=True
@@ -166,11 +169,34 @@ def deploy(
     return DeployRecord(
         setup=setup,
         texts=tuple(tokenizer.decode(list(c.tokens)) for c in served.continuations),
+        unprepared=unprepared,
         trials=tuple(trials),
         switches=timed,
         unchanged_after_switching=again == right,
         modelled=_modelled(made, model, small, _pair(stronger)),
     )
+
+
+def _trial_dict(trial: Trial) -> dict[str, Any]:
+    recovery = dataclasses.asdict(trial.recovery)
+    return {
+        **dataclasses.asdict(trial.moment),
+        "device": trial.device,
+        "lost_requests": trial.lost_requests,
+        "changed_tokens": trial.changed_tokens,
+        **{name: value for name, value in recovery.items() if name != "modelled"},
+        "resume_s": trial.recovery.resume_s,
+    }
+
+
+def _claimed() -> dict[str, Any]:
+    """What the paper says of a switch."""
+    quantity = "recovery from cache pressure"
+    claim = next(c for c in PAPERS["compressed_layerwise"].claims if c.quantity == quantity)
+    return {
+        "tag": "claimed", "paper": "compressed_layerwise", "quantity": quantity,
+        "below": float(claim.printed), "unit": claim.unit,
+    }  # fmt: skip
 
 
 def _pair(text: str) -> Formats:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from parallax.engine.deployment.chain import Chain, bring, compile_chain, extra_bytes, run_pass
-from parallax.engine.deployment.failover import Recovery, likely_layouts, next_layout, recover
+from parallax.engine.deployment.failover import Recovery, likely_layouts, recover
 from parallax.engine.deployment.layout import Layout, Rule, Sizes, place
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import Monitor, Pressure
@@ -87,11 +87,10 @@ class Deployment:
         rule: Rule = "optimal",
     ):
         devices = jax.devices() if devices is None else list(devices)
-        _check(config, len(devices), batch, max_len, waves, spares)
-        pairs = check_formats(config, formats)
-        sizes = Sizes(config, batch * max_len, budget, rule)
-        numbers = tuple(range(len(devices) - spares))
-        layout = place(sizes, pairs, numbers)
+        sizes, layout = first_layout(
+            config, len(devices), batch=batch, max_len=max_len, waves=waves, spares=spares,
+            budget=budget, formats=formats, rule=rule,
+        )  # fmt: skip
         waiting = tuple(i for i in range(len(devices)) if i not in layout.devices)
         self.chain = Chain(
             host=HostCopies.of(config, params),
@@ -196,12 +195,11 @@ class Deployment:
         Raises:
           ValueError: no such device, or not lost.
         """
-        memory, chain = self._memory(device), self.chain
-        memory.repair()
-        if device not in chain.known_lost:  # nobody noticed: its part of the chain is empty
-            chain.known_lost.add(device)
-            if device in chain.layout.devices:
-                chain.layout, chain.spares = next_layout(chain, device)
+        chain = self.chain
+        self._memory(device).repair()
+        if device not in chain.known_lost:  # nobody noticed: what it held comes back to it
+            self.settle()
+            return
         chain.known_lost.discard(device)
         if len(chain.spares) < self._spares:
             chain.spares = (*chain.spares, device)
@@ -351,8 +349,8 @@ class Deployment:
         """
         while True:
             try:
-                for memory in (self.chain.memories[d] for d in self.layout.devices):
-                    memory.check()
+                for device in (*self.layout.devices, *self.spares):
+                    self.chain.memories[device].check()
                 bring(self.chain)
                 return compile_chain(self.chain)
             except DeviceLost as lost:
@@ -364,6 +362,16 @@ class Deployment:
                 f"no device {device}; the deployment has 0 to {len(self.chain.memories) - 1}."
             )
         return self.chain.memories[device]
+
+
+def first_layout(
+    config: ModelConfig, devices: int, *, batch: int, max_len: int, waves: int, spares: int,
+    budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
+) -> tuple[Sizes, Layout]:  # fmt: skip
+    """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
+    _check(config, devices, batch, max_len, waves, spares)
+    sizes = Sizes(config, batch * max_len, budget, rule)
+    return sizes, place(sizes, check_formats(config, formats), range(devices - spares))
 
 
 def _runs(wave: Wave, progress: Progress) -> list[bool]:

@@ -88,8 +88,10 @@ class HostCopies:
 
     @property
     def n_bytes(self) -> int:
-        """Of all copies."""
-        return sum(x.nbytes for x in jax.tree.leaves((self.dense, list(self.layers.values()))))
+        """Of all copies; a layer in the model's dtype is a view of them."""
+        own = (self.config.dtype, self.config.dtype)
+        packed = [layer for (_, formats), layer in self.layers.items() if formats != own]
+        return sum(x.nbytes for x in jax.tree.leaves((self.dense, packed)))
 
 
 def end_names(config: ModelConfig, which: str) -> tuple[str, ...]:

@@ -73,11 +73,12 @@ def prepare_layers(
                 f"prepare_switch: {formats} takes {weight_bytes(chain, formats)} bytes, layer "
                 f"{layer} now {weight_bytes(chain, now)} in {now}. Give a stronger one."
             )
+    if where == "device":
+        _check_room(chain, layers, formats)
     for layer in layers:
         kept = Prepared(chain.layout.formats[layer], formats, where)
         stored, owner = chain.host.layer(layer, formats), chain.owner(layer)
         if where == "device":
-            _check_room(chain, layer, weight_bytes(chain, formats))
             placed = owner.put(("weights", layer, formats), stored)
             added += sum(x.nbytes for x in jax.tree.leaves(jax.block_until_ready(placed)))
         chain.prepared[layer] = kept
@@ -145,15 +146,16 @@ def switched_layouts(chain: Chain) -> tuple[Layout, ...]:
     return tuple(found)
 
 
-def _check_room(chain: Chain, layer: int, n_bytes: int) -> None:
+def _check_room(chain: Chain, layers: Sequence[int], formats: Formats) -> None:
     if chain.sizes.budget is None:
         return
-    owner = chain.owner(layer)
-    footprints = chain.sizes.footprints(chain.layout.formats)
-    kv = sum(footprints[i].kv for i in chain.layout.layers_on(owner.number))
-    held = owner.n_bytes() - owner.n_bytes("kv") + kv
-    if held + n_bytes > chain.sizes.budget:
-        raise ValueError(
-            f"prepare_switch: device {owner.number} holds {held} bytes, layer {layer} prepared "
-            f"there takes {n_bytes} more, and its budget is {chain.sizes.budget}. Use where='host'."
-        )
+    footprints, each = chain.sizes.footprints(chain.layout.formats), weight_bytes(chain, formats)
+    for device, group in zip(chain.layout.devices, chain.layout.groups, strict=True):
+        memory, count = chain.memories[device], sum(layer in group for layer in layers)
+        held = memory.n_bytes() - memory.n_bytes("kv") + sum(footprints[i].kv for i in group)
+        if count and held + count * each > chain.sizes.budget:
+            raise ValueError(
+                f"prepare_switch: device {device} holds {held} bytes, {count} layer(s) prepared "
+                f"there take {count * each} more, and its budget is {chain.sizes.budget}. Use "
+                "where='host'."
+            )

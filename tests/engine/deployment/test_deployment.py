@@ -110,6 +110,7 @@ def test_sixteen_devices_and_seventeen():
     assert len({row[0] for row in spare}) > 8
     assert all(row[3].spares and len(row[3].layers) == 1 for row in spare)
     assert not any(row[3].spares for row in none)
+    assert any(row[3].compiled_programs for row in none)  # nothing was prepared
     # Only what was on the lost device moves.
     assert all(row[3].moved_layers == row[3].layers for row in none)
 
@@ -158,13 +159,21 @@ def test_several_losses_in_a_row(losses):
 
 def test_a_spare_that_is_gone_itself_is_found_out():
     made = deployment(5, spares=1)
-    made.lose(4)
-    served = generate(made, on_moment=losing(made, (Moment(2, 1, 2), 1)))
+    served = generate(made, on_moment=losing(made, (Moment(1, 0, 0), 4), (Moment(2, 1, 2), 1)))
     assert served.continuations == expected()
     (found,) = served.recoveries
     assert found.lost == (1, 4)
     assert found.spares == ()
     assert made.layout.devices == (0, 2, 3)
+
+
+def test_a_spare_lost_between_calls_is_noticed():
+    made = deployment(5, spares=1)
+    made.lose(4)
+    served = generate(made)
+    assert served.continuations == expected()
+    assert [(r.lost, r.layers, r.moved_layers) for r in made.recoveries] == [((4,), (), ())]
+    assert made.spares == ()
 
 
 def test_every_layer_its_own_formats():
@@ -236,10 +245,6 @@ def test_what_is_compiled_ahead_is_not_compiled_again(without):
     for layout in layouts:
         compile_chain(without.chain, layout)
     assert programs_compiled() == before
-    other = deployment(3, formats="int8")
-    other.lose(1)
-    other.settle()
-    assert other.recoveries[0].compiled_programs > 0
 
 
 def test_losses_between_calls_are_noticed_in_the_next(without):
@@ -311,3 +316,10 @@ def test_what_cannot_be_lost_repaired_or_continued():
         made.lose(0)
     with pytest.raises(ValueError, match="no device is left"):
         made.generate([[1]], max_new_tokens=1)
+    made.repair(0)
+    assert generate(made).continuations == expected()
+    made.lose(0)
+    made.repair(0)  # before anybody noticed
+    recoveries = made.recoveries
+    assert generate(made).continuations == expected()
+    assert made.recoveries == recoveries == ()
