@@ -12,6 +12,7 @@ from parallax.experiments.listing import KINDS, listing
 EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
+    "regimes": "where layer-wise deployment wins, and where not",
     "calibrate": "fit the cost model to the GPU at hand",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",

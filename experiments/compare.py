@@ -5,6 +5,7 @@
   parallax compare --paper=ring_sp --cluster=h100_nvl16
   parallax compare --model=two_level --strategies=data_parallel --batch=64 --seq_len=32768
   parallax compare --paper=two_level --phase=train --remat=layer --microbatches=128
+  parallax compare --paper=compressed_layerwise --phase=decode --compression=int8,int8+2:4
   parallax compare --strategies=ring_sequence+data_parallel --mesh=data=2,seq=8 --model=ring_sp
   parallax compare --paper=ring_sp --sweep=seq_len:4k..128k
   parallax compare --paper=ring_sp --sweep=devices:2..64
@@ -31,7 +32,8 @@ WIDTH = 100
 ALL = "all"  # of --paper: every paper on one page
 FLAGS = (
     flags.PAPER, flags.MODEL, flags.STRATEGIES, flags.STRATEGY, flags.MESH, flags.BATCH,
-    flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.CLUSTER, flags.LENSES, flags.PACKED,
+    flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.COMPRESSION,
+    flags.CLUSTER, flags.LENSES, flags.BUDGET, flags.PACKED,
     flags.SMALL, flags.PHASE, flags.REMAT, flags.TEXT, flags.REPEATS, flags.SWEEP, flags.OUT,
     flags.FROM_REPORT,
 )  # fmt: skip
@@ -85,8 +87,10 @@ def _request() -> dict:
         "seq_len": flags.SEQ_LEN.value,
         "microbatches": flags.MICROBATCHES.value,
         "dtype": flags.DTYPE.value,
+        "compression": flags.compression(),
         "cluster": flags.CLUSTER.value,
         "lenses": lenses,
+        "budget": flags.BUDGET.value,
         "packed": flags.PACKED.value,
         "small": flags.SMALL.value,
         "phase": flags.PHASE.value,

@@ -28,14 +28,13 @@ FLAGS = (flags.MODEL, flags.COMPRESSION, flags.OUT)
 
 def main() -> int:
     """Compresses what the flags ask for."""
-    if flags.MODEL.value is None or flags.COMPRESSION.value is None:
+    formats = flags.compression()
+    if flags.MODEL.value is None or formats is None:
         raise ValueError("--model and --compression are needed. See parallax compress --help.")
     from parallax.engine.compress import compress
 
     with ProgressLines() as progress:
-        done = compress(
-            flags.MODEL.value, flags.COMPRESSION.value, flags.OUT.value, on_progress=progress
-        )
+        done = compress(flags.MODEL.value, formats, flags.OUT.value, on_progress=progress)
     table = Table(box=None, pad_edge=False)
     for head in ("matrix", "format", "dense", "stored", "share", "weights' error"):
         table.add_column(head, justify="left" if head in ("matrix", "format") else "right")

@@ -3,7 +3,7 @@
   parallax deploy --model=compressed_layerwise --small --virtual --spares=1 --losses=20
   parallax deploy --model=compressed_layerwise --small --virtual --losses=20 --switches=100
   parallax deploy --model=FOLDER --devices=4 --virtual --lose=2 --layer_formats=0-3=int8,int8+2:4
-  parallax deploy --model=FOLDER --budget=40MB --rule=greedy --devices=8 --virtual
+  parallax deploy --model=FOLDER --device_budget=40MB --rule=greedy --devices=8 --virtual
 
 Each device holds a contiguous group of layers and runs its own program; every layer may have its
 own formats. A loss is simulated: the device's buffers are deleted and reads refused. With a spare
@@ -34,9 +34,10 @@ from parallax.report import check_writable
 WIDTH = 110
 _MOST_VIRTUAL = 16
 FLAGS = (
-    flags.MODEL, flags.PROMPT, flags.MAX_NEW_TOKENS, flags.DEVICES, flags.SPARES, flags.BUDGET,
-    flags.RULE, flags.COMPRESSION, flags.LAYER_FORMATS, flags.STRONGER, flags.WAVES, flags.LOSE,
-    flags.LOSSES, flags.SWITCHES, flags.SEED, flags.DTYPE, flags.SMALL, flags.VIRTUAL, flags.OUT,
+    flags.MODEL, flags.PROMPT, flags.MAX_NEW_TOKENS, flags.DEVICES, flags.SPARES,
+    flags.DEVICE_BUDGET, flags.RULE, flags.COMPRESSION, flags.LAYER_FORMATS, flags.STRONGER,
+    flags.WAVES, flags.LOSE, flags.LOSSES, flags.SWITCHES, flags.SEED, flags.DTYPE, flags.SMALL,
+    flags.VIRTUAL, flags.OUT,
 )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def main() -> int:
             spares=flags.SPARES.value,
             budget=budget,
             rule=cast(Rule, flags.RULE.value),
-            compression=flags.COMPRESSION.value,
+            compression=flags.compression(),
             layer_formats=flags.LAYER_FORMATS.value or (),
             stronger=flags.STRONGER.value,
             max_new_tokens=flags.MAX_NEW_TOKENS.value,
@@ -116,12 +117,12 @@ def _use_devices(model: str) -> Any:
 
 
 def _budget() -> int | None:
-    if flags.BUDGET.value is None:
+    if flags.DEVICE_BUDGET.value is None:
         return None
     from parallax.meshes.gpus import GPUS
     from parallax.placement import parse_budget
 
-    return parse_budget(flags.BUDGET.value, GPUS["h100"]).n_bytes
+    return parse_budget(flags.DEVICE_BUDGET.value, GPUS["h100"]).n_bytes
 
 
 def _table(title: str, *heads: str) -> Table:

@@ -22,7 +22,10 @@ BATCH = flags.DEFINE_integer(
     "batch", None, "Sequences over all devices. Unset: the paper's; train: 16.", lower_bound=1
 )
 SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", None, "Tokens of a sequence. Unset: the paper's; train: 256.", lower_bound=1
+    "seq_len",
+    None,
+    "Tokens of a sequence. Unset: the paper's; train: 256; regimes: 2048.",
+    lower_bound=1,
 )
 MICROBATCHES = flags.DEFINE_integer(
     "microbatches", None, "Pieces each device cuts its batch into; in training that is gradient "
@@ -32,17 +35,35 @@ MICROBATCHES = flags.DEFINE_integer(
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float16", "bfloat16", "float32", "float64"], "Of parameters and activations."
 )
-COMPRESSION = flags.DEFINE_string(
+COMPRESSION = flags.DEFINE_multi_string(
     "compression", None, "Formats that matrices are stored in: one, or attention's and the MLP's, "
-    "such as int8 or int8,int8+2:4. DTYPE[/GROUP][+N:M] with DTYPE int8, w8a8, int4, float16, ... "
-    "Another function than the dense model's, and named so.",
+    "such as int8 or int8,int8+2:4; none. DTYPE[/GROUP][+N:M] with DTYPE int8, w8a8, int4, "
+    "float16. Another function than the dense model's, and named so. plan takes several and ranks "
+    "them all.",
 )  # fmt: skip
+
+
+def compression() -> str | None:
+    """The one that was given. ValueError if several were."""
+    given = COMPRESSION.value or [None]
+    if len(given) > 1:
+        raise ValueError(
+            f"--compression is given {len(given)} times; only plan ranks several. Give it once."
+        )
+    return given[0]
+
+
 CLUSTER = flags.DEFINE_string(
     "cluster", None, "What to compile for: `parallax list clusters`, or <gpu>_<nodes>x8."
 )
 LENSES = flags.DEFINE_list(
     "lenses", ["verify", "compile", "predict"], "Some of verify, compile, predict, measure."
 )
+BUDGET = flags.DEFINE_string(
+    "budget", None, "Bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, "
+    "hbm+kv (with the batch's keys and values) or a number such as 50MB: which layers go where, by "
+    "how much they do not fit, what would make them. Unset: all of these, for a layer-wise paper.",
+)  # fmt: skip
 PACKED = flags.DEFINE_bool("packed", False, "Pack several documents a sequence (segment ids).")
 SMALL = flags.DEFINE_bool(
     "small", False, "A paper's model at the width of a laptop: what verify runs."
@@ -162,9 +183,9 @@ DEVICES = flags.DEFINE_integer(
 SPARES = flags.DEFINE_integer(
     "spares", 0, "Of the devices, so many wait until another is lost.", lower_bound=0
 )
-BUDGET = flags.DEFINE_string(
-    "budget", None, "Bytes of weights, keys and values that a device may hold: l2, smem, l2+smem "
-    "(of an H100) or bytes such as 50MB. Unset: no limit.",
+DEVICE_BUDGET = flags.DEFINE_string(
+    "device_budget", None, "Bytes of weights, keys, values that a device may hold: l2, smem, "
+    "l2+smem (of an H100) or bytes such as 50MB. Unset: no limit.",
 )  # fmt: skip
 RULE = flags.DEFINE_enum(
     "rule", "optimal", ["optimal", "greedy"], "How layers are placed: the least slowest group, or "
@@ -193,3 +214,16 @@ SWITCHES = flags.DEFINE_integer(
     "switches", 0, "Switches of layers to --stronger and back while requests run; so many prepared "
     "on devices, and as many on the host.", lower_bound=0,
 )  # fmt: skip
+CLUSTERS = flags.DEFINE_list(
+    "clusters", None, "Wirings, by commas: `parallax list clusters`. Unset: h100_2x8."
+)
+BATCHES = flags.DEFINE_list("batches", None, "Sequences, by commas. Unset: 1,4,16,64,256,1024.")
+WIDTHS = flags.DEFINE_list(
+    "widths", None, "Widths of the model, multiples of 1024, by commas. Unset: 1024,2048,4096,8192."
+)
+DEPTHS = flags.DEFINE_list("depths", None, "Layers of the model, by commas. Unset: 16,64.")
+STORED = flags.DEFINE_list(
+    "stored", None, "Formats of the weights, by commas: float16, int8, int8/int8+2:4 (of attention "
+    "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4.",
+)  # fmt: skip
+FULL = flags.DEFINE_bool("full", False, "Both wirings, all formats: minutes.")

@@ -99,6 +99,6 @@ def _request() -> dict[str, Any]:
         "stop_tokens": stop,
         "cache_len": flags.CACHE_LEN.value,
         "dtype": flags.DTYPE.value,
-        "compression": flags.COMPRESSION.value,
+        "compression": flags.compression(),
         "small": flags.SMALL.value,
     }

@@ -3,6 +3,7 @@
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --output_len=128
   parallax plan --model=FOLDER --batch=16 --prompt_len=4096 --objective=tpot --cluster=h200_2x8
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --max_tpot_s=0.003
+  parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --compression=none --compression=int8
   parallax plan --model=ring_sp --batch=4096 --prompt_len=8192 --cluster=h100_128x8 --compile_top=0
 
 Every legal mesh x strategy x hybrid x microbatches is priced by closed form; the best few are
@@ -30,7 +31,8 @@ from parallax.search.results import Objective
 WIDTH = 120
 FLAGS = (
     flags.MODEL, flags.BATCH, flags.PROMPT_LEN, flags.OUTPUT_LEN, flags.CLUSTER, flags.OBJECTIVE,
-    flags.MAX_TPOT_S, flags.COMPILE_TOP, flags.DTYPE, flags.RATES, flags.REGIMES, flags.OUT,
+    flags.MAX_TPOT_S, flags.COMPILE_TOP, flags.DTYPE, flags.COMPRESSION,
+    flags.RATES, flags.REGIMES, flags.OUT,
 )  # fmt: skip
 
 
@@ -49,6 +51,7 @@ def main() -> int:
             max_tpot_s=flags.MAX_TPOT_S.value,
             compile_top=flags.COMPILE_TOP.value,
             dtype=cast(DType | None, flags.DTYPE.value),
+            compression=flags.COMPRESSION.value,
             rates=flags.RATES.value,
             regimes=flags.REGIMES.value,
             on_progress=progress,

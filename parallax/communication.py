@@ -174,8 +174,10 @@ class Walk:
         self.split = self.strategy.split() if step is None else step.split
         self.seq_len = self.workload.seq_len if step is None else 1
         stages = self.split.count("layers")
-        self.useful = self.workload.microbatches if step is None else step.step_microbatches
-        self.ticks = self.strategy.layers.ticks(self.useful, stages)
+        microbatches = self.workload.microbatches if step is None else step.step_microbatches
+        layers = self.strategy.layers
+        self.useful = layers.rounds(microbatches, stages)
+        self.ticks = layers.ticks(microbatches, stages)
         groups = self.strategy.layer_groups(self.config.num_layers)
         self.layers = max(groups)
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful

@@ -42,8 +42,10 @@ def compare(
     seq_len: int | None = None,
     microbatches: int | None = None,
     dtype: str | None = None,
+    compression: str | tuple[str, str] | None = None,
     cluster: str | None = None,
     lenses: Sequence[str] | None = None,
+    budget: str | None = None,
     packed: bool = False,
     small: bool = False,
     phase: Phase = "prefill",
@@ -65,8 +67,12 @@ def compare(
       microbatches: on each device. None takes the paper's, lowered to what divides the device's
         sequences; the report prints what each strategy ran with.
       dtype: of parameters and activations.
+      compression: formats that matrices are stored in, such as "int8,int8+2:4" (attention, MLP):
+        another function than the dense model's, and its distance is measured.
       cluster: a cluster name.
       lenses: some of verify, compile, predict, measure.
+      budget: bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, hbm+kv, or a
+        number such as 50MB. The report then says which layers go where, and what is missing.
       packed: with segment ids, several documents a sequence.
       small: compile and predict the small model that verify runs, instead of the full size.
       phase: what is compiled and predicted: "prefill", a forward pass to last-position logits;

@@ -271,7 +271,7 @@ class Decoder:
         seq_len = self.workload.seq_len
         functions = StackFunctions(
             embed=lambda inputs: model.embed(inputs[0], None, split),
-            blocks=lambda x, inputs: model.blocks(x, None, split, seq_len),
+            blocks=lambda x, inputs, round=None: model.blocks(x, None, split, seq_len, round=round),
             keep=lambda x, inputs: split.token_at(x, inputs[1] - 1, seq_len),
             finish=lambda x, inputs: model.head(x, split),
         )
@@ -314,8 +314,10 @@ class Decoder:
         rows = _Rows(size_over(split.mesh_axes, layout.batch_axes), count)
         numbers = jnp.repeat(jnp.arange(count, dtype=jnp.int32), self.rows // count)
 
-        def blocks(x, inputs):
+        def blocks(x, inputs, round=None):
             _, positions, numbers = inputs
+            if round is not None:
+                return slabs(x, positions, numbers.reshape(round.microbatches, -1)[:, 0], round)
             take = functools.partial(rows.take, number=numbers[0])
 
             def of_layer(keys, values):
@@ -323,6 +325,18 @@ class Decoder:
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
             return model.through_layers(x, positions[:, None], split, cache=layers)
+
+        def slabs(x, positions, numbers, round):
+            def cached(layer, tile, r):
+                number = lax.dynamic_index_in_dim(numbers, r, keepdims=False)
+                take = functools.partial(
+                    rows.take_heads, layer=layer, number=number, tile=tile,
+                    tiles=round.tiles.attention,
+                )  # fmt: skip
+                seen = rows.take(cache.seen, number)
+                return CachedLayer(take(cache.keys), take(cache.values), seen, keeps)
+
+            return model.through_slabs(x, positions[:, None], split, round, cached=cached)
 
         functions = StackFunctions(
             embed=lambda inputs: model.look_up(inputs[0][:, None], inputs[1][:, None], split),
@@ -366,6 +380,19 @@ class _Rows(NamedTuple):
         x = x.reshape(self.shares, self.microbatches, -1, *x.shape[1:])
         x = lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
         return x.reshape(-1, *x.shape[2:])
+
+    def take_heads(self, x: jax.Array, layer, number, tile, tiles: int) -> jax.Array:
+        """Of all layers' keys or values [N, B, G, C, K], one slab's heads of one microbatch.
+
+        In one slice, which depends on the microbatch: XLA would move one that does not out of the
+        loop over microbatches, and copy the cache for it.
+        """
+        layers, _, heads, *rest = x.shape
+        x = x.reshape(layers, self.shares, self.microbatches, -1, heads, *rest)
+        width = heads // tiles
+        starts = (jnp.asarray(i, jnp.int32) for i in (layer, 0, number, 0, tile * width, 0, 0))
+        sizes = (1, self.shares, 1, x.shape[3], width, *rest)
+        return lax.dynamic_slice(x, tuple(starts), sizes).reshape(-1, width, *rest)
 
     def join(self, x: jax.Array) -> jax.Array:
         """Of microbatches and layers [M, N, b, ...], all sequences of each layer [N, B, ...]."""

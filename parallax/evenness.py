@@ -16,13 +16,14 @@ def evenness(sharded: ShardedTransformer, microbatches: int) -> Evenness:
       microbatches: of the program that is meant.
     """
     strategy = sharded.strategy
-    ticks = strategy.layers.ticks(microbatches, strategy.split().count("layers"))
+    stages = strategy.split().count("layers")
+    ticks = strategy.layers.ticks(microbatches, stages)
     on_device = sum(jax.tree.leaves(sharded.shard_bytes()))
     parameters = jax.tree.leaves(abstract_transformer(sharded.config)[1])
     whole = sum(x.size * x.dtype.itemsize for x in parameters)
     groups = sharded.groups
     return Evenness(
         replication=on_device * strategy.mesh.size / whole,
-        bubble=ticks / microbatches - 1,
+        bubble=ticks / strategy.layers.rounds(microbatches, stages) - 1,
         padded_share=padded_layers(groups) / (len(groups) * max(groups)),
     )

@@ -9,7 +9,7 @@ from parallax.lenses.environment import missing_compiler
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import DType, ModelConfig
-from parallax.naming import resolve_model
+from parallax.naming import Compression, parse_compression, resolve_model
 from parallax.report.search_page import SearchReport
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
@@ -27,6 +27,7 @@ def plan(
     max_tpot_s: float | None = None,
     compile_top: int = 5,
     dtype: DType | None = None,
+    compression: list[str] | Compression = None,
     rates: Rates | str | Path | None = None,
     regimes: bool = False,
     on_progress: Callable[[str], None] = lambda line: None,
@@ -42,6 +43,8 @@ def plan(
       max_tpot_s: slower candidates are out, seconds.
       compile_top: so many of the best are compiled; 0 ranks by closed form alone.
       dtype: of parameters and activations; None is the model's own.
+      compression: formats the matrices may be stored in, such as "int8,int8+2:4", or several to
+        try; "none" is the model as it is. A compressed model computes another function.
       rates: constants of the GPU, or a file that `parallax calibrate` wrote; None takes those
         shipped.
       regimes: also maps of which strategy wins over length, batch, width, devices and experts.
@@ -57,12 +60,16 @@ def plan(
     """
     where = find_cluster(cluster) if isinstance(cluster, str) else cluster
     config, _ = resolve_model(model, dtype=dtype)
+    several = compression if isinstance(compression, list) else [compression]
+    compressions = tuple(dict.fromkeys(parse_compression(c) for c in several))
     _check(batch, prompt_len, output_len, objective, max_tpot_s)
     if compile_top and (missing := missing_compiler()):
         raise ModuleNotFoundError(f"{missing} Or rank by closed form alone: --compile_top=0.")
     if isinstance(rates, str | Path):
         rates = Rates.load(rates)
-    request = Request(config, batch, prompt_len, output_len, where.name, objective, max_tpot_s)
+    request = Request(
+        config, batch, prompt_len, output_len, where.name, objective, max_tpot_s, compressions
+    )
     search = rank(request, where, rates=rates, compile_top=compile_top, on_progress=on_progress)
     maps = ()
     if regimes:

@@ -14,7 +14,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
-from parallax.naming import has_own_mesh, resolve_model
+from parallax.naming import has_own_mesh, parse_compression, resolve_model
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
@@ -124,6 +124,8 @@ def make_plan(request: dict[str, Any]) -> Plan:
     for name, choices in (("phase", get_args(Phase)), ("remat", get_args(Remat))):
         if request[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {request[name]!r}.")
+    if request.get("budget") is not None:
+        check_budget(request["budget"], where)
     if request["repeats"] < 1:
         raise ValueError(f"repeats must be at least 1, got {request['repeats']}.")
     virtual = "measure" in lenses and _only_cpu(cases)
@@ -136,8 +138,10 @@ def make_plan(request: dict[str, Any]) -> Plan:
         "seq_len": request["seq_len"],
         "microbatches": request["microbatches"],
         "dtype": request["dtype"],
+        "compression": config.compression and ",".join(config.compression),
         "cluster": where.name,
         "lenses": list(lenses),
+        "budget": request.get("budget"),
         "packed": request["packed"],
         "small": request["small"],
         "phase": request["phase"],
@@ -195,6 +199,8 @@ def _model_and_workload(request, chosen: Paper | None) -> tuple[ModelConfig, Wor
         config = source.config
     if request["dtype"] is not None:
         config = config.replace(dtype=request["dtype"])
+    if request.get("compression") is not None:  # reports from before there was any
+        config = config.replace(compression=parse_compression(request["compression"]))
     base = source.workload if source else Workload(DEFAULT_BATCH, DEFAULT_SEQ_LEN)
     small = source.small_workload if source else Workload(16, 80, 4)
     changes = {

@@ -31,6 +31,7 @@ from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
+from parallax.parallel.layer_parts import CacheTiled
 from parallax.parallel.split import Remat
 from parallax.results import Compilation, Figure, Measurement, Prediction, Verification
 from parallax.rules import Phase
@@ -175,7 +176,8 @@ class Program:
             return predict(compilation, where, "bfloat16", rates)
         workload, phase = compilation.workload, compilation.phase
         needed = model_flops(self.model, workload.batch, workload.seq_len, cast(Phase, phase))
-        closed = self._closed_form(compilation, where, rates) if phase != "train" else None
+        sketched = phase != "train" and not isinstance(self.strategy.layers, CacheTiled)
+        closed = self._closed_form(compilation, where, rates) if sketched else None
         return predict(
             compilation, where, self.model.dtype, rates, useful_flops=needed, estimate_s=closed
         )

@@ -95,6 +95,8 @@ class Verification:
     nothing: its errors are then distances, not judged. `router` is None without experts.
     `same_tokens`: of decoding, whether greedy tokens in float64 are the unsharded model's; None for
     a pass over whole sequences.
+    `off_dense`: of a model whose weights are compressed, relative L2 of its float64 logits from the
+    dense model's, both unsharded; None without, and of decoding.
     """
 
     model: str
@@ -108,6 +110,7 @@ class Verification:
     approximation: str = ""
     router: RouterFacts | None = None
     same_tokens: bool | None = None
+    off_dense: float | None = None
 
     @property
     def exact(self) -> bool:

@@ -23,6 +23,7 @@ from parallax.models.block import attention_shape
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
+from parallax.models.tiled import check_tiles
 from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.balance import total_stats
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
@@ -340,11 +341,11 @@ class ShardedTransformer:
         graph = abstract_transformer(self.untied.config)[0]
         model, seq_len = nnx.merge(graph, state), self.workload.seq_len
 
-        def blocks(x, inputs):
+        def blocks(x, inputs, round=None):
             _, segment_ids, expert_ids = self._unpack(inputs)
             if expert_ids is not None:
                 expert_ids = self._of_stage(jnp.moveaxis(expert_ids, 2, 0), split)
-            return model.blocks(x, segment_ids, split, seq_len, expert_ids)
+            return model.blocks(x, segment_ids, split, seq_len, expert_ids, round)
 
         functions = StackFunctions(
             embed=lambda inputs: model.embed(*self._unpack(inputs)[:2], split),
@@ -486,6 +487,11 @@ class ShardedTransformer:
             packed=workload.packed,
         )  # fmt: skip
         self.strategy.attention.work(calls, mesh)  # what it cannot split it refuses here
+        if (tiles := getattr(self.strategy.layers, "tiles", None)) is not None:
+            try:
+                check_tiles(self.config, split, tiles)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
         if self.config.positions == "learned" and workload.seq_len > self.config.max_seq_len:
             raise ValueError(
                 f"Model '{self.config.name}': seq_len {workload.seq_len} is longer than its table "

@@ -91,9 +91,10 @@ class Strategy:
         return "; ".join(a for a in (getattr(p, "approximation", "") for p in parts) if a)
 
     @property
-    def compiler_options(self) -> dict[str, bool]:
+    def compiler_options(self) -> dict[str, bool | int]:
         """What to pass to `jax.jit(..., compiler_options=)` on GPUs; mostly nothing."""
-        return getattr(self.experts, "compiler_options", {})
+        found = (getattr(p, "compiler_options", {}) for p in (self.experts, self.layers))
+        return {name: value for options in found for name, value in options.items()}
 
     @property
     def mesh_axes(self) -> dict[str, int]:

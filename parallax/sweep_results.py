@@ -21,6 +21,7 @@ class PointFigures:
       step, tokens_per_s: modelled, with error bars. `bound` is what sets the roofline.
       ledger_matches: the program sends what its closed form says.
       notes: what a reader must know beside the figures.
+      unvalidated: what of the time no published measurement stands behind; "" if nothing.
     """
 
     memory: Figure
@@ -33,6 +34,7 @@ class PointFigures:
     bound: str
     ledger_matches: bool
     notes: tuple[str, ...] = ()
+    unvalidated: str = ""
 
     @property
     def fits(self) -> bool:

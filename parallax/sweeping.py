@@ -213,6 +213,7 @@ def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
         bound=predicted.bound.set_by,
         ledger_matches=compiled.ledger_matches,
         notes=compiled.notes,
+        unvalidated=predicted.unvalidated,
     )
 
 

@@ -3,12 +3,14 @@
 import pytest
 
 from parallax.comparing import compile_all
+from parallax.hlo.work import Kernel, Loop
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import roofline
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.strategies import (
+    cache_tiled,
     expert_parallel,
     hybrid,
     layerwise,
@@ -28,6 +30,7 @@ CASES = {
     "two_level": ("two_level", two_level(4, 4)),
     "scores": ("two_level", two_level(4, 4, reduction="scores")),
     "layerwise": ("cache_layerwise", layerwise(16)),
+    "layerwise_tiled": ("cache_layerwise", cache_tiled(layerwise(16), 16, 64, round=4)),
     "expert_parallel": ("cross_node_ep", expert_parallel(16)),
     "experts of tensor_pipeline": ("cross_node_ep", tensor_pipeline(8, 2)),
 }
@@ -77,3 +80,21 @@ def test_the_roofline_reads_weights_and_cache(compiled):
         read = c.weight_bytes + c.kv_cache_bytes
         assert bound.step_s.value >= read / CLUSTER.gpu.hbm_bytes_per_s
         assert bound.tokens_per_s.value == pytest.approx(BATCH / bound.step_s.value)
+
+
+def test_a_slab_is_copied_once_a_round(compiled):
+    """Microbatches read it where it was put; nothing of a slab's size is written between them."""
+    work = compiled["layerwise_tiled"].work
+    assert work is not None
+    slabs = {"attention": 4 * 8192 * 512 * 2, "mlp": 2 * 8192 * 512 * 2}
+
+    def written(name):
+        return [step.written_bytes for step in work.steps[name] if isinstance(step, Kernel)]
+
+    loops = [s for steps in work.steps.values() for s in steps if isinstance(s, Loop)]
+    rounds = [loop for loop in loops if loop.count == 4]
+    assert len(rounds) == 4  # projections, attention, the output matrix; the MLP
+    for loop in rounds:
+        assert max(written(loop.body)) < 0.1 * slabs["mlp"]
+    copies = {loop.count: max(written(loop.body)) for loop in loops if loop.count in (16, 64)}
+    assert copies == {16: slabs["attention"], 64: slabs["mlp"]}

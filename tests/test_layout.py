@@ -42,7 +42,7 @@ ROOMS = [
     {"program", "foreign"},
     {"search"},
     {"report"},
-    {"sweeping", "planning", "inspecting", "calibrating"},
+    {"sweeping", "planning", "inspecting", "calibrating", "memory_terms"},
     {"engine"},
     {"preparing"},
     {"comparing"},

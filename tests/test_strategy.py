@@ -6,11 +6,13 @@ import pytest
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
-from parallax.parallel.layer_parts import Pipeline
+from parallax.parallel.layer_parts import CacheTiled, Pipeline
 from parallax.rules import Rules
+from parallax.spmd import ShardedTransformer
 from parallax.strategies import (
     STRATEGIES,
     build,
+    cache_tiled,
     data_parallel,
     expert_parallel,
     hybrid,
@@ -20,6 +22,8 @@ from parallax.strategies import (
     two_level,
 )
 from parallax.strategy import Strategy
+from parallax.workload import Workload
+from tests.strategies.cases import SMALL
 
 SLICED = two_level(2, 2).rules.replace(act_seq=("node", "seq"))
 NESTED = [
@@ -82,6 +86,43 @@ def test_bad_files_are_named(name, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         Strategy.load(path)
+
+
+def test_layers_in_slabs_are_data(tmp_path):
+    tiled = cache_tiled(layerwise(4, handoff="overlapped"), 4, 16, round=2)
+    tiled.save(tmp_path / "tiled.json")
+    assert Strategy.load(tmp_path / "tiled.json") == tiled
+    assert tiled.layers == CacheTiled(4, 16, 2, Pipeline("stage", None, "overlapped"))
+    assert tiled.layers.ticks(8, 4) == 4 + 2 * 3
+    assert tiled.layers.rounds(7, 4) == 7  # two do not divide seven microbatches
+    assert CacheTiled().rounds(8, 1) == 1
+    assert CacheTiled(inner=Pipeline("stage")).rounds(8, 4) == 4
+    with pytest.raises(ValueError, match="mlp must be an integer of at least 1, got 0"):
+        CacheTiled(mlp=0)
+    with pytest.raises(ValueError, match=r"inner must be Scan\(\) or Pipeline"):
+        CacheTiled(inner=CacheTiled())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="'layerwise_tiled' has layers=CacheTiled"):
+        cache_tiled(tiled, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "message"),
+    [
+        (cache_tiled(data_parallel(2), 3, 1), {}, "slabs of attention .* Use a divisor of 8"),
+        (cache_tiled(data_parallel(2), 8, 1), {"num_kv_heads": 2}, "Use a divisor of 2"),
+        (cache_tiled(tensor_pipeline(4, 1, split_kv_heads=False), 2, 1), {"num_kv_heads": 2},
+         "shares all of them with others. Use a divisor of 1"),
+        (cache_tiled(data_parallel(2), 1, 3), {}, "do not divide the 128 columns"),
+        (cache_tiled(two_level(2, 2), 1, 2), {}, "shares out heads by itself"),
+        (cache_tiled(data_parallel(2), 1, 2), {"num_experts": 4}, "experts are not cut"),
+        (cache_tiled(data_parallel(2), 1, 2), {"compression": ("w8a8", "w8a8")}, "a slab does not"),
+        (cache_tiled(data_parallel(2), 1, 32), {"compression": ("int8", "int8+2:4")},
+         "a slab of the MLP's last matrix"),
+    ],
+)  # fmt: skip
+def test_slabs_that_cannot_be_cut_are_refused(made, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ShardedTransformer(SMALL.replace(**changes), made, Workload(4, 16, 2))
 
 
 def test_a_missing_file_is_named(tmp_path):

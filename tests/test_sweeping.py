@@ -146,7 +146,15 @@ def test_the_report_shows_it_everywhere(report):
     jsonschema.validate(data, schema)
     assert data["request"]["sweep"] == "seq_len:40,64,80"
     assert [p["value"] for p in data["sweep"]["points"]] == [40, 64, 80] * 2
+    # The ring crosses nodes, data parallelism sends nothing.
+    assert [p["found"]["unvalidated"] != "" for p in data["sweep"]["points"] if p["found"]] == (
+        [True, True, False, False, False]
+    )
+    assert "* unvalidated: no published measurement stands behind the time between nodes" in (
+        " ".join(text.split())
+    )
     page = report.html()
+    assert "* unvalidated" in page
     assert page.count("<svg") == 2
     assert 'id="sweep-tokens-' in page
     assert "Strategy &#39;ring_sequence&#39;" in page

@@ -1,5 +1,6 @@
 """A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
@@ -10,6 +11,7 @@ from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Ste
 from parallax.meshes.cluster import Cluster
 
 _ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
+_INDEX_BYTES = 8  # of a scalar that says where a slice begins
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,26 @@ class Cost:
         return max(0.0, self.communication_s - self.exposed_s)
 
 
-def price(work: Work, cluster: Cluster, rates: Rates) -> Cost:
+def price(
+    work: Work,
+    cluster: Cluster,
+    rates: Rates,
+    *,
+    resident: Mapping[str, float] | None = None,
+    loops_reuse_cache: bool = False,
+) -> Cost:
     """What one run costs a device of the cluster.
 
     Args:
       work: of a compiled program.
       cluster: its wiring.
       rates: of its GPU.
+      resident: arrays and bytes of them that are in the L2 cache whenever a computation starts;
+        None starts every one of them with an empty cache.
+      loops_reuse_cache: arrays that a loop hands on unchanged may still be in the L2 cache in its
+        next execution. The shipped constants are fitted without it.
     """
-    return _Clock(work, cluster, rates).of(work.entry)
+    return _Clock(work, cluster, rates, resident or {}, loops_reuse_cache).of(work.entry)
 
 
 def kernel_costs(work: Work, cluster: Cluster, rates: Rates) -> dict[str, tuple[float, float]]:
@@ -149,19 +162,26 @@ class _Clock:
     work: Work
     cluster: Cluster
     rates: Rates
+    resident: Mapping[str, float] = field(default_factory=dict)
+    loops_reuse_cache: bool = False
     known: dict[str, Cost] = field(default_factory=dict)
 
     def of(self, name: str) -> Cost:
         """One execution of a computation."""
         if name not in self.known:
-            self.known[name] = self.run(self.work.steps[name])
+            self.known[name] = self.run(self.work.steps[name], self.cache())
         return self.known[name]
 
-    def run(self, steps: tuple[Step, ...]) -> Cost:
+    def cache(self) -> "Recent":
+        found = Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+        for name, size in self.resident.items():
+            found.touch(name, size)
+        return found
+
+    def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
         total, exposed = Cost(), 0.0
         wire_free = copy_free = 0.0
         finish: dict[str, tuple[float, bool]] = {}
-        cache = _Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
         now = 0.0
         sm_count = self.cluster.gpu.sm_count
         for step in steps:
@@ -200,7 +220,7 @@ class _Clock:
                         total += Cost(0.0, {"memory": done - now})
                     now = done
             else:
-                cost = self.nested(step)
+                cost = self.nested(step, cache)
                 total += cost
                 now += cost.seconds
                 # What it sends shares the wire with what is already on its way.
@@ -224,10 +244,20 @@ class _Clock:
             network_s=seconds if crosses else 0.0,
         )  # fmt: skip
 
-    def nested(self, step: Step) -> Cost:
+    def rounds(self, loop: Loop, before: "Recent") -> Cost:
+        """All executions of a loop's body."""
+        if not (self.loops_reuse_cache and loop.held and loop.count > 1):
+            return self.of(loop.body).times(loop.count)
+        body, cache = self.work.steps[loop.body], self.cache()
+        cache.take(loop.held, before)
+        first = self.run(body, cache)
+        again, same = self.cache(), _read_alike(body, loop.held)
+        again.take(((n, n, cache.held.get(n, 0.0)) for n in same), cache)
+        return first + self.run(body, again).times(loop.count - 1)
+
+    def nested(self, step: Step, cache: "Recent") -> Cost:
         if isinstance(step, Loop):
-            rounds = self.of(step.body) + self.of(step.condition)
-            cost = rounds.times(step.count)
+            cost = self.rounds(step, cache) + self.of(step.condition).times(step.count)
             if step.known:
                 return cost
             looking = self.rates.loop_s * step.count
@@ -242,8 +272,20 @@ class _Clock:
         return self.of(step.name)
 
 
+def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...]) -> list[str]:
+    """Of a loop's unchanged arrays, those of which all executions read the same: all of it, or a
+    part whose place unchanged indices say."""
+    sizes, other = {name: size for name, _, size in held}, set()
+    for step in steps:
+        if isinstance(step, Kernel):
+            indices = [name for name, size in step.reads if size <= _INDEX_BYTES]
+            if not all(name in sizes for name in indices):
+                other |= {name for name, size in step.reads if size < sizes.get(name, 0.0)}
+    return [name for name in sizes if name not in other]
+
+
 @dataclass
-class _Recent:
+class Recent:
     """Arrays that the L2 cache still holds: the last ones written or read, up to its size.
 
     What does not fit passes through and leaves nothing of the others.
@@ -253,16 +295,30 @@ class _Recent:
     held: dict[str, float] = field(default_factory=dict)
     used: float = 0.0
 
+    def take(self, arrays: Iterable[tuple[str, str, float]], before: "Recent") -> None:
+        """What another cache holds of (name here, there, bytes); the rest takes room, unnamed."""
+        here: dict[str, list[tuple[str, float]]] = {}
+        for name, there, size in arrays:
+            here.setdefault(there, []).append((name, size))
+        for there, size in before.held.items():
+            left = size
+            for name, part in here.get(there, ()):
+                self.held[name] = min(part, left)
+                left -= self.held[name]
+            self.held[f" {there}"] = left
+        self.used = before.used
+
     def hits(self, kernel: Kernel) -> float:
         """Bytes of this launch that stay inside the cache; then remembers the launch."""
         hit = 0.0
         for name, size in kernel.reads:
             hit += min(size, self.held.get(name, 0.0))
-            self._touch(name, size)
-        self._touch(kernel.name, kernel.written_bytes)
+            self.touch(name, size)
+        self.touch(kernel.name, kernel.written_bytes)
         return hit
 
-    def _touch(self, name: str, size: float) -> None:
+    def touch(self, name: str, size: float) -> None:
+        """That array was written or read."""
         before = self.held.pop(name, 0.0)
         self.used -= before
         size = max(size, before)

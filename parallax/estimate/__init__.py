@@ -5,6 +5,16 @@ products, which passes over memory, which transfers, and what runs beside them.
 """
 
 from parallax.estimate.estimating import Estimate, estimate
+from parallax.estimate.hits import WeightReads, weight_reads
 from parallax.estimate.memory import estimate_bytes
+from parallax.estimate.packed_weights import PackedWeights, Unpacking
 
-__all__ = ["Estimate", "estimate", "estimate_bytes"]
+__all__ = [
+    "Estimate",
+    "PackedWeights",
+    "Unpacking",
+    "WeightReads",
+    "estimate",
+    "estimate_bytes",
+    "weight_reads",
+]

@@ -11,11 +11,12 @@ _WIDE = 4  # bytes of a float32 accumulator
 
 def gemm(
     name: str, m: float, n: float, k: float, dtype: str, item: int, *, a: str = "", b: str = "",
-    batch: int = 1, out_item: int | None = None,
+    batch: int = 1, out_item: int | None = None, b_bytes: float | None = None,
 ) -> Kernel:  # fmt: skip
-    """batch x [m, k] x [k, n]."""
+    """batch x [m, k] x [k, n]; `b_bytes` where the second operand is stored otherwise."""
     m, n, k = int(m), int(n), int(k)
-    reads = ((a or f"{name}.x", batch * m * k * item), (b or f"{name}.w", batch * k * n * item))
+    second = batch * k * n * item if b_bytes is None else b_bytes
+    reads = ((a or f"{name}.x", batch * m * k * item), (b or f"{name}.w", second))
     written = batch * m * n * (item if out_item is None else out_item)
     return Kernel(name, reads, float(written), (Gemm(batch, m, n, k, dtype),))
 

@@ -3,22 +3,29 @@
 import jax
 
 from parallax.decoding import Decoder
+from parallax.estimate.packed_weights import PackedWeights, layer_weight_bytes, weights_of
 from parallax.models.block import attention_shape
 from parallax.spmd import ShardedTransformer
 
 _WIDE = 4
 
 
-def estimate_bytes(sharded: ShardedTransformer, decoder: Decoder | None = None) -> float:
+def estimate_bytes(
+    sharded: ShardedTransformer,
+    decoder: Decoder | None = None,
+    *,
+    weights: PackedWeights | None = None,
+) -> float:
     """What a device needs to prefill, with the cache of `decoder` in its place.
 
     Weights and cache are exact. What a prefill holds at once is the larger of its two halves: a
     residual stream in and out beside queries, keys, values and the float32 result, or beside the
-    MLP's wide rows.
+    MLP's wide rows. Packed weights (`weights`; None is as the config says) take what they are
+    stored in, and, unpacked by XLA, one layer's dense matrices beside.
     """
     config, split = sharded.config, sharded.strategy.split()
     workload, item = sharded.workload, sharded.config.item_bytes
-    weights = sum(jax.tree.leaves(sharded.shard_bytes()))
+    held_weights = _weight_bytes(sharded, weights or weights_of(config))
     b = workload.batch // split.count("act_batch") // workload.microbatches
     tokens = b * workload.seq_len // split.count("act_seq")
     residual = tokens * config.d_model * item
@@ -37,4 +44,13 @@ def estimate_bytes(sharded: ShardedTransformer, decoder: Decoder | None = None) 
         mlp = 6 * residual * config.experts_per_token
     held = 3 * residual + max(attention, mlp)
     cache = decoder.kv_bytes() if decoder is not None else 0.0
-    return float(weights + held + cache)
+    return float(held_weights + held + cache)
+
+
+def _weight_bytes(sharded: ShardedTransformer, weights: PackedWeights) -> float:
+    config, split = sharded.config, sharded.strategy.split()
+    whole = float(sum(jax.tree.leaves(sharded.shard_bytes())))
+    stored, dense, made = layer_weight_bytes(config, split, weights)
+    if config.compression is None:  # asked for beside a model that is not compressed
+        whole -= max(sharded.groups) * (dense - stored)
+    return whole + made

@@ -92,7 +92,7 @@ class _Reader:
         if opcode.endswith("-done"):
             return [Wait(n) for n in i.operands if n in waits]
         if opcode == "while":
-            return self.loop(i)
+            return self.loop(computation, i)
         calls = i.calls()
         if opcode == "conditional":
             names = [n for group in calls.values() for n in group]
@@ -120,7 +120,7 @@ class _Reader:
             return [*self.sent(inside)]
         return [self.kernel(computation, i)]
 
-    def loop(self, i: Instruction) -> list[Step]:
+    def loop(self, computation: Computation, i: Instruction) -> list[Step]:
         calls = i.calls()
         body, condition = calls["body"][0], calls["condition"][0]
         self.read(body)
@@ -132,7 +132,27 @@ class _Reader:
                 "Pass trips={scope: executions each time it is reached}, with a named scope right "
                 "around the loop."
             )
-        return [Loop(i.name, float(count), body, condition, trip_count(i) is not None)]
+        known, held = trip_count(i) is not None, self.held(computation, i, body)
+        return [Loop(i.name, float(count), body, condition, known, held)]
+
+    def held(
+        self, computation: Computation, i: Instruction, body: str
+    ) -> tuple[tuple[str, str, float], ...]:
+        """Of a loop's arrays, those that it hands from one execution to the next unchanged."""
+        inside, outside = self.module.computation(body), computation.by_name[i.operands[0]]
+        root = next(x for x in inside.instructions if x.is_root)
+        if root.opcode != "tuple" or outside.opcode != "tuple":
+            return ()
+        makers, found = self.makers(computation), []
+        for x in inside.instructions:
+            if x.opcode != "get-tuple-element" or inside.by_name[x.operands[0]].parameter < 0:
+                continue
+            place = int(x.attributes["index"])
+            after = inside.by_name[root.operands[place]]
+            same = after.opcode == "get-tuple-element" and after.attributes["index"] == str(place)
+            if same and inside.by_name[after.operands[0]].parameter >= 0:
+                found.append((x.name, makers[outside.operands[place]], float(x.shape.n_bytes)))
+        return tuple(found)
 
     def started(self, computation: Computation, i: Instruction, base: str) -> Kernel | Send | None:
         if base in _SENDING:

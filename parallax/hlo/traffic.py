@@ -81,6 +81,8 @@ def _of_fusion(body: Computation) -> tuple[list[float], float]:
             needed[name] = float(_elements(result.shape.elements[0]))
             written += result.shape.elements[0].n_bytes
             continue
+        if _is_workspace(by_name, result):
+            continue
         update = _updated(by_name, behind, result)
         if update is None:
             needed[name] = float(_elements(result.shape))
@@ -111,6 +113,13 @@ def _of_fusion(body: Computation) -> tuple[list[float], float]:
         raise HloError(f"%{body.name}: parameters are not numbered 0, 1, ...")
     shares = [needed[i.name] / max(1, _elements(i.shape)) for _, i in parameters]
     return [i.shape.n_bytes * s for (_, i), s in zip(parameters, shares, strict=True)], written
+
+
+def _is_workspace(by_name: dict[str, Instruction], result: Instruction) -> bool:
+    """Whether this result is what a library's call inside a fusion wrote as scratch."""
+    if result.opcode != "get-tuple-element" or result.attributes.get("index") == "0":
+        return False
+    return bool(_CUBLAS.match(custom_call_target(by_name[result.operands[0]])))
 
 
 def _updated(

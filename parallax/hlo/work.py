@@ -79,13 +79,18 @@ class Wait:
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop; `count` executions, `known` to the compiler (or told by data, then derived)."""
+    """A loop; `count` executions, `known` to the compiler (or told by data, then derived).
+
+    Attributes:
+      held: arrays that all executions find unchanged: (name inside, name outside, bytes).
+    """
 
     name: str
     count: float
     body: str
     condition: str
     known: bool = True
+    held: tuple[tuple[str, str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from parallax.workload import Workload
 
 # Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
 # which would duplicate them.
-_AMPLE_BYTES = 1 << 50
+AMPLE_BYTES = 1 << 50
 # Without a GPU nothing is autotuned, and XLA then takes its own kernels for every matrix product. A
 # run times both and mostly takes the library's for large ones, which read a layer's weights where
 # they lie in their stack; its own need them copied out first.
-_LIBRARY_GEMMS = {
+LIBRARY_GEMMS = {
     "xla_gpu_enable_triton_gemm": False,
     "xla_disable_hlo_passes": "cublas-pad-for-gemms",
 }
@@ -48,7 +48,7 @@ def compile_for(
     weight_bytes: float | None = None,
     partitioner: str = "the function's own",
     donate: tuple[int, ...] = (),
-    compiler_options: Mapping[str, bool] | None = None,
+    compiler_options: Mapping[str, bool | int] | None = None,
     trips: Mapping[str, float] | None = None,
     ragged_bytes: RaggedBytes | None = None,
     evenness: Evenness | None = None,
@@ -85,7 +85,7 @@ def compile_for(
     arguments = shapes(built)
     traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     options = dict(compiler_options or {})
-    compiled = traced.lower().compile(_LIBRARY_GEMMS | options)
+    compiled = traced.lower().compile(LIBRARY_GEMMS | options)
     analysis: Any = compiled.memory_analysis()
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     memory = Memory(
@@ -102,9 +102,9 @@ def compile_for(
     if not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
-        ample = mesh.build(topology_devices(cluster, _AMPLE_BYTES)[: mesh.size])
+        ample = mesh.build(topology_devices(cluster, AMPLE_BYTES)[: mesh.size])
         again = jax.jit(function(ample), donate_argnums=donate)
-        text = again.lower(*shapes(ample)).compile(_LIBRARY_GEMMS | options).as_text()
+        text = again.lower(*shapes(ample)).compile(LIBRARY_GEMMS | options).as_text()
     module = parse_module(text)
     axes = dict(mesh.axes)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)

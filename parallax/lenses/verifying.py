@@ -71,6 +71,13 @@ def verify_transformer(
             config.replace(dtype=dtype), cast(drawn, dtype), inputs, replayed
         )
     exact = references["float64"]
+    off_dense = None
+    if config.compression is not None:
+        on_progress("the dense model")
+        plain = config.replace(compression=None)
+        dense = draw(plain.replace(dtype=lowest))
+        whole = _reference(plain.replace(dtype="float64"), cast(dense, "float64"), inputs)
+        off_dense = relative_error(exact[0], whole[0])
     results = []
     for strategy, workload in cases:
         start = time.perf_counter()
@@ -104,6 +111,7 @@ def verify_transformer(
                 seconds=time.perf_counter() - start,
                 approximation=strategy.approximation,
                 router=_router_facts(exact[2], routed, flips),
+                off_dense=off_dense,
             )
         )
     return results

@@ -45,6 +45,19 @@ class Attention(nnx.Module):
         cache: CachedLayer | None = None,
     ):  # fmt: skip
         """([B, L, D], keys and values of these tokens as a cache holds them)."""
+        qkv = self.project(x_BLD, angles, split)
+        out_BLHK, kv = self.attend(*qkv, segment_ids_BL, split, cache)
+        y_BLD = split.contract(
+            out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
+        )
+        return self.with_bias(y_BLD), kv
+
+    def with_bias(self, y_BLD):
+        """The sum over heads with what is added once, after it."""
+        return y_BLD + self.out_bias_D[...][None, None] if self.config.bias else y_BLD
+
+    def project(self, x_BLD, angles: Rotation | None, split: Split):
+        """Queries, keys and values as attention takes them: [B, L, H, K] and twice [B, L, G, K]."""
         config = self.config
         q_BLHK = product(x_BLD, self.q_DHK[...], "bld,dhk->blhk")
         k_BLGK = product(x_BLD, self.k_DGK[...], "bld,dgk->blgk")
@@ -60,19 +73,17 @@ class Attention(nnx.Module):
         v_BLGK = split.match_kv_heads(v_BLGK, config.num_kv_heads, config.num_heads)
         split.declare(q_BLHK, "act_batch", "act_seq", "act_heads", "head_dim")
         split.declare(k_BLGK, "act_batch", "act_seq", "act_kv_heads", "head_dim")
+        return q_BLHK, k_BLGK, v_BLGK
+
+    def attend(self, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, split: Split,
+               cache: CachedLayer | None = None):  # fmt: skip
+        """Before it is multiplied and summed: ([B, L, H, K], keys and values to be cached)."""
         if cache is not None:
-            out_BLHK, kv = split.attend_cached(q_BLHK, k_BLGK, v_BLGK, cache)
-        else:
-            kv = k_BLGK, v_BLGK
-            out_BLHK = split.attend(
-                q_BLHK, k_BLGK, v_BLGK, is_causal=config.causal, segment_ids=segment_ids_BL
-            )
-        y_BLD = split.contract(
-            out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
+            return split.attend_cached(q_BLHK, k_BLGK, v_BLGK, cache)
+        out_BLHK = split.attend(
+            q_BLHK, k_BLGK, v_BLGK, is_causal=self.config.causal, segment_ids=segment_ids_BL
         )
-        if config.bias:  # once, after the sum
-            y_BLD = y_BLD + self.out_bias_D[...][None, None]
-        return y_BLD, kv
+        return out_BLHK, (k_BLGK, v_BLGK)
 
 
 def attention_shape(
@@ -114,6 +125,15 @@ class Mlp(nnx.Module):
                 self.gate_bias_F = bias((f,), ("mlp",), dtype)
 
     def __call__(self, x_BLD, split: Split):
+        h_BLF = self.hidden(x_BLD, split)
+        return self.with_bias(split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp"))
+
+    def with_bias(self, y_BLD):
+        """The sum over the MLP's width with what is added once, after it."""
+        return y_BLD + self.down_bias_D[...][None, None] if self.has_bias else y_BLD
+
+    def hidden(self, x_BLD, split: Split):
+        """[B, L, F] after the activation."""
         h_BLF = product(x_BLD, self.up_DF[...], "bld,df->blf")
         if self.has_bias:
             h_BLF = h_BLF + self.up_bias_F[...][None, None]
@@ -124,9 +144,7 @@ class Mlp(nnx.Module):
             h_BLF = h_BLF * jax.nn.silu(gate_BLF)
         else:
             h_BLF = jax.nn.gelu(h_BLF)
-        split.declare(h_BLF, "act_batch", "act_seq", "act_mlp")
-        y_BLD = split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
-        return y_BLD + self.down_bias_D[...][None, None] if self.has_bias else y_BLD
+        return split.declare(h_BLF, "act_batch", "act_seq", "act_mlp")
 
 
 class Block(nnx.Module):

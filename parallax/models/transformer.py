@@ -17,10 +17,12 @@ from parallax.models.block import Block
 from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
+from parallax.models.tiled import Cached, own_of, tiled_layers
 from parallax.models.weights import cast, weight
 from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
+from parallax.parallel.tiles import Round
 
 
 class Transformer(nnx.Module):
@@ -79,6 +81,7 @@ class Transformer(nnx.Module):
         split: Split,
         seq_len: int,
         expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
+        round: Round | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
         """Through the layers this device holds; local activations.
 
@@ -88,6 +91,7 @@ class Transformer(nnx.Module):
           split: how.
           seq_len: tokens of a whole sequence.
           expert_ids_NBLk: of whole sequences: choices of this device's layers to replay.
+          round: that x is several microbatches of, to go slab by slab: see `through_slabs`.
 
         Returns:
           [B, L, D], and what each layer's router did, stacked; () without experts.
@@ -97,6 +101,8 @@ class Transformer(nnx.Module):
         mine = split.positions(seq_len)
         positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
         segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
+        if round is not None:
+            return self.through_slabs(x_BLD, positions, split, round, segments)
         ids = None if expert_ids_NBLk is None else jnp.take(expert_ids_NBLk, mine, axis=2)
         return self.through_layers(x_BLD, positions, split, segments, ids)
 
@@ -114,13 +120,7 @@ class Transformer(nnx.Module):
         Args:
           cache: of these layers: then x is one new token of each sequence, [B, 1, D].
         """
-        config = self.config
-        angles: Rotation | None = None
-        if config.positions == "rope":
-            angles = rotation(
-                positions_BL, config.head_dim, config.rope_theta, config.dtype, split,
-                config.rope_scaling,
-            )  # fmt: skip
+        config, angles = self.config, self._angles(positions_BL, split)
         graph, stacked = nnx.split(self.layers)
         kv = None if cache is None else (cache.keys, cache.values)
 
@@ -135,6 +135,36 @@ class Transformer(nnx.Module):
             keep = jax.checkpoint_policies.save_only_these_names(KEPT)
             layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
         return lax.scan(layer, x_BLD, (stacked, expert_ids_NBLk, kv))
+
+    def through_slabs(
+        self,
+        x_BLD: Float[Array, "b l d"],
+        positions_BL: Int[Array, "#b l"],
+        split: Split,
+        round: Round,
+        segment_ids_BL: Int[Array, "b l"] | None = None,
+        cached: Cached | None = None,
+    ) -> tuple[Float[Array, "b l d"], Any]:
+        """As `through_layers`, of all microbatches of a round, in the order of `tiled_layers`.
+
+        Returns:
+          [B, L, D], and what layers return beside it, leaves with a leading microbatch and layer.
+        """
+        own = own_of(self._angles(positions_BL, split), segment_ids_BL, round.microbatches)
+        x_RBLD = x_BLD.reshape(round.microbatches, -1, *x_BLD.shape[1:])
+        x_RBLD, beside = tiled_layers(
+            self.layers, self.config, x_RBLD, own, split, round.tiles, cached
+        )
+        return x_RBLD.reshape(x_BLD.shape), beside
+
+    def _angles(self, positions_BL, split: Split) -> Rotation | None:
+        config = self.config
+        if config.positions != "rope":
+            return None
+        return rotation(
+            positions_BL, config.head_dim, config.rope_theta, config.dtype, split,
+            config.rope_scaling,
+        )  # fmt: skip
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Logits of this device's share of the vocabulary."""

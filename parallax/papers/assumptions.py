@@ -44,7 +44,7 @@ def _setting(paper: Paper) -> str:
         f"x {work.seq_len} tokens in {work.microbatches} microbatches; {config.num_params:,} "
         "parameters.\n"
     )
-    return line + (f"\nNot in this release: {paper.missing}.\n" if paper.missing else "")
+    return line
 
 
 def _table(rows: tuple[Assumption, ...]) -> str:

@@ -36,5 +36,4 @@ CACHE_LAYERWISE = Paper(
     ),
     small_workload=Workload(batch=16, seq_len=80, microbatches=4),
     proposed="layerwise",
-    missing="placing layers by the cache (they are dealt out in order)",
 )  # fmt: skip

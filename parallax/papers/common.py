@@ -62,6 +62,12 @@ def common_assumptions(
             "16 H100 are given, their wiring is not; --cluster=h100_nvl16 is the other reading.",
         ),
         Assumption(
+            "kernels of matrix products",
+            "the library's (cuBLAS), in every compiled program",
+            "Without a GPU nothing is autotuned; a run times both and mostly takes the library's "
+            "for large ones. XLA's own would copy each layer's weights first.",
+        ),
+        Assumption(
             "usable memory",
             "0.92 of each GPU's",
             "Room for NCCL, cuBLAS and fragmentation, which no compiled program counts.",

@@ -143,8 +143,8 @@ class Paper:
       claims, setup, assumptions, validations: see there.
       small_workload: what the verify lens runs beside config.small().
       proposed: STRATEGIES name of the paper's own system, whether this release has it or not.
-      missing: what of the paper this release does not have, as a phrase; "" if nothing. Its claims
-        then stand without a result beside them.
+      compression: formats in which its method stores attention's and the MLP's matrices; they
+        change the function, so a run has to ask for them (--compression).
     """
 
     name: str
@@ -158,7 +158,7 @@ class Paper:
     validations: tuple[Validation, ...]
     small_workload: Workload
     proposed: str
-    missing: str = ""
+    compression: tuple[str, str] | None = None
     setup: tuple[Setup, ...] = ()
 
     def claim(self, strategy: str, quantity: str) -> Claim:

@@ -2,7 +2,9 @@
 
 A part runs four functions of a model on the local shards of one manual map:
   embed(inputs)     -> [b, L, D / lookup], this device's share of the width
-  blocks(x, inputs) -> [b, L, D] through the layers this device holds, and a pytree of statistics
+  blocks(x, inputs) -> [b, L, D] through the layers this device holds, and a pytree of statistics;
+    blocks(x, inputs, round) of [R b, L, D], the microbatches of a round, slab by slab: statistics
+    then have a leading R
   keep(x, inputs)   -> what the model's end needs of the last layer's result: [b, D] or [b, L, D]
   finish(kept, inputs) -> a pytree of results (logits, or sums of losses)
 Inputs are a pytree whose leaves have the batch first.
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parallax.parallel.split import Split
+from parallax.parallel.tiles import Round, Tiles
 from parallax.parallel.varying import vary_over, varying_axes
 
 Handoff = Literal["auto", "lockstep", "overlapped"]
@@ -27,7 +30,7 @@ class StackFunctions(NamedTuple):
     """The model as a layer part sees it; see the module's first lines."""
 
     embed: Callable[[Any], jax.Array]
-    blocks: Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+    blocks: Callable[..., tuple[jax.Array, Any]]
     keep: Callable[[jax.Array, Any], jax.Array]
     finish: Callable[[jax.Array, Any], Any]
 
@@ -50,9 +53,13 @@ class LayerPart(Protocol):
         """All microbatches.
 
         Returns:
-          Results of `finish`, each leaf with a leading M, the same on every stage; statistics of
-          this device's layers, each leaf with a leading M.
+          Results of `finish`, each leaf with a leading number of rounds, the same on every stage;
+          statistics of this device's layers, each leaf with a leading M.
         """
+        ...
+
+    def rounds(self, microbatches: int, stages: int) -> int:
+        """Passes through the layers that the microbatches are gathered into; mostly M."""
         ...
 
     def ticks(self, microbatches: int, stages: int) -> int:
@@ -79,6 +86,9 @@ class Scan:
 
     def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
         return (num_layers,)
+
+    def rounds(self, microbatches: int, stages: int) -> int:
+        return microbatches
 
     def ticks(self, microbatches: int, stages: int) -> int:
         return microbatches
@@ -158,6 +168,9 @@ class Pipeline:
             overlapped = stages > 1 and microbatches >= 4 * (stages - 1)
         return 2 if overlapped else 1
 
+    def rounds(self, microbatches: int, stages: int) -> int:
+        return microbatches
+
     def ticks(self, microbatches: int, stages: int) -> int:
         return microbatches + self.lag(microbatches, stages) * (stages - 1)
 
@@ -213,4 +226,83 @@ class Pipeline:
         return jax.tree.map(lambda x: x[lag * (stages - 1) :], results), statistics
 
 
-LAYER_PARTS = {"scan": Scan, "pipeline": Pipeline}
+@dataclass(frozen=True)
+class CacheTiled:
+    """Slab by slab: a slab of a layer's weights serves all microbatches of a round before the next.
+
+    Attention is cut by heads and the MLP by width, so that a slab fits a cache: the same result,
+    and weights are read from device memory once a round instead of once a microbatch.
+    `placement.tiles_under` says how many slabs a budget asks for.
+
+    Attributes:
+      attention: slabs of a layer's attention; whole groups of heads that share a key/value head.
+      mlp: slabs of its MLP.
+      round: microbatches of a round, at most: where they do not divide the microbatches, the next
+        fewer that do. None is all of them; with stages as many as leave each stage a round.
+      inner: what runs the rounds: `Scan()`, or a `Pipeline` that hands rounds on.
+
+    Cost: beside the layer's, every microbatch reads its rows and reads and writes float32 sums once
+      a slab, so slabs of fewer bytes than that are a loss: see `placement.tile_traffic`.
+    """
+
+    attention: int = 1
+    mlp: int = 1
+    round: int | None = None
+    inner: "Scan | Pipeline" = Scan()
+
+    def __post_init__(self):
+        for name in ("attention", "mlp", "round"):
+            count = getattr(self, name)
+            if not (name == "round" and count is None) and (type(count) is not int or count < 1):
+                raise ValueError(
+                    f"CacheTiled: {name} must be an integer of at least 1, got {count!r}."
+                )
+        if not isinstance(self.inner, Scan | Pipeline):
+            raise ValueError(
+                f"CacheTiled: inner must be Scan() or Pipeline(...), got {self.inner!r}."
+            )
+
+    @property
+    def tiles(self) -> Tiles:
+        """Slabs of one layer."""
+        return Tiles(self.attention, self.mlp)
+
+    @property
+    def compiler_options(self) -> dict[str, int]:
+        """What XLA has to be told, as `jax.jit(..., compiler_options=)` takes it: it would merge
+        products with the same rows, and for that put their matrices side by side every time."""
+        return {"xla_gpu_dot_merger_threshold_mb": 0}
+
+    @property
+    def microbatches(self) -> int | None:
+        """The inner part's own."""
+        return getattr(self.inner, "microbatches", None)
+
+    @property
+    def stage_axes(self) -> tuple[str, ...]:
+        return self.inner.stage_axes
+
+    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
+        return self.inner.groups(num_layers, stages)
+
+    def lag(self, microbatches: int, stages: int) -> int:
+        """Of rounds; see `Pipeline`."""
+        return self.inner.lag(microbatches, stages) if isinstance(self.inner, Pipeline) else 1
+
+    def rounds(self, microbatches: int, stages: int) -> int:
+        most = self.round or (microbatches if stages == 1 else max(1, microbatches // stages))
+        most = min(most, microbatches)
+        return microbatches // max(n for n in range(1, most + 1) if microbatches % n == 0)
+
+    def ticks(self, microbatches: int, stages: int) -> int:
+        return self.inner.ticks(self.rounds(microbatches, stages), stages)
+
+    def run(self, functions, inputs, microbatches, split):
+        rounds = self.rounds(microbatches, split.count("layers"))
+        round = Round(microbatches // rounds, self.tiles)
+        tiled = functions._replace(blocks=lambda x, inputs: functions.blocks(x, inputs, round))
+        results, statistics = self.inner.run(tiled, inputs, rounds, split)
+        return results, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), statistics)
+
+
+LAYER_PARTS = {"scan": Scan, "pipeline": Pipeline, "cache_tiled": CacheTiled}

@@ -76,6 +76,9 @@ def _exact(result: StrategyResult) -> Answer:
         said = Part(result.verification.approximation)
         return Answer("approximate", "warn", (said, *parts))
     exact = result.verification.exact
+    if (off := result.verification.off_dense) is not None:
+        said = f"of the compressed model, whose logits are {words.error(off)} off the dense one's"
+        parts = (*parts, Part(said, "measured"))
     return Answer("exact" if exact else "not exact", "good" if exact else "bad", parts)
 
 

@@ -96,6 +96,9 @@ def _exact_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
     same = [v.same_tokens if v else None for v in checks]
     rows.append(Row("Exact?", "same greedy tokens", "measured",
                     tuple(None if x is None else _yes(x) for x in same)))  # fmt: skip
+    off = [v.off_dense if v else None for v in checks]
+    rows.append(Row("Exact?", "compressed, off the dense logits", "measured",
+                    tuple(None if x is None else Cell(words.error(x)) for x in off)))  # fmt: skip
     routers = [v.router if v else None for v in checks]
     for label, fact in _ROUTERS:
         cells = tuple(None if x is None else fact(x) for x in routers)

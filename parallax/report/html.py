@@ -11,8 +11,10 @@ from parallax.report.audit import audit_rows, counts_line, report_audit
 from parallax.report.claims import claim_sentences, other_than_the_papers, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import fact_rows
+from parallax.report.grid import grid_html
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
+from parallax.report.sections import sections
 from parallax.report.sentences import (
     describe_measurement,
     describe_model,
@@ -23,7 +25,7 @@ from parallax.report.sentences import (
     notes,
     phase_of,
 )
-from parallax.report.sweep import HEADS, sweep_rows
+from parallax.report.sweep import HEADS, sweep_legend, sweep_rows
 from parallax.report.sweep_plot import sweep_plots
 from parallax.report.table import passed_line
 from parallax.report.validation import verdicts
@@ -68,6 +70,7 @@ def _context(report: Comparison) -> dict[str, Any]:
         "passed": passed_line(results, report.sweep),
         "sweep": report.sweep,
         "sweep_heads": HEADS,
+        "sweep_legend": sweep_legend(report.sweep) if report.sweep else (),
         "sweep_rows": sweep_rows(report.sweep) if report.sweep else (),
         "sweep_plots": sweep_plots(report.sweep) if report.sweep else (),
         "model": describe_model(report.config),
@@ -91,7 +94,8 @@ def _context(report: Comparison) -> dict[str, Any]:
                     for r in results if r.compilation],
         "conditions": (describe_verification(results), describe_measurement(results)),
         "notes": notes(results),
-        "not_run": not_run(results, paper, report.lenses),
+        "sections": [(s, [grid_html(grid) for grid in s.grids]) for s in sections(report)],
+        "not_run": not_run(report.config, results, paper, report.lenses),
         "tags": TAGS,
         "versions": report.versions,
         "seconds": report.seconds,

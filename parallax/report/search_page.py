@@ -105,6 +105,8 @@ def _table(search: Search, cluster: Cluster):
 def _cells(number: int, c: Candidate, search: Search) -> tuple[str, ...]:
     t, asked = c.timing, (search.request.batch, search.request.prompt_len)
     name = f"{c.strategy.name}  {c.strategy.mesh}"
+    if c.compression != search.request.model.compression:
+        name += f"  {','.join(c.compression or ('dense',))}"
     if c.runs != asked:
         name += f"  (prompts filled up to {c.runs[0]:,} x {c.runs[1]:,})"
     rate = words.in_tokens_per_s(t.tokens_per_s.value).removesuffix(" tokens/s")
@@ -135,6 +137,12 @@ def notes(search: Search) -> list[str]:
         low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
                                                         first.tokens_per_s.high))  # fmt: skip
         found.append(f"80 % error bar of the first: {low} to {high}.")
+    if any(c.compression for c in search.ranked):
+        found.append(
+            "Compressed candidates compute another function than the dense model (parallax "
+            "compress_quality measures how far off). Priced as XLA runs them: a layer's matrices "
+            "are read packed, written dense and read again, each microbatch."
+        )
     found.append(
         "A few percent between two candidates are less than the model's error: of the first ones "
         "take the simplest."
@@ -171,11 +179,12 @@ def _to_dict(report: SearchReport) -> dict[str, Any]:
         "request": {
             "model": r.model.to_dict(), "batch": r.batch, "prompt_len": r.prompt_len,
             "output_len": r.output_len, "cluster": r.cluster, "objective": r.objective,
-            "max_tpot_s": r.max_tpot_s,
+            "max_tpot_s": r.max_tpot_s, "compressions": [c and list(c) for c in r.compressions],
         },
         "candidates": [
             {
                 "strategy": c.strategy.to_dict(), "microbatches": c.microbatches, "fits": c.fits,
+                "compression": c.compression and list(c.compression),
                 "bubble": {"value": c.bubble, "unit": "1", "tag": "derived"},
                 "closed_form": _timing(c.closed_form), "compiled": _timing(c.compiled),
                 "why_not_first": c.why, "on_frontier": id(c) in best,

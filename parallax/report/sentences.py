@@ -38,9 +38,14 @@ def describe_model(config: ModelConfig) -> str:
     heads = f"{config.num_heads} heads of {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f" ({config.num_kv_heads} key/value)"
+    stored = ""
+    if config.compression is not None:
+        attention, mlp = config.compression
+        stored = f", compressed: attention {attention}, MLP {mlp}, not the dense model's function"
     return (
         f"{config.name}: {config.num_layers} layers, width {config.d_model:,}, {heads}, "
         f"MLP {config.d_ff:,}, {config.dtype}, {words.digits(config.num_params / 1e9)}B parameters"
+        f"{stored}"
     )
 
 
@@ -89,15 +94,24 @@ def assumption_lines(paper: Paper | None) -> tuple[str, ...]:
     return () if paper is None else tuple(f"{a.name}: {a.value}" for a in paper.assumptions)
 
 
-def not_run(results: tuple[StrategyResult, ...], paper: Paper | None, lenses: tuple[str, ...]):
+def not_run(
+    config: ModelConfig,
+    results: tuple[StrategyResult, ...],
+    paper: Paper | None,
+    lenses: tuple[str, ...],
+):
     """What was left out of this run, and why, one line each.
 
     Returns:
       A tuple of lines.
     """
     found = []
-    if paper is not None and paper.missing:
-        found.append(f"Not in this release: {paper.missing}; its claims stand without a result.")
+    if paper is not None and paper.compression and config.compression is None:
+        formats = ",".join(paper.compression)
+        found.append(
+            "The paper's method stores its weights compressed, which changes the function: ask "
+            f"for it with --compression={formats}."
+        )
     left_out = [lens for lens in words.LENSES if lens not in lenses]
     if left_out:
         found.append(f"Lenses not asked for: {', '.join(left_out)} (--lenses).")

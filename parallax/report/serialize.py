@@ -13,6 +13,7 @@ from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import LedgerRow, ledger_rows
 from parallax.report.request import SCHEMA_VERSION
+from parallax.report.sections import Section, sections
 from parallax.report.sentences import failure_reasons, not_run
 from parallax.report.validation import verdicts
 from parallax.results import (
@@ -52,7 +53,25 @@ def report_to_dict(report: Comparison) -> Json:
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
         "sweep": report.sweep and _sweep(report.sweep),
-        "not_run": list(not_run(report.results, report.paper, report.lenses)),
+        "sections": [_section(s) for s in sections(report)],
+        "not_run": list(not_run(report.config, report.results, report.paper, report.lenses)),
+    }
+
+
+def _section(section: Section) -> Json:
+    """Its sentences and tables; cells are words, numbers in them are of their column's tag."""
+    return {
+        "title": section.title,
+        "said": list(section.said),
+        "tables": [
+            {
+                "title": grid.title,
+                "columns": [{"name": n, "unit": None, "tag": tag} for n, tag in grid.heads],
+                "rows": [[cell.text for cell in row] for row in grid.rows],
+                "lines": list(grid.lines),
+            }
+            for grid in section.grids
+        ],
     }
 
 
@@ -98,7 +117,6 @@ def _paper(report: Comparison, paper: Paper) -> Json:
     return {
         "name": paper.name,
         "title": paper.title,
-        "missing": paper.missing,
         "claims": claims,
         "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
         "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
@@ -139,6 +157,7 @@ def _point_figures(found: PointFigures) -> Json:
         "bound": found.bound,
         "ledger_matches": found.ledger_matches,
         "notes": list(found.notes),
+        "unvalidated": found.unvalidated,
     }
 
 
@@ -179,6 +198,7 @@ def _verification(v: Verification) -> Json:
         "text": v.text,
         "logit_rms": number(v.logit_rms, "1", "measured"),
         "approximation": v.approximation,
+        "off_dense": None if v.off_dense is None else number(v.off_dense, "1", "measured"),
         "router": v.router
         and {
             "smallest_margin": number(v.router.smallest_margin, "1", "measured"),

@@ -20,15 +20,21 @@ _VARIABLES = {
     GRID: "var(--line)",
     **{colour: f"var(--s{i})" for i, colour in enumerate(SERIES, start=1)},
 }
+_ON_WHITE = {
+    "--ink": "#1c1f23", "--muted": "#62676e", "--line": "#e3e0da", "--s1": "#3a6db0",
+    "--s2": "#d9822b", "--s3": "#8fb4d9", "--s4": "#b9b4a8",
+}  # fmt: skip
 FONT_SIZE = 9.5
 
 
-def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of inches and its axes, with no state outside them."""
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """A figure of inches and its axes, row by row, with no state outside them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.patch.set_visible(False)
         for side in ("top", "right", "left"):
@@ -69,3 +75,15 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         text = text.replace(colour, variable)
     label = escape(description, quote=True)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def as_file(svg: str) -> str:
+    """An inline <svg> as a file of its own: with colours instead of the page's variables."""
+    style = "; ".join(f"{name}: {colour}" for name, colour in _ON_WHITE.items())
+    font = "font-family: system-ui, sans-serif; background: #ffffff"
+    return (
+        svg.replace(
+            "<svg", f'<svg xmlns="http://www.w3.org/2000/svg" style="{style}; {font}"', 1
+        ).replace("xlink:href", "href")
+        + "\n"
+    )

@@ -55,6 +55,7 @@ def _cells(found: PointFigures) -> tuple[Cell, ...]:
     share = found.ratio
     ratio = "no form" if found.minimum is None else "-" if share is None else ""
     rate = words.in_tokens_per_s(found.tokens_per_s.value).removesuffix(" tokens/s")
+    star = "*" if found.unvalidated else ""
     return (
         Cell(words.in_bytes(found.memory.value)),
         Cell("fits", "good") if found.fits else Cell("too big", "bad"),
@@ -62,10 +63,17 @@ def _cells(found: PointFigures) -> tuple[Cell, ...]:
         Cell(ratio or words.ratio(share.value if share else 0.0),
              "plain" if found.ledger_matches else "bad"),
         Cell(words.in_flops(found.gemm_flops.value)),
-        Cell(words.in_seconds(found.step.value)),
-        Cell(rate),
+        Cell(words.in_seconds(found.step.value) + star),
+        Cell(rate + star),
         Cell(found.bound),
     )  # fmt: skip
+
+
+def sweep_legend(sweep: Sweep) -> tuple[str, ...]:
+    """What a star means, if there is one."""
+    found = {p.found.unvalidated for p in sweep.points if p.found} - {""}
+    return tuple(f"* unvalidated: no published measurement stands behind the {what}."
+                 for what in sorted(found))  # fmt: skip
 
 
 def sweep_table(sweep: Sweep) -> RenderableType:
@@ -87,6 +95,7 @@ def sweep_table(sweep: Sweep) -> RenderableType:
                 cells = (Text(c.text, style=_STYLES[c.status]) for c in row.cells)
                 table.add_row(row.value, *cells)
         parts += [Text(), Text(words.one_line(name), style="bold"), table]
+    parts += [Text(line) for line in sweep_legend(sweep)]
     if left_out:
         parts += [Text(), Text("Points that cannot run", style="bold")]
         parts += [Padding(Text(line), (0, 0, 0, 2)) for line in left_out]

@@ -12,7 +12,9 @@ from parallax.report.audit import counts_line, report_audit
 from parallax.report.claims import claim_sentences, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import Row, fact_rows
+from parallax.report.grid import grid_table
 from parallax.report.ledger_rows import ledger_rows
+from parallax.report.sections import sections
 from parallax.report.sentences import (
     assumption_lines,
     describe_measurement,
@@ -56,10 +58,19 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
             yield _ledger(result.name, result.compilation)
     yield from _list("Notes (compiled)", notes(report.results))
     yield from _paper(report)
-    left_out = not_run(report.results, report.paper, report.lenses)
+    yield from _sections(report)
+    left_out = not_run(report.config, report.results, report.paper, report.lenses)
     yield from _list("Not run", left_out)
     yield Text()
     yield _verdict(report)
+
+
+def _sections(report: Comparison) -> Iterator[RenderableType]:
+    for section in sections(report):
+        yield from _list(section.title, section.said)
+        for grid in section.in_short:
+            yield Text()
+            yield grid_table(grid)
 
 
 def _sweep_page(report: Comparison, sweep: Sweep) -> Iterator[RenderableType]:

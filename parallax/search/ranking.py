@@ -49,12 +49,17 @@ def rank(
     start = time.perf_counter()
     found: list[Candidate] = []
     refused: Counter[str] = Counter()
-    for number, strategy in enumerate(candidates(request.model, cluster, request.batch)):
+    every = (
+        (request.stored(formats), strategy)
+        for formats in request.compressions
+        for strategy in candidates(request.model, cluster, request.batch)
+    )
+    for number, (asked, strategy) in enumerate(every):
         if number and not number % 200:
             on_progress(f"{number} candidates priced")
         best: Candidate | None = None
         try:
-            for one in _priced(request, strategy, cluster, rates):
+            for one in _priced(asked, strategy, cluster, rates):
                 better = best is None or _key(request, one) < _key(request, best)
                 best = one if better else best
         except (ValueError, NotImplementedError) as error:
@@ -133,9 +138,10 @@ def _priced(
         groups = sharded.groups
         one = Candidate(
             strategy, microbatches, timing, memory <= cluster.usable_bytes,
-            bubble=ticks / microbatches - 1,
+            bubble=ticks / strategy.layers.rounds(microbatches, stages) - 1,
             padded=padded_layers(groups) / (len(groups) * max(groups)),
             runs=(base.batch, base.seq_len),
+            compression=request.model.compression,
         )  # fmt: skip
         yield one
         if stages == 1 and one.fits:
@@ -204,9 +210,12 @@ def _compiled(
     on_progress: Progress,
 ) -> list[Candidate]:
     """The best candidates with times of their compiled programs, in one child."""
-    cases = [(c.strategy, _workload(request, c.strategy, c.microbatches)) for c in top]
+    cases = [
+        (request.stored(c.compression), c.strategy, _workload(request, c.strategy, c.microbatches))
+        for c in top
+    ]
     programs = run_in_child(
-        compile_cases, request, cases, cluster,
+        compile_cases, cases, cluster,
         environment=compile_environment(), on_progress=on_progress,
     )  # fmt: skip
     found = []
@@ -214,7 +223,8 @@ def _compiled(
         dtype = request.model.dtype
         first = predict(prefill, cluster, dtype, rates)
         later = None if step is None else predict(step, cluster, dtype, rates)
-        sharded = ShardedTransformer(request.model, candidate.strategy, prefill.workload)
+        model = request.stored(candidate.compression).model
+        sharded = ShardedTransformer(model, candidate.strategy, prefill.workload)
         memory = _memory(request, sharded, prefill, step)
         terms = dict(first.terms_s)
         energy = first.energy_j.value
@@ -242,15 +252,14 @@ def _memory(
 
 
 def compile_cases(
-    request: Request,
-    cases: Sequence[tuple[Strategy, Workload]],
+    cases: Sequence[tuple[Request, Strategy, Workload]],
     cluster: Cluster,
     *,
     on_progress: Progress,
 ) -> list[tuple[Compilation, Compilation | None]]:
     """Prefill and decoding step of every case, in this process."""
     found = []
-    for number, (strategy, workload) in enumerate(cases, 1):
+    for number, (request, strategy, workload) in enumerate(cases, 1):
         on_progress(f"compile {number} of {len(cases)}: {strategy.name} {strategy.mesh}")
         args = request.model, strategy, workload, cluster
         prefill = compile_program(*args, "prefill", on_progress=lambda line: None)

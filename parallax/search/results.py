@@ -1,7 +1,7 @@
 """What a search found, as frozen values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from parallax.models.config import ModelConfig
@@ -25,6 +25,8 @@ class Request:
       cluster: its name.
       objective: what is best.
       max_tpot_s: slower candidates are out; None is no limit.
+      compressions: formats of attention's and the MLP's matrices, each tried with every strategy;
+        None is the model as it is.
     """
 
     model: ModelConfig
@@ -34,6 +36,13 @@ class Request:
     cluster: str
     objective: Objective = "tps"
     max_tpot_s: float | None = None
+    compressions: tuple[tuple[str, str] | None, ...] = (None,)
+
+    def stored(self, compression: tuple[str, str] | None) -> "Request":
+        """The same of the model with its matrices in these formats."""
+        if compression is None:
+            return self
+        return replace(self, model=self.model.replace(compression=compression))
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Candidate:
       bubble: share of ticks in which a stage idles.
       runs: sequences and prompt tokens as priced, filled up to what the strategy deals out.
       padded: share of layers that are zeros, where stages are of unequal depth.
+      compression: formats of the matrices; None is the model as it is.
       why: what keeps it from being first, in one line; "" for the winner.
     """
 
@@ -88,6 +98,7 @@ class Candidate:
     bubble: float
     padded: float = 0.0
     runs: tuple[int, int] = (0, 0)
+    compression: tuple[str, str] | None = None
     compiled: Timing | None = None
     why: str = ""
 

@@ -1,5 +1,6 @@
 """The partitioning systems: one file and one constructor each, for any number of devices."""
 
+from parallax.strategies.cache_tiled import cache_tiled
 from parallax.strategies.data_parallel import data_parallel
 from parallax.strategies.expert_parallel import expert_parallel
 from parallax.strategies.hybrid import hybrid
@@ -13,6 +14,7 @@ from parallax.strategies.ulysses import ulysses
 __all__ = [
     "STRATEGIES",
     "build",
+    "cache_tiled",
     "data_parallel",
     "expert_parallel",
     "hybrid",

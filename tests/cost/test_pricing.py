@@ -125,3 +125,45 @@ def test_only_what_crosses_nodes_is_network_time():
     crossing = Send("s", dataclasses.replace(send(2).collective, pairs=pairs))
     cost = run(send(3), crossing)
     assert (cost.communication_s, cost.network_s) == (5, 2)
+
+
+def reused(*body, held, before=(), count=4):
+    """Bytes that a loop takes from device memory where it may reuse the cache."""
+    steps = {"main": (*before, Loop("l", count, "body", "test", True, held)), "body": body,
+             "test": ()}  # fmt: skip
+    return price(Work("main", steps, 16), WHERE, RATES, loops_reuse_cache=True).memory_bytes
+
+
+def reads(*arrays):
+    return Kernel("k", tuple((name, float(size)) for name, size in arrays), 0.0)
+
+
+def test_a_loop_reads_what_it_hands_on_once_where_that_is_asked():
+    body, held = reads(("w", 100), ("x", 7)), (("w", "w outside", 100.0),)
+    assert reused(body, held=held) == 100 + 4 * 7
+    assert reused(body, held=()) == 4 * 107
+    loop = Loop("l", 4, "body", "test", True, held)
+    assert run(loop, body=(body,), test=()).memory_bytes == 4 * 107  # shipped rates are for this
+
+
+def test_what_was_written_before_the_loop_is_there_the_first_time_too():
+    copied = Kernel("w outside", (("all", 100.0),), 100.0)
+    held = (("w", "w outside", 60.0), ("v", "w outside", 40.0))
+    assert reused(reads(("w", 60), ("v", 40)), held=held, before=(copied,)) == 200
+
+
+def test_another_part_of_an_array_is_not_there():
+    """A slice whose index changes, beside one whose index the loop hands on."""
+    held = (("stack", "s", 1000.0), ("n", "n", 4.0))
+    changes, stays = reads(("stack", 10), ("number", 4)), reads(("stack", 10), ("n", 4))
+    assert reused(changes, held=held) == 4 * 14
+    assert reused(stays, held=held) == 14
+    assert reused(changes, stays, held=held) == 4 * (14 + 4) - 3 * 4
+
+
+def test_what_streams_through_leaves_nothing():
+    big = RATES.l2_share * WHERE.gpu.l2_bytes * 2
+    held = (("w", "w outside", 100.0),)
+    body = reads(("w", 100)), reads(("keys", big))
+    assert reused(*body, held=held) == 4 * (100 + big)
+    assert reused(*body[::-1], held=held) == 4 * (100 + big)

@@ -19,7 +19,8 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.papers import PAPERS
 from parallax.program import Program, compile_program
 from parallax.spmd import ShardedTransformer
-from parallax.strategies import build
+from parallax.strategies import build, cache_tiled, layerwise
+from parallax.workload import Workload
 
 WHERE = cluster("h100_2x8")
 RECORD = json.loads(
@@ -123,3 +124,8 @@ def test_groups_are_those_of_the_mesh():
     assert groups_over(mesh, ("stage",))[3] == (3, 11)
     large = MeshSpec({"data": 128, "tensor": 8})
     assert groups_over(large, ("tensor",)) == (tuple(range(8)),)
+
+
+def test_layers_in_slabs_have_no_sketch():
+    with pytest.raises(ValueError, match="'layerwise_tiled' runs layers in slabs"):
+        estimate(MODEL, cache_tiled(layerwise(16), 1, 2), Workload(64, 512, 8), WHERE)

@@ -57,8 +57,8 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
     [
         ([], "--model is missing"),
         (["--model=ring_sp"], "has no tokenizer. Use small=True"),
-        (["--budget=0"], "nothing fits into no bytes"),
-        (["--budget=1kB", "--devices=2"], "layer 0 takes"),
+        (["--device_budget=0"], "nothing fits into no bytes"),
+        (["--device_budget=1kB", "--devices=2"], "layer 0 takes"),
         (["--devices=5"], "4 layers for 5 devices"),
         (["--devices=17"], "17 devices are asked for, this process has 16"),
         (["--devices=2", "--spares=2"], "2 spares of 2 devices leave none"),
@@ -66,6 +66,7 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         (["--layer_formats=0-9=int8"], "layer formats '0-9=int8'"),
         (["--layer_formats=int8"], "expected LAYERS=FORMAT"),
         (["--compression=int3"], "unknown format 'int3'"),
+        (["--stronger=none"], "nothing to switch to"),
     ],
 )
 def test_bad_input_is_one_line(deploy, arguments, message):

@@ -100,3 +100,22 @@ def test_operands_that_are_not_the_parameters_are_refused():
     body = [f"%p0 = {ROW} parameter(0)", f"ROOT %n = {ROW} negate(%p0)"]
     with pytest.raises(HloError, match="has 2 operands, %f has 1 parameters"):
         moved(body, signature, f"{ROW} fusion(%p0, %p0), kind=kLoop, calls=%f", signature, body[:1])
+
+
+def test_a_library_call_inside_a_fusion_has_its_workspace_to_itself():
+    """Rows sliced, multiplied, put in place: the scratch beside it is no traffic."""
+    rows, w, out = "f16[8,4,64]", "f16[64,32]", "f16[8,4,32]"
+    both = f"({out}, s8[4096])"
+    body = [
+        "%zero = s32[] constant(0)",
+        "%x = f16[1,4,64] dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,4,64}",
+        "%y = f16[4,64] bitcast(%x)",
+        '%c = (f16[4,32], s8[4096]) custom-call(%y, %p2), custom_call_target="__cublas$lt$matmul"',
+        "%z = f16[4,32] get-tuple-element(%c), index=0",
+        "%b = f16[1,4,32] bitcast(%z)",
+        f"%d = {out} dynamic-update-slice(%p3, %b, %p1, %zero, %zero)",
+        "%s = s8[4096] get-tuple-element(%c), index=1",
+        f"ROOT %t = {both} tuple(%d, %s)",
+    ]
+    found = of_fusion(body, both, rows, "s32[]", w, out)
+    assert found == ([4 * 64 * 2, 4, 64 * 32 * 2, 0], 4 * 32 * 2)

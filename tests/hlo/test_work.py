@@ -142,3 +142,24 @@ def test_a_module_without_a_schedule_and_an_opcode_without_a_cost_are_refused():
     with pytest.raises(HloError, match="the cost of frobnicate is not known"):
         one(f"{X} frobnicate(%p0)", X)
     assert isinstance(one(f"{X} negate(%p0)", X).steps["main"][0], Kernel)
+
+
+def test_a_loop_says_what_it_hands_on_unchanged():
+    carry = "(s32[], f32[8], f32[4])"
+    parts = ["%i = s32[] get-tuple-element(%p), index=0",
+             "%w = f32[8] get-tuple-element(%p), index=1",
+             "%y = f32[4] get-tuple-element(%p), index=2"]  # fmt: skip
+    parts += ["%n = f32[4] negate(%y)", f"ROOT %t = {carry} tuple(%i, %w, %n)"]
+    body = computation("body", f"(p: {carry}) -> {carry}", f"%p = {carry} parameter(0)", *parts)
+    test = computation("test", f"(p: {carry}) -> pred[]", f"%p = {carry} parameter(0)",
+                       "ROOT %c = pred[] constant(true)")  # fmt: skip
+    main = computation(
+        "main", "(a: s32[], b: f32[8], c: f32[4]) -> (s32[], f32[8], f32[4])",
+        "%a = s32[] parameter(0)", "%b = f32[8] parameter(1)", "%c = f32[4] parameter(2)",
+        "%made = f32[8] negate(%b)", f"%t0 = {carry} tuple(%a, %made, %c)",
+        f"ROOT %l = {carry} while(%t0), condition=%test, body=%body, "
+        'backend_config={"known_trip_count":{"n":"5"}}', entry=True,
+    )  # fmt: skip
+    loop = work(body, test, main).steps["main"][-1]
+    assert isinstance(loop, Loop)
+    assert loop.held == (("i", "a", 4.0), ("w", "made", 32.0))

@@ -237,3 +237,19 @@ def test_prompts_that_are_filled_up_say_so():
     assert filled
     assert all(c.runs[0] >= 10 and c.runs[1] >= 1000 for c in filled)
     assert "prompts filled up to" in report.to_html()
+
+
+def test_compression_is_a_dimension_of_the_search():
+    small = PAPERS["compressed_layerwise"].config.small(head_dim=64)
+    report = plan(small, batch=16, prompt_len=512, output_len=8, compile_top=0,
+                  compression=["none", "int8", "int8,int8+2:4"])  # fmt: skip
+    ranked = report.search.ranked
+    kinds = {c.compression for c in ranked}
+    assert kinds == {None, ("int8", "int8"), ("int8", "int8+2:4")}
+    for c in ranked:  # stored in fewer bytes, or dense: the same strategy with less memory
+        twin = next(d for d in ranked if d.strategy == c.strategy and d.compression is None)
+        if c.compression and c.microbatches == twin.microbatches:
+            assert c.timing.memory_bytes.value < twin.timing.memory_bytes.value
+    page = report.to_html()
+    assert "int8,int8+2:4" in page
+    assert "another function than the dense model" in page

@@ -2,6 +2,7 @@
 
 from parallax.models.config import ModelConfig
 from parallax.strategies import (
+    cache_tiled,
     data_parallel,
     expert_parallel,
     hybrid,
@@ -41,6 +42,8 @@ VARIANTS = {
     "exchange": two_level(2, 4, reduction="exchange"),
     "scores": two_level(4, 4, reduction="scores"),
     "gather": two_level(4, 4, reduction="gather"),
+    "tiled stages": cache_tiled(layerwise(2, handoff="overlapped"), 4, 2, round=2),
+    "tiled ring x tensor": cache_tiled(hybrid(ring_sequence(4), tensor_pipeline(4, 1)), 2, 4),
 }
 HYBRIDS = {
     "ring x tensor": hybrid(ring_sequence(4), tensor_pipeline(4, 1)),

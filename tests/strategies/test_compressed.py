@@ -21,6 +21,7 @@ from tests.strategies.cases import (
     STRATEGIES,
     TILE,
     UNEQUAL,
+    VARIANTS,
     workload,
 )
 from tests.strategies.test_exact import TEXT, check, verify
@@ -44,6 +45,11 @@ def test_groups_sparse_attention_biases_and_unequal_stages():
     fine = GQA_FULL.replace(compression=("int8/4", "int4/16+2:4"), bias=True)
     check(verify(fine, [STRATEGIES["data_parallel"], STRATEGIES["layerwise"]], packed=True))
     check(verify(UNEQUAL.replace(compression=("int8+2:4", "int4/16")), [layerwise(4)]))
+
+
+def test_slabs_are_cut_from_what_is_stored():
+    tiled = [VARIANTS["tiled stages"], VARIANTS["tiled ring x tensor"]]
+    check(verify(SMALL.replace(compression=MIXED), tiled))
 
 
 def test_experts():

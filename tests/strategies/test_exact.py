@@ -9,6 +9,7 @@ from jax import lax
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
+from parallax.models import tiled
 from parallax.parallel import head_exchange
 from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
@@ -125,7 +126,8 @@ def test_slices_as_heads_of_their_own_are_another_model():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_lower_precision_by_the_table(dtype):
-    check(verify(SMALL.replace(dtype=dtype), STRATEGIES.values(), dtypes=(dtype,)))
+    strategies = [*STRATEGIES.values(), VARIANTS["tiled stages"]]
+    check(verify(SMALL.replace(dtype=dtype), strategies, dtypes=(dtype,)))
 
 
 def drop_a_hop(patch):
@@ -172,7 +174,19 @@ def drop_a_node(patch):
     return "double_ring"
 
 
-MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, drop_a_node]
+def drop_a_slab(patch):
+    exact = tiled._slab
+
+    def slab(w, n, tile, count, dim):
+        found = exact(w, n, tile, count, dim)
+        return found.replace(found[...] * (jnp.asarray(tile) != count - 1).astype(found.dtype))
+
+    patch.setattr(tiled, "_slab", slab)
+    return "tiled stages"
+
+
+MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, drop_a_node,
+             drop_a_slab]  # fmt: skip
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS,

@@ -8,7 +8,7 @@ from flax import nnx
 from parallax.models import block
 from parallax.models.config import RopeScaling
 from parallax.spmd import ShardedTransformer
-from parallax.strategies import layerwise, tensor_pipeline
+from parallax.strategies import cache_tiled, data_parallel, layerwise, tensor_pipeline
 from parallax.workload import Workload
 from tests.strategies.cases import HYBRIDS, SMALL, STRATEGIES
 from tests.strategies.test_exact import check, verify
@@ -43,11 +43,12 @@ def nonzero_biases(monkeypatch):
 
 def test_biases_and_a_tied_table():
     names = ("tensor_pipeline", "ring_sequence", "two_level")
-    check(verify(GPT, [*(STRATEGIES[n] for n in names), NORM_SEQ]))
+    check(verify(GPT, [*(STRATEGIES[n] for n in names), NORM_SEQ, cache_tiled(NORM_SEQ, 2, 4)]))
 
 
 def test_scaled_positions_and_a_vocabulary_that_does_not_divide():
-    check(verify(LLAMA, [HYBRIDS["pipeline x ring x tensor"], layerwise(2)], packed=True))
+    tiled = cache_tiled(data_parallel(2), 4, 8)
+    check(verify(LLAMA, [HYBRIDS["pipeline x ring x tensor"], layerwise(2), tiled], packed=True))
 
 
 def test_decoding():

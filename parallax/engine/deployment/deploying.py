@@ -130,6 +130,7 @@ def deploy(
             f"model '{config.name}' has no tokenizer. Use small=True (--small), whose tokens are "
             "bytes, or a folder with weights."
         )
+    strong = _pair(stronger)
     formats = parse_layer_formats(config, layer_formats, parse_compression(compression))
     encoded = [tokenizer.encode(text) for text in prompts]
     rows = -(-len(prompts) // waves) * waves
@@ -164,7 +165,7 @@ def deploy(
         made, encoded, right, max_new_tokens, count, seed=seed, devices=lose or None, prepare=True
     )
     on_progress(f"{switches} switches")
-    timed = _switches(made, encoded, max_new_tokens, _pair(stronger), switches)
+    timed = _switches(made, encoded, max_new_tokens, strong, switches)
     again = made.generate(encoded, max_new_tokens=max_new_tokens).continuations
     return DeployRecord(
         setup=setup,
@@ -173,7 +174,7 @@ def deploy(
         trials=tuple(trials),
         switches=timed,
         unchanged_after_switching=again == right,
-        modelled=_modelled(made, model, small, _pair(stronger)),
+        modelled=_modelled(made, model, small, strong),
     )
 
 
@@ -201,7 +202,8 @@ def _claimed() -> dict[str, Any]:
 
 def _pair(text: str) -> Formats:
     found = parse_compression(text)
-    assert found is not None
+    if found is None:
+        raise ValueError(f"stronger formats {text!r}: nothing to switch to. Give int8+2:4, say.")
     return found
 
 

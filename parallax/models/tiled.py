@@ -1,0 +1,234 @@
+"""The same layers in another order: a slab of weights serves all microbatches before the next one.
+
+A layer's attention is cut by heads and its MLP by width, as tensor parallelism cuts them over
+devices, here over time. Shapes: R microbatches of a round, b sequences of each, L tokens, D model
+width, N layers, T slabs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from parallax.compression import parse_format
+from parallax.kernels.ring_attention.reference import accumulator_dtype
+from parallax.models.block import Block
+from parallax.models.config import ModelConfig
+from parallax.models.packed_weight import PackedWeight
+from parallax.models.rope import Rotation
+from parallax.models.weights import cast
+from parallax.parallel.cached_attention import CachedLayer
+from parallax.parallel.ring_attention import KEPT
+from parallax.parallel.split import Split
+from parallax.parallel.tiles import Tiles
+from parallax.parallel.varying import vary_over, varying_axes
+
+# microbatch of the round -> what its attention needs: angles, segment ids
+Own = Callable[[Any], tuple[Rotation | None, Any]]
+# (layer, slab, microbatch) -> the cache that this slab's heads attend to
+Cached = Callable[[Any, Any, Any], CachedLayer]
+
+
+def tiled_layers(
+    layers: Block,
+    config: ModelConfig,
+    x_RBLD: jax.Array,
+    own: Own,
+    split: Split,
+    tiles: Tiles,
+    cached: Cached | None = None,
+) -> tuple[jax.Array, Any]:
+    """A round through a stack of layers, slab by slab.
+
+    Args:
+      layers: stacked.
+      config: of the model.
+      x_RBLD: [R, b, L, D].
+      own: what microbatches have of their own.
+      split: how it is split over devices.
+      tiles: slabs of a layer; checked (`check_tiles`).
+      cached: where new tokens attend to cached ones.
+
+    Returns:
+      [R, b, L, D], and what layers return beside it, each leaf with leading [R, N].
+
+    Terms of slabs are added up in float32 or wider, and summed over devices once.
+    Cost: each slab is read from device memory once a round, and copied beside; every microbatch
+      reads its rows, and reads and writes their sum, once a slab.
+    """
+    stacked: Any = nnx.split(layers)[1]
+    rounds, wide = x_RBLD.shape[0], accumulator_dtype(jnp.dtype(config.dtype))
+    depth = len(jax.tree.leaves(stacked)[0])
+
+    def cut(n, name: str, tile, count: int, dim: str) -> Any:
+        """The module of one slab of one layer."""
+        state = nnx.map_state(lambda path, w: _slab(w, n, tile, count, dim), stacked[name])
+        module = nnx.merge(nnx.split(getattr(layers, name))[0], cast(state, config.dtype))
+        return _decompressed(module)
+
+    def whole(n, name: str) -> Any:
+        return cut(n, name, 0, 1, "")
+
+    def slabs(h_RBLD, count: int, of_slab: Callable):
+        """Sum of all slabs' terms of all microbatches, [R, b, L, D], and what they return beside
+        it, leaves [T, ...]: `of_slab(tile, rows, sums)` -> the sums, and beside."""
+        zeros = vary_over(jnp.zeros(h_RBLD.shape, wide), varying_axes(h_RBLD))
+        return lax.scan(lambda sums, tile: of_slab(tile, h_RBLD, sums), zeros, _numbers(count))
+
+    def each(function: Callable, *of_all: Any) -> Any:
+        """`function(r, ...)` of every microbatch, one after the other, stacked."""
+        return lax.map(lambda rows: function(*rows), (_numbers(rounds), *of_all))
+
+    def added(sums, function: Callable, *of_all: Any):
+        """Sums with every microbatch's term, in place."""
+
+        def one(sums, rows):
+            r, *own = rows
+            return lax.dynamic_update_index_in_dim(sums, _at(sums, r) + function(*own), r, 0), None
+
+        return lax.scan(one, sums, (_numbers(rounds), *of_all))[0]
+
+    def half(x_RBLD, n, name: str, axes: tuple[str, ...], count: int, of_slab: Callable):
+        norm, end = whole(n, f"{name}_norm"), whole(n, name)
+        rows = x_RBLD.reshape(-1, *x_RBLD.shape[2:])
+        h = split.enter(norm(rows), *axes)
+        y, beside = slabs(h.reshape(rounds, -1, *h.shape[1:]), count, of_slab)
+        y = y.astype(config.dtype).reshape(-1, *h.shape[1:])
+        rows = rows + end.with_bias(split.sum(y, *axes))
+        return rows.reshape(x_RBLD.shape), beside
+
+    def layer(x_RBLD, n):
+        def heads(tile, h_RBLD, sums):
+            module = cut(n, "attention", tile, tiles.attention, "heads")
+
+            def attend(r, q, k, v):
+                cache = None if cached is None else cached(n, tile, r)
+                return module.attend(q, k, v, own(r)[1], split, cache)
+
+            # Each loop has its matrices in the cache: keys and values that are read between them
+            # would push them out.
+            qkv = each(lambda r, h: module.project(h, own(r)[0], split), h_RBLD)
+            out_RBLHK, kv = each(attend, *qkv)
+            out_HKD = module.out_HKD[...]
+            sums = added(sums, lambda out: _wide("blhk,hkd->bld", out, out_HKD, wide), out_RBLHK)
+            return sums, () if split.kv is None else kv
+
+        def width(tile, h_RBLD, sums):
+            module = cut(n, "mlp", tile, tiles.mlp, "mlp")
+
+            def term(h_BLD):
+                h_BLF = module.hidden(h_BLD, split)
+                return _wide("blf,fd->bld", h_BLF, module.down_FD[...], wide)
+
+            return added(sums, term, h_RBLD), ()
+
+        with jax.named_scope("attention"):
+            names = "heads", "head_dim"
+            x_RBLD, kv = half(x_RBLD, n, "attention", names, tiles.attention, heads)
+        with jax.named_scope("mlp"):
+            x_RBLD, _ = half(x_RBLD, n, "mlp", ("mlp",), tiles.mlp, width)
+        return x_RBLD, () if split.kv is None else ((), jax.tree.map(_join_heads, kv))
+
+    if split.remat == "layer" and depth > 1:
+        keep = jax.checkpoint_policies.save_only_these_names(KEPT)
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
+    x_RBLD, beside = lax.scan(layer, x_RBLD, _numbers(depth))
+    return x_RBLD, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), beside)
+
+
+def own_of(angles: Rotation | None, segment_ids_BL, rounds: int) -> Own:
+    """What each of so many microbatches has of its own, cut from what all of them have.
+
+    Args:
+      angles: [R b, L, ...], or [1, L, ...] for all.
+      segment_ids_BL: [R b, L] or None.
+      rounds: R.
+    """
+
+    def of(x, r):
+        return x if x is None or x.shape[0] == 1 else _at(x.reshape(rounds, -1, *x.shape[1:]), r)
+
+    def own(r):
+        turned = None if angles is None else Rotation((of(angles[0], r), of(angles[1], r)))
+        return turned, of(segment_ids_BL, r)
+
+    return own
+
+
+def check_tiles(config: ModelConfig, split: Split, tiles: Tiles) -> None:
+    """ValueError unless every slab holds whole heads, each with its key/value head, of a dense
+    layer, and a share of the MLP's width."""
+    where = f"CacheTiled: model '{config.name}'"
+    if config.num_experts:
+        raise ValueError(
+            f"{where}: experts are not cut into slabs: which of them a microbatch needs, data "
+            "decides. Use layers=Scan() or Pipeline()."
+        )
+    if hasattr(split.attention, "inner"):
+        raise ValueError(
+            f"{where}: attention={split.attention} shares out heads by itself. Use Local() or "
+            "Ring(), or layers=Scan() or Pipeline()."
+        )
+    kv_heads = config.num_kv_heads // split.count("kv_heads")
+    together = split.over("kv_heads") == split.over("heads")
+    if tiles.attention > 1 and (kv_heads % tiles.attention or not together):
+        held = f"holds {kv_heads}" if together else "shares all of them with others"
+        divisor = kv_heads if together else 1
+        raise ValueError(
+            f"{where}: {tiles.attention} slabs of attention must hold whole groups of heads that "
+            f"share a key/value head; a device {held}. Use a divisor of {divisor}."
+        )
+    formats = [parse_format(name) for name in config.compression or ()]
+    if any(form.activation_bits for form in formats):
+        raise ValueError(
+            f"{where}: formats {config.compression} round a token's activations by the largest of "
+            "all of them, which a slab does not see. Use formats that leave activations alone."
+        )
+    width = config.d_ff // split.count("mlp")
+    if width % tiles.mlp:
+        raise ValueError(
+            f"{where}: {tiles.mlp} slabs of the MLP do not divide the {width} columns a device "
+            f"holds. Use a divisor of {width}."
+        )
+    for form in formats[1:]:
+        form.check(width // tiles.mlp, f"{where}: a slab of the MLP's last matrix")
+
+
+def _decompressed(module: Any) -> Any:
+    """The module with whole weights: a slab is decompressed once, not in every product."""
+    for name, weight in list(vars(module).items()):
+        if isinstance(weight, PackedWeight):
+            setattr(module, name, nnx.data(nnx.Param(weight[...])))
+    return module
+
+
+def _slab(w: Any, n, tile, count: int, dim: str) -> Any:
+    """Of a stacked parameter, layer n's share `tile` of `count` of the dims of that name."""
+    names = (dim, "kv_heads") if dim == "heads" else (dim,)
+    axes, value = w.out_sharding[1:], w[...]
+    sizes = [s // count if a in names else s for s, a in zip(value.shape[1:], axes, strict=True)]
+    starts = [tile * s if a in names else 0 for s, a in zip(sizes, axes, strict=True)]
+    starts = (jnp.asarray(start, jnp.int32) for start in (n, *starts))
+    cut = lax.dynamic_slice(value, tuple(starts), (1, *sizes))
+    return w.replace(cut.reshape(sizes))
+
+
+def _wide(spec: str, x: jax.Array, w: jax.Array, wide) -> jax.Array:
+    return jnp.einsum(spec, x, w, preferred_element_type=wide)
+
+
+def _at(x: jax.Array, index) -> jax.Array:
+    return lax.dynamic_index_in_dim(x, index, keepdims=False)
+
+
+def _numbers(count: int) -> jax.Array:
+    return jnp.arange(count, dtype=jnp.int32)
+
+
+def _join_heads(x_TRbGK: jax.Array) -> jax.Array:
+    """Keys or values of all slabs, [T, R, b, ..., G, K], as of all heads, [R, b, ..., G, K]."""
+    x = jnp.moveaxis(x_TRbGK, 0, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])

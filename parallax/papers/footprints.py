@@ -1,0 +1,173 @@
+"""Bytes of one layer, exactly, beside what a paper prints for them; each disagreement named."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from parallax.compression import parse_format
+from parallax.models.config import ModelConfig
+from parallax.papers.audit import judge
+from parallax.papers.paper import Claim, Paper
+from parallax.placement.footprint import (
+    Footprint,
+    attention_matrices,
+    layer_footprints,
+    mlp_matrices,
+)
+from parallax.workload import Workload
+
+# Of the compressed_layerwise paper: attention, and MLP.
+PAPER_FORMATS = ("int8", "int8+2:4")
+_MB = 1e6
+_UNITS = {"MB": 1e6, "GB": 1e9}
+_NORMS = "norms and what else stays dense"
+Verdict = Literal["consistent", "rounding", "differs", "our deviation"]
+
+
+@dataclass(frozen=True)
+class FootprintRow:
+    """One figure (tag: derived) beside a paper's (tag: claimed).
+
+    Attributes:
+      formats: of the attention's and of the MLP's matrices.
+      what: is counted.
+      n_bytes: ours, exact.
+      claim: the paper's; None where it prints none.
+      verdict: of the two, to the printed precision; "" without a claim.
+      why: they differ, or what is in ours.
+    """
+
+    formats: tuple[str, str]
+    what: str
+    n_bytes: int
+    claim: Claim | None = None
+    verdict: Verdict | Literal[""] = ""
+    why: str = ""
+
+
+def footprint_rows(
+    config: ModelConfig, workload: Workload | None, paper: Paper | None = None
+) -> tuple[FootprintRow, ...]:
+    """A layer in the model's dtype, then in the compressed_layerwise paper's formats.
+
+    Args:
+      config: the model.
+      workload: whose microbatch passes through, and whose keys and values are kept; None leaves
+        both out.
+      paper: whose figures stand beside.
+    """
+    dense = (config.dtype, config.dtype)
+    return tuple(
+        row for formats in (dense, PAPER_FORMATS) for row in _rows(config, workload, formats, paper)
+    )
+
+
+def _rows(
+    config: ModelConfig, workload: Workload | None, formats: tuple[str, str], paper: Paper | None
+) -> list[FootprintRow]:
+    layer = layer_of(config, workload, formats)
+    attention, mlp = (parse_format(name) for name in formats)
+    of_attention = [attention.n_bytes(*m) for m in attention_matrices(config)]
+    of_mlp = [mlp.n_bytes(*m) for m in mlp_matrices(config)]
+    packed = formats != (config.dtype, config.dtype)
+    claimed = _COMPRESSED if packed else _DENSE
+    found = {
+        "q, k and v": sum(of_attention[:3]),
+        "attention's output matrix": of_attention[3],
+        "all attention matrices": sum(of_attention),
+        "one MLP matrix": of_mlp[0],
+        "all MLP matrices": sum(of_mlp),
+        _NORMS: layer.weights - sum(of_attention) - sum(of_mlp),
+        "weights of one layer": layer.weights,
+        "the layer after further steps": layer.weights,
+        "weights of all layers": layer.weights * config.num_layers,
+        "activations of a microbatch": layer.activations,
+        "keys and values of the batch": layer.kv,
+    }
+    rows = []
+    for what, n_bytes in found.items():
+        quantity, why = claimed.get(what, ("", ""))
+        claim = _claim(paper, quantity)
+        if claim is None and (what in _ONLY_CLAIMED or not n_bytes):
+            continue
+        if claim is None:
+            rows.append(FootprintRow(formats, what, n_bytes, why=_ALONE.get(what, "")))
+            continue
+        verdict = _verdict(claim, n_bytes, what, packed)
+        said = why if verdict != "consistent" else ""
+        if quantity == "further compressed layer":
+            weights = sum(a * b for a, b in (*attention_matrices(config), *mlp_matrices(config)))
+            bits = 8 * claim.value * _MB / weights
+            said = f"would need {bits:.2f} bits a weight; no method is printed"
+        rows.append(FootprintRow(formats, what, n_bytes, claim, verdict, said))
+    return rows
+
+
+def _verdict(claim: Claim, n_bytes: int, what: str, packed: bool) -> Verdict:
+    found = judge(claim, n_bytes / _UNITS[claim.unit])
+    if found in ("consistent", "rounding"):
+        return found
+    return "our deviation" if packed and what == _NORMS else "differs"
+
+
+def layer_of(
+    config: ModelConfig, workload: Workload | None, formats: tuple[str, str], kv: bool = True
+) -> Footprint:
+    """One layer: its weights, a microbatch's activations, with `kv` the whole batch's cache."""
+    return layer_footprints(
+        config,
+        [formats] * config.num_layers,
+        tokens=workload.tokens // workload.microbatches if workload else 0,
+        cached_tokens=workload.tokens if workload and kv else 0,
+    )[0]
+
+
+def _claim(paper: Paper | None, quantity: str) -> Claim | None:
+    claims = paper.claims if paper else ()
+    return next((c for c in claims if c.quantity == quantity and c.unit in _UNITS), None)
+
+
+# What we count -> (the paper's quantity, why it differs where it does).
+_DENSE = {
+    "q, k and v": ("attention QKV weights", ""),
+    "attention's output matrix": ("attention output weights", ""),
+    "one MLP matrix": ("one MLP matrix", ""),
+    "all attention matrices": ("attention weights to compress", "leaves the output matrix out"),
+    "all MLP matrices": ("MLP weights to compress", "counts two of the three matrices"),
+    _NORMS: ("norm weights", ""),
+    "weights of one layer": ("uncompressed layer", ""),
+    "weights of all layers": ("all layers", ""),
+    "activations of a microbatch": (
+        "activations",
+        "the paper's product is a whole batch's (31.5 GB), printed 320 times smaller; ours is one "
+        "microbatch in and out of the layer with its widest rows",
+    ),
+}
+_COMPRESSED = {
+    "all attention matrices": (
+        "attention weights in INT8",
+        "leaves out the output matrix, and the float32 scale of every output channel",
+    ),
+    "all MLP matrices": (
+        "MLP weights in INT8 and 2:4",
+        "starts from two of the three matrices, without positions (2 bits a kept weight), scales",
+    ),
+    _NORMS: (
+        "norm weights in INT8",
+        "norms stay in the model's dtype here, the paper has them in INT8",
+    ),
+    "weights of one layer": (
+        "compressed layer",
+        "adds up its own lines: two matrices are missing, 24.6 MB of activations and 2 MB of "
+        "workspace are in it",
+    ),
+    "the layer after further steps": ("further compressed layer", ""),
+    "activations of a microbatch": (
+        "final activations",
+        "weights' formats change no activation; a forward pass keeps nothing to recompute",
+    ),
+}
+_ONLY_CLAIMED = ("the layer after further steps",)
+_ALONE = {
+    "keys and values of the batch": "not in the paper's sum; decoding needs them",
+    "activations of a microbatch": "in and out, and the layer's widest rows",
+}

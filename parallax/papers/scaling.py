@@ -1,0 +1,154 @@
+"""As many layers as devices: tokens, joules, and three shares that papers put in one column."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from parallax.cost import error_bar, joules, rates_of
+from parallax.estimate import PackedWeights, Unpacking, weight_reads
+from parallax.estimate.fastest import Fastest, Phase, fastest
+from parallax.estimate.packed_weights import layer_weight_bytes
+from parallax.meshes.cluster import Cluster, cluster, scaled
+from parallax.models.config import ModelConfig
+from parallax.papers.footprints import PAPER_FORMATS
+from parallax.papers.paper import Claim, Paper
+from parallax.results import Figure
+from parallax.strategies import build
+from parallax.strategy import Strategy
+
+LAYERS = (8, 16, 32, 64)
+_PUBLISHED = 16  # layers of the papers' own experiments
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """One strategy with one layer a device.
+
+    Attributes:
+      layers: of the model, and as many devices.
+      strategy: its name.
+      formats: of the attention's and of the MLP's matrices.
+      unpacking: how packed weights are read; "" where they are dense.
+      phase: of what is modelled.
+      asked_batch, batch: sequences of the paper, and those that fit (a power of two fewer).
+      microbatches: at which it is fastest; 0 where nothing fits.
+      tokens_per_s, j_per_token: modelled; None where nothing fits.
+      l2_use: weights of a device over its L2 cache (derived).
+      hbm_use: bytes that a device holds over those it may (derived).
+      hit_rate: share of weight reads that the L2 cache serves (modelled).
+      claims: the paper's figures of this row, by quantity.
+      why_not: what does not fit.
+    """
+
+    layers: int
+    strategy: str
+    formats: tuple[str, str]
+    unpacking: Unpacking | str
+    phase: Phase
+    asked_batch: int
+    batch: int
+    microbatches: int
+    tokens_per_s: Figure | None
+    j_per_token: Figure | None
+    l2_use: Figure
+    hbm_use: Figure | None
+    hit_rate: Figure | None
+    claims: Mapping[str, Claim]
+    why_not: str = ""
+
+    @property
+    def tokens_per_j(self) -> Figure | None:
+        """Modelled."""
+        found = self.j_per_token
+        return None if found is None else Figure(1 / found.value, "tokens/J", "modelled")
+
+
+def scale_rows(
+    paper: Paper, layers: Sequence[int] = LAYERS, where: Cluster | None = None
+) -> tuple[ScaleRow, ...]:
+    """Layer-wise, dense and packed, beside the baseline on as many devices.
+
+    Args:
+      paper: its model, batch, length, baseline and figures.
+      layers: of the model; each takes as many devices of the paper's cluster.
+      where: another cluster to scale.
+
+    Raises:
+      ValueError: layers that are no whole number of nodes.
+
+    Cost: a second or two, by closed form.
+    """
+    where = where or cluster(paper.cluster)
+    return tuple(
+        row
+        for n in layers
+        for phase in ("prefill", "decode")
+        for row in _rows(paper, n, phase, scaled(where, n))
+    )
+
+
+def _rows(paper: Paper, layers: int, phase: Phase, where: Cluster) -> Iterator[ScaleRow]:
+    config = paper.config.replace(num_layers=layers)
+    dense = (config.dtype, config.dtype)
+    for name, formats, weights in (
+        (paper.strategies[0], dense, PackedWeights()), ("layerwise", dense, PackedWeights()),
+        ("layerwise", PAPER_FORMATS, PackedWeights(PAPER_FORMATS, "xla")),
+        ("layerwise", PAPER_FORMATS, PackedWeights(PAPER_FORMATS, "kernel")),
+    ):  # fmt: skip
+        yield _row(paper, config, name, weights, formats, phase, where)
+
+
+def _row(
+    paper: Paper, config: ModelConfig, name: str, weights: PackedWeights,
+    formats: tuple[str, str], phase: Phase, where: Cluster,
+) -> ScaleRow:  # fmt: skip
+    strategy = build(name, devices=where.devices, node_size=where.gpus_per_node,
+                     cluster=where.name)  # fmt: skip
+    work, rates = paper.workload, rates_of(where.gpu.name)
+    batch, why_not, found = work.batch, "", None
+    while batch and found is None:
+        try:
+            found = fastest(config, strategy, where, phase, batch, work.seq_len, weights=weights)
+        except ValueError as error:
+            why_not = why_not or str(error)
+            batch //= 2
+    speed = energy = held = hits = None
+    if found is not None:
+        speed, energy = _speed(found, where)
+        held = Figure(found.needed_bytes / where.usable_bytes, "1", "derived")
+        reads = weight_reads(found.estimate.work, where, rates)
+        hits = Figure(reads.hit_rate, "1", "modelled")
+    use = stage_weight_bytes(config, strategy, weights) / where.gpu.l2_bytes
+    unpacking = weights.unpacking if weights.formats else ""
+    return ScaleRow(
+        config.num_layers, name, formats, unpacking, phase, work.batch, batch,
+        found.microbatches if found else 0, speed, energy, Figure(use, "1", "derived"), held, hits,
+        _claims(paper, name, config.num_layers), why_not,
+    )  # fmt: skip
+
+
+def _speed(found: Fastest, where: Cluster) -> tuple[Figure, Figure]:
+    rates, cost, tokens = rates_of(where.gpu.name), found.estimate.cost, found.estimate.tokens
+    low, high = error_bar(cost, rates)
+    each = joules(cost, rates) * where.devices / tokens
+    return (
+        Figure(tokens / cost.seconds, "tokens/s", "modelled", tokens / high, tokens / low),
+        Figure(each, "J", "modelled"),
+    )
+
+
+def stage_weight_bytes(config: ModelConfig, strategy: Strategy, weights: PackedWeights) -> float:
+    """Bytes of all layers' matrices on the fullest device, as they are stored."""
+    stored, _, _ = layer_weight_bytes(config, strategy.split(), weights)
+    return stored * math.ceil(config.num_layers / strategy.split().count("layers"))
+
+
+def _claims(paper: Paper, strategy: str, layers: int) -> dict[str, Claim]:
+    if layers == _PUBLISHED:
+        names = {n: n for n in ("TPS", "energy efficiency", "L2 use", "HBM use", "cache hit rate")}
+    else:
+        names = {"TPS": f"TPS with {layers} layers", "L2 use": "L2 use"}
+        if strategy != paper.proposed:
+            return {}
+    found = {(c.strategy, c.quantity): c for c in paper.claims}
+    return {as_: found[strategy, name] for as_, name in names.items() if (strategy, name) in found}

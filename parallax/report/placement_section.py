@@ -1,0 +1,119 @@
+"""Footprints beside a paper's figures, and placements under budgets: on a terminal and a page."""
+
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from parallax.papers.footprints import FootprintRow
+from parallax.papers.placing import PlacedRow, PlacementFacts
+from parallax.report import words
+from parallax.report.facts import Cell, Status
+from parallax.report.grid import Grid, grid_html, grid_table
+
+_STATUS: dict[str, Status] = {"differs": "bad", "consistent": "good", "rounding": "good"}
+
+
+def placement_table(facts: PlacementFacts) -> RenderableType:
+    """For a rich console of 100 columns or more."""
+    parts: list[RenderableType] = []
+    for grid in placement_grids(facts):
+        parts += [grid_table(grid), Text()]
+    return Group(*parts[:-1])
+
+
+def placement_html(facts: PlacementFacts) -> str:
+    """Two sections of a page with the report's style."""
+    return "".join(grid_html(grid) for grid in placement_grids(facts))
+
+
+def placement_grids(facts: PlacementFacts) -> tuple[Grid, Grid]:
+    """What one layer takes, and where layers go."""
+    return _footprints(facts), _placements(facts)
+
+
+def _footprints(facts: PlacementFacts) -> Grid:
+    work = facts.workload
+    whose = (
+        f"batch {work.batch:,} x {work.seq_len:,} tokens, {work.microbatches} microbatches"
+        if work
+        else "weights alone"
+    )
+    return Grid(
+        f"What one layer of {facts.model} takes, to the byte",
+        (("stored in", None), ("what", None), ("bytes", "derived"), ("printed", "claimed"),
+         ("verdict", None), ("why", None)),
+        tuple(_footprint(row) for row in facts.footprints),
+        (f"{whose}; packed values, positions and float32 scales included.",),
+    )  # fmt: skip
+
+
+def _footprint(row: FootprintRow) -> tuple[Cell, ...]:
+    printed = f"{row.claim.printed} {row.claim.unit}" if row.claim else "-"
+    return (
+        Cell(stored_in(row.formats)), Cell(row.what), Cell(f"{row.n_bytes:,}"), Cell(printed),
+        Cell(row.verdict or "not printed", _STATUS.get(row.verdict, "plain")), Cell(row.why),
+    )  # fmt: skip
+
+
+def _placements(facts: PlacementFacts) -> Grid:
+    lines = [f"{name}: {rows[0].budget.n_bytes:,} bytes, {rows[0].budget.source}; counted: "
+             f"{rows[0].counted}." for name, rows in _by_budget(facts)]  # fmt: skip
+    lines.append(
+        "greedy: a device takes layers as long as they fit. optimal: the slowest group is as short "
+        "as it can be. Where no placement keeps the budget, the group is of layers dealt out "
+        "evenly; cut into tiles, each piece of its weights fits beside the rest."
+    )
+    return Grid(
+        f"{facts.model} on {facts.devices} devices of {facts.cluster} under a budget",
+        (("budget", None), ("stored in", None), ("largest group", "derived"),
+         ("of budget", "derived"), ("fits", None), ("layers a device", None),
+         ("to fit", "derived"), ("tiles", "derived")),
+        tuple(_placement(row) for row in facts.placed),
+        tuple(lines),
+    )  # fmt: skip
+
+
+def _placement(row: PlacedRow) -> tuple[Cell, ...]:
+    group = row.largest
+    fits = Cell("yes", "good")
+    if not group.fits:
+        fits = Cell(f"no, {words.in_bytes(group.over)} over", "bad")
+    elif row.why_not:
+        fits = Cell(f"no, {row.why_not}", "bad")
+    if row.greedy:
+        ways = f"greedy {spelled(row.greedy)}; optimal {spelled(row.optimal)}"
+        slower = row.greedy_over_optimal
+        ways += f": {words.times(slower)} as long" if slower > 1 else ""
+    else:
+        ways = row.why_not
+    if group.fits:
+        need = "-"
+    elif group.would_fit:
+        need = group.would_fit
+    elif row.bits_to_fit:
+        need = f"{words.digits(row.bits_to_fit)} bits a weight"
+    else:
+        need = "no weights do"
+    return (
+        Cell(row.asked), Cell(stored_in(row.formats)), Cell(words.in_bytes(group.n_bytes)),
+        Cell(words.percent(group.n_bytes / group.budget)), fits, Cell(ways), Cell(need),
+        Cell(f"{group.tiles:,}" if group.tiles else "none fit"),
+    )  # fmt: skip
+
+
+def _by_budget(facts: PlacementFacts):
+    for name, rows in groupby(facts.placed, key=lambda row: row.asked):
+        yield name, list(rows)
+
+
+def stored_in(formats: tuple[str, str]) -> str:
+    """`float16`, or `int8, MLP int8+2:4`."""
+    attention, mlp = formats
+    return attention if attention == mlp else f"{attention}, MLP {mlp}"
+
+
+def spelled(counts: tuple[int, ...]) -> str:
+    """Layers of each device, runs of equal numbers in one: `5 x3, 1, 0 x12`."""
+    runs = [(n, len(list(group))) for n, group in groupby(counts)]
+    return ", ".join(f"{n} x{times}" if times > 1 else f"{n}" for n, times in runs)

@@ -1,0 +1,87 @@
+"""As many layers as devices, as a table: speed, energy, and three shares in three columns."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from parallax.papers.paper import Claim
+from parallax.papers.scaling import ScaleRow
+from parallax.report import words
+from parallax.report.facts import Cell
+from parallax.report.grid import Grid, Heads, grid_html, grid_table
+from parallax.report.placement_section import stored_in
+from parallax.results import Figure
+
+_KERNEL = {"xla": "unpacked by XLA", "kernel": "kernel, assumed", "": ""}
+
+
+def scale_table(rows: Sequence[ScaleRow]) -> RenderableType:
+    """For a rich console of 130 columns or more."""
+    parts: list[RenderableType] = []
+    for grid in scale_grids(rows):
+        parts += [grid_table(grid), Text()]
+    return Group(*parts[:-1])
+
+
+def scale_html(rows: Sequence[ScaleRow]) -> str:
+    """Two sections of a page with the report's style."""
+    return "".join(grid_html(grid) for grid in scale_grids(rows))
+
+
+def scale_grids(rows: Sequence[ScaleRow]) -> tuple[Grid, ...]:
+    """A table a phase, and a line for all that does not fit."""
+    found = []
+    for phase, group in groupby(sorted(rows, key=lambda r: r.phase), key=lambda r: r.phase):
+        mine = list(group)
+        lines = [
+            "L2: weights of a device over its L2 cache. HBM: bytes a device holds over those it "
+            "may. hit rate: weight reads that the L2 cache serves, by the cost model's rule. Each "
+            "claimed share stands behind its own column; the paper prints L2 and HBM in one.",
+            *_lowered(mine),
+        ]
+        title = f"One layer a device, {words.PHASES[phase]}"
+        found.append(Grid(title, _HEADS, tuple(_row(r) for r in mine), tuple(lines)))
+    return tuple(found)
+
+
+_HEADS: Heads = (
+    ("layers", None), ("strategy", None), ("weights", None), ("batch", None),
+    ("tokens/s", "modelled"), ("printed", "claimed"), ("J/token", "modelled"),
+    ("tokens/J", "modelled"), ("printed", "claimed"), ("L2", "derived"), ("printed", "claimed"),
+    ("HBM", "derived"), ("printed", "claimed"), ("hit rate", "modelled"), ("printed", "claimed"),
+)  # fmt: skip
+
+
+def _row(row: ScaleRow) -> tuple[Cell, ...]:
+    speed = row.tokens_per_s
+    stored = stored_in(row.formats) + (f" ({_KERNEL[row.unpacking]})" if row.unpacking else "")
+    batch = f"{row.batch:,}" + ("" if row.batch == row.asked_batch else "*")
+    return (
+        Cell(f"{row.layers}"), Cell(row.strategy), Cell(stored), Cell(batch),
+        Cell(words.in_tokens_per_s(speed.value).removesuffix(" tokens/s"))
+        if speed else Cell("does not fit", "bad"),
+        _claim(row.claims.get("TPS")), _digits(row.j_per_token), _digits(row.tokens_per_j),
+        _claim(row.claims.get("energy efficiency")), _share(row.l2_use),
+        _claim(row.claims.get("L2 use"), " %"), _share(row.hbm_use),
+        _claim(row.claims.get("HBM use"), " %"), _share(row.hit_rate),
+        _claim(row.claims.get("cache hit rate"), " %"),
+    )  # fmt: skip
+
+
+def _lowered(rows: Sequence[ScaleRow]) -> list[str]:
+    return [f"* {row.layers} layers, {row.strategy}, {stored_in(row.formats)}: {row.why_not}"
+            for row in rows if row.why_not]  # fmt: skip
+
+
+def _claim(claim: Claim | None, unit: str = "") -> Cell:
+    return Cell("-" if claim is None else claim.printed + unit)
+
+
+def _digits(figure: Figure | None) -> Cell:
+    return Cell("-" if figure is None else words.digits(figure.value))
+
+
+def _share(figure: Figure | None) -> Cell:
+    return Cell("-" if figure is None else words.percent(figure.value))
