@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "compress_quality": "what fewer bits a weight cost a model trained here, measured",
     "generate": "continue prompts with a published model, under any strategy",
     "compress": "a model's weights in fewer bits, stored so and run under any strategy",
+    "deploy": "layer by layer on a chain of devices that survives the loss of one",
     "train": "train, stop, and go on under another strategy",
 }
 
