@@ -35,6 +35,7 @@ def made_up(weight, beside, layers=1):
     [
         (0.5, 0.4, 1, 1.0), (0.5, 0.6, 1, 0.0), (1.1, 0.1, 1, 0.0), (0.5, 1.5, 1, 0.0),
         (0.3, 0.1, 2, 1.0), (0.3, 0.1, 4, 0.0),
+        (0.3, 0.2, 3, 0.0),  # room for the weights, not for what is written beside them
     ],
 )  # fmt: skip
 def test_by_hand(weight, beside, layers, rate):

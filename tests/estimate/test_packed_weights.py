@@ -9,8 +9,12 @@ from parallax.decoding import Decoder
 from parallax.estimate import PackedWeights, Unpacking, estimate, estimate_bytes
 from parallax.estimate.packed_weights import device_matrices
 from parallax.hlo.work import Kernel
+from parallax.lenses.child import run_in_child
+from parallax.lenses.environment import compile_environment, missing_compiler
+from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
+from parallax.program import compile_program
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import build
 from parallax.workload import Workload
@@ -127,6 +131,28 @@ def test_experts_are_unpacked_together():
         tile = [k for k in found.work.steps["tile"] if isinstance(k, Kernel)]
         stored = [size for k in tile for read, size in k.reads if read.endswith(".w")]
         assert bool(stored) == (unpacking == "kernel")
+
+
+COMPILED = (PACKED, ("w8a8", "w8a8"))
+
+
+def compile_steps(cases, *, on_progress):
+    return [compile_program(c, s, w, WHERE, "decode", on_progress=on_progress)
+            for c, s, w in cases]  # fmt: skip
+
+
+def test_it_is_close_to_the_compiled_program():
+    """XLA unpacks as the closed form says: the time of a decoding step within 20 %."""
+    if missing := missing_compiler():
+        pytest.skip(missing)
+    configs = [PAPER.replace(name=str(f), compression=f) for f in COMPILED]
+    cases = [(c, *decoding(config=c)[:2]) for c in configs]
+    found = run_in_child(compile_steps, cases, environment=compile_environment())
+    for (config, strategy, workload), compilation in zip(cases, found, strict=True):
+        decoder = Decoder(ShardedTransformer(config, strategy, workload), 1)
+        closed = estimate(config, strategy, workload, WHERE, decoder=decoder).cost.seconds
+        compiled = predict(compilation, WHERE, "float16").step_s.value
+        assert closed == pytest.approx(compiled, rel=0.2), config.name
 
 
 def test_a_shard_through_a_group_is_refused():
