@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
-from parallax.quality.saying import interval, percent, points
+from parallax.quality.saying import interval, percent, points, share
 from parallax.quality_results import QualityRecord, Race
 
 TITLE = "What storing weights in fewer bits costs"
@@ -91,7 +91,12 @@ def _scores(record: QualityRecord) -> Shown:
     )  # fmt: skip
     heads = ("attention, MLP", "KB a layer", "bits a byte", "perplexity more", "task right",
              "task change", "next byte as float16", "logits off")  # fmt: skip
-    return Shown("Formats (measured; bytes derived)", heads, rows)
+    first = record.scores[0]
+    note = (
+        f"the task: {first.label} is right at {share(first.accuracy)}, guessing at "
+        f"{100 * record.chance:.0f} %; with {record.items} questions it does not see small changes"
+    )
+    return Shown("Formats (measured; bytes derived)", heads, rows, note)
 
 
 def _race(race: Race) -> Shown:
