@@ -1,5 +1,6 @@
 """A quality record as tables: on a terminal, and as one page."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +140,16 @@ def _mixes(record: QualityRecord) -> Shown:
         (
             mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
             f"{mix.budget_bytes / 1e6:.3f} MB", f"{mix.n_bytes / 1e6:.3f} MB",
-            f"{mix.bits_a_weight:.2f}", "" if mix.increase is None else percent(mix.increase),
+            f"{mix.bits_a_weight:.2f}",
+            "" if mix.predicted is None else f"{100 * math.expm1(mix.predicted):+.1f} %",
+            "" if mix.increase is None else percent(mix.increase),
         )
         for mix in record.mixes
     )  # fmt: skip
     return Shown(
         "The mildest mix under a budget (bytes derived, perplexity measured on the small model)",
-        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "perplexity more"), rows,
+        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "predicted", "perplexity more"),
+        rows, "predicted: sensitivities added up; what is measured together may be more or less",
     )  # fmt: skip
 
 
