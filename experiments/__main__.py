@@ -13,12 +13,14 @@ EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
     "regimes": "where layer-wise deployment wins, and where not",
+    "pairs": "which of two strategies is faster on the devices here, by paired runs",
     "calibrate": "fit the cost model to the GPU at hand",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",
     "compress_quality": "what fewer bits a weight cost a model trained here, measured",
     "generate": "continue prompts with a published model, under any strategy",
     "compress": "a model's weights in fewer bits, stored so and run under any strategy",
+    "deploy": "layer by layer on a chain of devices that survives the loss of one",
     "train": "train, stop, and go on under another strategy",
 }
 

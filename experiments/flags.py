@@ -194,6 +194,44 @@ BUDGET_SHARE = flags.DEFINE_float(
     "budget_share", 0.12, "Of the float16 bytes of the model's layers: the mildest mix of formats "
     "under it is searched.",
 )  # fmt: skip
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "Devices in all, spares included. Unset: all, or with --virtual one a layer "
+    "(16 at most) and the spares.", lower_bound=1,
+)  # fmt: skip
+SPARES = flags.DEFINE_integer(
+    "spares", 0, "Of the devices, so many wait until another is lost.", lower_bound=0
+)
+DEVICE_BUDGET = flags.DEFINE_string(
+    "device_budget", None, "Bytes of weights, keys, values that a device may hold: l2, smem, "
+    "l2+smem (of an H100) or bytes such as 50MB. Unset: no limit.",
+)  # fmt: skip
+RULE = flags.DEFINE_enum(
+    "rule", "optimal", ["optimal", "greedy"], "How layers are placed: the least slowest group, or "
+    "the papers' rule, a device takes layers as long as they fit.",
+)  # fmt: skip
+LAYER_FORMATS = flags.DEFINE_multi_string(
+    "layer_formats", None, "LAYERS=FORMAT or LAYERS=ATTENTION,MLP, such as 0-3=int8,int8+2:4; "
+    "several times, later ones win.",
+)  # fmt: skip
+STRONGER = flags.DEFINE_string(
+    "stronger", "int8+2:4", "Formats that --switches takes layers to: one, or attention's and the "
+    "MLP's.",
+)  # fmt: skip
+WAVES = flags.DEFINE_integer(
+    "waves", 1, "Pieces of the batch: while one is on a device, the next is on the device before.",
+    lower_bound=1,
+)  # fmt: skip
+LOSE = flags.DEFINE_list(
+    "lose", None, "Numbers of devices to lose, one a run, separated by commas. Unset: --losses "
+    "draws them.",
+)  # fmt: skip
+LOSSES = flags.DEFINE_integer(
+    "losses", 0, "Runs that lose a device at a random moment.", lower_bound=0
+)
+SWITCHES = flags.DEFINE_integer(
+    "switches", 0, "Switches of layers to --stronger and back while requests run; so many prepared "
+    "on devices, and as many on the host.", lower_bound=0,
+)  # fmt: skip
 CLUSTERS = flags.DEFINE_list(
     "clusters", None, "Wirings, by commas: `parallax list clusters`. Unset: h100_2x8."
 )
@@ -207,3 +245,6 @@ STORED = flags.DEFINE_list(
     "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4.",
 )  # fmt: skip
 FULL = flags.DEFINE_bool("full", False, "Both wirings, all formats: minutes.")
+PAIRS = flags.DEFINE_integer(
+    "pairs", 100, "Pairs of runs; both strategies run once in each, in drawn order.", lower_bound=2
+)

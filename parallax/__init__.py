@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from parallax.comparing import compare, compare_papers
     from parallax.cost import Rates
     from parallax.engine.compress import compress
+    from parallax.engine.deployment import Deployment
     from parallax.engine.texts import generate
     from parallax.engine.train import train
     from parallax.foreign import compile_for, predict
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _SURFACE = {
     "CLUSTERS": "parallax.meshes.cluster",
     "Cluster": "parallax.meshes.cluster",
+    "Deployment": "parallax.engine.deployment",
     "MeshSpec": "parallax.meshes.mesh",
     "ModelConfig": "parallax.models.config",
     "PAPERS": "parallax.papers",
@@ -78,6 +80,7 @@ __all__ = [
     "PAPERS",
     "STRATEGIES",
     "Cluster",
+    "Deployment",
     "MeshSpec",
     "ModelConfig",
     "Program",

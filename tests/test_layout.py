@@ -47,6 +47,7 @@ ROOMS = [
     {"quality"},
     {"preparing"},
     {"comparing"},
+    {"pairing"},
     {"experiments"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

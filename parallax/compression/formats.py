@@ -5,8 +5,18 @@ import re
 from dataclasses import dataclass
 
 _SCALE_BYTES = 4  # float32
-_NAME = re.compile(r"(float32|float16|bfloat16|int8|w8a8|int4)(?:/(\d+))?(?:\+(\d+):(\d+))?")
-_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "w8a8": 8, "int4": 4}
+_NAME = re.compile(
+    r"(float64|float32|float16|bfloat16|int8|w8a8|int4)(?:/(\d+))?(?:\+(\d+):(\d+))?"
+)
+_BITS = {
+    "float64": 64,
+    "float32": 32,
+    "float16": 16,
+    "bfloat16": 16,
+    "int8": 8,
+    "w8a8": 8,
+    "int4": 4,
+}
 _INT4_GROUP = 128
 
 
@@ -79,8 +89,8 @@ class Format:
 def parse_format(name: str) -> Format:
     """`DTYPE[/GROUP][+N:M]`, as `int8`, `int4/64`, `float16+2:4`, `int8+4:8`.
 
-    DTYPE is float32, float16, bfloat16, int8 (one scale an output channel), w8a8 (int8, activations
-    too, one scale a token) or int4 (one scale a group of 128 inputs, or of GROUP).
+    DTYPE is float64, float32, float16, bfloat16, int8 (one scale an output channel), w8a8 (int8,
+    activations too, one scale a token) or int4 (one scale a group of 128 inputs, or of GROUP).
 
     Raises:
       ValueError: anything else.

@@ -6,6 +6,7 @@ Knows no strategy and no mesh: layers are bytes and costs, devices are budgets a
 from parallax.placement.budget import Budget, parse_budget
 from parallax.placement.footprint import Footprint, layer_footprints
 from parallax.placement.grouping import Device, Placement, greedy, optimal
+from parallax.placement.moving import least_moved
 from parallax.placement.tiles import TileTraffic, most_tokens, tile_traffic, tiles_under
 from parallax.placement.verdicts import GroupVerdict, verdicts
 
@@ -18,6 +19,7 @@ __all__ = [
     "TileTraffic",
     "greedy",
     "layer_footprints",
+    "least_moved",
     "most_tokens",
     "optimal",
     "parse_budget",

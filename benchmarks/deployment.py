@@ -1,0 +1,65 @@
+"""Devices lost at random moments and layers switched: no lost request, no changed token, how long.
+
+  python benchmarks/deployment.py benchmarks/cpu/deployment.json [--losses=20] [--switches=100]
+
+The small model of compressed_layerwise (16 layers) in float64 on virtual CPU devices, each case in
+a process of its own: 17 devices of which one is a spare, and 16 without one. Hardware: any machine.
+Times are of virtual devices that share one CPU; beside them the same at full size on an H100,
+modelled. Result: a record that `parallax deploy` would write, one a case. Exit status 1 if a
+request was lost or a token changed.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+from pathlib import Path
+
+from parallax.comparing import versions
+from parallax.lenses.child import run_in_child
+from parallax.lenses.environment import cpu_environment
+
+CASES = {"17 devices, one spare": (17, 1), "16 devices, no spare": (16, 0)}
+
+
+def run_one(devices: int, spares: int, losses: int, switches: int, *, on_progress) -> dict:
+    """One case, in a child with its devices."""
+    from parallax.engine.deployment.deploying import deploy
+
+    record = deploy(
+        "compressed_layerwise", devices=devices, spares=spares, small=True, dtype="float64",
+        losses=losses, switches=switches, waves=2, on_progress=on_progress,
+    )  # fmt: skip
+    return record.to_dict()
+
+
+def main() -> None:
+    """Runs both cases, prints a line each, writes the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("out")
+    parser.add_argument("--losses", type=int, default=20)
+    parser.add_argument("--switches", type=int, default=100)
+    given = parser.parse_args()
+    cases = {}
+    for name, (devices, spares) in CASES.items():
+        cases[name] = run_in_child(
+            run_one, devices, spares, given.losses, given.switches if spares else 0,
+            environment=cpu_environment(devices, fast_code=True),
+            on_progress=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        found = cases[name]
+        print(name, "exact" if found["exact"] else "NOT exact", found["losses"]["times"])
+    passed = all(c["exact"] and c["setup"]["equals_unsharded"] is True for c in cases.values())
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": platform.machine(), "versions": versions(), "passed": passed, "cases": cases,
+    }  # fmt: skip
+    Path(given.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print("passed" if passed else "NOT passed")
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""The devices of a deployment with what they hold, and one pass of sequences through them.
+
+Names in a device's memory: ("weights", layer, formats), ("kv", wave, layer), ("first",) and
+("last",) for embedding and head, ("x", wave) for activations on their way, ("chosen", wave).
+"""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from parallax.engine.deployment.layout import Layout, Sizes
+from parallax.engine.deployment.memory import DeviceMemory
+from parallax.engine.deployment.requests import Wave
+from parallax.engine.deployment.stages import Phase, end_program, group_program
+from parallax.engine.deployment.stored import Formats, HostCopies
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A layer's two formats, to be switched between.
+
+    Attributes:
+      mild, strong: of attention and MLP.
+      where: both are kept on the layer's "device", or only the one in use, the other on the "host".
+    """
+
+    mild: Formats
+    strong: Formats
+    where: Literal["device", "host"]
+
+
+@dataclass
+class Chain:
+    """State of a deployment.
+
+    Attributes:
+      host: copies of all weights.
+      sizes: what placement goes by.
+      memories: one a device, in order of their numbers.
+      layout: which layers are where.
+      spares: numbers of devices that wait, in the order they are taken.
+      known_lost: numbers of devices whose loss was noticed.
+      rows, slots: sequences of a wave, tokens of one.
+      moved: bytes brought to devices so far.
+      prepared: layers that may be switched, and to what.
+    """
+
+    host: HostCopies
+    sizes: Sizes
+    memories: tuple[DeviceMemory, ...]
+    layout: Layout
+    spares: tuple[int, ...]
+    rows: int
+    slots: int
+    known_lost: set[int] = field(default_factory=set)
+    moved: "Moved" = field(default_factory=lambda: Moved())
+    prepared: dict[int, Prepared] = field(default_factory=dict)
+
+    @property
+    def config(self):
+        """The model."""
+        return self.host.config
+
+    def working(self) -> tuple[DeviceMemory, ...]:
+        """Devices not known to be lost."""
+        return tuple(m for m in self.memories if m.number not in self.known_lost)
+
+    def stage(self, number: int) -> DeviceMemory:
+        """Of a position in the chain."""
+        return self.memories[self.layout.devices[number]]
+
+    def owner(self, layer: int) -> DeviceMemory:
+        """The device that holds a layer."""
+        return self.memories[self.layout.device_of(layer)]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Bytes brought to devices: from the host, and from other devices."""
+
+    host_to_device: int = 0
+    device_to_device: int = 0
+
+    def __add__(self, other: "Moved") -> "Moved":
+        return Moved(self.host_to_device + other.host_to_device,
+                     self.device_to_device + other.device_to_device)  # fmt: skip
+
+    def __sub__(self, other: "Moved") -> "Moved":
+        return Moved(self.host_to_device - other.host_to_device,
+                     self.device_to_device - other.device_to_device)  # fmt: skip
+
+
+def bring(chain: Chain, waves: Collection[Wave] = ()) -> None:
+    """Puts everything where the layout says: weights from a device that has them, else from the
+    host; keys and values from the device that has them (lost ones are left out).
+
+    Raises:
+      DeviceLost: another device turned out to be lost; call again after placing again.
+    """
+    layout, arrays = chain.layout, []
+
+    def fetch(to: DeviceMemory, name: Any, from_host: Callable[[], Any] | None) -> None:
+        if name in to:
+            return
+        for other in chain.working():
+            if other is not to and name in other:
+                arrays.append(placed := to.put(name, other.read(name)))
+                chain.moved += Moved(device_to_device=_n_bytes(placed))
+                return
+        if from_host is not None:
+            arrays.append(placed := to.put(name, from_host()))
+            chain.moved += Moved(host_to_device=_n_bytes(placed))
+
+    for which, number in (("first", 0), ("last", -1)):
+        fetch(chain.stage(number), (which,), lambda which=which: chain.host.end(which))
+    for layer in range(len(layout.formats)):
+        owner = chain.owner(layer)
+        for pair in _wanted(chain, layer):
+            fetch(
+                owner, ("weights", layer, pair),
+                lambda layer=layer, pair=pair: chain.host.layer(layer, pair),
+            )  # fmt: skip
+        for wave in waves:
+            if wave.prefilled:
+                fetch(owner, ("kv", wave.number, layer), None)
+    jax.block_until_ready(arrays)
+    _tidy(chain)
+
+
+def _wanted(chain: Chain, layer: int) -> tuple[Formats, ...]:
+    """Formats in which a layer's device holds it: its own, and what is prepared there."""
+    now = chain.layout.formats[layer]
+    if layer not in chain.prepared or chain.prepared[layer].where == "host":
+        return (now,)
+    kept = chain.prepared[layer]
+    return tuple(dict.fromkeys((now, kept.mild, kept.strong)))
+
+
+def extra_bytes(chain: Chain) -> tuple[int, ...]:
+    """Of each layer, what its device holds beside the weights in use: what is prepared there."""
+
+    def size(layer: int, pair: Formats) -> int:
+        formats = chain.layout.with_formats(layer, pair).formats
+        return chain.sizes.footprints(formats)[layer].weights
+
+    return tuple(
+        sum(size(layer, pair) for pair in _wanted(chain, layer)[1:])
+        for layer in range(len(chain.layout.formats))
+    )
+
+
+def _tidy(chain: Chain) -> None:
+    """Devices of the chain forget what is now elsewhere; spares keep what they have."""
+    for number, device in enumerate(chain.layout.devices):
+        memory, group = chain.memories[device], chain.layout.groups[number]
+        for name in memory.names():
+            kind = name[0]
+            stale = kind == "weights" and (
+                name[1] not in group or name[2] not in _wanted(chain, name[1])
+            )
+            stale = stale or (kind == "kv" and name[2] not in group)
+            stale = stale or (kind == "first" and number != 0)
+            if stale or (kind == "last" and number != len(chain.layout.devices) - 1):
+                memory.free(name)
+
+
+def compile_chain(chain: Chain, layout: Layout | None = None) -> float:
+    """Compiles what a layout runs, unless it is there already; seconds."""
+    layout, start = layout or chain.layout, time.perf_counter()
+    devices = [chain.memories[d].device for d in layout.devices]
+    phases: tuple[Phase, ...] = ("prefill", "step")
+    for phase in phases:
+        end_program(chain.config, "first", chain.rows, chain.slots, phase, devices[0])
+        for stage, device in enumerate(devices):
+            formats = layout.formats_of(stage)
+            group_program(chain.config, formats, chain.rows, chain.slots, phase, device)
+        end_program(chain.config, "last", chain.rows, chain.slots, phase, devices[-1])
+    return time.perf_counter() - start
+
+
+def run_pass(
+    chain: Chain,
+    wave: Wave,
+    phase: Phase,
+    before_stage: Callable[[int], None] = lambda stage: None,
+) -> None:
+    """One wave through the chain; its next tokens wait on the last device.
+
+    Args:
+      phase: "prefill" takes all known tokens, "step" the last of each sequence.
+      before_stage: called before each device runs.
+
+    Raises:
+      DeviceLost: on the way. What was done so far does no harm: the pass can be run again.
+    """
+    at_B = wave.lengths - 1
+    before_stage(0)
+    _embed(chain, wave, phase)
+    for stage in range(len(chain.layout.devices)):
+        if stage:
+            before_stage(stage)
+        _run_stage(chain, wave, phase, stage, at_B)
+    last = chain.stage(-1)
+    program = end_program(chain.config, "last", chain.rows, chain.slots, phase, last.device)
+    # A prefill has all positions, a step only one.
+    rows_at = at_B if phase == "prefill" else np.zeros_like(at_B)
+    end = last.read(("last",))
+    x = last.pop(("x", wave.number))
+    last.keep(("chosen", wave.number), program(end, x, jax.device_put(rows_at, last.device)))
+
+
+def recompute(chain: Chain, wave: Wave) -> int:
+    """Keys and values that are on no device, again from the tokens known so far; not waited for,
+    so that waves follow each other through the chain.
+
+    Returns:
+      Stages that were run for it: those before a lost layer's feed it.
+
+    Raises:
+      DeviceLost: another device turned out to be lost.
+    """
+    missing = {
+        layer
+        for layer in range(len(chain.layout.formats))
+        if ("kv", wave.number, layer) not in chain.owner(layer)
+    }
+    if not wave.prefilled or not missing:
+        return 0
+    stages = chain.layout.devices.index(chain.layout.device_of(max(missing))) + 1
+    _embed(chain, wave, "prefill")
+    for stage in range(stages):
+        _run_stage(chain, wave, "prefill", stage, wave.lengths - 1, kept=missing)
+    chain.stage(stages - 1).free(("x", wave.number))
+    return stages
+
+
+def wait_for_kv(chain: Chain, waves: Collection[Wave]) -> None:
+    """Until all keys and values are computed. Raises DeviceLost."""
+    jax.block_until_ready([
+        chain.owner(layer).read(("kv", wave.number, layer))
+        for wave in waves if wave.prefilled
+        for layer in range(len(chain.layout.formats))
+    ])  # fmt: skip
+
+
+def _embed(chain: Chain, wave: Wave, phase: Phase) -> None:
+    memory, at_B = chain.stage(0), wave.lengths - 1
+    if phase == "prefill":
+        tokens, positions = wave.tokens, np.arange(chain.slots, dtype=np.int32)[None]
+    else:
+        tokens, positions = wave.tokens[np.arange(chain.rows), at_B][:, None], at_B[:, None]
+    program = end_program(chain.config, "first", chain.rows, chain.slots, phase, memory.device)
+    tables = memory.read(("first",))
+    # Copies: the host goes on writing its tokens while the device still reads.
+    inputs = jax.device_put((tokens.copy(), positions.copy()), memory.device)
+    memory.keep(("x", wave.number), program(tables, *inputs))
+
+
+def _run_stage(
+    chain: Chain, wave: Wave, phase: Phase, stage: int, at_B: np.ndarray,
+    kept: Collection[int] | None = None,
+) -> None:  # fmt: skip
+    """One device's group. `kept`: layers whose keys and values a prefill keeps; None is all."""
+    memory, group = chain.stage(stage), chain.layout.groups[stage]
+    before, name = chain.stage(max(0, stage - 1)), ("x", wave.number)
+    x = before.pop(name) if before is memory else memory.put(name, before.pop(name))
+    formats = chain.layout.formats_of(stage)
+    program = group_program(chain.config, formats, chain.rows, chain.slots, phase, memory.device)
+    layers = tuple(
+        memory.read(("weights", layer, pair)) for layer, pair in zip(group, formats, strict=True)
+    )
+    if phase == "prefill":
+        x, kv = program(layers, x)
+    else:
+        old = tuple(memory.pop(("kv", wave.number, layer)) for layer in group)
+        x, kv = program(layers, old, x, jax.device_put(at_B, memory.device))
+    for layer, pair in zip(group, kv, strict=True):
+        if kept is None or layer in kept:
+            memory.keep(("kv", wave.number, layer), pair)
+    memory.keep(name, x)
+
+
+def _n_bytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))

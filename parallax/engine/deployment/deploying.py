@@ -1,0 +1,292 @@
+"""What `parallax deploy` runs: a deployment, losses, switches, and a record of both."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from parallax.engine.deployment.deployment import Deployment, first_layout
+from parallax.engine.deployment.layout import Rule, place
+from parallax.engine.deployment.modelled import ASSUMED, modelled_losses, modelled_switch
+from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens
+from parallax.engine.deployment.stored import Formats, parse_layer_formats
+from parallax.engine.deployment.switching import weight_bytes
+from parallax.engine.deployment.trials import Trial, lose_at_random, spread, switch_while_serving
+from parallax.engine.weights import find_tokenizer, load_params
+from parallax.models.config import DType, ModelConfig
+from parallax.naming import parse_compression, resolve_model
+from parallax.papers import PAPERS
+from parallax.spmd import ShardedTransformer
+from parallax.strategies import data_parallel
+from parallax.workload import Workload
+
+PROMPTS = ("def add(", "import jax.numpy as jnp\n", "The quick", "for i in range(")
+TIMES = ("detect_s", "place_s", "move_s", "compile_s", "recompute_s", "resume_s")
+
+
+@dataclass(frozen=True)
+class DeployRecord:
+    """What was run and found.
+
+    Attributes:
+      setup: model, devices, placement and bytes.
+      texts: continuations without a loss.
+      unprepared: a loss before anything was compiled ahead; None without losses.
+      trials: losses at random moments, the next layouts compiled ahead.
+      switches: of layers prepared on "device" and on "host", seconds each.
+      unchanged_after_switching: tokens once every layer was switched back are the first ones.
+      modelled: the same at full size on an H100.
+    """
+
+    setup: dict[str, Any]
+    texts: tuple[str, ...]
+    unprepared: Trial | None
+    trials: tuple[Trial, ...]
+    switches: dict[str, tuple[float, ...]]
+    unchanged_after_switching: bool
+    modelled: dict[str, Any]
+
+    @property
+    def exact(self) -> bool:
+        """No request was lost and no token changed."""
+        trials = (*self.trials, *([self.unprepared] if self.unprepared else []))
+        lost = any(t.lost_requests or t.changed_tokens for t in trials)
+        return not lost and self.unchanged_after_switching
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for deploy.json."""
+        return {
+            "tag": "measured; losses are simulated, devices may be virtual",
+            "setup": self.setup,
+            "texts": self.texts,
+            "exact": self.exact,
+            "losses": {
+                "times": self.loss_times(),
+                "unprepared": self.unprepared and _trial_dict(self.unprepared),
+                "trials": [_trial_dict(t) for t in self.trials],
+            },
+            "switches": {
+                where: {"count": len(s), "seconds": spread(s)} for where, s in self.switches.items()
+            },
+            "claimed": _claimed(),
+            "modelled": self.modelled,
+        }
+
+    def loss_times(self) -> dict[str, dict[str, float]]:
+        """Spread of each part of a recovery, seconds."""
+        found = [t.recovery for t in self.trials]
+        return {name: spread([getattr(r, name) for r in found]) for name in TIMES if found}
+
+
+def deploy(
+    model: str | Path | ModelConfig,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    devices: int | None = None,
+    spares: int = 0,
+    budget: int | None = None,
+    rule: Rule = "optimal",
+    compression: str | None = None,
+    layer_formats: Sequence[str] = (),
+    stronger: str = "int8+2:4",
+    max_new_tokens: int = 16,
+    waves: int = 1,
+    lose: Sequence[int] = (),
+    losses: int = 0,
+    switches: int = 0,
+    seed: int = 0,
+    small: bool = False,
+    dtype: DType | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> DeployRecord:
+    """Deploys a model layer-wise, loses devices and switches formats while it serves.
+
+    Args:
+      model: as `px.generate` takes it.
+      prompts: texts to continue.
+      devices: of this process, spares included; None is all.
+      spares, budget, rule: as `Deployment` takes them.
+      compression, layer_formats: formats of all matrices, and of some layers'.
+      stronger: formats that layers are switched to; not needed without switches.
+      max_new_tokens: a prompt.
+      waves: pieces of the batch.
+      lose: devices to lose, in turn; empty draws them.
+      losses: so many runs that lose a device at a random moment; at least one for each of `lose`.
+      switches: so many of layers prepared on their devices, and as many of others on the host.
+      seed: of the moments.
+      small, dtype: of the model.
+
+    Raises:
+      ValueError: what cannot be deployed; says why.
+    """
+    config, folder = resolve_model(model, dtype=dtype, small=small)
+    tokenizer = find_tokenizer(config, folder)
+    if tokenizer is None:
+        raise ValueError(
+            f"model '{config.name}' has no tokenizer. Use small=True (--small), whose tokens are "
+            "bytes, or a folder with weights."
+        )
+    strong = _pair(stronger)
+    formats = parse_layer_formats(config, layer_formats, parse_compression(compression))
+    encoded = [tokenizer.encode(text) for text in prompts]
+    rows = -(-len(prompts) // waves) * waves
+    found = jax.devices() if devices is None else jax.devices()[:devices]
+    if devices is not None and len(found) < devices:
+        raise ValueError(f"{devices} devices are asked for, this process has {len(found)}.")
+    on_progress(f"placing {config.num_layers} layers on {len(found)} devices, {spares} spare")
+    options: Any = {
+        "batch": rows, "max_len": max(map(len, encoded)) + max_new_tokens, "waves": waves,
+        "spares": spares, "budget": budget, "formats": formats, "rule": rule,
+    }  # fmt: skip
+    first_layout(config, len(found), **options)
+    made = Deployment(config, _params(config, folder, on_progress), found, **options)
+    on_progress("the unsharded model, for comparison")
+    right = None
+    if not any("w8a8" in name for pair in formats for name in pair):
+        dense = unsharded_params(made.chain.host, formats)
+        right = unsharded_tokens(config, dense, encoded, max_new_tokens)
+    on_progress("compiling groups")
+    served = made.generate(encoded, max_new_tokens=max_new_tokens)
+    equal = None if right is None else served.continuations == right
+    right = right or served.continuations
+    count, unprepared = max(losses, len(lose)), None
+    if count:
+        on_progress("a loss before anything is compiled ahead")
+        unprepared = lose_at_random(made, encoded, right, max_new_tokens, 1, seed=seed)[0]
+    on_progress("compiling what would run after each single loss")
+    ahead_s = made.prepare()
+    setup = {**_setup(made, served.latency, ahead_s, seed), "equals_unsharded": equal}
+    on_progress(f"{count} losses")
+    trials = lose_at_random(
+        made, encoded, right, max_new_tokens, count, seed=seed, devices=lose or None, prepare=True
+    )
+    on_progress(f"{switches} switches")
+    timed = _switches(made, encoded, max_new_tokens, strong, switches)
+    again = made.generate(encoded, max_new_tokens=max_new_tokens).continuations
+    return DeployRecord(
+        setup=setup,
+        texts=tuple(tokenizer.decode(list(c.tokens)) for c in served.continuations),
+        unprepared=unprepared,
+        trials=tuple(trials),
+        switches=timed,
+        unchanged_after_switching=again == right,
+        modelled=_modelled(made, model, small, strong),
+    )
+
+
+def _trial_dict(trial: Trial) -> dict[str, Any]:
+    recovery = dataclasses.asdict(trial.recovery)
+    return {
+        **dataclasses.asdict(trial.moment),
+        "device": trial.device,
+        "lost_requests": trial.lost_requests,
+        "changed_tokens": trial.changed_tokens,
+        **{name: value for name, value in recovery.items() if name != "modelled"},
+        "resume_s": trial.recovery.resume_s,
+    }
+
+
+def _claimed() -> dict[str, Any]:
+    """What the paper says of a switch."""
+    quantity = "recovery from cache pressure"
+    claim = next(c for c in PAPERS["compressed_layerwise"].claims if c.quantity == quantity)
+    return {
+        "tag": "claimed", "paper": "compressed_layerwise", "quantity": quantity,
+        "below": float(claim.printed), "unit": claim.unit,
+    }  # fmt: skip
+
+
+def _pair(text: str) -> Formats:
+    found = parse_compression(text)
+    if found is None:
+        raise ValueError(f"stronger formats {text!r}: nothing to switch to. Give int8+2:4, say.")
+    return found
+
+
+def _params(config: ModelConfig, folder: Path | None, on_progress) -> nnx.State:
+    strategy = data_parallel(1)
+    mesh = strategy.mesh.build(jax.devices()[:1])
+    sharded = ShardedTransformer(config, strategy, Workload(1, 1))
+    if folder is not None:
+        on_progress(f"loading {folder}")
+        return load_params(folder, sharded, mesh)
+    on_progress(f"random weights of {config.name}: what it says means nothing")
+    return sharded.init(jax.random.key(0), mesh)
+
+
+def _setup(made: Deployment, latency, ahead_s: float, seed: int) -> dict[str, Any]:
+    chain = made.chain
+    rows = []
+    kinds = ("weights", "first", "last")
+    held = {kind: made.device_bytes(kind) for kind in kinds}
+    footprints = chain.sizes.footprints(chain.layout.formats)
+    for device, group in zip(chain.layout.devices, chain.layout.groups, strict=True):
+        rows.append({
+            "device": device, "layers": [group.start, group.stop - 1],
+            "formats": sorted({chain.layout.formats[i] for i in group}),
+            "weight_bytes": held["weights"][device],
+            "kv_bytes": sum(footprints[i].kv for i in group),
+            "end_bytes": held["first"][device] + held["last"][device],
+        })  # fmt: skip
+    return {
+        "model": chain.config.to_dict(), "platform": jax.devices()[0].platform,
+        "devices": len(chain.memories), "spares": list(made.spares), "waves_of": chain.rows,
+        "max_len": chain.slots, "seed": seed, "layout": rows, "host_bytes": chain.host.n_bytes,
+        "compile_ahead_s": ahead_s, "new_tokens": latency.new_tokens,
+        "tpot_s": latency.tpot_s, "ttft_s": latency.ttft_s,
+    }  # fmt: skip
+
+
+def _switches(
+    made: Deployment, prompts, max_new_tokens: int, strong: Formats, count: int
+) -> dict[str, tuple[float, ...]]:
+    """Even layers are prepared on their devices, odd ones on the host."""
+    if not count:
+        return {}
+    layers = range(made.chain.config.num_layers)
+    found, parts = {}, {"device": layers[::2], "host": layers[1::2]}
+    made.prepare_switch(parts["device"], strong, "device")
+    made.prepare_switch(parts["host"], strong, "host")
+    made.prepare()
+    for where, mine in parts.items():
+        if mine:
+            done = switch_while_serving(made, prompts, max_new_tokens, mine, count + count % 2)
+            found[where] = tuple(s.seconds for s in done[:count])
+    return found
+
+
+def _modelled(made: Deployment, model, small: bool, strong: Formats) -> dict[str, Any]:
+    """Of a paper's model its full size and workload, else of the model at hand."""
+    chain, config = made.chain, made.chain.config
+    batch, tokens, waves = chain.rows, chain.slots, 1
+    formats = chain.layout.formats
+    if small and str(model) in PAPERS:
+        paper = PAPERS[str(model)]
+        named = {config.dtype: paper.config.dtype}
+        formats = tuple((named.get(a, a), named.get(m, m)) for a, m in formats)
+        config, work = paper.config, paper.workload
+        batch, tokens, waves = work.batch, work.seq_len, work.microbatches
+    sizes = dataclasses.replace(
+        chain.sizes, config=config, cached_tokens=batch * tokens, budget=None
+    )
+    layout = place(sizes, formats, chain.layout.devices)
+    found = modelled_losses(config, formats, layout.groups, batch, tokens, waves=waves)
+    mild, dense = formats[0], sizes.footprints(formats)[0].weights
+    stronger = weight_bytes(dataclasses.replace(chain, sizes=sizes), strong)
+    return {
+        "tag": "modelled", "gpu": "h100", "model": config.name, "dtype": config.dtype,
+        "batch": batch, "tokens": tokens, "waves": waves, "assumed": ASSUMED,
+        "losses": {
+            name: spread([getattr(r, name) for r in found])
+            for name in ("move_s", "recompute_s", "resume_s")
+        },
+        "switch": {
+            "formats": [mild, strong], "bytes": [dense, stronger],
+            "there": dataclasses.asdict(modelled_switch(stronger)),
+            "back": dataclasses.asdict(modelled_switch(dense)),
+        },
+    }  # fmt: skip

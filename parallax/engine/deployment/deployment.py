@@ -1,0 +1,408 @@
+"""Layer-wise serving: every device holds a group of layers and runs its own program."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from parallax.engine.deployment.chain import Chain, bring, compile_chain, extra_bytes, run_pass
+from parallax.engine.deployment.failover import Recovery, likely_layouts, recover
+from parallax.engine.deployment.layout import Layout, Rule, Sizes, place
+from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
+from parallax.engine.deployment.pressure import Monitor, Pressure
+from parallax.engine.deployment.requests import Moment, Progress, Wave, add_tokens, waves_of
+from parallax.engine.deployment.stored import Formats, HostCopies, check_formats
+from parallax.engine.deployment.switching import (
+    Switch,
+    prepare_layers,
+    switch,
+    switched_layouts,
+)
+from parallax.engine.generate import Continuation, OnToken, check_prompts
+from parallax.engine.latency import Latency
+from parallax.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Served:
+    """What `Deployment.generate` returns.
+
+    Attributes:
+      continuations: one a prompt, in order.
+      latency: times of all requests; a recovery is a long time between two tokens.
+      recoveries: of devices lost meanwhile.
+      switches: of layers to other formats meanwhile; tokens after one are another function's.
+    """
+
+    continuations: tuple[Continuation, ...]
+    latency: Latency
+    recoveries: tuple[Recovery, ...]
+    switches: tuple[Switch, ...]
+
+
+class Deployment:
+    """A model on a chain of devices, contiguous groups of layers each, that survives losses.
+
+    Unlike a `Strategy`'s one program, every device runs a program of its own: groups may have
+    unequal depth and every layer its own formats. Activations go from device to device; greedy
+    tokens are those of the unsharded model.
+
+    Args:
+      config: a causal model.
+      params: its parameters, dense and whole, as `Transformer` has them.
+      devices: jax.Devices; None is all of this process.
+      batch: sequences at once, over all waves.
+      max_len: tokens of a sequence, prompt and new ones. Prompts are padded to it: one program
+        serves prefill and what a loss makes compute again.
+      waves: pieces of the batch; while one is on a device, the next is on the device before.
+      spares: of the devices, so many (the last) wait.
+      budget: bytes a device may hold of weights, keys and values; None is no limit.
+      formats: of all matrices, or each layer's (attention, MLP); None is the model's dtype.
+      rule: "optimal" placement, or the papers' "greedy"; devices it leaves empty are spares.
+
+    Raises:
+      ValueError: sizes, formats or budgets that cannot be; fewer layers than devices.
+
+    Cost: copies all weights to the host and, once, to the devices. Compiles on first use, or in
+      `prepare`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: nnx.State,
+        devices: Sequence[Any] | None = None,
+        *,
+        batch: int,
+        max_len: int,
+        waves: int = 1,
+        spares: int = 0,
+        budget: int | None = None,
+        formats: str | Sequence[Formats] | None = None,
+        rule: Rule = "optimal",
+    ):
+        devices = jax.devices() if devices is None else list(devices)
+        sizes, layout = first_layout(
+            config, len(devices), batch=batch, max_len=max_len, waves=waves, spares=spares,
+            budget=budget, formats=formats, rule=rule,
+        )  # fmt: skip
+        waiting = tuple(i for i in range(len(devices)) if i not in layout.devices)
+        self.chain = Chain(
+            host=HostCopies.of(config, params),
+            sizes=sizes,
+            memories=tuple(DeviceMemory(i, d) for i, d in enumerate(devices)),
+            layout=layout,
+            spares=waiting,
+            rows=batch // waves,
+            slots=max_len,
+        )
+        self._spares = len(waiting)
+        self._recoveries: list[Recovery] = []
+        self._switches: list[Switch] = []
+        bring(self.chain)
+
+    @property
+    def layout(self) -> Layout:
+        """Which layers are where, now."""
+        return self.chain.layout
+
+    @property
+    def spares(self) -> tuple[int, ...]:
+        """Numbers of the devices that wait."""
+        return self.chain.spares
+
+    @property
+    def recoveries(self) -> tuple[Recovery, ...]:
+        """Of all losses so far."""
+        return tuple(self._recoveries)
+
+    @property
+    def switches(self) -> tuple[Switch, ...]:
+        """Of all layers so far."""
+        return tuple(self._switches)
+
+    def device_bytes(self, kind: str | None = None) -> tuple[int, ...]:
+        """Bytes that each device holds now; 0 where it is lost.
+
+        Args:
+          kind: "weights", "kv", "first" or "last" (embedding, head); None is all.
+        """
+        return tuple(memory.n_bytes(kind) for memory in self.chain.memories)
+
+    def prepare(self) -> float:
+        """Compiles what runs now, after each single loss, and with prepared layers switched one
+        after the other.
+
+        Returns:
+          Seconds.
+        """
+        start = time.perf_counter()
+        layouts = (self.layout, *likely_layouts(self.chain), *switched_layouts(self.chain))
+        for layout in layouts:
+            compile_chain(self.chain, layout)
+        return time.perf_counter() - start
+
+    def prepare_switch(
+        self, layers: Iterable[int], formats: Formats, where: Literal["device", "host"] = "device"
+    ) -> int:
+        """Compresses layers beforehand, so that pressure can switch them to these formats and back.
+
+        Args:
+          where: "device" keeps both kinds there; "host" copies the other one at each switch.
+
+        Returns:
+          Bytes that devices hold more than before.
+
+        Raises:
+          ValueError: no such layer, formats that are no smaller, or more than a device's budget.
+        """
+        return prepare_layers(self.chain, tuple(layers), formats, where)
+
+    def switch(self, layer: int, reason: str = "asked for", number: int | None = None) -> Switch:
+        """A prepared layer to its other formats, by hand; also from `on_moment`.
+
+        Args:
+          number: of the new token that comes first from it, for the record.
+
+        Raises:
+          ValueError: a layer that is not prepared.
+        """
+        while True:
+            try:
+                self._switches.append(switch(self.chain, layer, reason, number))
+                return self._switches[-1]
+            except DeviceLost as lost:
+                self._recoveries.append(recover(self.chain, lost))
+
+    def lose(self, device: int) -> None:
+        """Simulated: a device's buffers are deleted and later reads refused. Nothing is told: the
+        loss is noticed when the device is used next.
+
+        Raises:
+          ValueError: no such device, or lost already.
+        """
+        self._memory(device).lose()
+
+    def repair(self, device: int) -> None:
+        """A lost device comes back, empty: as a spare where one is missing, else layers are placed
+        again. Between calls of `generate`.
+
+        Raises:
+          ValueError: no such device, or not lost.
+        """
+        chain = self.chain
+        self._memory(device).repair()
+        if device not in chain.known_lost:  # nobody noticed: what it held comes back to it
+            self.settle()
+            return
+        chain.known_lost.discard(device)
+        if len(chain.spares) < self._spares:
+            chain.spares = (*chain.spares, device)
+        else:
+            devices = sorted({*chain.layout.devices, device})
+            held = {d: chain.layout.layers_on(d) for d in devices}
+            chain.layout = place(
+                chain.sizes, chain.layout.formats, devices, held, extra_bytes(chain)
+            )
+        self.settle()
+
+    def replicate(self, layers: Iterable[int], device: int) -> int:
+        """Keeps copies of layers' weights on a spare: if it takes them over, they need not move.
+
+        Returns:
+          Bytes it holds now.
+
+        Raises:
+          ValueError: a device that is no spare, no such layer, or more than its budget.
+        """
+        chain, memory, layers = self.chain, self._memory(device), tuple(layers)
+        if device not in chain.spares:
+            raise ValueError(f"replicate: device {device} is no spare; spares: {chain.spares}.")
+        if bad := [i for i in layers if not 0 <= i < chain.config.num_layers]:
+            raise ValueError(
+                f"replicate: no layer {bad[0]}; the model has {chain.config.num_layers}."
+            )
+        footprints = chain.sizes.footprints(chain.layout.formats)
+        size = sum(footprints[i].weights for i in layers)
+        if chain.sizes.budget is not None and size > chain.sizes.budget:
+            raise ValueError(
+                f"replicate: layers {layers} take {size} bytes, a device has {chain.sizes.budget}."
+            )
+        for layer in layers:
+            pair = chain.layout.formats[layer]
+            memory.put(("weights", layer, pair), chain.host.layer(layer, pair))
+        return memory.n_bytes()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_tokens: Sequence[int] = (),
+        pressure: Pressure | None = None,
+        on_token: OnToken = lambda prompt, token: None,
+        on_moment: Callable[[Moment], None] = lambda moment: None,
+    ) -> Served:
+        """Continues every prompt, greedily; devices lost meanwhile change no token.
+
+        Args:
+          prompts: token ids, at most `batch` of them.
+          max_new_tokens: a sequence.
+          stop_tokens: ids that end a sequence; not part of the result.
+          pressure: when prepared layers are switched; None is never.
+          on_token: called with (number of the prompt, token).
+          on_moment: called before each device runs; it may call `lose`.
+
+        Raises:
+          ValueError: bad prompts, or losses that the devices left cannot make up for.
+        """
+        chain = self.chain
+        check_prompts(chain.config, prompts, max_new_tokens, chain.slots, stop_tokens)
+        waves = waves_of(prompts, chain.rows, chain.slots)
+        recoveries, switches = len(self._recoveries), len(self._switches)
+        monitor = None if pressure is None else Monitor(pressure)
+        compile_s = self.settle()
+        if len(prompts) > self.chain.sizes.cached_tokens // chain.slots:
+            raise ValueError(
+                f"{len(prompts)} prompts, the deployment has room for "
+                f"{chain.sizes.cached_tokens // chain.slots}. Raise batch, or call it again."
+            )
+        progress, stops = Progress([[] for _ in prompts]), frozenset(stop_tokens)
+        start, times = time.perf_counter(), []
+        for number in itertools.count():
+            running = [w for w in waves if any(_runs(w, progress))]
+            if not running:
+                break
+            for wave in running:
+                self._pass(wave, waves, number, on_moment)
+            for wave in running:
+                chosen = self._chosen(wave, waves, number, on_moment)
+                for prompt, token in add_tokens(wave, chosen, progress, max_new_tokens, stops):
+                    on_token(prompt, token)
+            times.append(time.perf_counter() - start)
+            if monitor is not None:
+                self._relieve(monitor, waves, number + 1)
+        for memory in chain.working():
+            for name in memory.names():
+                if name[0] in ("kv", "x", "chosen"):
+                    memory.free(name)
+        latency = Latency(
+            prompt_tokens=sum(map(len, prompts)),
+            new_tokens=sum(map(len, progress.new)),
+            ttft_s=times[0],
+            itl_s=tuple(b - a for a, b in itertools.pairwise(times)),
+            total_s=times[-1],
+            compile_s=compile_s,
+        )
+        continuations = tuple(
+            Continuation(tuple(tokens), progress.finished[i])
+            for i, tokens in enumerate(progress.new)
+        )
+        return Served(continuations, latency, tuple(self._recoveries[recoveries:]),
+                      tuple(self._switches[switches:]))  # fmt: skip
+
+    def _pass(self, wave: Wave, waves: Sequence[Wave], number: int, on_moment) -> None:
+        """Until it went through: a pass that a loss interrupted is run again."""
+        while True:
+            try:
+                run_pass(
+                    self.chain, wave, "step" if wave.prefilled else "prefill",
+                    lambda stage: on_moment(Moment(number, wave.number, stage)),
+                )  # fmt: skip
+            except DeviceLost as lost:
+                self._recoveries.append(recover(self.chain, lost, waves))
+            else:
+                wave.prefilled = True
+                return
+
+    def _chosen(self, wave: Wave, waves: Sequence[Wave], number: int, on_moment) -> np.ndarray:
+        """Next tokens of a wave whose pass is done."""
+        name = ("chosen", wave.number)
+        while True:
+            try:
+                last = self.chain.stage(-1)
+                if name in last:
+                    return np.asarray(last.pop(name))
+            except DeviceLost as lost:
+                self._recoveries.append(recover(self.chain, lost, waves))
+            self._pass(wave, waves, number, on_moment)
+
+    def _relieve(self, monitor: Monitor, waves: Sequence[Wave], number: int) -> None:
+        """Looks at the pressure once; a loss that comes to light is made up for."""
+        tokens = int(sum(wave.lengths.sum() for wave in waves))
+        try:
+            for made in monitor.observe(self.chain, tokens, number):
+                self._switches.append(made)
+        except DeviceLost as lost:
+            self._recoveries.append(recover(self.chain, lost, waves))
+
+    def settle(self) -> float:
+        """Notices what was lost between calls; weights where they belong, programs compiled.
+
+        Returns:
+          Seconds of compiling.
+        """
+        while True:
+            try:
+                for device in (*self.layout.devices, *self.spares):
+                    self.chain.memories[device].check()
+                bring(self.chain)
+                return compile_chain(self.chain)
+            except DeviceLost as lost:
+                self._recoveries.append(recover(self.chain, lost))
+
+    def _memory(self, device: int) -> DeviceMemory:
+        if not 0 <= device < len(self.chain.memories):
+            raise ValueError(
+                f"no device {device}; the deployment has 0 to {len(self.chain.memories) - 1}."
+            )
+        return self.chain.memories[device]
+
+
+def first_layout(
+    config: ModelConfig, devices: int, *, batch: int, max_len: int, waves: int, spares: int,
+    budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
+) -> tuple[Sizes, Layout]:  # fmt: skip
+    """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
+    _check(config, devices, batch, max_len, waves, spares)
+    sizes = Sizes(config, batch * max_len, budget, rule)
+    return sizes, place(sizes, check_formats(config, formats), range(devices - spares))
+
+
+def _runs(wave: Wave, progress: Progress) -> list[bool]:
+    return [p >= 0 and p not in progress.finished for p in wave.requests]
+
+
+def _check(
+    config: ModelConfig, devices: int, batch: int, max_len: int, waves: int, spares: int
+) -> None:
+    for name, value, least in (
+        ("batch", batch, 1), ("max_len", max_len, 2), ("waves", waves, 1), ("spares", spares, 0),
+    ):  # fmt: skip
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"Deployment: {name} must be an integer of at least {least}, got {value!r}."
+            )
+    if not config.causal:
+        raise ValueError(f"Deployment: model '{config.name}' is not causal: it has no next token.")
+    if config.compression is not None:
+        raise ValueError(
+            f"Deployment: model '{config.name}' is stored as {config.compression} already; here "
+            "every layer has its own formats. Give dense parameters and formats=."
+        )
+    if batch % waves:
+        raise ValueError(f"Deployment: {waves} waves do not divide a batch of {batch}.")
+    if spares >= devices:
+        raise ValueError(
+            f"Deployment: {spares} spares of {devices} devices leave none for the layers."
+        )
+    if config.positions == "learned" and max_len > config.max_seq_len:
+        raise ValueError(
+            f"Deployment: max_len {max_len} is more than model '{config.name}' has learned "
+            f"positions for, {config.max_seq_len}."
+        )

@@ -1,0 +1,127 @@
+"""What a recovery or a switch would take on a GPU, modelled: bytes over rates, FLOPs over rates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallax.cost import rates_of
+from parallax.engine.deployment.stored import Formats, end_bytes
+from parallax.models.config import ModelConfig
+from parallax.models.flops import model_flops
+from parallax.placement import layer_footprints
+
+# Host to device; PCIe Gen5 x16 is 64 GB/s, and copies from pinned memory reach about this much.
+PCIE_BYTES_PER_S = 55e9
+ASSUMED = (
+    "host to device: PCIe Gen5 x16 at 55 GB/s, host copies pinned (assumed)",
+    "one device receives at a time; layers are copied one after the other (assumed)",
+    "products and attention in float16 at the fitted rates of a deep product (modelled)",
+    "detection, placement and the network are not modelled; programs are compiled ahead",
+)
+
+
+@dataclass(frozen=True)
+class ModelledRecovery:
+    """Tag: modelled.
+
+    Attributes:
+      gpu: whose rates.
+      move_s: bytes from the host over PCIe and from devices over NVLink.
+      recompute_s: of lost keys and values.
+      assumed: what this goes by.
+    """
+
+    gpu: str
+    move_s: float
+    recompute_s: float
+    assumed: tuple[str, ...] = ASSUMED
+
+    @property
+    def resume_s(self) -> float:
+        """Both."""
+        return self.move_s + self.recompute_s
+
+
+def modelled_recovery(
+    config: ModelConfig, host_to_device: int, device_to_device: int, layers: int, batch: int,
+    tokens: int, *, waves: int = 1, stages: int = 1, gpu: str = "h100",
+) -> ModelledRecovery:  # fmt: skip
+    """Modelled time to resume.
+
+    Args:
+      config: the model.
+      host_to_device, device_to_device: bytes that move.
+      layers: that are run again to get lost keys and values back.
+      batch, tokens: sequences, and known tokens of each.
+      waves, stages: pieces of the batch that follow each other through so many even stages.
+      gpu: of `parallax.cost`.
+    """
+    rates = rates_of(gpu)
+    move_s = host_to_device / PCIE_BYTES_PER_S
+    if device_to_device:
+        link = rates.links["p2p"]
+        move_s += link.start_s + device_to_device / link.bytes_per_s
+    if not layers or not tokens:
+        return ModelledRecovery(gpu, move_s, 0.0)
+    one, more = (config.replace(num_layers=n) for n in (1, 1 + layers))
+    whole = model_flops(more, batch, tokens) - model_flops(one, batch, tokens)
+    pairs = batch * tokens * ((tokens + 1) / 2 if config.causal else tokens)
+    attention = 4.0 * pairs * config.num_heads * config.head_dim * layers
+    widths = sorted((int(w), rate) for w, rate in rates.attention_flops_per_s.items())
+    rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
+    recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate
+    # Stages work on different waves at once, but for filling and emptying the chain.
+    return ModelledRecovery(gpu, move_s, recompute_s * (waves + stages - 1) / (waves * stages))
+
+
+def modelled_losses(
+    config: ModelConfig, formats: Sequence[Formats], groups: Sequence[range], batch: int,
+    tokens: int, *, waves: int, gpu: str = "h100",
+) -> tuple[ModelledRecovery, ...]:  # fmt: skip
+    """Modelled time to resume after the loss of each device of a chain: its weights come from the
+    host, and all known tokens pass the stages up to it once more.
+
+    Args:
+      formats: of every layer.
+      groups: layers of each device.
+      batch, tokens, waves: sequences, known tokens of each, pieces of the batch.
+    """
+    footprints, found = layer_footprints(config, formats), []
+    for stage, group in enumerate(groups):
+        n_bytes = sum(footprints[i].weights for i in group)
+        n_bytes += end_bytes(config, "first") if stage == 0 else 0
+        n_bytes += end_bytes(config, "last") if stage == len(groups) - 1 else 0
+        found.append(
+            modelled_recovery(
+                config,
+                n_bytes,
+                0,
+                group.stop,
+                batch,
+                tokens,
+                waves=waves,
+                stages=stage + 1,
+                gpu=gpu,
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class ModelledSwitch:
+    """Tag: modelled. Seconds until a layer runs in its other formats.
+
+    Attributes:
+      gpu: whose rates.
+      from_device_s: prepared on the device: another pointer, one launch.
+      from_host_s: prepared on the host: its bytes over PCIe.
+    """
+
+    gpu: str
+    from_device_s: float
+    from_host_s: float
+
+
+def modelled_switch(n_bytes: int, gpu: str = "h100") -> ModelledSwitch:
+    """Of a layer with so many bytes in its new formats."""
+    launch_s = rates_of(gpu).launch_s
+    return ModelledSwitch(gpu, launch_s, launch_s + n_bytes / PCIE_BYTES_PER_S)

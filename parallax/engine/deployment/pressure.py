@@ -1,0 +1,135 @@
+"""Cache pressure: when a layer is to be stronger compressed, and when no longer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from parallax.engine.deployment.chain import Chain
+from parallax.engine.deployment.switching import Switch, by_saving, switch
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """When to switch. Two thresholds and patience: a rate between them changes nothing.
+
+    Attributes:
+      low: a device's hit rate below this is pressure.
+      high: above this there is none.
+      patience: readings in a row before anything is done.
+      cache_bytes: of a device, for the modelled rate: the share that fits of what a decoding step
+        reads, weights and the keys and values of the tokens so far. It sinks as texts grow.
+      reported: device number -> measured hit rate, in place of the modelled one.
+
+    Raises:
+      ValueError: out of range, or neither or both of cache_bytes and reported.
+    """
+
+    low: float = 0.90
+    high: float = 0.97
+    patience: int = 2
+    cache_bytes: int | None = None
+    reported: Callable[[int], float] | None = None
+
+    def __post_init__(self):
+        if not 0 < self.low < self.high <= 1 or self.patience < 1:
+            raise ValueError(
+                "Pressure: expected 0 < low < high <= 1 and patience of at least 1; got "
+                f"{self.low}, {self.high}, {self.patience}."
+            )
+        if (self.cache_bytes is None) == (self.reported is None):
+            raise ValueError(
+                "Pressure: give cache_bytes (modelled rates) or reported, one of them."
+            )
+        if self.cache_bytes is not None and self.cache_bytes < 1:
+            raise ValueError(f"Pressure: cache_bytes must be above 0, got {self.cache_bytes}.")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A device's hit rate, and where it is from."""
+
+    device: int
+    hit_rate: float
+    source: Literal["reported", "modelled"]
+
+
+def step_bytes(chain: Chain, stage: int, tokens: int) -> int:
+    """What a decoding step of all sequences reads on one device.
+
+    Args:
+      stage: position in the chain.
+      tokens: known so far, of all sequences.
+    """
+    group, config = chain.layout.groups[stage], chain.config
+    footprints = chain.sizes.footprints(chain.layout.formats)
+    kv = 2 * tokens * config.num_kv_heads * config.head_dim * config.item_bytes
+    return sum(footprints[i].weights + kv for i in group)
+
+
+@dataclass
+class Monitor:
+    """Readings so far.
+
+    Attributes:
+      pressure: when to switch.
+      below, above: device -> readings in a row under `low`, over `high`.
+    """
+
+    pressure: Pressure
+    below: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    above: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    def read(self, chain: Chain, stage: int, tokens: int) -> Reading:
+        """One device's hit rate now. ValueError for a reported one outside of 0 to 1."""
+        device, pressure = chain.layout.devices[stage], self.pressure
+        if pressure.reported is None:
+            assert pressure.cache_bytes is not None
+            share = pressure.cache_bytes / step_bytes(chain, stage, tokens)
+            return Reading(device, min(1.0, share), "modelled")
+        rate = pressure.reported(device)
+        if not 0 <= rate <= 1:
+            raise ValueError(f"Pressure: device {device} reported a hit rate of {rate!r}.")
+        return Reading(device, rate, "reported")
+
+    def observe(self, chain: Chain, tokens: int, number: int | None = None) -> Iterator[Switch]:
+        """Reads every device once and switches at most one layer of each, as it is asked.
+
+        Args:
+          tokens: known so far, of all sequences.
+          number: of the next new token.
+
+        Raises:
+          DeviceLost: a device turned out to be lost.
+        """
+        for stage, device in enumerate(chain.layout.devices):
+            rate = self.read(chain, stage, tokens)
+            low, high = rate.hit_rate < self.pressure.low, rate.hit_rate > self.pressure.high
+            self.below[device] = self.below[device] + 1 if low else 0
+            self.above[device] = self.above[device] + 1 if high else 0
+            order = by_saving(chain, chain.layout.groups[stage])
+            strong = [i for i in order if chain.layout.formats[i] == chain.prepared[i].strong]
+            said = f"hit rate {rate.hit_rate:.3f} ({rate.source})"
+            if self.below[device] >= self.pressure.patience:
+                if mild := [i for i in order if i not in strong]:
+                    why = f"{said} below {self.pressure.low}"
+                    yield switch(chain, mild[0], why, number)
+                    self.below[device] = 0
+            elif (
+                self.above[device] >= self.pressure.patience
+                and strong
+                and self._may_go_back(chain, stage, strong[-1], tokens)
+            ):
+                why = f"{said} above {self.pressure.high}"
+                yield switch(chain, strong[-1], why, number)
+                self.above[device] = 0
+
+    def _may_go_back(self, chain: Chain, stage: int, layer: int, tokens: int) -> bool:
+        """A modelled rate has to stay over `low` in the milder format; a reported one will tell."""
+        if self.pressure.cache_bytes is None:
+            return True
+        before = chain.layout
+        chain.layout = before.with_formats(layer, chain.prepared[layer].mild)
+        rate = self.read(chain, stage, tokens).hit_rate
+        chain.layout = before
+        return rate > self.pressure.low

@@ -1,0 +1,131 @@
+"""What a device of the chain runs: pure functions, compiled once for each shape and device.
+
+A cache slot is a token's position, so a step that is run again writes the same key to the same
+place: what a lost device interrupted is simply run again.
+Shapes: B sequences of a wave, L = C tokens and slots of one, D model width, G key/value heads, K
+head_dim.
+"""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from parallax.engine.deployment.stored import Formats, end_names, layer_config
+from parallax.models.config import ModelConfig
+from parallax.models.transformer import Transformer, abstract_transformer
+from parallax.parallel.attention_part import KvLayout
+from parallax.parallel.cached_attention import CachedLayer, CachedLayers
+from parallax.parallel.split import UNSPLIT
+
+CACHED = UNSPLIT.replace(kv=KvLayout())
+Phase = Literal["prefill", "step"]
+Kv = tuple[jax.Array, jax.Array]  # of one layer, [B, G, C, K] each
+
+
+def _with(config: ModelConfig, **parts: Any) -> Transformer:
+    """A Transformer of which only these parts are there."""
+    graph, shapes = abstract_transformer(config)
+    return nnx.merge(graph, nnx.State({**shapes, **parts}))
+
+
+def embed(config: ModelConfig, tables: nnx.State, tokens_BL, positions_BL):
+    """[B, L, D] of tokens at positions."""
+    return _with(config, **tables).look_up(tokens_BL, positions_BL, CACHED)
+
+
+def prefill(config: ModelConfig, formats: tuple[Formats, ...], layers, x_BLD):
+    """A group over whole sequences: ([B, L, D], keys and values of each layer)."""
+    positions_BL = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
+    found = []
+    for pair, layer in zip(formats, layers, strict=True):
+        model = _with(layer_config(config, pair), layers=layer)
+        x_BLD, (_, kv) = model.through_layers(x_BLD, positions_BL, CACHED)
+        found.append(tuple(jnp.swapaxes(x[0], 1, 2) for x in kv))
+    return x_BLD, tuple(found)
+
+
+def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, at_B):
+    """A group over one token of each sequence, at positions [B]: ([B, 1, D], kv with it)."""
+    found = []
+    rows = jnp.arange(at_B.shape[0], dtype=jnp.int32)
+    for pair, layer, (keys, values) in zip(formats, layers, kv, strict=True):
+        slots = jnp.arange(keys.shape[2], dtype=jnp.int32)[None]
+        seen_BC = slots < at_B[:, None]
+        cache = CachedLayers(
+            keys[None], values[None],
+            lambda k, v, seen=seen_BC: CachedLayer(k, v, seen, jnp.asarray(True)),
+        )  # fmt: skip
+        model = _with(layer_config(config, pair), layers=layer)
+        x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], CACHED, cache=cache)
+        found.append(
+            (keys.at[rows, :, at_B].set(new[0][0]), values.at[rows, :, at_B].set(new[1][0]))
+        )
+    return x_B1D, tuple(found)
+
+
+def head(config: ModelConfig, end: nnx.State, x_BLD, at_B):
+    """The likeliest next token [B] int32 after position at_B of each sequence."""
+    rows = jnp.arange(x_BLD.shape[0], dtype=jnp.int32)
+    logits_BV = _with(config, **end).head(x_BLD[rows, at_B], UNSPLIT)
+    return logits_BV.argmax(-1).astype(jnp.int32)
+
+
+@functools.lru_cache(maxsize=4096)
+def group_program(
+    config: ModelConfig, formats: tuple[Formats, ...], rows: int, slots: int, phase: Phase,
+    device: Any,
+) -> Any:  # fmt: skip
+    """Compiled `prefill` or `step` of a group of layers in these formats, on one device.
+
+    Groups alike share it; JAX traces once for all devices and XLA compiles for each.
+    """
+    layers = tuple(abstract_transformer(layer_config(config, f))[1]["layers"] for f in formats)
+    x = jax.ShapeDtypeStruct((rows, slots if phase == "prefill" else 1, config.d_model),
+                             config.dtype)  # fmt: skip
+    if phase == "prefill":
+        return _compile(_jitted("prefill", config, formats), (layers, x), device)
+    kv = jax.ShapeDtypeStruct((rows, config.num_kv_heads, slots, config.head_dim), config.dtype)
+    inputs = (layers, ((kv, kv),) * len(formats), x, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    return _compile(_jitted("step", config, formats), inputs, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def end_program(
+    config: ModelConfig, which: Literal["first", "last"], rows: int, slots: int, phase: Phase,
+    device: Any,
+) -> Any:  # fmt: skip
+    """Compiled `embed` or `head` on one device."""
+    shapes = abstract_transformer(config)[1]
+    held = nnx.State({name: shapes[name] for name in end_names(config, which)})
+    length = slots if phase == "prefill" else 1
+    at_B = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    if which == "last":
+        x = jax.ShapeDtypeStruct((rows, length, config.d_model), config.dtype)
+        return _compile(_jitted("head", config), (held, x, at_B), device)
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    positions = jax.ShapeDtypeStruct((1 if phase == "prefill" else rows, length), jnp.int32)
+    return _compile(_jitted("embed", config), (held, tokens, positions), device)
+
+
+def programs_compiled() -> int:
+    """So far in this process."""
+    return sum(f.cache_info().misses for f in (group_program, end_program))
+
+
+@functools.lru_cache(maxsize=256)
+def _jitted(what: str, *static: Any) -> Any:
+    function = {"embed": embed, "prefill": prefill, "step": step, "head": head}[what]
+    # A step's cache is changed in place.
+    return jax.jit(functools.partial(function, *static), donate_argnums=1 if what == "step" else ())
+
+
+def _compile(jitted: Any, inputs: Any, device: Any) -> Any:
+    here = SingleDeviceSharding(device)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), inputs
+    )  # fmt: skip
+    return jitted.lower(*shapes).compile()

@@ -1,0 +1,161 @@
+"""A layer in other formats while requests run: prepared beforehand, switched by a pointer."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+from parallax.engine.deployment.chain import Chain, Prepared, compile_chain
+from parallax.engine.deployment.layout import Layout
+from parallax.engine.deployment.modelled import ModelledSwitch, modelled_switch
+from parallax.engine.deployment.stored import Formats, check_formats
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One layer's change of formats (tag: measured).
+
+    Attributes:
+      layer, device: which, and where.
+      was, now: formats of attention and MLP.
+      reason: in words.
+      number: of the first new token that comes from `now`; None between calls of `generate`. The
+        function is another one from there on: tokens may differ from those without the switch.
+      source: of the weights.
+      copied_bytes: to the device; 0 where they were there.
+      seconds: until the next pass reads them.
+      compile_s: for a program that was not compiled ahead.
+      modelled: the same on a GPU.
+    """
+
+    layer: int
+    device: int
+    was: Formats
+    now: Formats
+    reason: str
+    number: int | None
+    source: Literal["device", "host"]
+    copied_bytes: int
+    seconds: float
+    compile_s: float
+    modelled: ModelledSwitch
+
+
+def prepare_layers(
+    chain: Chain, layers: Sequence[int], formats: Formats, where: Literal["device", "host"]
+) -> int:
+    """Compresses layers beforehand, so that they can be switched to.
+
+    Args:
+      where: "device" keeps both kinds of weights there; "host" copies at each switch.
+
+    Returns:
+      Bytes that devices hold more than before; host copies are counted by `HostCopies.n_bytes`.
+
+    Raises:
+      ValueError: no such layer, formats that it cannot have, or are no smaller; a device's budget.
+      DeviceLost: a device turned out to be lost.
+    """
+    count, added = chain.config.num_layers, 0
+    check_formats(chain.config, (formats,) * count)
+    if where not in ("device", "host"):
+        raise ValueError(f"prepare_switch: where must be device or host, got {where!r}.")
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ValueError(f"prepare_switch: no layer {layer}; the model has {count}.")
+        if layer in chain.prepared:
+            raise ValueError(f"prepare_switch: layer {layer} is prepared already.")
+        now = chain.layout.formats[layer]
+        if weight_bytes(chain, formats) >= weight_bytes(chain, now):
+            raise ValueError(
+                f"prepare_switch: {formats} takes {weight_bytes(chain, formats)} bytes, layer "
+                f"{layer} now {weight_bytes(chain, now)} in {now}. Give a stronger one."
+            )
+    if where == "device":
+        _check_room(chain, layers, formats)
+    for layer in layers:
+        kept = Prepared(chain.layout.formats[layer], formats, where)
+        stored, owner = chain.host.layer(layer, formats), chain.owner(layer)
+        if where == "device":
+            placed = owner.put(("weights", layer, formats), stored)
+            added += sum(x.nbytes for x in jax.tree.leaves(jax.block_until_ready(placed)))
+        chain.prepared[layer] = kept
+    return added
+
+
+def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> Switch:
+    """A prepared layer to its other formats.
+
+    Raises:
+      ValueError: a layer that is not prepared.
+      DeviceLost: its device turned out to be lost; nothing is switched.
+    """
+    if layer not in chain.prepared:
+        raise ValueError(
+            f"switch: layer {layer} has no other formats prepared. Call prepare_switch first."
+        )
+    kept, was = chain.prepared[layer], chain.layout.formats[layer]
+    now = kept.mild if was == kept.strong else kept.strong
+    name, owner, copied = ("weights", layer, now), chain.owner(layer), 0
+    stored = chain.host.layer(layer, now)
+    start = time.perf_counter()
+    if name not in owner:
+        placed = jax.block_until_ready(owner.put(name, stored))
+        copied = sum(x.nbytes for x in jax.tree.leaves(placed))
+    chain.layout = chain.layout.with_formats(layer, now)
+    if kept.where == "host":
+        owner.free(("weights", layer, was))
+    seconds = time.perf_counter() - start
+    return Switch(
+        layer, owner.number, was, now, reason, number, "host" if copied else "device", copied,
+        seconds, compile_chain(chain), modelled_switch(weight_bytes(chain, now)),
+    )  # fmt: skip
+
+
+def weight_bytes(chain: Chain, formats: Formats) -> int:
+    """Of one layer's weights in these formats."""
+    return chain.sizes.footprints((formats,) * chain.config.num_layers)[0].weights
+
+
+def by_saving(chain: Chain, layers: Sequence[int]) -> list[int]:
+    """Prepared layers among these, the largest saving first: the order in which they switch."""
+
+    def saving(layer: int) -> int:
+        kept = chain.prepared[layer]
+        return weight_bytes(chain, kept.mild) - weight_bytes(chain, kept.strong)
+
+    return sorted((i for i in layers if i in chain.prepared), key=lambda i: (-saving(i), i))
+
+
+def switched_layouts(chain: Chain) -> tuple[Layout, ...]:
+    """The layout with one, two, ... prepared layers of every device switched, in that order."""
+    found, layout, more = [], chain.layout, True
+    for layer, kept in chain.prepared.items():
+        layout = layout.with_formats(layer, kept.mild)
+    while more:
+        more = False
+        found.append(layout)
+        for group in layout.groups:
+            mild = [
+                i for i in by_saving(chain, group) if layout.formats[i] == chain.prepared[i].mild
+            ]
+            if mild:
+                layout, more = layout.with_formats(mild[0], chain.prepared[mild[0]].strong), True
+    return tuple(found)
+
+
+def _check_room(chain: Chain, layers: Sequence[int], formats: Formats) -> None:
+    if chain.sizes.budget is None:
+        return
+    footprints, each = chain.sizes.footprints(chain.layout.formats), weight_bytes(chain, formats)
+    for device, group in zip(chain.layout.devices, chain.layout.groups, strict=True):
+        memory, count = chain.memories[device], sum(layer in group for layer in layers)
+        held = memory.n_bytes() - memory.n_bytes("kv") + sum(footprints[i].kv for i in group)
+        if count and held + count * each > chain.sizes.budget:
+            raise ValueError(
+                f"prepare_switch: device {device} holds {held} bytes, {count} layer(s) prepared "
+                f"there take {count * each} more, and its budget is {chain.sizes.budget}. Use "
+                "where='host'."
+            )

@@ -1,0 +1,124 @@
+"""Devices lost at random moments, and layers switched again and again: what a record holds."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallax.engine.deployment.deployment import Deployment
+from parallax.engine.deployment.failover import Recovery
+from parallax.engine.deployment.requests import Moment
+from parallax.engine.deployment.switching import Switch
+from parallax.engine.generate import Continuation
+from parallax.engine.latency import percentile
+
+# Of a run's moments: so many trials first, one at the very beginning and the others in a prefill.
+_IN_PREFILL = 4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One loss in one run.
+
+    Attributes:
+      moment: before which the device was lost.
+      device: that was lost.
+      lost_requests: prompts without all their tokens.
+      changed_tokens: prompts whose tokens are not the expected ones.
+      recovery: what it took.
+    """
+
+    moment: Moment
+    device: int
+    lost_requests: int
+    changed_tokens: int
+    recovery: Recovery
+
+
+def lose_at_random(
+    deployment: Deployment, prompts: Sequence[Sequence[int]], expected: Sequence[Continuation],
+    max_new_tokens: int, count: int, *, seed: int = 0, devices: Sequence[int] | None = None,
+    prepare: bool = False,
+) -> list[Trial]:  # fmt: skip
+    """Runs the prompts once a trial, loses a device meanwhile, and repairs it after.
+
+    The first loss is before the prefill, the next three are in it, the others anywhere.
+
+    Args:
+      deployment: its layout is the same again after each trial if it has a spare.
+      expected: the tokens without a loss.
+      count: trials.
+      seed: of moments and devices.
+      devices: to lose, in turn; None draws one of the chain each time.
+      prepare: compiles the next layouts ahead, before each trial.
+    """
+    draw, found = random.Random(seed), []
+    waves = -(-len(prompts) // deployment.chain.rows)
+    for number in range(count):
+        if prepare:
+            deployment.prepare()
+        chain = deployment.layout.devices
+        device = draw.choice(chain) if devices is None else devices[number % len(devices)]
+        last = 0 if number < _IN_PREFILL else max_new_tokens - 1
+        moment = Moment(
+            draw.randint(min(1, last), last), draw.randrange(waves), draw.randrange(len(chain))
+        )
+        moment = Moment(0, 0, 0) if number == 0 else moment
+        found.append(_trial(deployment, prompts, expected, max_new_tokens, moment, device))
+        deployment.repair(device)
+    return found
+
+
+def _trial(
+    deployment: Deployment, prompts, expected, max_new_tokens: int, moment: Moment, device: int
+) -> Trial:
+    gone = False
+
+    def on_moment(now: Moment) -> None:
+        nonlocal gone
+        if not gone and now == moment:
+            gone = True
+            deployment.lose(device)
+
+    before = len(deployment.recoveries)
+    served = deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
+    if not gone:
+        raise ValueError(f"{moment} never came: the requests ended before it.")
+    # Lost after its last use, a device is missed in the next call.
+    deployment.settle()
+    pairs = list(zip(served.continuations, expected, strict=True))
+    return Trial(
+        moment, device,
+        sum(len(got.tokens) < len(right.tokens) for got, right in pairs),
+        sum(got.tokens[: len(right.tokens)] != right.tokens for got, right in pairs),
+        deployment.recoveries[before],
+    )  # fmt: skip
+
+
+def switch_while_serving(
+    deployment: Deployment, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+    layers: Sequence[int], count: int,
+) -> list[Switch]:  # fmt: skip
+    """Prepared layers there and back in turn, one switch before each step of running requests.
+
+    Args:
+      layers: that are switched.
+      count: switches; an even number leaves every layer as it was.
+    """
+    found: list[Switch] = []
+
+    def on_moment(now: Moment) -> None:
+        if len(found) < count and (now.wave, now.stage) == (0, 0) and now.number:
+            layer = layers[len(found) // 2 % len(layers)]
+            found.append(deployment.switch(layer, "one of many", now.number))
+
+    while len(found) < count:
+        deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
+    return found
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99 and the largest."""
+    return {
+        "p50": percentile(samples, 0.5), "p90": percentile(samples, 0.9),
+        "p99": percentile(samples, 0.99), "max": max(samples),
+    }  # fmt: skip
