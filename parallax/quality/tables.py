@@ -148,8 +148,9 @@ def _mixes(record: QualityRecord) -> Shown:
     )  # fmt: skip
     return Shown(
         "The mildest mix under a budget (bytes derived, perplexity measured on the small model)",
-        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "predicted", "perplexity more"),
-        rows, "predicted: sensitivities added up; what is measured together may be more or less",
+        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "predicted",
+         "perplexity more"),
+        rows, "predicted: sensitivities added up; measured: all of them together",
     )  # fmt: skip
 
 
