@@ -246,10 +246,16 @@ def test_compression_is_a_dimension_of_the_search():
     ranked = report.search.ranked
     kinds = {c.compression for c in ranked}
     assert kinds == {None, ("int8", "int8"), ("int8", "int8+2:4")}
-    for c in ranked:  # stored in fewer bytes, or dense: the same strategy with less memory
+    less = 0
+    # Stored in fewer bytes, or dense: the same strategy with less memory, unless the layer that is
+    # dense for its turn is most of what a device holds.
+    for c in ranked:
         twin = next(d for d in ranked if d.strategy == c.strategy and d.compression is None)
-        if c.compression and c.microbatches == twin.microbatches:
+        layers = small.num_layers // c.strategy.split().count("layers")
+        if c.compression and c.microbatches == twin.microbatches and layers > 2:
             assert c.timing.memory_bytes.value < twin.timing.memory_bytes.value
+            less += 1
+    assert less
     page = report.to_html()
     assert "int8,int8+2:4" in page
     assert "another function than the dense model" in page
