@@ -66,10 +66,10 @@ def cases():
 
 def look(tasks, *, on_progress) -> list[dict[str, Any]]:
     """Compiles and prices every case: what the child runs."""
-    return [one(*task, on_progress) for task in tasks]
+    return [one(*task, on_progress=on_progress) for task in tasks]
 
 
-def one(name, phase, kind, microbatches, round, formats, on_progress) -> dict[str, Any]:
+def one(name, phase, kind, microbatches, round, formats, *, on_progress) -> dict[str, Any]:
     where, published = cluster(CLUSTER), paper(name)
     config, workload = published.config, published.workload
     # A slab of a compressed layer is in the cache decompressed.

@@ -13,9 +13,11 @@ EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
     "regimes": "where layer-wise deployment wins, and where not",
+    "pairs": "which of two strategies is faster on the devices here, by paired runs",
     "calibrate": "fit the cost model to the GPU at hand",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",
+    "compress_quality": "what fewer bits a weight cost a model trained here, measured",
     "generate": "continue prompts with a published model, under any strategy",
     "compress": "a model's weights in fewer bits, stored so and run under any strategy",
     "deploy": "layer by layer on a chain of devices that survives the loss of one",
@@ -26,8 +28,8 @@ EXPERIMENTS = {
 def usage() -> str:
     """What there is, with the first command to type."""
     lines = [(__doc__ or "").strip(), "", "Experiments:"]
-    lines += [f"  {name:<12}{what}" for name, what in EXPERIMENTS.items()]
-    lines += [f"  {'list':<12}{', '.join(KINDS)}", "", "First: parallax compare --paper=ring_sp"]
+    lines += [f"  {name:<18}{what}" for name, what in EXPERIMENTS.items()]
+    lines += [f"  {'list':<18}{', '.join(KINDS)}", "", "First: parallax compare --paper=ring_sp"]
     return "\n".join(lines)
 
 

@@ -176,6 +176,24 @@ HLO = flags.DEFINE_string("hlo", None, "Text of a scheduled CUDA module; also wi
 TRIPS = flags.DEFINE_list(
     "trips", None, "Executions of loops whose length depends on data: scope=count, by commas."
 )
+TRAIN_STEPS = flags.DEFINE_integer(
+    "train_steps", 1500, "Steps of 1024 bytes that the small model is trained for.", lower_bound=1
+)
+TUNE_STEPS = flags.DEFINE_integer(
+    "tune_steps", 80, "Steps more through each format; 0: formats are measured as trained only.",
+    lower_bound=0,
+)  # fmt: skip
+RACE_STEPS = flags.DEFINE_integer(
+    "race_steps", 300, "Steps of each run, dense and compressed from the start, to a common loss; "
+    "0: no race.", lower_bound=0,
+)  # fmt: skip
+RACE_SEEDS = flags.DEFINE_integer(
+    "race_seeds", 3, "Pairs of runs, each from other random weights.", lower_bound=0
+)
+BUDGET_SHARE = flags.DEFINE_float(
+    "budget_share", 0.12, "Of the float16 bytes of the model's layers: the mildest mix of formats "
+    "under it is searched.",
+)  # fmt: skip
 DEVICES = flags.DEFINE_integer(
     "devices", None, "Devices in all, spares included. Unset: all, or with --virtual one a layer "
     "(16 at most) and the spares.", lower_bound=1,
@@ -227,3 +245,6 @@ STORED = flags.DEFINE_list(
     "and MLP), int4, int4+2:4. Unset: float16, int8/int8+2:4.",
 )  # fmt: skip
 FULL = flags.DEFINE_bool("full", False, "Both wirings, all formats: minutes.")
+PAIRS = flags.DEFINE_integer(
+    "pairs", 100, "Pairs of runs; both strategies run once in each, in drawn order.", lower_bound=2
+)

@@ -37,15 +37,17 @@ ROOMS = [
     {"results"},
     {"papers"},
     {"naming"},
-    {"evenness", "sweep_results"},
+    {"evenness", "sweep_results", "quality_results"},
     {"lenses"},
     {"program", "foreign"},
     {"search"},
     {"report"},
     {"sweeping", "planning", "inspecting", "calibrating", "memory_terms"},
     {"engine"},
+    {"quality"},
     {"preparing"},
     {"comparing"},
+    {"pairing"},
     {"experiments"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

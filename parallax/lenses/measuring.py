@@ -46,13 +46,25 @@ def measure_transformer(
     Raises:
       ValueError: fewer devices than the mesh needs.
     """
+    on_progress(f"{strategy.name}: {repeats} steps")
+    step, arguments, mesh = ready_step(config, strategy, workload, text)
+    return _measurement(timed(step, arguments, repeats), config.name, mesh, workload)
+
+
+def ready_step(
+    config: ModelConfig, strategy: Strategy, workload: Workload, text: bytes
+) -> tuple[Callable[..., Any], tuple, Mesh]:
+    """The jitted forward pass to last-position logits, its arguments on their devices, their mesh.
+
+    Raises:
+      ValueError: fewer devices than the mesh needs.
+    """
     mesh = _mesh_at_hand(strategy)
     program = ShardedTransformer(config, strategy, workload)
-    on_progress(f"{strategy.name}: {repeats} steps")
     state = program.init(jax.random.key(0), mesh)
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
     arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
-    return _measure(program, config.name, mesh, state, arrays, repeats)
+    return (*_on_devices(program, mesh, state, arrays), mesh)
 
 
 def measure_module(
@@ -70,7 +82,8 @@ def measure_module(
     on_progress(f"{strategy.name}: {repeats} steps of {program.name}")
     state = program.init_sharded(mesh)
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
-    return _measure(program, program.name, mesh, state, (tokens,), repeats)
+    step, arguments = _on_devices(program, mesh, state, (tokens,))
+    return _measurement(timed(step, arguments, repeats), program.name, mesh, workload)
 
 
 def _mesh_at_hand(strategy: Strategy) -> Mesh:
@@ -84,24 +97,25 @@ def _mesh_at_hand(strategy: Strategy) -> Mesh:
     return strategy.mesh.build(devices[: strategy.mesh.size])
 
 
-def _measure(
+def _on_devices(
     program: ShardedTransformer | ShardedModule,
-    model: str,
     mesh: Mesh,
     state: nnx.State,
     arrays: tuple[np.ndarray, ...],
-    repeats: int,
-) -> Measurement:
+) -> tuple[Callable[..., Any], tuple]:
     spec = program.abstract_inputs(mesh)[0].sharding.spec
     inputs = tuple(jax.device_put(jnp.asarray(x), NamedSharding(mesh, spec)) for x in arrays)
-    samples = timed(jax.jit(program.forward(mesh, "last")), (state, *inputs), repeats)
+    return jax.jit(program.forward(mesh, "last")), (state, *inputs)
+
+
+def _measurement(samples: list[float], model: str, mesh: Mesh, workload: Workload) -> Measurement:
     return Measurement(
         device=mesh.devices.flat[0].device_kind,
         devices=mesh.size,
         model=model,
-        workload=program.workload,
+        workload=workload,
         step_s=confidence_interval(samples),
-        repeats=repeats,
+        repeats=len(samples),
     )
 
 

@@ -4,17 +4,24 @@ What drifts slowly (clocks, temperature, neighbours) meets both of a pair alike 
 ratio; what order decides (caches, allocators) is drawn away.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from parallax.lenses.child import Progress
+from parallax.lenses.measuring import ready_step
+from parallax.models.config import ModelConfig
 from parallax.results import Figure
+from parallax.strategy import Strategy
+from parallax.workload import Workload
 
 _CONFIDENCE = 0.95
 _WARM_UPS = 2
@@ -85,6 +92,37 @@ def run_pairs(
     return PairedRuns(
         tuple(times[0]), tuple(times[1]), tuple(map(bool, orders)), paired_ratio(*times)
     )
+
+
+def measure_pairs(
+    config: ModelConfig,
+    strategies: tuple[Strategy, Strategy],
+    workloads: tuple[Workload, Workload],
+    text: bytes,
+    pairs: int,
+    seed: int = 0,
+    *,
+    on_progress: Progress = lambda line: None,
+) -> tuple[PairedRuns, str]:
+    """Forward passes of one model under two strategies, on the devices at hand.
+
+    Args:
+      config: of both.
+      strategies, workloads: what is compared; the devices must be enough for each.
+      text: bytes enough for a batch.
+      pairs, seed: as `run_pairs` takes them.
+
+    Returns:
+      The runs, and the devices' kind.
+
+    Raises:
+      ValueError: too few devices or pairs.
+    """
+    on_progress(f"{strategies[0].name} against {strategies[1].name}: {pairs} pairs")
+    steps = [ready_step(config, s, w, text) for s, w in zip(strategies, workloads, strict=True)]
+    calls = [functools.partial(step, *arguments) for step, arguments, _ in steps]
+    runs = run_pairs(calls[0], calls[1], pairs, seed=seed, wait=jax.block_until_ready)
+    return runs, steps[0][2].devices.flat[0].device_kind
 
 
 def paired_ratio(first_s: ArrayLike, second_s: ArrayLike) -> Figure:

@@ -66,8 +66,7 @@ def tiled_layers(
     def cut(n, name: str, tile, count: int, dim: str) -> Any:
         """The module of one slab of one layer."""
         state = nnx.map_state(lambda path, w: _slab(w, n, tile, count, dim), stacked[name])
-        module = nnx.merge(nnx.split(getattr(layers, name))[0], cast(state, config.dtype))
-        return _decompressed(module)
+        return nnx.merge(nnx.split(getattr(layers, name))[0], cast(state, config.dtype))
 
     def whole(n, name: str) -> Any:
         return cut(n, name, 0, 1, "")
@@ -102,7 +101,7 @@ def tiled_layers(
 
     def layer(x_RBLD, n):
         def heads(tile, h_RBLD, sums):
-            module = cut(n, "attention", tile, tiles.attention, "heads")
+            module = _decompressed(cut(n, "attention", tile, tiles.attention, "heads"))
 
             def attend(r, q, k, v):
                 cache = None if cached is None else cached(n, tile, r)
@@ -117,7 +116,7 @@ def tiled_layers(
             return sums, () if split.kv is None else kv
 
         def width(tile, h_RBLD, sums):
-            module = cut(n, "mlp", tile, tiles.mlp, "mlp")
+            module = _decompressed(cut(n, "mlp", tile, tiles.mlp, "mlp"))
 
             def term(h_BLD):
                 h_BLF = module.hidden(h_BLD, split)

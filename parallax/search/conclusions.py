@@ -102,13 +102,12 @@ def _kept_full(places: Sequence[Place]) -> str:
             ahead = sum(x > 1 for x in leads)
             said.append(
                 f"{phase} would be ahead of TP x PP in {_of(ahead, len(leads))} places (in the "
-                f"middle at {statistics.median(leads):.2f} times its speed) and the fastest of all "
-                f"in {len(wins(full, LAYERWISE)) or 'none'}"
+                f"middle at {statistics.median(leads):.2f} times its speed)"
             )
     if not said:
         return ""
     return (
-        "If other requests kept every pipeline full, which our programs do not do, layer-wise "
+        "If other requests kept both pipelines full, which no program here does, layer-wise "
         f"{'; '.join(said)}."
     )
 

@@ -21,6 +21,7 @@ from parallax.strategy import Strategy
 
 LAYERWISE, BASELINE, NO_COMMUNICATION = "layerwise", "tensor_pipeline", "data_parallel"
 NAMES = (LAYERWISE, BASELINE, NO_COMMUNICATION)
+PIPELINES = (LAYERWISE, BASELINE)
 Attention = Literal["MHA", "GQA"]
 HEAD_DIM, GROUP = 128, 8  # queries that share a key in GQA
 # Formats of the attention's and of the MLP's matrices, by the name of the storage.
@@ -81,7 +82,7 @@ class Place:
       cluster, phase, attention, stored, unpacking, depth, batch, width: where; unpacking is ""
         where weights are dense.
       seconds: strategy -> of a prefill of the batch, or of one decoding step.
-      steady_s: strategy -> the same if pipelines were kept full by other requests.
+      steady_s: strategy -> the same if other requests kept it full, of PIPELINES.
       hit_rate: layer-wise's weight reads that the L2 cache serves; 0 where it cannot run.
       why_not: strategy -> why it cannot run, or does not fit.
     """
@@ -143,7 +144,9 @@ def _map(
             except (ValueError, NotImplementedError) as error:
                 why_not[name] = str(error)
                 continue
-            seconds[name], steady[name] = best.estimate.cost.seconds, best.steady_s
+            seconds[name] = best.estimate.cost.seconds
+            if name in PIPELINES:
+                steady[name] = best.steady_s
             if name == LAYERWISE:
                 rates = rates_of(where.gpu.name)
                 hits = weight_reads(best.estimate.work, where, rates).hit_rate

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from parallax.search.layerwise_regimes import NAMES, Grid, Place
+from parallax.search.layerwise_regimes import NAMES, PIPELINES, Grid, Place
 
 RECORD_VERSION = 1
 _OF_MAP = ("cluster", "phase", "attention", "stored", "unpacking", "depth")
@@ -20,7 +20,7 @@ def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
         maps.append({
             **dict(zip(_OF_MAP, names, strict=True)),
             "seconds": {n: [_rounded(p.seconds.get(n)) for p in mine] for n in NAMES},
-            "steady_s": {n: [_rounded(p.steady_s.get(n)) for p in mine] for n in NAMES},
+            "steady_s": {n: [_rounded(p.steady_s.get(n)) for p in mine] for n in PIPELINES},
             "hit_rate": [_rounded(p.hit_rate) for p in mine],
             "why_not": {n: {str(i): p.why_not[n] for i, p in enumerate(mine) if n in p.why_not}
                         for n in NAMES},

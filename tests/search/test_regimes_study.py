@@ -218,9 +218,10 @@ def test_the_record_is_of_this_closed_form(record):
     """Three of its maps come out again: else run parallax regimes --full."""
     assert record.grid == Grid()
     one = Grid(clusters=("h100_nvl16",), stored=("float16", "int4+2:4"), attentions=("MHA",),
-               batches=(64,), widths=(8192,), depths=(64,))  # fmt: skip
-    known = {dataclasses.astuple(dataclasses.replace(p, seconds={}, hit_rate=0.0, why_not={}))[:8]:
+               batches=(4, 64), widths=(8192,), depths=(16, 64))  # fmt: skip
+    known = {dataclasses.astuple(dataclasses.replace(p, seconds={}, steady_s={}, why_not={}))[:8]:
              p for p in record.places}  # fmt: skip
     for found in study(one):
         key = dataclasses.astuple(found)[:8]
         assert known[key].seconds == pytest.approx(found.seconds, rel=1e-3), key
+        assert known[key].steady_s == pytest.approx(found.steady_s, rel=1e-3), key

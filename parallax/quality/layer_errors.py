@@ -1,0 +1,114 @@
+"""How far every matrix's product is off when its weight is stored in a format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from parallax.compression import parse_format
+from parallax.compression.errors import relative_error
+from parallax.models.config import ModelConfig
+from parallax.models.rope import rotation, token_positions
+from parallax.parallel.split import UNSPLIT, Split
+from parallax.placement.footprint import attention_matrices, mlp_matrices
+from parallax.quality.storing import MATRICES
+from parallax.quality_results import MatrixError
+from parallax.spmd import abstract_transformer
+
+_OUTPUTS_AT_ONCE = 2048  # of a wide matrix; they do not know of each other
+
+
+@dataclass(frozen=True)
+class _Recording(Split):
+    """Keeps what every matrix of a block meets, by its name."""
+
+    seen: dict[str, jax.Array] = field(default_factory=dict, compare=False)
+
+    def enter(self, x_BLD, *names):
+        for matrix in ("up_DF", "gate_DF") if "mlp" in names else ("q_DHK", "k_DGK", "v_DGK"):
+            self.seen[matrix] = x_BLD
+        return UNSPLIT.enter(x_BLD, *names)
+
+    def contract(self, x, w, spec, *, over):
+        self.seen["down_FD" if over == "mlp" else "out_HKD"] = x
+        return UNSPLIT.contract(x, w, spec, over=over)
+
+
+def matrix_inputs(
+    config: ModelConfig, params: nnx.State, tokens: np.ndarray
+) -> Iterator[tuple[int, str, str, jax.Array, jax.Array]]:
+    """Of every matrix: layer, part, name, the weight and the activations that it meets.
+
+    Args:
+      config, params: a Transformer without experts, on one device.
+      tokens: [B, L].
+    """
+    model: Any = nnx.merge(abstract_transformer(config)[0], params)
+    x = model.embed(jnp.asarray(tokens), None, UNSPLIT)
+    positions = token_positions(tokens.shape[1], None)
+    angles = None
+    if config.positions == "rope":
+        angles = rotation(
+            positions, config.head_dim, config.rope_theta, config.dtype,
+            scaling=config.rope_scaling,
+        )  # fmt: skip
+    graph, stacked = nnx.split(model.layers)
+    for layer in range(config.num_layers):
+        block = nnx.merge(graph, jax.tree.map(lambda w, layer=layer: w[layer], stacked))
+        recording = _Recording()
+        x, _ = block(x, angles, None, recording)
+        for part, names in MATRICES.items():
+            for name in names:
+                if name in recording.seen:
+                    weight = getattr(getattr(block, part), name)[...]
+                    yield layer, part, name, weight, recording.seen[name]
+
+
+def trained_errors(
+    config: ModelConfig, params: nnx.State, tokens: np.ndarray, formats: tuple[str, ...]
+) -> tuple[MatrixError, ...]:
+    """Of every layer and matrix of a trained model, on the activations that it meets."""
+    return tuple(
+        MatrixError(
+            "trained", layer, name, tuple(w.shape), form,
+            relative_error(w, parse_format(form), x, MATRICES[part][name]),
+        )
+        for layer, part, name, w, x in matrix_inputs(config, params, tokens)
+        for form in formats
+    )  # fmt: skip
+
+
+def normal_errors(
+    config: ModelConfig, formats: tuple[str, ...], tokens: int = 64, seed: int = 0
+) -> tuple[MatrixError, ...]:
+    """Of one matrix of each of a model's shapes at full size: normal weights, normal activations.
+
+    Cost: the largest matrix in float32, a part of its outputs at a time.
+    """
+    shapes = {}
+    for part, found in (("attention", attention_matrices(config)), ("mlp", mlp_matrices(config))):
+        for shape in found:
+            shapes.setdefault(shape, part)
+    return tuple(
+        MatrixError("normal", None, part, shape, form, _normal_error(shape, form, tokens, seed))
+        for shape, part in shapes.items()
+        for form in formats
+    )
+
+
+def _normal_error(shape: tuple[int, int], form: str, tokens: int, seed: int) -> float:
+    """As `relative_error` of the whole matrix, from pieces of its outputs."""
+    inputs, outputs = shape
+    key_x, key_w = jax.random.split(jax.random.key(seed))
+    x = jax.random.normal(key_x, (tokens, inputs), jnp.float32)
+    squares = []
+    for first in range(0, outputs, _OUTPUTS_AT_ONCE):
+        count = min(_OUTPUTS_AT_ONCE, outputs - first)
+        w = jax.random.normal(jax.random.fold_in(key_w, first), (inputs, count), jnp.float32)
+        # Pieces have outputs of equal size: squares of relative errors average.
+        squares.append((relative_error(w * inputs**-0.5, parse_format(form), x) ** 2, count))
+    return float(np.sqrt(sum(s * n for s, n in squares) / outputs))

@@ -1,0 +1,157 @@
+"""A quality record as tables: on a terminal, and as one page."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table, box
+from rich.text import Text
+
+from parallax.quality.saying import interval, percent, points
+from parallax.quality_results import QualityRecord, Race
+
+TITLE = "What storing weights in fewer bits costs"
+_CLAIMS = "Beside the paper's claims"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One table: a title, heads, rows of as many cells, and a line below."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def record_table(record: QualityRecord) -> RenderableType:
+    """The whole record as one rich renderable."""
+    parts: list[RenderableType] = [Text(TITLE, style="bold"), Text(described(record), style="dim")]
+    for shown in tables(record):
+        parts += [Text(f"\n{shown.title}", style="bold"), _rich(shown)]
+        parts += [Text(f"  {shown.note}")] if shown.note else []
+    parts += [Text(f"\n{_CLAIMS}", style="bold"), *(Text(f"- {line}") for line in record.says)]
+    return Group(*parts)
+
+
+def record_page(record: QualityRecord) -> str:
+    """The record as one HTML document that needs nothing else."""
+    import jinja2
+
+    from parallax import report
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(report.__file__).parent]),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("quality.html.j2").render(
+        title=TITLE, described=described(record), tables=tables(record), claims=_CLAIMS,
+        says=record.says, made=f"{record.command}, {record.date}, {record.seconds:.0f} s, "
+        + ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    )  # fmt: skip
+
+
+def described(record: QualityRecord) -> str:
+    """What was trained and measured, on what, in two sentences."""
+    text = record.text
+    return (
+        f"{record.model['num_layers']} layers, {record.model['d_model']} wide, trained for "
+        f"{record.settings['steps']:.0f} steps on {text.train_bytes} bytes of {text.name}; "
+        f"measured on {text.windows} held-out windows of {text.window_bytes} bytes and "
+        f"{record.items} questions of four answers (chance {100 * record.chance:.0f} %). "
+        "Brackets are 95 % intervals, of differences paired with float16 of equal training."
+    )
+
+
+def tables(record: QualityRecord) -> tuple[Shown, ...]:
+    """All that have a row, in order."""
+    return tuple(shown for shown in _tables(record) if shown.rows)
+
+
+def _tables(record: QualityRecord) -> Iterator[Shown]:
+    yield _scores(record)
+    if record.race is not None:
+        yield _race(record.race)
+    yield _errors(record)
+    yield _sensitivities(record)
+    yield _mixes(record)
+
+
+def _scores(record: QualityRecord) -> Shown:
+    rows = tuple(
+        (
+            _pair(score.formats) + (" tuned" if score.tuned else ""),
+            f"{score.layer_bytes.value / 1e3:.0f}", interval(score.bits_per_byte, 3),
+            percent(score.increase), f"{100 * score.accuracy.value:.1f} %",
+            points(score.accuracy_change), f"{100 * score.agreement.value:.2f} %",
+            f"{score.logits_error.value:.1e}",
+        )
+        for score in record.scores
+    )  # fmt: skip
+    heads = ("attention, MLP", "KB a layer", "bits a byte", "perplexity more", "task right",
+             "task change", "next byte as float16", "logits off")  # fmt: skip
+    return Shown("Formats (measured; bytes derived)", heads, rows)
+
+
+def _race(race: Race) -> Shown:
+    def said(steps: float | None) -> str:
+        return "not reached" if steps is None else f"{steps:.0f}"
+
+    rows = ((str(r.seed), said(r.dense_steps), said(r.compressed_steps)) for r in race.runs)
+    return Shown(
+        f"Steps to {race.target_nats:.3f} nats a held-out byte (measured)",
+        ("seed", "dense", f"trained as {_pair(race.formats)}"), tuple(rows),
+        f"ratio {interval(race.ratio, 2)} ({race.ratio.note})",
+    )  # fmt: skip
+
+
+def _errors(record: QualityRecord) -> Shown:
+    formats = tuple(dict.fromkeys(e.format for e in record.errors))
+    found: dict[str, dict[str, float]] = {}
+    for e in record.errors:
+        where = f"{e.weights} {e.matrix}" if e.layer is None else f"layer {e.layer} {e.matrix}"
+        found.setdefault(f"{where} {list(e.shape)}", {})[e.format] = e.error
+    rows = (
+        (where, *(f"{of[f]:.1e}" if f in of else "" for f in formats))
+        for where, of in found.items()
+    )
+    title = "Relative L2 error of a matrix's product (measured)"
+    return Shown(title, ("matrix", *formats), tuple(rows))
+
+
+def _sensitivities(record: QualityRecord) -> Shown:
+    formats = tuple(dict.fromkeys(s.format for s in record.sensitivities))
+    found: dict[str, list[str]] = {}
+    for s in record.sensitivities:
+        found.setdefault(f"layer {s.layer} {s.part}", []).append(f"{s.nats.value:+.4f}")
+    title = "One part of one layer in a format: held-out nats a byte more (measured)"
+    return Shown(title, ("part", *formats), tuple((k, *v) for k, v in found.items()))
+
+
+def _mixes(record: QualityRecord) -> Shown:
+    rows = tuple(
+        (
+            mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
+            f"{mix.budget_bytes / 1e6:.3f} MB", f"{mix.n_bytes / 1e6:.3f} MB",
+            f"{mix.bits_a_weight:.2f}", "" if mix.increase is None else percent(mix.increase),
+        )
+        for mix in record.mixes
+    )  # fmt: skip
+    return Shown(
+        "The mildest mix under a budget (bytes derived, perplexity measured on the small model)",
+        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "perplexity more"), rows,
+    )  # fmt: skip
+
+
+def _pair(formats: tuple[str, str]) -> str:
+    return formats[0] if formats[0] == formats[1] else ", ".join(formats)
+
+
+def _rich(shown: Shown) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, head in enumerate(shown.heads):
+        table.add_column(head, justify="right" if i else "left", overflow="fold")
+    for row in shown.rows:
+        table.add_row(*row)
+    return table

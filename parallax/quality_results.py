@@ -1,0 +1,288 @@
+"""What storing weights in fewer bits cost a trained model, as frozen values; written and read.
+
+Figures are tagged `measured`, with 95 % intervals, except where a byte count is `derived`.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallax.results import TAGS, Figure
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was trained and measured on.
+
+    Attributes:
+      name, sha256: of the text.
+      train_bytes, validation_bytes: of its two parts.
+      windows, window_bytes: that perplexity is measured on.
+    """
+
+    name: str
+    sha256: str
+    train_bytes: int
+    validation_bytes: int
+    windows: int
+    window_bytes: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One way to store the model's matrices.
+
+    Attributes:
+      label: as the table has it.
+      formats: of attention and MLP.
+      tuned: trained a little more through the format before it was stored.
+      layer_bytes: of one layer of this model.
+      bits_per_byte, perplexity: of held-out text; perplexity is of a byte.
+      increase: of perplexity over float16 with the same amount of training, per cent, paired.
+      accuracy: of the task, share of right answers. accuracy_change: against float16, paired, in
+        percentage points.
+      next_byte: share of bytes that were the likeliest.
+      agreement: share of positions where the likeliest byte is float16's.
+      logits_error: relative L2 against float16's logits.
+    """
+
+    label: str
+    formats: tuple[str, str]
+    tuned: bool
+    layer_bytes: Figure
+    bits_per_byte: Figure
+    perplexity: Figure
+    increase: Figure
+    accuracy: Figure
+    accuracy_change: Figure
+    next_byte: Figure
+    agreement: Figure
+    logits_error: Figure
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of the race to a loss: held-out nats a byte after so many steps, and steps to the
+    target; None where it was not reached."""
+
+    seed: int
+    steps: tuple[int, ...]
+    dense_nats: tuple[float, ...]
+    compressed_nats: tuple[float, ...]
+    dense_steps: float | None
+    compressed_steps: float | None
+
+
+@dataclass(frozen=True)
+class Race:
+    """Steps to a loss, dense against trained compressed from the start.
+
+    Attributes:
+      formats: of the compressed runs.
+      target_nats: held-out loss a byte, the lowest that every run reached.
+      runs: a seed each.
+      ratio: steps compressed over steps dense.
+    """
+
+    formats: tuple[str, str]
+    target_nats: float
+    runs: tuple[Run, ...]
+    ratio: Figure
+
+
+@dataclass(frozen=True)
+class MatrixError:
+    """Relative L2 error of one matrix's product.
+
+    Attributes:
+      weights: "trained", or "normal" ones at full size.
+      layer: of the trained model; None for normal weights.
+      matrix: its name, or its part.
+      shape: of the weight.
+      format: it is stored in.
+      error: relative L2 of the output.
+    """
+
+    weights: str
+    layer: int | None
+    matrix: str
+    shape: tuple[int, ...]
+    format: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Perplexity's increase when one part of one layer is stored in a format, nothing else.
+
+    Attributes:
+      layer, part, format: which.
+      n_bytes: that the part then takes.
+      nats: more a byte of held-out text, with its interval.
+    """
+
+    layer: int
+    part: str
+    format: str
+    n_bytes: int
+    nats: Figure
+
+
+@dataclass(frozen=True)
+class MixFound:
+    """The mildest mix under a budget.
+
+    Attributes:
+      what: it is a mix for.
+      formats: of every layer, attention and MLP; one pair where layers are equal; () where nothing
+        fits.
+      budget_bytes: of one layer (the paper's) or of all layers (the trained model's).
+      n_bytes: of weights that the mix takes, or the smallest possible where nothing fits.
+      bits_a_weight: of n_bytes.
+      predicted: sum of sensitivities, nats a byte; None where there are none.
+      increase: of perplexity that the trained model has with these formats, per cent; None where
+        nothing fits.
+      note: in one line.
+    """
+
+    what: str
+    formats: tuple[tuple[str, str], ...]
+    budget_bytes: int
+    n_bytes: int
+    bits_a_weight: float
+    predicted: float | None
+    increase: Figure | None
+    note: str
+
+
+@dataclass(frozen=True)
+class QualityRecord:
+    """Everything `parallax compress_quality` measured.
+
+    Attributes:
+      schema_version: of this layout.
+      date: UTC, ISO. command: that made it. versions: of what computed it. seconds: it took.
+      model: fields of the ModelConfig.
+      settings: steps and sizes.
+      text: trained and measured on.
+      chance: of the task, share of right answers by guessing. items: of the task.
+      scores, race, errors, sensitivities, mixes: results.
+      says: what they mean beside the paper's claims, a sentence each.
+    """
+
+    schema_version: int
+    date: str
+    command: str
+    versions: dict[str, str]
+    seconds: float
+    model: dict[str, Any]
+    settings: dict[str, float]
+    text: Text
+    chance: float
+    items: int
+    scores: tuple[Score, ...]
+    race: Race | None
+    errors: tuple[MatrixError, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    mixes: tuple[MixFound, ...]
+    says: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """As a file has it; numbers in full."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    def score(self, label: str, tuned: bool = False) -> Score:
+        """The row of a format. ValueError if there is none."""
+        for score in self.scores:
+            if (score.label, score.tuned) == (label, tuned):
+                return score
+        known = ", ".join(dict.fromkeys(s.label for s in self.scores))
+        raise ValueError(f"quality record: no row {label!r} (tuned={tuned}). There are: {known}.")
+
+
+def load_record(path: str | Path) -> QualityRecord:
+    """Reads what `QualityRecord.to_json` wrote.
+
+    Raises:
+      ValueError: not there, not JSON, of another layout, a field that is missing, unknown or of
+        another type, a number that is not finite, an interval that does not hold its value.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"quality record {path}: {error.strerror}.") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"quality record {path}: not JSON: {error}.") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"quality record {path}: expected schema_version {SCHEMA_VERSION}, got {version!r}. "
+            "Make it again with parallax compress_quality."
+        )
+    record = _read(QualityRecord, data, f"quality record {path}")
+    if not record.scores:
+        raise ValueError(f"quality record {path}: no scores in it.")
+    return record
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    """A value of a type from JSON."""
+    if dataclasses.is_dataclass(kind):
+        names = {f.name for f in dataclasses.fields(kind)}
+        if not isinstance(data, dict) or set(data) != names:
+            odd = sorted(names ^ set(data)) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"{where}: fields {odd} missing or unknown.")
+        hints = typing.get_type_hints(kind)
+        found = {n: _read(hints[n], data[n], f"{where}: {n}") for n in names}
+        value: Any = typing.cast(Any, kind)(**found)
+        return _checked(value, where) if kind is Figure else value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType or origin is typing.Union:
+        if data is None:
+            return None
+        return _read(next(a for a in arguments if a is not type(None)), data, where)
+    if origin is tuple:
+        return _read_tuple(arguments, data, where)
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: expected an object, got {type(data).__name__}.")
+        return {key: _read(arguments[1], x, f"{where}: {key}") for key, x in data.items()}
+    if origin is typing.Literal:
+        kind = str
+    if kind is Any:
+        return data
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        data = float(data)
+    if type(data) is not kind or (kind is float and not math.isfinite(data)):
+        raise ValueError(f"{where}: expected {kind.__name__}, finite, got {data!r}.")
+    return data
+
+
+def _read_tuple(arguments: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise ValueError(f"{where}: expected a list, got {type(data).__name__}.")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_read(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(data))
+    if len(data) != len(arguments):
+        raise ValueError(f"{where}: expected {len(arguments)} values, got {len(data)}.")
+    pairs = zip(arguments, data, strict=True)
+    return tuple(_read(kind, x, f"{where}[{i}]") for i, (kind, x) in enumerate(pairs))
+
+
+def _checked(figure: Figure, where: str) -> Figure:
+    if figure.tag not in TAGS:
+        raise ValueError(f"{where}: unknown tag {figure.tag!r}. One of {', '.join(TAGS)}.")
+    low, high = figure.low, figure.high
+    slack = 1e-9 * (1 + abs(figure.value))
+    if (low is None) != (high is None) or (
+        low is not None and high is not None and not low - slack <= figure.value <= high + slack
+    ):
+        raise ValueError(f"{where}: {low} to {high} is no interval of {figure.value}.")
+    return figure
