@@ -18,6 +18,7 @@ from parallax.naming import has_own_mesh, parse_compression, resolve_model
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
+from parallax.papers.placing import check_budget
 from parallax.parallel.split import Remat
 from parallax.rules import Phase
 from parallax.spmd import ShardedTransformer
