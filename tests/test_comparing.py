@@ -67,6 +67,17 @@ def test_arguments_override_the_paper(plan):
     assert found.lenses == ("verify", "predict")
 
 
+def test_formats_hold_for_all_strategies_and_run_again(plan):
+    found = plan("compressed_layerwise", compression="int8,int4", budget="l2")
+    assert found.config.compression == ("int8", "int4")
+    assert found.small_config.compression == ("int8", "int4/8")  # a small head has 8 inputs
+    assert found.request["compression"] == "int8,int4"
+    assert found.request["budget"] == "l2"
+    assert plan(**found.request).config == found.config
+    assert plan("compressed_layerwise").config.compression is None
+    assert plan("ring_sp", compression="none").config.compression is None
+
+
 def test_microbatches_divide_what_a_device_has(plan):
     found = {s.name: w.microbatches for s, w in plan("ring_sp", batch=48).cases}
     assert found == {

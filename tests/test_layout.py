@@ -45,6 +45,7 @@ ROOMS = [
     {"sweeping", "planning", "inspecting", "calibrating", "memory_terms"},
     {"engine"},
     {"quality"},
+    {"recording"},
     {"preparing"},
     {"comparing"},
     {"pairing"},

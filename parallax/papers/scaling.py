@@ -1,7 +1,8 @@
 """As many layers as devices: tokens, joules, and three shares that papers put in one column."""
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from parallax.cost import error_bar, joules, rates_of
@@ -63,8 +64,9 @@ class ScaleRow:
         return None if found is None else Figure(1 / found.value, "tokens/J", "modelled")
 
 
+@functools.lru_cache(maxsize=8)
 def scale_rows(
-    paper: Paper, layers: Sequence[int] = LAYERS, where: Cluster | None = None
+    paper: Paper, layers: tuple[int, ...] = LAYERS, where: Cluster | None = None
 ) -> tuple[ScaleRow, ...]:
     """Layer-wise, dense and packed, beside the baseline on as many devices.
 

@@ -235,7 +235,7 @@ def run_race(
 
     The target is the lowest held-out loss that every run reached.
     """
-    every = max(1, settings.race_steps // 20)
+    every = -(-settings.race_steps // 20)
     some = windows[:: max(1, len(windows) // 64)]
     curves = []
     for seed in range(settings.race_seeds):

@@ -1,5 +1,6 @@
 """A quality record as tables: on a terminal, and as one page."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
-from parallax.quality.saying import interval, percent, points
+from parallax.quality.saying import interval, percent, points, share
 from parallax.quality_results import QualityRecord, Race
 
 TITLE = "What storing weights in fewer bits costs"
@@ -91,7 +92,12 @@ def _scores(record: QualityRecord) -> Shown:
     )  # fmt: skip
     heads = ("attention, MLP", "KB a layer", "bits a byte", "perplexity more", "task right",
              "task change", "next byte as float16", "logits off")  # fmt: skip
-    return Shown("Formats (measured; bytes derived)", heads, rows)
+    first = record.scores[0]
+    note = (
+        f"the task: {first.label} is right at {share(first.accuracy)}, guessing at "
+        f"{100 * record.chance:.0f} %; with {record.items} questions it does not see small changes"
+    )
+    return Shown("Formats (measured; bytes derived)", heads, rows, note)
 
 
 def _race(race: Race) -> Shown:
@@ -134,13 +140,17 @@ def _mixes(record: QualityRecord) -> Shown:
         (
             mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
             f"{mix.budget_bytes / 1e6:.3f} MB", f"{mix.n_bytes / 1e6:.3f} MB",
-            f"{mix.bits_a_weight:.2f}", "" if mix.increase is None else percent(mix.increase),
+            f"{mix.bits_a_weight:.2f}",
+            "" if mix.predicted is None else f"{100 * math.expm1(mix.predicted):+.1f} %",
+            "" if mix.increase is None else percent(mix.increase),
         )
         for mix in record.mixes
     )  # fmt: skip
     return Shown(
         "The mildest mix under a budget (bytes derived, perplexity measured on the small model)",
-        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "perplexity more"), rows,
+        ("for", "attention, MLP", "budget", "bytes", "bits a weight", "predicted",
+         "perplexity more"),
+        rows, "predicted: sensitivities added up; measured: all of them together",
     )  # fmt: skip
 
 

@@ -1,7 +1,10 @@
 """What a layer-wise paper's report shows beside its run: placement, scale, recorded runs."""
 
 import functools
+import json
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import ModelConfig
@@ -10,6 +13,7 @@ from parallax.papers.placing import PlacementFacts, placement_facts
 from parallax.papers.scaling import scale_rows
 from parallax.report import words
 from parallax.report.comparison import Comparison
+from parallax.report.facts import Cell
 from parallax.report.grid import Grid
 from parallax.report.placement_section import placement_grids, stored_in
 from parallax.report.scale_section import scale_grids
@@ -32,6 +36,39 @@ class Section:
     in_short: tuple[Grid, ...] = ()
 
 
+def section_to_dict(section: Section) -> dict[str, Any]:
+    """Plain data: cells are words, numbers in them are of their column's tag."""
+    return {
+        "title": section.title,
+        "said": list(section.said),
+        "tables": [
+            {
+                "title": grid.title,
+                "columns": [{"name": n, "unit": None, "tag": tag} for n, tag in grid.heads],
+                "rows": [[cell.text for cell in row] for row in grid.rows],
+                "lines": list(grid.lines),
+                "in_short": grid in section.in_short,
+            }
+            for grid in section.grids
+        ],
+    }
+
+
+def section_from_dict(data: dict[str, Any]) -> Section:
+    """Inverse of `section_to_dict`, but for colours."""
+    grids = tuple(
+        Grid(
+            t["title"],
+            tuple((c["name"], c["tag"]) for c in t["columns"]),
+            tuple(tuple(Cell(text) for text in row) for row in t["rows"]),
+            tuple(t["lines"]),
+        )
+        for t in data["tables"]
+    )
+    short = tuple(g for g, t in zip(grids, data["tables"], strict=True) if t["in_short"])
+    return Section(data["title"], tuple(data["said"]), grids, short)
+
+
 def sections(report: Comparison) -> tuple[Section, ...]:
     """Those of a report: with a budget placement, of a layer-wise paper all."""
     budget = report.request.get("budget")
@@ -50,7 +87,14 @@ def _sections(
     found = [_placement(placement_facts(paper or config, budget, cluster))]
     if paper is not None:
         found.append(_scale(paper, cluster))
+        found += [section_from_dict(data) for data in _recorded()[paper.name]]
     return tuple(found)
+
+
+def _recorded() -> dict[str, Any]:
+    """What `python -m parallax.recording` wrote, by paper."""
+    text = (resources.files("parallax.report") / "recorded.json").read_text(encoding="utf-8")
+    return json.loads(text)
 
 
 def _placement(facts: PlacementFacts) -> Section:

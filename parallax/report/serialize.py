@@ -13,7 +13,7 @@ from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import LedgerRow, ledger_rows
 from parallax.report.request import SCHEMA_VERSION
-from parallax.report.sections import Section, sections
+from parallax.report.sections import section_to_dict, sections
 from parallax.report.sentences import failure_reasons, not_run
 from parallax.report.validation import verdicts
 from parallax.results import (
@@ -53,25 +53,8 @@ def report_to_dict(report: Comparison) -> Json:
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
         "sweep": report.sweep and _sweep(report.sweep),
-        "sections": [_section(s) for s in sections(report)],
+        "sections": [section_to_dict(s) for s in sections(report)],
         "not_run": list(not_run(report.config, report.results, report.paper, report.lenses)),
-    }
-
-
-def _section(section: Section) -> Json:
-    """Its sentences and tables; cells are words, numbers in them are of their column's tag."""
-    return {
-        "title": section.title,
-        "said": list(section.said),
-        "tables": [
-            {
-                "title": grid.title,
-                "columns": [{"name": n, "unit": None, "tag": tag} for n, tag in grid.heads],
-                "rows": [[cell.text for cell in row] for row in grid.rows],
-                "lines": list(grid.lines),
-            }
-            for grid in section.grids
-        ],
     }
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
+from parallax.papers.scaling import scale_rows
 from parallax.report import words
 from parallax.report.claims import other_than_the_papers
 from parallax.results import StrategyResult
@@ -18,6 +19,8 @@ from parallax.workload import Workload
 Status = Literal["pass", "fail", "undecided"]
 _Decision = tuple[Status, str]
 
+# Of the growth of devices: so much of it has to arrive.
+_LINEAR = 0.95
 # Bits a weight under INT8 and 2:4 sparsity: half the weights, each with a two-bit position.
 _INT8_2_4_BITS = 0.5 * (8 + 2)
 
@@ -194,6 +197,25 @@ def _one_expert_a_device(run: _Run, name: str) -> _Decision:
     return ("pass" if experts == devices else "fail"), text
 
 
+def _grows_linearly(run: _Run, argument: str) -> _Decision:
+    """Tokens/s of the deepest model over that of the shallowest, one layer a device in both."""
+    rows = [r for r in scale_rows(run.paper, where=run.cluster)
+            if r.strategy == run.paper.proposed and not r.unpacking]  # fmt: skip
+    said, ratios = [], []
+    for phase in ("prefill", "decode"):
+        mine = {r.layers: r.tokens_per_s for r in rows if r.phase == phase}
+        few, many = min(mine), max(mine)
+        slow, fast = mine[few], mine[many]
+        if slow is None or fast is None:
+            return "undecided", f"{few} or {many} layers do not fit"
+        ratios.append(fast.value / slow.value * few / many)
+        said.append(
+            f"{phase} {words.times(fast.value / slow.value)}, not {words.times(many / few)}"
+        )
+    text = f"from {few} layers and devices to {many}: {'; '.join(said)} (modelled)"
+    return ("pass" if min(ratios) >= _LINEAR else "fail"), text
+
+
 def _needs(run: _Run, what: str) -> _Decision:
     return "undecided", f"needs {what}"
 
@@ -207,5 +229,6 @@ CHECKS: dict[str, Callable[[_Run, str], _Decision]] = {
     "compressed_layer_fits_cache": _compressed_layer_fits_cache,
     "layers_deal_out": _layers_deal_out,
     "one_expert_a_device": _one_expert_a_device,
+    "grows_linearly": _grows_linearly,
     "needs": _needs,
 }

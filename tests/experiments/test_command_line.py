@@ -63,6 +63,19 @@ BAD = {
         "mesh seq=16 is for strategies given by name",
     ),
     "sentence": (["--paper=ring_sp", "--batch=0"], "positive integer. See parallax compare"),
+    "budget": (["--paper=ring_sp", "--budget=0"], "nothing fits into no bytes"),
+    "budget's name": (["--paper=ring_sp", "--budget=l3"], "budget 'l3': expected l2, smem"),
+    "format": (["--paper=ring_sp", "--compression=int3"], "unknown format 'int3'"),
+    "formats": (["--paper=ring_sp", "--compression=int8,int8,int8"], "expected one format, or"),
+    "formats twice": (
+        ["--paper=ring_sp", "--compression=int8", "--compression=int4"],
+        "only plan ranks several",
+    ),
+    "format of experts": (["--paper=cross_node_ep", "--compression=w8a8"], "experts multiply in"),
+    "format of a slice": (
+        ["--paper=two_level", "--strategies=two_level", "--compression=int4"],
+        "begin and end at whole groups",
+    ),
     "file": (["--paper=ring_sp", "--strategy=none.json"], "strategy file none.json: No such file"),
 }
 

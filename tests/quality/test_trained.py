@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from parallax.compression import parse_format
-from parallax.engine.optimizer import Adamw
 from parallax.models.config import ModelConfig
 from parallax.quality import measuring
 from parallax.quality.corpus import cloze, read_corpus
@@ -33,7 +32,8 @@ CONFIG = ModelConfig(
     vocab_size=256, mlp="gated", dtype="float32",
 )  # fmt: skip
 SPARSE = ("float16+2:4", "float16+2:4")
-HOW = Adamw(3e-3, warmup_steps=2)
+SMALL = Settings(race_steps=STEPS, race_seeds=2, seq_len=SEQ_LEN)
+HOW = SMALL.optimizer(STEPS)  # one program for all that trains
 
 
 @pytest.fixture(scope="module")
@@ -174,17 +174,17 @@ def test_the_task_is_of_the_held_out_text(bench, trained):
     assert (right * bench.answer(trained[0], swapped)).sum() == 0  # one answer an item
 
 
-def test_a_race_ends_where_every_run_arrived(windows, monkeypatch):
-    monkeypatch.setattr(measuring, "PAPERS_FORMATS", SPARSE)  # one program for both
-    tiny = Bench(CONFIG.replace(num_layers=1), read_corpus(None), 4, SEQ_LEN)
-    race = run_race(tiny, windows, Settings(race_steps=8, race_seeds=2, seq_len=SEQ_LEN))
+def test_a_race_ends_where_every_run_arrived(bench, windows, monkeypatch):
+    monkeypatch.setattr(measuring, "PAPERS_FORMATS", SPARSE)  # the program that is there already
+    race = run_race(bench, windows, SMALL)
     assert len(race.runs) == 2
     for run in race.runs:
-        assert run.steps == tuple(range(1, 9))
+        assert run.steps == tuple(range(2, STEPS + 1, 2))
+        assert run.dense_nats != run.compressed_nats
         for steps, nats in ((run.dense_steps, run.dense_nats),
                             (run.compressed_steps, run.compressed_nats)):  # fmt: skip
             assert steps is not None
-            assert 0 < steps <= 8
+            assert 0 < steps <= STEPS
             assert min(nats) <= race.target_nats
     assert race.ratio.low is not None
     assert race.ratio.low < race.ratio.value

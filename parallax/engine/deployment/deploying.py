@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from parallax.engine.deployment.deployment import Deployment, first_layout
+from parallax.engine.deployment.deployment import Deployment
+from parallax.engine.deployment.first import first_layout
 from parallax.engine.deployment.layout import Rule, place
 from parallax.engine.deployment.modelled import ASSUMED, modelled_losses, modelled_switch
 from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens

@@ -12,11 +12,12 @@ from flax import nnx
 
 from parallax.engine.deployment.chain import Chain, bring, compile_chain, extra_bytes, run_pass
 from parallax.engine.deployment.failover import Recovery, likely_layouts, recover
-from parallax.engine.deployment.layout import Layout, Rule, Sizes, place
+from parallax.engine.deployment.first import first_layout
+from parallax.engine.deployment.layout import Layout, Rule, place
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import Monitor, Pressure
 from parallax.engine.deployment.requests import Moment, Progress, Wave, add_tokens, waves_of
-from parallax.engine.deployment.stored import Formats, HostCopies, check_formats
+from parallax.engine.deployment.stored import Formats, HostCopies
 from parallax.engine.deployment.switching import (
     Switch,
     prepare_layers,
@@ -364,45 +365,5 @@ class Deployment:
         return self.chain.memories[device]
 
 
-def first_layout(
-    config: ModelConfig, devices: int, *, batch: int, max_len: int, waves: int, spares: int,
-    budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
-) -> tuple[Sizes, Layout]:  # fmt: skip
-    """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
-    _check(config, devices, batch, max_len, waves, spares)
-    sizes = Sizes(config, batch * max_len, budget, rule)
-    return sizes, place(sizes, check_formats(config, formats), range(devices - spares))
-
-
 def _runs(wave: Wave, progress: Progress) -> list[bool]:
     return [p >= 0 and p not in progress.finished for p in wave.requests]
-
-
-def _check(
-    config: ModelConfig, devices: int, batch: int, max_len: int, waves: int, spares: int
-) -> None:
-    for name, value, least in (
-        ("batch", batch, 1), ("max_len", max_len, 2), ("waves", waves, 1), ("spares", spares, 0),
-    ):  # fmt: skip
-        if not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"Deployment: {name} must be an integer of at least {least}, got {value!r}."
-            )
-    if not config.causal:
-        raise ValueError(f"Deployment: model '{config.name}' is not causal: it has no next token.")
-    if config.compression is not None:
-        raise ValueError(
-            f"Deployment: model '{config.name}' is stored as {config.compression} already; here "
-            "every layer has its own formats. Give dense parameters and formats=."
-        )
-    if batch % waves:
-        raise ValueError(f"Deployment: {waves} waves do not divide a batch of {batch}.")
-    if spares >= devices:
-        raise ValueError(
-            f"Deployment: {spares} spares of {devices} devices leave none for the layers."
-        )
-    if config.positions == "learned" and max_len > config.max_seq_len:
-        raise ValueError(
-            f"Deployment: max_len {max_len} is more than model '{config.name}' has learned "
-            f"positions for, {config.max_seq_len}."
-        )

@@ -14,6 +14,7 @@ from parallax.engine.deployment.stages import programs_compiled
 from parallax.engine.deployment.trials import lose_at_random
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
+from parallax.models.compressing import compress_params
 from tests.engine.deployment.cases import CONFIG, NEW, PROMPTS, deployment, expected, params, tokens
 
 MIXED = (("float64", "float64"), *[("int8", "int8+2:4")] * 2, ("int4/8", "float64"))
@@ -183,6 +184,17 @@ def test_every_layer_its_own_formats():
     assert right != expected()  # compression is another function
     served = generate(made, on_moment=losing(made, (Moment(3, 1, 1), made.layout.devices[1])))
     assert served.continuations == right
+
+
+TWO = CONFIG.replace(num_layers=2)
+
+
+def test_rounded_activations_too():
+    """w8a8 rounds activations: held against the model that is compressed as a whole."""
+    served = generate(deployment(2, config=TWO, formats="w8a8"))
+    whole = TWO.replace(compression=("w8a8", "w8a8"))
+    compressed = compress_params(params(TWO), whole)
+    assert served.continuations == unsharded_tokens(whole, compressed, PROMPTS, NEW)
 
 
 def test_bytes_are_placements(with_spare):

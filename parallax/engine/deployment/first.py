@@ -1,0 +1,47 @@
+"""The first layout of a deployment, and what cannot be deployed at all."""
+
+from collections.abc import Sequence
+
+from parallax.engine.deployment.layout import Layout, Rule, Sizes, place
+from parallax.engine.deployment.stored import Formats, check_formats
+from parallax.models.config import ModelConfig
+
+
+def first_layout(
+    config: ModelConfig, devices: int, *, batch: int, max_len: int, waves: int, spares: int,
+    budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
+) -> tuple[Sizes, Layout]:  # fmt: skip
+    """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
+    _check(config, devices, batch, max_len, waves, spares)
+    sizes = Sizes(config, batch * max_len, budget, rule)
+    return sizes, place(sizes, check_formats(config, formats), range(devices - spares))
+
+
+def _check(
+    config: ModelConfig, devices: int, batch: int, max_len: int, waves: int, spares: int
+) -> None:
+    for name, value, least in (
+        ("batch", batch, 1), ("max_len", max_len, 2), ("waves", waves, 1), ("spares", spares, 0),
+    ):  # fmt: skip
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"Deployment: {name} must be an integer of at least {least}, got {value!r}."
+            )
+    if not config.causal:
+        raise ValueError(f"Deployment: model '{config.name}' is not causal: it has no next token.")
+    if config.compression is not None:
+        raise ValueError(
+            f"Deployment: model '{config.name}' is stored as {config.compression} already; here "
+            "every layer has its own formats. Give dense parameters and formats=."
+        )
+    if batch % waves:
+        raise ValueError(f"Deployment: {waves} waves do not divide a batch of {batch}.")
+    if spares >= devices:
+        raise ValueError(
+            f"Deployment: {spares} spares of {devices} devices leave none for the layers."
+        )
+    if config.positions == "learned" and max_len > config.max_seq_len:
+        raise ValueError(
+            f"Deployment: max_len {max_len} is more than model '{config.name}' has learned "
+            f"positions for, {config.max_seq_len}."
+        )
