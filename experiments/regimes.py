@@ -11,7 +11,7 @@ run the same model with weights in the same format, each at its best number of m
 closed form. Packed weights are priced twice: as XLA unpacks them, and as a kernel would (assumed).
 Unset: one wiring and two formats; --full takes both wirings and five formats.
 
-Hardware: any laptop, no GPU; nothing is compiled. About 20 seconds of one core; --full takes 100.
+Hardware: any laptop, no GPU; nothing is compiled. About half a minute; --full minutes.
 Result: two tables, sentences that say what they show, DIR/regimes.html with maps, .json, .md, .svg.
 docs/regimes.md is the full study.
 Exit status: 0 ok; 2 bad input.
