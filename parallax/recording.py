@@ -19,6 +19,7 @@ from parallax.report.facts import Cell
 from parallax.report.grid import Grid, Heads
 from parallax.report.regimes_page import TITLE as REGIMES_TITLE
 from parallax.report.sections import Section, section_to_dict
+from parallax.results import Tag
 from parallax.search.conclusions import conclusions
 from parallax.search.regimes_record import from_record
 
@@ -61,7 +62,7 @@ def _quality(path: Path) -> Section:
     grids = tuple(
         Grid(
             shown.title,
-            tuple((head, None if i == 0 else "measured") for i, head in enumerate(shown.heads)),
+            tuple((head, _tag(head)) for head in shown.heads),
             tuple(tuple(Cell(text) for text in row) for row in shown.rows),
             (shown.note,) if shown.note else (),
         )
@@ -72,6 +73,13 @@ def _quality(path: Path) -> Section:
     return Section(
         "Quality of compressed weights, measured on a small model", said, grids, grids[:1]
     )
+
+
+def _tag(head: str) -> Tag | None:
+    """Where the numbers of a column are from; None for words."""
+    if head in ("attention, MLP", "seed", "matrix", "part", "for"):
+        return None
+    return "derived" if head in ("KB a layer", "budget", "bytes", "bits a weight") else "measured"
 
 
 _MEMORY_HEADS: Heads = (
