@@ -62,6 +62,7 @@ def tiled_layers(
     stacked: Any = nnx.split(layers)[1]
     rounds, wide = x_RBLD.shape[0], accumulator_dtype(jnp.dtype(config.dtype))
     depth = len(jax.tree.leaves(stacked)[0])
+    keep = jax.checkpoint_policies.save_only_these_names(KEPT)
 
     def cut(n, name: str, tile, count: int, dim: str) -> Any:
         """The module of one slab of one layer."""
@@ -75,7 +76,9 @@ def tiled_layers(
         """Sum of all slabs' terms of all microbatches, [R, b, L, D], and what they return beside
         it, leaves [T, ...]: `of_slab(tile, rows, sums)` -> the sums, and beside."""
         zeros = vary_over(jnp.zeros(h_RBLD.shape, wide), varying_axes(h_RBLD))
-        return lax.scan(lambda sums, tile: of_slab(tile, h_RBLD, sums), zeros, _numbers(count))
+        # A gradient would otherwise keep every slab of every round: a copy of all weights each.
+        slab = jax.checkpoint(of_slab, prevent_cse=False, policy=keep)
+        return lax.scan(lambda sums, tile: slab(tile, h_RBLD, sums), zeros, _numbers(count))
 
     def each(function: Callable, *of_all: Any) -> Any:
         """`function(r, ...)` of every microbatch, one after the other, stacked."""
@@ -132,7 +135,6 @@ def tiled_layers(
         return x_RBLD, () if split.kv is None else ((), jax.tree.map(_join_heads, kv))
 
     if split.remat == "layer" and depth > 1:
-        keep = jax.checkpoint_policies.save_only_these_names(KEPT)
         layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
     x_RBLD, beside = lax.scan(layer, x_RBLD, _numbers(depth))
     return x_RBLD, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), beside)
