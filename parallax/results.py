@@ -302,7 +302,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The measure lens: a step on the devices at hand."""
+    """The measure lens: a step on the devices at hand.
+
+    `energy_j`: joules of a step on all devices, by their counters; None where there are none.
+    """
 
     device: str
     devices: int
@@ -310,6 +313,13 @@ class Measurement:
     workload: Workload
     step_s: Figure
     repeats: int
+    energy_j: Figure | None = None
+
+    @property
+    def energy_a_token_j(self) -> Figure | None:
+        """Joules a token of the step."""
+        e = self.energy_j
+        return e and Figure(e.value / self.workload.tokens, "J", "measured", note=e.note)
 
 
 @dataclass(frozen=True)

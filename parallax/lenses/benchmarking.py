@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from parallax.cost.measurements import Collective, Gemm
+from parallax.lenses.power import read_power
 
 Progress = Callable[[str], None]
 _REPEATS = 5
@@ -252,20 +253,6 @@ def _collectives(gpu: str, sizes: Sequence[int]) -> list[Collective]:
             each = seconds_each(lambda rounds, x=x, run=run: lambda: run(x, rounds), first=2)
             found.append(Collective("here", gpu, 1, n, kind, elements * 4, each))
     return found
-
-
-def read_power() -> float | None:
-    """Watts of the first GPU, by NVML; None where there is no NVML."""
-    try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        return pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3
-    except pynvml.NVMLError:
-        return None
 
 
 def _busy_power() -> float | None:

@@ -13,6 +13,7 @@ from scipy import stats
 
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress
+from parallax.lenses.power import read_energy
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
 from parallax.results import Figure, Measurement
@@ -48,7 +49,7 @@ def measure_transformer(
     """
     on_progress(f"{strategy.name}: {repeats} steps")
     step, arguments, mesh = ready_step(config, strategy, workload, text)
-    return _measurement(timed(step, arguments, repeats), config.name, mesh, workload)
+    return _measure(step, arguments, repeats, config.name, mesh, workload)
 
 
 def ready_step(
@@ -83,7 +84,7 @@ def measure_module(
     state = program.init_sharded(mesh)
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
     step, arguments = _on_devices(program, mesh, state, (tokens,))
-    return _measurement(timed(step, arguments, repeats), program.name, mesh, workload)
+    return _measure(step, arguments, repeats, program.name, mesh, workload)
 
 
 def _mesh_at_hand(strategy: Strategy) -> Mesh:
@@ -108,7 +109,18 @@ def _on_devices(
     return jax.jit(program.forward(mesh, "last")), (state, *inputs)
 
 
-def _measurement(samples: list[float], model: str, mesh: Mesh, workload: Workload) -> Measurement:
+def _measure(
+    step: Any, arguments: tuple, repeats: int, model: str, mesh: Mesh, workload: Workload
+) -> Measurement:
+    for _ in range(_WARM_UPS):
+        jax.block_until_ready(step(*arguments))
+    devices = mesh.devices.flat
+    before = read_energy(devices)
+    samples = timed(step, arguments, repeats)
+    after, energy = read_energy(devices), None
+    if before is not None and after is not None:
+        note = f"NVML's counters over {repeats} steps, all devices"
+        energy = Figure((after - before) / repeats, "J", "measured", note=note)
     return Measurement(
         device=mesh.devices.flat[0].device_kind,
         devices=mesh.size,
@@ -116,6 +128,7 @@ def _measurement(samples: list[float], model: str, mesh: Mesh, workload: Workloa
         workload=workload,
         step_s=confidence_interval(samples),
         repeats=len(samples),
+        energy_j=energy,
     )
 
 
@@ -126,13 +139,12 @@ def devices_at_hand(*, on_progress: Progress = lambda line: None) -> tuple[str, 
 
 
 def timed(step: Any, arguments: tuple, repeats: int) -> list[float]:
-    """Seconds of each call, after warm-up."""
+    """Seconds of each call."""
     samples = []
-    for i in range(_WARM_UPS + repeats):
+    for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(step(*arguments))
-        if i >= _WARM_UPS:
-            samples.append(time.perf_counter() - start)
+        samples.append(time.perf_counter() - start)
     return samples
 
 

@@ -328,6 +328,11 @@ def _measured(r: StrategyResult) -> Cell | None:
     return Cell(text)
 
 
+def _measured_energy(r: StrategyResult) -> Cell | None:
+    energy = r.measurement and r.measurement.energy_a_token_j
+    return Cell(f"{words.digits(energy.value)} J") if energy else None
+
+
 def _of_compiled(fact: Callable[[Compilation], Cell | None]) -> Callable:
     return lambda r: None if r.compilation is None else fact(r.compilation)
 
@@ -368,6 +373,7 @@ _SPEED = (
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),
     ("step here, 95 % CI", "measured", _measured),
+    ("energy a token here", "measured", _measured_energy),
 )  # fmt: skip
 
 

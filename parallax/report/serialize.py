@@ -329,4 +329,5 @@ def _measurement(m: Measurement) -> Json:
         "workload": dataclasses.asdict(m.workload),
         "step": _figure(m.step_s),
         "repeats": m.repeats,
+        "energy": None if m.energy_j is None else _figure(m.energy_j),
     }

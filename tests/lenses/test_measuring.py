@@ -1,8 +1,10 @@
 """The confidence interval is Student's, and one sample has none."""
 
+import jax
 import pytest
 
-from parallax.lenses.measuring import confidence_interval, measure_transformer, timed
+from parallax.lenses import measuring
+from parallax.lenses.measuring import confidence_interval, measure_transformer
 from parallax.lenses.text import read_text
 from parallax.strategies import data_parallel
 from tests.strategies.cases import SMALL, workload
@@ -16,10 +18,23 @@ def test_interval_by_hand():
     assert confidence_interval([1.0]).low is None
 
 
-def test_warm_up_is_not_timed():
-    calls = []
-    assert len(timed(lambda: calls.append(1), (), 3)) == 3
-    assert len(calls) == 5
+def test_warm_up_is_neither_timed_nor_counted(monkeypatch):
+    """Two steps, the counter, three timed steps, the counter."""
+    calls, used = [], iter([100.0, 130.0])
+
+    def counter(devices):
+        calls.append("counter")
+        return next(used)
+
+    monkeypatch.setattr(measuring, "read_energy", counter)
+    mesh = data_parallel(1).mesh.build(jax.devices()[:1])
+    found = measuring._measure(
+        lambda: calls.append("step"), (), 3, "m", mesh, workload(data_parallel(1))
+    )
+    assert calls == ["step"] * 2 + ["counter"] + ["step"] * 3 + ["counter"]
+    assert found.repeats == 3
+    assert found.energy_j is not None
+    assert found.energy_j.value == 10.0
 
 
 def test_measures_and_refuses_too_few_devices():
@@ -29,5 +44,6 @@ def test_measures_and_refuses_too_few_devices():
     found = measure_transformer(config, data_parallel(2), run, text, 3)
     assert (found.devices, found.repeats) == (2, 3)
     assert found.step_s.value > 0
+    assert found.energy_j is None  # CPUs count none
     with pytest.raises(ValueError, match="needs 32 devices, there are 16"):
         measure_transformer(config, data_parallel(32), run, text, 3)
