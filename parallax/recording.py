@@ -19,7 +19,6 @@ from parallax.report.facts import Cell
 from parallax.report.grid import Grid, Heads
 from parallax.report.regimes_page import TITLE as REGIMES_TITLE
 from parallax.report.sections import Section, section_to_dict
-from parallax.results import Tag
 from parallax.search.conclusions import conclusions
 from parallax.search.regimes_record import from_record
 
@@ -59,27 +58,10 @@ def _made(record: Mapping[str, Any]) -> str:
 
 def _quality(path: Path) -> Section:
     record = load_record(path)
-    grids = tuple(
-        Grid(
-            shown.title,
-            tuple((head, _tag(head)) for head in shown.heads),
-            tuple(tuple(Cell(text) for text in row) for row in shown.rows),
-            (shown.note,) if shown.note else (),
-        )
-        for shown in tables(record)
-    )
     made = f"Recorded on {record.date}: {record.command}, {record.seconds / 60:.0f} minutes."
     said = (described(record), *record.says, made)
-    return Section(
-        "Quality of compressed weights, measured on a small model", said, grids, grids[:1]
-    )
-
-
-def _tag(head: str) -> Tag | None:
-    """Where the numbers of a column are from; None for words."""
-    if head in ("attention, MLP", "seed", "matrix", "part", "for"):
-        return None
-    return "derived" if head in ("KB a layer", "budget", "bytes", "bits a weight") else "measured"
+    title = "Quality of compressed weights, measured on a small model"
+    return Section(title, said, tables(record))
 
 
 _MEMORY_HEADS: Heads = (

@@ -1,37 +1,31 @@
 """A quality record as tables: on a terminal, and as one page."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.table import Table, box
 from rich.text import Text
 
 from parallax.quality.saying import interval, percent, points, share
 from parallax.quality_results import QualityRecord, Race
+from parallax.report.facts import Cell
+from parallax.report.grid import Grid, grid_html, grid_table
+from parallax.results import Tag
 
 TITLE = "What storing weights in fewer bits costs"
 _CLAIMS = "Beside the paper's claims"
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One table: a title, heads, rows of as many cells, and a line below."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+_WORDS = ("attention, MLP", "seed", "matrix", "part", "for")
+_DERIVED = ("KB a layer", "budget", "bytes", "bits a weight", "predicted")
 
 
 def record_table(record: QualityRecord) -> RenderableType:
     """The whole record as one rich renderable."""
     parts: list[RenderableType] = [Text(TITLE, style="bold"), Text(described(record), style="dim")]
-    for shown in tables(record):
-        parts += [Text(f"\n{shown.title}", style="bold"), _rich(shown)]
-        parts += [Text(f"  {shown.note}")] if shown.note else []
+    for grid in tables(record):
+        parts += [Text(), grid_table(grid)]
     parts += [Text(f"\n{_CLAIMS}", style="bold"), *(Text(f"- {line}") for line in record.says)]
     return Group(*parts)
 
@@ -47,8 +41,9 @@ def record_page(record: QualityRecord) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("quality.html.j2").render(
-        title=TITLE, described=described(record), tables=tables(record), claims=_CLAIMS,
-        says=record.says, made=f"{record.command}, {record.date}, {record.seconds:.0f} s, "
+        title=TITLE, described=described(record), claims=_CLAIMS, says=record.says,
+        tables=[grid_html(grid) for grid in tables(record)],
+        made=f"{record.command}, {record.date}, {record.seconds:.0f} s, "
         + ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     )  # fmt: skip
 
@@ -65,12 +60,12 @@ def described(record: QualityRecord) -> str:
     )
 
 
-def tables(record: QualityRecord) -> tuple[Shown, ...]:
+def tables(record: QualityRecord) -> tuple[Grid, ...]:
     """All that have a row, in order."""
-    return tuple(shown for shown in _tables(record) if shown.rows)
+    return tuple(grid for grid in _tables(record) if grid.rows)
 
 
-def _tables(record: QualityRecord) -> Iterator[Shown]:
+def _tables(record: QualityRecord) -> Iterator[Grid]:
     yield _scores(record)
     if record.race is not None:
         yield _race(record.race)
@@ -79,7 +74,7 @@ def _tables(record: QualityRecord) -> Iterator[Shown]:
     yield _mixes(record)
 
 
-def _scores(record: QualityRecord) -> Shown:
+def _scores(record: QualityRecord) -> Grid:
     rows = tuple(
         (
             _pair(score.formats) + (" tuned" if score.tuned else ""),
@@ -97,22 +92,22 @@ def _scores(record: QualityRecord) -> Shown:
         f"the task: {first.label} is right at {share(first.accuracy)}, guessing at "
         f"{100 * record.chance:.0f} %; with {record.items} questions it does not see small changes"
     )
-    return Shown("Formats (measured; bytes derived)", heads, rows, note)
+    return _grid("Formats", heads, rows, note)
 
 
-def _race(race: Race) -> Shown:
+def _race(race: Race) -> Grid:
     def said(steps: float | None) -> str:
         return "not reached" if steps is None else f"{steps:.0f}"
 
     rows = ((str(r.seed), said(r.dense_steps), said(r.compressed_steps)) for r in race.runs)
-    return Shown(
-        f"Steps to {race.target_nats:.3f} nats a held-out byte (measured)",
+    return _grid(
+        f"Steps to {race.target_nats:.3f} nats a held-out byte",
         ("seed", "dense", f"trained as {_pair(race.formats)}"), tuple(rows),
         f"ratio {interval(race.ratio, 2)} ({race.ratio.note})",
     )  # fmt: skip
 
 
-def _errors(record: QualityRecord) -> Shown:
+def _errors(record: QualityRecord) -> Grid:
     formats = tuple(dict.fromkeys(e.format for e in record.errors))
     found: dict[str, dict[str, float]] = {}
     for e in record.errors:
@@ -122,20 +117,20 @@ def _errors(record: QualityRecord) -> Shown:
         (where, *(f"{of[f]:.1e}" if f in of else "" for f in formats))
         for where, of in found.items()
     )
-    title = "Relative L2 error of a matrix's product (measured)"
-    return Shown(title, ("matrix", *formats), tuple(rows))
+    title = "Relative L2 error of a matrix's product"
+    return _grid(title, ("matrix", *formats), tuple(rows))
 
 
-def _sensitivities(record: QualityRecord) -> Shown:
+def _sensitivities(record: QualityRecord) -> Grid:
     formats = tuple(dict.fromkeys(s.format for s in record.sensitivities))
     found: dict[str, list[str]] = {}
     for s in record.sensitivities:
         found.setdefault(f"layer {s.layer} {s.part}", []).append(f"{s.nats.value:+.4f}")
-    title = "One part of one layer in a format: held-out nats a byte more (measured)"
-    return Shown(title, ("part", *formats), tuple((k, *v) for k, v in found.items()))
+    title = "One part of one layer in a format: held-out nats a byte more"
+    return _grid(title, ("part", *formats), tuple((k, *v) for k, v in found.items()))
 
 
-def _mixes(record: QualityRecord) -> Shown:
+def _mixes(record: QualityRecord) -> Grid:
     rows = tuple(
         (
             mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
@@ -146,8 +141,8 @@ def _mixes(record: QualityRecord) -> Shown:
         )
         for mix in record.mixes
     )  # fmt: skip
-    return Shown(
-        "The mildest mix under a budget (bytes derived, perplexity measured on the small model)",
+    return _grid(
+        "The mildest mix under a budget; perplexity is the small model's",
         ("for", "attention, MLP", "budget", "bytes", "bits a weight", "predicted",
          "perplexity more"),
         rows, "predicted: sensitivities added up; measured: all of them together",
@@ -158,10 +153,15 @@ def _pair(formats: tuple[str, str]) -> str:
     return formats[0] if formats[0] == formats[1] else ", ".join(formats)
 
 
-def _rich(shown: Shown) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, head in enumerate(shown.heads):
-        table.add_column(head, justify="right" if i else "left", overflow="fold")
-    for row in shown.rows:
-        table.add_row(*row)
-    return table
+def _grid(
+    title: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]], note: str = ""
+) -> Grid:
+    def tag(head: str) -> Tag | None:
+        return None if head in _WORDS else "derived" if head in _DERIVED else "measured"
+
+    return Grid(
+        title,
+        tuple((head, tag(head)) for head in heads),
+        tuple(tuple(Cell(text) for text in row) for row in rows),
+        (note,) if note else (),
+    )
