@@ -18,6 +18,11 @@ from parallax.preparing import Plan, make_plan
 from parallax.report import words
 from parallax.workload import Workload
 
+# Arguments of `compare` that decide what is timed.
+TAKEN = (
+    "model", "mesh", "batch", "seq_len", "microbatches", "small", "dtype", "compression", "cluster",
+    "packed", "text",
+)  # fmt: skip
 VIRTUAL = (
     "These devices are virtual, threads of one CPU, and the model is the small one: the ratio is "
     "of this machine and says nothing about GPUs."
@@ -93,14 +98,17 @@ def compare_pairs(
       strategies: two, as `compare` takes them.
       pairs: how many, from 2 on.
       seed: of the drawn orders.
-      request: other arguments of `compare`: model, mesh, batch, seq_len, small, dtype, text.
+      request: those of `compare` in TAKEN.
 
     Raises:
       ValueError: not two strategies, or what `compare` refuses.
     """
     known = {n: p.default for n, p in inspect.signature(compare).parameters.items()}
-    if unknown := set(request) - set(known):
-        raise ValueError(f"compare_pairs: unknown argument {sorted(unknown)[0]!r}.")
+    if unknown := set(request) - set(TAKEN):
+        raise ValueError(
+            f"compare_pairs: argument {sorted(unknown)[0]!r} changes nothing that is timed, a "
+            f"forward pass. Use some of {', '.join(TAKEN)}."
+        )
     if pairs < LEAST_PAIRS:
         raise ValueError(f"compare_pairs: pairs must be at least {LEAST_PAIRS}, got {pairs}.")
     if strategies is None and paper is not None:

@@ -23,7 +23,6 @@ from parallax.search.conclusions import conclusions
 from parallax.search.regimes_record import from_record
 
 PAPERS = ("cache_layerwise", "compressed_layerwise")
-_MODEL_ONLY = "compressed_layerwise"  # whose small model the measured runs have
 _TOLD = 7  # sentences about regimes: what wins, against what, and what would change it
 
 
@@ -33,16 +32,21 @@ def recorded_sections(folder: Path) -> dict[str, list[Section]]:
     Raises:
       ValueError: a record that is missing or broken.
     """
-    found: dict[str, list[Section]] = {name: [] for name in PAPERS}
-    for name in PAPERS:
-        if name == _MODEL_ONLY:
-            found[name].append(_quality(folder / "compress_quality.json"))
-        found[name].append(_memory(folder / "memory_terms.json", name))
-        found[name].append(_tiles(_load(folder / "cache_tiled.json"), name))
-        if name == _MODEL_ONLY:
-            found[name].append(_deployment(_load(folder / "deployment.json")))
-        found[name].append(_regimes(_load(folder / "regimes.json")))
-    return found
+    try:
+        quality = _quality(folder / "compress_quality.json")
+        deployment = _deployment(_load(folder / "deployment.json"))
+        regimes = _regimes(_load(folder / "regimes.json"))
+        tiles = _load(folder / "cache_tiled.json")
+        return {
+            name: [quality, _memory(folder / "memory_terms.json", name), _tiles(tiles, name),
+                   deployment, regimes]
+            for name in PAPERS
+        }  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder}: a record has other fields than this version reads ({error!r}). Make it "
+            "again."
+        ) from None
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -62,6 +62,13 @@ def test_sentences_follow_the_data(tmp_path):
     assert "is faster in 1 (modelled)" in " ".join(tiles.said)
 
 
-def test_a_record_that_is_not_there_is_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="memory record .*No such file"):
-        recording.recorded_sections(tmp_path)
+@pytest.mark.parametrize("name", ["deployment", "cache_tiled", "regimes", "memory_terms"])
+def test_a_record_that_is_none_is_one_clear_error(tmp_path, name):
+    folder = tmp_path / "records"
+    shutil.copytree(RECORDS, folder)
+    (folder / f"{name}.json").write_text("{}")
+    with pytest.raises(ValueError, match="Make it again|missing or unknown|Run parallax"):
+        recording.recorded_sections(folder)
+    (folder / f"{name}.json").unlink()
+    with pytest.raises(ValueError, match=name):
+        recording.recorded_sections(folder)

@@ -94,7 +94,8 @@ def test_layers_in_slabs_are_data(tmp_path):
     assert Strategy.load(tmp_path / "tiled.json") == tiled
     assert tiled.layers == CacheTiled(4, 16, 2, Pipeline("stage", None, "overlapped"))
     assert tiled.layers.ticks(8, 4) == 4 + 2 * 3
-    assert tiled.layers.rounds(7, 4) == 7  # two do not divide seven microbatches
+    with pytest.raises(ValueError, match="rounds of 2 do not divide 7 microbatches"):
+        tiled.layers.rounds(7, 4)
     assert CacheTiled().rounds(8, 1) == 1
     assert CacheTiled(inner=Pipeline("stage")).rounds(8, 4) == 4
     with pytest.raises(ValueError, match="mlp must be an integer of at least 1, got 0"):

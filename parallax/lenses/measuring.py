@@ -13,7 +13,7 @@ from scipy import stats
 
 from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress
-from parallax.lenses.power import read_energy
+from parallax.lenses.power import LEAST_S, read_energy
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
 from parallax.results import Figure, Measurement
@@ -118,7 +118,7 @@ def _measure(
     before = read_energy(devices)
     samples = timed(step, arguments, repeats)
     after, energy = read_energy(devices), None
-    if before is not None and after is not None:
+    if before is not None and after is not None and sum(samples) >= LEAST_S:
         note = f"NVML's counters over {repeats} steps, all devices"
         energy = Figure((after - before) / repeats, "J", "measured", note=note)
     return Measurement(

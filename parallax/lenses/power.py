@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+# NVML's counter of joules moves every few tens of milliseconds: less than this it cannot measure.
+LEAST_S = 1.0
+
 
 def read_power() -> float | None:
     """Watts of the first GPU."""
@@ -19,8 +22,8 @@ def read_power() -> float | None:
 def read_energy(devices: Iterable[Any]) -> float | None:
     """Joules that these JAX devices have used since their driver was loaded, added up.
 
-    The counter moves every few tens of milliseconds: what is measured has to be longer. None where
-    a device is no GPU of this machine, or counts no energy.
+    What is measured has to last LEAST_S. None where a device is no GPU of this machine, or counts
+    no energy.
     """
     devices = list(devices)
     if any(d.platform not in ("gpu", "cuda") for d in devices):

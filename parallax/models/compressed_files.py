@@ -158,10 +158,11 @@ class _Shards:
 
 
 def _find(folder: Path, config: ModelConfig) -> TensorFiles:
-    names = [_REST, *(_file(layer) for layer in range(config.num_layers))]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder}: {missing[0]} is missing. Fetch the folder again.")
+    names = []
+    for layer in range(-1, config.num_layers):  # compressed.json may claim any number of them
+        names.append(_REST if layer < 0 else _file(layer))
+        if not (folder / names[-1]).is_file():
+            raise ValueError(f"{folder}: {names[-1]} is missing. Fetch the folder again.")
     files = read_headers(folder, [folder / name for name in names])
     expected: dict[str, Any] = {}
     for path, like in _shapes(config).items():

@@ -55,10 +55,24 @@ def footprint_rows(
         both out.
       paper: whose figures stand beside.
     """
-    dense = (config.dtype, config.dtype)
     return tuple(
-        row for formats in (dense, PAPER_FORMATS) for row in _rows(config, workload, formats, paper)
+        row for formats in storable(config) for row in _rows(config, workload, formats, paper)
     )
+
+
+def storable(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """Formats that stand side by side: the model's dtype, its own, the compressed_layerwise
+    paper's; those that the model's sizes allow."""
+    found = [(config.dtype, config.dtype)]
+    for formats in (config.compression, PAPER_FORMATS):
+        if formats is None or formats in found:
+            continue
+        try:
+            config.replace(compression=formats)
+        except ValueError:
+            continue
+        found.append(formats)
+    return tuple(found)
 
 
 def _rows(

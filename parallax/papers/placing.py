@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import ModelConfig
-from parallax.papers.footprints import PAPER_FORMATS, FootprintRow, footprint_rows, layer_of
+from parallax.papers.footprints import FootprintRow, footprint_rows, layer_of, storable
 from parallax.papers.paper import Paper
 from parallax.placement import (
     Budget,
@@ -23,7 +23,8 @@ from parallax.placement.footprint import attention_matrices, mlp_matrices
 from parallax.workload import Workload
 
 # "hbm" is what a program may take of a device's memory; with "+kv" the batch's cache is in it.
-BUDGETS = ("l2", "smem", "l2+smem", "hbm", "hbm+kv")
+_IN_MEMORY = ("hbm", "hbm+kv")
+BUDGETS = ("l2", "smem", "l2+smem", *_IN_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,14 @@ def placement_facts(
     if budget is not None:
         check_budget(budget, where)
     asked = BUDGETS if budget is None else (budget,)
-    stored = ((config.dtype, config.dtype), PAPER_FORMATS)
+    if work is None:
+        if budget in _IN_MEMORY:
+            raise ValueError(
+                f"placement_facts: budget {budget!r} counts activations and keys and values. Give "
+                "workload=."
+            )
+        asked = tuple(b for b in asked if b not in _IN_MEMORY)
+    stored = storable(config)
     placed = tuple(_placed(config, work, b, f, where) for b in asked for f in stored)
     rows = footprint_rows(config, work, paper)
     return PlacementFacts(config.name, where.name, where.devices, work, rows, placed)
@@ -122,7 +130,7 @@ def check_budget(budget: str, where: Cluster) -> None:
 def _placed(
     config: ModelConfig, work: Workload | None, asked: str, formats: tuple[str, str], where: Cluster
 ) -> PlacedRow:
-    in_memory = asked in ("hbm", "hbm+kv")
+    in_memory = asked in _IN_MEMORY
     if in_memory:
         share = f"{where.usable_fraction:g} of {where.gpu.name}'s memory"
         budget, counted = Budget(where.usable_bytes, share), "weights, a microbatch's activations"

@@ -83,6 +83,8 @@ def layer_footprints(
 def _layer(
     config: ModelConfig, formats: tuple[str, str], tokens: int, cached: int, workspace: int
 ) -> Footprint:
+    if formats != (config.dtype, config.dtype):
+        config.replace(compression=formats)  # what a model cannot store has no bytes
     attention, mlp = (parse_format(name) for name in formats)
     matrices = sum(attention.n_bytes(*m) for m in attention_matrices(config))
     matrices += sum(mlp.n_bytes(*m) for m in mlp_matrices(config))

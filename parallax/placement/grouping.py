@@ -53,7 +53,7 @@ def greedy(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Dev
     Raises:
       ValueError: layers that are left over, or one that fits no device it could go to.
     """
-    _check(sizes, costs)
+    _check(sizes, costs, devices)
     prefix = list(accumulate(sizes, initial=0.0))
     stops, at = [], 0
     for device in devices:
@@ -78,7 +78,7 @@ def optimal(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[De
     Cost: for N layers on P devices P log N a guess, about 60 guesses and as many exact ones as the
       last of them leaves.
     """
-    _check(sizes, costs)
+    _check(sizes, costs, devices)
     bytes_to, cost_to = (list(accumulate(x, initial=0.0)) for x in (sizes, costs))
 
     def fill(limit: float) -> list[int] | None:
@@ -117,9 +117,11 @@ def _cost(stops: Sequence[int], costs: Sequence[float], devices: Sequence[Device
                for a, b, d in zip(starts, stops, devices, strict=True))  # fmt: skip
 
 
-def _check(sizes: Sequence[float], costs: Sequence[float]) -> None:
-    if not sizes or len(sizes) != len(costs) or min(sizes) < 0 or min(costs) < 0:
+def _check(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Device]) -> None:
+    if not sizes or not devices or len(sizes) != len(costs):
         raise ValueError(
-            f"placement: expected bytes and costs from 0 on, one of each a layer; got "
-            f"{len(sizes)} and {len(costs)}."
+            f"placement: expected layers, a cost for each, and devices; got {len(sizes)} sizes, "
+            f"{len(costs)} costs, {len(devices)} devices."
         )
+    if (least := min(*sizes, *costs)) < 0:
+        raise ValueError(f"placement: bytes and costs go from 0 on, got {least:.6g}.")

@@ -37,6 +37,15 @@ def tiles_under(
         raise ValueError(
             f"tiles_under: model '{config.name}' has experts, which are not cut into slabs."
         )
+    for name, parts, whole in (
+        ("heads", heads, config.num_kv_heads),
+        ("width", width, config.d_ff),
+    ):
+        if parts < 1 or whole % parts:
+            raise ValueError(
+                f"tiles_under: {name}={parts} devices do not divide the model's {whole}. Use a "
+                f"divisor of {whole}."
+            )
     of_attention, of_mlp = formats or (config.dtype, config.dtype)
     *qkv, out = attention_matrices(config)
     mlp = mlp_matrices(config)
@@ -138,16 +147,19 @@ def _n_bytes(name: str, inputs: int, outputs: int) -> int:
 
 def _fewest(slab, most: int, budget: int, where: str) -> int:
     """The smallest divisor of `most` whose slabs fit."""
-    least = 0
+    least, cannot = 0, None
     for count in range(1, most + 1):
         if most % count:
             continue
         try:
             least = slab(count)
-        except ValueError:
-            continue  # this format has no slabs of that size
+        except ValueError as error:
+            cannot = error  # this format has no slabs of that size
+            continue
         if least <= budget:
             return count
+    if not least and cannot is not None:
+        raise cannot
     raise ValueError(
         f"tiles_under: {where} takes {least} bytes, the budget is {budget}. Compress it, or raise "
         "the budget."

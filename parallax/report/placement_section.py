@@ -2,29 +2,13 @@
 
 from itertools import groupby
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from parallax.papers.footprints import FootprintRow
 from parallax.papers.placing import PlacedRow, PlacementFacts
 from parallax.report import words
 from parallax.report.facts import Cell, Status
-from parallax.report.grid import Grid, grid_html, grid_table
+from parallax.report.grid import Grid
 
 _STATUS: dict[str, Status] = {"differs": "bad", "consistent": "good", "rounding": "good"}
-
-
-def placement_table(facts: PlacementFacts) -> RenderableType:
-    """For a rich console of 100 columns or more."""
-    parts: list[RenderableType] = []
-    for grid in placement_grids(facts):
-        parts += [grid_table(grid), Text()]
-    return Group(*parts[:-1])
-
-
-def placement_html(facts: PlacementFacts) -> str:
-    """Two sections of a page with the report's style."""
-    return "".join(grid_html(grid) for grid in placement_grids(facts))
 
 
 def placement_grids(facts: PlacementFacts) -> tuple[Grid, Grid]:

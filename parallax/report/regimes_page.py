@@ -83,7 +83,7 @@ class RegimesReport:
             f"{len(self.places):,} places: {phases}; batch {_list(g.batches)}; width "
             f"{_list(g.widths)}; {_list(g.depths)} layers; {attentions}; weights in "
             f"{'; '.join(g.stored)}; {g.seq_len:,} tokens a sequence; on {wires}. Each strategy at "
-            "its best number of microbatches, closed form."
+            "the best of up to five numbers of microbatches, TP x PP as 8 x 2; closed form."
         )
 
     def _tables(self) -> tuple[Table, ...]:
@@ -151,7 +151,7 @@ def _counts(places: Sequence[Place], what: str, title: str, key) -> Table:
         groups.setdefault(key(p), []).append(p)
     heads: Heads = (("phase", None), ("layers", None), (what, None), ("places", None),
              *((f"{LABELS[n]} first", "modelled") for n in NAMES), ("nothing fits", "modelled"),
-             ("ahead of TP x PP", "modelled"), ("speed, middle", "modelled"))  # fmt: skip
+             ("ahead of TP x PP", "modelled"), ("speed, median", "modelled"))  # fmt: skip
     return Table(title, heads, tuple(_count(names, mine) for names, mine in groups.items()))
 
 
@@ -187,7 +187,7 @@ def _crossed(places: Sequence[Place]) -> Table:
         ("batch", None),
         *((f"width {w:,}", "modelled") for w in widths),
     )
-    return Table(f"Speed of {LABELS[LAYERWISE]} over TP x PP, in the middle of all places", heads,
+    return Table(f"Speed of {LABELS[LAYERWISE]} over TP x PP, median of all places", heads,
                  tuple(rows))  # fmt: skip
 
 

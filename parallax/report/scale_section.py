@@ -3,31 +3,15 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from parallax.papers.paper import Claim
 from parallax.papers.scaling import ScaleRow
 from parallax.report import words
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid, Heads, grid_html, grid_table
+from parallax.report.grid import Grid, Heads
 from parallax.report.placement_section import stored_in
 from parallax.results import Figure
 
 _KERNEL = {"xla": "unpacked by XLA", "kernel": "kernel, assumed", "": ""}
-
-
-def scale_table(rows: Sequence[ScaleRow]) -> RenderableType:
-    """For a rich console of 130 columns or more."""
-    parts: list[RenderableType] = []
-    for grid in scale_grids(rows):
-        parts += [grid_table(grid), Text()]
-    return Group(*parts[:-1])
-
-
-def scale_html(rows: Sequence[ScaleRow]) -> str:
-    """Two sections of a page with the report's style."""
-    return "".join(grid_html(grid) for grid in scale_grids(rows))
 
 
 def scale_grids(rows: Sequence[ScaleRow]) -> tuple[Grid, ...]:

@@ -17,6 +17,7 @@ from parallax.report.facts import Cell
 from parallax.report.grid import Grid
 from parallax.report.placement_section import placement_grids, stored_in
 from parallax.report.scale_section import scale_grids
+from parallax.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,20 @@ def sections(report: Comparison) -> tuple[Section, ...]:
         paper = None
     if paper is None and budget is None:
         return ()
-    return _sections(paper, report.config, budget, report.cluster)
+    return _sections(paper, report.config, report.workload, budget, report.cluster)
 
 
 @functools.lru_cache(maxsize=16)
 def _sections(
-    paper: Paper | None, config: ModelConfig, budget: str | None, cluster: str
+    paper: Paper | None, config: ModelConfig, workload: Workload, budget: str | None, cluster: str
 ) -> tuple[Section, ...]:
-    found = [_placement(placement_facts(paper or config, budget, cluster))]
+    # A paper's figures stand beside its own model and workload only.
+    own = paper is not None and (config, workload) == (paper.config, paper.workload)
+    facts = placement_facts(paper if own and paper else config, budget, cluster, workload=workload)
+    found = [_placement(facts)]
     if paper is not None:
         found.append(_scale(paper, cluster))
-        found += [section_from_dict(data) for data in _recorded()[paper.name]]
+        found += [section_from_dict(data) for data in _recorded().get(paper.name, ())]
     return tuple(found)
 
 

@@ -69,7 +69,7 @@ def _against(places: Sequence[Place], rival: str) -> Iterable[str]:
         middle = statistics.median(lead for _, lead in leads)
         best, lead = max(leads, key=lambda found: found[1])
         said = f"{phase.capitalize()} against {_SAID[rival]}: ahead in "
-        said += f"{_of(len(ahead), len(leads))} places that both run; in the middle at "
+        said += f"{_of(len(ahead), len(leads))} places that both run; at a median of "
         said += f"{middle:.2f} times its speed, at best at {lead:.2f} ({_place(best)}). "
         yield said + _from_batch(leads)
 
@@ -101,8 +101,8 @@ def _kept_full(places: Sequence[Place]) -> str:
         if leads:
             ahead = sum(x > 1 for x in leads)
             said.append(
-                f"{phase} would be ahead of TP x PP in {_of(ahead, len(leads))} places (in the "
-                f"middle at {statistics.median(leads):.2f} times its speed)"
+                f"{phase} would be ahead of TP x PP in {_of(ahead, len(leads))} places (at a "
+                f"median of {statistics.median(leads):.2f} times its speed)"
             )
     if not said:
         return ""
@@ -120,7 +120,7 @@ def _attention(places: Sequence[Place]) -> str:
             found[name] = sum(x > 1 for x in leads), len(leads), statistics.median(leads)
     if len(found) < 2:
         return ""
-    said = [f"{name} {_of(ahead, n)} (in the middle at {middle:.2f} times its speed)"
+    said = [f"{name} {_of(ahead, n)} (at a median of {middle:.2f} times its speed)"
             for name, (ahead, n, middle) in found.items()]  # fmt: skip
     return f"Ahead of TP x PP by attention: {'; '.join(said)}."
 
@@ -144,7 +144,7 @@ def _packing(places: Sequence[Place]) -> Iterable[str]:
                     parts.append(f"{stored} {how} {statistics.median(ratios):.2f}")
         if parts:
             yield (
-                f"Layer-wise {phase} with packed weights takes, against dense ones, in the middle: "
+                f"Layer-wise {phase} with packed weights takes, against dense ones, median: "
                 f"{'; '.join(parts)} times as long."
             )
 
@@ -162,7 +162,7 @@ def _as_the_paper_compares(places: Sequence[Place]) -> str:
         ]  # fmt: skip
         if leads:
             ahead = sum(x > 1 for x in leads)
-            said.append(f"{how} it is ahead in {_of(ahead, len(leads))} places (in the middle at "
+            said.append(f"{how} it is ahead in {_of(ahead, len(leads))} places (at a median of "
                         f"{statistics.median(leads):.2f} times its speed)")  # fmt: skip
     if not said:
         return ""

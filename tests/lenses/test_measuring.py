@@ -27,6 +27,7 @@ def test_warm_up_is_neither_timed_nor_counted(monkeypatch):
         return next(used)
 
     monkeypatch.setattr(measuring, "read_energy", counter)
+    monkeypatch.setattr(measuring, "LEAST_S", 0.0)
     mesh = data_parallel(1).mesh.build(jax.devices()[:1])
     found = measuring._measure(
         lambda: calls.append("step"), (), 3, "m", mesh, workload(data_parallel(1))
@@ -35,6 +36,10 @@ def test_warm_up_is_neither_timed_nor_counted(monkeypatch):
     assert found.repeats == 3
     assert found.energy_j is not None
     assert found.energy_j.value == 10.0
+    used = iter([100.0, 130.0])
+    monkeypatch.setattr(measuring, "LEAST_S", 1.0)  # the counter is too coarse for three calls
+    short = measuring._measure(lambda: None, (), 3, "m", mesh, workload(data_parallel(1)))
+    assert short.energy_j is None
 
 
 def test_measures_and_refuses_too_few_devices():

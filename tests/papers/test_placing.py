@@ -5,7 +5,8 @@ import pytest
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.placing import even_groups, placement_facts
-from parallax.report.placement_section import placement_grids, placement_html, spelled
+from parallax.report.grid import grid_html
+from parallax.report.placement_section import placement_grids, spelled
 from parallax.workload import Workload
 
 PAPER = PAPERS["compressed_layerwise"]
@@ -112,7 +113,7 @@ def test_bad_budgets(budget):
 
 
 def test_it_is_shown():
-    page = placement_html(FACTS)
+    page = "".join(map(grid_html, placement_grids(FACTS)))
     for said in ("193,167,360", "144.1 MB", "greedy 16, 0 x15; optimal 1 x16", "claimed"):
         assert said in page
     footprints, placements = placement_grids(placement_facts(PAPER.config, workload=Workload(1, 8)))

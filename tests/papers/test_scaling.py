@@ -7,7 +7,8 @@ from parallax.estimate.fastest import fastest, microbatches_of
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.scaling import scale_rows
-from parallax.report.scale_section import scale_grids, scale_html
+from parallax.report.grid import grid_html
+from parallax.report.scale_section import scale_grids
 from parallax.strategies import build
 
 PAPER = PAPERS["compressed_layerwise"]
@@ -80,6 +81,6 @@ def test_it_is_shown():
     assert "decoding step" in decode.title
     assert "whole batch" in prefill.title
     assert len(decode.rows) == len(prefill.rows) == 8
-    page = scale_html(ROWS)
+    page = "".join(map(grid_html, scale_grids(ROWS)))
     for said in ("kernel, assumed", "98.5 %", "1.48", "7,680"):
         assert said in page

@@ -113,3 +113,14 @@ def test_a_group_says_by_how_much_and_what_would_help():
     dense = layer_footprints(COMPRESSED, "float16")
     (helped,) = verdicts(COMPRESSED, dense, [range(1)], [300_000_000])
     assert helped.would_fit == "int8"
+
+
+def test_what_a_model_refuses_has_no_bytes_and_is_recommended_to_nobody():
+    """Groups of 128 inputs do not lie inside a head of 64."""
+    narrow = COMPRESSED.replace(num_heads=64, num_kv_heads=64, head_dim=64)
+    with pytest.raises(ValueError, match="multiples of 128"):
+        layer_footprints(narrow, "int4")
+    dense = layer_footprints(narrow, "float16")
+    budget = layer_footprints(narrow, "int8+2:4")[0].weights - 1
+    (found,) = verdicts(narrow, dense[:1], [range(1)], [budget])
+    assert found.would_fit == ""

@@ -88,5 +88,20 @@ def test_a_device_of_nothing_is_refused(bad):
 def test_a_layer_that_fits_nowhere_is_named():
     with pytest.raises(ValueError, match="layer 1 has 9 bytes"):
         optimal([1, 9, 1], [1, 1, 1], [Device(5)] * 3)
-    with pytest.raises(ValueError, match="one of each a layer"):
+    with pytest.raises(ValueError, match="0 sizes"):
         greedy([], [], [Device(1)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "costs", "devices", "why"),
+    [
+        ([1.0], [1.0], [], "0 devices"),
+        ([], [], [Device(1)], "0 sizes"),
+        ([1.0], [1.0, 2.0], [Device(1)], "2 costs"),
+        ([1.0, -2.0], [1.0, 1.0], [Device(1)], "from 0 on, got -2"),
+    ],
+)
+@pytest.mark.parametrize("rule", [greedy, optimal])
+def test_what_is_no_placement_problem_is_refused(rule, sizes, costs, devices, why):
+    with pytest.raises(ValueError, match=why):
+        rule(sizes, costs, devices)

@@ -60,3 +60,12 @@ def test_few_microbatches_save_nothing():
     tiles = tiles_under(WIDE, 32_768_000)
     assert most_tokens(WIDE, tiles, 1) == most_tokens(WIDE, tiles, 2) == 0
     assert most_tokens(WIDE, tiles, 2, copies=0) > 0
+
+
+def test_a_split_or_a_format_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="heads=3 devices do not divide the model's 16"):
+        tiles_under(WIDE, 10**9, heads=3)
+    with pytest.raises(ValueError, match="width=5 devices"):
+        tiles_under(WIDE, 10**9, width=5)
+    with pytest.raises(ValueError, match="stores inputs in multiples of 84"):
+        tiles_under(WIDE, 10**9, formats=("float16", "float16+2:21"))

@@ -8,7 +8,9 @@ import pytest
 
 from parallax.meshes.cluster import cluster
 from parallax.papers.placing import check_budget, placement_facts
+from parallax.report import words
 from parallax.report.sections import sections
+from parallax.workload import Workload
 from tests.report import examples
 from tests.report.test_table import printed
 
@@ -33,6 +35,25 @@ def test_layer_wise_papers_have_them_and_others_with_a_budget(report):
     (only,) = sections(of_paper("ring_sp", budget="50MB"))
     assert only.title == "Placement"
     assert {row[0].text for row in only.grids[1].rows} == {"50MB"}
+
+
+def test_a_run_s_own_model_and_workload_are_placed():
+    """Keys and values of ring_sp's batch fill a device many times; of one sequence they do not."""
+    paper = examples.paper("ring_sp")
+    (found,) = sections(of_paper("ring_sp", budget="hbm+kv"))
+    dense = placement_facts(paper, "hbm+kv").placed[0]
+    assert f"no, {words.in_bytes(dense.largest.over)} over" in found.grids[1].rows[0][4].text
+    few = examples.report(
+        paper=paper, config=paper.config, workload=Workload(1, 1000, 1),
+        request={"budget": "hbm+kv"},
+    )  # fmt: skip
+    assert sections(few)[0].grids[1].rows[0][4].text == "yes"
+    # Another size than the paper's has no figures of the paper's beside it.
+    layerwise = examples.paper("compressed_layerwise")
+    small = examples.report(
+        paper=layerwise, config=layerwise.config.small(), workload=layerwise.workload
+    )
+    assert {row[3].text for row in sections(small)[0].grids[0].rows} == {"-"}
 
 
 def test_they_are_in_every_form(report):

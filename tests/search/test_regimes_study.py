@@ -98,9 +98,9 @@ def test_sentences_turn_with_the_data():
     assert "It wins at: phase decode, prefill; batch 16 to 64; width 1,024" in ahead[1]
     assert "by 1.50 times" in ahead[1]
     assert behind[1].startswith("There is no place in this study")
-    assert "ahead in 2 of 2 places that both run; in the middle at 1.50 times" in ahead[2]
+    assert "ahead in 2 of 2 places that both run; at a median of 1.50 times" in ahead[2]
     assert "At every batch it is ahead in most places" in ahead[2]
-    assert "ahead in none of 2 places that both run; in the middle at 0.60 times" in behind[2]
+    assert "ahead in none of 2 places that both run; at a median of 0.60 times" in behind[2]
     assert "At no batch is it ahead in most places" in behind[2]
 
 
@@ -123,7 +123,7 @@ def test_packing_and_the_papers_comparison_turn():
 
     assert any("unpacked by XLA 1.50 times as long" in line for line in pair(3.0))
     assert any("unpacked by XLA 0.50 times as long" in line for line in pair(1.0))
-    assert any("unpacked by XLA it is ahead in 1 of 1 places (in the middle at 3.00" in line
+    assert any("unpacked by XLA it is ahead in 1 of 1 places (at a median of 3.00" in line
                for line in pair(1.0))  # fmt: skip
     assert any("it is ahead in none of 1 places" in line for line in pair(9.0))
 
@@ -142,7 +142,7 @@ def test_full_pipelines_are_spoken_of_and_turn():
         lines = conclusions([dataclasses.replace(place(9.0), steady_s=steady)])
         return next(line for line in lines if line.startswith("If other requests"))
 
-    assert "decode would be ahead of TP x PP in 1 of 1 places (in the middle at 1.50" in said(2.0)
+    assert "decode would be ahead of TP x PP in 1 of 1 places (at a median of 1.50" in said(2.0)
     assert "in none of 1 places" in said(6.0)
 
 
