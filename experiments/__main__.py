@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
     "calibrate": "fit the cost model to the GPU at hand",
+    "bench_kernels": "our GPU kernels beside others, on the GPU at hand",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",
     "generate": "continue prompts with a published model, under any strategy",
