@@ -2,6 +2,7 @@
 
 import functools
 
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -37,6 +38,12 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                 ):
                     pl.when(j >= stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
                     plgpu.copy_gmem_to_smem(source.at[keys], memory.at[slot], here.at[slot])
+
+            # Every arrival is waited for, or the interpreter of JAX 0.11 objects.
+            @pl.loop(jnp.maximum(span.steps - stages, 0), span.steps)
+            def _(j):
+                for free in (k_free, v_free):
+                    plgpu.barrier_wait(free.at[lax.rem(j, i32(stages))])
 
         def compute():
             plgpu.set_max_registers(parts.COMPUTE_REGISTERS, action="increase")

@@ -47,6 +47,10 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                         block = (b, pl.ds(j * tile.keys, tile.keys), kv_head, pl.ds(w * half, half))
                         plgpu.copy_gmem_to_smem(source.at[block], memory.at[w], here.at[which + w])
 
+            # Every arrival is waited for, or the interpreter of JAX 0.11 objects.
+            for barrier in range(2 * HALVES):
+                plgpu.barrier_wait(free.at[barrier])
+
         def compute():
             plgpu.set_max_registers(parts.COMPUTE_REGISTERS, action="increase")
             mine = q_mem.at[me]
