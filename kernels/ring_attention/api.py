@@ -12,7 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels.ring_attention import reference
 
-IMPLEMENTATIONS = ("xla",)
+# In order of preference would be mosaic, xla. No GPU has run the Mosaic kernel yet, so None takes
+# XLA everywhere: change this once `pytest -m gpu` has passed on a Hopper GPU.
+DEFAULT = "xla"
+IMPLEMENTATIONS = ("xla", "mosaic")
 
 
 class Carry(NamedTuple):
@@ -72,19 +75,31 @@ def attention_step(
       kv_length: scalar; only the first kv_length keys count.
       partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
         summed over it, in the accumulator's dtype, before they are used.
-      implementation: "xla", or None for the best that supports the arguments.
+      implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
+        bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None, which
+        is "xla" for now, on every platform.
 
     Returns:
       The new carry, shapes as before.
 
     Raises:
-      NotImplementedError: the implementation cannot do this.
+      NotImplementedError: the implementation cannot do this; it names one that can.
 
     Cost: 2 B H L M (K + V) FLOPs (about half when is_causal and L is long: masked blocks are
       skipped). With partial_over an all-reduce of B H `score_elements(L, M, is_causal)` elements.
     Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
     """
-    check_implementation(implementation)
+    if check_implementation(implementation) == "mosaic":
+        # Imported late: the kernels' language takes a while to load.
+        from parallax.kernels.ring_attention import mosaic
+
+        segments = q_segment_ids is not None or kv_segment_ids is not None
+        _refuse(mosaic.unsupported(q, k, v, scale, segments, partial_over))
+        return Carry(
+            *mosaic.step(
+                q, k, v, *carry, is_causal=is_causal, kv_length=kv_length, scale=scale
+            )
+        )  # fmt: skip
     return Carry(
         *reference.step(
             q, k, v, carry.o, carry.m, carry.l,
@@ -116,6 +131,7 @@ def attention_step_backward(
       d_out: [B, L, H, V], gradient of the normalised output.
       lse: [B, H, L] of the whole attention (`finish`).
       delta: [B, H, L], sum over V (of all slices, with partial_over) of out * d_out.
+      implementation: "xla" and None; "mosaic" has no kernel for this yet and runs the same XLA.
       Others as in `attention_step`.
 
     Returns:
@@ -131,10 +147,22 @@ def attention_step_backward(
     )
 
 
-def check_implementation(implementation: str | None) -> None:
-    """Raises NotImplementedError for an implementation that does not exist on this backend."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
+def check_implementation(implementation: str | None) -> str:
+    """The implementation's name; NotImplementedError for one that does not exist."""
+    chosen = DEFAULT if implementation is None else implementation
+    if chosen == "cudnn":
+        _refuse("it neither takes nor returns the (o, m, l) of a step", "cudnn")
+    if chosen not in IMPLEMENTATIONS:
         raise NotImplementedError(
             f"attention_step: implementation={implementation!r} does not exist here. "
+            f"Use implementation='xla', which runs everywhere, or None."
+        )
+    return chosen
+
+
+def _refuse(reason: str | None, implementation: str = "mosaic") -> None:
+    if reason is not None:
+        raise NotImplementedError(
+            f"attention_step: implementation={implementation!r} cannot do this: {reason}. "
             f"Use implementation='xla', which runs everywhere, or None."
         )

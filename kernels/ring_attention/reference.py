@@ -107,6 +107,15 @@ def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
     return pairs * q_size * kv_size
 
 
+def check_lengths(q_length: int, kv_length: int, is_causal: bool) -> None:
+    """ValueError where a causal mask has no diagonal."""
+    if is_causal and q_length != kv_length:
+        raise ValueError(
+            f"attention_step: is_causal pairs query i with key i, but there are {q_length} "
+            f"queries and {kv_length} keys. Pass blocks of equal length."
+        )
+
+
 def block_size(length: int) -> int:
     """Tokens of one block of queries or keys."""
     return _cut(length)[1]
@@ -144,11 +153,7 @@ class _Blocks:
         self.q_length, self.kv_length, self.mask = q_length, kv_length, mask
         self.q_count, self.q_size = _cut(q_length)
         self.kv_count, self.kv_size = _cut(kv_length)
-        if mask.is_causal and q_length != kv_length:
-            raise ValueError(
-                f"attention_step: is_causal pairs query i with key i, but there are {q_length} "
-                f"queries and {kv_length} keys. Pass blocks of equal length."
-            )
+        check_lengths(q_length, kv_length, mask.is_causal)
         self.segments = None
         if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
             self.segments = self.pad_q(mask.q_segment_ids, 1), self.pad_kv(mask.kv_segment_ids, 1)

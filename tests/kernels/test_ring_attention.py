@@ -132,6 +132,31 @@ def test_an_implementation_that_does_not_exist_names_one_that_does():
         attention_step(q, q, q, empty_carry(q), is_causal=False, scale=1.0, implementation="magic")
 
 
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "head_dim", "options", "reason"),
+    [
+        ("cudnn", "bfloat16", 64, {}, "neither takes nor returns"),
+        ("mosaic", "float32", 64, {}, "inputs are float32"),
+        ("mosaic", "bfloat16", 96, {}, "head_dim is 96"),
+        ("mosaic", "bfloat16", 64, {"segments": True}, "segment ids"),
+        ("mosaic", "bfloat16", 64, {"partial_over": "x"}, "sum scores"),
+        ("mosaic", "bfloat16", 64, {"scale": -1.0}, "positive"),
+    ],
+)
+def test_what_an_implementation_cannot_do_it_refuses(
+    implementation, dtype, head_dim, options, reason
+):
+    q = draw((1, 4, 1, head_dim), 0).astype(dtype)
+    ids = jnp.zeros((1, 4), jnp.int32) if options.get("segments") else None
+    with pytest.raises(NotImplementedError, match=reason) as refused:
+        attention_step(
+            q, q, q, empty_carry(q), is_causal=False, scale=options.get("scale", 1.0),
+            q_segment_ids=ids, kv_segment_ids=ids, partial_over=options.get("partial_over"),
+            implementation=implementation,
+        )  # fmt: skip
+    assert "implementation='xla'" in str(refused.value)
+
+
 def test_causal_blocks_of_unequal_length_are_refused():
     q, k = draw((1, 4, 1, 4), 0), draw((1, 6, 1, 4), 0)
     with pytest.raises(ValueError, match="4 queries and 6 keys"):

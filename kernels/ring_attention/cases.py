@@ -1,0 +1,110 @@
+"""Cases of the attention step: what tests check, what is compiled, and what a benchmark times."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """One step on random inputs, on top of the carry that `EARLIER` other keys left.
+
+    Attributes:
+      head_dim, dtype: of q, k and v.
+      q_length, kv_length: tokens.
+      heads, kv_heads: of queries, and of keys and values.
+      is_causal: the mask.
+      limit: keys that count, handed over as a traced scalar; None: all.
+      batch: sequences.
+    """
+
+    head_dim: int
+    dtype: str
+    q_length: int
+    kv_length: int
+    heads: int = 1
+    kv_heads: int = 1
+    is_causal: bool = False
+    limit: int | None = None
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        mask = "causal" if self.is_causal else "full"
+        limit = "" if self.limit is None else f"-first{self.limit}"
+        return (
+            f"{self.dtype}-d{self.head_dim}-{self.q_length}x{self.kv_length}"
+            f"-{self.batch}x{self.heads}over{self.kv_heads}-{mask}{limit}"
+        )
+
+    @property
+    def flops(self) -> float:
+        """Of visible scores and their values: what throughput is counted in."""
+        keys = self.kv_length if self.limit is None else self.limit
+        pairs = (keys + 1) / 2 if self.is_causal else keys
+        return 4.0 * self.batch * self.heads * self.q_length * pairs * self.head_dim
+
+
+EARLIER = 24
+
+# Few tokens, for an interpreter: every head_dim, ragged ends, grouped heads, masks, both dtypes.
+SMALL = (
+    Case(64, "bfloat16", 40, 200),
+    Case(64, "float16", 137, 137, heads=2, is_causal=True),
+    Case(128, "bfloat16", 313, 313, is_causal=True),
+    Case(128, "float16", 70, 160, heads=2, limit=131),
+    Case(256, "bfloat16", 72, 150, heads=2, kv_heads=2, batch=2),
+    Case(256, "float16", 130, 130, is_causal=True),
+    Case(512, "bfloat16", 100, 150, heads=2),
+    Case(512, "float16", 137, 137, is_causal=True),
+    Case(512, "bfloat16", 64, 192, limit=65),
+)
+
+# 10,000 tokens whole, over 16 devices, and halves of such a piece in zigzag order.
+SHIPPED = tuple(
+    Case(head_dim, dtype, length, length, heads=8, kv_heads=4, is_causal=causal, limit=limit)
+    for head_dim in (64, 128, 256, 512)
+    for dtype, length, causal, limit in (
+        ("bfloat16", 10_000, True, None),
+        ("float16", 625, False, None),
+        ("bfloat16", 313, False, 312),
+    )
+    if limit is None or head_dim in (128, 512)
+)
+
+# Whole sequences, as published figures have them.
+TIMED = tuple(
+    Case(head_dim, "bfloat16", length, length, heads=16, kv_heads=16, is_causal=causal)
+    for head_dim in (128, 256, 512)
+    for length in (4096, 10_000)
+    for causal in (False, True)
+)
+
+
+def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
+    """q, k, v and the k, v seen earlier, [B, tokens, heads, head_dim], rounded to the dtype."""
+    random = np.random.default_rng(seed)
+    dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
+
+    def draw(length: int, heads: int) -> np.ndarray:
+        return random.normal(size=(case.batch, length, heads, case.head_dim)).astype(dtype)
+
+    lengths = (case.kv_length, case.kv_length, EARLIER, EARLIER)
+    return draw(case.q_length, case.heads), *(draw(length, case.kv_heads) for length in lengths)
+
+
+def exact(case: Case, q, k, v, k_earlier, v_earlier) -> np.ndarray:
+    """The textbook's attention over earlier and new keys in float64: [B, L, H, K]."""
+    repeat = case.heads // case.kv_heads
+    keys, values = (
+        np.repeat(np.concatenate(x, axis=1).astype(np.float64), repeat, axis=2)
+        for x in ((k_earlier, k), (v_earlier, v))
+    )
+    scores = np.einsum("blhk,bmhk->bhlm", q.astype(np.float64), keys) * case.head_dim**-0.5
+    new = np.arange(case.kv_length)
+    seen = np.broadcast_to(new < (case.limit or case.kv_length), (case.q_length, case.kv_length))
+    if case.is_causal:
+        seen = seen & (new <= np.arange(case.q_length)[:, None])
+    seen = np.concatenate([np.ones((case.q_length, EARLIER), bool), seen], axis=1)
+    scores = np.where(seen, scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), values)

@@ -1,0 +1,58 @@
+"""How the Mosaic kernels cut the work: one configuration for each head_dim that ships.
+
+Two shapes of kernel (Hopper; one warpgroup loads, two compute):
+  rows: each computing warpgroup has 64 queries and all of their output, up to 256 wide.
+  wide: both share 64 queries; each has half of the output's columns, since 64 x 512 float32 do not
+    fit a warpgroup's registers. Each also multiplies half of head_dim, and the two add scores.
+"""
+
+from typing import NamedTuple
+
+# Queries of one warpgroup: the rows of a wgmma instruction.
+ROWS = 64
+# Columns of the float32 output that are folded into the carry at a time: 128 bytes, one swizzle.
+CHUNK = 32
+# What a block of threads may use on Hopper.
+SHARED_BYTES_LIMIT = 232_448
+
+
+class Tile(NamedTuple):
+    """One configuration.
+
+    Attributes:
+      keys: key/value rows of a block, a multiple of 16.
+      stages: blocks of keys and of values in shared memory at a time.
+      wide: both computing warpgroups share 64 queries (see above).
+    """
+
+    keys: int
+    stages: int
+    wide: bool = False
+
+    @property
+    def queries(self) -> int:
+        """Query rows of one block of threads."""
+        return ROWS if self.wide else 2 * ROWS
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """Shared memory of the arrays, barriers (some hundred bytes) not counted; 2-byte inputs."""
+        loaded = (self.queries + 2 * self.stages * self.keys) * head_dim * 2
+        # The wide kernel folds its output through the array in which it exchanges scores.
+        return loaded + 2 * ROWS * (self.keys if self.wide else CHUNK) * 4
+
+
+TILES = {
+    64: Tile(keys=128, stages=2),
+    128: Tile(keys=128, stages=2),
+    256: Tile(keys=64, stages=2),
+    512: Tile(keys=64, stages=1, wide=True),
+}
+
+
+def score_elements(q_length: int, kv_length: int, is_causal: bool, tile: Tile) -> int:
+    """Scores of one head that a step computes: its visible blocks, whole and padded."""
+    rows, total = tile.queries, 0
+    for first in range(0, q_length, rows):
+        keys = min(kv_length, first + rows) if is_causal else kv_length
+        total += rows * -(-keys // tile.keys) * tile.keys
+    return total
