@@ -54,8 +54,9 @@ def test_the_pairs_of_a_zigzag_ring(interpreted):
     pairs = Pairs(size, me, length, True, "zigzag")
 
     def step(queries, keys, carry, **mask):
-        return attention_step(queries[0], *keys, carry, scale=64**-0.5, implementation="mosaic",
-                              **mask)  # fmt: skip
+        return attention_step(
+            queries[0], keys[0], keys[1], carry, scale=64**-0.5, implementation="mosaic", **mask
+        )
 
     def piece(x, device):
         return x[:, device * length : (device + 1) * length]
