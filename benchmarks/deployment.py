@@ -1,11 +1,13 @@
 """Devices lost at random moments and layers switched: no lost request, no changed token, how long.
 
   python benchmarks/deployment.py benchmarks/cpu/deployment.json [--losses=20] [--switches=100]
+  python benchmarks/deployment.py benchmarks/cpu/deployment.json --modelled_only
 
 The small model of compressed_layerwise (16 layers) in float64 on virtual CPU devices, each case in
 a process of its own: 17 devices of which one is a spare, and 16 without one. Hardware: any machine.
 Times are of virtual devices that share one CPU; beside them the same at full size on an H100,
-modelled. Result: a record that `parallax deploy` would write, one a case. Exit status 1 if a
+modelled; --modelled_only computes these again from the record's trials, and measures nothing.
+Result: a record that `parallax deploy` would write, one a case. Exit status 1 if a
 request was lost or a token changed.
 """
 
@@ -29,9 +31,26 @@ def run_one(devices: int, spares: int, losses: int, switches: int, *, on_progres
 
     record = deploy(
         "compressed_layerwise", devices=devices, spares=spares, small=True, dtype="float64",
-        losses=losses, switches=switches, waves=2, on_progress=on_progress,
+        losses=losses, switches=switches, microbatches=2, on_progress=on_progress,
     )  # fmt: skip
     return record.to_dict()
+
+
+def model_again(record: dict) -> None:
+    """The modelled part of each case of a record, from its own trials."""
+    from parallax.engine.deployment.full_size import modelled_record
+
+    for case in record["cases"].values():
+        rows, formats = case["setup"]["layout"], []
+        for row in rows:
+            if len(row["formats"]) > 1:
+                raise ValueError(f"device {row['device']} has layers of several formats.")
+            first, last = row["layers"]
+            formats += [tuple(row["formats"][0])] * (last + 1 - first)
+        strong = tuple(case["modelled"]["switch"]["formats"][1])
+        case["modelled"] = modelled_record(
+            case["setup"], case["losses"]["trials"], formats, strong, "compressed_layerwise"
+        )
 
 
 def main() -> None:
@@ -40,7 +59,13 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--losses", type=int, default=20)
     parser.add_argument("--switches", type=int, default=100)
+    parser.add_argument("--modelled_only", action="store_true")
     given = parser.parse_args()
+    if given.modelled_only:
+        record = json.loads(Path(given.out).read_text(encoding="utf-8"))
+        model_again(record)
+        Path(given.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return
     cases = {}
     for name, (devices, spares) in CASES.items():
         cases[name] = run_in_child(

@@ -1,19 +1,22 @@
-"""Deploy a model layer by layer, lose devices while it serves, and see that no token changes.
+"""Deploy a model layer by layer, lose devices while it serves, and see whether a token changes.
 
   parallax deploy --model=compressed_layerwise --small --virtual --spares=1 --losses=20
   parallax deploy --model=compressed_layerwise --small --virtual --losses=20 --switches=100
   parallax deploy --model=FOLDER --devices=4 --virtual --lose=2 --layer_formats=0-3=int8,int8+2:4
+  parallax deploy --model=compressed_layerwise --small --virtual --pressure
   parallax deploy --model=FOLDER --device_budget=40MB --rule=greedy --devices=8 --virtual
 
 Each device holds a contiguous group of layers and runs its own program; every layer may have its
 own formats. A loss is simulated: the device's buffers are deleted and reads refused. With a spare
 its group moves there, without one layers are placed again; lost keys and values are computed again
-from the tokens so far. A switch takes a layer to formats prepared beforehand, and back.
+from the tokens so far. In float64 that changes no token; in lower precision near-ties may fall
+otherwise, since they are computed again in one pass. A switch takes a layer to formats
+prepared beforehand, and back.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices: one a layer (16 at most) and the
 spares, or --devices. On the CPU the dtype is float64 unless --dtype says otherwise.
 Result: the layout, time to resume by part, time to switch, each beside a modelled H100 at the
-paper's full size; out/deploy.json.
+paper's full size; bytes moved and tokens computed again; out/deploy.json.
 Exit status: 0 ok; 1 a request was lost or a token changed; 2 bad input.
 """
 
@@ -21,23 +24,45 @@ import datetime
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
 
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable
+from parallax.report.facts import Cell
+from parallax.report.grid import Grid, Heads, grid_table
 
 WIDTH = 110
+_SPREAD = ("p50", "p90", "p99", "max")
+_TIMES: Heads = tuple((name, "measured") for name in _SPREAD)
+_LAYOUT: Heads = (
+    ("device", None), ("layers", None), ("formats", None), ("weights MB", "measured"),
+    ("KV MB", "derived"), ("ends MB", "measured"),
+)  # fmt: skip
+_RESUME: Heads = (("part", None), *_TIMES, ("H100 p50", "modelled"), ("H100 max", "modelled"))
+_MOVED: Heads = (
+    ("lost", None), ("moved layers", None), ("host to device MB", "measured"),
+    ("device to device MB", "measured"), ("recomputed tokens", "measured"),
+    ("recomputed layers", "measured"),
+)  # fmt: skip
+_SWITCHED: Heads = (
+    ("prepared on", None), ("count", None), ("host to device MB", "measured"), *_TIMES,
+    ("H100", "modelled"),
+)  # fmt: skip
+_PRESSURE: Heads = (
+    ("before token", None), ("layer", None), ("device", None), ("to", None), ("why", None),
+    ("host to device MB", "measured"), ("ms", "measured"),
+)  # fmt: skip
 _MOST_VIRTUAL = 16
 FLAGS = (
     flags.MODEL, flags.PROMPT, flags.MAX_NEW_TOKENS, flags.DEVICES, flags.SPARES,
     flags.DEVICE_BUDGET, flags.RULE, flags.COMPRESSION, flags.LAYER_FORMATS, flags.STRONGER,
-    flags.WAVES, flags.LOSE, flags.LOSSES, flags.SWITCHES, flags.SEED, flags.DTYPE, flags.SMALL,
-    flags.VIRTUAL, flags.OUT,
+    flags.MICROBATCHES, flags.LOSE, flags.LOSSES, flags.SWITCHES, flags.PRESSURE, flags.SEED,
+    flags.DTYPE, flags.SMALL, flags.VIRTUAL, flags.OUT,
 )  # fmt: skip
 
 
@@ -69,10 +94,11 @@ def main() -> int:
             layer_formats=flags.LAYER_FORMATS.value or (),
             stronger=flags.STRONGER.value,
             max_new_tokens=flags.MAX_NEW_TOKENS.value,
-            waves=flags.WAVES.value,
+            microbatches=flags.MICROBATCHES.value or 1,
             lose=lose,
             losses=flags.LOSSES.value,
             switches=flags.SWITCHES.value,
+            pressure=flags.PRESSURE.value,
             seed=flags.SEED.value,
             small=flags.SMALL.value,
             dtype=dtype,
@@ -85,8 +111,8 @@ def main() -> int:
         **record.to_dict(),
     }
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for table in _tables(data):
-        console.print(table)
+    for grid in _grids(data):
+        console.print(grid_table(grid))
         console.print()
     for line in _lines(data):
         print(line)
@@ -125,43 +151,54 @@ def _budget() -> int | None:
     return parse_budget(flags.DEVICE_BUDGET.value, GPUS["h100"]).n_bytes
 
 
-def _table(title: str, *heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number == 0 else "right")
-    return table
-
-
-def _tables(data: dict[str, Any]):
-    setup = data["setup"]
-    layout = _table("layout", "device", "layers", "formats", "weights MB", "KV MB", "ends MB")
-    for row in setup["layout"]:
-        first, last = row["layers"]
-        layout.add_row(
-            str(row["device"]), str(first) if first == last else f"{first}-{last}",
-            " ".join(",".join(pair) for pair in row["formats"]),
-            *(f"{row[k] / 1e6:.3f}" for k in ("weight_bytes", "kv_bytes", "end_bytes")),
-        )  # fmt: skip
-    yield layout
-    modelled = data["modelled"]
+def _grids(data: dict[str, Any]) -> Iterator[Grid]:
+    trials, modelled = data["losses"]["trials"], data["modelled"]
+    yield Grid("layout", _LAYOUT, tuple(map(_layout_row, data["setup"]["layout"])))
     if times := data["losses"]["times"]:
-        table = _table(
-            f"time to resume, ms ({len(data['losses']['trials'])} simulated losses)",
-            "part", "p50", "p90", "p99", "max", "H100, modelled: p50", "max",
-        )  # fmt: skip
+        rows = []
         for name, row in times.items():
             priced = modelled["losses"].get(name)
             there = _ms(priced, "p50", "max") if priced else ["", ""]
-            table.add_row(name.removesuffix("_s"), *_ms(row, "p50", "p90", "p99", "max"), *there)
-        yield table
+            rows.append(_row(name.removesuffix("_s"), *_ms(row, *_SPREAD), *there))
+        yield Grid(f"time to resume, ms ({len(trials)} simulated losses)", _RESUME, tuple(rows))
+        moved = tuple(map(_moved_row, trials))
+        yield Grid("moved and computed again, each loss", _MOVED, moved)
     if data["switches"]:
-        table = _table("time to switch a layer, ms", "prepared on", "count", "p50", "p90", "p99",
-                       "max", "H100, modelled")  # fmt: skip
+        rows = []
         for where, found in data["switches"].items():
             price = 1e3 * modelled["switch"]["there"][f"from_{where}_s"]
-            table.add_row(where, str(found["count"]), *_ms(found["seconds"], "p50", "p90", "p99",
-                          "max"), f"{price:.3g}")  # fmt: skip
-        yield table
+            megabytes = f"{found['copied_bytes'] / 1e6:.3f}"
+            times = _ms(found["seconds"], *_SPREAD)
+            rows.append(_row(where, str(found["count"]), megabytes, *times, f"{price:.3g}"))
+        yield Grid("time to switch a layer, ms", _SWITCHED, tuple(rows))
+    if data["pressure"] is not None:
+        rows = tuple(map(_pressure_row, data["pressure"]))
+        yield Grid("switches by themselves, as keys and values grow", _PRESSURE, rows)
+
+
+def _layout_row(row: dict[str, Any]) -> tuple[Cell, ...]:
+    first, last = row["layers"]
+    layers = str(first) if first == last else f"{first}-{last}"
+    formats = " ".join(",".join(pair) for pair in row["formats"])
+    sizes = (f"{row[k] / 1e6:.3f}" for k in ("weight_bytes", "kv_bytes", "end_bytes"))
+    return _row(str(row["device"]), layers, formats, *sizes)
+
+
+def _moved_row(trial: dict[str, Any]) -> tuple[Cell, ...]:
+    sizes = (f"{trial[f'{k}_bytes'] / 1e6:.3f}" for k in ("host_to_device", "device_to_device"))
+    again = (str(trial[f"recomputed_{k}"]) for k in ("tokens", "layers"))
+    lost, layers = (", ".join(map(str, trial[k])) for k in ("lost", "moved_layers"))
+    return _row(lost, layers, *sizes, *again)
+
+
+def _pressure_row(made: dict[str, Any]) -> tuple[Cell, ...]:
+    now, megabytes = ",".join(made["now"]), f"{made['copied_bytes'] / 1e6:.3f}"
+    where = (str(made[k]) for k in ("number", "layer", "device"))
+    return _row(*where, now, made["reason"], megabytes, *_ms(made, "seconds"))
+
+
+def _row(*texts: str) -> tuple[Cell, ...]:
+    return tuple(map(Cell, texts))
 
 
 def _ms(row: dict[str, float], *names: str) -> list[str]:

@@ -29,7 +29,8 @@ SEQ_LEN = flags.DEFINE_integer(
 )
 MICROBATCHES = flags.DEFINE_integer(
     "microbatches", None, "Pieces each device cuts its batch into; in training that is gradient "
-    "accumulation. Unset: the paper's, lowered to what divides a device's sequences; train: 1.",
+    "accumulation. Unset: the paper's, lowered to what divides a device's sequences; train and "
+    "deploy: 1.",
     lower_bound=1,
 )  # fmt: skip
 DTYPE = flags.DEFINE_enum(
@@ -217,10 +218,6 @@ STRONGER = flags.DEFINE_string(
     "stronger", "int8+2:4", "Formats that --switches takes layers to: one, or attention's and the "
     "MLP's.",
 )  # fmt: skip
-WAVES = flags.DEFINE_integer(
-    "waves", 1, "Pieces of the batch: while one is on a device, the next is on the device before.",
-    lower_bound=1,
-)  # fmt: skip
 LOSE = flags.DEFINE_list(
     "lose", None, "Numbers of devices to lose, one a run, separated by commas. Unset: --losses "
     "draws them.",
@@ -231,6 +228,10 @@ LOSSES = flags.DEFINE_integer(
 SWITCHES = flags.DEFINE_integer(
     "switches", 0, "Switches of layers to --stronger and back while requests run; so many prepared "
     "on devices, and as many on the host.", lower_bound=0,
+)  # fmt: skip
+PRESSURE = flags.DEFINE_bool(
+    "pressure", False, "Also a run whose growing keys and values outgrow a (modelled) cache half "
+    "way: layers switch to --stronger by themselves.",
 )  # fmt: skip
 CLUSTERS = flags.DEFINE_list(
     "clusters", None, "Wirings, by commas: `parallax list clusters`. Unset: h100_2x8."

@@ -185,7 +185,8 @@ def _deployment(record: Mapping[str, Any]) -> Section:
         times, modelled = case["losses"]["times"], case["modelled"]["losses"]
         said.append(
             f"{name}: a device lost (simulated) at {len(trials)} random moments: {lost} requests "
-            f"lost, {changed} tokens changed; resumed after {_s(times['resume_s']['p50'])} (p50) "
+            f"lost, {changed} tokens changed in {case['setup']['model']['dtype']}; resumed after "
+            f"{_s(times['resume_s']['p50'])} (p50) "
             f"here on CPUs, {_s(modelled['resume_s']['p50'])} modelled for the full size on H100, "
             "most of it keys and values computed again."
         )

@@ -56,3 +56,11 @@ def percentile(samples: Sequence[float], share: float) -> float:
     """The smallest sample that at least this share of them does not exceed."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99 and the largest."""
+    return {
+        "p50": percentile(samples, 0.5), "p90": percentile(samples, 0.9),
+        "p99": percentile(samples, 0.99), "max": max(samples),
+    }  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from parallax.engine.deployment.deploying import deploy as run_deploy
 from parallax.experiments.__main__ import main
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models" / "huggingface" / "golden" / "llama"
@@ -28,8 +29,10 @@ def deploy(tmp_path, capsys):
 
 def test_losses_and_switches_make_a_record(deploy, tmp_path):
     status, out, err = deploy(
-        f"--model={GOLDEN}", "--devices=2", "--lose=1", "--switches=2",
-        "--max_new_tokens=3", "--layer_formats=1=int8", "--prompt=ab", "--prompt=c",
+        f"--model={GOLDEN}", "--devices=2",
+        "--lose=1", "--switches=2", "--pressure",
+        "--microbatches=2", "--max_new_tokens=3", "--layer_formats=1=int8",
+        "--prompt=ab", "--prompt=c",
     )  # fmt: skip
     assert status == 0, err
     found = json.loads((tmp_path / "deploy.json").read_text())
@@ -42,11 +45,21 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
     assert set(found["losses"]["times"]) >= {"detect_s", "move_s", "recompute_s", "resume_s"}
     assert {w: s["count"] for w, s in found["switches"].items()} == {"device": 2, "host": 2}
     assert found["modelled"]["losses"]["resume_s"]["p50"] > 0
+    (trial,) = found["losses"]["trials"]
+    assert trial["host_to_device_bytes"] > 0
+    assert [s["number"] for s in found["pressure"]] == [1]  # half way
+    assert "(modelled: the share that fits) below 0.9" in found["pressure"][0]["reason"]
+    assert found["switches"]["device"]["copied_bytes"] == 0
+    assert found["switches"]["host"]["copied_bytes"] > 0
+    assert f"{trial['host_to_device_bytes'] / 1e6:.3f}" in out
     assert "losses: 1; 0 requests lost, 0 with changed tokens" in out
     for said in (
         "time to resume, ms (1 simulated losses)",
         "time to switch",
         "(assumed)",
+        "moved and computed again",
+        "device to device MB",
+        "switches by themselves",
         "below 100 ms",
     ):
         assert said in out
@@ -66,6 +79,10 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         (["--layer_formats=0-9=int8"], "layer formats '0-9=int8'"),
         (["--layer_formats=int8"], "expected LAYERS=FORMAT"),
         (["--compression=int3"], "unknown format 'int3'"),
+        (["--switches=2", "--max_new_tokens=1"], "must be at least 2, got 1"),
+        (["--pressure", "--max_new_tokens=1"], "must be at least 2, got 1"),
+        (["--devices=2", "--lose=99"], "no device 99 to lose; the deployment has 0 to 1"),
+        (["--devices=1", "--losses=1"], "Give two or more"),
         (["--stronger=none"], "nothing to switch to"),
     ],
 )
@@ -78,3 +95,8 @@ def test_bad_input_is_one_line(deploy, arguments, message):
     assert last.startswith("parallax deploy: ")
     assert message in last
     assert out == ""
+
+
+def test_no_microbatches_is_one_clear_error():
+    with pytest.raises(ValueError, match="microbatches must be at least 1, got 0"):
+        run_deploy("ring_sp", small=True, microbatches=0)

@@ -1,7 +1,8 @@
 """The devices of a deployment with what they hold, and one pass of sequences through them.
 
-Names in a device's memory: ("weights", layer, formats), ("kv", wave, layer), ("first",) and
-("last",) for embedding and head, ("x", wave) for activations on their way, ("chosen", wave).
+Names in a device's memory: ("weights", layer, formats), ("kv", microbatch, layer), ("first",) and
+("last",) for embedding and head, ("x", microbatch) for activations on their way and ("chosen",
+microbatch).
 """
 
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 from parallax.engine.deployment.layout import Layout, Sizes
 from parallax.engine.deployment.memory import DeviceMemory
-from parallax.engine.deployment.requests import Wave
+from parallax.engine.deployment.requests import Microbatch
 from parallax.engine.deployment.stages import Phase, end_program, group_program
 from parallax.engine.deployment.stored import Formats, HostCopies
 
@@ -44,7 +45,7 @@ class Chain:
       layout: which layers are where.
       spares: numbers of devices that wait, in the order they are taken.
       known_lost: numbers of devices whose loss was noticed.
-      rows, slots: sequences of a wave, tokens of one.
+      rows, slots: sequences of a microbatch, tokens of one.
       moved: bytes brought to devices so far.
       prepared: layers that may be switched, and to what.
     """
@@ -94,7 +95,7 @@ class Moved:
                      self.device_to_device - other.device_to_device)  # fmt: skip
 
 
-def bring(chain: Chain, waves: Collection[Wave] = ()) -> None:
+def bring(chain: Chain, microbatches: Collection[Microbatch] = ()) -> None:
     """Puts everything where the layout says: weights from a device that has them, else from the
     host; keys and values from the device that has them (lost ones are left out).
 
@@ -124,9 +125,9 @@ def bring(chain: Chain, waves: Collection[Wave] = ()) -> None:
                 owner, ("weights", layer, pair),
                 lambda layer=layer, pair=pair: chain.host.layer(layer, pair),
             )  # fmt: skip
-        for wave in waves:
-            if wave.prefilled:
-                fetch(owner, ("kv", wave.number, layer), None)
+        for microbatch in microbatches:
+            if microbatch.prefilled:
+                fetch(owner, ("kv", microbatch.number, layer), None)
     jax.block_until_ready(arrays)
     _tidy(chain)
 
@@ -184,11 +185,11 @@ def compile_chain(chain: Chain, layout: Layout | None = None) -> float:
 
 def run_pass(
     chain: Chain,
-    wave: Wave,
+    microbatch: Microbatch,
     phase: Phase,
     before_stage: Callable[[int], None] = lambda stage: None,
 ) -> None:
-    """One wave through the chain; its next tokens wait on the last device.
+    """One microbatch through the chain; its next tokens wait on the last device.
 
     Args:
       phase: "prefill" takes all known tokens, "step" the last of each sequence.
@@ -197,25 +198,25 @@ def run_pass(
     Raises:
       DeviceLost: on the way. What was done so far does no harm: the pass can be run again.
     """
-    at_B = wave.lengths - 1
+    at_B = microbatch.lengths - 1
     before_stage(0)
-    _embed(chain, wave, phase)
+    _embed(chain, microbatch, phase)
     for stage in range(len(chain.layout.devices)):
         if stage:
             before_stage(stage)
-        _run_stage(chain, wave, phase, stage, at_B)
+        _run_stage(chain, microbatch, phase, stage, at_B)
     last = chain.stage(-1)
     program = end_program(chain.config, "last", chain.rows, chain.slots, phase, last.device)
     # A prefill has all positions, a step only one.
     rows_at = at_B if phase == "prefill" else np.zeros_like(at_B)
     end = last.read(("last",))
-    x = last.pop(("x", wave.number))
-    last.keep(("chosen", wave.number), program(end, x, jax.device_put(rows_at, last.device)))
+    x = last.pop(("x", microbatch.number))
+    last.keep(("chosen", microbatch.number), program(end, x, jax.device_put(rows_at, last.device)))
 
 
-def recompute(chain: Chain, wave: Wave) -> int:
+def recompute(chain: Chain, microbatch: Microbatch) -> int:
     """Keys and values that are on no device, again from the tokens known so far; not waited for,
-    so that waves follow each other through the chain.
+    so that microbatches follow each other through the chain.
 
     Returns:
       Stages that were run for it: those before a lost layer's feed it.
@@ -226,47 +227,47 @@ def recompute(chain: Chain, wave: Wave) -> int:
     missing = {
         layer
         for layer in range(len(chain.layout.formats))
-        if ("kv", wave.number, layer) not in chain.owner(layer)
+        if ("kv", microbatch.number, layer) not in chain.owner(layer)
     }
-    if not wave.prefilled or not missing:
+    if not microbatch.prefilled or not missing:
         return 0
     stages = chain.layout.devices.index(chain.layout.device_of(max(missing))) + 1
-    _embed(chain, wave, "prefill")
+    _embed(chain, microbatch, "prefill")
     for stage in range(stages):
-        _run_stage(chain, wave, "prefill", stage, wave.lengths - 1, kept=missing)
-    chain.stage(stages - 1).free(("x", wave.number))
+        _run_stage(chain, microbatch, "prefill", stage, microbatch.lengths - 1, kept=missing)
+    chain.stage(stages - 1).free(("x", microbatch.number))
     return stages
 
 
-def wait_for_kv(chain: Chain, waves: Collection[Wave]) -> None:
+def wait_for_kv(chain: Chain, microbatches: Collection[Microbatch]) -> None:
     """Until all keys and values are computed. Raises DeviceLost."""
     jax.block_until_ready([
-        chain.owner(layer).read(("kv", wave.number, layer))
-        for wave in waves if wave.prefilled
+        chain.owner(layer).read(("kv", microbatch.number, layer))
+        for microbatch in microbatches if microbatch.prefilled
         for layer in range(len(chain.layout.formats))
     ])  # fmt: skip
 
 
-def _embed(chain: Chain, wave: Wave, phase: Phase) -> None:
-    memory, at_B = chain.stage(0), wave.lengths - 1
+def _embed(chain: Chain, microbatch: Microbatch, phase: Phase) -> None:
+    memory, at_B = chain.stage(0), microbatch.lengths - 1
     if phase == "prefill":
-        tokens, positions = wave.tokens, np.arange(chain.slots, dtype=np.int32)[None]
+        tokens, positions = microbatch.tokens, np.arange(chain.slots, dtype=np.int32)[None]
     else:
-        tokens, positions = wave.tokens[np.arange(chain.rows), at_B][:, None], at_B[:, None]
+        tokens, positions = microbatch.tokens[np.arange(chain.rows), at_B][:, None], at_B[:, None]
     program = end_program(chain.config, "first", chain.rows, chain.slots, phase, memory.device)
     tables = memory.read(("first",))
     # Copies: the host goes on writing its tokens while the device still reads.
     inputs = jax.device_put((tokens.copy(), positions.copy()), memory.device)
-    memory.keep(("x", wave.number), program(tables, *inputs))
+    memory.keep(("x", microbatch.number), program(tables, *inputs))
 
 
 def _run_stage(
-    chain: Chain, wave: Wave, phase: Phase, stage: int, at_B: np.ndarray,
+    chain: Chain, microbatch: Microbatch, phase: Phase, stage: int, at_B: np.ndarray,
     kept: Collection[int] | None = None,
 ) -> None:  # fmt: skip
     """One device's group. `kept`: layers whose keys and values a prefill keeps; None is all."""
     memory, group = chain.stage(stage), chain.layout.groups[stage]
-    before, name = chain.stage(max(0, stage - 1)), ("x", wave.number)
+    before, name = chain.stage(max(0, stage - 1)), ("x", microbatch.number)
     x = before.pop(name) if before is memory else memory.put(name, before.pop(name))
     formats = chain.layout.formats_of(stage)
     program = group_program(chain.config, formats, chain.rows, chain.slots, phase, memory.device)
@@ -276,11 +277,11 @@ def _run_stage(
     if phase == "prefill":
         x, kv = program(layers, x)
     else:
-        old = tuple(memory.pop(("kv", wave.number, layer)) for layer in group)
+        old = tuple(memory.pop(("kv", microbatch.number, layer)) for layer in group)
         x, kv = program(layers, old, x, jax.device_put(at_B, memory.device))
     for layer, pair in zip(group, kv, strict=True):
         if kept is None or layer in kept:
-            memory.keep(("kv", wave.number, layer), pair)
+            memory.keep(("kv", microbatch.number, layer), pair)
     memory.keep(name, x)
 
 

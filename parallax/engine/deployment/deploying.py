@@ -11,12 +11,14 @@ from flax import nnx
 
 from parallax.engine.deployment.deployment import Deployment
 from parallax.engine.deployment.first import first_layout
-from parallax.engine.deployment.layout import Rule, place
-from parallax.engine.deployment.modelled import ASSUMED, modelled_losses, modelled_switch
+from parallax.engine.deployment.full_size import modelled_record
+from parallax.engine.deployment.layout import Rule
+from parallax.engine.deployment.pressure import Pressure, step_bytes
 from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens
 from parallax.engine.deployment.stored import Formats, parse_layer_formats
-from parallax.engine.deployment.switching import weight_bytes
-from parallax.engine.deployment.trials import Trial, lose_at_random, spread, switch_while_serving
+from parallax.engine.deployment.switching import Switch
+from parallax.engine.deployment.trials import Trial, lose_at_random, switch_while_serving
+from parallax.engine.latency import spread
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.models.config import DType, ModelConfig
 from parallax.naming import parse_compression, resolve_model
@@ -38,7 +40,9 @@ class DeployRecord:
       texts: continuations without a loss.
       unprepared: a loss before anything was compiled ahead; None without losses.
       trials: losses at random moments, the next layouts compiled ahead.
-      switches: of layers prepared on "device" and on "host", seconds each.
+      switches: of layers prepared on "device" and on "host".
+      pressure: switches that a run's growing keys and values brought about by themselves; None
+        without such a run.
       unchanged_after_switching: tokens once every layer was switched back are the first ones.
       modelled: the same at full size on an H100.
     """
@@ -47,7 +51,8 @@ class DeployRecord:
     texts: tuple[str, ...]
     unprepared: Trial | None
     trials: tuple[Trial, ...]
-    switches: dict[str, tuple[float, ...]]
+    switches: dict[str, tuple[Switch, ...]]
+    pressure: tuple[Switch, ...] | None
     unchanged_after_switching: bool
     modelled: dict[str, Any]
 
@@ -71,8 +76,14 @@ class DeployRecord:
                 "trials": [_trial_dict(t) for t in self.trials],
             },
             "switches": {
-                where: {"count": len(s), "seconds": spread(s)} for where, s in self.switches.items()
+                where: {
+                    "count": len(made),
+                    "copied_bytes": sum(s.copied_bytes for s in made),
+                    "seconds": spread([s.seconds for s in made]),
+                }
+                for where, made in self.switches.items()
             },
+            "pressure": self.pressure and [_switch_dict(s) for s in self.pressure],
             "claimed": _claimed(),
             "modelled": self.modelled,
         }
@@ -95,10 +106,11 @@ def deploy(
     layer_formats: Sequence[str] = (),
     stronger: str = "int8+2:4",
     max_new_tokens: int = 16,
-    waves: int = 1,
+    microbatches: int = 1,
     lose: Sequence[int] = (),
     losses: int = 0,
     switches: int = 0,
+    pressure: bool = False,
     seed: int = 0,
     small: bool = False,
     dtype: DType | None = None,
@@ -114,10 +126,12 @@ def deploy(
       compression, layer_formats: formats of all matrices, and of some layers'.
       stronger: formats that layers are switched to; not needed without switches.
       max_new_tokens: a prompt.
-      waves: pieces of the batch.
+      microbatches: pieces of the batch.
       lose: devices to lose, in turn; empty draws them.
       losses: so many runs that lose a device at a random moment; at least one for each of `lose`.
       switches: so many of layers prepared on their devices, and as many of others on the host.
+      pressure: also a run in which growing keys and values fill a (modelled) cache, and layers
+        switch by themselves.
       seed: of the moments.
       small, dtype: of the model.
 
@@ -134,14 +148,17 @@ def deploy(
     strong = _pair(stronger)
     formats = parse_layer_formats(config, layer_formats, parse_compression(compression))
     encoded = [tokenizer.encode(text) for text in prompts]
-    rows = -(-len(prompts) // waves) * waves
     found = jax.devices() if devices is None else jax.devices()[:devices]
     if devices is not None and len(found) < devices:
         raise ValueError(f"{devices} devices are asked for, this process has {len(found)}.")
+    count = max(losses, len(lose))
+    _check(len(found), lose, count, microbatches, max_new_tokens, bool(switches or pressure))
+    rows = -(-len(prompts) // microbatches) * microbatches
     on_progress(f"placing {config.num_layers} layers on {len(found)} devices, {spares} spare")
     options: Any = {
-        "batch": rows, "max_len": max(map(len, encoded)) + max_new_tokens, "waves": waves,
-        "spares": spares, "budget": budget, "formats": formats, "rule": rule,
+        "batch": rows, "max_len": max(map(len, encoded)) + max_new_tokens,
+        "microbatches": microbatches, "spares": spares, "budget": budget,
+        "formats": formats, "rule": rule,
     }  # fmt: skip
     first_layout(config, len(found), **options)
     made = Deployment(config, _params(config, folder, on_progress), found, **options)
@@ -154,19 +171,21 @@ def deploy(
     served = made.generate(encoded, max_new_tokens=max_new_tokens)
     equal = None if right is None else served.continuations == right
     right = right or served.continuations
-    count, unprepared = max(losses, len(lose)), None
+    unprepared = None
     if count:
         on_progress("a loss before anything is compiled ahead")
         unprepared = lose_at_random(made, encoded, right, max_new_tokens, 1, seed=seed)[0]
     on_progress("compiling what would run after each single loss")
     ahead_s = made.prepare()
-    setup = {**_setup(made, served.latency, ahead_s, seed), "equals_unsharded": equal}
+    setup = {**_setup(made, served.latency, ahead_s, seed), "equals_unsharded": equal,
+             "prompt_tokens": [len(tokens) for tokens in encoded]}  # fmt: skip
     on_progress(f"{count} losses")
     trials = lose_at_random(
         made, encoded, right, max_new_tokens, count, seed=seed, devices=lose or None, prepare=True
     )
     on_progress(f"{switches} switches")
     timed = _switches(made, encoded, max_new_tokens, strong, switches)
+    relieved = _under_pressure(made, encoded, max_new_tokens, strong) if pressure else None
     again = made.generate(encoded, max_new_tokens=max_new_tokens).continuations
     return DeployRecord(
         setup=setup,
@@ -174,8 +193,15 @@ def deploy(
         unprepared=unprepared,
         trials=tuple(trials),
         switches=timed,
+        pressure=relieved,
         unchanged_after_switching=again == right,
-        modelled=_modelled(made, model, small, strong),
+        modelled=modelled_record(
+            setup,
+            [_trial_dict(t) for t in trials],
+            formats,
+            strong,
+            str(model) if small and str(model) in PAPERS else None,
+        ),
     )
 
 
@@ -191,6 +217,10 @@ def _trial_dict(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _switch_dict(made: Switch) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(made).items() if k != "modelled"}
+
+
 def _claimed() -> dict[str, Any]:
     """What the paper says of a switch."""
     quantity = "recovery from cache pressure"
@@ -199,6 +229,24 @@ def _claimed() -> dict[str, Any]:
         "tag": "claimed", "paper": "compressed_layerwise", "quantity": quantity,
         "below": float(claim.printed), "unit": claim.unit,
     }  # fmt: skip
+
+
+def _check(
+    devices: int, lose: Sequence[int], losses: int, microbatches: int, max_new_tokens: int,
+    switching: bool,
+) -> None:  # fmt: skip
+    """What can be told before anything is loaded."""
+    if microbatches < 1:
+        raise ValueError(f"microbatches must be at least 1, got {microbatches}.")
+    if bad := [d for d in lose if not 0 <= d < devices]:
+        raise ValueError(f"no device {bad[0]} to lose; the deployment has 0 to {devices - 1}.")
+    if losses and devices < 2:
+        raise ValueError("a loss of the only device cannot be made up for. Give two or more.")
+    if switching and max_new_tokens < 2:
+        raise ValueError(
+            f"switches happen between tokens: max_new_tokens must be at least 2, got "
+            f"{max_new_tokens}."
+        )
 
 
 def _pair(text: str) -> Formats:
@@ -235,7 +283,7 @@ def _setup(made: Deployment, latency, ahead_s: float, seed: int) -> dict[str, An
         })  # fmt: skip
     return {
         "model": chain.config.to_dict(), "platform": jax.devices()[0].platform,
-        "devices": len(chain.memories), "spares": list(made.spares), "waves_of": chain.rows,
+        "devices": len(chain.memories), "spares": list(made.spares), "microbatches_of": chain.rows,
         "max_len": chain.slots, "seed": seed, "layout": rows, "host_bytes": chain.host.n_bytes,
         "compile_ahead_s": ahead_s, "new_tokens": latency.new_tokens,
         "tpot_s": latency.tpot_s, "ttft_s": latency.ttft_s,
@@ -244,7 +292,7 @@ def _setup(made: Deployment, latency, ahead_s: float, seed: int) -> dict[str, An
 
 def _switches(
     made: Deployment, prompts, max_new_tokens: int, strong: Formats, count: int
-) -> dict[str, tuple[float, ...]]:
+) -> dict[str, tuple[Switch, ...]]:
     """Even layers are prepared on their devices, odd ones on the host."""
     if not count:
         return {}
@@ -256,38 +304,25 @@ def _switches(
     for where, mine in parts.items():
         if mine:
             done = switch_while_serving(made, prompts, max_new_tokens, mine, count + count % 2)
-            found[where] = tuple(s.seconds for s in done[:count])
+            found[where] = tuple(done[:count])
     return found
 
 
-def _modelled(made: Deployment, model, small: bool, strong: Formats) -> dict[str, Any]:
-    """Of a paper's model its full size and workload, else of the model at hand."""
-    chain, config = made.chain, made.chain.config
-    batch, tokens, waves = chain.rows, chain.slots, 1
-    formats = chain.layout.formats
-    if small and str(model) in PAPERS:
-        paper = PAPERS[str(model)]
-        named = {config.dtype: paper.config.dtype}
-        formats = tuple((named.get(a, a), named.get(m, m)) for a, m in formats)
-        config, work = paper.config, paper.workload
-        batch, tokens, waves = work.batch, work.seq_len, work.microbatches
-    sizes = dataclasses.replace(
-        chain.sizes, config=config, cached_tokens=batch * tokens, budget=None
+def _under_pressure(
+    made: Deployment, prompts, max_new_tokens: int, strong: Formats
+) -> tuple[Switch, ...]:
+    """A cache that the fullest device's step outgrows half way, and layers that may switch; all
+    are as they were afterwards."""
+    chain, low = made.chain, Pressure.low
+    made.prepare_switch(
+        [i for i in range(chain.config.num_layers) if i not in chain.prepared], strong
     )
-    layout = place(sizes, formats, chain.layout.devices)
-    found = modelled_losses(config, formats, layout.groups, batch, tokens, waves=waves)
-    mild, dense = formats[0], sizes.footprints(formats)[0].weights
-    stronger = weight_bytes(dataclasses.replace(chain, sizes=sizes), strong)
-    return {
-        "tag": "modelled", "gpu": "h100", "model": config.name, "dtype": config.dtype,
-        "batch": batch, "tokens": tokens, "waves": waves, "assumed": ASSUMED,
-        "losses": {
-            name: spread([getattr(r, name) for r in found])
-            for name in ("move_s", "recompute_s", "resume_s")
-        },
-        "switch": {
-            "formats": [mild, strong], "bytes": [dense, stronger],
-            "there": dataclasses.asdict(modelled_switch(stronger)),
-            "back": dataclasses.asdict(modelled_switch(dense)),
-        },
-    }  # fmt: skip
+    made.prepare()
+    half = sum(map(len, prompts)) + len(prompts) * max(1, max_new_tokens // 2)
+    fullest = max(step_bytes(chain, stage, half) for stage in range(len(chain.layout.groups)))
+    pressure = Pressure(low=low, patience=1, cache_bytes=max(1, int(low * fullest)))
+    served = made.generate(prompts, max_new_tokens=max_new_tokens, pressure=pressure)
+    for layer, kept in chain.prepared.items():
+        if chain.layout.formats[layer] != kept.mild:
+            made.switch(layer)
+    return served.switches

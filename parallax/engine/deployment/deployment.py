@@ -16,7 +16,13 @@ from parallax.engine.deployment.first import first_layout
 from parallax.engine.deployment.layout import Layout, Rule, place
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import Monitor, Pressure
-from parallax.engine.deployment.requests import Moment, Progress, Wave, add_tokens, waves_of
+from parallax.engine.deployment.requests import (
+    Microbatch,
+    Moment,
+    Progress,
+    add_tokens,
+    microbatches_of,
+)
 from parallax.engine.deployment.stored import Formats, HostCopies
 from parallax.engine.deployment.switching import (
     Switch,
@@ -57,10 +63,10 @@ class Deployment:
       config: a causal model.
       params: its parameters, dense and whole, as `Transformer` has them.
       devices: jax.Devices; None is all of this process.
-      batch: sequences at once, over all waves.
+      batch: sequences at once, over all microbatches.
       max_len: tokens of a sequence, prompt and new ones. Prompts are padded to it: one program
         serves prefill and what a loss makes compute again.
-      waves: pieces of the batch; while one is on a device, the next is on the device before.
+      microbatches: pieces of the batch; while one is on a device, the next is on the device before.
       spares: of the devices, so many (the last) wait.
       budget: bytes a device may hold of weights, keys and values; None is no limit.
       formats: of all matrices, or each layer's (attention, MLP); None is the model's dtype.
@@ -81,7 +87,7 @@ class Deployment:
         *,
         batch: int,
         max_len: int,
-        waves: int = 1,
+        microbatches: int = 1,
         spares: int = 0,
         budget: int | None = None,
         formats: str | Sequence[Formats] | None = None,
@@ -89,8 +95,8 @@ class Deployment:
     ):
         devices = jax.devices() if devices is None else list(devices)
         sizes, layout = first_layout(
-            config, len(devices), batch=batch, max_len=max_len, waves=waves, spares=spares,
-            budget=budget, formats=formats, rule=rule,
+            config, len(devices), batch=batch, max_len=max_len, microbatches=microbatches,
+            spares=spares, budget=budget, formats=formats, rule=rule,
         )  # fmt: skip
         waiting = tuple(i for i in range(len(devices)) if i not in layout.devices)
         self.chain = Chain(
@@ -99,12 +105,13 @@ class Deployment:
             memories=tuple(DeviceMemory(i, d) for i, d in enumerate(devices)),
             layout=layout,
             spares=waiting,
-            rows=batch // waves,
+            rows=batch // microbatches,
             slots=max_len,
         )
         self._spares = len(waiting)
         self._recoveries: list[Recovery] = []
         self._switches: list[Switch] = []
+        self._running: Sequence[Microbatch] = ()
         bring(self.chain)
 
     @property
@@ -162,23 +169,25 @@ class Deployment:
         Raises:
           ValueError: no such layer, formats that are no smaller, or more than a device's budget.
         """
+        self.settle()
         return prepare_layers(self.chain, tuple(layers), formats, where)
 
     def switch(self, layer: int, reason: str = "asked for", number: int | None = None) -> Switch:
-        """A prepared layer to its other formats, by hand; also from `on_moment`.
+        """A prepared layer to its other formats, by hand; also from `on_moment`. A loss that comes
+        to light is made up for first.
 
         Args:
           number: of the new token that comes first from it, for the record.
 
         Raises:
-          ValueError: a layer that is not prepared.
+          ValueError: a layer that is not prepared, or formats that its device has no room for.
         """
         while True:
             try:
                 self._switches.append(switch(self.chain, layer, reason, number))
                 return self._switches[-1]
             except DeviceLost as lost:
-                self._recoveries.append(recover(self.chain, lost))
+                self._recover(lost)
 
     def lose(self, device: int) -> None:
         """Simulated: a device's buffers are deleted and later reads refused. Nothing is told: the
@@ -221,7 +230,8 @@ class Deployment:
         Raises:
           ValueError: a device that is no spare, no such layer, or more than its budget.
         """
-        chain, memory, layers = self.chain, self._memory(device), tuple(layers)
+        chain, memory, layers = self.chain, self._memory(device), tuple(dict.fromkeys(layers))
+        self.settle()
         if device not in chain.spares:
             raise ValueError(f"replicate: device {device} is no spare; spares: {chain.spares}.")
         if bad := [i for i in layers if not 0 <= i < chain.config.num_layers]:
@@ -229,14 +239,17 @@ class Deployment:
                 f"replicate: no layer {bad[0]}; the model has {chain.config.num_layers}."
             )
         footprints = chain.sizes.footprints(chain.layout.formats)
-        size = sum(footprints[i].weights for i in layers)
-        if chain.sizes.budget is not None and size > chain.sizes.budget:
+        names = {i: ("weights", i, chain.layout.formats[i]) for i in layers}
+        size = sum(footprints[i].weights for i in layers if names[i] not in memory)
+        held, budget = memory.n_bytes(), chain.sizes.budget
+        if budget is not None and held + size > budget:
             raise ValueError(
-                f"replicate: layers {layers} take {size} bytes, a device has {chain.sizes.budget}."
+                f"replicate: layers {layers} take {size} bytes more, device {device} holds {held} "
+                f"and its budget is {budget}. Keep fewer copies there."
             )
         for layer in layers:
-            pair = chain.layout.formats[layer]
-            memory.put(("weights", layer, pair), chain.host.layer(layer, pair))
+            if names[layer] not in memory:
+                memory.put(names[layer], chain.host.layer(layer, chain.layout.formats[layer]))
         return memory.n_bytes()
 
     def generate(
@@ -249,7 +262,11 @@ class Deployment:
         on_token: OnToken = lambda prompt, token: None,
         on_moment: Callable[[Moment], None] = lambda moment: None,
     ) -> Served:
-        """Continues every prompt, greedily; devices lost meanwhile change no token.
+        """Continues every prompt, greedily, whatever devices are lost meanwhile.
+
+        Losses change no token in float64, where this is tested. In lower precision they may, up to
+        near-ties: lost keys and values are computed again in one pass over all known tokens, which
+        rounds otherwise than the steps that made them.
 
         Args:
           prompts: token ids, at most `batch` of them.
@@ -257,14 +274,15 @@ class Deployment:
           stop_tokens: ids that end a sequence; not part of the result.
           pressure: when prepared layers are switched; None is never.
           on_token: called with (number of the prompt, token).
-          on_moment: called before each device runs; it may call `lose`.
+          on_moment: called before each device runs; it may call `lose` and `switch`. A pass that a
+            loss interrupted is run again, and it is called again for it.
 
         Raises:
           ValueError: bad prompts, or losses that the devices left cannot make up for.
         """
         chain = self.chain
         check_prompts(chain.config, prompts, max_new_tokens, chain.slots, stop_tokens)
-        waves = waves_of(prompts, chain.rows, chain.slots)
+        microbatches = microbatches_of(prompts, chain.rows, chain.slots)
         recoveries, switches = len(self._recoveries), len(self._switches)
         monitor = None if pressure is None else Monitor(pressure)
         compile_s = self.settle()
@@ -273,25 +291,18 @@ class Deployment:
                 f"{len(prompts)} prompts, the deployment has room for "
                 f"{chain.sizes.cached_tokens // chain.slots}. Raise batch, or call it again."
             )
-        progress, stops = Progress([[] for _ in prompts]), frozenset(stop_tokens)
-        start, times = time.perf_counter(), []
-        for number in itertools.count():
-            running = [w for w in waves if any(_runs(w, progress))]
-            if not running:
-                break
-            for wave in running:
-                self._pass(wave, waves, number, on_moment)
-            for wave in running:
-                chosen = self._chosen(wave, waves, number, on_moment)
-                for prompt, token in add_tokens(wave, chosen, progress, max_new_tokens, stops):
-                    on_token(prompt, token)
-            times.append(time.perf_counter() - start)
-            if monitor is not None:
-                self._relieve(monitor, waves, number + 1)
-        for memory in chain.working():
-            for name in memory.names():
-                if name[0] in ("kv", "x", "chosen"):
-                    memory.free(name)
+        progress = Progress([[] for _ in prompts])
+        self._running = microbatches
+        try:
+            times = self._serve(
+                progress, max_new_tokens, frozenset(stop_tokens), monitor, on_token, on_moment
+            )
+        finally:
+            self._running = ()
+            for memory in chain.working():
+                for name in memory.names():
+                    if name[0] in ("kv", "x", "chosen"):
+                        memory.free(name)
         latency = Latency(
             prompt_tokens=sum(map(len, prompts)),
             new_tokens=sum(map(len, progress.new)),
@@ -307,40 +318,79 @@ class Deployment:
         return Served(continuations, latency, tuple(self._recoveries[recoveries:]),
                       tuple(self._switches[switches:]))  # fmt: skip
 
-    def _pass(self, wave: Wave, waves: Sequence[Wave], number: int, on_moment) -> None:
+    def _serve(
+        self,
+        progress: Progress,
+        max_new_tokens: int,
+        stops: frozenset[int],
+        monitor: Monitor | None,
+        on_token: OnToken,
+        on_moment: Callable[[Moment], None],
+    ) -> list[float]:
+        """Until no request is running; seconds until each step was done."""
+        start, times = time.perf_counter(), []
+        for number in itertools.count():
+            running = [m for m in self._running if any(_runs(m, progress))]
+            if not running:
+                return times
+            for microbatch in running:
+                self._pass(microbatch, number, on_moment)
+            for microbatch in running:
+                chosen = self._chosen(microbatch, number, on_moment)
+                for prompt, token in add_tokens(
+                    microbatch, chosen, progress, max_new_tokens, stops
+                ):
+                    on_token(prompt, token)
+            times.append(time.perf_counter() - start)
+            if monitor is not None:
+                self._relieve(monitor, number + 1)
+        raise AssertionError("count() does not end")
+
+    def _pass(self, microbatch: Microbatch, number: int, on_moment) -> None:
         """Until it went through: a pass that a loss interrupted is run again."""
+
+        def before(stage: int) -> None:
+            recoveries = len(self._recoveries)
+            on_moment(Moment(number, microbatch.number, stage))
+            if len(self._recoveries) > recoveries:  # in it: layers are elsewhere now
+                raise _PassInterrupted
+
+        phase = "step" if microbatch.prefilled else "prefill"
         while True:
             try:
-                run_pass(
-                    self.chain, wave, "step" if wave.prefilled else "prefill",
-                    lambda stage: on_moment(Moment(number, wave.number, stage)),
-                )  # fmt: skip
+                run_pass(self.chain, microbatch, phase, before)
             except DeviceLost as lost:
-                self._recoveries.append(recover(self.chain, lost, waves))
+                self._recover(lost)
+            except _PassInterrupted:
+                continue
             else:
-                wave.prefilled = True
+                microbatch.prefilled = True
                 return
 
-    def _chosen(self, wave: Wave, waves: Sequence[Wave], number: int, on_moment) -> np.ndarray:
-        """Next tokens of a wave whose pass is done."""
-        name = ("chosen", wave.number)
+    def _chosen(self, microbatch: Microbatch, number: int, on_moment) -> np.ndarray:
+        """Next tokens of a microbatch whose pass is done."""
+        name = ("chosen", microbatch.number)
         while True:
             try:
                 last = self.chain.stage(-1)
                 if name in last:
                     return np.asarray(last.pop(name))
             except DeviceLost as lost:
-                self._recoveries.append(recover(self.chain, lost, waves))
-            self._pass(wave, waves, number, on_moment)
+                self._recover(lost)
+            self._pass(microbatch, number, on_moment)
 
-    def _relieve(self, monitor: Monitor, waves: Sequence[Wave], number: int) -> None:
+    def _relieve(self, monitor: Monitor, number: int) -> None:
         """Looks at the pressure once; a loss that comes to light is made up for."""
-        tokens = int(sum(wave.lengths.sum() for wave in waves))
+        tokens = int(sum(m.lengths.sum() for m in self._running))
         try:
             for made in monitor.observe(self.chain, tokens, number):
                 self._switches.append(made)
         except DeviceLost as lost:
-            self._recoveries.append(recover(self.chain, lost, waves))
+            self._recover(lost)
+
+    def _recover(self, lost: DeviceLost) -> None:
+        """With the keys and values of what is running, wherever the loss came to light."""
+        self._recoveries.append(recover(self.chain, lost, self._running))
 
     def settle(self) -> float:
         """Notices what was lost between calls; weights where they belong, programs compiled.
@@ -355,7 +405,7 @@ class Deployment:
                 bring(self.chain)
                 return compile_chain(self.chain)
             except DeviceLost as lost:
-                self._recoveries.append(recover(self.chain, lost))
+                self._recover(lost)
 
     def _memory(self, device: int) -> DeviceMemory:
         if not 0 <= device < len(self.chain.memories):
@@ -365,5 +415,9 @@ class Deployment:
         return self.chain.memories[device]
 
 
-def _runs(wave: Wave, progress: Progress) -> list[bool]:
-    return [p >= 0 and p not in progress.finished for p in wave.requests]
+class _PassInterrupted(Exception):  # noqa: N818 -- what happened, not what was done wrong
+    """`on_moment` noticed a loss and made up for it: the pass is to be run again."""
+
+
+def _runs(microbatch: Microbatch, progress: Progress) -> list[bool]:
+    return [p >= 0 and p not in progress.finished for p in microbatch.requests]

@@ -19,7 +19,7 @@ from parallax.engine.deployment.chain import (
 from parallax.engine.deployment.layout import Layout, place
 from parallax.engine.deployment.memory import DeviceLost
 from parallax.engine.deployment.modelled import ModelledRecovery, modelled_recovery
-from parallax.engine.deployment.requests import Wave
+from parallax.engine.deployment.requests import Microbatch
 from parallax.engine.deployment.stages import programs_compiled
 
 
@@ -70,13 +70,13 @@ class Recovery:
         )  # fmt: skip
 
 
-def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Recovery:
+def recover(chain: Chain, lost: DeviceLost, microbatches: Collection[Microbatch] = ()) -> Recovery:
     """Brings the chain back to where all its devices work; running requests lose nothing.
 
     Args:
       chain: changed in place.
       lost: what was raised.
-      waves: running requests.
+      microbatches: running requests.
 
     Raises:
       ValueError: no device is left, or the layers do not fit those that are.
@@ -94,25 +94,25 @@ def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Rec
             chain.known_lost.add(pending.number)
             _leave_out(chain)
             start = _lap(times, "place", start)
-            bring(chain, waves)
+            bring(chain, microbatches)
             start = _lap(times, "move", start)
             compile_chain(chain)
             start = _lap(times, "compile", start)
-            stages = max([stages, *(recompute(chain, wave) for wave in waves)])
+            stages = max([stages, *(recompute(chain, microbatch) for microbatch in microbatches)])
             if stages:
-                wait_for_kv(chain, waves)
+                wait_for_kv(chain, microbatches)
             _lap(times, "recompute", start)
             break
         except DeviceLost as another:
             pending = another
     moved = chain.moved - moved_before
     layers = tuple(i for d in gone for i in before.layers_on(d))
-    # A wave whose prefill is not through is prefilled once more anyway.
-    again = [wave for wave in waves if wave.prefilled and stages]
-    tokens = int(sum(wave.lengths.sum() for wave in again))
+    # A microbatch whose prefill is not through is prefilled once more anyway.
+    again = [microbatch for microbatch in microbatches if microbatch.prefilled and stages]
+    tokens = int(sum(microbatch.lengths.sum() for microbatch in again))
     layers_run = chain.layout.stops[stages - 1] if stages else 0
-    rows = sum(len(wave.lengths) for wave in again)
-    longest = max([int(wave.lengths.max()) for wave in again], default=0)
+    rows = sum(len(microbatch.lengths) for microbatch in again)
+    longest = max([int(microbatch.lengths.max()) for microbatch in again], default=0)
     return Recovery(
         lost=tuple(gone),
         layers=layers,
@@ -132,11 +132,10 @@ def recover(chain: Chain, lost: DeviceLost, waves: Collection[Wave] = ()) -> Rec
             chain.config,
             moved.host_to_device,
             moved.device_to_device,
-            layers_run,
+            [len(group) for group in chain.layout.groups[:stages]],
             rows,
             longest,
-            waves=max(1, len(again)),
-            stages=max(1, stages),
+            microbatches=max(1, len(again)),
         ),
     )
 

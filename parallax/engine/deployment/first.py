@@ -8,20 +8,21 @@ from parallax.models.config import ModelConfig
 
 
 def first_layout(
-    config: ModelConfig, devices: int, *, batch: int, max_len: int, waves: int, spares: int,
+    config: ModelConfig, devices: int, *, batch: int, max_len: int, microbatches: int, spares: int,
     budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
 ) -> tuple[Sizes, Layout]:  # fmt: skip
     """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
-    _check(config, devices, batch, max_len, waves, spares)
+    _check(config, devices, batch, max_len, microbatches, spares)
     sizes = Sizes(config, batch * max_len, budget, rule)
     return sizes, place(sizes, check_formats(config, formats), range(devices - spares))
 
 
 def _check(
-    config: ModelConfig, devices: int, batch: int, max_len: int, waves: int, spares: int
+    config: ModelConfig, devices: int, batch: int, max_len: int, microbatches: int, spares: int
 ) -> None:
     for name, value, least in (
-        ("batch", batch, 1), ("max_len", max_len, 2), ("waves", waves, 1), ("spares", spares, 0),
+        ("batch", batch, 1), ("max_len", max_len, 2), ("microbatches", microbatches, 1),
+        ("spares", spares, 0),
     ):  # fmt: skip
         if not isinstance(value, int) or value < least:
             raise ValueError(
@@ -34,8 +35,10 @@ def _check(
             f"Deployment: model '{config.name}' is stored as {config.compression} already; here "
             "every layer has its own formats. Give dense parameters and formats=."
         )
-    if batch % waves:
-        raise ValueError(f"Deployment: {waves} waves do not divide a batch of {batch}.")
+    if batch % microbatches:
+        raise ValueError(
+            f"Deployment: {microbatches} microbatches do not divide a batch of {batch}."
+        )
     if spares >= devices:
         raise ValueError(
             f"Deployment: {spares} spares of {devices} devices leave none for the layers."

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallax.cost import rates_of
-from parallax.engine.deployment.stored import Formats, end_bytes
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
-from parallax.placement import layer_footprints
 
 # Host to device; PCIe Gen5 x16 is 64 GB/s, and copies from pinned memory reach about this much.
 PCIE_BYTES_PER_S = 55e9
@@ -15,6 +13,8 @@ ASSUMED = (
     "host to device: PCIe Gen5 x16 at 55 GB/s, host copies pinned (assumed)",
     "one device receives at a time; layers are copied one after the other (assumed)",
     "products and attention in float16 at the fitted rates of a deep product (modelled)",
+    "each trial's loss at full size: as many of the sequences prefilled as in the trial, each of "
+    "all its tokens (assumed)",
     "detection, placement and the network are not modelled; programs are compiled ahead",
 )
 
@@ -42,17 +42,17 @@ class ModelledRecovery:
 
 
 def modelled_recovery(
-    config: ModelConfig, host_to_device: int, device_to_device: int, layers: int, batch: int,
-    tokens: int, *, waves: int = 1, stages: int = 1, gpu: str = "h100",
+    config: ModelConfig, host_to_device: int, device_to_device: int, groups: Sequence[int],
+    batch: int, tokens: int, *, microbatches: int = 1, gpu: str = "h100",
 ) -> ModelledRecovery:  # fmt: skip
     """Modelled time to resume.
 
     Args:
       config: the model.
       host_to_device, device_to_device: bytes that move.
-      layers: that are run again to get lost keys and values back.
+      groups: layers of each stage that runs again to get lost keys and values back.
       batch, tokens: sequences, and known tokens of each.
-      waves, stages: pieces of the batch that follow each other through so many even stages.
+      microbatches: pieces of the batch that follow each other through these stages.
       gpu: of `parallax.cost`.
     """
     rates = rates_of(gpu)
@@ -60,7 +60,8 @@ def modelled_recovery(
     if device_to_device:
         link = rates.links["p2p"]
         move_s += link.start_s + device_to_device / link.bytes_per_s
-    if not layers or not tokens:
+    layers = sum(groups)
+    if not layers or not tokens or not batch:
         return ModelledRecovery(gpu, move_s, 0.0)
     one, more = (config.replace(num_layers=n) for n in (1, 1 + layers))
     whole = model_flops(more, batch, tokens) - model_flops(one, batch, tokens)
@@ -69,41 +70,10 @@ def modelled_recovery(
     widths = sorted((int(w), rate) for w, rate in rates.attention_flops_per_s.items())
     rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate
-    # Stages work on different waves at once, but for filling and emptying the chain.
-    return ModelledRecovery(gpu, move_s, recompute_s * (waves + stages - 1) / (waves * stages))
-
-
-def modelled_losses(
-    config: ModelConfig, formats: Sequence[Formats], groups: Sequence[range], batch: int,
-    tokens: int, *, waves: int, gpu: str = "h100",
-) -> tuple[ModelledRecovery, ...]:  # fmt: skip
-    """Modelled time to resume after the loss of each device of a chain: its weights come from the
-    host, and all known tokens pass the stages up to it once more.
-
-    Args:
-      formats: of every layer.
-      groups: layers of each device.
-      batch, tokens, waves: sequences, known tokens of each, pieces of the batch.
-    """
-    footprints, found = layer_footprints(config, formats), []
-    for stage, group in enumerate(groups):
-        n_bytes = sum(footprints[i].weights for i in group)
-        n_bytes += end_bytes(config, "first") if stage == 0 else 0
-        n_bytes += end_bytes(config, "last") if stage == len(groups) - 1 else 0
-        found.append(
-            modelled_recovery(
-                config,
-                n_bytes,
-                0,
-                group.stop,
-                batch,
-                tokens,
-                waves=waves,
-                stages=stage + 1,
-                gpu=gpu,
-            )
-        )
-    return tuple(found)
+    # Stages work on different microbatches at once: one goes through all layers, and the others
+    # come out behind it at the pace of the slowest stage.
+    share = (layers + (microbatches - 1) * max(groups)) / (microbatches * layers)
+    return ModelledRecovery(gpu, move_s, recompute_s * share)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from parallax.engine.deployment.chain import Chain
-from parallax.engine.deployment.switching import Switch, by_saving, switch
+from parallax.engine.deployment.switching import Switch, by_saving, has_room, switch
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class Pressure:
       high: above this there is none.
       patience: readings in a row before anything is done.
       cache_bytes: of a device, for the modelled rate: the share that fits of what a decoding step
-        reads, weights and the keys and values of the tokens so far. It sinks as texts grow.
+        reads, weights and the keys and values of the tokens so far. It sinks as texts grow. This
+        assumes a cache that keeps what fits and lets the rest pass by (pinned, say). A cache that
+        replaces what was touched longest ago would fall to 0 as soon as the set is larger, the rule
+        by which the cost model counts hits.
       reported: device number -> measured hit rate, in place of the modelled one.
 
     Raises:
@@ -109,7 +112,8 @@ class Monitor:
             self.above[device] = self.above[device] + 1 if high else 0
             order = by_saving(chain, chain.layout.groups[stage])
             strong = [i for i in order if chain.layout.formats[i] == chain.prepared[i].strong]
-            said = f"hit rate {rate.hit_rate:.3f} ({rate.source})"
+            assumed = ": the share that fits" if rate.source == "modelled" else ""
+            said = f"hit rate {rate.hit_rate:.3f} ({rate.source}{assumed})"
             if self.below[device] >= self.pressure.patience:
                 if mild := [i for i in order if i not in strong]:
                     why = f"{said} below {self.pressure.low}"
@@ -125,7 +129,10 @@ class Monitor:
                 self.above[device] = 0
 
     def _may_go_back(self, chain: Chain, stage: int, layer: int, tokens: int) -> bool:
-        """A modelled rate has to stay over `low` in the milder format; a reported one will tell."""
+        """There is room, and a modelled rate stays over `low` in the milder format; a reported one
+        will tell."""
+        if not has_room(chain, layer, chain.prepared[layer].mild):
+            return False
         if self.pressure.cache_bytes is None:
             return True
         before = chain.layout

@@ -15,21 +15,21 @@ class Moment:
 
     Attributes:
       number: of the new token; 0 comes from the prefill.
-      wave: sequences that pass the chain together.
+      microbatch: sequences that pass the chain together.
       stage: position in the chain.
     """
 
     number: int
-    wave: int
+    microbatch: int
     stage: int
 
 
 @dataclass
-class Wave:
+class Microbatch:
     """Sequences that pass the chain together; some rows may be nobody's.
 
     Attributes:
-      number: of the wave.
+      number: of the microbatch.
       tokens: [B, C] int32, those known so far at their positions, zeros behind.
       lengths: [B] int32, tokens known so far, at least 1.
       prefilled: keys and values of all positions before the last known are on the devices.
@@ -61,8 +61,8 @@ class Progress:
         return len(self.finished) == len(self.new)
 
 
-def waves_of(prompts: Sequence[Sequence[int]], rows: int, slots: int) -> list[Wave]:
-    """Prompts dealt out to as many waves as they need, in order."""
+def microbatches_of(prompts: Sequence[Sequence[int]], rows: int, slots: int) -> list[Microbatch]:
+    """Prompts dealt out to as many microbatches as they need, in order."""
     found = []
     for number, first in enumerate(range(0, len(prompts), rows)):
         mine = range(first, min(first + rows, len(prompts)))
@@ -71,15 +71,15 @@ def waves_of(prompts: Sequence[Sequence[int]], rows: int, slots: int) -> list[Wa
             tokens[row, : len(prompts[prompt])] = prompts[prompt]
             lengths[row] = len(prompts[prompt])
         requests = (*mine, *[-1] * (rows - len(mine)))
-        found.append(Wave(number, tokens, lengths, requests))
+        found.append(Microbatch(number, tokens, lengths, requests))
     return found
 
 
 def add_tokens(
-    wave: Wave, chosen: np.ndarray, progress: Progress, max_new_tokens: int,
+    microbatch: Microbatch, chosen: np.ndarray, progress: Progress, max_new_tokens: int,
     stop_tokens: frozenset[int],
 ) -> list[tuple[int, int]]:  # fmt: skip
-    """Gives every running request of a wave its next token; ends those that are done.
+    """Gives every running request of a microbatch its next token; ends those that are done.
 
     Args:
       chosen: [B], the likeliest next tokens.
@@ -88,7 +88,7 @@ def add_tokens(
       (prompt, token) of those that got one.
     """
     given = []
-    for row, prompt in enumerate(wave.requests):
+    for row, prompt in enumerate(microbatch.requests):
         if prompt < 0 or prompt in progress.finished:
             continue
         token = int(chosen[row])
@@ -100,6 +100,6 @@ def add_tokens(
         if len(progress.new[prompt]) == max_new_tokens:
             progress.finished[prompt] = "length"
             continue
-        wave.tokens[row, wave.lengths[row]] = token
-        wave.lengths[row] += 1
+        microbatch.tokens[row, microbatch.lengths[row]] = token
+        microbatch.lengths[row] += 1
     return given

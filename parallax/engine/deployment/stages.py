@@ -2,8 +2,8 @@
 
 A cache slot is a token's position, so a step that is run again writes the same key to the same
 place: what a lost device interrupted is simply run again.
-Shapes: B sequences of a wave, L = C tokens and slots of one, D model width, G key/value heads, K
-head_dim.
+Shapes: B sequences of a microbatch, L = C tokens and slots of one, D model width, G key/value
+heads, K head_dim.
 """
 
 import functools

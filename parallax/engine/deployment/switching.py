@@ -56,9 +56,9 @@ def prepare_layers(
 
     Raises:
       ValueError: no such layer, formats that it cannot have, or are no smaller; a device's budget.
-      DeviceLost: a device turned out to be lost.
+      DeviceLost: a device turned out to be lost; nothing is prepared.
     """
-    count, added = chain.config.num_layers, 0
+    count, added, layers = chain.config.num_layers, 0, tuple(dict.fromkeys(layers))
     check_formats(chain.config, (formats,) * count)
     if where not in ("device", "host"):
         raise ValueError(f"prepare_switch: where must be device or host, got {where!r}.")
@@ -76,12 +76,12 @@ def prepare_layers(
     if where == "device":
         _check_room(chain, layers, formats)
     for layer in layers:
-        kept = Prepared(chain.layout.formats[layer], formats, where)
         stored, owner = chain.host.layer(layer, formats), chain.owner(layer)
         if where == "device":
             placed = owner.put(("weights", layer, formats), stored)
             added += sum(x.nbytes for x in jax.tree.leaves(jax.block_until_ready(placed)))
-        chain.prepared[layer] = kept
+    for layer in layers:
+        chain.prepared[layer] = Prepared(chain.layout.formats[layer], formats, where)
     return added
 
 
@@ -89,7 +89,7 @@ def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> 
     """A prepared layer to its other formats.
 
     Raises:
-      ValueError: a layer that is not prepared.
+      ValueError: a layer that is not prepared, or formats that its device has no room for.
       DeviceLost: its device turned out to be lost; nothing is switched.
     """
     if layer not in chain.prepared:
@@ -99,14 +99,21 @@ def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> 
     kept, was = chain.prepared[layer], chain.layout.formats[layer]
     now = kept.mild if was == kept.strong else kept.strong
     name, owner, copied = ("weights", layer, now), chain.owner(layer), 0
+    owner.check()
+    if not has_room(chain, layer, now):
+        raise ValueError(
+            f"switch: layer {layer} in {now} takes {weight_bytes(chain, now)} bytes, and device "
+            f"{owner.number} would hold more than its budget of {chain.sizes.budget}. Leave it in "
+            f"{was}."
+        )
     stored = chain.host.layer(layer, now)
     start = time.perf_counter()
+    if kept.where == "host":  # first: both together may be more than the budget
+        owner.free(("weights", layer, was))
     if name not in owner:
         placed = jax.block_until_ready(owner.put(name, stored))
         copied = sum(x.nbytes for x in jax.tree.leaves(placed))
     chain.layout = chain.layout.with_formats(layer, now)
-    if kept.where == "host":
-        owner.free(("weights", layer, was))
     seconds = time.perf_counter() - start
     return Switch(
         layer, owner.number, was, now, reason, number, "host" if copied else "device", copied,
@@ -117,6 +124,20 @@ def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> 
 def weight_bytes(chain: Chain, formats: Formats) -> int:
     """Of one layer's weights in these formats."""
     return chain.sizes.footprints((formats,) * chain.config.num_layers)[0].weights
+
+
+def has_room(chain: Chain, layer: int, formats: Formats) -> bool:
+    """Its device's budget allows a prepared layer in these formats; a loss may have given it more
+    layers than it had when they were placed. Raises DeviceLost."""
+    budget, owner = chain.sizes.budget, chain.owner(layer)
+    was = ("weights", layer, chain.layout.formats[layer])
+    if budget is None or ("weights", layer, formats) in owner:
+        return True
+    freed = 0
+    if chain.prepared[layer].where == "host" and was in owner:
+        freed = weight_bytes(chain, was[2])
+    held = _held_bytes(chain, owner.number) - freed
+    return held + weight_bytes(chain, formats) <= budget
 
 
 def by_saving(chain: Chain, layers: Sequence[int]) -> list[int]:
@@ -149,13 +170,19 @@ def switched_layouts(chain: Chain) -> tuple[Layout, ...]:
 def _check_room(chain: Chain, layers: Sequence[int], formats: Formats) -> None:
     if chain.sizes.budget is None:
         return
-    footprints, each = chain.sizes.footprints(chain.layout.formats), weight_bytes(chain, formats)
+    each = weight_bytes(chain, formats)
     for device, group in zip(chain.layout.devices, chain.layout.groups, strict=True):
-        memory, count = chain.memories[device], sum(layer in group for layer in layers)
-        held = memory.n_bytes() - memory.n_bytes("kv") + sum(footprints[i].kv for i in group)
+        held, count = _held_bytes(chain, device), sum(layer in group for layer in layers)
         if count and held + count * each > chain.sizes.budget:
             raise ValueError(
                 f"prepare_switch: device {device} holds {held} bytes, {count} layer(s) prepared "
                 f"there take {count * each} more, and its budget is {chain.sizes.budget}. Use "
                 "where='host'."
             )
+
+
+def _held_bytes(chain: Chain, device: int) -> int:
+    """What a device of the chain holds when all its keys and values are there."""
+    memory, footprints = chain.memories[device], chain.sizes.footprints(chain.layout.formats)
+    kv = sum(footprints[i].kv for i in chain.layout.layers_on(device))
+    return memory.n_bytes() - memory.n_bytes("kv") + kv

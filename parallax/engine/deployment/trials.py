@@ -9,7 +9,6 @@ from parallax.engine.deployment.failover import Recovery
 from parallax.engine.deployment.requests import Moment
 from parallax.engine.deployment.switching import Switch
 from parallax.engine.generate import Continuation
-from parallax.engine.latency import percentile
 
 # Of a run's moments: so many trials first, one at the very beginning and the others in a prefill.
 _IN_PREFILL = 4
@@ -52,7 +51,7 @@ def lose_at_random(
       prepare: compiles the next layouts ahead, before each trial.
     """
     draw, found = random.Random(seed), []
-    waves = -(-len(prompts) // deployment.chain.rows)
+    microbatches = -(-len(prompts) // deployment.chain.rows)
     for number in range(count):
         if prepare:
             deployment.prepare()
@@ -60,7 +59,9 @@ def lose_at_random(
         device = draw.choice(chain) if devices is None else devices[number % len(devices)]
         last = 0 if number < _IN_PREFILL else max_new_tokens - 1
         moment = Moment(
-            draw.randint(min(1, last), last), draw.randrange(waves), draw.randrange(len(chain))
+            draw.randint(min(1, last), last),
+            draw.randrange(microbatches),
+            draw.randrange(len(chain)),
         )
         moment = Moment(0, 0, 0) if number == 0 else moment
         found.append(_trial(deployment, prompts, expected, max_new_tokens, moment, device))
@@ -103,22 +104,24 @@ def switch_while_serving(
     Args:
       layers: that are switched.
       count: switches; an even number leaves every layer as it was.
+
+    Raises:
+      ValueError: fewer than two new tokens, or no layers.
     """
+    if max_new_tokens < 2:
+        raise ValueError(
+            f"switches happen between tokens: max_new_tokens must be at least 2, got "
+            f"{max_new_tokens}."
+        )
+    if not layers:
+        raise ValueError("no layers to switch. Prepare some.")
     found: list[Switch] = []
 
     def on_moment(now: Moment) -> None:
-        if len(found) < count and (now.wave, now.stage) == (0, 0) and now.number:
+        if len(found) < count and (now.microbatch, now.stage) == (0, 0) and now.number:
             layer = layers[len(found) // 2 % len(layers)]
             found.append(deployment.switch(layer, "one of many", now.number))
 
     while len(found) < count:
         deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
     return found
-
-
-def spread(samples: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99 and the largest."""
-    return {
-        "p50": percentile(samples, 0.5), "p90": percentile(samples, 0.9),
-        "p99": percentile(samples, 0.99), "max": max(samples),
-    }  # fmt: skip

@@ -28,10 +28,10 @@ def expected(config=CONFIG):
 
 
 def deployment(devices=4, spares=0, config=CONFIG, weights=None, **options):
-    """Rows of two, in two waves; the same programs in every test."""
+    """Rows of two, in two microbatches; the same programs in every test."""
     return Deployment(
-        config, weights or params(config), jax.devices()[:devices], batch=4, max_len=24, waves=2,
-        spares=spares, **options,
+        config, weights or params(config), jax.devices()[:devices], batch=4, max_len=24,
+        microbatches=2, spares=spares, **options,
     )  # fmt: skip
 
 

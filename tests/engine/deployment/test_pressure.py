@@ -3,9 +3,11 @@
 import pytest
 
 from parallax.engine.deployment import Moment, Pressure
+from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import step_bytes
 from parallax.engine.deployment.stages import programs_compiled
-from parallax.engine.deployment.trials import spread, switch_while_serving
+from parallax.engine.deployment.trials import switch_while_serving
+from parallax.engine.latency import spread
 from tests.engine.deployment.cases import CONFIG, NEW, PROMPTS, deployment, expected, params
 
 DENSE, STRONG = ("float64", "float64"), ("int8", "int8+2:4")
@@ -178,3 +180,89 @@ def test_what_does_not_fit_beside_is_refused():
     tight = deployment(2, config=TWO, weights=params(TWO), budget=table + layer + 100)
     with pytest.raises(ValueError, match=r"budget is \d+. Use where='host'"):
         tight.prepare_switch([0], STRONG)
+
+
+def one_layer_budget():
+    table = TWO.vocab_size * TWO.d_model * 8 + TWO.d_model * 8
+    layer = deployment(2, config=TWO).chain.sizes.footprints((DENSE,) * 2)[0].total
+    return table + layer + 100
+
+
+def test_a_switch_from_the_host_never_holds_both(monkeypatch):
+    """Also for a moment: the larger copy comes when the smaller one is gone."""
+    budget = one_layer_budget()
+    made, most = deployment(2, config=TWO, budget=budget), []
+    made.prepare_switch([0, 1], STRONG, where="host")
+    put = DeviceMemory.put
+
+    def watched(memory, name, tree):
+        placed = put(memory, name, tree)
+        kv = made.chain.sizes.footprints(made.layout.formats)[0].kv
+        most.append(memory.n_bytes() + kv)
+        return placed
+
+    monkeypatch.setattr(DeviceMemory, "put", watched)
+    for layer in (0, 0, 1, 1):
+        made.switch(layer)
+    assert len(most) == 4
+    assert max(most) <= budget
+    assert made.layout.formats == (DENSE, DENSE)
+
+
+def test_a_format_that_no_longer_fits_is_refused_and_left():
+    """After a loss two strong layers share a device that has no room for both in the mild one."""
+    table = TWO.vocab_size * TWO.d_model * 8
+    found = deployment(2, config=TWO)
+    kv = found.chain.sizes.footprints((DENSE,) * 2)[0].kv
+    tables = 2 * table + TWO.d_model * 8
+    budget = tables + 2 * kv + weights(found, DENSE) + weights(found, STRONG) - 1
+    made = deployment(2, config=TWO, budget=budget)
+    made.prepare_switch([0, 1], STRONG, where="host")
+    for layer in (0, 1):
+        made.switch(layer)
+    made.lose(0)
+    made.settle()
+    assert made.layout.devices == (1,)
+    with pytest.raises(ValueError, match="would hold more than its budget"):
+        made.switch(0)
+    calm = Pressure(low=0.9, high=0.97, patience=1, reported=lambda d: 1.0)
+    assert generate(made, pressure=calm).switches == ()
+    assert max(made.device_bytes()) <= budget
+    assert made.layout.formats == (STRONG, STRONG)
+
+
+def test_preparing_notices_a_loss_first():
+    made = deployment(3, spares=1, config=TWO)
+    made.lose(1)
+    assert made.prepare_switch([0, 1], STRONG) == 2 * weights(made, STRONG)
+    assert [r.lost for r in made.recoveries] == [(1,)]
+    assert set(made.chain.prepared) == {0, 1}
+    assert made.switch(1).device == 2
+
+
+def test_a_failed_preparation_prepares_nothing(monkeypatch):
+    made = deployment(2, config=TWO)
+    put = DeviceMemory.put
+
+    def failing(memory, name, tree):
+        if memory.number == 1:
+            raise DeviceLost(1, memory.device)
+        return put(memory, name, tree)
+
+    monkeypatch.setattr(DeviceMemory, "put", failing)
+    with pytest.raises(DeviceLost):
+        made.prepare_switch([0, 1], STRONG)
+    assert made.chain.prepared == {}
+
+
+def test_switches_need_two_tokens(made):
+    with pytest.raises(ValueError, match="switches happen between tokens: .* at least 2, got 1"):
+        switch_while_serving(made, PROMPTS, 1, [0], 2)
+
+
+def test_a_modelled_rate_says_what_it_assumes(made):
+    cache = int(0.5 * step_bytes(made.chain, 0, 1))
+    pressure = Pressure(patience=1, cache_bytes=cache)
+    served = made.generate([[1]], max_new_tokens=2, pressure=pressure)
+    back_to_dense(made)
+    assert "(modelled: the share that fits) below 0.9" in served.switches[0].reason
