@@ -16,7 +16,8 @@ from parallax.engine.deployment.layout import Layout, Sizes
 from parallax.engine.deployment.memory import DeviceMemory
 from parallax.engine.deployment.requests import Wave
 from parallax.engine.deployment.stages import Phase, end_program, group_program
-from parallax.engine.deployment.stored import Formats, HostCopies
+from parallax.engine.deployment.stored import HostCopies
+from parallax.engine.layer_formats import Formats
 
 
 @dataclass(frozen=True)
