@@ -73,7 +73,7 @@ def compress(
             f"compress: no weights, got model {str(model)!r}. Give a folder with dense weights."
         )
     formats = _formats(config, compression, layer_formats, budget)
-    stored = formats and StoredModel.of(config, formats)
+    stored = None if formats is None else StoredModel.of(config, formats)
     if Path(out).exists():
         raise ValueError(f"{out}: exists. Give a folder that is not there yet.")
     strategy = data_parallel(1)

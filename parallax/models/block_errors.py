@@ -52,7 +52,7 @@ def _wide(config: ModelConfig) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _compared(config: ModelConfig, formats: Formats):
-    one, stored = layer_config(config, (config.dtype,) * 2), layer_config(config, formats)
+    one, stored = config.replace(num_layers=1), layer_config(config, formats)
 
     def output(config: ModelConfig, layer: nnx.State, x_BLD):
         # Arithmetic is wide; what is stored was rounded from the model's own dtype.
