@@ -45,6 +45,15 @@ class HostCopies:
         if config.compression is None:
             return cls(config, held, {})
         pair, count = config.compression, config.num_layers
+        paths = [
+            {p for p, _ in nnx.to_flat_state(x)} for x in (held, abstract_transformer(config)[1])
+        ]
+        if paths[0] != paths[1]:
+            raise ValueError(
+                f"Deployment: model '{config.name}' is stored as {','.join(pair)}, and these "
+                "parameters are not. Give a config without compression, dense parameters and "
+                "formats=."
+            )
         config = config.replace(compression=None)
         layers = {
             (i, pair): jax.tree.map(lambda w, i=i: w[i : i + 1], held["layers"])
