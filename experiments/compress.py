@@ -2,15 +2,22 @@
 
   parallax compress --model=FOLDER --compression=int8 --out=FOLDER-int8
   parallax compress --model=FOLDER --compression=int8,int8+2:4 --out=small
+  parallax compress --model=FOLDER --compression=int8 --layer_formats=0-3=int8,int8+2:4 --out=mix
+  parallax compress --model=FOLDER --budget=0.3x --out=mildest
   parallax generate --model=small --strategy=tensor_pipeline --virtual --prompt="Hello"
 
 Formats: DTYPE[/GROUP][+N:M]. int8: one scale an output channel (W8A16). w8a8: activations too, one
 scale a token. int4: a scale every 128 inputs, int4/64 every 64. +2:4 keeps the two largest of four.
 One format, or attention's and the MLP's joined by a comma; tables, norms, biases and routers stay.
+--layer_formats gives some layers others; --budget chooses every layer's, the least damage under so
+many bytes of matrices, 40MB or 0.3x of the dense ones. That damage is a proxy: squared errors of
+weights, added up; no text is run. A folder of layers in different formats runs under parallax
+deploy alone.
 
 Hardware: one device (the CPU will do) that holds the dense and the compressed weights.
 Result: a folder of safetensors, a file a layer, beside the tokenizer's; a table of bytes and of the
-weights' own error, measured. What it costs the model: parallax compress_quality.
+weights' own error, and one of each block's output error on random inputs, measured. What it costs
+the model: parallax compress_quality.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -23,32 +30,86 @@ from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
 
 WIDTH = 100
-FLAGS = (flags.MODEL, flags.COMPRESSION, flags.OUT)
+FLAGS = (flags.MODEL, flags.COMPRESSION, flags.LAYER_FORMATS, flags.BUDGET, flags.OUT)
 
 
 def main() -> int:
     """Compresses what the flags ask for."""
-    formats = flags.compression()
-    if flags.MODEL.value is None or formats is None:
-        raise ValueError("--model and --compression are needed. See parallax compress --help.")
+    formats, layers, budget = flags.compression(), flags.LAYER_FORMATS.value, flags.BUDGET.value
+    if flags.MODEL.value is None or (formats is None and not layers and budget is None):
+        raise ValueError(
+            "--model and --compression (or --layer_formats, or --budget) are needed. See parallax "
+            "compress --help."
+        )
     from parallax.engine.compress import compress
 
     with ProgressLines() as progress:
-        done = compress(flags.MODEL.value, formats, flags.OUT.value, on_progress=progress)
-    table = Table(box=None, pad_edge=False)
-    for head in ("matrix", "format", "dense", "stored", "share", "weights' error"):
-        table.add_column(head, justify="left" if head in ("matrix", "format") else "right")
+        done = compress(
+            flags.MODEL.value, formats, flags.OUT.value, layer_formats=layers or (), budget=budget,
+            on_progress=progress,
+        )  # fmt: skip
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(_matrices(done))
+    console.print()
+    console.print(_layers(done))
+    print(
+        "\nweights' error: relative L2 of the worst layer's weights, measured\nblock's error: "
+        "relative L2 of the block's output on random inputs of unit RMS, measured"
+    )
+    if budget is not None:
+        total = sum(layer.damage or 0.0 for layer in done.layers)
+        print(
+            f"predicted damage: {total:.3g} in all, squared relative errors of weights added up. A "
+            "proxy that runs no text"
+        )
+    if done.config.compression is None:
+        print("layers have different formats: parallax deploy runs this folder")
+    print(f"written: {done.folder}")
+    return 0
+
+
+def _matrices(done) -> Table:
+    heads = ("matrix", "format", "layers", "dense", "stored", "share", "weights' error")
+    table = _table(heads, 3)
     for m in done.matrices:
         share = f"{m.stored_bytes / m.dense_bytes:.1%}"
         table.add_row(
-            m.name, m.form, _mb(m.dense_bytes), _mb(m.stored_bytes), share, f"{m.error:.2e}"
-        )
-    table.add_row("the rest", done.config.dtype, _mb(done.rest_bytes), _mb(done.rest_bytes))
+            m.name, m.form, _numbers(m.layers), _mb(m.dense_bytes), _mb(m.stored_bytes), share,
+            f"{m.error:.2e}",
+        )  # fmt: skip
+    table.add_row("the rest", done.config.dtype, "", _mb(done.rest_bytes), _mb(done.rest_bytes))
     share = f"{done.stored_bytes / done.dense_bytes:.1%}"
-    table.add_row("in all", "", _mb(done.dense_bytes), _mb(done.stored_bytes), share)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
-    print(f"\nerror: relative L2 of the worst layer's weights, measured\nwritten: {done.folder}")
-    return 0
+    table.add_row("in all", "", "", _mb(done.dense_bytes), _mb(done.stored_bytes), share)
+    return table
+
+
+def _layers(done) -> Table:
+    chosen = done.layers[0].damage is not None
+    heads = ("layer", "attention", "MLP", "matrices", "block's error")
+    table = _table((*heads, *(("predicted damage",) if chosen else ())), 3)
+    for number, layer in enumerate(done.layers):
+        damage = (f"{layer.damage:.2e}",) if chosen else ()
+        size, error = _mb(layer.stored_bytes), f"{layer.block_error:.2e}"
+        table.add_row(str(number), *layer.formats, size, error, *damage)
+    return table
+
+
+def _table(heads: tuple[str, ...], words: int) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < words else "right")
+    return table
+
+
+def _numbers(layers: tuple[int, ...]) -> str:
+    """0-3,5 of 0, 1, 2, 3, 5."""
+    runs: list[list[int]] = []
+    for n in layers:
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _mb(n_bytes: int) -> str:

@@ -4,14 +4,15 @@
   parallax deploy --model=compressed_layerwise --small --virtual --losses=20 --switches=100
   parallax deploy --model=FOLDER --devices=4 --virtual --lose=2 --layer_formats=0-3=int8,int8+2:4
   parallax deploy --model=compressed_layerwise --small --virtual --pressure
+  parallax deploy --model=COMPRESSED_FOLDER --devices=4 --virtual --losses=20
   parallax deploy --model=FOLDER --device_budget=40MB --rule=greedy --devices=8 --virtual
 
 Each device holds a contiguous group of layers and runs its own program; every layer may have its
-own formats. A loss is simulated: the device's buffers are deleted and reads refused. With a spare
-its group moves there, without one layers are placed again; lost keys and values are computed again
-from the tokens so far. In float64 that changes no token; in lower precision near-ties may fall
-otherwise, since they are computed again in one pass. A switch takes a layer to formats
-prepared beforehand, and back.
+own formats; a folder of parallax compress keeps those it has. A loss is simulated: the device's
+buffers are deleted and reads refused. With a spare its group moves there, without one layers are
+placed again; lost keys and values are computed again from the tokens so far. In float64 that
+changes no token; in lower precision near-ties may fall otherwise, since they are computed again in
+one pass. A switch takes a layer to formats prepared beforehand, and back.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices: one a layer (16 at most) and the
 spares, or --devices. On the CPU the dtype is float64 unless --dtype says otherwise.
@@ -127,17 +128,17 @@ def _use_devices(model: str) -> Any:
     """Virtual ones where asked for; the dtype to run in."""
     import jax
 
+    from parallax.engine.deployment.deploying import deployed_model
     from parallax.lenses.environment import virtual_devices
-    from parallax.naming import resolve_model
 
-    config, _ = resolve_model(model, small=flags.SMALL.value)
+    config, _, stored = deployed_model(model, small=flags.SMALL.value)
     if flags.VIRTUAL.value:
         fitting = min(config.num_layers, _MOST_VIRTUAL) + flags.SPARES.value
         virtual_devices(flags.DEVICES.value or fitting)
     dtype = flags.DTYPE.value
-    if dtype is None and jax.devices()[0].platform == "cpu":
+    if dtype is None and stored is None and jax.devices()[0].platform == "cpu":
         dtype = "float64"
-    if dtype == "float64":
+    if "float64" in (dtype, config.dtype):
         jax.config.update("jax_enable_x64", True)
     return dtype
 

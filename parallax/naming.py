@@ -5,8 +5,9 @@ from pathlib import Path
 
 from parallax.compression import parse_format
 from parallax.meshes.mesh import MeshSpec
-from parallax.models.compressed_files import FILE as COMPRESSED_FILE
 from parallax.models.compressed_files import read_compressed_config
+from parallax.models.compressed_folder import FILE as COMPRESSED_FILE
+from parallax.models.compressed_folder import StoredModel, read_stored
 from parallax.models.config import DType, ModelConfig
 from parallax.models.huggingface.configs import read_config
 from parallax.papers import PAPERS
@@ -67,6 +68,20 @@ def resolve_model(
     if small:
         config = config.small()
     return (config if dtype is None else config.replace(dtype=dtype)), folder
+
+
+def stored_model(model: str | Path | ModelConfig) -> StoredModel | None:
+    """Formats and config of a folder that `parallax compress` wrote; None of any other model.
+
+    Raises:
+      ValueError: such a folder that cannot be read.
+    """
+    if isinstance(model, ModelConfig) or str(model) in PAPERS or not str(model):
+        return None
+    folder = Path(model)
+    if (folder / RUN_FILE).is_file() or not (folder / COMPRESSED_FILE).is_file():
+        return None
+    return read_stored(folder)
 
 
 def parse_compression(text: Compression) -> tuple[str, str] | None:

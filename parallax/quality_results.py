@@ -119,6 +119,22 @@ class MatrixError:
 
 
 @dataclass(frozen=True)
+class BlockError:
+    """Relative L2 error of one trained block's output, residual stream included, with its matrices
+    in formats and the dense block's input.
+
+    Attributes:
+      layer: its number.
+      formats: of attention and MLP.
+      error: relative L2 of the output.
+    """
+
+    layer: int
+    formats: tuple[str, str]
+    error: float
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """Perplexity's increase when one part of one layer is stored in a format, nothing else.
 
@@ -175,6 +191,7 @@ class QualityRecord:
       chance: of the task, share of right answers by guessing. items: of the task.
       scores, race, errors, sensitivities, mixes: results.
       says: what they mean beside the paper's claims, a sentence each.
+      blocks: errors of every block's output; () in records from before there were any.
     """
 
     schema_version: int
@@ -193,10 +210,14 @@ class QualityRecord:
     sensitivities: tuple[Sensitivity, ...]
     mixes: tuple[MixFound, ...]
     says: tuple[str, ...]
+    blocks: tuple[BlockError, ...] = ()
 
     def to_json(self) -> str:
         """As a file has it; numbers in full."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        data = dataclasses.asdict(self)
+        if not self.blocks:  # as records had it before there were any
+            del data["blocks"]
+        return json.dumps(data, indent=1) + "\n"
 
     def score(self, label: str, tuned: bool = False) -> Score:
         """The row of a format. ValueError if there is none."""
@@ -236,6 +257,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     """A value of a type from JSON."""
     if dataclasses.is_dataclass(kind):
         names = {f.name for f in dataclasses.fields(kind)}
+        if kind is QualityRecord and isinstance(data, dict):
+            data = {"blocks": [], **data}
         if not isinstance(data, dict) or set(data) != names:
             odd = sorted(names ^ set(data)) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"{where}: fields {odd} missing or unknown.")

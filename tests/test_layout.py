@@ -57,7 +57,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 MAY_ONLY_IMPORT = {
     "hlo": {"bounds"},
     "cost": {"hlo", "meshes", "bounds"},
-    "parallel": {"meshes", "kernels", "bounds"},
+    "parallel": {"meshes", "kernels", "bounds", "compression"},
     "report": {
         "results",
         "sweep_results",

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from parallax.compression.activations import int8_rounded, int8_step
 from parallax.compression.formats import Format
 from parallax.compression.packed import compress, decompress
 
@@ -40,14 +41,25 @@ def _error(w: jax.Array, x: jax.Array, form: Format, inputs: tuple[int, ...]) ->
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     stored = decompress(compress(w, form, inputs), form, inputs[-1], wide)
     x = x.astype(wide)
-    seen = _rounded(x, len(inputs)) if form.activation_bits == 8 else x
+    seen = x
+    if form.activation_bits == 8:
+        step = int8_step(x, tuple(range(x.ndim - len(inputs), x.ndim)))
+        seen = int8_rounded(x, step) * step
     exact = jnp.tensordot(x, w.astype(wide), axes=len(inputs))
     found = jnp.tensordot(seen, stored, axes=len(inputs))
     return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
 
 
-def _rounded(x: jax.Array, dims: int) -> jax.Array:
-    """Activations as int8 with a scale a token: the largest magnitude is 127."""
-    largest = jnp.abs(x).max(tuple(range(x.ndim - dims, x.ndim)), keepdims=True)
-    step = jnp.where(largest > 0, largest / 127, jnp.ones_like(largest))
-    return jnp.round(x / step) * step
+@functools.partial(jax.jit, static_argnames=("form", "inputs"))
+def weight_error(w: jax.Array, form: Format, inputs: tuple[int, ...]) -> jax.Array:
+    """Relative L2 error of a weight stored in a format, a scalar; 0 for a weight of zeros.
+
+    Of a product with activations that are independent, of zero mean and of one size it is also the
+    expected error. Activations stay as they are, also in w8a8.
+
+    Raises:
+      ValueError: inputs that the format cannot store.
+    """
+    wide = jnp.float64 if w.dtype == jnp.float64 else jnp.float32
+    off = decompress(compress(w, form, inputs), form, inputs[-1], wide) - w.astype(wide)
+    return jnp.linalg.norm(off) / jnp.maximum(jnp.linalg.norm(w.astype(wide)), 1e-30)

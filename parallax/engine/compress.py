@@ -1,74 +1,41 @@
 """A folder of dense weights made into a folder of compressed ones."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from parallax.engine.weights import compress_on, load_params
-from parallax.models.compressed_files import save_compressed
-from parallax.models.compressing import packed_weights
+from parallax.compression import parse_format
+from parallax.compression.errors import weight_error
+from parallax.engine.compressed import CompressedFolder, CompressedLayer, CompressedMatrix
+from parallax.engine.layer_formats import (
+    Formats,
+    check_formats,
+    parse_layer_formats,
+    store_layer,
+)
+from parallax.engine.mildest import mildest_formats
+from parallax.engine.weights import load_params
+from parallax.models.block_errors import block_error, random_input
+from parallax.models.compressed_folder import StoredModel, tensor_name, write_stored
+from parallax.models.compressing import matrix_inputs
 from parallax.models.config import ModelConfig
-from parallax.models.packed_weight import PackedWeight
-from parallax.naming import Compression, resolve_model
+from parallax.naming import Compression, parse_compression, resolve_model, stored_model
 from parallax.spmd import ShardedTransformer
 from parallax.strategies.data_parallel import data_parallel
 from parallax.workload import Workload
 
 
-@dataclass(frozen=True)
-class CompressedMatrix:
-    """One matrix of all layers.
-
-    Attributes:
-      name: such as "mlp/up_DF".
-      form: its format's name.
-      dense_bytes, stored_bytes: of all layers.
-      error: relative L2 of the stored weights against the dense ones, of the worst layer; measured.
-    """
-
-    name: str
-    form: str
-    dense_bytes: int
-    stored_bytes: int
-    error: float
-
-
-@dataclass(frozen=True)
-class CompressedFolder:
-    """What `compress` wrote.
-
-    Attributes:
-      folder: where.
-      config: the model, with its formats.
-      matrices: what was compressed.
-      rest_bytes: what was not: tables, norms, biases, routers.
-    """
-
-    folder: Path
-    config: ModelConfig
-    matrices: tuple[CompressedMatrix, ...]
-    rest_bytes: int
-
-    @property
-    def dense_bytes(self) -> int:
-        """Of the whole model before."""
-        return self.rest_bytes + sum(m.dense_bytes for m in self.matrices)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Of the whole model now."""
-        return self.rest_bytes + sum(m.stored_bytes for m in self.matrices)
-
-
 def compress(
     model: str | Path,
-    compression: Compression,
-    out: str | Path,
+    compression: Compression | Sequence[Formats] = None,
+    out: str | Path = "out",
     *,
+    layer_formats: Sequence[str] = (),
+    budget: int | str | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> CompressedFolder:
     """Compresses a folder's weights and writes them, as they will lie on devices.
@@ -76,56 +43,131 @@ def compress(
     Args:
       model: a folder with config.json and *.safetensors, or of a training run.
       compression: formats of the matrices: one, or attention's and the MLP's joined by a comma,
-        such as "int8,int8+2:4"; see `parallax.compression.parse_format`.
-      out: made here; `px.generate(out, ...)` and every strategy run it.
+        such as "int8,int8+2:4"; see `parallax.compression.parse_format`. Or such a pair for every
+        layer, as a list.
+      out: made here. `px.generate(out, ...)` and every strategy run it where all layers have the
+        same formats; `px.Deployment.load(out, ...)` whatever they have.
+      layer_formats: of some layers, such as "0-3=int8,int8+2:4", over `compression`; the model's
+        own dtype leaves a matrix as it is.
+      budget: in place of formats: bytes of all layers' matrices ("40MB", or a number), or a share
+        of their dense bytes ("0.3x"). The mildest formats of each layer under it are chosen by
+        `mildest_formats`, whose damage is a proxy.
       on_progress: called with a line whenever something starts.
 
     Returns:
-      Bytes before and after, and the error of every matrix.
+      Bytes before and after, and errors: of every matrix's weights, and of every block's output on
+      random inputs.
 
     Raises:
-      ValueError: an unknown format, sizes it does not divide, no weights, or `out` exists.
+      ValueError: an unknown format, sizes it does not divide, no weights, weights that are
+        compressed already, a budget that nothing meets, or `out` exists.
 
-    Cost: the dense and the compressed weights on the first device; rounding is qwix's, by the
+    Cost: the dense weights and one compressed layer on the first device; rounding is qwix's, by the
       largest magnitude of a channel or group; sparsity keeps the largest magnitudes.
     """
-    config, folder = resolve_model(model, compression=compression)
-    if folder is None or config.compression is None:
-        what = "no weights" if folder is None else "no format to compress it in"
+    if stored_model(model) is not None:
+        raise ValueError(f"{model}: is compressed already. Give the dense model.")
+    config, folder = resolve_model(model)
+    if folder is None or config.compression is not None:
         raise ValueError(
-            f"compress: {what}, got model {str(model)!r} and compression {compression!r}. Give a "
-            "folder with weights, and formats such as int8."
+            f"compress: no weights, got model {str(model)!r}. Give a folder with dense weights."
         )
+    formats = _formats(config, compression, layer_formats, budget)
+    stored = None if formats is None else StoredModel.of(config, formats)
     if Path(out).exists():
         raise ValueError(f"{out}: exists. Give a folder that is not there yet.")
     strategy = data_parallel(1)
     mesh = strategy.mesh.build(jax.devices()[:1])
-    sharded = ShardedTransformer(config, strategy, Workload(1, 1))
-    plain = ShardedTransformer(config.replace(compression=None), strategy, Workload(1, 1))
     on_progress(f"loading {folder}")
-    dense = load_params(folder, plain, mesh)
-    held = {path: x.get_value() for path, x in nnx.to_flat_state(dense)}
-    on_progress(f"compressing {config.num_layers} layers: {', '.join(config.compression)}")
-    packed = compress_on(dense, sharded, mesh)
-    flat = {path: x.get_value() for path, x in nnx.to_flat_state(packed)}
-    matrices = [
-        _compared(path, where, held[path], flat) for path, where in packed_weights(config).items()
-    ]
-    rest = sum(x.nbytes for path, x in flat.items() if path[:-1] not in packed_weights(config))
-    on_progress(f"writing {out}")
-    save_compressed(out, sharded, packed, tokenizer_from=folder)
-    return CompressedFolder(Path(out), config, tuple(matrices), rest)
+    dense = load_params(folder, ShardedTransformer(config, strategy, Workload(1, 1)), mesh)
+    damages: tuple[float | None, ...] = (None,) * config.num_layers
+    if stored is None:
+        assert budget is not None
+        found = mildest_formats(config, dense["layers"], budget, on_progress=on_progress)
+        stored, damages = StoredModel.of(config, found.formats), found.damages
+    on_progress(f"writing {config.num_layers} layers to {out}")
+    layers = _Layers(config, stored.formats, dense["layers"], damages)
+    rest = {
+        tensor_name(path): np.ascontiguousarray(x.get_value())
+        for path, x in nnx.to_flat_state(dense)
+        if path[0] != "layers"
+    }
+    write_stored(out, stored, dense, lambda: rest, layers, tokenizer_from=folder)
+    rest_bytes = sum(x.nbytes for x in rest.values()) + layers.rest_bytes
+    return CompressedFolder(
+        Path(out), stored.config, layers.matrices(), tuple(layers.done), rest_bytes
+    )
 
 
-def _compared(path: tuple, where: PackedWeight, dense: jax.Array, flat: dict) -> CompressedMatrix:
-    arrays = {name: flat[(*path, name)] for name in where.names}
+def _formats(
+    config: ModelConfig, compression: Any, layer_formats: Sequence[str], budget: int | str | None
+) -> tuple[Formats, ...] | None:
+    """Of every layer; None where a budget is to choose them."""
+    given = compression is not None or bool(layer_formats)
+    if given == (budget is not None):
+        raise ValueError(
+            f"compress: {'formats and a budget' if given else 'no formats and no budget'}. Give "
+            "formats, such as int8, or a budget, such as 0.3x, that chooses them."
+        )
+    if not given:
+        return None
+    if compression is None or isinstance(compression, str):
+        return parse_layer_formats(config, layer_formats, parse_compression(compression))
+    if all(isinstance(one, str) for one in compression):
+        pair = parse_compression(tuple(compression))
+        return parse_layer_formats(config, layer_formats, pair)
+    if layer_formats:
+        raise ValueError("compress: layer_formats beside a pair for every layer. Give one of them.")
+    pairs = [tuple(pair) for pair in compression]
+    if any(len(pair) != 2 for pair in pairs) or len(pairs) != config.num_layers:
+        raise ValueError(
+            f"compress: expected a pair (attention, MLP) for each of {config.num_layers} layers, "
+            f"got {compression!r}."
+        )
+    return check_formats(config, pairs)
 
-    def error(w, arrays):
-        found = where.decompressed(arrays, "float32")
-        wide = w.astype(jnp.float32)
-        return jnp.linalg.norm(found - wide) / jnp.maximum(jnp.linalg.norm(wide), 1e-30)
 
-    errors = jax.lax.map(lambda x: error(*x), (dense, arrays))
-    stored = sum(x.nbytes for x in arrays.values())
-    name = "/".join(path[1:])
-    return CompressedMatrix(name, where.form.name, dense.nbytes, stored, float(errors.max()))
+class _Layers:
+    """Layers as they are written, one at a time; what was found out on the way."""
+
+    def __init__(
+        self, config: ModelConfig, formats: Sequence[Formats], dense: nnx.State,
+        damages: Sequence[float | None],
+    ):  # fmt: skip
+        self.config, self.formats, self.dense, self.damages = config, formats, dense, damages
+        self.done: list[CompressedLayer] = []
+        self.rest_bytes = 0
+        self._found: dict[tuple[str, str], list[tuple[int, int, int, float]]] = {}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        x_BLD = random_input(self.config)
+        for number, pair in enumerate(self.formats):
+            one = jax.tree.map(lambda w, n=number: w[n : n + 1], self.dense)
+            packed = store_layer(self.config, one, pair)
+            arrays = {
+                ("layers", *path): np.ascontiguousarray(np.asarray(x.get_value())[0])
+                for path, x in nnx.to_flat_state(packed)
+            }
+            dense = {("layers", *path): x.get_value() for path, x in nnx.to_flat_state(one)}
+            stored_bytes = 0
+            for path, inputs in matrix_inputs(self.config).items():
+                form = parse_format(pair[path[1] == "mlp"])
+                size = sum(x.nbytes for p, x in arrays.items() if p[: len(path)] == path)
+                error = float(weight_error(dense[path][0], form, inputs))
+                row = (number, dense[path].nbytes, size, error)
+                self._found.setdefault(("/".join(path[1:]), form.name), []).append(row)
+                stored_bytes += size
+            self.rest_bytes += sum(x.nbytes for x in arrays.values()) - stored_bytes
+            error, _ = block_error(self.config, one, pair, x_BLD)
+            self.done.append(CompressedLayer(pair, stored_bytes, error, self.damages[number]))
+            yield {tensor_name(path, number): x for path, x in arrays.items()}
+
+    def matrices(self) -> tuple[CompressedMatrix, ...]:
+        """Those of one name and format, of all layers."""
+        return tuple(
+            CompressedMatrix(
+                name, form, tuple(r[0] for r in rows), sum(r[1] for r in rows),
+                sum(r[2] for r in rows), max(r[3] for r in rows),
+            )
+            for (name, form), rows in self._found.items()
+        )  # fmt: skip

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding
 
 from parallax.engine.checkpoint import Checkpoints
 from parallax.models import huggingface
-from parallax.models.compressed_files import FILE as COMPRESSED_FILE
 from parallax.models.compressed_files import load_compressed
+from parallax.models.compressed_folder import FILE as COMPRESSED_FILE
 from parallax.models.compressing import compress_params
 from parallax.models.config import BYTE_VOCAB, ModelConfig
 from parallax.models.huggingface import ByteTokenizer, Tokenizer

@@ -30,6 +30,17 @@ def compress_params(dense: nnx.State, config: ModelConfig) -> nnx.State:
     return nnx.from_flat_state(list(flat.items()))
 
 
+def layer_config(config: ModelConfig, formats: tuple[str, str]) -> ModelConfig:
+    """The model with one layer, whose attention's and MLP's matrices have these formats; both of
+    the model's dtype leave it dense.
+
+    Raises:
+      ValueError: sizes that a format cannot have.
+    """
+    dense = formats == (config.dtype, config.dtype)
+    return config.replace(num_layers=1, compression=None if dense else formats)
+
+
 @functools.lru_cache(maxsize=64)
 def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
     """Every compressed weight of a model, abstract, by the path of what it stands for."""
@@ -39,6 +50,14 @@ def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
         for path, module in nnx.iter_graph(model)
         if isinstance(module, PackedWeight)
     }
+
+
+def matrix_inputs(config: ModelConfig) -> dict[tuple, tuple[int, ...]]:
+    """Every matrix that a model stores in formats, by its path, such as ("layers", "mlp", "up_DF"):
+    dims of one layer's matrix that its product sums over."""
+    dense = config.dtype, config.dtype  # a format that all sizes can have
+    found = packed_weights(config.replace(num_layers=1, compression=dense))
+    return {path: where.inputs for path, where in found.items()}
 
 
 def _compress_stack(w: jax.Array, where: PackedWeight) -> Packed:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from parallax.compression.activations import int8_rounded, int8_step
 
 
 class Int8Weight(NamedTuple):
@@ -44,12 +45,8 @@ def product(
     of_x, of_w = inputs.split(",")
     summed = tuple(i for i, letter in enumerate(of_x) if letter not in output)
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    # Rounding has no slope: the backward pass takes scales as given.
-    largest = lax.stop_gradient(jnp.abs(x).max(summed, keepdims=True).astype(wide))
-    if axes:
-        largest = lax.pmax(largest, axes)
-    step = jnp.where(largest > 0, largest / 127, jnp.ones_like(largest))
-    rounded = jnp.round(x.astype(wide) / step).astype(jnp.int8)
+    step = int8_step(x, summed, axes)
+    rounded = int8_rounded(x, step).astype(jnp.int8)
     sums = jnp.einsum(spec, rounded, w.values, preferred_element_type=jnp.int32)
     scales = _at(w.scales.astype(wide), of_w, output) * _at(step, of_x, output)
     return (sums.astype(wide) * scales).astype(x.dtype)

@@ -41,12 +41,15 @@ def parse_budget(text: str, gpu: Gpu) -> Budget:
     if set(parts := text.split("+")) <= set(caches) and len(set(parts)) == len(parts):
         found = [caches[part] for part in parts]
         return Budget(sum(size for size, _ in found), " and ".join(said for _, said in found))
+    return Budget(parse_bytes(text, "l2, smem, l2+smem or bytes"), "as given")
+
+
+def parse_bytes(text: str, expected: str = "bytes") -> int:
+    """Bytes such as `50MB` or `49.5Mi`. ValueError: anything else, or no bytes at all."""
     match = _BYTES.fullmatch(text)
     if match is None:
-        raise ValueError(
-            f"budget {text!r}: expected l2, smem, l2+smem or bytes such as 50MB or 48Mi."
-        )
+        raise ValueError(f"budget {text!r}: expected {expected} such as 50MB or 48Mi.")
     size = int(float(match[1]) * _UNITS[match[2]])
     if size < 1:
         raise ValueError(f"budget {text!r}: nothing fits into no bytes. Give at least one byte.")
-    return Budget(size, "as given")
+    return size

@@ -44,6 +44,15 @@ def mlp_matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
     return one * max(1, config.num_experts)
 
 
+PARTS = ("attention", "mlp")
+
+
+def part_bytes(config: ModelConfig, part: str, form: str) -> int:
+    """Of one layer's attention or MLP matrices in a format."""
+    matrices = (attention_matrices, mlp_matrices)[PARTS.index(part)](config)
+    return sum(parse_format(form).n_bytes(*matrix) for matrix in matrices)
+
+
 def layer_footprints(
     config: ModelConfig,
     formats: str | Sequence[tuple[str, str]],
@@ -85,9 +94,7 @@ def _layer(
 ) -> Footprint:
     if formats != (config.dtype, config.dtype):
         config.replace(compression=formats)  # what a model cannot store has no bytes
-    attention, mlp = (parse_format(name) for name in formats)
-    matrices = sum(attention.n_bytes(*m) for m in attention_matrices(config))
-    matrices += sum(mlp.n_bytes(*m) for m in mlp_matrices(config))
+    matrices = sum(part_bytes(config, *of) for of in zip(PARTS, formats, strict=True))
     one, two = (config.replace(num_layers=n).num_params for n in (1, 2))
     in_matrices = sum(a * b for a, b in (*attention_matrices(config), *mlp_matrices(config)))
     rest = (two - one - in_matrices) * config.item_bytes  # norms, biases, a router

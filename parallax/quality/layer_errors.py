@@ -1,6 +1,6 @@
 """How far every matrix's product is off when its weight is stored in a format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,13 @@ from flax import nnx
 
 from parallax.compression import parse_format
 from parallax.compression.errors import relative_error
+from parallax.models.block_errors import block_error
 from parallax.models.config import ModelConfig
 from parallax.models.rope import rotation, token_positions
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.placement.footprint import attention_matrices, mlp_matrices
 from parallax.quality.storing import MATRICES
-from parallax.quality_results import MatrixError
+from parallax.quality_results import BlockError, MatrixError
 from parallax.spmd import abstract_transformer
 
 _OUTPUTS_AT_ONCE = 2048  # of a wide matrix; they do not know of each other
@@ -80,6 +81,29 @@ def trained_errors(
         for layer, part, name, w, x in matrix_inputs(config, params, tokens)
         for form in formats
     )  # fmt: skip
+
+
+def block_errors(
+    config: ModelConfig, params: nnx.State, tokens: np.ndarray,
+    formats: Iterable[tuple[str, str]],
+) -> tuple[BlockError, ...]:  # fmt: skip
+    """Of every block's output, given the input that it has in the dense model, in each pair.
+
+    Args:
+      config, params: of a Transformer on one device, stacked layers.
+      tokens: [B, L].
+    """
+    model: Any = nnx.merge(abstract_transformer(config)[0], params)
+    x_BLD = model.embed(jnp.asarray(tokens), None, UNSPLIT)
+    found, pairs = [], tuple(formats)
+    for layer in range(config.num_layers):
+        one = jax.tree.map(lambda w, layer=layer: w[layer : layer + 1], params["layers"])
+        y_BLD = x_BLD
+        for pair in pairs:
+            error, y_BLD = block_error(config, one, pair, x_BLD)
+            found.append(BlockError(layer, pair, error))
+        x_BLD = y_BLD
+    return tuple(found)
 
 
 def normal_errors(

@@ -19,7 +19,7 @@ from parallax.placement import layer_footprints
 from parallax.quality.corpus import Cloze, cloze, read_corpus
 from parallax.quality.fitting import Bench, Looked
 from parallax.quality.intervals import exp_interval, mean_interval, ratio_interval
-from parallax.quality.layer_errors import normal_errors, trained_errors
+from parallax.quality.layer_errors import block_errors, normal_errors, trained_errors
 from parallax.quality.mixes import LISTED, STRONGER, full_size_mix, sensitivities, trained_mix
 from parallax.quality.saying import sentences
 from parallax.quality.storing import compressed, rounding
@@ -149,6 +149,8 @@ def measure(
     scores = [*scorer.rows(params, tuned=False, on_progress=on_progress)]
     baseline = scorer.baseline.nats  # float16, not tuned
     errors = trained_errors(config, params, windows[:_ERROR_WINDOWS], _ERROR_FORMATS)
+    on_progress("errors of every block's output")
+    blocks = block_errors(config, params, windows[:_ERROR_WINDOWS], ROWS.values())
     found, mixes = _mixes(bench, params, windows, baseline, settings, on_progress)
     if settings.full_size:
         on_progress("errors at full size: normal weights")
@@ -166,7 +168,7 @@ def measure(
         Text(corpus.name, corpus.sha256, len(corpus.train), len(corpus.validation), len(windows),
              settings.seq_len),
         task.chance, settings.items, tuple(scores), race, errors, found, mixes,
-        sentences(scores, race, errors),
+        sentences(scores, race, errors), blocks,
     )  # fmt: skip
 
 

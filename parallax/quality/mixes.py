@@ -6,25 +6,18 @@ from statistics import fmean
 import numpy as np
 from flax import nnx
 
-from parallax.compression import parse_format
 from parallax.compression.mixing import Choice, mildest_mix
 from parallax.models.config import ModelConfig
 from parallax.placement import layer_footprints
-from parallax.placement.footprint import attention_matrices, mlp_matrices
+from parallax.placement.footprint import PARTS, part_bytes
 from parallax.quality.fitting import Bench
 from parallax.quality.intervals import exp_interval, mean_interval
-from parallax.quality.storing import PARTS, Formats, store
+from parallax.quality.storing import Formats, store
 from parallax.quality_results import MixFound, Sensitivity
 
 # Formats that a layer may have, and such as keep one weight of four or eight.
 LISTED = ("float16", "float16+2:4", "int8", "int8+2:4", "int4", "int4+2:4")
 STRONGER = ("int8+1:4", "int4+1:4", "int8+1:8", "int4+1:8")
-
-
-def part_bytes(config: ModelConfig, part: str, form: str) -> int:
-    """Of one layer's attention or MLP matrices in a format."""
-    matrices = (attention_matrices, mlp_matrices)[PARTS.index(part)](config)
-    return sum(parse_format(form).n_bytes(*matrix) for matrix in matrices)
 
 
 def rest_bytes(config: ModelConfig) -> int:

@@ -17,7 +17,7 @@ TITLE = "What storing weights in fewer bits costs"
 _CLAIMS = "Beside the paper's claims"
 
 
-_WORDS = ("attention, MLP", "seed", "matrix", "part", "for")
+_WORDS = ("attention, MLP", "seed", "matrix", "part", "for", "block")
 _DERIVED = ("KB a layer", "budget", "bytes", "bits a weight", "predicted")
 
 
@@ -70,6 +70,7 @@ def _tables(record: QualityRecord) -> Iterator[Grid]:
     if record.race is not None:
         yield _race(record.race)
     yield _errors(record)
+    yield _blocks(record)
     yield _sensitivities(record)
     yield _mixes(record)
 
@@ -119,6 +120,17 @@ def _errors(record: QualityRecord) -> Grid:
     )
     title = "Relative L2 error of a matrix's product"
     return _grid(title, ("matrix", *formats), tuple(rows))
+
+
+def _blocks(record: QualityRecord) -> Grid:
+    pairs = tuple(dict.fromkeys(b.formats for b in record.blocks))
+    layers = tuple(dict.fromkeys(b.layer for b in record.blocks))
+    found = {(b.layer, b.formats): f"{b.error:.1e}" for b in record.blocks}
+    rows = ((f"layer {n}", *(found.get((n, pair), "") for pair in pairs)) for n in layers)
+    return _grid(
+        "Relative L2 error of a block's output, given the dense block's input",
+        ("block", *map(_pair, pairs)), tuple(rows), "the residual stream is part of the output",
+    )  # fmt: skip
 
 
 def _sensitivities(record: QualityRecord) -> Grid:

@@ -55,3 +55,98 @@ def test_stored_and_compressed_on_the_way_say_the_same_under_every_strategy(done
 def test_bad_input_is_one_clear_error(done, call, message):
     with pytest.raises(ValueError, match=message):
         call(done.folder)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mixed") / "weights"
+    return px.compress(LLAMA, "int8", out, layer_formats=["1=float32,int8+2:4"])
+
+
+def test_every_layer_has_its_formats_and_errors(mixed, done):
+    assert mixed.config.compression is None
+    assert [one.formats for one in mixed.layers] == [("int8", "int8"), ("float32", "int8+2:4")]
+    size = sum(f.stat().st_size for f in mixed.folder.glob("*.safetensors"))
+    assert mixed.stored_bytes <= size < mixed.stored_bytes + 20_000
+    rows = {(m.name, m.form): m for m in mixed.matrices}
+    assert rows["attention/q_DHK", "float32"].error == 0.0
+    assert rows["attention/q_DHK", "float32"].layers == (1,)
+    assert rows["mlp/up_DF", "int8"].layers == (0,)
+    first, second = (one.block_error for one in mixed.layers)
+    assert 1e-4 < first < 3e-2 < second < 1
+    assert sum(one.stored_bytes for one in mixed.layers) == sum(
+        m.stored_bytes for m in mixed.matrices
+    )
+    assert all(one.damage is None for one in mixed.layers)
+
+
+def test_one_program_refuses_a_mix(mixed):
+    with pytest.raises(ValueError, match=r"2 different formats, .* Use parallax deploy"):
+        text(mixed.folder)
+
+
+def test_a_chain_says_what_one_program_says(done, mixed):
+    """Uniform and mixed folders as they are stored; prompts are padded alike."""
+    import jax
+
+    from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens
+    from parallax.engine.weights import find_tokenizer
+
+    for folder in (done.folder, mixed.folder):
+        chain = px.Deployment.load(folder, jax.devices()[:2], batch=2, max_len=40)
+        config, host = chain.chain.config, chain.chain.host
+        tokenizer = find_tokenizer(config, folder)
+        assert tokenizer is not None
+        assert host.stored is not None
+        encoded = [tokenizer.encode(prompt) for prompt in PROMPTS]
+        dense = unsharded_params(host, host.stored)
+        found = chain.generate(encoded, max_new_tokens=5, stop_tokens=()).continuations
+        assert found == unsharded_tokens(config, dense, encoded, 5)
+        held = sum(x.nbytes for x in jax.tree.leaves(host.layers))
+        assert sum(chain.device_bytes("weights")) == held
+        with pytest.raises(ValueError, match="its dense weights are not at hand"):
+            chain.prepare_switch([0], ("int8", "int8+1:4"))
+
+
+def damage(found):
+    return sum(one.damage or 0.0 for one in found.layers)
+
+
+def test_a_budget_chooses_the_mildest(tmp_path):
+    found = px.compress(LLAMA, budget="0.3x", out=tmp_path / "mild")
+    dense = sum(m.dense_bytes for m in found.matrices)
+    taken = sum(one.stored_bytes for one in found.layers)
+    assert taken <= 0.3 * dense
+    assert sum(m.stored_bytes for m in found.matrices) == taken
+    # The proxy is what it says: squared errors of weights; the table has the worst layer's.
+    total, worst = damage(found), sum(len(m.layers) * m.error**2 for m in found.matrices)
+    assert 0.8 * worst < total <= worst * (1 + 1e-6)
+    wide = px.compress(LLAMA, budget=int(0.6 * dense), out=tmp_path / "wide")
+    assert damage(wide) < total
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "0.01x"}, "the smallest formats take"),
+        ({"budget": "much"}, "expected a share"),
+        ({"budget": "0.3x", "compression": "int8"}, "formats and a budget"),
+        ({"compression": "float32"}, "nothing is compressed"),
+        ({"layer_formats": ["7=int8"]}, "layer formats '7=int8'"),
+        ({"compression": [("int8", "int8")]}, "a pair .* for each of 2 layers"),
+    ],
+)
+def test_bad_mixes_are_one_clear_error(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        px.compress(LLAMA, out=tmp_path / "new", **options)
+
+
+def test_a_damaged_list_of_layers_is_refused(mixed, tmp_path):
+    import json
+
+    said = json.loads((mixed.folder / "compressed.json").read_text())
+    assert said["layers"] == [["int8", "int8"], ["float32", "int8+2:4"]]
+    for layers in ([["int8", "int8"]], [["int8"], ["int8"]], "int8", [["int3", "int8"]] * 2):
+        (tmp_path / "compressed.json").write_text(json.dumps({**said, "layers": layers}))
+        with pytest.raises(ValueError, match=r"compressed\.json"):
+            px.Deployment.load(tmp_path, batch=1, max_len=8)

@@ -6,15 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from parallax.compression import parse_format
+from parallax.estimate.packed_weights import device_matrices
+from parallax.models.compressing import matrix_inputs as matrix_inputs_of
 from parallax.models.config import ModelConfig
+from parallax.models.transformer import abstract_transformer
+from parallax.parallel.split import UNSPLIT
+from parallax.placement.footprint import attention_matrices, mlp_matrices
 from parallax.quality import measuring
 from parallax.quality.corpus import cloze, read_corpus
 from parallax.quality.fitting import Bench, Curve
-from parallax.quality.layer_errors import matrix_inputs, trained_errors
+from parallax.quality.layer_errors import block_errors, matrix_inputs, trained_errors
 from parallax.quality.measuring import Settings, measure, run_race
 from parallax.quality.storing import (
+    MATRICES,
     compressed,
     masked,
     masks,
@@ -157,6 +164,50 @@ def test_int8_on_trained_weights_is_within_a_hundredth(trained, windows):
     assert min(e.error for e in found if e.format == "int4") > 1e-2
 
 
+def test_a_blocks_error_is_that_of_its_stored_weights(trained, windows):
+    """Against the block run by hand; the second block is given the dense first one's output."""
+    params, pair = trained[0], ("int8", "int4+2:4")
+    found = block_errors(CONFIG, params, windows[:2], [("float32", "float32"), pair])
+    assert [(b.layer, b.formats) for b in found] == [
+        (n, p) for n in range(2) for p in (("float32", "float32"), pair)
+    ]
+    model = nnx.merge(abstract_transformer(CONFIG)[0], params)
+    packed = nnx.merge(abstract_transformer(CONFIG)[0], store(params, [pair] * 2))
+    x = model.embed(jnp.asarray(windows[:2]), None, UNSPLIT)
+    first = CONFIG.replace(num_layers=1)
+    for layer in range(2):
+        outputs = []
+        for one in (model, packed):
+            state = jax.tree.map(lambda w, n=layer: w[n : n + 1], nnx.state(one.layers))
+            block = nnx.merge(abstract_transformer(first)[0], nnx.State(
+                {**abstract_transformer(first)[1], "layers": state}))  # fmt: skip
+            outputs.append(block.blocks(x, None, UNSPLIT, SEQ_LEN)[0])
+        dense, off = outputs[0], outputs[1] - outputs[0]
+        error = float(jnp.linalg.norm(off) / jnp.linalg.norm(dense))
+        assert found[2 * layer].error == 0.0
+        assert found[2 * layer + 1].error == pytest.approx(error, rel=1e-3)
+        assert error > 1e-3
+        x = dense
+
+
+def test_every_list_of_matrices_is_the_models():
+    """Names and inputs here, sizes in footprints and estimates: of what the model compresses."""
+    found = matrix_inputs_of(CONFIG)
+    listed = {("layers", part, name): inputs for part, names in MATRICES.items()
+              for name, inputs in names.items()}  # fmt: skip
+    assert found == listed
+    model = abstract_transformer(CONFIG)[1]
+    flat = {path: x.get_value().shape[1:] for path, x in nnx.to_flat_state(model)}
+    sizes = sorted(
+        (int(np.prod([flat[p][i] for i in inputs])), int(np.prod(flat[p])))
+        for p, inputs in found.items()
+    )
+    prints = (*attention_matrices(CONFIG), *mlp_matrices(CONFIG))
+    assert sorted((a, a * b) for a, b in prints) == sizes
+    estimated = device_matrices(CONFIG, UNSPLIT).values()
+    assert sorted((a, a * b * count) for a, b, count in estimated) == sizes
+
+
 def test_the_task_is_of_the_held_out_text(bench, trained):
     task = cloze(bench.corpus, 12, SEQ_LEN, 8)
     assert task.candidates.shape == (12, 4, SEQ_LEN)
@@ -214,11 +265,18 @@ def test_a_whole_record(monkeypatch, tmp_path):
     assert record.score("paper's").layer_bytes.value < record.score("float16").layer_bytes.value
     assert record.mixes[0].n_bytes <= record.mixes[0].budget_bytes
     assert any("neither confirm nor refute" in line for line in record.says)
+    assert [(b.layer, b.formats) for b in record.blocks] == [(0, ("float16",) * 2), (0, SPARSE)]
     (tmp_path / "r.json").write_text(record.to_json())
     assert load_record(tmp_path / "r.json") == record
     text = shown(record_table(record), width=200)
     page = record_page(record).replace("&#39;", "'")
-    for word in ("perplexity more", "float16+2:4 tuned", "layer 0 q_DHK", "the paper's claims"):
+    for word in (
+        "perplexity more",
+        "float16+2:4 tuned",
+        "layer 0 q_DHK",
+        "error of a block",
+        "the paper's claims",
+    ):
         assert word in text
         assert word in page
     assert "src=" not in page  # it needs nothing else

@@ -17,7 +17,8 @@ from parallax.engine.deployment.layout import Layout, Sizes
 from parallax.engine.deployment.memory import DeviceMemory
 from parallax.engine.deployment.requests import Microbatch
 from parallax.engine.deployment.stages import Phase, end_program, group_program
-from parallax.engine.deployment.stored import Formats, HostCopies
+from parallax.engine.deployment.stored import HostCopies
+from parallax.engine.layer_formats import Formats
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from parallax.engine.deployment.full_size import modelled_record
 from parallax.engine.deployment.layout import Rule
 from parallax.engine.deployment.pressure import Pressure, step_bytes
 from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens
-from parallax.engine.deployment.stored import Formats, parse_layer_formats
+from parallax.engine.deployment.stored import HostCopies
 from parallax.engine.deployment.switching import Switch
 from parallax.engine.deployment.trials import Trial, lose_at_random, switch_while_serving
 from parallax.engine.latency import spread
+from parallax.engine.layer_formats import Formats, parse_layer_formats
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.models.config import DType, ModelConfig
-from parallax.naming import parse_compression, resolve_model
+from parallax.naming import parse_compression, resolve_model, stored_model
 from parallax.papers import PAPERS
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import data_parallel
@@ -119,7 +120,7 @@ def deploy(
     """Deploys a model layer-wise, loses devices and switches formats while it serves.
 
     Args:
-      model: as `px.generate` takes it.
+      model: as `px.generate` takes it, or a folder whose layers are stored in different formats.
       prompts: texts to continue.
       devices: of this process, spares included; None is all.
       spares, budget, rule: as `Deployment` takes them.
@@ -138,7 +139,7 @@ def deploy(
     Raises:
       ValueError: what cannot be deployed; says why.
     """
-    config, folder = resolve_model(model, dtype=dtype, small=small)
+    config, folder, stored = deployed_model(model, dtype=dtype, small=small)
     tokenizer = find_tokenizer(config, folder)
     if tokenizer is None:
         raise ValueError(
@@ -146,7 +147,12 @@ def deploy(
             "bytes, or a folder with weights."
         )
     strong = _pair(stronger)
-    formats = parse_layer_formats(config, layer_formats, parse_compression(compression))
+    formats = stored or parse_layer_formats(config, layer_formats, parse_compression(compression))
+    if stored and (layer_formats or compression or switches):
+        raise ValueError(
+            f"{folder}: its layers are stored compressed, without their dense weights. Leave out "
+            "--compression, --layer_formats and --switches, or deploy the dense model."
+        )
     encoded = [tokenizer.encode(text) for text in prompts]
     found = jax.devices() if devices is None else jax.devices()[:devices]
     if devices is not None and len(found) < devices:
@@ -161,7 +167,8 @@ def deploy(
         "formats": formats, "rule": rule,
     }  # fmt: skip
     first_layout(config, len(found), **options)
-    made = Deployment(config, _params(config, folder, on_progress), found, **options)
+    params = _params(config, folder, on_progress, compressed=stored is not None)
+    made = Deployment(config, params, found, **options)
     on_progress("the unsharded model, for comparison")
     right = None
     if not any("w8a8" in name for pair in formats for name in pair):
@@ -256,7 +263,29 @@ def _pair(text: str) -> Formats:
     return found
 
 
-def _params(config: ModelConfig, folder: Path | None, on_progress) -> nnx.State:
+def deployed_model(
+    model: str | Path | ModelConfig, *, dtype: DType | None = None, small: bool = False
+) -> tuple[ModelConfig, Path | None, tuple[Formats, ...] | None]:
+    """The dense model, the folder of its weights, and the formats that they are stored in; None
+    where they are dense. Raises as `resolve_model` does."""
+    found = stored_model(model)
+    if found is None:
+        return *resolve_model(model, dtype=dtype, small=small), None
+    config = found.config.replace(compression=None)
+    if small or dtype not in (None, config.dtype):
+        raise ValueError(
+            f"{model}: weights are stored compressed for {config.dtype}, at full size. Leave out "
+            "dtype and small, or deploy the dense model."
+        )
+    return config, Path(model), found.formats  # pyright: ignore[reportArgumentType]
+
+
+def _params(
+    config: ModelConfig, folder: Path | None, on_progress, *, compressed: bool
+) -> nnx.State | HostCopies:
+    if compressed and folder is not None:
+        on_progress(f"reading {folder}, layers as they are stored")
+        return HostCopies.load(folder)
     strategy = data_parallel(1)
     mesh = strategy.mesh.build(jax.devices()[:1])
     sharded = ShardedTransformer(config, strategy, Workload(1, 1))

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -23,7 +24,7 @@ from parallax.engine.deployment.requests import (
     add_tokens,
     microbatches_of,
 )
-from parallax.engine.deployment.stored import Formats, HostCopies
+from parallax.engine.deployment.stored import HostCopies
 from parallax.engine.deployment.switching import (
     Switch,
     prepare_layers,
@@ -32,6 +33,7 @@ from parallax.engine.deployment.switching import (
 )
 from parallax.engine.generate import Continuation, OnToken, check_prompts
 from parallax.engine.latency import Latency
+from parallax.engine.layer_formats import Formats
 from parallax.models.config import ModelConfig
 
 
@@ -61,7 +63,8 @@ class Deployment:
 
     Args:
       config: a causal model.
-      params: its parameters, dense and whole, as `Transformer` has them.
+      params: its parameters, whole, as `Transformer` has them: dense, or those of a config with
+        `compression`. Of a folder that `px.compress` wrote see `Deployment.load`.
       devices: jax.Devices; None is all of this process.
       batch: sequences at once, over all microbatches.
       max_len: tokens of a sequence, prompt and new ones. Prompts are padded to it: one program
@@ -69,7 +72,8 @@ class Deployment:
       microbatches: pieces of the batch; while one is on a device, the next is on the device before.
       spares: of the devices, so many (the last) wait.
       budget: bytes a device may hold of weights, keys and values; None is no limit.
-      formats: of all matrices, or each layer's (attention, MLP); None is the model's dtype.
+      formats: of all matrices, or each layer's (attention, MLP); None is the model's dtype, or
+        what compressed parameters are stored in.
       rule: "optimal" placement, or the papers' "greedy"; devices it leaves empty are spares.
 
     Raises:
@@ -82,7 +86,7 @@ class Deployment:
     def __init__(
         self,
         config: ModelConfig,
-        params: nnx.State,
+        params: nnx.State | HostCopies,
         devices: Sequence[Any] | None = None,
         *,
         batch: int,
@@ -94,13 +98,15 @@ class Deployment:
         rule: Rule = "optimal",
     ):
         devices = jax.devices() if devices is None else list(devices)
+        if formats is None and isinstance(params, HostCopies):
+            formats = params.stored
         sizes, layout = first_layout(
             config, len(devices), batch=batch, max_len=max_len, microbatches=microbatches,
             spares=spares, budget=budget, formats=formats, rule=rule,
         )  # fmt: skip
         waiting = tuple(i for i in range(len(devices)) if i not in layout.devices)
         self.chain = Chain(
-            host=HostCopies.of(config, params),
+            host=params if isinstance(params, HostCopies) else HostCopies.of(config, params),
             sizes=sizes,
             memories=tuple(DeviceMemory(i, d) for i, d in enumerate(devices)),
             layout=layout,
@@ -113,6 +119,23 @@ class Deployment:
         self._switches: list[Switch] = []
         self._running: Sequence[Microbatch] = ()
         bring(self.chain)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, devices: Sequence[Any] | None = None, **options: Any
+    ) -> "Deployment":
+        """Of a folder that `px.compress` wrote, every layer in the formats it is stored in.
+
+        Args:
+          folder: as written; nothing is compressed again. There are no dense weights: layers
+            cannot be switched to other formats.
+          devices, options: as `Deployment` takes them, without `formats`.
+
+        Raises:
+          ValueError: a folder that is not there, not complete or damaged; what cannot be deployed.
+        """
+        host = HostCopies.load(folder)
+        return cls(host.config, host, devices, **options)
 
     @property
     def layout(self) -> Layout:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from parallax.engine.deployment.layout import Layout, Rule, Sizes, place
-from parallax.engine.deployment.stored import Formats, check_formats
+from parallax.engine.layer_formats import Formats, check_formats
 from parallax.models.config import ModelConfig
 
 
@@ -12,9 +12,30 @@ def first_layout(
     budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
 ) -> tuple[Sizes, Layout]:  # fmt: skip
     """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
+    if config.compression is not None:
+        formats = _as_stored(config, formats)
+        config = config.replace(compression=None)
     _check(config, devices, batch, max_len, microbatches, spares)
     sizes = Sizes(config, batch * max_len, budget, rule)
     return sizes, place(sizes, check_formats(config, formats), range(devices - spares))
+
+
+def _as_stored(config: ModelConfig, formats: str | Sequence[Formats] | None) -> list[Formats]:
+    """Formats of every layer of a model that is compressed already."""
+    assert config.compression is not None
+    pair = config.compression
+    if pair == (config.dtype, config.dtype):
+        raise ValueError(
+            f"Deployment: model '{config.name}' stores its own {config.dtype} as a format. Give "
+            "its dense parameters, and a config without compression."
+        )
+    stored = [pair] * config.num_layers
+    if formats is not None and (isinstance(formats, str) or list(formats) != stored):
+        raise ValueError(
+            f"Deployment: model '{config.name}' is stored as {','.join(pair)}, and formats= asks "
+            "for others. Leave it out, or give dense parameters."
+        )
+    return stored
 
 
 def _check(
@@ -30,11 +51,6 @@ def _check(
             )
     if not config.causal:
         raise ValueError(f"Deployment: model '{config.name}' is not causal: it has no next token.")
-    if config.compression is not None:
-        raise ValueError(
-            f"Deployment: model '{config.name}' is stored as {config.compression} already; here "
-            "every layer has its own formats. Give dense parameters and formats=."
-        )
     if batch % microbatches:
         raise ValueError(
             f"Deployment: {microbatches} microbatches do not divide a batch of {batch}."

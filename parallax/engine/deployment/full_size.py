@@ -11,8 +11,9 @@ from parallax.engine.deployment.modelled import (
     modelled_recovery,
     modelled_switch,
 )
-from parallax.engine.deployment.stored import Formats, end_bytes
+from parallax.engine.deployment.stored import end_bytes
 from parallax.engine.latency import spread
+from parallax.engine.layer_formats import Formats
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from parallax.engine.deployment.stored import Formats, end_bytes
+from parallax.engine.deployment.stored import end_bytes
+from parallax.engine.layer_formats import Formats
 from parallax.models.config import ModelConfig
 from parallax.placement import (
     Device,

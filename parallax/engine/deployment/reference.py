@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from parallax.compression import Packed, decompress
-from parallax.engine.deployment.stored import Formats, HostCopies, layer_config
+from parallax.engine.deployment.stored import HostCopies
 from parallax.engine.generate import Continuation, Generator
-from parallax.models.compressing import packed_weights
+from parallax.engine.layer_formats import Formats
+from parallax.models.compressing import layer_config, packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.packed_weight import PackedWeight
 from parallax.models.transformer import abstract_transformer
@@ -26,7 +27,7 @@ def unsharded_params(host: HostCopies, formats: tuple[Formats, ...]) -> nnx.Stat
         raise ValueError("unsharded_params: w8a8 rounds activations, no dense weight computes it.")
     layers = [_dense(host.config, host.layer(i, pair), pair) for i, pair in enumerate(formats)]
     flat: dict[tuple, Any] = dict(nnx.to_flat_state(host.dense))
-    for path, like in flat.items():
+    for path, like in nnx.to_flat_state(abstract_transformer(host.config)[1]):
         if path[0] == "layers":
             flat[path] = like.replace(jnp.concatenate([layer[path] for layer in layers]))
     return nnx.from_flat_state(list(flat.items()))

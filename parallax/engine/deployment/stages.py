@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from parallax.engine.deployment.stored import Formats, end_names, layer_config
+from parallax.engine.deployment.stored import end_names
+from parallax.engine.layer_formats import Formats
+from parallax.models.compressing import layer_config
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.attention_part import KvLayout

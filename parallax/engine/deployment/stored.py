@@ -1,52 +1,20 @@
 """Weights as devices hold them: one layer at a time, in its own formats, with host copies."""
 
 import dataclasses
-import functools
-import re
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from parallax.models.compressing import compress_params
+from parallax.engine.layer_formats import Formats, store_layer
+from parallax.models.compressed_folder import find_tensors, read_layer, read_rest, read_stored
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import abstract_transformer
-from parallax.placement import layer_footprints
 
-Formats = tuple[str, str]  # of the attention's matrices, and of the MLP's
-_LAYERS = re.compile(r"(\d+)(?:-(\d+))?=([^,=]+)(?:,([^,=]+))?")
 _FIRST = ("tokens_VD", "positions_LD")
 _LAST = ("final_norm", "unembed_DV")
-
-
-def layer_config(config: ModelConfig, formats: Formats) -> ModelConfig:
-    """The model with one layer, whose matrices have these formats.
-
-    Raises:
-      ValueError: sizes that a format cannot have.
-    """
-    dense = formats == (config.dtype, config.dtype)
-    return config.replace(num_layers=1, compression=None if dense else formats)
-
-
-@functools.lru_cache(maxsize=64)
-def _storing(config: ModelConfig) -> Any:
-    return jax.jit(functools.partial(compress_params, config=config))
-
-
-def store_layer(config: ModelConfig, dense: nnx.State, formats: Formats) -> nnx.State:
-    """One layer's weights in these formats.
-
-    Args:
-      config: the whole model.
-      dense: the layer's parameters, each with a leading dim of 1.
-    """
-    one = layer_config(config, formats)
-    if one.compression is None:
-        return dense
-    return _storing(one)(nnx.State({"layers": dense}))["layers"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,28 +22,73 @@ class HostCopies:
     """The model on the host: where lost weights come from.
 
     Attributes:
-      config: the model.
-      dense: its parameters as NumPy arrays, layers stacked.
+      config: the model, without `compression`.
+      dense: its parameters as NumPy arrays, layers stacked; without the layers where they came
+        compressed.
       layers: (layer, formats) -> that layer as a device holds it, NumPy arrays.
+      stored: formats of every layer, where they came compressed; None where they came dense.
     """
 
     config: ModelConfig
     dense: nnx.State
     layers: dict[tuple[int, Formats], Any]
+    stored: tuple[Formats, ...] | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, params: nnx.State) -> "HostCopies":
-        """Copies parameters to the host."""
-        return cls(config, jax.tree.map(np.asarray, params), {})
+        """Copies parameters to the host.
+
+        Args:
+          config, params: dense, or with `compression` and compressed so.
+        """
+        held = jax.tree.map(np.asarray, params)
+        if config.compression is None:
+            return cls(config, held, {})
+        pair, count = config.compression, config.num_layers
+        paths = [
+            {p for p, _ in nnx.to_flat_state(x)} for x in (held, abstract_transformer(config)[1])
+        ]
+        if paths[0] != paths[1]:
+            raise ValueError(
+                f"Deployment: model '{config.name}' is stored as {','.join(pair)}, and these "
+                "parameters are not. Give a config without compression, dense parameters and "
+                "formats=."
+            )
+        config = config.replace(compression=None)
+        layers = {
+            (i, pair): jax.tree.map(lambda w, i=i: w[i : i + 1], held["layers"])
+            for i in range(count)
+        }
+        rest = nnx.State({name: held[name] for name in held if name != "layers"})
+        return cls(config, rest, layers, (pair,) * count)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "HostCopies":
+        """Reads what `px.compress` wrote: nothing is compressed again.
+
+        Raises:
+          ValueError: no such folder, or damaged.
+        """
+        found = read_stored(folder)
+        files = find_tensors(folder, found)
+        layers = {(i, pair): read_layer(files, found, i) for i, pair in enumerate(found.formats)}
+        config = found.config.replace(compression=None)
+        return cls(config, read_rest(files, found), layers, found.formats)
 
     def layer(self, number: int, formats: Formats) -> Any:
         """One layer in these formats; the first time it is compressed.
 
         Raises:
-          ValueError: sizes that the format cannot have.
+          ValueError: sizes that the format cannot have, or formats other than what it came in.
         """
         key = (number, formats)
         if key not in self.layers:
+            if self.stored is not None:
+                raise ValueError(
+                    f"Deployment: layer {number} is stored as {','.join(self.stored[number])}, "
+                    f"not as {','.join(formats)}, and its dense weights are not at hand. Leave "
+                    "out other formats, or deploy the dense model."
+                )
             one = jax.tree.map(lambda w: w[number : number + 1], self.dense["layers"])
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
                 stored = store_layer(self.config, one, formats)
@@ -88,8 +101,8 @@ class HostCopies:
 
     @property
     def n_bytes(self) -> int:
-        """Of all copies; a layer in the model's dtype is a view of them."""
-        own = (self.config.dtype, self.config.dtype)
+        """Of all copies; a layer in the model's dtype is a view of dense ones."""
+        own = None if self.stored else (self.config.dtype, self.config.dtype)
         packed = [layer for (_, formats), layer in self.layers.items() if formats != own]
         return sum(x.nbytes for x in jax.tree.leaves((self.dense, packed)))
 
@@ -108,50 +121,3 @@ def end_bytes(config: ModelConfig, which: str) -> int:
     shapes = abstract_transformer(config)[1]
     leaves = jax.tree.leaves([shapes[name] for name in end_names(config, which)])
     return sum(x.size * x.dtype.itemsize for x in leaves)
-
-
-def check_formats(
-    config: ModelConfig, formats: str | Sequence[Formats] | None
-) -> tuple[Formats, ...]:
-    """Formats of every layer; None is the model's own dtype.
-
-    Raises:
-      ValueError: as many as there are no layers, unknown ones, or sizes that they cannot have.
-    """
-    if formats is None:
-        formats = config.dtype
-    if isinstance(formats, str):
-        formats = ((formats, formats),) * config.num_layers
-    pairs = tuple((attention, mlp) for attention, mlp in formats)
-    layer_footprints(config, pairs)
-    for pair in dict.fromkeys(pairs):
-        layer_config(config, pair)
-    return pairs
-
-
-def parse_layer_formats(
-    config: ModelConfig, texts: Sequence[str], every: Formats | None = None
-) -> tuple[Formats, ...]:
-    """Formats of every layer from `LAYERS=FORMAT` or `LAYERS=ATTENTION,MLP`, later ones winning.
-
-    Args:
-      config: the model.
-      texts: LAYERS is a number or first-last, such as 0-3=int8,int8+2:4.
-      every: of layers that no text names; None is the model's dtype.
-
-    Raises:
-      ValueError: anything else, or layers that the model does not have.
-    """
-    found = [every or (config.dtype, config.dtype)] * config.num_layers
-    for text in texts:
-        match = _LAYERS.fullmatch(text)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if match is None or not first <= last < config.num_layers:
-            raise ValueError(
-                f"layer formats {text!r}: expected LAYERS=FORMAT or LAYERS=ATTENTION,MLP with "
-                f"LAYERS a number or first-last from 0 to {config.num_layers - 1}, such as "
-                "0-3=int8,int8+2:4."
-            )
-        pair = (match[3], match[4] or match[3])
-        found[first : last + 1] = [pair] * (last + 1 - first)
-    return check_formats(config, found)

@@ -10,7 +10,7 @@ import jax
 from parallax.engine.deployment.chain import Chain, Prepared, compile_chain
 from parallax.engine.deployment.layout import Layout
 from parallax.engine.deployment.modelled import ModelledSwitch, modelled_switch
-from parallax.engine.deployment.stored import Formats, check_formats
+from parallax.engine.layer_formats import Formats, check_formats
 
 
 @dataclass(frozen=True)

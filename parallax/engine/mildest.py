@@ -1,0 +1,123 @@
+"""The mildest formats of every layer under a budget, by a proxy that runs no text.
+
+The proxy: squares of the relative L2 errors of stored weights, added up over matrices. It knows the
+weights and no activations, and takes all matrices for equally important. What a mix costs a model
+is measured by `parallax compress_quality`, not here.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flax import nnx
+
+from parallax.compression import parse_format
+from parallax.compression.errors import weight_error
+from parallax.compression.mixing import Choice, mildest_mix
+from parallax.engine.layer_formats import Formats
+from parallax.models.compressing import layer_config, matrix_inputs
+from parallax.models.config import ModelConfig
+from parallax.placement.budget import parse_bytes
+from parallax.placement.footprint import PARTS, part_bytes
+
+# The model's own dtype, that with 2:4, and these where sizes allow them.
+_FORMATS = ("int8", "int8+2:4", "int4", "int4/32", "int4+2:4", "int4/32+2:4")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)x")
+
+
+@dataclass(frozen=True)
+class MildestFormats:
+    """A choice of formats.
+
+    Attributes:
+      formats: of every layer's attention and MLP.
+      damages: of every layer, predicted: a sum of squared relative errors of weights.
+      n_bytes: of all layers' matrices.
+      budget_bytes: that they had to stay under.
+    """
+
+    formats: tuple[Formats, ...]
+    damages: tuple[float, ...]
+    n_bytes: int
+    budget_bytes: int
+
+
+def mildest_formats(
+    config: ModelConfig,
+    layers: nnx.State,
+    budget: int | str,
+    formats: Sequence[str] | None = None,
+    *,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> MildestFormats:
+    """Formats of every layer that do the least predicted damage under a budget: optimal for
+    damages that add up, which is an assumption.
+
+    Args:
+      config: the model, without `compression`.
+      layers: its layers' dense parameters, stacked.
+      budget: bytes of all layers' matrices, such as "40MB" or a number, or a share of their dense
+        bytes, such as "0.3x".
+      formats: to choose from, as far as sizes allow; None is the model's dtype, that with 2:4,
+        int8 and int4 with and without 2:4.
+      on_progress: called with a line whenever something starts.
+
+    Raises:
+      ValueError: a budget that is none, or smaller than the smallest formats.
+
+    Cost: every matrix is compressed once in every format.
+    """
+    names = formats or (config.dtype, f"{config.dtype}+2:4", *_FORMATS)
+    whole = config.num_layers * sum(part_bytes(config, p, config.dtype) for p in PARTS)
+    n_bytes = _budget_bytes(budget, whole)
+    allowed = {part: [name for name in names if _fits(config, part, name)] for part in PARTS}
+    on_progress(f"weights' errors of {config.num_layers} layers in {len(names)} formats")
+    flat = {("layers", *path): x.get_value() for path, x in nnx.to_flat_state(layers)}
+    matrices = matrix_inputs(config)
+
+    def damage(layer: int, part: str, name: str) -> float:
+        if name == config.dtype:
+            return 0.0
+        form = parse_format(name)
+        mine = [(flat[p][layer], inputs) for p, inputs in matrices.items() if p[1] == part]
+        return sum(float(weight_error(w, form, inputs)) ** 2 for w, inputs in mine)
+
+    slots = [
+        [Choice(name, part_bytes(config, part, name), damage(layer, part, name))
+         for name in allowed[part]]
+        for layer in range(config.num_layers) for part in PARTS
+    ]  # fmt: skip
+    mix = mildest_mix(slots, n_bytes)
+    chosen = [
+        next(c.damage for c in slot if c.name == name)
+        for slot, name in zip(slots, mix.names, strict=True)
+    ]
+    return MildestFormats(
+        tuple(zip(mix.names[::2], mix.names[1::2], strict=True)),
+        tuple(a + m for a, m in zip(chosen[::2], chosen[1::2], strict=True)),
+        mix.n_bytes, n_bytes,
+    )  # fmt: skip
+
+
+def _fits(config: ModelConfig, part: str, name: str) -> bool:
+    dense = config.dtype
+    try:
+        layer_config(config, (name, dense) if part == "attention" else (dense, name))
+    except ValueError:
+        parse_format(name)  # an unknown one is refused
+        return False
+    return True
+
+
+def _budget_bytes(budget: int | str, whole: int) -> int:
+    if isinstance(budget, int):
+        return budget
+    if share := _SHARE.fullmatch(budget):
+        return int(float(share[1]) * whole)
+    try:
+        return parse_bytes(budget)
+    except ValueError:
+        raise ValueError(
+            f"budget {budget!r}: expected a share of the matrices' dense bytes such as 0.3x, or "
+            "bytes such as 40MB."
+        ) from None

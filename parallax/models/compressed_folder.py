@@ -1,0 +1,247 @@
+"""The layout of a folder of compressed weights: its files, their names, and what is in each.
+
+One safetensors file a layer, one for the rest, compressed.json. Every layer may have its own
+formats, and its file can be read alone.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from parallax.compression.packed import check_positions, check_scales
+from parallax.models.compressing import layer_config, packed_weights
+from parallax.models.config import ModelConfig
+from parallax.models.huggingface.files import TensorFiles, check_names, read_headers
+from parallax.models.huggingface.tensors import Index
+from parallax.models.huggingface.writing import begin_folder, copy_tokenizer
+from parallax.models.packed_weight import PackedWeight
+from parallax.models.transformer import abstract_transformer
+
+FILE = "compressed.json"
+_KIND, _VERSION = "parallax compressed weights", 1
+_REST = "rest.safetensors"
+Arrays = Mapping[str, np.ndarray]
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8",
+    "U8": "uint8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What compressed.json says.
+
+    Attributes:
+      config: the model; its `compression` is None where layers have different formats.
+      formats: of every layer's attention and MLP.
+    """
+
+    config: ModelConfig
+    formats: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, config: ModelConfig, formats: Iterable[tuple[str, str]]) -> "StoredModel":
+        """Of a dense model's config. ValueError: sizes that a format cannot have, or formats that
+        all are the model's own dtype."""
+        pairs = tuple((attention, mlp) for attention, mlp in formats)
+        config = config.replace(compression=None)
+        if set(pairs) == {(config.dtype, config.dtype)}:
+            raise ValueError(
+                f"model '{config.name}': all formats are its own {config.dtype}, nothing is "
+                "compressed. Give a smaller format to at least one layer."
+            )
+        for pair in dict.fromkeys(pairs):
+            layer_config(config, pair)
+        one = pairs[0] if len(set(pairs)) == 1 else None
+        return cls(config.replace(compression=one), pairs)
+
+    @property
+    def mixed(self) -> bool:
+        """Layers have different formats."""
+        return self.config.compression is None
+
+    def layer_model(self, layer: int) -> ModelConfig:
+        """The model with this layer alone, as it is stored."""
+        if self.mixed:
+            return layer_config(self.config, self.formats[layer])
+        return self.config.replace(num_layers=1)
+
+
+def read_stored(folder: str | Path) -> StoredModel:
+    """The model of a folder, and its formats.
+
+    Raises:
+      ValueError: not a folder of compressed weights that this version reads.
+    """
+    path = Path(folder) / FILE
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}.") from None
+    if not isinstance(said, dict) or said.get("kind") != _KIND or said.get("version") != _VERSION:
+        raise ValueError(f"{path}: not {_KIND} of version {_VERSION}.")
+    config = ModelConfig.from_dict(said.get("model"), str(path))
+    if "layers" not in said:
+        if config.compression is None:
+            raise ValueError(f"{path}: its model names no compression.")
+        return StoredModel(config, (config.compression,) * config.num_layers)
+    pairs = said["layers"]
+    if config.compression is not None or not _are_pairs(pairs, config.num_layers):
+        raise ValueError(
+            f"{path}: layers must be [attention, mlp] formats of each of {config.num_layers} "
+            "layers, in place of the model's compression. The file is damaged."
+        )
+    try:
+        return StoredModel.of(config, pairs)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _are_pairs(found: Any, count: int) -> bool:
+    return (
+        isinstance(found, list)
+        and len(found) == count
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in found)
+        and all(isinstance(name, str) for pair in found for name in pair)
+    )
+
+
+def write_stored(
+    folder: str | Path,
+    stored: StoredModel,
+    params: nnx.State,
+    rest: Callable[[], Arrays],
+    layers: Iterable[Arrays],
+    tokenizer_from: Path | None = None,
+) -> None:
+    """Writes a folder, one layer at a time.
+
+    Args:
+      folder: made here; it appears when it is complete.
+      stored: the model.
+      params: where the arrays are from; all of it has to be in this process.
+      rest: gives the arrays beside the layers', by `tensor_name`.
+      layers: of each layer its arrays, by `tensor_name`.
+      tokenizer_from: a folder whose tokenizer files are copied.
+
+    Raises:
+      ValueError: the folder exists, or other processes hold part of the parameters.
+    """
+    from safetensors.numpy import save_file
+
+    partial = begin_folder(folder, params)
+    save_file(dict(rest()), partial / _REST)
+    for layer, arrays in enumerate(layers):
+        save_file(dict(arrays), partial / _layer_file(layer))
+    if tokenizer_from is not None:
+        copy_tokenizer(Path(tokenizer_from), partial)
+    said = {"kind": _KIND, "version": _VERSION, "model": stored.config.to_dict()}
+    if stored.mixed:
+        said["layers"] = stored.formats
+    (partial / FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    partial.rename(folder)
+
+
+def find_tensors(folder: str | Path, stored: StoredModel) -> TensorFiles:
+    """All tensors of a folder, their names, shapes and dtypes checked.
+
+    Raises:
+      ValueError: files or tensors missing, unexpected, of another shape or dtype.
+    """
+    folder = Path(folder)
+    layers = range(stored.config.num_layers)
+    paths: list[Path] = []
+    for name in itertools.chain([_REST], map(_layer_file, layers)):
+        # One by one: compressed.json may claim any number of layers.
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: {name} is missing. Fetch the folder again.")
+        paths.append(folder / name)
+    files = read_headers(folder, paths)
+    expected = {tensor_name(p): x for p, x in shapes(stored.config).items() if p[0] != "layers"}
+    for layer in layers:
+        for path, like in shapes(stored.layer_model(layer)).items():
+            if path[0] == "layers":
+                one = jax.ShapeDtypeStruct(like.shape[1:], like.dtype)
+                expected[tensor_name(path, layer)] = one
+    check_names(files, {n: tuple(x.shape) for n, x in expected.items()}, (), floats=False)
+    for name, like in expected.items():
+        if _DTYPES.get(files.dtypes[name]) != like.dtype.name:
+            raise ValueError(
+                f"{folder}: {name} is {files.dtypes[name]}, its format stores {like.dtype.name}. "
+                f"The files do not belong to this {FILE}."
+            )
+    return files
+
+
+def read_rest(files: TensorFiles, stored: StoredModel) -> nnx.State:
+    """All parameters beside the layers', NumPy arrays."""
+    flat = nnx.to_flat_state(abstract_transformer(stored.config)[1])
+    return nnx.from_flat_state([
+        (path, like.replace(_whole(files, tensor_name(path), None, "")))
+        for path, like in flat if path[0] != "layers"
+    ])  # fmt: skip
+
+
+def read_layer(files: TensorFiles, stored: StoredModel, layer: int) -> nnx.State:
+    """One layer as it is stored, NumPy arrays with a leading dim of 1.
+
+    Raises:
+      ValueError: positions or scales that are damaged.
+    """
+    one = stored.layer_model(layer)
+    packed = packed_weights(one)
+
+    def leaf(path, like):
+        found = _whole(files, tensor_name(path, layer), packed.get(path[:-1]), path[-1])
+        return like.replace(found[None])
+
+    flat = nnx.to_flat_state(abstract_transformer(one)[1])
+    found = [(path, leaf(path, like)) for path, like in flat if path[0] == "layers"]
+    return nnx.from_flat_state(found)["layers"]
+
+
+def _whole(files: TensorFiles, name: str, packed: PackedWeight | None, which: str) -> np.ndarray:
+    return read_checked(files, name, tuple(slice(0, n) for n in files.shapes[name]), packed, which)
+
+
+def read_checked(
+    files: TensorFiles, name: str, index: Index, packed: PackedWeight | None, which: str
+) -> np.ndarray:
+    """A slice of a tensor.
+
+    Args:
+      packed: whose array `which` it is; None for one that is not compressed.
+
+    Raises:
+      ValueError: positions or scales that are damaged.
+    """
+    found = files.read(name, index)
+    where = f"{files.folder}: {name}"
+    if packed is not None and which == "scales":
+        check_scales(found, where)
+    if packed is not None and which == "positions":
+        check_positions(found, packed.form, packed.inputs[-1], where)
+    return found
+
+
+def shapes(config: ModelConfig) -> dict[tuple, jax.ShapeDtypeStruct]:
+    """Of every parameter, by path."""
+    return {path: x.get_value() for path, x in nnx.to_flat_state(abstract_transformer(config)[1])}
+
+
+def tensor_name(path: tuple, layer: int | None = None) -> str:
+    """In the files, of a parameter or of one layer's."""
+    if layer is None:
+        return "/".join(path)
+    return "/".join((path[0], str(layer), *path[1:]))
+
+
+def _layer_file(layer: int) -> str:
+    return f"layer-{layer:05}.safetensors"
