@@ -28,6 +28,7 @@ from rich.table import Table
 
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
+from parallax.report.words import in_bytes
 
 WIDTH = 100
 FLAGS = (flags.MODEL, flags.COMPRESSION, flags.LAYER_FORMATS, flags.BUDGET, flags.OUT)
@@ -74,12 +75,13 @@ def _matrices(done) -> Table:
     for m in done.matrices:
         share = f"{m.stored_bytes / m.dense_bytes:.1%}"
         table.add_row(
-            m.name, m.form, _numbers(m.layers), _mb(m.dense_bytes), _mb(m.stored_bytes), share,
-            f"{m.error:.2e}",
+            m.name, m.form, _numbers(m.layers), in_bytes(m.dense_bytes), in_bytes(m.stored_bytes),
+            share, f"{m.error:.2e}",
         )  # fmt: skip
-    table.add_row("the rest", done.config.dtype, "", _mb(done.rest_bytes), _mb(done.rest_bytes))
+    rest = in_bytes(done.rest_bytes)
+    table.add_row("the rest", done.config.dtype, "", rest, rest)
     share = f"{done.stored_bytes / done.dense_bytes:.1%}"
-    table.add_row("in all", "", "", _mb(done.dense_bytes), _mb(done.stored_bytes), share)
+    table.add_row("in all", "", "", in_bytes(done.dense_bytes), in_bytes(done.stored_bytes), share)
     return table
 
 
@@ -89,7 +91,7 @@ def _layers(done) -> Table:
     table = _table((*heads, *(("predicted damage",) if chosen else ())), 3)
     for number, layer in enumerate(done.layers):
         damage = (f"{layer.damage:.2e}",) if chosen else ()
-        size, error = _mb(layer.stored_bytes), f"{layer.block_error:.2e}"
+        size, error = in_bytes(layer.stored_bytes), f"{layer.block_error:.2e}"
         table.add_row(str(number), *layer.formats, size, error, *damage)
     return table
 
@@ -110,7 +112,3 @@ def _numbers(layers: tuple[int, ...]) -> str:
         else:
             runs.append([n, n])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.2f} MB"
