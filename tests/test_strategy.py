@@ -96,6 +96,7 @@ def test_layers_in_slabs_are_data(tmp_path):
     assert tiled.layers.ticks(8, 4) == 4 + 2 * 3
     with pytest.raises(ValueError, match="rounds of 2 do not divide 7 microbatches"):
         tiled.layers.rounds(7, 4)
+    assert tiled.layers.rounds(1, 4) == 1  # fewer than a round are one
     assert CacheTiled().rounds(8, 1) == 1
     assert CacheTiled(inner=Pipeline("stage")).rounds(8, 4) == 4
     with pytest.raises(ValueError, match="mlp must be an integer of at least 1, got 0"):

@@ -237,8 +237,8 @@ class CacheTiled:
     Attributes:
       attention: slabs of a layer's attention; whole groups of heads that share a key/value head.
       mlp: slabs of its MLP.
-      round: microbatches of a round, a divisor of the microbatches. None is all of them; with
-        stages the most that leave each stage a round.
+      round: microbatches of a round, a divisor of the microbatches (all, where there are fewer).
+        None is all of them; with stages the most that leave each stage a round.
       inner: what runs the rounds: `Scan()`, or a `Pipeline` that hands rounds on.
 
     Cost: beside the layer's, every microbatch reads its rows and reads and writes float32 sums once
@@ -293,12 +293,14 @@ class CacheTiled:
 
     def rounds(self, microbatches: int, stages: int) -> int:
         if self.round is not None:
-            if microbatches % self.round:
+            # A decoding step may have fewer microbatches than a round of the prompts'.
+            most = min(self.round, microbatches)
+            if microbatches % most:
                 raise ValueError(
                     f"CacheTiled: rounds of {self.round} do not divide {microbatches} "
                     f"microbatches. Use a divisor of {microbatches}, or round=None."
                 )
-            return microbatches // self.round
+            return microbatches // most
         most = microbatches if stages == 1 else max(1, microbatches // stages)
         return microbatches // max(n for n in range(1, most + 1) if microbatches % n == 0)
 
