@@ -57,7 +57,9 @@ def test_sentences_follow_the_data(tmp_path):
     path.write_text(json.dumps(data))
     found = recording.recorded_sections(folder)
     said = {s.title: " ".join(s.said) for s in found["compressed_layerwise"]}
-    assert "2 requests lost, 0 tokens changed" in said["Deployment: failure and cache pressure"]
+    assert (
+        "2 requests lost, 0 with changed tokens" in said["Deployment: failure and cache pressure"]
+    )
     tiles = next(s for s in found["cache_layerwise"] if s.title == "Cache-tiled layers")
     assert "is faster in 1 (modelled)" in " ".join(tiles.said)
 

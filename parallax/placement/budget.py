@@ -32,10 +32,13 @@ def parse_budget(text: str, gpu: Gpu) -> Budget:
       ValueError: none of these, or no bytes at all.
     """
     caches = {
-        "l2": (int(L2_SHARE * gpu.l2_bytes), f"{L2_SHARE:.3g} of {gpu.name}'s L2 cache"),
+        "l2": (
+            int(L2_SHARE * gpu.l2_bytes),
+            f"{L2_SHARE:.3g} of {gpu.name}'s L2 cache (a persisting window's most; assumed)",
+        ),
         "smem": (
             int(SMEM_SHARE * gpu.sm_count * gpu.smem_bytes),
-            f"{SMEM_SHARE:.3g} of the shared memory of {gpu.sm_count} SMs",
+            f"{SMEM_SHARE:.3g} (assumed) of the shared memory of {gpu.sm_count} SMs",
         ),
     }
     if set(parts := text.split("+")) <= set(caches) and len(set(parts)) == len(parts):
