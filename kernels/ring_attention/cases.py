@@ -12,6 +12,11 @@ import numpy as np
 
 from parallax.kernels.ring_attention.api import attention_step, empty_carry, finish
 
+ABOUT = (
+    "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
+    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512."
+)
+
 
 class Case(NamedTuple):
     """One step on random inputs, on top of the carry that `EARLIER` other keys left.
@@ -105,7 +110,7 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
         return random.normal(size=(case.batch, length, heads, case.head_dim)).astype(dtype)
 
     lengths = (case.kv_length, case.kv_length, EARLIER, EARLIER)
-    limit = () if case.limit is None else (np.int32(case.limit),)
+    limit = () if case.limit is None else (np.array(case.limit, np.int32),)
     return draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths), *limit
 
 

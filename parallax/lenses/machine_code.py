@@ -73,6 +73,22 @@ def compile_kernels(
         return [_read(file) for file in sorted(Path(folder).glob("*.ptx"))]
 
 
+def compile_operations(
+    names: Sequence[str], *, on_progress: Callable[[str], None]
+) -> list[tuple[str, str, MachineCode]]:
+    """(operation, case, kernel) of every case that ships; `names` are some of OPERATIONS."""
+    from parallax.kernels.operations import OPERATIONS
+
+    found = []
+    for name in names:
+        operation = OPERATIONS[name]
+        for number, case in enumerate(operation.SHIPPED, 1):
+            on_progress(f"{name}, case {number} of {len(operation.SHIPPED)}: {case.name}")
+            program, arrays = operation.program(case, "mosaic"), operation.inputs(case, 0)
+            found += [(name, case.name, code) for code in compile_kernels(program, arrays)]
+    return found
+
+
 def _read(ptx: Path) -> MachineCode:
     text, report = ptx.read_text(), ptx.with_suffix(".ptxas").read_text()
     resources = ptx.with_suffix(".resources.txt").read_text()

@@ -6,33 +6,25 @@ from parallax.kernels.hopper import SHARED_BYTES_LIMIT
 from parallax.kernels.operations import OPERATIONS
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
+from parallax.lenses.machine_code import compile_operations
 
 CASES = [(name, case) for name, op in OPERATIONS.items() for case in op.SHIPPED]
 IDS = [f"{name}-{case.name}" for name, case in CASES]
 PRODUCTS = {"float16": "f16", "bfloat16": "bf16"}
 
 
-def compile_all(cases, *, on_progress):
-    """For each case, what the assembler says of its kernels."""
-    from parallax.kernels.operations import OPERATIONS
-    from parallax.lenses.machine_code import compile_kernels
-
-    def compile_one(name, case):
-        operation = OPERATIONS[name]
-        return compile_kernels(operation.program(case, "mosaic"), operation.inputs(case, 0))
-
-    return [compile_one(name, case) for name, case in cases]
-
-
 @pytest.fixture(scope="module")
 def compiled(aot):
-    found = run_in_child(compile_all, CASES, environment=compile_environment())
-    return dict(zip(CASES, found, strict=True))
+    found = run_in_child(compile_operations, list(OPERATIONS), environment=compile_environment())
+    codes = {}
+    for name, case, code in found:
+        codes.setdefault((name, case), []).append(code)
+    return codes
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_what_ships_has_no_spills_and_fits(compiled, case):
-    kernels = compiled[case]
+    kernels = compiled[case[0], case[1].name]
     assert kernels
     for code in kernels:
         print(
