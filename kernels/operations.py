@@ -45,13 +45,13 @@ class Operation(Protocol):
     """
 
     @property
-    def ABOUT(self) -> str: ...
+    def ABOUT(self) -> str: ...  # noqa: N802
     @property
-    def SMALL(self) -> Sequence[Any]: ...
+    def SMALL(self) -> Sequence[Any]: ...  # noqa: N802
     @property
-    def SHIPPED(self) -> Sequence[Any]: ...
+    def SHIPPED(self) -> Sequence[Any]: ...  # noqa: N802
     @property
-    def TIMED(self) -> Sequence[Any]: ...
+    def TIMED(self) -> Sequence[Any]: ...  # noqa: N802
 
     inputs: Callable[[Any, int], tuple[np.ndarray, ...]]
     program: Callable[[Any, str | None], Callable[..., tuple]]
