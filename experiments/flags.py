@@ -54,6 +54,11 @@ def compression() -> str | None:
     return given[0]
 
 
+KERNELS = flags.DEFINE_enum(
+    "kernels", None, ["mosaic"], "Compile and predict with our kernels for Hopper GPUs wherever "
+    "they can, though no GPU has run them yet. Unset: the proven ones only. On CPUs XLA computes "
+    "the same.",
+)  # fmt: skip
 CLUSTER = flags.DEFINE_string(
     "cluster", None, "What to compile for: `parallax list clusters`, or <gpu>_<nodes>x8."
 )

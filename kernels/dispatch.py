@@ -41,6 +41,11 @@ def choose(operation: str, implementation: str | None, reasons: Mapping[str, str
     )
 
 
+def trusted() -> tuple[str, ...]:
+    """What None may take here."""
+    return _TRUSTED.get()
+
+
 @contextlib.contextmanager
 def trusting(*implementations: str) -> Iterator[None]:
     """Inside, None takes these too, though no GPU has run them yet.

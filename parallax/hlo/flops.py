@@ -1,4 +1,5 @@
-"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide.
+"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide, and what
+hand-written kernels declare.
 
 Element-wise work is not counted, nor the matrix-vector products that XLA writes as a multiply and a
 reduce: a decode step of one sequence reads them from memory, so their bytes are what matters.
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from parallax.hlo.declared import declared_cost
 from parallax.hlo.limits import MAX_DIGITS, MAX_TRIPS, short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, Shape
@@ -105,6 +107,11 @@ def instruction_flops(
         return Flops(own, own, 1) if scope in instruction.op_name else Flops()
     if opcode in _PER_ELEMENT:
         return Flops()
+    declared = declared_cost(instruction) if opcode == "custom-call" else None
+    if declared is not None:
+        # A kernel of ours counts as one product, however many it holds.
+        own = declared[0]
+        return Flops(own, own, 1) if own and scope in instruction.op_name else Flops()
     calls = instruction.calls()
     if opcode == "while":
         count = expected_trips(instruction, trips)
@@ -174,7 +181,7 @@ def uncounted_calls(module: Module) -> tuple[str, ...]:
         custom_call_target(i)
         for c in module.computations.values()
         for i in c.instructions
-        if i.opcode in ("custom-call", "custom-call-start")
+        if i.opcode in ("custom-call", "custom-call-start") and declared_cost(i) is None
     }
     return tuple(sorted(t for t in targets if not CUBLAS.match(t)))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from parallax.hlo.agreement import check_agreement
 from parallax.hlo.collectives import Collective, Ledger
+from parallax.hlo.declared import declared_cost
 from parallax.hlo.flops import (
     UNREADABLE,
     Trips,
@@ -15,7 +16,6 @@ from parallax.hlo.flops import (
     expected_trips,
     trip_count,
 )
-from parallax.hlo.limits import short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.opcodes import OPCODES
 from parallax.hlo.shapes import HloError, Shape
@@ -35,7 +35,6 @@ _COPYING = re.compile(
     r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
 )
 _STAGE = re.compile(r"-(start|update|done)$")
-_DECLARED = ("cost_flops", "cost_bytes")
 
 
 def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Work:
@@ -253,7 +252,7 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
         return Kernel(i.name, gemms=gemms, **made)
     if _ATTENTION.match(target):
         return Kernel(i.name, attention=_attention(computation, i), **made)
-    declared = _declared(i)
+    declared = declared_cost(i)
     if declared is not None:
         flops, n_bytes = declared
         made |= {
@@ -267,23 +266,6 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
 
 def _first(shape: Shape) -> Shape:
     return shape.elements[0] if shape.elements else shape
-
-
-def _declared(i: Instruction) -> tuple[float, float] | None:
-    """FLOPs and bytes that a hand-written kernel's author attached to it."""
-    text = i.attributes.get("frontend_attributes", "")
-    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([^",}]*)"?', text))
-    if set(found) != set(_DECLARED):
-        return None
-    try:
-        flops, n_bytes = (float(found[key]) for key in _DECLARED)
-    except ValueError:
-        flops = n_bytes = math.nan
-    if not (0 <= flops < math.inf and 0 <= n_bytes < math.inf):
-        raise HloError(
-            f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
-        )
-    return flops, n_bytes
 
 
 def _product_dtype(computation: Computation, i: Instruction) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from parallax.bounds import Transfer
 from parallax.cost.links import all_link_bytes
 from parallax.hlo.compare import Totals, differing_totals
+from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
@@ -120,6 +121,10 @@ def compile_for(
             "the larger is shown"
         )
     notes += said
+    if kernels := declared_kernels(module):
+        notes.append(
+            f"kernels written by hand: {', '.join(kernels)}; their FLOPs and bytes are as declared"
+        )
     for target in uncounted_calls(module):
         notes.append(f"FLOPs of custom call {target!r} are not counted")
     differences: tuple[Difference, ...] = ()

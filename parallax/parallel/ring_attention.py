@@ -9,6 +9,7 @@ values; P ring size.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import (
     attention_step,
     attention_step_backward,
@@ -40,6 +42,7 @@ class _Static(NamedTuple):
     order: str
     partial_over: str | None
     implementation: str | None
+    trusted: tuple[str, ...]
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -141,7 +144,9 @@ def _attend(
     if scale is None:
         slices = 1 if partial_over is None else lax.axis_size(partial_over)
         scale = (q.shape[-1] * slices) ** -0.5
-    static = _Static(path, is_causal, float(scale), order, partial_over, implementation)
+    static = _Static(
+        path, is_causal, float(scale), order, partial_over, implementation, dispatch.trusted()
+    )
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
@@ -150,6 +155,18 @@ def _attention(static, q, k, v, q_ids, kv_ids):
     return _forward(static, q, k, v, q_ids, kv_ids)[0]
 
 
+def _as_asked(run: Callable) -> Callable:
+    """`run`, trusting what was trusted when attention was called: gradients are traced later."""
+
+    @functools.wraps(run)
+    def traced(static, *args):
+        with dispatch.trusting(*static.trusted):
+            return run(static, *args)
+
+    return traced
+
+
+@_as_asked
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
     queries = [Queries(*x) for x in pairs.cut_all((q, 1), (q_ids, 1))]
@@ -173,6 +190,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 
+@_as_asked
 def _backward(static: _Static, saved, d_out):
     q, k, v, q_ids, kv_ids, out, lse = saved
     pairs = static.pairs(q.shape[1])
