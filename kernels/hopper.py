@@ -79,12 +79,15 @@ def i32(x) -> jax.Array:
     return jnp.asarray(x, jnp.int32)
 
 
-def transforms(dtype) -> tuple:
-    """Of shared memory that wgmma or its layout reads: 8-row tiles of 128 bytes, swizzled."""
-    columns = 128 // jnp.dtype(dtype).itemsize
+def transforms(dtype, row_bytes: int = 128) -> tuple:
+    """Of shared memory that wgmma or its layout reads: 8-row tiles of 128 bytes, swizzled.
+
+    `row_bytes` of 32 or 64 are for narrower arrays.
+    """
+    columns = row_bytes // jnp.dtype(dtype).itemsize
     # pyright takes a method of theirs for abstract.
     tiling = plgpu.TilingTransform((8, columns))  # pyright: ignore[reportAbstractUsage]
-    return tiling, plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
+    return tiling, plgpu.SwizzleTransform(row_bytes)  # pyright: ignore[reportAbstractUsage]
 
 
 def pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from parallax.kernels.cache_tiled_mlp import cases as cache_tiled_mlp
+from parallax.kernels.cache_tiled_mlp import contenders as cache_tiled_mlp_contenders
 from parallax.kernels.ring_attention import cases as ring_attention
 from parallax.kernels.ring_attention import contenders as ring_attention_contenders
 
@@ -74,7 +76,9 @@ class Contenders(Protocol):
 
 OPERATIONS: dict[str, Operation] = {
     "ring_attention": ring_attention,
+    "cache_tiled_mlp": cache_tiled_mlp,
 }
 CONTENDERS: dict[str, Contenders] = {
     "ring_attention": ring_attention_contenders,
+    "cache_tiled_mlp": cache_tiled_mlp_contenders,
 }

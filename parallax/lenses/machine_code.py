@@ -24,7 +24,7 @@ class MachineCode:
       entry_registers: of a thread, at the start.
       registers: of a thread, as each warpgroup's role sets them, in the order of the text.
       stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
-      shared_bytes: shared memory of a block of threads.
+      shared_bytes: shared memory of a block of threads, the most of the kernels of this name.
       warnings: lines in which the assembler warns.
     """
 
@@ -47,10 +47,11 @@ class MachineCode:
 def compile_kernels(
     function: Callable, arrays: Sequence[Any], cluster: str = "h100_1x1"
 ) -> list[MachineCode]:
-    """Every Mosaic kernel of `function(*arrays)`, compiled for one GPU of `cluster`.
+    """Mosaic kernels of `function(*arrays)` that are new to this process, for one GPU.
 
     Args:
       arrays: anything with a shape and a dtype.
+      cluster: whose kind of GPU.
     """
     import jax
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -91,21 +92,23 @@ def compile_operations(
 
 def _read(ptx: Path) -> MachineCode:
     text, report = ptx.read_text(), ptx.with_suffix(".ptxas").read_text()
-    resources = ptx.with_suffix(".resources.txt").read_text()
+    name = re.sub(r"_\d+$", "", ptx.stem)
     ((stack, stores, loads),) = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
     (entry,) = re.findall(r"Used (\d+) registers", report)
-    (shared,) = re.findall(r"smem_scratch_bytes=(\d+)", resources)
+    # Numbered by another count, which goes on where a kernel has been compiled before.
+    resources = [file.read_text() for file in ptx.parent.glob(f"{name}_*.resources.txt")]
+    shared = [int(x) for text in resources for x in re.findall(r"smem_scratch_bytes=(\d+)", text)]
     products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.\w+\.\w+\.(\w+)\.", text)
     return MachineCode(
-        name=re.sub(r"_\d+$", "", ptx.stem),
+        name=name,
         products=tuple(products),
         entry_registers=int(entry),
         registers=tuple(int(x) for x in re.findall(r"setmaxnreg\S*\s+(\d+);", text)),
         stack_bytes=int(stack),
         spill_store_bytes=int(stores),
         spill_load_bytes=int(loads),
-        shared_bytes=int(shared),
+        shared_bytes=max(shared),
         warnings=tuple(line for line in report.splitlines() if "warning" in line.lower()),
     )

@@ -1,0 +1,129 @@
+"""The operation, whatever implements it: the MLP of a decoding step, all microbatches at once.
+
+Shapes: T tokens of all microbatches, D model width, F MLP width, N layers of a stack.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from parallax.kernels import dispatch
+from parallax.kernels.cache_tiled_mlp import reference
+from parallax.kernels.cache_tiled_mlp.limits import unsupported
+from parallax.kernels.cache_tiled_mlp.reference import Matrix
+
+Activation = Literal["gelu", "relu", "silu"]
+
+
+def cache_tiled_mlp(
+    x: Float[Array, "t d"],
+    up: Matrix,
+    down: Matrix,
+    gate: Matrix | None = None,
+    *,
+    layer: Int[Array, ""] | int = 0,
+    activation: Activation = "gelu",
+    out_dtype=None,
+    implementation: str | None = None,
+) -> Float[Array, "t d"]:
+    """activation(x up) down, or (x up * activation(x gate)) down: each weight is read once.
+
+    The order of cache-tiled layers: a slab of weights serves all tokens before the next slab. The
+    weights stay in their stack of layers, since cutting one out would read and write it once more.
+
+    Args:
+      x: [T, D], the rows of all microbatches.
+      up, gate: `Matrix` of values [N, D, F]. down: of values [N, F, D].
+      layer: which of the stack.
+      activation: "gelu" (by tanh), "relu" or "silu"; of the gate, where there is one.
+      out_dtype: of the result; None is float32, or wider for wider x.
+      implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
+        bfloat16, weights as x or int8, D and F multiples of 64; or None, the best that can and that
+        a GPU has been seen to run (`dispatch.PROVEN`): "xla" so far.
+
+    Returns:
+      [T, D]. Sums are float32 or wider, hidden rows are rounded to x's dtype once. "xla" rounds
+      decompressed weights to x's dtype first; "mosaic" does so only where inputs share scales in
+      groups.
+
+    Raises:
+      ValueError: arrays that do not belong together.
+      NotImplementedError: the implementation cannot do this; it names one that can. A gradient
+        through "mosaic": it is for decoding.
+
+    Cost: 2 T D F FLOPs a matrix. "mosaic" reads each stored weight once, from device memory up to
+      128 tokens and beyond from the L2 cache for each further 128; x and the hidden rows once a
+      slab of 256 columns, from the cache. "xla" copies a layer's weights out of their stack.
+    Reference: paper `cache_layerwise`.
+    """
+    _check(x, up, down, gate, activation)
+    out_dtype = reference.sums_dtype(x.dtype) if out_dtype is None else out_dtype
+    matrices = [up, down] if gate is None else [up, gate, down]
+    reasons = {"mosaic": unsupported(x, matrices), "xla": None}
+    if dispatch.choose("cache_tiled_mlp", implementation, reasons) == "mosaic":
+        return _mosaic(x, up, down, gate, layer, activation, jnp.dtype(out_dtype))
+    return reference.mlp(x, up, down, gate, layer=layer, activation=activation).astype(out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _mosaic(x, up, down, gate, layer, activation, out_dtype):
+    # Imported late: the kernels' language takes a while to load.
+    from parallax.kernels.cache_tiled_mlp import mosaic
+
+    return mosaic.mlp(
+        x, up, down, gate, layer=layer, activation=activation, out_dtype=out_dtype
+    )  # fmt: skip
+
+
+def _no_gradient(*_):
+    raise NotImplementedError(
+        "cache_tiled_mlp: implementation='mosaic' has no gradient: it is for decoding. "
+        "Use implementation='xla'."
+    )
+
+
+_mosaic.defvjp(_no_gradient, _no_gradient)
+
+
+def _check(x, up: Matrix, down: Matrix, gate: Matrix | None, activation: str) -> None:
+    """ValueError unless shapes, dtypes and names belong together."""
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(
+            f"cache_tiled_mlp: activation={activation!r} is none of "
+            f"{', '.join(reference.ACTIVATIONS)}."
+        )
+    wide = up.values.shape
+    expected = {"up": (wide[0], x.shape[-1], wide[-1]), "down": (wide[0], wide[-1], x.shape[-1])}
+    given = {"up": up, "down": down}
+    if gate is not None:
+        expected["gate"], given["gate"] = expected["up"], gate
+    for name, matrix in given.items():
+        values, scales, bias = matrix
+        layers, inputs, outputs = expected[name]
+        if x.ndim != 2 or values.shape != expected[name]:
+            raise ValueError(
+                f"cache_tiled_mlp: x {x.shape} and up {wide} ask for {name} of {expected[name]} "
+                f"[layers, inputs, outputs], got {values.shape}."
+            )
+        integers = values.dtype == jnp.int8
+        if integers != (scales is not None) or not (integers or values.dtype == x.dtype):
+            raise ValueError(
+                f"cache_tiled_mlp: {name} is {values.dtype} with"
+                f"{'out' if scales is None else ''} scales. Give x's dtype ({x.dtype}) without, or "
+                "int8 with."
+            )
+        if scales is not None and (
+            scales.shape[::2] != (layers, outputs) or inputs % scales.shape[1]
+        ):
+            raise ValueError(
+                f"cache_tiled_mlp: scales of {name} have shape {scales.shape}, expected "
+                f"({layers}, {inputs} / group, {outputs})."
+            )
+        if bias is not None and bias.shape != (layers, outputs):
+            raise ValueError(
+                f"cache_tiled_mlp: the bias of {name} has shape {bias.shape}, expected "
+                f"{(layers, outputs)}."
+            )

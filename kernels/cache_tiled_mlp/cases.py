@@ -1,0 +1,205 @@
+"""Cases of the MLP: what tests check, what is compiled, and what a benchmark times.
+
+One of `kernels.operations`, which says what each part is.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallax.kernels.cache_tiled_mlp.api import Activation, cache_tiled_mlp
+from parallax.kernels.cache_tiled_mlp.reference import Matrix
+
+ABOUT = """\
+The MLP of a decoding step, all microbatches at once: x [tokens, d_model] by up (and gate), the
+activation, by down. Two launches; each streams its matrices once, cut over all multiprocessors, and
+a slab of 256 columns meets all tokens (128 at a time) before the next. Weights stay in their stack
+of layers; int8 is unpacked on the chip, scales go to the sums, or with groups to the weights. Ahead
+of its end each block asks the L2 cache for the slab that follows. It has no gradient."""
+
+
+class Case(NamedTuple):
+    """One call on random inputs.
+
+    Attributes:
+      tokens: of all microbatches.
+      d_model, d_ff: widths.
+      dtype: of x, and of weights that are not int8.
+      is_gated: up and gate, rather than up alone.
+      group: inputs that share a scale of int8 weights; 0: all. None: weights have `dtype`.
+      has_bias: every matrix has one.
+      activation: see `cache_tiled_mlp`.
+      layers: of the stack; the last one runs.
+    """
+
+    tokens: int
+    d_model: int
+    d_ff: int
+    dtype: str = "bfloat16"
+    is_gated: bool = False
+    group: int | None = None
+    has_bias: bool = False
+    activation: Activation = "gelu"
+    layers: int = 2
+
+    @property
+    def name(self) -> str:
+        stored = {None: "", 0: "-int8"}.get(self.group, f"-int8by{self.group}")
+        gated, bias = "-gated" * self.is_gated, "-bias" * self.has_bias
+        return (
+            f"{self.dtype}{stored}-{self.d_model}x{self.d_ff}-{self.tokens}tokens"
+            f"{gated}-{self.activation}{bias}"
+        )
+
+    @property
+    def weights(self) -> int:
+        """Of one layer."""
+        return (3 if self.is_gated else 2) * self.d_model * self.d_ff
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.tokens * self.weights
+
+    @property
+    def bytes_accessed(self) -> float:
+        """A layer's weights and scales and the rows read once, the float32 result written once."""
+        shapes = self.shapes
+        scales = sum(inputs // (self.group or inputs) * outputs for inputs, outputs in shapes)
+        stored = 2 * self.weights if self.group is None else self.weights + 4 * scales
+        return float(stored + self.tokens * self.d_model * (2 + 4))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Of up, down, and gate if there is one."""
+        up, down = (self.d_model, self.d_ff), (self.d_ff, self.d_model)
+        return (up, down, up) if self.is_gated else (up, down)
+
+    uses_wgmma = True
+
+
+# For an interpreter: both dtypes, all ways to store weights, one and two groups of tokens, tokens
+# that 8 does not divide, columns that a block does not, one split of the inputs and several.
+SMALL = (
+    Case(5, 256, 512),
+    Case(100, 192, 320, "float16", is_gated=True, has_bias=True, activation="silu"),
+    Case(150, 64, 320, activation="relu", has_bias=True),
+    Case(70, 256, 512, group=0),
+    Case(70, 64, 384, "float16", is_gated=True, group=0, activation="silu"),
+    Case(9, 256, 512, group=128),
+    Case(70, 128, 384, "float16", is_gated=True, group=64, has_bias=True, activation="silu"),
+)
+
+# Every kernel that full sizes use, of fewer steps: the kernel's code does not know how many. The
+# first launch has the activation or leaves sums, by the splits that its width asks for.
+SHIPPED = tuple(
+    Case(
+        tokens,
+        d_model,
+        d_ff,
+        dtype,
+        is_gated=gated,
+        group=group,
+        activation="silu" if gated else "gelu",
+    )
+    for tokens, dtype in ((64, "bfloat16"), (128, "float16"))
+    for gated in (False, True)
+    for group in (None, 0, 128)
+    for d_model, d_ff in ((256, 128 * 256), (1024, 512))
+    if d_ff > 512 or group is None
+)
+
+# One layer of the cache-tiled paper, in 1 to 64 microbatches of 4 tokens, and a gated one; each
+# alone, so that XLA has nothing to cut out of a stack.
+TIMED = (
+    *(
+        Case(4 * microbatches, 8192, 32_768, group=group, layers=1)
+        for group in (None, 0)
+        for microbatches in (1, 4, 16, 32, 64)
+    ),
+    *(
+        Case(tokens, 4096, 14_336, is_gated=True, group=group, activation="silu", layers=1)
+        for group in (None, 0)
+        for tokens in (1, 64)
+    ),
+)
+
+
+def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
+    """x [T, D], then of up, down and any gate: values, and its scales and bias where it has them.
+
+    Weights have the size of trained ones, so that activations are about one.
+    """
+    random = np.random.default_rng(seed)
+    dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
+
+    def draw(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape, dtype=np.float32)
+
+    arrays = [draw(case.tokens, case.d_model).astype(dtype)]
+    for fan_in, outputs in case.shapes:
+        if case.group is None:
+            arrays.append((draw(case.layers, fan_in, outputs) * fan_in**-0.5).astype(dtype))
+        else:
+            groups = fan_in // (case.group or fan_in)
+            arrays.append(random.integers(-127, 128, (case.layers, fan_in, outputs), dtype=np.int8))
+            scales = random.uniform(0.5, 1.5, size=(case.layers, groups, outputs))
+            arrays.append((scales * fan_in**-0.5 / 73).astype(np.float32))
+        if case.has_bias:
+            arrays.append(draw(case.layers, outputs).astype(dtype))
+    return tuple(arrays)
+
+
+def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array]]:
+    """[T, D] in float32."""
+
+    def run(x, *arrays):
+        up, down, *gate = matrices(case, arrays)
+        return (
+            cache_tiled_mlp(
+                x, up, down, *gate, layer=jnp.int32(case.layers - 1), activation=case.activation,
+                implementation=implementation,
+            ),
+        )  # fmt: skip
+
+    return run
+
+
+def matrices(case: Case, arrays) -> list[Matrix]:
+    """What follows x in `inputs`, as the operation takes it."""
+    left = list(arrays)
+    return [
+        Matrix(
+            left.pop(0),
+            None if case.group is None else left.pop(0),
+            left.pop(0) if case.has_bias else None,
+        )
+        for _ in case.shapes
+    ]
+
+
+def exact(case: Case, x, *arrays) -> tuple[np.ndarray]:
+    """In float64, with integers times their scales as they are stored."""
+
+    def product(x, matrix: Matrix):
+        values, scales, bias = (
+            None if part is None else np.asarray(part[case.layers - 1], np.float64)
+            for part in matrix
+        )
+        assert values is not None
+        if scales is not None:
+            values = values * np.repeat(scales, len(values) // len(scales), axis=0)
+        return x @ values + (0 if bias is None else bias)
+
+    up, down, *gate = matrices(case, arrays)
+    x = np.asarray(x, np.float64)
+    hidden = product(x, up)
+    inner = product(x, gate[0]) if gate else hidden
+    bent = {
+        "gelu": lambda a: a / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))),
+        "relu": lambda a: a * (a > 0),
+        "silu": lambda a: a / (1 + np.exp(-a)),
+    }[case.activation](inner)
+    return (product(bent * hidden if gate else bent, down),)

@@ -1,0 +1,32 @@
+"""What the Mosaic kernel takes."""
+
+from collections.abc import Sequence
+
+from parallax.kernels import dispatch
+from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
+
+DTYPES = ("float16", "bfloat16")
+# Rows of a matrix in shared memory at a time: 128 bytes of 16-bit activations, one swizzle.
+STEP = 64
+
+
+def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
+    """Why the kernel cannot do this, in a few words; None if it can.
+
+    Args:
+      x: [tokens, d_model].
+      matrices: up, gate if there is one, and down.
+    """
+    if x.dtype.name not in DTYPES:
+        return f"x is {x.dtype}, and it has {' and '.join(DTYPES)}"
+    for matrix in matrices:
+        _, inputs, outputs = matrix.values.shape
+        if inputs % STEP or outputs % STEP:
+            return f"a matrix is {inputs} x {outputs}, and it takes multiples of {STEP}"
+        group = group_of(matrix)
+        if group and group % STEP:
+            return f"{group} inputs share a scale, and it takes all, or a multiple of {STEP}"
+    *firsts, _ = matrices
+    if len({(m.values.dtype, group_of(m), m.bias is None) for m in firsts}) > 1:
+        return "up and gate are stored differently"
+    return dispatch.not_hopper()

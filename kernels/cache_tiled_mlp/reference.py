@@ -1,0 +1,72 @@
+"""The MLP in XLA: what the kernel is held against, and what runs everywhere."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Each rounds nothing: the hidden rows are rounded once, after it.
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": jax.nn.gelu,  # by tanh
+    "relu": lambda x: jnp.maximum(x, 0.0),
+    "silu": jax.nn.silu,
+}
+
+
+class Matrix(NamedTuple):
+    """A weight of every layer of a stack, as it is stored.
+
+    Attributes:
+      values: [layers, inputs, outputs], of a float dtype or int8.
+      scales: [layers, inputs / group, outputs] float32, of int8; None of floats.
+      bias: [layers, outputs]; None where there is none.
+    """
+
+    values: jax.Array
+    scales: jax.Array | None = None
+    bias: jax.Array | None = None
+
+
+def mlp(x, up: Matrix, down: Matrix, gate: Matrix | None, *, layer, activation: str) -> jax.Array:
+    """As `api.cache_tiled_mlp`, with integers decompressed to x's dtype before each product."""
+    wide = sums_dtype(x.dtype)
+
+    def product(x, matrix: Matrix):
+        weight = of_layer(matrix.values, layer)
+        if matrix.scales is not None:
+            scales = of_layer(matrix.scales, layer)
+            scales = jnp.repeat(scales, weight.shape[0] // scales.shape[0], axis=0)
+            weight = (weight.astype(wide) * scales.astype(wide)).astype(x.dtype)
+        sums = jnp.einsum("ti,io->to", x, weight, preferred_element_type=wide)
+        if matrix.bias is None:
+            return sums
+        return sums + of_layer(matrix.bias, layer).astype(wide)[None]
+
+    hidden = act(activation, product(x, up), *(() if gate is None else (product(x, gate),)))
+    return product(hidden.astype(x.dtype), down)
+
+
+def act(activation: str, up, gate=None):
+    """The hidden rows, from the sums of one matrix, or of two."""
+    function = ACTIVATIONS[activation]
+    return function(up) if gate is None else up * function(gate)
+
+
+def sums_dtype(dtype):
+    """float32, and float64 for float64."""
+    return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
+
+
+def of_layer(x: jax.Array, layer) -> jax.Array:
+    """One layer's, of a stack."""
+    return lax.dynamic_index_in_dim(x, layer, keepdims=False)
+
+
+def group_of(matrix: Matrix) -> int | None:
+    """Inputs that share a scale with an output: 0 is all of them; None without scales."""
+    if matrix.scales is None:
+        return None
+    inputs, scales = matrix.values.shape[1], matrix.scales.shape[1]
+    return 0 if scales == 1 else inputs // scales
