@@ -33,8 +33,8 @@ class Strategy:
       experts: how tokens and experts meet; without experts in the model it says nothing.
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
-      kernels: "mosaic": on Hopper GPUs our kernels compute whatever they can, though no GPU has been
-        seen to run them yet. None: the proven ones only, and XLA the rest.
+      kernels: "mosaic": on Hopper GPUs our kernels compute whatever they can, though no GPU has
+        been seen to run them yet. None: the proven ones only, and XLA the rest.
 
     Raises:
       ValueError: rules and parts that contradict each other or the mesh.
