@@ -41,8 +41,8 @@ def cache_tiled_mlp(
       activation: "gelu" (by tanh), "relu" or "silu"; of the gate, where there is one.
       out_dtype: of the result; None is float32, or wider for wider x.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
-        bfloat16, weights as x or int8, D and F multiples of 64; or None, the best that can and that
-        a GPU has been seen to run (`dispatch.PROVEN`): "xla" so far.
+        bfloat16, at most 512 tokens, weights as x or int8, D and F multiples of 64; or None, the
+        best that can and that a GPU has been seen to run (`dispatch.PROVEN`): "xla" so far.
 
     Returns:
       [T, D]. Sums are float32 or wider, hidden rows are rounded to x's dtype once. "xla" rounds
@@ -61,11 +61,22 @@ def cache_tiled_mlp(
     """
     _check(x, up, down, gate, activation)
     out_dtype = reference.sums_dtype(x.dtype) if out_dtype is None else out_dtype
-    matrices = [up, down] if gate is None else [up, gate, down]
-    reasons = {"mosaic": unsupported(x, matrices), "xla": None}
-    if dispatch.choose("cache_tiled_mlp", implementation, reasons) == "mosaic":
+    if runs_kernel(x, up, down, gate, implementation=implementation):
         return _mosaic(x, up, down, gate, layer, activation, jnp.dtype(out_dtype))
     return reference.mlp(x, up, down, gate, layer=layer, activation=activation).astype(out_dtype)
+
+
+def runs_kernel(
+    x, up: Matrix, down: Matrix, gate: Matrix | None = None, *, implementation: str | None = None
+) -> bool:
+    """Whether `cache_tiled_mlp` of these arguments is "mosaic", for who has another way than "xla".
+
+    Raises:
+      NotImplementedError: as `cache_tiled_mlp`.
+    """
+    matrices = [up, down] if gate is None else [up, gate, down]
+    reasons = {"mosaic": unsupported(x, matrices), "xla": None}
+    return dispatch.choose("cache_tiled_mlp", implementation, reasons) == "mosaic"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -81,7 +92,7 @@ def _mosaic(x, up, down, gate, layer, activation, out_dtype):
 def _no_gradient(*_):
     raise NotImplementedError(
         "cache_tiled_mlp: implementation='mosaic' has no gradient: it is for decoding. "
-        "Use implementation='xla'."
+        "Use implementation='xla', or a strategy with kernels=None."
     )
 
 

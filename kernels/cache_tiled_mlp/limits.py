@@ -8,6 +8,8 @@ from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
 DTYPES = ("float16", "bfloat16")
 # Rows of a matrix in shared memory at a time: 128 bytes of 16-bit activations, one swizzle.
 STEP = 64
+# Beyond, products are bound by the tensor cores, and XLA's library is made for that.
+MOST_TOKENS = 512
 
 
 def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
@@ -19,6 +21,8 @@ def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
     """
     if x.dtype.name not in DTYPES:
         return f"x is {x.dtype}, and it has {' and '.join(DTYPES)}"
+    if x.shape[0] > MOST_TOKENS:
+        return f"it is for decoding {MOST_TOKENS} tokens at most, and there are {x.shape[0]}"
     for matrix in matrices:
         _, inputs, outputs = matrix.values.shape
         if inputs % STEP or outputs % STEP:
@@ -26,6 +30,8 @@ def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
         group = group_of(matrix)
         if group and group % STEP:
             return f"{group} inputs share a scale, and it takes all, or a multiple of {STEP}"
+        if matrix.scales is None and matrix.values.dtype != x.dtype:
+            return f"x is {x.dtype} and a matrix {matrix.values.dtype}"
     *firsts, _ = matrices
     if len({(m.values.dtype, group_of(m), m.bias is None) for m in firsts}) > 1:
         return "up and gate are stored differently"

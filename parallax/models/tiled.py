@@ -19,6 +19,7 @@ from parallax.models.block import Block
 from parallax.models.config import ModelConfig
 from parallax.models.packed_weight import PackedWeight
 from parallax.models.rope import Rotation
+from parallax.models.streamed_mlp import streamed_mlp
 from parallax.models.weights import cast
 from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.ring_attention import KEPT
@@ -55,7 +56,8 @@ def tiled_layers(
     Returns:
       [R, b, L, D], and what layers return beside it, each leaf with leading [R, N].
 
-    Terms of slabs are added up in float32 or wider, and summed over devices once.
+    Terms of slabs are added up in float32 or wider, and summed over devices once. The MLP may be
+    one kernel (`streamed_mlp`), which cuts slabs of its own.
     Cost: each slab is read from device memory once a round, and copied beside; every microbatch
       reads its rows, and reads and writes their sum, once a slab.
     """
@@ -93,11 +95,11 @@ def tiled_layers(
 
         return lax.scan(one, sums, (_numbers(rounds), *of_all))[0]
 
-    def half(x_RBLD, n, name: str, axes: tuple[str, ...], count: int, of_slab: Callable):
+    def half(x_RBLD, n, name: str, axes: tuple[str, ...], through: Callable):
         norm, end = whole(n, f"{name}_norm"), whole(n, name)
         rows = x_RBLD.reshape(-1, *x_RBLD.shape[2:])
         h = split.enter(norm(rows), *axes)
-        y, beside = slabs(h.reshape(rounds, -1, *h.shape[1:]), count, of_slab)
+        y, beside = through(h.reshape(rounds, -1, *h.shape[1:]))
         y = y.astype(config.dtype).reshape(-1, *h.shape[1:])
         rows = rows + end.with_bias(split.sum(y, *axes))
         return rows.reshape(x_RBLD.shape), beside
@@ -127,11 +129,18 @@ def tiled_layers(
 
             return added(sums, term, h_RBLD), ()
 
+        def attention(h_RBLD):
+            return slabs(h_RBLD, tiles.attention, heads)
+
+        def mlp(h_RBLD):
+            sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
+            return slabs(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
+
         with jax.named_scope("attention"):
             names = "heads", "head_dim"
-            x_RBLD, kv = half(x_RBLD, n, "attention", names, tiles.attention, heads)
+            x_RBLD, kv = half(x_RBLD, n, "attention", names, attention)
         with jax.named_scope("mlp"):
-            x_RBLD, _ = half(x_RBLD, n, "mlp", ("mlp",), tiles.mlp, width)
+            x_RBLD, _ = half(x_RBLD, n, "mlp", ("mlp",), mlp)
         return x_RBLD, () if split.kv is None else ((), jax.tree.map(_join_heads, kv))
 
     if split.remat == "layer" and depth > 1:

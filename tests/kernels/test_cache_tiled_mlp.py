@@ -115,6 +115,7 @@ def test_without_a_kernel_that_a_gpu_has_run_it_is_xla():
     ("change", "reason"),
     [
         ({"dtype": "float32"}, "x is float32"),
+        ({"tokens": 513}, "512 tokens at most, and there are 513"),
         ({"d_model": 96}, "96 x 256, and it takes multiples of 64"),
         ({"group": 32}, "32 inputs share a scale"),
     ],
@@ -124,7 +125,7 @@ def test_what_the_kernel_cannot_do_it_refuses(change, reason):
     with pytest.raises(NotImplementedError, match=reason) as refused:
         program(case, "mosaic")(*inputs(case, 0))
     assert "implementation='xla'" in str(refused.value)
-    assert program(case, "xla")(*inputs(case, 0))[0].shape == (3, case.d_model)
+    assert program(case, "xla")(*inputs(case, 0))[0].shape == (case.tokens, case.d_model)
 
 
 def test_arrays_that_do_not_belong_together_are_refused():

@@ -1,0 +1,56 @@
+"""The MLP of a layer in a stack as one kernel that reads each weight once, where there is one."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from parallax.kernels.cache_tiled_mlp import Matrix, cache_tiled_mlp, runs_kernel
+from parallax.models.block import Mlp
+from parallax.models.packed_weight import PackedWeight
+
+
+def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array | None:
+    """Rows of all microbatches through a layer's MLP, its last bias left out.
+
+    Args:
+      h: [..., D], of the model's dtype.
+      mlp: of any layer: what is stored how.
+      stacked: its state, of all layers.
+      layer: which.
+
+    Returns:
+      [..., D], sums in float32 of this device's share of the width. None where the kernel cannot
+      do this, or no GPU has run it and nobody asked for it (`Strategy.kernels`).
+    """
+    found = [_matrix(mlp, stacked, name) for name in ("up", "down", "gate")[: 2 + mlp.gated]]
+    matrices = [matrix for matrix in found if matrix is not None]
+    rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
+    if len(matrices) < len(found) or not runs_kernel(rows, *matrices):
+        return None
+    up, down, *gate = matrices
+    activation = "silu" if mlp.gated else "gelu"
+    # Devices that share the width add it once, after their sums.
+    down = down._replace(bias=None)
+    return cache_tiled_mlp(rows, up, down, *gate, layer=layer, activation=activation).reshape(
+        h.shape
+    )
+
+
+def _matrix(mlp: Mlp, stacked: Any, name: str) -> Matrix | None:
+    """As the kernel's operation takes it; None for a format that it does not know."""
+    name, letters = (f"{name}_FD", "D") if name == "down" else (f"{name}_DF", "F")
+    bias = None
+    if mlp.has_bias:
+        bias = stacked[f"{name.split('_')[0]}_bias_{letters}"][...]
+    weight, stored = getattr(mlp, name), stacked[name]
+    if not isinstance(weight, PackedWeight):
+        return Matrix(stored[...], None, bias)
+    form = weight.form
+    if form.sparse or form.activation_bits or form.bits == 4:
+        return None
+    if form.group is None:
+        return Matrix(stored["values"][...], None, bias)
+    return Matrix(stored["values"][...], stored["scales"][...].astype(jnp.float32), bias)
