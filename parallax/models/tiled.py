@@ -15,7 +15,7 @@ from jax import lax
 
 from parallax.compression import parse_format
 from parallax.kernels.ring_attention.reference import accumulator_dtype
-from parallax.models.block import Block
+from parallax.models.block import Block, Mlp
 from parallax.models.config import ModelConfig
 from parallax.models.packed_weight import PackedWeight
 from parallax.models.rope import Rotation
@@ -133,6 +133,7 @@ def tiled_layers(
             return slabs(h_RBLD, tiles.attention, heads)
 
         def mlp(h_RBLD):
+            assert isinstance(layers.mlp, Mlp)
             sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
             return slabs(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
 
