@@ -17,8 +17,8 @@ from parallax.parallel.split import Remat, Split
 from parallax.rules import LOGICAL_AXES, Phase, Rules
 
 FILE_VERSION = 3
-# What no GPU has been seen to run, and may be asked for by name.
-UNPROVEN_KERNELS = ("mosaic",)
+# What None does not take by itself, and a strategy may ask for.
+KERNELS = ("mosaic", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Strategy:
       experts: how tokens and experts meet; without experts in the model it says nothing.
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
-      kernels: "mosaic": on Hopper GPUs our kernels compute whatever they can, though no GPU has
-        been seen to run them yet. None: the proven ones only, and XLA the rest.
+      kernels: what computes wherever it can, on GPUs, and XLA the rest. "mosaic": our kernels for
+        Hopper, which no GPU has been seen to run yet. "cudnn": the library's attention of whole
+        sequences. None: what is proven, see `kernels.dispatch`.
 
     Raises:
       ValueError: rules and parts that contradict each other or the mesh.
@@ -50,9 +51,9 @@ class Strategy:
     kernels: str | None = None
 
     def __post_init__(self):
-        if self.kernels not in (None, *UNPROVEN_KERNELS):
+        if self.kernels not in (None, *KERNELS):
             raise ValueError(
-                f"Strategy '{self.name}': kernels must be one of {', '.join(UNPROVEN_KERNELS)} or "
+                f"Strategy '{self.name}': kernels must be one of {', '.join(KERNELS)} or "
                 f"None; got {self.kernels!r}."
             )
         self.rules.check_mesh(dict(self.mesh.axes), f"Strategy '{self.name}'")

@@ -1,15 +1,14 @@
 """From a parsed, scheduled module to its work; what is not understood is refused."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 
 from parallax.hlo.agreement import check_agreement
 from parallax.hlo.collectives import Collective, Ledger
+from parallax.hlo.cudnn import fused_attention
 from parallax.hlo.declared import declared_cost
 from parallax.hlo.flops import (
-    UNREADABLE,
     Trips,
     custom_call_target,
     dot_dims,
@@ -29,7 +28,6 @@ _FREE = frozenset({
 })  # fmt: skip
 _SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
             "ragged-all-to-all")  # fmt: skip
-_ATTENTION = re.compile(r"__cudnn\$fmha")
 # Custom calls that launch nothing a clock would see, or whose bytes say it all.
 _COPYING = re.compile(
     r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
@@ -250,8 +248,9 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
         # A library's workspace is scratch, not traffic.
         made["written_bytes"] = float(_first(result_shape(i)).n_bytes)
         return Kernel(i.name, gemms=gemms, **made)
-    if _ATTENTION.match(target):
-        return Kernel(i.name, attention=_attention(computation, i), **made)
+    attention = fused_attention(computation, i)
+    if attention is not None:
+        return Kernel(i.name, attention=attention, **made)
     declared = declared_cost(i)
     if declared is not None:
         flops, n_bytes = declared
@@ -277,23 +276,3 @@ def _product_dtype(computation: Computation, i: Instruction) -> str:
         asked = i.attributes.get("operand_precision", "") + i.attributes.get("backend_config", "")
         return "f32" if "highest" in asked.lower() else "tf32"
     return widest
-
-
-def _attention(computation: Computation, i: Instruction) -> tuple:
-    """(batch, heads, q_len, kv_len, head_dim, share of pairs visible, dtype) of a cuDNN call."""
-    try:
-        config = json.loads(i.attributes["backend_config"])["cudnn_fmha_backend_config"]
-        scores = [int(d) for d in config["intermediate_tensor_shape"]["dimensions"]]
-        batch, heads, q_len, kv_len = scores
-        mask = str(config.get("mask_type", "NO_MASK"))
-        query = computation.operand_shapes(i)[0]
-    except UNREADABLE:
-        raise HloError(f"line {i.line}: %{i.name}: its cuDNN config is not understood.") from None
-    head_dim, rest = divmod(math.prod(query.dims), max(1, batch * heads * q_len))
-    if min(scores) < 1 or rest or not head_dim:
-        raise HloError(
-            f"line {i.line}: %{i.name}: attention over scores {scores} does not fit queries "
-            f"{query.dims}."
-        )
-    visible = 0.5 if "CAUSAL" in mask else 1.0
-    return batch, heads, q_len, kv_len, head_dim, visible, query.dtype

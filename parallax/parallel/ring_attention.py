@@ -25,6 +25,8 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
+from parallax.kernels.ring_attention.tiles import unsupported
+from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import Around, Path, QueryShards
@@ -79,7 +81,9 @@ def ring_attention(
         `to_order`, and a causal mask costs every device the same.
       partial_over: mesh axis over which K and V are split: partial scores are summed over it, and
         head_dim counts the whole K.
-      implementation: of the step, see `parallax.kernels.ring_attention`.
+      implementation: of the step, "mosaic" or "xla", see `parallax.kernels.ring_attention`; or
+        "cudnn", the library's attention of a whole sequence. None takes the best that can and is
+        proven (`parallax.kernels.dispatch`).
 
     Returns:
       [B, L, H, V] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
@@ -144,9 +148,16 @@ def _attend(
     if scale is None:
         slices = 1 if partial_over is None else lax.axis_size(partial_over)
         scale = (q.shape[-1] * slices) ** -0.5
-    static = _Static(
-        path, is_causal, float(scale), order, partial_over, implementation, dispatch.trusted()
-    )
+    reasons = {
+        "mosaic": unsupported(q, k, v, scale, q_ids is not None, partial_over),
+        "cudnn": library_attention.unsupported(q, k, v, path.axes, q_ids is not None, partial_over),
+        "xla": None,
+    }
+    if dispatch.choose("ring_attention", implementation, reasons) == "cudnn":
+        return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
+    # Why cuDNN does not take the whole was told above; it has no steps.
+    trusted = tuple(name for name in dispatch.trusted() if name != "cudnn")
+    static = _Static(path, is_causal, float(scale), order, partial_over, implementation, trusted)
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
