@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "pairs": "which of two strategies is faster on the devices here, by paired runs",
     "calibrate": "fit the cost model to the GPU at hand",
     "bench_kernels": "our GPU kernels beside others, on the GPU at hand",
+    "l2_residency": "what stays in the GPU's L2 cache between two steps, measured",
     "inspect": "any compiled program's text: what it sends, how long it should take",
     "claims": "every figure of the papers: what it comes to, what the machine allows",
     "compress_quality": "what fewer bits a weight cost a model trained here, measured",

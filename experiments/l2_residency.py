@@ -1,0 +1,53 @@
+"""L2_residency: how much of what one step read is still in the GPU's L2 cache at the next.
+
+  parallax l2_residency --out=out
+
+For working sets from 1 MB to four times the cache, with none to twice the cache of other bytes (as
+keys and values would be) read in between: times of a cold, a second and a hot reading, and the
+share that was resident. And the time of the cache-tiled MLP's kernel against microbatches, with
+weights that fit the cache and weights that do not.
+
+Hardware: one NVIDIA Hopper GPU, on which nothing else should run; minutes.
+Result: two tables; out/l2_residency.json and .svg. Commit the first as
+benchmarks/GPU/l2_residency-DATE.json and run `python -m parallax.report.l2_residency_page`.
+Exit status: 0 ok; 2 no such GPU, or bad input.
+"""
+
+import json
+import sys
+
+from rich.console import Console
+
+from parallax.experiments import flags
+from parallax.experiments.launch import ProgressLines
+from parallax.report import check_writable
+from parallax.report.files import save_files
+from parallax.report.grid import grid_table
+from parallax.report.l2_residency_page import plot, tables
+from parallax.report.svg import as_file
+
+WIDTH = 110
+FLAGS = (flags.OUT,)
+
+
+def main() -> int:
+    """Measures the GPU at hand."""
+    from parallax.lenses.kernel_timing import gpu_timer
+    from parallax.lenses.l2_residency import gpu_at_hand, measure_residency
+
+    check_writable(flags.OUT.value)
+    l2_bytes, sequence_timer = gpu_at_hand()
+    with ProgressLines() as progress:
+        record = measure_residency(
+            l2_bytes=l2_bytes, sequence_timer=sequence_timer, timer=gpu_timer(),
+            on_progress=progress,
+        )  # fmt: skip
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for grid in tables(record):
+        console.print(grid_table(grid))
+    files = {
+        "l2_residency.json": json.dumps(record, indent=1) + "\n",
+        "l2_residency.svg": as_file(plot(record)),
+    }
+    print(f"written: {', '.join(str(path) for path in save_files(flags.OUT.value, files))}")
+    return 0
