@@ -69,7 +69,7 @@ class Cut(NamedTuple):
 
     @property
     def unpacked_bytes(self) -> int:
-        """Of one warpgroup's step of integers, as two values of 16 bits in turn."""
+        """Of one warpgroup: two steps of integers as 16 bits, which take turns."""
         return 2 * STEP * self.share * self.matrices * 2 if self.item_bytes == 1 else 0
 
 

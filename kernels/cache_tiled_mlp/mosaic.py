@@ -7,14 +7,16 @@ yet: it is checked in interpret mode, and compiled to machine code for the H100.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from parallax.kernels import hopper
-from parallax.kernels.cache_tiled_mlp.cut import Cut, cut
-from parallax.kernels.cache_tiled_mlp.mosaic_stream import Stream, kernel
+from parallax.kernels.cache_tiled_mlp import cut as cutting
+from parallax.kernels.cache_tiled_mlp.cut import Cut
+from parallax.kernels.cache_tiled_mlp.mosaic_parts import Stream
+from parallax.kernels.cache_tiled_mlp.mosaic_stream import kernel
 from parallax.kernels.cache_tiled_mlp.reference import Matrix, act, group_of, of_layer
 
 
@@ -27,17 +29,17 @@ def mlp(
       results, each read or written once; declared to XLA. Sums of splits are read again by XLA.
     """
     firsts = [up] if gate is None else [up, gate]
-    tokens = x.shape[0]
-    cuts = [cut_of(tokens, matrices) for matrices in (firsts, [down])]
+    first, second = (cut_of(x.shape[0], matrices) for matrices in (firsts, [down]))
+    following = down.values, second
     activate = functools.partial(act, activation)
-    if cuts[0].splits == 1:
-        (hidden,) = stream(x, firsts, layer, cuts, x.dtype, activate, following=down.values)
+    if first.splits == 1:
+        (hidden,) = stream(x, firsts, layer, first, x.dtype, activate, following)
         hidden = hidden[0]
     else:
-        sums = stream(x, firsts, layer, cuts, jnp.float32, None, following=down.values)
+        sums = stream(x, firsts, layer, first, jnp.float32, None, following)
         hidden = activate(*(part.sum(axis=0) for part in sums)).astype(x.dtype)
-    whole = cuts[1].splits == 1
-    (sums,) = stream(hidden, [down], layer, cuts[1:], out_dtype if whole else jnp.float32, None)
+    whole = second.splits == 1
+    (sums,) = stream(hidden, [down], layer, second, out_dtype if whole else jnp.float32)
     return sums[0] if whole else sums.sum(axis=0).astype(out_dtype)
 
 
@@ -45,52 +47,56 @@ def cut_of(tokens: int, matrices: Sequence[Matrix]) -> Cut:
     """How a launch for these matrices is cut."""
     values = matrices[0].values
     _, inputs, outputs = values.shape
-    return cut(tokens, inputs, outputs, matrices=len(matrices), item_bytes=values.dtype.itemsize)
+    return cutting.cut(
+        tokens, inputs, outputs, matrices=len(matrices), item_bytes=values.dtype.itemsize
+    )
 
 
 def stream(
-    x, matrices: Sequence[Matrix], layer, cuts: Sequence[Cut], dtype, activate, following=None
+    x,
+    matrices: Sequence[Matrix],
+    layer,
+    cut: Cut,
+    dtype,
+    activate: Callable | None = None,
+    following: tuple[jax.Array, Cut] | None = None,
 ) -> list[jax.Array]:
     """One launch: x by each matrix, [splits, tokens, outputs]; of one array if they are activated.
 
     Args:
       x: [tokens, inputs].
-      cuts: of this product, and of the next one where there is one.
       dtype: of the results.
       activate: of the sums of all matrices.
-      following: weights of the next product.
+      following: weights of the next product, and its cut.
     """
-    mine, tokens, outputs = cuts[0], x.shape[0], matrices[0].values.shape[-1]
+    tokens, outputs = x.shape[0], matrices[0].values.shape[-1]
+    weights = [m.values for m in matrices]
     group = group_of(matrices[0])
     scales = [m.scales for m in matrices if m.scales is not None]
+    once = [*weights, *scales] if group else weights
+    n_bytes = sum(hopper.bytes_of(w) // w.shape[0] for w in once)
     if not group:
-        scales = [hopper.pad(of_layer(s, layer)[0], 0, mine.columns) for s in scales]
+        scales = [hopper.pad(of_layer(s, layer)[0], 0, cut.columns) for s in scales]
     biases = [of_layer(m.bias, layer).astype(jnp.float32) for m in matrices if m.bias is not None]
-    how = Stream(
-        mine, cuts[1] if following is not None else None, x.dtype, group, bool(biases), activate
-    )
+    how = Stream(cut, following and following[1], x.dtype, group, bool(biases), activate)
     # Copies of 8-row tiles need whole ones.
     x = hopper.pad(x, 0, 8)
-    weights = [m.values for m in matrices]
-    count = len(matrices) if activate is None else 1
-    result = jax.ShapeDtypeStruct((mine.splits, x.shape[0], outputs), dtype)
-    of_layer_bytes = sum(
-        hopper.bytes_of(x) // x.shape[0] for x in (*weights, *(scales if group else ()))
-    )
+    result = jax.ShapeDtypeStruct((cut.splits, x.shape[0], outputs), dtype)
+    results = [result] * (1 if activate else len(matrices))
     out = hopper.call(
-        "cache_tiled_mlp_down" if following is None else "cache_tiled_mlp_up",
+        "cache_tiled_mlp_up" if following else "cache_tiled_mlp_down",
         functools.partial(kernel, stream=how),
         [
             jnp.reshape(hopper.i32(layer), (1,)),
             x,
             *weights,
             *scales,
-            *(hopper.pad(b, 0, mine.columns) for b in biases),
-            *([] if following is None else [following]),
+            *(hopper.pad(b, 0, cut.columns) for b in biases),
+            *(following[:1] if following else ()),
         ],
-        [result] * count,
-        grid={"block": mine.blocks},
+        results,
+        grid={"block": cut.blocks},
         flops=2.0 * tokens * sum(math.prod(w.shape[1:]) for w in weights),
-        bytes_accessed=of_layer_bytes + hopper.bytes_of(x, *biases, *[result] * count),
+        bytes_accessed=n_bytes + hopper.bytes_of(x, *biases, *results),
     )
-    return [x[:, :tokens] for x in out]
+    return [sums[:, :tokens] for sums in out]

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from parallax.kernels import dispatch
-from parallax.kernels.cache_tiled_mlp import Matrix, cache_tiled_mlp, contenders, mosaic_stream
+from parallax.kernels.cache_tiled_mlp import (
+    Matrix,
+    cache_tiled_mlp,
+    contenders,
+    mosaic_parts,
+    mosaic_stream,
+)
 from parallax.kernels.cache_tiled_mlp import cut as cutting
 from parallax.kernels.cache_tiled_mlp.cases import SMALL, TIMED, Case, exact, inputs, program
 from parallax.kernels.cache_tiled_mlp.cut import MULTIPROCESSORS, cut
@@ -89,7 +95,7 @@ def test_a_cut_covers_everything_and_fits(tokens, item_bytes, matrices):
     assert found.stages * step + 2 * found.unpacked_bytes + 2 * 8192 <= SHARED_BYTES_LIMIT
     # Registers of sums, of 232: a warpgroup has all rows of its share of the columns.
     assert found.rows * found.share * matrices / 128 <= 128
-    where = jax.vmap(functools.partial(mosaic_stream.place, found))(
+    where = jax.vmap(functools.partial(mosaic_parts.place, found))(
         jnp.arange(found.blocks, dtype=jnp.int32)
     )
     group, tile, _, first, steps = (np.asarray(x) for x in where)
@@ -160,8 +166,10 @@ def test_the_kernel_has_no_gradient_and_says_so():
         jax.grad(loss)(x, "mosaic")
 
 
-def test_a_float64_reference_is_exact():
-    case = Case(7, 48, 80, "float64", is_gated=True, has_bias=True, activation="silu")
+@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_a_float64_reference_is_exact(activation, is_gated):
+    case = Case(7, 48, 80, "float64", is_gated, has_bias=True, activation=activation)
     arrays = inputs(case, 1)
     assert relative(program(case, "xla")(*arrays)[0], exact(case, *arrays)[0]) < 1e-14
 
