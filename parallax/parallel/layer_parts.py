@@ -244,7 +244,8 @@ class CacheTiled:
     Cost: beside the layer's, every microbatch reads its rows and reads and writes float32 sums once
       a slab, so slabs of fewer bytes than that are a loss: see `placement.tile_traffic`.
       Made for inference: gradients pass and are exact, but each slab of each layer adds to a
-      gradient of the whole stack.
+      gradient of the whole stack. Where the strategy asks for `kernels`, a Hopper GPU's MLP is one
+      kernel (`kernels.cache_tiled_mlp`) with slabs of its own, which has no gradient.
     """
 
     attention: int = 1

@@ -14,6 +14,9 @@ def cache_tiled(
       attention, mlp: slabs of a layer; `placement.tiles_under` computes them from a budget.
       round: microbatches of a round, at most; see `CacheTiled`.
 
+    With `.replace(kernels="mosaic")` the MLP of a decoding step is one kernel that reads each
+    weight once, straight from the stack of layers; `attention=1, mlp=1` then launches the least.
+
     Raises:
       ValueError: a strategy that is tiled already.
 
