@@ -41,8 +41,9 @@ def cache_tiled_mlp(
       activation: "gelu" (by tanh), "relu" or "silu"; of the gate, where there is one.
       out_dtype: of the result; None is float32, or wider for wider x.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
-        bfloat16, at most 512 tokens, weights as x or int8, D and F multiples of 64; or None, the
-        best that can and that a GPU has been seen to run (`dispatch.PROVEN`): "xla" so far.
+        bfloat16, at most 512 tokens, weights as x with D and F multiples of 64, or int8 with
+        multiples of 128; or None, the best that can and that a GPU has been seen to run
+        (`dispatch.PROVEN`): "xla" so far.
 
     Returns:
       [T, D]. Sums are float32 or wider, hidden rows are rounded to x's dtype once. "xla" rounds

@@ -25,8 +25,11 @@ def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
         return f"it is for decoding {MOST_TOKENS} tokens at most, and there are {x.shape[0]}"
     for matrix in matrices:
         _, inputs, outputs = matrix.values.shape
-        if inputs % STEP or outputs % STEP:
-            return f"a matrix is {inputs} x {outputs}, and it takes multiples of {STEP}"
+        # Whole swizzled rows of 128 bytes.
+        multiple = STEP if matrix.scales is None else 2 * STEP
+        if inputs % multiple or outputs % multiple:
+            stored = matrix.values.dtype
+            return f"a matrix is {inputs} x {outputs} {stored}, it takes multiples of {multiple}"
         group = group_of(matrix)
         if group and group % STEP:
             return f"{group} inputs share a scale, and it takes all, or a multiple of {STEP}"

@@ -122,7 +122,8 @@ def test_without_a_kernel_that_a_gpu_has_run_it_is_xla():
     [
         ({"dtype": "float32"}, "x is float32"),
         ({"tokens": 513}, "512 tokens at most, and there are 513"),
-        ({"d_model": 96}, "96 x 256, and it takes multiples of 64"),
+        ({"d_model": 96}, "96 x 256 bfloat16, it takes multiples of 64"),
+        ({"d_ff": 320, "group": 0}, "128 x 320 int8, it takes multiples of 128"),
         ({"group": 32}, "32 inputs share a scale"),
     ],
 )
