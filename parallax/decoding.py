@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -21,9 +22,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from parallax.models.block import attention_shape
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
+from parallax.parallel.cache_slots import runs_of, slot_spans
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_of
 from parallax.parallel.experts import Platform
-from parallax.parallel.layer_parts import StackFunctions
+from parallax.parallel.layer_parts import CacheTiled, StackFunctions
 from parallax.parallel.split import Split
 from parallax.spmd import ShardedTransformer, mesh_entry, platform_of
 
@@ -32,15 +34,14 @@ class KvCache(NamedTuple):
     """Keys and values of all layers, and which slots hold them.
 
     Attributes:
-      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages.
-      seen: [B, C] bool, slots that hold a token.
+      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages. Which slots hold
+        a token follows from positions and steps (`parallel/cache_slots.py`).
       positions: [B] int32, of each sequence's next token.
       steps: scalar int32, tokens decoded so far.
     """
 
     keys: Any
     values: Any
-    seen: Any
     positions: Any
     steps: Any
 
@@ -55,9 +56,12 @@ class Decoder:
       new_tokens: slots for what is decoded; more steps than that lose keys, the caller counts.
       microbatches: of a decoding step; None is as many as there are stages, or the next fewer that
         divide a device's sequences.
+      implementation: of attention to cached keys, see `parallax.kernels.decode_attention`. "mosaic"
+        takes slots by eights: up to 7 more on a device.
 
     Raises:
       ValueError: a model that is not causal, sizes that do not divide.
+      NotImplementedError: "mosaic" with cache-tiled layers.
 
     A batch that the mesh axes of the sequence divide is dealt out over them while decoding, outside
     of attention; otherwise every device of these axes computes all of its sequences.
@@ -66,6 +70,7 @@ class Decoder:
     sharded: ShardedTransformer
     new_tokens: int
     microbatches: int | None = None
+    implementation: str | None = None
 
     def __post_init__(self):
         config, workload, strategy = self.sharded.config, self.workload, self.sharded.strategy
@@ -106,6 +111,11 @@ class Decoder:
                 f"split the sequences: {workload.batch} do not divide. Pad the batch to a multiple "
                 f"of {batch_multiple(strategy)}."
             )
+        if self.implementation == "mosaic" and isinstance(strategy.layers, CacheTiled):
+            raise NotImplementedError(
+                f"{where}: implementation='mosaic' cannot do this: a slab's heads do not lie "
+                "together in the cache and would be copied first. Use implementation='xla', or None."
+            )
         if self.rows < 1 or self.rows % self.step_microbatches:
             raise ValueError(
                 f"{where}: {self.step_microbatches} microbatches do not divide the {self.rows} "
@@ -138,7 +148,7 @@ class Decoder:
         split = self.sharded.strategy.split("decode", platform=platform)
         axes = dict(split.axes)
         axes["act_batch"] = axes["act_batch"] + self.layout.batch_axes
-        return split.replace(axes=axes, kv=self.layout)
+        return split.replace(axes=axes, kv=self.layout, decode_attention=self.implementation)
 
     @property
     def rows(self) -> int:
@@ -157,7 +167,10 @@ class Decoder:
     def slots(self) -> tuple[int, int]:
         """Slots a device has for one sequence: of the prompt, of new tokens."""
         devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
-        return self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
+        prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
+        if self.implementation == "mosaic":
+            new += -(prompt + new) % 8
+        return prompt, new
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -175,9 +188,7 @@ class Decoder:
         width = tuple(a for a in over("head_dim") if a not in layout.spread_axes)
         heads = mesh_entry(over("act_kv_heads"))
         kv = PartitionSpec(mesh_entry(over("layers")), batch, heads, slots, mesh_entry(width))
-        return KvCache(
-            kv, kv, PartitionSpec(batch, slots), PartitionSpec(batch), PartitionSpec()
-        )  # fmt: skip
+        return KvCache(kv, kv, PartitionSpec(batch), PartitionSpec())
 
     @property
     def cache_shapes(self) -> KvCache:
@@ -188,8 +199,7 @@ class Decoder:
         batch, slots = self.workload.batch, shape.seq_len
         kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, config.head_dim), config.dtype)
         return KvCache(
-            kv, kv, jax.ShapeDtypeStruct((batch, slots), jnp.bool_),
-            jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
+            kv, kv, jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
         )  # fmt: skip
 
     def abstract_cache(self, mesh) -> KvCache:
@@ -280,9 +290,7 @@ class Decoder:
             functions, (tokens, lengths), self.workload.microbatches, split
         )
         keys, values = (self._prompt_slots(x) for x in kv)
-        seen = self._prompt_positions(split)[None] < lengths[:, None]
-        seen = jnp.pad(seen, ((0, 0), (0, self.slots[1])))
-        cache = KvCache(keys, values, seen, lengths, jnp.zeros((), jnp.int32))
+        cache = KvCache(keys, values, lengths, jnp.zeros((), jnp.int32))
         return cache, logits.reshape(-1, logits.shape[-1])
 
     def _prompt_slots(self, x_MNBLGK: jax.Array) -> jax.Array:
@@ -293,13 +301,17 @@ class Decoder:
             x_NBGLK = lax.all_to_all(x_NBGLK, axes, split_axis=3, concat_axis=4, tiled=True)
         return jnp.pad(x_NBGLK, ((0, 0), (0, 0), (0, 0), (0, self.slots[1]), (0, 0)))
 
-    def _prompt_positions(self, split: Split) -> jax.Array:
-        """Positions of the tokens in this device's slots."""
-        positions = split.positions(self.workload.seq_len)
-        if axes := self.layout.spread_axes:
-            mine = lax.axis_index(axes) * self.slots[0]
-            positions = lax.dynamic_slice_in_dim(positions, mine, self.slots[0])
-        return positions
+    @functools.cached_property
+    def _runs(self) -> np.ndarray:
+        """[devices of the slots, S, 3], see `runs_of`."""
+        strategy, workload = self.sharded.strategy, self.workload
+        split = strategy.split()
+        pieces = split.count("act_seq")
+        positions = [
+            strategy.attention.positions(piece, workload.seq_len // pieces, split.mesh_axes)
+            for piece in range(pieces)
+        ]
+        return runs_of(np.reshape(positions, (-1, self.slots[0])))
 
     def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
         split, layout, count = self._step_split(platform), self.layout, self.step_microbatches
@@ -307,6 +319,10 @@ class Decoder:
         devices = size_over(split.mesh_axes, layout.slot_axes)
         index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0
         keeps, slot = cache.steps % devices == index, self.slots[0] + cache.steps // devices
+        spans = slot_spans(
+            jnp.asarray(self._runs)[index], cache.positions - cache.steps, self.slots[0],
+            (cache.steps + (devices - 1) - index) // devices,
+        )  # fmt: skip
         positions = cache.positions
         if layout.batch_axes:
             first = lax.axis_index(layout.batch_axes) * self.rows
@@ -321,7 +337,11 @@ class Decoder:
             take = functools.partial(rows.take, number=numbers[0])
 
             def of_layer(keys, values):
-                return CachedLayer(take(keys), take(values), take(cache.seen), keeps)
+                if self.implementation == "mosaic":
+                    # The kernel picks sequences; XLA would copy what is picked for it.
+                    picked = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
+                    return CachedLayer(keys, values, take(spans), keeps, picked)
+                return CachedLayer(take(keys), take(values), take(spans), keeps)
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
             return model.through_layers(x, positions[:, None], split, cache=layers)
@@ -333,8 +353,8 @@ class Decoder:
                     rows.take_heads, layer=layer, number=number, tile=tile,
                     tiles=round.tiles.attention,
                 )  # fmt: skip
-                seen = rows.take(cache.seen, number)
-                return CachedLayer(take(cache.keys), take(cache.values), seen, keeps)
+                own = rows.take(spans, number)
+                return CachedLayer(take(cache.keys), take(cache.values), own, keeps)
 
             return model.through_slabs(x, positions[:, None], split, round, cached=cached)
 
@@ -355,8 +375,7 @@ class Decoder:
 
         keys, values = (rows.join(x) for x in kv)
         cache = KvCache(
-            put(cache.keys, keys, 3), put(cache.values, values, 3),
-            put(cache.seen, jnp.ones_like(cache.seen[:, 0]), 1), cache.positions + 1,
+            put(cache.keys, keys, 3), put(cache.values, values, 3), cache.positions + 1,
             cache.steps + 1,
         )  # fmt: skip
         return cache, logits.reshape(-1, logits.shape[-1])

@@ -1,7 +1,7 @@
 """The operation, whatever implements it: one query of each sequence to the slots of its cache.
 
-Shapes: B sequences, H query heads, G key/value heads, R = H / G, M slots, K head_dim, V width of
-the values (often K), S spans.
+Shapes: B sequences, N rows of the cache (often B), H query heads, G key/value heads, M slots, K
+head_dim, V width of the values (often K), S spans.
 """
 
 import functools
@@ -33,13 +33,14 @@ class NewToken(NamedTuple):
 
 def decode_attention(
     q: Float[Array, "b h k"],
-    k: Float[Array, "b g m k"],
-    v: Float[Array, "b g m v"],
+    k: Float[Array, "n g m k"],
+    v: Float[Array, "n g m v"],
     *,
     scale: float,
     kv_length: Int[Array, "..."] | int | None = None,
     kv_spans: Int[Array, "b s 2"] | None = None,
     kv_mask: Bool[Array, "b m"] | None = None,
+    kv_rows: Int[Array, " b"] | None = None,
     new: NewToken | None = None,
     partial_over: str | Sequence[str] = (),
     implementation: str | None = None,
@@ -49,13 +50,14 @@ def decode_attention(
     Which slots count is said in one way at most; all of them, if in none.
 
     Args:
-      q, k, v: [B, H, K], [B, G, M, K] and [B, G, M, V]; G divides H. Slots that do not count must
+      q, k, v: [B, H, K], [N, G, M, K] and [N, G, M, V]; G divides H. Slots that do not count must
         be finite.
       scale: multiplies the scores.
       kv_length: [] or [B]; the first so many slots.
       kv_spans: [B, S, 2] int32; slots start <= i < end of each (start, end). Spans of a sequence do
         not overlap; empty ones are free.
       kv_mask: [B, M]; slots where it is True.
+      kv_rows: [B]; row of k and v that each sequence has, of N. None: its own, N = B.
       new: one more key, beside the cache.
       partial_over: mesh axes whose devices hold slices of K and V: scores are summed over them, in
         the accumulator's dtype, before they are used.
@@ -92,8 +94,11 @@ def decode_attention(
         # Imported late: the kernels' language takes a while to load.
         from parallax.kernels.decode_attention import mosaic
 
-        carry = Carry(*mosaic.attend(q, k, v, _spans(k, kv_length, kv_spans), scale=scale))
+        spans = _spans(q, k, kv_length, kv_spans)
+        carry = Carry(*mosaic.attend(q, k, v, spans, kv_rows, scale=scale))
         return carry if new is None else merge(carry, _alone(q, new, scale))
+    if kv_rows is not None:
+        k, v = k[kv_rows], v[kv_rows]
     seen = kv_mask if kv_mask is not None else reference.seen(k, kv_length, kv_spans)
     return Carry(*reference.attend(q, k, v, seen, new, scale=scale, partial_over=axes))
 
@@ -107,12 +112,12 @@ def merge(*carries: Carry) -> Carry:
     return Carry(jnp.asarray(o), m, jnp.asarray(l))
 
 
-def _spans(k, kv_length, kv_spans) -> jax.Array:
+def _spans(q, k, kv_length, kv_spans) -> jax.Array:
     """[B, S, 2] int32, whichever way it was said."""
     if kv_spans is not None:
         return kv_spans
     end = jnp.asarray(k.shape[2] if kv_length is None else kv_length, jnp.int32)
-    end = jnp.broadcast_to(end, k.shape[:1])[:, None]
+    end = jnp.broadcast_to(end, q.shape[:1])[:, None]
     return jnp.stack([jnp.zeros_like(end), end], axis=-1)
 
 

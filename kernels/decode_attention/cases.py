@@ -14,9 +14,9 @@ from parallax.kernels.decode_attention.api import decode_attention
 from parallax.kernels.ring_attention import finish
 
 ABOUT = (
-    "One query of each sequence to the slots of its cache that count, as a partial softmax: float32 "
-    "(o, m, l). The cache is cut into splits, and lengths are traced: each sequence's are shared out "
-    "evenly over its splits, whatever its length. Grouped heads; head_dim 64, 128, 256, 512."
+    "One query of each sequence to the slots of its cache that count, as a partial softmax: "
+    "float32 (o, m, l). The cache is cut into splits, and what counts of a sequence (traced) is "
+    "dealt out evenly over its splits. Grouped heads; head_dim 64, 128, 256, 512."
 )
 # Of one sequence to the next, every span ends so many slots earlier.
 _SHORTER = 29

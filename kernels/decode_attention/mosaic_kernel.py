@@ -32,7 +32,6 @@ class Problem(NamedTuple):
     tile: Tile
     scale: float
     splits: int
-    spans: int
     dtype: Any
 
 
@@ -64,11 +63,15 @@ class Span(NamedTuple):
     before: jax.Array
 
 
-def spans_of(spans, sequence, problem: Problem) -> tuple[list[Span], jax.Array]:
-    """Of a sequence, and how many tiles they have together."""
-    keys, found, tiles = problem.tile.keys, [], i32(0)
-    for s in range(problem.spans):
-        start, end = spans[sequence, 2 * s], spans[sequence, 2 * s + 1]
+def spans_of(numbers, sequence, keys: int) -> tuple[list[Span], jax.Array]:
+    """Of a sequence, and how many tiles they have together.
+
+    Args:
+      numbers: [B, 1 + 2 S], of each sequence its row of the cache, and its spans.
+    """
+    found, tiles = [], i32(0)
+    for s in range(1, numbers.shape[1], 2):
+        start, end = numbers[sequence, s], numbers[sequence, s + 1]
         row = lax.div(start, i32(8)) * 8
         found.append(Span(start, end, row, tiles))
         own = lax.div(end - row + (keys - 1), i32(keys))
@@ -129,12 +132,13 @@ def write(ref, value: jax.Array) -> None:
         ref[...] = value
 
 
-def kernel(q, k, v, spans, o, m, l, *, problem: Problem):
+def kernel(q, k, v, numbers, o, m, l, *, problem: Problem):
     """Body of one block of threads; arguments are arrays in device memory."""
     tile = problem.tile
     stages, chunks, keys = tile.stages, tile.chunks, tile.keys
     n, split, g, b = (lax.axis_index(x) for x in ("groups", "splits", "kv_heads", "batch"))
-    mine, total = spans_of(spans, b, problem)
+    mine, total = spans_of(numbers, b, keys)
+    kv_row = numbers[b, 0]
     # All splits of a sequence have as many tiles, whatever its length.
     first = lax.div(total * split, i32(problem.splits))
     steps = lax.div(total * (split + 1), i32(problem.splits)) - first
@@ -155,7 +159,7 @@ def kernel(q, k, v, spans, o, m, l, *, problem: Problem):
                         pl.when(item >= stages)(
                             functools.partial(plgpu.barrier_wait, free.at[slot])
                         )
-                        block = source.at[b, g, pl.ds(row, keys), columns(c)]
+                        block = source.at[kv_row, g, pl.ds(row, keys), columns(c)]
                         plgpu.copy_gmem_to_smem(block, kv_mem.at[slot], here.at[slot])
 
             # Every arrival is waited for, or the interpreter of JAX 0.11 objects.
