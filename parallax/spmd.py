@@ -331,8 +331,8 @@ class ShardedTransformer:
 
     def _map(self, mesh, body, out_specs):
         mapped = jax.shard_map(
-            body, mesh=mesh, in_specs=(self.untied.specs, *self._input_specs), out_specs=out_specs,
-            check_vma=True,
+            self.strategy.trusting(body), mesh=mesh,
+            in_specs=(self.untied.specs, *self._input_specs), out_specs=out_specs, check_vma=True,
         )  # fmt: skip
         return lambda state, *inputs: mapped(self.untie(state, mesh), *inputs)
 
