@@ -19,13 +19,14 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.kernels import dispatch
 from parallax.models.block import attention_shape
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
 from parallax.parallel.cache_slots import runs_of, slot_spans
-from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_of
+from parallax.parallel.cached_attention import CachedLayer, CachedLayers, picks_rows, slots_of
 from parallax.parallel.experts import Platform
-from parallax.parallel.layer_parts import CacheTiled, StackFunctions
+from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.split import Split
 from parallax.spmd import ShardedTransformer, mesh_entry, platform_of
 
@@ -56,12 +57,9 @@ class Decoder:
       new_tokens: slots for what is decoded; more steps than that lose keys, the caller counts.
       microbatches: of a decoding step; None is as many as there are stages, or the next fewer that
         divide a device's sequences.
-      implementation: of attention to cached keys, see `parallax.kernels.decode_attention`. "mosaic"
-        takes slots by eights: up to 7 more on a device.
 
     Raises:
       ValueError: a model that is not causal, sizes that do not divide.
-      NotImplementedError: "mosaic" with cache-tiled layers.
 
     A batch that the mesh axes of the sequence divide is dealt out over them while decoding, outside
     of attention; otherwise every device of these axes computes all of its sequences.
@@ -70,7 +68,6 @@ class Decoder:
     sharded: ShardedTransformer
     new_tokens: int
     microbatches: int | None = None
-    implementation: str | None = None
 
     def __post_init__(self):
         config, workload, strategy = self.sharded.config, self.workload, self.sharded.strategy
@@ -111,11 +108,6 @@ class Decoder:
                 f"split the sequences: {workload.batch} do not divide. Pad the batch to a multiple "
                 f"of {batch_multiple(strategy)}."
             )
-        if self.implementation == "mosaic" and isinstance(strategy.layers, CacheTiled):
-            raise NotImplementedError(
-                f"{where}: implementation='mosaic' cannot do this: a slab's heads do not lie "
-                "together in the cache and would be copied first. Use implementation='xla', or None."
-            )
         if self.rows < 1 or self.rows % self.step_microbatches:
             raise ValueError(
                 f"{where}: {self.step_microbatches} microbatches do not divide the {self.rows} "
@@ -148,7 +140,7 @@ class Decoder:
         split = self.sharded.strategy.split("decode", platform=platform)
         axes = dict(split.axes)
         axes["act_batch"] = axes["act_batch"] + self.layout.batch_axes
-        return split.replace(axes=axes, kv=self.layout, decode_attention=self.implementation)
+        return split.replace(axes=axes, kv=self.layout)
 
     @property
     def rows(self) -> int:
@@ -165,10 +157,13 @@ class Decoder:
 
     @property
     def slots(self) -> tuple[int, int]:
-        """Slots a device has for one sequence: of the prompt, of new tokens."""
+        """Slots a device has for one sequence: of the prompt, of new tokens.
+
+        In eights, which our kernel asks for, where the strategy asks for our kernels.
+        """
         devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
         prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
-        if self.implementation == "mosaic":
+        if "mosaic" in (self.sharded.strategy.kernels, *dispatch.PROVEN):
             new += -(prompt + new) % 8
         return prompt, new
 
@@ -340,10 +335,9 @@ class Decoder:
             take = functools.partial(rows.take, number=numbers[0])
 
             def of_layer(keys, values):
-                if self.implementation == "mosaic":
-                    # The kernel picks sequences; XLA would copy what is picked for it.
-                    picked = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
-                    return CachedLayer(keys, values, take(spans), keeps, picked)
+                if picks_rows(keys, values, layout):
+                    rows_of = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
+                    return CachedLayer(keys, values, take(spans), keeps, rows_of)
                 return CachedLayer(take(keys), take(values), take(spans), keeps)
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
@@ -356,8 +350,11 @@ class Decoder:
                     rows.take_heads, layer=layer, number=number, tile=tile,
                     tiles=round.tiles.attention,
                 )  # fmt: skip
-                own = rows.take(spans, number)
-                return CachedLayer(take(cache.keys), take(cache.values), own, keeps)
+                # A slab's heads do not lie together, and would be copied for another kernel.
+                return CachedLayer(
+                    take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
+                    implementation="xla",
+                )  # fmt: skip
 
             return model.through_slabs(x, positions[:, None], split, round, cached=cached)
 

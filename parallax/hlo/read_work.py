@@ -217,7 +217,7 @@ class _Reader:
         if i.opcode.removesuffix("-start") != "fusion":
             return None
         inner = self.module.computation(i.calls()["calls"][0])
-        found = [_declared(x) for x in inner.instructions if x.opcode == "custom-call"]
+        found = [declared_cost(x) for x in inner.instructions if x.opcode == "custom-call"]
         return found[0] if len(found) == 1 else None
 
     def makers(self, computation: Computation) -> dict[str, str]:

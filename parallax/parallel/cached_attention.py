@@ -16,8 +16,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from parallax.bounds import Transfer, transfer
+from parallax.kernels import dispatch
 from parallax.kernels.decode_attention import NewToken, decode_attention
 from parallax.kernels.decode_attention.reference import finite
+from parallax.kernels.decode_attention.tiles import unsupported
 from parallax.kernels.ring_attention import Carry
 from parallax.parallel.attention_part import AttentionShape, KvLayout, Sizes, size_over
 
@@ -32,6 +34,7 @@ class CachedLayer(NamedTuple):
       keeps: scalar bool, whether this device will keep the new token (one of those that share the
         slots does).
       rows: [B], where keys and values have more rows than there are sequences, which are theirs.
+      implementation: of `parallax.kernels.decode_attention`, which names those that can.
     """
 
     keys: Float[Array, "b g c k"]
@@ -39,6 +42,17 @@ class CachedLayer(NamedTuple):
     spans: Int[Array, "b s 2"]
     keeps: Bool[Array, ""]
     rows: Int[Array, " b"] | None = None
+    implementation: str | None = None
+
+
+def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
+    """Whether attention to these picks `CachedLayer.rows` by itself, reading no others.
+
+    Our kernel does, and XLA would copy what is picked for it. XLA reads what is picked where it
+    lies, and would copy rows to pick them itself.
+    """
+    cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
+    return cannot is None and "mosaic" in dispatch.trusted()
 
 
 class CachedLayers(NamedTuple):
@@ -63,7 +77,6 @@ def cached_attention(
     layout: KvLayout,
     *,
     scale: float | None = None,
-    implementation: str | None = None,
 ) -> tuple[Float[Array, "b 1 h v"], tuple[jax.Array, jax.Array]]:
     """Exact attention of one new token of every sequence. Call it inside `jax.shard_map`.
 
@@ -73,7 +86,6 @@ def cached_attention(
       cache: of this layer.
       layout: how it is spread.
       scale: of the scores; None is (whole) head_dim ** -0.5.
-      implementation: of `parallax.kernels.decode_attention`, which names those that can.
 
     Returns:
       [b, 1, H, V] in q's dtype, as q is laid out, and the new token's keys and values [B, G, K] and
@@ -86,13 +98,12 @@ def cached_attention(
     heads, kv_heads = q.shape[2], k.shape[2]
     together = _gathered(jnp.concatenate([q, k, v], axis=2), layout)
     q, k, v = jnp.split(together[:, 0], (heads, heads + kv_heads), axis=1)
-    if scale is None:
-        slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
-        scale = (q.shape[-1] * slices) ** -0.5
+    slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
+    scale = (q.shape[-1] * slices) ** -0.5 if scale is None else scale
     partial = decode_attention(
         q, cache.keys, cache.values, scale=scale, kv_spans=cache.spans,
         kv_rows=cache.rows, new=NewToken(k, v, cache.keeps), partial_over=layout.slice_axes,
-        implementation=implementation,
+        implementation=cache.implementation,
     )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
     o_bH1V, l_bH1 = _over_batch(partial, layout.batch_axes)

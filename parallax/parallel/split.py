@@ -40,7 +40,6 @@ class Split:
       platform: that the program is for: "gpu" has exchanges that "cpu" emulates.
       record_choices: layers return every token's chosen experts beside their statistics.
       kv: how keys and values are cached: layers return them beside their statistics. None: not.
-      decode_attention: implementation of attention to cached keys, see `kernels.decode_attention`.
     """
 
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -52,7 +51,6 @@ class Split:
     platform: Platform = "cpu"
     record_choices: bool = False
     kv: KvLayout | None = None
-    decode_attention: str | None = None
 
     def replace(self, **changes) -> "Split":
         """The same split with some fields changed."""
@@ -205,7 +203,7 @@ class Split:
         """Attention of one new token of each sequence, and its keys and values for the cache."""
         assert self.kv is not None
         with jax.named_scope("attention_core"):
-            return cached_attention(q, k, v, cache, self.kv, implementation=self.decode_attention)
+            return cached_attention(q, k, v, cache, self.kv)
 
     def declare(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
         """Names an activation's dims, and checks that it differs only over what splits them.

@@ -1,5 +1,7 @@
 """Decoding steps that call the Mosaic kernel, compiled for 16 H100s with no GPU."""
 
+from typing import Any
+
 import pytest
 
 from parallax.hlo.work import Kernel
@@ -17,9 +19,9 @@ MODEL = ModelConfig(
 )  # fmt: skip
 # Whole heads over a ring, over tensor ranks in two stages (microbatches), slots over head slices.
 STRATEGIES = {
-    "ring": ring_sequence(16),
-    "microbatches": tensor_pipeline(8, 2),
-    "spread": two_level(4, 4),
+    "ring": ring_sequence(16).replace(kernels="mosaic"),
+    "microbatches": tensor_pipeline(8, 2).replace(kernels="mosaic"),
+    "spread": two_level(4, 4).replace(kernels="mosaic"),
 }
 BATCH, LENGTH = 16, 10_000
 
@@ -38,14 +40,15 @@ def compile_steps(strategies, *, on_progress):
     found = []
     for strategy in strategies:
         sharded = ShardedTransformer(MODEL, strategy, Workload(BATCH, LENGTH))
-        decoder = Decoder(sharded, new_tokens=4, implementation="mosaic")
+        decoder = Decoder(sharded, new_tokens=4)
         mesh = strategy.mesh.build(topology_devices(cluster("h100_2x8")))
         tokens = jax.ShapeDtypeStruct(
             (BATCH,), jnp.int32, sharding=decoder.token_sharding(mesh)
         )  # fmt: skip
         arguments = sharded.abstract_state(mesh), decoder.abstract_cache(mesh), tokens
         step = jax.jit(decoder.step(mesh), donate_argnums=1).lower(*arguments).compile()
-        temporary = step.memory_analysis().temp_size_in_bytes
+        analysis: Any = step.memory_analysis()
+        temporary = analysis.temp_size_in_bytes
         found.append((step.as_text(), decoder.kv_bytes(), temporary))
     return found
 
