@@ -94,7 +94,7 @@ SHIPPED = tuple(
         (1, "float16", ((0, 625),)), (8, "bfloat16", ()), (16, "bfloat16", _ZIGZAG),
         (32, "bfloat16", ((0, 625),)), (64, "bfloat16", ((0, 625),)),
     )
-    if queries <= most
+    if queries <= most and (queries > 1 or head_dim in (128, 512))
 )  # fmt: skip
 
 # A batch of 16 over more than 1 GB of keys and values; one where prompts of another length left

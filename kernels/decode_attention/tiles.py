@@ -23,6 +23,7 @@ _SHARED_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
 _BESIDE_BYTES = 4096
 # Query heads that share one reading of the keys; beyond them, sums of the output spill.
 _MOST_QUERIES = {64: 64, 128: 64, 256: 32, 512: 16}
+HEAD_DIMS = tuple(_MOST_QUERIES)
 _MULTIPROCESSORS = 132
 # What a block of threads would have streamed while it starts and ends, about 3 us.
 _START_BYTES = 48 * 1024
@@ -98,8 +99,8 @@ def unsupported(q, k, v, scale: float, masked: bool, partial_over: tuple[str, ..
     """Why the kernel cannot do this, in a few words; None if it can. Shapes as in the operation."""
     if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
         return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(DTYPES)}"
-    if q.shape[-1] not in _MOST_QUERIES or v.shape[-1] != q.shape[-1]:
-        dims = ", ".join(map(str, _MOST_QUERIES))
+    if q.shape[-1] not in HEAD_DIMS or v.shape[-1] != q.shape[-1]:
+        dims = ", ".join(map(str, HEAD_DIMS))
         return f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has {dims} for both"
     if k.shape[2] % 8:
         return f"the cache has {k.shape[2]} slots, and it takes a multiple of 8"

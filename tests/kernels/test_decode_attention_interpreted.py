@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parallax.kernels import dispatch
 from parallax.kernels.decode_attention import NewToken, decode_attention, mosaic
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import Carry, finish
+from parallax.parallel.attention_part import KvLayout
+from parallax.parallel.cached_attention import CachedLayer, cached_attention, picks_rows
 
 SCALE = 0.1
 
@@ -66,3 +69,22 @@ def test_more_splits_than_tiles_are_the_same(splits):
     whole = decode_attention(q, k, v, scale=SCALE, kv_spans=spans)
     out, expected = (finish(c, jnp.float32)[0] for c in (found, whole))
     assert float(jnp.linalg.norm(out - expected) / jnp.linalg.norm(expected)) < 4e-3
+
+
+def test_a_decoding_step_takes_it_where_it_is_trusted():
+    """Two of three sequences of a cache, and a new token: what a microbatch's layer asks for."""
+    q, k, v = arrays(3, 4, 2, 136)
+    spans = jnp.array([[[0, 130], [132, 133]], [[0, 40], [132, 132]]], jnp.int32)
+    rows, keeps, layout = jnp.array([1, 2], jnp.int32), jnp.asarray(True), KvLayout()
+    new = q[:2, None], k[:2, None, :, 0], v[:2, None, :, 0]
+
+    def attend(*new):
+        assert picks_rows(k, v, layout)
+        return cached_attention(*new, CachedLayer(k, v, spans, keeps, rows), layout)[0]
+
+    with interpreted(), dispatch.trusting("mosaic"):
+        ours = jax.jit(attend)(*new)
+    assert not picks_rows(k, v, layout)
+    theirs, _ = cached_attention(*new, CachedLayer(k[rows], v[rows], spans, keeps), layout)
+    ours, theirs = (x.astype(jnp.float32) for x in (ours, theirs))
+    assert float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)) < 4e-3
