@@ -103,7 +103,7 @@ TIMED = (
     Case(64, "bfloat16", 32_768, heads=64, kv_heads=8, batch=16),
     Case(128, "bfloat16", 32_768, heads=64, kv_heads=8, batch=16),
     Case(128, "bfloat16", 10_000, heads=16, kv_heads=16, batch=16),
-    Case(128, "bfloat16", 32_768, ((0, 20_000), (30_000, 32_768)), 64, 8, 16),
+    Case(128, "bfloat16", 32_768, ((0, 20_000), (30_000, 32_768)), heads=64, kv_heads=8, batch=16),
     Case(256, "bfloat16", 10_000, heads=64, kv_heads=8, batch=16),
     Case(512, "bfloat16", 10_000, heads=64, kv_heads=8, batch=16),
     Case(512, "bfloat16", 10_000, heads=8, kv_heads=8, batch=16),
