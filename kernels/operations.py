@@ -10,6 +10,8 @@ import numpy as np
 
 from parallax.kernels.cache_tiled_mlp import cases as cache_tiled_mlp
 from parallax.kernels.cache_tiled_mlp import contenders as cache_tiled_mlp_contenders
+from parallax.kernels.decode_attention import cases as decode_attention
+from parallax.kernels.decode_attention import contenders as decode_attention_contenders
 from parallax.kernels.ring_attention import cases as ring_attention
 from parallax.kernels.ring_attention import contenders as ring_attention_contenders
 
@@ -76,9 +78,11 @@ class Contenders(Protocol):
 
 OPERATIONS: dict[str, Operation] = {
     "ring_attention": ring_attention,
+    "decode_attention": decode_attention,
     "cache_tiled_mlp": cache_tiled_mlp,
 }
 CONTENDERS: dict[str, Contenders] = {
     "ring_attention": ring_attention_contenders,
+    "decode_attention": decode_attention_contenders,
     "cache_tiled_mlp": cache_tiled_mlp_contenders,
 }
