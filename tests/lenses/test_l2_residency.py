@@ -12,6 +12,7 @@ from parallax.kernels import streaming_read
 from parallax.kernels.cache_tiled_mlp.cases import Case
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.streaming_read import CHUNK_BYTES
+from parallax.lenses import kernel_timing
 from parallax.lenses import l2_residency as lens
 from parallax.lenses.l2_residency import (
     Reading,
@@ -158,6 +159,22 @@ def test_the_mlps_are_a_quarter_of_the_cache_all_of_it_and_a_full_layer():
     assert [c.tokens for c in cases[:7]] == [4, 8, 16, 32, 64, 128, 256]
     weights = [2 * c.weights / (50 << 20) for c in cases[::7]]
     assert weights == [pytest.approx(0.25, rel=0.03), pytest.approx(1, rel=0.03), 20.48]
+
+
+def test_the_command_prints_and_writes_what_was_measured(monkeypatch, tmp_path, capsys):
+    buffer = jax.ShapeDtypeStruct
+    monkeypatch.setattr(lens, "_buffer", lambda key, n: buffer((n // 512, 128), "i4"))
+    monkeypatch.setattr(lens, "gpu_at_hand", lambda: (L2, made_up))
+    monkeypatch.setattr(kernel_timing, "gpu_timer", lambda: lambda function, arguments: [1e-5])
+    monkeypatch.setattr(lens, "working_sets", lambda l2_bytes: [4 << 20, 20 << 20])
+    monkeypatch.setattr(lens, "mlp_cases", lambda l2_bytes: [Case(4, 64, 128, layers=1)])
+    with pytest.raises(SystemExit) as left:
+        main(["parallax", "l2_residency", f"--out={tmp_path}"])
+    assert left.value.code == 0
+    assert "Share of the working set" in capsys.readouterr().out
+    record = json.loads((tmp_path / "l2_residency.json").read_text())
+    assert len(record["readings"]) == 10
+    assert (tmp_path / "l2_residency.svg").read_text().startswith("<svg")
 
 
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path, capsys):
