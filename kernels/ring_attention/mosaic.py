@@ -38,15 +38,17 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
     # Copies of 8-row tiles need whole ones; the rows' sums are read and written without a copy.
     q, k, v = (hopper.pad(x, 1, 8) for x in (q, k, v))
     o = hopper.pad(o, 2, 8)
-    m, l = (hopper.pad(x, 2, tile.queries) for x in (m, l))
+    m, l = (hopper.pad(x, 2, tile.cluster_queries) for x in (m, l))
+    cluster = {"cluster": (tile.cluster,), "cluster_names": ("cluster",)}
     body = mosaic_wide.kernel if tile.wide else mosaic_rows.kernel
     results = hopper.call(
         "ring_attention_forward",
         functools.partial(body, problem=problem, tile=tile),
         (q, k, v, o, m, l, limit),
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (o, m, l)],
-        grid={"rows": -(-length // tile.queries), "heads": heads, "batch": batch},
+        grid={"batch": batch, "heads": heads, "rows": -(-length // tile.cluster_queries)},
         flops=4.0 * elements * width,
         bytes_accessed=bytes_accessed,
+        **(cluster if tile.cluster > 1 else {}),
     )
     return tuple(x[:, :, :length] for x in results)

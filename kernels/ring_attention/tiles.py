@@ -22,33 +22,68 @@ class Tile(NamedTuple):
     """One configuration.
 
     Attributes:
-      keys: key/value rows of a block, a multiple of 16.
+      keys: key/value rows of a block, a multiple of 64.
       stages: blocks of keys and of values in shared memory at a time.
       wide: both computing warpgroups share 64 queries (see above).
+      cluster: neighbouring blocks of threads that read each block of keys and values from L2 once,
+        by multicast: 1 or 2.
+      ahead: the softmax of a block runs behind the values of the one before.
+      turns: the two warpgroups take turns at the tensor cores. Not for the wide kernel, whose
+        warpgroups work on the same scores.
     """
 
     keys: int
     stages: int
     wide: bool = False
+    cluster: int = 1
+    ahead: bool = False
+    turns: bool = False
 
     @property
     def queries(self) -> int:
         """Query rows of one block of threads."""
         return ROWS if self.wide else 2 * ROWS
 
+    @property
+    def cluster_queries(self) -> int:
+        """Query rows that share their keys."""
+        return self.queries * self.cluster
+
     def shared_bytes(self, head_dim: int) -> int:
         """Shared memory of the arrays, barriers (some hundred bytes) not counted; 2-byte inputs."""
-        loaded = (self.queries + 2 * self.stages * self.keys) * head_dim * 2
-        # The wide kernel folds its output through the array in which it exchanges scores.
-        return loaded + 2 * ROWS * (self.keys if self.wide else CHUNK) * 4
+        # The old output, 4-byte, comes through the memory of keys and values.
+        keys_and_values = 2 * self.stages * self.keys * 2
+        reused = max(keys_and_values, self.queries * 4) * head_dim
+        exchanged = 2 * ROWS * self.keys * 4 if self.wide else 0
+        return self.queries * head_dim * 2 + reused + exchanged
 
 
-TILES = {
+# Ways to cut each head_dim that are timed side by side. All compute the same.
+_ROWS = {
     64: Tile(keys=128, stages=2),
     128: Tile(keys=128, stages=2),
     256: Tile(keys=64, stages=2),
-    512: Tile(keys=64, stages=1, wide=True),
 }
+CANDIDATES: dict[int, dict[str, Tile]] = {
+    head_dim: {
+        "plain": tile,
+        "turns": tile._replace(turns=True),
+        "ahead": tile._replace(ahead=True),
+        "ahead, turns, cluster": tile._replace(ahead=True, turns=True, cluster=2),
+    }
+    for head_dim, tile in _ROWS.items()
+}
+_WIDE = Tile(keys=64, stages=1, wide=True)
+CANDIDATES[512] = {
+    "plain": _WIDE,
+    "cluster": _WIDE._replace(cluster=2),
+    "ahead": _WIDE._replace(ahead=True),
+    "ahead, cluster": _WIDE._replace(ahead=True, cluster=2),
+}
+
+# What runs. No GPU has timed them yet: the plainest, until one has.
+DEFAULT = "plain"
+TILES = {head_dim: candidates[DEFAULT] for head_dim, candidates in CANDIDATES.items()}
 
 
 def unsupported(q, k, v, scale: float, segments: bool, partial_over: str | None) -> str | None:
@@ -73,7 +108,7 @@ def unsupported(q, k, v, scale: float, segments: bool, partial_over: str | None)
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool, tile: Tile) -> int:
     """Scores of one head that a step computes: its visible blocks, whole and padded."""
-    rows, total = tile.queries, 0
+    rows, total = tile.cluster_queries, 0
     for first in range(0, q_length, rows):
         keys = min(kv_length, first + rows) if is_causal else kv_length
         total += rows * -(-keys // tile.keys) * tile.keys
