@@ -25,7 +25,8 @@ from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.split import Split
-from parallax.spmd import ShardedTransformer, mesh_entry, platform_of
+from parallax.sharded_parameters import mesh_entry
+from parallax.spmd import ShardedTransformer, platform_of
 
 
 class KvCache(NamedTuple):

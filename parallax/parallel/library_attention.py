@@ -10,7 +10,7 @@ import jax
 
 _DTYPES = ("float16", "bfloat16")
 # With no GPU at hand JAX does not know what the program's GPU can, and takes the lesser one.
-_HEAD_DIM, _HEAD_DIM_COMPILED = 256, 128
+WIDEST, WIDEST_COMPILED = 256, 128
 
 
 def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) -> str | None:
@@ -25,7 +25,7 @@ def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) ->
     if not q.dtype == k.dtype == v.dtype or q.dtype.name not in _DTYPES:
         return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(_DTYPES)}"
     has_gpu = jax.default_backend() == "gpu"
-    widest = _HEAD_DIM if has_gpu else _HEAD_DIM_COMPILED
+    widest = WIDEST if has_gpu else WIDEST_COMPILED
     if q.shape[-1] > widest or q.shape[-1] % 8 or v.shape[-1] != q.shape[-1]:
         return (
             f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has multiples of 8 up to "
