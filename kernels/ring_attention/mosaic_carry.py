@@ -61,7 +61,9 @@ def start(old: Carries, place: Place) -> State:
     """The state before any block: nothing added, maxima and sums of the carry."""
     m, l = (plgpu.load(x.at[place.rows], layout=ROW, optimized=False) for x in (old.m, old.l))
     acc = jnp.zeros((ROWS, place.columns), jnp.float32)
-    return State(plgpu.layout_cast(acc, SCORES), m * LOG2_E, l)
+    # What is read is typed as varying over the array's mesh axes; arithmetic here forgets that, and
+    # a loop wants its state typed the same throughout.
+    return State(plgpu.layout_cast(acc, SCORES), m * LOG2_E, l * 1.0)
 
 
 def load(old: Carries, place: Place, half: int, warpgroup: int, memory, arrived) -> None:

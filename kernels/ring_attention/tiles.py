@@ -12,6 +12,8 @@ from parallax.kernels import dispatch
 
 # Queries of one warpgroup: the rows of a wgmma instruction.
 ROWS = 64
+# Copies take whole 8-row tiles of queries, keys, values and output.
+COPIED_ROWS = 8
 # Columns of the float32 output that are folded into the carry at a time: 128 bytes, one swizzle.
 CHUNK = 32
 
