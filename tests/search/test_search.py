@@ -259,3 +259,16 @@ def test_compression_is_a_dimension_of_the_search():
     page = report.to_html()
     assert "int8,int8+2:4" in page
     assert "another function than the dense model" in page
+
+
+def test_kernels_asked_for_are_every_candidates(found):
+    """With attention in one kernel all prefills are faster, by closed form."""
+    asked = rank(replace(ASKED, kernels="mosaic"), WHERE, compile_top=0)
+    assert {c.strategy.kernels for c in asked.ranked} == {"mosaic"}
+    before = {c.strategy.name + str(c.strategy.mesh): c for c in found.ranked}
+    for c in asked.ranked:
+        other = before[c.strategy.name + str(c.strategy.mesh)]
+        if c.microbatches == other.microbatches:
+            assert c.timing.ttft_s.value < other.timing.ttft_s.value, c.strategy.name
+    report = plan(MODEL, batch=1, prompt_len=512, output_len=1, compile_top=0, kernels="mosaic")
+    assert "with mosaic kernels where they can" in " ".join(str(report).split())
