@@ -155,7 +155,9 @@ def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Proble
     return State(acc, m, l), p_new, shrink
 
 
-def add(acc: jax.Array, p: jax.Array, v_ref, meanwhile: Callable[[], None] | None = None):
+def add(
+    acc: jax.Array, p: jax.Array, v_ref, meanwhile: Callable[[], None] | None = None
+) -> jax.Array:
     """acc + p [64, keys], from registers, by v [keys, columns], in shared memory."""
     if interpreter() is not None:
         # Nor has it an operand from registers.
@@ -170,4 +172,5 @@ def add(acc: jax.Array, p: jax.Array, v_ref, meanwhile: Callable[[], None] | Non
         if meanwhile is not None:
             meanwhile()
 
-    return pl.run_state(multiply)(plgpu.WGMMAAccumulatorRef.init(acc))
+    start: Any = plgpu.WGMMAAccumulatorRef.init(acc)
+    return pl.run_state(multiply)(start)

@@ -20,6 +20,8 @@ from parallax.kernels.ring_attention.tiles import ROWS, Tile
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA
 ROW = plgpu.Layout.WGMMA.reduce(1)
+# Blocks before the last one at which the old output is on its way to L2.
+NEAR = 4
 
 
 class Problem(NamedTuple):
@@ -79,12 +81,15 @@ def multicast(tile: Tile) -> dict:
     return {} if tile.cluster == 1 else {"collective_axes": "cluster"}
 
 
-def in_order(steps, tile: Tile, fetch_keys: Callable, fetch_values: Callable) -> None:
+def in_order(
+    steps, tile: Tile, fetch_keys: Callable, fetch_values: Callable, near_the_end: Callable
+) -> None:
     """Fetches all blocks as they are used: with `ahead`, keys come a block before values."""
     lag = int(tile.ahead)
 
     @pl.loop(0, steps + lag)
     def _(j):
+        pl.when(j == jnp.maximum(steps - NEAR, 0))(near_the_end)
         pl.when(j < steps)(lambda: fetch_keys(j))
         pl.when(j >= lag)(lambda: fetch_values(j - lag))
 

@@ -42,9 +42,13 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                     source.at[keys], memory.at[slot], arrived.at[slot], **parts.multicast(tile)
                 )
 
+            def prefetch():
+                for w in range(WARPGROUPS):
+                    carry.prefetch(old, place(here, w))
+
             parts.in_order(
                 here.steps, tile, lambda j: fetch(j, k, k_mem, k_here, k_free),
-                lambda j: fetch(j, v, v_mem, v_here, v_free),
+                lambda j: fetch(j, v, v_mem, v_here, v_free), prefetch,
             )  # fmt: skip
             for half, (free, memory) in enumerate(((k_free, o_first), (v_free, o_second))):
                 # In a cluster the others arrive here too: none may leave before.

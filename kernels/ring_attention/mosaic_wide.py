@@ -51,9 +51,13 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                         arrived.at[w], **parts.multicast(tile),
                     )  # fmt: skip
 
+            def prefetch():
+                for w in range(WARPGROUPS):
+                    carry.prefetch(old, place(here, w))
+
             parts.in_order(
                 here.steps, tile, lambda j: fetch(j, k, k_mem, k_here, k_free),
-                lambda j: fetch(j, v, v_mem, v_here, v_free),
+                lambda j: fetch(j, v, v_mem, v_here, v_free), prefetch,
             )  # fmt: skip
 
             for which, (free, memory) in enumerate(((k_free, o_first), (v_free, o_second))):

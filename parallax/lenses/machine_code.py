@@ -25,7 +25,8 @@ class MachineCode:
       registers: of a thread, as each warpgroup's role sets them, in the order of the text.
       stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
       shared_bytes: shared memory of a block of threads.
-      warnings: lines in which the assembler warns.
+      warnings: lines in which the assembler warns, or says that wgmma instructions, meant to run
+        while others compute, wait for each other.
     """
 
     name: str
@@ -107,5 +108,5 @@ def _read(ptx: Path) -> MachineCode:
         spill_store_bytes=int(stores),
         spill_load_bytes=int(loads),
         shared_bytes=int(shared),
-        warnings=tuple(line for line in report.splitlines() if "warning" in line.lower()),
+        warnings=tuple(re.findall(r".*(?:[Ww]arning|are serialized).*", report)),
     )
