@@ -48,6 +48,7 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
         functools.partial(body, problem=problem, tile=tile),
         (q, k, v, o, m, l, limit),
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (o, m, l)],
+        # Blocks of threads start in this order, the last axis quickest: one head's rows together.
         grid={"batch": batch, "heads": heads, "rows": -(-length // tile.cluster_queries)},
         flops=4.0 * elements * width,
         bytes_accessed=bytes_accessed,

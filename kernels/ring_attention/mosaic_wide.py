@@ -87,14 +87,14 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
             def scores(j, product):
                 plgpu.barrier_arrive(k_free.at[me])
-                pieces = [product[:, x : x + CHUNK] for x in range(0, tile.keys, CHUNK)]
-                for x, piece in enumerate(pieces):
-                    others[me, x] = piece
+                others[me] = product
                 plgpu.barrier_arrive(written)
                 plgpu.barrier_wait(written)
+                pieces = [product[:, x : x + CHUNK] for x in range(0, tile.keys, CHUNK)]
                 # Piece by piece, or more registers than there are would be on their way at a time.
                 for x in range(len(pieces)):
-                    pieces[x] += plgpu.load(others.at[1 - me, x], layout=parts.SCORES)
+                    theirs = others.at[1 - me, :, pl.ds(x * CHUNK, CHUNK)]
+                    pieces[x] += plgpu.load(theirs, layout=parts.SCORES)
                     pieces = list(lax.optimization_barrier(tuple(pieces)))
                 plgpu.barrier_arrive(read)
                 whole = jnp.concatenate(pieces, axis=1)
@@ -138,9 +138,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         reused(),
         reused(),
         plgpu.SMEM(
-            (WARPGROUPS, tile.keys // CHUNK, ROWS, CHUNK),
-            "float32",
-            transforms=hopper.transforms("float32"),
+            (WARPGROUPS, ROWS, tile.keys), "float32", transforms=hopper.transforms("float32")
         ),
         plgpu.Barrier(num_barriers=WARPGROUPS),
         plgpu.Barrier(num_barriers=WARPGROUPS),
