@@ -45,7 +45,7 @@ class _Static(NamedTuple):
     partial_over: str | None
     implementation: str | None
     trusted: tuple[str, ...]
-    rows: int  # of which queries, and what forward steps carry, have a multiple
+    by_kernel: bool  # forward
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -161,7 +161,7 @@ def _attend(
     trusted = tuple(name for name in dispatch.trusted() if name != "cudnn")
     static = _Static(
         path, is_causal, float(scale), order, partial_over, implementation, trusted,
-        rows=COPIED_ROWS if chosen == "mosaic" else 1,
+        by_kernel=chosen == "mosaic",
     )  # fmt: skip
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
@@ -186,7 +186,8 @@ def _as_asked(run: Callable) -> Callable:
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
     # Padded once here, or each step would copy the queries and the carry to and fro.
-    queries = [Queries(_pad(x, static.rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
+    rows = COPIED_ROWS if static.by_kernel else 1
+    queries = [Queries(_pad(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
         return attention_step(
@@ -199,7 +200,9 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
         return pairs.visit(source, step, queries, _cut_keys(pairs, kv, k), carries), ()
 
     empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
-    carries, _ = static.path.travel((_joined(k, v), kv_ids), hop, empty)
+    carries, _ = static.path.travel(
+        (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
+    )
     chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
     lengths = pairs.lengths
     out = jnp.concatenate([x[:, :n] for (x, _), n in zip(chunks, lengths, strict=True)], axis=1)
