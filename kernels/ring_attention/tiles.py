@@ -66,14 +66,6 @@ class Tile(NamedTuple):
         """Query rows that share their keys."""
         return self.queries * self.cluster
 
-    def shared_bytes(self, head_dim: int) -> int:
-        """Shared memory of the arrays, barriers (some hundred bytes) not counted; 2-byte inputs."""
-        # The old output, 4-byte, comes through the memory of keys and values.
-        keys_and_values = 2 * self.stages * self.keys * 2
-        reused = max(keys_and_values, self.queries * 4) * head_dim
-        exchanged = 2 * ROWS * self.keys * 4 if self.wide else 0
-        return self.queries * head_dim * 2 + reused + exchanged
-
 
 # Ways to cut each head_dim that are timed side by side. All compute the same.
 _ROWS = {

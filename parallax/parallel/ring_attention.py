@@ -187,7 +187,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
     # Padded once here, or each step would copy the queries and the carry to and fro.
     rows = COPIED_ROWS if static.by_kernel else 1
-    queries = [Queries(_pad(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
+    queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
         return attention_step(
@@ -261,8 +261,8 @@ def _joined(k, v):
     return jnp.concatenate([k, v], axis=-1)
 
 
-def _pad(q: jax.Array, rows: int) -> jax.Array:
-    """Queries with zeros behind them, up to a multiple of `rows`."""
+def pad_queries(q: jax.Array, rows: int) -> jax.Array:
+    """Queries [B, L, H, K] with zeros behind them, up to a multiple of `rows`."""
     missing = -q.shape[1] % rows
     return jnp.pad(q, [(0, 0), (0, missing), (0, 0), (0, 0)]) if missing else q
 
