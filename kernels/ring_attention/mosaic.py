@@ -37,10 +37,9 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
     elements = batch * heads * score_elements(length, k.shape[1], is_causal, tile)
     bytes_accessed = hopper.bytes_of(q, k, v, o, m, l, o, m, l)
 
-    # Copies of 8-row tiles need whole ones; the rows' sums are read and written without a copy.
+    # Copies of 8-row tiles need whole ones.
     q, k, v = (hopper.pad(x, 1, COPIED_ROWS) for x in (q, k, v))
-    o = hopper.pad(o, 2, COPIED_ROWS)
-    m, l = (hopper.pad(x, 2, tile.cluster_queries) for x in (m, l))
+    o, m, l = (hopper.pad(x, 2, COPIED_ROWS) for x in (o, m, l))
     cluster = {"cluster": (tile.cluster,), "cluster_names": ("cluster",)}
     body = mosaic_wide.kernel if tile.wide else mosaic_rows.kernel
     results = hopper.call(

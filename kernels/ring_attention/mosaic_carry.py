@@ -19,7 +19,7 @@ WARPGROUPS = 2
 
 
 class Carries(NamedTuple):
-    """The carry in device memory: o [B, H, L, V], m and l [B, H, L padded to whole tiles]."""
+    """The carry in device memory: o [B, H, L, V], m and l [B, H, L]."""
 
     o: Any
     m: Any
@@ -57,13 +57,31 @@ def barriers(columns: int) -> Any:
     return plgpu.Barrier(num_arrivals=columns // CHUNK // 2, num_barriers=2 * WARPGROUPS)
 
 
-def start(old: Carries, place: Place) -> State:
-    """The state before any block: nothing added, maxima and sums of the carry."""
-    m, l = (plgpu.load(x.at[place.rows], layout=ROW, optimized=False) for x in (old.m, old.l))
+def rows_memory(tiles: int) -> Any:
+    """For m and l of so many tiles of 64 rows. Its barriers are `rows_barriers`."""
+    return plgpu.SMEM((tiles, 2, ROWS), "float32")
+
+
+def rows_barriers(tiles: int) -> Any:
+    return plgpu.Barrier(num_arrivals=2, num_barriers=tiles)
+
+
+def start(old: Carries, place: Place, memory, arrived, copies: Any = True) -> State:
+    """The state before any block: nothing added, maxima and sums of the carry.
+
+    Args:
+      memory, arrived: of this tile's rows. copies: of several warpgroups that share them, one.
+    """
+
+    @pl.when(copies)
+    def _():
+        for x, source in enumerate((old.m, old.l)):
+            plgpu.copy_gmem_to_smem(source.at[place.rows], memory.at[x], arrived)
+
+    plgpu.barrier_wait(arrived)
+    m, l = (plgpu.load(memory.at[x], layout=ROW, optimized=False) for x in range(2))
     acc = jnp.zeros((ROWS, place.columns), jnp.float32)
-    # What is read is typed as varying over the array's mesh axes; arithmetic here forgets that, and
-    # a loop wants its state typed the same throughout.
-    return State(plgpu.layout_cast(acc, SCORES), m * LOG2_E, l * 1.0)
+    return State(plgpu.layout_cast(acc, SCORES), m * LOG2_E, l)
 
 
 def prefetch(old: Carries, place: Place) -> None:
@@ -81,19 +99,22 @@ def load(old: Carries, place: Place, half: int, warpgroup: int, memory, arrived)
 
 def add_and_store(
     new: Carries, place: Place, state: State, m_old: jax.Array, warpgroup, memories, arrived,
-    writes_rows: Any = True,
+    rows_memory, copies_rows: Any = True,
 ) -> None:  # fmt: skip
-    """The new carry. Rows of o beyond the last are neither read nor written: copies stop there.
+    """The new carry. Rows beyond the last are neither read nor written: copies stop there.
 
     Args:
       state: what `start` gave, with blocks added. m_old: the maxima of `start`.
-      memories: of both halves.
+      memories: of both halves of o. rows_memory, copies_rows: as in `start`.
     """
 
-    @pl.when(writes_rows)
+    @pl.when(copies_rows)
     def _():
-        new.m[place.rows] = state.m * (1 / LOG2_E)
-        new.l[place.rows] = state.l
+        rows_memory[0] = state.m * (1 / LOG2_E)
+        rows_memory[1] = state.l
+        plgpu.commit_smem()
+        for x, target in enumerate((new.m, new.l)):
+            plgpu.copy_smem_to_gmem(rows_memory.at[x], target.at[place.rows])
 
     keep = jnp.exp2(m_old - finite(state.m))
     start = 0

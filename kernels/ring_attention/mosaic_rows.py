@@ -27,7 +27,10 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         row = here.first_row + warpgroup * ROWS
         return Place(here.batch, here.head, row, 0, problem.width)
 
-    def scope(q_mem, k_union, v_union, q_here, k_here, v_here, k_free, v_free, o_here, turn):
+    def scope(
+        q_mem, k_union, v_union, ml_mem, q_here, k_here, v_here, k_free, v_free, o_here, ml_here,
+        turn,
+    ):  # fmt: skip
         (k_mem, o_first), (v_mem, o_second) = k_union, v_union
 
         def load():
@@ -66,7 +69,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
             plgpu.copy_gmem_to_smem(
                 q.at[here.batch, pl.ds(mine.row, ROWS), here.head], q_mem.at[me], q_here.at[me]
             )
-            state = carry.start(old, mine)
+            state = carry.start(old, mine, ml_mem.at[me], ml_here.at[me])
             plgpu.barrier_wait(q_here.at[me])
 
             def multiply(j, out):
@@ -106,7 +109,9 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
             pl.when(me == 1)(take_turn)
             added = (walk_ahead if tile.ahead else walk)(blocks, here.steps, state, problem)
             pl.when(me == 0)(pass_turn)
-            carry.add_and_store(new, mine, added, state.m, me, (o_first, o_second), o_here)
+            carry.add_and_store(
+                new, mine, added, state.m, me, (o_first, o_second), o_here, ml_mem.at[me]
+            )
 
         pl.when(me == LOADER)(load)
         pl.when(me != LOADER)(compute)
@@ -124,12 +129,14 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         inputs(WARPGROUPS, ROWS),
         reused(),
         reused(),
+        carry.rows_memory(WARPGROUPS),
         plgpu.Barrier(num_barriers=WARPGROUPS),
         plgpu.Barrier(num_barriers=stages),
         plgpu.Barrier(num_barriers=stages),
         parts.free_barriers(tile, WARPGROUPS, stages),
         parts.free_barriers(tile, WARPGROUPS, stages),
         carry.barriers(problem.width),
+        carry.rows_barriers(WARPGROUPS),
         plgpu.Barrier(num_barriers=WARPGROUPS),
         collective_axes="warpgroup",
     )

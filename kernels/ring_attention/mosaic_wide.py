@@ -33,10 +33,10 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         return Place(here.batch, here.head, here.first_row, warpgroup * half, half)
 
     def scope(
-        q_mem, k_union, v_union, others, q_here, k_here, v_here, k_free, v_free, o_here, written,
-        read,
+        q_mem, k_union, v_union, exchange, q_here, k_here, v_here, k_free, v_free, o_here,
+        ml_here, written, read,
     ):  # fmt: skip
-        (k_mem, o_first), (v_mem, o_second) = k_union, v_union
+        (k_mem, o_first), (v_mem, o_second), (others, ml_mem) = k_union, v_union, exchange
 
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
@@ -75,7 +75,8 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                 q.at[here.batch, rows, here.head, pl.ds(me * half, half)], q_mem.at[me],
                 q_here.at[me],
             )  # fmt: skip
-            state = carry.start(old, place(here, me))
+            state = carry.start(old, place(here, me), ml_mem.at[0], ml_here.at[0], me == 0)
+            plgpu.barrier_arrive(read)
             plgpu.barrier_wait(q_here.at[me])
 
             def multiply(j, out):
@@ -108,8 +109,9 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                 plgpu.barrier_arrive(v_free.at[me])
 
             def prepare(j):
-                # The other has read these scores before the next ones take their place.
-                pl.when(j >= 0)(functools.partial(plgpu.barrier_wait, read))
+                # The other has read these scores (at first, what the carry has of its rows) before
+                # the next ones take their place.
+                plgpu.barrier_wait(read)
 
             def no_turn():
                 pass
@@ -118,7 +120,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
             added = (walk_ahead if tile.ahead else walk)(blocks, here.steps, state, problem)
             carry.add_and_store(
                 new, place(here, me), added, state.m, me, (o_first, o_second), o_here,
-                writes_rows=me == 0,
+                ml_mem.at[0], copies_rows=me == 0,
             )  # fmt: skip
 
         pl.when(me == LOADER)(load)
@@ -137,8 +139,11 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         inputs(ROWS),
         reused(),
         reused(),
-        plgpu.SMEM(
-            (WARPGROUPS, ROWS, tile.keys), "float32", transforms=hopper.transforms("float32")
+        plgpu.RefUnion(
+            plgpu.SMEM(
+                (WARPGROUPS, ROWS, tile.keys), "float32", transforms=hopper.transforms("float32")
+            ),
+            carry.rows_memory(1),
         ),
         plgpu.Barrier(num_barriers=WARPGROUPS),
         plgpu.Barrier(num_barriers=WARPGROUPS),
@@ -146,6 +151,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         parts.free_barriers(tile, 1, WARPGROUPS),
         parts.free_barriers(tile, 1, WARPGROUPS),
         carry.barriers(half),
+        carry.rows_barriers(1),
         plgpu.Barrier(num_arrivals=WARPGROUPS),
         plgpu.Barrier(num_arrivals=WARPGROUPS),
         collective_axes="warpgroup",
