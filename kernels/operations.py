@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from parallax.kernels.decode_attention import cases as decode_attention
+from parallax.kernels.decode_attention import contenders as decode_attention_contenders
 from parallax.kernels.ring_attention import cases as ring_attention
 from parallax.kernels.ring_attention import contenders as ring_attention_contenders
 
@@ -74,7 +76,9 @@ class Contenders(Protocol):
 
 OPERATIONS: dict[str, Operation] = {
     "ring_attention": ring_attention,
+    "decode_attention": decode_attention,
 }
 CONTENDERS: dict[str, Contenders] = {
     "ring_attention": ring_attention_contenders,
+    "decode_attention": decode_attention_contenders,
 }
