@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parallax.kernels.ring_attention.api import attention_step, empty_carry, finish
+from parallax.kernels.ring_attention.api import Carry, attention_step, empty_carry, finish
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
 
 ABOUT = (
     "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
@@ -28,6 +29,7 @@ class Case(NamedTuple):
       is_causal: the mask.
       limit: keys that count, handed over as a traced scalar; None: all.
       batch: sequences.
+      tile: how the Mosaic kernel cuts it, of `tiles.CANDIDATES`; None: as it ships.
     """
 
     head_dim: int
@@ -39,6 +41,7 @@ class Case(NamedTuple):
     is_causal: bool = False
     limit: int | None = None
     batch: int = 1
+    tile: str | None = None
 
     @property
     def name(self) -> str:
@@ -47,6 +50,7 @@ class Case(NamedTuple):
         return (
             f"{self.dtype}-d{self.head_dim}-{self.q_length}x{self.kv_length}"
             f"-{self.batch}x{self.heads}over{self.kv_heads}-{mask}{limit}"
+            f"{'' if self.tile is None else f' ({self.tile})'}"
         )
 
     @property
@@ -78,6 +82,12 @@ SMALL = (
     Case(512, "bfloat16", 100, 150, heads=2),
     Case(512, "float16", 137, 137, is_causal=True),
     Case(512, "bfloat16", 64, 192, limit=65),
+    Case(64, "bfloat16", 137, 300, tile="turns"),
+    Case(64, "float16", 72, 200, heads=2, tile="ahead"),
+    Case(64, "bfloat16", 300, 300, is_causal=True, tile="ahead, turns, cluster"),
+    Case(512, "bfloat16", 130, 130, is_causal=True, tile="cluster"),
+    Case(512, "float16", 40, 200, limit=129, tile="ahead"),
+    Case(512, "bfloat16", 137, 137, is_causal=True, tile="ahead, cluster"),
 )
 
 # 10,000 tokens whole, over 16 devices, and halves of such a piece in zigzag order.
@@ -90,6 +100,11 @@ SHIPPED = tuple(
         ("bfloat16", 313, False, 312),
     )
     if limit is None or head_dim in (128, 512)
+) + tuple(
+    Case(head_dim, "bfloat16", 10_000, 10_000, heads=8, kv_heads=4, is_causal=True, tile=tile)
+    for head_dim in (64, 128, 256, 512)
+    for tile in CANDIDATES[head_dim]
+    if tile != DEFAULT
 )
 
 # Whole sequences, as published figures have them.
@@ -123,13 +138,27 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
             q, k_earlier, v_earlier, empty_carry(q), is_causal=False, scale=scale,
             implementation="xla",
         )  # fmt: skip
-        carry = attention_step(
-            q, k, v, carry, is_causal=case.is_causal, scale=scale, kv_length=limit,
-            implementation=implementation,
-        )  # fmt: skip
+        carry = step_of(case, implementation)(q, k, v, carry, limit)
         return (finish(carry, jnp.float32)[0],)
 
     return attend
+
+
+def step_of(case: Case, implementation: str | None) -> Callable[..., Carry]:
+    """(q, k, v, carry, limit) -> carry, cut as the case says."""
+    options = {"is_causal": case.is_causal, "scale": case.head_dim**-0.5}
+
+    def step(q, k, v, carry, limit=None):
+        if implementation == "mosaic" and case.tile is not None:
+            from parallax.kernels.ring_attention import mosaic
+
+            tile = CANDIDATES[case.head_dim][case.tile]
+            return Carry(*mosaic.step(q, k, v, *carry, kv_length=limit, tile=tile, **options))
+        return attention_step(
+            q, k, v, carry, kv_length=limit, implementation=implementation, **options
+        )
+
+    return step
 
 
 def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.ndarray]:

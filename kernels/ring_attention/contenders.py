@@ -1,4 +1,4 @@
-"""Whole attention side by side: our step (at once, and in 16), cuDNN's, tokamax's, XLA's."""
+"""Whole attention side by side: our step (at once, in 16, cut in other ways) and its peers."""
 
 import importlib
 import importlib.util
@@ -8,8 +8,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from parallax.kernels.ring_attention.api import attention_step, empty_carry, finish
-from parallax.kernels.ring_attention.cases import Case, inputs
+from parallax.kernels import dispatch
+from parallax.kernels.ring_attention.api import empty_carry, finish
+from parallax.kernels.ring_attention.cases import Case, inputs, step_of
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
 
 STEPS = 16
 # Rows checked against float64: whole attention of a long case would take minutes on a CPU.
@@ -26,8 +28,14 @@ def contenders(case: Case) -> dict[str, Callable | str]:
     scale = case.head_dim**-0.5
     options = {"is_causal": case.is_causal, "scale": scale}
     ring = "a causal mask is inside one pair of blocks"
+    cuts = {
+        f"mosaic: {tile}": dispatch.not_hopper() or _steps(case._replace(tile=tile), "mosaic", 1)
+        for tile in CANDIDATES[case.head_dim]
+        if tile != DEFAULT
+    }
     return {
         "mosaic": _steps(case, "mosaic", 1),
+        **cuts,
         f"mosaic, {STEPS} steps": ring if case.is_causal else _steps(case, "mosaic", STEPS),
         "cudnn": lambda q, k, v: jax.nn.dot_product_attention(
             q, k, v, implementation="cudnn", **options
@@ -55,15 +63,14 @@ def error(case: Case, out, q, k, v) -> float:
 def _steps(case: Case, implementation: str, steps: int) -> Callable:
     """Attention in so many steps over equal pieces of the keys, as a ring takes them."""
 
+    step = step_of(case, implementation)
+
     def attend(q, k, v):
         carry = empty_carry(q)
         length = k.shape[1]
         edges = [length * i // steps for i in range(steps + 1)]
         for start, end in itertools.pairwise(edges):
-            carry = attention_step(
-                q, k[:, start:end], v[:, start:end], carry, is_causal=case.is_causal,
-                scale=case.head_dim**-0.5, implementation=implementation,
-            )  # fmt: skip
+            carry = step(q, k[:, start:end], v[:, start:end], carry)
         return finish(carry, q.dtype)[0]
 
     return attend

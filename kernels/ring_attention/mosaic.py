@@ -14,7 +14,7 @@ from parallax.kernels import hopper
 from parallax.kernels.ring_attention import mosaic_rows, mosaic_wide
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.reference import check_lengths
-from parallax.kernels.ring_attention.tiles import TILES, Tile, score_elements
+from parallax.kernels.ring_attention.tiles import COPIED_ROWS, TILES, Tile, score_elements
 
 
 def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Tile | None = None):
@@ -24,10 +24,12 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
       tile: how to cut it; None takes the one that ships for this head_dim.
 
     Cost: 2 FLOPs x `tiles.score_elements` x (K + V) a query head, declared to XLA with the bytes of
-      all operands and results. Lengths that 8 does not divide are padded: a copy of that operand.
+      all operands and results. Lengths that 8 does not divide are padded: a copy of that operand,
+      and of o in and out; a ring does that once.
     """
     batch, length, heads, width = q.shape
-    check_lengths(length, k.shape[1], is_causal)
+    if length != -(-k.shape[1] // COPIED_ROWS) * COPIED_ROWS:  # a ring pads its queries itself
+        check_lengths(length, k.shape[1], is_causal)
     tile = tile or TILES[width]
     problem = Problem(is_causal, scale, heads // k.shape[2], width, q.dtype)
     kv_limit = k.shape[1] if kv_length is None else jnp.minimum(kv_length, k.shape[1])
@@ -35,18 +37,20 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
     elements = batch * heads * score_elements(length, k.shape[1], is_causal, tile)
     bytes_accessed = hopper.bytes_of(q, k, v, o, m, l, o, m, l)
 
-    # Copies of 8-row tiles need whole ones; the rows' sums are read and written without a copy.
-    q, k, v = (hopper.pad(x, 1, 8) for x in (q, k, v))
-    o = hopper.pad(o, 2, 8)
-    m, l = (hopper.pad(x, 2, tile.queries) for x in (m, l))
+    # Copies of 8-row tiles need whole ones.
+    q, k, v = (hopper.pad(x, 1, COPIED_ROWS) for x in (q, k, v))
+    o, m, l = (hopper.pad(x, 2, COPIED_ROWS) for x in (o, m, l))
+    cluster = {"cluster": (tile.cluster,), "cluster_names": ("cluster",)}
     body = mosaic_wide.kernel if tile.wide else mosaic_rows.kernel
     results = hopper.call(
         "ring_attention_forward",
         functools.partial(body, problem=problem, tile=tile),
         (q, k, v, o, m, l, limit),
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (o, m, l)],
-        grid={"rows": -(-length // tile.queries), "heads": heads, "batch": batch},
+        # Blocks of threads start in this order, the last axis quickest: one head's rows together.
+        grid={"batch": batch, "heads": heads, "rows": -(-length // tile.cluster_queries)},
         flops=4.0 * elements * width,
         bytes_accessed=bytes_accessed,
+        **(cluster if tile.cluster > 1 else {}),
     )
     return tuple(x[:, :, :length] for x in results)

@@ -1,10 +1,11 @@
-"""What both Mosaic kernels do with a block of scores: mask, online softmax, values, the carry.
+"""What both Mosaic kernels do with a block of scores: the mask and online softmax.
 
 Arrays here are register tiles of one warpgroup, in the layout of wgmma's results. Maxima are in
 units of log2 (the score times scale times log2(e)), so that each exponential is one exp2.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels.hopper import i32
-from parallax.kernels.interpreting import interpreter
-from parallax.kernels.ring_attention.tiles import ROWS
+from parallax.kernels.ring_attention.tiles import ROWS, Tile
 
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA
 ROW = plgpu.Layout.WGMMA.reduce(1)
+# Blocks before the last one at which the old output is on its way to L2.
+NEAR = 4
 
 
 class Problem(NamedTuple):
@@ -40,38 +42,64 @@ class State(NamedTuple):
     l: jax.Array
 
 
-class Carries(NamedTuple):
-    """The carry in device memory: o [B, H, L, V], m and l [B, H, L padded to whole tiles]."""
-
-    o: Any
-    m: Any
-    l: Any
-
-
-class Span(NamedTuple):
-    """Blocks of keys that some row of a block of threads sees.
+class Here(NamedTuple):
+    """What one block of threads works on.
 
     Attributes:
+      batch, head: of the queries. kv_head: of the keys and values.
+      first_row: its queries start there.
       limit: keys from here on do not count.
-      steps: blocks, at least one: no barrier then waits for a copy that nobody asked for.
+      steps: blocks of keys that some row of its cluster sees, at least one: no barrier then waits
+        for a copy that nobody asked for.
     """
 
+    batch: jax.Array
+    head: jax.Array
+    kv_head: jax.Array
+    first_row: jax.Array
     limit: jax.Array
     steps: jax.Array
 
 
-def span(problem: Problem, keys: int, limit, first_row, rows: int) -> Span:
-    """Of `rows` rows from `first_row`, in blocks of `keys`."""
-    seen = jnp.minimum(limit, first_row + rows) if problem.is_causal else limit
-    return Span(limit, jnp.maximum(lax.div(seen + (keys - 1), i32(keys)), 1))
+def here(problem: Problem, tile: Tile, limit) -> Here:
+    """From the axes of the grid, "batch", "heads" and "rows" (the quickest)."""
+    place, head = lax.axis_index("rows"), lax.axis_index("heads")
+    if problem.is_causal:  # the rows with the most work first
+        place = lax.axis_size("rows") - 1 - place
+    first_row = place * tile.cluster_queries
+    seen = jnp.minimum(limit, first_row + tile.cluster_queries) if problem.is_causal else limit
+    if tile.cluster > 1:
+        first_row += lax.axis_index("cluster") * tile.queries
+    return Here(
+        lax.axis_index("batch"), head, lax.div(head, i32(problem.heads_per_kv)), first_row, limit,
+        jnp.maximum(lax.div(seen + (tile.keys - 1), i32(tile.keys)), 1),
+    )  # fmt: skip
 
 
-def empty_state(columns: int) -> State:
-    def full(shape, value, layout):
-        return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+def multicast(tile: Tile) -> dict:
+    """How a block of keys or values is copied: each of a cluster loads a part, for all of it."""
+    return {} if tile.cluster == 1 else {"collective_axes": "cluster"}
 
-    return State(
-        full((ROWS, columns), 0, SCORES), full((ROWS,), -jnp.inf, ROW), full((ROWS,), 0, ROW)
+
+def in_order(
+    steps, tile: Tile, fetch_keys: Callable, fetch_values: Callable, near_the_end: Callable
+) -> None:
+    """Fetches all blocks as they are used: with `ahead`, keys come a block before values."""
+    lag = int(tile.ahead)
+
+    @pl.loop(0, steps + lag)
+    def _(j):
+        pl.when(j == jnp.maximum(steps - NEAR, 0))(near_the_end)
+        pl.when(j < steps)(lambda: fetch_keys(j))
+        pl.when(j >= lag)(lambda: fetch_values(j - lag))
+
+
+def free_barriers(tile: Tile, arrivals: int, count: int) -> Any:
+    """Memory that may be written again: in a cluster once all of it says so, as all write it."""
+    if tile.cluster == 1:
+        return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
+    return plgpu.ClusterBarrier(
+        collective_axes=("cluster",), num_arrivals=arrivals, num_barriers=count
     )
 
 
@@ -80,33 +108,32 @@ def down(rows: jax.Array, shape) -> jax.Array:
     return lax.broadcast_in_dim(rows, shape, [0])
 
 
-def scores_of(q_ref, k_ref) -> jax.Array:
-    """q [64, D] by k [keys, D], both in shared memory: [64, keys] float32."""
-
-    def multiply(out):
-        plgpu.wgmma(out, q_ref, k_ref.transpose((1, 0)))
-        return out[...]
-
-    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, k_ref.shape[0]), jnp.float32))
-
-
-def mask(scores: jax.Array, problem: Problem, span: Span, j, keys: int, first_row) -> jax.Array:
+def mask(scores: jax.Array, problem: Problem, limit, j, first_row) -> jax.Array:
     """Scores of key block j, -inf where the query does not see the key.
 
-    In a branch inside the one loop: a second loop for masked blocks costs registers.
+    In a branch inside the one loop: a second loop for masked blocks costs registers. Eight columns
+    at a time: the compiler keeps what does not change with j, and that is now two columns of a
+    thread instead of `keys / 4`.
     """
 
+    keys = scores.shape[1]
+
     def hide(scores):
-        first_key = j * keys
-        columns = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=SCORES) + first_key
-        seen = columns < span.limit
+        shape = (ROWS, 8)
+        # The first key that does not count, seen from the block's first.
+        bound = limit - j * keys
         if problem.is_causal:
-            rows = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=SCORES) + first_row
-            seen &= columns <= rows
-        return jnp.where(seen, scores, -jnp.inf)
+            rows = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=SCORES)
+            bound = jnp.minimum(bound, rows + (first_row - j * keys + 1))
+        columns = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=SCORES)
+        pieces = [
+            jnp.where(columns < bound - x, scores[:, x : x + 8], -jnp.inf)
+            for x in range(0, keys, 8)
+        ]
+        return jnp.concatenate(pieces, axis=1)
 
     end = (j + 1) * keys
-    hides = end > span.limit
+    hides = end > limit
     if problem.is_causal:
         hides |= end > first_row + 1
     return lax.cond(hides, hide, lambda scores: scores, scores)
@@ -117,56 +144,11 @@ def finite(m: jax.Array) -> jax.Array:
     return jnp.where(m == -jnp.inf, 0.0, m)
 
 
-def soften(state: State, scores: jax.Array, scale: float) -> tuple[State, jax.Array]:
-    """Takes scores in. Returns the state, its output not yet added to, and the weights p."""
-    factor = scale * LOG2_E
-    m = jnp.maximum(state.m, scores.max(axis=1) * factor)
-    base = finite(m)
+def soften(m: jax.Array, l: jax.Array, scores: jax.Array, problem: Problem) -> tuple:
+    """Takes scores in. Returns m, l, the weights p in float32, and how much older sums shrink."""
+    factor = problem.scale * LOG2_E
+    m_new = jnp.maximum(m, scores.max(axis=1) * factor)
+    base = finite(m_new)
     p = jnp.exp2(scores * factor - down(base, scores.shape))
-    shrink = jnp.exp2(state.m - base)
-    l = state.l * shrink + p.sum(axis=1)
-    return State(state.acc * down(shrink, state.acc.shape), m, l), p
-
-
-def add_values(state: State, p: jax.Array, v_ref, problem: Problem) -> State:
-    """Adds p [64, keys], from registers, by v [keys, columns], in shared memory."""
-    p = p.astype(problem.dtype)
-    if interpreter() is not None:
-        # The interpreter has no accumulators with a start value and no operand from registers.
-        values = v_ref[...].astype(jnp.float32)
-        plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do
-        return state._replace(acc=state.acc + jnp.dot(p.astype(jnp.float32), values))
-    multiply = pl.run_state(lambda acc: plgpu.wgmma(acc, p, v_ref))
-    return state._replace(acc=multiply(plgpu.WGMMAAccumulatorRef.init(state.acc)))
-
-
-def merge_into_carry(
-    old: Carries, new: Carries, state: State, at: tuple, stage, arrived, *,
-    first_column: Any = 0, writes_rows: Any = True,
-) -> None:  # fmt: skip
-    """Folds the state into the carry of rows `at` = (b, h, rows), some columns at a time.
-
-    `stage` is [64, columns] float32 in shared memory and `arrived` its barrier. Rows of o beyond
-    the last are neither read nor written: copies stop at an array's end.
-    """
-    m_old, l_old = (plgpu.load(x.at[at], layout=ROW, optimized=False) for x in (old.m, old.l))
-    m_old *= LOG2_E
-    m = jnp.maximum(state.m, m_old)
-    keep_old, keep = jnp.exp2(m_old - finite(m)), jnp.exp2(state.m - finite(m))
-
-    @pl.when(writes_rows)
-    def _():
-        new.m[at] = m * (1 / LOG2_E)
-        new.l[at] = l_old * keep_old + state.l * keep
-
-    columns = stage.shape[1]
-    for start in range(0, state.acc.shape[1], columns):
-        here = (*at, pl.ds(first_column + start, columns))
-        plgpu.copy_gmem_to_smem(old.o.at[here], stage, arrived)
-        plgpu.barrier_wait(arrived)
-        o = plgpu.load(stage, layout=SCORES)
-        part = state.acc[:, start : start + columns]
-        stage[...] = o * down(keep_old, o.shape) + part * down(keep, o.shape)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(stage, new.o.at[here])
-        plgpu.wait_smem_to_gmem(0)
+    shrink = jnp.exp2(m - base)
+    return m_new, l * shrink + p.sum(axis=1), p, shrink

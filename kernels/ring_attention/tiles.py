@@ -1,9 +1,24 @@
-"""What the Mosaic kernels support and how they cut it: one configuration for each head_dim.
+"""What the Mosaic kernels support and how they cut it: some configurations for each head_dim.
 
 Two shapes of kernel (Hopper; one warpgroup loads, two compute):
   rows: each computing warpgroup has 64 queries and all of their output, up to 256 wide.
   wide: both share 64 queries; each has half of the output's columns, since 64 x 512 float32 do not
     fit a warpgroup's registers. Each also multiplies half of head_dim, and the two add scores.
+
+What bounds them (derived; assumed: 132 multiprocessors at 1.755 GHz, 4,096 FLOPs and 128 bytes of
+shared memory a cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
+  L2: a block of threads reads all K and V for its queries, 1 byte for as many FLOPs as it has
+    queries. 128 (rows): 704 TFLOP/s; 64 (wide): 352; a cluster of two doubles both.
+  Shared memory, wide, a block of 64 keys (8.4 MFLOPs, 2,048 cycles of the tensor cores): 128 KB
+    arrive, products read 128 KB of Q and K and 64 KB of V, the exchange of scores moves 64 KB:
+    3,072 cycles, 633 TFLOP/s. Rows, 256: 256 KB, the tensor cores' 2,048 cycles; 128: 224 KB.
+  Device memory: blocks of threads of one head run side by side (10,000 queries are 79 or 157 of
+    them), and its 20 MB of K and V (head_dim 512) stay in the 50 MB of L2: 16 heads read 0.33 GB
+    once. With heads side by side instead, all 0.33 GB pass for each of 19 waves: 6.2 GB, 1.4 ms
+    of the 7.3 ms that 450 TFLOP/s take.
+  The carry: 4 bytes of o in and out a query and column: at 625 queries and keys (a sixteenth)
+    head_dim 512 moves 2.6 MB for 0.8 GFLOPs, 0.6 us beside 1.8 us at 450 TFLOP/s, behind the last
+    blocks if its way is short: it is brought to L2 before.
 """
 
 from typing import NamedTuple
@@ -12,6 +27,8 @@ from parallax.kernels import dispatch
 
 # Queries of one warpgroup: the rows of a wgmma instruction.
 ROWS = 64
+# Copies take whole 8-row tiles of queries, keys, values and output.
+COPIED_ROWS = 8
 # Columns of the float32 output that are folded into the carry at a time: 128 bytes, one swizzle.
 CHUNK = 32
 
@@ -22,33 +39,60 @@ class Tile(NamedTuple):
     """One configuration.
 
     Attributes:
-      keys: key/value rows of a block, a multiple of 16.
+      keys: key/value rows of a block, a multiple of 64.
       stages: blocks of keys and of values in shared memory at a time.
       wide: both computing warpgroups share 64 queries (see above).
+      cluster: neighbouring blocks of threads that read each block of keys and values from L2 once,
+        by multicast: 1 or 2.
+      ahead: the softmax of a block runs behind the values of the one before.
+      turns: the two warpgroups take turns at the tensor cores. Not for the wide kernel, whose
+        warpgroups work on the same scores.
     """
 
     keys: int
     stages: int
     wide: bool = False
+    cluster: int = 1
+    ahead: bool = False
+    turns: bool = False
 
     @property
     def queries(self) -> int:
         """Query rows of one block of threads."""
         return ROWS if self.wide else 2 * ROWS
 
-    def shared_bytes(self, head_dim: int) -> int:
-        """Shared memory of the arrays, barriers (some hundred bytes) not counted; 2-byte inputs."""
-        loaded = (self.queries + 2 * self.stages * self.keys) * head_dim * 2
-        # The wide kernel folds its output through the array in which it exchanges scores.
-        return loaded + 2 * ROWS * (self.keys if self.wide else CHUNK) * 4
+    @property
+    def cluster_queries(self) -> int:
+        """Query rows that share their keys."""
+        return self.queries * self.cluster
 
 
-TILES = {
+# Ways to cut each head_dim that are timed side by side. All compute the same.
+_ROWS = {
     64: Tile(keys=128, stages=2),
     128: Tile(keys=128, stages=2),
     256: Tile(keys=64, stages=2),
-    512: Tile(keys=64, stages=1, wide=True),
 }
+CANDIDATES: dict[int, dict[str, Tile]] = {
+    head_dim: {
+        "plain": tile,
+        "turns": tile._replace(turns=True),
+        "ahead": tile._replace(ahead=True),
+        "ahead, turns, cluster": tile._replace(ahead=True, turns=True, cluster=2),
+    }
+    for head_dim, tile in _ROWS.items()
+}
+_WIDE = Tile(keys=64, stages=1, wide=True)
+CANDIDATES[512] = {
+    "plain": _WIDE,
+    "cluster": _WIDE._replace(cluster=2),
+    "ahead": _WIDE._replace(ahead=True),
+    "ahead, cluster": _WIDE._replace(ahead=True, cluster=2),
+}
+
+# What runs. No GPU has timed them yet: the plainest, until one has.
+DEFAULT = "plain"
+TILES = {head_dim: candidates[DEFAULT] for head_dim, candidates in CANDIDATES.items()}
 
 
 def unsupported(q, k, v, scale: float, segments: bool, partial_over: str | None) -> str | None:
@@ -73,7 +117,7 @@ def unsupported(q, k, v, scale: float, segments: bool, partial_over: str | None)
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool, tile: Tile) -> int:
     """Scores of one head that a step computes: its visible blocks, whole and padded."""
-    rows, total = tile.queries, 0
+    rows, total = tile.cluster_queries, 0
     for first in range(0, q_length, rows):
         keys = min(kv_length, first + rows) if is_causal else kv_length
         total += rows * -(-keys // tile.keys) * tile.keys

@@ -25,7 +25,8 @@ class MachineCode:
       registers: of a thread, as each warpgroup's role sets them, in the order of the text.
       stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
       shared_bytes: shared memory of a block of threads, the most of the kernels of this name.
-      warnings: lines in which the assembler warns.
+      warnings: lines in which the assembler warns, or says that wgmma instructions, meant to run
+        while others compute, wait for each other.
     """
 
     name: str
@@ -97,9 +98,12 @@ def _read(ptx: Path) -> MachineCode:
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
     (entry,) = re.findall(r"Used (\d+) registers", report)
-    # Numbered by another count, which goes on where a kernel has been compiled before.
-    resources = [file.read_text() for file in ptx.parent.glob(f"{name}_*.resources.txt")]
-    shared = [int(x) for text in resources for x in re.findall(r"smem_scratch_bytes=(\d+)", text)]
+    # Numbered as kernels are traced, and the rest as they are compiled.
+    resources = "".join(
+        file.read_text()
+        for file in ptx.parent.iterdir()
+        if re.fullmatch(rf"{name}_\d+\.resources\.txt", file.name)
+    )
     products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.\w+\.\w+\.(\w+)\.", text)
     return MachineCode(
         name=name,
@@ -109,6 +113,6 @@ def _read(ptx: Path) -> MachineCode:
         stack_bytes=int(stack),
         spill_store_bytes=int(stores),
         spill_load_bytes=int(loads),
-        shared_bytes=max(shared),
-        warnings=tuple(line for line in report.splitlines() if "warning" in line.lower()),
+        shared_bytes=max(map(int, re.findall(r"smem_scratch_bytes=(\d+)", resources))),
+        warnings=tuple(re.findall(r".*(?:[Ww]arning|are serialized).*", report)),
     )

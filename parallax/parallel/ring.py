@@ -41,10 +41,14 @@ class Path(Protocol):
         """Which piece this device's queries are."""
         ...
 
-    def travel(self, kv: Any, hop: Hop, state: Any, home: Home = _as_is) -> tuple[Any, Any]:
+    def travel(
+        self, kv: Any, hop: Hop, state: Any, home: Home = _as_is, unroll: int = 1
+    ) -> tuple[Any, Any]:
         """Folds `hop` over all pieces. Returns the state, and the shares at home.
 
-        `home` is applied to complete shares before they are sent home for the last time.
+        `home` is applied to complete shares before they are sent home for the last time. `unroll`
+        hops are written out in one iteration of a loop: with 2, the state of a custom call goes to
+        and fro between two buffers, where it would be copied once a hop.
         """
         ...
 
@@ -69,12 +73,12 @@ class Around:
     def index(self):
         return lax.axis_index(self.axes) if self.axes else 0
 
-    def travel(self, kv, hop, state, home=_as_is):
+    def travel(self, kv, hop, state, home=_as_is, unroll=1):
         if not self.axes:
             return hop(state, kv, OWN)
         inner = Around(self.axes[1:])
         if lax.axis_size(self.axes[0]) == 1:
-            return inner.travel(kv, hop, state, home)
+            return inner.travel(kv, hop, state, home, unroll)
 
         def inner_ring(state, kv, place):
             def one(state, kv, inner_place):
@@ -84,12 +88,12 @@ class Around:
                 within = inner.index() if inner_place is OWN else inner_place
                 return hop(state, kv, outer * inner.size + within)
 
-            return inner.travel(kv, one, state)
+            return inner.travel(kv, one, state, unroll=unroll)
 
-        return _around(self.axes[0], kv, inner_ring, state, home)
+        return _around(self.axes[0], kv, inner_ring, state, home, unroll)
 
 
-def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home) -> tuple[Any, Any]:
+def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home, unroll: int) -> tuple[Any, Any]:
     """One ring. Every send starts before the work of its hop; the last hop sends no keys."""
     size, me = lax.axis_size(axis), lax.axis_index(axis)
     send = partial(_send, axis, [(i, (i + 1) % size) for i in range(size)])
@@ -112,7 +116,7 @@ def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home) -> tuple[Any, 
     state, received = lax.optimization_barrier((state, received))
     if size > 2:
         carry, backs = (state, shares, received), jnp.arange(1, size - 1, dtype=jnp.int32)
-        (state, shares, received), _ = lax.scan(body, carry, backs)
+        (state, shares, received), _ = lax.scan(body, carry, backs, unroll=unroll)
     state, shares = one(state, shares, received, size - 1)
     return state, send(home(shares))
 
@@ -141,7 +145,7 @@ class QueryShards:
     def index(self):
         return lax.axis_index(self.axis) % self.size
 
-    def travel(self, kv, hop, state, home=_as_is):
+    def travel(self, kv, hop, state, home=_as_is, unroll=1):
         me = self.index()
 
         def of(source):
@@ -156,7 +160,9 @@ class QueryShards:
             return hop(state, of(source), source)
 
         state, own = hop(state, of(me), OWN)
-        state, others = lax.scan(body, state, jnp.arange(1, self.size, dtype=jnp.int32))
+        state, others = lax.scan(
+            body, state, jnp.arange(1, self.size, dtype=jnp.int32), unroll=unroll
+        )
         back = (me - jnp.arange(self.size, dtype=jnp.int32)) % self.size
 
         def at_home(own, others):

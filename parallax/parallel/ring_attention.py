@@ -25,7 +25,7 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.tiles import unsupported
+from parallax.kernels.ring_attention.tiles import COPIED_ROWS, unsupported
 from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
@@ -45,6 +45,7 @@ class _Static(NamedTuple):
     partial_over: str | None
     implementation: str | None
     trusted: tuple[str, ...]
+    by_kernel: bool  # forward
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -153,11 +154,15 @@ def _attend(
         "cudnn": library_attention.unsupported(q, k, v, path.axes, q_ids is not None, partial_over),
         "xla": None,
     }
-    if dispatch.choose("ring_attention", implementation, reasons) == "cudnn":
+    chosen = dispatch.choose("ring_attention", implementation, reasons)
+    if chosen == "cudnn":
         return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
     # Why cuDNN does not take the whole was told above; it has no steps.
     trusted = tuple(name for name in dispatch.trusted() if name != "cudnn")
-    static = _Static(path, is_causal, float(scale), order, partial_over, implementation, trusted)
+    static = _Static(
+        path, is_causal, float(scale), order, partial_over, implementation, trusted,
+        by_kernel=chosen == "mosaic",
+    )  # fmt: skip
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
@@ -180,7 +185,9 @@ def _as_asked(run: Callable) -> Callable:
 @_as_asked
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
-    queries = [Queries(*x) for x in pairs.cut_all((q, 1), (q_ids, 1))]
+    # Padded once here, or each step would copy the queries and the carry to and fro.
+    rows = COPIED_ROWS if static.by_kernel else 1
+    queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
         return attention_step(
@@ -193,10 +200,13 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
         return pairs.visit(source, step, queries, _cut_keys(pairs, kv, k), carries), ()
 
     empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
-    carries, _ = static.path.travel((_joined(k, v), kv_ids), hop, empty)
+    carries, _ = static.path.travel(
+        (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
+    )
     chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
-    out = jnp.concatenate([out for out, _ in chunks], axis=1)
-    lse = jnp.concatenate([lse for _, lse in chunks], axis=2)
+    lengths = pairs.lengths
+    out = jnp.concatenate([x[:, :n] for (x, _), n in zip(chunks, lengths, strict=True)], axis=1)
+    lse = jnp.concatenate([x[:, :, :n] for (_, x), n in zip(chunks, lengths, strict=True)], axis=2)
     out, lse = (checkpoint_name(x, KEPT) for x in (out, lse))
     return out, (q, k, v, q_ids, kv_ids, out, lse)
 
@@ -249,6 +259,12 @@ def _joined(k, v):
     """Keys and values as one array, side by side along their width: what travels together has to
     be one transfer, since XLA lets one be on its way at a time and waits for the others."""
     return jnp.concatenate([k, v], axis=-1)
+
+
+def pad_queries(q: jax.Array, rows: int) -> jax.Array:
+    """Queries [B, L, H, K] with zeros behind them, up to a multiple of `rows`."""
+    missing = -q.shape[1] % rows
+    return jnp.pad(q, [(0, 0), (0, missing), (0, 0), (0, 0)]) if missing else q
 
 
 def _cut_keys(pairs: Pairs, kv: tuple, k: jax.Array) -> list["Keys"]:

@@ -7,10 +7,11 @@ import pytest
 
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step, empty_carry, finish
+from parallax.kernels.ring_attention.tiles import COPIED_ROWS
 from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import OWN
-from parallax.parallel.ring_attention import ring_attention
+from parallax.parallel.ring_attention import pad_queries, ring_attention
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,12 @@ def test_plain_attention_and_its_gradients():
         assert relative(mine, other) < 1e-2
 
 
-def test_the_pairs_of_a_zigzag_ring():
-    """All hops of a device of two, by hand: the interpreter does not take several devices."""
+@pytest.mark.parametrize("rows", [1, COPIED_ROWS])
+def test_the_pairs_of_a_zigzag_ring(rows):
+    """All hops of a device of two, by hand: the interpreter does not take several devices.
+
+    With queries as they are, and padded for all steps as a ring does.
+    """
     size, me, length = 2, 1, 75  # chunks of 37 and 38: one pair in two has a limit
     whole = [draw(1, seed, size * length) for seed in range(3)]
     expected = ring_attention(*whole, axis_name=None, is_causal=True, implementation="xla")
@@ -62,12 +67,14 @@ def test_the_pairs_of_a_zigzag_ring():
 
     @jax.jit
     def run(q, k, v):
-        queries = pairs.cut_all((piece(q, me), 1))
+        queries = [(pad_queries(x, rows),) for (x,) in pairs.cut_all((piece(q, me), 1))]
         acc = Accumulators([empty_carry(chunk[0]) for chunk in queries], None)
         for device in (me, 0):
             keys = pairs.cut_all((piece(k, device), 1), (piece(v, device), 1))
             source = OWN if device == me else jnp.int32(device)
             acc = pairs.visit(source, step, queries, keys, acc)
-        return jnp.concatenate([finish(c, jnp.float32)[0] for c in acc.of_queries], axis=1)
+        out = [finish(c, jnp.float32)[0] for c in acc.of_queries]
+        cut = [x[:, :n] for x, n in zip(out, pairs.lengths, strict=True)]
+        return jnp.concatenate(cut, axis=1)
 
     assert relative(run(q, k, v), piece(to_order(expected, size, "zigzag"), me)) < 4e-3

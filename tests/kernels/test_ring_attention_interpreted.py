@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step, empty_carry, finish
@@ -27,12 +28,13 @@ def test_steps_chain_and_rows_that_see_nothing_stay_empty():
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-3
 
 
-def test_a_tile_with_one_stage_is_the_same(monkeypatch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_tile_with_one_stage_is_the_same(monkeypatch, ahead):
     """Producer and consumers take turns on one buffer: barriers, not luck, keep it right."""
     case = SMALL[1]
     arrays = inputs(case, seed=3)
     (expected,) = exact(case, *arrays)
-    tile = TILES[case.head_dim]._replace(stages=1, keys=64)
+    tile = TILES[case.head_dim]._replace(stages=1, keys=64, ahead=ahead)
     monkeypatch.setitem(TILES, case.head_dim, tile)
     with interpreted():
         (found,) = jax.jit(program(case, "mosaic"))(*arrays)

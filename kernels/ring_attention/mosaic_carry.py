@@ -1,0 +1,132 @@
+"""The carry of one block of threads: from device memory, and back with what was added.
+
+The old output comes through the memory that keys and values leave behind, all of it at once, while
+the last block is still being multiplied, and goes back from there: nothing waits for a copy alone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from parallax.kernels import hopper
+from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, State, down, finite
+from parallax.kernels.ring_attention.tiles import CHUNK, ROWS
+
+WARPGROUPS = 2
+
+
+class Carries(NamedTuple):
+    """The carry in device memory: o [B, H, L, V], m and l [B, H, L]."""
+
+    o: Any
+    m: Any
+    l: Any
+
+
+class Place(NamedTuple):
+    """A warpgroup's 64 rows and its columns of the output."""
+
+    batch: Any
+    head: Any
+    row: Any
+    column: Any
+    columns: int
+
+    @property
+    def rows(self) -> tuple:
+        return self.batch, self.head, pl.ds(self.row, ROWS)
+
+    def chunks(self, half: int) -> list[tuple]:
+        """Indices of o: what goes through the memory of the keys (0), or of the values (1)."""
+        count = self.columns // CHUNK // 2
+        starts = range(half * count * CHUNK, (half + 1) * count * CHUNK, CHUNK)
+        return [(*self.rows, pl.ds(self.column + x, CHUNK)) for x in starts]
+
+
+def memory(columns: int) -> Any:
+    """For half of both warpgroups' columns, `columns` each: lies over keys, or over values."""
+    shape = (WARPGROUPS, columns // CHUNK // 2, ROWS, CHUNK)
+    return plgpu.SMEM(shape, "float32", transforms=hopper.transforms("float32"))
+
+
+def barriers(columns: int) -> Any:
+    """One for each half of each warpgroup: [half * WARPGROUPS + warpgroup]."""
+    return plgpu.Barrier(num_arrivals=columns // CHUNK // 2, num_barriers=2 * WARPGROUPS)
+
+
+def rows_memory(tiles: int) -> Any:
+    """For m and l of so many tiles of 64 rows. Its barriers are `rows_barriers`."""
+    return plgpu.SMEM((tiles, 2, ROWS), "float32")
+
+
+def rows_barriers(tiles: int) -> Any:
+    return plgpu.Barrier(num_arrivals=2, num_barriers=tiles)
+
+
+def start(old: Carries, place: Place, memory, arrived, copies: Any = True) -> State:
+    """The state before any block: nothing added, maxima and sums of the carry.
+
+    Args:
+      memory, arrived: of this tile's rows. copies: of several warpgroups that share them, one.
+    """
+
+    @pl.when(copies)
+    def _():
+        for x, source in enumerate((old.m, old.l)):
+            plgpu.copy_gmem_to_smem(source.at[place.rows], memory.at[x], arrived)
+
+    plgpu.barrier_wait(arrived)
+    m, l = (plgpu.load(memory.at[x], layout=ROW, optimized=False) for x in range(2))
+    acc = jnp.zeros((ROWS, place.columns), jnp.float32)
+    return State(plgpu.layout_cast(acc, SCORES), m * LOG2_E, l)
+
+
+def prefetch(old: Carries, place: Place) -> None:
+    """Brings the old output from device memory to L2, where `load` then finds it."""
+    plgpu.async_prefetch(old.o.at[(*place.rows, pl.ds(place.column, place.columns))])
+
+
+def load(old: Carries, place: Place, half: int, warpgroup: int, memory, arrived) -> None:
+    """Starts the copies of one half; its memory must be free."""
+    for x, piece in enumerate(place.chunks(half)):
+        plgpu.copy_gmem_to_smem(
+            old.o.at[piece], memory.at[warpgroup, x], arrived.at[half * WARPGROUPS + warpgroup]
+        )
+
+
+def add_and_store(
+    new: Carries, place: Place, state: State, m_old: jax.Array, warpgroup, memories, arrived,
+    rows_memory, copies_rows: Any = True,
+) -> None:  # fmt: skip
+    """The new carry. Rows beyond the last are neither read nor written: copies stop there.
+
+    Args:
+      state: what `start` gave, with blocks added. m_old: the maxima of `start`.
+      memories: of both halves of o. rows_memory, copies_rows: as in `start`.
+    """
+
+    @pl.when(copies_rows)
+    def _():
+        rows_memory[0] = state.m * (1 / LOG2_E)
+        rows_memory[1] = state.l
+        plgpu.commit_smem()
+        for x, target in enumerate((new.m, new.l)):
+            plgpu.copy_smem_to_gmem(rows_memory.at[x], target.at[place.rows])
+
+    keep = jnp.exp2(m_old - finite(state.m))
+    start = 0
+    for half, memory in enumerate(memories):
+        pieces = place.chunks(half)
+        plgpu.barrier_wait(arrived.at[half * WARPGROUPS + warpgroup])
+        for x in range(len(pieces)):
+            o = plgpu.load(memory.at[warpgroup, x], layout=SCORES)
+            part = state.acc[:, start : start + CHUNK]
+            memory[warpgroup, x] = o * down(keep, o.shape) + part
+            start += CHUNK
+        plgpu.commit_smem()
+        for x, piece in enumerate(pieces):
+            plgpu.copy_smem_to_gmem(memory.at[warpgroup, x], new.o.at[piece])
+    plgpu.wait_smem_to_gmem(0)
