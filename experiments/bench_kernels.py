@@ -1,52 +1,106 @@
-"""Bench_kernels: our attention kernel beside cuDNN's, XLA's and tokamax's, on the GPU at hand.
+"""Bench_kernels: our kernels beside their peers', on the GPU at hand; or their machine code.
 
-  parallax bench_kernels --out=out
+  parallax bench_kernels --out=out                          on a Hopper GPU
+  parallax bench_kernels --operations=ring_attention
+  parallax bench_kernels --compile_only                     no GPU: registers, shared memory, spills
 
-Whole sequences at head dims 128, 256 and 512; a ring of 16 steps on one GPU; the ceiling is a
-product of 8192 x 8192 bfloat16 matrices in the same run. Each is checked against float64 first.
+Each contender is checked against float64 first, then timed a call at a time. The ceilings are a
+product of 8192 x 8192 bfloat16 matrices and a copy of 4 GB in the same run.
 
-Hardware: one NVIDIA Hopper GPU; nothing else should run on it.
+Hardware: one NVIDIA Hopper GPU, on which nothing else should run; none with --compile_only, which
+needs the `aot` extra.
 Result: a table, and out/kernels.json with medians, spreads, errors and versions. Commit it as
-benchmarks/GPU/kernels-DATE.json and run `python -m parallax.lenses.kernels_page`.
+benchmarks/GPU/kernels-DATE.json (with --compile_only: benchmarks/compiled/kernels.json) and run
+`python -m parallax.lenses.kernels_page`.
 Exit status: 0 ok; 2 no GPU, or bad input.
 """
 
 import json
+from dataclasses import asdict
 
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
-from parallax.lenses.kernel_timing import gpu_timer, time_kernels
+from parallax.kernels.operations import OPERATIONS
+from parallax.lenses.kernels_page import rate
 from parallax.report import check_writable
 from parallax.report.files import save_files
 
-FLAGS = (flags.OUT,)
+FLAGS = (flags.OPERATIONS, flags.COMPILE_ONLY, flags.OUT)
 
 
 def main() -> int:
-    """Times all cases on the first device."""
+    """Times, or compiles, all cases of the operations asked for."""
     check_writable(flags.OUT.value)
-    timer = gpu_timer()
-    with ProgressLines() as progress:
-        record = time_kernels(timer=timer, on_progress=progress)
-    best: dict[str, float] = {}
-    for row in record["rows"]:
-        if row["tflops"] is not None and not row["implementation"].startswith("mosaic"):
-            best[row["case"]] = max(row["tflops"], best.get(row["case"], 0.0))
-    for row in record["rows"]:
-        print(line(row, record["ceiling_tflops"], best.get(row["case"])))
+    names = flags.OPERATIONS.value or list(OPERATIONS)
+    for name in names:
+        if name not in OPERATIONS:
+            raise ValueError(
+                f"--operations: expected some of {', '.join(OPERATIONS)}; got {name!r}."
+            )
+    record = _compile(names) if flags.COMPILE_ONLY.value else _time(names)
     files = {"kernels.json": json.dumps(record, indent=1) + "\n"}
     print(f"written: {', '.join(str(path) for path in save_files(flags.OUT.value, files))}")
     return 0
 
 
-def line(row: dict, ceiling: float, best_peer: float | None) -> str:
+def _time(names: list[str]) -> dict:
+    from parallax.lenses.kernel_timing import gpu_timer, time_kernels
+
+    timer = gpu_timer()
+    with ProgressLines() as progress:
+        record = time_kernels(names, timer=timer, on_progress=progress)
+    best: dict[tuple, float] = {}
+    for row in record["rows"]:
+        if row["median_s"] is not None and not row["implementation"].startswith("mosaic"):
+            key = row["operation"], row["case"]
+            best[key] = min(row["median_s"], best.get(key, row["median_s"]))
+    for row in record["rows"]:
+        print(timed_line(row, best.get((row["operation"], row["case"]))))
+    return record
+
+
+def _compile(names: list[str]) -> dict:
+    from parallax.lenses.child import run_in_child
+    from parallax.lenses.environment import compile_environment
+    from parallax.lenses.kernel_timing import versions
+    from parallax.lenses.machine_code import compile_operations
+
+    with ProgressLines() as progress:
+        found = run_in_child(
+            compile_operations, names, environment=compile_environment(), on_progress=progress
+        )
+    rows = []
+    for operation, case, code in found:
+        wgmma = {"wgmma": len(code.products)}
+        row = {"operation": operation, "case": case} | asdict(code) | wgmma
+        del row["products"]
+        rows.append(row)
+        print(compiled_line(row))
+    return {
+        "versions": versions("jax", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12"),
+        "rows": rows,
+    }
+
+
+def timed_line(row: dict, best_peer_s: float | None) -> str:
     """One row of the table."""
-    start = f"{row['case']:<46}{row['implementation']:<18}"
-    if row["tflops"] is None:
+    start = f"{row['operation']:<24}{row['case']:<46}{row['implementation']:<18}"
+    if row["median_s"] is None:
         return f"{start}not run: {row['why_not']}"
-    peer = "" if best_peer is None else f", {row['tflops'] / best_peer:.2f} of the best peer"
+    peer = "" if best_peer_s is None else f", {best_peer_s / row['median_s']:.2f} of the best peer"
     return (
-        f"{start}{row['tflops']:6.0f} TFLOP/s ({1e6 * row['median_s']:.0f} us, "
+        f"{start}{rate(row):>12} ({1e6 * row['median_s']:.0f} us, "
         f"{1e6 * row['low_s']:.0f} to {1e6 * row['high_s']:.0f}), "
-        f"{100 * row['tflops'] / ceiling:.0f} % of the ceiling{peer}, error {row['error']:.1e}"
+        f"{100 * row['share_of_floor']:.0f} % of the floor{peer}, error {row['error']:.1e}"
+    )
+
+
+def compiled_line(row: dict) -> str:
+    """One row of the table."""
+    spilled = row["stack_bytes"] + row["spill_store_bytes"] + row["spill_load_bytes"]
+    return (
+        f"{row['operation']:<24}{row['case']:<46}{row['name']:<26}{row['wgmma']:4} wgmma, "
+        f"registers {row['entry_registers']} at entry, then "
+        f"{'/'.join(map(str, row['registers']))}, {row['shared_bytes']:,} B shared, "
+        f"spills {spilled} B"
     )

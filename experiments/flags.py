@@ -249,3 +249,9 @@ FULL = flags.DEFINE_bool("full", False, "Both wirings, all formats: minutes.")
 PAIRS = flags.DEFINE_integer(
     "pairs", 100, "Pairs of runs; both strategies run once in each, in drawn order.", lower_bound=2
 )
+OPERATIONS = flags.DEFINE_list(
+    "operations", None, "Kernels, by commas, as docs/kernels.md names them. Unset: all."
+)
+COMPILE_ONLY = flags.DEFINE_bool(
+    "compile_only", False, "Compile what ships for the H100 with no GPU, and time nothing."
+)

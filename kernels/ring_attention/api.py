@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import reference
+from parallax.kernels.ring_attention.tiles import unsupported
 
-# In order of preference would be mosaic, xla. No GPU has run the Mosaic kernel yet, so None takes
-# XLA everywhere: change this once `pytest -m gpu` has passed on a Hopper GPU.
-DEFAULT = "xla"
-IMPLEMENTATIONS = ("xla", "mosaic")
+_NO_STEP = "it neither takes nor returns the (o, m, l) of a step"
 
 
 class Carry(NamedTuple):
@@ -76,8 +75,8 @@ def attention_step(
       partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
         summed over it, in the accumulator's dtype, before they are used.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
-        bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None, which
-        is "xla" for now, on every platform.
+        bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None, the
+        best that can and that a GPU has been seen to run (`dispatch.PROVEN`): "xla" so far.
 
     Returns:
       The new carry, shapes as before.
@@ -89,12 +88,16 @@ def attention_step(
       skipped). With partial_over an all-reduce of B H `score_elements(L, M, is_causal)` elements.
     Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
     """
-    if check_implementation(implementation) == "mosaic":
+    segments = q_segment_ids is not None or kv_segment_ids is not None
+    reasons = {
+        "mosaic": unsupported(q, k, v, scale, segments, partial_over),
+        "cudnn": _NO_STEP,
+        "xla": None,
+    }
+    if dispatch.choose("attention_step", implementation, reasons) == "mosaic":
         # Imported late: the kernels' language takes a while to load.
         from parallax.kernels.ring_attention import mosaic
 
-        segments = q_segment_ids is not None or kv_segment_ids is not None
-        _refuse(mosaic.unsupported(q, k, v, scale, segments, partial_over))
         return Carry(
             *mosaic.step(
                 q, k, v, *carry, is_causal=is_causal, kv_length=kv_length, scale=scale
@@ -140,29 +143,10 @@ def attention_step_backward(
     Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped. With partial_over two all-reduces of
       what the forward step sums: scores again, and their gradients.
     """
-    check_implementation(implementation)
+    # The forward's kernels have no backward yet: XLA's stands in, as the docstring says.
+    reasons = {"mosaic": None, "cudnn": _NO_STEP, "xla": None}
+    dispatch.choose("attention_step_backward", implementation, reasons)
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length)
     return reference.step_backward(
         q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over
     )
-
-
-def check_implementation(implementation: str | None) -> str:
-    """The implementation's name; NotImplementedError for one that does not exist."""
-    chosen = DEFAULT if implementation is None else implementation
-    if chosen == "cudnn":
-        _refuse("it neither takes nor returns the (o, m, l) of a step", "cudnn")
-    if chosen not in IMPLEMENTATIONS:
-        raise NotImplementedError(
-            f"attention_step: implementation={implementation!r} does not exist here. "
-            f"Use implementation='xla', which runs everywhere, or None."
-        )
-    return chosen
-
-
-def _refuse(reason: str | None, implementation: str = "mosaic") -> None:
-    if reason is not None:
-        raise NotImplementedError(
-            f"attention_step: implementation={implementation!r} cannot do this: {reason}. "
-            f"Use implementation='xla', which runs everywhere, or None."
-        )

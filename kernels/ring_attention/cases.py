@@ -1,8 +1,21 @@
-"""Cases of the attention step: what tests check, what is compiled, and what a benchmark times."""
+"""Cases of the attention step: what tests check, what is compiled, and what a benchmark times.
 
+One of `kernels.operations`, which says what each part is.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from parallax.kernels.ring_attention.api import attention_step, empty_carry, finish
+
+ABOUT = (
+    "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
+    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512."
+)
 
 
 class Case(NamedTuple):
@@ -43,6 +56,14 @@ class Case(NamedTuple):
         pairs = (keys + 1) / 2 if self.is_causal else keys
         return 4.0 * self.batch * self.heads * self.q_length * pairs * self.head_dim
 
+    @property
+    def bytes_accessed(self) -> float:
+        """Queries, keys and values read once, the output written once."""
+        tokens = 2 * self.heads * self.q_length + 2 * self.kv_heads * self.kv_length
+        return 2.0 * self.batch * tokens * self.head_dim
+
+    uses_wgmma = True
+
 
 EARLIER = 24
 
@@ -81,7 +102,7 @@ TIMED = tuple(
 
 
 def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q, k, v and the k, v seen earlier, [B, tokens, heads, head_dim], rounded to the dtype."""
+    """q, k, v, the k, v seen earlier, [B, tokens, heads, head_dim] in the dtype; and any limit."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
 
@@ -89,10 +110,29 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
         return random.normal(size=(case.batch, length, heads, case.head_dim)).astype(dtype)
 
     lengths = (case.kv_length, case.kv_length, EARLIER, EARLIER)
-    return draw(case.q_length, case.heads), *(draw(length, case.kv_heads) for length in lengths)
+    limit = () if case.limit is None else (np.array(case.limit, np.int32),)
+    return draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths), *limit
 
 
-def exact(case: Case, q, k, v, k_earlier, v_earlier) -> np.ndarray:
+def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array]]:
+    """Attention over the earlier keys in XLA and the new ones: [B, L, H, K] in float32."""
+    scale = case.head_dim**-0.5
+
+    def attend(q, k, v, k_earlier, v_earlier, limit=None):
+        carry = attention_step(
+            q, k_earlier, v_earlier, empty_carry(q), is_causal=False, scale=scale,
+            implementation="xla",
+        )  # fmt: skip
+        carry = attention_step(
+            q, k, v, carry, is_causal=case.is_causal, scale=scale, kv_length=limit,
+            implementation=implementation,
+        )  # fmt: skip
+        return (finish(carry, jnp.float32)[0],)
+
+    return attend
+
+
+def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.ndarray]:
     """The textbook's attention over earlier and new keys in float64: [B, L, H, K]."""
     repeat = case.heads // case.kv_heads
     keys, values = (
@@ -101,10 +141,11 @@ def exact(case: Case, q, k, v, k_earlier, v_earlier) -> np.ndarray:
     )
     scores = np.einsum("blhk,bmhk->bhlm", q.astype(np.float64), keys) * case.head_dim**-0.5
     new = np.arange(case.kv_length)
-    seen = np.broadcast_to(new < (case.limit or case.kv_length), (case.q_length, case.kv_length))
+    limit = case.kv_length if limit is None else limit
+    seen = np.broadcast_to(new < limit, (case.q_length, case.kv_length))
     if case.is_causal:
         seen = seen & (new <= np.arange(case.q_length)[:, None])
     seen = np.concatenate([np.ones((case.q_length, EARLIER), bool), seen], axis=1)
     scores = np.where(seen, scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), values)
+    return (np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), values),)

@@ -13,13 +13,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels.hopper import i32
+from parallax.kernels.interpreting import interpreter
 from parallax.kernels.ring_attention.tiles import ROWS
 
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA
 ROW = plgpu.Layout.WGMMA.reduce(1)
-# Registers of a thread: 128 x (24 + 2 x 240) of the 65,536 there are.
-LOADER_REGISTERS, COMPUTE_REGISTERS = 24, 240
 
 
 class Problem(NamedTuple):
@@ -30,7 +30,6 @@ class Problem(NamedTuple):
     heads_per_kv: int
     width: int
     dtype: Any
-    interpret: bool
 
 
 class State(NamedTuple):
@@ -61,22 +60,10 @@ class Span(NamedTuple):
     steps: jax.Array
 
 
-def i32(x) -> jax.Array:
-    return jnp.asarray(x, jnp.int32)
-
-
 def span(problem: Problem, keys: int, limit, first_row, rows: int) -> Span:
     """Of `rows` rows from `first_row`, in blocks of `keys`."""
     seen = jnp.minimum(limit, first_row + rows) if problem.is_causal else limit
     return Span(limit, jnp.maximum(lax.div(seen + (keys - 1), i32(keys)), 1))
-
-
-def transforms(dtype) -> tuple:
-    """Of shared memory that wgmma or its layout reads: 8-row tiles of 128 bytes, swizzled."""
-    columns = 128 // jnp.dtype(dtype).itemsize
-    # pyright takes a method of theirs for abstract.
-    tiling = plgpu.TilingTransform((8, columns))  # pyright: ignore[reportAbstractUsage]
-    return tiling, plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
 
 
 def empty_state(columns: int) -> State:
@@ -144,7 +131,7 @@ def soften(state: State, scores: jax.Array, scale: float) -> tuple[State, jax.Ar
 def add_values(state: State, p: jax.Array, v_ref, problem: Problem) -> State:
     """Adds p [64, keys], from registers, by v [keys, columns], in shared memory."""
     p = p.astype(problem.dtype)
-    if problem.interpret:
+    if interpreter() is not None:
         # The interpreter has no accumulators with a start value and no operand from registers.
         values = v_ref[...].astype(jnp.float32)
         plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do

@@ -7,8 +7,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels import hopper
+from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention import mosaic_parts as parts
-from parallax.kernels.ring_attention.mosaic_parts import Carries, Problem, i32
+from parallax.kernels.ring_attention.mosaic_parts import Carries, Problem
 from parallax.kernels.ring_attention.tiles import CHUNK, ROWS, Tile
 
 LOADER = 2
@@ -26,7 +28,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
     def scope(q_mem, k_mem, v_mem, stage, q_here, k_here, v_here, k_free, v_free, arrived):
         def load():
-            plgpu.set_max_registers(parts.LOADER_REGISTERS, action="decrease")
+            plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
 
             @pl.loop(0, span.steps)
             def _(j):
@@ -46,7 +48,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                     plgpu.barrier_wait(free.at[lax.rem(j, i32(stages))])
 
         def compute():
-            plgpu.set_max_registers(parts.COMPUTE_REGISTERS, action="increase")
+            plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
             row = first + me * ROWS
             mine = q_mem.at[me]
             plgpu.copy_gmem_to_smem(q.at[b, pl.ds(row, ROWS), h], mine, q_here.at[me])
@@ -73,7 +75,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
     def inputs(count: int, rows: int):
         return plgpu.SMEM(
-            (count, rows, problem.width), problem.dtype, transforms=parts.transforms(problem.dtype)
+            (count, rows, problem.width), problem.dtype, transforms=hopper.transforms(problem.dtype)
         )
 
     pl.run_scoped(
@@ -81,7 +83,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         inputs(2, ROWS),
         inputs(stages, tile.keys),
         inputs(stages, tile.keys),
-        plgpu.SMEM((2, ROWS, CHUNK), "float32", transforms=parts.transforms("float32")),
+        plgpu.SMEM((2, ROWS, CHUNK), "float32", transforms=hopper.transforms("float32")),
         plgpu.Barrier(num_barriers=2),
         plgpu.Barrier(num_barriers=stages),
         plgpu.Barrier(num_barriers=stages),

@@ -12,8 +12,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels import hopper
+from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention import mosaic_parts as parts
-from parallax.kernels.ring_attention.mosaic_parts import Carries, Problem, i32
+from parallax.kernels.ring_attention.mosaic_parts import Carries, Problem
 from parallax.kernels.ring_attention.tiles import CHUNK, ROWS, Tile
 
 LOADER = 2
@@ -35,7 +37,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
     def scope(q_mem, k_mem, v_mem, others, here, free, arrived, written, read):
         def load():
-            plgpu.set_max_registers(parts.LOADER_REGISTERS, action="decrease")
+            plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
             kv_head = lax.div(h, i32(problem.heads_per_kv))
             streams = [(K, k, k_mem), (V, v, v_mem)]
 
@@ -52,7 +54,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                 plgpu.barrier_wait(free.at[barrier])
 
         def compute():
-            plgpu.set_max_registers(parts.COMPUTE_REGISTERS, action="increase")
+            plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
             mine = q_mem.at[me]
             rows = pl.ds(first, ROWS)
             plgpu.copy_gmem_to_smem(q.at[b, rows, h, pl.ds(me * half, half)], mine, arrived.at[me])
@@ -100,7 +102,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
     def inputs(rows: int):
         return plgpu.SMEM(
-            (HALVES, rows, half), problem.dtype, transforms=parts.transforms(problem.dtype)
+            (HALVES, rows, half), problem.dtype, transforms=hopper.transforms(problem.dtype)
         )
 
     pl.run_scoped(
@@ -111,7 +113,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
         plgpu.SMEM(
             (HALVES, tile.keys // CHUNK, ROWS, CHUNK),
             "float32",
-            transforms=parts.transforms("float32"),
+            transforms=hopper.transforms("float32"),
         ),
         plgpu.Barrier(num_barriers=2 * HALVES),
         plgpu.Barrier(num_barriers=2 * HALVES),

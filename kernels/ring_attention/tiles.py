@@ -1,4 +1,4 @@
-"""How the Mosaic kernels cut the work: one configuration for each head_dim that ships.
+"""What the Mosaic kernels support and how they cut it: one configuration for each head_dim.
 
 Two shapes of kernel (Hopper; one warpgroup loads, two compute):
   rows: each computing warpgroup has 64 queries and all of their output, up to 256 wide.
@@ -8,12 +8,14 @@ Two shapes of kernel (Hopper; one warpgroup loads, two compute):
 
 from typing import NamedTuple
 
+from parallax.kernels import dispatch
+
 # Queries of one warpgroup: the rows of a wgmma instruction.
 ROWS = 64
 # Columns of the float32 output that are folded into the carry at a time: 128 bytes, one swizzle.
 CHUNK = 32
-# What a block of threads may use on Hopper.
-SHARED_BYTES_LIMIT = 232_448
+
+DTYPES = ("float16", "bfloat16")
 
 
 class Tile(NamedTuple):
@@ -47,6 +49,26 @@ TILES = {
     256: Tile(keys=64, stages=2),
     512: Tile(keys=64, stages=1, wide=True),
 }
+
+
+def unsupported(q, k, v, scale: float, segments: bool, partial_over: str | None) -> str | None:
+    """Why the kernels cannot do this, in a few words; None if they can.
+
+    Args:
+      q, k, v: [B, L, H, K], [B, M, G, K], [B, M, G, V]. Others as in `api.attention_step`.
+    """
+    if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
+        return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(DTYPES)}"
+    if q.shape[-1] not in TILES or v.shape[-1] != q.shape[-1]:
+        dims = ", ".join(map(str, TILES))
+        return f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has {dims} for both"
+    if segments:
+        return "it has no segment ids"
+    if partial_over is not None:
+        return "it cannot sum scores over a mesh axis"
+    if not scale > 0:
+        return f"the scale is {scale}, and it takes a positive one"
+    return dispatch.not_hopper()
 
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool, tile: Tile) -> int:

@@ -1,13 +1,11 @@
-"""Times the attention kernels of this GPU side by side: ours, cuDNN's, XLA's and tokamax's.
+"""Times kernels on this GPU side by side: ours and their peers', in one run.
 
-Times are of the GPU's kernels alone, by CUPTI, a call at a time. The ceiling is a large bfloat16
-product in the same run. Every case is checked against float64 before it is timed.
+Times are of the GPU's kernels alone, by CUPTI, a call at a time. The ceilings are a large bfloat16
+product and a large copy in the same run. Everything is checked against float64 before it is timed.
 """
 
 import importlib.metadata
-import importlib.util
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,63 +13,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parallax.kernels.ring_attention import attention_step, empty_carry, finish
-from parallax.kernels.ring_attention.cases import TIMED, Case, inputs
+from parallax.kernels.operations import CONTENDERS, OPERATIONS
 
 Progress = Callable[[str], None]
 # (function, arguments) -> seconds of each of several calls.
 Timer = Callable[[Callable, tuple], list[float]]
-IMPLEMENTATIONS = ("mosaic", "mosaic, 16 steps", "cudnn", "tokamax", "xla")
 _CALLS = 20
 _GEMM = 8192
-_STEPS = 16
-# Rows checked against float64: whole attention of a long case would take minutes on a CPU.
-_CHECKED_ROWS = 64
+_COPY_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One implementation on one case.
+    """One contender on one case.
 
     Attributes:
-      case: its name. implementation: of IMPLEMENTATIONS.
+      operation, case, implementation: names.
       median_s, low_s, high_s: of its calls: median, and 10th and 90th percentiles; None: not run.
-      tflops: visible FLOPs over the median.
-      error: of some rows against float64, relative.
+      tflops: the case's FLOPs over the median.
+      gb_per_s: the case's least bytes over the median, in 1e9 a second.
+      share_of_floor: the time that the ceilings allow, over the median.
+      bound_by: "flops" or "bytes": which of the ceilings that is.
+      error: against float64, relative.
       why_not: where it did not run.
     """
 
+    operation: str
     case: str
     implementation: str
     median_s: float | None = None
     low_s: float | None = None
     high_s: float | None = None
     tflops: float | None = None
+    gb_per_s: float | None = None
+    share_of_floor: float | None = None
+    bound_by: str | None = None
     error: float | None = None
     why_not: str | None = None
 
 
 def time_kernels(
-    *, cases: Sequence[Case] = TIMED, timer: Timer, on_progress: Progress
+    operations: Iterable[str] = tuple(OPERATIONS),
+    *,
+    timer: Timer,
+    on_progress: Progress,
+    cases: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
-    """A record of everything, for JSON: device, versions, ceiling, rows.
+    """A record of everything, for JSON: device, versions, ceilings, rows.
 
-    Raises:
-      ValueError: the device at hand is no GPU.
+    Args:
+      cases: by operation; None takes those that each operation times.
 
     Cost: about a minute a case on a GPU, most of it compiling and checking.
     """
-    device = jax.devices()[0]
-    on_progress("ceiling")
-    ceiling = _ceiling(timer)
+    on_progress("ceilings")
+    ceilings = {"tflops": _product_tflops(timer), "gb_per_s": _copy_gb_per_s(timer)}
     rows = []
-    for number, case in enumerate(cases, 1):
-        on_progress(f"case {number} of {len(cases)}: {case.name}")
-        rows += [_time(case, name, timer) for name in IMPLEMENTATIONS]
+    for operation in operations:
+        chosen = OPERATIONS[operation].TIMED if cases is None else cases[operation]
+        for number, case in enumerate(chosen, 1):
+            on_progress(f"{operation}, case {number} of {len(chosen)}: {case.name}")
+            rows += _time(operation, case, ceilings, timer)
     return {
-        "device": device.device_kind,
-        "versions": _versions(),
-        "ceiling_tflops": ceiling,
+        "device": jax.devices()[0].device_kind,
+        "versions": versions("jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+        "ceilings": ceilings,
         "rows": [asdict(row) for row in rows],
     }
 
@@ -94,80 +100,55 @@ def gpu_timer() -> Timer:
     return timer
 
 
-def implementation_of(case: Case, name: str) -> Callable | None:
-    """(q, k, v) -> [B, L, H, K] of one implementation; None if it is not installed."""
-    scale = case.head_dim**-0.5
-    if name == "cudnn":
-        return lambda q, k, v: jax.nn.dot_product_attention(
-            q, k, v, is_causal=case.is_causal, scale=scale, implementation="cudnn"
-        )
-    if name == "tokamax":
-        if importlib.util.find_spec("tokamax") is None:
-            return None
-        tokamax = importlib.import_module("tokamax")
-        return lambda q, k, v: tokamax.dot_product_attention(
-            q, k, v, is_causal=case.is_causal, scale=scale
-        )
-    steps = _STEPS if "steps" in name else 1
-    chosen = name.split(",")[0]
+def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
+    peers = CONTENDERS[operation]
+    arrays = tuple(map(jnp.asarray, peers.draw(case, 0)))
+    floor_s, bound_by = max(
+        (case.flops / ceilings["tflops"] / 1e12, "flops"),
+        (case.bytes_accessed / ceilings["gb_per_s"] / 1e9, "bytes"),
+    )
 
-    def ours(q, k, v):
-        carry = empty_carry(q)
-        length = k.shape[1]
-        edges = [length * i // steps for i in range(steps + 1)]
-        for start, end in itertools.pairwise(edges):
-            carry = attention_step(
-                q, k[:, start:end], v[:, start:end], carry, is_causal=case.is_causal, scale=scale,
-                implementation=chosen,
-            )  # fmt: skip
-        return finish(carry, q.dtype)[0]
+    def time_one(name: str, call: Callable | str) -> Timing:
+        if isinstance(call, str):
+            return Timing(operation, case.name, name, why_not=call)
+        run = jax.jit(call)
+        try:
+            error = peers.error(case, run(*arrays), *arrays)
+            seconds = timer(run, arrays)
+        # A peer that cannot is a result, whatever it raises.
+        except Exception as problem:
+            why_not = " ".join(str(problem).split())[:200]
+            return Timing(operation, case.name, name, why_not=why_not)
+        low, median, high = (float(x) for x in np.percentile(seconds, (10, 50, 90)))
+        return Timing(
+            operation, case.name, name, median, low, high,
+            tflops=case.flops / median / 1e12,
+            gb_per_s=case.bytes_accessed / median / 1e9,
+            share_of_floor=floor_s / median,
+            bound_by=bound_by,
+            error=error,
+        )  # fmt: skip
 
-    return ours
-
-
-def error_of_rows(case: Case, out, q, k, v) -> float:
-    """Relative error of some rows of the output, spread over it, against float64 in NumPy."""
-    rows = np.unique(np.linspace(0, case.q_length - 1, _CHECKED_ROWS).astype(int))
-    repeat = case.heads // case.kv_heads
-    q, k, v = (np.asarray(x).astype(np.float64) for x in (q[:, rows], k, v))
-    k, v = np.repeat(k, repeat, axis=2), np.repeat(v, repeat, axis=2)
-    scores = np.einsum("blhk,bmhk->bhlm", q, k) * case.head_dim**-0.5
-    if case.is_causal:
-        scores = np.where(np.arange(case.kv_length) <= rows[:, None], scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    expected = np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), v)
-    found = np.asarray(out)[:, rows].astype(np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return [time_one(name, call) for name, call in peers.contenders(case).items()]
 
 
-def _time(case: Case, name: str, timer: Timer) -> Timing:
-    if "steps" in name and case.is_causal:
-        return Timing(case.name, name, why_not="a causal mask is inside one pair of blocks")
-    call = implementation_of(case, name)
-    if call is None:
-        return Timing(case.name, name, why_not="not installed")
-    q, k, v = map(jnp.asarray, inputs(case, seed=0)[:3])
-    call = jax.jit(call)
-    try:
-        error = error_of_rows(case, call(q, k, v), q, k, v)
-        seconds = timer(call, (q, k, v))
-    # A peer that cannot is a result, whatever it raises.
-    except Exception as problem:
-        return Timing(case.name, name, why_not=" ".join(str(problem).split())[:200])
-    low, median, high = (float(x) for x in np.percentile(seconds, (10, 50, 90)))
-    return Timing(case.name, name, median, low, high, case.flops / median / 1e12, error)
-
-
-def _ceiling(timer: Timer) -> float:
-    """TFLOP/s of a product of 8192 x 8192 random bfloat16 matrices."""
+def _product_tflops(timer: Timer) -> float:
+    """Of a product of 8192 x 8192 random bfloat16 matrices."""
     keys = jax.random.split(jax.random.key(0))
     x, y = (jax.random.normal(key, (_GEMM, _GEMM), jnp.bfloat16) for key in keys)
     seconds = timer(jax.jit(jnp.matmul), (x, y))
     return 2.0 * _GEMM**3 / float(np.median(seconds)) / 1e12
 
 
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+def _copy_gb_per_s(timer: Timer) -> float:
+    """Of a copy far larger than the caches, bits flipped so that it is one: read and written."""
+    x = jax.random.bits(jax.random.key(1), (_COPY_BYTES // 4,), jnp.uint32)
+    seconds = timer(jax.jit(lambda x: ~x), (x,))
+    return 2.0 * x.nbytes / float(np.median(seconds)) / 1e9
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Of those distributions that are installed."""
     found = {}
     for name in names:
         try:

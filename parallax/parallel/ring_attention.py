@@ -23,7 +23,6 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.api import check_implementation
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import Around, Path, QueryShards
@@ -85,7 +84,7 @@ def ring_attention(
 
     Raises:
       ValueError: shapes that do not fit, an unknown order.
-      NotImplementedError: an implementation that does not exist here, naming one that does.
+      NotImplementedError: an implementation that cannot do this, naming one that can.
 
     Cost: a device sends (P-1) B L G (K + V) elements of k's dtype forward; backward those again and
       P B L G (K + V) float32 elements. Of two mesh axes N x S the outer one takes N - 1 sends (N
@@ -137,7 +136,6 @@ def _attend(
     path, q, k, v, q_ids, kv_ids, is_causal, scale, order, partial_over, implementation
 ):  # fmt: skip
     check_order(order)
-    check_implementation(implementation)
     pieces = path.size if isinstance(path, QueryShards) else 1
     _check_shapes(q, k, v, q_ids, kv_length=q.shape[1] * pieces)
     if scale is None:

@@ -141,6 +141,7 @@ def test_an_implementation_that_does_not_exist_names_one_that_does():
         ("mosaic", "bfloat16", 64, {"segments": True}, "segment ids"),
         ("mosaic", "bfloat16", 64, {"partial_over": "x"}, "sum scores"),
         ("mosaic", "bfloat16", 64, {"scale": -1.0}, "positive"),
+        ("mosaic", "bfloat16", 64, {}, "for Hopper GPUs .* for 'cpu'"),
     ],
 )
 def test_what_an_implementation_cannot_do_it_refuses(

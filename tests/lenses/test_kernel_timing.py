@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from parallax.experiments.__main__ import main
-from parallax.experiments.bench_kernels import line
-from parallax.kernels.ring_attention.cases import TIMED, Case, inputs
+from parallax.experiments.bench_kernels import compiled_line, timed_line
+from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.kernels.ring_attention import contenders
+from parallax.kernels.ring_attention.cases import TIMED, Case
 from parallax.lenses import kernel_timing
-from parallax.lenses.kernel_timing import IMPLEMENTATIONS, error_of_rows, time_kernels
-from parallax.lenses.kernels_page import NOT_RUN, ROOT, page, records
+from parallax.lenses.kernel_timing import time_kernels
+from parallax.lenses.kernels_page import NOT_RUN, ROOT, compiled_record, page, records
 
 CASE = Case(64, "bfloat16", 96, 96, heads=2, kv_heads=1)
+CASES = (CASE, CASE._replace(is_causal=True))
 
 
 def fake_timer(function, arguments):
@@ -27,31 +30,39 @@ def fake_timer(function, arguments):
 def record():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(kernel_timing, "_GEMM", 128)
-        cases = (CASE, CASE._replace(is_causal=True))
-        return time_kernels(cases=cases, timer=fake_timer, on_progress=lambda line: None)
+        patched.setattr(kernel_timing, "_COPY_BYTES", 1 << 20)
+        return time_kernels(
+            ["ring_attention"], timer=fake_timer, on_progress=lambda line: None,
+            cases={"ring_attention": CASES},
+        )  # fmt: skip
 
 
-def test_every_implementation_has_a_row_or_a_reason(record):
+def test_every_contender_has_a_row_or_a_reason(record):
     rows = {(row["case"], row["implementation"]): row for row in record["rows"]}
-    assert len(rows) == 2 * len(IMPLEMENTATIONS)
-    for case in (CASE, CASE._replace(is_causal=True)):
+    assert len(rows) == sum(len(contenders.contenders(case)) for case in CASES)
+    assert record["ceilings"] == {
+        "tflops": pytest.approx(2 * 128**3 / 1e-3 / 1e12),
+        "gb_per_s": pytest.approx(2 * 2**20 / 1e-3 / 1e9),
+    }
+    for case in CASES:
         xla = rows[case.name, "xla"]
         assert xla["error"] < 1e-2
         assert xla["tflops"] == pytest.approx(case.flops / 1e-3 / 1e12)
+        assert xla["gb_per_s"] == pytest.approx(case.bytes_accessed / 1e-3 / 1e9)
+        assert xla["bound_by"] == "flops"
+        assert xla["share_of_floor"] == pytest.approx(case.flops / (2 * 128**3))
         assert rows[case.name, "cudnn"]["why_not"]  # this is a CPU
         assert rows[case.name, "mosaic"]["why_not"]
-    assert record["ceiling_tflops"] == pytest.approx(2 * 128**3 / 1e-3 / 1e12)
     assert record["versions"]["jax"] == jax.__version__
     json.dumps(record)
-    text = [line(row, record["ceiling_tflops"], None) for row in record["rows"]]
-    assert any("% of the ceiling" in row for row in text)
+    text = [timed_line(row, 5e-4) for row in record["rows"]]
+    assert any("% of the floor, 0.50 of the best peer" in row for row in text)
     assert any("not run: " in row for row in text)
 
 
 def test_a_wrong_row_is_seen():
-    q, k, v = map(jnp.asarray, inputs(CASE, seed=0)[:3])
-    out = np.zeros(q.shape)
-    assert error_of_rows(CASE, out, q, k, v) == pytest.approx(1.0)
+    q, k, v = map(jnp.asarray, contenders.draw(CASE, seed=0))
+    assert contenders.error(CASE, np.zeros(q.shape), q, k, v) == pytest.approx(1.0)
 
 
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path, capsys):
@@ -64,12 +75,33 @@ def test_without_a_gpu_it_says_so_in_a_line(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_operation_is_refused_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["parallax", "bench_kernels", f"--out={tmp_path}", "--operations=softmax"])
+    assert left.value.code == 2
+    assert "expected some of ring_attention" in capsys.readouterr().err
+
+
 def test_the_page_is_of_the_records(record):
+    compiled = compiled_record()
     text = (ROOT / "docs" / "kernels.md").read_text()
-    assert text == page(records())
-    if not records():
-        assert text.count(NOT_RUN) == len(TIMED) * len(IMPLEMENTATIONS)
-    row = dict(record["rows"][-1], case=TIMED[0].name, implementation="xla", tflops=123.0)
-    shown = page([record | {"rows": [row], "file": "kernels-x.json"}])
-    assert shown.count(NOT_RUN) == len(TIMED) * len(IMPLEMENTATIONS) - 1
-    assert "| 123 ± " in shown
+    assert text == page(records(), compiled)
+    cells = sum(
+        len(CONTENDERS[name].contenders(case))
+        for name, operation in OPERATIONS.items()
+        for case in operation.TIMED
+    )
+    assert page([], compiled).count(NOT_RUN) == cells
+    row = next(row for row in record["rows"] if row["implementation"] == "xla")
+    row = row | {"case": TIMED[0].name, "tflops": 123.0}
+    shown = page([record | {"rows": [row], "file": "kernels-x.json"}], compiled)
+    assert shown.count(NOT_RUN) == cells - 1
+    assert "| 123 TFLOP/s ± " in shown
+
+
+def test_what_was_compiled_is_what_ships():
+    """The record names the cases of today; tests/kernels compile them and see that none spills."""
+    rows = compiled_record()["rows"]
+    expected = [(name, case.name) for name, op in OPERATIONS.items() for case in op.SHIPPED]
+    assert list(dict.fromkeys((row["operation"], row["case"]) for row in rows)) == expected
+    assert all("spills 0 B" in compiled_line(row) for row in rows)

@@ -1,23 +1,22 @@
 """Attention that calls the Mosaic kernel, interpreted: plain with gradients, and a ring's pairs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parallax.kernels.interpreting import interpreter
-from parallax.kernels.ring_attention import attention_step, empty_carry, finish, mosaic
+from parallax.kernels.interpreting import interpreted
+from parallax.kernels.ring_attention import attention_step, empty_carry, finish
 from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import OWN
 from parallax.parallel.ring_attention import ring_attention
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    monkeypatch.setattr(mosaic, "step", functools.partial(mosaic.step, interpret=interpreter()))
+@pytest.fixture(autouse=True)
+def on_a_cpu():
+    with interpreted():
+        yield
 
 
 def draw(heads, seed, length):
@@ -30,7 +29,7 @@ def relative(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
 
-def test_plain_attention_and_its_gradients(interpreted):
+def test_plain_attention_and_its_gradients():
     q, k, v = draw(2, 0, 70), draw(1, 1, 70), draw(1, 2, 70)
 
     def loss(q, k, v, implementation):
@@ -45,7 +44,7 @@ def test_plain_attention_and_its_gradients(interpreted):
         assert relative(mine, other) < 1e-2
 
 
-def test_the_pairs_of_a_zigzag_ring(interpreted):
+def test_the_pairs_of_a_zigzag_ring():
     """All hops of a device of two, by hand: the interpreter does not take several devices."""
     size, me, length = 2, 1, 75  # chunks of 37 and 38: one pair in two has a limit
     whole = [draw(1, seed, size * length) for seed in range(3)]

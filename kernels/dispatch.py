@@ -1,0 +1,68 @@
+"""Which implementation of an operation runs: one rule for all of them."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+
+import jax
+
+from parallax.kernels.interpreting import interpreter
+
+# What a GPU has been seen to run right. Add "mosaic" once `pytest -m gpu` has passed on a Hopper
+# GPU: None then takes it wherever it can.
+PROVEN = ("xla",)
+_TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=PROVEN)
+
+
+def choose(operation: str, implementation: str | None, reasons: Mapping[str, str | None]) -> str:
+    """The implementation to run.
+
+    Args:
+      operation: name, for the message.
+      implementation: the one asked for; None takes the best that can and is proven (or trusted).
+      reasons: for each implementation, the best first, why it cannot do this, in a few words that
+        follow "cannot do this: "; None if it can.
+
+    Raises:
+      NotImplementedError: the one asked for cannot, or does not exist; it names one that can.
+    """
+    able = [name for name, reason in reasons.items() if reason is None]
+    if implementation is None:
+        return next(name for name in able if name in _TRUSTED.get())
+    if implementation in able:
+        return implementation
+    if implementation in reasons:
+        problem = f"cannot do this: {reasons[implementation]}"
+    else:
+        problem = f"does not exist here: there are {', '.join(map(repr, reasons))}"
+    raise NotImplementedError(
+        f"{operation}: implementation={implementation!r} {problem}. "
+        f"Use implementation={able[-1]!r}, or None, which takes the best that can."
+    )
+
+
+@contextlib.contextmanager
+def trusting(*implementations: str) -> Iterator[None]:
+    """Inside, None takes these too, though no GPU has run them yet.
+
+    It holds for what is traced inside; what the same `jax.jit` traced before stays as it is.
+    """
+    token = _TRUSTED.set((*_TRUSTED.get(), *implementations))
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def not_hopper() -> str | None:
+    """Why the program being traced cannot run kernels for Hopper, in a few words; None if it can.
+
+    Its device is that of the mesh in context, or else JAX's default one. Interpreted, it can.
+    """
+    if interpreter() is not None:
+        return None
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    kind = jax.devices()[0].device_kind if described is None else described.device_kind
+    if any(name in kind for name in ("H100", "H200", "H800", "H20")):
+        return None
+    return f"it is for Hopper GPUs (H100, H200), and the program is for {kind!r}"

@@ -1,0 +1,80 @@
+"""The operations that have kernels: what tests check, compile and benchmark, one by one.
+
+A new kernel adds a line to OPERATIONS (its `cases`) and one to CONTENDERS.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from parallax.kernels.ring_attention import cases as ring_attention
+from parallax.kernels.ring_attention import contenders as ring_attention_contenders
+
+
+class Case(Protocol):
+    """Shapes and dtypes of one call; hashable.
+
+    Attributes:
+      flops: of the products that count; throughput is counted in these.
+      bytes_accessed: the least that must cross device memory.
+      uses_wgmma: its machine code must have the tensor cores' instruction.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def bytes_accessed(self) -> float: ...
+    @property
+    def uses_wgmma(self) -> bool: ...
+
+
+class Operation(Protocol):
+    """A `cases` module.
+
+    Attributes:
+      ABOUT: what the kernel does and how, a few sentences for docs/kernels.md.
+      SMALL: cases for an interpreter.
+      SHIPPED: one for each configuration that ships: compiled to machine code.
+      TIMED: what the benchmark runs.
+      inputs: (case, seed) -> fresh random NumPy arrays, rounded to the case's dtypes.
+      program: (case, implementation) -> a function of them that JAX traces, to a tuple of arrays.
+      exact: (case, *arrays) -> the same in float64 NumPy, with no code in common.
+    """
+
+    @property
+    def ABOUT(self) -> str: ...  # noqa: N802
+    @property
+    def SMALL(self) -> Sequence[Any]: ...  # noqa: N802
+    @property
+    def SHIPPED(self) -> Sequence[Any]: ...  # noqa: N802
+    @property
+    def TIMED(self) -> Sequence[Any]: ...  # noqa: N802
+
+    inputs: Callable[[Any, int], tuple[np.ndarray, ...]]
+    program: Callable[[Any, str | None], Callable[..., tuple]]
+    exact: Callable[..., tuple[np.ndarray, ...]]
+
+
+class Contenders(Protocol):
+    """A `contenders` module: what the benchmark times side by side.
+
+    Attributes:
+      draw: (case, seed) -> NumPy arrays that all contenders take.
+      contenders: (case) -> by name, a function of them, or a few words on why it does not run.
+      error: (case, out, *arrays) -> relative error of the output, or of a part, against float64.
+    """
+
+    draw: Callable[[Any, int], tuple[np.ndarray, ...]]
+    contenders: Callable[[Any], dict[str, Callable | str]]
+    error: Callable[..., float]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "ring_attention": ring_attention,
+}
+CONTENDERS: dict[str, Contenders] = {
+    "ring_attention": ring_attention_contenders,
+}

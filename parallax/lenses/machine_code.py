@@ -1,0 +1,111 @@
+"""Mosaic kernels as machine code for the H100, compiled with no GPU: registers, spills, memory.
+
+Needs the `aot` extra, and a process of its own (`lenses.child`, `compile_environment()`).
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What the assembler and Mosaic say of one kernel.
+
+    Attributes:
+      name: the kernel's.
+      products: dtypes of the inputs of its wgmma instructions, one each ("f16", "bf16", "s8").
+      entry_registers: of a thread, at the start.
+      registers: of a thread, as each warpgroup's role sets them, in the order of the text.
+      stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
+      shared_bytes: shared memory of a block of threads.
+      warnings: lines in which the assembler warns.
+    """
+
+    name: str
+    products: tuple[str, ...]
+    entry_registers: int
+    registers: tuple[int, ...]
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+    warnings: tuple[str, ...]
+
+    @property
+    def spills(self) -> bool:
+        """Whether anything lives in memory in place of registers."""
+        return bool(self.stack_bytes or self.spill_store_bytes or self.spill_load_bytes)
+
+
+def compile_kernels(
+    function: Callable, arrays: Sequence[Any], cluster: str = "h100_1x1"
+) -> list[MachineCode]:
+    """Every Mosaic kernel of `function(*arrays)`, compiled for one GPU of `cluster`.
+
+    Args:
+      arrays: anything with a shape and a dtype.
+    """
+    import jax
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+    from parallax.meshes.cluster import cluster as cluster_named
+    from parallax.meshes.topology import topology_devices
+
+    devices = np.array(topology_devices(cluster_named(cluster))[:1])
+    mesh = Mesh(devices, ("x",), axis_types=(AxisType.Auto,))
+    whole = NamedSharding(mesh, PartitionSpec())
+    like = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in arrays]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    ):
+        os.environ.update(
+            MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTX="1", MOSAIC_GPU_DUMP_PTXAS="1"
+        )
+        jax.jit(function).lower(*like).compile()
+        return [_read(file) for file in sorted(Path(folder).glob("*.ptx"))]
+
+
+def compile_operations(
+    names: Sequence[str], *, on_progress: Callable[[str], None]
+) -> list[tuple[str, str, MachineCode]]:
+    """(operation, case, kernel) of every case that ships; `names` are some of OPERATIONS."""
+    from parallax.kernels.operations import OPERATIONS
+
+    found = []
+    for name in names:
+        operation = OPERATIONS[name]
+        for number, case in enumerate(operation.SHIPPED, 1):
+            on_progress(f"{name}, case {number} of {len(operation.SHIPPED)}: {case.name}")
+            program, arrays = operation.program(case, "mosaic"), operation.inputs(case, 0)
+            found += [(name, case.name, code) for code in compile_kernels(program, arrays)]
+    return found
+
+
+def _read(ptx: Path) -> MachineCode:
+    text, report = ptx.read_text(), ptx.with_suffix(".ptxas").read_text()
+    resources = ptx.with_suffix(".resources.txt").read_text()
+    ((stack, stores, loads),) = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+    )
+    (entry,) = re.findall(r"Used (\d+) registers", report)
+    (shared,) = re.findall(r"smem_scratch_bytes=(\d+)", resources)
+    products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.\w+\.\w+\.(\w+)\.", text)
+    return MachineCode(
+        name=re.sub(r"_\d+$", "", ptx.stem),
+        products=tuple(products),
+        entry_registers=int(entry),
+        registers=tuple(int(x) for x in re.findall(r"setmaxnreg\S*\s+(\d+);", text)),
+        stack_bytes=int(stack),
+        spill_store_bytes=int(stores),
+        spill_load_bytes=int(loads),
+        shared_bytes=int(shared),
+        warnings=tuple(line for line in report.splitlines() if "warning" in line.lower()),
+    )

@@ -1,0 +1,40 @@
+"""The attention step's Mosaic kernel, interpreted: steps that chain, buffers that take turns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallax.kernels.interpreting import interpreted
+from parallax.kernels.ring_attention import attention_step, empty_carry, finish
+from parallax.kernels.ring_attention.cases import SMALL, exact, inputs, program
+from parallax.kernels.ring_attention.tiles import TILES
+
+
+def test_steps_chain_and_rows_that_see_nothing_stay_empty():
+    """Three steps, the first without a single key, are one call."""
+    q, k, v, *_ = map(jnp.asarray, inputs(SMALL[0], seed=2))
+    step = functools.partial(attention_step, is_causal=False, scale=0.125, implementation="mosaic")
+    with interpreted():
+        nothing = step(q, k[:, :64], v[:, :64], empty_carry(q), kv_length=jnp.int32(0))
+        chained = step(q, k[:, 77:], v[:, 77:], step(q, k[:, :77], v[:, :77], nothing))
+        whole = step(q, k, v, empty_carry(q))
+    assert bool((nothing.l == 0).all())
+    assert bool(jnp.isneginf(nothing.m).all())
+    assert bool((nothing.o == 0).all())
+    for a, b in zip(finish(chained, jnp.float32), finish(whole, jnp.float32), strict=True):
+        assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-3
+
+
+def test_a_tile_with_one_stage_is_the_same(monkeypatch):
+    """Producer and consumers take turns on one buffer: barriers, not luck, keep it right."""
+    case = SMALL[1]
+    arrays = inputs(case, seed=3)
+    (expected,) = exact(case, *arrays)
+    tile = TILES[case.head_dim]._replace(stages=1, keys=64)
+    monkeypatch.setitem(TILES, case.head_dim, tile)
+    with interpreted():
+        (found,) = jax.jit(program(case, "mosaic"))(*arrays)
+    error = np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
+    assert error < 1e-2
