@@ -8,6 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from parallax.kernels.ring_attention import backward_cases as ring_attention_backward
+from parallax.kernels.ring_attention import (
+    backward_contenders as ring_attention_backward_contenders,
+)
 from parallax.kernels.ring_attention import cases as ring_attention
 from parallax.kernels.ring_attention import contenders as ring_attention_contenders
 
@@ -74,7 +78,9 @@ class Contenders(Protocol):
 
 OPERATIONS: dict[str, Operation] = {
     "ring_attention": ring_attention,
+    "ring_attention_backward": ring_attention_backward,
 }
 CONTENDERS: dict[str, Contenders] = {
     "ring_attention": ring_attention_contenders,
+    "ring_attention_backward": ring_attention_backward_contenders,
 }

@@ -1,8 +1,8 @@
 """Backward, both computing warpgroups with the same 64 fixed rows: their results fill both.
 
 The first makes S and P, the second dP and dS, and P goes to it through shared memory. With two
-results (dk and dv) each then has one: the first P by d_out, the second dS by q. With one, the second
-hands dS back in P's place, and each has half of the columns.
+results (dk and dv) each then has one: the first P by d_out, the second dS by q. With one result the
+second hands dS back in P's place, and each has half of the columns.
 """
 
 import functools
@@ -12,16 +12,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels import hopper
+from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention import mosaic_backward_parts as parts
 from parallax.kernels.ring_attention.backward_tiles import CHUNK, Pass
-from parallax.kernels.ring_attention.mosaic_parts import (
-    COMPUTE_REGISTERS,
-    LOADER_REGISTERS,
-    SCORES,
-    Problem,
-    i32,
-    transforms,
-)
+from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem
 from parallax.kernels.ring_attention.tiles import ROWS
 
 LOADER = 2
@@ -52,7 +47,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         fixed_1_here, fixed_2_here, here_1, here_2, free_1, free_2, asked, answered,
     ):  # fmt: skip
         def load():
-            plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
+            plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
 
             @pl.loop(0, walk.steps)
             def _(step):
@@ -66,7 +61,9 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                     )
                     for c in range(pieces):
                         source = given.moving[0].at[b, block, head, pl.ds(c * WIDE, WIDE)]
-                        plgpu.copy_gmem_to_smem(source, memory_1.at[slot * pieces + c], here_1.at[slot])
+                        plgpu.copy_gmem_to_smem(
+                            source, memory_1.at[slot * pieces + c], here_1.at[slot]
+                        )
                     for x, vector in enumerate(vectors):
                         source = vector.at[b, head, block]
                         plgpu.copy_gmem_to_smem(source, vector_mem.at[x, slot], here_1.at[slot])
@@ -119,7 +116,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
 
         def first_half():
             """S, P, and P by d_out or dS by half of the columns."""
-            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
             fetch(given.fixed[0], fixed_1, fixed_1_here)
             lse_rows = None if cut.keys_fixed else parts.rows_of(given.lse, (b, h, rows))
 
@@ -127,7 +124,10 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                 slot = parts.slot_of(t, stages_1)
                 plgpu.barrier_wait(here_1.at[slot])
                 scores = parts.product(
-                    *((fixed_1.at[c + parts.nought(t)], memory_1.at[slot * pieces + c]) for c in range(pieces))
+                    *(
+                        (fixed_1.at[c + parts.nought(t)], memory_1.at[slot * pieces + c])
+                        for c in range(pieces)
+                    )
                 )
                 lse = of_queries(0, slot) if lse_rows is None else lse_rows
                 p = parts.weights(scores, lse, walk, first, walk.at(t)[1])
@@ -154,7 +154,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
 
         def second_half():
             """dP, dS, and dS by q or by the other half of the columns."""
-            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
             fetch(given.fixed[1], fixed_2, fixed_2_here)
             delta_rows = None if cut.keys_fixed else parts.rows_of(given.delta, (b, h, rows))
 
@@ -180,7 +180,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         pl.when(me == 1)(second_half)
 
     def inputs(*shape: int):
-        return plgpu.SMEM(shape, problem.dtype, transforms=transforms(problem.dtype))
+        return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))
 
     pl.run_scoped(
         scope,
@@ -189,7 +189,9 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         inputs(stages_1 * pieces, cut.moving, WIDE),
         inputs(stages_2, cut.moving, chunk),
         plgpu.SMEM((2 if vectors else 1, stages_1, cut.moving), "float32"),
-        plgpu.SMEM((cut.moving // CHUNK, ROWS, CHUNK), "float32", transforms=transforms("float32")),
+        plgpu.SMEM(
+            (cut.moving // CHUNK, ROWS, CHUNK), "float32", transforms=hopper.transforms("float32")
+        ),
         plgpu.Barrier(num_arrivals=pieces),
         plgpu.Barrier(num_arrivals=chunks),
         plgpu.Barrier(num_barriers=stages_1, num_arrivals=pieces + len(vectors)),

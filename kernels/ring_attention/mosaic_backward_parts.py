@@ -12,8 +12,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels.hopper import i32
+from parallax.kernels.interpreting import interpreter
 from parallax.kernels.ring_attention.backward_tiles import Pass
-from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem, i32
+from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem
 from parallax.kernels.ring_attention.tiles import ROWS
 
 # A value for each column of a block of scores.
@@ -144,7 +146,7 @@ def gradient(p, dp, delta, walk: Walk) -> jax.Array:
 
 
 def product(*pairs) -> jax.Array:
-    """Of each pair fixed [64, K] by moving [n, K], both in shared memory, summed: [64, n] float32."""
+    """The sum over pairs of fixed [64, K] by moving [n, K], in shared memory: [64, n] float32."""
 
     def multiply(out):
         for fixed, moving in pairs:
@@ -182,7 +184,7 @@ def product_of_ring(fixed, ring, here, free, step, stages: int) -> jax.Array:
 def accumulate(acc, weights, moving, problem: Problem) -> jax.Array:
     """acc + weights [64, n], from registers, by moving [n, columns], in shared memory."""
     weights = weights.astype(problem.dtype)
-    if problem.interpret:
+    if interpreter() is not None:
         # The interpreter has no accumulators with a start value and no operand from registers.
         values = moving[...].astype(jnp.float32)
         plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do

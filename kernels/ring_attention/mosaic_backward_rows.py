@@ -6,15 +6,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels import hopper
+from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention import mosaic_backward_parts as parts
 from parallax.kernels.ring_attention.backward_tiles import Pass
-from parallax.kernels.ring_attention.mosaic_parts import (
-    COMPUTE_REGISTERS,
-    LOADER_REGISTERS,
-    Problem,
-    i32,
-    transforms,
-)
+from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.tiles import ROWS
 
 LOADER = 2
@@ -35,9 +31,11 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
     columns = problem.width // cut.parts
     first_column = lax.axis_index("parts") * columns
 
-    def scope(fixed_mem, memory_1, memory_2, vector_mem, fixed_here, here_1, here_2, free_1, free_2):
+    def scope(
+        fixed_mem, memory_1, memory_2, vector_mem, fixed_here, here_1, here_2, free_1, free_2
+    ):
         def load():
-            plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
+            plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
 
             @pl.loop(0, walk.steps)
             def _(step):
@@ -53,7 +51,9 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                     )
                     source = given.moving[which].at[b, block, head]
                     if which:
-                        source = given.moving[which].at[b, block, head, pl.ds(first_column, columns)]
+                        source = given.moving[which].at[
+                            b, block, head, pl.ds(first_column, columns)
+                        ]
                     plgpu.copy_gmem_to_smem(source, memory.at[slot], here.at[slot])
                 for x, vector in enumerate(vectors):
                     plgpu.copy_gmem_to_smem(
@@ -68,7 +68,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                     plgpu.barrier_wait(free.at[parts.slot_of(step, stages)])
 
         def compute():
-            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
             mine = first + me * ROWS
             rows = pl.ds(mine, ROWS)
             for x, source in enumerate(given.fixed[: 1 + needs_dp]):
@@ -117,7 +117,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         pl.when(me != LOADER)(compute)
 
     def inputs(*shape: int):
-        return plgpu.SMEM(shape, problem.dtype, transforms=transforms(problem.dtype))
+        return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))
 
     stages_1, stages_2 = cut.stages
     pl.run_scoped(
