@@ -91,21 +91,27 @@ def compile_operations(
 
 def _read(ptx: Path) -> MachineCode:
     text, report = ptx.read_text(), ptx.with_suffix(".ptxas").read_text()
-    resources = ptx.with_suffix(".resources.txt").read_text()
+    # Resources are numbered as kernels are traced, and the rest as they are compiled.
+    name = re.sub(r"_\d+$", "", ptx.stem)
+    resources = [
+        file.read_text()
+        for file in ptx.parent.glob(f"{name}_*.resources.txt")
+        if re.fullmatch(rf"{name}_\d+\.resources\.txt", file.name)
+    ]
     ((stack, stores, loads),) = re.findall(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
     (entry,) = re.findall(r"Used (\d+) registers", report)
-    (shared,) = re.findall(r"smem_scratch_bytes=(\d+)", resources)
+    shared = max(int(x) for x in re.findall(r"smem_scratch_bytes=(\d+)", "".join(resources)))
     products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.\w+\.\w+\.(\w+)\.", text)
     return MachineCode(
-        name=re.sub(r"_\d+$", "", ptx.stem),
+        name=name,
         products=tuple(products),
         entry_registers=int(entry),
         registers=tuple(int(x) for x in re.findall(r"setmaxnreg\S*\s+(\d+);", text)),
         stack_bytes=int(stack),
         spill_store_bytes=int(stores),
         spill_load_bytes=int(loads),
-        shared_bytes=int(shared),
+        shared_bytes=shared,
         warnings=tuple(line for line in report.splitlines() if "warning" in line.lower()),
     )
