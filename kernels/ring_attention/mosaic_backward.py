@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from parallax.kernels import hopper
 from parallax.kernels.ring_attention import mosaic_backward_pair, mosaic_backward_rows
 from parallax.kernels.ring_attention.backward_tiles import PASSES, Pass, score_elements
+from parallax.kernels.ring_attention.mosaic_backward_parts import CLUSTER
 from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, Problem
 from parallax.kernels.ring_attention.reference import check_lengths
 
-# Every block of queries divides it.
-QUERIES = 128
+# Every block of queries, and every cluster's, divides it.
+QUERIES = 256
 
 
 def step_backward(
@@ -37,9 +38,10 @@ def step_backward(
     problem = Problem(is_causal, scale, q.shape[2] // k.shape[2], width, q.dtype)
     kv_limit = k.shape[1] if kv_length is None else jnp.minimum(kv_length, k.shape[1])
     limit = jnp.reshape(jnp.asarray(kv_limit, jnp.int32), (1,))
-    # A query that is not there weighs nothing.
+    # A query that sees nothing, or that is not there, weighs nothing.
     ends = ((0, 0), (0, 0), (0, -length % QUERIES))
-    lse = jnp.pad(lse * LOG2_E, ends, constant_values=jnp.inf)
+    lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
+    lse = jnp.pad(lse, ends, constant_values=jnp.inf)
     delta = jnp.pad(delta, ends)
     lengths = length, k.shape[1]
     # Copies of 8-row tiles need whole ones.
@@ -56,8 +58,9 @@ def _run(cut: Pass, operands, problem: Problem, q_length: int, kv_length: int) -
     fixed, result_heads = q_length, heads
     if cut.keys_fixed:
         fixed, result_heads = kv_length, operands[1].shape[2]
-    tiles = -(-fixed // cut.fixed)
-    shape = batch, tiles * cut.fixed, result_heads, width
+    rows = cut.fixed * cut.cluster
+    clusters = -(-fixed // rows)
+    shape = batch, clusters * rows, result_heads, width
     results = [jax.ShapeDtypeStruct(shape, jnp.float32)] * len(cut.makes)
     body = mosaic_backward_pair.kernel if cut.pair else mosaic_backward_rows.kernel
     elements = score_elements(q_length, kv_length, problem.is_causal, cut)
@@ -66,8 +69,9 @@ def _run(cut: Pass, operands, problem: Problem, q_length: int, kv_length: int) -
         functools.partial(body, problem=problem, cut=cut, q_length=q_length),
         operands,
         results,
-        grid={"rows": tiles, "heads": result_heads, "batch": batch, "parts": cut.parts},
+        grid={"rows": clusters, "heads": result_heads * cut.parts, "batch": batch},
         flops=2.0 * batch * heads * elements * width * cut.products,
         bytes_accessed=hopper.bytes_of(*operands, *results),
+        **({"cluster": (cut.cluster,), "cluster_names": (CLUSTER,)} if cut.cluster > 1 else {}),
     )
     return {name: x[:, :fixed] for name, x in zip(cut.makes, found, strict=True)}

@@ -1,9 +1,11 @@
-"""What both backward kernels do with a block of scores, and which blocks there are.
+"""Which blocks there are, for both backward kernels, and how they come into shared memory.
 
 "Fixed" rows stay with a block of threads and "moving" ones stream past: queries and keys for dq,
 keys and queries for dk and dv, where scores are [keys, queries].
 """
 
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,27 +15,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels.hopper import i32
-from parallax.kernels.interpreting import interpreter
 from parallax.kernels.ring_attention.backward_tiles import Pass
-from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem
-from parallax.kernels.ring_attention.tiles import ROWS
+from parallax.kernels.ring_attention.mosaic_parts import Problem
 
-# A value for each column of a block of scores.
-COLUMN = plgpu.Layout.WGMMA.reduce(0)
-
-
-class Operands(NamedTuple):
-    """Arrays in device memory: [B, tokens, heads, K], and [B, H, L] float32 in units of log2."""
-
-    fixed: tuple[Any, ...]
-    moving: tuple[Any, Any]
-    lse: Any
-    delta: Any
-    limit: Any
+# The axis of blocks of threads that share what streams past.
+CLUSTER = "cluster"
 
 
 class Walk(NamedTuple):
-    """Blocks of moving rows that some fixed row of a block of threads meets.
+    """Blocks of moving rows that some fixed row of a cluster meets.
 
     Attributes:
       problem, cut: what is computed, and how it is cut.
@@ -60,25 +50,125 @@ class Walk(NamedTuple):
         return self.head * group + lax.div(step, self.blocks), block * self.cut.moving
 
 
-def operands(cut: Pass, arrays: tuple) -> Operands:
-    """Of q, k, v, d_out, lse, delta and limit."""
-    q, k, v, d_out, lse, delta, limit = arrays
+class Block(NamedTuple):
+    """What one block of threads is given.
+
+    Attributes:
+      fixed, moving: arrays in device memory, [B, tokens, heads, K].
+      sums: lse in units of log2 and delta, [B, H, L] float32.
+      results: by name, [B, tokens, heads, K] float32.
+      b, h, first: sequence, head and first of the fixed rows.
+      part: of the columns of the results.
+      walk: the moving rows.
+    """
+
+    fixed: tuple[Any, Any]
+    moving: tuple[Any, Any]
+    sums: tuple[Any, Any]
+    results: dict[str, Any]
+    b: jax.Array
+    h: jax.Array
+    first: jax.Array
+    part: jax.Array
+    walk: Walk
+
+
+def block_of(arrays: tuple, problem: Problem, cut: Pass, q_length: int) -> Block:
+    """From q, k, v, d_out, lse, delta, limit and the results."""
+    q, k, v, d_out, lse, delta, limit, *results = arrays
     queries, keys = (q, d_out), (k, v)
     fixed, moving = (keys, queries) if cut.keys_fixed else (queries, keys)
-    return Operands(fixed, moving, lse, delta, limit)
+    place = lax.axis_index("rows")
+    if problem.is_causal and not cut.keys_fixed:  # the rows with the most work first
+        place = lax.axis_size("rows") - 1 - place
+    h, part = (f(lax.axis_index("heads"), i32(cut.parts)) for f in (lax.div, lax.rem))
+    first = place * (cut.fixed * cut.cluster)
+    walk = _walk(problem, cut, limit[0], h, first, q_length)
+    if cut.cluster > 1:
+        first += lax.axis_index(CLUSTER) * cut.fixed
+    return Block(
+        fixed, moving, (lse, delta), dict(zip(cut.makes, results, strict=True)),
+        lax.axis_index("batch"), h, first, part, walk,
+    )  # fmt: skip
 
 
-def walk(problem: Problem, cut: Pass, limit, head, first_row, q_length: int) -> Walk:
-    """Of the fixed rows from `first_row` of `head`."""
+def _walk(problem: Problem, cut: Pass, limit, head, first, q_length: int) -> Walk:
+    """Of a cluster's fixed rows, from row `first` of `head`."""
     moving = i32(cut.moving)
     if cut.keys_fixed:
-        first = lax.div(first_row, moving) if problem.is_causal else i32(0)
-        blocks = -(-q_length // cut.moving) - first
-        steps = jnp.where(first_row < limit, blocks * problem.heads_per_kv, 1)
-        return Walk(problem, cut, limit, head, first, blocks, steps)
-    seen = jnp.minimum(limit, first_row + cut.fixed) if problem.is_causal else limit
+        first_block = lax.div(first, moving) if problem.is_causal else i32(0)
+        blocks = -(-q_length // cut.moving) - first_block
+        steps = jnp.where(first < limit, blocks * problem.heads_per_kv, 1)
+        return Walk(problem, cut, limit, head, first_block, blocks, steps)
+    seen = jnp.minimum(limit, first + cut.fixed * cut.cluster) if problem.is_causal else limit
     blocks = jnp.maximum(lax.div(seen + (moving - 1), moving), 1)
     return Walk(problem, cut, limit, head, i32(0), blocks, blocks)
+
+
+class Ring(NamedTuple):
+    """Blocks of a moving array in shared memory at a time.
+
+    Attributes:
+      memory: [stages, ...].
+      here: barriers: a block has arrived.
+      free: barriers: it is no longer needed; in a cluster, by none of its blocks of threads.
+      stages: blocks.
+    """
+
+    memory: Any
+    here: Any
+    free: Any
+    stages: int
+
+    def slot(self, turn) -> jax.Array:
+        """Where the block of a turn lies."""
+        return lax.rem(turn, i32(self.stages)) if self.stages > 1 else nought(turn)
+
+    def wait(self, turn) -> jax.Array:
+        """The slot, once the block is there."""
+        slot = self.slot(turn)
+        plgpu.barrier_wait(self.here.at[slot])
+        return slot
+
+    def release(self, turn, *, loaded: bool = False) -> None:
+        """This warpgroup is done with the block; `loaded`: not by wgmma alone.
+
+        What threads have read themselves, the copy engine may overwrite after a fence.
+        """
+        if loaded:
+            plgpu.commit_smem()
+        plgpu.barrier_arrive(self.free.at[self.slot(turn)])
+
+    def fill(self, turn, copies: Callable[[Any], Iterable[tuple]], cluster: int) -> None:
+        """Copies pairs (from, to) for a slot, once it is free.
+
+        The blocks of threads of a cluster copy a share each, to the shared memory of all of them.
+        """
+        slot = self.slot(turn)
+        pl.when(turn >= self.stages)(functools.partial(plgpu.barrier_wait, self.free.at[slot]))
+        to_all = {"collective_axes": CLUSTER} if cluster > 1 else {}
+        for source, memory in copies(slot):
+            plgpu.copy_gmem_to_smem(source, memory, self.here.at[slot], **to_all)
+
+    def drain(self, turns) -> None:
+        """Waits until all of it is free: none then writes here, nor arrives, when this has ended.
+
+        Nor does the interpreter of JAX 0.11 take arrivals that nobody waits for.
+        """
+
+        @pl.loop(lax.max(turns - self.stages, i32(0)), turns)
+        def _(turn):
+            plgpu.barrier_wait(self.free.at[self.slot(turn)])
+
+
+def rings_barriers(stages: int, copies: int, readers: int, cluster: int) -> tuple[Any, Any]:
+    """`here` and `free` of a ring: of so many copies a block, and so many warpgroups that read."""
+    here = plgpu.Barrier(num_barriers=stages, num_arrivals=copies)
+    if cluster == 1:
+        return here, plgpu.Barrier(num_barriers=stages, num_arrivals=readers)
+    return here, plgpu.ClusterBarrier(
+        collective_axes=(CLUSTER,), num_barriers=stages, num_arrivals=readers
+    )
 
 
 def nought(step) -> jax.Array:
@@ -88,110 +178,3 @@ def nought(step) -> jax.Array:
     every 16 columns, more registers than there are.
     """
     return lax.shift_right_logical(step, i32(30))
-
-
-def slot_of(step, stages: int) -> jax.Array:
-    """Where in a ring of `stages` blocks the block of a step lies."""
-    return lax.rem(step, i32(stages)) if stages > 1 else nought(step)
-
-
-def rows_of(ref, at: tuple) -> jax.Array:
-    """A float32 for each of 64 fixed rows, from device memory."""
-    return plgpu.load(ref.at[at], layout=ROW, optimized=False)
-
-
-def columns_of(ref) -> jax.Array:
-    """A float32 for each moving row, from shared memory."""
-    return plgpu.load(ref, layout=COLUMN, optimized=False)
-
-
-def spread(values: jax.Array, shape, cut: Pass) -> jax.Array:
-    """A value for each query, over a block of scores."""
-    return lax.broadcast_in_dim(values, shape, [1 if cut.keys_fixed else 0])
-
-
-def weights(scores, lse, walk: Walk, first_row, first_column) -> jax.Array:
-    """P of a block of scores, 0 where the query does not see the key.
-
-    The mask is on P, not on the scores: a query that no key was visible to has lse = -inf.
-    """
-    problem, cut, limit = walk.problem, walk.cut, walk.limit
-    p = jnp.exp2(scores * (problem.scale * LOG2_E) - spread(lse, scores.shape, cut))
-    rows, columns = scores.shape
-
-    def hide(p):
-        row, column = (
-            plgpu.broadcasted_iota(jnp.int32, p.shape, axis, layout=SCORES) + first
-            for axis, first in enumerate((first_row, first_column))
-        )
-        query, key = (column, row) if cut.keys_fixed else (row, column)
-        seen = key < limit
-        if problem.is_causal:
-            seen &= key <= query
-        return jnp.where(seen, p, 0.0)
-
-    first_key, keys, first_query = (
-        (first_row, rows, first_column) if cut.keys_fixed else (first_column, columns, first_row)
-    )
-    end = first_key + keys
-    hides = end > limit
-    if problem.is_causal:
-        hides |= end > first_query + 1
-    return lax.cond(hides, hide, lambda p: p, p)
-
-
-def gradient(p, dp, delta, walk: Walk) -> jax.Array:
-    """dS: of the scores before they were scaled, float32."""
-    return p * (dp - spread(delta, p.shape, walk.cut)) * walk.problem.scale
-
-
-def product(*pairs) -> jax.Array:
-    """The sum over pairs of fixed [64, K] by moving [n, K], in shared memory: [64, n] float32."""
-
-    def multiply(out):
-        for fixed, moving in pairs:
-            plgpu.wgmma(out, fixed, moving.transpose((1, 0)))
-        return out[...]
-
-    moving_rows = pairs[0][1].shape[0]
-    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, moving_rows), jnp.float32))
-
-
-def product_of_ring(fixed, ring, here, free, step, stages: int) -> jax.Array:
-    """fixed [pieces, 64, K] by the next pieces of `ring` [stages, n, K], as they come: [64, n].
-
-    A piece's memory is free once the product after it is under way.
-    """
-    pieces = fixed.shape[0]
-
-    def slot(piece):
-        return slot_of(step * pieces + piece, stages)
-
-    def multiply(out):
-        for piece in range(pieces):
-            plgpu.barrier_wait(here.at[slot(piece)])
-            plgpu.wgmma(out, fixed.at[piece + nought(step)], ring.at[slot(piece)].transpose((1, 0)))
-            if piece:
-                plgpu.wgmma_wait(1)
-                plgpu.barrier_arrive(free.at[slot(piece - 1)])
-        return out[...]
-
-    dp = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, ring.shape[1]), jnp.float32))
-    plgpu.barrier_arrive(free.at[slot(pieces - 1)])
-    return dp
-
-
-def accumulate(acc, weights, moving, problem: Problem) -> jax.Array:
-    """acc + weights [64, n], from registers, by moving [n, columns], in shared memory."""
-    weights = weights.astype(problem.dtype)
-    if interpreter() is not None:
-        # The interpreter has no accumulators with a start value and no operand from registers.
-        values = moving[...].astype(jnp.float32)
-        plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do
-        return acc + jnp.dot(weights.astype(jnp.float32), values)
-    multiply = pl.run_state(lambda acc: plgpu.wgmma(acc, weights, moving))
-    return multiply(plgpu.WGMMAAccumulatorRef.init(acc))
-
-
-def zeros(columns: int) -> jax.Array:
-    return plgpu.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), SCORES)

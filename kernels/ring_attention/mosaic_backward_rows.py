@@ -1,15 +1,22 @@
-"""Backward, each computing warpgroup with 64 fixed rows and all of their results."""
+"""Backward, each computing warpgroup with 64 fixed rows and all of their results.
 
-import functools
+Of the columns that the block of threads makes: half of them for dv at heads of 512.
+"""
 
+import jax
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
-from parallax.kernels.hopper import i32
-from parallax.kernels.ring_attention import mosaic_backward_parts as parts
+from parallax.kernels.ring_attention import mosaic_backward_math as block_math
 from parallax.kernels.ring_attention.backward_tiles import Pass
+from parallax.kernels.ring_attention.mosaic_backward_parts import (
+    Ring,
+    block_of,
+    nought,
+    rings_barriers,
+)
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.tiles import ROWS
 
@@ -18,100 +25,90 @@ LOADER = 2
 
 def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
     """Body of one block of threads; arguments are arrays in device memory."""
-    given = parts.operands(cut, arrays[:7])
-    results = dict(zip(cut.makes, arrays[7:], strict=True))
-    b, h, me = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("warpgroup")
-    place = lax.axis_index("rows")
-    if problem.is_causal and not cut.keys_fixed:  # the rows with the most work first
-        place = lax.axis_size("rows") - 1 - place
-    first = place * cut.fixed
-    walk = parts.walk(problem, cut, given.limit[0], h, first, q_length)
-    needs_dp = cut.makes != ("dv",)
-    vectors = (given.lse, given.delta)[: 1 + needs_dp] if cut.keys_fixed else ()
+    block = block_of(arrays, problem, cut, q_length)
+    walk, b, h, me = block.walk, block.b, block.h, lax.axis_index("warpgroup")
+    fixed = block.fixed if cut.needs_dp else block.fixed[:1]
+    sums = block.sums if cut.needs_dp else block.sums[:1]
     columns = problem.width // cut.parts
-    first_column = lax.axis_index("parts") * columns
+    mine = pl.ds(block.part * columns, columns)
 
-    def scope(
-        fixed_mem, memory_1, memory_2, vector_mem, fixed_here, here_1, here_2, free_1, free_2
-    ):
+    def scope(fixed_mem, sums_mem, fixed_here, memory_1, barriers_1, memory_2, barriers_2):
+        ring_1, ring_2 = (
+            Ring(memory, *barriers, stages)
+            for memory, barriers, stages in zip(
+                (memory_1, memory_2), (barriers_1, barriers_2), cut.stages, strict=True
+            )
+        )
+
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
 
             @pl.loop(0, walk.steps)
             def _(step):
                 head, row = walk.at(step)
-                block = pl.ds(row, cut.moving)
-                slots = tuple(parts.slot_of(step, stages) for stages in cut.stages)
-                for which, (memory, here, free) in enumerate(
-                    ((memory_1, here_1, free_1), (memory_2, here_2, free_2))
-                ):
-                    slot = slots[which]
-                    pl.when(step >= cut.stages[which])(
-                        functools.partial(plgpu.barrier_wait, free.at[slot])
-                    )
-                    source = given.moving[which].at[b, block, head]
-                    if which:
-                        source = given.moving[which].at[
-                            b, block, head, pl.ds(first_column, columns)
-                        ]
-                    plgpu.copy_gmem_to_smem(source, memory.at[slot], here.at[slot])
-                for x, vector in enumerate(vectors):
-                    plgpu.copy_gmem_to_smem(
-                        vector.at[b, head, block], vector_mem.at[x, slots[0]], here_1.at[slots[0]]
-                    )
+                rows = pl.ds(row, cut.moving)
 
-            # Every arrival is waited for, or the interpreter of JAX 0.11 objects.
-            for stages, free in zip(cut.stages, (free_1, free_2), strict=True):
+                def first(slot):
+                    yield block.moving[0].at[b, rows, head], memory_1.at[slot]
+                    for x, values in enumerate(sums if cut.keys_fixed else ()):
+                        yield values.at[b, head, rows], sums_mem.at[x, slot]
 
-                @pl.loop(lax.max(walk.steps - stages, i32(0)), walk.steps)
-                def _(step, stages=stages, free=free):
-                    plgpu.barrier_wait(free.at[parts.slot_of(step, stages)])
+                def second(slot):
+                    yield block.moving[1].at[b, rows, head, mine], memory_2.at[slot]
+
+                ring_1.fill(step, first, cut.cluster)
+                ring_2.fill(step, second, cut.cluster)
+
+            ring_1.drain(walk.steps)
+            ring_2.drain(walk.steps)
 
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            mine = first + me * ROWS
-            rows = pl.ds(mine, ROWS)
-            for x, source in enumerate(given.fixed[: 1 + needs_dp]):
-                plgpu.copy_gmem_to_smem(
-                    source.at[b, rows, h], fixed_mem.at[x, me], fixed_here.at[me]
-                )
+            first_row = block.first + me * ROWS
+            rows = pl.ds(first_row, ROWS)
+            for x, source in enumerate(fixed):
+                at = source.at[b, rows, h]
+                plgpu.copy_gmem_to_smem(at, fixed_mem.at[x, me], fixed_here.at[me])
             plgpu.barrier_wait(fixed_here.at[me])
-            of_rows = None
+            of_rows = []
             if not cut.keys_fixed:
-                of_rows = tuple(parts.rows_of(x, (b, h, rows)) for x in (given.lse, given.delta))
+                of_rows = [block_math.rows_of(x, (b, h, rows)) for x in sums]
 
-            def step(t, accs):
-                accs = dict(zip(cut.makes, accs, strict=True))
-                _, column = walk.at(t)
-                slot_1, slot_2 = (parts.slot_of(t, stages) for stages in cut.stages)
-                moving_1, moving_2 = memory_1.at[slot_1], memory_2.at[slot_2]
+            def step(t, accs: tuple[jax.Array, ...]):
+                again = me + nought(t)
+                slot_1 = ring_1.wait(t)
+                moving_1 = memory_1.at[slot_1]
 
-                def of_queries(x):
-                    if of_rows is not None:
-                        return of_rows[x]
-                    return parts.columns_of(vector_mem.at[x, slot_1])
+                def sum_of_queries(x):
+                    return of_rows[x] if of_rows else block_math.columns_of(sums_mem.at[x, slot_1])
 
-                plgpu.barrier_wait(here_1.at[slot_1])
-                scores = parts.product((fixed_mem.at[0, me + parts.nought(t)], moving_1))
-                p = parts.weights(scores, of_queries(0), walk, mine, column)
-                plgpu.barrier_wait(here_2.at[slot_2])
-                if "dv" in accs:
-                    accs["dv"] = parts.accumulate(accs["dv"], p, moving_2, problem)
-                ds = None
-                if needs_dp:
-                    dp = parts.product((fixed_mem.at[1, me + parts.nought(t)], moving_2))
-                    ds = parts.gradient(p, dp, of_queries(1), walk)
-                plgpu.barrier_arrive(free_2.at[slot_2])
-                for name in {"dq", "dk"} & set(accs):
-                    accs[name] = parts.accumulate(accs[name], ds, moving_1, problem)
-                plgpu.barrier_arrive(free_1.at[slot_1])
-                return tuple(accs[name] for name in cut.makes)
+                def p_of_scores():
+                    return block_math.weights(scores, sum_of_queries(0), walk)
 
-            accs = lax.fori_loop(
-                0, walk.steps, step, tuple(parts.zeros(columns) for _ in cut.makes)
-            )
+                def ds():
+                    return block_math.gradient(p, dp, sum_of_queries(1), walk)
+
+                scores, _ = block_math.product((fixed_mem.at[0, again], moving_1))
+                scores = block_math.hide(scores, walk, first_row, walk.at(t)[1])
+                moving_2 = memory_2.at[ring_2.wait(t)]
+                if cut.needs_dp:
+                    pair = fixed_mem.at[1, again], moving_2
+                    dp, p = block_math.product(pair, meanwhile=p_of_scores)
+                else:
+                    dp, p = None, p_of_scores()
+                if "dv" not in cut.makes:
+                    ring_2.release(t)
+                terms = {"dv": (lambda: p, moving_2), "dk": (ds, moving_1), "dq": (ds, moving_1)}
+                accs = block_math.accumulate(accs, [terms[x] for x in cut.makes], problem)
+                if "dv" in cut.makes:
+                    ring_2.release(t)
+                ring_1.release(t, loaded=cut.keys_fixed)
+                return accs
+
+            start = tuple(block_math.zeros(columns) for _ in cut.makes)
+            accs = lax.fori_loop(0, walk.steps, step, start)
             for name, acc in zip(cut.makes, accs, strict=True):
-                results[name][b, rows, h, pl.ds(first_column, columns)] = acc
+                block.results[name][b, rows, h, mine] = acc
 
         pl.when(me == LOADER)(load)
         pl.when(me != LOADER)(compute)
@@ -120,16 +117,15 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))
 
     stages_1, stages_2 = cut.stages
+    copies_1 = 1 + (len(sums) if cut.keys_fixed else 0)
     pl.run_scoped(
         scope,
-        inputs(1 + needs_dp, 2, ROWS, problem.width),
+        inputs(len(fixed), 2, ROWS, problem.width),
+        plgpu.SMEM((len(sums), stages_1, cut.moving), "float32"),
+        plgpu.Barrier(num_barriers=2, num_arrivals=len(fixed)),
         inputs(stages_1, cut.moving, problem.width),
+        rings_barriers(stages_1, copies_1, readers=2, cluster=cut.cluster),
         inputs(stages_2, cut.moving, columns),
-        plgpu.SMEM((max(len(vectors), 1), stages_1, cut.moving), "float32"),
-        plgpu.Barrier(num_barriers=2, num_arrivals=1 + needs_dp),
-        plgpu.Barrier(num_barriers=stages_1, num_arrivals=1 + len(vectors)),
-        plgpu.Barrier(num_barriers=stages_2),
-        plgpu.Barrier(num_barriers=stages_1, num_arrivals=2),
-        plgpu.Barrier(num_barriers=stages_2, num_arrivals=2),
+        rings_barriers(stages_2, 1, readers=2, cluster=cut.cluster),
         collective_axes="warpgroup",
     )
