@@ -12,9 +12,9 @@ Two bodies, since a warpgroup's registers hold 64 x 256 float32 of results besid
   pair: both share 64 rows. One makes S and P, the other dP and dS; then each makes one of two
     results (dv and dk at 256) or half of the columns of one (dq, and dk, at 512).
 
-What that takes at best for 64 x 64 scores, 64 moving rows at a time, in K clocks of an SM, if all of
-it overlaps (4,096 FLOP and 128 bytes of shared memory a clock; from the L2, all SMs at once,
-about 24 bytes; wgmma reads both operands of S and dP from shared memory, one of those with P or dS):
+What that takes at best for 64 x 64 scores, moving rows by 64, in units of K clocks of an SM, if all
+of it overlaps (4,096 FLOP and 128 bytes of shared memory a clock; from the L2, all SMs at once,
+about 24 bytes; wgmma reads both operands of S and dP from shared memory, one of others):
                               tensor cores   shared memory   L2             bound
   rows, dq                    6              6               5.3            6
   rows, dv and dk             8              7               5.3            8
