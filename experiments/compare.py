@@ -32,7 +32,7 @@ WIDTH = 100
 ALL = "all"  # of --paper: every paper on one page
 FLAGS = (
     flags.PAPER, flags.MODEL, flags.STRATEGIES, flags.STRATEGY, flags.MESH, flags.BATCH,
-    flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.COMPRESSION,
+    flags.SEQ_LEN, flags.MICROBATCHES, flags.DTYPE, flags.COMPRESSION, flags.KERNELS,
     flags.CLUSTER, flags.LENSES, flags.BUDGET, flags.PACKED,
     flags.SMALL, flags.PHASE, flags.REMAT, flags.TEXT, flags.REPEATS, flags.SWEEP, flags.OUT,
     flags.FROM_REPORT,
@@ -88,6 +88,7 @@ def _request() -> dict:
         "microbatches": flags.MICROBATCHES.value,
         "dtype": flags.DTYPE.value,
         "compression": flags.compression(),
+        "kernels": flags.KERNELS.value,
         "cluster": flags.CLUSTER.value,
         "lenses": lenses,
         "budget": flags.BUDGET.value,

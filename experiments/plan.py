@@ -31,7 +31,7 @@ from parallax.search.results import Objective
 WIDTH = 120
 FLAGS = (
     flags.MODEL, flags.BATCH, flags.PROMPT_LEN, flags.OUTPUT_LEN, flags.CLUSTER, flags.OBJECTIVE,
-    flags.MAX_TPOT_S, flags.COMPILE_TOP, flags.DTYPE, flags.COMPRESSION,
+    flags.MAX_TPOT_S, flags.COMPILE_TOP, flags.DTYPE, flags.COMPRESSION, flags.KERNELS,
     flags.RATES, flags.REGIMES, flags.OUT,
 )  # fmt: skip
 
@@ -52,6 +52,7 @@ def main() -> int:
             compile_top=flags.COMPILE_TOP.value,
             dtype=cast(DType | None, flags.DTYPE.value),
             compression=flags.COMPRESSION.value,
+            kernels=flags.KERNELS.value,
             rates=flags.RATES.value,
             regimes=flags.REGIMES.value,
             on_progress=progress,

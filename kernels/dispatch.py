@@ -12,6 +12,7 @@ from parallax.kernels.interpreting import interpreter
 # GPU: None then takes it wherever it can.
 PROVEN = ("xla",)
 _TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=PROVEN)
+_REFUSALS: ContextVar[set[str] | None] = ContextVar("refusals", default=None)
 
 
 def choose(operation: str, implementation: str | None, reasons: Mapping[str, str | None]) -> str:
@@ -28,7 +29,14 @@ def choose(operation: str, implementation: str | None, reasons: Mapping[str, str
     """
     able = [name for name, reason in reasons.items() if reason is None]
     if implementation is None:
-        return next(name for name in able if name in _TRUSTED.get())
+        trusted, refusals = _TRUSTED.get(), _REFUSALS.get()
+        if refusals is not None:
+            refusals |= {
+                f"{operation}: {name} cannot do this: {reason}"
+                for name, reason in reasons.items()
+                if reason is not None and name in trusted
+            }
+        return next(name for name in able if name in trusted)
     if implementation in able:
         return implementation
     if implementation in reasons:
@@ -41,17 +49,33 @@ def choose(operation: str, implementation: str | None, reasons: Mapping[str, str
     )
 
 
+def trusted() -> tuple[str, ...]:
+    """What None may take here."""
+    return _TRUSTED.get()
+
+
 @contextlib.contextmanager
 def trusting(*implementations: str) -> Iterator[None]:
-    """Inside, None takes these too, though no GPU has run them yet.
+    """Inside, None takes these too, beside the proven ones.
 
     It holds for what is traced inside; what the same `jax.jit` traced before stays as it is.
     """
-    token = _TRUSTED.set((*_TRUSTED.get(), *implementations))
+    token = _TRUSTED.set((*PROVEN, *implementations))
     try:
         yield
     finally:
         _TRUSTED.reset(token)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[set[str]]:
+    """Collects, of what is traced inside, where None would have taken a trusted one that cannot."""
+    found: set[str] = set()
+    token = _REFUSALS.set(found)
+    try:
+        yield found
+    finally:
+        _REFUSALS.reset(token)
 
 
 def not_hopper() -> str | None:

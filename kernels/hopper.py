@@ -51,7 +51,8 @@ def call(
     parameters = interpreter()
     if parameters is not None:
         arguments |= {"interpret": parameters}
-    with set_xla_metadata(cost_flops=float(flops), cost_bytes=float(bytes_accessed)):
+    declared = {"cost_flops": float(flops), "cost_bytes": float(bytes_accessed)}
+    with set_xla_metadata(kernel_name=name, **declared):
         out = plgpu.kernel(
             named,
             out_type=[

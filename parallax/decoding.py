@@ -25,7 +25,8 @@ from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.split import Split
-from parallax.spmd import ShardedTransformer, mesh_entry, platform_of
+from parallax.sharded_parameters import mesh_entry
+from parallax.spmd import ShardedTransformer, platform_of
 
 
 class KvCache(NamedTuple):
@@ -233,7 +234,7 @@ class Decoder:
         over = self.sharded.strategy.split().over
         batch = mesh_entry(over("act_batch"))
         mapped = jax.shard_map(
-            functools.partial(self._prefill, platform=platform_of(mesh)), mesh=mesh,
+            self._on(self._prefill, mesh), mesh=mesh,
             in_specs=(self.sharded.untied.specs, PartitionSpec(batch, None), PartitionSpec(batch)),
             out_specs=(self.cache_specs, PartitionSpec(batch, mesh_entry(over("vocab")))),
             check_vma=True,
@@ -249,12 +250,15 @@ class Decoder:
         over = self.split.over
         logits = PartitionSpec(mesh_entry(over("act_batch")), mesh_entry(over("vocab")))
         mapped = jax.shard_map(
-            functools.partial(self._step, platform=platform_of(mesh)), mesh=mesh,
+            self._on(self._step, mesh), mesh=mesh,
             in_specs=(self.sharded.untied.specs, self.cache_specs, self._token_spec),
             out_specs=(self.cache_specs, logits),
             check_vma=True,
         )  # fmt: skip
         return self._whole(mapped, mesh)
+
+    def _on(self, body: Callable, mesh) -> Callable:
+        return self.sharded.strategy.trusting(functools.partial(body, platform=platform_of(mesh)))
 
     def _whole(self, mapped: Callable, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
         """Around the map: parameters as it takes them, logits without columns that fill up."""

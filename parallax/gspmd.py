@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from parallax.parallel.attention_parts import Local
 from parallax.parallel.layer_parts import Scan
 from parallax.rules import check_divides
-from parallax.spmd import mesh_entry, param_specs
+from parallax.sharded_parameters import mesh_entry, param_specs
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

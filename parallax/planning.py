@@ -28,6 +28,7 @@ def plan(
     compile_top: int = 5,
     dtype: DType | None = None,
     compression: list[str] | Compression = None,
+    kernels: str | None = None,
     rates: Rates | str | Path | None = None,
     regimes: bool = False,
     on_progress: Callable[[str], None] = lambda line: None,
@@ -45,6 +46,8 @@ def plan(
       dtype: of parameters and activations; None is the model's own.
       compression: formats the matrices may be stored in, such as "int8,int8+2:4", or several to
         try; "none" is the model as it is. A compressed model computes another function.
+      kernels: "mosaic" or "cudnn": what attention and the like are priced and compiled with where
+        it can; None is XLA's (see `Strategy.kernels`).
       rates: constants of the GPU, or a file that `parallax calibrate` wrote; None takes those
         shipped.
       regimes: also maps of which strategy wins over length, batch, width, devices and experts.
@@ -68,8 +71,9 @@ def plan(
     if isinstance(rates, str | Path):
         rates = Rates.load(rates)
     request = Request(
-        config, batch, prompt_len, output_len, where.name, objective, max_tpot_s, compressions
-    )
+        config, batch, prompt_len, output_len, where.name, objective, max_tpot_s, compressions,
+        kernels,
+    )  # fmt: skip
     search = rank(request, where, rates=rates, compile_top=compile_top, on_progress=on_progress)
     maps = ()
     if regimes:

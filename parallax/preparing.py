@@ -88,7 +88,12 @@ def make_plan(request: dict[str, Any]) -> Plan:
             f"mesh {mesh} is for strategies given by name, and all of these have a mesh of their "
             "own. Leave it out, or change the mesh in the strategy."
         )
-    made = [_strategy(s, mesh, where) for s in asked]
+
+    def make(name: str | Strategy, mesh: MeshSpec | None, where: Cluster) -> Strategy:
+        strategy, kernels = _strategy(name, mesh, where), request.get("kernels")
+        return strategy if kernels is None else strategy.replace(kernels=kernels)
+
+    made = [make(s, mesh, where) for s in asked]
     repeated = {s.name for s in made if sum(t.name == s.name for t in made) > 1}
     if repeated:
         raise ValueError(
@@ -110,7 +115,7 @@ def make_plan(request: dict[str, Any]) -> Plan:
         config, base, cases = small_config, small_base, small_cases
     tasks = () if sweep is None else make_tasks(
         sweep, base, made, where,
-        lambda name, here: _strategy(name, None, here),
+        lambda name, here: make(name, None, here),
         lambda strategy, workload: fit_microbatches(strategy, workload, explicit),
         lambda strategy, workload: ShardedTransformer(config, strategy, workload),
     )  # fmt: skip
@@ -140,6 +145,7 @@ def make_plan(request: dict[str, Any]) -> Plan:
         "microbatches": request["microbatches"],
         "dtype": request["dtype"],
         "compression": config.compression and ",".join(config.compression),
+        "kernels": request.get("kernels"),
         "cluster": where.name,
         "lenses": list(lenses),
         "budget": request.get("budget"),

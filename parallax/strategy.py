@@ -1,11 +1,14 @@
 """A strategy: how a model is split over a mesh, as data that prints and fits in a file."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parallax.kernels import dispatch
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
 from parallax.parallel.experts import EXPERT_PARTS, ExpertPart, LocalExperts, Platform
@@ -13,7 +16,9 @@ from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
 from parallax.parallel.split import Remat, Split
 from parallax.rules import LOGICAL_AXES, Phase, Rules
 
-FILE_VERSION = 2
+FILE_VERSION = 3
+# What None does not take by itself, and a strategy may ask for.
+KERNELS = ("mosaic", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Strategy:
       experts: how tokens and experts meet; without experts in the model it says nothing.
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
+      kernels: what computes wherever it can, on GPUs, and XLA the rest. "mosaic": our kernels for
+        Hopper, which no GPU has been seen to run yet. "cudnn": the library's attention of whole
+        sequences. None: what is proven, see `kernels.dispatch`.
 
     Raises:
       ValueError: rules and parts that contradict each other or the mesh.
@@ -40,8 +48,14 @@ class Strategy:
     experts: ExpertPart = field(default_factory=LocalExperts)
     layers: LayerPart = Scan()
     reduce_dtype: str | None = None
+    kernels: str | None = None
 
     def __post_init__(self):
+        if self.kernels not in (None, *KERNELS):
+            raise ValueError(
+                f"Strategy '{self.name}': kernels must be one of {', '.join(KERNELS)} or "
+                f"None; got {self.kernels!r}."
+            )
         self.rules.check_mesh(dict(self.mesh.axes), f"Strategy '{self.name}'")
         self._check_part("attention", self.attention.seq_axes, "act_seq")
         self._check_part("attention", self.attention.slice_axes, "head_dim")
@@ -115,6 +129,16 @@ class Strategy:
             platform=platform,
         )
 
+    def trusting(self, function: Callable) -> Callable:
+        """`function`, traced with the kernels that this strategy asks for."""
+
+        @functools.wraps(function)
+        def traced(*args, **kwargs):
+            with dispatch.trusting(*() if self.kernels is None else (self.kernels,)):
+                return function(*args, **kwargs)
+
+        return traced
+
     def layer_groups(self, num_layers: int) -> tuple[int, ...]:
         """Layers of each stage, in order. Raises ValueError if they cannot be dealt out."""
         try:
@@ -138,6 +162,7 @@ class Strategy:
             "experts": _part_to_dict(self.experts, EXPERT_PARTS),
             "layers": _part_to_dict(self.layers, LAYER_PARTS),
             "reduce_dtype": self.reduce_dtype,
+            "kernels": self.kernels,
         }
 
     @classmethod
@@ -148,7 +173,7 @@ class Strategy:
           ValueError: a field missing or unknown, a part or version that does not exist.
         """
         data = _of_this_version(data)
-        fields = {"name", "mesh", "rules", "attention", "experts", "layers", "reduce_dtype"}
+        fields = {field.name for field in dataclasses.fields(cls)}
         _require_fields(data, fields | {"strategy_version"}, where)
         if data["strategy_version"] != FILE_VERSION:
             raise ValueError(
@@ -165,6 +190,7 @@ class Strategy:
             experts=_part_from_dict(data["experts"], EXPERT_PARTS, f"{where}: experts"),
             layers=_part_from_dict(data["layers"], LAYER_PARTS, f"{where}: layers"),
             reduce_dtype=data["reduce_dtype"],
+            kernels=data["kernels"],
         )
 
     def save(self, path: str | Path) -> None:
@@ -191,9 +217,15 @@ class Strategy:
 
 
 def _of_this_version(data: Any) -> Any:
-    """A file of version 1 with what came later, as it was meant then."""
-    if not (isinstance(data, dict) and data.get("strategy_version") == 1):
-        return data
+    """A file of version 1 or 2 with what came later, as it was meant then."""
+    if isinstance(data, dict) and data.get("strategy_version") == 1:
+        data = _of_version_2(data)
+    if isinstance(data, dict) and data.get("strategy_version") == 2:
+        data = {"kernels": None, **data, "strategy_version": 3}
+    return data
+
+
+def _of_version_2(data: dict[str, Any]) -> dict[str, Any]:
     data = {"experts": _part_to_dict(LocalExperts(), EXPERT_PARTS), **data, "strategy_version": 2}
     if isinstance(data.get("rules"), dict):
         data["rules"] = {"expert": None, **data["rules"]}

@@ -32,6 +32,7 @@ CASES = {
     "ulysses": ulysses(16),
     "sequence_parallel_norms": tensor_pipeline(8, 2, sequence_parallel_norms=True),
     "tiled": cache_tiled(tensor_pipeline(8, 2), 2, 4, round=2),
+    "our_kernels": ring_sequence(16).replace(kernels="mosaic"),
 }
 
 
@@ -72,7 +73,7 @@ def test_ring_sends_fifteen_hops_of_keys_and_values(compiled):
     assert around.wire_bytes == around.minimum_bytes == 2 * 15 * layers_and_microbatches * hop
 
 
-@pytest.mark.parametrize("name", ["ring_sequence", "double_ring"])
+@pytest.mark.parametrize("name", ["ring_sequence", "double_ring", "our_kernels"])
 def test_ring_transfers_have_attention_beside_them(compiled, name):
     """Also the swap between nodes."""
     for c in compiled[name].collectives:
@@ -108,6 +109,19 @@ def test_a_causal_mask_costs_about_half_and_the_same_everywhere(compiled):
         assert 0.5 <= ratio / bubble <= 0.55, (name, ratio)
         # One program without data-dependent branches: every device executes the same FLOPs.
         assert not any("depends on data" in note for note in compiled[name].notes)
+
+
+def test_our_kernels_are_named_and_counted(compiled):
+    ours, xla = compiled["our_kernels"], compiled["ring_sequence"]
+    (note,) = (note for note in ours.notes if "written by hand" in note)
+    assert "ring_attention_forward" in note
+    assert not any("written by hand" in note for note in xla.notes)
+    assert ours.work.unpriced == ()
+    # The same products, but for the edges of tiles.
+    assert ours.gemm_flops == pytest.approx(xla.gemm_flops, rel=0.05)
+    assert ours.gemm_flops - ours.attention_flops == pytest.approx(
+        xla.gemm_flops - xla.attention_flops, rel=1e-9
+    )
 
 
 def test_flops_are_the_models(compiled):

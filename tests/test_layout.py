@@ -28,6 +28,7 @@ ROOMS = [
     {"rules"},
     {"strategy"},
     {"strategies"},
+    {"sharded_parameters"},
     {"spmd"},
     {"decoding"},
     {"gspmd", "communication", "training"},

@@ -66,7 +66,7 @@ BAD_FILES = {
     "list": ("[]", "expected an object with fields, got list"),
     "fields": ("{}", "missing fields"),
     "unknown": (edited(colour="red"), r"unknown fields \['colour'\]"),
-    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 2"),
+    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 3"),
     "part": (edited(attention={"part": "star"}), "expected a 'part' of local, ring"),
     "part fields": (edited(attention={"part": "ring"}), "missing fields"),
     "inner": (edited(attention=with_inner("seq")), "inner: expected a 'part' of local, ring"),
@@ -172,11 +172,27 @@ def test_build_fills_a_cluster_or_takes_a_mesh():
 
 def test_a_file_of_version_one_still_loads(tmp_path):
     data = dict(tensor_pipeline().to_dict(), strategy_version=1)
-    del data["experts"], data["rules"]["expert"]
+    del data["experts"], data["rules"]["expert"], data["kernels"]
     data["layers"] = {"part": "pipeline", "axis": "stage", "microbatches": None}
     path = tmp_path / "old.json"
     path.write_text(json.dumps(data))
     assert Strategy.load(path) == tensor_pipeline()
+
+
+def test_a_file_of_version_two_asks_for_no_kernels(tmp_path):
+    data = dict(tensor_pipeline().to_dict(), strategy_version=2)
+    del data["kernels"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert Strategy.load(path) == tensor_pipeline()
+
+
+def test_kernels_are_kept_in_the_file_and_checked(tmp_path):
+    asked = tensor_pipeline().replace(kernels="mosaic")
+    asked.save(tmp_path / "strategy.json")
+    assert Strategy.load(tmp_path / "strategy.json") == asked
+    with pytest.raises(ValueError, match="kernels must be one of mosaic, cudnn or None; got"):
+        asked.replace(kernels="cuda")
 
 
 def test_a_hybrid_is_the_product_of_meshes_and_the_union_of_rules():

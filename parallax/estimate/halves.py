@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from parallax.communication import expected_routing
+from parallax.estimate.fused import fused_step
 from parallax.estimate.kernels import block_pair, gemm, passes
 from parallax.estimate.sends import one_send
 from parallax.estimate.sketch import Sketch
@@ -57,16 +58,20 @@ def prompt_attention(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, 
     steps: list[Step] = [*sketch.sends(exchanged), passes("zero o", 0.0, whole * _WIDE)]
     pair = block_pair(work.rows, work.block, width, values, sketch.item, sketch.dtype)
     hops = 1 + sum(n for _, n in around)
+    tokens = whole / max(1, work.rows * values)
+    fused = fused_step(sketch, work, values, tokens, hops)
     # XLA's scheduler starts a send where it thinks it will just be done: half-way through the
     # hop's work.
-    half, loop = (Loop("pairs", pairs / hops / n, "pair", "test") for n in (2, 1))
+    half, loop = ([Loop("pairs", pairs / hops / n, "pair", "test")] for n in (2, 1))
+    if fused:
+        half, loop = fused[:1], fused
     chosen = float(work.rows * work.block) * sketch.item * (2 * width + values)
     for t, n in around:
         for i in range(int(n)):
             name = f"{t.what}.{i}"
-            steps += [half, Start(name, one_send(t, sketch.strategy.mesh, t.what)), half,
+            steps += [*half, Start(name, one_send(t, sketch.strategy.mesh, t.what)), *half,
                       passes("choose", 3 * chosen, 1.5 * chosen), Wait(name)]  # fmt: skip
-    steps += [loop, passes("finish", whole * _WIDE, whole * sketch.item), *sketch.sends(home)]
+    steps += [*loop, passes("finish", whole * _WIDE, whole * sketch.item), *sketch.sends(home)]
     return steps, {"pair": pair}
 
 

@@ -1,4 +1,5 @@
-"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide.
+"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide, and what
+hand-written kernels declare.
 
 Element-wise work is not counted, nor the matrix-vector products that XLA writes as a multiply and a
 reduce: a decode step of one sequence reads them from memory, so their bytes are what matters.
@@ -14,7 +15,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from parallax.hlo.limits import MAX_DIGITS, MAX_TRIPS, short
+from parallax.hlo.cudnn import fused_attention
+from parallax.hlo.declared import declared_cost
+from parallax.hlo.limits import MAX_DIGITS, MAX_TRIPS, UNREADABLE, short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, Shape
 
@@ -27,10 +30,6 @@ _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and
 # A loop is named by what stands behind the loops around it: theirs are other scopes.
 _LOOP_BODY = "/while/body/"
 Trips = Mapping[str, float]
-# What a config in JSON that is not what it should be makes Python raise.
-UNREADABLE = (
-    KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,9 @@ def instruction_flops(
         return Flops(own, own, 1) if scope in instruction.op_name else Flops()
     if opcode in _PER_ELEMENT:
         return Flops()
+    own = _fused_flops(computation, instruction) if opcode == "custom-call" else 0.0
+    if own:  # counts as one product, however many it holds
+        return Flops(own, own, 1) if scope in instruction.op_name else Flops()
     calls = instruction.calls()
     if opcode == "while":
         count = expected_trips(instruction, trips)
@@ -127,6 +129,15 @@ def instruction_flops(
         return Flops(min(f.low for f in inside), max(f.high for f in inside),
                      max(f.gemms for f in inside))  # fmt: skip
     return sum(inside, Flops())
+
+
+def _fused_flops(computation: Computation, instruction: Instruction) -> float:
+    """Of a kernel that says what it costs, and of cuDNN's attention; 0 of other custom calls."""
+    declared = declared_cost(instruction)
+    if declared is not None:
+        return declared[0]
+    attention = fused_attention(computation, instruction)
+    return 0.0 if attention is None else attention.flops
 
 
 def trip_count(instruction: Instruction) -> int | None:
@@ -175,6 +186,8 @@ def uncounted_calls(module: Module) -> tuple[str, ...]:
         for c in module.computations.values()
         for i in c.instructions
         if i.opcode in ("custom-call", "custom-call-start")
+        and declared_cost(i) is None
+        and fused_attention(c, i) is None
     }
     return tuple(sorted(t for t in targets if not CUBLAS.match(t)))
 

@@ -19,6 +19,10 @@ MAX_DEPTH = 64
 MAX_STEPS = 4_000_000
 # Of all collectives in flight, the kernels and calls that run meanwhile.
 MAX_BETWEEN = 1_000_000
+# What a config in JSON that is not what it should be makes Python raise.
+UNREADABLE = (
+    KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 
 
 def short(text: str, size: int = 80) -> str:

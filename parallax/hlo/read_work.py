@@ -1,21 +1,20 @@
 """From a parsed, scheduled module to its work; what is not understood is refused."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 
 from parallax.hlo.agreement import check_agreement
 from parallax.hlo.collectives import Collective, Ledger
+from parallax.hlo.cudnn import fused_attention
+from parallax.hlo.declared import declared_cost
 from parallax.hlo.flops import (
-    UNREADABLE,
     Trips,
     custom_call_target,
     dot_dims,
     expected_trips,
     trip_count,
 )
-from parallax.hlo.limits import short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.opcodes import OPCODES
 from parallax.hlo.shapes import HloError, Shape
@@ -29,13 +28,11 @@ _FREE = frozenset({
 })  # fmt: skip
 _SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
             "ragged-all-to-all")  # fmt: skip
-_ATTENTION = re.compile(r"__cudnn\$fmha")
 # Custom calls that launch nothing a clock would see, or whose bytes say it all.
 _COPYING = re.compile(
     r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
 )
 _STAGE = re.compile(r"-(start|update|done)$")
-_DECLARED = ("cost_flops", "cost_bytes")
 
 
 def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Work:
@@ -251,9 +248,10 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
         # A library's workspace is scratch, not traffic.
         made["written_bytes"] = float(_first(result_shape(i)).n_bytes)
         return Kernel(i.name, gemms=gemms, **made)
-    if _ATTENTION.match(target):
-        return Kernel(i.name, attention=_attention(computation, i), **made)
-    declared = _declared(i)
+    attention = fused_attention(computation, i)
+    if attention is not None:
+        return Kernel(i.name, attention=attention, **made)
+    declared = declared_cost(i)
     if declared is not None:
         flops, n_bytes = declared
         made |= {
@@ -269,23 +267,6 @@ def _first(shape: Shape) -> Shape:
     return shape.elements[0] if shape.elements else shape
 
 
-def _declared(i: Instruction) -> tuple[float, float] | None:
-    """FLOPs and bytes that a hand-written kernel's author attached to it."""
-    text = i.attributes.get("frontend_attributes", "")
-    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([^",}]*)"?', text))
-    if set(found) != set(_DECLARED):
-        return None
-    try:
-        flops, n_bytes = (float(found[key]) for key in _DECLARED)
-    except ValueError:
-        flops = n_bytes = math.nan
-    if not (0 <= flops < math.inf and 0 <= n_bytes < math.inf):
-        raise HloError(
-            f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
-        )
-    return flops, n_bytes
-
-
 def _product_dtype(computation: Computation, i: Instruction) -> str:
     """What tensor cores multiply; float32 is rounded to TF32 unless precision is asked for."""
     kinds = {s.dtype for s in computation.operand_shapes(i)[:2]}
@@ -295,23 +276,3 @@ def _product_dtype(computation: Computation, i: Instruction) -> str:
         asked = i.attributes.get("operand_precision", "") + i.attributes.get("backend_config", "")
         return "f32" if "highest" in asked.lower() else "tf32"
     return widest
-
-
-def _attention(computation: Computation, i: Instruction) -> tuple:
-    """(batch, heads, q_len, kv_len, head_dim, share of pairs visible, dtype) of a cuDNN call."""
-    try:
-        config = json.loads(i.attributes["backend_config"])["cudnn_fmha_backend_config"]
-        scores = [int(d) for d in config["intermediate_tensor_shape"]["dimensions"]]
-        batch, heads, q_len, kv_len = scores
-        mask = str(config.get("mask_type", "NO_MASK"))
-        query = computation.operand_shapes(i)[0]
-    except UNREADABLE:
-        raise HloError(f"line {i.line}: %{i.name}: its cuDNN config is not understood.") from None
-    head_dim, rest = divmod(math.prod(query.dims), max(1, batch * heads * q_len))
-    if min(scores) < 1 or rest or not head_dim:
-        raise HloError(
-            f"line {i.line}: %{i.name}: attention over scores {scores} does not fit queries "
-            f"{query.dims}."
-        )
-    visible = 0.5 if "CAUSAL" in mask else 1.0
-    return batch, heads, q_len, kv_len, head_dim, visible, query.dtype

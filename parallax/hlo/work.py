@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from parallax.hlo.collectives import Collective
+from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.traffic import Reads
 
 
@@ -34,7 +35,7 @@ class Kernel:
       reads: (array, bytes read of it).
       written: (array, bytes); of the kernel's own name where it has one result.
       gemms: matrix products inside.
-      attention: (batch, heads, q_len, kv_len, head_dim, dtype) of a fused attention; () otherwise.
+      attention: of cuDNN's fused attention; None otherwise.
       flops: declared by a hand-written kernel; 0 otherwise.
       op_name: where in the Python program it came from.
       unknown: target of a custom call of which only the bytes are known; "" otherwise.
@@ -44,7 +45,7 @@ class Kernel:
     reads: Reads
     written_bytes: float
     gemms: tuple[Gemm, ...] = ()
-    attention: tuple = ()
+    attention: FusedAttention | None = None
     flops: float = 0.0
     op_name: str = ""
     unknown: str = ""

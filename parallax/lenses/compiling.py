@@ -6,7 +6,9 @@ from typing import Any
 
 from parallax.bounds import Transfer
 from parallax.cost.links import all_link_bytes
+from parallax.cost.pricing import HAND_WRITTEN_SHARE
 from parallax.hlo.compare import Totals, differing_totals
+from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
@@ -14,6 +16,7 @@ from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
 from parallax.hlo.read_work import read_work
 from parallax.hlo.shapes import HloError
+from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
@@ -83,7 +86,8 @@ def compile_for(
     check_devices(cluster, mesh)
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
-    traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
+    with dispatch.refusals() as refused:
+        traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     options = dict(compiler_options or {})
     compiled = traced.lower().compile(LIBRARY_GEMMS | options)
     analysis: Any = compiled.memory_analysis()
@@ -120,6 +124,12 @@ def compile_for(
             "the larger is shown"
         )
     notes += said
+    notes += sorted(refused)
+    if kernels := declared_kernels(module):
+        notes.append(
+            f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "
+            f"{HAND_WRITTEN_SHARE:.0%} of the rate of products (assumed: no GPU has run them)"
+        )
     for target in uncounted_calls(module):
         notes.append(f"FLOPs of custom call {target!r} are not counted")
     differences: tuple[Difference, ...] = ()

@@ -9,6 +9,7 @@ values; P ring size.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,12 +18,15 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import (
     attention_step,
     attention_step_backward,
     empty_carry,
     finish,
 )
+from parallax.kernels.ring_attention.tiles import unsupported
+from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import Around, Path, QueryShards
@@ -40,6 +44,7 @@ class _Static(NamedTuple):
     order: str
     partial_over: str | None
     implementation: str | None
+    trusted: tuple[str, ...]
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -76,7 +81,9 @@ def ring_attention(
         `to_order`, and a causal mask costs every device the same.
       partial_over: mesh axis over which K and V are split: partial scores are summed over it, and
         head_dim counts the whole K.
-      implementation: of the step, see `parallax.kernels.ring_attention`.
+      implementation: of the step, "mosaic" or "xla", see `parallax.kernels.ring_attention`; or
+        "cudnn", the library's attention of a whole sequence. None takes the best that can and is
+        proven (`parallax.kernels.dispatch`).
 
     Returns:
       [B, L, H, V] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
@@ -141,7 +148,16 @@ def _attend(
     if scale is None:
         slices = 1 if partial_over is None else lax.axis_size(partial_over)
         scale = (q.shape[-1] * slices) ** -0.5
-    static = _Static(path, is_causal, float(scale), order, partial_over, implementation)
+    reasons = {
+        "mosaic": unsupported(q, k, v, scale, q_ids is not None, partial_over),
+        "cudnn": library_attention.unsupported(q, k, v, path.axes, q_ids is not None, partial_over),
+        "xla": None,
+    }
+    if dispatch.choose("ring_attention", implementation, reasons) == "cudnn":
+        return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
+    # Why cuDNN does not take the whole was told above; it has no steps.
+    trusted = tuple(name for name in dispatch.trusted() if name != "cudnn")
+    static = _Static(path, is_causal, float(scale), order, partial_over, implementation, trusted)
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
@@ -150,6 +166,18 @@ def _attention(static, q, k, v, q_ids, kv_ids):
     return _forward(static, q, k, v, q_ids, kv_ids)[0]
 
 
+def _as_asked(run: Callable) -> Callable:
+    """`run`, trusting what was trusted when attention was called: gradients are traced later."""
+
+    @functools.wraps(run)
+    def traced(static, *args):
+        with dispatch.trusting(*static.trusted):
+            return run(static, *args)
+
+    return traced
+
+
+@_as_asked
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
     queries = [Queries(*x) for x in pairs.cut_all((q, 1), (q_ids, 1))]
@@ -173,6 +201,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 
+@_as_asked
 def _backward(static: _Static, saved, d_out):
     q, k, v, q_ids, kv_ids, out, lse = saved
     pairs = static.pairs(q.shape[1])

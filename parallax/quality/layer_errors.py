@@ -14,11 +14,11 @@ from parallax.compression.errors import relative_error
 from parallax.models.block_errors import block_error
 from parallax.models.config import ModelConfig
 from parallax.models.rope import rotation, token_positions
+from parallax.models.transformer import abstract_transformer
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.placement.footprint import attention_matrices, mlp_matrices
 from parallax.quality.storing import MATRICES
 from parallax.quality_results import BlockError, MatrixError
-from parallax.spmd import abstract_transformer
 
 _OUTPUTS_AT_ONCE = 2048  # of a wide matrix; they do not know of each other
 

@@ -77,6 +77,8 @@ def _asked(search: Search) -> str:
     text += f", on {r.cluster}: {OBJECTIVES[r.objective]}"
     if r.max_tpot_s is not None:
         text += f", TPOT at most {words.in_seconds(r.max_tpot_s)}"
+    if r.kernels is not None:
+        text += f", with {r.kernels} kernels where they can"
     return text
 
 
@@ -180,6 +182,7 @@ def _to_dict(report: SearchReport) -> dict[str, Any]:
             "model": r.model.to_dict(), "batch": r.batch, "prompt_len": r.prompt_len,
             "output_len": r.output_len, "cluster": r.cluster, "objective": r.objective,
             "max_tpot_s": r.max_tpot_s, "compressions": [c and list(c) for c in r.compressions],
+            "kernels": r.kernels,
         },
         "candidates": [
             {

@@ -50,7 +50,7 @@ def rank(
     found: list[Candidate] = []
     refused: Counter[str] = Counter()
     every = (
-        (request.stored(formats), strategy)
+        (request.stored(formats), strategy.replace(kernels=request.kernels))
         for formats in request.compressions
         for strategy in candidates(request.model, cluster, request.batch)
     )

@@ -27,6 +27,7 @@ class Request:
       max_tpot_s: slower candidates are out; None is no limit.
       compressions: formats of attention's and the MLP's matrices, each tried with every strategy;
         None is the model as it is.
+      kernels: what all strategies compute with where it can, see `Strategy.kernels`.
     """
 
     model: ModelConfig
@@ -37,6 +38,7 @@ class Request:
     objective: Objective = "tps"
     max_tpot_s: float | None = None
     compressions: tuple[tuple[str, str] | None, ...] = (None,)
+    kernels: str | None = None
 
     def stored(self, compression: tuple[str, str] | None) -> "Request":
         """The same of the model with its matrices in these formats."""

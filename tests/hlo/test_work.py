@@ -3,9 +3,10 @@
 import pytest
 
 from parallax.hlo import HloError, parse_module, read_ledger
+from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.read_work import read_work
 from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait
-from tests.hlo.programs import computation, work
+from tests.hlo.programs import computation, module, work
 
 A, B, C = "f32[4,8,16]", "f32[4,16,32]", "f32[4,8,32]"
 X = "f16[8,8]"
@@ -72,6 +73,29 @@ ADD = computation(
 P = f"%p = {X} parameter(0)"
 SIGNATURE = f"(p: {X}) -> {X}"
 REDUCE = "channel_id=1, replica_groups={{0,1,2,3}}, use_global_device_ids=true, to_apply=%add"
+
+
+@pytest.mark.parametrize(
+    ("target", "mask", "products", "visible"),
+    [("Softmax", "NO_MASK", 2, 1.0), ("SoftmaxBackward", "CAUSAL", 5, 0.5)],
+)
+def test_attention_of_the_library_is_counted(target, mask, products, visible):
+    config = (
+        '{"cudnn_fmha_backend_config":{"intermediate_tensor_shape":{"dimensions":["1","2","32","64"'
+        f']}},"mask_type":"{mask}"}}}}'
+    )
+    query = "bf16[1,32,2,8]"
+    line = f'custom-call(%p0), custom_call_target="__cudnn$fmha{target}", backend_config={config}'
+    (kernel,) = one(f"{query} {line}", query).steps["main"]
+    assert kernel.attention == (1, 2, 32, 64, 8, visible, "bf16", products)
+    assert kernel.attention.flops == products * 2 * (2 * 32 * 64 * 8) * visible
+    text = computation(
+        "main", f"(p0: {query}) -> {query}", f"%p0 = {query} parameter(0)",
+        f"ROOT %k = {query} {line}", entry=True,
+    )  # fmt: skip
+    made = module(text)
+    assert module_flops(made).high == kernel.attention.flops
+    assert uncounted_calls(made) == ()
 
 
 def test_a_start_and_its_wait_with_a_kernel_between():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.kernels.dispatch import choose, trusting
+from parallax.kernels.dispatch import choose, refusals, trusting
 
 
 def test_none_takes_the_best_that_can_and_is_proven_or_trusted():
@@ -23,3 +23,12 @@ def test_one_that_cannot_is_refused_by_name(asked, message):
     with pytest.raises(NotImplementedError, match=f"op: implementation='{asked}' {message}") as no:
         choose("op", asked, {"mosaic": None, "cudnn": "it is too wide", "xla": None})
     assert "Use implementation='xla'" in str(no.value)
+
+
+def test_a_trusted_one_that_cannot_is_told():
+    with refusals() as told:
+        choose("op", None, {"mosaic": "it is too wide", "xla": None})
+        assert told == set()
+        with trusting("mosaic"):
+            choose("op", None, {"mosaic": "it is too wide", "xla": None})
+    assert told == {"op: mosaic cannot do this: it is too wide"}

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.lenses.reference import Plain
 from parallax.meshes.mesh import MeshSpec
-from parallax.parallel import pairs, ring_attention, to_order, undo_order
+from parallax.parallel import library_attention, pairs, ring_attention, to_order, undo_order
 from parallax.parallel.ring import OWN
 
 
@@ -214,3 +214,45 @@ def test_zigzag_gives_every_device_the_same_work():
         # Chunks of floor and ceil differ by a token; equal chunks are exactly balanced.
         assert all(abs(w - mean) <= (0 if tokens % 2 == 0 else tokens * size) for w in work)
         assert sorted(itertools.chain(order.tolist())) == list(range(length))
+
+
+def test_a_whole_sequence_may_be_the_librarys(monkeypatch):
+    """cuDNN's own program needs a GPU; here its call is answered by XLA, and seen to be made."""
+    asked = []
+
+    def answer(q, k, v, *, implementation, **options):
+        asked.append(implementation)
+        return dot_product_attention(q, k, v, implementation="xla", **options)
+
+    dot_product_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", answer)
+    monkeypatch.setattr(library_attention, "unsupported", lambda *args: None)
+    q, k, v = (draw((2, 40, heads, 8), heads).astype("float32") for heads in (4, 2, 2))
+    found = ring_attention(q, k, v, axis_name=None, is_causal=True, implementation="cudnn")
+    assert asked == ["cudnn"]
+    expected = ring_attention(q, k, v, axis_name=None, is_causal=True)
+    assert asked == ["cudnn"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "options", "reason"),
+    [
+        ("float32", 64, {}, "inputs are float32"),
+        ("bfloat16", 256, {}, "up to 128 where no GPU is at hand"),
+        ("bfloat16", 64, {"segment_ids": jnp.zeros((1, 4), jnp.int32)}, "segment ids"),
+        ("bfloat16", 64, {}, "NVIDIA GPUs"),
+    ],
+)
+def test_what_the_library_cannot_do_is_refused(dtype, head_dim, options, reason):
+    q = jnp.zeros((1, 4, 2, head_dim), dtype)
+    with pytest.raises(NotImplementedError, match=reason) as refused:
+        ring_attention(q, q, q, axis_name=None, implementation="cudnn", **options)
+    assert "Use implementation='xla'" in str(refused.value)
+
+
+def test_the_library_has_no_rings():
+    assert "split over seq" in str(
+        library_attention.unsupported(*(jnp.zeros((1, 4, 2, 64), "bfloat16"),) * 3, ("seq",),
+                                      False, None)
+    )  # fmt: skip

@@ -259,3 +259,18 @@ def test_compression_is_a_dimension_of_the_search():
     page = report.to_html()
     assert "int8,int8+2:4" in page
     assert "another function than the dense model" in page
+
+
+def test_kernels_asked_for_are_every_candidates():
+    """With attention in one kernel all prefills are faster, by closed form."""
+    with_kernels, without = (
+        plan(MODEL, batch=64, prompt_len=10_000, output_len=1, compile_top=0, kernels=kernels)
+        for kernels in ("mosaic", None)
+    )
+    assert {c.strategy.kernels for c in with_kernels.search.ranked} == {"mosaic"}
+    before = {c.strategy.name + str(c.strategy.mesh): c for c in without.search.ranked}
+    for c in with_kernels.search.ranked:
+        other = before[c.strategy.name + str(c.strategy.mesh)]
+        if c.microbatches == other.microbatches:
+            assert c.timing.ttft_s.value < other.timing.ttft_s.value, c.strategy.name
+    assert "with mosaic kernels where they can" in str(with_kernels)

@@ -1,0 +1,57 @@
+"""Whole attention by cuDNN, for a sequence that no mesh axis splits: what it can do, and the call.
+
+cuDNN gives no partial softmax, so rings keep their own step.
+"""
+
+import ctypes.util
+import importlib.util
+
+import jax
+
+_DTYPES = ("float16", "bfloat16")
+# With no GPU at hand JAX does not know what the program's GPU can, and takes the lesser one.
+WIDEST, WIDEST_COMPILED = 256, 128
+
+
+def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) -> str | None:
+    """Why cuDNN cannot do this, in a few words; None if it can. Arguments as of `ring_attention`.
+
+    What it says of head_dim holds for Hopper GPUs.
+    """
+    if axes:
+        return f"the sequence is split over {', '.join(axes)}, and it returns no partial softmax"
+    if segments or partial_over is not None:
+        return "it is called without segment ids, and with whole scores"
+    if not q.dtype == k.dtype == v.dtype or q.dtype.name not in _DTYPES:
+        return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(_DTYPES)}"
+    has_gpu = jax.default_backend() == "gpu"
+    widest = WIDEST if has_gpu else WIDEST_COMPILED
+    if q.shape[-1] > widest or q.shape[-1] % 8 or v.shape[-1] != q.shape[-1]:
+        return (
+            f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has multiples of 8 up to "
+            f"{widest}{'' if has_gpu else ' where no GPU is at hand'}"
+        )
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    if not has_gpu and (described is None or described.platform != "gpu"):
+        return "it is for NVIDIA GPUs"
+    if _find_spec("nvidia.cudnn") is None and ctypes.util.find_library("cudnn") is None:
+        return "cuDNN is not installed (pip install nvidia-cudnn-cu12)"
+    return None
+
+
+def attend(q, k, v, *, is_causal: bool, scale: float) -> jax.Array:
+    """[B, L, H, K] of q [B, L, H, K] and k, v [B, L, G, K], and its gradients, by cuDNN.
+
+    A layer that recomputes itself computes this again: what its backward pass needs has no name
+    that a rematerialisation policy could keep.
+    """
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=is_causal, scale=scale, implementation="cudnn"
+    )
+
+
+def _find_spec(name: str):
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # not even the package above it
+        return None
