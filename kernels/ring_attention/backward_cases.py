@@ -58,7 +58,7 @@ class Case(NamedTuple):
 SMALL = tuple(
     Case(step)
     for step in (
-        forward.Case(64, "bfloat16", 40, 200),
+        forward.Case(64, "bfloat16", 40, 450),
         forward.Case(64, "float16", 137, 137, heads=2, is_causal=True),
         forward.Case(128, "bfloat16", 313, 313, is_causal=True),
         forward.Case(128, "float16", 70, 160, heads=2, limit=131),

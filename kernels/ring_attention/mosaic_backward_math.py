@@ -130,7 +130,8 @@ def accumulate(accs, terms, problem: Problem) -> tuple[jax.Array, ...]:
         for acc, (weights, moving) in zip(refs, terms, strict=True):
             plgpu.wgmma(acc, weights().astype(problem.dtype), moving)
 
-    return pl.run_state(multiply)(tuple(map(plgpu.WGMMAAccumulatorRef.init, accs)))
+    start: Any = tuple(map(plgpu.WGMMAAccumulatorRef.init, accs))
+    return pl.run_state(multiply)(start)
 
 
 def _accumulate_interpreted(acc, term, problem: Problem) -> jax.Array:

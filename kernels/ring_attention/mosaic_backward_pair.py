@@ -42,8 +42,8 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         fixed_1, fixed_2, fixed_here, sums_mem, exchange, asked, answered,
         memory_1, barriers_1, memory_2, barriers_2,
     ):  # fmt: skip
-        ring_1 = Ring(memory_1, *barriers_1, stages_1)
-        ring_2 = Ring(memory_2, *barriers_2, stages_2)
+        ring_1 = Ring(memory_1, barriers_1[0], barriers_1[1], stages_1)
+        ring_2 = Ring(memory_2, barriers_2[0], barriers_2[1], stages_2)
 
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")

@@ -146,9 +146,9 @@ class Ring(NamedTuple):
         """
         slot = self.slot(turn)
         pl.when(turn >= self.stages)(functools.partial(plgpu.barrier_wait, self.free.at[slot]))
-        to_all = {"collective_axes": CLUSTER} if cluster > 1 else {}
+        to_all = CLUSTER if cluster > 1 else None
         for source, memory in copies(slot):
-            plgpu.copy_gmem_to_smem(source, memory, self.here.at[slot], **to_all)
+            plgpu.copy_gmem_to_smem(source, memory, self.here.at[slot], collective_axes=to_all)
 
     def drain(self, turns) -> None:
         """Waits until all of it is free: none then writes here, nor arrives, when this has ended.

@@ -29,16 +29,13 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
     walk, b, h, me = block.walk, block.b, block.h, lax.axis_index("warpgroup")
     fixed = block.fixed if cut.needs_dp else block.fixed[:1]
     sums = block.sums if cut.needs_dp else block.sums[:1]
+    stages_1, stages_2 = cut.stages
     columns = problem.width // cut.parts
     mine = pl.ds(block.part * columns, columns)
 
     def scope(fixed_mem, sums_mem, fixed_here, memory_1, barriers_1, memory_2, barriers_2):
-        ring_1, ring_2 = (
-            Ring(memory, *barriers, stages)
-            for memory, barriers, stages in zip(
-                (memory_1, memory_2), (barriers_1, barriers_2), cut.stages, strict=True
-            )
-        )
+        ring_1 = Ring(memory_1, barriers_1[0], barriers_1[1], stages_1)
+        ring_2 = Ring(memory_2, barriers_2[0], barriers_2[1], stages_2)
 
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
@@ -116,7 +113,6 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
     def inputs(*shape: int):
         return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))
 
-    stages_1, stages_2 = cut.stages
     copies_1 = 1 + (len(sums) if cut.keys_fixed else 0)
     pl.run_scoped(
         scope,

@@ -48,15 +48,17 @@ def test_the_pairs_of_a_zigzag_ring():
 
     def step(queries, keys, grads, **mask):
         q, d_out, lse, delta = queries
+        k, v = keys
         dq, dk, dv = attention_step_backward(
-            q, *keys, d_out, lse, delta, scale=SCALE, implementation="mosaic", **mask
+            q, k, v, d_out, lse, delta, scale=SCALE, implementation="mosaic", **mask
         )
         return grads[0] + dq, (grads[1][0] + dk, grads[1][1] + dv)
 
     @jax.jit
     def run(q, k, v, d_out, lse, delta):
         """What each device adds to the gradients of its queries and of everyone's keys."""
-        dq, dk, dv = [], [0.0] * size, [0.0] * size
+        zero = q.astype(jnp.float32)[:, :length] * 0
+        dq, dk, dv = [], [zero] * size, [zero] * size
         for me in range(size):
             pairs = Pairs(size, me, length, True, "zigzag")
             queries = pairs.cut_all(
