@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, jaxpr_interpret
@@ -63,7 +64,7 @@ def multicasting(leader: int) -> Iterator[Counter[int]]:
         interpreter._interpret_copy_gmem_to_smem_p = interpret
 
 
-def _of_block(key, block: int) -> np.ndarray:
+def _of_block(key, block: int) -> Any:
     key = np.array(key)
     key.reshape(-1)[_BLOCK] = block
     return key
