@@ -42,7 +42,7 @@ def step_backward(
     ends = ((0, 0), (0, 0), (0, -length % QUERIES))
     lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse * LOG2_E)
     lse = jnp.pad(lse, ends, constant_values=jnp.inf)
-    delta = jnp.pad(delta, ends)
+    delta = jnp.pad(delta * scale, ends)
     lengths = length, k.shape[1]
     # Copies of 8-row tiles need whole ones.
     operands = (*(hopper.pad(x, 1, 8) for x in (q, k, v, d_out)), lse, delta, limit)

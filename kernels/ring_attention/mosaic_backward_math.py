@@ -65,8 +65,8 @@ def weights(scores, lse, walk: Walk) -> jax.Array:
 
 
 def gradient(p, dp, delta, walk: Walk) -> jax.Array:
-    """dS: of the scores before they were scaled, float32."""
-    return p * (dp - _spread(delta, p.shape, walk.cut)) * walk.problem.scale
+    """dS: of the scores before they were scaled, float32. `delta` is scaled already."""
+    return p * (dp * walk.problem.scale - _spread(delta, p.shape, walk.cut))
 
 
 def _spread(values: jax.Array, shape, cut: Pass) -> jax.Array:

@@ -55,7 +55,7 @@ class Block(NamedTuple):
 
     Attributes:
       fixed, moving: arrays in device memory, [B, tokens, heads, K].
-      sums: lse in units of log2 and delta, [B, H, L] float32.
+      sums: lse in units of log2, and delta times the scale, [B, H, L] float32.
       results: by name, [B, tokens, heads, K] float32.
       b, h, first: sequence, head and first of the fixed rows.
       part: of the columns of the results.
