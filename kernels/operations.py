@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from parallax.kernels.decode_attention import cases as decode_attention
+from parallax.kernels.decode_attention import contenders as decode_attention_contenders
 from parallax.kernels.ring_attention import backward_cases as ring_attention_backward
 from parallax.kernels.ring_attention import (
     backward_contenders as ring_attention_backward_contenders,
@@ -79,8 +81,10 @@ class Contenders(Protocol):
 OPERATIONS: dict[str, Operation] = {
     "ring_attention": ring_attention,
     "ring_attention_backward": ring_attention_backward,
+    "decode_attention": decode_attention,
 }
 CONTENDERS: dict[str, Contenders] = {
     "ring_attention": ring_attention_contenders,
     "ring_attention_backward": ring_attention_backward_contenders,
+    "decode_attention": decode_attention_contenders,
 }

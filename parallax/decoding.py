@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.kernels import dispatch
 from parallax.models.block import attention_shape
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
-from parallax.parallel.cached_attention import CachedLayer, CachedLayers, slots_of
+from parallax.parallel.cache_slots import runs_of, slot_spans
+from parallax.parallel.cached_attention import CachedLayer, CachedLayers, picks_rows, slots_of
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.split import Split
@@ -33,15 +36,14 @@ class KvCache(NamedTuple):
     """Keys and values of all layers, and which slots hold them.
 
     Attributes:
-      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages.
-      seen: [B, C] bool, slots that hold a token.
+      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages. Which slots hold
+        a token follows from positions and steps (`parallel/cache_slots.py`).
       positions: [B] int32, of each sequence's next token.
       steps: scalar int32, tokens decoded so far.
     """
 
     keys: Any
     values: Any
-    seen: Any
     positions: Any
     steps: Any
 
@@ -156,9 +158,15 @@ class Decoder:
 
     @property
     def slots(self) -> tuple[int, int]:
-        """Slots a device has for one sequence: of the prompt, of new tokens."""
+        """Slots a device has for one sequence: of the prompt, of new tokens.
+
+        In eights, which our kernel asks for, where the strategy asks for our kernels.
+        """
         devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
-        return self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
+        prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
+        if "mosaic" in (self.sharded.strategy.kernels, *dispatch.PROVEN):
+            new += -(prompt + new) % 8
+        return prompt, new
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -176,9 +184,7 @@ class Decoder:
         width = tuple(a for a in over("head_dim") if a not in layout.spread_axes)
         heads = mesh_entry(over("act_kv_heads"))
         kv = PartitionSpec(mesh_entry(over("layers")), batch, heads, slots, mesh_entry(width))
-        return KvCache(
-            kv, kv, PartitionSpec(batch, slots), PartitionSpec(batch), PartitionSpec()
-        )  # fmt: skip
+        return KvCache(kv, kv, PartitionSpec(batch), PartitionSpec())
 
     @property
     def cache_shapes(self) -> KvCache:
@@ -189,8 +195,7 @@ class Decoder:
         batch, slots = self.workload.batch, shape.seq_len
         kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, config.head_dim), config.dtype)
         return KvCache(
-            kv, kv, jax.ShapeDtypeStruct((batch, slots), jnp.bool_),
-            jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
+            kv, kv, jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
         )  # fmt: skip
 
     def abstract_cache(self, mesh) -> KvCache:
@@ -284,9 +289,7 @@ class Decoder:
             functions, (tokens, lengths), self.workload.microbatches, split
         )
         keys, values = (self._prompt_slots(x) for x in kv)
-        seen = self._prompt_positions(split)[None] < lengths[:, None]
-        seen = jnp.pad(seen, ((0, 0), (0, self.slots[1])))
-        cache = KvCache(keys, values, seen, lengths, jnp.zeros((), jnp.int32))
+        cache = KvCache(keys, values, lengths, jnp.zeros((), jnp.int32))
         return cache, logits.reshape(-1, logits.shape[-1])
 
     def _prompt_slots(self, x_MNBLGK: jax.Array) -> jax.Array:
@@ -297,13 +300,17 @@ class Decoder:
             x_NBGLK = lax.all_to_all(x_NBGLK, axes, split_axis=3, concat_axis=4, tiled=True)
         return jnp.pad(x_NBGLK, ((0, 0), (0, 0), (0, 0), (0, self.slots[1]), (0, 0)))
 
-    def _prompt_positions(self, split: Split) -> jax.Array:
-        """Positions of the tokens in this device's slots."""
-        positions = split.positions(self.workload.seq_len)
-        if axes := self.layout.spread_axes:
-            mine = lax.axis_index(axes) * self.slots[0]
-            positions = lax.dynamic_slice_in_dim(positions, mine, self.slots[0])
-        return positions
+    @functools.cached_property
+    def _runs(self) -> np.ndarray:
+        """[devices of the slots, S, 3], see `runs_of`."""
+        strategy, workload = self.sharded.strategy, self.workload
+        split = strategy.split()
+        pieces = split.count("act_seq")
+        positions = [
+            strategy.attention.positions(piece, workload.seq_len // pieces, split.mesh_axes)
+            for piece in range(pieces)
+        ]
+        return runs_of(np.reshape(positions, (-1, self.slots[0])))
 
     def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
         split, layout, count = self._step_split(platform), self.layout, self.step_microbatches
@@ -311,6 +318,10 @@ class Decoder:
         devices = size_over(split.mesh_axes, layout.slot_axes)
         index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0
         keeps, slot = cache.steps % devices == index, self.slots[0] + cache.steps // devices
+        spans = slot_spans(
+            jnp.asarray(self._runs)[index], cache.positions - cache.steps, self.slots[0],
+            (cache.steps + (devices - 1) - index) // devices,
+        )  # fmt: skip
         positions = cache.positions
         if layout.batch_axes:
             first = lax.axis_index(layout.batch_axes) * self.rows
@@ -325,7 +336,10 @@ class Decoder:
             take = functools.partial(rows.take, number=numbers[0])
 
             def of_layer(keys, values):
-                return CachedLayer(take(keys), take(values), take(cache.seen), keeps)
+                if picks_rows(keys, values, layout):
+                    rows_of = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
+                    return CachedLayer(keys, values, take(spans), keeps, rows_of)
+                return CachedLayer(take(keys), take(values), take(spans), keeps)
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
             return model.through_layers(x, positions[:, None], split, cache=layers)
@@ -337,8 +351,11 @@ class Decoder:
                     rows.take_heads, layer=layer, number=number, tile=tile,
                     tiles=round.tiles.attention,
                 )  # fmt: skip
-                seen = rows.take(cache.seen, number)
-                return CachedLayer(take(cache.keys), take(cache.values), seen, keeps)
+                # A slab's heads do not lie together, and would be copied for another kernel.
+                return CachedLayer(
+                    take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
+                    implementation="xla",
+                )  # fmt: skip
 
             return model.through_slabs(x, positions[:, None], split, round, cached=cached)
 
@@ -359,8 +376,7 @@ class Decoder:
 
         keys, values = (rows.join(x) for x in kv)
         cache = KvCache(
-            put(cache.keys, keys, 3), put(cache.values, values, 3),
-            put(cache.seen, jnp.ones_like(cache.seen[:, 0]), 1), cache.positions + 1,
+            put(cache.keys, keys, 3), put(cache.values, values, 3), cache.positions + 1,
             cache.steps + 1,
         )  # fmt: skip
         return cache, logits.reshape(-1, logits.shape[-1])

@@ -1,10 +1,13 @@
 """Attention by one kernel in place of XLA's blocks, where the strategy asks for it and it can."""
 
+from parallax.estimate.kernels import passes
 from parallax.estimate.sketch import Sketch
 from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.work import Kernel
+from parallax.kernels.decode_attention.tiles import HEAD_DIMS, splits, tile_of
 from parallax.kernels.ring_attention.tiles import TILES
 from parallax.parallel.attention_part import Work
+from parallax.parallel.layer_parts import CacheTiled
 from parallax.parallel.library_attention import WIDEST_COMPILED
 
 _WIDE = 4  # bytes of an accumulator's element
@@ -34,6 +37,27 @@ def fused_step(sketch: Sketch, work: Work, values: int, tokens: float, hops: flo
     moved = work.rows * tokens * width * (sketch.item * (1 + 2 * keys) + 2 * _WIDE)
     part = Kernel("step", (("step.in", moved / 2),), 0.0, flops=work.flops / hops / 2)
     return [part, part]
+
+
+def fused_cached(sketch: Sketch, cache_bytes: float) -> list[Kernel]:
+    """New tokens' queries against so many bytes of keys and values; [] where XLA computes it."""
+    assert sketch.decoder is not None
+    layout, shape = sketch.decoder.layout, sketch.decoder.attention_shape
+    if sketch.strategy.kernels != "mosaic" or sketch.dtype not in _HALF or layout.slice_axes:
+        return []
+    if shape.head_dim not in HEAD_DIMS or isinstance(sketch.strategy.layers, CacheTiled):
+        return []
+    tile, slots = tile_of(shape.head_dim, shape.heads // shape.kv_heads), sum(sketch.decoder.slots)
+    problems = round(cache_bytes / (2 * slots * shape.head_dim * sketch.item)) * tile.groups
+    rows = problems * tile.queries
+    parts = float(rows * splits(problems, slots, tile) * (shape.head_dim + 2) * _WIDE)
+    flops = 4.0 * rows * slots * shape.head_dim
+    read = (("cache", tile.groups * cache_bytes),)
+    whole = float(rows * shape.head_dim * _WIDE)
+    return [
+        Kernel("splits", read, parts, flops=flops),
+        passes("sum of splits", parts, whole),
+    ]
 
 
 def _library(sketch: Sketch, work: Work, width: int, tokens: float) -> Kernel:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from parallax.communication import expected_routing
-from parallax.estimate.fused import fused_step
+from parallax.estimate.fused import fused_cached, fused_step
 from parallax.estimate.kernels import block_pair, gemm, passes
 from parallax.estimate.sends import one_send
 from parallax.estimate.sketch import Sketch
@@ -81,6 +81,7 @@ def cached_attention(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, 
     cache = sketch.decoder.kv_bytes() / sketch.walk.layers / sketch.decoder.step_microbatches
     # A product of several queries with the same keys needs them in one piece: those of a
     # microbatch are copied out. One query's keys are read where they lie.
+    fused = fused_cached(sketch, cache)
     grouped = sketch.heads > sketch.kv_heads and sketch.decoder.step_microbatches > 1
     picked = [passes(f"picked {x}", cache / 2, cache / 2) for x in "kv"] if grouped else []
     shape = sketch.decoder.attention_shape
@@ -89,10 +90,12 @@ def cached_attention(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, 
     rest = [x for x in sketch.of_layer("") if x not in asked
             and not x[0].what.startswith(("sum", "gather", "rows", "tokens"))]  # fmt: skip
     tokens = float(sketch.tokens * sketch.heads * sketch.head_dim * _WIDE)
-    steps: list[Step] = [
-        *sketch.sends(asked), passes("new", tokens, tokens), *picked,
-        passes("scores", cache / 2, scores), passes("max", scores, 0.0, "scores"),
+    attend = fused or [
+        *picked, passes("scores", cache / 2, scores), passes("max", scores, 0.0, "scores"),
         passes("p", scores, scores / 2, "scores"), passes("values", cache / 2, tokens),
+    ]  # fmt: skip
+    steps: list[Step] = [
+        *sketch.sends(asked), passes("new", tokens, tokens), *attend,
         passes("finish", tokens, tokens), *sketch.sends(rest), passes("put", tokens, tokens),
         passes("put", tokens, tokens),
     ]  # fmt: skip

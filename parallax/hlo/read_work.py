@@ -202,12 +202,23 @@ class _Reader:
         made = {"reads": reads, "written_bytes": written, "op_name": i.op_name}
         if base == "custom-call":
             return _custom_call(computation, i, gemms, made)
+        declared = self.declared_inside(i)
+        if declared is not None:
+            return _hand_written(i, declared, made)
         if base == "sort":
             size = max((math.prod(s.dims) for s in computation.operand_shapes(i)), default=1)
             passes = max(1.0, math.log2(max(2, size)))
             reads = tuple((n, b * passes) for n, b in reads)
             made |= {"reads": reads, "written_bytes": written * passes}
         return Kernel(i.name, gemms=gemms, **made)
+
+    def declared_inside(self, i: Instruction) -> tuple[float, float] | None:
+        """What the hand-written kernel declares that a fusion only picks slices for."""
+        if i.opcode.removesuffix("-start") != "fusion":
+            return None
+        inner = self.module.computation(i.calls()["calls"][0])
+        found = [declared_cost(x) for x in inner.instructions if x.opcode == "custom-call"]
+        return found[0] if len(found) == 1 else None
 
     def makers(self, computation: Computation) -> dict[str, str]:
         """Array -> the kernel that made it, behind its other names; itself if it came in."""
@@ -253,14 +264,16 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
         return Kernel(i.name, attention=attention, **made)
     declared = declared_cost(i)
     if declared is not None:
-        flops, n_bytes = declared
-        made |= {
-            "reads": ((i.operands[0] if i.operands else i.name, n_bytes),),
-            "written_bytes": 0.0,
-        }
-        return Kernel(i.name, flops=flops, **made)
+        return _hand_written(i, declared, made)
     unknown = "" if _COPYING.match(target) else target
     return Kernel(i.name, unknown=unknown, **made)
+
+
+def _hand_written(i: Instruction, declared: tuple[float, float], made: dict) -> Kernel:
+    """A kernel of which all is known that its author declared."""
+    flops, n_bytes = declared
+    made |= {"reads": ((i.operands[0] if i.operands else i.name, n_bytes),), "written_bytes": 0.0}
+    return Kernel(i.name, flops=flops, **made)
 
 
 def _first(shape: Shape) -> Shape:

@@ -3,7 +3,7 @@
 Every device attends from all its sequences' queries to the slots it holds, and partial softmaxes
 are combined over the devices that hold other slots of the same sequences.
 Shapes: B sequences of the cache on this device, b of them (or all) outside of attention; H query
-heads, G key/value heads, R = H / G, C slots, K head_dim, V width of the values.
+heads, G key/value heads, C slots, S spans of slots, K head_dim, V width of the values.
 """
 
 import math
@@ -13,11 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from parallax.bounds import Transfer, transfer
-from parallax.kernels.ring_attention.reference import accumulator_dtype
+from parallax.kernels import dispatch
+from parallax.kernels.decode_attention import NewToken, decode_attention
+from parallax.kernels.decode_attention.reference import finite
+from parallax.kernels.decode_attention.tiles import unsupported
+from parallax.kernels.ring_attention import Carry
 from parallax.parallel.attention_part import AttentionShape, KvLayout, Sizes, size_over
 
 
@@ -27,15 +30,29 @@ class CachedLayer(NamedTuple):
     Attributes:
       keys: [B, G, C, K] of this device's slots, at positions already.
       values: [B, G, C, V].
-      seen: [B, C], which slots hold a token.
+      spans: [B, S, 2], which slots hold a token: start <= i < end of each (start, end).
       keeps: scalar bool, whether this device will keep the new token (one of those that share the
         slots does).
+      rows: [B], where keys and values have more rows than there are sequences, which are theirs.
+      implementation: of `parallax.kernels.decode_attention`, which names those that can.
     """
 
     keys: Float[Array, "b g c k"]
     values: Float[Array, "b g c v"]
-    seen: Bool[Array, "b c"]
+    spans: Int[Array, "b s 2"]
     keeps: Bool[Array, ""]
+    rows: Int[Array, " b"] | None = None
+    implementation: str | None = None
+
+
+def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
+    """Whether attention to these picks `CachedLayer.rows` by itself, reading no others.
+
+    Our kernel does, and XLA would copy what is picked for it. XLA reads what is picked where it
+    lies, and would copy rows to pick them itself.
+    """
+    cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
+    return cannot is None and "mosaic" in dispatch.trusted()
 
 
 class CachedLayers(NamedTuple):
@@ -78,71 +95,20 @@ def cached_attention(
     Reference: partial softmaxes as in Milakov and Gimelshein, 2018; queries that travel instead of
       keys as in Yang et al., "Context Parallelism for Scalable Million-Token Inference", 2024.
     """
-    wide, dtype = accumulator_dtype(q.dtype), q.dtype
     heads, kv_heads = q.shape[2], k.shape[2]
     together = _gathered(jnp.concatenate([q, k, v], axis=2), layout)
-    q, k, v = jnp.split(together, (heads, heads + kv_heads), axis=2)
-    q_BGRK = q[:, 0].reshape(q.shape[0], kv_heads, -1, q.shape[-1])
-    k_BGK, v_BGV = k[:, 0], v[:, 0]
-
-    keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in cache[:2])
-    scores_BGRC = jnp.concatenate(
-        [_scores(q_BGRK, keys, wide), _scores(q_BGRK, k_BGK[:, :, None], wide)], axis=-1
-    )
-    width = q.shape[-1]
-    if layout.slice_axes:
-        scores_BGRC = lax.psum(scores_BGRC, layout.slice_axes)
-        width *= lax.axis_size(layout.slice_axes)
-    keeps_B1 = jnp.broadcast_to(cache.keeps, (cache.seen.shape[0], 1))
-    seen = jnp.concatenate([cache.seen, keeps_B1], axis=1)[:, None, None]
-    scale = width**-0.5 if scale is None else scale
-    scores_BGRC = jnp.where(seen, scores_BGRC * jnp.asarray(scale, wide), -jnp.inf)
-
-    m_BGR = scores_BGRC.max(-1)
-    p_BGRC = jnp.exp(scores_BGRC - _finite(m_BGR)[..., None])
-    l_BGR = p_BGRC.sum(-1)
-    p_BGRC = p_BGRC.astype(dtype)
-    o_BGRV = _outputs(p_BGRC[..., :-1], values, wide)
-    o_BGRV = o_BGRV + _outputs(p_BGRC[..., -1:], v_BGV[:, :, None], wide)
-    partial = _Partial(o_BGRV, m_BGR, l_BGR)
-
+    q, k, v = jnp.split(together[:, 0], (heads, heads + kv_heads), axis=1)
+    slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
+    scale = (q.shape[-1] * slices) ** -0.5 if scale is None else scale
+    partial = decode_attention(
+        q, cache.keys, cache.values, scale=scale, kv_spans=cache.spans,
+        kv_rows=cache.rows, new=NewToken(k, v, cache.keeps), partial_over=layout.slice_axes,
+        implementation=cache.implementation,
+    )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
-    o_bGRV, l_bGR = _over_batch(partial, layout.batch_axes)
-    out = o_bGRV / l_bGR[..., None]
-    out = out.reshape(out.shape[0], 1, heads, -1).astype(dtype)
-    return out, (k_BGK, v_BGV)
-
-
-class _Partial(NamedTuple):
-    """A softmax over some slots: unnormalised outputs, the largest score, the sum."""
-
-    o: jax.Array
-    m: jax.Array
-    l: jax.Array
-
-
-def _scores(q_BGRK, k_BGCK, wide):
-    """Q K^T, [B, G, R, C].
-
-    With one query a key head XLA makes multiply and reduce of the product anyway, in an order for
-    which it first transposes the cache of all layers; so it is written as that.
-    """
-    if q_BGRK.shape[2] > 1:
-        return jnp.einsum("bgrk,bgck->bgrc", q_BGRK, k_BGCK, preferred_element_type=wide)
-    return (q_BGRK.astype(wide) * k_BGCK.astype(wide)).sum(-1)[:, :, None]
-
-
-def _outputs(p_BGRC, v_BGCV, wide):
-    """P V, [B, G, R, V]."""
-    if p_BGRC.shape[2] > 1:
-        return jnp.einsum("bgrc,bgcv->bgrv", p_BGRC, v_BGCV, preferred_element_type=wide)
-    p_BGC1 = jnp.swapaxes(p_BGRC, 2, 3).astype(wide)
-    return (p_BGC1 * v_BGCV.astype(wide)).sum(2)[:, :, None]
-
-
-def _finite(m):
-    """A device without a token of a sequence has m = -inf; 0 stands in: no inf - inf appears."""
-    return jnp.where(jnp.isneginf(m), 0, m)
+    o_bH1V, l_bH1 = _over_batch(partial, layout.batch_axes)
+    out_b1HV = jnp.swapaxes(o_bH1V / l_bH1[..., None], 1, 2).astype(q.dtype)
+    return out_b1HV, (k, v)
 
 
 def _gathered(x_b1HK: jax.Array, layout: KvLayout) -> jax.Array:
@@ -154,30 +120,30 @@ def _gathered(x_b1HK: jax.Array, layout: KvLayout) -> jax.Array:
     return x_b1HK
 
 
-def _weigh(partial: _Partial, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _weigh(partial: Carry, m: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Outputs and sums as if m had been the largest score."""
-    weight = jnp.exp(partial.m - _finite(m))
+    weight = jnp.exp(partial.m - finite(m))
     return partial.o * weight[..., None], partial.l * weight
 
 
-def _over_replicated(partial: _Partial, axes: tuple[str, ...]) -> _Partial:
+def _over_replicated(partial: Carry, axes: tuple[str, ...]) -> Carry:
     if not axes:
         return partial
     m = lax.pmax(partial.m, axes)
     o, l = lax.psum(_weigh(partial, m), axes)
-    return _Partial(o, m, l)
+    return Carry(o, m, l)
 
 
-def _over_spread(partial: _Partial, axes: tuple[str, ...]) -> _Partial:
+def _over_spread(partial: Carry, axes: tuple[str, ...]) -> Carry:
     if not axes:
         return partial
     m = lax.pmax(partial.m, axes)
     o, l = _weigh(partial, m)
     o = lax.psum_scatter(o, axes, scatter_dimension=3, tiled=True)
-    return _Partial(o, m, lax.psum(l, axes))
+    return Carry(o, m, lax.psum(l, axes))
 
 
-def _over_batch(partial: _Partial, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+def _over_batch(partial: Carry, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
     """(outputs, sums) of a device's own sequences, from all devices' partial softmaxes."""
     if not axes:
         return partial.o, partial.l
@@ -185,7 +151,7 @@ def _over_batch(partial: _Partial, axes: tuple[str, ...]) -> tuple[jax.Array, ja
     packed = jnp.concatenate([partial.o, partial.m[..., None], partial.l[..., None]], axis=-1)
     packed = packed.reshape(shards, -1, *packed.shape[1:])
     packed = lax.all_to_all(packed, axes, split_axis=0, concat_axis=0, tiled=True)
-    partial = _Partial(packed[..., :-2], packed[..., -2], packed[..., -1])
+    partial = Carry(packed[..., :-2], packed[..., -2], packed[..., -1])
     o, l = _weigh(partial, partial.m.max(0, keepdims=True))
     return o.sum(0), l.sum(0)
 

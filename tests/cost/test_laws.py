@@ -16,6 +16,7 @@ from parallax.cost.links import all_link_bytes, least_link_bytes
 from parallax.cost.pricing import attention_rate, kernel_cost
 from parallax.estimate import estimate
 from parallax.hlo.collectives import Collective
+from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait, Work
 from parallax.meshes.cluster import cluster
 from parallax.meshes.gpus import GPUS
@@ -115,7 +116,7 @@ def test_attention_has_a_roofline_and_grows(name, sizes, head_dim, which):
     gpu, rates = GPUS[name], rates_of(name)
 
     def cost(batch, heads, q, kv, width):
-        shape = (batch, heads, q, kv, width, 1.0, "bf16")
+        shape = FusedAttention(batch, heads, q, kv, width, 1.0, "bf16", products=2)
         return kernel_cost(Kernel("a", (), 0.0, attention=shape), gpu.sm_count, rates)
 
     sizes = [*sizes, head_dim]

@@ -55,7 +55,9 @@ def programs():
     if missing := missing_compiler():
         pytest.skip(missing)
     keys = [(n, "prefill") for n in (*NAMES, *WITH_KERNELS)]
-    keys += [(n, "decode") for n in NAMES[:2]]
+    keys += [
+        (n, "decode") for n in (*NAMES[:2], "tensor_pipeline, mosaic", "ring_sequence, mosaic")
+    ]
     cases = [(*of(n, phase)[:2], phase) for n, phase in keys]
     found = run_in_child(compile_all, cases, environment=compile_environment())
     return dict(zip(keys, found, strict=True))

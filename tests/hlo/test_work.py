@@ -61,6 +61,16 @@ def test_a_declared_cost_is_taken_and_an_unknown_call_named():
     known = one(f'{X} custom-call(%p0), custom_call_target="mine", {declared}', X)
     (kernel,) = known.steps["main"]
     assert (kernel.flops, kernel.n_bytes, known.unpriced) == (1e9, 5e6, ())
+    picking = computation(
+        "picking", f"(p: {X}) -> {X}", f"%p = {X} parameter(0)",
+        f'ROOT %c = {X} custom-call(%p), custom_call_target="mine", {declared}',
+    )  # fmt: skip
+    main = computation(
+        "main", f"(p0: {X}) -> {X}", f"%p0 = {X} parameter(0)",
+        f"ROOT %k = {X} fusion(%p0), kind=kCustom, calls=%picking", entry=True,
+    )  # fmt: skip
+    (fused,) = work(picking, main).steps["main"]
+    assert (fused.flops, fused.n_bytes) == (1e9, 5e6)
     unknown = one(f'{X} custom-call(%p0), custom_call_target="mine"', X)
     assert unknown.unpriced == ("mine",)
     assert unknown.steps["main"][0].n_bytes == 2 * 128

@@ -54,13 +54,11 @@ def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, a
     """A group over one token of each sequence, at positions [B]: ([B, 1, D], kv with it)."""
     found = []
     rows = jnp.arange(at_B.shape[0], dtype=jnp.int32)
+    before_B12 = jnp.stack([jnp.zeros_like(at_B), at_B], axis=-1)[:, None]
     for pair, layer, (keys, values) in zip(formats, layers, kv, strict=True):
-        slots = jnp.arange(keys.shape[2], dtype=jnp.int32)[None]
-        seen_BC = slots < at_B[:, None]
         cache = CachedLayers(
-            keys[None], values[None],
-            lambda k, v, seen=seen_BC: CachedLayer(k, v, seen, jnp.asarray(True)),
-        )  # fmt: skip
+            keys[None], values[None], lambda k, v: CachedLayer(k, v, before_B12, jnp.asarray(True))
+        )
         model = _with(layer_config(config, pair), layers=layer)
         x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], CACHED, cache=cache)
         found.append(

@@ -1,0 +1,134 @@
+"""The operation, whatever implements it: one query of each sequence to the slots of its cache.
+
+Shapes: B sequences, N rows of the cache (often B), H query heads, G key/value heads, M slots, K
+head_dim, V width of the values (often K), S spans.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from parallax.kernels import dispatch
+from parallax.kernels.decode_attention import reference
+from parallax.kernels.decode_attention.tiles import unsupported
+from parallax.kernels.ring_attention import Carry
+
+
+class NewToken(NamedTuple):
+    """The token that asks, whose keys and values are not in the cache yet.
+
+    Attributes:
+      k, v: [B, G, K] and [B, G, V].
+      counts: [] or [B], whether it counts here: on one of the devices that share the slots.
+    """
+
+    k: Float[Array, "b g k"]
+    v: Float[Array, "b g v"]
+    counts: Bool[Array, "..."]
+
+
+def decode_attention(
+    q: Float[Array, "b h k"],
+    k: Float[Array, "n g m k"],
+    v: Float[Array, "n g m v"],
+    *,
+    scale: float,
+    kv_length: Int[Array, "..."] | int | None = None,
+    kv_spans: Int[Array, "b s 2"] | None = None,
+    kv_mask: Bool[Array, "b m"] | None = None,
+    kv_rows: Int[Array, " b"] | None = None,
+    new: NewToken | None = None,
+    partial_over: str | Sequence[str] = (),
+    implementation: str | None = None,
+) -> Carry:
+    """Attends from one query of each sequence to the slots that hold its tokens.
+
+    Which slots count is said in one way at most; all of them, if in none.
+
+    Args:
+      q, k, v: [B, H, K], [N, G, M, K] and [N, G, M, V]; G divides H. Slots that do not count must
+        be finite.
+      scale: multiplies the scores.
+      kv_length: [] or [B]; the first so many slots.
+      kv_spans: [B, S, 2] int32; slots start <= i < end of each (start, end). Spans of a sequence do
+        not overlap; empty ones are free.
+      kv_mask: [B, M]; slots where it is True.
+      kv_rows: [B]; row of k and v that each sequence has, of N. None: its own, N = B.
+      new: one more key, beside the cache.
+      partial_over: mesh axes whose devices hold slices of K and V: scores are summed over them, in
+        the accumulator's dtype, before they are used.
+      implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
+        bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask and no partial_over;
+        or None, the best that can and that a GPU has been seen to run (`dispatch.PROVEN`).
+
+    Returns:
+      The partial softmax as a step of `ring_attention` has it, of one query token: unnormalised o
+      [B, H, 1, V], m and l [B, H, 1], in float32 (float64 for float64). `merge` adds up those of
+      several caches, `ring_attention.finish` normalises. Where nothing counts m is -inf, o and l 0.
+
+    Raises:
+      NotImplementedError: the implementation cannot do this; it names one that can.
+      ValueError: slots said in more than one way.
+
+    Cost: 2 B H M (K + V) FLOPs; reads B G M (K + V) elements ("mosaic": of the slots that count).
+      With partial_over an all-reduce of B H M elements, M + 1 with `new`.
+    Reference: partial softmaxes as in Milakov and Gimelshein, 2018; splits of the keys as in Dao et
+      al., "Flash-Decoding", 2023.
+    """
+    if sum(x is not None for x in (kv_length, kv_spans, kv_mask)) > 1:
+        raise ValueError(
+            "decode_attention: kv_length, kv_spans and kv_mask all say which slots count. "
+            "Pass one of them."
+        )
+    axes = (partial_over,) if isinstance(partial_over, str) else tuple(partial_over)
+    reasons = {
+        "mosaic": unsupported(q, k, v, scale, kv_mask is not None, axes),
+        "cudnn": "it rounds its output to the inputs' dtype, and partial softmaxes are float32",
+        "xla": None,
+    }
+    if dispatch.choose("decode_attention", implementation, reasons) == "mosaic":
+        # Imported late: the kernels' language takes a while to load.
+        from parallax.kernels.decode_attention import mosaic
+
+        spans = _spans(q, k, kv_length, kv_spans)
+        carry = Carry(*mosaic.attend(q, k, v, spans, kv_rows, scale=scale))
+        return carry if new is None else merge(carry, _alone(q, new, scale))
+    if kv_rows is not None:
+        k, v = k[kv_rows], v[kv_rows]
+    seen = kv_mask if kv_mask is not None else reference.seen(k, kv_length, kv_spans)
+    return Carry(*reference.attend(q, k, v, seen, new, scale=scale, partial_over=axes))
+
+
+def merge(*carries: Carry) -> Carry:
+    """Partial softmaxes of the same queries over different keys, as one over all of them."""
+    m = functools.reduce(jnp.maximum, (c.m for c in carries))
+    weights = [jnp.exp(c.m - reference.finite(m)) for c in carries]
+    o = sum(c.o * w[..., None] for c, w in zip(carries, weights, strict=True))
+    l = sum(c.l * w for c, w in zip(carries, weights, strict=True))
+    return Carry(jnp.asarray(o), m, jnp.asarray(l))
+
+
+def _spans(q, k, kv_length, kv_spans) -> jax.Array:
+    """[B, S, 2] int32, whichever way it was said."""
+    if kv_spans is not None:
+        return kv_spans
+    end = jnp.asarray(k.shape[2] if kv_length is None else kv_length, jnp.int32)
+    end = jnp.broadcast_to(end, q.shape[:1])[:, None]
+    return jnp.stack([jnp.zeros_like(end), end], axis=-1)
+
+
+def _alone(q, new: NewToken, scale: float) -> Carry:
+    """Of the new token only."""
+    batch, heads, _ = q.shape
+    groups = new.k.shape[1]
+    q_BGRK = q.reshape(batch, groups, heads // groups, -1).astype(jnp.float32)
+    scores = (q_BGRK * new.k[:, :, None].astype(jnp.float32)).sum(-1).reshape(batch, heads, 1)
+    counts = jnp.broadcast_to(jnp.reshape(new.counts, (-1, 1, 1)), scores.shape)
+    m = jnp.where(counts, scores * jnp.float32(scale), -jnp.inf)
+    l = counts.astype(jnp.float32)
+    v = jnp.repeat(new.v, heads // groups, axis=1).astype(jnp.float32)
+    return Carry(l[..., None] * v[:, :, None], m, l)

@@ -1,0 +1,159 @@
+"""Cases of decode attention: what tests check, what is compiled, and what a benchmark times.
+
+One of `kernels.operations`, which says what each part is.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallax.kernels.decode_attention.api import decode_attention
+from parallax.kernels.ring_attention import finish
+
+ABOUT = (
+    "One query of each sequence to the slots of its cache that count, as a partial softmax: "
+    "float32 (o, m, l). The cache is cut into splits, and what counts of a sequence (traced) is "
+    "dealt out evenly over its splits. Grouped heads; head_dim 64, 128, 256, 512."
+)
+# Of one sequence to the next, every span ends so many slots earlier.
+_SHORTER = 29
+
+
+class Case(NamedTuple):
+    """One step of decoding on random inputs.
+
+    Attributes:
+      head_dim, dtype: of q, k and v.
+      slots: of a sequence's cache.
+      spans: (start, end) of those that count in the first sequence; later ones have fewer. Handed
+        over as traced numbers. (): all count, and nothing says so.
+      heads, kv_heads: of queries, and of keys and values.
+      batch: sequences.
+    """
+
+    head_dim: int
+    dtype: str
+    slots: int
+    spans: tuple[tuple[int, int], ...] = ()
+    heads: int = 1
+    kv_heads: int = 1
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        spans = "".join(f"-{start}to{end}" for start, end in self.spans)
+        return (
+            f"{self.dtype}-d{self.head_dim}-{self.slots}-{self.batch}x{self.heads}over"
+            f"{self.kv_heads}{spans}"
+        )
+
+    @property
+    def seen(self) -> int:
+        """Slots that count, of all sequences."""
+        if not self.spans:
+            return self.batch * self.slots
+        return int(np.maximum(np.diff(_spans(self), axis=-1), 0).sum())
+
+    @property
+    def flops(self) -> float:
+        """Of scores that count and their values."""
+        return 4.0 * self.seen * self.heads * self.head_dim
+
+    @property
+    def bytes_accessed(self) -> float:
+        """Keys and values that count and queries read once, a float32 output written once."""
+        cache = 4.0 * self.seen * self.kv_heads * self.head_dim
+        return cache + 6.0 * self.batch * self.heads * self.head_dim
+
+    uses_wgmma = True
+
+
+# Few slots, for an interpreter: every head_dim, ragged and empty spans, groups of query heads that
+# no 8 divides or that read the keys twice, more splits than tiles.
+SMALL = (
+    Case(64, "bfloat16", 328, heads=6, kv_heads=2),
+    Case(64, "float16", 400, ((0, 131), (152, 391)), batch=2),
+    Case(128, "bfloat16", 200, ((0, 137),), heads=6, kv_heads=2, batch=2),
+    Case(128, "float16", 312, ((3, 11), (20, 20), (71, 312)), heads=8),
+    Case(256, "bfloat16", 200, ((0, 65),), heads=2, kv_heads=2, batch=3),
+    Case(256, "float16", 136, heads=20),
+    Case(512, "bfloat16", 200, ((0, 195),), heads=9),
+    Case(512, "float16", 136, ((0, 31),), heads=34, batch=2),
+)
+
+# Every cut of the work: up to 8 query heads a key head, 16, and the most that share one reading;
+# both dtypes; all slots, a length, and the spans of a zigzag ring.
+_ZIGZAG = ((0, 312), (312, 625), (625, 630))
+SHIPPED = tuple(
+    Case(head_dim, dtype, 632, spans, heads=2 * queries, kv_heads=2, batch=2)
+    for head_dim, most in ((64, 64), (128, 64), (256, 32), (512, 16))
+    for queries, dtype, spans in (
+        (1, "float16", ((0, 625),)), (8, "bfloat16", ()), (16, "bfloat16", _ZIGZAG),
+        (32, "bfloat16", ((0, 625),)), (64, "bfloat16", ((0, 625),)),
+    )
+    if queries <= most and (queries > 1 or head_dim in (128, 512))
+)  # fmt: skip
+
+# A batch of 16 over more than 1 GB of keys and values; one where prompts of another length left
+# slots between them and the new tokens.
+TIMED = (
+    Case(64, "bfloat16", 32_768, heads=64, kv_heads=8, batch=16),
+    Case(128, "bfloat16", 32_768, heads=64, kv_heads=8, batch=16),
+    Case(128, "bfloat16", 10_000, heads=16, kv_heads=16, batch=16),
+    Case(128, "bfloat16", 32_768, ((0, 20_000), (30_000, 32_768)), heads=64, kv_heads=8, batch=16),
+    Case(256, "bfloat16", 10_000, heads=64, kv_heads=8, batch=16),
+    Case(512, "bfloat16", 10_000, heads=64, kv_heads=8, batch=16),
+    Case(512, "bfloat16", 10_000, heads=8, kv_heads=8, batch=16),
+)
+
+
+def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
+    """q [B, H, K], k and v [B, G, M, K] in the dtype, and any spans [B, S, 2]."""
+    random = np.random.default_rng(seed)
+    dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
+
+    def draw(heads: int, *slots: int) -> np.ndarray:
+        shape = (case.batch, heads, *slots, case.head_dim)
+        return random.standard_normal(shape, np.float32).astype(dtype)
+
+    spans = (_spans(case),) if case.spans else ()
+    return (
+        draw(case.heads), draw(case.kv_heads, case.slots), draw(case.kv_heads, case.slots), *spans,
+    )  # fmt: skip
+
+
+def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array]]:
+    """The normalised output, [B, H, K] in float32."""
+
+    def attend(q, k, v, spans=None):
+        carry = decode_attention(
+            q, k, v, scale=case.head_dim**-0.5, kv_spans=spans, implementation=implementation
+        )
+        return (finish(carry, jnp.float32)[0][:, 0],)
+
+    return attend
+
+
+def exact(case: Case, q, k, v, spans=None) -> tuple[np.ndarray]:
+    """The textbook's attention in float64, [B, H, K]; 0 where nothing counts."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    q = q.reshape(case.batch, case.kv_heads, -1, case.head_dim)
+    scores = np.einsum("bgrk,bgmk->bgrm", q, k) * case.head_dim**-0.5
+    if spans is not None:
+        slots = np.arange(case.slots)
+        counts = ((slots >= spans[:, :, :1]) & (slots < spans[:, :, 1:])).any(1)
+        scores = np.where(counts[:, None, None], scores, -np.inf)
+    largest = scores.max(-1, keepdims=True)
+    p = np.exp(scores - np.where(np.isinf(largest), 0, largest))
+    out = np.einsum("bgrm,bgmk->bgrk", p / np.maximum(p.sum(-1, keepdims=True), 1e-300), v)
+    return (out.reshape(case.batch, case.heads, case.head_dim),)
+
+
+def _spans(case: Case) -> np.ndarray:
+    """[B, S, 2] int32."""
+    spans = np.array(case.spans, np.int32)[None].repeat(case.batch, axis=0)
+    spans[:, :, 1] -= _SHORTER * np.arange(case.batch, dtype=np.int32)[:, None]
+    return np.maximum(spans, 0)

@@ -1,0 +1,91 @@
+"""The operation in plain XLA: all scores of a sequence at once.
+
+Shapes: B sequences, G key/value heads, R query heads of each, C slots, K head_dim, V width of the
+values.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from parallax.kernels.ring_attention.reference import accumulator_dtype
+
+
+def attend(q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...]):
+    """See `api.decode_attention`. Returns (o, m, l); `seen` [B, C] or None is the mask."""
+    wide = accumulator_dtype(q.dtype)
+    batch, heads, width = q.shape
+    q_BGRK = q.reshape(batch, k.shape[1], -1, width)
+    # Without this XLA would transpose the cache of all layers first.
+    keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (k, v))
+    scores_BGRC = _scores(q_BGRK, keys, wide)
+    if new is not None:
+        own = _scores(q_BGRK, new.k[:, :, None], wide)
+        scores_BGRC = jnp.concatenate([scores_BGRC, own], axis=-1)
+    if partial_over:
+        scores_BGRC = lax.psum(scores_BGRC, partial_over)
+    scores_BGRC = scores_BGRC * jnp.asarray(scale, wide)
+    seen = _with_new(seen, new, keys)
+    if seen is not None:
+        scores_BGRC = jnp.where(seen[:, None, None], scores_BGRC, -jnp.inf)
+
+    m_BGR = scores_BGRC.max(-1)
+    p_BGRC = jnp.exp(scores_BGRC - finite(m_BGR)[..., None])
+    l_BGR = p_BGRC.sum(-1)
+    p_BGRC = p_BGRC.astype(q.dtype)
+    if new is None:
+        o_BGRV = _outputs(p_BGRC, values, wide)
+    else:
+        o_BGRV = _outputs(p_BGRC[..., :-1], values, wide)
+        o_BGRV = o_BGRV + _outputs(p_BGRC[..., -1:], new.v[:, :, None], wide)
+    o_BH1V = o_BGRV.reshape(batch, heads, 1, -1)
+    return o_BH1V, m_BGR.reshape(batch, heads, 1), l_BGR.reshape(batch, heads, 1)
+
+
+def seen(k, kv_length, kv_spans) -> jax.Array | None:
+    """[B, C], the slots that count; None if all do."""
+    if kv_length is None and kv_spans is None:
+        return None
+    slots = jnp.arange(k.shape[2], dtype=jnp.int32)
+    if kv_spans is None:
+        end = jnp.asarray(kv_length, jnp.int32)
+        return jnp.broadcast_to(slots[None] < jnp.reshape(end, (-1, 1)), (k.shape[0], slots.size))
+    start, end = (kv_spans[:, :, i, None] for i in (0, 1))
+    slots = slots[None, None]
+    return ((slots >= start) & (slots < end)).any(1)
+
+
+def finite(m: jax.Array) -> jax.Array:
+    """A device without a token of a sequence has m = -inf; 0 stands in: no inf - inf appears."""
+    return jnp.where(jnp.isneginf(m), 0, m)
+
+
+def _with_new(seen, new, keys) -> jax.Array | None:
+    """`seen` with a column for the new token."""
+    if new is None:
+        return seen
+    batch, _, slots, _ = keys.shape
+    if seen is None:
+        seen = jnp.ones((batch, slots), bool)
+    counts = jnp.broadcast_to(jnp.reshape(new.counts, (-1, 1)), (batch, 1))
+    return jnp.concatenate([seen, counts], axis=1)
+
+
+def _scores(q_BGRK, k_BGCK, wide):
+    """Q K^T, [B, G, R, C].
+
+    With one query a key head XLA makes multiply and reduce of the product anyway, in an order for
+    which it first transposes the cache of all layers; so it is written as that.
+    """
+    if q_BGRK.shape[2] > 1:
+        return jnp.einsum("bgrk,bgck->bgrc", q_BGRK, k_BGCK, preferred_element_type=wide)
+    return (q_BGRK.astype(wide) * k_BGCK.astype(wide)).sum(-1)[:, :, None]
+
+
+def _outputs(p_BGRC, v_BGCV, wide):
+    """P V, [B, G, R, V]."""
+    if p_BGRC.shape[2] > 1:
+        return jnp.einsum("bgrc,bgcv->bgrv", p_BGRC, v_BGCV, preferred_element_type=wide)
+    p_BGC1 = jnp.swapaxes(p_BGRC, 2, 3).astype(wide)
+    return (p_BGC1 * v_BGCV.astype(wide)).sum(2)[:, :, None]

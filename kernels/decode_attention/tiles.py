@@ -1,0 +1,113 @@
+"""What the Mosaic kernel supports, and how it cuts the work for a head_dim and a group of queries.
+
+Products are transposed, scores^T = K q^T and o^T = V^T p^T: keys and columns of the values fill the
+64 rows that a wgmma instruction has, and the queries of a key head are its columns, in eights. With
+queries as rows one query would cost 64, in products, exponentials and registers.
+
+It is bound by memory: 4.3 TB/s x about 1 us of latency asks for 33 KB on their way into each of 132
+multiprocessors. Keys and values come in chunks of 16 KB; most of shared memory holds such chunks.
+Where registers allow, two blocks of threads share a multiprocessor: one streams while the other
+starts or ends.
+"""
+
+from typing import NamedTuple
+
+from parallax.kernels import dispatch
+
+DTYPES = ("float16", "bfloat16")
+# Rows of a wgmma instruction.
+ROWS = 64
+# Shared memory of a multiprocessor, and what the system keeps of it for each block of threads.
+_SHARED_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
+# Barriers, scratch of reductions, alignment.
+_BESIDE_BYTES = 4096
+# Query heads that share one reading of the keys; beyond them, sums of the output spill.
+_MOST_QUERIES = {64: 64, 128: 64, 256: 32, 512: 16}
+HEAD_DIMS = tuple(_MOST_QUERIES)
+_MULTIPROCESSORS = 132
+# What a block of threads would have streamed while it starts and ends, about 3 us.
+_START_BYTES = 48 * 1024
+# Two blocks of threads a multiprocessor leave a thread this many registers.
+REGISTERS_OF_TWO = 128
+
+
+class Tile(NamedTuple):
+    """How one problem is cut.
+
+    Attributes:
+      head_dim: of queries, keys and values.
+      queries: columns of the products, a multiple of 8.
+      groups: of so many queries that a key head has; each reads the keys again.
+      keys: of a tile. columns: of head_dim, in one chunk: `keys` x `columns` are 16 KB.
+      blocks: of threads on one multiprocessor.
+    """
+
+    head_dim: int
+    queries: int
+    groups: int
+    keys: int
+    columns: int
+    blocks: int
+
+    @property
+    def chunks(self) -> int:
+        """Of a tile of keys, and as many of its values."""
+        return self.head_dim // self.columns
+
+    @property
+    def chunk_bytes(self) -> int:
+        return 2 * self.keys * self.columns
+
+    @property
+    def stages(self) -> int:
+        """Chunks in shared memory at a time."""
+        fixed = 2 * self.queries * (self.head_dim + self.keys) + _BESIDE_BYTES
+        return (_SHARED_BYTES // self.blocks - _RESERVED_BYTES - fixed) // self.chunk_bytes
+
+
+def tile_of(head_dim: int, heads_per_kv: int) -> Tile:
+    """What ships for this head_dim and this many query heads a key head."""
+    groups = -(-heads_per_kv // _MOST_QUERIES[head_dim])
+    queries = 8 * -(-heads_per_kv // (8 * groups))
+    keys, columns = (128, 64) if head_dim == 64 else (64, 128)
+    # So many sums fit the registers of two.
+    blocks = 2 if queries * head_dim <= 4096 and queries <= 32 else 1
+    return Tile(head_dim, queries, groups, keys, columns, blocks)
+
+
+def splits(problems: int, slots: int, tile: Tile) -> int:
+    """Into how many parts the slots of one (sequence, key head) are cut.
+
+    The least that takes no longer than 2 % more than the best, where blocks of threads run in waves
+    of as many as there is room for, each as long as its tiles and its start.
+
+    Args:
+      problems: (sequence, key head, group of queries) triples.
+      slots: of a sequence.
+    """
+    tiles, room = -(-slots // tile.keys), tile.blocks * _MULTIPROCESSORS
+    tile_bytes = 2 * tile.chunks * tile.chunk_bytes
+
+    def time(parts: int) -> int:
+        return -(-problems * parts // room) * (-(-tiles // parts) * tile_bytes + _START_BYTES)
+
+    times = {parts: time(parts) for parts in range(1, min(tiles, room) + 1)}
+    return next(parts for parts, t in times.items() if t <= 1.02 * min(times.values()))
+
+
+def unsupported(q, k, v, scale: float, masked: bool, partial_over: tuple[str, ...]) -> str | None:
+    """Why the kernel cannot do this, in a few words; None if it can. Shapes as in the operation."""
+    if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
+        return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(DTYPES)}"
+    if q.shape[-1] not in HEAD_DIMS or v.shape[-1] != q.shape[-1]:
+        dims = ", ".join(map(str, HEAD_DIMS))
+        return f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has {dims} for both"
+    if k.shape[2] % 8:
+        return f"the cache has {k.shape[2]} slots, and it takes a multiple of 8"
+    if masked:
+        return "it takes spans of slots, not a mask"
+    if partial_over:
+        return "it cannot sum scores over a mesh axis"
+    if not scale > 0:
+        return f"the scale is {scale}, and it takes a positive one"
+    return dispatch.not_hopper()
