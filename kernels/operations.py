@@ -12,6 +12,10 @@ from parallax.kernels.cache_tiled_mlp import cases as cache_tiled_mlp
 from parallax.kernels.cache_tiled_mlp import contenders as cache_tiled_mlp_contenders
 from parallax.kernels.decode_attention import cases as decode_attention
 from parallax.kernels.decode_attention import contenders as decode_attention_contenders
+from parallax.kernels.ring_attention import backward_cases as ring_attention_backward
+from parallax.kernels.ring_attention import (
+    backward_contenders as ring_attention_backward_contenders,
+)
 from parallax.kernels.ring_attention import cases as ring_attention
 from parallax.kernels.ring_attention import contenders as ring_attention_contenders
 
@@ -78,11 +82,13 @@ class Contenders(Protocol):
 
 OPERATIONS: dict[str, Operation] = {
     "ring_attention": ring_attention,
+    "ring_attention_backward": ring_attention_backward,
     "decode_attention": decode_attention,
     "cache_tiled_mlp": cache_tiled_mlp,
 }
 CONTENDERS: dict[str, Contenders] = {
     "ring_attention": ring_attention_contenders,
+    "ring_attention_backward": ring_attention_backward_contenders,
     "decode_attention": decode_attention_contenders,
     "cache_tiled_mlp": cache_tiled_mlp_contenders,
 }

@@ -134,18 +134,30 @@ def attention_step_backward(
       d_out: [B, L, H, V], gradient of the normalised output.
       lse: [B, H, L] of the whole attention (`finish`).
       delta: [B, H, L], sum over V (of all slices, with partial_over) of out * d_out.
-      implementation: "xla" and None; "mosaic" has no kernel for this yet and runs the same XLA.
-      Others as in `attention_step`.
+      Others as in `attention_step`; "mosaic" needs d_out in the dtype of q.
 
     Returns:
       dq [B, L, H, K], dk [B, M, G, K] and dv [B, M, G, V], in float32 (float64 for float64).
 
-    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped. With partial_over two all-reduces of
+    Raises:
+      NotImplementedError: the implementation cannot do this; it names one that can.
+
+    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped; "mosaic" makes scores again for each of
+      its kernels: 14 K, and 18 K for heads of 512. With partial_over two all-reduces of
       what the forward step sums: scores again, and their gradients.
     """
-    # The forward's kernels have no backward yet: XLA's stands in, as the docstring says.
-    reasons = {"mosaic": None, "cudnn": _NO_STEP, "xla": None}
-    dispatch.choose("attention_step_backward", implementation, reasons)
+    segments = q_segment_ids is not None or kv_segment_ids is not None
+    reasons = {
+        "mosaic": unsupported(q, k, v, scale, segments, partial_over, d_out),
+        "cudnn": _NO_STEP,
+        "xla": None,
+    }
+    if dispatch.choose("attention_step_backward", implementation, reasons) == "mosaic":
+        from parallax.kernels.ring_attention import mosaic_backward
+
+        return mosaic_backward.step_backward(
+            q, k, v, d_out, lse, delta, is_causal=is_causal, kv_length=kv_length, scale=scale
+        )
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length)
     return reference.step_backward(
         q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over

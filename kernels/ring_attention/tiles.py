@@ -95,12 +95,17 @@ DEFAULT = "plain"
 TILES = {head_dim: candidates[DEFAULT] for head_dim, candidates in CANDIDATES.items()}
 
 
-def unsupported(q, k, v, scale: float, segments: bool, partial_over: str | None) -> str | None:
+def unsupported(
+    q, k, v, scale: float, segments: bool, partial_over: str | None, d_out=None
+) -> str | None:
     """Why the kernels cannot do this, in a few words; None if they can.
 
     Args:
       q, k, v: [B, L, H, K], [B, M, G, K], [B, M, G, V]. Others as in `api.attention_step`.
+      d_out: [B, L, H, V], of the backward step.
     """
+    if d_out is not None and d_out.dtype != q.dtype:
+        return f"d_out is {d_out.dtype} and q {q.dtype}, and it has one dtype for both"
     if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
         return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(DTYPES)}"
     if q.shape[-1] not in TILES or v.shape[-1] != q.shape[-1]:

@@ -97,7 +97,8 @@ def ring_attention(
     Cost: a device sends (P-1) B L G (K + V) elements of k's dtype forward; backward those again and
       P B L G (K + V) float32 elements. Of two mesh axes N x S the outer one takes N - 1 sends (N
       backward), the inner one N (S - 1) (N S): the slow link is crossed once a node.
-      FLOPs 2 B L (P L) H (K + V) forward, 2.5 times that backward; causal skips what it masks:
+      FLOPs 2 B L (P L) H (K + V) forward, 2.5 times that backward (3.5 times by "mosaic", 4.5 for
+      heads of 512, which makes scores again rather than add to them); causal skips what it masks:
       zigzag (P + 0.5) / 2P of it on every device, natural on average the same but up to all of it
       on the last device. Differentiable once in reverse mode. With partial_over all scores are
       summed besides, and a natural causal ring skips nothing but its own half.

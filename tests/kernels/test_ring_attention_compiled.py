@@ -12,9 +12,10 @@ from parallax.lenses.environment import compile_environment
 RING = Case(512, "bfloat16", 625, 625, heads=4, kv_heads=2)
 
 
-def compile_ring(case, is_causal, order, *, on_progress):
-    """Text of a 16-GPU ring of the Mosaic kernel, forward, under shard_map's checks."""
+def compile_ring(case, is_causal, order, gradients, *, on_progress):
+    """Text of a 16-GPU ring of the Mosaic kernel, under shard_map's checks; with its gradients."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -36,15 +37,28 @@ def compile_ring(case, is_causal, order, *, on_progress):
                               implementation="mosaic")  # fmt: skip
 
     run = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=True)
+    if gradients:
+        forward = run
+
+        def loss(q, k, v):
+            return forward(q, k, v).astype(jnp.float32).sum()
+
+        run = jax.value_and_grad(loss, (0, 1, 2))
     args = like(case.heads), like(case.kv_heads), like(case.kv_heads)
     return jax.jit(run).lower(*args).compile().as_text()
+
+
+def compiled(is_causal, order, gradients):
+    return run_in_child(
+        compile_ring, RING, is_causal, order, gradients, environment=compile_environment()
+    )
 
 
 @pytest.mark.parametrize(
     ("is_causal", "order"), [(False, "natural"), (True, "zigzag")], ids=["full", "zigzag"]
 )
 def test_the_ring_calls_it_and_its_cost_is_priced(aot, is_causal, order):
-    text = run_in_child(compile_ring, RING, is_causal, order, environment=compile_environment())
+    text = compiled(is_causal, order, gradients=False)
     found = inspect_text(text, cluster="h100_2x8")
     assert "mosaic_gpu" in text
     assert found.work.unpriced == ()
@@ -54,3 +68,13 @@ def test_the_ring_calls_it_and_its_cost_is_priced(aot, is_causal, order):
     # Whole tiles of 64 by 64 over 16 pieces; in zigzag order half of the sequence is hidden.
     useful = RING.flops * 16 * (0.5 if is_causal else 1)
     assert useful <= found.cost.flops <= 1.25 * useful
+
+
+def test_its_gradients_are_kernels_too_and_priced(aot):
+    text = compiled(False, "natural", gradients=True)
+    found = inspect_text(text, cluster="h100_2x8")
+    assert all(f"ring_attention_backward_{x}" in text for x in ("dq", "dk", "dv"))
+    assert found.work.unpriced == ()
+    # Two products forward; nine backward for heads of 512, where five would do.
+    useful = RING.flops * 16 * (2 + 9) / 2
+    assert useful <= found.cost.flops <= 1.4 * useful

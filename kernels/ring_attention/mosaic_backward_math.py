@@ -1,0 +1,145 @@
+"""What both backward kernels do with a block of scores, in registers of one warpgroup."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from parallax.kernels.interpreting import interpreter
+from parallax.kernels.ring_attention.backward_tiles import Pass
+from parallax.kernels.ring_attention.mosaic_backward_parts import Ring, Walk, nought
+from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem
+from parallax.kernels.ring_attention.tiles import ROWS
+
+# A value for each column of a block of scores.
+COLUMN = plgpu.Layout.WGMMA.reduce(0)
+
+
+def rows_of(ref, at: tuple) -> jax.Array:
+    """A float32 for each of 64 fixed rows, from device memory."""
+    return plgpu.load(ref.at[at], layout=ROW, optimized=False)
+
+
+def columns_of(ref) -> jax.Array:
+    """A float32 for each moving row, from shared memory."""
+    return plgpu.load(ref, layout=COLUMN, optimized=False)
+
+
+def hide(scores, walk: Walk, first_row, first_column) -> jax.Array:
+    """Scores of a block, -inf where the query does not see the key.
+
+    In a branch: most blocks are seen whole.
+    """
+    problem, keys_fixed, limit = walk.problem, walk.cut.keys_fixed, walk.limit
+    rows, columns = scores.shape
+
+    def hidden(scores):
+        row, column = (
+            plgpu.broadcasted_iota(jnp.int32, scores.shape, axis, layout=SCORES) + first
+            for axis, first in enumerate((first_row, first_column))
+        )
+        query, key = (column, row) if keys_fixed else (row, column)
+        seen = key < limit
+        if problem.is_causal:
+            seen &= key <= query
+        return jnp.where(seen, scores, -jnp.inf)
+
+    first_key, keys, first_query = first_column, columns, first_row
+    if keys_fixed:
+        first_key, keys, first_query = first_row, rows, first_column
+    end = first_key + keys
+    hides = end > limit
+    if problem.is_causal:
+        hides |= end > first_query + 1
+    return lax.cond(hides, hidden, lambda scores: scores, scores)
+
+
+def weights(scores, lse, walk: Walk) -> jax.Array:
+    """P of a block of scores."""
+    factor = walk.problem.scale * LOG2_E
+    return jnp.exp2(scores * factor - _spread(lse, scores.shape, walk.cut))
+
+
+def gradient(p, dp, delta, walk: Walk) -> jax.Array:
+    """dS: of the scores before they were scaled, float32. `delta` is scaled already."""
+    return p * (dp * walk.problem.scale - _spread(delta, p.shape, walk.cut))
+
+
+def _spread(values: jax.Array, shape, cut: Pass) -> jax.Array:
+    """A value for each query, over a block of scores."""
+    return lax.broadcast_in_dim(values, shape, [1 if cut.keys_fixed else 0])
+
+
+def product(*pairs, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[jax.Array, Any]:
+    """The sum over pairs of fixed [64, K] by moving [n, K], in shared memory: [64, n] float32.
+
+    Also what `meanwhile` computes while the tensor cores work.
+    """
+
+    def multiply(out):
+        for fixed, moving in pairs:
+            plgpu.wgmma(out, fixed, moving.transpose((1, 0)))
+        other = meanwhile()
+        return out[...], other
+
+    moving_rows = pairs[0][1].shape[0]
+    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, moving_rows), jnp.float32))
+
+
+def product_of_ring(fixed, ring: Ring, step) -> jax.Array:
+    """fixed [pieces, 64, K] by a step's pieces of `ring`, each [n, K], as they come: [64, n].
+
+    A piece's memory is free once the product after it is under way.
+    """
+    pieces = fixed.shape[0]
+
+    def multiply(out):
+        for piece in range(pieces):
+            turn = step * pieces + piece
+            slot = ring.wait(turn)
+            moving = ring.memory.at[slot].transpose((1, 0))
+            plgpu.wgmma(out, fixed.at[piece + nought(step)], moving)
+            if piece:
+                plgpu.wgmma_wait(1)
+                ring.release(turn - 1)
+        return out[...]
+
+    moving_rows = ring.memory.shape[1]
+    out = plgpu.WGMMAAccumulatorRef((ROWS, moving_rows), jnp.float32)
+    result = pl.run_scoped(multiply, out)
+    ring.release(step * pieces + (pieces - 1))
+    return result
+
+
+def accumulate(accs, terms, problem: Problem) -> tuple[jax.Array, ...]:
+    """Each acc + weights() [64, n], from registers, by moving [n, columns], in shared memory.
+
+    Args:
+      terms: (weights, moving) for each acc; later weights may be computed while the tensor cores
+        work.
+    """
+    if interpreter() is not None:
+        # The interpreter has no accumulators with a start value and no operand from registers.
+        return tuple(_accumulate_interpreted(*x, problem) for x in zip(accs, terms, strict=True))
+
+    def multiply(refs):
+        for acc, (weights, moving) in zip(refs, terms, strict=True):
+            plgpu.wgmma(acc, weights().astype(problem.dtype), moving)
+
+    start: Any = tuple(map(plgpu.WGMMAAccumulatorRef.init, accs))
+    return pl.run_state(multiply)(start)
+
+
+def _accumulate_interpreted(acc, term, problem: Problem) -> jax.Array:
+    weights, moving = term
+    values = moving[...].astype(jnp.float32)
+    plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do
+    return acc + jnp.dot(weights().astype(problem.dtype).astype(jnp.float32), values)
+
+
+def zeros(columns: int) -> jax.Array:
+    return plgpu.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), SCORES)

@@ -1,0 +1,92 @@
+"""The backward step's passes, what it refuses, and the check that its benchmark makes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parallax.kernels.hopper import SHARED_BYTES_LIMIT
+from parallax.kernels.interpreting import interpreted
+from parallax.kernels.ring_attention import attention_step_backward, cases
+from parallax.kernels.ring_attention import backward_contenders as contenders
+from parallax.kernels.ring_attention.backward_cases import Case
+from parallax.kernels.ring_attention.backward_tiles import PASSES, Pass, score_elements
+
+CASE = Case(cases.Case(64, "bfloat16", 96, 96, heads=2, kv_heads=1, is_causal=True))
+
+
+@pytest.mark.parametrize("head_dim", PASSES)
+def test_the_passes_make_each_gradient_once_and_fit(head_dim):
+    made = [name for cut in PASSES[head_dim] for name in cut.makes]
+    assert sorted(made) == ["dk", "dq", "dv"]
+    assert sum(cut.products for cut in PASSES[head_dim]) == (9 if head_dim == 512 else 7)
+    for cut in PASSES[head_dim]:
+        barriers = 1024
+        assert cut.shared_bytes(head_dim) + barriers <= SHARED_BYTES_LIMIT
+
+
+@pytest.mark.parametrize("cut", [PASSES[128][0], PASSES[64][1], PASSES[512][0], PASSES[256][1]])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("length", [64, 313, 1000])
+def test_score_elements_are_the_blocks_that_a_cluster_visits(cut, is_causal, length):
+    """Counted one by one: a block is visited where some row of the cluster sees some key of it."""
+    rows = cut.fixed * cut.cluster
+
+    def met(fixed, moving):
+        if not is_causal:
+            return True
+        if cut.keys_fixed:  # the last query of a block against the first key of the cluster
+            return (moving + 1) * cut.moving > fixed * rows
+        return moving * cut.moving < (fixed + 1) * rows
+
+    visited = sum(
+        met(fixed, moving)
+        for fixed in range(-(-length // rows))
+        for moving in range(-(-length // cut.moving))
+    )
+    assert score_elements(length, length, is_causal, cut) == visited * rows * cut.moving
+
+
+def test_d_out_of_another_dtype_is_refused():
+    q = jnp.zeros((1, 8, 1, 64), jnp.bfloat16)
+    sums = jnp.zeros((1, 1, 8), jnp.float32)
+    with interpreted(), pytest.raises(NotImplementedError, match="d_out is float32") as refused:
+        attention_step_backward(
+            q, q, q, q.astype(jnp.float32), sums, sums, is_causal=False, scale=1.0,
+            implementation="mosaic",
+        )  # fmt: skip
+    assert "Use implementation='xla'" in str(refused.value)
+
+
+def test_the_benchmark_sees_which_gradients_are_right():
+    arrays = contenders.draw(CASE, seed=0)
+    xla = contenders.contenders(CASE)["xla"]
+    assert not isinstance(xla, str)
+    right = jax.jit(xla)(*arrays)
+    assert contenders.error(CASE, right, *arrays) < 5e-3
+    for wrong in range(3):
+        out = [np.zeros(x.shape) if i == wrong else x for i, x in enumerate(right)]
+        assert contenders.error(CASE, out, *arrays) == pytest.approx(1.0)
+
+
+def test_a_pass_that_is_not_shipped_is_right_too():
+    """One block of each array at a time, and blocks of threads that do not load together."""
+    from parallax.kernels.ring_attention import backward_cases, mosaic_backward
+
+    case = Case(cases.Case(256, "bfloat16", 70, 140, heads=2))
+    arrays = tuple(map(jnp.asarray, backward_cases.inputs(case, seed=1)))
+    options = {"is_causal": False, "scale": 256**-0.5}
+    q, k, v, d_out = arrays
+    lse, delta = backward_cases.forward_sums(q, k, v, d_out, **options)
+    passes = (
+        Pass(("dq",), moving=64, stages=(1, 1)),
+        Pass(("dv", "dk"), moving=64, stages=(1, 1), pair=True),
+    )
+    with interpreted():
+        found = mosaic_backward.step_backward(
+            q, k, v, d_out, lse, delta, kv_length=None, passes=passes, **options
+        )
+    for mine, right in zip(
+        found, backward_cases.exact(case, *map(np.asarray, arrays)), strict=True
+    ):
+        assert np.linalg.norm(np.asarray(mine) - right) < 5e-3 * np.linalg.norm(right)

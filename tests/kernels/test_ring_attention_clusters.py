@@ -1,0 +1,31 @@
+"""Blocks of threads that load together what streams past both, interpreted as a GPU does it."""
+
+import jax
+import numpy as np
+import pytest
+
+from parallax.kernels.interpreting import interpreted
+from parallax.kernels.ring_attention import backward_cases, cases
+from parallax.kernels.ring_attention.backward_tiles import PASSES
+from tests.kernels.multicast import multicasting
+
+
+@pytest.mark.parametrize(
+    ("step", "leader"),
+    [
+        (cases.Case(256, "bfloat16", 200, 100), 0),
+        (cases.Case(256, "bfloat16", 200, 100), 1),
+        (cases.Case(512, "float16", 130, 130, is_causal=True), 0),
+    ],
+    ids=lambda x: getattr(x, "name", str(x)),
+)
+def test_none_overwrites_what_the_other_still_reads(step, leader):
+    """Races are seen across blocks; a block's own release alone is one."""
+    case = backward_cases.Case(step)
+    assert any(cut.cluster == 2 for cut in PASSES[step.head_dim])
+    arrays = backward_cases.inputs(case, seed=1)
+    with interpreted(), multicasting(leader) as copies:
+        found = jax.block_until_ready(jax.jit(backward_cases.program(case, "mosaic"))(*arrays))
+    assert copies[0] == copies[1] > 0
+    for mine, right in zip(found, backward_cases.exact(case, *arrays), strict=True):
+        assert np.linalg.norm(np.asarray(mine) - right) < 5e-3 * np.linalg.norm(right)
