@@ -19,11 +19,11 @@ from parallax.kernels.cache_tiled_mlp.mosaic_parts import Stream, place, unpack
 from parallax.kernels.hopper import i32, transforms
 
 LOADER = COMPUTING
-# Of a thread: three streams of copies take more than the loaders of attention have.
+# Of a thread: three streams of copies take more than the 24 that attention's loaders have.
 LOADER_REGISTERS, COMPUTE_REGISTERS = 32, 240
 COLUMN = plgpu.Layout.WGMMA.reduce(0)
-# Steps that a block asks the L2 cache for, of the slab that follows on its multiprocessor: 17 MB
-# over all of them, what arrives in the microseconds between two kernels.
+# Steps that a block asks the L2 cache for, of the slab that follows on its multiprocessor: 17 MB of
+# 16-bit weights over all of them, which the memory takes some 4 us for: about a launch.
 AHEAD = 4
 
 
