@@ -84,7 +84,7 @@ def _compile(names: list[str]) -> dict:
 
 def timed_line(row: dict, best_peer_s: float | None) -> str:
     """One row of the table."""
-    start = f"{row['operation']:<24}{row['case']:<46}{row['implementation']:<18}"
+    start = f"{row['operation']:<23} {row['case']:<46} {row['implementation']:<18} "
     if row["median_s"] is None:
         return f"{start}not run: {row['why_not']}"
     peer = "" if best_peer_s is None else f", {best_peer_s / row['median_s']:.2f} of the best peer"
@@ -98,9 +98,9 @@ def timed_line(row: dict, best_peer_s: float | None) -> str:
 def compiled_line(row: dict) -> str:
     """One row of the table."""
     spilled = row["stack_bytes"] + row["spill_store_bytes"] + row["spill_load_bytes"]
+    roles = f", then {'/'.join(map(str, row['registers']))}" if row["registers"] else ""
     return (
-        f"{row['operation']:<24}{row['case']:<46}{row['name']:<26}{row['wgmma']:4} wgmma, "
-        f"registers {row['entry_registers']} at entry, then "
-        f"{'/'.join(map(str, row['registers']))}, {row['shared_bytes']:,} B shared, "
+        f"{row['operation']:<23} {row['case']:<46} {row['name']:<29} {row['wgmma']:3} wgmma, "
+        f"registers {row['entry_registers']} at entry{roles}, {row['shared_bytes']:,} B shared, "
         f"spills {spilled} B"
     )

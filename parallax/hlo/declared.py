@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import NamedTuple
 
 from parallax.hlo.limits import short
 from parallax.hlo.module import Instruction, Module
@@ -11,8 +12,16 @@ _COST = ("cost_flops", "cost_bytes")
 _NAME = re.compile(r'kernel_name="?([A-Za-z0-9_.-]{1,100})')
 
 
-def declared_cost(i: Instruction) -> tuple[float, float] | None:
-    """(FLOPs, bytes) attached to an instruction; None if nothing is.
+class Declared(NamedTuple):
+    """FLOPs and bytes of one launch, and the kernel's name ("" if it has none)."""
+
+    flops: float
+    n_bytes: float
+    name: str
+
+
+def declared_cost(i: Instruction) -> Declared | None:
+    """What is attached to an instruction; None if nothing is.
 
     Raises:
       HloError: something is, and it is no number from 0.
@@ -29,7 +38,8 @@ def declared_cost(i: Instruction) -> tuple[float, float] | None:
         raise HloError(
             f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
         )
-    return flops, n_bytes
+    name = _NAME.search(text)
+    return Declared(flops, n_bytes, name.group(1) if name else "")
 
 
 def declared_kernels(module: Module) -> tuple[str, ...]:
@@ -37,7 +47,7 @@ def declared_kernels(module: Module) -> tuple[str, ...]:
     found = set()
     for computation in module.computations.values():
         for i in computation.instructions:
-            if i.opcode == "custom-call" and declared_cost(i) is not None:
-                name = _NAME.search(i.attributes.get("frontend_attributes", ""))
-                found.add(name.group(1) if name else i.name)
+            declared = declared_cost(i) if i.opcode == "custom-call" else None
+            if declared is not None:
+                found.add(declared.name or i.name)
     return tuple(sorted(found))

@@ -135,7 +135,7 @@ def _fused_flops(computation: Computation, instruction: Instruction) -> float:
     """Of a kernel that says what it costs, and of cuDNN's attention; 0 of other custom calls."""
     declared = declared_cost(instruction)
     if declared is not None:
-        return declared[0]
+        return declared.flops
     attention = fused_attention(computation, instruction)
     return 0.0 if attention is None else attention.flops
 

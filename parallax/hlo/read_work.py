@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from parallax.hlo.agreement import check_agreement
 from parallax.hlo.collectives import Collective, Ledger
 from parallax.hlo.cudnn import fused_attention
-from parallax.hlo.declared import declared_cost
+from parallax.hlo.declared import Declared, declared_cost
 from parallax.hlo.flops import (
     Trips,
     custom_call_target,
@@ -212,7 +212,7 @@ class _Reader:
             made |= {"reads": reads, "written_bytes": written * passes}
         return Kernel(i.name, gemms=gemms, **made)
 
-    def declared_inside(self, i: Instruction) -> tuple[float, float] | None:
+    def declared_inside(self, i: Instruction) -> Declared | None:
         """What the hand-written kernel declares that a fusion only picks slices for."""
         if i.opcode.removesuffix("-start") != "fusion":
             return None
@@ -269,11 +269,11 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
     return Kernel(i.name, unknown=unknown, **made)
 
 
-def _hand_written(i: Instruction, declared: tuple[float, float], made: dict) -> Kernel:
+def _hand_written(i: Instruction, declared: Declared, made: dict) -> Kernel:
     """A kernel of which all is known that its author declared."""
-    flops, n_bytes = declared
-    made |= {"reads": ((i.operands[0] if i.operands else i.name, n_bytes),), "written_bytes": 0.0}
-    return Kernel(i.name, flops=flops, **made)
+    read = i.operands[0] if i.operands else i.name
+    made |= {"reads": ((read, declared.n_bytes),), "written_bytes": 0.0}
+    return Kernel(i.name, flops=declared.flops, label=declared.name, **made)
 
 
 def _first(shape: Shape) -> Shape:

@@ -37,6 +37,7 @@ class Kernel:
       gemms: matrix products inside.
       attention: of cuDNN's fused attention; None otherwise.
       flops: declared by a hand-written kernel; 0 otherwise.
+      label: its own name.
       op_name: where in the Python program it came from.
       unknown: target of a custom call of which only the bytes are known; "" otherwise.
     """
@@ -47,6 +48,7 @@ class Kernel:
     gemms: tuple[Gemm, ...] = ()
     attention: FusedAttention | None = None
     flops: float = 0.0
+    label: str = ""
     op_name: str = ""
     unknown: str = ""
 

@@ -79,11 +79,12 @@ def _compiled_table(rows: Iterable[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        roles = "/".join(map(str, row["registers"]))
+        registers = ", ".join(filter(None, [str(row["entry_registers"]),
+                                            "/".join(map(str, row["registers"]))]))  # fmt: skip
         spilled = row["stack_bytes"] + row["spill_store_bytes"] + row["spill_load_bytes"]
         lines.append(
-            f"| {row['case']} | {row['name']} | {row['wgmma']} | {row['entry_registers']}, "
-            f"{roles} | {row['shared_bytes']:,} | {spilled} |"
+            f"| {row['case']} | {row['name']} | {row['wgmma']} | {registers} "
+            f"| {row['shared_bytes']:,} | {spilled} |"
         )
     return lines
 
