@@ -15,9 +15,9 @@ from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
 
 ABOUT = (
     "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
-    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512. Cut "
-    "in several ways: softmax behind products (ahead), warpgroups that take turns, clusters of two "
-    "that share keys and values by multicast; plain is the default until a GPU has timed them."
+    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512. "
+    "Cut in several ways: softmax behind products (ahead), warpgroups that take turns, clusters of "
+    "two that share keys and values by multicast; plain is the default until a GPU has timed them."
 )
 
 
