@@ -15,7 +15,9 @@ from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
 
 ABOUT = (
     "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
-    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512."
+    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512. "
+    "Cut in several ways: softmax behind products (ahead), warpgroups that take turns, clusters of "
+    "two that share keys and values by multicast; plain is the default until a GPU has timed them."
 )
 
 
@@ -90,7 +92,8 @@ SMALL = (
     Case(512, "bfloat16", 137, 137, is_causal=True, tile="ahead, cluster"),
 )
 
-# 10,000 tokens whole, over 16 devices, and halves of such a piece in zigzag order.
+# 10,000 tokens whole, over 16 devices, and halves of such a piece in zigzag order; and each other
+# way to cut a head_dim, on what needs most registers.
 SHIPPED = tuple(
     Case(head_dim, dtype, length, length, heads=8, kv_heads=4, is_causal=causal, limit=limit)
     for head_dim in (64, 128, 256, 512)

@@ -29,3 +29,22 @@ def test_none_overwrites_what_the_other_still_reads(step, leader):
     assert copies[0] == copies[1] > 0
     for mine, right in zip(found, backward_cases.exact(case, *arrays), strict=True):
         assert np.linalg.norm(np.asarray(mine) - right) < 5e-3 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize(
+    ("case", "leader"),
+    [
+        (cases.Case(64, "bfloat16", 200, 500, tile="ahead, turns, cluster"), 0),
+        (cases.Case(64, "bfloat16", 200, 500, tile="ahead, turns, cluster"), 1),
+        (cases.Case(512, "float16", 130, 130, is_causal=True, tile="cluster"), 0),
+        (cases.Case(512, "float16", 130, 130, is_causal=True, tile="ahead, cluster"), 1),
+    ],
+    ids=lambda x: getattr(x, "name", str(x)),
+)
+def test_nor_forward(case, leader):
+    arrays = cases.inputs(case, seed=1)
+    with interpreted(), multicasting(leader) as copies:
+        (found,) = jax.block_until_ready(jax.jit(cases.program(case, "mosaic"))(*arrays))
+    assert copies[0] == copies[1] > 0
+    (right,) = cases.exact(case, *arrays)
+    assert np.linalg.norm(np.asarray(found) - right) < 5e-3 * np.linalg.norm(right)
