@@ -86,7 +86,8 @@ class Pass(NamedTuple):
         first, second = self.stages
         second_columns = self.chunk or head_dim // self.parts
         loaded = fixed + self.moving * (first * head_dim + second * second_columns)
-        sums = arrays * first * self.moving
+        pieces = head_dim // WIDE if self.pair else 1
+        sums = arrays * first * pieces * self.moving
         exchanged = ROWS * self.moving if self.pair else 0
         return 2 * loaded + 4 * (sums + exchanged)
 

@@ -74,26 +74,25 @@ def _spread(values: jax.Array, shape, cut: Pass) -> jax.Array:
     return lax.broadcast_in_dim(values, shape, [1 if cut.keys_fixed else 0])
 
 
-def product(*pairs, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[jax.Array, Any]:
-    """The sum over pairs of fixed [64, K] by moving [n, K], in shared memory: [64, n] float32.
+def product(fixed, moving, *, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[jax.Array, Any]:
+    """fixed [64, K] by moving [n, K], both in shared memory: [64, n] float32.
 
     Also what `meanwhile` computes while the tensor cores work.
     """
 
     def multiply(out):
-        for fixed, moving in pairs:
-            plgpu.wgmma(out, fixed, moving.transpose((1, 0)))
+        plgpu.wgmma(out, fixed, moving.transpose((1, 0)))
         other = meanwhile()
         return out[...], other
 
-    moving_rows = pairs[0][1].shape[0]
-    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, moving_rows), jnp.float32))
+    out = plgpu.WGMMAAccumulatorRef((ROWS, moving.shape[0]), jnp.float32)
+    return pl.run_scoped(multiply, out)
 
 
-def product_of_ring(fixed, ring: Ring, step) -> jax.Array:
+def product_of_ring(fixed, ring: Ring, step, *, keep: bool = False) -> jax.Array:
     """fixed [pieces, 64, K] by a step's pieces of `ring`, each [n, K], as they come: [64, n].
 
-    A piece's memory is free once the product after it is under way.
+    A piece's memory is free once the product after it is under way, unless it is kept.
     """
     pieces = fixed.shape[0]
 
@@ -103,7 +102,7 @@ def product_of_ring(fixed, ring: Ring, step) -> jax.Array:
             slot = ring.wait(turn)
             moving = ring.memory.at[slot].transpose((1, 0))
             plgpu.wgmma(out, fixed.at[piece + nought(step)], moving)
-            if piece:
+            if piece and not keep:
                 plgpu.wgmma_wait(1)
                 ring.release(turn - 1)
         return out[...]
@@ -111,7 +110,8 @@ def product_of_ring(fixed, ring: Ring, step) -> jax.Array:
     moving_rows = ring.memory.shape[1]
     out = plgpu.WGMMAAccumulatorRef((ROWS, moving_rows), jnp.float32)
     result = pl.run_scoped(multiply, out)
-    ring.release(step * pieces + (pieces - 1))
+    if not keep:
+        ring.release(step * pieces + (pieces - 1))
     return result
 
 

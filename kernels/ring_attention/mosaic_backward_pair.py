@@ -18,7 +18,6 @@ from parallax.kernels.ring_attention.backward_tiles import CHUNK, WIDE, Pass
 from parallax.kernels.ring_attention.mosaic_backward_parts import (
     Ring,
     block_of,
-    nought,
     rings_barriers,
 )
 from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem
@@ -36,7 +35,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
     # Arrays lie in pieces of columns: moving_1 as results do, moving_2 as it is loaded.
     chunk = cut.chunk or problem.width
     pieces, chunks = problem.width // WIDE, problem.width // chunk
-    stages_1, stages_2 = cut.stages
+    stages_1, stages_2 = cut.stages[0] * pieces, cut.stages[1]
 
     def scope(
         fixed_1, fixed_2, fixed_here, sums_mem, exchange, asked, answered,
@@ -53,11 +52,11 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                 head, row = walk.at(step)
                 moving = pl.ds(row, cut.moving)
 
-                def first(slot):
-                    for c in range(pieces):
-                        at = (b, moving, head, pl.ds(c * WIDE, WIDE))
-                        yield block.moving[0].at[at], memory_1.at[slot * pieces + c]
+                def first(c, slot):
+                    at = (b, moving, head, pl.ds(c * WIDE, WIDE))
+                    yield block.moving[0].at[at], memory_1.at[slot]
                     for x, values in enumerate(block.sums if cut.keys_fixed else ()):
+                        # With each piece, so that each is of as many copies.
                         yield values.at[b, head, moving], sums_mem.at[x, slot]
 
                 def second(c, slot):
@@ -69,9 +68,11 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                     ring_2.fill(step * chunks + c, copies, cut.cluster)
                     # What fits of moving_2 is on its way before this waits for the last block.
                     if c == min(stages_2, chunks) - 1:
-                        ring_1.fill(step, first, cut.cluster)
+                        for x in range(pieces):
+                            copies = functools.partial(first, x)
+                            ring_1.fill(step * pieces + x, copies, cut.cluster)
 
-            ring_1.drain(walk.steps)
+            ring_1.drain(walk.steps * pieces)
             ring_2.drain(walk.steps * chunks)
 
         def fetch(x, memory):
@@ -89,10 +90,6 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
             of_rows = block_math.rows_of(block.sums[x], (b, h, rows))
             return lambda slot: of_rows
 
-        def piece(slot):
-            """Of moving_1: what meets the columns of this warpgroup's result."""
-            return memory_1.at[slot * pieces + me if halves else slot]
-
         def hand_over(scores):
             for x in range(0, cut.moving, CHUNK):
                 exchange[x // CHUNK] = scores[:, x : x + CHUNK]
@@ -108,22 +105,20 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
             lse = sums_of_queries(0)
 
             def step(t, accs):
-                slot = ring_1.wait(t)
-                pairs = [
-                    (fixed_1.at[c + nought(t)], memory_1.at[slot * pieces + c])
-                    for c in range(pieces)
-                ]
-                scores, _ = block_math.product(*pairs)
+                scores = block_math.product_of_ring(fixed_1, ring_1, t, keep=True)
                 scores = block_math.hide(scores, walk, block.first, walk.at(t)[1])
-                p = block_math.weights(scores, lse(slot), walk)
+                turn = t * pieces
+                p = block_math.weights(scores, lse(ring_1.slot(turn)), walk)
                 if halves:
+                    ring_1.release(turn + 1, loaded=cut.keys_fixed)
                     hand_over(p)
                     plgpu.barrier_arrive(asked)
                     plgpu.barrier_wait(answered)
-                    accs = block_math.accumulate(accs, [(receive, piece(slot))], problem)
-                    ring_1.release(t, loaded=cut.keys_fixed)
+                    mine = memory_1.at[ring_1.slot(turn)]
+                    accs = block_math.accumulate(accs, [(receive, mine)], problem)
+                    ring_1.release(turn)
                     return accs
-                ring_1.release(t, loaded=cut.keys_fixed)
+                ring_1.release(turn, loaded=cut.keys_fixed)
 
                 # The other has read the last P before this one takes its place.
                 @pl.when(t > 0)
@@ -150,14 +145,21 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
 
             def step(t, accs):
                 dp = block_math.product_of_ring(fixed_2, ring_2, t)
-                slot = ring_1.wait(t)
+                turn = t * pieces
+                slot = ring_1.wait(turn)
                 plgpu.barrier_wait(asked)
                 ds = block_math.gradient(receive(), dp, delta(slot), walk)
                 if halves:
                     hand_over(ds)
-                plgpu.barrier_arrive(answered)
-                accs = block_math.accumulate(accs, [(lambda: ds, piece(slot))], problem)
-                ring_1.release(t, loaded=cut.keys_fixed)
+                    plgpu.barrier_arrive(answered)
+                    ring_1.release(turn, loaded=cut.keys_fixed)
+                    turn += 1
+                    slot = ring_1.wait(turn)
+                else:
+                    plgpu.barrier_arrive(answered)
+                mine = memory_1.at[slot]
+                accs = block_math.accumulate(accs, [(lambda: ds, mine)], problem)
+                ring_1.release(turn, loaded=cut.keys_fixed and not halves)
                 return accs
 
             (acc,) = lax.fori_loop(0, walk.steps, step, (block_math.zeros(WIDE),))
@@ -171,7 +173,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))
 
     floats = hopper.transforms("float32")
-    copies_1 = pieces + (2 if cut.keys_fixed else 0)
+    copies_1 = 1 + (2 if cut.keys_fixed else 0)
     pl.run_scoped(
         scope,
         inputs(pieces, ROWS, WIDE),
@@ -181,7 +183,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         plgpu.SMEM((cut.moving // CHUNK, ROWS, CHUNK), "float32", transforms=floats),
         plgpu.Barrier(),
         plgpu.Barrier(),
-        inputs(stages_1 * pieces, cut.moving, WIDE),
+        inputs(stages_1, cut.moving, WIDE),
         rings_barriers(stages_1, copies_1, readers=2, cluster=cut.cluster),
         inputs(stages_2, cut.moving, chunk),
         rings_barriers(stages_2, 1, readers=1 if halves else 2, cluster=cut.cluster),

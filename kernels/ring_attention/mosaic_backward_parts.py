@@ -122,7 +122,7 @@ class Ring(NamedTuple):
 
     def slot(self, turn) -> jax.Array:
         """Where the block of a turn lies."""
-        return lax.rem(turn, i32(self.stages)) if self.stages > 1 else nought(turn)
+        return lax.rem(turn, i32(self.stages)) + nought(turn)
 
     def wait(self, turn) -> jax.Array:
         """The slot, once the block is there."""

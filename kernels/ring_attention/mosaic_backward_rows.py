@@ -85,12 +85,12 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                 def ds():
                     return block_math.gradient(p, dp, sum_of_queries(1), walk)
 
-                scores, _ = block_math.product((fixed_mem.at[0, again], moving_1))
+                scores, _ = block_math.product(fixed_mem.at[0, again], moving_1)
                 scores = block_math.hide(scores, walk, first_row, walk.at(t)[1])
                 moving_2 = memory_2.at[ring_2.wait(t)]
                 if cut.needs_dp:
-                    pair = fixed_mem.at[1, again], moving_2
-                    dp, p = block_math.product(pair, meanwhile=p_of_scores)
+                    fixed_2 = fixed_mem.at[1, again]
+                    dp, p = block_math.product(fixed_2, moving_2, meanwhile=p_of_scores)
                 else:
                     dp, p = None, p_of_scores()
                 if "dv" not in cut.makes:
