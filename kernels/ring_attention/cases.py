@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parallax.kernels import dispatch
 from parallax.kernels.ring_attention.api import Carry, attention_step, empty_carry, finish
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT, unsupported
 
 ABOUT = (
     "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
@@ -155,6 +156,8 @@ def step_of(case: Case, implementation: str | None) -> Callable[..., Carry]:
         if implementation == "mosaic" and case.tile is not None:
             from parallax.kernels.ring_attention import mosaic
 
+            reasons = {"mosaic": unsupported(q, k, v, options["scale"], False, None), "xla": None}
+            dispatch.choose("attention_step", implementation, reasons)
             tile = CANDIDATES[case.head_dim][case.tile]
             return Carry(*mosaic.step(q, k, v, *carry, kv_length=limit, tile=tile, **options))
         return attention_step(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from parallax.kernels import dispatch
 from parallax.kernels.ring_attention.api import empty_carry, finish
 from parallax.kernels.ring_attention.cases import Case, inputs, step_of
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
@@ -29,7 +28,7 @@ def contenders(case: Case) -> dict[str, Callable | str]:
     options = {"is_causal": case.is_causal, "scale": scale}
     ring = "a causal mask is inside one pair of blocks"
     cuts = {
-        f"mosaic: {tile}": dispatch.not_hopper() or _steps(case._replace(tile=tile), "mosaic", 1)
+        f"mosaic: {tile}": _steps(case._replace(tile=tile), "mosaic", 1)
         for tile in CANDIDATES[case.head_dim]
         if tile != DEFAULT
     }
