@@ -73,7 +73,7 @@ SMALL = tuple(
 SHIPPED = tuple(
     Case(step)
     for step in forward.SHIPPED
-    if step.is_causal or (step.limit is None and step.head_dim >= 256)
+    if step.tile is None and (step.is_causal or (step.limit is None and step.head_dim >= 256))
 )
 TIMED = tuple(map(Case, forward.TIMED))
 

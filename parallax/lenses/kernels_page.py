@@ -94,7 +94,11 @@ def _measured_table(operation: str, latest) -> list[str]:
     names = list(dict.fromkeys(x for case in cases for x in contenders(case)))
     lines = [f"| measured | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for case in cases:
-        cells = [_cell(latest.get((operation, case.name, name))) for name in names]
+        has = contenders(case)
+        cells = [
+            _cell(latest.get((operation, case.name, name))) if name in has else "-"
+            for name in names
+        ]
         lines.append(f"| {case.name} | {' | '.join(cells)} |")
     return lines
 
