@@ -99,10 +99,10 @@ def cached_attention(
     together = _gathered(jnp.concatenate([q, k, v], axis=2), layout)
     q, k, v = jnp.split(together[:, 0], (heads, heads + kv_heads), axis=1)
     slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
-    scale = (q.shape[-1] * slices) ** -0.5 if scale is None else scale
+    whole = q.shape[-1] * slices
     partial = decode_attention(
-        q, cache.keys, cache.values, scale=scale, kv_spans=cache.spans,
-        kv_rows=cache.rows, new=NewToken(k, v, cache.keeps), partial_over=layout.slice_axes,
+        q, cache.keys, cache.values, scale=float(whole**-0.5 if scale is None else scale),
+        kv_spans=cache.spans, kv_rows=cache.rows, new=NewToken(k, v, cache.keeps), partial_over=layout.slice_axes,
         implementation=cache.implementation,
     )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)

@@ -78,13 +78,14 @@ def test_a_decoding_step_takes_it_where_it_is_trusted():
     rows, keeps, layout = jnp.array([1, 2], jnp.int32), jnp.asarray(True), KvLayout()
     new = q[:2, None], k[:2, None, :, 0], v[:2, None, :, 0]
 
-    def attend(*new):
+    def attend(q, key, value):
         assert picks_rows(k, v, layout)
-        return cached_attention(*new, CachedLayer(k, v, spans, keeps, rows), layout)[0]
+        return cached_attention(q, key, value, CachedLayer(k, v, spans, keeps, rows), layout)[0]
 
     with interpreted(), dispatch.trusting("mosaic"):
         ours = jax.jit(attend)(*new)
     assert not picks_rows(k, v, layout)
-    theirs, _ = cached_attention(*new, CachedLayer(k[rows], v[rows], spans, keeps), layout)
+    q, key, value = new
+    theirs, _ = cached_attention(q, key, value, CachedLayer(k[rows], v[rows], spans, keeps), layout)
     ours, theirs = (x.astype(jnp.float32) for x in (ours, theirs))
     assert float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)) < 4e-3
