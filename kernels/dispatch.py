@@ -8,14 +8,25 @@ import jax
 
 from parallax.kernels.interpreting import interpreter
 
-# What a GPU has been seen to run right. Add "mosaic" once `pytest -m gpu` has passed on a Hopper
-# GPU: None then takes it wherever it can.
-PROVEN = ("xla",)
-_TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=PROVEN)
+# What a GPU has been seen to run right, beside XLA, by operation. Add ("mosaic",) to those of which
+# `pytest -m gpu` has passed on a Hopper GPU: None then takes it wherever it can.
+PROVEN: dict[str, tuple[str, ...]] = {
+    "attention_step": (),
+    "attention_step_backward": (),
+    "decode_attention": (),
+    "cache_tiled_mlp": (),
+}
+_ASKED: ContextVar[tuple[str, ...]] = ContextVar("asked", default=())
 _REFUSALS: ContextVar[set[str] | None] = ContextVar("refusals", default=None)
 
 
-def choose(operation: str, implementation: str | None, reasons: Mapping[str, str | None]) -> str:
+def choose(
+    operation: str,
+    implementation: str | None,
+    reasons: Mapping[str, str | None],
+    *,
+    kernel: str | None = None,
+) -> str:
     """The implementation to run.
 
     Args:
@@ -23,20 +34,21 @@ def choose(operation: str, implementation: str | None, reasons: Mapping[str, str
       implementation: the one asked for; None takes the best that can and is proven (or trusted).
       reasons: for each implementation, the best first, why it cannot do this, in a few words that
         follow "cannot do this: "; None if it can.
+      kernel: the operation of PROVEN that does the work, where it is another.
 
     Raises:
       NotImplementedError: the one asked for cannot, or does not exist; it names one that can.
     """
     able = [name for name, reason in reasons.items() if reason is None]
     if implementation is None:
-        trusted, refusals = _TRUSTED.get(), _REFUSALS.get()
+        allowed, refusals = trusted(kernel or operation), _REFUSALS.get()
         if refusals is not None:
             refusals |= {
                 f"{operation}: {name} cannot do this: {reason}"
                 for name, reason in reasons.items()
-                if reason is not None and name in trusted
+                if reason is not None and name in allowed
             }
-        return next(name for name in able if name in trusted)
+        return next(name for name in able if name in allowed)
     if implementation in able:
         return implementation
     if implementation in reasons:
@@ -49,9 +61,14 @@ def choose(operation: str, implementation: str | None, reasons: Mapping[str, str
     )
 
 
-def trusted() -> tuple[str, ...]:
-    """What None may take here."""
-    return _TRUSTED.get()
+def asked() -> tuple[str, ...]:
+    """What None may take here beside the proven ones."""
+    return _ASKED.get()
+
+
+def trusted(operation: str) -> tuple[str, ...]:
+    """What None may take of an operation here."""
+    return ("xla", *PROVEN.get(operation, ()), *_ASKED.get())
 
 
 @contextlib.contextmanager
@@ -60,11 +77,11 @@ def trusting(*implementations: str) -> Iterator[None]:
 
     It holds for what is traced inside; what the same `jax.jit` traced before stays as it is.
     """
-    token = _TRUSTED.set((*PROVEN, *implementations))
+    token = _ASKED.set(implementations)
     try:
         yield
     finally:
-        _TRUSTED.reset(token)
+        _ASKED.reset(token)
 
 
 @contextlib.contextmanager

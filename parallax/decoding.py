@@ -164,7 +164,7 @@ class Decoder:
         """
         devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
         prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
-        if "mosaic" in (self.sharded.strategy.kernels, *dispatch.PROVEN):
+        if "mosaic" in (self.sharded.strategy.kernels, *dispatch.PROVEN["decode_attention"]):
             new += -(prompt + new) % 8
         return prompt, new
 

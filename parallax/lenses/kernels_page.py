@@ -30,7 +30,7 @@ def compiled_record(root: Path = ROOT) -> dict[str, Any]:
 
 def page(measured: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
     """The whole page. Cases that no GPU ran say so."""
-    proven = ", ".join(f'`"{name}"`' for name in dispatch.PROVEN)
+    proven = [f"{name} ({', '.join(which)})" for name, which in dispatch.PROVEN.items() if which]
     versions = ", ".join(f"{name} {v}" for name, v in compiled["versions"].items())
     lines = [
         "# Kernels",
@@ -40,8 +40,9 @@ def page(measured: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
         "",
         '`implementation="mosaic"` asks for the kernel, `"xla"` for the reference that runs '
         "everywhere; None takes the best",
-        f"that can and that a GPU has been seen to run right: {proven} so far. What cannot do a "
-        "case refuses, naming one that can.",
+        "that can and that a GPU has been seen to run right, beside XLA's "
+        f"{', '.join(proven) or 'none so far'}. What cannot do a case refuses, naming",
+        "one that can.",
         "",
         "Checked with no GPU: small cases are interpreted with race detection, their error against "
         "float64 within 1.2 of that of",

@@ -52,7 +52,7 @@ def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
     lies, and would copy rows to pick them itself.
     """
     cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
-    return cannot is None and "mosaic" in dispatch.trusted()
+    return cannot is None and "mosaic" in dispatch.trusted("decode_attention")
 
 
 class CachedLayers(NamedTuple):

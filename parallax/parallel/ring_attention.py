@@ -44,7 +44,8 @@ class _Static(NamedTuple):
     order: str
     partial_over: str | None
     implementation: str | None
-    chosen: str
+    by_kernel: bool  # forward
+    asked: tuple[str, ...]
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -154,10 +155,15 @@ def _attend(
         "cudnn": library_attention.unsupported(q, k, v, path.axes, q_ids is not None, partial_over),
         "xla": None,
     }
-    chosen = dispatch.choose("ring_attention", implementation, reasons)
+    chosen = dispatch.choose("ring_attention", implementation, reasons, kernel="attention_step")
     if chosen == "cudnn":
         return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
-    static = _Static(path, is_causal, float(scale), order, partial_over, implementation, chosen)
+    by_kernel = chosen == "mosaic"
+    # Steps ask for no other, and why not has been told.
+    asked = dispatch.asked() if by_kernel else ()
+    static = _Static(
+        path, is_causal, float(scale), order, partial_over, implementation, by_kernel, asked
+    )
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
@@ -167,12 +173,11 @@ def _attention(static, q, k, v, q_ids, kv_ids):
 
 
 def _as_asked(run: Callable) -> Callable:
-    """`run`, whose steps are what attention chose when it was called, for gradients are traced
-    later. Why it did not choose another was told then."""
+    """`run`, asking for what was asked for when attention was called: gradients come later."""
 
     @functools.wraps(run)
     def traced(static, *args):
-        with dispatch.trusting(static.chosen):
+        with dispatch.trusting(*static.asked):
             return run(static, *args)
 
     return traced
@@ -181,9 +186,8 @@ def _as_asked(run: Callable) -> Callable:
 @_as_asked
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
-    by_kernel = static.chosen == "mosaic"
     # Padded once here, or each step would copy the queries and the carry to and fro.
-    rows = COPIED_ROWS if by_kernel else 1
+    rows = COPIED_ROWS if static.by_kernel else 1
     queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
@@ -198,7 +202,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
 
     empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
     carries, _ = static.path.travel(
-        (_joined(k, v), kv_ids), hop, empty, unroll=2 if by_kernel else 1
+        (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
     )
     chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
     lengths = pairs.lengths

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.kernels.dispatch import choose, refusals, trusting
+from parallax.kernels.dispatch import PROVEN, choose, refusals, trusting
 
 
 def test_none_takes_the_best_that_can_and_is_proven_or_trusted():
@@ -32,3 +32,13 @@ def test_a_trusted_one_that_cannot_is_told():
         with trusting("mosaic"):
             choose("op", None, {"mosaic": "it is too wide", "xla": None})
     assert told == {"op: mosaic cannot do this: it is too wide"}
+
+
+def test_one_proven_operation_proves_no_other(monkeypatch):
+    able = {"mosaic": None, "xla": None}
+    monkeypatch.setitem(PROVEN, "decode_attention", ("mosaic",))
+    assert choose("decode_attention", None, able) == "mosaic"
+    assert choose("attention_step", None, able) == "xla"
+    assert choose("decoding", None, able, kernel="decode_attention") == "mosaic"
+    with trusting("mosaic"):
+        assert choose("attention_step", None, able) == "mosaic"
