@@ -28,7 +28,10 @@ def fused_step(sketch: Sketch, work: Work, values: int, tokens: float, hops: flo
     if asked is None or partial or sketch.dtype not in _HALF or width != values:
         return []
     if asked == "cudnn":
-        if hops > 1 or width > WIDEST_COMPILED or width % 8:
+        visible = 0.5 if sketch.config.causal else 1.0
+        # Queries in shards beside all their keys have fewer scores, and go step by step.
+        in_shards = work.scores < visible * work.rows * tokens**2
+        if hops > 1 or in_shards or width > WIDEST_COMPILED or width % 8:
             return []
         return [_library(sketch, work, width, tokens)]
     if width not in TILES:
@@ -62,8 +65,9 @@ def fused_cached(sketch: Sketch, cache_bytes: float) -> list[Kernel]:
 
 def _library(sketch: Sketch, work: Work, width: int, tokens: float) -> Kernel:
     visible = 0.5 if sketch.config.causal else 1.0
+    keys = sketch.kv_heads / sketch.heads
     bytes_each = float(work.rows * tokens * width * sketch.item)
     call = FusedAttention(
         1, work.rows, int(tokens), int(tokens), width, visible, sketch.dtype, products=2
     )
-    return Kernel("attention", (("qkv", 3 * bytes_each),), bytes_each, attention=call)
+    return Kernel("attention", (("qkv", (1 + 2 * keys) * bytes_each),), bytes_each, attention=call)

@@ -168,3 +168,12 @@ def test_our_kernels_are_priced_only_for_gpus_that_have_them():
     assert seconds("mosaic", WHERE) != seconds(None, WHERE)
     for name in ("a100_2x8", "b200_2x8"):
         assert seconds("mosaic", cluster(name)) == seconds(None, cluster(name)), name
+
+
+@pytest.mark.parametrize(("heads", "calls"), [(16, 1), (4, 0)])
+def test_the_library_has_no_shards_of_queries(heads, calls):
+    """4 heads in 4 groups: each device of a group has a quarter of the queries."""
+    config = MODEL.replace(num_heads=heads, num_kv_heads=heads, head_dim=128)
+    strategy = build("two_level").replace(kernels="cudnn")
+    steps = estimate(config, strategy, Workload(64, 4096, 4), WHERE).work.steps["layer"]
+    assert sum(getattr(step, "attention", None) is not None for step in steps) == calls
