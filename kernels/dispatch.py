@@ -78,6 +78,11 @@ def refusals() -> Iterator[set[str]]:
         _REFUSALS.reset(token)
 
 
+def is_hopper(device_kind: str) -> bool:
+    """Whether a GPU that JAX calls so is one that our kernels are for."""
+    return any(name in device_kind for name in ("H100", "H200", "H800", "H20"))
+
+
 def not_hopper() -> str | None:
     """Why the program being traced cannot run kernels for Hopper, in a few words; None if it can.
 
@@ -87,6 +92,6 @@ def not_hopper() -> str | None:
         return None
     described = jax.sharding.get_abstract_mesh().abstract_device
     kind = jax.devices()[0].device_kind if described is None else described.device_kind
-    if any(name in kind for name in ("H100", "H200", "H800", "H20")):
+    if is_hopper(kind):
         return None
     return f"it is for Hopper GPUs (H100, H200), and the program is for {kind!r}"

@@ -75,8 +75,8 @@ def test_every_flag_is_documented_with_its_default(name):
 
 
 def test_every_experiment_is_documented():
-    documented = re.findall(r"^## `parallax ([a-z0-9_]+)`", API, re.MULTILINE)
-    assert set(EXPERIMENTS) == set(documented) - {"list"}
+    documented = set(re.findall(r"^## `parallax ([a-z0-9_]+)`", API, re.MULTILINE))
+    assert set(EXPERIMENTS) == documented - {"list"}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -73,7 +73,8 @@ SMALL = tuple(
 SHIPPED = tuple(
     Case(step)
     for step in forward.SHIPPED
-    if step.is_causal or (step.limit is None and step.head_dim >= 256)
+    if step.tile is None  # cuts of the forward step only
+    and (step.is_causal or (step.limit is None and step.head_dim >= 256))
 )
 TIMED = tuple(map(Case, forward.TIMED))
 

@@ -79,7 +79,10 @@ def estimate(
             "closed form of time. Compile the program and predict that, or give the strategy with "
             "its inner layers."
         )
-    sketch = Sketch(config, strategy, workload, decoder, skew, weights or weights_of(config))
+    sketch = Sketch(
+        config, strategy, workload, decoder, skew, weights or weights_of(config),
+        cluster.gpu.device_kind,
+    )  # fmt: skip
     work = Work("entry", _steps(sketch), strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens
     rates = rates or rates_of(cluster.gpu.name)

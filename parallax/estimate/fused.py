@@ -23,7 +23,7 @@ def fused_step(sketch: Sketch, work: Work, values: int, tokens: float, hops: flo
       tokens: queries of a device's row.
       hops: devices of the ring; 1 for a whole sequence.
     """
-    asked, width = sketch.strategy.kernels, work.width - values
+    asked, width = sketch.kernels, work.width - values
     partial = bool(sketch.of_layer("scores"))
     if asked is None or partial or sketch.dtype not in _HALF or width != values:
         return []
@@ -43,7 +43,7 @@ def fused_cached(sketch: Sketch, cache_bytes: float) -> list[Kernel]:
     """New tokens' queries against so many bytes of keys and values; [] where XLA computes it."""
     assert sketch.decoder is not None
     layout, shape = sketch.decoder.layout, sketch.decoder.attention_shape
-    if sketch.strategy.kernels != "mosaic" or sketch.dtype not in _HALF or layout.slice_axes:
+    if sketch.kernels != "mosaic" or sketch.dtype not in _HALF or layout.slice_axes:
         return []
     if shape.head_dim not in HEAD_DIMS or isinstance(sketch.strategy.layers, CacheTiled):
         return []

@@ -8,6 +8,7 @@ from parallax.decoding import Decoder
 from parallax.estimate.packed_weights import PackedWeights
 from parallax.estimate.sends import one_send
 from parallax.hlo.work import Send, Step
+from parallax.kernels.dispatch import is_hopper
 from parallax.models.config import ModelConfig
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -21,11 +22,12 @@ class Sketch:
     Attributes:
       config, strategy, workload, decoder: of the program.
       skew: rows of the busiest expert over the mean.
-      weights: how a layer's matrices are stored.
+      weights: how a layer's matrices are stored. device_kind: what JAX calls the GPU.
       walk: ticks, layers and sequences of a microbatch.
       split: what model code sees.
       tokens: of a microbatch on a device; dtype, item: of its products, and bytes of one element.
       heads, kv_heads, head_dim: of a device.
+      kernels: that the strategy asks for, if such a GPU has them.
       residual: bytes of a microbatch's residual stream.
       transfers: of the whole program, those that send something.
     """
@@ -38,6 +40,7 @@ class Sketch:
         decoder: Decoder | None,
         skew: float,
         weights: PackedWeights,
+        device_kind: str,
     ):
         self.config, self.strategy, self.workload = config, strategy, workload
         self.decoder, self.skew, self.weights = decoder, skew, weights
@@ -48,6 +51,8 @@ class Sketch:
         self.heads = config.num_heads // count("heads")
         self.kv_heads = max(1, config.num_kv_heads // count("kv_heads"))
         self.head_dim = config.head_dim // count("head_dim")
+        able = strategy.kernels != "mosaic" or is_hopper(device_kind)
+        self.kernels = strategy.kernels if able else None
         self.residual = float(self.tokens * config.d_model * self.item)
         found = (
             decode_transfers(decoder) if decoder else forward_transfers(config, strategy, workload)

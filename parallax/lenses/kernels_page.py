@@ -43,15 +43,16 @@ def page(measured: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
         f"that can and that a GPU has been seen to run right: {proven} so far. What cannot do a "
         "case refuses, naming one that can.",
         "",
-        "Every case is checked with no GPU: interpreted with race detection, its error against "
+        "Checked with no GPU: small cases are interpreted with race detection, their error against "
         "float64 within 1.2 of that of",
-        "XLA, which rounds to the inputs' dtype before each product too; and compiled for the "
-        "H100 without spills",
+        "XLA, which rounds to the inputs' dtype before each product too; one case of each cut is "
+        "compiled for the H100 without spills",
         f"(compiled: {versions}; {SHARED_BYTES_LIMIT:,} B of shared memory is all there is).",
         "",
         "Measured: median of single calls ± half of the spread between the 10th and the 90th "
-        "percentile, and the share of the",
-        "time that the ceilings (a bfloat16 product, a copy) allow.",
+        "percentile, the share of the",
+        "time that the ceilings (a bfloat16 product, a copy) allow, and the relative error "
+        "against float64.",
     ]
     latest = {
         (row["operation"], row["case"], row["implementation"]): row
@@ -91,10 +92,14 @@ def _compiled_table(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 def _measured_table(operation: str, latest) -> list[str]:
     cases, contenders = OPERATIONS[operation].TIMED, CONTENDERS[operation].contenders
-    names = list(dict.fromkeys(x for case in cases for x in contenders(case)))
+    rivals = {case: contenders(case) for case in cases}
+    names = list(dict.fromkeys(name for case in cases for name in rivals[case]))
     lines = [f"| measured | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for case in cases:
-        cells = [_cell(latest.get((operation, case.name, name))) for name in names]
+        cells = [
+            _cell(latest.get((operation, case.name, name))) if name in rivals[case] else "-"
+            for name in names
+        ]
         lines.append(f"| {case.name} | {' | '.join(cells)} |")
     return lines
 
@@ -105,7 +110,10 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row["median_s"] is None:
         return f"no: {row['why_not']}".replace("|", "/")
     spread = 50 * (row["high_s"] - row["low_s"]) / row["median_s"]
-    return f"{rate(row)} ± {spread:.0f} %, {100 * row['share_of_floor']:.0f} % of the floor"
+    return (
+        f"{rate(row)} ± {spread:.0f} %, {100 * row['share_of_floor']:.0f} % of the floor, "
+        f"error {row['error']:.0e}"
+    )
 
 
 def rate(row: dict[str, Any]) -> str:

@@ -101,9 +101,9 @@ def cached_attention(
     slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
     whole = q.shape[-1] * slices
     partial = decode_attention(
-        q, cache.keys, cache.values, scale=float(whole**-0.5 if scale is None else scale), kv_spans=cache.spans,
-        kv_rows=cache.rows, new=NewToken(k, v, cache.keeps), partial_over=layout.slice_axes,
-        implementation=cache.implementation,
+        q, cache.keys, cache.values, scale=float(whole**-0.5 if scale is None else scale),
+        kv_spans=cache.spans, kv_rows=cache.rows, new=NewToken(k, v, cache.keeps),
+        partial_over=layout.slice_axes, implementation=cache.implementation,
     )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
     o_bH1V, l_bH1 = _over_batch(partial, layout.batch_axes)

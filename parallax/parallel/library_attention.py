@@ -32,7 +32,7 @@ def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) ->
             f"{widest}{'' if has_gpu else ' where no GPU is at hand'}"
         )
     described = jax.sharding.get_abstract_mesh().abstract_device
-    if not has_gpu and (described is None or described.platform != "gpu"):
+    if (jax.default_backend() if described is None else described.platform) != "gpu":
         return "it is for NVIDIA GPUs"
     if _find_spec("nvidia.cudnn") is None and ctypes.util.find_library("cudnn") is None:
         return "cuDNN is not installed (pip install nvidia-cudnn-cu12)"

@@ -44,8 +44,7 @@ class _Static(NamedTuple):
     order: str
     partial_over: str | None
     implementation: str | None
-    trusted: tuple[str, ...]
-    by_kernel: bool  # forward
+    chosen: str
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -158,12 +157,7 @@ def _attend(
     chosen = dispatch.choose("ring_attention", implementation, reasons)
     if chosen == "cudnn":
         return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
-    # Why cuDNN does not take the whole was told above; it has no steps.
-    trusted = tuple(name for name in dispatch.trusted() if name != "cudnn")
-    static = _Static(
-        path, is_causal, float(scale), order, partial_over, implementation, trusted,
-        by_kernel=chosen == "mosaic",
-    )  # fmt: skip
+    static = _Static(path, is_causal, float(scale), order, partial_over, implementation, chosen)
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
 
@@ -173,11 +167,12 @@ def _attention(static, q, k, v, q_ids, kv_ids):
 
 
 def _as_asked(run: Callable) -> Callable:
-    """`run`, trusting what was trusted when attention was called: gradients are traced later."""
+    """`run`, whose steps are what attention chose when it was called, for gradients are traced
+    later. Why it did not choose another was told then."""
 
     @functools.wraps(run)
     def traced(static, *args):
-        with dispatch.trusting(*static.trusted):
+        with dispatch.trusting(static.chosen):
             return run(static, *args)
 
     return traced
@@ -186,8 +181,9 @@ def _as_asked(run: Callable) -> Callable:
 @_as_asked
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
+    by_kernel = static.chosen == "mosaic"
     # Padded once here, or each step would copy the queries and the carry to and fro.
-    rows = COPIED_ROWS if static.by_kernel else 1
+    rows = COPIED_ROWS if by_kernel else 1
     queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
@@ -202,7 +198,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
 
     empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
     carries, _ = static.path.travel(
-        (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
+        (_joined(k, v), kv_ids), hop, empty, unroll=2 if by_kernel else 1
     )
     chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
     lengths = pairs.lengths

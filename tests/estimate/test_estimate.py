@@ -158,3 +158,13 @@ def test_attention_of_the_library_is_one_kernel_where_it_can():
     assert attentions(build("ring_sequence").replace(kernels="cudnn")) == []
     config = MODEL  # wider heads than it has
     assert attentions(asked) == []
+
+
+def test_our_kernels_are_priced_only_for_gpus_that_have_them():
+    def seconds(kernels, where):
+        strategy = build("data_parallel").replace(kernels=kernels)
+        return estimate(MODEL, strategy, Workload(64, 4096, 4), where).cost.seconds
+
+    assert seconds("mosaic", WHERE) != seconds(None, WHERE)
+    for name in ("a100_2x8", "b200_2x8"):
+        assert seconds("mosaic", cluster(name)) == seconds(None, cluster(name)), name

@@ -7,7 +7,7 @@ import pytest
 
 from parallax.kernels.hopper import SHARED_BYTES_LIMIT
 from parallax.kernels.interpreting import interpreted
-from parallax.kernels.ring_attention import attention_step_backward, cases
+from parallax.kernels.ring_attention import attention_step_backward, backward_cases, cases
 from parallax.kernels.ring_attention import backward_contenders as contenders
 from parallax.kernels.ring_attention.backward_cases import Case
 from parallax.kernels.ring_attention.backward_tiles import PASSES, Pass, score_elements
@@ -71,7 +71,7 @@ def test_the_benchmark_sees_which_gradients_are_right():
 
 def test_a_pass_that_is_not_shipped_is_right_too():
     """One block of each array at a time, and blocks of threads that do not load together."""
-    from parallax.kernels.ring_attention import backward_cases, mosaic_backward
+    from parallax.kernels.ring_attention import mosaic_backward
 
     case = Case(cases.Case(256, "bfloat16", 70, 140, heads=2))
     arrays = tuple(map(jnp.asarray, backward_cases.inputs(case, seed=1)))
@@ -90,3 +90,19 @@ def test_a_pass_that_is_not_shipped_is_right_too():
         found, backward_cases.exact(case, *map(np.asarray, arrays)), strict=True
     ):
         assert np.linalg.norm(np.asarray(mine) - right) < 5e-3 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_rows_that_saw_nothing_have_no_gradient(head_dim):
+    """Their log-sum-exp is -inf; here no key counts, and memory holds numbers all the same."""
+    case = Case(cases.Case(head_dim, "bfloat16", 40, 72, limit=0))
+    q, k, v, d_out, limit = map(jnp.asarray, backward_cases.inputs(case, seed=1))
+    sums = jnp.ones((1, 1, 40), jnp.float32)
+    for implementation in ("mosaic", "xla"):
+        with interpreted():
+            found = attention_step_backward(
+                q, k, v, d_out, -jnp.inf * sums, sums, is_causal=False, scale=0.125,
+                kv_length=limit, implementation=implementation,
+            )  # fmt: skip
+        for gradient in found:
+            np.testing.assert_array_equal(gradient, 0)

@@ -65,6 +65,17 @@ def test_a_wrong_row_is_seen():
     assert contenders.error(CASE, np.zeros(q.shape), q, k, v) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("wrong", [0.0, np.nan])
+def test_what_is_wrong_has_no_time(monkeypatch, wrong):
+    monkeypatch.setattr(
+        contenders, "contenders", lambda case: {"mosaic": lambda q, k, v: wrong * q, "xla": "no"}
+    )
+    ceilings = {"tflops": 1.0, "gb_per_s": 1.0}
+    ours, _ = kernel_timing._time("ring_attention", CASE, ceilings, fake_timer)
+    assert ours.median_s is None
+    assert (ours.why_not or "").startswith("wrong: its relative error against float64 is ")
+
+
 def test_without_a_gpu_it_says_so_in_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         main(["parallax", "bench_kernels", f"--out={tmp_path}"])

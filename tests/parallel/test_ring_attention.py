@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from parallax.hlo.jaxpr import jaxpr_ledger
+from parallax.kernels import dispatch
 from parallax.lenses.reference import Plain
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel import library_attention, pairs, ring_attention, to_order, undo_order
@@ -255,3 +256,19 @@ def test_the_library_has_no_rings():
     q = jnp.zeros((1, 4, 2, 64), "bfloat16")
     why = library_attention.unsupported(q, q, q, ("seq",), False, None)
     assert "split over seq" in str(why)
+
+
+def test_the_library_is_not_for_cpus_of_a_machine_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    q = jnp.zeros((1, 4, 2, 64), "bfloat16")
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        assert library_attention.unsupported(q, q, q, (), False, None) == "it is for NVIDIA GPUs"
+
+
+def test_why_a_trusted_kernel_cannot_is_told_once():
+    """Steps, forward and backward, do as attention did: they have no reasons of their own."""
+    q = jnp.ones((1, 4, 2, 8))
+    with dispatch.refusals() as told, dispatch.trusting("mosaic"):
+        jax.grad(lambda q: ring_attention(q, q, q, axis_name=None).sum())(q)
+    (reason,) = told
+    assert reason.startswith("ring_attention: mosaic cannot do this: inputs are")
