@@ -4,6 +4,8 @@ import importlib
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 
@@ -25,6 +27,29 @@ def test_every_public_name_is_documented_and_there():
     for name in px.__all__:
         assert getattr(px, name) is not None
     assert set(px.__all__) <= set(dir(px))
+
+
+def test_every_kernel_name_is_there():
+    names = rows("Kernels")
+    assert len(names) > 8
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute)), name
+
+
+def test_the_example_of_kernels_runs_on_a_cpu():
+    (code,) = re.findall(r"<!-- example:cpu -->\n```python\n(.*?)```", API, re.DOTALL)
+    found: dict = {}
+    exec(code, found)
+    q, k, v = found["q"], found["k"], found["v"]
+    with jax.numpy_dtype_promotion("standard"):
+        expected = jax.nn.dot_product_attention(q, k, v)
+    assert jnp.allclose(found["out"], expected, atol=0.02)
+    assert [x.shape for x in (found["dq"], found["dk"], found["dv"])] == [q.shape, k.shape, v.shape]
+    assert jnp.isfinite(found["value"])
+    assert [x.shape for x in found["gradients"]] == [q.shape, k.shape, v.shape]
+    assert found["both"].shape == (2, 1, 8, 64)
+    assert (found["y"].shape, found["y"].dtype) == ((16, 128), jnp.float32)
 
 
 def test_no_public_name_is_shadowed_by_a_module():
