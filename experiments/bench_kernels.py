@@ -9,7 +9,8 @@ product of 8192 x 8192 bfloat16 matrices and a copy of 4 GB in the same run.
 
 Hardware: one NVIDIA Hopper GPU, on which nothing else should run; none with --compile_only, which
 needs the `aot` extra.
-Result: a table, and out/kernels.json with medians, spreads, errors and versions. Commit it as
+Result: a table, and out/kernels.json with medians, spreads, errors and versions, written after each
+case: a run that is stopped loses one. Commit it as
 benchmarks/GPU/kernels-DATE.json (with --compile_only: benchmarks/compiled/kernels.json) and run
 `python -m parallax.lenses.kernels_page`.
 Exit status: 0 ok; 2 no GPU, or bad input.
@@ -17,6 +18,7 @@ Exit status: 0 ok; 2 no GPU, or bad input.
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
@@ -37,10 +39,14 @@ def main() -> int:
             raise ValueError(
                 f"--operations: expected some of {', '.join(OPERATIONS)}; got {name!r}."
             )
-    record = _compile(names) if flags.COMPILE_ONLY.value else _time(names)
-    files = {"kernels.json": json.dumps(record, indent=1) + "\n"}
-    print(f"written: {', '.join(str(path) for path in save_files(flags.OUT.value, files))}")
+    written = _save(_compile(names) if flags.COMPILE_ONLY.value else _time(names))
+    print(f"written: {', '.join(str(path) for path in written)}")
     return 0
+
+
+def _save(record: dict) -> tuple[Path, ...]:
+    files = {"kernels.json": json.dumps(record, indent=1) + "\n"}
+    return save_files(flags.OUT.value, files)
 
 
 def _time(names: list[str]) -> dict:
@@ -48,7 +54,7 @@ def _time(names: list[str]) -> dict:
 
     timer = gpu_timer()
     with ProgressLines() as progress:
-        record = time_kernels(names, timer=timer, on_progress=progress)
+        record = time_kernels(names, timer=timer, on_progress=progress, on_record=_save)
     best: dict[tuple, float] = {}
     for row in record["rows"]:
         if row["median_s"] is not None and not row["implementation"].startswith("mosaic"):
@@ -84,7 +90,7 @@ def _compile(names: list[str]) -> dict:
 
 def timed_line(row: dict, best_peer_s: float | None) -> str:
     """One row of the table."""
-    start = f"{row['operation']:<23} {row['case']:<46} {row['implementation']:<18} "
+    start = f"{row['operation']:<23} {row['case']:<52} {row['implementation']:<24} "
     if row["median_s"] is None:
         return f"{start}not run: {row['why_not']}"
     peer = "" if best_peer_s is None else f", {best_peer_s / row['median_s']:.2f} of the best peer"
@@ -100,7 +106,7 @@ def compiled_line(row: dict) -> str:
     spilled = row["stack_bytes"] + row["spill_store_bytes"] + row["spill_load_bytes"]
     roles = f", then {'/'.join(map(str, row['registers']))}" if row["registers"] else ""
     return (
-        f"{row['operation']:<23} {row['case']:<46} {row['name']:<29} {row['wgmma']:3} wgmma, "
+        f"{row['operation']:<23} {row['case']:<64} {row['name']:<29} {row['wgmma']:3} wgmma, "
         f"registers {row['entry_registers']} at entry{roles}, {row['shared_bytes']:,} B shared, "
         f"spills {spilled} B"
     )

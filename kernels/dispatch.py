@@ -57,7 +57,7 @@ def choose(
         problem = f"does not exist here: there are {', '.join(map(repr, reasons))}"
     raise NotImplementedError(
         f"{operation}: implementation={implementation!r} {problem}. "
-        f"Use implementation={able[-1]!r}, or None, which takes the best that can."
+        f"Use implementation={able[-1]!r}, or None, which takes the best that can and is proven."
     )
 
 

@@ -52,21 +52,34 @@ def call(
     if parameters is not None:
         arguments |= {"interpret": parameters}
     declared = {"cost_flops": float(flops), "cost_bytes": float(bytes_accessed)}
+    run = plgpu.kernel(
+        named,
+        out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=kind) for x in results],
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=num_threads,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **arguments,
+    )
     with set_xla_metadata(kernel_name=name, **declared):
-        out = plgpu.kernel(
-            named,
-            out_type=[
-                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=kind) for x in results
-            ],
-            grid=tuple(grid.values()),
-            grid_names=tuple(grid),
-            num_threads=num_threads,
-            thread_name="warpgroup",
-            compiler_params=plgpu.CompilerParams(approx_math=True),
-            **arguments,
-        )(*operands)
+        out = _without_gradient(name, run)(*operands)
     # The call forgets over which axes its results differ; an operand says it again.
     return vary_alike(*out, operands[0])[:-1]
+
+
+def _without_gradient(name: str, run: Callable) -> Callable:
+    """`run`, whose gradient says what has one."""
+
+    def refuse(*_):
+        raise NotImplementedError(
+            f"{name}: a kernel has no gradient of its own. Differentiate "
+            "parallax.parallel.ring_attention, which has one, or use implementation='xla'."
+        )
+
+    alone = jax.custom_vjp(run)
+    alone.defvjp(refuse, refuse)
+    return alone
 
 
 def bytes_of(*arrays) -> int:

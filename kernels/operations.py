@@ -27,6 +27,7 @@ class Case(Protocol):
       flops: of the products that count; throughput is counted in these.
       bytes_accessed: the least that must cross device memory.
       uses_wgmma: its machine code must have the tensor cores' instruction.
+      dtype: "float16" or "bfloat16", of what that multiplies.
     """
 
     @property
@@ -37,6 +38,8 @@ class Case(Protocol):
     def bytes_accessed(self) -> float: ...
     @property
     def uses_wgmma(self) -> bool: ...
+    @property
+    def dtype(self) -> str: ...
 
 
 class Operation(Protocol):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from parallax.cost import Cost, Rates, error_bar, joules, price, rates_of
 from parallax.cost.pricing import kernel_costs
+from parallax.cost.unvalidated import unvalidated
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
 from parallax.hlo.flops import module_flops
 from parallax.hlo.read_work import read_work
@@ -52,6 +53,11 @@ class Inspection:
         found = kernel_costs(self.work, self.cluster, self.rates)
         return sorted(((n, c, s) for n, (c, s) in found.items()), key=lambda row: -row[2])
 
+    @property
+    def unvalidated(self) -> str:
+        """What of its time no published measurement stands behind; "" if nothing."""
+        return unvalidated(self.work, crosses_nodes=self.cost.network_s > 0)
+
     def table(self) -> RenderableType:
         """For a rich console."""
         low, high = error_bar(self.cost, self.rates)
@@ -59,7 +65,7 @@ class Inspection:
         parts: list[RenderableType] = [Text(head, style="bold"), Text()]
         step = words.in_seconds(self.cost.seconds)
         bar = f"{words.in_seconds(low)} to {words.in_seconds(high)}"
-        said = " unvalidated" if self.cost.network_s else ""
+        said = " unvalidated" if self.unvalidated else ""
         parts.append(Text(f"one run: {step}{said}, modelled (80 % error bar {bar})"))
         for name, seconds in sorted(self.cost.terms.items(), key=lambda t: -t[1]):
             share = words.percent(seconds / self.cost.seconds)
@@ -94,7 +100,7 @@ class Inspection:
             "inspection_version": 1, "module": self.name, "devices": self.work.devices,
             "cluster": self.cluster.name, "rates": f"{self.rates.name} {self.rates.version}",
             "step": number(self.cost.seconds, "s", "modelled") | {"low": low, "high": high},
-            "unvalidated": "time between nodes" if self.cost.network_s else "",
+            "unvalidated": self.unvalidated,
             "terms": {n: number(s, "s", "modelled") for n, s in self.cost.terms.items()},
             "hidden": number(self.cost.hidden_s, "s", "modelled"),
             "gemm_flops": number(self.gemm_flops, "FLOP", "compiled"),

@@ -10,6 +10,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import DType, ModelConfig
 from parallax.naming import Compression, parse_compression, resolve_model
+from parallax.parallel.library_attention import is_installed
 from parallax.report.search_page import SearchReport
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
@@ -68,6 +69,11 @@ def plan(
     _check(batch, prompt_len, output_len, objective, max_tpot_s)
     if compile_top and (missing := missing_compiler()):
         raise ModuleNotFoundError(f"{missing} Or rank by closed form alone: --compile_top=0.")
+    if kernels == "cudnn" and compile_top and not is_installed():
+        raise ModuleNotFoundError(
+            "plan: kernels='cudnn' compiles with cuDNN, which is not installed (pip install "
+            "nvidia-cudnn-cu12). Or rank by closed form alone: --compile_top=0."
+        )
     if isinstance(rates, str | Path):
         rates = Rates.load(rates)
     request = Request(

@@ -71,7 +71,8 @@ def decode_attention(
       several caches, `ring_attention.finish` normalises. Where nothing counts m is -inf, o and l 0.
 
     Raises:
-      NotImplementedError: the implementation cannot do this; it names one that can.
+      NotImplementedError: the implementation cannot do this; it names one that can. Its gradient,
+        by "mosaic", which is for decoding.
       ValueError: slots said in more than one way.
 
     Cost: 2 B H M (K + V) FLOPs; reads B G M (K + V) elements ("mosaic": of the slots that count).

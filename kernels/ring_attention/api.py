@@ -82,7 +82,8 @@ def attention_step(
       The new carry, shapes as before.
 
     Raises:
-      NotImplementedError: the implementation cannot do this; it names one that can.
+      NotImplementedError: the implementation cannot do this; it names one that can. Its gradient,
+        by "mosaic": `parallax.parallel.ring_attention` has one.
 
     Cost: 2 B H L M (K + V) FLOPs (about half when is_causal and L is long: masked blocks are
       skipped). With partial_over an all-reduce of B H `score_elements(L, M, is_causal)` elements.

@@ -3,6 +3,7 @@
 What a cost model needs of a program and nothing else: small, frozen, and with no HLO text in it.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -129,3 +130,10 @@ class Work:
     steps: Mapping[str, tuple[Step, ...]] = field(repr=False)
     devices: int = 1
     unpriced: tuple[str, ...] = ()
+
+    @property
+    def hand_written(self) -> bool:
+        """Whether any kernel's cost is what its author declares."""
+        steps = itertools.chain(*self.steps.values())
+        kernels = (x.what if isinstance(x, Start) else x for x in steps)
+        return any(isinstance(x, Kernel) and x.flops for x in kernels)

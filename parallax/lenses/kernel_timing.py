@@ -60,29 +60,32 @@ def time_kernels(
     *,
     timer: Timer,
     on_progress: Progress,
+    on_record: Callable[[dict[str, Any]], object] = lambda record: None,
     cases: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
     """A record of everything, for JSON: device, versions, ceilings, rows.
 
     Args:
+      on_record: called with the record so far after each case: a run that is stopped loses one.
       cases: by operation; None takes those that each operation times.
 
-    Cost: about a minute a case on a GPU, most of it compiling and checking.
+    Cost: mostly compiling, and checking on the host.
     """
     on_progress("ceilings")
     ceilings = {"tflops": _product_tflops(timer), "gb_per_s": _copy_gb_per_s(timer)}
-    rows = []
+    record: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "versions": versions("jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+        "ceilings": ceilings,
+        "rows": [],
+    }
     for operation in operations:
         chosen = OPERATIONS[operation].TIMED if cases is None else cases[operation]
         for number, case in enumerate(chosen, 1):
             on_progress(f"{operation}, case {number} of {len(chosen)}: {case.name}")
-            rows += _time(operation, case, ceilings, timer)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "versions": versions("jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
-        "ceilings": ceilings,
-        "rows": [asdict(row) for row in rows],
-    }
+            record["rows"] += [asdict(row) for row in _time(operation, case, ceilings, timer)]
+            on_record(record)
+    return record
 
 
 def gpu_timer() -> Timer:

@@ -40,9 +40,9 @@ def page(measured: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
         "",
         '`implementation="mosaic"` asks for the kernel, `"xla"` for the reference that runs '
         "everywhere; None takes the best",
-        "that can and that a GPU has been seen to run right, beside XLA's "
-        f"{', '.join(proven) or 'none so far'}. What cannot do a case refuses, naming",
-        "one that can.",
+        "that can of XLA's and of those that a GPU has been seen to run right: "
+        f"{', '.join(proven) or 'none yet'}. What cannot do a case refuses,",
+        "naming one that can.",
         "",
         "Checked with no GPU: small cases are interpreted with race detection, their error against "
         "float64 within 1.2 of that of",
@@ -54,6 +54,13 @@ def page(measured: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
         "percentile, the share of the",
         "time that the ceilings (a bfloat16 product, a copy) allow, and the relative error "
         "against float64.",
+        "",
+        "A case is dtype, head_dim, queries x keys (decoding: slots of the cache), batch x query "
+        "heads over key heads, mask or spans,",
+        "firstN where only N keys count; of the MLP: format, width x hidden width, tokens. "
+        "Registers: of a thread at entry, then of",
+        "loading / computing warpgroups. Names in brackets are cuts (`CANDIDATES` in "
+        "`kernels/ring_attention/tiles.py`), no option of the API.",
     ]
     latest = {
         (row["operation"], row["case"], row["implementation"]): row

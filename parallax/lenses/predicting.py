@@ -2,6 +2,7 @@
 
 from parallax.cost import Rates, error_bar, joules, price, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
+from parallax.cost.unvalidated import unvalidated
 from parallax.meshes.cluster import Cluster
 from parallax.results import Bound, Compilation, Figure, Prediction
 
@@ -34,9 +35,7 @@ def predict(
     cost = price(compilation.work, cluster, rates)
     bound = roofline(compilation, cluster, dtype)
     low, high = error_bar(cost, rates)
-    unvalidated = ""
-    if any(crosses_nodes(c, cluster) for c in compilation.collectives):
-        unvalidated = "time between nodes"
+    between = any(crosses_nodes(c, cluster) for c in compilation.collectives)
     note = f"80 % error bar; {rates.name} rates {rates.version}"
     tokens, step = compilation.tokens, max(cost.seconds, bound.step_s.value)
     low, high = max(low, bound.step_s.value), max(high, step)
@@ -68,7 +67,7 @@ def predict(
         ),
         bound=bound,
         mfu=mfu,
-        unvalidated=unvalidated,
+        unvalidated=unvalidated(compilation.work, crosses_nodes=between),
         estimate_s=estimate_s,
         notes=tuple(notes),
     )

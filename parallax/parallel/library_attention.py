@@ -34,9 +34,15 @@ def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) ->
     described = jax.sharding.get_abstract_mesh().abstract_device
     if (jax.default_backend() if described is None else described.platform) != "gpu":
         return "it is for NVIDIA GPUs"
-    if _find_spec("nvidia.cudnn") is None and ctypes.util.find_library("cudnn") is None:
+    if not is_installed():
         return "cuDNN is not installed (pip install nvidia-cudnn-cu12)"
     return None
+
+
+def is_installed() -> bool:
+    """Whether cuDNN is here: as a package, or on the system."""
+    has_package = _find_spec("nvidia.cudnn") is not None
+    return has_package or ctypes.util.find_library("cudnn") is not None
 
 
 def attend(q, k, v, *, is_causal: bool, scale: float) -> jax.Array:

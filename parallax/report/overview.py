@@ -60,7 +60,8 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
 
 _LEGEND = (
     "exact: measured on the small model. memory a device, bytes sent over the least: compiled. "
-    "tokens/s: modelled (with *: time between nodes, unvalidated), at most by a roofline, claimed. "
+    "tokens/s: modelled (*: time between nodes or of kernels written by hand, unvalidated), at "
+    "most by a roofline, claimed. "
     "verdict on the claim: beyond the bound or off what is modelled by so much; parallax claims."
 )
 

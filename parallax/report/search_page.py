@@ -149,8 +149,11 @@ def notes(search: Search) -> list[str]:
         "A few percent between two candidates are less than the model's error: of the first ones "
         "take the simplest."
     )
-    if any(c.timing.unvalidated for c in search.ranked):
-        found.append("unvalidated: no published measurement stands behind the time between nodes.")
+    behind = sorted({c.timing.unvalidated for c in search.ranked} - {""}, key=len)
+    if behind:
+        found.append(f"unvalidated: no published measurement stands behind the {behind[-1]}.")
+    if search.request.kernels == "mosaic" and not any("by hand" in text for text in behind):
+        found.append("No candidate can take the mosaic kernels: they are for Hopper GPUs.")
     found += [f"left out {n} times: {why}" for why, n in sorted(search.refused.items())[:4]]
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from parallax.cost import Rates, error_bar, joules, rates_of
+from parallax.cost.unvalidated import unvalidated
 from parallax.decoding import Decoder, batch_multiple, prompt_multiple
 from parallax.estimate import Estimate, estimate, estimate_bytes
 from parallax.lenses.child import run_in_child
@@ -177,8 +178,9 @@ def _timing(
             terms[name] = terms.get(name, 0.0) + value * times
         energy += joules(step.cost, rates) * cluster.devices * times
     between = prefill.cost.network_s + (step.cost.network_s if step else 0.0) > 0
-    return _put_together(request, ttft, tpot, energy, memory, "derived", terms,
-                         "time between nodes" if between else "")  # fmt: skip
+    works = [prefill.work] if step is None else [prefill.work, step.work]
+    behind = unvalidated(*works, crosses_nodes=between)
+    return _put_together(request, ttft, tpot, energy, memory, "derived", terms, behind)
 
 
 def _put_together(

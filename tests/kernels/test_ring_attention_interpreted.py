@@ -40,3 +40,16 @@ def test_a_tile_with_one_stage_is_the_same(monkeypatch, ahead):
         (found,) = jax.jit(program(case, "mosaic"))(*arrays)
     error = np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
     assert error < 1e-2
+
+
+def test_a_step_has_no_gradient_of_its_own_and_says_what_has():
+    q, k, v, *_ = map(jnp.asarray, inputs(SMALL[0], seed=2))
+
+    def loss(q):
+        carry = attention_step(
+            q, k, v, empty_carry(q), is_causal=False, scale=0.125, implementation="mosaic"
+        )
+        return carry.o.sum()
+
+    with interpreted(), pytest.raises(NotImplementedError, match="ring_attention, which has one"):
+        jax.eval_shape(jax.grad(loss), q)
