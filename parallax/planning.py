@@ -84,7 +84,7 @@ def plan(
     maps = ()
     if regimes:
         on_progress("maps of regimes")
-        maps = regime_maps(config, where, batch, prompt_len, rates)
+        maps = regime_maps(config, where, batch, prompt_len, rates, kernels)
     return SearchReport(search, where, maps)
 
 

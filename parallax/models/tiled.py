@@ -134,12 +134,8 @@ def tiled_layers(
 
         def mlp(h_RBLD):
             assert isinstance(layers.mlp, Mlp)
-            # The kernel is for decoding and has no gradient; without a cache there may be one.
-            if split.kv is not None:
-                sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
-                if sums is not None:
-                    return sums, ()
-            return slabs(h_RBLD, tiles.mlp, width)
+            sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
+            return slabs(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
 
         with jax.named_scope("attention"):
             names = "heads", "head_dim"

@@ -58,16 +58,19 @@ class RegimeMap:
 
 
 def regime_maps(
-    config: ModelConfig, cluster: Cluster, batch: int, seq_len: int, rates: Rates | None = None
-) -> tuple[RegimeMap, ...]:
+    config: ModelConfig, cluster: Cluster, batch: int, seq_len: int, rates: Rates | None = None,
+    kernels: str | None = None,
+) -> tuple[RegimeMap, ...]:  # fmt: skip
     """Length x batch, width x devices, and, with experts, experts x skew around one workload.
+
+    `kernels` are as in `Strategy`.
 
     Cost: milliseconds a point and strategy.
     """
     rates = rates or rates_of(cluster.gpu.name)
 
     def at(model: ModelConfig, where: Cluster, b: int, length: int, skew: float = 1.0):
-        return _seconds(model, where, b, length, rates, skew)
+        return _seconds(model, where, b, length, rates, skew, kernels)
 
     maps = [
         _map("sequence length", "batch", f"{config.name} on {cluster.name}", _LENGTHS, _BATCHES,
@@ -107,13 +110,14 @@ def _as_wide(config: ModelConfig, width: int) -> ModelConfig:
 
 
 def _seconds(
-    config: ModelConfig, where: Cluster, batch: int, seq_len: int, rates: Rates, skew: float
-) -> dict[str, float]:
+    config: ModelConfig, where: Cluster, batch: int, seq_len: int, rates: Rates, skew: float,
+    kernels: str | None = None,
+) -> dict[str, float]:  # fmt: skip
     found = {}
     for name in NAMES:
         try:
             strategy = build(name, devices=where.devices, node_size=where.gpus_per_node,
-                             cluster=where.name)  # fmt: skip
+                             cluster=where.name).replace(kernels=kernels)  # fmt: skip
             best = _best(config, strategy, where, batch, seq_len, rates, skew)
         except (ValueError, NotImplementedError):
             continue
