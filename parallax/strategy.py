@@ -34,8 +34,9 @@ class Strategy:
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
       kernels: what computes wherever it can, on GPUs, and XLA the rest. "mosaic": our kernels for
-        Hopper, which no GPU has been seen to run yet; layers in slabs then have no gradient. "cudnn": the library's attention of whole
-        sequences. None: what is proven, see `kernels.dispatch`.
+        Hopper, which no GPU has been seen to run yet; layers in slabs then have no gradient.
+        "cudnn": the library's attention of whole sequences. None: what is proven, see
+        `kernels.dispatch`.
 
     Raises:
       ValueError: rules and parts that contradict each other or the mesh.
