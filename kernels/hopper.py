@@ -1,4 +1,4 @@
-"""What every Mosaic kernel here shares: Hopper's limits, layouts of memory, and the call itself."""
+"""What every Mosaic kernel here shares: registers, layouts of memory, and the call itself."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,6 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from parallax.kernels.interpreting import interpreter
 
-# What a block of threads may use.
-SHARED_BYTES_LIMIT = 232_448
 # Registers of a thread in one loading and two computing warpgroups: 128 x (24 + 2 x 240) of 65,536.
 LOADER_REGISTERS, COMPUTE_REGISTERS = 24, 240
 

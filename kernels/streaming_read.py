@@ -12,15 +12,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
+from parallax.kernels.chip import MULTIPROCESSORS
 from parallax.kernels.hopper import i32
 
 LANES = 128  # of a row, int32: one for each thread that adds
 ROWS = 32  # of a chunk: 16 KB, one copy
 CHUNK_BYTES = ROWS * LANES * 4
-# Blocks of threads, one a multiprocessor of an H100 or H200 in its SXM form; and chunks on their
-# way to each: 128 KB, several times what a multiprocessor's share of the memory's rate times its
-# latency asks for.
-BLOCKS, STAGES = 132, 8
+# Blocks of threads, one a multiprocessor; and chunks on their way to each: 128 KB, several times what
+# a multiprocessor's share of the memory's rate times its latency asks for.
+BLOCKS, STAGES = MULTIPROCESSORS, 8
 _ADDER, _LOADER = 0, 1
 
 

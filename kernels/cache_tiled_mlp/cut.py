@@ -7,12 +7,8 @@ shared memory, and multiplies each step of it with all rows of a group of tokens
 from typing import NamedTuple
 
 from parallax.kernels.cache_tiled_mlp.limits import STEP
-from parallax.kernels.hopper import SHARED_BYTES_LIMIT
+from parallax.kernels.chip import MULTIPROCESSORS, ROWS, SHARED_BYTES_LIMIT
 
-# Multiprocessors of an H100 or H200 in its SXM form: blocks that stream at a time.
-MULTIPROCESSORS = 132
-# Rows of one wgmma instruction: tokens are padded to a multiple, in shared memory only.
-ROWS = 64
 COMPUTING = 2  # warpgroups; each has half of a block's columns, and all tokens
 # Columns of all of a block's matrices: the sums of 128 tokens fill half of the registers.
 COLUMNS = 256

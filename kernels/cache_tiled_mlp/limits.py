@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
+from parallax.kernels.chip import DTYPES
 
-DTYPES = ("float16", "bfloat16")
 # Rows of a matrix in shared memory at a time: 128 bytes of 16-bit activations, one swizzle.
 STEP = 64
 # Beyond, products are bound by the tensor cores, and XLA's library is made for that.

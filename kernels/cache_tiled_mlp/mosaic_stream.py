@@ -13,9 +13,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from parallax.kernels.cache_tiled_mlp.cut import COMPUTING, MULTIPROCESSORS, ROWS, Cut
+from parallax.kernels.cache_tiled_mlp.cut import COMPUTING, Cut
 from parallax.kernels.cache_tiled_mlp.limits import STEP
 from parallax.kernels.cache_tiled_mlp.mosaic_parts import Stream, place, unpack
+from parallax.kernels.chip import MULTIPROCESSORS, ROWS
 from parallax.kernels.hopper import i32, transforms
 
 LOADER = COMPUTING

@@ -16,8 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
+from parallax.kernels.chip import ROWS
 from parallax.kernels.decode_attention.mosaic_spans import place, spans_of
-from parallax.kernels.decode_attention.tiles import ROWS, Tile
+from parallax.kernels.decode_attention.tiles import Tile
 from parallax.kernels.hopper import i32
 
 LOG2_E = math.log2(math.e)

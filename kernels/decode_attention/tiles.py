@@ -13,18 +13,13 @@ starts or ends.
 from typing import NamedTuple
 
 from parallax.kernels import dispatch
+from parallax.kernels.chip import DTYPES, MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES
 
-DTYPES = ("float16", "bfloat16")
-# Rows of a wgmma instruction.
-ROWS = 64
-# Shared memory of a multiprocessor, and what the system keeps of it for each block of threads.
-_SHARED_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
 # Barriers, scratch of reductions, alignment.
 _BESIDE_BYTES = 4096
 # Query heads that share one reading of the keys; beyond them, sums of the output spill.
 _MOST_QUERIES = {64: 64, 128: 64, 256: 32, 512: 16}
 HEAD_DIMS = tuple(_MOST_QUERIES)
-_MULTIPROCESSORS = 132
 # What a block of threads would have streamed while it starts and ends, about 3 us.
 _START_BYTES = 48 * 1024
 # Two blocks of threads a multiprocessor leave a thread this many registers.
@@ -62,7 +57,7 @@ class Tile(NamedTuple):
     def stages(self) -> int:
         """Chunks in shared memory at a time."""
         fixed = 2 * self.queries * (self.head_dim + self.keys) + _BESIDE_BYTES
-        return (_SHARED_BYTES // self.blocks - _RESERVED_BYTES - fixed) // self.chunk_bytes
+        return (SHARED_BYTES // self.blocks - RESERVED_BYTES - fixed) // self.chunk_bytes
 
 
 def tile_of(head_dim: int, heads_per_kv: int) -> Tile:
@@ -85,7 +80,7 @@ def splits(problems: int, slots: int, tile: Tile) -> int:
       problems: (sequence, key head, group of queries) triples.
       slots: of a sequence.
     """
-    tiles, room = -(-slots // tile.keys), tile.blocks * _MULTIPROCESSORS
+    tiles, room = -(-slots // tile.keys), tile.blocks * MULTIPROCESSORS
     tile_bytes = 2 * tile.chunks * tile.chunk_bytes
 
     def time(parts: int) -> int:

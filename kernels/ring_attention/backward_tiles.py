@@ -28,7 +28,7 @@ past both. Five useful products take 10: at most 71 % of the tensor cores' rate 
 
 from typing import NamedTuple
 
-from parallax.kernels.ring_attention.tiles import ROWS
+from parallax.kernels.chip import ROWS
 
 # Columns of a float32 array in shared memory: 128 bytes, one swizzle.
 CHUNK = 32

@@ -9,11 +9,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels.chip import ROWS
 from parallax.kernels.interpreting import interpreter
 from parallax.kernels.ring_attention.backward_tiles import Pass
 from parallax.kernels.ring_attention.mosaic_backward_parts import Ring, Walk, nought
 from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem
-from parallax.kernels.ring_attention.tiles import ROWS
 
 # A value for each column of a block of scores.
 COLUMN = plgpu.Layout.WGMMA.reduce(0)

@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
+from parallax.kernels.chip import ROWS
 from parallax.kernels.ring_attention import mosaic_backward_math as block_math
 from parallax.kernels.ring_attention.backward_tiles import CHUNK, WIDE, Pass
 from parallax.kernels.ring_attention.mosaic_backward_parts import (
@@ -21,7 +22,6 @@ from parallax.kernels.ring_attention.mosaic_backward_parts import (
     rings_barriers,
 )
 from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem
-from parallax.kernels.ring_attention.tiles import ROWS
 
 LOADER = 2
 

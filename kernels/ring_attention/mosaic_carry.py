@@ -12,8 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
+from parallax.kernels.chip import ROWS
 from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, State, down, finite
-from parallax.kernels.ring_attention.tiles import CHUNK, ROWS
+from parallax.kernels.ring_attention.tiles import CHUNK
 
 WARPGROUPS = 2
 

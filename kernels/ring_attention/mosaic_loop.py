@@ -17,10 +17,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels.chip import ROWS
 from parallax.kernels.hopper import i32
 from parallax.kernels.interpreting import interpreter
 from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem, State, down, soften
-from parallax.kernels.ring_attention.tiles import ROWS
 
 
 class Blocks(NamedTuple):

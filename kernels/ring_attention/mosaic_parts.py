@@ -14,8 +14,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from parallax.kernels.chip import ROWS
 from parallax.kernels.hopper import i32
-from parallax.kernels.ring_attention.tiles import ROWS, Tile
+from parallax.kernels.ring_attention.tiles import Tile
 
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA

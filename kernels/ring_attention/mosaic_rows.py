@@ -7,13 +7,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
+from parallax.kernels.chip import ROWS
 from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention import mosaic_carry as carry
 from parallax.kernels.ring_attention import mosaic_parts as parts
 from parallax.kernels.ring_attention.mosaic_carry import WARPGROUPS, Carries, Place
 from parallax.kernels.ring_attention.mosaic_loop import Blocks, walk, walk_ahead
 from parallax.kernels.ring_attention.mosaic_parts import Problem
-from parallax.kernels.ring_attention.tiles import ROWS, Tile
+from parallax.kernels.ring_attention.tiles import Tile
 
 LOADER = WARPGROUPS
 

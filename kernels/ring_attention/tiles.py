@@ -24,15 +24,12 @@ shared memory a cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
 from typing import NamedTuple
 
 from parallax.kernels import dispatch
+from parallax.kernels.chip import DTYPES, ROWS
 
-# Queries of one warpgroup: the rows of a wgmma instruction.
-ROWS = 64
 # Copies take whole 8-row tiles of queries, keys, values and output.
 COPIED_ROWS = 8
 # Columns of the float32 output that are folded into the carry at a time: 128 bytes, one swizzle.
 CHUNK = 32
-
-DTYPES = ("float16", "bfloat16")
 
 
 class Tile(NamedTuple):

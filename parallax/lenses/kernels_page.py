@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallax.kernels import dispatch
-from parallax.kernels.hopper import SHARED_BYTES_LIMIT
+from parallax.kernels.chip import SHARED_BYTES_LIMIT
 from parallax.kernels.operations import CONTENDERS, OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,8 @@ from parallax.kernels.cache_tiled_mlp import (
 )
 from parallax.kernels.cache_tiled_mlp import cut as cutting
 from parallax.kernels.cache_tiled_mlp.cases import SMALL, TIMED, Case, exact, inputs, program
-from parallax.kernels.cache_tiled_mlp.cut import MULTIPROCESSORS, cut
-from parallax.kernels.hopper import SHARED_BYTES_LIMIT
+from parallax.kernels.cache_tiled_mlp.cut import cut
+from parallax.kernels.chip import MULTIPROCESSORS, SHARED_BYTES_LIMIT
 from parallax.kernels.interpreting import interpreted
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.kernels.hopper import SHARED_BYTES_LIMIT
+from parallax.kernels.chip import SHARED_BYTES_LIMIT
 from parallax.kernels.operations import OPERATIONS
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parallax.kernels.hopper import SHARED_BYTES_LIMIT
+from parallax.kernels.chip import SHARED_BYTES_LIMIT
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step_backward, backward_cases, cases
 from parallax.kernels.ring_attention import backward_contenders as contenders
