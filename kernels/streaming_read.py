@@ -18,8 +18,8 @@ from parallax.kernels.hopper import i32
 LANES = 128  # of a row, int32: one for each thread that adds
 ROWS = 32  # of a chunk: 16 KB, one copy
 CHUNK_BYTES = ROWS * LANES * 4
-# Blocks of threads, one a multiprocessor; and chunks on their way to each: 128 KB, several times what
-# a multiprocessor's share of the memory's rate times its latency asks for.
+# Blocks of threads, one a multiprocessor; and chunks on their way to each: 128 KB, several times
+# what its share of the memory's rate times its latency asks for.
 BLOCKS, STAGES = MULTIPROCESSORS, 8
 _ADDER, _LOADER = 0, 1
 
