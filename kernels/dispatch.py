@@ -41,13 +41,10 @@ def choose(
     """
     able = [name for name, reason in reasons.items() if reason is None]
     if implementation is None:
-        allowed, refusals = trusted(kernel or operation), _REFUSALS.get()
-        if refusals is not None:
-            refusals |= {
-                f"{operation}: {name} cannot do this: {reason}"
-                for name, reason in reasons.items()
-                if reason is not None and name in allowed
-            }
+        allowed = trusted(kernel or operation)
+        for name, reason in reasons.items():
+            if reason is not None and name in allowed:
+                tell(operation, name, reason)
         return next(name for name in able if name in allowed)
     if implementation in able:
         return implementation
@@ -59,6 +56,13 @@ def choose(
         f"{operation}: implementation={implementation!r} {problem}. "
         f"Use implementation={able[-1]!r}, or None, which takes the best that can and is proven."
     )
+
+
+def tell(operation: str, implementation: str, reason: str) -> None:
+    """Tells `refusals` that one that None would have taken cannot do this."""
+    told = _REFUSALS.get()
+    if told is not None:
+        told.add(f"{operation}: {implementation} cannot do this: {reason}")
 
 
 def asked() -> tuple[str, ...]:

@@ -352,6 +352,8 @@ class Decoder:
                     tiles=round.tiles.attention,
                 )  # fmt: skip
                 # A slab's heads do not lie together, and would be copied for another kernel.
+                if "mosaic" in dispatch.trusted("decode_attention"):
+                    dispatch.tell("decode_attention", "mosaic", "heads of a slab are not together")
                 return CachedLayer(
                     take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
                     implementation="xla",

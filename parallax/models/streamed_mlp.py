@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp import Matrix, cache_tiled_mlp, runs_kernel
 from parallax.models.block import Mlp
 from parallax.models.packed_weight import PackedWeight
@@ -28,7 +29,11 @@ def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array
     found = [_matrix(mlp, stacked, name) for name in ("up", "down", "gate")[: 2 + mlp.gated]]
     matrices = [matrix for matrix in found if matrix is not None]
     rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
-    if len(matrices) < len(found) or not runs_kernel(rows, *matrices):
+    if len(matrices) < len(found):
+        if "mosaic" in dispatch.trusted("cache_tiled_mlp"):
+            dispatch.tell("cache_tiled_mlp", "mosaic", "it has 16-bit and INT8 weights only")
+        return None
+    if not runs_kernel(rows, *matrices):
         return None
     up, down, *gate = matrices
     activation = "silu" if mlp.gated else "gelu"

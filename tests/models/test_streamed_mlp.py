@@ -92,9 +92,10 @@ def through(config, dtype="bfloat16"):
 def test_it_runs_where_somebody_asked_and_it_knows_the_format(compression, runs):
     config = SMALL.replace(d_model=128, dtype="bfloat16", compression=compression)
     assert through(config) is None
-    with dispatch.trusting("mosaic"), interpreted():
+    with dispatch.trusting("mosaic"), dispatch.refusals() as told, interpreted():
         found = through(config)
     assert (found is not None) == runs
+    assert (not told) == runs  # never in silence
     if found is not None:
         assert found.shape == (4, 2, 1, config.d_model)
         assert found.dtype == jnp.float32
