@@ -67,8 +67,7 @@ def _time(names: list[str]) -> dict:
 
 def _compile(names: list[str]) -> dict:
     from parallax.lenses.child import run_in_child
-    from parallax.lenses.environment import compile_environment
-    from parallax.lenses.kernel_timing import versions
+    from parallax.lenses.environment import compile_environment, installed_versions
     from parallax.lenses.machine_code import compile_operations
 
     with ProgressLines() as progress:
@@ -83,7 +82,7 @@ def _compile(names: list[str]) -> dict:
         rows.append(row)
         print(compiled_line(row))
     return {
-        "versions": versions("jax", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12"),
+        "versions": installed_versions("jax", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12"),
         "rows": rows,
     }
 

@@ -1,6 +1,5 @@
 """compare: strategies side by side through the lenses, from a paper's experiment or one's own."""
 
-import importlib.metadata
 import inspect
 import platform
 import threading
@@ -11,7 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallax.lenses.child import Progress, run_in_child
-from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
+from parallax.lenses.environment import (
+    compile_environment,
+    cpu_environment,
+    installed_versions,
+    missing_compiler,
+)
 from parallax.lenses.measuring import measure_transformer
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_decoding import verify_decoding
@@ -211,13 +215,7 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     names = ("jax", "jaxlib", "flax", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin",
              "nvidia-cuda-nvcc-cu12", "parallax-sharding")  # fmt: skip
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | installed_versions(*names)
 
 
 def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progress) -> None:

@@ -1,6 +1,7 @@
-"""Environments of the lenses' child processes, and px.virtual_devices for one's own process."""
+"""Environments of the lenses' child processes, px.virtual_devices for one's own; versions here."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -80,3 +81,14 @@ def virtual_devices(count: int = 16) -> None:
             f"virtual_devices({count}): too late, JAX has already started with {len(found)} "
             f"{found[0].platform} device(s). Call it first, in a fresh process or kernel."
         )
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Of those distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -5,7 +5,6 @@ product and a large copy in the same run. Everything is checked against float64 
 and what is wrong has no time.
 """
 
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.lenses.environment import installed_versions
 
 Progress = Callable[[str], None]
 # (function, arguments) -> seconds of each of several calls.
@@ -75,7 +75,9 @@ def time_kernels(
     ceilings = {"tflops": _product_tflops(timer), "gb_per_s": _copy_gb_per_s(timer)}
     record: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
-        "versions": versions("jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+        "versions": installed_versions(
+            "jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"
+        ),
         "ceilings": ceilings,
         "rows": [],
     }
@@ -153,14 +155,3 @@ def _copy_gb_per_s(timer: Timer) -> float:
     x = jax.random.bits(jax.random.key(1), (_COPY_BYTES // 4,), jnp.uint32)
     seconds = timer(jax.jit(lambda x: ~x), (x,))
     return 2.0 * x.nbytes / float(np.median(seconds)) / 1e9
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Of those distributions that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -14,7 +14,8 @@ import numpy as np
 
 from parallax.kernels.cache_tiled_mlp.cases import Case, inputs, program
 from parallax.kernels.streaming_read import CHUNK_BYTES, LANES, streaming_read
-from parallax.lenses.kernel_timing import Progress, Timer, versions
+from parallax.lenses.environment import installed_versions
+from parallax.lenses.kernel_timing import Progress, Timer
 from parallax.meshes.gpus import GPUS
 
 # (function, arguments) -> for each of several calls, (name, seconds) of its kernels in order.
@@ -117,7 +118,7 @@ def measure_residency(
     shares = resident_shares(readings, l2_bytes)
     return {
         "device": jax.devices()[0].device_kind,
-        "versions": versions("jax", "jaxlib"),
+        "versions": installed_versions("jax", "jaxlib"),
         "l2_bytes": l2_bytes,
         "tag": "measured",
         "readings": [
