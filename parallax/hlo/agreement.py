@@ -7,6 +7,7 @@ their operands'.
 
 import math
 import re
+from collections.abc import Callable
 
 from parallax.hlo.limits import short
 from parallax.hlo.module import Computation, Instruction, Module
@@ -14,8 +15,6 @@ from parallax.hlo.opcodes import SAME_DIMS
 from parallax.hlo.shapes import HloError, Shape, parse_shape
 
 _PARAMETER_NAME = re.compile(r"([(,]\s*(?:/\*index=\d+\*/)?)[^\s(),:]+: ")
-_SAME_BYTES = ("bitcast", "bitcast-convert")
-_SAME_SIZE = ("reshape", "transpose")
 
 
 def check_agreement(module: Module) -> None:
@@ -61,41 +60,70 @@ def _signature_of(module: Module, name: str) -> tuple[tuple[Shape, ...], Shape]:
 def _agrees(
     module: Module, computation: Computation, i: Instruction, operands: tuple[Shape, ...]
 ) -> bool:
-    opcode, shape = i.opcode, i.shape
-    if opcode == "tuple":
-        return shape.dtype == "tuple" and shape.elements == operands
-    if opcode == "get-tuple-element":
-        index = i.attributes.get("index", "")
-        return (
-            len(operands) == 1
-            and index.isdecimal()
-            and len(index) < 9
-            and int(index) < len(operands[0].elements)
-            and operands[0].elements[int(index)] == shape
-        )
-    if opcode in SAME_DIMS:
-        arrays = [s for s in operands if s.dims]
-        return bool(operands) and all(s.dims == shape.dims for s in arrays)
-    if opcode in _SAME_BYTES:
-        return len(operands) == 1 and operands[0].n_bytes == shape.n_bytes
-    if opcode in _SAME_SIZE:
-        return len(operands) == 1 and math.prod(operands[0].dims) == math.prod(shape.dims)
-    if opcode == "slice":
-        return len(operands) == 1 and _inside(shape, operands[0])
-    if opcode == "dynamic-slice":
-        return bool(operands) and _inside(shape, operands[0]) and _indices(shape, operands[1:])
-    if opcode == "dynamic-update-slice":
-        return (
-            len(operands) > 1
-            and operands[0] == shape
-            and _inside(operands[1], shape)
-            and _indices(shape, operands[2:])
-        )
-    if opcode.endswith(("-done", "-update")) and not opcode.startswith(("send", "recv")):
-        started = computation.by_name[i.operands[0]] if i.operands else None
-        base = opcode.removesuffix("-done").removesuffix("-update")
-        return started is not None and started.opcode in (f"{base}-start", f"{base}-update")
+    if (rule := _RULES.get(i.opcode)) is not None:
+        return rule(i, operands)
+    if i.opcode.endswith(("-done", "-update")) and not i.opcode.startswith(("send", "recv")):
+        return _start_agrees(computation, i)
     return _calls_agree(module, i, operands)
+
+
+def _tuple_agrees(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    return i.shape.dtype == "tuple" and i.shape.elements == operands
+
+
+def _element_agrees(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    index = i.attributes.get("index", "")
+    if len(operands) != 1 or not re.fullmatch(r"[0-9]{1,8}", index):
+        return False
+    elements = operands[0].elements
+    return int(index) < len(elements) and elements[int(index)] == i.shape
+
+
+def _dims_agree(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    arrays = [s for s in operands if s.dims]
+    return bool(operands) and all(s.dims == i.shape.dims for s in arrays)
+
+
+def _bytes_agree(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    return len(operands) == 1 and operands[0].n_bytes == i.shape.n_bytes
+
+
+def _size_agrees(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    return len(operands) == 1 and math.prod(operands[0].dims) == math.prod(i.shape.dims)
+
+
+def _slice_agrees(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    return len(operands) == 1 and _inside(i.shape, operands[0])
+
+
+def _dynamic_slice_agrees(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    inside = bool(operands) and _inside(i.shape, operands[0])
+    return inside and _indices(i.shape, operands[1:])
+
+
+def _dynamic_update_agrees(i: Instruction, operands: tuple[Shape, ...]) -> bool:
+    if len(operands) < 2 or operands[0] != i.shape:
+        return False
+    return _inside(operands[1], i.shape) and _indices(i.shape, operands[2:])
+
+
+_RULES: dict[str, Callable[[Instruction, tuple[Shape, ...]], bool]] = {
+    "tuple": _tuple_agrees,
+    "get-tuple-element": _element_agrees,
+    **dict.fromkeys(SAME_DIMS, _dims_agree),
+    **dict.fromkeys(("bitcast", "bitcast-convert"), _bytes_agree),
+    **dict.fromkeys(("reshape", "transpose"), _size_agrees),
+    "slice": _slice_agrees,
+    "dynamic-slice": _dynamic_slice_agrees,
+    "dynamic-update-slice": _dynamic_update_agrees,
+}
+
+
+def _start_agrees(computation: Computation, i: Instruction) -> bool:
+    """Whether what is waited for is a start of the same operation."""
+    started = computation.by_name[i.operands[0]] if i.operands else None
+    base = i.opcode.removesuffix("-done").removesuffix("-update")
+    return started is not None and started.opcode in (f"{base}-start", f"{base}-update")
 
 
 def _inside(part: Shape, whole: Shape) -> bool:

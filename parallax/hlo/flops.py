@@ -109,26 +109,29 @@ def instruction_flops(
         return Flops(own, own, 1) if scope in instruction.op_name else Flops()
     calls = instruction.calls()
     if opcode == "while":
-        count = expected_trips(instruction, trips)
-        inside = sum(
-            (computation_flops(module, name, scope, trips) for key in ("body", "condition")
-             for name in calls.get(key, ())), Flops(),
-        )  # fmt: skip
-        if count is None:
-            if inside.high:
-                raise HloError(
-                    f"line {instruction.line}: %{instruction.name}: a loop of unknown trip count "
-                    f"holds matrix products, op_name {instruction.op_name!r}. Pass trips={{scope: "
-                    "executions each time it is reached}, with a named scope right around the loop."
-                )
-            return Flops()
-        return inside.times(count)
+        names = [name for key in ("body", "condition") for name in calls.get(key, ())]
+        inside = [computation_flops(module, name, scope, trips) for name in names]
+        return _loop_flops(instruction, sum(inside, Flops()), trips)
     names = [name for group in calls.values() for name in group]
     inside = [computation_flops(module, name, scope, trips) for name in names]
     if opcode == "conditional":
         return Flops(min(f.low for f in inside), max(f.high for f in inside),
                      max(f.gemms for f in inside))  # fmt: skip
     return sum(inside, Flops())
+
+
+def _loop_flops(instruction: Instruction, inside: Flops, trips: Trips | None) -> Flops:
+    """FLOPs of a loop whose single execution costs `inside`."""
+    count = expected_trips(instruction, trips)
+    if count is not None:
+        return inside.times(count)
+    if inside.high:
+        raise HloError(
+            f"line {instruction.line}: %{instruction.name}: a loop of unknown trip count holds "
+            f"matrix products, op_name {instruction.op_name!r}. Pass trips={{scope: executions "
+            "each time it is reached}, with a named scope right around the loop."
+        )
+    return Flops()
 
 
 def _fused_flops(computation: Computation, instruction: Instruction) -> float:

@@ -83,33 +83,48 @@ def _mesh(match: re.Match, text: str, num_devices: int) -> Groups:
         ids = _device_ids(device_ids, text, num_devices)
     if ids.size != total or _AXIS_REF.sub("", match[3]).strip(" ,"):
         raise HloError(f"replica_groups {short(text)}: a mesh form that is not understood.")
-    # Every axis is cut into (before, chosen, after), so that sub-axes are dims of their own.
-    dims, chosen = [], []
-    named = _AXIS_REF.findall(match[3])
-    references = {name: (pre, size) for name, pre, size in named}
-    if len(references) != len(named) or len(axes) != len(_AXIS.findall(match[1])):
+    if len(axes) != len(_AXIS.findall(match[1])):
         raise HloError(f"replica_groups {short(text)}: an axis named twice is not understood.")
-    if set(references) - set(axes):
-        raise HloError(f"replica_groups {short(text)}: names an axis that the mesh does not have.")
-    positions: dict[str, int] = {}
-    for name, size in axes.items():
-        if name in references and references[name][1]:
-            before, part = (int(x) for x in references[name])
-            if before * part == 0 or size % (before * part):
-                raise HloError(
-                    f"replica_groups {short(text)}: sub-axis of '{name}' does not divide it."
-                )
-            positions[name] = len(dims) + 1
-            dims += [before, part, size // (before * part)]
-        else:
-            if name in references:
-                positions[name] = len(dims)
-            dims.append(size)
-    chosen = [positions[name] for name in references]
+    dims, chosen = _cut_axes(axes, _references(match[3], axes, text), text)
     rest = [d for d in range(len(dims)) if d not in chosen]
     size = math.prod(dims[d] for d in chosen)
     table = ids.reshape(dims).transpose([*rest, *chosen]).reshape(-1, size)
     return tuple(tuple(int(i) for i in row) for row in table)
+
+
+def _references(named: str, axes: Mapping[str, int], text: str) -> dict[str, tuple[str, str]]:
+    """Axis -> (size before it, size) of the sub-axis that is named, or ("", "") for all of it."""
+    found = _AXIS_REF.findall(named)
+    references = {name: (before, size) for name, before, size in found}
+    if len(references) != len(found):
+        raise HloError(f"replica_groups {short(text)}: an axis named twice is not understood.")
+    if set(references) - set(axes):
+        raise HloError(f"replica_groups {short(text)}: names an axis that the mesh does not have.")
+    return references
+
+
+def _cut_axes(
+    axes: Mapping[str, int], references: Mapping[str, tuple[str, str]], text: str
+) -> tuple[list[int], list[int]]:
+    """The mesh's dims with sub-axes as dims of their own, and which of them are named, in order.
+
+    An axis with a sub-axis becomes three dims: before it, the sub-axis, and after it.
+    """
+    dims: list[int] = []
+    positions: dict[str, int] = {}
+    for name, size in axes.items():
+        positions[name] = len(dims)
+        if not references.get(name, ("", ""))[1]:
+            dims.append(size)
+            continue
+        before, part = (int(x) for x in references[name])
+        if before * part == 0 or size % (before * part):
+            raise HloError(
+                f"replica_groups {short(text)}: sub-axis of '{name}' does not divide it."
+            )
+        positions[name] += 1
+        dims += [before, part, size // (before * part)]
+    return dims, [positions[name] for name in references]
 
 
 def _check_size(dims: Collection[int], num_devices: int, text: str) -> None:

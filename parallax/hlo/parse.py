@@ -39,6 +39,16 @@ def parse_module(text: str) -> Module:
         raise HloError(f"line 1: expected 'HloModule NAME, ...', got {lines[0][:60]!r}.")
     name, _, rest = lines[0].removeprefix("HloModule ").partition(",")
     attributes = _attributes(rest, 1)
+    _check_devices(attributes)
+    entry, computations = _computations(lines)
+    if entry is None:
+        raise HloError(f"module {name}: no ENTRY computation: text is cut off.")
+    module = Module(name, attributes, computations, entry)
+    check_module(module)
+    return module
+
+
+def _check_devices(attributes: dict[str, str]) -> None:
     partitions = attributes.get("num_partitions", "1")
     if not (re.fullmatch(r"[0-9]{1,9}", partitions) and 1 <= int(partitions) <= MAX_DEVICES):
         raise HloError(
@@ -47,41 +57,45 @@ def parse_module(text: str) -> Module:
         )
     if attributes.get("replica_count", "1") != "1":
         raise HloError("line 1: replica_count over 1 (pmap) is not understood. Use shard_map.")
+
+
+def _computations(lines: list[str]) -> tuple[str | None, dict[str, Computation]]:
+    """The name of the ENTRY computation, None without one, and all computations."""
     computations: dict[str, Computation] = {}
-    entry, current, instructions, in_table = None, None, [], False
-    header = ""
+    entry, header, instructions, in_table = None, None, [], False
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             in_table = False
-        elif current is not None:
+        elif header is not None:
             if line == "}":
-                computations[current] = Computation(current, tuple(instructions), header)
-                current = None
+                computations[header[2]] = Computation(
+                    header[2], tuple(instructions), header.string[header.end() : -2]
+                )
+                header = None
             else:
                 instructions.append(_instruction(line, number))
-        elif in_table:
-            continue
         elif line in _TABLES:
             in_table = True
-        else:
-            match = _COMPUTATION.match(line)
-            if match is None or " -> " not in line or not line.endswith(" {"):
-                raise HloError(f"line {number}: expected a computation, got {line[:80]!r}.")
-            if match[2] in computations:
-                raise HloError(f"line {number}: computation %{match[2]} is defined twice.")
-            current, instructions = match[2], []
-            header = line[match.end() : -2]
-            if match[1]:
-                if entry is not None:
-                    raise HloError(f"line {number}: a second ENTRY computation.")
-                entry = current
-    if current is not None:
-        raise HloError(f"line {len(lines)}: computation %{current} does not end: text is cut off.")
-    if entry is None:
-        raise HloError(f"module {name}: no ENTRY computation: text is cut off.")
-    module = Module(name, attributes, computations, entry)
-    check_module(module)
-    return module
+        elif not in_table:
+            header, instructions = _header(line, number), []
+            if header[2] in computations:
+                raise HloError(f"line {number}: computation %{header[2]} is defined twice.")
+            if header[1] and entry is not None:
+                raise HloError(f"line {number}: a second ENTRY computation.")
+            entry = header[2] if header[1] else entry
+    if header is not None:
+        raise HloError(
+            f"line {len(lines)}: computation %{header[2]} does not end: text is cut off."
+        )
+    return entry, computations
+
+
+def _header(line: str, number: int) -> re.Match:
+    """`[ENTRY ]%NAME (parameters) -> result {`"""
+    match = _COMPUTATION.match(line)
+    if match is None or " -> " not in line or not line.endswith(" {"):
+        raise HloError(f"line {number}: expected a computation, got {line[:80]!r}.")
+    return match
 
 
 def _instruction(line: str, number: int) -> Instruction:

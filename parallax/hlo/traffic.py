@@ -71,48 +71,65 @@ def _alone(computation: Computation, instruction: Instruction) -> tuple[list[flo
 
 
 def _of_fusion(body: Computation) -> tuple[list[float], float]:
-    by_name, needed = body.by_name, dict.fromkeys(body.by_name, 0.0)
-    root = next(i for i in body.instructions if i.is_root)
-    written, in_place, behind = 0.0, set(), _behind(body)
-    for name in root.operands if root.opcode == "tuple" else (root.name,):
-        result = by_name[name]
-        if _CUBLAS.match(custom_call_target(result)) and result.shape.elements:
-            # A library's workspace is scratch, not traffic.
-            needed[name] = float(_elements(result.shape.elements[0]))
-            written += result.shape.elements[0].n_bytes
-            continue
-        if _is_workspace(by_name, result):
-            continue
-        update = _updated(by_name, behind, result)
-        if update is None:
-            needed[name] = float(_elements(result.shape))
-            written += result.shape.n_bytes
-        else:
-            whole = max(1, _elements(result.shape))
-            needed[name] = float(whole)
-            in_place.add(update.name)
-            changed = by_name[update.operands[_UPDATING[update.opcode]]]
-            written += result.shape.n_bytes * min(1.0, _elements(changed.shape) / whole)
-    for instruction in reversed(body.instructions):
-        want, opcode = needed[instruction.name], instruction.opcode
-        if not want or opcode == "tuple":
-            continue
-        share = min(1.0, want / max(1, _elements(instruction.shape)))
-        for position, name in enumerate(instruction.operands):
-            whole = float(_elements(by_name[name].shape))
-            more = whole * share
-            if opcode in _PICKING and position == 0:
-                more = want
-            elif instruction.name in in_place:
-                more = _read_in_place(instruction, by_name, position, whole)
-            elif opcode in _WHOLE or opcode in _PICKING or opcode in _UPDATING:
-                more = whole
-            needed[name] = min(whole, needed[name] + more)
+    """Bytes read of each parameter, and bytes written."""
+    needed, in_place, written = _results(body)
+    _walk_back(body, needed, in_place)
     parameters = sorted((i.parameter, i) for i in body.instructions if i.parameter >= 0)
     if [number for number, _ in parameters] != list(range(len(parameters))):
         raise HloError(f"%{body.name}: parameters are not numbered 0, 1, ...")
     shares = [needed[i.name] / max(1, _elements(i.shape)) for _, i in parameters]
     return [i.shape.n_bytes * s for (_, i), s in zip(parameters, shares, strict=True)], written
+
+
+def _results(body: Computation) -> tuple[dict[str, float], set[str], float]:
+    """Elements needed of each instruction for the fusion's results, which of them update a
+    parameter in place, and the bytes that are written."""
+    by_name, needed = body.by_name, dict.fromkeys(body.by_name, 0.0)
+    root = next(i for i in body.instructions if i.is_root)
+    written, in_place, behind = 0.0, set(), _behind(body)
+    for name in root.operands if root.opcode == "tuple" else (root.name,):
+        result = by_name[name]
+        if _is_workspace(by_name, result):
+            continue
+        shape = result.shape
+        if _CUBLAS.match(custom_call_target(result)) and shape.elements:
+            shape = shape.elements[0]  # the library's workspace is scratch, not traffic
+        update = _updated(by_name, behind, result)
+        needed[name] = float(_elements(shape))
+        share = 1.0
+        if update is not None:
+            needed[name] = max(1.0, needed[name])
+            in_place.add(update.name)
+            changed = by_name[update.operands[_UPDATING[update.opcode]]]
+            share = min(1.0, _elements(changed.shape) / needed[name])
+        written += shape.n_bytes * share
+    return needed, in_place, written
+
+
+def _walk_back(body: Computation, needed: dict[str, float], in_place: set[str]) -> None:
+    """Adds to `needed`, from the results to the parameters, the elements of operands."""
+    by_name = body.by_name
+    for instruction in reversed(body.instructions):
+        want = needed[instruction.name]
+        if not want or instruction.opcode == "tuple":
+            continue
+        for position, name in enumerate(instruction.operands):
+            whole = float(_elements(by_name[name].shape))
+            if instruction.name in in_place:
+                more = _read_in_place(instruction, by_name, position, whole)
+            else:
+                more = _read_of_operand(instruction, position, whole, want)
+            needed[name] = min(whole, needed[name] + more)
+
+
+def _read_of_operand(instruction: Instruction, position: int, whole: float, want: float) -> float:
+    """Elements of an operand of `whole` elements that `want` elements of the result take."""
+    opcode = instruction.opcode
+    if opcode in _PICKING and position == 0:
+        return want
+    if opcode in _WHOLE or opcode in _PICKING or opcode in _UPDATING:
+        return whole
+    return whole * min(1.0, want / max(1, _elements(instruction.shape)))
 
 
 def _is_workspace(by_name: dict[str, Instruction], result: Instruction) -> bool:
