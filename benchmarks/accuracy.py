@@ -122,45 +122,65 @@ def make_rates() -> tuple[dict[str, Rates], dict[str, float]]:
     sms = h100.sm_count
     products = spread([predicted_gemm(base_gemm[HLO[r.dtype]], r, sms) for r in to_fit],
                       [r.seconds for r in to_fit])  # fmt: skip
-    made = {}
-    for name, gpu in GPUS.items():
-        gemm, widen = base_gemm, 1.0
-        if name != "h100":
-            widen = 1.5
-            memory = MEMORY[name] / MEMORY["h100"]
-            # Each dtype by its own peak: float32's and float64's grow less than the tensor cores'.
-            gemm = {k: scaled(v, gpu.peak_flops(PEAK[k]) / h100.peak_flops(PEAK[k]), memory)
-                    for k, v in base_gemm.items()}  # fmt: skip
-            rows, _ = split(of_gpu(name, "f16"))
-            if rows:
-                gemm["f16"] = fit_gemm(rows, gpu.sm_count, gemm["f16"])
-        wire = gpu.nvlink_bytes_per_s / h100.nvlink_bytes_per_s
-        own = {k: dataclasses.replace(v, bytes_per_s=float(f"{v.bytes_per_s * wire:.4g}"))
-               for k, v in links.items()}  # fmt: skip
-        card = links["network"].bytes_per_s * gpu.nic_bytes_per_s / h100.nic_bytes_per_s
-        own["network"] = dataclasses.replace(links["network"], bytes_per_s=float(f"{card:.4g}"))
-        said = dict(SAID)
-        if name != "h100":
-            said["matrix products"] += (
-                "; its own 16-bit rows" if of_gpu(name, "f16") else "; H100's, scaled by peaks"
-            )
-            said["communication"] = "H100's fits, scaled by NVLink's rate: error bars are wider"
-        rates = Rates(
-            name=name, gpu=name, gemm=gemm,
-            attention_flops_per_s={k: float(f"{v * gpu.bf16_flops / h100.bf16_flops:.4g}")
-                                   for k, v in ATTENTION.items()},
-            memory_bytes_per_s=MEMORY[name], l2_bytes_per_s=L2[name], l2_share=0.625,
-            launch_s=2e-6, loop_s=15e-6, links=own, power=power_of(name),
-            spreads={**draft, "matrix products": products, "communication": Spread(0.8, 1.25)},
-            sources=said, version=VERSION,
-        )  # fmt: skip
+    made: dict[str, Rates] = {}
+    for name in GPUS:
+        rates = _rates_of(name, base_gemm, links, {**draft, "matrix products": products})
         inside = [r for r in links_to_fit if r.nodes == 1]
         bar = spread([predicted_collective(made.get("h100", rates), r) + offset(offsets, r)
-                      for r in inside], [r.seconds for r in inside], widen)  # fmt: skip
-        wide = {t: Spread(round(s.low**widen, 3), round(s.high**widen, 3))
-                for t, s in rates.spreads.items()}  # fmt: skip
-        made[name] = dataclasses.replace(rates, spreads=wide | {"communication": bar})
+                      for r in inside], [r.seconds for r in inside],
+                     _widening(name))  # fmt: skip
+        made[name] = dataclasses.replace(rates, spreads={**rates.spreads, "communication": bar})
     return made, offsets
+
+
+def _widening(gpu: str) -> float:
+    """The power by which error bars of constants that are scaled from H100's are widened."""
+    return 1.0 if gpu == "h100" else 1.5
+
+
+def _rates_of(
+    name: str,
+    gemm_of_h100: dict[str, GemmRates],
+    links_of_h100: dict[str, LinkRates],
+    spreads: dict[str, Spread],
+) -> Rates:
+    """H100's fits, or another GPU's: scaled by its peaks, bandwidths and links.
+
+    Args:
+      spreads: error bars on an H100, all but those of communication.
+    """
+    gpu, h100 = GPUS[name], GPUS["h100"]
+    gemm, origins = gemm_of_h100, dict(SAID)
+    if name != "h100":
+        memory = MEMORY[name] / MEMORY["h100"]
+        # Each dtype by its own peak: float32's and float64's grow less than the tensor cores'.
+        gemm = {k: scaled(v, gpu.peak_flops(PEAK[k]) / h100.peak_flops(PEAK[k]), memory)
+                for k, v in gemm_of_h100.items()}  # fmt: skip
+        rows, _ = split(of_gpu(name, "f16"))
+        if rows:
+            gemm["f16"] = fit_gemm(rows, gpu.sm_count, gemm["f16"])
+        origins["matrix products"] += (
+            "; its own 16-bit rows" if of_gpu(name, "f16") else "; H100's, scaled by peaks"
+        )
+        origins["communication"] = "H100's fits, scaled by NVLink's rate: error bars are wider"
+    wire = gpu.nvlink_bytes_per_s / h100.nvlink_bytes_per_s
+    links = {k: dataclasses.replace(v, bytes_per_s=float(f"{v.bytes_per_s * wire:.4g}"))
+             for k, v in links_of_h100.items()}  # fmt: skip
+    card = links_of_h100["network"].bytes_per_s * gpu.nic_bytes_per_s / h100.nic_bytes_per_s
+    links["network"] = dataclasses.replace(
+        links_of_h100["network"], bytes_per_s=float(f"{card:.4g}")
+    )
+    widen = _widening(name)
+    return Rates(
+        name=name, gpu=name, gemm=gemm,
+        attention_flops_per_s={k: float(f"{v * gpu.bf16_flops / h100.bf16_flops:.4g}")
+                               for k, v in ATTENTION.items()},
+        memory_bytes_per_s=MEMORY[name], l2_bytes_per_s=L2[name], l2_share=0.625,
+        launch_s=2e-6, loop_s=15e-6, links=links, power=power_of(name),
+        spreads={t: Spread(round(s.low**widen, 3), round(s.high**widen, 3))
+                 for t, s in {**spreads, "communication": Spread(0.8, 1.25)}.items()},
+        sources=origins, version=VERSION,
+    )  # fmt: skip
 
 
 def offset(offsets: dict[str, float], row) -> float:
@@ -186,81 +206,104 @@ HEAD = ("| what | n | median | p90 | mean | bias | in error bar |\n"
 
 
 def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
-    """docs/accuracy.md."""
-    h100, sms = made["h100"], GPUS["h100"].sm_count
-    text = [_INTRO, "## Matrix products on one H100\n", HEAD]
-
-    def gemm_line(what, rows, rates, bar=None):
-        return line(what, [predicted_gemm(rates[HLO[r.dtype]], r, sms) for r in rows],
-                    [r.seconds for r in rows], bar)  # fmt: skip
-
-    rows = [g for g in gemms() if g.gpu == "h100"]
-    to_fit, held = split(rows)
-    bar = h100.spreads["matrix products"]
-    text.append(
-        gemm_line("**held-out shapes** (target: median 6 %, p90 18 %)", held, h100.gemm, bar)
-    )
-    text.append(gemm_line("fitted shapes", to_fit, h100.gemm, bar))
-    for dtype in ("bfloat16", "float16", "tensorfloat32"):
-        mine = [r for r in held if r.dtype == dtype]
-        text.append(gemm_line(f"held-out, {dtype}", mine, h100.gemm, bar))
-    names = sorted({r.source for r in rows})
-    for name in names:
-        others = [r for r in rows if r.source != name]
-        mine = [r for r in rows if r.source == name]
-        text.append(gemm_line(f"all of `{name}`, fitted without it", mine, h100_gemm(others), bar))
-    text += ["", "## Matrix products on other GPUs\n", HEAD]
-    for name in ("a100", "b200"):
-        _, held = split(of_gpu(name, "f16"))
-        count = GPUS[name].sm_count
-        text.append(line(
-            f"{name}, held-out shapes",
-            [predicted_gemm(made[name].gemm["f16"], r, count) for r in held],
-            [r.seconds for r in held], made[name].spreads["matrix products"],
-        ))  # fmt: skip
-    text += ["", "H200: no published products were found; its constants are H100's, its memory's.",
-             "", "## Collectives inside a node of H100, sizes not fitted\n", HEAD]  # fmt: skip
-    _, held = split([c for c in collectives() if c.gpu == "h100" and c.nodes == 1])
-    bar = h100.spreads["communication"]
-
-    def link_line(what, rows):
-        return line(what, [predicted_collective(h100, r) + offset(offsets, r) for r in rows],
-                    [r.seconds for r in rows], bar)  # fmt: skip
-
-    text.append(link_line("**all** (target: mean 8 %)", held))
-    for kind in KINDS:
-        mine = [r for r in held if r.kind == kind]
-        text.append(link_line(f"{kind}" + (" (target: mean 15 %)" if kind == "all-to-all" else ""),
-                              mine))  # fmt: skip
-        text.append(link_line(f"{kind}, 1 MiB and more", [r for r in mine if r.bytes >= 2**20]))
-    said = ", ".join(f"{k} {1e6 * v:.1f} us" for k, v in offsets.items() if v)
-    text += ["", f"XLA's clock counts a whole program: its rows carry an offset, fitted: {said}. "
-             "A prediction does not add it: launches are a term of their own.",
-             "", "## Two nodes (unvalidated: only the start of a message was fitted)\n",
-             HEAD]  # fmt: skip
-    for name in sorted({c.source for c in collectives() if c.nodes == 2}):
-        mine = [c for c in collectives() if c.source == name and c.nodes == 2]
-        rates = made[mine[0].gpu]
-        text.append(line(f"`{name}`, {mine[0].kind}, {mine[0].devices} GPUs",
-                         [predicted_collective(rates, r) for r in mine],
-                         [r.seconds for r in mine]))  # fmt: skip
-    text += ["", "These systems differ among themselves by 4x in bus bandwidth at 1 GB and more "
-             "(390, 156 and 90 GB/s): a network is not known from its cards. That is why a figure "
-             "with time between nodes says *unvalidated*.",
-             "", "## Attention on one A100 (decode, keys and values from memory)\n",
-             HEAD]  # fmt: skip
-    rows = [a for a in attentions() if a.gpu == "a100"]
-    rates = made["a100"]
-    modelled = [
-        (2 * r.batch * r.kv_heads * r.head_dim * r.kv_len * 2) / rates.memory_bytes_per_s
-        + rates.launch_s for r in rows
+    """The text of docs/accuracy.md."""
+    text = [
+        _INTRO,
+        *_products_on_h100(made["h100"]),
+        *_products_elsewhere(made),
+        *_links_of_a_node(made["h100"], offsets),
+        *_links_between_nodes(made),
+        *_attention(made["a100"]),
+        "", "## Not validated\n", *(f"- {x}" for x in _OPEN), "", "## Sources\n",
     ]  # fmt: skip
-    text.append(line("all rows; none fitted", modelled, [r.seconds for r in rows],
-                     rates.spreads["memory"]))  # fmt: skip
-    text += ["", "## Not validated\n", *(f"- {x}" for x in _OPEN), "", "## Sources\n"]
     for name, source in sources().items():
         text.append(f"- `{name}`: {source['title']}. {source['licence']}. <{source['url']}>")
     return "\n".join(text) + "\n"
+
+
+def _product_line(what: str, rows, gemm: dict[str, GemmRates], gpu: str, bar: Spread) -> str:
+    modelled = [predicted_gemm(gemm[HLO[r.dtype]], r, GPUS[gpu].sm_count) for r in rows]
+    return line(what, modelled, [r.seconds for r in rows], bar)
+
+
+def _products_on_h100(h100: Rates) -> list[str]:
+    rows = [g for g in gemms() if g.gpu == "h100"]
+    to_fit, held = split(rows)
+    gemm, bar = dict(h100.gemm), h100.spreads["matrix products"]
+    text = ["## Matrix products on one H100\n", HEAD]
+    title = "**held-out shapes** (target: median 6 %, p90 18 %)"
+    text.append(_product_line(title, held, gemm, "h100", bar))
+    text.append(_product_line("fitted shapes", to_fit, gemm, "h100", bar))
+    for dtype in ("bfloat16", "float16", "tensorfloat32"):
+        mine = [r for r in held if r.dtype == dtype]
+        text.append(_product_line(f"held-out, {dtype}", mine, gemm, "h100", bar))
+    for name in sorted({r.source for r in rows}):
+        others = h100_gemm([r for r in rows if r.source != name])
+        mine = [r for r in rows if r.source == name]
+        text.append(_product_line(f"all of `{name}`, fitted without it", mine, others, "h100", bar))
+    return text
+
+
+def _products_elsewhere(made: dict[str, Rates]) -> list[str]:
+    text = ["", "## Matrix products on other GPUs\n", HEAD]
+    for name in ("a100", "b200"):
+        _, held = split(of_gpu(name, "f16"))
+        # Whatever their dtype, they are priced as 16-bit products.
+        gemm = dict.fromkeys(HLO.values(), made[name].gemm["f16"])
+        bar = made[name].spreads["matrix products"]
+        text.append(_product_line(f"{name}, held-out shapes", held, gemm, name, bar))
+    return [
+        *text, "", "H200: no published products were found; its constants are H100's, its memory's."
+    ]  # fmt: skip
+
+
+def _links_of_a_node(h100: Rates, offsets: dict[str, float]) -> list[str]:
+    _, held = split([c for c in collectives() if c.gpu == "h100" and c.nodes == 1])
+
+    def link_line(what, rows):
+        modelled = [predicted_collective(h100, r) + offset(offsets, r) for r in rows]
+        return line(what, modelled, [r.seconds for r in rows], h100.spreads["communication"])
+
+    text = ["", "## Collectives inside a node of H100, sizes not fitted\n", HEAD,
+            link_line("**all** (target: mean 8 %)", held)]  # fmt: skip
+    for kind in KINDS:
+        mine = [r for r in held if r.kind == kind]
+        target = " (target: mean 15 %)" if kind == "all-to-all" else ""
+        text.append(link_line(f"{kind}{target}", mine))
+        text.append(link_line(f"{kind}, 1 MiB and more", [r for r in mine if r.bytes >= 2**20]))
+    fitted = ", ".join(f"{k} {1e6 * v:.1f} us" for k, v in offsets.items() if v)
+    return [
+        *text, "",
+        f"XLA's clock counts a whole program: its rows carry an offset, fitted: {fitted}. "
+        "A prediction does not add it: launches are a term of their own.",
+    ]  # fmt: skip
+
+
+def _links_between_nodes(made: dict[str, Rates]) -> list[str]:
+    text = ["", "## Two nodes (unvalidated: only the start of a message was fitted)\n", HEAD]
+    for name in sorted({c.source for c in collectives() if c.nodes == 2}):
+        mine = [c for c in collectives() if c.source == name and c.nodes == 2]
+        modelled = [predicted_collective(made[mine[0].gpu], r) for r in mine]
+        title = f"`{name}`, {mine[0].kind}, {mine[0].devices} GPUs"
+        text.append(line(title, modelled, [r.seconds for r in mine]))
+    return [
+        *text, "",
+        "These systems differ among themselves by 4x in bus bandwidth at 1 GB and more "
+        "(390, 156 and 90 GB/s): a network is not known from its cards. That is why a figure "
+        "with time between nodes says *unvalidated*.",
+    ]  # fmt: skip
+
+
+def _attention(a100: Rates) -> list[str]:
+    rows = [a for a in attentions() if a.gpu == "a100"]
+    modelled = [
+        (2 * r.batch * r.kv_heads * r.head_dim * r.kv_len * 2) / a100.memory_bytes_per_s
+        + a100.launch_s for r in rows
+    ]  # fmt: skip
+    return [
+        "", "## Attention on one A100 (decode, keys and values from memory)\n", HEAD,
+        line("all rows; none fitted", modelled, [r.seconds for r in rows], a100.spreads["memory"]),
+    ]  # fmt: skip
 
 
 _INTRO = """# How far off the cost model is

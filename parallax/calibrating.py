@@ -74,57 +74,95 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
       base: constants to start from; None takes those shipped for the GPU.
     """
     base = base or rates_of(gpu.name)
-    held_out: dict[str, tuple[int, float, float]] = {}
-    sources = dict(base.sources)
-    spreads = dict(base.spreads)
-    gemm = dict(base.gemm)
     here = f"measured on {measured.device}"
+    sources = {
+        **base.sources,
+        "memory": f"{here}: a copy, and a sweep of working sets for the cache",
+        "launches": here,
+    }
+    rates = dataclasses.replace(
+        base, name=f"{gpu.name}, calibrated", launch_s=measured.launch_s, sources=sources,
+        version=datetime.date.today().isoformat(),
+    )  # fmt: skip
+    held_out: dict[str, tuple[int, float, float]] = {}
+    rates = _fit_products(rates, measured, gpu, here, held_out)
+    rates = _fit_links(rates, measured, here, held_out)
+    rates = _fit_attention(rates, measured, here)
+    rates = _fit_memory(rates, measured, gpu)
+    return Calibration(_fit_power(rates, measured, here), measured, held_out)
+
+
+def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, here: str, held_out: dict) -> Rates:
     to_fit, held = split(measured.gemms)
-    if len(to_fit) >= _LEAST_ROWS:
-        gemm["f16"] = fit_gemm(to_fit, gpu.sm_count, base.gemm["f16"])
-        modelled = [predicted_gemm(gemm["f16"], r, gpu.sm_count) for r in to_fit]
-        spreads["matrix products"] = spread(modelled, [r.seconds for r in to_fit])
-        sources["matrix products"] = f"{here}, {len(to_fit)} products fitted"
-        held_out["matrix products"] = _errors(
-            [predicted_gemm(gemm["f16"], r, gpu.sm_count) for r in held], held
-        )
-    links = dict(base.links)
+    if len(to_fit) < _LEAST_ROWS:
+        return rates
+    fitted = fit_gemm(to_fit, gpu.sm_count, rates.gemm["f16"])
+    modelled = [predicted_gemm(fitted, r, gpu.sm_count) for r in to_fit]
+    held_out["matrix products"] = _errors(
+        [predicted_gemm(fitted, r, gpu.sm_count) for r in held], held
+    )
+    return dataclasses.replace(
+        rates,
+        gemm={**rates.gemm, "f16": fitted},
+        spreads={**rates.spreads, "matrix products": spread(modelled, [r.seconds for r in to_fit])},
+        sources={**rates.sources, "matrix products": f"{here}, {len(to_fit)} products fitted"},
+    )
+
+
+def _fit_links(rates: Rates, measured: Measured, here: str, held_out: dict) -> Rates:
     for kind in _KINDS:
         rows, rest = split([c for c in measured.collectives if c.kind == kind])
         if len(rows) < 3:
             continue
         hlo = "collective-permute" if kind == "p2p" else kind
-        links[kind], _ = fit_link(
+        fitted, _ = fit_link(
             rows,
             lambda link, r, hlo=hlo: link_form(
                 link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
             ),
         )
-        made = dataclasses.replace(base, links=links)
-        held_out[kind] = _errors([predicted_collective(made, r) for r in rest], rest)
-        sources["communication"] = f"{here}, {measured.devices} devices"
-    attention = dict(base.attention_flops_per_s)
-    for width in {w for w, _ in measured.attention}:
-        attention[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
-        sources["attention"] = here
+        rates = dataclasses.replace(
+            rates,
+            links={**rates.links, kind: fitted},
+            sources={**rates.sources, "communication": f"{here}, {measured.devices} devices"},
+        )
+        held_out[kind] = _errors([predicted_collective(rates, r) for r in rest], rest)
+    return rates
+
+
+def _fit_attention(rates: Rates, measured: Measured, here: str) -> Rates:
+    if not measured.attention:
+        return rates
+    medians = {
+        str(width): statistics.median(f for w, f in measured.attention if w == width)
+        for width in {w for w, _ in measured.attention}
+    }
+    return dataclasses.replace(
+        rates,
+        attention_flops_per_s={**rates.attention_flops_per_s, **medians},
+        sources={**rates.sources, "attention": here},
+    )
+
+
+def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:
     inside = [rate for mb, rate in measured.sweep if mb * 1e6 <= 0.5 * gpu.l2_bytes]
-    l2 = max(inside, default=base.l2_bytes_per_s)
-    share = _l2_share(measured, gpu, l2) or base.l2_share
-    sources["memory"] = f"{here}: a copy, and a sweep of working sets for the cache"
-    sources["launches"] = here
-    power = base.power
-    if measured.idle_w is not None and measured.busy_w is not None:
-        flop = (measured.busy_w - measured.idle_w) / (0.9 * gemm["f16"].flops_per_s)
-        power = dataclasses.replace(power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop))
-        sources["power"] = f"{here}, NVML"
-    today = datetime.date.today().isoformat()
-    rates = dataclasses.replace(
-        base, name=f"{gpu.name}, calibrated", gemm=gemm, links=links,
-        attention_flops_per_s=attention, memory_bytes_per_s=measured.copy_bytes_per_s,
-        l2_bytes_per_s=max(l2, measured.copy_bytes_per_s), l2_share=share,
-        launch_s=measured.launch_s, power=power, spreads=spreads, sources=sources, version=today,
-    )  # fmt: skip
-    return Calibration(rates, measured, held_out)
+    l2 = max(inside, default=rates.l2_bytes_per_s)
+    return dataclasses.replace(
+        rates,
+        memory_bytes_per_s=measured.copy_bytes_per_s,
+        l2_bytes_per_s=max(l2, measured.copy_bytes_per_s),
+        l2_share=_l2_share(measured, gpu, l2) or rates.l2_share,
+    )
+
+
+def _fit_power(rates: Rates, measured: Measured, here: str) -> Rates:
+    if measured.idle_w is None or measured.busy_w is None:
+        return rates
+    flop_j = (measured.busy_w - measured.idle_w) / (0.9 * rates.gemm["f16"].flops_per_s)
+    power = dataclasses.replace(rates.power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop_j))
+    return dataclasses.replace(
+        rates, power=power, sources={**rates.sources, "power": f"{here}, NVML"}
+    )
 
 
 def _l2_share(measured: Measured, gpu: Gpu, l2: float) -> float | None:

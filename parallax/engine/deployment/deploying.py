@@ -146,34 +146,29 @@ def deploy(
             f"model '{config.name}' has no tokenizer. Use small=True (--small), whose tokens are "
             "bytes, or a folder with weights."
         )
-    strong = _pair(stronger)
-    formats = stored or parse_layer_formats(config, layer_formats, parse_compression(compression))
     if stored and (layer_formats or compression or switches):
         raise ValueError(
             f"{folder}: its layers are stored compressed, without their dense weights. Leave out "
             "--compression, --layer_formats and --switches, or deploy the dense model."
         )
+    strong = _pair(stronger)
+    formats = stored or parse_layer_formats(config, layer_formats, parse_compression(compression))
     encoded = [tokenizer.encode(text) for text in prompts]
-    found = jax.devices() if devices is None else jax.devices()[:devices]
-    if devices is not None and len(found) < devices:
-        raise ValueError(f"{devices} devices are asked for, this process has {len(found)}.")
+    here = _devices_of_this_process(devices)
     count = max(losses, len(lose))
-    _check(len(found), lose, count, microbatches, max_new_tokens, bool(switches or pressure))
+    _check(len(here), lose, count, microbatches, max_new_tokens, bool(switches or pressure))
     rows = -(-len(prompts) // microbatches) * microbatches
-    on_progress(f"placing {config.num_layers} layers on {len(found)} devices, {spares} spare")
+    on_progress(f"placing {config.num_layers} layers on {len(here)} devices, {spares} spare")
     options: Any = {
         "batch": rows, "max_len": max(map(len, encoded)) + max_new_tokens,
         "microbatches": microbatches, "spares": spares, "budget": budget,
         "formats": formats, "rule": rule,
     }  # fmt: skip
-    first_layout(config, len(found), **options)
+    first_layout(config, len(here), **options)
     params = _params(config, folder, on_progress, compressed=stored is not None)
-    made = Deployment(config, params, found, **options)
+    made = Deployment(config, params, here, **options)
     on_progress("the unsharded model, for comparison")
-    right = None
-    if not any("w8a8" in name for pair in formats for name in pair):
-        dense = unsharded_params(made.chain.host, formats)
-        right = unsharded_tokens(config, dense, encoded, max_new_tokens)
+    right = _unsharded_continuations(made, encoded, max_new_tokens)
     on_progress("compiling groups")
     served = made.generate(encoded, max_new_tokens=max_new_tokens)
     equal = None if right is None else served.continuations == right
@@ -194,6 +189,7 @@ def deploy(
     timed = _switches(made, encoded, max_new_tokens, strong, switches)
     relieved = _under_pressure(made, encoded, max_new_tokens, strong) if pressure else None
     again = made.generate(encoded, max_new_tokens=max_new_tokens).continuations
+    paper = str(model) if small and str(model) in PAPERS else None
     return DeployRecord(
         setup=setup,
         texts=tuple(tokenizer.decode(list(c.tokens)) for c in served.continuations),
@@ -202,14 +198,26 @@ def deploy(
         switches=timed,
         pressure=relieved,
         unchanged_after_switching=again == right,
-        modelled=modelled_record(
-            setup,
-            [_trial_dict(t) for t in trials],
-            formats,
-            strong,
-            str(model) if small and str(model) in PAPERS else None,
-        ),
+        modelled=modelled_record(setup, [_trial_dict(t) for t in trials], formats, strong, paper),
     )
+
+
+def _devices_of_this_process(count: int | None) -> list[Any]:
+    """The first `count` devices; None is all. ValueError if there are fewer."""
+    devices = jax.devices()
+    if count is not None and len(devices) < count:
+        raise ValueError(f"{count} devices are asked for, this process has {len(devices)}.")
+    return devices[:count]
+
+
+def _unsharded_continuations(made: Deployment, prompts, max_new_tokens: int):
+    """What the unsharded model says; None where W8A8, which it does not compute, is among the
+    formats."""
+    formats = made.chain.layout.formats
+    if any("w8a8" in name for pair in formats for name in pair):
+        return None
+    dense = unsharded_params(made.chain.host, formats)
+    return unsharded_tokens(made.chain.config, dense, prompts, max_new_tokens)
 
 
 def _trial_dict(trial: Trial) -> dict[str, Any]:
