@@ -7,8 +7,8 @@
 Needs one Hopper GPU on which nothing else runs, and JAX for CUDA; installs nothing, and runs in a
 clone with PYTHONPATH at its root. Every group of items is a process that is killed when its time is
 up, and every item leaves a line as soon as it ends, so that whatever stops the run costs one item.
-Result: FOLDER/record.jsonl, which goes to kernels/record/GPU-DATE.jsonl (kernels/record/README.md
-has the schema), and FOLDER/log.txt.
+Result: FOLDER/part-1.jsonl (or 2), which goes to kernels/record/GPU-DATE.jsonl (its README.md has
+the schema), and FOLDER/log.txt.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallax.lenses.gpu_minutes.plan import PARTS, Group
-from parallax.lenses.gpu_minutes.running import GROUP, RECORD, Start, run_part, start_group
+from parallax.lenses.gpu_minutes.running import GROUP, Start, run_part, start_group
 
 
 class MadeUpClock:
@@ -45,7 +45,9 @@ def main() -> None:
     parser.add_argument("--dry_run", action="store_true", help="tiny cases on a CPU")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    record = asked.out.resolve() / RECORD
+    record = asked.out.resolve() / f"part-{asked.part}.jsonl"
+    if record.exists():
+        parser.error(f"{record} is there already: give another folder")
     start, clock = start_group(GROUP, record, rehearse=asked.dry_run), time.monotonic
     if asked.dry_run:
         clock = MadeUpClock(start)

@@ -60,7 +60,10 @@ def assembler_of(compiled: Any) -> Assembler | None:
       What the program's note says, and the first source that has this version. Without a note, the
       first of the search order. None if neither says anything.
     """
-    version = noted_version(compiled.runtime_executable().serialize())
+    try:
+        version = noted_version(compiled.runtime_executable().serialize())
+    except (RuntimeError, NotImplementedError):  # a runtime that cannot serialize
+        version = None
     if version is None:
         return first_found()
     same = (found for found in _found() if found.version == version)
@@ -69,8 +72,9 @@ def assembler_of(compiled: Any) -> Assembler | None:
 
 def noted_version(program: bytes) -> str | None:
     """The version in the note that an assembler left in a serialized program; None without one."""
-    notes = _NOTE.findall(program.rpartition(_HOST_CODE)[2])
-    return None if not notes else b".".join(notes[-1]).decode()
+    _, host, kernels = program.rpartition(_HOST_CODE)
+    notes = _NOTE.findall(kernels) if host else []
+    return b".".join(notes[-1]).decode() if notes else None
 
 
 def miscompiles_causal(version: str) -> bool:

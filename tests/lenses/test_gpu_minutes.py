@@ -8,14 +8,20 @@ import jax
 import pytest
 
 from parallax.kernels import dispatch, validation
-from parallax.kernels.operations import OPERATIONS
+from parallax.kernels.decode_attention import cases as decode
+from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.kernels.ring_attention import backward_cases as backward
+from parallax.kernels.ring_attention import cases as forward
 from parallax.kernels.validation import read_lines, runs_of
 from parallax.lenses import kernels_page
 from parallax.lenses.gpu_minutes import work
-from parallax.lenses.gpu_minutes.bench import rehearsal
+from parallax.lenses.gpu_minutes.bench import draw, rehearsal
 from parallax.lenses.gpu_minutes.group import run_group
 from parallax.lenses.gpu_minutes.plan import FIRST, PARTS, Group, Item, Part
-from parallax.lenses.gpu_minutes.running import GROUP, RECORD, run_part, start_group
+from parallax.lenses.gpu_minutes.running import GROUP, run_part, start_group
+
+
+RECORD = "part-1.jsonl"
 
 
 class Clock:
@@ -222,3 +228,17 @@ def test_the_record_is_asked_for_what_is_recorded(name, monkeypatch):
             asked.clear()
             jax.eval_shape(operation.program(case, "xla"), *operation.inputs(case, 0))
             assert asked[-1] == (work.DISPATCHED.get(name, name), work.kind_of(name, case))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_is_drawn_on_the_device_has_the_shapes_of_the_baselines(name):
+    attention = forward.Case(64, "bfloat16", 24, 24, heads=3, kv_heads=3)
+    case = {
+        "ring_attention": attention,
+        "ring_attention_backward": backward.Case(attention),
+        "decode_attention": decode.Case(64, "bfloat16", 40, heads=4, kv_heads=2, batch=3),
+        "cache_tiled_mlp": OPERATIONS[name].SMALL[0],
+    }[name]
+    expected = CONTENDERS[name].draw(case, 0)
+    found = draw(name, case)
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in expected]

@@ -50,7 +50,7 @@ def on_gpu() -> Bench:
         return [[(kernel, 1e-3 * ms) for kernel, ms in launches] for launches in calls]
 
     return Bench(
-        "mosaic", measure, streaming_read, lambda _, case: case, _draw, 8192, 4 << 30, 1 << 30
+        "mosaic", measure, streaming_read, lambda _, case: case, draw, 8192, 4 << 30, 1 << 30
     )
 
 
@@ -71,17 +71,18 @@ def rehearsal() -> Bench:
     return Bench("xla", measure, read, shrink, lambda *_: (), 64, 1 << 12, 1 << 14)
 
 
-def _draw(operation: str, case: Any) -> tuple[jax.Array, ...]:
+def draw(operation: str, case: Any) -> tuple[jax.Array, ...]:
     """Random arrays on the device. Heads or sequences repeat: drawing on the host takes long."""
-    draw = CONTENDERS[operation].draw
+    drawn = CONTENDERS[operation].draw
     if operation == "decode_attention":
         few, repeat = case._replace(batch=1), functools.partial(_repeat, axis=0, times=case.batch)
-        return tuple(map(repeat, draw(few, 0)))
+        return tuple(map(repeat, drawn(few, 0)))
     if operation == "cache_tiled_mlp":
-        return tuple(map(jnp.asarray, draw(case, 0)))
+        return tuple(map(jnp.asarray, drawn(case, 0)))
     step = getattr(case, "step", case)
+    assert step.heads == step.kv_heads, "one head stands for all"
     few = step._replace(heads=1, kv_heads=1)
-    arrays = draw(few if step is case else case._replace(step=few), 0)
+    arrays = drawn(few if step is case else case._replace(step=few), 0)
     # Sums of rows are [B, H, L], the others [B, L, H, K].
     return tuple(_repeat(x, axis=x.ndim - 2, times=step.heads) for x in arrays)
 

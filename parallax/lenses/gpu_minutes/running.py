@@ -17,7 +17,7 @@ _GRACE_S = 5
 _LEAST_S = 12
 # How `timeout` says that it had to end a process: asked, or killed.
 _KILLED = (124, 137)
-RECORD, LOG = "record.jsonl", "log.txt"
+LOG = "log.txt"
 
 # (group, seconds it may take) -> exit status.
 Start = Callable[[Group, float], int]
@@ -84,14 +84,17 @@ def _name_the_rest(group: Group, record: Path, status: int | None) -> None:
 
 
 def _environment(rehearse: bool) -> dict[str, str]:
-    """This process's, with this checkout, and without what tests set."""
+    """This process's variables, with this checkout and one platform."""
     changed = {
-        "JAX_PLATFORMS": "cpu" if rehearse else "cuda",
+        "JAX_PLATFORMS": "cuda",
         "JAX_ENABLE_X64": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1" if rehearse else "0",
-        "XLA_FLAGS": "",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHONUNBUFFERED": "1",
     }
+    if rehearse:
+        changed |= {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+            "XLA_FLAGS": "",
+        }
     return {**os.environ, **changed}
