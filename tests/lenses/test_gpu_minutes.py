@@ -20,7 +20,6 @@ from parallax.lenses.gpu_minutes.group import run_group
 from parallax.lenses.gpu_minutes.plan import FIRST, PARTS, Group, Item, Part
 from parallax.lenses.gpu_minutes.running import GROUP, run_part, start_group
 
-
 RECORD = "part-1.jsonl"
 
 
