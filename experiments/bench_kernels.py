@@ -4,14 +4,14 @@
   parallax bench_kernels --operations=ring_attention
   parallax bench_kernels --compile_only                     no GPU: registers, shared memory, spills
 
-Each contender is checked against float64 first, then timed a call at a time. The ceilings are a
+Each baseline is checked against float64 first, then timed a call at a time. The ceilings are a
 product of 8192 x 8192 bfloat16 matrices and a copy of 4 GB in the same run.
 
 Hardware: one NVIDIA Hopper GPU, on which nothing else should run; none with --compile_only, which
 needs the `aot` extra.
 Result: a table, and out/kernels.json with medians, spreads, errors and versions, written after each
-case: a run that is stopped loses one. Commit it as
-benchmarks/GPU/kernels-DATE.json (with --compile_only: benchmarks/compiled/kernels.json) and run
+case: a run that is stopped loses one. What makes a kernel validated is benchmarks/gpu_minutes.py.
+With --compile_only commit it as benchmarks/compiled/kernels.json and run
 `python -m parallax.lenses.kernels_page`.
 Exit status: 0 ok; 2 no GPU, or bad input.
 """
@@ -23,7 +23,6 @@ from pathlib import Path
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
 from parallax.kernels.operations import OPERATIONS
-from parallax.lenses.kernels_page import rate
 from parallax.report import check_writable
 from parallax.report.files import save_files
 
@@ -78,11 +77,14 @@ def _compile(names: list[str]) -> dict:
     for operation, case, code in found:
         wgmma = {"wgmma": len(code.products)}
         row = {"operation": operation, "case": case} | asdict(code) | wgmma
-        del row["products"]
+        del row["products"], row["assembler"]
         rows.append(row)
         print(compiled_line(row))
+    assemblers = ", ".join(
+        sorted({f"{code.assembler.version} ({code.assembler.source})" for _, _, code in found})
+    )
     return {
-        "versions": installed_versions("jax", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12"),
+        "versions": installed_versions("jax", "jax-cuda12-plugin") | {"assembler": assemblers},
         "rows": rows,
     }
 
@@ -98,6 +100,13 @@ def timed_line(row: dict, best_peer_s: float | None) -> str:
         f"{1e6 * row['low_s']:.0f} to {1e6 * row['high_s']:.0f}), "
         f"{100 * row['share_of_floor']:.0f} % of the floor{peer}, error {row['error']:.1e}"
     )
+
+
+def rate(row: dict) -> str:
+    """In what the case is bound by: TFLOP/s, or GB/s of the least bytes."""
+    if row["bound_by"] == "bytes":
+        return f"{row['gb_per_s']:.0f} GB/s"
+    return f"{row['tflops']:.0f} TFLOP/s"
 
 
 def compiled_line(row: dict) -> str:

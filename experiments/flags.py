@@ -56,9 +56,9 @@ def compression() -> str | None:
 
 KERNELS = flags.DEFINE_enum(
     "kernels", None, ["mosaic", "cudnn"], "Compile and predict with these wherever they can: our "
-    "kernels for Hopper GPUs, which no GPU has run yet (mosaic; priced at 60 % of the rate of "
-    "products: assumed), or cuDNN's attention of whole sequences (cudnn). Unset: XLA's. On CPUs "
-    "XLA computes the same.",
+    "kernels for Hopper GPUs, validated or not (mosaic; priced at 60 % of the rate of products: "
+    "assumed), or cuDNN's attention of whole sequences (cudnn). Unset: what is validated, else "
+    "XLA's. On CPUs XLA computes the same.",
 )  # fmt: skip
 CLUSTER = flags.DEFINE_string(
     "cluster", None, "What to compile for: `parallax list clusters`, or <gpu>_<nodes>x8."

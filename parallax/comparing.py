@@ -74,9 +74,9 @@ def compare(
       dtype: of parameters and activations.
       compression: formats that matrices are stored in, such as "int8,int8+2:4" (attention, MLP):
         another function than the dense model's, and its distance is measured.
-      kernels: what compile and predict use wherever it can: "mosaic", our kernels for Hopper, which
-        no GPU has run yet; "cudnn", the library's attention of whole sequences; None, XLA's. On
-        CPUs XLA computes the same.
+      kernels: what compile and predict use wherever it can: "mosaic", our kernels for Hopper,
+        validated or not; "cudnn", the library's attention of whole sequences; None, what is
+        validated, else XLA's. On CPUs XLA computes the same.
       cluster: a cluster name.
       lenses: some of verify, compile, predict, measure.
       budget: bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, hbm+kv, or a

@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.kernels import dispatch
+from parallax.kernels.validation import is_recorded
 from parallax.models.block import attention_shape
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
@@ -160,11 +161,12 @@ class Decoder:
     def slots(self) -> tuple[int, int]:
         """Slots a device has for one sequence: of the prompt, of new tokens.
 
-        In eights, which our kernel asks for, where the strategy asks for our kernels.
+        In eights, which our kernel asks for, where the strategy enables our kernels or the record
+        validates this one.
         """
         devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
         prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
-        if "mosaic" in (self.sharded.strategy.kernels, *dispatch.PROVEN["decode_attention"]):
+        if self.sharded.strategy.kernels == "mosaic" or is_recorded("decode_attention"):
             new += -(prompt + new) % 8
         return prompt, new
 
@@ -263,7 +265,7 @@ class Decoder:
         return self._whole(mapped, mesh)
 
     def _on(self, body: Callable, mesh) -> Callable:
-        return self.sharded.strategy.trusting(functools.partial(body, platform=platform_of(mesh)))
+        return self.sharded.strategy.enabling(functools.partial(body, platform=platform_of(mesh)))
 
     def _whole(self, mapped: Callable, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
         """Around the map: parameters as it takes them, logits without columns that fill up."""
@@ -352,8 +354,9 @@ class Decoder:
                     tiles=round.tiles.attention,
                 )  # fmt: skip
                 # A slab's heads do not lie together, and would be copied for another kernel.
-                if "mosaic" in dispatch.trusted("decode_attention"):
-                    dispatch.tell("decode_attention", "mosaic", "heads of a slab are not together")
+                if "mosaic" in dispatch.enabled():
+                    reason = "heads of a slab are not together"
+                    dispatch.record_refusal("decode_attention", "mosaic", reason)
                 return CachedLayer(
                     take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
                     implementation="xla",

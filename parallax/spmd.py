@@ -155,7 +155,7 @@ class ShardedTransformer(ShardedParameters):
 
     def _map(self, mesh, body, out_specs):
         mapped = jax.shard_map(
-            self.strategy.trusting(body), mesh=mesh,
+            self.strategy.enabling(body), mesh=mesh,
             in_specs=(self.untied.specs, *self._input_specs), out_specs=out_specs, check_vma=True,
         )  # fmt: skip
         return lambda state, *inputs: mapped(self.untie(state, mesh), *inputs)

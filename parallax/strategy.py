@@ -34,9 +34,9 @@ class Strategy:
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
       kernels: what computes wherever it can, on GPUs, and XLA the rest. "mosaic": our kernels for
-        Hopper, which no GPU has been seen to run yet; layers in slabs then have no gradient.
-        "cudnn": the library's attention of whole sequences. None: what is proven, see
-        `kernels.dispatch`.
+        Hopper, validated or not (docs/kernels.md); layers in slabs then have no gradient.
+        "cudnn": the library's attention of whole sequences. None: the fastest that is validated,
+        see `kernels.dispatch`.
 
     Raises:
       ValueError: rules and parts that contradict each other or the mesh.
@@ -130,12 +130,12 @@ class Strategy:
             platform=platform,
         )
 
-    def trusting(self, function: Callable) -> Callable:
-        """`function`, traced with the kernels that this strategy asks for."""
+    def enabling(self, function: Callable) -> Callable:
+        """`function`, traced with this strategy's kernels enabled."""
 
         @functools.wraps(function)
         def traced(*args, **kwargs):
-            with dispatch.trusting(*() if self.kernels is None else (self.kernels,)):
+            with dispatch.enabling(*() if self.kernels is None else (self.kernels,)):
                 return function(*args, **kwargs)
 
         return traced

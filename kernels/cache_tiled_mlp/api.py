@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp import reference
-from parallax.kernels.cache_tiled_mlp.limits import unsupported
+from parallax.kernels.cache_tiled_mlp.limits import kind_of, unsupported
 from parallax.kernels.cache_tiled_mlp.reference import Matrix
 
 Activation = Literal["gelu", "relu", "silu"]
@@ -42,8 +42,7 @@ def cache_tiled_mlp(
       out_dtype: of the result; None is float32, or wider for wider x.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
         bfloat16, at most 512 tokens, weights as x with D and F multiples of 64, or int8 with
-        multiples of 128; or None, the best that can and that a GPU has been seen to run
-        (`dispatch.PROVEN`): "xla" so far.
+        multiples of 128; or None, the fastest that can and is validated (`dispatch.choose`).
 
     Returns:
       [T, D]. Sums are float32 or wider, hidden rows are rounded to x's dtype once. "xla" rounds
@@ -77,7 +76,8 @@ def runs_kernel(
     """
     matrices = [up, down] if gate is None else [up, gate, down]
     reasons = {"mosaic": unsupported(x, matrices), "xla": None}
-    return dispatch.choose("cache_tiled_mlp", implementation, reasons) == "mosaic"
+    kind = kind_of(x, matrices)
+    return dispatch.choose("cache_tiled_mlp", implementation, reasons, kind=kind) == "mosaic"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

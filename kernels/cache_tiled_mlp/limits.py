@@ -5,11 +5,23 @@ from collections.abc import Sequence
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
 from parallax.kernels.chip import DTYPES
+from parallax.kernels.validation import Kind
 
 # Rows of a matrix in shared memory at a time: 128 bytes of 16-bit activations, one swizzle.
 STEP = 64
 # Beyond, products are bound by the tensor cores, and XLA's library is made for that.
 MOST_TOKENS = 512
+
+
+def kind_of(x, matrices: Sequence[Matrix]) -> Kind:
+    """What the record is asked for."""
+    return Kind(None, x.dtype.name, cut=cut_name(group_of(matrices[0]), len(matrices) == 3))
+
+
+def cut_name(group: int | None, is_gated: bool) -> str:
+    """How weights are stored, by `group_of`, and whether up and gate are read together."""
+    stored = {None: "16 bits", 0: "INT8"}.get(group, "INT8 in groups")
+    return f"{stored}, gated" if is_gated else stored
 
 
 def unsupported(x, matrices: Sequence[Matrix]) -> str | None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from parallax.kernels import dispatch
 from parallax.kernels.decode_attention import reference
-from parallax.kernels.decode_attention.tiles import unsupported
+from parallax.kernels.decode_attention.tiles import kind_of, unsupported
 from parallax.kernels.ring_attention import Carry
 
 
@@ -63,7 +63,7 @@ def decode_attention(
         the accumulator's dtype, before they are used.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
         bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask and no partial_over;
-        or None, the best that can and that a GPU has been seen to run (`dispatch.PROVEN`).
+        or None, the fastest that can and is validated (`dispatch.choose`).
 
     Returns:
       The partial softmax as a step of `ring_attention` has it, of one query token: unnormalised o
@@ -91,7 +91,7 @@ def decode_attention(
         "cudnn": "it rounds its output to the inputs' dtype, and partial softmaxes are float32",
         "xla": None,
     }
-    if dispatch.choose("decode_attention", implementation, reasons) == "mosaic":
+    if dispatch.choose("decode_attention", implementation, reasons, kind=kind_of(q)) == "mosaic":
         # Imported late: the kernels' language takes a while to load.
         from parallax.kernels.decode_attention import mosaic
 

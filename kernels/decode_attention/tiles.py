@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from parallax.kernels import dispatch
 from parallax.kernels.chip import DTYPES, MULTIPROCESSORS, RESERVED_BYTES, SHARED_BYTES
+from parallax.kernels.validation import Kind
 
 # Barriers, scratch of reductions, alignment.
 _BESIDE_BYTES = 4096
@@ -88,6 +89,11 @@ def splits(problems: int, slots: int, tile: Tile) -> int:
 
     times = {parts: time(parts) for parts in range(1, min(tiles, room) + 1)}
     return next(parts for parts, t in times.items() if t <= 1.02 * min(times.values()))
+
+
+def kind_of(q) -> Kind:
+    """What the record is asked for: q or k, of which the last axis is head_dim."""
+    return Kind(q.shape[-1], q.dtype.name)
 
 
 def unsupported(q, k, v, scale: float, masked: bool, partial_over: tuple[str, ...]) -> str | None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import reference
-from parallax.kernels.ring_attention.tiles import unsupported
+from parallax.kernels.ring_attention.tiles import kind_of, unsupported
 
 _NO_STEP = "it neither takes nor returns the (o, m, l) of a step"
 
@@ -76,7 +76,7 @@ def attention_step(
         summed over it, in the accumulator's dtype, before they are used.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
         bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None, the
-        best that can and that a GPU has been seen to run (`dispatch.PROVEN`): "xla" so far.
+        fastest that can and is validated (`dispatch.choose`).
 
     Returns:
       The new carry, shapes as before.
@@ -95,7 +95,8 @@ def attention_step(
         "cudnn": _NO_STEP,
         "xla": None,
     }
-    if dispatch.choose("attention_step", implementation, reasons) == "mosaic":
+    kind = kind_of(q, is_causal)
+    if dispatch.choose("attention_step", implementation, reasons, kind=kind) == "mosaic":
         # Imported late: the kernels' language takes a while to load.
         from parallax.kernels.ring_attention import mosaic
 
@@ -153,7 +154,8 @@ def attention_step_backward(
         "cudnn": _NO_STEP,
         "xla": None,
     }
-    if dispatch.choose("attention_step_backward", implementation, reasons) == "mosaic":
+    kind = kind_of(q, is_causal)
+    if dispatch.choose("attention_step_backward", implementation, reasons, kind=kind) == "mosaic":
         from parallax.kernels.ring_attention import mosaic_backward
 
         return mosaic_backward.step_backward(

@@ -102,10 +102,10 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
 
 
 def forward_sums(q, k, v, d_out, **options) -> tuple[jax.Array, jax.Array]:
-    """lse and delta, [B, H, L] float32: what the backward step takes from the forward."""
+    """lse and delta, [B, H, L] float32 (float64 for float64): what it takes from the forward."""
     carry = attention_step(q, k, v, empty_carry(q), implementation="xla", **options)
-    out, lse = finish(carry, jnp.float32)
-    return lse, jnp.einsum("blhv,blhv->bhl", out, d_out.astype(jnp.float32))
+    out, lse = finish(carry, carry.o.dtype)
+    return lse, jnp.einsum("blhv,blhv->bhl", out, d_out.astype(out.dtype))
 
 
 def exact(case: Case, q, k, v, d_out, limit=None) -> tuple[np.ndarray, ...]:

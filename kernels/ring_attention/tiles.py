@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from parallax.kernels import dispatch
 from parallax.kernels.chip import DTYPES, ROWS
+from parallax.kernels.validation import Kind
 
 # Copies take whole 8-row tiles of queries, keys, values and output.
 COPIED_ROWS = 8
@@ -90,6 +91,11 @@ CANDIDATES[512] = {
 # What runs. No GPU has timed them yet: the plainest, until one has.
 DEFAULT = "plain"
 TILES = {head_dim: candidates[DEFAULT] for head_dim, candidates in CANDIDATES.items()}
+
+
+def kind_of(q, is_causal: bool) -> Kind:
+    """What the record is asked for: the cut that runs."""
+    return Kind(q.shape[-1], q.dtype.name, is_causal, DEFAULT)
 
 
 def unsupported(

@@ -72,7 +72,10 @@ def time_kernels(
     Cost: mostly compiling, and checking on the host.
     """
     on_progress("ceilings")
-    ceilings = {"tflops": _product_tflops(timer), "gb_per_s": _copy_gb_per_s(timer)}
+    ceilings = {
+        "tflops": product_tflops(timer, _GEMM),
+        "gb_per_s": copy_gb_per_s(timer, _COPY_BYTES),
+    }
     record: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "versions": installed_versions(
@@ -142,16 +145,16 @@ def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
     return [time_one(name, call) for name, call in peers.contenders(case).items()]
 
 
-def _product_tflops(timer: Timer) -> float:
-    """Of a product of 8192 x 8192 random bfloat16 matrices."""
+def product_tflops(timer: Timer, size: int) -> float:
+    """The rate of a product of random bfloat16 matrices, size x size."""
     keys = jax.random.split(jax.random.key(0))
-    x, y = (jax.random.normal(key, (_GEMM, _GEMM), jnp.bfloat16) for key in keys)
+    x, y = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys)
     seconds = timer(jax.jit(jnp.matmul), (x, y))
-    return 2.0 * _GEMM**3 / float(np.median(seconds)) / 1e12
+    return 2.0 * size**3 / float(np.median(seconds)) / 1e12
 
 
-def _copy_gb_per_s(timer: Timer) -> float:
-    """Of a copy far larger than the caches, bits flipped so that it is one: read and written."""
-    x = jax.random.bits(jax.random.key(1), (_COPY_BYTES // 4,), jnp.uint32)
+def copy_gb_per_s(timer: Timer, copy_bytes: int) -> float:
+    """The rate of a copy, read and written; bits are flipped so that XLA makes one."""
+    x = jax.random.bits(jax.random.key(1), (copy_bytes // 4,), jnp.uint32)
     seconds = timer(jax.jit(lambda x: ~x), (x,))
     return 2.0 * x.nbytes / float(np.median(seconds)) / 1e9

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from parallax.kernels.assembler import Assembler, assembler_of
+
 
 @dataclass(frozen=True)
 class MachineCode:
@@ -25,6 +27,7 @@ class MachineCode:
       registers: of a thread, as each warpgroup's role sets them, in the order of the text.
       stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
       shared_bytes: shared memory of a block of threads, the most of the kernels of this name.
+      assembler: what made it, and where that was found.
       warnings: lines in which the assembler warns, or says that wgmma instructions, meant to run
         while others compute, wait for each other.
     """
@@ -37,6 +40,7 @@ class MachineCode:
     spill_store_bytes: int
     spill_load_bytes: int
     shared_bytes: int
+    assembler: Assembler
     warnings: tuple[str, ...]
 
     @property
@@ -71,8 +75,9 @@ def compile_kernels(
         os.environ.update(
             MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTX="1", MOSAIC_GPU_DUMP_PTXAS="1"
         )
-        jax.jit(function).lower(*like).compile()
-        return [_read(file) for file in sorted(Path(folder).glob("*.ptx"))]
+        assembler = assembler_of(jax.jit(function).lower(*like).compile())
+        assert assembler is not None, "something assembled this"
+        return [_read(file, assembler) for file in sorted(Path(folder).glob("*.ptx"))]
 
 
 def compile_operations(
@@ -91,7 +96,7 @@ def compile_operations(
     return found
 
 
-def _read(ptx: Path) -> MachineCode:
+def _read(ptx: Path, assembler: Assembler) -> MachineCode:
     text, report = ptx.read_text(), ptx.with_suffix(".ptxas").read_text()
     name = re.sub(r"_\d+$", "", ptx.stem)
     ((stack, stores, loads),) = re.findall(
@@ -114,5 +119,6 @@ def _read(ptx: Path) -> MachineCode:
         spill_store_bytes=int(stores),
         spill_load_bytes=int(loads),
         shared_bytes=max(map(int, re.findall(r"smem_scratch_bytes=(\d+)", resources))),
+        assembler=assembler,
         warnings=tuple(re.findall(r".*(?:[Ww]arning|are serialized).*", report)),
     )

@@ -24,14 +24,15 @@ def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array
 
     Returns:
       [..., D], sums in float32 of this device's share of the width. None where the kernel cannot
-      do this, or no GPU has run it and nobody asked for it (`Strategy.kernels`).
+      do this, or is neither validated nor enabled (`Strategy.kernels`).
     """
     found = [_matrix(mlp, stacked, name) for name in ("up", "down", "gate")[: 2 + mlp.gated]]
     matrices = [matrix for matrix in found if matrix is not None]
     rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
     if len(matrices) < len(found):
-        if "mosaic" in dispatch.trusted("cache_tiled_mlp"):
-            dispatch.tell("cache_tiled_mlp", "mosaic", "it has 16-bit and INT8 weights only")
+        if "mosaic" in dispatch.enabled():
+            reason = "it has 16-bit and INT8 weights only"
+            dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
         return None
     if not runs_kernel(rows, *matrices):
         return None

@@ -19,7 +19,7 @@ from parallax.bounds import Transfer, transfer
 from parallax.kernels import dispatch
 from parallax.kernels.decode_attention import NewToken, decode_attention
 from parallax.kernels.decode_attention.reference import finite
-from parallax.kernels.decode_attention.tiles import unsupported
+from parallax.kernels.decode_attention.tiles import kind_of, unsupported
 from parallax.kernels.ring_attention import Carry
 from parallax.parallel.attention_part import AttentionShape, KvLayout, Sizes, size_over
 
@@ -52,7 +52,10 @@ def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
     lies, and would copy rows to pick them itself.
     """
     cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
-    return cannot is None and "mosaic" in dispatch.trusted("decode_attention")
+    if cannot is not None:
+        return False
+    able = {"mosaic": None, "xla": None}
+    return dispatch.choose("decode_attention", None, able, kind=kind_of(keys)) == "mosaic"
 
 
 class CachedLayers(NamedTuple):

@@ -25,7 +25,7 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.tiles import COPIED_ROWS, unsupported
+from parallax.kernels.ring_attention.tiles import COPIED_ROWS, kind_of, unsupported
 from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
@@ -45,7 +45,7 @@ class _Static(NamedTuple):
     partial_over: str | None
     implementation: str | None
     by_kernel: bool  # forward
-    asked: tuple[str, ...]
+    enabled: tuple[str, ...]
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -83,8 +83,8 @@ def ring_attention(
       partial_over: mesh axis over which K and V are split: partial scores are summed over it, and
         head_dim counts the whole K.
       implementation: of the step, "mosaic" or "xla", see `parallax.kernels.ring_attention`; or
-        "cudnn", the library's attention of a whole sequence. None takes the best that can and is
-        proven (`parallax.kernels.dispatch`).
+        "cudnn", the library's attention of a whole sequence. None takes the fastest that can and is
+        validated (`parallax.kernels.dispatch`).
 
     Returns:
       [B, L, H, V] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
@@ -155,14 +155,17 @@ def _attend(
         "cudnn": library_attention.unsupported(q, k, v, path.axes, q_ids is not None, partial_over),
         "xla": None,
     }
-    chosen = dispatch.choose("ring_attention", implementation, reasons, kernel="attention_step")
+    kind = kind_of(q, is_causal)
+    chosen = dispatch.choose(
+        "ring_attention", implementation, reasons, kind=kind, kernel="attention_step"
+    )
     if chosen == "cudnn":
         return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
     by_kernel = chosen == "mosaic"
-    # Steps ask for no other, and why not has been told.
-    asked = dispatch.asked() if by_kernel else ()
+    # Steps take no other, and why not has been recorded.
+    enabled = dispatch.enabled() if by_kernel else ()
     static = _Static(
-        path, is_causal, float(scale), order, partial_over, implementation, by_kernel, asked
+        path, is_causal, float(scale), order, partial_over, implementation, by_kernel, enabled
     )
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
 
@@ -172,18 +175,18 @@ def _attention(static, q, k, v, q_ids, kv_ids):
     return _forward(static, q, k, v, q_ids, kv_ids)[0]
 
 
-def _as_asked(run: Callable) -> Callable:
-    """`run`, asking for what was asked for when attention was called: gradients come later."""
+def _as_enabled(run: Callable) -> Callable:
+    """`run`, with what was enabled when attention was called: gradients are traced later."""
 
     @functools.wraps(run)
     def traced(static, *args):
-        with dispatch.trusting(*static.asked):
+        with dispatch.enabling(*static.enabled):
             return run(static, *args)
 
     return traced
 
 
-@_as_asked
+@_as_enabled
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
     # Padded once here, or each step would copy the queries and the carry to and fro.
@@ -212,7 +215,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 
-@_as_asked
+@_as_enabled
 def _backward(static: _Static, saved, d_out):
     q, k, v, q_ids, kv_ids, out, lse = saved
     pairs = static.pairs(q.shape[1])

@@ -71,7 +71,7 @@ def test_more_splits_than_tiles_are_the_same(splits):
     assert float(jnp.linalg.norm(out - expected) / jnp.linalg.norm(expected)) < 4e-3
 
 
-def test_a_decoding_step_takes_it_where_it_is_trusted():
+def test_a_decoding_step_takes_it_where_it_is_enabled():
     """Two of three sequences of a cache, and a new token: what a microbatch's layer asks for."""
     q, k, v = arrays(3, 4, 2, 136)
     spans = jnp.array([[[0, 130], [132, 133]], [[0, 40], [132, 132]]], jnp.int32)
@@ -82,7 +82,7 @@ def test_a_decoding_step_takes_it_where_it_is_trusted():
         assert picks_rows(k, v, layout)
         return cached_attention(q, key, value, CachedLayer(k, v, spans, keeps, rows), layout)[0]
 
-    with interpreted(), dispatch.trusting("mosaic"):
+    with interpreted(), dispatch.enabling("mosaic"):
         ours = jax.jit(attend)(*new)
     assert not picks_rows(k, v, layout)
     q, key, value = new

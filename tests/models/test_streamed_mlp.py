@@ -92,7 +92,7 @@ def through(config, dtype="bfloat16"):
 def test_it_runs_where_somebody_asked_and_it_knows_the_format(compression, runs):
     config = SMALL.replace(d_model=128, dtype="bfloat16", compression=compression)
     assert through(config) is None
-    with dispatch.trusting("mosaic"), dispatch.refusals() as told, interpreted():
+    with dispatch.enabling("mosaic"), dispatch.refusals() as told, interpreted():
         found = through(config)
     assert (found is not None) == runs
     assert (not told) == runs  # never in silence

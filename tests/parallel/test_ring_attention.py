@@ -265,10 +265,10 @@ def test_the_library_is_not_for_cpus_of_a_machine_with_a_gpu(monkeypatch):
         assert library_attention.unsupported(q, q, q, (), False, None) == "it is for NVIDIA GPUs"
 
 
-def test_why_a_trusted_kernel_cannot_is_told_once():
+def test_why_an_enabled_kernel_cannot_is_recorded_once():
     """Steps, forward and backward, do as attention did: they have no reasons of their own."""
     q = jnp.ones((1, 4, 2, 8))
-    with dispatch.refusals() as told, dispatch.trusting("mosaic"):
+    with dispatch.refusals() as told, dispatch.enabling("mosaic"):
         jax.grad(lambda q: ring_attention(q, q, q, axis_name=None).sum())(q)
     (reason,) = told
     assert reason.startswith("ring_attention: mosaic cannot do this: inputs are")

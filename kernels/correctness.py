@@ -1,0 +1,52 @@
+"""When a kernel on a GPU is right: bounds on its error, and the same bits each time."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parallax.kernels.errors import largest_error
+
+# The most that an output may be off, as a share of its largest magnitude, by the dtype of the
+# products. Bounds are absolute: XLA's own error is no measure, since it may leave out the rounding
+# of the probabilities where a key head has one query, and is then many times better.
+BOUNDS = {"bfloat16": 6e-3, "float16": 1e-3}
+# What makes XLA round where the program says so: for its error beside a kernel's.
+REFERENCE_FLAGS = "--xla_allow_excess_precision=false"
+
+
+class Verdict(NamedTuple):
+    """Whether a kernel is right.
+
+    Attributes:
+      errors: the largest error of each output over all calls, a share of its largest magnitude.
+      is_repeatable: every call gave the same bits.
+      is_right: it is repeatable, and no error exceeds the bound.
+    """
+
+    errors: tuple[float, ...]
+    is_repeatable: bool
+    is_right: bool
+
+
+def judge(dtype: str, calls: Sequence[Sequence[Any]], expected: Sequence[Any]) -> Verdict:
+    """The verdict on several calls of one kernel on the same inputs.
+
+    Args:
+      dtype: of the kernel's products, one of BOUNDS.
+      calls: the outputs of each call.
+      expected: the outputs in float64.
+    """
+    calls = [[np.asarray(x) for x in outputs] for outputs in calls]
+    errors = tuple(
+        max(largest_error(outputs[i], right) for outputs in calls)
+        for i, right in enumerate(map(np.asarray, expected))
+    )
+    first, *others = calls
+    is_repeatable = all(
+        x.tobytes() == y.tobytes()
+        for outputs in others
+        for x, y in zip(first, outputs, strict=True)
+    )
+    within = len(first) == len(errors) and all(error <= BOUNDS[dtype] for error in errors)
+    return Verdict(errors, is_repeatable, is_repeatable and within)

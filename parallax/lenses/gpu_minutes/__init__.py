@@ -1,0 +1,1 @@
+"""What to do with a quarter of an hour on a GPU: the plan, and what runs it."""

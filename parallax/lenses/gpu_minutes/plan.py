@@ -1,0 +1,163 @@
+"""The plan as data: parts, groups and items, the most needed first.
+
+A group is a process of its own, killed when its time is up, so that a kernel that hangs takes only
+its group with it.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+from parallax.kernels.cache_tiled_mlp import cases as mlp
+from parallax.kernels.decode_attention import cases as decode
+from parallax.kernels.ring_attention import backward_cases as backward
+from parallax.kernels.ring_attention import cases as forward
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
+
+
+class Item(NamedTuple):
+    """One thing to do.
+
+    Attributes:
+      work: what: "smoke" (versions, a streaming read), "ceilings" (a product, a copy), "check"
+        (against float64), "time" (beside baselines), "profile" (each launch of a call).
+      operation: of `kernels.operations`; "" of the first two.
+      case: of that operation.
+      baselines: names of the operation's `contenders` to time; () takes all.
+      seconds: time to leave for it: with less left, it is not begun.
+    """
+
+    work: Literal["smoke", "ceilings", "check", "time", "profile"]
+    operation: str = ""
+    case: Any = None
+    baselines: tuple[str, ...] = ()
+    seconds: float = 4
+
+    @property
+    def name(self) -> str:
+        return self.work if self.case is None else f"{self.work} {self.operation} {self.case.name}"
+
+
+class Group(NamedTuple):
+    """Items that share a process, in order.
+
+    Attributes:
+      limit_s: the time after which it is killed, the start of Python and JAX included.
+    """
+
+    name: str
+    limit_s: float
+    items: tuple[Item, ...]
+
+
+class Part(NamedTuple):
+    """What one command runs.
+
+    Attributes:
+      deadline_s: the time after which nothing runs any more.
+    """
+
+    deadline_s: float
+    groups: tuple[Group, ...]
+
+
+_CHECKED, _TIMED = 4, 16  # heads; 10,000 tokens of four in float64 take a GPU a second or so
+
+
+def _attention(
+    head_dim: int, length: int, heads: int, *, is_causal: bool, tile: str | None = None
+) -> forward.Case:
+    return forward.Case(
+        head_dim, "bfloat16", length, length, heads, heads, is_causal=is_causal, tile=tile
+    )
+
+
+def _checks(operation: str, cases) -> tuple[Item, ...]:
+    return tuple(Item("check", operation, case) for case in cases)
+
+
+def _attention_checks(head_dim: int, small: int = 1, cuts: bool = True) -> tuple[Item, ...]:
+    """Some small cases, a piece of a ring, whole sequences with both masks, and the other cuts."""
+    few = [c for c in forward.SMALL if c.head_dim == head_dim and c.tile is None][:small]
+    cases = (
+        *few,
+        _attention(head_dim, 625, _CHECKED, is_causal=False),
+        _attention(head_dim, 10_000, _CHECKED, is_causal=False),
+        *(
+            _attention(head_dim, 10_000, _CHECKED, is_causal=True, tile=tile)
+            for tile in (None, *(CANDIDATES[head_dim] if cuts else ()))
+            if tile != DEFAULT
+        ),
+    )
+    return _checks("ring_attention", cases)
+
+
+def _times(
+    length: int, is_causal: bool, baselines: tuple[str, ...] = (), seconds: float = 10
+) -> tuple[Item, ...]:
+    return tuple(
+        Item(
+            "time", "ring_attention",
+            _attention(head_dim, length, _TIMED, is_causal=is_causal), baselines, seconds,
+        )
+        for head_dim in (128, 512, 256)
+    )  # fmt: skip
+
+
+_PLAIN = ("xla", "cudnn", "mosaic")
+_CUTS = (*_PLAIN, *(f"mosaic: {tile}" for tile in dict.fromkeys(
+    tile for tiles in CANDIDATES.values() for tile in tiles if tile != DEFAULT)))  # fmt: skip
+_BACKWARD = tuple(
+    backward.Case(_attention(head_dim, 10_000, _CHECKED, is_causal=True))
+    for head_dim in (128, 512, 256)
+)
+_MLP = (mlp.SMALL[0], mlp.SMALL[3])  # bfloat16 and INT8 weights
+_DECODE = (decode.SMALL[2], decode.SMALL[0], decode.SMALL[6], decode.SMALL[4])
+
+FIRST = Part(
+    400,
+    (
+        Group("smoke", 25, (Item("smoke", seconds=0), Item("ceilings"))),
+        Group("right: 128", 45, _attention_checks(128, small=2)),
+        Group("right: 512", 40, _attention_checks(512)),
+        Group("right: 256 and 64", 40,
+              (*_attention_checks(256, small=0, cuts=False),
+               *_attention_checks(64, small=0, cuts=False))),
+        Group("right: decode", 20, _checks("decode_attention", _DECODE)),
+        Group("right: backward", 25, _checks("ring_attention_backward", _BACKWARD)),
+        Group("right: MLP", 20, _checks("cache_tiled_mlp", _MLP)),
+        Group("time: full", 65, _times(10_000, False, _CUTS, 15)),
+        Group("time: causal", 35, _times(10_000, True, _PLAIN)),
+        Group("time: 4096", 25, _times(4096, False, _PLAIN, 8)),
+        Group("time: decode", 45, tuple(
+            Item("time", "decode_attention", case, _PLAIN, 8)
+            for case in sorted((c for c in decode.TIMED if not c.spans),
+                               key=lambda case: case.head_dim != 128)
+        )),
+    ),
+)  # fmt: skip
+SECOND = Part(
+    240,
+    (
+        Group("time: backward", 75, tuple(
+            Item("time", "ring_attention_backward", case, seconds=15)
+            for case in backward.TIMED
+            if case.step.q_length == 10_000 and case.step.is_causal
+        )),
+        Group("profile", 45, (
+            Item("profile", "ring_attention", _attention(128, 10_000, _TIMED, is_causal=False)),
+            Item("profile", "ring_attention", _attention(512, 10_000, _TIMED, is_causal=False)),
+            Item("profile", "decode_attention", decode.TIMED[1]),
+            Item("profile", "ring_attention_backward", _BACKWARD[0]),
+        )),
+        Group("time: MLP", 90, tuple(
+            Item("time", "cache_tiled_mlp", case, seconds=15)
+            for case in mlp.TIMED
+            if case.tokens == 64
+        )),
+    ),
+)  # fmt: skip
+PARTS = {1: FIRST, 2: SECOND}
+
+
+def group_named(name: str) -> Group:
+    """The group of any part."""
+    return next(group for part in PARTS.values() for group in part.groups if group.name == name)
