@@ -12,7 +12,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from parallax.kernels.interpreting import interpreter
 
-# Registers of a thread in one loading and two computing warpgroups: 128 x (24 + 2 x 240) of 65,536.
+# Registers of a thread in one loading and two computing warpgroups: 24 + 2 x 240, as many as the
+# 3 x 168 that a block starts with. With more, a warpgroup would wait for its own for ever.
 LOADER_REGISTERS, COMPUTE_REGISTERS = 24, 240
 
 

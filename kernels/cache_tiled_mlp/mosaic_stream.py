@@ -20,8 +20,9 @@ from parallax.kernels.chip import MULTIPROCESSORS, ROWS
 from parallax.kernels.hopper import i32, transforms
 
 LOADER = COMPUTING
-# Of a thread: three streams of copies take more than the 24 that attention's loaders have.
-LOADER_REGISTERS, COMPUTE_REGISTERS = 32, 240
+# Of a thread: three streams of copies take more than the 24 that attention's loaders have. In all
+# no more than a block starts with (3 x 168), or a warpgroup would wait for its own for ever.
+LOADER_REGISTERS, COMPUTE_REGISTERS = 40, 232
 COLUMN = plgpu.Layout.WGMMA.reduce(0)
 # Steps that a block asks the L2 cache for, of the slab that follows on its multiprocessor: 17 MB of
 # 16-bit weights over all of them, which the memory takes some 4 us for: about a launch.

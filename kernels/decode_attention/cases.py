@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from parallax.kernels.decode_attention.api import decode_attention
-from parallax.kernels.ring_attention import finish
 
 ABOUT = (
     "One query of each sequence to the slots of its cache that count, as a partial softmax: "
@@ -125,20 +123,21 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     )  # fmt: skip
 
 
-def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array]]:
-    """The normalised output, [B, H, K] in float32."""
+def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
+    """(o, m, l) of the partial softmax, as the operation returns them."""
 
     def attend(q, k, v, spans=None):
-        carry = decode_attention(
-            q, k, v, scale=case.head_dim**-0.5, kv_spans=spans, implementation=implementation
+        return tuple(
+            decode_attention(
+                q, k, v, scale=case.head_dim**-0.5, kv_spans=spans, implementation=implementation
+            )
         )
-        return (finish(carry, jnp.float32)[0][:, 0],)
 
     return attend
 
 
-def exact(case: Case, q, k, v, spans=None) -> tuple[np.ndarray]:
-    """The textbook's attention in float64, [B, H, K]; 0 where nothing counts."""
+def exact(case: Case, q, k, v, spans=None) -> tuple[np.ndarray, ...]:
+    """(o, m, l) of the textbook's attention, in float64; 0, -inf and 0 where nothing counts."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     q = q.reshape(case.batch, case.kv_heads, -1, case.head_dim)
     scores = np.einsum("bgrk,bgmk->bgrm", q, k) * case.head_dim**-0.5
@@ -148,8 +147,9 @@ def exact(case: Case, q, k, v, spans=None) -> tuple[np.ndarray]:
         scores = np.where(counts[:, None, None], scores, -np.inf)
     largest = scores.max(-1, keepdims=True)
     p = np.exp(scores - np.where(np.isinf(largest), 0, largest))
-    out = np.einsum("bgrm,bgmk->bgrk", p / np.maximum(p.sum(-1, keepdims=True), 1e-300), v)
-    return (out.reshape(case.batch, case.heads, case.head_dim),)
+    rows = (case.batch, case.heads, 1)
+    o = np.einsum("bgrm,bgmk->bgrk", p, v).reshape(*rows, -1)
+    return o, largest.reshape(rows), p.sum(-1).reshape(rows)
 
 
 def _spans(case: Case) -> np.ndarray:

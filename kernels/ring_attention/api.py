@@ -71,7 +71,8 @@ def attention_step(
       is_causal: key j is visible to query i where j <= i, counted inside this block pair.
       scale: multiplies the scores.
       q_segment_ids, kv_segment_ids: [B, L], [B, M]; tokens of different ids do not see each other.
-      kv_length: scalar; only the first kv_length keys count.
+      kv_length: scalar; only the first kv_length keys count, others may hold anything, NaN too.
+        Keys and values that another mask hides must be finite: these are multiplied by 0.
       partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
         summed over it, in the accumulator's dtype, before they are used.
       implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
@@ -86,10 +87,12 @@ def attention_step(
         by "mosaic": `parallax.parallel.ring_attention` has one.
 
     Cost: 2 B H L M (K + V) FLOPs (about half when is_causal and L is long: masked blocks are
-      skipped). With partial_over an all-reduce of B H `score_elements(L, M, is_causal)` elements.
+      skipped). With kv_length a copy of k and v; with partial_over an all-reduce of B H
+      `score_elements(L, M, is_causal)` elements.
     Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
     """
     segments = q_segment_ids is not None or kv_segment_ids is not None
+    k, v = _counted(k, v, kv_length)
     reasons = {
         "mosaic": unsupported(q, k, v, scale, segments, partial_over),
         "cudnn": _NO_STEP,
@@ -149,6 +152,7 @@ def attention_step_backward(
       what the forward step sums: scores again, and their gradients.
     """
     segments = q_segment_ids is not None or kv_segment_ids is not None
+    k, v = _counted(k, v, kv_length)
     reasons = {
         "mosaic": unsupported(q, k, v, scale, segments, partial_over, d_out),
         "cudnn": _NO_STEP,
@@ -165,3 +169,11 @@ def attention_step_backward(
     return reference.step_backward(
         q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over
     )
+
+
+def _counted(k, v, kv_length) -> tuple[jax.Array, jax.Array]:
+    """Keys and values, 0 where they do not count: 0 times a NaN would be one."""
+    if kv_length is None:
+        return k, v
+    counts = jnp.arange(k.shape[1], dtype=jnp.int32)[:, None, None] < kv_length
+    return jnp.where(counts, k, jnp.zeros_like(k)), jnp.where(counts, v, jnp.zeros_like(v))

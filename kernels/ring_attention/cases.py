@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from parallax.kernels import dispatch
-from parallax.kernels.ring_attention.api import Carry, attention_step, empty_carry, finish
+from parallax.kernels.ring_attention.api import Carry, attention_step, empty_carry
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT, unsupported
 
 ABOUT = (
@@ -133,8 +132,8 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     return draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths), *limit
 
 
-def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array]]:
-    """Attention over the earlier keys in XLA and the new ones: [B, L, H, K] in float32."""
+def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
+    """(o, m, l) of attention over the earlier keys, in XLA, and the new ones; as in `api.Carry`."""
     scale = case.head_dim**-0.5
 
     def attend(q, k, v, k_earlier, v_earlier, limit=None):
@@ -142,8 +141,7 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
             q, k_earlier, v_earlier, empty_carry(q), is_causal=False, scale=scale,
             implementation="xla",
         )  # fmt: skip
-        carry = step_of(case, implementation)(q, k, v, carry, limit)
-        return (finish(carry, jnp.float32)[0],)
+        return tuple(step_of(case, implementation)(q, k, v, carry, limit))
 
     return attend
 
@@ -167,8 +165,8 @@ def step_of(case: Case, implementation: str | None) -> Callable[..., Carry]:
     return step
 
 
-def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.ndarray]:
-    """The textbook's attention over earlier and new keys in float64: [B, L, H, K]."""
+def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.ndarray, ...]:
+    """(o, m, l) of the textbook's attention over earlier and new keys, in float64."""
     repeat = case.heads // case.kv_heads
     keys, values = (
         np.repeat(np.concatenate(x, axis=1).astype(np.float64), repeat, axis=2)
@@ -182,5 +180,6 @@ def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.nda
         seen = seen & (new <= np.arange(case.q_length)[:, None])
     seen = np.concatenate([np.ones((case.q_length, EARLIER), bool), seen], axis=1)
     scores = np.where(seen, scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return (np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), values),)
+    m = scores.max(-1)
+    p = np.exp(scores - m[..., None])
+    return np.einsum("bhlm,bmhk->bhlk", p, values), m, p.sum(-1)

@@ -24,13 +24,15 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
       tile: how to cut it; None takes the one that ships for this head_dim.
 
     Cost: 2 FLOPs x `tiles.score_elements` x (K + V) a query head, declared to XLA with the bytes of
-      all operands and results. Lengths that 8 does not divide are padded: a copy of that operand,
-      and of o in and out; a ring does that once.
+      all operands and results. Lengths that 8 does not divide are padded, and m and l to whole
+      tiles: a copy of that operand, and of o, m and l in and out. Queries that are whole tiles
+      already (`Tile.cluster_queries`) spare all copies of the carry: a ring pads them once.
     """
     batch, length, heads, width = q.shape
-    if length != -(-k.shape[1] // COPIED_ROWS) * COPIED_ROWS:  # a ring pads its queries itself
-        check_lengths(length, k.shape[1], is_causal)
     tile = tile or TILES[width]
+    rows = tile.cluster_queries
+    if length != -(-k.shape[1] // rows) * rows:  # a ring pads its queries itself
+        check_lengths(length, k.shape[1], is_causal)
     problem = Problem(is_causal, scale, heads // k.shape[2], width, q.dtype)
     kv_limit = k.shape[1] if kv_length is None else jnp.minimum(kv_length, k.shape[1])
     limit = jnp.reshape(jnp.asarray(kv_limit, jnp.int32), (1,))
@@ -39,7 +41,9 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
 
     # Copies of 8-row tiles need whole ones.
     q, k, v = (hopper.pad(x, 1, COPIED_ROWS) for x in (q, k, v))
-    o, m, l = (hopper.pad(x, 2, COPIED_ROWS) for x in (o, m, l))
+    o = hopper.pad(o, 2, COPIED_ROWS)
+    # Those of m and l are not tiled and run on into the next head's rows: they need whole blocks.
+    m, l = (hopper.pad(x, 2, rows) for x in (m, l))
     cluster = {"cluster": (tile.cluster,), "cluster_names": ("cluster",)}
     body = mosaic_wide.kernel if tile.wide else mosaic_rows.kernel
     results = hopper.call(
@@ -48,7 +52,7 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
         (q, k, v, o, m, l, limit),
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (o, m, l)],
         # Blocks of threads start in this order, the last axis quickest: one head's rows together.
-        grid={"batch": batch, "heads": heads, "rows": -(-length // tile.cluster_queries)},
+        grid={"batch": batch, "heads": heads, "rows": -(-length // rows)},
         flops=4.0 * elements * width,
         bytes_accessed=bytes_accessed,
         **(cluster if tile.cluster > 1 else {}),

@@ -20,7 +20,7 @@ WARPGROUPS = 2
 
 
 class Carries(NamedTuple):
-    """The carry in device memory: o [B, H, L, V], m and l [B, H, L]."""
+    """The carry in device memory: o [B, H, L, V], m and l [B, H, L in whole blocks]."""
 
     o: Any
     m: Any
@@ -102,7 +102,7 @@ def add_and_store(
     new: Carries, place: Place, state: State, m_old: jax.Array, warpgroup, memories, arrived,
     rows_memory, copies_rows: Any = True,
 ) -> None:  # fmt: skip
-    """The new carry. Rows beyond the last are neither read nor written: copies stop there.
+    """The new carry. Rows of o beyond the last are neither read nor written: copies stop there.
 
     Args:
       state: what `start` gave, with blocks added. m_old: the maxima of `start`.

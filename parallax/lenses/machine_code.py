@@ -23,6 +23,7 @@ class MachineCode:
     Attributes:
       name: the kernel's.
       products: dtypes of the inputs of its wgmma instructions, one each ("f16", "bf16", "s8").
+      warpgroups: of a block of threads.
       entry_registers: of a thread, at the start.
       registers: of a thread, as each warpgroup's role sets them, in the order of the text.
       stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
@@ -34,6 +35,7 @@ class MachineCode:
 
     name: str
     products: tuple[str, ...]
+    warpgroups: int
     entry_registers: int
     registers: tuple[int, ...]
     stack_bytes: int
@@ -47,6 +49,23 @@ class MachineCode:
     def spills(self) -> bool:
         """Whether anything lives in memory in place of registers."""
         return bool(self.stack_bytes or self.spill_store_bytes or self.spill_load_bytes)
+
+    @property
+    def started_with(self) -> int:
+        """Registers that a block starts with: of a thread of each warpgroup, added up."""
+        return self.warpgroups * self.entry_registers
+
+    @property
+    def asked_for(self) -> int:
+        """As `started_with`, once each role has set its own. If it is more, the block hangs.
+
+        A role that gives registers away is one warpgroup's; those that take some share the others.
+        """
+        given = [x for x in self.registers if x < self.entry_registers]
+        taken = [x for x in self.registers if x >= self.entry_registers]
+        if not taken:
+            return self.started_with
+        return sum(given) + sum(taken) * (self.warpgroups - len(given)) // len(taken)
 
 
 def compile_kernels(
@@ -109,10 +128,12 @@ def _read(ptx: Path, assembler: Assembler) -> MachineCode:
         for file in ptx.parent.iterdir()
         if re.fullmatch(rf"{name}_\d+\.resources\.txt", file.name)
     )
+    (threads,) = re.findall(r"\.maxntid (\d+)", text)
     products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.\w+\.\w+\.(\w+)\.", text)
     return MachineCode(
         name=name,
         products=tuple(products),
+        warpgroups=int(threads) // 128,
         entry_registers=int(entry),
         registers=tuple(int(x) for x in re.findall(r"setmaxnreg\S*\s+(\d+);", text)),
         stack_bytes=int(stack),

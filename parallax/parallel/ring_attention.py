@@ -25,7 +25,7 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.tiles import COPIED_ROWS, kind_of, unsupported
+from parallax.kernels.ring_attention.tiles import TILES, kind_of, unsupported
 from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
@@ -190,7 +190,7 @@ def _as_enabled(run: Callable) -> Callable:
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
     # Padded once here, or each step would copy the queries and the carry to and fro.
-    rows = COPIED_ROWS if static.by_kernel else 1
+    rows = TILES[q.shape[-1]].cluster_queries if static.by_kernel else 1
     queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):

@@ -1,4 +1,4 @@
-"""What ships, as machine code for the H100: wgmma, shared memory, spills."""
+"""What ships, as machine code for the H100: wgmma, registers, shared memory, spills."""
 
 import pytest
 
@@ -29,10 +29,12 @@ def test_what_ships_has_no_spills_and_fits(compiled, case):
     for code in kernels:
         print(
             f"{code.name}: {len(code.products)} wgmma, {code.entry_registers} registers at entry, "
-            f"{'/'.join(map(str, code.registers))} after, {code.shared_bytes} B shared"
+            f"{'/'.join(map(str, code.registers))} after ({code.asked_for} of "
+            f"{code.started_with} in all), {code.shared_bytes} B shared"
         )
         assert not code.spills, code
         assert code.warnings == ()  # one says that register counts are ignored
+        assert code.asked_for <= code.started_with, "a warpgroup waits for registers for ever"
         assert code.shared_bytes <= SHARED_BYTES_LIMIT
     if case[1].uses_wgmma:
         products = {product for code in kernels for product in code.products}

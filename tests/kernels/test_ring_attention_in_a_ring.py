@@ -7,7 +7,7 @@ import pytest
 
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step, empty_carry, finish
-from parallax.kernels.ring_attention.tiles import COPIED_ROWS
+from parallax.kernels.ring_attention.tiles import TILES
 from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import OWN
@@ -45,7 +45,7 @@ def test_plain_attention_and_its_gradients():
         assert relative(mine, other) < 1e-2
 
 
-@pytest.mark.parametrize("rows", [1, COPIED_ROWS])
+@pytest.mark.parametrize("rows", [1, TILES[64].cluster_queries])
 def test_the_pairs_of_a_zigzag_ring(rows):
     """All hops of a device of two, by hand: the interpreter does not take several devices.
 
