@@ -23,7 +23,7 @@ PLACES: Mapping[Role, Place] = {
     "keys_values": "attention_inputs",
     "segment_ids": "attention_inputs",
     "new_tokens": "attention_inputs",
-    "new_slices": "attention_outputs",
+    "new_slices": "attention_outputs",  # in truth before it: one after the other, as long
     "scores": "scores",
     "ring_hop": "ring",
     "outputs": "attention_outputs",
