@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ def call(
     grid: Mapping[str, int],
     flops: float,
     bytes_accessed: float,
+    computes: Literal["attention", "products"] = "attention",
     num_threads: int = 3,
     **arguments,
 ) -> tuple[jax.Array, ...]:
@@ -37,6 +38,7 @@ def call(
       results: shapes and dtypes. They differ over the mesh axes that any operand differs over.
       grid: blocks of threads, by the names of its axes.
       flops, bytes_accessed: what it costs, declared to XLA, which cannot see inside.
+      computes: what the FLOPs are, declared as well.
       num_threads: warpgroups of a block: the axis "warpgroup".
       arguments: more of `plgpu.kernel`'s.
     """
@@ -61,7 +63,7 @@ def call(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **arguments,
     )
-    with set_xla_metadata(kernel_name=name, **declared):
+    with set_xla_metadata(kernel_name=name, cost_of=computes, **declared):
         out = _without_gradient(name, run)(*operands)
     # The call forgets over which axes its results differ; an operand says it again.
     return vary_alike(*out, operands[0])[:-1]

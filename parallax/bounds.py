@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 # Wire bytes follow ring algorithms. S is the full array: of an all-gather what is gathered, of a
 # reduce-scatter what goes in. How much of a ragged all-to-all's buffer leaves is data: all of it at
@@ -27,12 +28,32 @@ def wire_bytes(kind: str, group_size: int, payload_bytes: float) -> float:
     return 0.0 if group_size == 1 else _WIRE[kind](group_size) * payload_bytes
 
 
+# What a transfer is for: code asks for this, a report prints `what`. A role that a forward pass or
+# a decoding step sends also needs a place in `parallax.estimate.places`.
+Role = Literal[
+    # Of every tick of a pipeline, outside of the layers; without a pipeline, of every microbatch.
+    "lookup", "stage_handoff", "last_stage", "last_position",
+    # Of a layer around attention and around the MLP, which hand over a sum of partial products.
+    "attention_gather", "attention_sum", "mlp_gather", "mlp_sum", "qk_norm_sum",
+    # Inside attention, over whole sequences and against a cache.
+    "queries", "keys_values", "outputs", "scores", "ring_hop", "segment_ids",
+    "new_slices", "new_tokens", "softmax_merge",
+    # Inside experts; those of a relay are the second step of two.
+    "expert_choices", "expert_gates", "expert_rows", "node_rows",
+    # Of a training step alone.
+    "unembedding_gather", "loss", "balance_loss",
+    "attention_gradient", "mlp_gradient", "ring_gradient", "scores_gradient",
+    "stage_handoff_gradient", "unembedding_gradient", "gradient_sum",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Transfer:
     """One kind of communication a program is expected to make, from a closed form.
 
     Attributes:
-      what: in words, e.g. "keys and values around the ring".
+      role: what it is for.
+      what: the same in words for a report, e.g. "keys and values around the ring".
       kind: HLO name of the collective.
       axes: mesh axes it runs over.
       wire_bytes: bytes leaving a device over the whole program (a device that does send).
@@ -40,6 +61,7 @@ class Transfer:
       minimum_bytes: the least any implementation of this strategy must send for this purpose.
     """
 
+    role: Role
     what: str
     kind: str
     axes: tuple[str, ...]
@@ -49,6 +71,7 @@ class Transfer:
 
 
 def transfer(
+    role: Role,
     what: str,
     kind: str,
     axes: tuple[str, ...],
@@ -60,8 +83,9 @@ def transfer(
     """A Transfer of `count` equal collectives, of which `needed` (None: all) are unavoidable."""
     each = wire_bytes(kind, group_size, payload_bytes)
     return Transfer(
-        what, kind, axes, each * count, count, each * (count if needed is None else needed)
-    )
+        role, what, kind, axes, each * count, count,
+        each * (count if needed is None else needed),
+    )  # fmt: skip
 
 
 def totals(transfers: Iterable[Transfer]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Closed forms of what a strategy's programs send: the pieces of `bounds`, put together.
 
-They walk the model as the manual map does: tables, attention, the two contractions of a block,
+They walk the model as the one `shard_map` does: tables, attention, the two contractions of a block,
 handoffs, the model's end; and for a training step what the backward pass recomputes, its own
 collectives, and the sums of gradients. The compiled ledger must equal them, by kind and mesh axes.
 Shapes: b sequences of a microbatch on one device, L tokens, D model width.
@@ -9,9 +9,9 @@ Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from parallax.bounds import Transfer, transfer
+from parallax.bounds import Role, Transfer, transfer
 from parallax.decoding import Decoder
 from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
@@ -36,15 +36,16 @@ def forward_transfers(
       platform: that the program is for; "cpu" emulates ragged exchanges by dense ones.
 
     Returns:
-      One Transfer a purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves out
-      what pipeline bubbles and padded layers repeat.
+      One Transfer per purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves
+      out what pipeline bubbles and padded layers repeat.
     """
     walk = Walk(config, strategy, workload, platform)
     walk.stack(passes=1)
     last = walk.b * config.d_model * walk.item
-    walk.add("last position", "all-reduce", walk.over("act_seq", "act_norm_seq"), last)
+    seq = walk.over("act_seq", "act_norm_seq")
+    walk.add("last_position", "last position", "all-reduce", seq, last)
     walk.end(last, passes=1)
-    return tuple(walk.found)
+    return tuple(walk.transfers)
 
 
 def train_transfers(
@@ -64,35 +65,36 @@ def train_transfers(
       param_bytes: of one parameter and its gradient, as the optimizer keeps them.
 
     Returns:
-      One Transfer a purpose. `minimum_bytes` counts one forward pass and one backward pass without
-      bubbles: what rematerialisation sends again is no minimum.
+      One Transfer per purpose. `minimum_bytes` counts one forward pass and one backward pass
+      without bubbles: what rematerialisation sends again is no minimum.
     """
     walk = Walk(config, strategy, workload, platform)
     passes = 1 if remat == "none" else 2
     walk.stack(passes, again=remat == "layer" and walk.layers > 1)
     walk.stack_backward()
     whole = walk.residual * walk.item
-    walk.add("gather after the last layer", "all-gather", walk.over("act_norm_seq"), whole, passes)
+    walk.add("unembedding_gather", "gather after the last layer", "all-gather",
+             walk.over("act_norm_seq"), whole, passes)  # fmt: skip
     walk.end(whole, passes)
     walk.end_backward(whole)
     walk.cross_entropy(passes)
     walk.routers()
     walk.gradients(param_bytes)
-    return tuple(walk.found)
+    return tuple(walk.transfers)
 
 
 def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[Transfer, ...]:
     """What one decoding step sends: a new token of every sequence.
 
     Returns:
-      One Transfer a purpose, bytes leaving a device over the step. `minimum_bytes` leaves out what
-      pipeline bubbles and padded layers repeat.
+      One Transfer per purpose, bytes leaving a device over the step. `minimum_bytes` leaves out
+      what pipeline bubbles and padded layers repeat.
     """
     sharded = decoder.sharded
     walk = Walk(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
     walk.stack(passes=1)
     walk.end(walk.b * sharded.config.d_model * walk.item, passes=1)
-    return tuple(walk.found)
+    return tuple(walk.transfers)
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,11 @@ def expected_routing(
     sent: dict[tuple[str, ...], float] = {}
     if getattr(part, "exchange", "") == "ragged":
         dense = dataclasses.replace(part, exchange="dense")
-        buffers = {(t.what, t.axes): t for t in dense.transfers(walk.expert_shape, sizes, 1)}
+        buffers = {(t.role, t.axes): t for t in dense.transfers(walk.expert_shape, sizes, 1)}
         for t in part.transfers(walk.expert_shape, sizes, 1):
             if t.kind == "ragged-all-to-all":
                 devices = math.prod(sizes[a] for a in t.axes)
-                buffer = buffers[t.what, t.axes].wire_bytes * devices / (devices - 1)
+                buffer = buffers[t.role, t.axes].wire_bytes * devices / (devices - 1)
                 sent[t.axes] = t.wire_bytes / buffer
     shape, tile = walk.expert_shape, part.tile
     _, each = chunk_tokens(shape.tokens, part.chunks)
@@ -158,16 +160,34 @@ def expected_routing(
     return ExpectedRouting(trips, sent, rows / (trips[TILES_SCOPE] * tile), exchange)
 
 
+class _SummedPart(NamedTuple):
+    """A part of a layer whose outputs are partial products: how they are summed.
+
+    Attributes:
+      what: the part's name.
+      axes: mesh axes its output is summed over.
+      sums: how often.
+      gather, sum, gradient: roles of its transfers.
+    """
+
+    what: str
+    axes: tuple[str, ...]
+    sums: int
+    gather: Role
+    sum: Role
+    gradient: Role
+
+
 @dataclass
 class Walk:
-    """Sizes of one program, and the transfers found so far."""
+    """The sizes of one program, and its transfers as far as they have been counted."""
 
     config: ModelConfig
     strategy: Strategy
     workload: Workload
     platform: Platform
     decoder: Decoder | None = None  # whose step it is; None is a pass over whole sequences
-    found: list[Transfer] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
 
     def __post_init__(self):
         step = self.decoder
@@ -203,66 +223,74 @@ class Walk:
         return self.split.over(*names)
 
     def add(
-        self, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float, passes: int = 1,
-        *, a_layer: bool = False,
+        self, role: Role, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float,
+        passes: int = 1, *, per_layer: bool = False,
     ) -> None:  # fmt: skip
-        """A collective of every tick (and layer), run `passes` times in all."""
+        """Add a collective of every tick (and layer), run `passes` times in all."""
         if not axes or not passes:
             return
-        times = self.layers if a_layer else 1
+        times = self.layers if per_layer else 1
         size = math.prod(self.split.mesh_axes[axis] for axis in axes)
-        self.found.append(
-            transfer(what, kind, axes, size, payload_bytes, passes * self.ticks * times,
+        self.transfers.append(
+            transfer(role, what, kind, axes, size, payload_bytes, passes * self.ticks * times,
                      self.useful * times)
         )  # fmt: skip
 
     def stack(self, passes: int, again: bool = False) -> None:
-        """Embedding, layers and handoffs, `passes` times; `again`: and each layer on its own, up
-        to what its gradient needs."""
+        """Add embedding, layers and handoffs, `passes` times; with `again` also each layer on its
+        own, up to what its gradient needs."""
         whole, item = self.residual * self.item, self.wire_item
-        self.add("widen embeddings and handoffs", "all-gather", self.over("lookup"), whole, passes)
+        self.add("lookup", "widen embeddings and handoffs", "all-gather", self.over("lookup"),
+                 whole, passes)  # fmt: skip
         self._parts("transfers", passes)
         if again:
             self._parts("recompute_transfers", 1)
         norm_seq = self.over("act_norm_seq")
-        for what, axes, sums in self._halves(passes, again):
+        for part in self._parts_summed(passes, again):
             kind = "all-reduce"
-            if norm_seq and norm_seq == axes:
+            if norm_seq and norm_seq == part.axes:
                 kind = "reduce-scatter"
-                self.add(f"gather into {what}", "all-gather", axes, whole, passes + again,
-                         a_layer=True)  # fmt: skip
-            self.add(f"sum of {what}", kind, axes, self.residual * item, sums, a_layer=True)
+                self.add(part.gather, f"gather into {part.what}", "all-gather", part.axes, whole,
+                         passes + again, per_layer=True)  # fmt: skip
+            self.add(part.sum, f"sum of {part.what}", kind, part.axes, self.residual * item,
+                     part.sums, per_layer=True)  # fmt: skip
         handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
-        self.add("stage handoff", "collective-permute", self.over("layers"), handoff)
+        stage = self.over("layers")
+        self.add("stage_handoff", "stage handoff", "collective-permute", stage, handoff)
 
     def stack_backward(self) -> None:
+        """Add the backward pass through the layers and handoffs."""
         whole, norm_seq = self.residual * self.item, self.over("act_norm_seq")
         self._parts("backward_transfers", 1)
-        for what, axes, _ in self._halves(1, False):
-            if norm_seq and norm_seq == axes:
-                self.add(f"gradient of {what}'s sum", "all-gather", axes,
-                         self.residual * self.wire_item, a_layer=True)  # fmt: skip
-                self.add(f"gradient into {what}", "reduce-scatter", axes, whole, a_layer=True)
-            else:
-                self.add(f"gradient into {what}", "all-reduce", axes, whole, a_layer=True)
+        for part in self._parts_summed(1, False):
+            kind = "all-reduce"
+            if norm_seq and norm_seq == part.axes:
+                kind = "reduce-scatter"
+                self.add(part.gradient, f"gradient of {part.what}'s sum", "all-gather", part.axes,
+                         self.residual * self.wire_item, per_layer=True)  # fmt: skip
+            self.add(part.gradient, f"gradient into {part.what}", kind, part.axes, whole,
+                     per_layer=True)  # fmt: skip
         stage = self.over("layers")
         handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
-        self.add("gradient of stage handoff", "collective-permute", stage, handoff)
+        role: Role = "stage_handoff_gradient"
+        self.add(role, "gradient of stage handoff", "collective-permute", stage, handoff)
         if stage:
-            self.add("widen the handoff's gradient", "all-gather", self.over("lookup"), whole)
+            self.add(role, "widen the handoff's gradient", "all-gather", self.over("lookup"), whole)
 
-    def _halves(self, passes: int, again: bool):
-        """Each half of a block: name, mesh axes its output is summed over, how often.
+    def _parts_summed(self, passes: int, again: bool) -> "tuple[_SummedPart, _SummedPart]":
+        """A layer's attention and MLP.
 
         A layer recomputed on its own stops before its last sum, whose result nobody reads.
         """
         return (
-            ("attention", self.over("heads", "head_dim"), passes + again),
-            ("MLP", self.over(*self.split.expert_sums), passes),
-        )
+            _SummedPart("attention", self.over("heads", "head_dim"), passes + again,
+                        "attention_gather", "attention_sum", "attention_gradient"),
+            _SummedPart("MLP", self.over(*self.split.expert_sums), passes,
+                        "mlp_gather", "mlp_sum", "mlp_gradient"),
+        )  # fmt: skip
 
     def _parts(self, closed_form: str, passes: int) -> None:
-        """What the attention and expert parts move in `passes` passes through all layers."""
+        """Add what the attention and expert parts move in `passes` passes through all layers."""
         calls = passes * self.ticks * self.layers
         config, split = self.config, self.split
         attention = attention_shape(
@@ -270,74 +298,80 @@ class Walk:
         )
         if config.qk_norm:
             heads = attention.heads + config.num_kv_heads // split.count("kv_heads")
-            self.add("sums of squares of queries and keys", "all-reduce", self.over("head_dim"),
-                     self.tokens * heads * self.wide, passes, a_layer=True)  # fmt: skip
+            self.add("qk_norm_sum", "sums of squares of queries and keys", "all-reduce",
+                     self.over("head_dim"), self.tokens * heads * self.wide, passes,
+                     per_layer=True)  # fmt: skip
         if self.decoder is None:
-            found = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
+            moved = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
         else:
             shape = self.decoder.attention_shape
-            found = cached_transfers(self.decoder.layout, shape, split.mesh_axes, calls)
+            moved = cached_transfers(self.decoder.layout, shape, split.mesh_axes, calls)
         if config.num_experts:
-            found += getattr(split.experts, closed_form)(
+            moved += getattr(split.experts, closed_form)(
                 self.expert_shape, split.mesh_axes, calls, self.platform
             )
         once = 0 if closed_form == "recompute_transfers" else self.useful / (passes * self.ticks)
-        for t in found:
-            self.found.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
+        for t in moved:
+            self.transfers.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
 
     def end(self, payload_bytes: float, passes: int) -> None:
-        """The last stage's result to all stages, a share of the width each."""
+        """Add the last stage's result to all stages, a share of the width each."""
         stage, shares = self.over("layers"), self.split.count("lookup")
-        self.add("last stage's result", "all-reduce", stage, payload_bytes / shares, passes)
+        self.add("last_stage", "last stage's result", "all-reduce", stage, payload_bytes / shares,
+                 passes)  # fmt: skip
         if stage:
-            self.add("widen the last stage's result", "all-gather", self.over("lookup"),
-                     payload_bytes, passes)  # fmt: skip
+            self.add("last_stage", "widen the last stage's result", "all-gather",
+                     self.over("lookup"), payload_bytes, passes)  # fmt: skip
 
     def end_backward(self, whole: float) -> None:
-        norm_seq = self.over("act_norm_seq")
-        self.add("gradient of the last gather", "reduce-scatter", norm_seq, whole)
+        """Add the gradient from the logits to the last layer."""
+        role: Role = "unembedding_gradient"
+        norm_seq, lookup = self.over("act_norm_seq"), self.over("lookup")
+        self.add(role, "gradient of the last gather", "reduce-scatter", norm_seq, whole)
         if self.over("layers"):
-            self.add("widen the last layer's gradient", "all-gather", self.over("lookup"), whole)
+            self.add(role, "widen the last layer's gradient", "all-gather", lookup, whole)
         axes = tuple(a for a in self.over("vocab") if a not in norm_seq)
-        self.add("gradient into the head", "all-reduce", axes, whole)
+        self.add(role, "gradient into the head", "all-reduce", axes, whole)
 
     def cross_entropy(self, passes: int) -> None:
+        """Add what the loss sums."""
         vocab, row = self.over("vocab"), self.tokens * self.wide
-        self.add("maximum and sum of the softmax", "all-reduce", vocab, 2 * row, passes)
-        self.add("label's logit", "all-reduce", vocab, row)
-        self._once("mean loss", self.over("act_batch", "act_seq"), 2 * self.wide)
+        self.add("loss", "maximum and sum of the softmax", "all-reduce", vocab, 2 * row, passes)
+        self.add("loss", "label's logit", "all-reduce", vocab, row)
+        self._once("loss", "mean loss", self.over("act_batch", "act_seq"), 2 * self.wide)
 
     def routers(self) -> None:
-        """Statistics of all routers for the load-balancing loss, once a step."""
+        """Add statistics of all routers for the load-balancing loss, once per step."""
         config, tokens = self.config, self.over("act_batch", "act_seq")
         if not config.num_experts:
             return
         alike = tuple(a for a in self.over("mlp", "expert") if a not in tokens)
         # Of the five statistics the loss needs an expert's tokens and probabilities.
-        self._once("routers' statistics", (*tokens, *alike),
+        self._once("balance_loss", "routers' statistics", (*tokens, *alike),
                    self.layers * config.num_experts * (4 + self.wide))  # fmt: skip
-        self._once("load-balancing loss", self.over("layers"), self.wide)
+        self._once("balance_loss", "load-balancing loss", self.over("layers"), self.wide)
 
-    def _once(self, what: str, axes: tuple[str, ...], payload_bytes: float) -> None:
+    def _once(self, role: Role, what: str, axes: tuple[str, ...], payload_bytes: float) -> None:
         if axes:
             axes = tuple(a for a in self.split.mesh_axes if a in axes)
             size = math.prod(self.split.mesh_axes[a] for a in axes)
-            self.found.append(transfer(what, "all-reduce", axes, size, payload_bytes, 1))
+            self.transfers.append(transfer(role, what, "all-reduce", axes, size, payload_bytes, 1))
 
     def gradients(self, param_bytes: int) -> None:
-        """One sum a parameter over the devices that used it for different tokens or heads."""
+        """Add one sum per parameter over the devices that used it for different tokens or heads."""
         sharded = ShardedTransformer(self.config, self.strategy, self.workload)
         for axes, size in sharded.gradient_sums().items():
-            self._once(f"gradients over {', '.join(axes)}", axes, size * param_bytes)
+            what = f"gradients over {', '.join(axes)}"
+            self._once("gradient_sum", what, axes, size * param_bytes)
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int) -> float:
-    """Bytes a device of the run's whole KV cache, spread evenly."""
+    """The bytes per device of the run's whole KV cache, spread evenly."""
     row = 2 * config.num_kv_heads * config.head_dim * config.num_layers * config.item_bytes
     return workload.tokens * row / devices
 
 
 def full_attention_flops(config: ModelConfig, workload: Workload, devices: int) -> float:
-    """FLOPs a device of all layers' attention without a mask, spread evenly."""
+    """The FLOPs per device of all layers' attention without a mask, spread evenly."""
     heads = config.num_heads * config.head_dim * config.num_layers
     return 4.0 * workload.batch * workload.seq_len**2 * heads / devices

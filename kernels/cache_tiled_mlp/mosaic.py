@@ -98,5 +98,6 @@ def stream(
         grid={"block": cut.blocks},
         flops=2.0 * tokens * sum(math.prod(w.shape[1:]) for w in weights),
         bytes_accessed=n_bytes + hopper.bytes_of(x, *biases, *results),
+        computes="products",
     )
     return [sums[:, :tokens] for sums in out]

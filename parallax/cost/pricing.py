@@ -136,7 +136,7 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
     if kernel.flops:
         rate = HAND_WRITTEN_SHARE * rates.gemm_rates("f16").flops_per_s
         seconds = max(kernel.flops / rate, moving)
-        term = "matrix products" if "mlp" in kernel.label else "attention"
+        term = "matrix products" if kernel.computes == "products" else "attention"
         return _launched(term, seconds, rates, kernel.flops, far)
     return _launched("memory", moving, rates, 0.0, far)
 

@@ -1,6 +1,6 @@
-"""The closed form of a strategy's time: a program sketched by hand, priced like a compiled one.
+"""The analytical model of a strategy's time: a synthetic trace, priced like a compiled program.
 
-Nothing is traced or compiled; a sketch takes milliseconds. It knows what our own programs do: which
+Nothing is compiled; an estimate takes milliseconds. It knows what our own programs do: which
 products, which passes over memory, which transfers, and what runs beside them.
 """
 

@@ -1,20 +1,16 @@
-"""A sketch of a prefill or a decoding step: ticks of layers of kernels, and what travels."""
+"""A synthetic trace of a prefill or a decoding step: ticks of layers of kernels and transfers."""
 
 from dataclasses import dataclass, field
 
 from parallax.cost import Cost, Rates, price, rates_of
 from parallax.decoding import Decoder
-from parallax.estimate.halves import (
-    cached_attention,
-    expert_mlp,
-    plain_mlp,
-    projections,
-    prompt_attention,
-)
+from parallax.estimate.attention import cached_attention, projections, prompt_attention
 from parallax.estimate.hits import weight_reads
 from parallax.estimate.kernels import gemm, passes
+from parallax.estimate.mlp import expert_mlp, plain_mlp
 from parallax.estimate.packed_weights import PackedWeights, weights_of
-from parallax.estimate.sketch import Sketch
+from parallax.estimate.places import check_sent_once
+from parallax.estimate.trace import Trace
 from parallax.hlo.work import Loop, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
@@ -25,12 +21,12 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True)
 class Estimate:
-    """A closed form's answer (tag: modelled).
+    """The analytical model's answer (tag: modelled).
 
     Attributes:
       cost: of one call on one device.
       tokens: that the call handles, over all devices.
-      work: the sketch.
+      work: the synthetic trace.
     """
 
     cost: Cost
@@ -69,41 +65,41 @@ def estimate(
 
     Raises:
       ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes;
-        layers in slabs, of which there is no sketch.
+        layers in slabs, which the model does not cover.
 
     Cost: milliseconds; nothing is traced.
     """
     if isinstance(strategy.layers, CacheTiled):
         raise ValueError(
-            f"estimate: strategy '{strategy.name}' runs layers in slabs, of which there is no "
-            "closed form of time. Compile the program and predict that, or give the strategy with "
-            "its inner layers."
+            f"estimate: strategy '{strategy.name}' runs layers in slabs, which the analytical "
+            "model of time does not cover. Compile the program and predict that, or give the "
+            "strategy with its inner layers."
         )
-    sketch = Sketch(
+    trace = Trace(
         config, strategy, workload, decoder, skew, weights or weights_of(config),
         cluster.gpu.device_kind,
     )  # fmt: skip
-    work = Work("entry", _steps(sketch), strategy.mesh.size)
+    steps = _steps(trace)
+    check_sent_once(steps, trace.transfers)
+    work = Work("entry", steps, strategy.mesh.size)
     tokens = workload.batch if decoder else workload.tokens
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
     return Estimate(price(work, cluster, rates, resident=kept), tokens, work)
 
 
-def _steps(sketch: Sketch) -> dict[str, tuple[Step, ...]]:
-    walk = sketch.walk
-    layer, inner = _layer(sketch)
+def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:
+    walk = trace.walk
+    layer, inner = _layer(trace)
     layers = Loop("layers", walk.layers, "layer", "test")
-    handoff = [x for x in sketch.rare if x[0].what == "stage handoff"]
-    beside = [Start(s.name, s) for s in sketch.sends(handoff)] if sketch.overlaps() else []
-    rest = [x for x in sketch.rare if not beside or x not in handoff]
+    beside = [Start(s.name, s) for s in trace.sends("handoff")] if trace.overlaps() else []
     tick: list[Step] = [
         *beside,
-        *_start_of_tick(sketch),
+        *_start_of_tick(trace),
         layers,
         *(Wait(s.name) for s in beside),
-        *_head(sketch),
-        *sketch.sends(rest),
+        *_head(trace),
+        *(trace.sends("tick") if beside else trace.sends("tick", "handoff")),
     ]
     return {
         "entry": (Loop("ticks", walk.ticks, "tick", "test"),),
@@ -112,50 +108,50 @@ def _steps(sketch: Sketch) -> dict[str, tuple[Step, ...]]:
     }  # fmt: skip
 
 
-def _start_of_tick(sketch: Sketch) -> list[Step]:
-    share = sketch.residual / sketch.split.count("lookup")
-    pipeline = 6 if sketch.split.count("layers") > 1 else 0
+def _start_of_tick(trace: Trace) -> list[Step]:
+    share = trace.residual / trace.split.count("lookup")
+    pipeline = 6 if trace.split.count("layers") > 1 else 0
     return [passes("embed", share, share),
             *(passes(f"tick.{i}", share, share) for i in range(pipeline)),
-            passes("widened", sketch.residual, sketch.residual)]  # fmt: skip
+            passes("widened", trace.residual, trace.residual)]  # fmt: skip
 
 
-def _head(sketch: Sketch) -> list[Step]:
-    b, columns = sketch.walk.b, sketch.config.vocab_size // sketch.split.count("vocab")
-    return [passes("last", 3.0 * b * sketch.config.d_model * sketch.item, 0.0),
-            gemm("logits", b, columns, sketch.config.d_model, sketch.dtype, sketch.item),
-            passes("put", b * columns * sketch.item, b * columns * sketch.item)]  # fmt: skip
+def _head(trace: Trace) -> list[Step]:
+    b, columns = trace.walk.b, trace.config.vocab_size // trace.split.count("vocab")
+    return [passes("last", 3.0 * b * trace.config.d_model * trace.item, 0.0),
+            gemm("logits", b, columns, trace.config.d_model, trace.dtype, trace.item),
+            passes("put", b * columns * trace.item, b * columns * trace.item)]  # fmt: skip
 
 
-def _layer(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    d, t, item, r = sketch.config.d_model, sketch.tokens, sketch.item, sketch.residual
-    q = float(t * sketch.heads * sketch.head_dim * item)
-    kv = float(t * sketch.kv_heads * sketch.head_dim * item)
-    turned = sketch.walk.b > 1 and not sketch.decoder and sketch.sums()
+def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+    d, t, item, r = trace.config.d_model, trace.tokens, trace.item, trace.residual
+    q = float(t * trace.heads * trace.head_dim * item)
+    kv = float(t * trace.kv_heads * trace.head_dim * item)
+    turned = trace.walk.b > 1 and not trace.decoder and trace.sums()
     # Where nothing is summed over devices, a norm is one kernel and the residual is added in
     # the product before it.
-    alone = not sketch.sums()
+    alone = not trace.sums()
     rows = [] if alone else [passes("square", r, r / 512), passes("rows", r / 512, r / 8192)]
-    steps: list[Step] = [*sketch.sends(sketch.of_layer("gather into attention")), *rows,
+    steps: list[Step] = [*trace.sends("before_attention"), *rows,
                          passes("normed", r, r)]  # fmt: skip
-    steps += projections(sketch)
+    steps += projections(trace)
     steps += [passes("even", q / 2, q), passes("odd", q / 2, q), passes("turned q", 2 * q, q),
               passes("k", kv, kv, "k"), passes("v", kv, kv, "v")]  # fmt: skip
-    attend = cached_attention if sketch.decoder else prompt_attention
-    attention, inner = attend(sketch)
+    attend = cached_attention if trace.decoder else prompt_attention
+    attention, inner = attend(trace)
     steps += attention
-    steps += sketch.product("out", d, sketch.heads * sketch.head_dim)
+    steps += trace.product("out", d, trace.heads * trace.head_dim)
     steps += [passes("turn", r, r)] if turned else []
-    steps += sketch.sends(sketch.of_layer("sum of attention", "sums of squares"))
+    steps += trace.sends("after_attention")
     steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]
-    steps += [passes("normed", r, r), *sketch.sends(sketch.of_layer("gather into MLP"))]
-    if sketch.config.num_experts:
-        mlp, more = expert_mlp(sketch)
+    steps += [passes("normed", r, r), *trace.sends("before_mlp")]
+    if trace.config.num_experts:
+        mlp, more = expert_mlp(trace)
         inner |= more
         steps += mlp
     else:
-        steps += plain_mlp(sketch)
+        steps += plain_mlp(trace)
     steps += [passes("turn", r, r)] if turned else []
-    steps += sketch.sends(sketch.of_layer("sum of MLP"))
+    steps += trace.sends("after_mlp")
     last = passes("residual", r, 0.0) if alone else passes("residual", 2 * r, r)
     return [*steps, last, passes("count", 0.0, 0.0)], inner

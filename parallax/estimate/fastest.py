@@ -26,7 +26,7 @@ class Fastest:
     Attributes:
       estimate: of the whole batch's prefill, or of one decoding step.
       microbatches: that were taken.
-      needed_bytes: of a device.
+      needed_bytes: per device.
       steady_s: seconds if a pipeline were kept full by other requests, which no program here does:
         without its first and last ticks, at the number of microbatches that is best then.
     """

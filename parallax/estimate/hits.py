@@ -1,4 +1,4 @@
-"""Which share of weight reads the L2 cache serves: a sketch's launches, two rounds of them.
+"""The share of weight reads that the L2 cache serves: a synthetic trace's launches, two ticks.
 
 The cache keeps what was touched last, up to its usable size, and what is larger passes through: the
 cost model's own rule, here carried from one tick to the next.
@@ -13,9 +13,6 @@ from parallax.cost.rates import Rates
 from parallax.hlo.work import Kernel, Loop, Start, Work
 from parallax.meshes.cluster import Cluster
 
-_WEIGHT = ".w"
-# Of each layer, and of each microbatch, its own.
-_CACHED_KEYS = ("scores.in", "values.in")
 # Rounds of a loop that are run through; those beyond could only push more out.
 _ROUNDS = 64
 
@@ -40,10 +37,10 @@ class WeightReads:
 
 
 def weight_reads(work: Work, cluster: Cluster, rates: Rates) -> WeightReads:
-    """Reads of a layer's weights in a steady round of a sketch's ticks.
+    """The reads of layers' weights in a steady tick of a synthetic trace.
 
     Args:
-      work: a sketch of `estimate`.
+      work: the synthetic trace of an `Estimate`.
       cluster, rates: its GPU.
     """
     cache = Recent(rates.l2_share * cluster.gpu.l2_bytes)
@@ -55,12 +52,15 @@ def weight_reads(work: Work, cluster: Cluster, rates: Rates) -> WeightReads:
     for tick in range(2):
         for kernel, layer in _launches(work, "tick", ()):
             for name, size in kernel.reads:
-                own = f"{name}@{layer}" if name.endswith(_WEIGHT) else name
-                own = f"{name}@{layer}@{tick}" if name in _CACHED_KEYS else own
-                found = min(size, cache.held.get(own, 0.0))
-                if tick and name.endswith(_WEIGHT):
-                    read, hit = read + size, hit + found
-                    least[name] = min(least.get(name, math.inf), found)
+                own = name
+                if name in kernel.weights:
+                    own = f"{name}@{layer}"
+                elif name in kernel.kv_cache:  # of each layer and of each microbatch its own
+                    own = f"{name}@{layer}@{tick}"
+                in_cache = min(size, cache.held.get(own, 0.0))
+                if tick and name in kernel.weights:
+                    read, hit = read + size, hit + in_cache
+                    least[name] = min(least.get(name, math.inf), in_cache)
                 cache.touch(own, size)
             cache.touch(kernel.name, kernel.written_bytes)
     return WeightReads(read, hit, {name: size for name, size in least.items() if size})
@@ -77,16 +77,15 @@ def _launches(work: Work, name: str, at: tuple[int, ...]) -> Iterator[tuple[Kern
             # Rounds without weights of their own touch the same arrays again.
             rounds = math.ceil(step.count) if _weight_bytes(work, step.body) else 1
             for i in range(min(_ROUNDS, rounds)):
-                # Tiles of rows meet the same expert's weights.
-                yield from _launches(work, step.body, at if step.name == "tiles" else (*at, i))
+                yield from _launches(work, step.body, at if step.same_weights else (*at, i))
 
 
 def _weight_bytes(work: Work, name: str) -> float:
     total = 0.0
     for step in work.steps[name]:
         if isinstance(step, Loop):
-            rounds = 1 if step.name == "tiles" else math.ceil(step.count)
+            rounds = 1 if step.same_weights else math.ceil(step.count)
             total += rounds * _weight_bytes(work, step.body)
         elif isinstance(step, Kernel):
-            total += sum(size for read, size in step.reads if read.endswith(_WEIGHT))
+            total += sum(size for read, size in step.reads if read in step.weights)
     return total

@@ -1,4 +1,4 @@
-"""Memory of a device by closed form: weights and cache exactly, the largest moment of a layer."""
+"""The memory per device by closed form: weights and cache exactly, the largest event of a layer."""
 
 import jax
 
@@ -16,9 +16,9 @@ def estimate_bytes(
     *,
     weights: PackedWeights | None = None,
 ) -> float:
-    """What a device needs to prefill, with the cache of `decoder` in its place.
+    """The bytes per device that a prefill needs, with the cache of `decoder` in its place.
 
-    Weights and cache are exact. What a prefill holds at once is the larger of its two halves: a
+    Weights and cache are exact. What a prefill holds at once is the larger of its two parts: a
     residual stream in and out beside queries, keys, values and the float32 result, or beside the
     MLP's wide rows. Packed weights (`weights`; None is as the config says) take what they are
     stored in, and, unpacked by XLA, one layer's dense matrices beside.

@@ -1,4 +1,4 @@
-"""Weights stored in fewer bits: a device's bytes of them, and what a product of one costs.
+"""Quantized weights: their bytes per device, and what a product with one costs.
 
 A dense weight is read once. A packed one has two readings: "xla" is what our programs do, a pass
 reads it packed and writes it dense, and the product reads that; "kernel" is a product that unpacks
@@ -58,8 +58,9 @@ class PackedWeights:
         form = self.form_of(name)
         if form is None or self.unpacking == "kernel" or form.activation_bits:
             return []
-        stored = ((f"{name}.w", float(count * form.n_bytes(int(k), int(n)))),)
-        return [Kernel(f"{name}.dense", stored, float(count * k * n * item))]
+        weight = f"{name}.w"
+        stored = ((weight, float(count * form.n_bytes(int(k), int(n)))),)
+        return [Kernel(f"{name}.dense", stored, float(count * k * n * item), weights=(weight,))]
 
     def multiplied(
         self, name: str, m: float, n: float, k: float, dtype: str, item: int
@@ -87,7 +88,7 @@ def weights_of(config: ModelConfig) -> PackedWeights:
 
 
 def device_matrices(config: ModelConfig, split: Split) -> Mapping[str, tuple[int, int, int]]:
-    """Matrices of one layer on one device: name -> (inputs, outputs, how many)."""
+    """The matrices of one layer per device: name -> (inputs, outputs, how many)."""
     count, d = split.count, config.d_model
     head_dim = config.head_dim // count("head_dim")
     q = config.num_heads // count("heads") * head_dim
@@ -102,7 +103,7 @@ def device_matrices(config: ModelConfig, split: Split) -> Mapping[str, tuple[int
 def layer_weight_bytes(
     config: ModelConfig, split: Split, weights: PackedWeights
 ) -> tuple[float, float, float]:
-    """Bytes of one layer's matrices on one device: as stored, dense, and made dense by a pass.
+    """The bytes of one layer's matrices per device: as stored, dense, and made dense by a pass.
 
     Raises:
       ValueError: a shard that is no whole number of runs, groups and bytes.

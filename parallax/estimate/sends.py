@@ -1,4 +1,4 @@
-"""Closed-form transfers as collectives with devices: what a cost model asks for."""
+"""Transfers of the analytical model as collectives between devices, as cost estimation asks."""
 
 import functools
 import itertools
@@ -11,8 +11,6 @@ from parallax.hlo.collectives import Collective
 from parallax.hlo.work import Send
 from parallax.meshes.mesh import MeshSpec
 
-# A pipeline does not wrap around; rings do.
-_OPEN = ("stage handoff",)
 _LARGE = 64
 
 
@@ -39,19 +37,20 @@ def _pairs(groups: tuple[tuple[int, ...], ...], wraps: bool) -> tuple[tuple[int,
     return hops + (tuple((g[-1], g[0]) for g in groups) if wraps else ())
 
 
-def one_send(transfer: Transfer, mesh: MeshSpec, name: str) -> Send:
+def one_send(transfer: Transfer, mesh: MeshSpec) -> Send:
     """One execution of a transfer."""
     groups = groups_over(mesh, transfer.axes)
     n, each = len(groups[0]), transfer.wire_bytes / max(1, transfer.count)
     pairs: tuple[tuple[int, int], ...] = ()
     if transfer.kind == "collective-permute":
-        pairs, groups = _pairs(groups, transfer.what not in _OPEN), ()
+        # A pipeline does not wrap around; rings do.
+        pairs, groups = _pairs(groups, wraps=transfer.role != "stage_handoff"), ()
     unit = wire_bytes(transfer.kind, n, 1.0)
     return Send(
-        name,
+        transfer.what,
         Collective(
             kind=transfer.kind, axes=transfer.axes, group_size=n,
             payload_bytes=int(each / unit) if unit else 0, wire_bytes=each, count=1, dtype="",
-            op_name=transfer.what, pairs=pairs, groups=groups, name=name,
+            op_name=transfer.what, pairs=pairs, groups=groups, name=transfer.what,
         ),
     )  # fmt: skip

@@ -2,22 +2,31 @@
 
 import math
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from parallax.hlo.limits import short
 from parallax.hlo.module import Instruction, Module
 from parallax.hlo.shapes import HloError
 
+Computes = Literal["attention", "products"]
 _COST = ("cost_flops", "cost_bytes")
+_PRODUCTS = re.compile(r'cost_of="?products"?')
 _NAME = re.compile(r'kernel_name="?([A-Za-z0-9_.-]{1,100})')
 
 
 class Declared(NamedTuple):
-    """FLOPs and bytes of one launch, and the kernel's name ("" if it has none)."""
+    """What one launch costs.
+
+    Attributes:
+      flops, n_bytes: of one launch.
+      name: the kernel's; "" if it has none.
+      computes: what the FLOPs are; attention where a program does not say.
+    """
 
     flops: float
     n_bytes: float
     name: str
+    computes: Computes
 
 
 def declared_cost(i: Instruction) -> Declared | None:
@@ -39,7 +48,10 @@ def declared_cost(i: Instruction) -> Declared | None:
             f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
         )
     name = _NAME.search(text)
-    return Declared(flops, n_bytes, name.group(1) if name else "")
+    products = _PRODUCTS.search(text) is not None
+    return Declared(
+        flops, n_bytes, name.group(1) if name else "", "products" if products else "attention"
+    )
 
 
 def declared_kernels(module: Module) -> tuple[str, ...]:

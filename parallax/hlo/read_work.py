@@ -273,7 +273,7 @@ def _hand_written(i: Instruction, declared: Declared, made: dict) -> Kernel:
     """A kernel of which all is known that its author declared."""
     read = i.operands[0] if i.operands else i.name
     made |= {"reads": ((read, declared.n_bytes),), "written_bytes": 0.0}
-    return Kernel(i.name, flops=declared.flops, label=declared.name, **made)
+    return Kernel(i.name, flops=declared.flops, computes=declared.computes, **made)
 
 
 def _first(shape: Shape) -> Shape:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from parallax.hlo.collectives import Collective
 from parallax.hlo.cudnn import FusedAttention
+from parallax.hlo.declared import Computes
 from parallax.hlo.traffic import Reads
 
 
@@ -38,9 +39,11 @@ class Kernel:
       gemms: matrix products inside.
       attention: of cuDNN's fused attention; None otherwise.
       flops: declared by a hand-written kernel; 0 otherwise.
-      label: its own name.
+      computes: what a hand-written kernel's FLOPs are.
       op_name: where in the Python program it came from.
       unknown: target of a custom call of which only the bytes are known; "" otherwise.
+      weights, kv_cache: of the arrays read, those that hold stored weights, and keys and values;
+        known of a synthetic trace alone.
     """
 
     name: str
@@ -49,9 +52,11 @@ class Kernel:
     gemms: tuple[Gemm, ...] = ()
     attention: FusedAttention | None = None
     flops: float = 0.0
-    label: str = ""
+    computes: Computes = "attention"
     op_name: str = ""
     unknown: str = ""
+    weights: tuple[str, ...] = ()
+    kv_cache: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> float:
@@ -87,6 +92,7 @@ class Loop:
 
     Attributes:
       held: arrays that all executions find unchanged: (name inside, name outside, bytes).
+      same_weights: all executions read the same weights, as tiles of one expert's rows do.
     """
 
     name: str
@@ -95,6 +101,7 @@ class Loop:
     condition: str
     known: bool = True
     held: tuple[tuple[str, str, float], ...] = ()
+    same_weights: bool = False
 
 
 @dataclass(frozen=True)

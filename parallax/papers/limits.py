@@ -113,7 +113,7 @@ def _least_link_bytes(
     total = {"nvlink": 0.0, "nic": 0.0}
     for t in found:
         once = dataclasses.replace(t, wire_bytes=t.minimum_bytes, count=1)
-        send = one_send(once, built.mesh, t.what)
+        send = one_send(once, built.mesh)
         for link, size in least_link_bytes(send.collective, cluster).items():
             total[link] += size
     return total

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from parallax.bounds import Transfer, transfer
+from parallax.bounds import Role, Transfer, transfer
 from parallax.kernels import dispatch
 from parallax.kernels.decode_attention import NewToken, decode_attention
 from parallax.kernels.decode_attention.reference import finite
@@ -174,29 +174,33 @@ def cached_transfers(
     found: list[Transfer] = []
     wide, item = shape.accumulator_bytes, shape.item_bytes
 
-    def add(what: str, kind: str, axes: tuple[str, ...], elements: float, each: int):
+    def add(role: Role, what: str, kind: str, axes: tuple[str, ...], elements: float, each: int):
         size = size_over(sizes, axes)
         if axes and size > 1:
-            found.append(transfer(what, kind, axes, size, elements * each, calls))
+            found.append(transfer(role, what, kind, axes, size, elements * each, calls))
 
     rows = shape.batch
     slices = size_over(sizes, layout.slice_axes) * size_over(sizes, layout.spread_axes)
     new = shape.heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.values)
     inside = new / size_over(sizes, layout.slice_axes)
-    add("slices of queries, keys and values", "all-gather", layout.spread_axes,
+    add("new_slices", "slices of queries, keys and values", "all-gather", layout.spread_axes,
         rows * inside, item)  # fmt: skip
     rows *= size_over(sizes, layout.batch_axes)
-    add("queries, keys and values of all sequences", "all-gather", layout.batch_axes,
-        rows * inside, item)  # fmt: skip
+    add("new_tokens", "queries, keys and values of all sequences", "all-gather",
+        layout.batch_axes, rows * inside, item)  # fmt: skip
     held = shape.seq_len // size_over(sizes, layout.slot_axes) + 1
-    add("scores of head slices", "all-reduce", layout.slice_axes, rows * shape.heads * held, wide)
+    add("scores", "scores of head slices", "all-reduce", layout.slice_axes,
+        rows * shape.heads * held, wide)  # fmt: skip
     values = shape.values / size_over(sizes, layout.slice_axes)
     whole, sums = rows * shape.heads * values, 2 * rows * shape.heads
-    add("largest score and sum over slots", "all-reduce", layout.spread_axes, sums, wide)
-    add("partial outputs to slices", "reduce-scatter", layout.spread_axes, whole, wide)
+    add("softmax_merge", "largest score and sum over slots", "all-reduce", layout.spread_axes,
+        sums, wide)  # fmt: skip
+    add("outputs", "partial outputs to slices", "reduce-scatter", layout.spread_axes, whole, wide)
     out = rows * shape.heads * shape.values / slices
-    add("partial softmaxes", "all-reduce", layout.replicated_axes, out + sums, wide)
-    add("partial softmaxes of all sequences", "all-to-all", layout.batch_axes, out + sums, wide)
+    add("softmax_merge", "partial softmaxes", "all-reduce", layout.replicated_axes,
+        out + sums, wide)  # fmt: skip
+    add("softmax_merge", "partial softmaxes of all sequences", "all-to-all", layout.batch_axes,
+        out + sums, wide)  # fmt: skip
     return tuple(found)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from jax import lax
 
-from parallax.bounds import transfer
+from parallax.bounds import Role, transfer
 from parallax.meshes.cluster import DEFAULT_CLUSTER
 from parallax.parallel.attention_part import (
     AttentionPart,
@@ -199,32 +199,40 @@ class HeadSlices:
         return self._own(shape, sizes, calls, backward=True) + inner
 
     def _own(self, shape: AttentionShape, sizes, calls, *, backward: bool):
-        """What this level moves: kind and elements by purpose, for one call."""
+        """The transfers of this level alone."""
         reduction, m = self.resolve(shape, sizes), sizes[self.axis]
         tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
         item = shape.item_bytes
         if reduction == "local" or m == 1:
             return ()
+        moved: list[tuple[Role, str, float]]  # role, purpose, elements per token
         if reduction == "exchange":
             kind, width = "all-to-all", shape.head_dim // m
             keys = self._exchange(shape, sizes).table.size * width
             query = shape.heads * width
-            moved = {"queries": query, "keys": keys, "values": keys, "outputs": query}
+            moved = [
+                ("queries", "queries", query), ("keys_values", "keys", keys),
+                ("keys_values", "values", keys), ("outputs", "outputs", query),
+            ]  # fmt: skip
         elif reduction == "gather":
             kind = "reduce-scatter" if backward else "all-gather"
-            moved = {
-                "queries": shape.heads * shape.head_dim, "keys": shape.kv_heads * shape.head_dim,
-            }  # fmt: skip
+            moved = [
+                ("queries", "queries", shape.heads * shape.head_dim),
+                ("keys_values", "keys", shape.kv_heads * shape.head_dim),
+            ]
         else:
             kind, item = "all-reduce", shape.accumulator_bytes
             blocks = self.work(shape, sizes).scores / tokens
-            moved = {"scores": blocks}
+            moved = [("scores", "scores", blocks)]
             if backward:
-                moved |= {"their gradients": blocks, "row sums": shape.heads}
+                moved += [
+                    ("scores_gradient", "their gradients", blocks),
+                    ("scores_gradient", "row sums", shape.heads),
+                ]
         return tuple(
-            transfer(f"{what} of head slices", kind, (self.axis,), m, tokens * per_token * item,
-                     calls)
-            for what, per_token in moved.items()
+            transfer(role, f"{what} of head slices", kind, (self.axis,), m,
+                     tokens * per_token * item, calls)
+            for role, what, per_token in moved
         )  # fmt: skip
 
     def _exchange(self, shape: AttentionShape, sizes) -> SliceExchange:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parallax.bounds import transfer
+from parallax.bounds import Role, transfer
 from parallax.parallel.attention_part import KvLayout, size_over
 from parallax.parallel.order import Order, check_order, local_positions
 from parallax.parallel.pairs import block_of_pairs, scores_of_pairs
@@ -65,10 +65,11 @@ class Ring:
         return shape.work(pairs, block_of_pairs(size, length, shape.is_causal, self.order))
 
     def transfers(self, shape, sizes, calls):
-        found = self._sends("keys and values", _both(shape, shape.item_bytes), sizes, calls)
+        both = _both(shape, shape.item_bytes)
+        found = self._sends("ring_hop", "keys and values", both, sizes, calls)
         if shape.packed:
             ids = shape.batch * shape.seq_len * 4
-            found += self._sends("segment ids", ids, sizes, calls)
+            found += self._sends("ring_hop", "segment ids", ids, sizes, calls)
         return found
 
     def recompute_transfers(self, shape, sizes, calls):
@@ -76,11 +77,14 @@ class Ring:
 
     def backward_transfers(self, shape, sizes, calls):
         gradients, stored = (_both(shape, n) for n in (shape.accumulator_bytes, shape.item_bytes))
+        what = "gradients of keys and values"
         return self.transfers(shape, sizes, calls) + self._sends(
-            "gradients of keys and values", gradients, sizes, calls, home_bytes=stored
+            "ring_gradient", what, gradients, sizes, calls, home_bytes=stored
         )
 
-    def _sends(self, what, whole_bytes, sizes, arrays: int, home_bytes: float | None = None):
+    def _sends(
+        self, role: Role, what, whole_bytes, sizes, arrays: int, home_bytes: float | None = None
+    ):
         """In a ring of n: n - 1 sends of what visits, n of what also comes home.
 
         `home_bytes`: of the outermost ring's last send, when nothing more is added.
@@ -92,7 +96,8 @@ class Ring:
                 continue
 
             def sends(said, payload, count, axis=axis, n=n):
-                return (transfer(said, "collective-permute", (axis,), n, payload / shards, count),)
+                moved = payload / shards
+                return (transfer(role, said, "collective-permute", (axis,), n, moved, count),)
 
             outermost = rounds == arrays
             wide = n - 1 if home_bytes is None or outermost else n

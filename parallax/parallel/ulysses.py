@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jax import lax
 
-from parallax.bounds import transfer
+from parallax.bounds import Role, transfer
 from parallax.parallel.attention_part import (
     AttentionPart,
     AttentionShape,
@@ -84,7 +84,7 @@ class Ulysses:
         if shape.packed and sizes[self.axis] > 1:
             ids = shape.batch * shape.seq_len // size_over(sizes, self.inner.seq_axes) * 4
             found += (
-                transfer("segment ids of the sequence", "all-gather", (self.axis,),
+                transfer("segment_ids", "segment ids of the sequence", "all-gather", (self.axis,),
                          sizes[self.axis], ids, calls),
             )  # fmt: skip
         return found
@@ -99,14 +99,16 @@ class Ulysses:
         slices = size_over(sizes, self.slice_axes)
         tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
         token = tokens * size * shape.item_bytes
-        widths = {
-            "queries": inner.heads * shape.head_dim, "keys": inner.kv_heads * shape.head_dim,
-            "values": inner.kv_heads * shape.values, "outputs": inner.heads * shape.values,
-        }  # fmt: skip
+        moved: tuple[tuple[Role, str, int], ...] = (
+            ("queries", "queries", inner.heads * shape.head_dim),
+            ("keys_values", "keys", inner.kv_heads * shape.head_dim),
+            ("keys_values", "values", inner.kv_heads * shape.values),
+            ("outputs", "outputs", inner.heads * shape.values),
+        )
         return tuple(
-            transfer(f"{what} between tokens and heads", "all-to-all", (self.axis,), size,
+            transfer(role, f"{what} between tokens and heads", "all-to-all", (self.axis,), size,
                      token * width // slices, calls)
-            for what, width in widths.items() if size > 1
+            for role, what, width in moved if size > 1
         )  # fmt: skip
 
     def _inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:

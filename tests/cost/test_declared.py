@@ -39,7 +39,10 @@ def texts():
         pytest.skip(missing)
     environment = compile_environment()
     declared = {"cost_flops": 4e12, "cost_bytes": 2e6}
-    return [run_in_child(compile_kernel, d, environment=environment) for d in (declared, {})]
+    products = {"cost_of": "products"} | declared
+    return [
+        run_in_child(compile_kernel, d, environment=environment) for d in (declared, {}, products)
+    ]
 
 
 def test_declared_flops_and_bytes_are_priced(texts):
@@ -48,6 +51,12 @@ def test_declared_flops_and_bytes_are_priced(texts):
     assert found.cost.memory_bytes == pytest.approx(2e6)
     assert found.cost.seconds > 4e12 / 989e12
     assert found.work.unpriced == ()
+
+
+def test_flops_are_of_what_a_kernel_computes(texts):
+    attention, products = (inspect_text(texts[i], cluster="h100_1x1").cost for i in (0, 2))
+    assert attention.seconds == products.seconds
+    assert attention.terms["attention"] == products.terms["matrix products"]
 
 
 def test_one_that_says_nothing_is_named_and_priced_by_its_bytes(texts):

@@ -1,4 +1,4 @@
-"""The closed form of a strategy's time, held against compiled programs and the committed record."""
+"""The analytical model of time, held against compiled programs and the committed record."""
 
 import json
 from dataclasses import replace
@@ -119,7 +119,7 @@ def test_a_sent_transfer_crosses_the_links_its_axes_do(name):
     for t in forward_transfers(MODEL, strategy, workload):
         if not t.wire_bytes:
             continue
-        send = one_send(t, strategy.mesh, t.what).collective
+        send = one_send(t, strategy.mesh).collective
         assert send.wire_bytes * t.count == pytest.approx(t.wire_bytes)
         inside = {"tensor_pipeline": ("tensor",), "double_ring": ("seq",),
                   "two_level": ("head_slice",)}.get(name, ())  # fmt: skip
@@ -135,7 +135,7 @@ def test_groups_are_those_of_the_mesh():
     assert groups_over(large, ("tensor",)) == (tuple(range(8)),)
 
 
-def test_layers_in_slabs_have_no_sketch():
+def test_layers_in_slabs_are_not_covered():
     with pytest.raises(ValueError, match="'layerwise_tiled' runs layers in slabs"):
         estimate(MODEL, cache_tiled(layerwise(16), 1, 2), Workload(64, 512, 8), WHERE)
 

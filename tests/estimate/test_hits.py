@@ -22,7 +22,10 @@ SMALL = PAPERS["compressed_layerwise"].config.replace(
 
 def made_up(weight, beside, layers=1):
     """A tick of layers, each of which reads its weight and writes something beside."""
-    kernels = (Kernel("a", (("a.w", weight),), 1.0), Kernel("b", (("a", 1.0),), beside))
+    kernels = (
+        Kernel("a", (("a.w", weight),), 1.0, weights=("a.w",)),
+        Kernel("b", (("a", 1.0),), beside),
+    )
     steps = {
         "entry": (Loop("ticks", 4, "tick", "test"),),
         "tick": (Loop("layers", layers, "layer", "test"),), "layer": kernels, "test": (),

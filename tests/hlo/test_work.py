@@ -71,6 +71,10 @@ def test_a_declared_cost_is_taken_and_an_unknown_call_named():
     )  # fmt: skip
     (fused,) = work(picking, main).steps["main"]
     assert (fused.flops, fused.n_bytes) == (1e9, 5e6)
+    assert fused.computes == "attention"
+    declared = declared.replace("{", '{cost_of="products",')
+    (kernel,) = one(f'{X} custom-call(%p0), custom_call_target="mine", {declared}', X).steps["main"]
+    assert (kernel.flops, kernel.computes) == (1e9, "products")
     unknown = one(f'{X} custom-call(%p0), custom_call_target="mine"', X)
     assert unknown.unpriced == ("mine",)
     assert unknown.steps["main"][0].n_bytes == 2 * 128

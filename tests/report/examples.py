@@ -55,19 +55,22 @@ def collective(
 
 
 TENSOR_TRANSFERS = (
-    Transfer("widen embeddings and handoffs", "all-gather", ("tensor",),
+    Transfer("lookup", "widen embeddings and handoffs", "all-gather", ("tensor",),
              149_094_400_000.0, 65, 146_800_640_000.0),
-    Transfer("sum of attention", "all-reduce", ("tensor",),
+    Transfer("attention_sum", "sum of attention", "all-reduce", ("tensor",),
              596_377_600_000.0, 130, 587_202_560_000.0),
-    Transfer("sum of MLP", "all-reduce", ("tensor",), 596_377_600_000.0, 130, 587_202_560_000.0),
-    Transfer("stage handoff", "collective-permute", ("stage",),
+    Transfer("mlp_sum", "sum of MLP", "all-reduce", ("tensor",),
+             596_377_600_000.0, 130, 587_202_560_000.0),
+    Transfer("stage_handoff", "stage handoff", "collective-permute", ("stage",),
              21_299_200_000.0, 65, 20_971_520_000.0),
-    Transfer("last stage's result", "all-reduce", ("stage",), 16_777_216.0, 1, 16_777_216.0),
+    Transfer("last_stage", "last stage's result", "all-reduce", ("stage",),
+             16_777_216.0, 1, 16_777_216.0),
 )  # fmt: skip
 RING_TRANSFERS = (
-    Transfer("keys and values around the ring", "collective-permute", ("seq",),
+    Transfer("ring_hop", "keys and values around the ring", "collective-permute", ("seq",),
              1_258_291_200_000.0, 7680, 1_258_291_200_000.0),
-    Transfer("last position", "all-reduce", ("seq",), 31_457_280.0, 64, 31_457_280.0),
+    Transfer("last_position", "last position", "all-reduce", ("seq",),
+             31_457_280.0, 64, 31_457_280.0),
 )  # fmt: skip
 
 

@@ -32,7 +32,6 @@ from parallax.parallel.experts.flat_exchange import (
 )
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.node_exchange import (
-    BETWEEN_NODES,
     node_exchange,
     node_transfers,
 )
@@ -258,7 +257,7 @@ class ExchangeExperts:
         share = (2 * n - 1) / (2 * n)
         return tuple(
             dataclasses.replace(t, wire_bytes=t.wire_bytes * share, count=t.count - calls)
-            if t.what == BETWEEN_NODES
+            if t.role == "node_rows"
             else t
             for t in found
         )
@@ -266,9 +265,7 @@ class ExchangeExperts:
     def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         # Rows and gates have gradients, which travel back; counts and choices have none.
         return tuple(
-            t
-            for t in self.transfers(shape, sizes, calls, platform)
-            if not t.what.startswith(("rows for", "choices"))
+            t for t in self.transfers(shape, sizes, calls, platform) if t.role != "expert_choices"
         )
 
     def derived_bytes(

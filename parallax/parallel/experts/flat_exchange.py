@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.bounds import Transfer, transfer
+from parallax.bounds import Role, Transfer, transfer
 from parallax.parallel.experts.chunks import ExpertShape, chunk_tokens, cut, devices_of, join
 from parallax.parallel.experts.dispatch import (
     capacity,
@@ -107,9 +107,11 @@ def flat_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
     per_row, both_ways = shape.width * shape.item_bytes, 2 * calls
     counts = n * shape.num_experts * 4
     return (
-        transfer("rows for each expert", "all-to-all", setting.axes, devices, counts, calls, 0),
+        transfer("expert_choices", "rows for each expert", "all-to-all", setting.axes, devices,
+                 counts, calls, 0),
         row_transfer(
-            "tokens to their experts and outputs home", setting, setting.axes, devices,
+            "expert_rows", "tokens to their experts and outputs home", setting, setting.axes,
+            devices,
             buffers=n * devices * places.rows * per_row * both_ways,
             needed=shape.tokens * shape.top_k * per_row * both_ways,
             count=exchanges(n, 0, 2) * calls,
@@ -118,6 +120,7 @@ def flat_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
 
 
 def row_transfer(
+    role: Role,
     what: str,
     setting: Setting,
     axes: tuple[str, ...],
@@ -134,8 +137,8 @@ def row_transfer(
       needed: bytes of the rows that uniform choices make, this device's own included.
       count: collectives.
     """
-    minimum = transfer(what, "all-to-all", axes, devices, needed, 1).wire_bytes
+    minimum = transfer(role, what, "all-to-all", axes, devices, needed, 1).wire_bytes
     if setting.compiled == "ragged":
-        return Transfer(what, "ragged-all-to-all", axes, minimum, count, minimum)
-    sent = transfer(what, "all-to-all", axes, devices, buffers, 1).wire_bytes
-    return Transfer(what, "all-to-all", axes, sent, count, minimum)
+        return Transfer(role, what, "ragged-all-to-all", axes, minimum, count, minimum)
+    sent = transfer(role, what, "all-to-all", axes, devices, buffers, 1).wire_bytes
+    return Transfer(role, what, "all-to-all", axes, sent, count, minimum)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.bounds import Transfer, transfer
+from parallax.bounds import Role, Transfer, transfer
 from parallax.parallel.experts.chunks import (
     ExpertShape,
     chunk_tokens,
@@ -32,8 +32,6 @@ from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
 from parallax.parallel.experts.wide import wide
-
-BETWEEN_NODES = "tokens to other nodes and sums home"
 
 
 class NodeStep(NamedTuple):
@@ -178,27 +176,27 @@ def node_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> t
     per_row = shape.width * shape.item_bytes * calls
     arrived = nodes * first.rows
     between = tokens * nodes * share_of_node(experts, nodes, k)
-    small = (
-        ("choices to other nodes", node, nodes, n * arrived * k * 4),
-        ("gates to other nodes", node, nodes, n * arrived * k * shape.gate_bytes),
-        ("rows for each expert", inner, ranks, n * experts // nodes * 4),
+    small: tuple[tuple[Role, str, tuple[str, ...], int, int], ...] = (
+        ("expert_choices", "choices to other nodes", node, nodes, n * arrived * k * 4),
+        ("expert_gates", "gates to other nodes", node, nodes, n * arrived * k * shape.gate_bytes),
+        ("expert_choices", "rows for each expert", inner, ranks, n * experts // nodes * 4),
     )
-    rows = (
-        (BETWEEN_NODES, node, nodes,
+    rows: tuple[tuple[Role, str, tuple[str, ...], int, int, float, int], ...] = (
+        ("node_rows", "tokens to other nodes and sums home", node, nodes,
          n * arrived, between, exchanges(n, 0, 2)),
-        ("tokens to their experts and outputs to the relay", inner, ranks,
+        ("expert_rows", "tokens to their experts and outputs to the relay", inner, ranks,
          n * ranks * second.rows, tokens * k, 2 * n),
     )  # fmt: skip
     return (
         *(
-            transfer(what, "all-to-all", axes, size, payload, calls, 0)
-            for what, axes, size, payload in small
+            transfer(role, what, "all-to-all", axes, size, payload, calls, 0)
+            for role, what, axes, size, payload in small
         ),
         *(
             row_transfer(
-                what, setting, axes, size,
+                role, what, setting, axes, size,
                 buffers=2 * places * per_row, needed=2 * needed * per_row, count=count * calls,
             )
-            for what, axes, size, places, needed, count in rows
+            for role, what, axes, size, places, needed, count in rows
         ),
     )  # fmt: skip

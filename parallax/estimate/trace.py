@@ -1,11 +1,12 @@
-"""What one device's sketch is drawn from: its sizes, its transfers, how often each is sent."""
+"""What one device's synthetic trace is made of: its sizes, and its transfers at their places."""
 
 import functools
 
-from parallax.bounds import Transfer
+from parallax.bounds import Role
 from parallax.communication import Walk, decode_transfers, forward_transfers
 from parallax.decoding import Decoder
 from parallax.estimate.packed_weights import PackedWeights
+from parallax.estimate.places import Place, Placed, placed
 from parallax.estimate.sends import one_send
 from parallax.hlo.work import Send, Step
 from parallax.kernels.dispatch import is_hopper
@@ -16,20 +17,20 @@ from parallax.workload import Workload
 _HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
 
 
-class Sketch:
-    """A prefill, or one step of `decoder`, as a device sees it.
+class Trace:
+    """A prefill, or one step of `decoder`, as one device sees it.
 
     Attributes:
       config, strategy, workload, decoder: of the program.
       skew: rows of the busiest expert over the mean.
-      weights: how a layer's matrices are stored. device_kind: what JAX calls the GPU.
+      weights: how a layer's matrices are stored.
       walk: ticks, layers and sequences of a microbatch.
       split: what model code sees.
-      tokens: of a microbatch on a device; dtype, item: of its products, and bytes of one element.
-      heads, kv_heads, head_dim: of a device.
+      tokens: of a microbatch on one device.
+      dtype, item: of its products, and bytes of one element.
+      heads, kv_heads, head_dim: of one device.
       kernels: that the strategy asks for, if such a GPU has them.
       residual: bytes of a microbatch's residual stream.
-      transfers: of the whole program, those that send something.
     """
 
     def __init__(
@@ -54,38 +55,36 @@ class Sketch:
         able = strategy.kernels != "mosaic" or is_hopper(device_kind)
         self.kernels = strategy.kernels if able else None
         self.residual = float(self.tokens * config.d_model * self.item)
-        found = (
-            decode_transfers(decoder) if decoder else forward_transfers(config, strategy, workload)
-        )
-        self.transfers = [t for t in found if t.count and t.wire_bytes]
 
     @functools.cached_property
-    def rare(self) -> list[tuple[Transfer, float]]:
-        """Transfers of a tick, and how often in it."""
-        return [(t, t.count / self.walk.ticks) for t in self.transfers if not self._of_layer(t)]
-
-    def of_layer(self, *starts: str) -> list[tuple[Transfer, float]]:
-        """Transfers of a layer whose names start so, and how often in it."""
-        each = self.walk.ticks * self.walk.layers
-        return [(t, t.count / each) for t in self.transfers
-                if self._of_layer(t) and t.what.startswith(starts)]  # fmt: skip
-
-    def _of_layer(self, t: Transfer) -> bool:
-        each = self.walk.ticks * self.walk.layers
-        return t.count >= each and not t.count % each and (
-            self.walk.layers > 1 or not t.what.startswith(("widen", "stage", "last"))
+    def transfers(self) -> tuple[Placed, ...]:
+        """All transfers that send something, each at its place."""
+        transfers = (
+            decode_transfers(self.decoder)
+            if self.decoder
+            else forward_transfers(self.config, self.strategy, self.workload)
+        )
+        ticks, layers = self.walk.ticks, self.walk.layers
+        return tuple(
+            placed(t, one_send(t, self.strategy.mesh), ticks, layers)
+            for t in transfers if t.count and t.wire_bytes
         )  # fmt: skip
 
-    def sends(self, found: list[tuple[Transfer, float]]) -> list[Send]:
-        """Their executions; what is sent less than once counts as once."""
-        steps: list[Send] = []
-        for t, times in found:
-            send = one_send(t, self.strategy.mesh, t.what)
-            whole = int(times)
-            steps += [send] * whole
-            if times > whole and not whole:
-                steps.append(send)
-        return steps
+    def sends(self, *places: Place) -> list[Send]:
+        """The executions of all transfers at these places, in the order of the program."""
+        return [x.send for x in self.transfers if x.place in places for _ in range(x.times)]
+
+    def rings(self) -> list[tuple[list[Send], int]]:
+        """Of each ring, the sends of one hop, which travel together, and the number of hops."""
+        rings: dict[tuple[str, ...], tuple[list[Send], int]] = {}
+        for x in self.transfers:
+            if x.place == "ring":
+                rings.setdefault(x.transfer.axes, ([], x.times))[0].append(x.send)
+        return list(rings.values())
+
+    def has(self, *roles: Role) -> bool:
+        """Whether any transfer of these roles is sent."""
+        return any(x.transfer.role in roles for x in self.transfers)
 
     def product(self, name: str, n: float, k: float) -> list[Step]:
         """All tokens of the microbatch times a matrix [k, n], as it is stored."""
@@ -98,10 +97,6 @@ class Sketch:
         stages = self.split.count("layers")
         return lag(self.walk.useful, stages) > 1 and not self.sums()
 
-    def asks(self) -> bool:
-        """Whether a decoding step's queries travel to the cache."""
-        return bool(self.of_layer("queries", "keys", "values", "new"))
-
     def sums(self) -> bool:
         """Whether partial products are summed over devices."""
-        return bool(self.of_layer("sum of"))
+        return self.has("attention_sum", "mlp_sum")
