@@ -8,6 +8,7 @@ from parallax.estimate.halves import (
     cached_attention,
     expert_mlp,
     plain_mlp,
+    products_behind,
     projections,
     prompt_attention,
 )
@@ -128,7 +129,7 @@ def _head(sketch: Sketch) -> list[Step]:
 
 
 def _layer(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    d, t, item, r = sketch.config.d_model, sketch.tokens, sketch.item, sketch.residual
+    t, item, r = sketch.tokens, sketch.item, sketch.residual
     q = float(t * sketch.heads * sketch.head_dim * item)
     kv = float(t * sketch.kv_heads * sketch.head_dim * item)
     turned = sketch.walk.b > 1 and not sketch.decoder and sketch.sums()
@@ -144,7 +145,7 @@ def _layer(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     attend = cached_attention if sketch.decoder else prompt_attention
     attention, inner = attend(sketch)
     steps += attention
-    steps += sketch.product("out", d, sketch.heads * sketch.head_dim)
+    steps += products_behind(sketch, "attention")
     steps += [passes("turn", r, r)] if turned else []
     steps += sketch.sends(sketch.of_layer("sum of attention", "sums of squares"))
     steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]

@@ -6,6 +6,7 @@ from typing import Any
 from parallax.communication import expected_routing
 from parallax.estimate.fused import fused_cached, fused_step
 from parallax.estimate.kernels import block_pair, gemm, passes
+from parallax.estimate.packed_weights import device_matrices
 from parallax.estimate.sends import one_send
 from parallax.estimate.sketch import Sketch
 from parallax.hlo.work import Kernel, Loop, Start, Step, Wait
@@ -18,16 +19,30 @@ _WIDE = 4
 _MERGED_BYTES = 64 << 20
 
 
+def _products(sketch: Sketch, part: str, *, reading: bool) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) on one device of the part's matrices that multiply the residual stream, or
+    of those behind them."""
+    sizes = device_matrices(sketch.config, sketch.split, part)
+    return {name: (n, k) for name, (k, n, _) in sizes.items()
+            if sketch.weights.matrices[name].reads_stream == reading}  # fmt: skip
+
+
+def products_behind(sketch: Sketch, part: str) -> list[Step]:
+    """The products of a part that do not read the residual stream, such as attention's output."""
+    found = _products(sketch, part, reading=False)
+    return [step for name, size in found.items() for step in sketch.product(name, *size)]
+
+
 def projections(sketch: Sketch) -> list[Step]:
     """Queries, keys and values; XLA makes one product of those that are small, and for that
     puts their weights side by side, every time."""
     d, item = sketch.config.d_model, sketch.item
-    heads = {"q": sketch.heads, "k": sketch.kv_heads, "v": sketch.kv_heads}
-    widths = {n: h * sketch.head_dim for n, h in heads.items()}
+    products = _products(sketch, "attention", reading=True)
+    widths = {name: n for name, (n, _) in products.items()}
     merged = [n for n, w in widths.items()
               if item * (d * w + sketch.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
     unpacked = [sketch.weights.unpacked(n, w, d, item) for n, w in widths.items()]
-    stays_packed = sketch.weights.form_of("q") is not None and not any(unpacked)
+    stays_packed = any(sketch.weights.form_of(n) for n in widths) and not any(unpacked)
     if len(merged) < 2 or stays_packed:
         return [step for n, w in widths.items() for step in sketch.product(n, w, d)]
     width = sum(widths[n] for n in merged)
@@ -104,23 +119,23 @@ def cached_attention(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, 
 
 def plain_mlp(sketch: Sketch) -> list[Step]:
     """One MLP for all tokens."""
-    f = sketch.config.d_ff // sketch.split.count("mlp")
-    wide = float(sketch.tokens * f * sketch.item)
-    gates = 2 if sketch.config.mlp == "gated" else 1
+    first = _products(sketch, "mlp", reading=True)
     steps: list[Step] = []
-    dense = sketch.weights.form_of("up") is None
-    if dense and sketch.decoder and gates == 1 and sketch.walk.layers > 1 and sketch.asks():
+    name, (n, k) = next(iter(first.items()))
+    dense = sketch.weights.form_of(name) is None
+    if dense and sketch.decoder and len(first) == 1 and sketch.walk.layers > 1 and sketch.asks():
         # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
         # queries it starts too late to be hidden.
-        matrix = float(sketch.config.d_model * f * sketch.item)
-        steps.append(passes("up.w", matrix, matrix))
-    for name in ("up", "gate")[:gates]:
-        steps += sketch.product(name, f, sketch.config.d_model)
-    return [*steps, _activated(wide, gates), *sketch.product("down", sketch.config.d_model, f)]
+        matrix = float(n * k * sketch.item)
+        steps.append(passes(f"{name}.w", matrix, matrix))
+    steps += [step for name, size in first.items() for step in sketch.product(name, *size)]
+    return [*steps, _activated(first, sketch.tokens * sketch.item), *products_behind(sketch, "mlp")]
 
 
-def _activated(wide: float, gates: int) -> Kernel:
-    return Kernel("act", tuple((name, wide) for name in ("up", "gate")[:gates]), wide)
+def _activated(first: dict[str, tuple[int, int]], row_bytes: int) -> Kernel:
+    """What the first matrices put out becomes what the last one takes in."""
+    read = tuple((name, float(row_bytes * n)) for name, (n, _) in first.items())
+    return Kernel("act", read, read[0][1])
 
 
 def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
@@ -132,16 +147,18 @@ def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]
     r, item, d = sketch.residual, sketch.item, sketch.config.d_model
     chunks, _ = chunk_tokens(shape.tokens, getattr(part, "chunks", 1))
     rows = r * shape.top_k
-    f = sketch.config.d_ff // sketch.split.count("mlp")
-    gates = 2 if sketch.config.mlp == "gated" else 1
     tile = part.tile
-    wide = float(tile * f * item)
     weights, dtype = sketch.weights, sketch.dtype
-    names = ("up", "gate")[:gates]
+    first, last = (_products(sketch, "mlp", reading=reading) for reading in (True, False))
+
+    def multiplied(products):
+        return (step for name, (n, k) in products.items()
+                for step in weights.multiplied(name, tile, n, k, dtype, item))  # fmt: skip
+
     tiles = (
-        *(step for name in names for step in weights.multiplied(name, tile, f, d, dtype, item)),
-        _activated(wide, gates),
-        *weights.multiplied("down", tile, d, f, dtype, item),
+        *multiplied(first),
+        _activated(first, tile * item),
+        *multiplied(last),
         passes("put", tile * d * item, tile * d * item),
         passes("cut", tile * d * item, tile * d * item),
     )
@@ -149,13 +166,12 @@ def expert_mlp(sketch: Sketch) -> tuple[list[Step], dict[str, tuple[Step, ...]]]
     moved = [x for x in sketch.of_layer("") if not x[0].what.startswith(known)]
     sends = sketch.sends(moved)
     here = sketch.config.num_experts // sketch.split.count("expert")
-    sizes = {**dict.fromkeys(names, (f, d)), "down": (d, f)}
-    unpacked = [step for name, (n, k) in sizes.items()
+    sizes = (first | last).items()
+    unpacked = [step for name, (n, k) in sizes
                 for step in weights.unpacked(name, n, k, item, here)]  # fmt: skip
-    matrices = float((gates + 1) * d * f * item)
-    if not unpacked and weights.formats is not None:
-        matrices = sum(float(form.n_bytes(k, n)) if (form := weights.form_of(name))
-                       else float(n * k * item) for name, (n, k) in sizes.items())  # fmt: skip
+    stored = {name: None if unpacked else weights.form_of(name) for name, _ in sizes}
+    matrices = sum(float(form.n_bytes(k, n)) if (form := stored[name]) else float(n * k * item)
+                   for name, (n, k) in sizes)  # fmt: skip
     loop = Loop("experts", here, "expert", "test")
     expert: list[Step] = [
         Loop(

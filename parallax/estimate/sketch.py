@@ -43,7 +43,7 @@ class Sketch:
         device_kind: str,
     ):
         self.config, self.strategy, self.workload = config, strategy, workload
-        self.decoder, self.skew, self.weights = decoder, skew, weights
+        self.decoder, self.skew, self.weights = decoder, skew, weights.of(config)
         self.walk = Walk(config, strategy, workload, "gpu", decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
