@@ -21,8 +21,8 @@ from parallax.engine.mildest import mildest_formats
 from parallax.engine.weights import load_params
 from parallax.models.block_errors import block_error, random_input
 from parallax.models.compressed_folder import StoredModel, tensor_name, write_stored
-from parallax.models.compressing import matrix_inputs
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.naming import Compression, parse_compression, resolve_model, stored_model
 from parallax.spmd import ShardedTransformer
 from parallax.strategies.data_parallel import data_parallel
@@ -148,12 +148,15 @@ class _Layers:
                 ("layers", *path): np.ascontiguousarray(np.asarray(x.get_value())[0])
                 for path, x in nnx.to_flat_state(packed)
             }
-            dense = {("layers", *path): x.get_value() for path, x in nnx.to_flat_state(one)}
+            dense: dict[Any, Any] = {
+                ("layers", *path): x.get_value() for path, x in nnx.to_flat_state(one)
+            }
             stored_bytes = 0
-            for path, inputs in matrix_inputs(self.config).items():
-                form = parse_format(pair[path[1] == "mlp"])
+            for matrix in sorted(layer_matrices(self.config), key=lambda m: m.path):
+                path = matrix.path
+                form = parse_format(pair[PARTS.index(matrix.part)])
                 size = sum(x.nbytes for p, x in arrays.items() if p[: len(path)] == path)
-                error = float(weight_error(dense[path][0], form, inputs))
+                error = float(weight_error(dense[path][0], form, matrix.inputs))
                 row = (number, dense[path].nbytes, size, error)
                 self._found.setdefault(("/".join(path[1:]), form.name), []).append(row)
                 stored_bytes += size

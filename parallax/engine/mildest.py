@@ -8,6 +8,7 @@ is measured by `parallax compress_quality`, not here.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flax import nnx
 
@@ -15,10 +16,11 @@ from parallax.compression import parse_format
 from parallax.compression.errors import weight_error
 from parallax.compression.mixing import Choice, mildest_mix
 from parallax.engine.layer_formats import Formats
-from parallax.models.compressing import layer_config, matrix_inputs
-from parallax.models.config import ModelConfig
+from parallax.models.compressing import layer_config
+from parallax.models.config import PARTS, ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.placement.budget import parse_bytes
-from parallax.placement.footprint import PARTS, part_bytes
+from parallax.placement.footprint import part_bytes
 
 # The model's own dtype, that with 2:4, and these where sizes allow them.
 _FORMATS = ("int8", "int8+2:4", "int4", "int4/32", "int4+2:4", "int4/32+2:4")
@@ -72,15 +74,16 @@ def mildest_formats(
     n_bytes = _budget_bytes(budget, whole)
     allowed = {part: [name for name in names if _fits(config, part, name)] for part in PARTS}
     on_progress(f"weights' errors of {config.num_layers} layers in {len(names)} formats")
-    flat = {("layers", *path): x.get_value() for path, x in nnx.to_flat_state(layers)}
-    matrices = matrix_inputs(config)
+    flat: dict[Any, Any] = {
+        ("layers", *path): x.get_value() for path, x in nnx.to_flat_state(layers)
+    }
 
     def damage(layer: int, part: str, name: str) -> float:
         if name == config.dtype:
             return 0.0
         form = parse_format(name)
-        mine = [(flat[p][layer], inputs) for p, inputs in matrices.items() if p[1] == part]
-        return sum(float(weight_error(w, form, inputs)) ** 2 for w, inputs in mine)
+        mine = sorted(layer_matrices(config, part), key=lambda m: m.path)
+        return sum(float(weight_error(flat[m.path][layer], form, m.inputs)) ** 2 for m in mine)
 
     slots = [
         [Choice(name, part_bytes(config, part, name), damage(layer, part, name))

@@ -17,12 +17,11 @@ def projections(trace: Trace) -> list[Step]:
     """Queries, keys and values; XLA makes one product of those that are small, and for that
     puts their weights side by side, every time."""
     d, item = trace.config.d_model, trace.item
-    heads = {"q": trace.heads, "k": trace.kv_heads, "v": trace.kv_heads}
-    widths = {n: h * trace.head_dim for n, h in heads.items()}
+    widths = {name: n for name, (n, _) in trace.matrices("attention", reads_stream=True).items()}
     merged = [n for n, w in widths.items()
               if item * (d * w + trace.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
     unpacked = [trace.weights.unpacked(n, w, d, item) for n, w in widths.items()]
-    stays_packed = trace.weights.form_of("q") is not None and not any(unpacked)
+    stays_packed = any(trace.weights.form_of(n) for n in widths) and not any(unpacked)
     if len(merged) < 2 or stays_packed:
         return [step for n, w in widths.items() for step in trace.product(n, w, d)]
     width = sum(widths[n] for n in merged)

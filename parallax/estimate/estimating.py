@@ -124,7 +124,7 @@ def _head(trace: Trace) -> list[Step]:
 
 
 def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    d, t, item, r = trace.config.d_model, trace.tokens, trace.item, trace.residual
+    t, item, r = trace.tokens, trace.item, trace.residual
     q = float(t * trace.heads * trace.head_dim * item)
     kv = float(t * trace.kv_heads * trace.head_dim * item)
     turned = trace.walk.b > 1 and not trace.decoder and trace.sums()
@@ -140,7 +140,7 @@ def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     attend = cached_attention if trace.decoder else prompt_attention
     attention, inner = attend(trace)
     steps += attention
-    steps += trace.product("out", d, trace.heads * trace.head_dim)
+    steps += trace.products_behind("attention")
     steps += [passes("turn", r, r)] if turned else []
     steps += trace.sends("after_attention")
     steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]

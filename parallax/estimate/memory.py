@@ -3,7 +3,12 @@
 import jax
 
 from parallax.decoding import Decoder
-from parallax.estimate.packed_weights import PackedWeights, layer_weight_bytes, weights_of
+from parallax.estimate.packed_weights import (
+    PackedWeights,
+    device_matrices,
+    layer_weight_bytes,
+    weights_of,
+)
 from parallax.models.block import attention_shape
 from parallax.spmd import ShardedTransformer
 
@@ -38,8 +43,9 @@ def estimate_bytes(
     attention = q * (2 * item + _WIDE) + 2 * kv * item + block
     if split.attention.seq_axes:
         attention += kv * item  # the next keys are on their way
-    wide = tokens * config.d_ff // split.count("mlp")
-    mlp = wide * item * (3 if config.mlp == "gated" else 2)
+    # Wide rows: of every matrix the side that is not the residual stream.
+    matrices = device_matrices(config, split, "mlp").values()
+    mlp = tokens * item * sum(k + n - config.d_model for k, n, _ in matrices)
     if config.num_experts:
         mlp = 6 * residual * config.experts_per_token
     held = 3 * residual + max(attention, mlp)

@@ -13,19 +13,18 @@ from parallax.parallel.experts.chunks import chunk_tokens
 
 def plain_mlp(trace: Trace) -> list[Step]:
     """One MLP for all tokens."""
-    d, f = trace.config.d_model, _width(trace)
-    inputs = _inputs(trace)
+    first = trace.matrices("mlp", reads_stream=True)
     steps: list[Step] = []
-    dense = trace.weights.form_of("up") is None
+    name, (n, k) = next(iter(first.items()))
+    dense = trace.weights.form_of(name) is None
     several = trace.walk.layers > 1
-    if dense and trace.decoder and len(inputs) == 1 and several and trace.has("new_tokens"):
+    if dense and trace.decoder and len(first) == 1 and several and trace.has("new_tokens"):
         # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
         # queries it starts too late to be hidden.
-        matrix = float(d * f * trace.item)
-        steps.append(passes("up.w", matrix, matrix))
-    for name in inputs:
-        steps += trace.product(name, f, d)
-    return [*steps, _activated(trace, trace.tokens), *trace.product("down", d, f)]
+        matrix = float(n * k * trace.item)
+        steps.append(passes(f"{name}.w", matrix, matrix))
+    steps += [step for name, size in first.items() for step in trace.product(name, *size)]
+    return [*steps, _activated(trace, trace.tokens), *trace.products_behind("mlp")]
 
 
 def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
@@ -49,24 +48,17 @@ def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     return steps, {"tile": _tile(trace), "expert": _expert(trace, here, matrices)}
 
 
-def _width(trace: Trace) -> int:
-    return trace.config.d_ff // trace.split.count("mlp")
-
-
-def _inputs(trace: Trace) -> tuple[str, ...]:
-    """Names of the matrices that multiply a token."""
-    return ("up", "gate") if trace.config.mlp == "gated" else ("up",)
-
-
 def _matrices(trace: Trace) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of an expert's matrices, by name."""
-    d, f = trace.config.d_model, _width(trace)
-    return {**dict.fromkeys(_inputs(trace), (f, d)), "down": (d, f)}
+    both = (trace.matrices("mlp", reads_stream=reads) for reads in (True, False))
+    return {name: size for sizes in both for name, size in sizes.items()}
 
 
 def _activated(trace: Trace, rows: int) -> Kernel:
-    wide = float(rows * _width(trace) * trace.item)
-    return Kernel("act", tuple((name, wide) for name in _inputs(trace)), wide)
+    """What the first matrices put out becomes what the last one takes in."""
+    first = trace.matrices("mlp", reads_stream=True)
+    read = tuple((name, float(rows * n * trace.item)) for name, (n, _) in first.items())
+    return Kernel("act", read, read[0][1])
 
 
 def _matrix_bytes(trace: Trace, dense: bool) -> float:
@@ -81,15 +73,18 @@ def _matrix_bytes(trace: Trace, dense: bool) -> float:
 def _tile(trace: Trace) -> tuple[Step, ...]:
     """One expert's products of one tile of rows."""
     part: Any = trace.split.experts
-    d, f, item, rows = trace.config.d_model, _width(trace), trace.item, part.tile
-    multiplied, dtype = trace.weights.multiplied, trace.dtype
+    rows, moved = part.tile, float(part.tile * trace.config.d_model * trace.item)
+
+    def products(reads_stream: bool) -> list[Step]:
+        sizes = trace.matrices("mlp", reads_stream=reads_stream)
+        return [step for name, (n, k) in sizes.items()
+                for step in trace.weights.multiplied(name, rows, n, k, trace.dtype,
+                                                     trace.item)]  # fmt: skip
+
     return (
-        *(step for name in _inputs(trace) for step in multiplied(name, rows, f, d, dtype, item)),
-        _activated(trace, rows),
-        *multiplied("down", rows, d, f, dtype, item),
-        passes("put", rows * d * item, rows * d * item),
-        passes("cut", rows * d * item, rows * d * item),
-    )
+        *products(True), _activated(trace, rows), *products(False),
+        passes("put", moved, moved), passes("cut", moved, moved),
+    )  # fmt: skip
 
 
 def _expert(trace: Trace, here: int, matrices: float) -> tuple[Step, ...]:

@@ -13,15 +13,13 @@ from parallax.compression import parse_format
 from parallax.compression.formats import Format
 from parallax.estimate.kernels import gemm, passes
 from parallax.hlo.work import Kernel, Step
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
+from parallax.models.parameters import Parameter, layer_matrices
 from parallax.parallel.split import Split
 
 Unpacking = Literal["xla", "kernel"]
 Formats = tuple[str, str]
 _WIDE = 4
-_ATTENTION = ("q", "k", "v", "out")
-# Read the rows that another product before it reads, already rounded.
-_SAME_ROWS = {"k": "q", "v": "q", "gate": "up"}
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,33 @@ class PackedWeights:
                 f"{self.unpacking!r}."
             )
 
+    def of(self, config: ModelConfig) -> "LayerWeights":
+        """The matrices of this model's layer, stored so."""
+        return LayerWeights(self, {matrix.name: matrix for matrix in layer_matrices(config)})
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The matrices of one model's layer as they are stored, by the names of their products.
+
+    Attributes:
+      stored: how.
+      matrices: name (such as q, out, up) -> matrix, of those that formats store.
+    """
+
+    stored: PackedWeights
+    matrices: Mapping[str, Parameter]
+
+    def part_of(self, name: str) -> str | None:
+        """The product's part of the layer; None where formats leave its matrix alone."""
+        return self.matrices[name].part if name in self.matrices else None
+
     def form_of(self, name: str) -> Format | None:
-        """Of the product's matrix (q, k, v, out, up, gate, down); None where it is dense."""
-        if self.formats is None or name == "router":
+        """Format of the product's matrix; None where it is dense."""
+        part = self.part_of(name)
+        if self.stored.formats is None or part is None:
             return None
-        form = parse_format(self.formats[0 if name in _ATTENTION else 1])
+        form = parse_format(self.stored.formats[PARTS.index(part)])
         return form if form.sparse or form.group is not None else None
 
     def unpacked(self, name: str, n: float, k: float, item: int, count: int = 1) -> list[Step]:
@@ -56,7 +76,7 @@ class PackedWeights:
         The dense copy is called `<name>.dense`, the stored weight `<name>.w`.
         """
         form = self.form_of(name)
-        if form is None or self.unpacking == "kernel" or form.activation_bits:
+        if form is None or self.stored.unpacking == "kernel" or form.activation_bits:
             return []
         weight = f"{name}.w"
         stored = ((weight, float(count * form.n_bytes(int(k), int(n)))),)
@@ -66,20 +86,28 @@ class PackedWeights:
         self, name: str, m: float, n: float, k: float, dtype: str, item: int
     ) -> list[Kernel]:
         """The product [m, k] x [k, n] itself, and the passes that it asks for."""
-        form = self.form_of(name)
-        x = "up.x" if name == "gate" else f"{name}.x"  # both read the same rows
+        form, first = self.form_of(name), self._first_reader(name)
+        # q, k and v each count a reading of their rows; the MLP's matrices count one together.
+        x = f"{first if self.part_of(name) == 'mlp' else name}.x"
         if form is None:
             return [gemm(name, m, n, k, dtype, item, a=x)]
         packed = float(form.n_bytes(int(k), int(n)))
         if form.activation_bits:
             rows, out = float(m * k), float(m * n)
-            a = f"{_SAME_ROWS.get(name, name)}.s8"
-            rounded = [] if name in _SAME_ROWS else [passes(a, rows * item, rows, x)]
+            a = f"{first}.s8"
+            rounded = [] if first != name else [passes(a, rows * item, rows, x)]
             product = gemm(name, m, n, k, "s8", 1, a=a, b_bytes=packed, out_item=_WIDE)
             return [*rounded, product, passes(f"{name}.scaled", out * _WIDE, out * item, name)]
-        if self.unpacking == "kernel":
+        if self.stored.unpacking == "kernel":
             return [gemm(name, m, n, k, dtype, item, a=x, b_bytes=packed)]
         return [gemm(name, m, n, k, dtype, item, a=x, b=f"{name}.dense")]
+
+    def _first_reader(self, name: str) -> str:
+        """The first product that reads the same rows as this one; itself where it is the first."""
+        if name not in self.matrices or not self.matrices[name].reads_stream:
+            return name
+        part = self.part_of(name)
+        return next(n for n, m in self.matrices.items() if m.reads_stream and m.part == part)
 
 
 def weights_of(config: ModelConfig) -> PackedWeights:
@@ -87,17 +115,18 @@ def weights_of(config: ModelConfig) -> PackedWeights:
     return PackedWeights(config.compression)
 
 
-def device_matrices(config: ModelConfig, split: Split) -> Mapping[str, tuple[int, int, int]]:
-    """The matrices of one layer per device: name -> (inputs, outputs, how many)."""
-    count, d = split.count, config.d_model
-    head_dim = config.head_dim // count("head_dim")
-    q = config.num_heads // count("heads") * head_dim
-    kv = max(1, config.num_kv_heads // count("kv_heads")) * head_dim
-    f = config.d_ff // count("mlp")
-    experts = max(1, config.num_experts // count("expert"))
-    found = {"q": (d, q, 1), "k": (d, kv, 1), "v": (d, kv, 1), "out": (q, d, 1)}
-    found |= {"up": (d, f, experts), "down": (f, d, experts)}
-    return found | ({"gate": (d, f, experts)} if config.mlp == "gated" else {})
+def device_matrices(
+    config: ModelConfig, split: Split, part: str | None = None
+) -> Mapping[str, tuple[int, int, int]]:
+    """The matrices per device of a layer, or of a part: name -> (inputs, outputs, how many)."""
+
+    def local(matrix: Parameter) -> tuple[int, int, int]:
+        sizes = zip(matrix.shape, matrix.axes, strict=True)
+        return matrix.matrices(
+            tuple(n if axis is None else max(1, n // split.count(axis)) for n, axis in sizes)
+        )
+
+    return {matrix.name: local(matrix) for matrix in layer_matrices(config, part)}
 
 
 def layer_weight_bytes(
@@ -109,10 +138,11 @@ def layer_weight_bytes(
       ValueError: a shard that is no whole number of runs, groups and bytes.
     """
     stored = dense = made = 0.0
+    layer = weights.of(config)
     for name, (inputs, outputs, count) in device_matrices(config, split).items():
-        form = weights.form_of(name)
+        form = layer.form_of(name)
         whole = float(inputs * outputs * count * config.item_bytes)
         dense += whole
         stored += whole if form is None else float(count * form.n_bytes(inputs, outputs))
-        made += whole if weights.unpacked(name, outputs, inputs, config.item_bytes) else 0.0
+        made += whole if layer.unpacked(name, outputs, inputs, config.item_bytes) else 0.0
     return stored, dense, made

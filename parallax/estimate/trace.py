@@ -5,7 +5,7 @@ import functools
 from parallax.bounds import Role
 from parallax.communication import Walk, decode_transfers, forward_transfers
 from parallax.decoding import Decoder
-from parallax.estimate.packed_weights import PackedWeights
+from parallax.estimate.packed_weights import PackedWeights, device_matrices
 from parallax.estimate.places import Place, Placed, placed
 from parallax.estimate.sends import one_send
 from parallax.hlo.work import Send, Step
@@ -44,7 +44,7 @@ class Trace:
         device_kind: str,
     ):
         self.config, self.strategy, self.workload = config, strategy, workload
-        self.decoder, self.skew, self.weights = decoder, skew, weights
+        self.decoder, self.skew, self.weights = decoder, skew, weights.of(config)
         self.walk = Walk(config, strategy, workload, "gpu", decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
@@ -85,6 +85,18 @@ class Trace:
     def has(self, *roles: Role) -> bool:
         """Whether any transfer of these roles is sent."""
         return any(x.transfer.role in roles for x in self.transfers)
+
+    def matrices(self, part: str, *, reads_stream: bool) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) per device of the part's matrices that multiply the residual stream,
+        or of those behind them, by name."""
+        sizes = device_matrices(self.config, self.split, part)
+        return {name: (n, k) for name, (k, n, _) in sizes.items()
+                if self.weights.matrices[name].reads_stream == reads_stream}  # fmt: skip
+
+    def products_behind(self, part: str) -> list[Step]:
+        """The products of a part that do not read the residual stream, such as attention's output."""
+        behind = self.matrices(part, reads_stream=False)
+        return [step for name, size in behind.items() for step in self.product(name, *size)]
 
     def product(self, name: str, n: float, k: float) -> list[Step]:
         """All tokens of the microbatch times a matrix [k, n], as it is stored."""

@@ -4,6 +4,8 @@ Shapes: B batch, L tokens, D model width, H query heads, G key/value heads, K he
 inside a split each is this device's share of it.
 """
 
+import functools
+
 import jax
 from flax import nnx
 
@@ -25,15 +27,12 @@ class Attention(nnx.Module):
         self.config = config
         d, h, g, k = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         names = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        form = config.compression and config.compression[0]
-        self.q_DHK = weight(rngs, (d, h, k), names[0], d, config.dtype, form=form)
-        self.k_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype, form=form)
-        self.v_DGK = weight(rngs, (d, g, k), names[1], d, config.dtype, form=form)
+        matrix = functools.partial(weight, config, rngs, part="attention")
+        self.q_DHK = matrix((d, h, k), names[0], d)
+        self.k_DGK = matrix((d, g, k), names[1], d)
+        self.v_DGK = matrix((d, g, k), names[1], d)
         self.head_norm = HeadNorm(config) if config.qk_norm else None
-        self.out_HKD = weight(
-            rngs, (h, k, d), ("heads", "head_dim", "embed"), h * k, config.dtype, form=form,
-            inputs=(0, 1),
-        )  # fmt: skip
+        self.out_HKD = matrix((h, k, d), ("heads", "head_dim", "embed"), h * k, inputs=(0, 1))
         if config.bias:
             self.q_bias_HK = bias((h, k), names[0][1:], config.dtype)
             self.k_bias_GK = bias((g, k), names[1][1:], config.dtype)
@@ -111,12 +110,12 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         d, f, dtype = config.d_model, config.d_ff, config.dtype
-        form = config.compression and config.compression[1]
-        self.up_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype, form=form)
-        self.down_FD = weight(rngs, (f, d), ("mlp", "embed"), f, dtype, form=form)
+        matrix = functools.partial(weight, config, rngs, part="mlp")
+        self.up_DF = matrix((d, f), ("embed", "mlp"), d)
+        self.down_FD = matrix((f, d), ("mlp", "embed"), f)
         self.gated = config.mlp == "gated"
         if self.gated:
-            self.gate_DF = weight(rngs, (d, f), ("embed", "mlp"), d, dtype, form=form)
+            self.gate_DF = matrix((d, f), ("embed", "mlp"), d)
         self.has_bias = config.bias
         if config.bias:
             self.up_bias_F = bias((f,), ("mlp",), dtype)

@@ -52,14 +52,6 @@ def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
     }
 
 
-def matrix_inputs(config: ModelConfig) -> dict[tuple, tuple[int, ...]]:
-    """Every matrix that a model stores in formats, by its path, such as ("layers", "mlp", "up_DF"):
-    dims of one layer's matrix that its product sums over."""
-    dense = config.dtype, config.dtype  # a format that all sizes can have
-    found = packed_weights(config.replace(num_layers=1, compression=dense))
-    return {path: where.inputs for path, where in found.items()}
-
-
 def _compress_stack(w: jax.Array, where: PackedWeight) -> Packed:
     """Of a stack of layers, [N, ...]."""
     return jax.vmap(lambda w: compress(w, where.form, where.inputs))(w)

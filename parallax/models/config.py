@@ -13,6 +13,7 @@ DType = Literal["float16", "bfloat16", "float32", "float64"]
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 BYTE_VOCAB = 256
+PARTS = ("attention", "mlp")  # of a layer, as `ModelConfig.compression` has their formats
 
 
 @dataclass(frozen=True)
@@ -166,19 +167,18 @@ class ModelConfig:
     @property
     def num_params(self) -> int:
         """Parameters in all, embeddings and norms included."""
-        attention = self.d_model * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
-        mlp = (3 if self.mlp == "gated" else 2) * self.d_model * self.d_ff
-        if self.num_experts:
-            mlp = self.num_experts * (mlp + self.d_model)
-        attention += 2 * self.head_dim if self.qk_norm else 0
-        if self.bias:
-            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.d_model
-            mlp += (2 if self.mlp == "gated" else 1) * self.d_ff + self.d_model
-        norm = self.d_model * (2 if self.norm == "layernorm" else 1)
-        tables = (1 if self.tie_embeddings else 2) * self.vocab_size * self.d_model
-        if self.positions == "learned":
-            tables += self.max_seq_len * self.d_model
-        return self.num_layers * (attention + mlp + 2 * norm) + norm + tables
+        # Loaded here: a table of sizes is read off the model, which is made from a config.
+        from parallax.models.parameters import end_parameters
+
+        ends = sum(p.size for p in end_parameters(self))
+        return self.num_layers * self.layer_params + ends
+
+    @property
+    def layer_params(self) -> int:
+        """Parameters of one layer: attention, MLP or experts with their router, norms."""
+        from parallax.models.parameters import layer_parameters
+
+        return sum(p.size for p in layer_parameters(self))
 
     def replace(self, **changes) -> "ModelConfig":
         """The same model with some fields changed."""

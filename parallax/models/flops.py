@@ -3,6 +3,7 @@
 from typing import Literal
 
 from parallax.models.config import ModelConfig
+from parallax.models.parameters import end_parameters, layer_parameters
 
 
 def model_flops(
@@ -20,11 +21,10 @@ def model_flops(
       phase: "prefill" unembeds the last position of a sequence, "train" all of them, and takes the
         backward pass as twice the forward pass.
     """
-    heads = config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    mlp = (3 if config.mlp == "gated" else 2) * config.d_ff
-    if config.num_experts:
-        mlp = mlp * config.experts_per_token + config.num_experts
-    layer = 2.0 * config.d_model * (heads + mlp)
+    layer = float(sum(p.flops_per_token for p in layer_parameters(config)))
+    # A tied table is multiplied as an unembedding of its own would be.
+    ends = end_parameters(config.replace(tie_embeddings=False))
+    unembedding = float(sum(p.flops_per_token for p in ends))
     tokens = batch if phase == "decode" else batch * seq_len
     if phase == "decode":
         pairs = float(batch) * (seq_len + 1)
@@ -33,5 +33,5 @@ def model_flops(
     attention = 4.0 * pairs * config.num_heads * config.head_dim
     unembedded = tokens if phase == "train" else batch
     total = config.num_layers * (tokens * layer + attention)
-    total += 2.0 * unembedded * config.d_model * config.vocab_size
+    total += unembedded * unembedding
     return 3 * total if phase == "train" else total

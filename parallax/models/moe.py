@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens of each, T in all; D model width, E experts, F width of one, k choices.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -20,13 +21,13 @@ class Moe(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        e, d, f, dtype = config.num_experts, config.d_model, config.d_ff, config.dtype
-        self.router_DE = weight(rngs, (d, e), ("embed", None), d, dtype)
-        how = {"form": config.compression and config.compression[1], "inputs": (1,)}
-        self.up_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype, **how)
-        self.down_EFD = weight(rngs, (e, f, d), ("expert", "mlp", "embed"), f, dtype, **how)
+        e, d, f = config.num_experts, config.d_model, config.d_ff
+        self.router_DE = weight(config, rngs, (d, e), ("embed", None), d)
+        matrix = functools.partial(weight, config, rngs, inputs=(1,), part="mlp")
+        self.up_EDF = matrix((e, d, f), ("expert", "embed", "mlp"), d)
+        self.down_EFD = matrix((e, f, d), ("expert", "mlp", "embed"), f)
         if config.mlp == "gated":
-            self.gate_EDF = weight(rngs, (e, d, f), ("expert", "embed", "mlp"), d, dtype, **how)
+            self.gate_EDF = matrix((e, d, f), ("expert", "embed", "mlp"), d)
 
     def __call__(self, x_BLD, split: Split, expert_ids_BLk=None) -> tuple[jax.Array, Any]:
         """The mixture, and what the router did.

@@ -37,16 +37,17 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        d, v, dtype = config.d_model, config.vocab_size, config.dtype
+        d, v = config.d_model, config.vocab_size
         # A table that is also the unembedding is drawn as that: logits of about unit size.
         fan_in = d if config.tie_embeddings else 1
-        self.tokens_VD = weight(rngs, (v, d), (None, "lookup"), fan_in, dtype)
+        table = functools.partial(weight, config, rngs, names=(None, "lookup"), inputs=())
+        self.tokens_VD = table((v, d), fan_in=fan_in)
         if config.positions == "learned":
-            self.positions_LD = weight(rngs, (config.max_seq_len, d), (None, "lookup"), 1, dtype)
+            self.positions_LD = table((config.max_seq_len, d), fan_in=1)
         self.layers = _stack(config, rngs)
         self.final_norm = Norm(config)
         if not config.tie_embeddings:
-            self.unembed_DV = weight(rngs, (d, v), ("embed", "vocab"), d, dtype)
+            self.unembed_DV = weight(config, rngs, (d, v), ("embed", "vocab"), d)
 
     def embed(
         self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None, split: Split

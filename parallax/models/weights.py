@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from parallax.compression import parse_format
+from parallax.models.config import PARTS, ModelConfig
 from parallax.models.packed_weight import PackedWeight, Stored
 
 
@@ -16,21 +17,24 @@ def bias(shape, names, dtype: str) -> nnx.Param:
 
 
 def weight(
-    rngs: nnx.Rngs, shape, names, fan_in: int, dtype: str, *, form: str | None = None,
-    inputs: tuple[int, ...] = (0,),
+    config: ModelConfig, rngs: nnx.Rngs, shape, names, fan_in: int, *,
+    inputs: tuple[int, ...] = (0,), part: str | None = None,
 ) -> Any:  # fmt: skip
-    """A normal matrix of standard deviation fan_in ** -0.5 that carries its logical axes.
+    """A normal matrix of standard deviation fan_in ** -0.5 that carries what `Parameter` lists.
 
     Args:
-      form: name of the format it is stored in; None is as it is, an nnx.Param.
-      inputs: dims that its product sums over.
+      shape, names: sizes of its dims, and their logical axes.
+      inputs: dims that its product sums over; () of a table.
+      part: of PARTS: stored in this part's format of `config.compression`, where there is one, as a
+        PackedWeight; None is always an nnx.Param.
     """
-    wide = jnp.float64 if dtype == "float64" else jnp.float32
+    wide = jnp.float64 if config.dtype == "float64" else jnp.float32
     value = jax.random.normal(rngs.params(), shape, wide) * jnp.asarray(fan_in**-0.5, wide)
-    value = value.astype(dtype)
-    if form is None:
-        return nnx.Param(value, out_sharding=names)
-    return PackedWeight(value, names, parse_format(form), inputs, dtype)
+    value = value.astype(config.dtype)
+    if part is None or config.compression is None:
+        return nnx.Param(value, out_sharding=names, inputs=inputs, part=part)
+    form = parse_format(config.compression[PARTS.index(part)])
+    return PackedWeight(value, names, form, inputs, config.dtype)
 
 
 def cast(state: nnx.State, dtype: str) -> nnx.State:

@@ -86,8 +86,8 @@ def audit(
         verdict to its physical bound.
       on: the machine; None takes the paper's cluster.
 
-    Cost: closed forms, some tenths of a second; nothing is traced or compiled, but the first call
-      imports JAX.
+    Cost: closed forms, some tenths of a second; nothing is compiled. The first call imports JAX and
+      Flax, and traces one abstract layer.
     """
     where = cluster(paper.cluster) if on is None else on
     found = (_audited(Given(paper, claim, where), model) for claim in paper.claims)

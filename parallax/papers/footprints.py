@@ -3,16 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from parallax.compression import parse_format
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.papers.audit import judge
 from parallax.papers.paper import Claim, Paper
-from parallax.placement.footprint import (
-    Footprint,
-    attention_matrices,
-    layer_footprints,
-    mlp_matrices,
-)
+from parallax.placement.footprint import Footprint, layer_footprints, stored_bytes
 from parallax.workload import Workload
 
 # Of the compressed_layerwise paper: attention, and MLP.
@@ -79,18 +74,21 @@ def _rows(
     config: ModelConfig, workload: Workload | None, formats: tuple[str, str], paper: Paper | None
 ) -> list[FootprintRow]:
     layer = layer_of(config, workload, formats)
-    attention, mlp = (parse_format(name) for name in formats)
-    of_attention = [attention.n_bytes(*m) for m in attention_matrices(config)]
-    of_mlp = [mlp.n_bytes(*m) for m in mlp_matrices(config)]
+    attention, mlp = (
+        [(m, stored_bytes(m, form)) for m in layer_matrices(config, part)]
+        for part, form in zip(PARTS, formats, strict=True)
+    )
+    of_attention, of_mlp = (sum(n for _, n in matrices) for matrices in (attention, mlp))
+    of_qkv = sum(n for m, n in attention if m.reads_stream)
     packed = formats != (config.dtype, config.dtype)
     claimed = _COMPRESSED if packed else _DENSE
     found = {
-        "q, k and v": sum(of_attention[:3]),
-        "attention's output matrix": of_attention[3],
-        "all attention matrices": sum(of_attention),
-        "one MLP matrix": of_mlp[0],
-        "all MLP matrices": sum(of_mlp),
-        _NORMS: layer.weights - sum(of_attention) - sum(of_mlp),
+        "q, k and v": of_qkv,
+        "attention's output matrix": of_attention - of_qkv,
+        "all attention matrices": of_attention,
+        "one MLP matrix": mlp[0][1] // mlp[0][0].count,
+        "all MLP matrices": of_mlp,
+        _NORMS: layer.weights - of_attention - of_mlp,
         "weights of one layer": layer.weights,
         "the layer after further steps": layer.weights,
         "weights of all layers": layer.weights * config.num_layers,
@@ -109,8 +107,7 @@ def _rows(
         verdict = _verdict(claim, n_bytes, what, packed)
         said = why if verdict != "consistent" else ""
         if quantity == "further compressed layer":
-            weights = sum(a * b for a, b in (*attention_matrices(config), *mlp_matrices(config)))
-            bits = 8 * claim.value * _MB / weights
+            bits = 8 * claim.value * _MB / sum(m.size for m, _ in (*attention, *mlp))
             said = f"would need {bits:.2f} bits a weight; no method is printed"
         rows.append(FootprintRow(formats, what, n_bytes, claim, verdict, said))
     return rows

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallax.meshes.cluster import Cluster
-from parallax.papers.derivations.memory import layer_params
 from parallax.papers.derivations.speed import active_matrix_params, prompt_flops_a_token
 from parallax.papers.paper import Paper
 from parallax.workload import Workload
@@ -61,7 +60,7 @@ def tps_limit(paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster
       cluster: of as many devices as the strategy's mesh.
     """
     config, work, gpu = paper.config, paper.workload, cluster.gpu
-    weights = float(config.num_layers * layer_params(config) * config.item_bytes)
+    weights = float(config.num_layers * config.layer_params * config.item_bytes)
     held = float(config.num_params * config.item_bytes)
     if reading == "prefill":
         tokens = work.tokens

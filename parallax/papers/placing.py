@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.papers.footprints import FootprintRow, footprint_rows, layer_of, storable
 from parallax.papers.paper import Paper
 from parallax.placement import (
@@ -19,7 +20,6 @@ from parallax.placement import (
     parse_budget,
     verdicts,
 )
-from parallax.placement.footprint import attention_matrices, mlp_matrices
 from parallax.workload import Workload
 
 # "hbm" is what a program may take of a device's memory; with "+kv" the batch's cache is in it.
@@ -167,8 +167,7 @@ def _placed(
 
 def _bits_to_fit(config: ModelConfig, room: float, group: GroupVerdict) -> float:
     """Bits a weight of the group's matrices if they take all the room there is for them."""
-    matrices = (*attention_matrices(config), *mlp_matrices(config))
-    weights = len(group.layers) * sum(a * b for a, b in matrices)
+    weights = len(group.layers) * sum(m.size for m in layer_matrices(config))
     return max(0.0, 8 * room / weights)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallax.compression import parse_format
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
+from parallax.models.parameters import Parameter, layer_matrices, layer_parameters
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,15 @@ class Footprint:
         return self.weights + self.kv + self.activations + self.workspace
 
 
-def attention_matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-    """(inputs, outputs) of queries, keys, values and output."""
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    d = config.d_model
-    return (d, q), (d, kv), (d, kv), (q, d)
-
-
-def mlp_matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-    """(inputs, outputs) of all matrices of all experts; a router stays in the model's dtype."""
-    d, f = config.d_model, config.d_ff
-    one = ((d, f), (d, f), (f, d)) if config.mlp == "gated" else ((d, f), (f, d))
-    return one * max(1, config.num_experts)
-
-
-PARTS = ("attention", "mlp")
+def stored_bytes(matrix: Parameter, form: str) -> int:
+    """Bytes of one layer's matrix, or of those of all its experts, in a format."""
+    inputs, outputs, count = matrix.matrices()
+    return count * parse_format(form).n_bytes(inputs, outputs)
 
 
 def part_bytes(config: ModelConfig, part: str, form: str) -> int:
-    """Of one layer's attention or MLP matrices in a format."""
-    matrices = (attention_matrices, mlp_matrices)[PARTS.index(part)](config)
-    return sum(parse_format(form).n_bytes(*matrix) for matrix in matrices)
+    """Bytes of one layer's attention or MLP matrices in a format; a router is not among them."""
+    return sum(stored_bytes(matrix, form) for matrix in layer_matrices(config, part))
 
 
 def layer_footprints(
@@ -95,9 +84,8 @@ def _layer(
     if formats != (config.dtype, config.dtype):
         config.replace(compression=formats)  # what a model cannot store has no bytes
     matrices = sum(part_bytes(config, *of) for of in zip(PARTS, formats, strict=True))
-    one, two = (config.replace(num_layers=n).num_params for n in (1, 2))
-    in_matrices = sum(a * b for a, b in (*attention_matrices(config), *mlp_matrices(config)))
-    rest = (two - one - in_matrices) * config.item_bytes  # norms, biases, a router
+    others = (p for p in layer_parameters(config) if p.part is None)  # norms, biases, a router
+    rest = sum(p.size for p in others) * config.item_bytes
     kv = 2 * cached * config.num_kv_heads * config.head_dim * config.item_bytes
     return Footprint(matrices + rest, kv, _activations(config, tokens), workspace, formats)
 
@@ -105,10 +93,9 @@ def _layer(
 def _activations(config: ModelConfig, tokens: int) -> int:
     """Residual stream in and out beside the larger of queries, keys, values and the MLP's rows."""
     item, d = config.item_bytes, config.d_model
-    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    wide = (
-        config.d_ff
-        * (2 if config.mlp == "gated" else 1)
-        * max(1, config.experts_per_token if config.num_experts else 1)
+    heads, wide = (
+        sum(m.matrices()[1] for m in layer_matrices(config, part) if m.reads_stream)
+        for part in PARTS
     )
-    return tokens * item * (2 * d + max(heads, wide))
+    passed = config.experts_per_token if config.num_experts else 1
+    return tokens * item * (2 * d + max(heads, wide * passed))

@@ -1,12 +1,11 @@
 """Slabs of a layer under a budget, and the bytes that serving microbatches slab by slab saves."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallax.compression import parse_format
 from parallax.models.config import ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.parallel.tiles import Tiles
-from parallax.placement.footprint import attention_matrices, mlp_matrices
 
 _SUM_BYTES = 4  # of one element of the slabs' sum; 8 in a float64 model
 
@@ -47,19 +46,24 @@ def tiles_under(
                 f"divisor of {whole}."
             )
     of_attention, of_mlp = formats or (config.dtype, config.dtype)
-    *qkv, out = attention_matrices(config)
-    mlp = mlp_matrices(config)
     kv_heads, columns = config.num_kv_heads // heads, config.d_ff // width
 
+    def tile_bytes(part: str, form: str, cut: int) -> tuple[int, int]:
+        """Of one tile's matrices that read the residual stream, and of those that write it."""
+        read = written = 0
+        for matrix in layer_matrices(config, part):
+            inputs, outputs, _ = matrix.matrices()
+            if matrix.reads_stream:
+                read += _n_bytes(form, inputs, outputs // cut)
+            else:
+                written += _n_bytes(form, inputs // cut, outputs)
+        return read, written
+
     def attention_slab(count: int) -> int:
-        cut = count * heads
-        of_qkv = sum(_n_bytes(of_attention, d, h // cut) for d, h in qkv)
-        return max(of_qkv, _n_bytes(of_attention, out[0] // cut, out[1]))
+        return max(tile_bytes("attention", of_attention, count * heads))
 
     def mlp_slab(count: int) -> int:
-        cut = count * width
-        shapes = [(d, f // cut) for d, f in mlp[:-1]] + [(mlp[-1][0] // cut, mlp[-1][1])]
-        return sum(_n_bytes(of_mlp, *shape) for shape in shapes)
+        return sum(tile_bytes("mlp", of_mlp, count * width))
 
     return Tiles(
         _fewest(attention_slab, kv_heads, budget, f"{config.name}: one key/value head's attention"),
@@ -120,8 +124,7 @@ def tile_traffic(
     Tiling saves bytes up to about `most_tokens` tokens a microbatch.
     """
     if weights is None:
-        shapes: Sequence[tuple[int, int]] = (*attention_matrices(config), *mlp_matrices(config))
-        weights = sum(a * b for a, b in shapes) * config.item_bytes
+        weights = sum(m.size for m in layer_matrices(config)) * config.item_bytes
     wide = max(_SUM_BYTES, config.item_bytes)
     row = config.d_model * (config.item_bytes + 2 * wide)
     slabs = tiles.attention + tiles.mlp

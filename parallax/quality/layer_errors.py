@@ -1,5 +1,6 @@
 """How far every matrix's product is off when its weight is stored in a format."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,11 @@ from flax import nnx
 from parallax.compression import parse_format
 from parallax.compression.errors import relative_error
 from parallax.models.block_errors import block_error
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
+from parallax.models.parameters import Parameter, layer_matrices
 from parallax.models.rope import rotation, token_positions
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.split import UNSPLIT, Split
-from parallax.placement.footprint import attention_matrices, mlp_matrices
-from parallax.quality.storing import MATRICES
 from parallax.quality_results import BlockError, MatrixError
 
 _OUTPUTS_AT_ONCE = 2048  # of a wide matrix; they do not know of each other
@@ -25,24 +25,28 @@ _OUTPUTS_AT_ONCE = 2048  # of a wide matrix; they do not know of each other
 
 @dataclass(frozen=True)
 class _Recording(Split):
-    """Keeps what every matrix of a block meets, by its name."""
+    """Records each matrix's input activations, keyed by its path."""
 
-    seen: dict[str, jax.Array] = field(default_factory=dict, compare=False)
+    matrices: tuple[Parameter, ...] = ()
+    seen: dict[tuple[str, ...], jax.Array] = field(default_factory=dict, compare=False)
 
     def enter(self, x_BLD, *names):
-        for matrix in ("up_DF", "gate_DF") if "mlp" in names else ("q_DHK", "k_DGK", "v_DGK"):
-            self.seen[matrix] = x_BLD
+        part = "mlp" if "mlp" in names else "attention"
+        self.seen.update(
+            {m.path: x_BLD for m in self.matrices if m.reads_stream and m.part == part}
+        )
         return UNSPLIT.enter(x_BLD, *names)
 
     def contract(self, x, w, spec, *, over):
-        self.seen["down_FD" if over == "mlp" else "out_HKD"] = x
+        over = (over,) if isinstance(over, str) else over
+        self.seen.update({m.path: x for m in self.matrices if m.input_axes == over})
         return UNSPLIT.contract(x, w, spec, over=over)
 
 
 def matrix_inputs(
     config: ModelConfig, params: nnx.State, tokens: np.ndarray
-) -> Iterator[tuple[int, str, str, jax.Array, jax.Array]]:
-    """Of every matrix: layer, part, name, the weight and the activations that it meets.
+) -> Iterator[tuple[int, Parameter, jax.Array, jax.Array]]:
+    """Layer and matrix of every layer: which, its weight, and the activations that it meets.
 
     Args:
       config, params: a Transformer without experts, on one device.
@@ -60,13 +64,11 @@ def matrix_inputs(
     graph, stacked = nnx.split(model.layers)
     for layer in range(config.num_layers):
         block = nnx.merge(graph, jax.tree.map(lambda w, layer=layer: w[layer], stacked))
-        recording = _Recording()
+        recording = _Recording(matrices=layer_matrices(config))
         x, _ = block(x, angles, None, recording)
-        for part, names in MATRICES.items():
-            for name in names:
-                if name in recording.seen:
-                    weight = getattr(getattr(block, part), name)[...]
-                    yield layer, part, name, weight, recording.seen[name]
+        for matrix in recording.matrices:
+            weight = functools.reduce(getattr, matrix.path[1:], block)[...]
+            yield layer, matrix, weight, recording.seen[matrix.path]
 
 
 def trained_errors(
@@ -75,10 +77,10 @@ def trained_errors(
     """Of every layer and matrix of a trained model, on the activations that it meets."""
     return tuple(
         MatrixError(
-            "trained", layer, name, tuple(w.shape), form,
-            relative_error(w, parse_format(form), x, MATRICES[part][name]),
+            "trained", layer, m.path[-1], tuple(w.shape), form,
+            relative_error(w, parse_format(form), x, m.inputs),
         )
-        for layer, part, name, w, x in matrix_inputs(config, params, tokens)
+        for layer, m, w, x in matrix_inputs(config, params, tokens)
         for form in formats
     )  # fmt: skip
 
@@ -114,9 +116,9 @@ def normal_errors(
     Cost: the largest matrix in float32, a part of its outputs at a time.
     """
     shapes = {}
-    for part, found in (("attention", attention_matrices(config)), ("mlp", mlp_matrices(config))):
-        for shape in found:
-            shapes.setdefault(shape, part)
+    for part in PARTS:
+        for matrix in layer_matrices(config, part):
+            shapes.setdefault(matrix.matrices()[:2], part)
     return tuple(
         MatrixError("normal", None, part, shape, form, _normal_error(shape, form, tokens, seed))
         for shape, part in shapes.items()

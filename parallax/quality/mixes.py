@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 
 from parallax.compression.mixing import Choice, mildest_mix
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
 from parallax.placement import layer_footprints
-from parallax.placement.footprint import PARTS, part_bytes
+from parallax.placement.footprint import part_bytes
 from parallax.quality.fitting import Bench
 from parallax.quality.intervals import exp_interval, mean_interval
 from parallax.quality.storing import Formats, store

@@ -15,15 +15,10 @@ from flax import nnx
 from parallax.compression import Format, compress, decompress, parse_format
 from parallax.compression.sparsity import mask
 from parallax.models.compressing import compress_params
-from parallax.models.config import ModelConfig
+from parallax.models.config import PARTS, ModelConfig
 
 Formats = Sequence[tuple[str, str]]  # of every layer: its attention's, its MLP's
-PARTS = ("attention", "mlp")
-# Inputs of a layer's matrix, behind the dim of layers.
-MATRICES: dict[str, dict[str, tuple[int, ...]]] = {
-    "attention": {"q_DHK": (0,), "k_DGK": (0,), "v_DGK": (0,), "out_HKD": (0, 1)},
-    "mlp": {"up_DF": (0,), "gate_DF": (0,), "down_FD": (0,)},
-}
+Inputs = tuple[int, ...]  # dims of one layer's matrix that its product sums over
 REST = "float16"  # of norms and tables, in every row
 
 
@@ -38,18 +33,16 @@ def store(params: nnx.State, formats: Formats) -> nnx.State:
       ValueError: sizes that a format cannot store.
     """
 
-    def change(path, w):
-        found = _matrix(path)
-        if found is None:
+    def change(w, part: str | None, inputs: Inputs):
+        if part is None:
             return w.astype(REST).astype(w.dtype)
-        part, inputs = found
         layers = [
             _stored(w[i], parse_format(pair[PARTS.index(part)]), inputs)
             for i, pair in enumerate(formats)
         ]
         return jnp.stack(layers)
 
-    return jax.tree_util.tree_map_with_path(change, params)
+    return _changed(params, change)
 
 
 def compressed(
@@ -66,27 +59,22 @@ def compressed(
     """
     found = config.replace(compression=formats)
 
-    def round_rest(path, w):
-        return w if _matrix(path) else w.astype(REST).astype(w.dtype)
+    def round_rest(w, part: str | None, inputs: Inputs):
+        return w.astype(REST).astype(w.dtype) if part is None else w
 
-    rounded = jax.tree_util.tree_map_with_path(round_rest, params)
-    return compress_params(rounded, found), found
+    return compress_params(_changed(params, round_rest), found), found
 
 
 def masks(params: nnx.State, formats: tuple[str, str]) -> nnx.State:
     """True where a weight stays: of matrices in an N:M format the largest, elsewhere all."""
 
-    def make(path, w):
-        found = _matrix(path)
-        if found is None:
-            return jnp.ones_like(w, bool)
-        part, inputs = found
-        form = parse_format(formats[PARTS.index(part)])
-        if not form.sparse:
+    def make(w, part: str | None, inputs: Inputs):
+        form = None if part is None else parse_format(formats[PARTS.index(part)])
+        if form is None or not form.sparse:
             return jnp.ones_like(w, bool)
         return mask(w, form.kept, form.of, inputs[-1] + 1)
 
-    return jax.tree_util.tree_map_with_path(make, params)
+    return _changed(params, make)
 
 
 def masked(params: nnx.State, kept: nnx.State) -> nnx.State:
@@ -131,19 +119,15 @@ def seen_in_training(formats: tuple[str, str] | None) -> Callable[[Any, Any], An
 
 
 def _rounded_through(params, formats: tuple[str, str]):
-    def change(path, w):
-        found = _matrix(path)
-        if found is None:
-            return w
-        part, inputs = found
+    def change(w, part: str | None, inputs: Inputs):
         # Masks have done the sparse part: zeros stay zeros, and the largest stays the largest.
-        form = parse_format(formats[PARTS.index(part)])
-        if form.group is None:
+        form = None if part is None else parse_format(formats[PARTS.index(part)])
+        if form is None or form.group is None:
             return w
         rounded = _round_trip(w, form, tuple(i + 1 for i in inputs))
         return w + jax.lax.stop_gradient(rounded - w)
 
-    return jax.tree_util.tree_map_with_path(change, params)
+    return _changed(params, change)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "inputs"))
@@ -155,11 +139,11 @@ def _round_trip(w: jax.Array, form: Format, inputs: tuple[int, ...]) -> jax.Arra
     return decompress(compress(w, form, inputs), form, inputs[-1], w.dtype)
 
 
-def _matrix(path) -> tuple[str, tuple[int, ...]] | None:
-    """(part, inputs) of a parameter that is compressed."""
-    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    for part, found in MATRICES.items():
-        for name in names:
-            if part in names and name in found:
-                return part, found[name]
-    return None
+def _changed(params: nnx.State, change: Callable[[Any, str | None, Inputs], Any]) -> nnx.State:
+    """`change(array, part, inputs)` of every parameter, as `models.weights.weight` marked it."""
+
+    def one(_, w: nnx.Variable):
+        facts = w.get_metadata()
+        return w.replace(change(w[...], facts.get("part"), facts.get("inputs", ())))
+
+    return nnx.map_state(one, params)

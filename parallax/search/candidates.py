@@ -1,19 +1,15 @@
-"""Every legal way of splitting a model over a cluster that the strategies here can express."""
+"""Every legal way in which the registered strategies can split a model over a cluster."""
 
 import functools
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
-from parallax.strategies import hybrid
-from parallax.strategies.data_parallel import data_parallel
-from parallax.strategies.expert_parallel import expert_parallel
-from parallax.strategies.layerwise import layerwise
-from parallax.strategies.ring_sequence import ring_sequence
-from parallax.strategies.tensor_pipeline import tensor_pipeline
-from parallax.strategies.two_level import two_level
-from parallax.strategies.ulysses import ulysses
+from parallax.strategies import STRATEGIES, hybrid
+from parallax.strategies.named import sized
+from parallax.strategies.slots import SLOTS, Share, Sizes, Slot
 from parallax.strategy import Strategy
 
 # Meshes of more devices have too many factorisations for all of them to be worth a look: of two
@@ -28,16 +24,24 @@ def candidates(config: ModelConfig, cluster: Cluster, batch: int) -> Iterator[St
       config: the model: no more stages than layers, no more tensor shards than heads.
       cluster: how many devices, and how many to a node.
       batch: sequences: no more data shards.
+
+    The cluster's devices are dealt out over the slots in every way, and each slot is filled in all
+    ways that the entries of STRATEGIES name for it (`Named.slots`).
     """
-    experts = config.num_experts or 1
-    limits = (batch, config.num_layers, config.num_heads, cluster.devices, experts)
-    for data, stages, tensor, seq, expert in _factors(cluster.devices, 5):
-        if any(n > limit for n, limit in zip((data, stages, tensor, seq, expert), limits,
-                                             strict=True)):  # fmt: skip
+    most: dict[Slot, int] = {
+        "data": batch,
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "sequence": cluster.devices,
+        "experts": config.num_experts or 1,
+    }
+    for dealt in _factors(cluster.devices, len(SLOTS)):
+        devices = dict(zip(SLOTS, dealt, strict=True))
+        if any(n > most[slot] for slot, n in devices.items()):
             continue
-        if expert > 1 and config.num_experts % expert:
+        if most["experts"] % devices["experts"]:
             continue
-        yield from _combined(config, cluster, data, stages, tensor, seq, expert)
+        yield from _combined(config, cluster, devices)
 
 
 @functools.lru_cache(maxsize=64)
@@ -50,59 +54,37 @@ def _factors(n: int, parts: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _combined(
-    config: ModelConfig,
-    cluster: Cluster,
-    data: int,
-    stages: int,
-    tensor: int,
-    seq: int,
-    expert: int,
+    config: ModelConfig, cluster: Cluster, devices: Mapping[Slot, int]
 ) -> Iterator[Strategy]:
-    small = cluster.devices <= ALL_UP_TO
-    layers = [tensor_pipeline(1, stages)]
-    if stages > 1:
-        layers.append(layerwise(stages))
-    heads: list[Strategy] = [tensor_pipeline(tensor, 1)]
-    if tensor > 1 and (small or tensor > config.num_kv_heads):
-        slices = [m for m in (2, 4, 8, 16) if tensor % m == 0 and config.head_dim % (2 * m) == 0]
-        heads += [two_level(tensor // m, m, cluster=cluster.name) for m in slices]
-    sequence = list(_sequence(config, cluster, seq, inner=expert))
-    reached = list(_experts(cluster, expert))
-    for stack, split, order, tokens in itertools.product(layers, heads, sequence, reached):
-        parts = [data_parallel(data), *_merged(stack, split, stages, tensor)]
-        parts += [order, tokens]
-        parts = [p for p in parts if p.mesh.size > 1] or [data_parallel(1)]
+    used: list[Slot] = [slot for slot in SLOTS if devices[slot] > 1]
+    for chosen in itertools.product(*(_ways(config, cluster, devices, slot) for slot in used)):
+        sizes: dict[str, Sizes] = {} if chosen else {"data_parallel": {}}
+        for name, of_slot in chosen:  # one strategy may fill several slots
+            sizes[name] = {**sizes.get(name, {}), **of_slot}
         try:
+            parts = [sized(name, of_all, cluster.name) for name, of_all in sizes.items()]
             yield parts[0] if len(parts) == 1 else hybrid(*parts)
         except ValueError:
             continue  # parts that cannot both be: two ways through the layers, two expert axes
 
 
-def _experts(cluster: Cluster, expert: int) -> Iterator[Strategy]:
-    """Ways for tokens to reach experts on `expert` devices."""
-    yield expert_parallel(expert)
-    inside = cluster.gpus_per_node
-    if expert > inside > 1 and expert % inside == 0:
-        yield expert_parallel(expert, nodes=expert // inside, exchange="ragged").replace(
-            name="expert_parallel_nodes"
-        )
-
-
-def _merged(stack: Strategy, split: Strategy, stages: int, tensor: int) -> list[Strategy]:
-    """Stages and tensor shards of one strategy where it has both."""
-    if stack.name == split.name == "tensor_pipeline":
-        return [tensor_pipeline(tensor, stages)]
-    return [stack, split]
-
-
-def _sequence(config: ModelConfig, cluster: Cluster, seq: int, inner: int) -> Iterator[Strategy]:
-    """Ways to split the sequence over `seq` devices, `inner` devices apart from each other."""
-    if seq == 1:
-        yield data_parallel(1)
-        return
-    yield ring_sequence(seq)
-    inside = max(1, cluster.gpus_per_node // inner)
-    if seq > inside > 1 and seq % inside == 0:
-        yield ring_sequence(seq, nodes=seq // inside).replace(name="double_ring")
-    if config.num_heads % seq == 0:
-        yield ulysses(seq)
+def _ways(
+    config: ModelConfig, cluster: Cluster, devices: Mapping[Slot, int], slot: Slot
+) -> Sequence[tuple[str, Sizes]]:
+    """Names of strategies that can fill a slot, each with sizes of its mesh axes."""
+    inner = SLOTS[SLOTS.index(slot) + 1 :]  # devices between neighbours along the slot
+    apart = math.prod(devices[other] for other in inner)
+    share = Share(
+        devices[slot],
+        max(1, cluster.gpus_per_node // apart),
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        all_ways=cluster.devices <= ALL_UP_TO,
+    )
+    return [
+        (name, sizes)
+        for name, named in STRATEGIES.items()
+        if slot in named.slots
+        for sizes in named.slots[slot](share)
+    ]

@@ -12,8 +12,6 @@ from parallax.strategies import STRATEGIES, build
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
-# What is asked at each point; those that cannot run there are left out.
-NAMES = tuple(name for name in STRATEGIES if name != "tensor_pipeline_colocated")
 _LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 _BATCHES = (1, 4, 16, 64, 256, 1024)
 _WIDTHS = (1024, 2048, 4096, 8192, 16_384)
@@ -114,7 +112,8 @@ def _seconds(
     kernels: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     found = {}
-    for name in NAMES:
+    # Those that cannot run there are left out.
+    for name in (name for name, named in STRATEGIES.items() if not named.reading_of):
         try:
             strategy = build(name, devices=where.devices, node_size=where.gpus_per_node,
                              cluster=where.name).replace(kernels=kernels)  # fmt: skip

@@ -1,7 +1,8 @@
 """Strategies by name, over a given mesh or filling a cluster, as flags and papers ask for them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from parallax.meshes.cluster import DEFAULT_CLUSTER
@@ -11,28 +12,31 @@ from parallax.strategies.expert_parallel import expert_parallel
 from parallax.strategies.hybrid import hybrid
 from parallax.strategies.layerwise import layerwise
 from parallax.strategies.ring_sequence import ring_sequence
+from parallax.strategies.slots import Share, Sizes, Slot, Ways, across_nodes, along
 from parallax.strategies.tensor_pipeline import tensor_pipeline
 from parallax.strategies.two_level import two_level
 from parallax.strategies.ulysses import ulysses
 from parallax.strategy import Strategy
 
-Sizes = Mapping[str, int]
-
 
 class Named(NamedTuple):
-    """A name that flags and papers use.
+    """One entry of the registry: what flags, lists, papers and `parallax plan` know of it.
 
     Attributes:
       says: what it is, in one line.
       axes: the mesh axes it may have; one that a mesh leaves out has size 1.
       over: (sizes of all its axes, name of the cluster) -> the strategy.
       fill: (devices of a cluster, devices of a node) -> sizes that fill it.
+      slots: what `parallax plan` tries it for, and which sizes; {} is only compared by name.
+      reading_of: the entry that this is another reading of; maps of strategies show that one.
     """
 
     says: str
     axes: tuple[str, ...]
     over: Callable[[Sizes, str], Strategy]
     fill: Callable[[int, int], Sizes]
+    slots: Mapping[Slot, Ways] = MappingProxyType({})
+    reading_of: str = ""
 
 
 def _by_node(devices: int, node_size: int, inner: str, outer: str) -> Sizes:
@@ -45,24 +49,40 @@ def _square(devices: int) -> Sizes:
     return {"head_group": devices // slices, "head_slice": slices}
 
 
+def _slices(share: Share) -> Iterator[Sizes]:
+    """Head groups times slices that leave every slice whole pairs to rotate."""
+    if share.all_ways or share.devices > share.kv_heads:
+        for n in (2, 4, 8, 16):
+            if share.devices % n == 0 and share.head_dim % (2 * n) == 0:
+                yield {"head_group": share.devices // n, "head_slice": n}
+
+
+def _whole_heads(share: Share) -> Iterator[Sizes]:
+    if share.heads % share.devices == 0:
+        yield {"seq": share.devices}
+
+
 STRATEGIES: dict[str, Named] = {
     "tensor_pipeline": Named(
         "tensor parallelism inside a node, pipeline stages between nodes: the papers' baseline",
         ("stage", "tensor"),
         lambda n, where: tensor_pipeline(n["tensor"], n["stage"]),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
+        {"layers": along("stage"), "heads": along("tensor")},
     ),
     "tensor_pipeline_colocated": Named(
         "the baseline with whole experts dealt out over the tensor axis (a reading of the paper)",
         ("stage", "tensor"),
         lambda n, where: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
+        reading_of="tensor_pipeline",
     ),
     "ring_sequence": Named(
         "ring attention over the sequence: keys and values travel, weights are replicated",
         ("node", "seq"),
         lambda n, where: ring_sequence(n["node"] * n["seq"], nodes=n["node"]),
         lambda devices, node: {"seq": devices},
+        {"sequence": along("seq")},
     ),
     "double_ring": Named(
         "a ring inside each node while every GPU swaps its keys with the next node once",
@@ -71,12 +91,14 @@ STRATEGIES: dict[str, Named] = {
             name="double_ring"
         ),
         lambda devices, node: _by_node(devices, node, "seq", "node"),
+        {"sequence": across_nodes("seq", "node")},
     ),
     "ulysses": Named(
         "the sequence over all devices, all-to-alls give attention whole sequences of few heads",
         ("seq",),
         lambda n, where: ulysses(n["seq"]),
         lambda devices, node: {"seq": devices},
+        {"sequence": _whole_heads},
     ),
     "ulysses_ring": Named(
         "all-to-alls inside a node, keys and values around a ring of nodes",
@@ -91,18 +113,21 @@ STRATEGIES: dict[str, Named] = {
         ("head_group", "head_slice"),
         lambda n, where: two_level(n["head_group"], n["head_slice"], cluster=where),
         lambda devices, node: _square(devices),
+        {"heads": _slices},
     ),
     "layerwise": Named(
         "contiguous layers, one group a device; microbatches travel from device to device",
         ("stage",),
         lambda n, where: layerwise(n["stage"]),
         lambda devices, node: {"stage": devices},
+        {"layers": along("stage")},
     ),
     "expert_parallel": Named(
         "experts on devices of their own, the batch over the same devices, tokens travel",
         ("expert",),
         lambda n, where: expert_parallel(n["expert"]),
         lambda devices, node: {"expert": devices},
+        {"experts": along("expert")},
     ),
     "expert_parallel_nodes": Named(
         "expert_parallel that sends a token once to a node, and only the rows there are",
@@ -111,12 +136,14 @@ STRATEGIES: dict[str, Named] = {
             n["node"] * n["expert"], nodes=n["node"], exchange="ragged"
         ).replace(name="expert_parallel_nodes"),
         lambda devices, node: _by_node(devices, node, "expert", "node"),
+        {"experts": across_nodes("expert", "node")},
     ),
     "data_parallel": Named(
         "the batch over all devices, weights replicated: nothing to send forward",
         ("data",),
         lambda n, where: data_parallel(n["data"]),
         lambda devices, node: {"data": devices},
+        {"data": along("data")},
     ),
 }
 
@@ -156,16 +183,18 @@ def build(
             f"{','.join(f'{axis}=4' for axis in known[:2])}."
         )
     if mesh is None:
-        return _over(STRATEGIES[name], STRATEGIES[name].fill(devices, node_size), cluster)
+        return sized(name, STRATEGIES[name].fill(devices, node_size), cluster)
     for axis in mesh.names:
         if axis not in known:
             raise ValueError(
                 f"mesh {mesh}: strategy '{name}' has no mesh axis '{axis}', only "
                 f"{', '.join(known)}. Give these, or compare it in a run of its own."
             )
-    made = [_over(STRATEGIES[part], dict(mesh.axes), cluster) for part in names]
+    made = [sized(part, dict(mesh.axes), cluster) for part in names]
     return made[0] if len(made) == 1 else hybrid(*made)
 
 
-def _over(named: Named, sizes: Sizes, cluster: str) -> Strategy:
+def sized(name: str, sizes: Sizes, cluster: str = DEFAULT_CLUSTER) -> Strategy:
+    """A registered strategy whose mesh axes have these sizes, 1 where none is given."""
+    named = STRATEGIES[name]
     return named.over({axis: sizes.get(axis, 1) for axis in named.axes}, cluster)

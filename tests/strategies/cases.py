@@ -1,7 +1,9 @@
 """Small models and the strategies that every test of exactness runs."""
 
 from parallax.models.config import ModelConfig
+from parallax.strategies import STRATEGIES as REGISTERED
 from parallax.strategies import (
+    build,
     cache_tiled,
     data_parallel,
     expert_parallel,
@@ -25,7 +27,7 @@ GQA_FULL = SMALL.replace(
 EXPERTS = SMALL.replace(name="experts", num_experts=16, d_ff=32)
 TILE = 8  # rows of an expert at once: small models have few
 
-# Every system alone.
+# Every system alone; a new entry of the registry joins by itself, below.
 STRATEGIES = {
     "tensor_pipeline": tensor_pipeline(8, 2),
     "ring_sequence": ring_sequence(16),
@@ -67,6 +69,16 @@ WITH_EXPERTS = {
     "by node": expert_parallel(16, nodes=2, tile=TILE),
     "expert x tensor": hybrid(expert_parallel(8, tile=TILE), tensor_pipeline(2, 1)),
     "pipeline x expert": hybrid(layerwise(2), expert_parallel(8, tile=TILE)),
+}
+
+# What runs with experts, or as a product, is tested there; whatever else the registry has, and no
+# dict above, is tested as it fills two nodes of four devices.
+_TESTED = {
+    *STRATEGIES, *VARIANTS, "ulysses_ring", "tensor_pipeline_colocated", "expert_parallel",
+    "expert_parallel_nodes",
+}  # fmt: skip
+STRATEGIES |= {
+    name: build(name, devices=8, node_size=4) for name in REGISTERED if name not in _TESTED
 }
 
 # Five layers on four stages: one stage holds two, the others are filled up.

@@ -1,6 +1,7 @@
 """Bytes that weights, activations and caches take, before and after compression."""
 
 from parallax.models.config import ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.papers.paper import Given
 
 MB, GB, MIB, GIB = 1e6, 1e9, 2.0**20, 2.0**30
@@ -9,27 +10,27 @@ INT8_2_4_SHARE = 0.5 * (8 + 2) / 8
 
 
 def _attention_params(config: ModelConfig) -> float:
-    return config.d_model * config.head_dim * 2.0 * (config.num_heads + config.num_kv_heads)
+    return float(sum(m.size for m in layer_matrices(config, "attention")))
 
 
 def _mlp_params(config: ModelConfig) -> float:
-    return (3.0 if config.mlp == "gated" else 2.0) * config.d_model * config.d_ff
+    """Of one MLP, or of one expert."""
+    return float(sum(m.size // m.count for m in layer_matrices(config, "mlp")))
 
 
-def layer_params(config: ModelConfig) -> int:
-    """Of one whole layer: attention, MLP or experts with their router, norms."""
-    return config.replace(num_layers=2).num_params - config.replace(num_layers=1).num_params
+def _attention_mb(given: Given, *, reading: bool) -> float:
+    """Of the matrices that read the residual stream, or of those that do not."""
+    found = layer_matrices(given.config, "attention")
+    size = sum(m.size for m in found if m.reads_stream == reading)
+    return size * given.config.item_bytes / MB
 
 
 def qkv_mb(given: Given) -> float:
-    c = given.config
-    heads = c.num_heads + 2 * c.num_kv_heads
-    return c.d_model * heads * c.head_dim * c.item_bytes / MB
+    return _attention_mb(given, reading=True)
 
 
 def attention_output_mb(given: Given) -> float:
-    c = given.config
-    return c.num_heads * c.head_dim * c.d_model * c.item_bytes / MB
+    return _attention_mb(given, reading=False)
 
 
 def mlp_matrix_mb(given: Given) -> float:
@@ -148,7 +149,7 @@ def all_experts_gib(given: Given) -> float:
 
 def all_layers_gib(given: Given) -> float:
     """Experts, routers, attention and norms of all layers."""
-    return given.config.num_layers * layer_params(given.config) * given.config.item_bytes / GIB
+    return given.config.num_layers * given.config.layer_params * given.config.item_bytes / GIB
 
 
 def experts_of_a_layer_a_gpu(given: Given) -> float:

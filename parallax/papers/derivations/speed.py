@@ -1,6 +1,7 @@
 """Speeds, and what papers compute from them: improvements, TPOT, energy, scaling."""
 
 from parallax.models.config import ModelConfig
+from parallax.models.parameters import layer_matrices
 from parallax.papers.paper import Given
 
 
@@ -55,11 +56,7 @@ def most_overhead_ms(given: Given) -> float:
 
 def active_matrix_params(config: ModelConfig) -> float:
     """Parameters of the matrices that one token passes in all layers; no tables."""
-    attention = config.d_model * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    mlp = (3 if config.mlp == "gated" else 2) * config.d_model * config.d_ff
-    return config.num_layers * (attention + mlp * max(1, min(
-        config.num_experts, config.experts_per_token
-    )))  # fmt: skip
+    return config.num_layers * sum(m.flops_per_token for m in layer_matrices(config)) // 2
 
 
 def prompt_flops_a_token(config: ModelConfig, seq_len: int) -> float:

@@ -1,0 +1,179 @@
+"""The table of a model's parameters: against the textbook's sizes, and the one list there is."""
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import pytest
+from flax import nnx
+
+from parallax.estimate.packed_weights import PackedWeights, device_matrices, layer_weight_bytes
+from parallax.models import parameters
+from parallax.models.block import Mlp
+from parallax.models.compressing import packed_weights
+from parallax.models.config import ModelConfig
+from parallax.models.flops import model_flops
+from parallax.models.parameters import (
+    end_parameters,
+    layer_matrices,
+    layer_parameters,
+    model_parameters,
+)
+from parallax.models.transformer import abstract_transformer
+from parallax.models.weights import weight
+from parallax.parallel.split import UNSPLIT
+from parallax.placement.footprint import layer_footprints, part_bytes
+from parallax.strategies import expert_parallel, tensor_pipeline
+
+DENSE = ModelConfig(
+    name="dense", num_layers=3, d_model=64, num_heads=8, num_kv_heads=4, head_dim=8, d_ff=96,
+    vocab_size=300, mlp="gated", dtype="float32", max_seq_len=40,
+)  # fmt: skip
+EXPERTS = DENSE.replace(name="experts", num_experts=8, experts_per_token=2)
+CONFIGS = {
+    "-".join(map(str, (mlp, norm, positions, *flags))): DENSE.replace(
+        mlp=mlp, norm=norm, positions=positions, qk_norm=flags[0], bias=flags[1],
+        tie_embeddings=flags[2], num_experts=flags[3],
+    )
+    for mlp, norm, positions, flags in (
+        ("gelu", "layernorm", "learned", (False, True, True, 0)),
+        ("gated", "rmsnorm", "rope", (True, False, False, 0)),
+        ("gated", "layernorm", "none", (True, True, False, 0)),
+        ("gelu", "rmsnorm", "rope", (False, False, True, 8)),
+        ("gated", "rmsnorm", "learned", (True, False, False, 8)),
+    )
+}  # fmt: skip
+
+
+def by_hand(config):
+    """Parameters of (one layer, everything else), by the textbook."""
+    d, k = config.d_model, config.head_dim
+    gates = 2 if config.mlp == "gated" else 1
+    attention = d * k * 2 * (config.num_heads + config.num_kv_heads) + 2 * k * config.qk_norm
+    mlp = (gates + 1) * d * config.d_ff
+    if config.num_experts:
+        mlp = config.num_experts * (mlp + d)
+    if config.bias:
+        attention += k * (config.num_heads + 2 * config.num_kv_heads) + d
+        mlp += gates * config.d_ff + d
+    norm = d * (2 if config.norm == "layernorm" else 1)
+    tables = (1 if config.tie_embeddings else 2) * config.vocab_size * d
+    tables += config.max_seq_len * d if config.positions == "learned" else 0
+    return attention + mlp + 2 * norm, norm + tables
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sizes_are_the_textbooks_and_the_models(name):
+    config = CONFIGS[name]
+    layer, ends = by_hand(config)
+    assert config.layer_params == layer
+    assert config.num_params == 3 * layer + ends
+    flat: dict[Any, Any] = dict(nnx.to_flat_state(abstract_transformer(config)[1]))
+    listed = {p.path: p for p in model_parameters(config)}
+    assert listed.keys() == flat.keys()
+    for path, leaf in flat.items():
+        stacked = path[0] == "layers"
+        assert leaf.get_value().shape[stacked:] == listed[path].shape
+        assert tuple(leaf.get_metadata()["out_sharding"])[stacked:] == listed[path].axes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_formats_store_is_what_the_table_says(name):
+    config = CONFIGS[name]
+    packed = packed_weights(config.replace(compression=("int8", "int8")))
+    assert {path: tuple(w.inputs) for path, w in packed.items()} == {
+        m.path: m.inputs for m in layer_matrices(config)
+    }
+
+
+def test_flops_of_a_token_by_hand():
+    d, f = 64, 96
+    attention = d * 8 * 2 * (8 + 4)
+    assert sum(p.flops_per_token for p in layer_parameters(DENSE)) == 2 * (attention + 3 * d * f)
+    routed = 2 * 3 * d * f + d * 8
+    assert sum(p.flops_per_token for p in layer_parameters(EXPERTS)) == 2 * (attention + routed)
+    assert sum(p.flops_per_token for p in end_parameters(DENSE)) == 2 * d * 300
+    tied = DENSE.replace(tie_embeddings=True, positions="learned")
+    assert model_flops(tied, 3, 7) == model_flops(DENSE, 3, 7)
+
+
+def test_matrices_stand_as_a_token_meets_them():
+    names = [m.name for m in layer_matrices(EXPERTS)]
+    assert names == ["q", "k", "v", "out", "up", "gate", "down"]
+    assert [m.matrices() for m in layer_matrices(EXPERTS, "mlp")] == [
+        (64, 96, 8), (64, 96, 8), (96, 64, 8),
+    ]  # fmt: skip
+    assert layer_matrices(DENSE, "attention")[-1].matrices() == (64, 64, 1)
+    assert {p.name for p in layer_parameters(EXPERTS) if p.part is None and p.inputs} == {"router"}
+
+
+def test_a_devices_share():
+    found = device_matrices(DENSE, tensor_pipeline(4, 1).split())
+    assert found["q"] == (64, 16, 1)
+    assert found["v"] == (64, 8, 1)
+    assert found["out"] == (16, 64, 1)
+    assert found["down"] == (24, 64, 1)
+    assert device_matrices(EXPERTS, expert_parallel(4).split())["up"] == (64, 96, 2)
+
+
+def test_models_that_differ_elsewhere_share_one_table():
+    parameters._read.cache_clear()
+    for layers, dtype in itertools.product((1, 2, 48), ("float16", "float64")):
+        more = DENSE.replace(name=dtype, num_layers=layers, dtype=dtype)
+        assert more.num_params == layers * DENSE.layer_params + by_hand(DENSE)[1]
+    assert parameters._read.cache_info().misses == 1
+
+
+def test_a_new_matrix_is_written_in_one_place(monkeypatch):
+    """A matrix that a layer gains is in every size, FLOP, footprint, format and estimate."""
+
+    class Wider(Mlp):
+        def __init__(self, config, *, rngs):
+            super().__init__(config, rngs=rngs)
+            shape, axes = (config.d_model, config.d_ff), ("embed", "mlp")
+            self.extra_DF = weight(config, rngs, shape, axes, config.d_model, part="mlp")
+
+    def sizes(config):
+        stored = part_bytes(config, "mlp", "int8")
+        (layer, *_) = layer_footprints(config, config.dtype)
+        _, dense, _ = layer_weight_bytes(config, UNSPLIT, PackedWeights())
+        return (
+            config.num_params, model_flops(config, 1, 1), stored, layer.weights, dense,
+            len(device_matrices(config, UNSPLIT)),
+        )  # fmt: skip
+
+    config = DENSE.replace(num_layers=1)
+    before = sizes(config)
+    monkeypatch.setattr("parallax.models.block.Mlp", Wider)
+    caches = parameters._read, abstract_transformer, packed_weights
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        after = sizes(config)
+        packed = packed_weights(config.replace(compression=("int8", "int8")))
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+    extra = 64 * 96
+    more = [b - a for a, b in zip(before, after, strict=True)]
+    assert more == [extra, 2 * extra, extra + 4 * 96, 4 * extra, 4 * extra, 1]
+    assert ("layers", "mlp", "extra_DF") in packed
+
+
+def test_a_config_needs_no_flax_until_it_is_asked():
+    code = (
+        "import sys\n"
+        "from parallax.models.config import ModelConfig\n"
+        "import parallax.models.parameters, parallax.models.flops, parallax.placement.footprint\n"
+        "assert 'flax' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_array_is_made():
+    parameters._read.cache_clear()
+    before = len(jax.live_arrays())
+    assert DENSE.replace(d_model=2**20).num_params > 1e8
+    assert len(jax.live_arrays()) == before
