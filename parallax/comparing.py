@@ -30,6 +30,7 @@ from parallax.program import Program, compile_program
 from parallax.report import Report
 from parallax.results import StrategyResult
 from parallax.rules import Phase
+from parallax.steps import make_step
 from parallax.strategy import Strategy
 from parallax.sweep_results import Sweep
 from parallax.sweeping import run_sweep
@@ -224,7 +225,8 @@ def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progres
     for plan, _ in asked:
         text, name = read_text(plan.text, plan.small_cases[0][1].tokens)
         dtypes = tuple(dict.fromkeys(("float64", plan.config.dtype)))
-        verify = verify_decoding if plan.phase == "decode" else verify_transformer
+        step = make_step(plan.small_config, *plan.small_cases[0], plan.phase, plan.remat)
+        verify = verify_transformer if step.decoder is None else verify_decoding
         tasks.append((verify, plan.small_config, plan.small_cases, text, name, dtypes))
     devices = max(s.mesh.size for plan, _ in asked for s, _ in plan.small_cases)
     verified = run_in_child(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from parallax.cost import Cost, Rates, price, rates_of
-from parallax.decoding import Decoder
 from parallax.estimate.halves import (
     cached_attention,
     expert_mlp,
@@ -17,10 +16,7 @@ from parallax.estimate.packed_weights import PackedWeights, weights_of
 from parallax.estimate.sketch import Sketch
 from parallax.hlo.work import Loop, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
-from parallax.models.config import ModelConfig
-from parallax.parallel.layer_parts import CacheTiled
-from parallax.strategy import Strategy
-from parallax.workload import Workload
+from parallax.steps import ModelStep, TransformerStep
 
 
 @dataclass(frozen=True)
@@ -43,23 +39,19 @@ class Estimate:
 
 
 def estimate(
-    config: ModelConfig,
-    strategy: Strategy,
-    workload: Workload,
+    step: ModelStep,
     cluster: Cluster,
     *,
-    decoder: Decoder | None = None,
     rates: Rates | None = None,
     skew: float = 1.0,
     weights: PackedWeights | None = None,
     resident: bool = False,
 ) -> Estimate:
-    """Time of one prefill of the whole batch, or of one decoding step with `decoder`.
+    """The time of one call of a step.
 
     Args:
-      config, strategy, workload: as `ShardedTransformer` takes them.
+      step: a prefill of the whole batch, or a decoding step.
       cluster: its devices are the mesh's.
-      decoder: whose step is meant.
       rates: None takes what is shipped for the GPU.
       skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
       weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
@@ -69,25 +61,18 @@ def estimate(
 
     Raises:
       ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes;
-        layers in slabs, of which there is no sketch.
+        a step that has no analytical model, such as a training step or layers in weight tiles.
 
     Cost: milliseconds; nothing is traced.
     """
-    if isinstance(strategy.layers, CacheTiled):
-        raise ValueError(
-            f"estimate: strategy '{strategy.name}' runs layers in slabs, of which there is no "
-            "closed form of time. Compile the program and predict that, or give the strategy with "
-            "its inner layers."
-        )
-    sketch = Sketch(
-        config, strategy, workload, decoder, skew, weights or weights_of(config),
-        cluster.gpu.device_kind,
-    )  # fmt: skip
-    work = Work("entry", _steps(sketch), strategy.mesh.size)
-    tokens = workload.batch if decoder else workload.tokens
+    if step.unmodelled:
+        raise ValueError(f"estimate: {step.unmodelled}")
+    assert isinstance(step, TransformerStep)
+    sketch = Sketch(step, skew, weights or weights_of(step.config), cluster.gpu.device_kind)
+    work = Work("entry", _steps(sketch), step.strategy.mesh.size)
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
-    return Estimate(price(work, cluster, rates, resident=kept), tokens, work)
+    return Estimate(price(work, cluster, rates, resident=kept), step.tokens, work)
 
 
 def _steps(sketch: Sketch) -> dict[str, tuple[Step, ...]]:

@@ -3,21 +3,18 @@
 import functools
 
 from parallax.bounds import Transfer
-from parallax.communication import Walk, decode_transfers, forward_transfers
-from parallax.decoding import Decoder
+from parallax.communication import Walk
 from parallax.estimate.packed_weights import PackedWeights
 from parallax.estimate.sends import one_send
 from parallax.hlo.work import Send, Step
 from parallax.kernels.dispatch import is_hopper
-from parallax.models.config import ModelConfig
-from parallax.strategy import Strategy
-from parallax.workload import Workload
+from parallax.steps import TransformerStep
 
 _HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
 
 
 class Sketch:
-    """A prefill, or one step of `decoder`, as a device sees it.
+    """A step as a device sees it.
 
     Attributes:
       config, strategy, workload, decoder: of the program.
@@ -34,17 +31,16 @@ class Sketch:
 
     def __init__(
         self,
-        config: ModelConfig,
-        strategy: Strategy,
-        workload: Workload,
-        decoder: Decoder | None,
+        step: TransformerStep,
         skew: float,
         weights: PackedWeights,
         device_kind: str,
     ):
-        self.config, self.strategy, self.workload = config, strategy, workload
-        self.decoder, self.skew, self.weights = decoder, skew, weights
-        self.walk = Walk(config, strategy, workload, "gpu", decoder)
+        self.config, self.strategy, self.workload = config, strategy, workload = (
+            step.config, step.strategy, step.sharded.workload,
+        )  # fmt: skip
+        self.decoder, self.skew, self.weights = step.decoder, skew, weights
+        self.walk = Walk(config, strategy, workload, "gpu", step.decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
         count = self.split.count
@@ -54,10 +50,7 @@ class Sketch:
         able = strategy.kernels != "mosaic" or is_hopper(device_kind)
         self.kernels = strategy.kernels if able else None
         self.residual = float(self.tokens * config.d_model * self.item)
-        found = (
-            decode_transfers(decoder) if decoder else forward_transfers(config, strategy, workload)
-        )
-        self.transfers = [t for t in found if t.count and t.wire_bytes]
+        self.transfers = [t for t in step.of_shard_map() if t.count and t.wire_bytes]
 
     @functools.cached_property
     def rare(self) -> list[tuple[Transfer, float]]:

@@ -77,7 +77,7 @@ def measure_module(
     *,
     on_progress: Progress = lambda line: None,
 ) -> Measurement:
-    """`measure_transformer` for a foreign module: the program that `Program.compile` compiles."""
+    """`measure_transformer` for a user module: the program that `Program.compile` compiles."""
     mesh = _mesh_at_hand(strategy)
     program = ShardedModule(construct, strategy, workload)
     on_progress(f"{strategy.name}: {repeats} steps of {program.name}")
