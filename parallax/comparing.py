@@ -16,7 +16,7 @@ from parallax.lenses.environment import (
     installed_versions,
     missing_compiler,
 )
-from parallax.lenses.measuring import measure_transformer
+from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
@@ -316,7 +316,7 @@ def _measure(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
             environment = cpu_environment(strategy.mesh.size, fast_code=True)
             environment["JAX_ENABLE_X64"] = "0"
         measured = run_in_child(
-            measure_transformer, config, strategy, run, text, plan.repeats,
+            measure_prefill, config, strategy, run, text, plan.repeats,
             environment=environment,
             on_progress=lambda line: on_progress(f"measure: {line}"),
         )  # fmt: skip

@@ -85,7 +85,7 @@ class ShardedModule:
 
     @property
     def name(self) -> str:
-        """Of the module's class."""
+        """The name of the module's class."""
         return type(self._shapes).__name__
 
     @functools.cached_property

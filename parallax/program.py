@@ -12,7 +12,7 @@ from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
-from parallax.lenses.measuring import measure_module, measure_transformer
+from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.predicting import predict
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_module import verify_module
@@ -197,13 +197,11 @@ class Program:
         environment: dict[str, str] = {}
         if virtual:
             environment = cpu_environment(self.strategy.mesh.size, fast_code=True)
-        measure = measure_transformer
         if not isinstance(self.model, ModelConfig):
-            measure = measure_module
             # A constructor's default dtype is then float32, as on a GPU and in `compile`.
             environment["JAX_ENABLE_X64"] = "0"
         return run_in_child(
-            measure, self.model, self.strategy, workload, data, repeats,
+            measure_prefill, self.model, self.strategy, workload, data, repeats,
             environment=environment, on_progress=on_progress,
         )  # fmt: skip
 

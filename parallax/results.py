@@ -206,7 +206,12 @@ class Compilation:
     @property
     def tokens(self) -> int:
         """Tokens that one call handles: a decoding step's are one of each sequence."""
-        return self.workload.batch if self.phase == "decode" else self.workload.tokens
+        return self.workload.batch if self.reads_cache else self.workload.tokens
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether a call reads the KV cache, one new token of each sequence: a decoding step."""
+        return self.phase == "decode"
 
     @property
     def ledger(self) -> Ledger:

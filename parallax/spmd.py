@@ -56,6 +56,11 @@ class ShardedTransformer(ShardedParameters):
         check_workload(self.config, self.strategy, self.workload)
 
     @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.config.name
+
+    @property
     def partitioner(self) -> str:
         """In one line, who chose the collectives."""
         return "one shard_map around the model"

@@ -84,6 +84,11 @@ class ModelStep(Protocol):
         ...
 
     @abstractmethod
+    def state(self, mesh) -> Any:
+        """The function's first argument, drawn anew, on the devices of `mesh`."""
+        ...
+
+    @abstractmethod
     def transfers(self) -> tuple[Transfer, ...] | None:
         """What one call sends (derived); None where XLA chooses some of its collectives."""
         ...

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from flax import nnx
+
 from parallax.gspmd import ShardedModule
 from parallax.rules import Phase
 from parallax.workload import Workload
@@ -39,6 +41,9 @@ class ModulePrefill:
 
     def arguments(self, mesh) -> tuple[Any, ...]:
         return self.sharded.abstract_state(mesh), *self.sharded.abstract_inputs(mesh)
+
+    def state(self, mesh) -> nnx.State:
+        return self.sharded.init_sharded(mesh)
 
     def transfers(self) -> None:
         return None

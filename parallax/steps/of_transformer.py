@@ -28,7 +28,7 @@ from parallax.rules import Phase
 from parallax.spmd import ShardedTransformer
 from parallax.steps.model_step import ModelStep
 from parallax.strategy import Strategy
-from parallax.training import TrainStep
+from parallax.training import TrainState, TrainStep
 from parallax.workload import Workload
 
 
@@ -102,6 +102,9 @@ class TransformerStep(ModelStep):
                 "strategy with its inner layers."
             )
         return ""
+
+    def state(self, mesh) -> Any:
+        return self.sharded.init(jax.random.key(0), mesh)
 
     def transfers(self) -> tuple[Transfer, ...] | None:
         return None if _chosen_by_xla(self.sharded) else self.of_shard_map()
@@ -245,6 +248,9 @@ class Training(TransformerStep):
 
     def arguments(self, mesh) -> tuple[Any, ...]:
         return self.program.abstract_state(mesh), *self.sharded.abstract_inputs(mesh)
+
+    def state(self, mesh) -> TrainState:
+        return self.program.init(jax.random.key(0), mesh)
 
     def of_shard_map(self) -> tuple[Transfer, ...]:
         train = self.program
