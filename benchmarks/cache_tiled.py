@@ -16,19 +16,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from parallax.communication import decode_transfers, forward_transfers
 from parallax.cost import price, rates_of
-from parallax.decoding import Decoder
 from parallax.lenses.child import run_in_child
-from parallax.lenses.compiling import compile_for
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.placement import most_tokens, parse_budget, tile_traffic, tiles_under
-from parallax.spmd import ShardedTransformer
+from parallax.program import compile_step
+from parallax.steps import make_step
 from parallax.strategies import cache_tiled, data_parallel, layerwise
 
 CLUSTER, BUDGET, DEVICES = "h100_2x8", "l2", 16
@@ -79,44 +74,19 @@ def one(name, phase, kind, microbatches, round, formats, *, on_progress) -> dict
     if round:
         strategy = cache_tiled(strategy, *tiles, round=round)
     on_progress(f"{name}: {phase}: {strategy.name}, {microbatches} microbatches, rounds of {round}")
-    decoding = phase == "decode"
-    sharded = ShardedTransformer(
-        config, strategy, replace(workload, microbatches=1 if decoding else microbatches)
-    )
-    decoder = Decoder(sharded, new_tokens=1, microbatches=microbatches)
-
-    def step_arguments(mesh):
-        tokens = jax.ShapeDtypeStruct(
-            (workload.batch,), jnp.int32, sharding=decoder.token_sharding(mesh)
-        )
-        return sharded.abstract_state(mesh), decoder.abstract_cache(mesh), tokens
-
-    def pass_arguments(mesh):
-        return sharded.abstract_state(mesh), *sharded.abstract_inputs(mesh)
-
-    found = compile_for(
-        where,
-        decoder.step if decoding else lambda mesh: sharded.forward(mesh, "last"),
-        step_arguments if decoding else pass_arguments,
-        strategy.mesh,
-        workload=workload,
-        phase=phase,
-        donate=(1,) if decoding else (),
-        transfers=decode_transfers(decoder)
-        if decoding
-        else forward_transfers(config, strategy, sharded.workload),
-        compiler_options=strategy.compiler_options,
-    )
+    step = make_step(config, strategy, replace(workload, microbatches=1), phase)
+    step = step.with_microbatches(microbatches)
+    found = compile_step(step, where)
     assert found.work is not None, found.unpriced
     assert found.differences == (), found.differences
     rates = rates_of(where.gpu.name)
     cost = price(found.work, where, rates, loops_reuse_cache=True)
     split = strategy.split()
-    tokens = workload.batch // split.count("act_batch") // microbatches
-    tokens *= 1 if decoding else workload.seq_len
+    tokens = step.tokens // split.count("act_batch") // microbatches
     derived = tile_traffic(config, tiles, tokens, round or 1)
     passes = strategy.layers.ticks(microbatches, split.count("layers"))
-    kv_bytes = decoder.kv_bytes() * passes * (round or 1) / microbatches if decoding else 0.0
+    held = step.decoder.kv_bytes() if step.decoder else 0.0  # a prefill reads no cache
+    kv_bytes = held * passes * (round or 1) / microbatches
     return {
         "paper": name,
         "phase": phase,
@@ -128,7 +98,7 @@ def one(name, phase, kind, microbatches, round, formats, *, on_progress) -> dict
         "passes": passes,
         "tokens_a_microbatch": tokens,
         "derived": {
-            "weight_bytes": decoder.weight_bytes() if decoding else sharded.weight_bytes(),
+            "weight_bytes": step.weight_bytes(),
             "kv_bytes_read": kv_bytes,
             "tiling_activation_bytes_a_layer": derived.activations if round else 0,
             "most_tokens_where_tiling_saves": most_tokens(config, tiles, round) if round else None,

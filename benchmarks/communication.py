@@ -9,8 +9,6 @@ Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on
 import sys
 
 from parallax.bounds import Transfer
-from parallax.communication import decode_transfers, forward_transfers, train_transfers
-from parallax.decoding import Decoder
 from parallax.hlo.rows import dtype_rows
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
@@ -20,7 +18,7 @@ from parallax.preparing import fit_microbatches
 from parallax.program import compile_program
 from parallax.report import words
 from parallax.results import Compilation
-from parallax.spmd import ShardedTransformer
+from parallax.steps import make_step
 from parallax.strategies import build
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -81,18 +79,14 @@ def section(title, config, strategy: Strategy, workload: Workload, phase, remat)
     size = (
         f"{workload.batch:,} x {workload.seq_len:,} tokens in {workload.microbatches} microbatches"
     )
-    if phase == "decode":
-        decoder = Decoder(ShardedTransformer(config, strategy, workload), new_tokens=1)
-        transfers = decode_transfers(decoder)
+    step = make_step(config, strategy, workload, phase, remat)
+    if step.decoder is not None:
         size = (
             f"a token of each of {workload.batch:,} sequences after {workload.seq_len:,}, in "
-            f"{decoder.step_microbatches} microbatches; {words.in_bytes(decoder.kv_bytes())} of "
-            "keys and values a device"
+            f"{step.workload.microbatches} microbatches; "
+            f"{words.in_bytes(step.kv_cache_bytes())} of keys and values a device"
         )
-    elif phase == "train":
-        transfers = train_transfers(config, strategy, workload, remat)
-    else:
-        transfers = forward_transfers(config, strategy, workload)
+    transfers = step.of_shard_map()
     lines = [
         f"## {title}",
         "",

@@ -16,7 +16,6 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from parallax.decoding import Decoder
 from parallax.estimate import estimate
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
@@ -27,7 +26,8 @@ from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 from parallax.preparing import fit_microbatches
 from parallax.program import compile_program
-from parallax.spmd import ShardedTransformer
+from parallax.rules import Phase
+from parallax.steps import make_step
 from parallax.strategies import build
 from parallax.workload import Workload
 
@@ -54,7 +54,7 @@ DENSE = (
 )  # fmt: skip
 SPARSE = (("expert_parallel", None), *DENSE)
 # model, phase, batch, length
-WORKLOADS = (
+WORKLOADS: tuple[tuple[str, Phase, int, int], ...] = (
     ("ring_sp", "prefill", 1024, 10_000), ("ring_sp", "prefill", 256, 2048),
     ("ring_sp", "prefill", 64, 32_768), ("ring_sp", "prefill", 16, 65_536),
     ("two_level", "prefill", 128, 4096), ("compressed_layerwise", "prefill", 128, 10_000),
@@ -79,11 +79,9 @@ def cases():
             if mesh:
                 strategy = strategy.replace(name=f"{name} {mesh}")
             try:
-                wanted = 16 if phase == "prefill" else 1
-                workload = fit_microbatches(strategy, Workload(batch, length, wanted), False)
-                sharded = ShardedTransformer(config, strategy, workload)
-                if phase == "decode":
-                    Decoder(sharded, new_tokens=1)
+                # A decoding step takes its own microbatches, whatever its prompts' are.
+                workload = fit_microbatches(strategy, Workload(batch, length, 16), False)
+                make_step(config, strategy, workload, phase)
             except ValueError:
                 continue
             yield number, strategy, workload
@@ -101,10 +99,7 @@ def both(number, strategy, workload, compilation) -> tuple[float, float]:
     """Seconds by closed form and of the compiled program."""
     model, phase, *_ = WORKLOADS[number]
     config, where = MODELS[model], cluster(CLUSTER)
-    decoder = None
-    if phase == "decode":
-        decoder = Decoder(ShardedTransformer(config, strategy, workload), new_tokens=1)
-    closed = estimate(config, strategy, workload, where, decoder=decoder).cost.seconds
+    closed = estimate(make_step(config, strategy, workload, phase), where).cost.seconds
     return closed, predict(compilation, where, config.dtype).step_s.value
 
 

@@ -16,7 +16,7 @@ from parallax.lenses.environment import (
     installed_versions,
     missing_compiler,
 )
-from parallax.lenses.measuring import measure_transformer
+from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
@@ -30,6 +30,7 @@ from parallax.program import Program, compile_program
 from parallax.report import Report
 from parallax.results import StrategyResult
 from parallax.rules import Phase
+from parallax.steps import make_step
 from parallax.strategy import Strategy
 from parallax.sweep_results import Sweep
 from parallax.sweeping import run_sweep
@@ -224,7 +225,8 @@ def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progres
     for plan, _ in asked:
         text, name = read_text(plan.text, plan.small_cases[0][1].tokens)
         dtypes = tuple(dict.fromkeys(("float64", plan.config.dtype)))
-        verify = verify_decoding if plan.phase == "decode" else verify_transformer
+        step = make_step(plan.small_config, *plan.small_cases[0], plan.phase, plan.remat)
+        verify = verify_transformer if step.decoder is None else verify_decoding
         tasks.append((verify, plan.small_config, plan.small_cases, text, name, dtypes))
     devices = max(s.mesh.size for plan, _ in asked for s, _ in plan.small_cases)
     verified = run_in_child(
@@ -314,7 +316,7 @@ def _measure(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
             environment = cpu_environment(strategy.mesh.size, fast_code=True)
             environment["JAX_ENABLE_X64"] = "0"
         measured = run_in_child(
-            measure_transformer, config, strategy, run, text, plan.repeats,
+            measure_prefill, config, strategy, run, text, plan.repeats,
             environment=environment,
             on_progress=lambda line: on_progress(f"measure: {line}"),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Foreign modules: any NNX module with logical axes, partitioned by XLA from the rules.
+"""User modules: any NNX module with logical axes, partitioned by XLA from the rules.
 
 The module computes logits from tokens, [B, L] int32 -> [B, L, ...]. Its parameters are placed by
 their logical axes, its inputs by `act_batch` and `act_seq`; XLA chooses the collectives.
@@ -24,7 +24,7 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True, eq=False)
 class ShardedModule:
-    """A foreign module under a strategy, for one workload.
+    """A user module under a strategy, for one workload.
 
     Attributes:
       construct: makes the module; called under `nnx.eval_shape` unless it is really run.
@@ -45,13 +45,13 @@ class ShardedModule:
         name = self.strategy.name
         if not isinstance(self.strategy.layers, Scan):
             raise NotImplementedError(
-                f"Strategy '{name}': layers={self.strategy.layers} cannot cut a foreign module "
+                f"Strategy '{name}': layers={self.strategy.layers} cannot cut a user module "
                 "into stages. Use a strategy without stages, such as tensor_pipeline(8, stage=1), "
                 "ring_sequence or data_parallel."
             )
         if self.workload.microbatches != 1:
             raise ValueError(
-                f"Strategy '{name}': a foreign module runs its batch whole, got "
+                f"Strategy '{name}': a user module runs its batch whole, got "
                 f"microbatches={self.workload.microbatches}. Use 1."
             )
         mesh_axes = self.strategy.mesh_axes
@@ -85,7 +85,7 @@ class ShardedModule:
 
     @property
     def name(self) -> str:
-        """Of the module's class."""
+        """The name of the module's class."""
         return type(self._shapes).__name__
 
     @functools.cached_property

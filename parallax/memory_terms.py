@@ -5,13 +5,10 @@ its own accord: two compilations of one program differ in one thing.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from parallax.decoding import Decoder
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
 from parallax.lenses.environment import compile_environment
@@ -20,9 +17,9 @@ from parallax.meshes.topology import topology_devices
 from parallax.papers import paper
 from parallax.papers.memory_record import Counted, MemoryTerm, Term
 from parallax.parallel.split import Remat
-from parallax.spmd import ShardedTransformer
+from parallax.rules import Phase
+from parallax.steps import make_step
 from parallax.strategies import build
-from parallax.training import TrainStep
 
 # XLA's passes that fuse loops on a GPU; without them each elementwise operation is a kernel.
 FUSING_PASSES = ("priority-fusion", "multi_output_fusion", "sort-iota-fusion")
@@ -31,6 +28,9 @@ _CLAIMS: dict[Term, tuple[float, str]] = {
     "donation": (20.0, "activations beyond that, by in-place operations"),
     "fusion": (80.0, "workspace, by operator fusion"),
 }
+_PROGRAMS: dict[Phase, str] = {
+    "prefill": "prefill", "decode": "decoding step", "train": "training step"
+}  # fmt: skip
 # Operations that have no business in a kernel of their own where fusion works.
 _ELEMENTWISE = re.compile(r" (add|multiply|subtract|divide|exponential|select|convert)\(")
 
@@ -42,9 +42,9 @@ class _Compiled(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """A program, and how to compile it: rows name two of them."""
+    """A step, and how to compile it: rows name two of them."""
 
-    program: str
+    phase: Phase
     remat: Remat = "microbatch"
     donate: bool = True
     fuse: bool = True
@@ -72,42 +72,43 @@ def memory_terms(
 
 
 _ROWS: tuple[tuple[Term, Counted, _Case, _Case, str, str], ...] = (
-    ("rematerialisation", "temp", _Case("training step", "none"), _Case("training step"),
+    ("rematerialisation", "temp", _Case("train", "none"), _Case("train"),
      "every activation is kept", "a microbatch's pass is recomputed"),
-    ("rematerialisation", "temp", _Case("training step", "none"), _Case("training step", "layer"),
+    ("rematerialisation", "temp", _Case("train", "none"), _Case("train", "layer"),
      "every activation is kept", "a microbatch's pass is recomputed, then each layer"),
-    ("donation", "all", _Case("training step", donate=False), _Case("training step"),
+    ("donation", "all", _Case("train", donate=False), _Case("train"),
      "parameters and optimizer state are copied", "they are changed in place"),
-    ("donation", "all", _Case("decoding step", donate=False), _Case("decoding step"),
+    ("donation", "all", _Case("decode", donate=False), _Case("decode"),
      "the KV cache is copied", "it is changed in place"),
-    ("fusion", "temp", _Case("training step", fuse=False), _Case("training step"),
+    ("fusion", "temp", _Case("train", fuse=False), _Case("train"),
      "an operation is a kernel", "XLA fuses them"),
     ("fusion", "temp", _Case("prefill", fuse=False), _Case("prefill"),
      "an operation is a kernel", "XLA fuses them"),
-    ("fusion", "temp", _Case("decoding step", fuse=False), _Case("decoding step"),
+    ("fusion", "temp", _Case("decode", fuse=False), _Case("decode"),
      "an operation is a kernel", "XLA fuses them"),
 )  # fmt: skip
 
 
 def _memory_terms(name: str, strategy_name: str, *, on_progress: Progress) -> Any:
-    found: dict[_Case, _Compiled] = {}
+    compiled: dict[_Case, _Compiled] = {}
     rows, checks = [], []
     for term, counted, before, after, said, then in _ROWS:
         for case in (before, after):
-            if case not in found:
+            if case not in compiled:
                 on_progress(f"{name}: {strategy_name}: {case}")
-                found[case] = _compile(name, strategy_name, case)
+                compiled[case] = _compile(name, strategy_name, case)
         claimed, claim = _CLAIMS[term]
         rows.append(
             MemoryTerm(
-                name, strategy_name, before.program, term, said, then, counted,
-                getattr(found[before], counted), getattr(found[after], counted), claimed, claim,
+                name, strategy_name, _PROGRAMS[before.phase], term, said, then, counted,
+                getattr(compiled[before], counted), getattr(compiled[after], counted), claimed,
+                claim,
             )
         )  # fmt: skip
         if term == "fusion":
-            apart, together = found[before].together, found[after].together
+            apart, together = compiled[before].together, compiled[after].together
             checks.append(
-                f"{name}, {strategy_name}, {before.program}: kernels with more than one "
+                f"{name}, {strategy_name}, {_PROGRAMS[before.phase]}: kernels with more than one "
                 f"elementwise operation: {apart} without the passes "
                 f"{', '.join(FUSING_PASSES)}, {together} with them"
             )
@@ -115,18 +116,17 @@ def _memory_terms(name: str, strategy_name: str, *, on_progress: Progress) -> An
 
 
 def _compile(name: str, strategy_name: str, case: _Case) -> _Compiled:
-    where = paper(name)
-    here = cluster(where.cluster)
-    strategy = build(strategy_name, devices=here.devices, cluster=where.cluster)
-    sharded = ShardedTransformer(where.config, strategy, where.workload)
-    mesh = strategy.mesh.build(topology_devices(here, AMPLE_BYTES)[: strategy.mesh.size])
-    function, arguments, donated = _program(sharded, case, mesh)
+    published = paper(name)
+    devices = cluster(published.cluster)
+    strategy = build(strategy_name, devices=devices.devices, cluster=devices.name)
+    step = make_step(published.config, strategy, published.workload, case.phase, case.remat)
+    mesh = strategy.mesh.build(topology_devices(devices, AMPLE_BYTES)[: strategy.mesh.size])
     options: dict[str, Any] = dict(LIBRARY_GEMMS)
     if not case.fuse:
         passes = (options["xla_disable_hlo_passes"], *FUSING_PASSES)
         options["xla_disable_hlo_passes"] = ",".join(passes)
-    jitted = jax.jit(function, donate_argnums=donated if case.donate else ())
-    compiled = jitted.lower(*arguments).compile(options)
+    jitted = jax.jit(step.function(mesh), donate_argnums=step.donated if case.donate else ())
+    compiled = jitted.lower(*step.arguments(mesh)).compile(options)
     a: Any = compiled.memory_analysis()
     total = a.argument_size_in_bytes + a.output_size_in_bytes + a.temp_size_in_bytes
     text = compiled.as_text() or ""
@@ -135,26 +135,8 @@ def _compile(name: str, strategy_name: str, case: _Case) -> _Compiled:
     )
 
 
-def _program(
-    sharded: ShardedTransformer, case: _Case, mesh
-) -> tuple[Callable, tuple[Any, ...], tuple[int, ...]]:
-    """(function, arguments, those whose memory results may take)."""
-    inputs = sharded.abstract_inputs(mesh)
-    if case.program == "training step":
-        step = TrainStep(sharded, remat=case.remat)
-        return step.step(mesh), (step.abstract_state(mesh), *inputs), (0,)
-    state = sharded.abstract_state(mesh)
-    if case.program == "prefill":
-        return sharded.forward(mesh, "last"), (state, *inputs), ()
-    decoder = Decoder(sharded, new_tokens=1)
-    tokens = jax.ShapeDtypeStruct(
-        (sharded.workload.batch,), jnp.int32, sharding=decoder.token_sharding(mesh)
-    )
-    return decoder.step(mesh), (state, decoder.abstract_cache(mesh), tokens), (1,)
-
-
 def fused_kernels(text: str) -> int:
-    """Fused computations of a compiled module's text with more than one elementwise operation."""
+    """Counts the fused computations of a module's text with several elementwise operations."""
     found, inside = 0, False
     count = 0
     for line in text.splitlines():

@@ -7,6 +7,7 @@ from typing import Literal
 from parallax.bounds import Transfer
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.hlo.work import Work
+from parallax.load_balance import LoadBalance
 from parallax.workload import Workload
 
 Tag = Literal["claimed", "assumed", "derived", "compiled", "modelled", "measured"]
@@ -143,21 +144,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Evenness:
-    """How evenly a strategy spreads a program (tag: derived).
-
-    Attributes:
-      replication: copies of a weight over all devices, on average: 1 if every weight is on one.
-      bubble: ticks beyond the useful ones, as a share of these.
-      padded_share: of the layers that devices execute, those of zeros that fill up shorter stages.
-    """
-
-    replication: float
-    bubble: float
-    padded_share: float
-
-
-@dataclass(frozen=True)
 class Difference:
     """A total that two accounts of the same program disagree on."""
 
@@ -191,7 +177,7 @@ class Compilation:
     prefill would keep them. `link_bytes`: what the busiest device puts on "nvlink" and "nic".
     `work` is what a cost model prices; None with the reason in `unpriced` where it cannot be read.
     `flop_imbalance` is the busiest device's FLOPs over the mean, 1 where no branch depends on data;
-    `evenness` is None for a foreign program.
+    `evenness`, its load balance, is None where it is not known, as of a user module.
     """
 
     cluster: str
@@ -212,7 +198,7 @@ class Compilation:
     notes: tuple[str, ...] = ()
     phase: str = "prefill"
     flop_imbalance: float = 1.0
-    evenness: Evenness | None = None
+    evenness: LoadBalance | None = None
     link_bytes: Mapping[str, float] = field(default_factory=dict)
     work: Work | None = field(default=None, repr=False)
     unpriced: str = ""
@@ -220,7 +206,12 @@ class Compilation:
     @property
     def tokens(self) -> int:
         """Tokens that one call handles: a decoding step's are one of each sequence."""
-        return self.workload.batch if self.phase == "decode" else self.workload.tokens
+        return self.workload.batch if self.reads_cache else self.workload.tokens
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether a call reads the KV cache, one new token of each sequence: a decoding step."""
+        return self.phase == "decode"
 
     @property
     def ledger(self) -> Ledger:

@@ -26,7 +26,7 @@ class Rules:
         (Megatron sequence parallelism).
       decode: what differs while decoding, as (logical axis, mesh axes) pairs; a sequence of one
         token cannot be split.
-      extra: (logical axis, mesh axes) pairs for axes that only a foreign module declares.
+      extra: (logical axis, mesh axes) pairs for axes that only a user module names.
     """
 
     embed: Axes = None

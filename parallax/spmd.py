@@ -56,6 +56,11 @@ class ShardedTransformer(ShardedParameters):
         check_workload(self.config, self.strategy, self.workload)
 
     @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.config.name
+
+    @property
     def partitioner(self) -> str:
         """In one line, who chose the collectives."""
         return "one shard_map around the model"
@@ -134,12 +139,17 @@ class ShardedTransformer(ShardedParameters):
         held = [part.positions(index, length, mesh) for index in range(shards)]
         return undo_positions(logits, np.concatenate(held))
 
-    def weight_bytes(self) -> float:
-        """Bytes of weights a device reads in one forward pass: its layers once a tick, its share of
-        the unembedding once. A bound that holds while no cache keeps a layer between microbatches.
+    def weight_bytes(self, microbatches: int | None = None) -> float:
+        """Bytes of weights that a device reads in one forward pass: its layers once per tick, its
+        share of the unembedding once. A bound that holds while no cache keeps a layer between
+        microbatches.
+
+        Args:
+          microbatches: of the pass; None takes the workload's.
         """
         ticks = self.strategy.layers.ticks(
-            self.workload.microbatches, self.strategy.split().count("layers")
+            self.workload.microbatches if microbatches is None else microbatches,
+            self.strategy.split().count("layers"),
         )
         layers = sum(jax.tree.leaves(self.shard_bytes()["layers"]))
         head = sum(jax.tree.leaves(self.untied.shard_bytes()["unembed_DV"]))

@@ -6,9 +6,10 @@ import pytest
 
 from parallax.bounds import totals
 from parallax.communication import decode_transfers, forward_transfers, train_transfers
-from parallax.decoding import Decoder, batch_multiple
+from parallax.decoding import Decoder
 from parallax.hlo.compare import differing_totals
 from parallax.hlo.jaxpr import jaxpr_ledger
+from parallax.sharded_cache import batch_multiple
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import expert_parallel, layerwise, tensor_pipeline, two_level
 from parallax.workload import Workload

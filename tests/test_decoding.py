@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from parallax import decoding
-from parallax.decoding import Decoder, batch_multiple, prompt_multiple
+from parallax.decoding import Decoder
 from parallax.lenses.reference import reference
 from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, judge
@@ -18,6 +18,7 @@ from parallax.lenses.verify_decoding import decode, greedy
 from parallax.lenses.verifying import cast, draw, relative_error
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel import cached_attention as cached
+from parallax.sharded_cache import batch_multiple, prompt_multiple
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
 from parallax.workload import Workload

@@ -14,7 +14,7 @@ from parallax.workload import Workload
 
 
 class Mini(nnx.Module):
-    """A foreign module of few lines, with logical axes and nothing else of Parallax."""
+    """A user module of few lines, with logical axes and nothing else of Parallax."""
 
     def __init__(self, rngs: nnx.Rngs):
         def matrix(rows, columns, names):
@@ -38,13 +38,13 @@ SPLITS = [px.strategies.tensor_pipeline(8, 1), px.strategies.ring_sequence(16)]
 
 
 @pytest.mark.parametrize("strategy", SPLITS, ids=lambda s: s.name)
-def test_a_foreign_module_is_verified(strategy):
+def test_a_user_module_is_verified(strategy):
     result = px.Program(mini, strategy).verify(batch=2, seq_len=64)
     assert result.exact
     assert result.devices == strategy.mesh.size
 
 
-def test_a_foreign_module_compiles_and_says_who_chose_the_collectives(aot):
+def test_a_user_module_compiles_and_says_who_chose_the_collectives(aot):
     program = px.Program(mini, px.strategies.ring_sequence(16))
     found = program.compile("h100_2x8", batch=8, seq_len=1024)
     assert "GSPMD" in found.partitioner
@@ -89,7 +89,7 @@ def test_an_axis_the_rules_do_not_name_is_refused():
 
 
 REFUSED = {
-    "pipeline": (px.strategies.tensor_pipeline(8, 2), {}, NotImplementedError, "foreign module"),
+    "pipeline": (px.strategies.tensor_pipeline(8, 2), {}, NotImplementedError, "user module"),
     "batch": (px.strategies.data_parallel(16), {"batch": 3}, ValueError, "16 does not divide 3"),
     "microbatches": (px.strategies.data_parallel(2), {"microbatches": 2}, ValueError, "Use 1"),
 }
@@ -119,7 +119,7 @@ def test_bad_calls_are_named():
         px.Program("ring_sp", px.strategies.data_parallel(2))  # pyright: ignore[reportArgumentType]
 
 
-def test_a_foreign_module_is_measured():
+def test_a_user_module_is_measured():
     found = px.Program(mini, px.strategies.data_parallel(2)).measure(
         batch=2, seq_len=32, repeats=3, virtual=True
     )

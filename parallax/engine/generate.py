@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parallax.decoding import Decoder, batch_multiple, prompt_multiple
+from parallax.decoding import Decoder
 from parallax.engine.latency import Latency
 from parallax.engine.sampling import Sampling, next_tokens
 from parallax.models.config import ModelConfig
+from parallax.sharded_cache import batch_multiple, prompt_multiple
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload

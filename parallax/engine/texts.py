@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from parallax.decoding import batch_multiple
 from parallax.engine.generate import Generation, Generator, check_prompts
 from parallax.engine.sampling import Sampling
 from parallax.engine.weights import find_tokenizer, load_params
@@ -15,6 +14,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
 from parallax.models.huggingface import Tokenizer
 from parallax.naming import resolve_model, resolve_strategy
+from parallax.sharded_cache import batch_multiple
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from parallax.cost import Cost, Rates, price, rates_of
-from parallax.decoding import Decoder
 from parallax.estimate.attention import cached_attention, projections, prompt_attention
 from parallax.estimate.hits import weight_reads
 from parallax.estimate.kernels import gemm, passes
@@ -13,10 +12,7 @@ from parallax.estimate.places import check_sent_once
 from parallax.estimate.trace import Trace
 from parallax.hlo.work import Loop, Start, Step, Wait, Work
 from parallax.meshes.cluster import Cluster
-from parallax.models.config import ModelConfig
-from parallax.parallel.layer_parts import CacheTiled
-from parallax.strategy import Strategy
-from parallax.workload import Workload
+from parallax.steps import ModelStep, TransformerStep
 
 
 @dataclass(frozen=True)
@@ -39,23 +35,19 @@ class Estimate:
 
 
 def estimate(
-    config: ModelConfig,
-    strategy: Strategy,
-    workload: Workload,
+    step: ModelStep,
     cluster: Cluster,
     *,
-    decoder: Decoder | None = None,
     rates: Rates | None = None,
     skew: float = 1.0,
     weights: PackedWeights | None = None,
     resident: bool = False,
 ) -> Estimate:
-    """Time of one prefill of the whole batch, or of one decoding step with `decoder`.
+    """The time of one call of a step.
 
     Args:
-      config, strategy, workload: as `ShardedTransformer` takes them.
+      step: a prefill of the whole batch, or a decoding step.
       cluster: its devices are the mesh's.
-      decoder: whose step is meant.
       rates: None takes what is shipped for the GPU.
       skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
       weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
@@ -65,27 +57,20 @@ def estimate(
 
     Raises:
       ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes;
-        layers in slabs, which the model does not cover.
+        a step that has no analytical model, such as a training step or layers in weight tiles.
 
     Cost: milliseconds; nothing is traced.
     """
-    if isinstance(strategy.layers, CacheTiled):
-        raise ValueError(
-            f"estimate: strategy '{strategy.name}' runs layers in slabs, which the analytical "
-            "model of time does not cover. Compile the program and predict that, or give the "
-            "strategy with its inner layers."
-        )
-    trace = Trace(
-        config, strategy, workload, decoder, skew, weights or weights_of(config),
-        cluster.gpu.device_kind,
-    )  # fmt: skip
+    if step.unmodelled:
+        raise ValueError(f"estimate: {step.unmodelled}")
+    assert isinstance(step, TransformerStep)
+    trace = Trace(step, skew, weights or weights_of(step.config), cluster.gpu.device_kind)
     steps = _steps(trace)
     check_sent_once(steps, trace.transfers)
-    work = Work("entry", steps, strategy.mesh.size)
-    tokens = workload.batch if decoder else workload.tokens
+    work = Work("entry", steps, step.strategy.mesh.size)
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
-    return Estimate(price(work, cluster, rates, resident=kept), tokens, work)
+    return Estimate(price(work, cluster, rates, resident=kept), step.tokens, work)
 
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:

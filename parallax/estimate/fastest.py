@@ -1,22 +1,18 @@
 """A strategy at its best: the microbatches that fit a device and take the least time."""
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from parallax.cost import Rates
-from parallax.decoding import Decoder
 from parallax.estimate.estimating import Estimate, estimate
 from parallax.estimate.memory import estimate_bytes
 from parallax.estimate.packed_weights import PackedWeights, weights_of
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
-from parallax.spmd import ShardedTransformer
+from parallax.rules import Phase
+from parallax.steps import TransformerStep, make_step
 from parallax.strategy import Strategy
 from parallax.workload import Workload
-
-Phase = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Fastest:
 def fastest(
     config: ModelConfig,
     strategy: Strategy,
-    where: Cluster,
+    cluster: Cluster,
     phase: Phase,
     batch: int,
     seq_len: int,
@@ -51,7 +47,8 @@ def fastest(
     """The best of some numbers of microbatches, weights read from the L2 cache where they stay.
 
     Args:
-      phase: a prefill of batch x seq_len tokens, or a token more for each sequence of that many.
+      phase: "prefill", of batch x seq_len tokens, or "decode", a token more for each sequence of
+        that many.
       weights: how they are stored; None is as the config says.
 
     Raises:
@@ -59,85 +56,52 @@ def fastest(
 
     Cost: some ten milliseconds.
     """
-    local = batch // strategy.split().count("act_batch")
-    stages = strategy.split().count("layers")
+    workload = Workload(batch, seq_len)
+    whole = make_step(config, strategy, workload, phase).with_microbatches(1)
+    weights = weights or weights_of(config)
     best, least, steady = None, math.inf, math.inf
-    tried = microbatches_of(phase, stages, local)
-    programs = _steps if phase == "decode" else _passes
-    for m, workload, decoder, needed in programs(
-        config, strategy, batch, seq_len, tried, weights or weights_of(config)
-    ):
+    for microbatches in microbatches_of(whole):
+        step = whole.with_microbatches(microbatches)
+        needed = estimate_bytes(step.held, step.decoder, weights=weights)
         least = min(least, needed)
-        if needed > where.usable_bytes:
+        if needed > cluster.usable_bytes:
             continue
-        found = estimate(config, strategy, workload, where, decoder=decoder, weights=weights,
-                         rates=rates, resident=True)  # fmt: skip
-        steady = min(steady, found.cost.seconds * steady_share(strategy, phase, m))
-        if best is None or found.cost.seconds < best.estimate.cost.seconds:
-            best = Fastest(found, m, needed, steady)
+        one = estimate(step, cluster, weights=weights, rates=rates, resident=True)
+        steady = min(steady, one.cost.seconds * steady_share(step))
+        if best is None or one.cost.seconds < best.estimate.cost.seconds:
+            best = Fastest(one, microbatches, needed, steady)
     if best is None:
         raise ValueError(
             f"strategy '{strategy.name}' with batch {batch} x {seq_len}: a device needs "
-            f"{least / 1e9:.3g} GB, {where.usable_bytes / 1e9:.3g} GB are usable. Use a smaller "
+            f"{least / 1e9:.3g} GB, {cluster.usable_bytes / 1e9:.3g} GB are usable. Use a smaller "
             "batch."
         )
     return replace(best, steady_s=steady)
 
 
-def steady_share(strategy: Strategy, phase: Phase, microbatches: int) -> float:
+def steady_share(step: TransformerStep) -> float:
     """Ticks that one of many batches takes of a pipeline kept full, over those it takes alone.
 
-    A prefill's microbatches take a tick each. A sequence's next token waits for all stages, so few
-    microbatches leave gaps for their own next step.
+    Microbatches take a tick each. Where the next call waits for this one's results, as a sequence's
+    next token does, few microbatches leave gaps for their own next step.
     """
+    strategy, microbatches = step.strategy, step.workload.microbatches
     stages = strategy.split().count("layers")
     if stages == 1:
         return 1.0
     ticks, busy = strategy.layers.ticks(microbatches, stages), microbatches
-    if phase == "decode":
-        lag = (strategy.layers.ticks(microbatches, stages) - microbatches) // (stages - 1)
-        busy = max(microbatches, lag * stages)
+    if step.is_chained:
+        busy = max(microbatches, (ticks - microbatches) // (stages - 1) * stages)
     return busy / ticks
 
 
-def microbatches_of(phase: Phase, stages: int, local: int) -> tuple[int, ...]:
-    """What is tried, of a device's sequences.
-
-    Raises:
-      ValueError: fewer sequences than devices that split the batch.
-    """
-    if not local:
-        raise ValueError("fewer sequences than devices that split the batch. Use a larger batch.")
-    if phase == "decode":
+def microbatches_of(step: TransformerStep) -> tuple[int, ...]:
+    """The numbers of microbatches that are tried: divisors of a device's sequences."""
+    split = step.strategy.split()
+    stages, local = split.count("layers"), step.workload.batch // split.count("act_batch")
+    if step.is_chained:
         tried = (1, 2, 4, 8, stages) if stages > 1 else (1,)
     else:
         few = (1, 4, 16, 64) if stages == 1 else (1, stages, 4 * stages, 16 * stages)
         tried = (*few, math.gcd(local, stages))
     return tuple(sorted({m for m in tried if m <= local and local % m == 0}))
-
-
-_Programs = Iterator[tuple[int, Workload, Decoder | None, float]]
-
-
-def _passes(
-    config: ModelConfig, strategy: Strategy, batch: int, seq_len: int, tried: Sequence[int],
-    weights: PackedWeights,
-) -> _Programs:  # fmt: skip
-    for m in tried:
-        workload = Workload(batch, seq_len, m)
-        sharded = ShardedTransformer(config, strategy, workload)
-        yield m, workload, None, estimate_bytes(sharded, weights=weights)
-
-
-def _steps(
-    config: ModelConfig, strategy: Strategy, batch: int, seq_len: int, tried: Sequence[int],
-    weights: PackedWeights,
-) -> _Programs:  # fmt: skip
-    """A step of decoding holds its own few tokens, not a prompt's."""
-    workload = Workload(batch, seq_len, 1)
-    sharded = ShardedTransformer(config, strategy, workload)
-    one = Workload(batch, strategy.split().count("act_seq"), 1)
-    held = estimate_bytes(ShardedTransformer(config, strategy, one), weights=weights)
-    for m in tried:
-        decoder = Decoder(sharded, new_tokens=1, microbatches=m)
-        yield m, workload, decoder, held + decoder.kv_bytes()

@@ -3,25 +3,22 @@
 import functools
 
 from parallax.bounds import Role
-from parallax.communication import Walk, decode_transfers, forward_transfers
-from parallax.decoding import Decoder
+from parallax.communication import Walk
 from parallax.estimate.packed_weights import PackedWeights, device_matrices
 from parallax.estimate.places import Place, Placed, placed
 from parallax.estimate.sends import one_send
 from parallax.hlo.work import Send, Step
 from parallax.kernels.dispatch import is_hopper
-from parallax.models.config import ModelConfig
-from parallax.strategy import Strategy
-from parallax.workload import Workload
+from parallax.steps import TransformerStep
 
 _HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
 
 
 class Trace:
-    """A prefill, or one step of `decoder`, as one device sees it.
+    """A step as one device sees it.
 
     Attributes:
-      config, strategy, workload, decoder: of the program.
+      step: what is called. config, strategy, workload, decoder: of it.
       skew: rows of the busiest expert over the mean.
       weights: how a layer's matrices are stored.
       walk: ticks, layers and sequences of a microbatch.
@@ -35,17 +32,15 @@ class Trace:
 
     def __init__(
         self,
-        config: ModelConfig,
-        strategy: Strategy,
-        workload: Workload,
-        decoder: Decoder | None,
+        step: TransformerStep,
         skew: float,
         weights: PackedWeights,
         device_kind: str,
     ):
-        self.config, self.strategy, self.workload = config, strategy, workload
-        self.decoder, self.skew, self.weights = decoder, skew, weights.of(config)
-        self.walk = Walk(config, strategy, workload, "gpu", decoder)
+        config, strategy, workload = step.config, step.strategy, step.sharded.workload
+        self.step, self.config, self.strategy, self.workload = step, config, strategy, workload
+        self.decoder, self.skew, self.weights = step.decoder, skew, weights.of(config)
+        self.walk = Walk(config, strategy, workload, "gpu", step.decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
         count = self.split.count
@@ -59,15 +54,10 @@ class Trace:
     @functools.cached_property
     def transfers(self) -> tuple[Placed, ...]:
         """All transfers that send something, each at its place."""
-        transfers = (
-            decode_transfers(self.decoder)
-            if self.decoder
-            else forward_transfers(self.config, self.strategy, self.workload)
-        )
         ticks, layers = self.walk.ticks, self.walk.layers
         return tuple(
             placed(t, one_send(t, self.strategy.mesh), ticks, layers)
-            for t in transfers if t.count and t.wire_bytes
+            for t in self.step.of_shard_map() if t.count and t.wire_bytes
         )  # fmt: skip
 
     def sends(self, *places: Place) -> list[Send]:
@@ -94,7 +84,7 @@ class Trace:
                 if self.weights.matrices[name].reads_stream == reads_stream}  # fmt: skip
 
     def products_behind(self, part: str) -> list[Step]:
-        """The products of a part that do not read the residual stream, such as attention's output."""
+        """The products of a part behind those that read the residual stream."""
         behind = self.matrices(part, reads_stream=False)
         return [step for name, size in behind.items() for step in self.product(name, *size)]
 

@@ -19,10 +19,11 @@ from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.timeline import busiest_timeline
+from parallax.load_balance import LoadBalance
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.meshes.topology import topology_devices
-from parallax.results import Compilation, Difference, Evenness, Memory
+from parallax.results import Compilation, Difference, Memory
 from parallax.workload import Workload
 
 # Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
@@ -54,7 +55,7 @@ def compile_for(
     compiler_options: Mapping[str, bool | int] | None = None,
     trips: Mapping[str, float] | None = None,
     ragged_bytes: RaggedBytes | None = None,
-    evenness: Evenness | None = None,
+    load_balance: LoadBalance | None = None,
     said: Sequence[str] = (),
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
@@ -74,7 +75,7 @@ def compile_for(
       donate: arguments whose memory the results may take.
       said: notes of the caller's.
       compiler_options: for XLA; a note in the result names them.
-      evenness: of the strategy, for the report.
+      load_balance: of the strategy, for the report.
       trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
 
     Raises:
@@ -161,7 +162,7 @@ def compile_for(
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
         flop_imbalance=flops.high / ((flops.low + flops.high) / 2) if flops.high else 1.0,
-        evenness=evenness,
+        evenness=load_balance,
         link_bytes=all_link_bytes(ledger, cluster),
         work=work,
         unpriced=unpriced,

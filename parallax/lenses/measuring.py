@@ -11,13 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from scipy import stats
 
-from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress
 from parallax.lenses.power import LEAST_S, read_energy
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
 from parallax.results import Figure, Measurement
-from parallax.spmd import ShardedTransformer
+from parallax.steps import ModelStep, make_step
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -25,8 +24,8 @@ _WARM_UPS = 2
 _CONFIDENCE = 0.95
 
 
-def measure_transformer(
-    config: ModelConfig,
+def measure_prefill(
+    model: ModelConfig | Callable[[], nnx.Module],
     strategy: Strategy,
     workload: Workload,
     text: bytes,
@@ -34,10 +33,10 @@ def measure_transformer(
     *,
     on_progress: Progress = lambda line: None,
 ) -> Measurement:
-    """Times the forward pass to last-position logits.
+    """Times the forward pass to last-position logits: the program that `Program.compile` compiles.
 
     Args:
-      config, strategy, workload: what runs; the devices at hand must be enough.
+      model, strategy, workload: what runs; the devices at hand must be enough.
       text: bytes enough for one batch.
       repeats: timed steps after two warm-up steps, one at a time.
 
@@ -48,46 +47,26 @@ def measure_transformer(
       ValueError: fewer devices than the mesh needs.
     """
     on_progress(f"{strategy.name}: {repeats} steps")
-    step, arguments, mesh = ready_step(config, strategy, workload, text)
-    return _measure(step, arguments, repeats, config.name, mesh, workload)
+    mesh = mesh_at_hand(strategy)
+    step = make_step(model, strategy, workload)
+    function, arguments = on_devices(step, mesh, text)
+    return _measure(function, arguments, repeats, step.sharded.name, mesh, workload)
 
 
-def ready_step(
-    config: ModelConfig, strategy: Strategy, workload: Workload, text: bytes
-) -> tuple[Callable[..., Any], tuple, Mesh]:
-    """The jitted forward pass to last-position logits, its arguments on their devices, their mesh.
-
-    Raises:
-      ValueError: fewer devices than the mesh needs.
-    """
-    mesh = _mesh_at_hand(strategy)
-    program = ShardedTransformer(config, strategy, workload)
-    state = program.init(jax.random.key(0), mesh)
+def on_devices(
+    step: ModelStep, mesh: Mesh, text: bytes
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The jitted function of a prefill, and its arguments on the devices of `mesh`."""
+    workload = step.workload
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
     arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
-    return (*_on_devices(program, mesh, state, arrays), mesh)
+    sharding = NamedSharding(mesh, step.sharded.abstract_inputs(mesh)[0].sharding.spec)
+    inputs = (jax.device_put(jnp.asarray(x), sharding) for x in arrays)
+    return jax.jit(step.function(mesh)), (step.state(mesh), *inputs)
 
 
-def measure_module(
-    construct: Callable[[], nnx.Module],
-    strategy: Strategy,
-    workload: Workload,
-    text: bytes,
-    repeats: int,
-    *,
-    on_progress: Progress = lambda line: None,
-) -> Measurement:
-    """`measure_transformer` for a foreign module: the program that `Program.compile` compiles."""
-    mesh = _mesh_at_hand(strategy)
-    program = ShardedModule(construct, strategy, workload)
-    on_progress(f"{strategy.name}: {repeats} steps of {program.name}")
-    state = program.init_sharded(mesh)
-    tokens = byte_tokens(text, workload.batch, workload.seq_len)
-    step, arguments = _on_devices(program, mesh, state, (tokens,))
-    return _measure(step, arguments, repeats, program.name, mesh, workload)
-
-
-def _mesh_at_hand(strategy: Strategy) -> Mesh:
+def mesh_at_hand(strategy: Strategy) -> Mesh:
+    """The strategy's mesh of the devices at hand. ValueError if they are fewer than it needs."""
     devices = jax.devices()
     if len(devices) < strategy.mesh.size:
         raise ValueError(
@@ -96,17 +75,6 @@ def _mesh_at_hand(strategy: Strategy) -> Mesh:
             "virtual CPU devices."
         )
     return strategy.mesh.build(devices[: strategy.mesh.size])
-
-
-def _on_devices(
-    program: ShardedTransformer | ShardedModule,
-    mesh: Mesh,
-    state: nnx.State,
-    arrays: tuple[np.ndarray, ...],
-) -> tuple[Callable[..., Any], tuple]:
-    spec = program.abstract_inputs(mesh)[0].sharding.spec
-    inputs = tuple(jax.device_put(jnp.asarray(x), NamedSharding(mesh, spec)) for x in arrays)
-    return jax.jit(program.forward(mesh, "last")), (state, *inputs)
 
 
 def _measure(

@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from parallax.lenses.child import Progress
-from parallax.lenses.measuring import ready_step
+from parallax.lenses.measuring import mesh_at_hand, on_devices
 from parallax.models.config import ModelConfig
 from parallax.results import Figure
+from parallax.steps import make_step
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -119,10 +120,14 @@ def measure_pairs(
       ValueError: too few devices or pairs.
     """
     on_progress(f"{strategies[0].name} against {strategies[1].name}: {pairs} pairs")
-    steps = [ready_step(config, s, w, text) for s, w in zip(strategies, workloads, strict=True)]
-    calls = [functools.partial(step, *arguments) for step, arguments, _ in steps]
+    meshes = [mesh_at_hand(strategy) for strategy in strategies]
+    steps = [
+        on_devices(make_step(config, strategy, workload), mesh, text)
+        for strategy, workload, mesh in zip(strategies, workloads, meshes, strict=True)
+    ]
+    calls = [functools.partial(step, *arguments) for step, arguments in steps]
     runs = run_pairs(calls[0], calls[1], pairs, seed=seed, wait=jax.block_until_ready)
-    return runs, steps[0][2].devices.flat[0].device_kind
+    return runs, meshes[0].devices.flat[0].device_kind
 
 
 def paired_ratio(first_s: ArrayLike, second_s: ArrayLike) -> Figure:

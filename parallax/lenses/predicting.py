@@ -84,7 +84,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
     links = all_link_bytes(compilation.collectives, cluster, least_link_bytes)
     gpu = cluster.gpu
     what, size = "weights", compilation.weight_bytes
-    if compilation.phase == "decode":
+    if compilation.reads_cache:
         what, size = "weights and KV cache", size + compilation.kv_cache_bytes
     # What a cache can hold may stay there from call to call.
     level, rate = (

@@ -1,4 +1,4 @@
-"""The verify lens for a foreign module: its output, and the gradient of a projection of it."""
+"""The verify lens for a user module: its output, and the gradient of a projection of it."""
 
 import time
 
@@ -26,7 +26,7 @@ def verify_module(
     *,
     on_progress: Progress = lambda line: None,
 ) -> Verification:
-    """Compares a foreign module under a strategy with itself on one device, in float64.
+    """Compares a user module under a strategy with itself on one device, in float64.
 
     Its floating-point parameters are widened; a module that narrows inside is judged as it is.
     """

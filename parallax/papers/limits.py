@@ -93,24 +93,18 @@ def _least_link_bytes(
 ) -> dict[str, float]:
     """Bytes on the busiest device's links, of the strategy's closed form without bubbles."""
     # Loaded here: a list of papers needs no JAX.
-    from parallax.communication import decode_transfers, forward_transfers
     from parallax.cost.links import least_link_bytes
-    from parallax.decoding import Decoder
     from parallax.estimate.sends import one_send
-    from parallax.spmd import ShardedTransformer
+    from parallax.steps import make_step
     from parallax.strategies import build
 
     built = build(
         strategy, devices=cluster.devices, node_size=cluster.gpus_per_node, cluster=cluster.name
     )
     work = _fitted(paper.workload, built.split().count("act_batch"))
-    if reading == "prefill":
-        found = forward_transfers(paper.config, built, work)
-    else:
-        sharded = ShardedTransformer(paper.config, built, work)
-        found = decode_transfers(Decoder(sharded, new_tokens=1))
+    step = make_step(paper.config, built, work, reading)
     total = {"nvlink": 0.0, "nic": 0.0}
-    for t in found:
+    for t in step.of_shard_map():
         once = dataclasses.replace(t, wire_bytes=t.minimum_bytes, count=1)
         send = one_send(once, built.mesh)
         for link, size in least_link_bytes(send.collective, cluster).items():

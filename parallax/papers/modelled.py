@@ -5,18 +5,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from parallax.cost import error_bar, rates_of
-from parallax.decoding import Decoder
 from parallax.estimate import estimate
 from parallax.meshes.cluster import Cluster
 from parallax.papers.limits import TpsReading
 from parallax.papers.paper import Paper
 from parallax.results import Figure
-from parallax.spmd import ShardedTransformer
+from parallax.steps import make_step
 from parallax.strategies import build
 
 
-def closed_form_on(where: Cluster) -> Callable[[Paper, str, TpsReading], Figure | None]:
-    """Tokens a second of a paper's strategy on a cluster, for `audit`.
+def closed_form_on(cluster: Cluster) -> Callable[[Paper, str, TpsReading], Figure | None]:
+    """Tokens per second of a paper's strategy on a cluster, for `audit`.
 
     A prefill takes the paper's microbatches, lowered to what divides a device's sequences. None
     where a strategy cannot run the paper's model.
@@ -24,20 +23,17 @@ def closed_form_on(where: Cluster) -> Callable[[Paper, str, TpsReading], Figure 
 
     def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:
         try:
-            made = build(strategy, devices=where.devices, node_size=where.gpus_per_node,
-                         cluster=where.name)  # fmt: skip
+            made = build(strategy, devices=cluster.devices, node_size=cluster.gpus_per_node,
+                         cluster=cluster.name)  # fmt: skip
             local = paper.workload.batch // made.split().count("act_batch")
             workload = replace(
                 paper.workload, microbatches=math.gcd(paper.workload.microbatches, max(1, local))
             )
-            sharded = ShardedTransformer(paper.config, made, workload)
-            decoder = Decoder(sharded, new_tokens=1) if reading == "decode" else None
-            found = estimate(paper.config, made, workload, where, decoder=decoder)
+            modelled = estimate(make_step(paper.config, made, workload, reading), cluster)
         except (ValueError, NotImplementedError):
             return None
-        low, high = error_bar(found.cost, rates_of(where.gpu.name))
-        return Figure(
-            found.tokens_per_s, "tokens/s", "modelled", found.tokens / high, found.tokens / low
-        )
+        low, high = error_bar(modelled.cost, rates_of(cluster.gpu.name))
+        tokens = modelled.tokens
+        return Figure(modelled.tokens_per_s, "tokens/s", "modelled", tokens / high, tokens / low)
 
     return model

@@ -156,7 +156,7 @@ def _kv(c: Compilation, sign: str = "") -> Cell:
 
 def _largest_batch(c: Compilation) -> Cell | None:
     """Sequences whose cache would fit beside all the rest that this step holds."""
-    if c.phase != "decode":
+    if not c.reads_cache:
         return None
     rest = c.memory.total_bytes - c.kv_cache_bytes
     room = (c.memory.usable_bytes - rest) / (c.kv_cache_bytes / c.workload.batch)
@@ -165,7 +165,7 @@ def _largest_batch(c: Compilation) -> Cell | None:
 
 def _a_token(link: str) -> Callable[[Compilation], Cell | None]:
     def cell(c: Compilation) -> Cell | None:
-        if c.phase != "decode" or not c.link_bytes:
+        if not c.reads_cache or not c.link_bytes:
             return None
         sent = c.link_bytes[link] / c.tokens
         return Cell(words.in_bytes(sent) if sent else "none")
@@ -182,10 +182,10 @@ _FIT = (
     ("copies of a weight", "derived",
      lambda c: Cell(words.times(c.evenness.replication)) if c.evenness else None),
     ("usable memory", "assumed", _usable),
-    ("of it KV cache", "derived", lambda c: _kv(c) if c.phase == "decode" else None),
+    ("of it KV cache", "derived", lambda c: _kv(c) if c.reads_cache else None),
     ("largest batch, this length", "derived", lambda c: _largest_batch(c)),
     ("KV cache, if kept", "derived",
-     lambda c: _kv(c, "+ ") if c.kv_cache_bytes and c.phase != "decode" else None),
+     lambda c: _kv(c, "+ ") if c.kv_cache_bytes and not c.reads_cache else None),
 )  # fmt: skip
 
 
@@ -358,9 +358,9 @@ _SPEED = (
      _of_compiled(lambda c: Cell(words.ratio(c.flop_imbalance)))),
     ("bubble", "derived", _of_compiled(_bubble)),
     ("weights read a step", "derived",
-     _of_compiled(lambda c: _read(c.weight_bytes) if c.phase == "decode" else None)),
+     _of_compiled(lambda c: _read(c.weight_bytes) if c.reads_cache else None)),
     ("KV cache read a step", "derived",
-     _of_compiled(lambda c: _read(c.kv_cache_bytes) if c.phase == "decode" else None)),
+     _of_compiled(lambda c: _read(c.kv_cache_bytes) if c.reads_cache else None)),
     ("filled up with zeros", "derived", _of_compiled(_padded)),
     ("tokens/s", "modelled", _of_prediction(_throughput)),
     ("step", "modelled", _of_prediction(_step)),

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from parallax.cost import rates_of
 from parallax.estimate import PackedWeights, Unpacking, weight_reads
-from parallax.estimate.fastest import Phase, fastest
+from parallax.estimate.fastest import fastest
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
+from parallax.rules import Phase
 from parallax.strategies import build, data_parallel, tensor_pipeline
 from parallax.strategy import Strategy
 

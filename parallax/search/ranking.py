@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from parallax.cost import Rates, error_bar, joules, rates_of
 from parallax.cost.unvalidated import unvalidated
-from parallax.decoding import Decoder, batch_multiple, prompt_multiple
+from parallax.decoding import Decoder
 from parallax.estimate import Estimate, estimate, estimate_bytes
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
@@ -19,7 +19,9 @@ from parallax.results import Compilation, Figure
 from parallax.search.candidates import candidates
 from parallax.search.reasons import why_not
 from parallax.search.results import Candidate, Request, Search, Timing
+from parallax.sharded_cache import batch_multiple, prompt_multiple
 from parallax.spmd import ShardedTransformer
+from parallax.steps import Decoding, Prefill
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -129,10 +131,8 @@ def _priced(
         sharded = ShardedTransformer(request.model, strategy, workload)
         if decoder is None and request.output_len > 1:
             decoder = Decoder(sharded, new_tokens=request.output_len)
-            step = estimate(
-                request.model, strategy, workload, cluster, decoder=decoder, rates=rates
-            )
-        prefill = estimate(request.model, strategy, workload, cluster, rates=rates)
+            step = estimate(Decoding(decoder), cluster, rates=rates)
+        prefill = estimate(Prefill(sharded), cluster, rates=rates)
         memory = estimate_bytes(sharded, decoder)
         timing = _timing(request, workload, prefill, step, memory, cluster, rates)
         ticks = strategy.layers.ticks(microbatches, stages)

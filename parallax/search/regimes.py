@@ -8,6 +8,7 @@ from parallax.estimate import estimate, estimate_bytes
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.spmd import ShardedTransformer
+from parallax.steps import Prefill
 from parallax.strategies import STRATEGIES, build
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -139,7 +140,7 @@ def _best(
         sharded = ShardedTransformer(config, strategy, workload)
         if estimate_bytes(sharded) > where.usable_bytes:
             continue
-        found = estimate(config, strategy, workload, where, rates=rates, skew=skew).cost.seconds
+        found = estimate(Prefill(sharded), where, rates=rates, skew=skew).cost.seconds
         best = found if best is None else min(best, found)
         if stages == 1:
             break

@@ -8,7 +8,6 @@ import pytest
 
 from parallax.communication import forward_transfers
 from parallax.cost.links import link_bytes
-from parallax.decoding import Decoder
 from parallax.estimate import estimate, estimate_bytes
 from parallax.estimate.sends import groups_over, one_send
 from parallax.hlo.work import Kernel
@@ -20,6 +19,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.papers import PAPERS
 from parallax.program import Program, compile_program
 from parallax.spmd import ShardedTransformer
+from parallax.steps import make_step
 from parallax.strategies import build, cache_tiled, layerwise
 from parallax.workload import Workload
 
@@ -37,11 +37,11 @@ def of(name, phase="prefill", batch=64, seq_len=4096):
     name, _, kernels = name.partition(", ")
     strategy = build(name).replace(kernels=kernels or None)
     workload = Program(MODEL, strategy).workload(batch, seq_len, 4)
-    decoder = None
-    if phase == "decode":
-        workload = replace(workload, microbatches=1)
-        decoder = Decoder(ShardedTransformer(MODEL, strategy, workload), new_tokens=1)
-    return strategy, workload, decoder
+    return strategy, replace(workload, microbatches=1) if phase == "decode" else workload
+
+
+def closed(name, phase):
+    return estimate(make_step(MODEL, *of(name, phase), phase), WHERE).cost
 
 
 def compile_all(cases, *, on_progress):
@@ -59,7 +59,7 @@ def programs():
     keys += [
         (n, "decode") for n in (*NAMES[:2], "tensor_pipeline, mosaic", "ring_sequence, mosaic")
     ]
-    cases = [(*of(n, phase)[:2], phase) for n, phase in keys]
+    cases = [(*of(n, phase), phase) for n, phase in keys]
     found = run_in_child(compile_all, cases, environment=compile_environment())
     return dict(zip(keys, found, strict=True))
 
@@ -68,17 +68,15 @@ def test_it_is_close_to_the_compiled_program(programs):
     """Within 10 % in the middle and 20 % at worst: further apart, one of the two has a bug."""
     apart = {}
     for (name, phase), compilation in programs.items():
-        strategy, workload, decoder = of(name, phase)
-        closed = estimate(MODEL, strategy, workload, WHERE, decoder=decoder).cost.seconds
-        apart[name, phase] = closed / predict(compilation, WHERE, "float16").step_s.value - 1
+        seconds = closed(name, phase).seconds
+        apart[name, phase] = seconds / predict(compilation, WHERE, "float16").step_s.value - 1
     assert max(map(abs, apart.values())) < 0.2, apart
     assert sorted(map(abs, apart.values()))[len(apart) // 2] < 0.1, apart
 
 
 def test_its_bytes_and_flops_are_the_program_s(programs):
     for (name, phase), compilation in programs.items():
-        strategy, workload, decoder = of(name, phase)
-        cost = estimate(MODEL, strategy, workload, WHERE, decoder=decoder).cost
+        cost = closed(name, phase)
         assert cost.link_bytes == pytest.approx(compilation.wire_bytes, rel=0.02), name
         if phase == "prefill":
             # Our kernels compute whole tiles.
@@ -89,7 +87,7 @@ def test_its_bytes_and_flops_are_the_program_s(programs):
 def test_its_memory_is_near_the_program_s(programs):
     for (name, phase), compilation in programs.items():
         if phase == "prefill":
-            strategy, workload, _ = of(name)
+            strategy, workload = of(name)
             found = estimate_bytes(ShardedTransformer(MODEL, strategy, workload))
             assert found == pytest.approx(compilation.memory.total_bytes, rel=0.35), name
 
@@ -109,13 +107,13 @@ def test_the_record_is_of_this_closed_form():
     for name in ("tensor_pipeline", "ring_sequence", "data_parallel"):
         strategy = build(name)
         workload = Program(config, strategy).workload(row["batch"], row["seq_len"], 16)
-        found = estimate(config, strategy, workload, WHERE).cost.seconds
+        found = estimate(make_step(config, strategy, workload), WHERE).cost.seconds
         assert found == pytest.approx(row["strategies"][name]["closed_form_s"], rel=0.02), name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sent_transfer_crosses_the_links_its_axes_do(name):
-    strategy, workload, _ = of(name)
+    strategy, workload = of(name)
     for t in forward_transfers(MODEL, strategy, workload):
         if not t.wire_bytes:
             continue
@@ -137,7 +135,7 @@ def test_groups_are_those_of_the_mesh():
 
 def test_layers_in_slabs_are_not_covered():
     with pytest.raises(ValueError, match="'layerwise_tiled' runs layers in slabs"):
-        estimate(MODEL, cache_tiled(layerwise(16), 1, 2), Workload(64, 512, 8), WHERE)
+        estimate(make_step(MODEL, cache_tiled(layerwise(16), 1, 2), Workload(64, 512, 8)), WHERE)
 
 
 def test_attention_of_the_library_is_one_kernel_where_it_can():
@@ -147,7 +145,7 @@ def test_attention_of_the_library_is_one_kernel_where_it_can():
     def attentions(strategy):
         return [
             step.attention
-            for step in estimate(config, strategy, workload, WHERE).work.steps["layer"]
+            for step in estimate(make_step(config, strategy, workload), WHERE).work.steps["layer"]
             if isinstance(step, Kernel) and step.attention is not None
         ]
 
@@ -163,7 +161,7 @@ def test_attention_of_the_library_is_one_kernel_where_it_can():
 def test_our_kernels_are_priced_only_for_gpus_that_have_them():
     def seconds(kernels, where):
         strategy = build("data_parallel").replace(kernels=kernels)
-        return estimate(MODEL, strategy, Workload(64, 4096, 4), where).cost.seconds
+        return estimate(make_step(MODEL, strategy, Workload(64, 4096, 4)), where).cost.seconds
 
     assert seconds("mosaic", WHERE) != seconds(None, WHERE)
     for name in ("a100_2x8", "b200_2x8"):
@@ -175,5 +173,5 @@ def test_the_library_has_no_shards_of_queries(heads, calls):
     """4 heads in 4 groups: each device of a group has a quarter of the queries."""
     config = MODEL.replace(num_heads=heads, num_kv_heads=heads, head_dim=128)
     strategy = build("two_level").replace(kernels="cudnn")
-    steps = estimate(config, strategy, Workload(64, 4096, 4), WHERE).work.steps["layer"]
+    steps = estimate(make_step(config, strategy, Workload(64, 4096, 4)), WHERE).work.steps["layer"]
     assert sum(getattr(step, "attention", None) is not None for step in steps) == calls

@@ -3,12 +3,11 @@
 import pytest
 
 from parallax.cost import price, rates_of
-from parallax.decoding import Decoder
 from parallax.estimate import PackedWeights, estimate, weight_reads
 from parallax.hlo.work import Kernel, Loop, Work
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
-from parallax.spmd import ShardedTransformer
+from parallax.steps import make_step
 from parallax.strategies import build
 from parallax.workload import Workload
 
@@ -50,8 +49,7 @@ def test_by_hand(weight, beside, layers, rate):
 
 def decode(config, name, batch, seq_len, **more):
     strategy, workload = build(name, node_size=16), Workload(batch, seq_len, 1)
-    decoder = Decoder(ShardedTransformer(config, strategy, workload), 1)
-    return estimate(config, strategy, workload, WHERE, decoder=decoder, **more)
+    return estimate(make_step(config, strategy, workload, "decode"), WHERE, **more)
 
 
 def test_no_weight_of_a_paper_s_layer_stays():

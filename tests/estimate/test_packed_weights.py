@@ -16,6 +16,7 @@ from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.program import compile_program
 from parallax.spmd import ShardedTransformer
+from parallax.steps import Decoding, make_step
 from parallax.strategies import build
 from parallax.workload import Workload
 
@@ -34,8 +35,8 @@ def decoding(name="layerwise", batch=16, config=PAPER):
 
 
 def step(weights, name="layerwise", batch=16, config=PAPER):
-    strategy, workload, decoder = decoding(name, batch, config)
-    return estimate(config, strategy, workload, WHERE, decoder=decoder, weights=weights)
+    _, _, decoder = decoding(name, batch, config)
+    return estimate(Decoding(decoder), WHERE, weights=weights)
 
 
 def kernels(found):
@@ -114,17 +115,14 @@ def test_a_compressed_model_costs_what_its_formats_do(name, formats):
     _, _, plain = decoding(name)
     by_formula = estimate_bytes(plain.sharded, plain, weights=PackedWeights(formats))
     assert found == by_formula
-    assert (
-        estimate(config, strategy, workload, WHERE, decoder=decoder).cost
-        == step(PackedWeights(formats), name).cost
-    )
+    assert estimate(Decoding(decoder), WHERE).cost == step(PackedWeights(formats), name).cost
 
 
 def test_experts_are_unpacked_together():
     config = PAPER.replace(name="e", num_experts=16, d_ff=2048, num_layers=2)
     strategy, workload = build("expert_parallel"), Workload(16, 1024, 1)
     for unpacking in get_args(Unpacking):
-        found = estimate(config, strategy, workload, WHERE,
+        found = estimate(make_step(config, strategy, workload), WHERE,
                          weights=PackedWeights(("int8", "int8"), unpacking))  # fmt: skip
         names = [k.name for k in kernels(found)]
         assert ("up.dense" in names) == (unpacking == "xla")
@@ -150,7 +148,7 @@ def test_it_is_close_to_the_compiled_program():
     found = run_in_child(compile_steps, cases, environment=compile_environment())
     for (config, strategy, workload), compilation in zip(cases, found, strict=True):
         decoder = Decoder(ShardedTransformer(config, strategy, workload), 1)
-        closed = estimate(config, strategy, workload, WHERE, decoder=decoder).cost.seconds
+        closed = estimate(Decoding(decoder), WHERE).cost.seconds
         compiled = predict(compilation, WHERE, "float16").step_s.value
         assert closed == pytest.approx(compiled, rel=0.2), config.name
 

@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 
 from parallax.bounds import Transfer
-from parallax.communication import decode_transfers, forward_transfers
-from parallax.decoding import Decoder
-from parallax.estimate import estimate, places, trace
+from parallax.estimate import estimate, places
 from parallax.hlo.work import Loop
 from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.papers import PAPERS
 from parallax.program import Program
-from parallax.spmd import ShardedTransformer
+from parallax.steps import Prefill, make_step
 from parallax.strategies import STRATEGIES, build, expert_parallel, hybrid, layerwise, two_level
 from parallax.strategies.ulysses import ulysses
 from parallax.strategy import Strategy
@@ -39,17 +37,16 @@ BUILT: dict[str, Strategy] = {
 }
 
 
-def programs(strategy: Strategy, config):
-    """(phase, workload, decoder) of all that this strategy can run of this model."""
+def steps(strategy: Strategy, config):
+    """(what it is, step) of all that this strategy can run of this model."""
+    workload = Program(config, strategy).workload(64, 4096, 4)
     try:
-        workload = Program(config, strategy).workload(64, 4096, 4)
-        sharded = ShardedTransformer(config, strategy, replace(workload, microbatches=1))
-        decoder = Decoder(sharded, new_tokens=1)
+        decoding = make_step(config, strategy, replace(workload, microbatches=1), "decode")
     except ValueError:
         return
-    yield "prefill", workload, None
-    yield "packed prefill", replace(workload, packed=True), None
-    yield "decode", sharded.workload, decoder
+    yield "prefill", make_step(config, strategy, workload)
+    yield "packed prefill", make_step(config, strategy, replace(workload, packed=True))
+    yield "decode", decoding
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -57,14 +54,9 @@ def test_what_a_trace_sends_is_what_the_transfers_are(name):
     """By bytes, which know nothing of places: nothing lost, nothing doubled."""
     strategy, seen = BUILT[name], set()
     for model, config in MODELS.items():
-        for phase, workload, decoder in programs(strategy, config):
-            transfers = (
-                decode_transfers(decoder)
-                if decoder
-                else forward_transfers(config, strategy, workload)
-            )
-            cost = estimate(config, strategy, workload, WHERE, decoder=decoder).cost
-            sent = sum(t.wire_bytes for t in transfers)
+        for phase, step in steps(strategy, config):
+            cost = estimate(step, WHERE).cost
+            sent = sum(t.wire_bytes for t in step.of_shard_map())
             assert cost.link_bytes == pytest.approx(sent, rel=1e-12, abs=0), (model, phase)
             seen.add(phase)
     assert seen == {"prefill", "packed prefill", "decode"}
@@ -72,28 +64,28 @@ def test_what_a_trace_sends_is_what_the_transfers_are(name):
 
 def prefill(name):
     strategy = build(name)
-    return strategy, Program(DENSE, strategy).workload(64, 4096, 4)
+    return make_step(DENSE, strategy, Program(DENSE, strategy).workload(64, 4096, 4))
 
 
 def test_a_role_without_a_place_is_named(monkeypatch):
-    strategy, workload = prefill("ulysses")
+    step = prefill("ulysses")
     monkeypatch.setattr(
         places, "PLACES", {r: p for r, p in places.PLACES.items() if r != "queries"}
     )
     lost = r"sends queries \('queries between tokens and heads' over seq\), 0 times instead of 64\."
     with pytest.raises(AssertionError, match=lost):
-        estimate(DENSE, strategy, workload, WHERE)
+        estimate(step, WHERE)
 
 
 def test_a_new_role_has_to_be_placed(monkeypatch):
-    strategy, workload = prefill("data_parallel")
+    step = prefill("data_parallel")
     role: Any = "weight_gather"
     gathered = Transfer(role, "weights of a layer", "all-gather", ("data",), 64e6, 64, 64e6)
-    monkeypatch.setattr(trace, "forward_transfers", lambda *args: (gathered,))
+    monkeypatch.setattr(Prefill, "of_shard_map", lambda step: (gathered,))
     with pytest.raises(AssertionError, match=r"weight_gather \('weights of a layer' over data\)"):
-        estimate(DENSE, strategy, workload, WHERE)
+        estimate(step, WHERE)
     monkeypatch.setattr(places, "PLACES", {**places.PLACES, role: "before_attention"})
-    assert estimate(DENSE, strategy, workload, WHERE).cost.link_bytes == 64e6
+    assert estimate(step, WHERE).cost.link_bytes == 64e6
 
 
 def test_a_transfer_sent_twice_is_named():

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from parallax.lenses import measuring
-from parallax.lenses.measuring import confidence_interval, measure_transformer
+from parallax.lenses.measuring import confidence_interval, measure_prefill
 from parallax.lenses.text import read_text
 from parallax.strategies import data_parallel
 from tests.strategies.cases import SMALL, workload
@@ -46,9 +46,9 @@ def test_measures_and_refuses_too_few_devices():
     run = workload(data_parallel(2))
     text = read_text(None, run.tokens)[0]
     config = SMALL.replace(dtype="float32")
-    found = measure_transformer(config, data_parallel(2), run, text, 3)
+    found = measure_prefill(config, data_parallel(2), run, text, 3)
     assert (found.devices, found.repeats) == (2, 3)
     assert found.step_s.value > 0
     assert found.energy_j is None  # CPUs count none
     with pytest.raises(ValueError, match="needs 32 devices, there are 16"):
-        measure_transformer(config, data_parallel(32), run, text, 3)
+        measure_prefill(config, data_parallel(32), run, text, 3)

@@ -3,7 +3,7 @@
 import pytest
 
 from parallax.cost import joules, rates_of
-from parallax.estimate.fastest import fastest, microbatches_of
+from parallax.estimate.fastest import fastest
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.scaling import scale_rows
@@ -72,8 +72,8 @@ def test_a_batch_that_does_not_fit_is_lowered_and_says_so():
 def test_nothing_fits():
     with pytest.raises(ValueError, match=r"a device needs .* GB, 78.1 GB are usable"):
         fastest(PAPER.config, build("layerwise"), cluster("h100_2x8"), "decode", 8192, 10_000)
-    with pytest.raises(ValueError, match="fewer sequences than devices"):
-        microbatches_of("decode", 1, 0)
+    with pytest.raises(ValueError, match="16 does not divide 8"):
+        fastest(PAPER.config, build("data_parallel"), cluster("h100_2x8"), "decode", 8, 10_000)
 
 
 def test_it_is_shown():

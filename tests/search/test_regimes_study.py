@@ -11,6 +11,7 @@ import pytest
 from parallax.estimate import PackedWeights
 from parallax.estimate.fastest import fastest, steady_share
 from parallax.meshes.cluster import cluster
+from parallax.papers import PAPERS
 from parallax.report.regimes_page import RegimesReport, load
 from parallax.report.regimes_plot import panels
 from parallax.search.conclusions import conclusions
@@ -26,7 +27,9 @@ from parallax.search.layerwise_regimes import (
     study,
 )
 from parallax.search.regimes_record import from_record, to_record
+from parallax.steps import make_step
 from parallax.strategies import build
+from parallax.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "benchmarks" / "cpu" / "regimes.json"
@@ -149,12 +152,17 @@ def test_full_pipelines_are_spoken_of_and_turn():
 def test_a_full_pipeline_by_hand():
     """16 stages: a step of 16 microbatches takes 31 ticks alone, 16 of a full pipeline; of four
     microbatches 19 and, since the next token waits for all stages, 16."""
-    stages = build("layerwise")
-    assert steady_share(stages, "decode", 16) == 16 / 31
-    assert steady_share(stages, "decode", 4) == 16 / 19
-    assert steady_share(stages, "prefill", 4) == 4 / 19
-    assert steady_share(stages, "prefill", 64) == 64 / (64 + 30)  # handoffs beside layers
-    assert steady_share(build("data_parallel"), "decode", 1) == 1.0
+    model = PAPERS["cache_layerwise"].config
+
+    def share(name, phase, microbatches):
+        step = make_step(model, build(name), Workload(64, 32), phase)
+        return steady_share(step.with_microbatches(microbatches))
+
+    assert share("layerwise", "decode", 16) == 16 / 31
+    assert share("layerwise", "decode", 4) == 16 / 19
+    assert share("layerwise", "prefill", 4) == 4 / 19
+    assert share("layerwise", "prefill", 64) == 64 / (64 + 30)  # handoffs beside layers
+    assert share("data_parallel", "decode", 1) == 1.0
 
 
 def test_a_record_comes_back(places):
