@@ -1,4 +1,4 @@
-"""Fails, naming them, where a function's cyclomatic complexity (radon's count) is over the limit."""
+"""Fails, naming them, where a function is more complex (cyclomatic, by radon) than the limit."""
 
 import subprocess
 import sys

@@ -9,6 +9,7 @@ import pytest
 
 from parallax.bounds import Transfer
 from parallax.estimate import estimate, places
+from parallax.estimate.sends import one_send
 from parallax.hlo.work import Loop
 from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
@@ -90,7 +91,7 @@ def test_a_new_role_has_to_be_placed(monkeypatch):
 
 def test_a_transfer_sent_twice_is_named():
     moved = Transfer("attention_sum", "sum of attention", "all-reduce", ("tensor",), 6.0, 6, 6.0)
-    sum_ = places.placed(moved, trace.one_send(moved, MeshSpec({"tensor": 8})), 2, 3)
+    sum_ = places.placed(moved, one_send(moved, MeshSpec({"tensor": 8})), 2, 3)
     assert (sum_.place, sum_.times) == ("after_attention", 1)
 
     def steps(*layer):
@@ -130,7 +131,7 @@ def matched_words(tree: ast.AST) -> list[str]:
 
 
 def test_no_number_is_routed_by_words():
-    root = Path(trace.__file__).parents[1]
+    root = Path(places.__file__).parents[1]
     checked, found = 0, []
     for folder in (root, *(root.parent / n for n in ("kernels", "meshes", "experiments"))):
         for file in folder.rglob("*.py"):

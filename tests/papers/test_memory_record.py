@@ -69,7 +69,7 @@ def compile_again(cases, *, on_progress):
 
 def test_the_record_is_what_the_compiler_says(aot):
     """The quick ones, compiled again: fusion and donation of a decoding step."""
-    cases = [terms._Case("decode", donate=False), terms._Case("decoding step", fuse=False),
+    cases = [terms._Case("decode", donate=False), terms._Case("decode", fuse=False),
              terms._Case("decode")]  # fmt: skip
     copied, apart, found = run_in_child(compile_again, cases, environment=compile_environment())
     rows = {r.term: r for r in ROWS if (r.paper, r.strategy, r.program)
