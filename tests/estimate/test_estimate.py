@@ -135,7 +135,7 @@ def test_groups_are_those_of_the_mesh():
 
 def test_layers_in_slabs_are_not_covered():
     with pytest.raises(ValueError, match="'layerwise_tiled' runs layers in weight tiles"):
-        estimate(make_step(MODEL, cache_tiled(layerwise(16), 1, 2), Workload(64, 512, 8)), WHERE)
+        estimate(make_step(MODEL, cache_tiled(layerwise(2), 1, 2), Workload(64, 512, 8)), WHERE)
 
 
 def test_attention_of_the_library_is_one_kernel_where_it_can():
