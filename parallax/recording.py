@@ -17,8 +17,8 @@ from parallax.quality_results import load_record
 from parallax.report import words
 from parallax.report.facts import Cell
 from parallax.report.grid import Grid, Heads
+from parallax.report.recorded import Section, section_to_dict
 from parallax.report.regimes_page import TITLE as REGIMES_TITLE
-from parallax.report.sections import Section, section_to_dict
 from parallax.search.conclusions import conclusions
 from parallax.search.regimes_record import from_record
 

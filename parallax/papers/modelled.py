@@ -8,8 +8,8 @@ from parallax.cost import error_bar, rates_of
 from parallax.decoding import Decoder
 from parallax.estimate import estimate
 from parallax.meshes.cluster import Cluster
-from parallax.papers.limits import TpsReading
 from parallax.papers.paper import Paper
+from parallax.papers.results import TpsReading
 from parallax.results import Figure
 from parallax.spmd import ShardedTransformer
 from parallax.strategies import build

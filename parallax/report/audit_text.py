@@ -1,20 +1,15 @@
 """The claims audit on a terminal, as Markdown and as JSON."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
-from parallax.meshes.cluster import cluster
-from parallax.papers import PAPERS
-from parallax.papers.audit import VERDICTS, Audited, audit, counts
-from parallax.papers.modelled import closed_form_on
 from parallax.papers.paper import Paper
-from parallax.report.audit import HEADS, audit_rows, counts_line
+from parallax.papers.results import VERDICTS, Audited
+from parallax.report.audit import HEADS, audit_rows, counts, counts_line
 
 _STYLES = {"good": "green", "bad": "bold red", "none": "yellow"}
 # Columns and their widths; the reason takes what is left of 100 columns or more.
@@ -28,8 +23,8 @@ _LEGEND = (
 _HEAD = """# Claims audit
 
 Every figure of the five papers, held against what it comes to. Written from the data in
-`parallax/papers/` by `python -m parallax.report.audit_text docs/claims.md`; a test holds them
-equal. `parallax claims --help` says what the verdicts mean, and `parallax claims` prints this.
+`parallax/papers/` by `parallax claims --out=out` (out/claims.md), which prints it too; a test holds
+them equal. `parallax claims --help` says what the verdicts mean.
 
 A throughput is held against what peak rates allow, against what other papers print, and, where it
 is possible, against the cost model's closed form (modelled, 80 % error bars; docs/accuracy.md).
@@ -150,10 +145,3 @@ def _counts(audits: Mapping[str, Sequence[Audited]]) -> Table:
         table.add_row(verdict, *(str(each[name][verdict]) for name in audits))
     table.add_row("all", *(str(len(audited)) for audited in audits.values()), style="bold")
     return table
-
-
-if __name__ == "__main__":
-    page = audit_markdown(
-        {n: audit(p, closed_form_on(cluster(p.cluster))) for n, p in PAPERS.items()}, PAPERS
-    )
-    Path(sys.argv[1]).write_text(page, encoding="utf-8")

@@ -20,7 +20,7 @@ from parallax.report.grid import Heads, grid_html, grid_markdown, grid_table
 from parallax.report.regimes_plot import LABELS, baseline_plot, winner_plot
 from parallax.report.svg import as_file
 from parallax.search.conclusions import conclusions
-from parallax.search.layerwise_regimes import BASELINE, LAYERWISE, NAMES, Grid, Place, wins
+from parallax.search.places import BASELINE, LAYERWISE, NAMES, Grid, Place, wins
 from parallax.search.regimes_record import from_record, to_record
 
 TITLE = "Where layer-wise deployment wins, and where not"

@@ -17,10 +17,7 @@ from parallax.report.files import save_files
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
 from parallax.results import Figure
-from parallax.search.candidates import ALL_UP_TO
-from parallax.search.ranking import frontier
-from parallax.search.regimes import RegimeMap
-from parallax.search.results import OBJECTIVES, Candidate, Search, Timing
+from parallax.search.results import OBJECTIVES, Candidate, RegimeMap, Search, Timing
 
 PLAN_VERSION = 1
 _SHOWN = 12
@@ -130,10 +127,7 @@ def notes(search: Search) -> list[str]:
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
         "The order of those not compiled is the closed form's (docs/accuracy.md).",
     ]
-    if search.ranked[0].strategy.mesh.size > ALL_UP_TO:
-        found.append(
-            f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads."
-        )
+    found += search.notes
     first = search.ranked[0].timing
     if first.tokens_per_s.low is not None and first.tokens_per_s.high is not None:
         low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
@@ -178,7 +172,7 @@ def _timing(t: Timing | None) -> dict[str, Any] | None:
 def _to_dict(report: SearchReport) -> dict[str, Any]:
     search = report.search
     r = search.request
-    best = {id(c) for c in frontier(search.ranked)}
+    best = {id(c) for c in search.frontier}
     return {
         "plan_version": PLAN_VERSION,
         "request": {

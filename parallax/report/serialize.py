@@ -5,15 +5,15 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from parallax.papers.audit import Audited
 from parallax.papers.paper import Paper
-from parallax.report.audit import report_audit
+from parallax.papers.results import Audited
 from parallax.report.claims import claim_sentences
 from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import LedgerRow, ledger_rows
+from parallax.report.recorded import section_to_dict
 from parallax.report.request import SCHEMA_VERSION
-from parallax.report.sections import section_to_dict, sections
+from parallax.report.sections import sections
 from parallax.report.sentences import failure_reasons, not_run
 from parallax.report.validation import verdicts
 from parallax.results import (
@@ -87,7 +87,7 @@ def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
 
 def _paper(report: Comparison, paper: Paper) -> Json:
     run = (paper, report.config, report.workload, report.cluster, report.results)
-    audited = {a.claim: a for a in report_audit(report)}
+    audited = {a.claim: a for a in report.findings.audited}
     claims = [
         number(s.claim.value, s.claim.unit, "claimed")
         | {"strategy": s.claim.strategy, "quantity": s.claim.quantity}
@@ -102,7 +102,7 @@ def _paper(report: Comparison, paper: Paper) -> Json:
         "title": paper.title,
         "claims": claims,
         "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
-        "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
+        "validation_points": [dataclasses.asdict(v) for v in verdicts(*run, report.findings.scale)],
     }
 
 

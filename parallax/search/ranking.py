@@ -16,7 +16,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.parallel.stage_layers import padded_layers
 from parallax.program import compile_program
 from parallax.results import Compilation, Figure
-from parallax.search.candidates import candidates
+from parallax.search.candidates import ALL_UP_TO, candidates
 from parallax.search.reasons import why_not
 from parallax.search.results import Candidate, Request, Search, Timing
 from parallax.spmd import ShardedTransformer
@@ -87,7 +87,10 @@ def rank(
         found.sort(key=lambda c: not c.fits or _too_slow(request, c))
     first = found[0]
     found = [replace(c, why=why_not(request, cluster, c, first)) for c in found]
-    return Search(request, tuple(found), len(found), dict(refused), seconds)
+    notes = ()
+    if first.strategy.mesh.size > ALL_UP_TO:
+        notes = (f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads.",)
+    return Search(request, tuple(found), len(found), dict(refused), seconds, notes)
 
 
 def _key(request: Request, c: Candidate) -> tuple:
@@ -270,15 +273,3 @@ def compile_cases(
             step = compile_program(*args, "decode", on_progress=lambda line: None)
         found.append((prefill, step))
     return found
-
-
-def frontier(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Candidates that fit and that no other beats in both throughput and TPOT, fastest first."""
-    best, kept = float("inf"), []
-    able = [c for c in found if c.fits]
-    for c in sorted(able, key=lambda c: -c.timing.tokens_per_s.value):
-        tpot = (c.timing.tpot_s or c.timing.ttft_s).value
-        if tpot < best:
-            best = tpot
-            kept.append(c)
-    return tuple(kept)

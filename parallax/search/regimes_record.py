@@ -5,7 +5,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from parallax.search.layerwise_regimes import NAMES, PIPELINES, Grid, Place
+from parallax.search.places import NAMES, PIPELINES, Grid, Place
 
 RECORD_VERSION = 1
 _OF_MAP = ("cluster", "phase", "attention", "stored", "unpacking", "depth")

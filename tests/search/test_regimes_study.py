@@ -14,16 +14,14 @@ from parallax.meshes.cluster import cluster
 from parallax.report.regimes_page import RegimesReport, load
 from parallax.report.regimes_plot import panels
 from parallax.search.conclusions import conclusions
-from parallax.search.layerwise_regimes import (
+from parallax.search.layerwise_regimes import model, strategy_for, study
+from parallax.search.places import (
     BASELINE,
     LAYERWISE,
     NO_COMMUNICATION,
     STORED,
     Grid,
     Place,
-    model,
-    strategy_for,
-    study,
 )
 from parallax.search.regimes_record import from_record, to_record
 from parallax.strategies import build
