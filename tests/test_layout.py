@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # import each other. A new file or folder of the package has to be given its line here.
 ROOMS = [
     {"_links"},
+    {"codec"},
     {"meshes"},
     {"kernels"},
     {"workload"},
@@ -58,9 +59,10 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # report renders values and computes none. A room with a dot is one module of it.
 MAY_ONLY_IMPORT = {
     "hlo": {"bounds"},
-    "cost": {"hlo", "meshes", "bounds"},
+    "cost": {"hlo", "meshes", "bounds", "codec"},
     "parallel": {"meshes", "kernels", "bounds", "compression"},
     "report": {
+        "codec",
         "results",
         "sweep_results",
         "workload",

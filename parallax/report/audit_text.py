@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
+from parallax.codec import number
 from parallax.papers.paper import Paper
 from parallax.papers.results import VERDICTS, Audited
 from parallax.report.audit import HEADS, audit_rows, counts, counts_line
@@ -82,25 +83,25 @@ def _entry(a: Audited) -> dict[str, Any]:
         "quantity": claim.quantity,
         "lines": list(claim.lines),
         "printed": claim.printed,
-        "claimed": _number(claim.value, claim.unit, "claimed"),
+        "claimed": number(claim.value, claim.unit, "claimed"),
         "reading": claim.reading,
         "derivation": None if claim.derive is None else claim.derive.__name__,
         "relation": "at most" if a.tps else claim.relation,
-        "derived": None if a.derived is None else _number(a.derived, claim.unit, "derived"),
-        "implied": None if a.implied is None else _number(a.implied, "tokens/s", "derived"),
-        "off_by": None if a.off_by is None else _number(a.off_by, "1", "derived"),
+        "derived": None if a.derived is None else number(a.derived, claim.unit, "derived"),
+        "implied": None if a.implied is None else number(a.implied, "tokens/s", "derived"),
+        "off_by": None if a.off_by is None else number(a.off_by, "1", "derived"),
         "verdict": a.verdict,
         "reason": claim.reason,
         "tps_readings": [
             {
                 "reading": r.limit.reading,
-                "limit": _number(r.limit.tokens_per_s, "tokens/s", "derived"),
+                "limit": number(r.limit.tokens_per_s, "tokens/s", "derived"),
                 "set_by": r.limit.set_by,
-                "terms": {k: _number(v, "s", "derived") for k, v in r.limit.terms_s.items()},
-                "held": _number(r.limit.held_bytes, "B", "derived"),
-                "room": _number(r.limit.room_bytes, "B", "derived"),
+                "terms": {k: number(v, "s", "derived") for k, v in r.limit.terms_s.items()},
+                "held": number(r.limit.held_bytes, "B", "derived"),
+                "room": number(r.limit.room_bytes, "B", "derived"),
                 "beyond": r.beyond,
-                "modelled": None if r.modelled is None else _number(
+                "modelled": None if r.modelled is None else number(
                     r.modelled.value, "tokens/s", "modelled"
                 ) | {"low": r.modelled.low, "high": r.modelled.high},
             }
@@ -108,15 +109,11 @@ def _entry(a: Audited) -> dict[str, Any]:
         ],
         "tpot_readings": [
             {"reading": r.name, "says": r.says, "possible": r.possible,
-             "value": _number(r.value, "ms", "derived")}
+             "value": number(r.value, "ms", "derived")}
             for r in a.tpot
         ],
         "elsewhere": a.elsewhere,
     }  # fmt: skip
-
-
-def _number(value: float, unit: str, tag: str) -> dict[str, Any]:
-    return {"value": value, "unit": unit, "tag": tag}
 
 
 def _table(audited: Sequence[Audited]) -> Table:
