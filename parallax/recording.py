@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parallax.codec import read_json
 from parallax.papers.memory_record import MemoryTerm, read_memory_record
 from parallax.quality.tables import described, tables
 from parallax.quality_results import load_record
@@ -50,10 +51,7 @@ def recorded_sections(folder: Path) -> dict[str, list[Section]]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a record: {error}. Make it again.") from None
+    return read_json(path, f"record {path}", "Make it again.")
 
 
 def _made(record: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ class MemoryRecord:
 
 
 FILE = FileFormat(
-    MemoryRecord, "memory record", "record_version", RECORD_VERSION, "Make the record again."
+    MemoryRecord, "memory record", "record_version", RECORD_VERSION, "Make it again."
 )
 
 
