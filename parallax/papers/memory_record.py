@@ -79,9 +79,7 @@ class MemoryRecord:
         return data
 
 
-FILE = FileFormat(
-    MemoryRecord, "memory record", "record_version", RECORD_VERSION, "Make it again."
-)
+FILE = FileFormat(MemoryRecord, "memory record", "record_version", RECORD_VERSION, "Make it again.")
 
 
 def read_memory_record(path: str | Path) -> MemoryRecord:
