@@ -12,10 +12,10 @@ fitted; out/measured.json, every time. At most five minutes.
 Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 
-import dataclasses
 import json
 
 from parallax.calibrating import calibrate
+from parallax.codec import encode
 from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable
@@ -31,7 +31,7 @@ def main() -> int:
         found = calibrate(on_progress=progress)
     for term, (rows, median, p90) in found.held_out.items():
         print(f"{term}: {rows} held out, median {100 * median:.1f} %, p90 {100 * p90:.1f} %")
-    record = dataclasses.asdict(found.measured) | {"held_out": found.held_out}
+    record = encode(found.measured) | {"held_out": found.held_out}
     files = {
         "rates.json": json.dumps(found.rates.to_dict(), indent=1) + "\n",
         "measured.json": json.dumps(record, indent=1) + "\n",

@@ -27,7 +27,8 @@ from parallax.experiments import flags
 from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable
 from parallax.report.regimes_page import RegimesReport
-from parallax.search.layerwise_regimes import Grid, study
+from parallax.search.layerwise_regimes import study
+from parallax.search.places import Grid
 
 WIDTH = 120
 QUICK = Grid(clusters=("h100_2x8",), stored=("float16", "int8, MLP int8+2:4"))

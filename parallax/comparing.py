@@ -24,10 +24,12 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
+from parallax.papers.findings import findings
 from parallax.parallel.split import Remat
 from parallax.preparing import Plan, make_plan
 from parallax.program import Program, compile_program
 from parallax.report import Report
+from parallax.report.recorded import recorded_sections
 from parallax.results import StrategyResult
 from parallax.rules import Phase
 from parallax.steps import make_step
@@ -209,7 +211,12 @@ def _report(plan: Plan, found: _Found, seconds: float) -> Report:
         seconds=seconds,
         paper=plan.paper,
         sweep=found.sweep,
-    )
+        findings=findings(
+            plan.paper, plan.config, plan.workload, plan.cluster.name, results,
+            plan.request.get("budget"),
+        ),
+        recorded=recorded_sections(plan.paper.name) if plan.paper else (),
+    )  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
+from parallax.codec import number
 from parallax.cost import Cost, Rates, error_bar, joules, price, rates_of
 from parallax.cost.pricing import kernel_costs
 from parallax.cost.unvalidated import unvalidated
@@ -92,9 +93,6 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; every number with unit and tag."""
         low, high = error_bar(self.cost, self.rates)
-
-        def number(value: float, unit: str, tag: str) -> dict[str, Any]:
-            return {"value": value, "unit": unit, "tag": tag}
 
         return {
             "inspection_version": 1, "module": self.name, "devices": self.work.devices,

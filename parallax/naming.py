@@ -1,8 +1,9 @@
 """Models and strategies by name, folder or file, as flags and notebooks give them."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+from parallax.codec import read_json
 from parallax.compression import parse_format
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.compressed_files import read_compressed_config
@@ -122,16 +123,20 @@ def _check_stored(config: ModelConfig, dtype: DType | None, formats: Compression
 
 def weights_of_run(folder: Path) -> Path | None:
     """The folder of weights that a training run started from, None for random ones."""
-    found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("weights")
+    found = _read_run(folder / RUN_FILE).get("weights")
     return None if found is None else Path(found)
 
 
+def _read_run(path: Path) -> dict[str, Any]:
+    run = read_json(path, f"training run {path}", "Give the folder of a training run.")
+    if not isinstance(run, dict):
+        raise ValueError(f"{path}: not the file of a training run: no object.")
+    return run
+
+
 def _trained(path: Path) -> ModelConfig:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))["model_config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the file of a training run: {error!r}.") from None
-    return ModelConfig.from_dict(fields, str(path))
+    run = _read_run(path)
+    return ModelConfig.from_dict(run.get("model_config"), f"{path}: model_config")
 
 
 def has_own_mesh(strategy: str | Strategy) -> bool:

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from parallax.codec import encode
 from parallax.comparing import compare
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
@@ -73,13 +74,9 @@ class PairsReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every pair in it."""
-        return {
-            "pairs_version": 1, "names": list(self.names), "model": self.model,
-            "workloads": [asdict(w) for w in self.workloads], "device": self.device,
-            "virtual": self.virtual, "ratio": asdict(self.runs.ratio),
-            "first_s": list(self.runs.first_s), "second_s": list(self.runs.second_s),
-            "first_ran_first": list(self.runs.first_ran_first),
-        }  # fmt: skip
+        data = encode(self)
+        runs = data.pop("runs")
+        return {"pairs_version": 1, **data, "ratio": runs["ratio"], **runs}
 
 
 def compare_pairs(

@@ -5,14 +5,12 @@ Figures are tagged `measured`, with 95 % intervals, except where a byte count is
 
 import dataclasses
 import json
-import math
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallax.results import TAGS, Figure
+from parallax.codec import FileFormat, later
+from parallax.results import Figure
 
 SCHEMA_VERSION = 1
 
@@ -183,7 +181,6 @@ class QualityRecord:
     """Everything `parallax compress_quality` measured.
 
     Attributes:
-      schema_version: of this layout.
       date: UTC, ISO. command: that made it. versions: of what computed it. seconds: it took.
       model: fields of the ModelConfig.
       settings: steps and sizes.
@@ -194,7 +191,6 @@ class QualityRecord:
       blocks: errors of every block's output; () in records from before there were any.
     """
 
-    schema_version: int
     date: str
     command: str
     versions: dict[str, str]
@@ -210,14 +206,11 @@ class QualityRecord:
     sensitivities: tuple[Sensitivity, ...]
     mixes: tuple[MixFound, ...]
     says: tuple[str, ...]
-    blocks: tuple[BlockError, ...] = ()
+    blocks: tuple[BlockError, ...] = later((), omit=True)
 
     def to_json(self) -> str:
         """As a file has it; numbers in full."""
-        data = dataclasses.asdict(self)
-        if not self.blocks:  # as records had it before there were any
-            del data["blocks"]
-        return json.dumps(data, indent=1) + "\n"
+        return json.dumps(FILE.encode(self), indent=1) + "\n"
 
     def score(self, label: str, tuned: bool = False) -> Score:
         """The row of a format. ValueError if there is none."""
@@ -228,6 +221,12 @@ class QualityRecord:
         raise ValueError(f"quality record: no row {label!r} (tuned={tuned}). There are: {known}.")
 
 
+FILE = FileFormat(
+    QualityRecord, "quality record", "schema_version", SCHEMA_VERSION,
+    "Make it again with parallax compress_quality.",
+)  # fmt: skip
+
+
 def load_record(path: str | Path) -> QualityRecord:
     """Reads what `QualityRecord.to_json` wrote.
 
@@ -235,77 +234,25 @@ def load_record(path: str | Path) -> QualityRecord:
       ValueError: not there, not JSON, of another layout, a field that is missing, unknown or of
         another type, a number that is not finite, an interval that does not hold its value.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"quality record {path}: {error.strerror}.") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"quality record {path}: not JSON: {error}.") from None
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"quality record {path}: expected schema_version {SCHEMA_VERSION}, got {version!r}. "
-            "Make it again with parallax compress_quality."
-        )
-    record = _read(QualityRecord, data, f"quality record {path}")
+    record = FILE.load(path)
+    _check_intervals(record, f"quality record {path}")
     if not record.scores:
-        raise ValueError(f"quality record {path}: no scores in it.")
+        raise ValueError(f"quality record {path}: no scores in it. {FILE.next_step}")
     return record
 
 
-def _read(kind: Any, data: Any, where: str) -> Any:
-    """A value of a type from JSON."""
-    if dataclasses.is_dataclass(kind):
-        names = {f.name for f in dataclasses.fields(kind)}
-        if kind is QualityRecord and isinstance(data, dict):
-            data = {"blocks": [], **data}
-        if not isinstance(data, dict) or set(data) != names:
-            odd = sorted(names ^ set(data)) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"{where}: fields {odd} missing or unknown.")
-        hints = typing.get_type_hints(kind)
-        found = {n: _read(hints[n], data[n], f"{where}: {n}") for n in names}
-        value: Any = typing.cast(Any, kind)(**found)
-        return _checked(value, where) if kind is Figure else value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType or origin is typing.Union:
-        if data is None:
-            return None
-        return _read(next(a for a in arguments if a is not type(None)), data, where)
-    if origin is tuple:
-        return _read_tuple(arguments, data, where)
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise ValueError(f"{where}: expected an object, got {type(data).__name__}.")
-        return {key: _read(arguments[1], x, f"{where}: {key}") for key, x in data.items()}
-    if origin is typing.Literal:
-        kind = str
-    if kind is Any:
-        return data
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        data = float(data)
-    if type(data) is not kind or (kind is float and not math.isfinite(data)):
-        raise ValueError(f"{where}: expected {kind.__name__}, finite, got {data!r}.")
-    return data
-
-
-def _read_tuple(arguments: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, list):
-        raise ValueError(f"{where}: expected a list, got {type(data).__name__}.")
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_read(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(data))
-    if len(data) != len(arguments):
-        raise ValueError(f"{where}: expected {len(arguments)} values, got {len(data)}.")
-    pairs = zip(arguments, data, strict=True)
-    return tuple(_read(kind, x, f"{where}[{i}]") for i, (kind, x) in enumerate(pairs))
-
-
-def _checked(figure: Figure, where: str) -> Figure:
-    if figure.tag not in TAGS:
-        raise ValueError(f"{where}: unknown tag {figure.tag!r}. One of {', '.join(TAGS)}.")
-    low, high = figure.low, figure.high
-    slack = 1e-9 * (1 + abs(figure.value))
-    if (low is None) != (high is None) or (
-        low is not None and high is not None and not low - slack <= figure.value <= high + slack
-    ):
-        raise ValueError(f"{where}: {low} to {high} is no interval of {figure.value}.")
-    return figure
+def _check_intervals(value: Any, where: str) -> None:
+    """Raises ValueError for a figure that is outside of its own interval."""
+    if isinstance(value, Figure):
+        low, high = value.low, value.high
+        slack = 1e-9 * (1 + abs(value.value))
+        if (low is None) != (high is None) or (
+            low is not None and high is not None and not low - slack <= value.value <= high + slack
+        ):
+            raise ValueError(f"{where}: {low} to {high} is no interval of {value.value}.")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _check_intervals(getattr(value, field.name), f"{where}: {field.name}")
+    elif isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            _check_intervals(inner, f"{where}[{i}]")

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parallax.codec import read_json
 from parallax.papers.memory_record import MemoryTerm, read_memory_record
 from parallax.quality.tables import described, tables
 from parallax.quality_results import load_record
 from parallax.report import words
 from parallax.report.facts import Cell
 from parallax.report.grid import Grid, Heads
+from parallax.report.recorded import Section, section_to_dict
 from parallax.report.regimes_page import TITLE as REGIMES_TITLE
-from parallax.report.sections import Section, section_to_dict
 from parallax.search.conclusions import conclusions
 from parallax.search.regimes_record import from_record
 
@@ -50,10 +51,7 @@ def recorded_sections(folder: Path) -> dict[str, list[Section]]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a record: {error}. Make it again.") from None
+    return read_json(path, f"record {path}", "Make it again.")
 
 
 def _made(record: Mapping[str, Any]) -> str:

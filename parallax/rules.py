@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from parallax import codec
+
 Axes = str | tuple[str, ...] | None
 Phase = Literal["train", "prefill", "decode"]
 
@@ -46,8 +48,8 @@ class Rules:
     act_kv_heads: Axes = None
     act_mlp: Axes = None
     act_vocab: Axes = None
-    decode: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = ()
-    extra: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = ()
+    decode: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = codec.pairs()
+    extra: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = codec.pairs()
 
     def __post_init__(self):
         object.__setattr__(self, "decode", _pairs(self.decode))

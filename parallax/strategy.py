@@ -2,19 +2,19 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parallax import codec
 from parallax.kernels import dispatch
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
 from parallax.parallel.experts import EXPERT_PARTS, ExpertPart, LocalExperts, Platform
 from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
 from parallax.parallel.split import Remat, Split
-from parallax.rules import LOGICAL_AXES, Phase, Rules
+from parallax.rules import Phase, Rules
 
 FILE_VERSION = 3
 # What None does not take by itself, and a strategy may ask for.
@@ -153,18 +153,7 @@ class Strategy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a strategy file holds it."""
-        rules = {n: getattr(self.rules, n) for n in LOGICAL_AXES}
-        return {
-            "strategy_version": FILE_VERSION,
-            "name": self.name,
-            "mesh": str(self.mesh),
-            "rules": rules | {"decode": dict(self.rules.decode), "extra": dict(self.rules.extra)},
-            "attention": _part_to_dict(self.attention, ATTENTION_PARTS),
-            "experts": _part_to_dict(self.experts, EXPERT_PARTS),
-            "layers": _part_to_dict(self.layers, LAYER_PARTS),
-            "reduce_dtype": self.reduce_dtype,
-            "kernels": self.kernels,
-        }
+        return FILE.encode(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "strategy") -> "Strategy":
@@ -173,30 +162,11 @@ class Strategy:
         Raises:
           ValueError: a field missing or unknown, a part or version that does not exist.
         """
-        data = _of_this_version(data)
-        fields = {field.name for field in dataclasses.fields(cls)}
-        _require_fields(data, fields | {"strategy_version"}, where)
-        if data["strategy_version"] != FILE_VERSION:
-            raise ValueError(
-                f"{where}: strategy_version is {data['strategy_version']!r}, this Parallax reads "
-                f"{FILE_VERSION}. Write the file again with this version."
-            )
-        _require_fields(data["rules"], {*LOGICAL_AXES, "decode", "extra"}, f"{where}: rules")
-        rules = {k: tuple(v) if isinstance(v, list) else v for k, v in data["rules"].items()}
-        return cls(
-            name=data["name"],
-            mesh=MeshSpec.parse(data["mesh"]),
-            rules=Rules(**rules),
-            attention=_part_from_dict(data["attention"], ATTENTION_PARTS, f"{where}: attention"),
-            experts=_part_from_dict(data["experts"], EXPERT_PARTS, f"{where}: experts"),
-            layers=_part_from_dict(data["layers"], LAYER_PARTS, f"{where}: layers"),
-            reduce_dtype=data["reduce_dtype"],
-            kernels=data["kernels"],
-        )
+        return FILE.decode(data, where)
 
     def save(self, path: str | Path) -> None:
         """Writes a strategy file (JSON)."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        FILE.save(self, path, indent=2)
 
     @classmethod
     def load(cls, path: str | Path) -> "Strategy":
@@ -205,29 +175,20 @@ class Strategy:
         Raises:
           ValueError: not there, not JSON, or not a strategy.
         """
-        where = f"strategy file {path}"
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(
-                f"{where}: {error.strerror}. Give the path of a readable file."
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON: {error}. Write one with Strategy.save.") from None
-        return cls.from_dict(data, where)
+        return FILE.load(path)
 
 
-def _of_this_version(data: Any) -> Any:
+def _of_this_version(data: dict[str, Any]) -> dict[str, Any]:
     """A file of version 1 or 2 with what came later, as it was meant then."""
-    if isinstance(data, dict) and data.get("strategy_version") == 1:
+    if data.get("strategy_version") == 1:
         data = _of_version_2(data)
-    if isinstance(data, dict) and data.get("strategy_version") == 2:
+    if data.get("strategy_version") == 2:
         data = {"kernels": None, **data, "strategy_version": 3}
     return data
 
 
 def _of_version_2(data: dict[str, Any]) -> dict[str, Any]:
-    data = {"experts": _part_to_dict(LocalExperts(), EXPERT_PARTS), **data, "strategy_version": 2}
+    data = {"experts": codec.encode(LocalExperts()), **data, "strategy_version": 2}
     if isinstance(data.get("rules"), dict):
         data["rules"] = {"expert": None, **data["rules"]}
     if isinstance(data.get("layers"), dict) and data["layers"].get("part") == "pipeline":
@@ -235,42 +196,13 @@ def _of_version_2(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _require_fields(data: Any, expected: set[str], where: str) -> None:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: expected an object with fields, got {type(data).__name__}.")
-    missing, unknown = expected - set(data), set(data) - expected
-    if missing or unknown:
-        raise ValueError(
-            f"{where}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}. "
-            f"Expected exactly {sorted(expected)}."
-        )
-
-
-def _part_to_dict(part: Any, parts: dict[str, Any]) -> dict[str, Any]:
-    """A part and the parts inside it; tuples become lists, as JSON has them."""
-    names = {cls: name for name, cls in parts.items()}
-
-    def plain(value: Any) -> Any:
-        if type(value) in names:
-            return _part_to_dict(value, parts)
-        return list(value) if isinstance(value, tuple) else value
-
-    fields = {f.name: plain(getattr(part, f.name)) for f in dataclasses.fields(part)}
-    return {"part": names[type(part)], **fields}
-
-
-def _part_from_dict(data: Any, parts: dict[str, Any], where: str) -> Any:
-    if not isinstance(data, dict) or data.get("part") not in parts:
-        raise ValueError(f"{where}: expected a 'part' of {', '.join(parts)}; got {data!r}.")
-    cls = parts[data["part"]]
-    _require_fields(data, {"part", *(f.name for f in dataclasses.fields(cls))}, where)
-
-    kinds = tuple(parts.values())
-
-    def value(field: dataclasses.Field) -> Any:
-        plain = data[field.name]
-        if isinstance(plain, dict) or isinstance(field.default, kinds):
-            return _part_from_dict(plain, parts, f"{where}: {field.name}")
-        return tuple(plain) if isinstance(plain, list) else plain
-
-    return cls(**{field.name: value(field) for field in dataclasses.fields(cls)})
+for _union, _members in (
+    (AttentionPart, ATTENTION_PARTS),
+    (ExpertPart, EXPERT_PARTS),
+    (LayerPart, LAYER_PARTS),
+):
+    codec.tagged_union(_union, "part", _members)
+FILE = codec.FileFormat(
+    Strategy, "strategy file", "strategy_version", FILE_VERSION,
+    "Write the file again with this version, by Strategy.save.", _of_this_version,
+)  # fmt: skip

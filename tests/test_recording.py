@@ -8,7 +8,7 @@ import pytest
 
 from parallax import recording
 from parallax.papers import PAPERS
-from parallax.report.sections import section_from_dict, section_to_dict
+from parallax.report.recorded import section_from_dict, section_to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "cpu"

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parallax.codec import FileFormat
 from parallax.cost.gemm import GemmRates
 from parallax.meshes.gpus import GPUS
 
@@ -16,7 +16,6 @@ _SHIPPED = Path(__file__).parent / "shipped"
 TERMS = ("matrix products", "attention", "memory", "launches", "communication")
 
 LINKS = frozenset({"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p", "network"})
-_TEXTS = ("name", "gpu", "version")
 _DIVISORS = ("flops_per_s", "bytes_per_s", "half_bytes")
 
 
@@ -92,6 +91,9 @@ class Rates:
     sources: Mapping[str, str]
     version: str
 
+    def __post_init__(self):
+        _check(self)
+
     def gemm_rates(self, dtype: str) -> GemmRates:
         """Raises ValueError where nobody measured or derived that dtype."""
         same = {"bf16": "f16"}.get(dtype, dtype)
@@ -104,7 +106,7 @@ class Rates:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a calibration file holds it."""
-        return {"rates_version": FILE_VERSION, **dataclasses.asdict(self)}
+        return FILE.encode(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "rates") -> "Rates":
@@ -113,82 +115,50 @@ class Rates:
         Raises:
           ValueError: fields missing, unknown, or not positive numbers.
         """
-        names = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or set(data) != names | {"rates_version"}:
-            odd = (
-                sorted(set(data) ^ (names | {"rates_version"})) if isinstance(data, dict) else data
-            )
-            raise ValueError(f"{where}: not a calibration: {odd} missing or unknown.")
-        if data["rates_version"] != FILE_VERSION:
-            raise ValueError(
-                f"{where}: rates_version {data['rates_version']!r}, this Parallax reads "
-                f"{FILE_VERSION}. Calibrate again."
-            )
-        values = {k: v for k, v in data.items() if k != "rates_version"}
-        try:
-            made = values | {
-                "gemm": {k: GemmRates(**v) for k, v in data["gemm"].items()},
-                "links": {k: LinkRates(**v) for k, v in data["links"].items()},
-                "power": PowerRates(**data["power"]),
-                "spreads": {k: Spread(**v) for k, v in data["spreads"].items()},
-            }
-            _check(made, where)
-            return cls(**made)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{where}: not a calibration: {error}.") from None
+        return FILE.decode(data, where)
 
     @classmethod
     def load(cls, path: str | Path) -> "Rates":
         """Reads a calibration file (JSON). ValueError if it is none."""
-        where = f"calibration {path}"
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{where}: {error.strerror}. Give a readable file.") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON: {error}.") from None
-        return cls.from_dict(data, where)
+        return FILE.load(path)
 
     def save(self, path: str | Path) -> None:
         """Writes a calibration file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        FILE.save(self, path)
 
 
-def _check(values: Mapping[str, Any], where: str) -> None:
+FILE = FileFormat(Rates, "calibration", "rates_version", FILE_VERSION, "Calibrate again.")
+
+
+def _check(rates: Rates) -> None:
     """Raises ValueError unless every figure is one that a price can follow from."""
 
     def walk(value: Any, path: str) -> None:
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
-                walk(getattr(value, field.name), f"{path}.{field.name}")
+                walk(getattr(value, field.name), f"{path}.{field.name}".removeprefix("."))
         elif isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(inner, f"{path}.{key}")
-        elif path in _TEXTS or path.startswith("sources."):
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: {path} must be text, got {value!r}.")
-        elif (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value < float("inf")
-        ):
-            raise ValueError(f"{where}: {path} must be a number from 0 on, got {value!r}.")
+        elif isinstance(value, str):
+            return
+        elif not 0 <= value < float("inf"):
+            raise ValueError(f"{path} must be a number from 0 on, got {value!r}.")
         elif value == 0 and (path.endswith(_DIVISORS) or path.startswith("attention_")):
-            raise ValueError(f"{where}: {path} must be more than 0, it is divided by.")
+            raise ValueError(f"{path} must be more than 0, it is divided by.")
 
-    for name, value in values.items():
-        walk(value, name)
-    if values["gpu"] not in GPUS:
-        raise ValueError(f"{where}: gpu {values['gpu']!r} is not known: {', '.join(GPUS)}.")
+    walk(rates, "")
+    if rates.gpu not in GPUS:
+        raise ValueError(f"gpu {rates.gpu!r} is not known: {', '.join(GPUS)}.")
     for name, least in (("gemm", {"f16"}), ("links", LINKS), ("spreads", set(TERMS))):
-        if missing := least - set(values[name]):
-            raise ValueError(f"{where}: {name} lacks {sorted(missing)}.")
-    widths = values["attention_flops_per_s"]
+        if missing := least - set(getattr(rates, name)):
+            raise ValueError(f"{name} lacks {sorted(missing)}.")
+    widths = rates.attention_flops_per_s
     if not widths or not all(str(width).isdecimal() for width in widths):
-        raise ValueError(f"{where}: attention_flops_per_s: expected rates by width, got {widths}.")
-    for name, spread in values["spreads"].items():
+        raise ValueError(f"attention_flops_per_s: expected rates by width, got {widths}.")
+    for name, spread in rates.spreads.items():
         if spread.low > spread.high:
-            raise ValueError(f"{where}: spreads.{name}: low {spread.low} is over {spread.high}.")
+            raise ValueError(f"spreads.{name}: low {spread.low} is over {spread.high}.")
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from parallax.codec import check_version
 from parallax.engine.whole_state import abstract_whole, named, placed, unnamed, whole
 from parallax.models.config import ModelConfig
 from parallax.spmd import ShardedTransformer
@@ -176,12 +177,8 @@ class Checkpoints:
             meta = self._open().load_checkpointables(step, {"meta": None})["meta"]
         except Exception as error:
             raise ValueError(self._broken(step, _one_line(error))) from None
-        version = meta.get("format_version") if isinstance(meta, dict) else None
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{self._where(step)}: format_version is {version!r}, this Parallax reads "
-                f"{FORMAT_VERSION}. Use the version that wrote it."
-            )
+        next_step = "Use the version that wrote it."
+        check_version(meta, "format_version", FORMAT_VERSION, str(self._where(step)), next_step)
         return meta
 
     def _open(self):

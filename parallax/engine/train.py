@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from parallax.codec import encode
 from parallax.engine.checkpoint import Checkpoints
 from parallax.engine.data import Batches, read_files
 from parallax.engine.metrics import Metrics
@@ -136,7 +137,7 @@ def train(
 
             def save(done: int, state: TrainState) -> None:
                 meta = {"position": position, "iterator": batches.position}
-                meta["optimizer"] = dataclasses.asdict(optimizer)
+                meta["optimizer"] = encode(optimizer)
                 checkpoints.save(done, step, state, meta)
                 on_progress(f"step {done}: saving")
 
@@ -260,7 +261,7 @@ def _write_run(workdir, config, folder, strategy, optimizer, position, request) 
         "weights": None if folder is None else str(folder),
         "strategy": strategy.to_dict(),
         "data": position["data"],
-        "optimizer": dataclasses.asdict(optimizer),
+        "optimizer": encode(optimizer),
         **{name: request[name] for name in names},
         "jax": jax.__version__,
     }  # fmt: skip

@@ -6,13 +6,14 @@ and what is wrong has no time.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parallax.codec import encode
 from parallax.kernels.operations import CONTENDERS, OPERATIONS
 from parallax.lenses.environment import installed_versions
 
@@ -88,7 +89,7 @@ def time_kernels(
         chosen = OPERATIONS[operation].TIMED if cases is None else cases[operation]
         for number, case in enumerate(chosen, 1):
             on_progress(f"{operation}, case {number} of {len(chosen)}: {case.name}")
-            record["rows"] += [asdict(row) for row in _time(operation, case, ceilings, timer)]
+            record["rows"] += [encode(row) for row in _time(operation, case, ceilings, timer)]
             on_record(record)
     return record
 

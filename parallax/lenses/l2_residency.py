@@ -5,13 +5,14 @@ and values), reads the working set again, and once more at once. Times are of si
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parallax.codec import encode
 from parallax.kernels.cache_tiled_mlp.cases import Case, inputs, program
 from parallax.kernels.streaming_read import CHUNK_BYTES, LANES, streaming_read
 from parallax.lenses.environment import installed_versions
@@ -122,7 +123,7 @@ def measure_residency(
         "l2_bytes": l2_bytes,
         "tag": "measured",
         "readings": [
-            asdict(r) | {"resident_share": share} for r, share in zip(readings, shares, strict=True)
+            encode(r) | {"resident_share": share} for r, share in zip(readings, shares, strict=True)
         ],
         "mlp_steps": steps,
     }

@@ -5,16 +5,16 @@ formats, and its file can be read alone.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
+from parallax.codec import FileFormat, later
 from parallax.compression.packed import check_positions, check_scales
 from parallax.models.compressing import layer_config, packed_weights
 from parallax.models.config import ModelConfig
@@ -25,7 +25,7 @@ from parallax.models.packed_weight import PackedWeight
 from parallax.models.transformer import abstract_transformer
 
 FILE = "compressed.json"
-_KIND, _VERSION = "parallax compressed weights", 1
+_KIND: Literal["parallax compressed weights"] = "parallax compressed weights"
 _REST = "rest.safetensors"
 Arrays = Mapping[str, np.ndarray]
 _DTYPES = {
@@ -74,6 +74,18 @@ class StoredModel:
         return self.config.replace(num_layers=1)
 
 
+@dataclass(frozen=True)
+class _Said:
+    """compressed.json; `layers` has the formats of each layer where they are not all the same."""
+
+    kind: Literal["parallax compressed weights"]
+    model: ModelConfig
+    layers: tuple[tuple[str, str], ...] | None = later(None, omit=True)
+
+
+_FORMAT = FileFormat(_Said, _KIND, "version", 1, "Compress the model again with this version.")
+
+
 def read_stored(folder: str | Path) -> StoredModel:
     """The model of a folder, and its formats.
 
@@ -81,19 +93,13 @@ def read_stored(folder: str | Path) -> StoredModel:
       ValueError: not a folder of compressed weights that this version reads.
     """
     path = Path(folder) / FILE
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}.") from None
-    if not isinstance(said, dict) or said.get("kind") != _KIND or said.get("version") != _VERSION:
-        raise ValueError(f"{path}: not {_KIND} of version {_VERSION}.")
-    config = ModelConfig.from_dict(said.get("model"), str(path))
-    if "layers" not in said:
+    said = _FORMAT.load(path)
+    config, pairs = said.model, said.layers
+    if pairs is None:
         if config.compression is None:
             raise ValueError(f"{path}: its model names no compression.")
         return StoredModel(config, (config.compression,) * config.num_layers)
-    pairs = said["layers"]
-    if config.compression is not None or not _are_pairs(pairs, config.num_layers):
+    if config.compression is not None or len(pairs) != config.num_layers:
         raise ValueError(
             f"{path}: layers must be [attention, mlp] formats of each of {config.num_layers} "
             "layers, in place of the model's compression. The file is damaged."
@@ -102,15 +108,6 @@ def read_stored(folder: str | Path) -> StoredModel:
         return StoredModel.of(config, pairs)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _are_pairs(found: Any, count: int) -> bool:
-    return (
-        isinstance(found, list)
-        and len(found) == count
-        and all(isinstance(pair, list) and len(pair) == 2 for pair in found)
-        and all(isinstance(name, str) for pair in found for name in pair)
-    )
 
 
 def write_stored(
@@ -142,10 +139,8 @@ def write_stored(
         save_file(dict(arrays), partial / _layer_file(layer))
     if tokenizer_from is not None:
         copy_tokenizer(Path(tokenizer_from), partial)
-    said = {"kind": _KIND, "version": _VERSION, "model": stored.config.to_dict()}
-    if stored.mixed:
-        said["layers"] = stored.formats
-    (partial / FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    said = _Said(_KIND, stored.config, stored.formats if stored.mixed else None)
+    _FORMAT.save(said, partial / FILE, indent=2)
     partial.rename(folder)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from parallax import codec
 from parallax.compression import parse_format
 
 Mlp = Literal["gelu", "gated"]
@@ -101,7 +102,7 @@ class ModelConfig:
     bias: bool = False
     tie_embeddings: bool = False
     rope_scaling: RopeScaling | None = None
-    compression: tuple[str, str] | None = None
+    compression: tuple[str, str] | None = codec.later(None)
 
     def __post_init__(self):
         if self.compression is not None:
@@ -186,22 +187,12 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as files hold it."""
-        return dataclasses.asdict(self)
+        return codec.encode(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "model") -> "ModelConfig":
         """Inverse of `to_dict`. ValueError on fields that are missing, unknown or wrong."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if isinstance(data, dict):
-            data = {"compression": None, **data}  # files from before there was any
-        if not isinstance(data, dict) or set(data) != names:
-            odd = sorted(names ^ set(data)) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"{where}: not a model's fields: {odd} missing or unknown.")
-        scaling = data["rope_scaling"]
-        try:
-            return cls(**{**data, "rope_scaling": scaling and RopeScaling(**scaling)})
-        except TypeError as error:
-            raise ValueError(f"{where}: not a model's fields: {error}.") from None
+        return codec.decode(cls, data, where)
 
     def small(self, head_dim: int = 8, max_seq_len: int = 80) -> "ModelConfig":
         """The same shape at a width a laptop runs: layers, heads and ratios stay, head_dim shrinks.

@@ -1,17 +1,14 @@
 """Every figure of a paper held against what it comes to, and against what the machine allows."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Callable
 
 from parallax.meshes.cluster import Cluster, cluster
-from parallax.papers.limits import TPS_READINGS, Limit, TpsReading, tps_limit
+from parallax.papers.limits import TPS_READINGS, tps_limit
 from parallax.papers.paper import Claim, Given, Paper, Verdict
-from parallax.papers.tpot import TpotReading, tpot_readings
+from parallax.papers.results import Audited, ReadTps, TpsReading
+from parallax.papers.tpot import tpot_readings
 from parallax.results import Figure
 
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 OTHER_WIRING = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
 
 # (paper, strategy, "prefill" or "decode") -> tokens/s with its error bar; None: it cannot say.
@@ -21,55 +18,6 @@ Model = Callable[[Paper, str, TpsReading], Figure | None]
 _APART = 1.5
 # Binary fractions: half of 0.1 is not to fail for want of the last bit.
 _SLACK = 1e-9
-
-
-@dataclass(frozen=True)
-class ReadTps:
-    """A throughput under one reading.
-
-    Attributes:
-      limit: what the machine allows.
-      modelled: tokens/s of the cost model, None without one.
-      beyond: the claim is above the limit, or the reading needs more memory than there is.
-    """
-
-    limit: Limit
-    modelled: Figure | None
-    beyond: bool
-
-
-@dataclass(frozen=True)
-class Audited:
-    """One claim with its verdict.
-
-    Attributes:
-      claim: as printed.
-      derived: what it comes to, in the claim's unit; of a TPS, the largest limit of its readings;
-        None where the text gives nothing.
-      verdict: what follows.
-      reason: in one line.
-      implied: of a TPS, what another paper's figure comes to here; None where none is comparable.
-      tps: every reading of a throughput, () of other claims.
-      tpot: every reading of a TPOT, () of other claims.
-      elsewhere: what changes on the other wiring, "" if nothing.
-    """
-
-    claim: Claim
-    derived: float | None
-    verdict: Verdict
-    reason: str
-    implied: float | None = None
-    tps: tuple[ReadTps, ...] = ()
-    tpot: tuple[TpotReading, ...] = ()
-    elsewhere: str = ""
-
-    @property
-    def off_by(self) -> float | None:
-        """Claimed over derived; over what is modelled where the verdict is about that."""
-        base = self.derived
-        if self.verdict == "modelled, off by":
-            base = next(r.modelled.value for r in self.tps if r.modelled and not r.beyond)
-        return self.claim.value / base if base else None
 
 
 def audit(
@@ -92,12 +40,6 @@ def audit(
     where = cluster(paper.cluster) if on is None else on
     found = (_audited(Given(paper, claim, where), model) for claim in paper.claims)
     return tuple(sorted(found, key=lambda a: a.claim.lines[0]))
-
-
-def counts(audited: Iterable[Audited]) -> dict[Verdict, int]:
-    """How many claims have each verdict, in the order of VERDICTS, none left out."""
-    found = Counter(a.verdict for a in audited)
-    return {verdict: found[verdict] for verdict in VERDICTS}
 
 
 def judge(claim: Claim, derived: float | None) -> Verdict:

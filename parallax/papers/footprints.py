@@ -1,12 +1,10 @@
 """Bytes of one layer, exactly, beside what a paper prints for them; each disagreement named."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import layer_matrices
 from parallax.papers.audit import judge
 from parallax.papers.paper import Claim, Paper
+from parallax.papers.results import FootprintRow, FootprintVerdict
 from parallax.placement.footprint import Footprint, layer_footprints, stored_bytes
 from parallax.workload import Workload
 
@@ -15,28 +13,6 @@ PAPER_FORMATS = ("int8", "int8+2:4")
 _MB = 1e6
 _UNITS = {"MB": 1e6, "GB": 1e9}
 _NORMS = "norms and what else stays dense"
-Verdict = Literal["consistent", "rounding", "differs", "our deviation"]
-
-
-@dataclass(frozen=True)
-class FootprintRow:
-    """One figure (tag: derived) beside a paper's (tag: claimed).
-
-    Attributes:
-      formats: of the attention's and of the MLP's matrices.
-      what: is counted.
-      n_bytes: ours, exact.
-      claim: the paper's; None where it prints none.
-      verdict: of the two, to the printed precision; "" without a claim.
-      why: they differ, or what is in ours.
-    """
-
-    formats: tuple[str, str]
-    what: str
-    n_bytes: int
-    claim: Claim | None = None
-    verdict: Verdict | Literal[""] = ""
-    why: str = ""
 
 
 def footprint_rows(
@@ -113,7 +89,7 @@ def _rows(
     return rows
 
 
-def _verdict(claim: Claim, n_bytes: int, what: str, packed: bool) -> Verdict:
+def _verdict(claim: Claim, n_bytes: int, what: str, packed: bool) -> FootprintVerdict:
     found = judge(claim, n_bytes / _UNITS[claim.unit])
     if found in ("consistent", "rounding"):
         return found

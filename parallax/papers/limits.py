@@ -2,49 +2,15 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 from parallax.meshes.cluster import Cluster
 from parallax.papers.derivations.speed import active_matrix_params, prompt_flops_a_token
 from parallax.papers.paper import Paper
+from parallax.papers.results import Limit, TpsReading
 from parallax.workload import Workload
 
-TpsReading = Literal["prefill", "decode"]
 TPS_READINGS: tuple[TpsReading, ...] = ("prefill", "decode")
 TERMS = ("compute", "HBM", "NVLink", "network")
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The most tokens a second, if every device works at peak and nothing waits (tag: derived).
-
-    Attributes:
-      reading: "prefill" counts the tokens of all prompts over one pass, "decode" one new token of
-        every sequence over one step, each beside a cache of the whole length.
-      tokens: of one pass or step.
-      terms_s: the least time of each term, over all devices, seconds.
-      held_bytes: weights, and when decoding the KV cache, over all devices.
-      room_bytes: what the devices can hold.
-    """
-
-    reading: TpsReading
-    tokens: int
-    terms_s: dict[str, float]
-    held_bytes: float
-    room_bytes: float
-
-    @property
-    def fits(self) -> bool:
-        return self.held_bytes <= self.room_bytes
-
-    @property
-    def set_by(self) -> str:
-        return max(self.terms_s, key=lambda term: self.terms_s[term])
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / max(self.terms_s.values())
 
 
 def tps_limit(paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster) -> Limit:

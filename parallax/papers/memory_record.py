@@ -1,10 +1,11 @@
 """A committed record of memory terms: what rematerialisation, donation and fusion save."""
 
-import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from parallax.codec import FileFormat, read_json
 
 Term = Literal["rematerialisation", "donation", "fusion"]
 Counted = Literal["temp", "all"]
@@ -40,6 +41,11 @@ class MemoryTerm:
     claimed_percent: float
     claim: str
 
+    def __post_init__(self):
+        if self.before_bytes < 1 or self.after_bytes < 0:
+            sizes = self.before_bytes, self.after_bytes
+            raise ValueError(f"bytes must be from 0 on, before above 0; got {sizes}.")
+
     @property
     def saved_percent(self) -> float:
         """Of the bytes before; negative where there are more after."""
@@ -67,8 +73,13 @@ class MemoryRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each row with what it saves."""
-        rows = [asdict(r) | {"saved_percent": round(r.saved_percent, 2)} for r in self.rows]
-        return asdict(self) | {"record_version": RECORD_VERSION, "rows": rows}
+        data = FILE.encode(self)
+        for row, plain in zip(self.rows, data["rows"], strict=True):
+            plain["saved_percent"] = round(row.saved_percent, 2)
+        return data
+
+
+FILE = FileFormat(MemoryRecord, "memory record", "record_version", RECORD_VERSION, "Make it again.")
 
 
 def read_memory_record(path: str | Path) -> MemoryRecord:
@@ -77,45 +88,18 @@ def read_memory_record(path: str | Path) -> MemoryRecord:
     Raises:
       ValueError: not there, not JSON, fields missing or unknown, or figures that cannot be.
     """
-    where = f"memory record {path}"
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}. Give the path of a readable file.") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}.") from None
-    _require(data, {f.name for f in fields(MemoryRecord)} | {"record_version"}, where)
-    if data.pop("record_version") != RECORD_VERSION:
-        raise ValueError(f"{where}: expected record_version {RECORD_VERSION}. Make it again.")
-    if not isinstance(data["rows"], list) or not isinstance(data["checks"], list):
-        raise ValueError(f"{where}: rows and checks must be lists.")
-    rows = tuple(_row(row, f"{where}: row {i}") for i, row in enumerate(data["rows"]))
-    return MemoryRecord(**{**data, "rows": rows, "checks": tuple(data["checks"])})
-
-
-def _row(data: Any, where: str) -> MemoryTerm:
-    _require(data, {f.name for f in fields(MemoryTerm)} | {"saved_percent"}, where)
-    saved = data.pop("saved_percent")
-    sizes = data["before_bytes"], data["after_bytes"]
-    if not all(type(size) is int and size >= 0 for size in sizes) or not sizes[0]:
-        raise ValueError(f"{where}: bytes must be integers from 0 on, before above 0; got {sizes}.")
-    if data["term"] not in get_args(Term) or data["counted"] not in get_args(Counted):
-        raise ValueError(
-            f"{where}: term {data['term']!r} or counted {data['counted']!r} is not known. Use one "
-            f"of {', '.join(get_args(Term))}, and of {', '.join(get_args(Counted))}."
-        )
-    row = MemoryTerm(**data)
-    if not isinstance(saved, int | float) or not math.isclose(
-        saved, row.saved_percent, abs_tol=0.006
-    ):
-        raise ValueError(
-            f"{where}: saved_percent is {saved!r}, but its bytes give {row.saved_percent:.2f}. The "
-            "file was changed by hand: make it again."
-        )
-    return row
-
-
-def _require(data: Any, expected: set[str], where: str) -> None:
-    if not isinstance(data, dict) or set(data) != expected:
-        odd = sorted(expected ^ set(data)) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{where}: {odd} missing or unknown. Expected {sorted(expected)}.")
+    where = f"{FILE.name} {path}"
+    data = read_json(path, where, FILE.next_step)
+    # What a row saves is no field of it: it has to be what the row's bytes give.
+    rows = data.get("rows") if isinstance(data, dict) else None
+    saved = [row.pop("saved_percent", None) for row in rows or () if isinstance(row, dict)]
+    record = FILE.decode(data, where)
+    for i, (row, said) in enumerate(zip(record.rows, saved, strict=True)):
+        if not isinstance(said, int | float) or not math.isclose(
+            said, row.saved_percent, abs_tol=0.006
+        ):
+            raise ValueError(
+                f"{where}: rows.{i}: saved_percent is {said!r}, but its bytes give "
+                f"{row.saved_percent:.2f}. The file was changed by hand. {FILE.next_step}"
+            )
+    return record

@@ -7,8 +7,8 @@ from dataclasses import replace
 from parallax.cost import error_bar, rates_of
 from parallax.estimate import estimate
 from parallax.meshes.cluster import Cluster
-from parallax.papers.limits import TpsReading
 from parallax.papers.paper import Paper
+from parallax.papers.results import TpsReading
 from parallax.results import Figure
 from parallax.steps import make_step
 from parallax.strategies import build

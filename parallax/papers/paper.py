@@ -161,6 +161,11 @@ class Paper:
     compression: tuple[str, str] | None = None
     setup: tuple[Setup, ...] = ()
 
+    def is_of_size(self, config: ModelConfig, workload: Workload) -> bool:
+        """Whether a run of this model and workload compares with the paper's figures."""
+        sizes = (workload.batch, workload.seq_len)
+        return config == self.config and sizes == (self.workload.batch, self.workload.seq_len)
+
     def claim(self, strategy: str, quantity: str) -> Claim:
         """The claim of that name.
 

@@ -1,16 +1,15 @@
 """A model's layers on a cluster under a budget: greedy beside optimal, and by how much not."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import ModelConfig
 from parallax.models.parameters import layer_matrices
-from parallax.papers.footprints import FootprintRow, footprint_rows, layer_of, storable
+from parallax.papers.footprints import footprint_rows, layer_of, storable
 from parallax.papers.paper import Paper
+from parallax.papers.results import PlacedRow, PlacementFacts
 from parallax.placement import (
     Budget,
     Device,
@@ -25,59 +24,6 @@ from parallax.workload import Workload
 # "hbm" is what a program may take of a device's memory; with "+kv" the batch's cache is in it.
 _IN_MEMORY = ("hbm", "hbm+kv")
 BUDGETS = ("l2", "smem", "l2+smem", *_IN_MEMORY)
-
-
-@dataclass(frozen=True)
-class PlacedRow:
-    """One budget and one storage of the weights (tag: derived).
-
-    Attributes:
-      asked: the budget as asked for.
-      budget: of one device.
-      formats: of the attention's and of the MLP's matrices.
-      counted: what of a layer counts against the budget.
-      largest: the verdict on the largest group: as greedy makes it, or of layers dealt out evenly
-        where no placement keeps the budget.
-      greedy, optimal: layers of each device; () where the rule finds none.
-      why_not: why there is no placement; "" if there is one.
-      bits_to_fit: bits a weight at which the largest group just fits; 0 where the rest alone does
-        not.
-    """
-
-    asked: str
-    budget: Budget
-    formats: tuple[str, str]
-    counted: str
-    largest: GroupVerdict
-    greedy: tuple[int, ...]
-    optimal: tuple[int, ...]
-    why_not: str = ""
-    bits_to_fit: float = 0.0
-
-    @property
-    def greedy_over_optimal(self) -> float:
-        """How many times longer greedy's slowest group takes; nan without both."""
-        if not self.greedy or not self.optimal:
-            return math.nan
-        return max(self.greedy) / max(self.optimal)
-
-
-@dataclass(frozen=True)
-class PlacementFacts:
-    """Footprints beside a paper's figures, and placements under budgets.
-
-    Attributes:
-      model, cluster: by name; devices, how many.
-      workload: whose activations and cache are counted; None if neither is.
-      footprints, placed: the rows.
-    """
-
-    model: str
-    cluster: str
-    devices: int
-    workload: Workload | None
-    footprints: tuple[FootprintRow, ...]
-    placed: tuple[PlacedRow, ...]
 
 
 def placement_facts(

@@ -2,17 +2,17 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from parallax.cost import error_bar, joules, rates_of
-from parallax.estimate import PackedWeights, Unpacking, weight_reads
+from parallax.estimate import PackedWeights, weight_reads
 from parallax.estimate.fastest import Fastest, fastest
 from parallax.estimate.packed_weights import layer_weight_bytes
 from parallax.meshes.cluster import Cluster, cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.papers.footprints import PAPER_FORMATS
 from parallax.papers.paper import Claim, Paper
+from parallax.papers.results import ScaleRow
 from parallax.results import Figure
 from parallax.rules import Phase
 from parallax.strategies import build
@@ -20,49 +20,6 @@ from parallax.strategy import Strategy
 
 LAYERS = (8, 16, 32, 64)
 _PUBLISHED = 16  # layers of the papers' own experiments
-
-
-@dataclass(frozen=True)
-class ScaleRow:
-    """One strategy with one layer a device.
-
-    Attributes:
-      layers: of the model, and as many devices.
-      strategy: its name.
-      formats: of the attention's and of the MLP's matrices.
-      unpacking: how packed weights are read; "" where they are dense.
-      phase: of what is modelled.
-      asked_batch, batch: sequences of the paper, and those that fit (a power of two fewer).
-      microbatches: at which it is fastest; 0 where nothing fits.
-      tokens_per_s, j_per_token: modelled; None where nothing fits.
-      l2_use: weights of a device over its L2 cache (derived).
-      hbm_use: bytes that a device holds over those it may (derived).
-      hit_rate: share of weight reads that the L2 cache serves (modelled).
-      claims: the paper's figures of this row, by quantity.
-      why_not: what does not fit.
-    """
-
-    layers: int
-    strategy: str
-    formats: tuple[str, str]
-    unpacking: Unpacking | str
-    phase: Phase
-    asked_batch: int
-    batch: int
-    microbatches: int
-    tokens_per_s: Figure | None
-    j_per_token: Figure | None
-    l2_use: Figure
-    hbm_use: Figure | None
-    hit_rate: Figure | None
-    claims: Mapping[str, Claim]
-    why_not: str = ""
-
-    @property
-    def tokens_per_j(self) -> Figure | None:
-        """Modelled."""
-        found = self.j_per_token
-        return None if found is None else Figure(1 / found.value, "tokens/J", "modelled")
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,31 +1,12 @@
 """What a printed "time per output token" can mean, each reading worked out."""
 
-from dataclasses import dataclass
-
 from parallax.papers.derivations.speed import inverse_tps_ms, most_overhead_ms
 from parallax.papers.limits import tps_limit
 from parallax.papers.paper import Given
+from parallax.papers.results import TpotReading
 
 # A figure this close to a reading is taken to be that reading.
 _NEAR = 0.025
-
-
-@dataclass(frozen=True)
-class TpotReading:
-    """One reading of a TPOT.
-
-    Attributes:
-      name: `inv_tps`, `inv_tps_us_printed_ms` and `sync_overhead_per_token` as a Reading has them;
-        "request" is MLPerf's: (latency - TTFT) / (output tokens - 1).
-      value: what the printed number would be under it; of an overhead, the most.
-      says: the reading with its figure, in words.
-      possible: whether the printed number can be that, to 2.5 %.
-    """
-
-    name: str
-    value: float
-    says: str
-    possible: bool
 
 
 def tpot_readings(given: Given) -> tuple[TpotReading, ...]:

@@ -24,7 +24,6 @@ from parallax.quality.mixes import LISTED, STRONGER, full_size_mix, sensitivitie
 from parallax.quality.saying import sentences
 from parallax.quality.storing import compressed, rounding
 from parallax.quality_results import (
-    SCHEMA_VERSION,
     MixFound,
     QualityRecord,
     Race,
@@ -161,7 +160,6 @@ def measure(
     if settings.race_steps and settings.race_seeds:
         race = run_race(bench, windows, settings, on_progress)
     return QualityRecord(
-        SCHEMA_VERSION,
         datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
         command, _versions(), round(time.perf_counter() - start, 1), config.to_dict(),
         {k: float(v) for k, v in dataclasses.asdict(settings).items()},

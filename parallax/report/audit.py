@@ -1,15 +1,12 @@
 """The claims audit as rows of words: what every output of it shows."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from parallax.papers.audit import Audited, Model, ReadTps, audit, counts
-from parallax.papers.limits import Limit, TpsReading
-from parallax.papers.paper import Claim, Paper
+from parallax.papers.paper import Claim, Verdict
+from parallax.papers.results import VERDICTS, Audited, Limit, ReadTps
 from parallax.report import words
-from parallax.report.claims import other_than_the_papers
-from parallax.report.comparison import Comparison
-from parallax.results import Figure, StrategyResult
 
 HEADS = ("line", "figure", "claimed", "derived", "verdict", "reason")
 _GOOD = ("consistent", "rounding")
@@ -44,43 +41,17 @@ def audit_rows(audited: Iterable[Audited]) -> tuple[AuditRow, ...]:
     return tuple(_row(a) for a in audited)
 
 
+def counts(audited: Iterable[Audited]) -> dict[Verdict, int]:
+    """How many claims have each verdict, in the order of VERDICTS, none left out."""
+    found = Counter(a.verdict for a in audited)
+    return {verdict: found[verdict] for verdict in VERDICTS}
+
+
 def counts_line(audited: Iterable[Audited]) -> str:
     """9 figures: 4 consistent, 2 arithmetic error, ...; verdicts that nobody has are left out."""
     audited = tuple(audited)
     each = ", ".join(f"{n} {verdict}" for verdict, n in counts(audited).items() if n)
     return f"{len(audited)} figures: {each}"
-
-
-def model_of(results: Iterable[StrategyResult], comparable: bool) -> Model | None:
-    """What this run's predictions say of a paper's throughputs.
-
-    Args:
-      results: of strategies by the paper's names.
-      comparable: the run has the paper's model, batch, length and cluster.
-    """
-    found: dict[tuple[str, str], Figure] = {
-        (r.name, r.prediction.phase): r.prediction.tokens_per_s
-        for r in results
-        if comparable and r.prediction is not None
-    }
-
-    def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:
-        return found.get((strategy, reading))
-
-    return model if found else None
-
-
-def report_audit(report: Comparison) -> tuple[Audited, ...]:
-    """The paper of a report audited on its own cluster; () without a paper.
-
-    Where the run has the paper's size and cluster, its predictions are the model.
-    """
-    if report.paper is None:
-        return ()
-    # Phases are told apart by the model itself: results are left out of the question.
-    other = other_than_the_papers(report.paper, report.config, report.workload, ())
-    comparable = not other and report.cluster == report.paper.cluster
-    return audit(report.paper, model_of(report.results, comparable))
 
 
 def _row(a: Audited) -> AuditRow:

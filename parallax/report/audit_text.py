@@ -1,20 +1,16 @@
 """The claims audit on a terminal, as Markdown and as JSON."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
-from parallax.meshes.cluster import cluster
-from parallax.papers import PAPERS
-from parallax.papers.audit import VERDICTS, Audited, audit, counts
-from parallax.papers.modelled import closed_form_on
+from parallax.codec import number
 from parallax.papers.paper import Paper
-from parallax.report.audit import HEADS, audit_rows, counts_line
+from parallax.papers.results import VERDICTS, Audited
+from parallax.report.audit import HEADS, audit_rows, counts, counts_line
 
 _STYLES = {"good": "green", "bad": "bold red", "none": "yellow"}
 # Columns and their widths; the reason takes what is left of 100 columns or more.
@@ -28,8 +24,8 @@ _LEGEND = (
 _HEAD = """# Claims audit
 
 Every figure of the five papers, held against what it comes to. Written from the data in
-`parallax/papers/` by `python -m parallax.report.audit_text docs/claims.md`; a test holds them
-equal. `parallax claims --help` says what the verdicts mean, and `parallax claims` prints this.
+`parallax/papers/` by `parallax claims --out=out` (out/claims.md), which prints it too; a test holds
+them equal. `parallax claims --help` says what the verdicts mean.
 
 A throughput is held against what peak rates allow, against what other papers print, and, where it
 is possible, against the cost model's closed form (modelled, 80 % error bars; docs/accuracy.md).
@@ -87,25 +83,25 @@ def _entry(a: Audited) -> dict[str, Any]:
         "quantity": claim.quantity,
         "lines": list(claim.lines),
         "printed": claim.printed,
-        "claimed": _number(claim.value, claim.unit, "claimed"),
+        "claimed": number(claim.value, claim.unit, "claimed"),
         "reading": claim.reading,
         "derivation": None if claim.derive is None else claim.derive.__name__,
         "relation": "at most" if a.tps else claim.relation,
-        "derived": None if a.derived is None else _number(a.derived, claim.unit, "derived"),
-        "implied": None if a.implied is None else _number(a.implied, "tokens/s", "derived"),
-        "off_by": None if a.off_by is None else _number(a.off_by, "1", "derived"),
+        "derived": None if a.derived is None else number(a.derived, claim.unit, "derived"),
+        "implied": None if a.implied is None else number(a.implied, "tokens/s", "derived"),
+        "off_by": None if a.off_by is None else number(a.off_by, "1", "derived"),
         "verdict": a.verdict,
         "reason": claim.reason,
         "tps_readings": [
             {
                 "reading": r.limit.reading,
-                "limit": _number(r.limit.tokens_per_s, "tokens/s", "derived"),
+                "limit": number(r.limit.tokens_per_s, "tokens/s", "derived"),
                 "set_by": r.limit.set_by,
-                "terms": {k: _number(v, "s", "derived") for k, v in r.limit.terms_s.items()},
-                "held": _number(r.limit.held_bytes, "B", "derived"),
-                "room": _number(r.limit.room_bytes, "B", "derived"),
+                "terms": {k: number(v, "s", "derived") for k, v in r.limit.terms_s.items()},
+                "held": number(r.limit.held_bytes, "B", "derived"),
+                "room": number(r.limit.room_bytes, "B", "derived"),
                 "beyond": r.beyond,
-                "modelled": None if r.modelled is None else _number(
+                "modelled": None if r.modelled is None else number(
                     r.modelled.value, "tokens/s", "modelled"
                 ) | {"low": r.modelled.low, "high": r.modelled.high},
             }
@@ -113,15 +109,11 @@ def _entry(a: Audited) -> dict[str, Any]:
         ],
         "tpot_readings": [
             {"reading": r.name, "says": r.says, "possible": r.possible,
-             "value": _number(r.value, "ms", "derived")}
+             "value": number(r.value, "ms", "derived")}
             for r in a.tpot
         ],
         "elsewhere": a.elsewhere,
     }  # fmt: skip
-
-
-def _number(value: float, unit: str, tag: str) -> dict[str, Any]:
-    return {"value": value, "unit": unit, "tag": tag}
 
 
 def _table(audited: Sequence[Audited]) -> Table:
@@ -150,10 +142,3 @@ def _counts(audits: Mapping[str, Sequence[Audited]]) -> Table:
         table.add_row(verdict, *(str(each[name][verdict]) for name in audits))
     table.add_row("all", *(str(len(audited)) for audited in audits.values()), style="bold")
     return table
-
-
-if __name__ == "__main__":
-    page = audit_markdown(
-        {n: audit(p, closed_form_on(cluster(p.cluster))) for n, p in PAPERS.items()}, PAPERS
-    )
-    Path(sys.argv[1]).write_text(page, encoding="utf-8")

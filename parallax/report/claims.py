@@ -49,8 +49,7 @@ def other_than_the_papers(
     results: Iterable[StrategyResult],
 ) -> str:
     """What keeps this run's figures from being compared with the paper's; "" if they compare."""
-    sizes = (paper.workload.batch, paper.workload.seq_len)
-    if config != paper.config or (workload.batch, workload.seq_len) != sizes:
+    if not paper.is_of_size(config, workload):
         return "this run is not the paper's size"
     phases = {r.compilation.phase for r in results if r.compilation is not None} - {"prefill"}
     return f"this run is {words.PHASES[phases.pop()]}" if phases else ""

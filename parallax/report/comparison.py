@@ -6,6 +6,8 @@ from typing import Any
 
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
+from parallax.papers.results import Findings
+from parallax.report.recorded import Section
 from parallax.results import StrategyResult
 from parallax.sweep_results import Sweep
 from parallax.workload import Workload
@@ -25,6 +27,8 @@ class Comparison:
       seconds: the whole run took.
       paper: whose experiment it is; None for a free comparison.
       sweep: the points along an axis; None for one comparison.
+      findings: what was worked out beside the run, see `parallax.papers.findings`.
+      recorded: what records of long runs say about the paper, see `parallax.report.recorded`.
     """
 
     config: ModelConfig
@@ -37,6 +41,8 @@ class Comparison:
     seconds: float = 0.0
     paper: Paper | None = None
     sweep: Sweep | None = None
+    findings: Findings = field(default_factory=Findings)
+    recorded: tuple[Section, ...] = ()
 
     @property
     def failed(self) -> bool:

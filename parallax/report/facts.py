@@ -1,6 +1,7 @@
 """The comparison as rows: one fact a row, one strategy a column, every row with its tag."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,6 @@ from parallax.report import words
 from parallax.report.exposure import exposure
 from parallax.results import (
     Compilation,
-    Exactness,
     Prediction,
     RouterFacts,
     StrategyResult,
@@ -89,34 +89,40 @@ def _yes(holds: bool, no: str = "no") -> Cell:
 
 def _exact_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
     checks = [r.verification for r in results]
-    rows = [
-        Row("Exact?", "equals unsharded model", "measured",
-            tuple(None if v is None else _exact(v) for v in checks))
-    ]  # fmt: skip
-    same = [v.same_tokens if v else None for v in checks]
-    rows.append(Row("Exact?", "same greedy tokens", "measured",
-                    tuple(None if x is None else _yes(x) for x in same)))  # fmt: skip
-    off = [v.off_dense if v else None for v in checks]
-    rows.append(Row("Exact?", "compressed, off the dense logits", "measured",
-                    tuple(None if x is None else Cell(words.error(x)) for x in off)))  # fmt: skip
-    routers = [v.router if v else None for v in checks]
-    for label, fact in _ROUTERS:
-        cells = tuple(None if x is None else fact(x) for x in routers)
-        rows.append(Row("Exact?", label, "measured", cells))
     dtypes = dict.fromkeys(row.dtype for v in checks if v for row in v.rows)
-    for dtype in dtypes:
-        by_strategy = [next((x for x in v.rows if x.dtype == dtype), None) if v else None
-                       for v in checks]  # fmt: skip
-        for what in ("logits", "gradients"):
-            cells = tuple(None if x is None else _error(x, what) for x in by_strategy)
-            rows.append(Row("Exact?", f"{dtype} {what}", "measured", cells))
-    return rows
+    errors = [
+        (f"{dtype} {what}", functools.partial(_error, dtype=dtype, what=what))
+        for dtype in dtypes
+        for what in ("logits", "gradients")
+    ]
+    facts = (*_EXACTNESS, *_router_facts(), *errors)
+    return [_exact_row(label, fact, checks) for label, fact in facts]
+
+
+def _exact_row(
+    label: str, fact: Callable[[Verification], Cell | None], checks: list[Verification | None]
+) -> Row:
+    cells = tuple(None if v is None else fact(v) for v in checks)
+    return Row("Exact?", label, "measured", cells)
+
+
+def _same_tokens(v: Verification) -> Cell | None:
+    return None if v.same_tokens is None else _yes(v.same_tokens)
+
+
+def _off_dense(v: Verification) -> Cell | None:
+    return None if v.off_dense is None else Cell(words.error(v.off_dense))
 
 
 def _exact(v: Verification) -> Cell:
     return Cell("approximate") if v.approximation else _yes(v.exact)
 
 
+_EXACTNESS: tuple[tuple[str, Callable[[Verification], Cell | None]], ...] = (
+    ("equals unsharded model", _exact),
+    ("same greedy tokens", _same_tokens),
+    ("compressed, off the dense logits", _off_dense),
+)
 _ROUTERS: tuple[tuple[str, Callable[[RouterFacts], Cell | None]], ...] = (
     ("smallest top-k margin", lambda x: Cell(words.error(x.smallest_margin))),
     ("busiest expert / mean", lambda x: Cell(words.ratio(x.load_max_over_mean))),
@@ -127,7 +133,15 @@ _ROUTERS: tuple[tuple[str, Callable[[RouterFacts], Cell | None]], ...] = (
 )  # fmt: skip
 
 
-def _error(row: Exactness, what: str) -> Cell | None:
+def _router_facts() -> Iterator[tuple[str, Callable[[Verification], Cell | None]]]:
+    for label, fact in _ROUTERS:
+        yield label, lambda v, fact=fact: None if v.router is None else fact(v.router)
+
+
+def _error(v: Verification, dtype: str, what: str) -> Cell | None:
+    row = next((row for row in v.rows if row.dtype == dtype), None)
+    if row is None:
+        return None
     found, limit = (
         (row.logits_error, row.logits_limit)
         if what == "logits"

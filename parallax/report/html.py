@@ -7,7 +7,7 @@ from typing import Any
 from parallax.report import words
 from parallax.report.answers import QUESTIONS, answers
 from parallax.report.audit import HEADS as AUDIT_HEADS
-from parallax.report.audit import audit_rows, counts_line, report_audit
+from parallax.report.audit import audit_rows, counts_line
 from parallax.report.claims import claim_sentences, other_than_the_papers, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import fact_rows
@@ -60,7 +60,7 @@ def _render(template: str, report: Comparison) -> str:
 def _context(report: Comparison) -> dict[str, Any]:
     paper, results = report.paper, report.results
     run = (report.config, report.workload, report.cluster, results)
-    audited = report_audit(report)
+    audited = report.findings.audited
     same = paper is not None and not other_than_the_papers(paper, *run[:2], results)
     return {
         "title": paper.title if paper else "Strategies compared",
@@ -84,7 +84,7 @@ def _context(report: Comparison) -> dict[str, Any]:
         "audit_heads": AUDIT_HEADS,
         "audit_counts": counts_line(audited),
         "tpot_reading": tpot_reading(paper) if paper else "",
-        "verdicts": verdicts(paper, *run) if paper else (),
+        "verdicts": verdicts(paper, *run, report.findings.scale) if paper else (),
         "assumptions": paper.assumptions if paper else (),
         "memory_plot": memory_plot(results),
         "bytes_plot": bytes_plot(results),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parallax.results import Compilation
+from parallax.results import Collective, Compilation
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,34 @@ class LedgerRow:
 
 def ledger_rows(compilation: Compilation) -> tuple[LedgerRow, ...]:
     """Rows by kind and axes, most bytes first; with what is expected and not there."""
-    found = compilation.collectives
+    collectives = compilation.collectives
     expected = [t for t in compilation.transfers if t.wire_bytes]
-    keys = dict.fromkeys([(c.kind, c.axes) for c in found] + [(t.kind, t.axes) for t in expected])
+    keys = dict.fromkeys((x.kind, x.axes) for x in (*collectives, *expected))
     rows = []
-    for kind, axes in keys:
-        mine = [c for c in found if (c.kind, c.axes) == (kind, axes)]
-        formulas = [t for t in expected if (t.kind, t.axes) == (kind, axes)]
+    for key in keys:
+        formulas = [t for t in expected if (t.kind, t.axes) == key]
         minimum = sum(t.minimum_bytes for t in formulas) if compilation.has_closed_form else None
-        rows.append(
-            LedgerRow(
-                kind=kind,
-                axes=axes,
-                what=", ".join(t.what for t in formulas),
-                count=sum(c.count for c in mine),
-                moved_bytes=sum(c.total_bytes for c in mine),
-                minimum_bytes=minimum,
-                async_count=sum(c.count for c in mine if c.is_async),
-                overlapped_count=sum(c.count for c in mine if c.async_with_compute),
-                flops_between=sum(c.flops_between * c.count for c in mine),
-                places=tuple(dict.fromkeys(c.op_name for c in mine)),
-            )
-        )
+        mine = [c for c in collectives if (c.kind, c.axes) == key]
+        rows.append(_row(*key, ", ".join(t.what for t in formulas), minimum, mine))
     return tuple(sorted(rows, key=lambda row: -row.moved_bytes))
+
+
+def _row(
+    kind: str,
+    axes: tuple[str, ...] | None,
+    what: str,
+    minimum_bytes: float | None,
+    collectives: list[Collective],
+) -> LedgerRow:
+    return LedgerRow(
+        kind=kind,
+        axes=axes,
+        what=what,
+        count=sum(c.count for c in collectives),
+        moved_bytes=sum(c.total_bytes for c in collectives),
+        minimum_bytes=minimum_bytes,
+        async_count=sum(c.count for c in collectives if c.is_async),
+        overlapped_count=sum(c.count for c in collectives if c.async_with_compute),
+        flops_between=sum(c.flops_between * c.count for c in collectives),
+        places=tuple(dict.fromkeys(c.op_name for c in collectives)),
+    )

@@ -6,10 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from parallax.papers.audit import Audited
 from parallax.papers.paper import Paper
+from parallax.papers.results import Audited
 from parallax.report import words
-from parallax.report.audit import report_audit
 from parallax.report.comparison import Comparison
 from parallax.results import StrategyResult
 
@@ -42,7 +41,7 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
         for column, width in _COLUMNS:
             justify = "left" if column == "strategy" else "right"
             table.add_column(column, justify=justify, width=width, no_wrap=True)
-        audited = {a.claim.strategy: a for a in report_audit(report) if a.tps}
+        audited = {a.claim.strategy: a for a in report.findings.audited if a.tps}
         for result in report.results:
             cells = _cells(result, report.paper, audited.get(result.name))
             table.add_row(Text(f"  {result.name}"), *cells)

@@ -2,8 +2,7 @@
 
 from itertools import groupby
 
-from parallax.papers.footprints import FootprintRow
-from parallax.papers.placing import PlacedRow, PlacementFacts
+from parallax.papers.results import FootprintRow, PlacedRow, PlacementFacts
 from parallax.report import words
 from parallax.report.facts import Cell, Status
 from parallax.report.grid import Grid

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from parallax.codec import read_json
 from parallax.report.facts import Cell
 from parallax.report.files import save_files
 from parallax.report.grid import Grid as Table
@@ -20,7 +21,7 @@ from parallax.report.grid import Heads, grid_html, grid_markdown, grid_table
 from parallax.report.regimes_plot import LABELS, baseline_plot, winner_plot
 from parallax.report.svg import as_file
 from parallax.search.conclusions import conclusions
-from parallax.search.layerwise_regimes import BASELINE, LAYERWISE, NAMES, Grid, Place, wins
+from parallax.search.places import BASELINE, LAYERWISE, NAMES, Grid, Place, wins
 from parallax.search.regimes_record import from_record, to_record
 
 TITLE = "Where layer-wise deployment wins, and where not"
@@ -133,12 +134,7 @@ def load(path: str | Path) -> RegimesReport:
     Raises:
       ValueError: no such file, or not one of this version.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}.") from None
+    data = read_json(path, f"regimes record {path}", "Run parallax regimes again.")
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected an object, got {type(data).__name__}.")
     made = {key: data[key] for key in ("date", "command") if key in data}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallax.report.svg import FONT_SIZE, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.search.layerwise_regimes import BASELINE, LAYERWISE, NO_COMMUNICATION, Place
+from parallax.search.places import BASELINE, LAYERWISE, NO_COMMUNICATION, Place
 
 LABELS: dict[str, str] = {
     LAYERWISE: "layer-wise",

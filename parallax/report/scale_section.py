@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from parallax.papers.paper import Claim
-from parallax.papers.scaling import ScaleRow
+from parallax.papers.results import ScaleRow
 from parallax.report import words
 from parallax.report.facts import Cell
 from parallax.report.grid import Grid, Heads

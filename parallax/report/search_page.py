@@ -11,16 +11,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
+from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
 from parallax.report.files import save_files
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
 from parallax.results import Figure
-from parallax.search.candidates import ALL_UP_TO
-from parallax.search.ranking import frontier
-from parallax.search.regimes import RegimeMap
-from parallax.search.results import OBJECTIVES, Candidate, Search, Timing
+from parallax.search.results import OBJECTIVES, Candidate, RegimeMap, Search, Timing
 
 PLAN_VERSION = 1
 _SHOWN = 12
@@ -91,8 +89,8 @@ def _table(search: Search, cluster: Cluster):
     table.add_column("strategy and mesh", overflow="fold", ratio=1)
     for head in ("M", "TTFT", "TPOT", "tokens/s", "J/token", "memory", "by"):
         table.add_column(head, justify="right")
-    for number, c in enumerate(search.ranked[:_SHOWN], 1):
-        table.add_row(*_cells(number, c, search), style="bold" if not c.why else "")
+    for place, c in enumerate(search.ranked[:_SHOWN], 1):
+        table.add_row(*_cells(place, c, search), style="bold" if not c.why else "")
         if c.why:
             table.add_row("", Text(c.why, style="dim"), *[""] * 7)
     yield table
@@ -130,10 +128,7 @@ def notes(search: Search) -> list[str]:
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
         "The order of those not compiled is the closed form's (docs/accuracy.md).",
     ]
-    if search.ranked[0].strategy.mesh.size > ALL_UP_TO:
-        found.append(
-            f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads."
-        )
+    found += search.notes
     first = search.ranked[0].timing
     if first.tokens_per_s.low is not None and first.tokens_per_s.high is not None:
         low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
@@ -159,9 +154,7 @@ def notes(search: Search) -> list[str]:
 
 
 def _figure(f: Figure | None) -> dict[str, Any] | None:
-    if f is None:
-        return None
-    return {"value": f.value, "unit": f.unit, "tag": f.tag, "low": f.low, "high": f.high}
+    return f and {name: x for name, x in encode(f).items() if name != "note"}
 
 
 def _timing(t: Timing | None) -> dict[str, Any] | None:
@@ -171,35 +164,28 @@ def _timing(t: Timing | None) -> dict[str, Any] | None:
         "ttft": _figure(t.ttft_s), "tpot": _figure(t.tpot_s),
         "tokens_per_s": _figure(t.tokens_per_s), "energy_per_token": _figure(t.energy_j),
         "memory": _figure(t.memory_bytes), "unvalidated": t.unvalidated,
-        "terms": {n: {"value": s, "unit": "s", "tag": "modelled"} for n, s in t.terms_s.items()},
+        "terms": {n: number(s, "s", "modelled") for n, s in t.terms_s.items()},
     }  # fmt: skip
 
 
 def _to_dict(report: SearchReport) -> dict[str, Any]:
     search = report.search
-    r = search.request
-    best = {id(c) for c in frontier(search.ranked)}
+    best = {id(c) for c in search.frontier}
     return {
         "plan_version": PLAN_VERSION,
-        "request": {
-            "model": r.model.to_dict(), "batch": r.batch, "prompt_len": r.prompt_len,
-            "output_len": r.output_len, "cluster": r.cluster, "objective": r.objective,
-            "max_tpot_s": r.max_tpot_s, "compressions": [c and list(c) for c in r.compressions],
-            "kernels": r.kernels,
-        },
+        "request": encode(search.request),
         "candidates": [
             {
                 "strategy": c.strategy.to_dict(), "microbatches": c.microbatches, "fits": c.fits,
-                "compression": c.compression and list(c.compression),
-                "bubble": {"value": c.bubble, "unit": "1", "tag": "derived"},
+                "compression": encode(c.compression),
+                "bubble": number(c.bubble, "1", "derived"),
                 "closed_form": _timing(c.closed_form), "compiled": _timing(c.compiled),
                 "why_not_first": c.why, "on_frontier": id(c) in best,
             }
             for c in search.ranked
         ],
         "refused": dict(search.refused),
-        "seconds": {k: {"value": v, "unit": "s", "tag": "measured"}
-                    for k, v in search.seconds.items()},
+        "seconds": {k: number(v, "s", "measured") for k, v in search.seconds.items()},
         "regimes": [
             {
                 "x": m.x, "y": m.y, "constant": m.constant,

@@ -3,9 +3,7 @@
 import math
 
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.search.ranking import frontier
-from parallax.search.regimes import RegimeMap
-from parallax.search.results import Search
+from parallax.search.results import RegimeMap, Search
 
 _WIDTH, _HEIGHT = 7.6, 3.6
 _MARKS = "osD^vP*Xhp<>d8H"
@@ -25,7 +23,7 @@ def frontier_plot(search: Search) -> str:
         size = 8 + 60 * min(1.0, c.timing.memory_bytes.value / 80e9)
         ax.scatter([x], [y], s=size, color=SERIES[0] if c.compiled else MUTED,
                    alpha=0.9 if c.compiled else 0.35, linewidths=0)  # fmt: skip
-    best = sorted(frontier(search.ranked), key=spot)
+    best = sorted(search.frontier, key=spot)
     if best:
         xs, ys = zip(*map(spot, best), strict=True)
         ax.step(xs, ys, where="post", color=SERIES[1], linewidth=1.2)

@@ -1,104 +1,21 @@
-"""What a layer-wise paper's report shows beside its run: placement, scale, recorded runs."""
+"""What a report shows beside its run: placement, scale, records of long runs."""
 
-import functools
-import json
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any
-
-from parallax.meshes.cluster import cluster as find_cluster
-from parallax.models.config import ModelConfig
-from parallax.papers.paper import Paper
-from parallax.papers.placing import PlacementFacts, placement_facts
-from parallax.papers.scaling import scale_rows
+from parallax.papers.results import PlacementFacts, ScaleRow
 from parallax.report import words
 from parallax.report.comparison import Comparison
-from parallax.report.facts import Cell
-from parallax.report.grid import Grid
 from parallax.report.placement_section import placement_grids, stored_in
+from parallax.report.recorded import Section
 from parallax.report.scale_section import scale_grids
-from parallax.workload import Workload
-
-
-@dataclass(frozen=True)
-class Section:
-    """One subject.
-
-    Attributes:
-      title: of it.
-      said: what its tables come to, in sentences.
-      grids: its tables, on the page.
-      in_short: those of them that a terminal shows too.
-    """
-
-    title: str
-    said: tuple[str, ...]
-    grids: tuple[Grid, ...]
-    in_short: tuple[Grid, ...] = ()
-
-
-def section_to_dict(section: Section) -> dict[str, Any]:
-    """Plain data: cells are words, numbers in them are of their column's tag."""
-    return {
-        "title": section.title,
-        "said": list(section.said),
-        "tables": [
-            {
-                "title": grid.title,
-                "columns": [{"name": n, "unit": None, "tag": tag} for n, tag in grid.heads],
-                "rows": [[cell.text for cell in row] for row in grid.rows],
-                "lines": list(grid.lines),
-                "in_short": grid in section.in_short,
-            }
-            for grid in section.grids
-        ],
-    }
-
-
-def section_from_dict(data: dict[str, Any]) -> Section:
-    """Inverse of `section_to_dict`, but for colours."""
-    grids = tuple(
-        Grid(
-            t["title"],
-            tuple((c["name"], c["tag"]) for c in t["columns"]),
-            tuple(tuple(Cell(text) for text in row) for row in t["rows"]),
-            tuple(t["lines"]),
-        )
-        for t in data["tables"]
-    )
-    short = tuple(g for g, t in zip(grids, data["tables"], strict=True) if t["in_short"])
-    return Section(data["title"], tuple(data["said"]), grids, short)
 
 
 def sections(report: Comparison) -> tuple[Section, ...]:
-    """Those of a report: with a budget placement, of a layer-wise paper all."""
-    budget = report.request.get("budget")
-    paper = report.paper
-    if paper is None or paper.proposed != "layerwise":
-        paper = None
-    if paper is None and budget is None:
-        return ()
-    return _sections(paper, report.config, report.workload, budget, report.cluster)
-
-
-@functools.lru_cache(maxsize=16)
-def _sections(
-    paper: Paper | None, config: ModelConfig, workload: Workload, budget: str | None, cluster: str
-) -> tuple[Section, ...]:
-    # A paper's figures stand beside its own model and workload only.
-    own = paper is not None and (config, workload) == (paper.config, paper.workload)
-    facts = placement_facts(paper if own and paper else config, budget, cluster, workload=workload)
-    found = [_placement(facts)]
-    if paper is not None:
-        found.append(_scale(paper, cluster))
-        found += [section_from_dict(data) for data in _recorded().get(paper.name, ())]
-    return tuple(found)
-
-
-def _recorded() -> dict[str, Any]:
-    """What `python -m parallax.recording` wrote, by paper."""
-    text = (resources.files("parallax.report") / "recorded.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    """Sections of a report: one for each thing that was worked out beside its run."""
+    found, shown = report.findings, []
+    if found.placement is not None:
+        shown.append(_placement(found.placement))
+    if found.scale and report.paper is not None:
+        shown.append(_scale(found.scale, report.paper.config.dtype))
+    return (*shown, *report.recorded)
 
 
 def _placement(facts: PlacementFacts) -> Section:
@@ -121,9 +38,7 @@ def _placement(facts: PlacementFacts) -> Section:
     return Section("Placement", tuple(said), grids, grids[1:])
 
 
-def _scale(paper: Paper, cluster: str) -> Section:
-    where = find_cluster(cluster)
-    rows = scale_rows(paper, where=where)
+def _scale(rows: tuple[ScaleRow, ...], dtype: str) -> Section:
     grids = scale_grids(rows)
     said = []
     for phase in ("prefill", "decode"):
@@ -136,7 +51,7 @@ def _scale(paper: Paper, cluster: str) -> Section:
         ]
         if speeds:
             said.append(
-                f"{words.PHASES[phase]}: layer-wise in {paper.config.dtype}, {', '.join(speeds)} "
+                f"{words.PHASES[phase]}: layer-wise in {dtype}, {', '.join(speeds)} "
                 "(modelled; time between nodes unvalidated)."
             )
     said.append(

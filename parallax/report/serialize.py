@@ -1,19 +1,19 @@
 """The report as plain data: every number with its unit and tag (docs/report_schema.md)."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from parallax.papers.audit import Audited
+from parallax.codec import encode, number
 from parallax.papers.paper import Paper
-from parallax.report.audit import report_audit
+from parallax.papers.results import Audited
 from parallax.report.claims import claim_sentences
 from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import LedgerRow, ledger_rows
+from parallax.report.recorded import section_to_dict
 from parallax.report.request import SCHEMA_VERSION
-from parallax.report.sections import section_to_dict, sections
+from parallax.report.sections import sections
 from parallax.report.sentences import failure_reasons, not_run
 from parallax.report.validation import verdicts
 from parallax.results import (
@@ -47,8 +47,8 @@ def report_to_dict(report: Comparison) -> Json:
         + list(report.sweep.failures if report.sweep else ()),
         "tags": TAGS,
         "paper": None if report.paper is None else _paper(report, report.paper),
-        "model": dataclasses.asdict(report.config),
-        "workload": dataclasses.asdict(report.workload),
+        "model": encode(report.config),
+        "workload": encode(report.workload),
         "cluster": report.cluster,
         "lenses": list(report.lenses),
         "results": [_result(r) for r in report.results],
@@ -56,11 +56,6 @@ def report_to_dict(report: Comparison) -> Json:
         "sections": [section_to_dict(s) for s in sections(report)],
         "not_run": list(not_run(report.config, report.results, report.paper, report.lenses)),
     }
-
-
-def number(value: float, unit: str, tag: Tag) -> Json:
-    """One quantity. JSON has no infinity: null stands for what is not finite."""
-    return {"value": value if math.isfinite(value) else None, "unit": unit, "tag": tag}
 
 
 def _figure(figure: Figure) -> Json:
@@ -87,7 +82,7 @@ def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
 
 def _paper(report: Comparison, paper: Paper) -> Json:
     run = (paper, report.config, report.workload, report.cluster, report.results)
-    audited = {a.claim: a for a in report_audit(report)}
+    audited = {a.claim: a for a in report.findings.audited}
     claims = [
         number(s.claim.value, s.claim.unit, "claimed")
         | {"strategy": s.claim.strategy, "quantity": s.claim.quantity}
@@ -101,8 +96,8 @@ def _paper(report: Comparison, paper: Paper) -> Json:
         "name": paper.name,
         "title": paper.title,
         "claims": claims,
-        "assumptions": [dataclasses.asdict(a) | {"tag": "assumed"} for a in paper.assumptions],
-        "validation_points": [dataclasses.asdict(v) for v in verdicts(*run)],
+        "assumptions": [encode(a) | {"tag": "assumed"} for a in paper.assumptions],
+        "validation_points": [encode(v) for v in verdicts(*run, report.findings.scale)],
     }
 
 
@@ -126,7 +121,7 @@ def _point(point: SweepPoint, sweep: Sweep) -> Json:
         "value": point.value,
         "cluster": point.cluster,
         "mesh": point.mesh,
-        "workload": point.workload and dataclasses.asdict(point.workload),
+        "workload": point.workload and encode(point.workload),
         "why_not": point.why_not,
         "found": found and _point_figures(found),
     }
@@ -177,7 +172,7 @@ def _verification(v: Verification) -> Json:
         "model": v.model,
         "devices": v.devices,
         "platform": v.platform,
-        "workload": dataclasses.asdict(v.workload),
+        "workload": encode(v.workload),
         "text": v.text,
         "logit_rms": number(v.logit_rms, "1", "measured"),
         "approximation": v.approximation,
@@ -254,7 +249,7 @@ def _compilation(c: Compilation) -> Json:
     return {
         "cluster": c.cluster,
         "mesh": c.mesh,
-        "workload": dataclasses.asdict(c.workload),
+        "workload": encode(c.workload),
         "phase": c.phase,
         "partitioner": c.partitioner,
         "fits": memory.fits,
@@ -326,7 +321,7 @@ def _measurement(m: Measurement) -> Json:
         "device": m.device,
         "devices": m.devices,
         "model": m.model,
-        "workload": dataclasses.asdict(m.workload),
+        "workload": encode(m.workload),
         "step": _figure(m.step_s),
         "repeats": m.repeats,
         "energy": None if m.energy_j is None else _figure(m.energy_j),

@@ -8,7 +8,7 @@ from rich.table import Table, box
 from rich.text import Text
 
 from parallax.report import words
-from parallax.report.audit import counts_line, report_audit
+from parallax.report.audit import counts_line
 from parallax.report.claims import claim_sentences, tpot_reading
 from parallax.report.comparison import Comparison
 from parallax.report.facts import Row, fact_rows
@@ -160,12 +160,12 @@ def _paper(report: Comparison) -> Iterator[RenderableType]:
     lines = [Text(s.text, style="bold red" if s.contradicted else "") for s in sentences]
     yield from _list("Claimed by the paper", (*lines, tpot_reading(paper)))
     said = (
-        f"{counts_line(report_audit(report))}.",
+        f"{counts_line(report.findings.audited)}.",
         f"Each with its derivation: parallax claims --paper={paper.name}, and report.html.",
     )
     yield from _list("Claims audit", said)
     points = []
-    for point in verdicts(*run):
+    for point in verdicts(*run, report.findings.scale):
         line = Text(f"{point.status}: ", style=_VERDICT_STYLES[point.status])
         points.append(line.append(f"{point.statement} ({point.evidence})", style="default"))
     yield from _list(

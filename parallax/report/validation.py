@@ -10,7 +10,7 @@ from typing import Literal
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
-from parallax.papers.scaling import scale_rows
+from parallax.papers.results import ScaleRow
 from parallax.report import words
 from parallax.report.claims import other_than_the_papers
 from parallax.results import StrategyResult
@@ -41,6 +41,7 @@ class _Run:
     workload: Workload
     cluster: Cluster
     results: tuple[StrategyResult, ...]
+    scale: tuple[ScaleRow, ...]
 
     @property
     def other(self) -> str:
@@ -80,6 +81,7 @@ def verdicts(
     workload: Workload,
     cluster_name: str,
     results: tuple[StrategyResult, ...],
+    scale: tuple[ScaleRow, ...],
 ) -> tuple[Verdict, ...]:
     """Decides each of a paper's validation points.
 
@@ -87,8 +89,9 @@ def verdicts(
       paper: whose points.
       config, workload, cluster_name: what this run ran, and for which cluster.
       results: of the strategies that were run.
+      scale: the paper's strategies with one layer a device; () where the paper is about none.
     """
-    run = _Run(paper, config, workload, cluster(cluster_name), results)
+    run = _Run(paper, config, workload, cluster(cluster_name), results, scale)
     found = []
     for point in paper.validations:
         name, _, argument = point.check.partition(":")
@@ -199,8 +202,9 @@ def _one_expert_a_device(run: _Run, name: str) -> _Decision:
 
 def _grows_linearly(run: _Run, argument: str) -> _Decision:
     """Tokens/s of the deepest model over that of the shallowest, one layer a device in both."""
-    rows = [r for r in scale_rows(run.paper, where=run.cluster)
-            if r.strategy == run.paper.proposed and not r.unpacking]  # fmt: skip
+    rows = [r for r in run.scale if r.strategy == run.paper.proposed and not r.unpacking]
+    if not rows:
+        return "undecided", "no other numbers of layers were modelled"
     said, ratios = [], []
     for phase in ("prefill", "decode"):
         mine = {r.layers: r.tokens_per_s for r in rows if r.phase == phase}

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 
-from parallax.search.layerwise_regimes import (
+from parallax.search.places import (
     BASELINE,
     LAYERWISE,
     NAMES,

@@ -16,7 +16,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.parallel.stage_layers import padded_layers
 from parallax.program import compile_program
 from parallax.results import Compilation, Figure
-from parallax.search.candidates import candidates
+from parallax.search.candidates import ALL_UP_TO, candidates
 from parallax.search.reasons import why_not
 from parallax.search.results import Candidate, Request, Search, Timing
 from parallax.sharded_cache import batch_multiple, prompt_multiple
@@ -50,6 +50,35 @@ def rank(
     """
     rates = rates or rates_of(cluster.gpu.name)
     start = time.perf_counter()
+    found, refused = _all_priced(request, cluster, rates, on_progress)
+    if not found:
+        reasons = "; ".join(f"{n}x {why}" for why, n in refused.most_common(3))
+        raise ValueError(
+            f"no strategy splits {request.batch} x {request.prompt_len} tokens of "
+            f"'{request.model.name}' over {cluster.devices} devices: {reasons or 'none was made'}."
+        )
+    found.sort(key=lambda c: _key(request, c))
+    seconds = {"ranking": time.perf_counter() - start}
+    top = [c for c in found[:compile_top] if c.fits]
+    if top:
+        start = time.perf_counter()
+        again = _compiled(request, top, cluster, rates, on_progress)
+        seconds["compiling"] = time.perf_counter() - start
+        # What was compiled stands before what was not: the two are never compared.
+        found = sorted(again, key=lambda c: _key(request, c)) + found[len(top) :]
+        found.sort(key=lambda c: not c.fits or _too_slow(request, c))
+    first = found[0]
+    found = [replace(c, why=why_not(request, cluster, c, first)) for c in found]
+    notes = ()
+    if first.strategy.mesh.size > ALL_UP_TO:
+        notes = (f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads.",)
+    return Search(request, tuple(found), len(found), dict(refused), seconds, notes)
+
+
+def _all_priced(
+    request: Request, cluster: Cluster, rates: Rates, on_progress: Progress
+) -> tuple[list[Candidate], Counter[str]]:
+    """Each strategy that can be, with its best number of microbatches; why others cannot."""
     found: list[Candidate] = []
     refused: Counter[str] = Counter()
     every = (
@@ -71,25 +100,7 @@ def rank(
                 refused[_short(str(error))] += 1
         if best is not None:
             found.append(best)
-    if not found:
-        reasons = "; ".join(f"{n}x {why}" for why, n in refused.most_common(3))
-        raise ValueError(
-            f"no strategy splits {request.batch} x {request.prompt_len} tokens of "
-            f"'{request.model.name}' over {cluster.devices} devices: {reasons or 'none was made'}."
-        )
-    found.sort(key=lambda c: _key(request, c))
-    seconds = {"ranking": time.perf_counter() - start}
-    top = [c for c in found[:compile_top] if c.fits]
-    if top:
-        start = time.perf_counter()
-        again = _compiled(request, top, cluster, rates, on_progress)
-        seconds["compiling"] = time.perf_counter() - start
-        # What was compiled stands before what was not: the two are never compared.
-        found = sorted(again, key=lambda c: _key(request, c)) + found[len(top) :]
-        found.sort(key=lambda c: not c.fits or _too_slow(request, c))
-    first = found[0]
-    found = [replace(c, why=why_not(request, cluster, c, first)) for c in found]
-    return Search(request, tuple(found), len(found), dict(refused), seconds)
+    return found, refused
 
 
 def _key(request: Request, c: Candidate) -> tuple:
@@ -270,15 +281,3 @@ def compile_cases(
             step = compile_program(*args, "decode", on_progress=lambda line: None)
         found.append((prefill, step))
     return found
-
-
-def frontier(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Candidates that fit and that no other beats in both throughput and TPOT, fastest first."""
-    best, kept = float("inf"), []
-    able = [c for c in found if c.fits]
-    for c in sorted(able, key=lambda c: -c.timing.tokens_per_s.value):
-        tpot = (c.timing.tpot_s or c.timing.ttft_s).value
-        if tpot < best:
-            best = tpot
-            kept.append(c)
-    return tuple(kept)

@@ -1,12 +1,12 @@
 """Which strategy wins where: maps over two axes, by closed form."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from parallax.cost import Rates, rates_of
 from parallax.estimate import estimate, estimate_bytes
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
+from parallax.search.results import Point, RegimeMap
 from parallax.spmd import ShardedTransformer
 from parallax.steps import Prefill
 from parallax.strategies import STRATEGIES, build
@@ -19,41 +19,6 @@ _WIDTHS = (1024, 2048, 4096, 8192, 16_384)
 _DEVICES = (2, 4, 8, 16, 32, 64)
 _EXPERTS = (16, 32, 64, 128)
 _SKEWS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One place of a map.
-
-    Attributes:
-      x, y: its coordinates.
-      seconds: strategy -> modelled seconds of one prefill; only those that can run and fit.
-    """
-
-    x: float
-    y: float
-    seconds: Mapping[str, float]
-
-    @property
-    def winner(self) -> str:
-        """The fastest; "" where nothing can run."""
-        return min(self.seconds, key=lambda n: self.seconds[n]) if self.seconds else ""
-
-    @property
-    def lead(self) -> float:
-        """How many times slower the second is; 1 where there is none."""
-        best = sorted(self.seconds.values())
-        return best[1] / best[0] if len(best) > 1 else 1.0
-
-
-@dataclass(frozen=True)
-class RegimeMap:
-    """A map. `x`, `y` name its axes; `constant` says what stays the same."""
-
-    x: str
-    y: str
-    constant: str
-    points: tuple[Point, ...]
 
 
 def regime_maps(

@@ -1,15 +1,16 @@
 """A study of regimes as plain data: a list of seconds a map and strategy, and back."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from parallax.search.layerwise_regimes import NAMES, PIPELINES, Grid, Place
+from parallax.codec import check_version, decode, encode
+from parallax.search.places import NAMES, PIPELINES, Grid, Place
 
 RECORD_VERSION = 1
 _OF_MAP = ("cluster", "phase", "attention", "stored", "unpacking", "depth")
 _DIGITS = 5
+_SAID = "regimes record", "Run parallax regimes again."
 
 
 def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
                         for n in NAMES},
         })  # fmt: skip
     return {"record_version": RECORD_VERSION, "tag": "modelled", "unit": "s",
-            "grid": asdict(grid), "maps": maps}  # fmt: skip
+            "grid": encode(grid), "maps": maps}  # fmt: skip
 
 
 def from_record(data: Mapping[str, Any]) -> tuple[Grid, tuple[Place, ...]]:
@@ -36,13 +37,8 @@ def from_record(data: Mapping[str, Any]) -> tuple[Grid, tuple[Place, ...]]:
       ValueError: data of another shape.
     """
     try:
-        if data["record_version"] != RECORD_VERSION:
-            raise ValueError(
-                f"regimes record: version {data['record_version']!r}, expected {RECORD_VERSION}. "
-                "Run parallax regimes again."
-            )
-        asked: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in data["grid"].items()}
-        grid = Grid(**asked)
+        check_version(data, "record_version", RECORD_VERSION, *_SAID)
+        grid = decode(Grid, data["grid"], *_SAID)
         return grid, tuple(p for m in data["maps"] for p in _places(grid, m))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(

@@ -118,8 +118,8 @@ class Search:
       ranked: best first; candidates that do not fit, or are too slow, behind all that do.
       considered: how many strategies were priced.
       refused: reason -> how many could not be: sizes that do not divide.
-      on_frontier: names of candidates that no other beats in both tokens_per_s and TPOT.
       seconds: how long ranking, and compiling, took.
+      notes: what was left out of the search, in sentences.
     """
 
     request: Request
@@ -127,9 +127,57 @@ class Search:
     considered: int
     refused: Mapping[str, int]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frontier(self) -> tuple[Candidate, ...]:
+        """Candidates that fit and that no other beats in throughput and TPOT, fastest first."""
+        best, kept = float("inf"), []
+        able = [c for c in self.ranked if c.fits]
+        for c in sorted(able, key=lambda c: -c.timing.tokens_per_s.value):
+            tpot = (c.timing.tpot_s or c.timing.ttft_s).value
+            if tpot < best:
+                best = tpot
+                kept.append(c)
+        return tuple(kept)
 
     @property
     def winner(self) -> Candidate | None:
         """The first that fits and is fast enough; None if none is."""
         first = self.ranked[0] if self.ranked else None
         return first if first is not None and not first.why else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a map.
+
+    Attributes:
+      x, y: its coordinates.
+      seconds: strategy -> modelled seconds of one prefill; only those that can run and fit.
+    """
+
+    x: float
+    y: float
+    seconds: Mapping[str, float]
+
+    @property
+    def winner(self) -> str:
+        """The fastest; "" where nothing can run."""
+        return min(self.seconds, key=lambda n: self.seconds[n]) if self.seconds else ""
+
+    @property
+    def lead(self) -> float:
+        """How many times slower the second is; 1 where there is none."""
+        best = sorted(self.seconds.values())
+        return best[1] / best[0] if len(best) > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class RegimeMap:
+    """A map. `x`, `y` name its axes; `constant` says what stays the same."""
+
+    x: str
+    y: str
+    constant: str
+    points: tuple[Point, ...]

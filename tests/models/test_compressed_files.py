@@ -97,7 +97,7 @@ def test_what_does_not_belong_together_is_refused(stored, tmp_path):
         load_compressed(folder, *sharded(data_parallel(1)))
     said = json.loads((folder / "compressed.json").read_text())
     (folder / "compressed.json").write_text(json.dumps(said | {"version": 2}))
-    with pytest.raises(ValueError, match="of version 1"):
+    with pytest.raises(ValueError, match="version is 2, this Parallax reads 1"):
         read_compressed_config(folder)
 
 

@@ -37,11 +37,12 @@ BAD = {
     "a share that its bytes do not give": (lambda d: d["rows"][0].update(saved_percent=75.0),
                                            "its bytes give"),
     "no bytes before": (lambda d: d["rows"][0].update(before_bytes=0), "before above 0"),
-    "bytes that are no number": (lambda d: d["rows"][0].update(after_bytes="1"), "integers"),
+    "bytes that are no number": (lambda d: d["rows"][0].update(after_bytes="1"),
+                                   "rows.0.after_bytes: expected int, got '1'"),
     "a term nobody knows": (lambda d: d["rows"][0].update(term="luck"), "'luck'"),
     "a field too many": (lambda d: d.update(extra=1), "'extra'"),
-    "a field too few": (lambda d: d["rows"][2].pop("claim"), "row 2: .*'claim'"),
-    "another version": (lambda d: d.update(record_version=2), "record_version 1"),
+    "a field too few": (lambda d: d["rows"][2].pop("claim"), "rows.2: .*'claim'"),
+    "another version": (lambda d: d.update(record_version=2), "record_version is 2, .* reads 1"),
 }  # fmt: skip
 
 

@@ -67,10 +67,13 @@ def test_it_comes_back(tmp_path):
 
 
 DAMAGED = {
-    "another version": (changed("schema_version", to=2), "expected schema_version 1, got 2"),
-    "no object": ([1], "expected schema_version 1, got None"),
-    "a field is gone": (changed("items", to=None), r"fields \['items'\] missing or unknown"),
-    "a field too many": (changed("more", to=1), r"fields \['more'\] missing or unknown"),
+    "another version": (
+        changed("schema_version", to=2),
+        "schema_version is 2, .* reads 1",
+    ),
+    "no object": ([1], "expected an object with fields, got list"),
+    "a field is gone": (changed("items", to=None), r"missing fields \['items'\]"),
+    "a field too many": (changed("more", to=1), r"unknown fields \['more'\]"),
     "text for a number": (changed("chance", to="0.25"), "chance: expected float"),
     "true for a number": (changed("items", to=True), "items: expected int"),
     "not finite": (
@@ -82,7 +85,10 @@ DAMAGED = {
         "is no interval of 1.0",
     ),
     "half an interval": (changed("scores", 0, "increase", "low", to=None), "fields"),
-    "an unknown tag": (changed("scores", 0, "increase", "tag", to="guessed"), "unknown tag"),
+    "an unknown tag": (
+        changed("scores", 0, "increase", "tag", to="guessed"),
+        "tag: expected one of claimed, .*; got 'guessed'",
+    ),
     "three formats": (changed("scores", 0, "formats", to=["a", "b", "c"]), "expected 2 values"),
     "an object for a list": (changed("errors", to={}), "expected a list"),
     "a list for an object": (changed("versions", to=[]), "expected an object"),

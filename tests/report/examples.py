@@ -3,7 +3,9 @@
 from parallax.bounds import Transfer
 from parallax.hlo.ledger import Collective
 from parallax.papers import paper
+from parallax.papers.findings import findings
 from parallax.report import Report
+from parallax.report.recorded import recorded_sections
 from parallax.results import (
     Bound,
     Compilation,
@@ -207,7 +209,11 @@ def report(**changes) -> Report:
         "versions": {"parallax": "0.1.0", "jax": "0.12.0", "python": "3.12.4"},
         "seconds": 71.0,
     }
-    return Report(**(fields | changes))
+    fields |= changes
+    of, results, budget = fields["paper"], fields["results"], fields["request"].get("budget")
+    run = of, fields["config"], fields["workload"], fields["cluster"], results, budget
+    recorded = recorded_sections(of.name) if of else ()
+    return Report(**({"findings": findings(*run), "recorded": recorded} | fields))
 
 
 def small_workload_of(batch: int) -> Workload:

@@ -3,7 +3,6 @@
 import pytest
 
 from parallax.papers import PAPERS
-from parallax.report.audit import report_audit
 from parallax.report.claims import claim_sentences, tpot_reading
 from tests.report import examples
 
@@ -55,7 +54,7 @@ def test_without_a_result_or_a_bound_it_says_so():
 
 def audited(**changes):
     return {
-        (a.claim.strategy, a.claim.quantity): a for a in report_audit(examples.report(**changes))
+        (a.claim.strategy, a.claim.quantity): a for a in examples.report(**changes).findings.audited
     }
 
 
@@ -73,7 +72,7 @@ def test_the_runs_own_predictions_are_the_audits_model():
 
 
 def test_a_report_without_a_paper_has_no_audit():
-    assert report_audit(examples.report(paper=None)) == ()
+    assert examples.report(paper=None).findings.audited == ()
 
 
 def test_tpot_stands_with_its_reading():

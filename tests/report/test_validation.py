@@ -7,16 +7,17 @@ import pytest
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.paper import Validation
+from parallax.papers.scaling import scale_rows
 from parallax.report.validation import CHECKS, verdicts
 from parallax.results import Figure
 from parallax.workload import Workload
 from tests.report import examples
 
 
-def decide(check, results, paper=examples.RING_SP, cluster_name="h100_2x8", **changes):
+def decide(check, results, paper=examples.RING_SP, cluster_name="h100_2x8", scale=(), **changes):
     one = replace(paper, validations=(Validation("a point", check),))
     run = {"config": paper.config, "workload": paper.workload} | changes
-    (verdict,) = verdicts(one, run["config"], run["workload"], cluster_name, results)
+    (verdict,) = verdicts(one, run["config"], run["workload"], cluster_name, results, scale)
     assert verdict.evidence
     return verdict
 
@@ -38,7 +39,7 @@ def test_every_check_of_every_paper_is_known_and_decides():
     for paper in PAPERS.values():
         assert {v.check.partition(":")[0] for v in paper.validations} <= set(CHECKS)
     for paper in PAPERS.values():
-        found = verdicts(paper, paper.config, paper.workload, paper.cluster, ())
+        found = verdicts(paper, paper.config, paper.workload, paper.cluster, (), ())
         assert len(found) == len(paper.validations)
 
 
@@ -110,6 +111,15 @@ def test_a_layer_does_not_fit_the_cache_and_says_by_how_much():
 def test_layers_deal_out():
     assert decide("layers_deal_out", (), PAPERS["cache_layerwise"]).status == "pass"
     assert decide("layers_deal_out", (), examples.RING_SP).status == "fail"
+
+
+def test_one_layer_a_device_has_to_grow_with_the_devices():
+    paper = PAPERS["compressed_layerwise"]
+    found = decide("grows_linearly", (), paper, scale=scale_rows(paper, (8, 16)))
+    assert found.status == "fail"
+    assert found.evidence.startswith("from 8 layers and devices to 16: prefill 0.77x, not 2.0x")
+    alone = decide("grows_linearly", (), paper)
+    assert (alone.status, "modelled" in alone.evidence) == ("undecided", True)
 
 
 def test_what_needs_more_is_undecided():

@@ -15,16 +15,14 @@ from parallax.papers import PAPERS
 from parallax.report.regimes_page import RegimesReport, load
 from parallax.report.regimes_plot import panels
 from parallax.search.conclusions import conclusions
-from parallax.search.layerwise_regimes import (
+from parallax.search.layerwise_regimes import model, strategy_for, study
+from parallax.search.places import (
     BASELINE,
     LAYERWISE,
     NO_COMMUNICATION,
     STORED,
     Grid,
     Place,
-    model,
-    strategy_for,
-    study,
 )
 from parallax.search.regimes_record import from_record, to_record
 from parallax.steps import make_step

@@ -10,7 +10,7 @@ from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.planning import plan
 from parallax.search.candidates import candidates
-from parallax.search.ranking import frontier, rank
+from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
 from parallax.search.results import Request
 from parallax.strategy import Strategy
@@ -106,7 +106,7 @@ def test_a_limit_on_tpot_puts_slower_ones_behind(found):
 
 
 def test_the_frontier_is_what_nothing_beats(found):
-    best = frontier(found.ranked)
+    best = found.frontier
     for c in (c for c in found.ranked if c.fits):
         beaten = [b for b in best
                   if b.timing.tokens_per_s.value >= c.timing.tokens_per_s.value

@@ -1,6 +1,5 @@
 """What `parallax deploy` runs: a deployment, losses, switches, and a record of both."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from parallax.codec import encode
 from parallax.engine.deployment.deployment import Deployment
 from parallax.engine.deployment.first import first_layout
 from parallax.engine.deployment.full_size import modelled_record
@@ -221,9 +221,9 @@ def _unsharded_continuations(made: Deployment, prompts, max_new_tokens: int):
 
 
 def _trial_dict(trial: Trial) -> dict[str, Any]:
-    recovery = dataclasses.asdict(trial.recovery)
+    recovery = encode(trial.recovery)
     return {
-        **dataclasses.asdict(trial.moment),
+        **encode(trial.moment),
         "device": trial.device,
         "lost_requests": trial.lost_requests,
         "changed_tokens": trial.changed_tokens,
@@ -233,7 +233,7 @@ def _trial_dict(trial: Trial) -> dict[str, Any]:
 
 
 def _switch_dict(made: Switch) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(made).items() if k != "modelled"}
+    return {k: v for k, v in encode(made).items() if k != "modelled"}
 
 
 def _claimed() -> dict[str, Any]:

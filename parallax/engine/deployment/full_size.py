@@ -1,9 +1,9 @@
 """A record's losses and switches at full size on a GPU, modelled from what the record says."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from parallax.codec import encode
 from parallax.engine.deployment.layout import Layout, Sizes, place
 from parallax.engine.deployment.modelled import (
     ASSUMED,
@@ -68,8 +68,8 @@ def modelled_record(
         },
         "switch": {
             "formats": [mild, strong], "bytes": [dense, stronger],
-            "there": dataclasses.asdict(modelled_switch(stronger)),
-            "back": dataclasses.asdict(modelled_switch(dense)),
+            "there": encode(modelled_switch(stronger)),
+            "back": encode(modelled_switch(dense)),
         },
     }  # fmt: skip
 

@@ -1,0 +1,285 @@
+"""Translate frozen values to JSON and back, strictly, for every file that this library writes.
+
+A dataclass is an object of its fields, a tuple a list, and a class with `parse` its text. A member
+of a tagged union has its name beside its fields. Nothing else is guessed or converted.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+_LATER, _OMIT, _PAIRS = "later", "omit", "pairs"
+# Member class -> the tag and its value; union -> its members by that value.
+_TAGS: dict[type, tuple[str, str]] = {}
+_UNIONS: dict[Any, Mapping[str, type]] = {}
+
+
+def later(default: Any, *, omit: bool = False) -> Any:
+    """A dataclass field that files from before there was one do not have.
+
+    Args:
+      default: what those files mean.
+      omit: files of today leave it out too while it is the default.
+    """
+    return dataclasses.field(default=default, metadata={_LATER: True, _OMIT: omit})
+
+
+def pairs() -> Any:
+    """A dataclass field of (name, value) pairs, empty by default, that files hold as an object."""
+    return dataclasses.field(default=(), metadata={_PAIRS: True})
+
+
+def tagged_union(union: Any, tag: str, members: Mapping[str, type]) -> None:
+    """Declares that values annotated as `union` are of these classes, told apart by a tag.
+
+    Args:
+      union: a protocol or base class.
+      tag: the field that files have beside the member's own.
+      members: the tag's value -> class; a class belongs to one union.
+    """
+    _UNIONS[union] = members
+    _TAGS.update({cls: (tag, name) for name, cls in members.items()})
+
+
+def encode(value: Any) -> Any:
+    """The plain data that JSON holds: objects, lists, text, numbers, truths and null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "parse"):
+            return str(value)
+        found = dict([_TAGS[type(value)]] if type(value) in _TAGS else [])
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            if field.metadata.get(_OMIT) and inner == field.default:
+                continue
+            found[field.name] = encode(dict(inner) if _PAIRS in field.metadata else inner)
+        return found
+    if isinstance(value, Mapping):
+        return {key: encode(inner) for key, inner in value.items()}
+    return [encode(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def number(value: float, unit: str, tag: str) -> dict[str, Any]:
+    """One quantity. JSON has no infinity: null stands for what is not finite."""
+    return {"value": value if math.isfinite(value) else None, "unit": unit, "tag": tag}
+
+
+def decode[T](kind: type[T], data: Any, where: str, next_step: str = "") -> T:
+    """The value that `encode` made this of.
+
+    Args:
+      kind: a frozen dataclass.
+      data: what a JSON file holds.
+      where: the file, or what else to name in an error.
+      next_step: what to do about it, in a sentence.
+
+    Raises:
+      ValueError: fields missing or unknown, a type or choice that is none of the field's, a number
+        that is not finite, or what the value itself refuses; one line with the field's path.
+    """
+    try:
+        return _converter().structure(data, kind)
+    except Exception as error:  # the converter's groups, and whatever a value's own checks raise
+        path, said = _first(error)
+        line = ": ".join(part for part in (where, path, said) if part)
+        raise ValueError(f"{line} {next_step}".rstrip()) from None
+
+
+def read_json(path: str | Path, where: str, next_step: str) -> Any:
+    """What a JSON file holds. ValueError where it cannot be read or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{where}: {error.strerror}. {next_step}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON: {error}. {next_step}") from None
+
+
+def check_version(data: Any, field: str, version: int, where: str, next_step: str) -> None:
+    """ValueError unless the data is an object that says this version."""
+    if not isinstance(data, dict) or field not in data:
+        raise ValueError(f"{where}: missing fields {[field]}. {next_step}")
+    if type(data[field]) is not int or data[field] != version:
+        raise ValueError(
+            f"{where}: {field} is {data[field]!r}, this Parallax reads {version}. {next_step}"
+        )
+
+
+@dataclass(frozen=True)
+class FileFormat[T]:
+    """One kind of file.
+
+    Attributes:
+      kind: of the value in it.
+      name: what errors call the file.
+      version_field, version: where the file says its version, and the one written now.
+      next_step: what to do about a file that cannot be read, in a sentence.
+      older: makes the data of an older version into this one's; leaves other data alone.
+    """
+
+    kind: type[T]
+    name: str
+    version_field: str
+    version: int
+    next_step: str
+    older: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data
+
+    def encode(self, value: T) -> dict[str, Any]:
+        """The value's plain data, with its version."""
+        return {self.version_field: self.version, **encode(value)}
+
+    def decode(self, data: Any, where: str = "") -> T:
+        """The value of plain data. ValueError as `codec.decode`, or for another version."""
+        where = where or self.name
+        if not isinstance(data, dict):
+            said = f"not a {self.name}: expected an object with fields, got {type(data).__name__}"
+            raise ValueError(f"{where}: {said}. {self.next_step}")
+        data = self.older(data)
+        check_version(data, self.version_field, self.version, where, self.next_step)
+        rest = {name: inner for name, inner in data.items() if name != self.version_field}
+        return decode(self.kind, rest, where, self.next_step)
+
+    def load(self, path: str | Path) -> T:
+        """Reads a file. ValueError where it is not there, not JSON, or not of this format."""
+        where = f"{self.name} {path}"
+        return self.decode(read_json(path, where, self.next_step), where)
+
+    def save(self, value: T, path: str | Path, indent: int = 1) -> None:
+        """Writes a file."""
+        text = json.dumps(self.encode(value), indent=indent) + "\n"
+        Path(path).write_text(text, encoding="utf-8")
+
+
+class _Step(str):
+    """A note on an exception: the key or index at which it was raised."""
+
+
+def _first(error: BaseException) -> tuple[str, str]:
+    """The path to the first thing that is wrong, and what is wrong with it."""
+    steps = [
+        getattr(note, "name", note)
+        for note in reversed(getattr(error, "__notes__", []))
+        if isinstance(note, _Step) or hasattr(note, "name")
+    ]
+    said = str(error)
+    if isinstance(error, ExceptionGroup):
+        path, said = _first(error.exceptions[0])
+        steps.append(path)
+    return ".".join(filter(None, steps)), said
+
+
+@functools.cache
+def _converter() -> Any:
+    # Imported on first use: it takes a tenth of a second, and `import parallax` decodes nothing.
+    import cattrs
+    from cattrs.gen import make_dict_structure_fn
+
+    converter = cattrs.Converter()
+
+    def at(step: Any, kind: Any, data: Any) -> Any:
+        try:
+            return converter.structure(data, kind)
+        except Exception as error:
+            error.add_note(_Step(step))
+            raise
+
+    def scalar(data: Any, kind: type) -> Any:
+        if kind is float and type(data) is int:
+            data = float(data)
+        if type(data) is not kind or (kind is float and not math.isfinite(data)):
+            finite = ", finite" if kind is float else ""
+            raise ValueError(f"expected {kind.__name__}{finite}, got {data!r}.")
+        return data
+
+    def literal(data: Any, kind: Any) -> Any:
+        choices = typing.get_args(kind)
+        if not any(type(data) is type(choice) and data == choice for choice in choices):
+            raise ValueError(f"expected one of {', '.join(map(str, choices))}; got {data!r}.")
+        return data
+
+    def of_tuple(data: Any, kind: Any) -> tuple[Any, ...]:
+        kinds = typing.get_args(kind)
+        if not isinstance(data, list):
+            raise ValueError(f"expected a list, got {type(data).__name__}.")
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(data)
+        if len(data) != len(kinds):
+            raise ValueError(f"expected {len(kinds)} values, got {len(data)}.")
+        return tuple(at(i, k, x) for i, (k, x) in enumerate(zip(kinds, data, strict=True)))
+
+    def mapping(data: Any, kind: Any) -> dict[str, Any]:
+        if not isinstance(data, dict):
+            raise ValueError(f"expected an object, got {type(data).__name__}.")
+        return {key: at(key, typing.get_args(kind)[1], x) for key, x in data.items()}
+
+    def union(data: Any, kind: Any) -> Any:
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        if data is None and len(kinds) < len(typing.get_args(kind)):
+            return None
+        if all(k in _TAGS for k in kinds):
+            return member(data, {_TAGS[k][1]: k for k in kinds})
+        fits = [k for k in kinds if _holds(k, data)]
+        return converter.structure(data, (fits or kinds)[0])
+
+    def member(data: Any, members: Mapping[str, type]) -> Any:
+        tag = _TAGS[next(iter(members.values()))][0]
+        name = data.get(tag) if isinstance(data, dict) else None
+        if not isinstance(name, str) or name not in members:
+            raise ValueError(f"expected a {tag!r} of {', '.join(members)}; got {data!r}.")
+        rest = {key: value for key, value in data.items() if key != tag}
+        return converter.structure(rest, members[name])
+
+    def of_dataclass(kind: Any) -> Callable[[Any, Any], Any]:
+        if hasattr(kind, "parse"):
+            return lambda data, _: kind.parse(scalar(data, str))
+        structure = make_dict_structure_fn(kind, converter)
+        fields = {f.name: _LATER in f.metadata for f in dataclasses.fields(kind) if f.init}
+
+        def hook(data: Any, _: Any) -> Any:
+            if not isinstance(data, dict):
+                raise ValueError(f"expected an object with fields, got {type(data).__name__}.")
+            missing = [name for name, is_later in fields.items() if not is_later | (name in data)]
+            unknown = sorted(set(data) - set(fields))
+            if missing or unknown:
+                raise ValueError(
+                    f"missing fields {missing}, unknown fields {unknown}. Expected exactly "
+                    f"{list(fields)}."
+                )
+            return structure(data, kind)
+
+        return hook
+
+    for kind in (str, int, float, bool):
+        converter.register_structure_hook(kind, scalar)
+    # The last one that fits is taken.
+    converter.register_structure_hook_factory(dataclasses.is_dataclass, of_dataclass)
+    for origins, hook in (
+        ((Literal,), literal), ((tuple,), of_tuple), ((dict, Mapping), mapping),
+        ((typing.Union, types.UnionType), union),
+    ):  # fmt: skip
+        fits = functools.partial(lambda kind, origins: typing.get_origin(kind) in origins,
+                                 origins=origins)  # fmt: skip
+        converter.register_structure_hook_func(fits, hook)
+    converter.register_structure_hook_func(
+        lambda kind: isinstance(kind, type) and kind in _UNIONS,
+        lambda data, kind: member(data, _UNIONS[kind]),
+    )
+    return converter
+
+
+def _holds(kind: Any, data: Any) -> bool:
+    """Whether JSON's kind of data can be a value of this type, for a union to choose."""
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal:
+        return any(_holds(type(choice), data) for choice in typing.get_args(kind))
+    if isinstance(data, dict):
+        return origin in (dict, Mapping) or dataclasses.is_dataclass(origin)
+    if isinstance(data, list):
+        return origin is tuple
+    return origin is type(data) or (origin is float and type(data) is int)

@@ -1,0 +1,65 @@
+"""One subject of a report as tables and sentences, and those that records of long runs became."""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from parallax.report.facts import Cell
+from parallax.report.grid import Grid
+
+
+@dataclass(frozen=True)
+class Section:
+    """One subject.
+
+    Attributes:
+      title: of it.
+      said: what its tables come to, in sentences.
+      grids: its tables, on the page.
+      in_short: those of them that a terminal shows too.
+    """
+
+    title: str
+    said: tuple[str, ...]
+    grids: tuple[Grid, ...]
+    in_short: tuple[Grid, ...] = ()
+
+
+def section_to_dict(section: Section) -> dict[str, Any]:
+    """Plain data: cells are words, numbers in them are of their column's tag."""
+    return {
+        "title": section.title,
+        "said": list(section.said),
+        "tables": [
+            {
+                "title": grid.title,
+                "columns": [{"name": n, "unit": None, "tag": tag} for n, tag in grid.heads],
+                "rows": [[cell.text for cell in row] for row in grid.rows],
+                "lines": list(grid.lines),
+                "in_short": grid in section.in_short,
+            }
+            for grid in section.grids
+        ],
+    }
+
+
+def section_from_dict(data: dict[str, Any]) -> Section:
+    """Inverse of `section_to_dict`, but for colours."""
+    grids = tuple(
+        Grid(
+            t["title"],
+            tuple((c["name"], c["tag"]) for c in t["columns"]),
+            tuple(tuple(Cell(text) for text in row) for row in t["rows"]),
+            tuple(t["lines"]),
+        )
+        for t in data["tables"]
+    )
+    short = tuple(g for g, t in zip(grids, data["tables"], strict=True) if t["in_short"])
+    return Section(data["title"], tuple(data["said"]), grids, short)
+
+
+def recorded_sections(paper: str) -> tuple[Section, ...]:
+    """Sections that `python -m parallax.recording` wrote about a paper; () where there are none."""
+    text = (resources.files("parallax.report") / "recorded.json").read_text(encoding="utf-8")
+    return tuple(section_from_dict(data) for data in json.loads(text).get(paper, ()))
