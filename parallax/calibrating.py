@@ -73,22 +73,48 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
       gpu: what it has.
       base: constants to start from; None takes those shipped for the GPU.
     """
-    base = base or rates_of(gpu.name)
     held_out: dict[str, tuple[int, float, float]] = {}
-    sources = dict(base.sources)
-    spreads = dict(base.spreads)
-    gemm = dict(base.gemm)
-    here = f"measured on {measured.device}"
+    rates = _fit_products(base or rates_of(gpu.name), measured, gpu, held_out)
+    rates = _fit_links(rates, measured, held_out)
+    rates = _fit_attention(rates, measured)
+    rates = _fit_memory(rates, measured, gpu)
+    rates = _fit_power(rates, measured)
+    rates = dataclasses.replace(
+        rates,
+        name=f"{gpu.name}, calibrated",
+        launch_s=measured.launch_s,
+        sources=_sources(rates, measured, "launches"),
+        version=datetime.date.today().isoformat(),
+    )
+    return Calibration(rates, measured, held_out)
+
+
+def _sources(rates: Rates, measured: Measured, term: str, more: str = "") -> dict[str, str]:
+    """The sources of the rates, one term now measured here."""
+    return {**rates.sources, term: f"measured on {measured.device}{more}"}
+
+
+def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: dict) -> Rates:
     to_fit, held = split(measured.gemms)
-    if len(to_fit) >= _LEAST_ROWS:
-        gemm["f16"] = fit_gemm(to_fit, gpu.sm_count, base.gemm["f16"])
-        modelled = [predicted_gemm(gemm["f16"], r, gpu.sm_count) for r in to_fit]
-        spreads["matrix products"] = spread(modelled, [r.seconds for r in to_fit])
-        sources["matrix products"] = f"{here}, {len(to_fit)} products fitted"
-        held_out["matrix products"] = _errors(
-            [predicted_gemm(gemm["f16"], r, gpu.sm_count) for r in held], held
-        )
-    links = dict(base.links)
+    if len(to_fit) < _LEAST_ROWS:
+        return rates
+    found = fit_gemm(to_fit, gpu.sm_count, rates.gemm["f16"])
+
+    def modelled(rows: list) -> list[float]:
+        return [predicted_gemm(found, row, gpu.sm_count) for row in rows]
+
+    held_out["matrix products"] = _errors(modelled(held), held)
+    apart = spread(modelled(to_fit), [row.seconds for row in to_fit])
+    return dataclasses.replace(
+        rates,
+        gemm={**rates.gemm, "f16": found},
+        spreads={**rates.spreads, "matrix products": apart},
+        sources=_sources(rates, measured, "matrix products", f", {len(to_fit)} products fitted"),
+    )
+
+
+def _fit_links(rates: Rates, measured: Measured, held_out: dict) -> Rates:
+    links = dict(rates.links)
     for kind in _KINDS:
         rows, rest = split([c for c in measured.collectives if c.kind == kind])
         if len(rows) < 3:
@@ -100,31 +126,47 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
                 link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
             ),
         )
-        made = dataclasses.replace(base, links=links)
+        made = dataclasses.replace(rates, links=links)
         held_out[kind] = _errors([predicted_collective(made, r) for r in rest], rest)
-        sources["communication"] = f"{here}, {measured.devices} devices"
-    attention = dict(base.attention_flops_per_s)
+        rates = dataclasses.replace(
+            made,
+            sources=_sources(rates, measured, "communication", f", {measured.devices} devices"),
+        )
+    return rates
+
+
+def _fit_attention(rates: Rates, measured: Measured) -> Rates:
+    found = dict(rates.attention_flops_per_s)
     for width in {w for w, _ in measured.attention}:
-        attention[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
-        sources["attention"] = here
+        found[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
+    if not measured.attention:
+        return rates
+    sources = _sources(rates, measured, "attention")
+    return dataclasses.replace(rates, attention_flops_per_s=found, sources=sources)
+
+
+def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:
     inside = [rate for mb, rate in measured.sweep if mb * 1e6 <= 0.5 * gpu.l2_bytes]
-    l2 = max(inside, default=base.l2_bytes_per_s)
-    share = _l2_share(measured, gpu, l2) or base.l2_share
-    sources["memory"] = f"{here}: a copy, and a sweep of working sets for the cache"
-    sources["launches"] = here
-    power = base.power
-    if measured.idle_w is not None and measured.busy_w is not None:
-        flop = (measured.busy_w - measured.idle_w) / (0.9 * gemm["f16"].flops_per_s)
-        power = dataclasses.replace(power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop))
-        sources["power"] = f"{here}, NVML"
-    today = datetime.date.today().isoformat()
-    rates = dataclasses.replace(
-        base, name=f"{gpu.name}, calibrated", gemm=gemm, links=links,
-        attention_flops_per_s=attention, memory_bytes_per_s=measured.copy_bytes_per_s,
-        l2_bytes_per_s=max(l2, measured.copy_bytes_per_s), l2_share=share,
-        launch_s=measured.launch_s, power=power, spreads=spreads, sources=sources, version=today,
-    )  # fmt: skip
-    return Calibration(rates, measured, held_out)
+    l2 = max(inside, default=rates.l2_bytes_per_s)
+    return dataclasses.replace(
+        rates,
+        memory_bytes_per_s=measured.copy_bytes_per_s,
+        l2_bytes_per_s=max(l2, measured.copy_bytes_per_s),
+        l2_share=_l2_share(measured, gpu, l2) or rates.l2_share,
+        sources=_sources(
+            rates, measured, "memory", ": a copy, and a sweep of working sets for the cache"
+        ),
+    )
+
+
+def _fit_power(rates: Rates, measured: Measured) -> Rates:
+    if measured.idle_w is None or measured.busy_w is None:
+        return rates
+    flop = (measured.busy_w - measured.idle_w) / (0.9 * rates.gemm["f16"].flops_per_s)
+    power = dataclasses.replace(rates.power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop))
+    return dataclasses.replace(
+        rates, power=power, sources=_sources(rates, measured, "power", ", NVML")
+    )
 
 
 def _l2_share(measured: Measured, gpu: Gpu, l2: float) -> float | None:

@@ -34,6 +34,7 @@ ROOMS = [
     {"gspmd", "communication", "training"},
     {"hlo"},
     {"cost"},
+    {"requests"},
     {"estimate"},
     {"results"},
     {"papers"},

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from parallax.cost import error_bar, rates_of
+from parallax.cost import Rates, error_bar, rates_of
 from parallax.decoding import Decoder
 from parallax.estimate import estimate
 from parallax.meshes.cluster import Cluster
@@ -15,11 +15,13 @@ from parallax.spmd import ShardedTransformer
 from parallax.strategies import build
 
 
-def closed_form_on(where: Cluster) -> Callable[[Paper, str, TpsReading], Figure | None]:
+def closed_form_on(
+    where: Cluster, rates: Rates | None = None
+) -> Callable[[Paper, str, TpsReading], Figure | None]:
     """Tokens a second of a paper's strategy on a cluster, for `audit`.
 
     A prefill takes the paper's microbatches, lowered to what divides a device's sequences. None
-    where a strategy cannot run the paper's model.
+    where a strategy cannot run the paper's model. `rates`: of the GPU; None are those shipped.
     """
 
     def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:
@@ -32,10 +34,10 @@ def closed_form_on(where: Cluster) -> Callable[[Paper, str, TpsReading], Figure 
             )
             sharded = ShardedTransformer(paper.config, made, workload)
             decoder = Decoder(sharded, new_tokens=1) if reading == "decode" else None
-            found = estimate(paper.config, made, workload, where, decoder=decoder)
+            found = estimate(paper.config, made, workload, where, decoder=decoder, rates=rates)
         except (ValueError, NotImplementedError):
             return None
-        low, high = error_bar(found.cost, rates_of(where.gpu.name))
+        low, high = error_bar(found.cost, rates or rates_of(where.gpu.name))
         return Figure(
             found.tokens_per_s, "tokens/s", "modelled", found.tokens / high, found.tokens / low
         )
