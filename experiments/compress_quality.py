@@ -83,10 +83,9 @@ def main(flags: Flags) -> int:
         budget_share=flags.budget_share, seed=flags.seed,
     )  # fmt: skip
     check_writable(flags.out)
+    data = None if flags.data is None else list(flags.data)
     with ProgressLines() as progress:
-        record = measure(
-            flags.data and list(flags.data), settings, command=_command(), on_progress=progress
-        )
+        record = measure(data, settings, command=_command(), on_progress=progress)
     files = {RESULT_FILE: record.to_json(), PAGE_FILE: record_page(record)}
     written = save_files(flags.out, files)
     show(record_table(record), WIDTH)

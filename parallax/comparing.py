@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parallax.cost import Rates
+from parallax.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_all
 from parallax.lenses.child import Progress, end_children, run_in_child
 from parallax.lenses.environment import (
     compile_environment,
@@ -19,23 +20,19 @@ from parallax.lenses.environment import (
 )
 from parallax.lenses.measuring import measure_transformer
 from parallax.lenses.text import read_text
-from parallax.lenses.verify_decoding import verify_decoding
-from parallax.lenses.verifying import verify_transformer
-from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 from parallax.parallel.split import Remat
-from parallax.preparing import REFUSALS, Cases, ResolvedComparison, resolve
-from parallax.program import Program, compile_program
+from parallax.preparing import REFUSALS, ResolvedComparison, nothing_runs, resolve
+from parallax.program import Program
 from parallax.report import Report
 from parallax.requests.compare import REPEATS, CompareRequest
-from parallax.results import Compilation, StrategyResult, Verification
+from parallax.results import Compilation, StrategyResult
 from parallax.rules import Phase
 from parallax.strategy import Strategy
 from parallax.sweep_results import Sweep
 from parallax.sweeping import one_line, run_sweep
-from parallax.workload import Workload
 
 
 def compare(
@@ -199,6 +196,11 @@ class _Run:
     def compiles(self) -> bool:
         return bool({"compile", "predict"} & set(self.comparison.lenses))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no strategy could run any lens."""
+        return not (any(self.values.values()) or self.skipped or self.sweep)
+
     def refuse(self, name: str, lenses: Sequence[str], why: str) -> None:
         """Notes why a strategy could not run some lenses, of those that were asked for."""
         asked = [x for x in lenses if x in self.comparison.lenses]
@@ -254,7 +256,7 @@ def run_comparisons(
       One Report a comparison; `seconds` is of the whole run.
 
     Raises:
-      ValueError: no strategy of a comparison could run any of its lenses.
+      ValueError: no strategy could run any lens.
     """
     start = time.perf_counter()
     lock = threading.Lock()
@@ -264,24 +266,13 @@ def run_comparisons(
             on_progress(line)
 
     runs = [_Run(comparison) for comparison in comparisons]
-    jobs: list[Callable[[], None]] = []
-    if any("verify" in run.comparison.lenses for run in runs):
-        jobs.append(lambda: _verify(runs, report_line))
-    compiled = [run for run in runs if run.compiles]
-    if compiled and (missing := missing_compiler()):
-        for run in compiled:
-            lenses = run.comparison.lenses
-            run.skipped = {x: missing for x in ("compile", "predict") if x in lenses}
-        report_line(missing)
-    elif compiled:
-        jobs.append(lambda: _compile(compiled, report_line))
-    _run_beside(jobs)
+    _run_beside((lambda: _verify(runs, report_line), lambda: _compile(runs, report_line)))
     for run in runs:
-        if "measure" in run.comparison.lenses:  # alone: nothing else may use the machine
-            _measure(run, report_line)
+        _measure(run, report_line)  # alone: nothing else may use the machine
+    if all(run.is_empty for run in runs):
+        refused = {name: why for run in runs for name, why in run.refused.items()}
+        raise ValueError(nothing_runs({n: next(iter(why.values())) for n, why in refused.items()}))
     seconds = time.perf_counter() - start
-    for run in runs:
-        _check_something_ran(run)
     return [run.report(seconds) for run in runs]
 
 
@@ -296,14 +287,6 @@ def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
             raise
 
 
-def _check_something_ran(run: _Run) -> None:
-    if any(run.values.values()) or run.skipped or run.sweep is not None:
-        return
-    reasons = {name: next(iter(why.values()), "") for name, why in run.refused.items()}
-    said = " ".join(f"{name}: {why}" for name, why in reasons.items())
-    raise ValueError(f"none of the strategies can run. {said}")
-
-
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     names = ("jax", "jaxlib", "flax", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin",
@@ -311,39 +294,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | installed_versions(*names)
 
 
-@dataclass(frozen=True)
-class VerifyTask:
-    """The strategies of one comparison to verify, and the text they run on."""
-
-    phase: Phase
-    config: ModelConfig
-    cases: Cases
-    text: bytes
-    text_name: str
-    dtypes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CompileTask:
-    """One program to compile."""
-
-    config: ModelConfig
-    strategy: Strategy
-    workload: Workload
-    cluster: Cluster
-    phase: Phase = "prefill"
-    remat: Remat = "microbatch"
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a program could not be compiled, in one line."""
-
-    why: str
-
-
 def _verify(runs: Sequence[_Run], on_progress: Progress) -> None:
     asked = [run for run in runs if "verify" in run.comparison.lenses]
+    if not asked:
+        return
     tasks = []
     for one in (run.comparison for run in asked):
         text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
@@ -360,46 +314,19 @@ def _verify(runs: Sequence[_Run], on_progress: Progress) -> None:
             run.values[strategy.name]["verification"] = row
 
 
-def verify_all(tasks: Sequence[VerifyTask], *, on_progress: Progress) -> list[list[Verification]]:
-    """Verifies every task in this process, one after the other: the verify lens's child."""
-    found = []
-    for task in tasks:
-        verify = verify_decoding if task.phase == "decode" else verify_transformer
-        found.append(
-            verify(
-                task.config, task.cases, task.text, task.text_name, task.dtypes,
-                on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
-            )
-        )  # fmt: skip
-    return found
-
-
-def compile_all(
-    tasks: Sequence[CompileTask], *, on_progress: Progress
-) -> list[Compilation | Refusal]:
-    """Compiles every task in this process, one after the other: the compile lens's child."""
-    import jax
-
-    found: list[Compilation | Refusal] = []
-    for task in tasks:
-        try:
-            found.append(
-                compile_program(
-                    task.config, task.strategy, task.workload, task.cluster, task.phase, task.remat,
-                    on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
-                )
-            )  # fmt: skip
-        except (*REFUSALS, jax.errors.JaxRuntimeError) as error:
-            found.append(Refusal(one_line(error)))
-    return found
-
-
 def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:
     def progress(line: str) -> None:
         on_progress(f"compile: {line}")
 
+    asked = [run for run in runs if run.compiles]
+    if asked and (missing := missing_compiler()):
+        for run in asked:
+            lenses = run.comparison.lenses
+            run.skipped = {x: missing for x in ("compile", "predict") if x in lenses}
+        on_progress(missing)
+        return
     tasks, places = [], []
-    for run in runs:
+    for run in asked:
         one, request = run.comparison, run.comparison.request
         if one.sweep is not None:
             run.sweep = run_sweep(
@@ -439,6 +366,8 @@ def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> Non
 
 
 def _measure(run: _Run, on_progress: Progress) -> None:
+    if "measure" not in run.comparison.lenses:
+        return
     one, request = run.comparison, run.comparison.request
     text, _ = read_text(request.text, max(w.tokens for _, w in (*one.cases, *one.small_cases)))
     for (strategy, workload), (_, small) in zip(one.cases, one.small_cases, strict=True):

@@ -104,7 +104,7 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
             refused[name] = why
     able = [strategy for name, strategy in strategies.items() if name not in refused]
     if not able:
-        raise ValueError(_nothing_runs(refused))
+        raise ValueError(nothing_runs(refused))
     found = ResolvedComparison(
         request=_resolved(request, full.config, cluster, lenses, asked),
         config=full.config, workload=full.base, cases=full.cases(able),
@@ -331,8 +331,8 @@ def _why_not(
     return ""
 
 
-def _nothing_runs(refused: Mapping[str, str]) -> str:
-    """One line with the reason of every strategy."""
+def nothing_runs(refused: Mapping[str, str]) -> str:
+    """The error where no strategy can run: the reason of each, in one line."""
     if len(refused) == 1:
         return next(iter(refused.values()))
     said = " ".join(f"{name}: {why}" for name, why in refused.items())
@@ -362,7 +362,7 @@ def _sweep(found: ResolvedComparison, axis: SweepAxis, make: _Maker, full: _Size
     )  # fmt: skip
     if "verify" not in found.lenses and not any(task.strategy for task in tasks):
         reasons = {f"{t.point.strategy} at {t.point.value}": t.point.why_not for t in tasks}
-        raise ValueError(_nothing_runs(reasons))
+        raise ValueError(nothing_runs(reasons))
     return SweepTasks(axis, tasks, constant_words(axis.axis, full.base, found.cluster))
 
 
@@ -399,5 +399,5 @@ def _with_devices(found: ResolvedComparison) -> ResolvedComparison:
                 "leave out the measure lens."
             )
     if all(set(found.lenses) <= set(refused.get(name, ())) for name in found.names):
-        raise ValueError(_nothing_runs({name: refused[name]["measure"] for name in found.names}))
+        raise ValueError(nothing_runs({name: refused[name]["measure"] for name in found.names}))
     return replace(found, refused=refused)

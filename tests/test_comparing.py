@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import parallax as px
-from parallax import comparing, preparing
+from parallax import comparing, lens_tasks, preparing
 from parallax.comparing import compare
 from parallax.cost import rates_of
 from parallax.lenses.text import DEFAULT_TEXT
@@ -263,7 +263,7 @@ def test_compile_all_goes_on_after_a_program_that_fails(monkeypatch):
             raise found
         return found
 
-    monkeypatch.setattr(comparing, "compile_program", compile_program)
+    monkeypatch.setattr(lens_tasks, "compile_program", compile_program)
     config, strategy = px.PAPERS["ring_sp"].config, px.strategies.data_parallel(16)
     workload = px.PAPERS["ring_sp"].workload
     task = comparing.CompileTask(config, strategy, workload, px.cluster("h100_2x8"))
@@ -296,10 +296,12 @@ def test_rates_reach_the_prediction(aot, tmp_path):
     }  # fmt: skip
     found = compare("ring_sp", rates=path, **options)
     shipped = compare("ring_sp", **options)
-    steps = [r.results[0].prediction.step_s.value for r in (found, shipped)]
-    assert steps[0] > 2 * steps[1]
+    slow_prediction, prediction = (r.results[0].prediction for r in (found, shipped))
+    assert slow_prediction is not None
+    assert prediction is not None
+    assert slow_prediction.step_s.value > 2 * prediction.step_s.value
     assert found.request["rates"] == path
-    assert found.results[0].prediction.rates.startswith("slow")
+    assert slow_prediction.rates.startswith("slow")
 
 
 def test_rates_of_another_gpu_are_refused():

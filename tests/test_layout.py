@@ -49,6 +49,7 @@ ROOMS = [
     {"quality"},
     {"recording"},
     {"preparing"},
+    {"lens_tasks"},
     {"comparing"},
     {"pairing"},
     {"experiments"},

@@ -2,6 +2,7 @@
 
 import json
 from importlib import resources
+from typing import Any
 
 import jsonschema
 import pytest
@@ -65,7 +66,7 @@ def test_what_does_not_go_together(more, message):
         px.compare("ring_sp", **more)
 
 
-def planned(**changes):
+def planned(**changes) -> Any:
     return resolve(CompareRequest(paper="ring_sp", **changes))
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from parallax.experiments.launch import command_module, launch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(*arguments, cwd):
+def start(*arguments, cwd) -> Any:
     return subprocess.Popen(
         [sys.executable, "-m", "parallax.experiments", *arguments], text=True, cwd=cwd,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
