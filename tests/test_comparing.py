@@ -238,7 +238,7 @@ def test_a_program_that_does_not_compile_is_left_out(one_compiles):
     refused = shown_everywhere(report, "XLA refused it")
     assert set(refused["ring_sequence"]) == {"compile", "predict"}
     assert report.results[1].prediction is not None
-    with pytest.raises(ValueError, match="none of the strategies can run. ring_sequence: XLA"):
+    with pytest.raises(ValueError, match="^XLA refused it$"):
         compare("ring_sp", strategies=strategies[:1], lenses=["compile"])
 
 
@@ -247,10 +247,10 @@ def test_a_program_that_cannot_be_priced_is_compiled_all_the_same(one_compiles, 
         raise ValueError("no rate for it")
 
     monkeypatch.setattr(comparing.Program, "predict", refuse)
-    report = compare("ring_sp", strategies=["ring_sequence", "data_parallel"])
-    assert shown_everywhere(report, "no rate for it")["data_parallel"] == {
-        "predict": "no rate for it"
-    }
+    strategies, lenses = ["ring_sequence", "data_parallel"], ["compile", "predict"]
+    report = compare("ring_sp", strategies=strategies, lenses=lenses)
+    refused = shown_everywhere(report, "no rate for it")
+    assert refused["data_parallel"] == {"predict": "no rate for it"}
     assert report.results[1].compilation is not None
 
 
@@ -299,7 +299,7 @@ def test_rates_reach_the_prediction(aot, tmp_path):
     slow_prediction, prediction = (r.results[0].prediction for r in (found, shipped))
     assert slow_prediction is not None
     assert prediction is not None
-    assert slow_prediction.step_s.value > 2 * prediction.step_s.value
+    assert slow_prediction.step_s.value > 1.5 * prediction.step_s.value
     assert found.request["rates"] == path
     assert slow_prediction.rates.startswith("slow")
 

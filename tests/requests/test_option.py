@@ -93,9 +93,10 @@ def test_what_would_be_ignored_is_refused_by_python_too():
         px.plan("ring_sp", batch=1, prompt_len=16, output_len=1, max_tpot_s=1.0, compile_top=0)
 
 
-@pytest.mark.parametrize("request_type", [r for _, r, _ in CALLED.values()], ids=list(CALLED))
-def test_numbers_have_units_where_they_are_tokens_or_steps(request_type):
-    for one in described(request_type):
+@pytest.mark.parametrize("name", CALLED)
+def test_every_field_with_a_flag_says_what_it_means(name):
+    tokens = {"seq_len", "prompt_len", "output_len", "max_new_tokens", "cache_len"}
+    for one in described(CALLED[name][1]):
         assert one.option.help.endswith(".")
-        if "tokens" in one.option.help.lower() and one.option.kind == "whole":
-            assert one.option.unit == "tokens" or one.flag == "top_k", one.flag
+        assert (one.option.unit == "tokens") == (one.flag in tokens), one.flag
+        assert (one.option.kind == "choice") == bool(one.option.choices)
