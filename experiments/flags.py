@@ -65,12 +65,16 @@ def read_flags(cls: type, argv: list[str]) -> Any:
             values[one.flag] = rest.pop()
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}. Flags are written --name=value.")
-    for one in listed:
-        if one.option.missing and not values.get(one.flag):
-            raise ValueError(f"--{one.flag} is missing. {one.option.missing}")
+    _check_missing(listed, values)
     made = replace(build(cls, values), given=frozenset(values))
     made.check()
     return made
+
+
+def _check_missing(listed: list[Described], values: Mapping[str, Any]) -> None:
+    for one in listed:
+        if one.option.missing and not values.get(one.flag):
+            raise ValueError(f"--{one.flag} is missing. {one.option.missing}")
 
 
 def _refuse_undefok(argv: list[str], known: list[str]) -> None:

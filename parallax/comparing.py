@@ -206,12 +206,13 @@ class _Run:
         asked = [x for x in lenses if x in self.comparison.lenses]
         self.refused[name] |= dict.fromkeys(asked, why)
 
+    def skip(self, lenses: Sequence[str], why: str) -> None:
+        """Notes why lenses run for no strategy, of those that were asked for."""
+        self.skipped |= {x: why for x in lenses if x in self.comparison.lenses}
+
     def report(self, seconds: float) -> Report:
         """The report, once all lenses ran."""
         comparison, skipped = self.comparison, self.skipped
-        if self.sweep is not None:
-            why = f"at each {self.sweep.axis} of the sweep instead"
-            skipped = {x: why for x in comparison.lenses if x in ("compile", "predict")}
         strategies = {strategy.name: strategy for strategy, _ in comparison.cases}
         return Report(
             config=comparison.config,
@@ -321,8 +322,7 @@ def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:
     asked = [run for run in runs if run.compiles]
     if asked and (missing := missing_compiler()):
         for run in asked:
-            lenses = run.comparison.lenses
-            run.skipped = {x: missing for x in ("compile", "predict") if x in lenses}
+            run.skip(("compile", "predict"), missing)
         on_progress(missing)
         return
     tasks, places = [], []
@@ -332,6 +332,8 @@ def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:
             run.sweep = run_sweep(
                 one.config, one.sweep, request.phase, request.remat, one.rates, on_progress=progress
             )
+            why = f"at each {run.sweep.axis} of the sweep instead"
+            run.skip(("compile", "predict"), why)
             continue
         for strategy, workload in one.cases:
             tasks.append(

@@ -85,33 +85,25 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
     _check_choices(request)
     axis = _swept_axis(request)
     paper = None if request.paper is None else find_paper(request.paper)
-    config, workload, small_workload = _model_and_workloads(request, paper)
     cluster = find_cluster(_first(request.cluster, paper and paper.cluster, DEFAULT_CLUSTER))
     lenses = _lenses(request)
-    rates = resolve_rates(request.rates, cluster)
-    if request.budget is not None:
-        check_budget(request.budget, cluster)
-    if {"verify", "measure"} & set(lenses):
-        read_text(request.text, 1)
-    asked = _asked(request, paper)
-    make = _Maker(request, cluster)
-    names = _names(asked)
-    strategies, refused = _make_all(make, asked, names)
-    small = _small_size(config, small_workload, tuple(strategies.values()))
-    full = small if request.small else _Size(config, workload, request.microbatches is not None)
-    for name, strategy in strategies.items():
+    _check_inputs(request, cluster, lenses)
+    make, asked = _Maker(request, cluster), _asked(request, paper)
+    made, refused = _make_all(make, asked)
+    full, small = _sizes(request, paper, list(filter(None, made.values())))
+    for strategy in filter(None, made.values()):
         if why := _why_not(strategy, request, lenses, cluster, full, small):
-            refused[name] = why
-    able = [strategy for name, strategy in strategies.items() if name not in refused]
+            refused[strategy.name] = why
+    able = [s for name, s in made.items() if s is not None and name not in refused]
     if not able:
         raise ValueError(nothing_runs(refused))
     found = ResolvedComparison(
         request=_resolved(request, full.config, cluster, lenses, asked),
         config=full.config, workload=full.base, cases=full.cases(able),
         small_config=small.config, small_cases=small.cases(able),
-        cluster=cluster, lenses=lenses, names=names,
+        cluster=cluster, lenses=lenses, names=tuple(made),
         refused={name: dict.fromkeys(lenses, why) for name, why in refused.items()},
-        paper=paper, rates=rates,
+        paper=paper, rates=resolve_rates(request.rates, cluster),
     )  # fmt: skip
     if axis is not None:
         found = replace(found, sweep=_sweep(found, axis, make, full))
@@ -179,6 +171,15 @@ def _check_choices(request: CompareRequest) -> None:
             raise ValueError(f"{name}: the list is empty. Name some, or leave it out.")
     if request.repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {request.repeats}.")
+
+
+def _check_inputs(request: CompareRequest, cluster: Cluster, lenses: Sequence[str]) -> None:
+    """Raises ValueError for files and names that are none."""
+    resolve_rates(request.rates, cluster)
+    if request.budget is not None:
+        check_budget(request.budget, cluster)
+    if {"verify", "measure"} & set(lenses):
+        read_text(request.text, 1)
 
 
 def _swept_axis(request: CompareRequest) -> SweepAxis | None:
@@ -269,40 +270,44 @@ def _asked(request: CompareRequest, paper: Paper | None) -> tuple[str | Strategy
     return tuple(asked)
 
 
-def _names(asked: Sequence[str | Strategy]) -> tuple[str, ...]:
-    names = tuple(one if isinstance(one, str) else one.name for one in asked)
+def _make_all(
+    make: _Maker, asked: Sequence[str | Strategy]
+) -> tuple[dict[str, Strategy | None], dict[str, str]]:
+    """Strategies by name; None, and why, where one cannot be made for the mesh or the cluster."""
+    made, refused, mesh = [], {}, make.mesh
+    for one in asked:
+        try:
+            named = isinstance(one, str)
+            strategy = make.named(one, mesh, make.cluster) if named else make.with_kernels(one)
+            made.append((strategy.name, strategy))
+        except REFUSALS as error:
+            name = one if isinstance(one, str) else one.name
+            made.append((name, None))
+            refused[name] = str(error)
+    names = [name for name, _ in made]
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(
             f"strategies: {', '.join(repeated)} given more than once. Give each a name of its own "
             "in its strategy file."
         )
-    return names
+    return dict(made), refused
 
 
-def _make_all(
-    make: _Maker, asked: Sequence[str | Strategy], names: Sequence[str]
-) -> tuple[dict[str, Strategy], dict[str, str]]:
-    """Strategies by name, and why the others cannot be made for the mesh or the cluster."""
-    made, refused, mesh = {}, {}, make.mesh
-    for name, one in zip(names, asked, strict=True):
-        try:
-            named = isinstance(one, str)
-            made[name] = make.named(one, mesh, make.cluster) if named else make.with_kernels(one)
-        except REFUSALS as error:
-            refused[name] = str(error)
-    return made, refused
-
-
-def _small_size(config: ModelConfig, base: Workload, strategies: Sequence[Strategy]) -> _Size:
-    """The small model, with a batch and a length that every strategy divides."""
+def _sizes(
+    request: CompareRequest, paper: Paper | None, strategies: Sequence[Strategy]
+) -> tuple[_Size, _Size]:
+    """What is compiled, and the small model with a batch and length that every strategy divides."""
+    config, workload, base = _model_and_workloads(request, paper)
     splits = [s.split() for s in strategies]
     base = replace(
         base,
         batch=_multiple(base.batch, [s.count("act_batch") for s in splits]),
         seq_len=_multiple(base.seq_len, [s.count("act_seq", "act_norm_seq") for s in splits]),
     )
-    small = config.small()
-    return _Size(config.small(max_seq_len=max(small.max_seq_len, base.seq_len)), base, False)
+    longest = max(config.small().max_seq_len, base.seq_len)
+    small = _Size(config.small(max_seq_len=longest), base, False)
+    full = small if request.small else _Size(config, workload, request.microbatches is not None)
+    return full, small
 
 
 def _multiple(size: int, parts: Sequence[int]) -> int:

@@ -203,6 +203,11 @@ def test_a_mesh_of_another_strategys_axes_leaves_it_out(plan):
     assert "has no mesh axis 'seq'" in found.refused["layerwise"]["verify"]
 
 
+def test_a_hybrid_is_known_by_its_own_name(plan):
+    found = plan("ring_sp", strategies=["ring_sequence+data_parallel"], mesh="data=2,seq=8")
+    assert found.names == tuple(s.name for s, _ in found.cases) == ("ring_sequence+data_parallel",)
+
+
 def test_an_unknown_name_is_bad_input_beside_others_that_run():
     with pytest.raises(ValueError, match="unknown strategy 'star'"):
         compare("ring_sp", strategies=["ring_sequence", "star"])
