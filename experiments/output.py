@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 
@@ -27,6 +28,14 @@ def quietly(run: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # What is still buffered would fail again as the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            _forget(stream)
         return CLOSED_PIPE
+
+
+def _forget(stream: TextIO) -> None:
+    """Sends what is still buffered nowhere: it would fail again as the interpreter ends."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -83,7 +83,7 @@ def main(flags: Flags) -> int:
         )
     said = "done" if run.finished else f"stopped; {kept(flags)}"
     print(
-        f"{said}: step {run.last_step}, loss {run.losses[-1]:.4f}; {len(run.losses)} steps in "
+        f"{said}. Step {run.last_step}, loss {run.losses[-1]:.4f}; {len(run.losses)} steps in "
         f"{run.seconds:.1f} s, compiled in {run.compile_s:.1f} s. In {run.folder}: run.json, "
         "metrics.jsonl, TensorBoard's events, checkpoints."
     )

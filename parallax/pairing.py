@@ -130,6 +130,7 @@ def compare_pairs(
         pairs=pairs,
         seed=seed,
     )
+    request.refuse_unused()
     return run_pairs(request, on_progress=on_progress)
 
 

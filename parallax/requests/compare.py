@@ -20,6 +20,12 @@ SWEEP_LENSES = ("compile", "predict")
 REPEATS = 10
 
 
+def sizes_unused(small: bool) -> dict[str, str]:
+    """Sizes that the small model does not take, each with the reason."""
+    why = "the small model runs at sizes of its own"
+    return dict.fromkeys(("batch", "seq_len", "microbatches"), why) if small else {}
+
+
 @dataclass(frozen=True)
 class CompareRequest(Request):
     """The arguments of `px.compare`, which documents them."""
@@ -81,7 +87,7 @@ class CompareRequest(Request):
     def unused(self) -> Mapping[str, str]:
         """Fields that mean nothing beside the phase and the lenses asked for."""
         lenses = set(self.run_lenses()) | (set(SWEEP_LENSES) if self.sweep else set())
-        found = {}
+        found = sizes_unused(self.small)
         if self.phase != "train":
             found["remat"] = f"phase {self.phase} has no backward pass that recomputes anything"
         if self.phase == "decode":

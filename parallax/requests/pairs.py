@@ -1,12 +1,12 @@
 """What paired runs of two strategies are asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.requests import shared
-from parallax.requests.compare import CompareRequest
+from parallax.requests.compare import CompareRequest, sizes_unused
 from parallax.requests.option import Request, option
 from parallax.strategy import Strategy
 
@@ -39,6 +39,10 @@ class PairsRequest(Request):
         100, "Pairs of runs; both strategies run once in each, in drawn order.", "whole", at_least=2
     )
     seed: int = shared.seed()
+
+    def unused(self) -> Mapping[str, str]:
+        """Sizes of the full-size model, where the small one runs."""
+        return sizes_unused(self.small)
 
     def comparison(self, strategies: Sequence[str | Strategy]) -> CompareRequest:
         """What decides how the two strategies run, as a comparison that measures them."""

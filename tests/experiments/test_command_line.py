@@ -49,6 +49,7 @@ BAD = {
         ["--paper=ring_sp", "--phase=decode", "--microbatches=4"],
         "microbatches: a decoding step takes as many",
     ),
+    "batch of small": (["--paper=ring_sp", "--small", "--batch=4"], "batch: the small model runs"),
     "rates": (["--paper=ring_sp", "--rates=/none"], "calibration /none: No such file"),
     "undefok": (["--paper=ring_sp", "--undefok=colour", "--colour=red"], "flag 'undefok'"),
     "abseil's": (["--paper=ring_sp", "--logtostderr"], "Unknown command line flag 'logtostderr'"),

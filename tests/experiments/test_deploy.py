@@ -79,7 +79,8 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         (["--pressure", "--max_new_tokens=1"], "must be at least 2, got 1"),
         (["--devices=2", "--lose=99"], "no device 99 to lose; the deployment has 0 to 1"),
         (["--devices=1", "--losses=1"], "Give two or more"),
-        (["--stronger=none"], "nothing to switch to"),
+        (["--stronger=none", "--switches=2"], "nothing to switch to"),
+        (["--stronger=none"], "stronger: neither switches nor pressure takes a layer to it"),
     ],
 )
 def test_bad_input_is_one_line(deploy, arguments, message):

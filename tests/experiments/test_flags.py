@@ -90,6 +90,7 @@ IGNORED = {
     "generate": (["--model=a", "--seed=3"], "seed: at temperature 0 nothing is drawn"),
     "compress_quality": (["--race_steps=0", "--race_seeds=2"], "race_seeds: race_steps is 0"),
     "deploy": (["--model=a", "--stronger=int4"], "stronger: neither switches nor pressure"),
+    "pairs": (["--paper=a", "--small", "--seq_len=7"], "seq_len: the small model runs at sizes"),
     "regimes": (["--full", "--clusters=a", "--stored=int8"], "full: clusters and stored are given"),
 }  # fmt: skip
 
