@@ -54,7 +54,7 @@ def test_rates_reach_the_regimes(slow):
 
 
 def test_rates_reach_the_plan_and_have_to_be_of_its_gpu(slow):
-    options = {"batch": 16, "prompt_len": 1024, "output_len": 8, "compile_top": 0}
+    options: dict = {"batch": 16, "prompt_len": 1024, "output_len": 8, "compile_top": 0}
     found, shipped = (plan("ring_sp", **options, rates=r).winner for r in (slow, None))
     assert found is not None
     assert shipped is not None
