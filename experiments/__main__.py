@@ -4,7 +4,6 @@ parallax EXPERIMENT [--flags]        run one; parallax EXPERIMENT --help teaches
 parallax list KIND                   models, strategies, clusters or papers
 """
 
-import importlib
 import sys
 
 from parallax.experiments.listing import KINDS, listing
@@ -37,21 +36,30 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `parallax` command; exits with the experiment's status."""
-    argv = sys.argv if argv is None else argv
-    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+    arguments = (sys.argv if argv is None else argv)[1:]
+    try:
+        from parallax.experiments.output import quietly
+
+        status = quietly(lambda: _run(arguments))
+    except KeyboardInterrupt:  # while the first modules are imported
+        status = 130
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
-        sys.exit(0)
-    name, rest = argv[1], argv[2:]
+        return 0
+    name, rest = arguments[0], arguments[1:]
     if name == "list":
-        sys.exit(_list(rest))
+        return _list(rest)
     if name not in EXPERIMENTS:
         known = ", ".join((*EXPERIMENTS, "list"))
         print(f"parallax: unknown experiment {name!r}. Use one of: {known}.", file=sys.stderr)
-        sys.exit(2)
+        return 2
     from parallax.experiments.launch import launch
 
-    module = importlib.import_module(f"parallax.experiments.{name}")
-    sys.exit(launch(module, module.main, [f"parallax {name}", *rest]))
+    return launch(name, rest, tuple(EXPERIMENTS))
 
 
 def _list(rest: list[str]) -> int:

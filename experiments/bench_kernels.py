@@ -17,43 +17,57 @@ Exit status: 0 ok; 2 no GPU, or bad input.
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.kernels.operations import OPERATIONS
 from parallax.report import check_writable
 from parallax.report.files import save_files
+from parallax.requests import shared
+from parallax.requests.option import option
 
-FLAGS = (flags.OPERATIONS, flags.COMPILE_ONLY, flags.OUT)
+
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    operations: tuple[str, ...] | None = option(
+        None, "Kernels, by commas, as docs/kernels.md names them. Unset: all.", "list"
+    )
+    compile_only: bool = option(
+        False, "Compile what ships for the H100 with no GPU, and time nothing.", "switch"
+    )
+    out: str = shared.out("Folder for kernels.json.")
 
 
-def main() -> int:
+def main(flags: Flags) -> int:
     """Times, or compiles, all cases of the operations asked for."""
-    check_writable(flags.OUT.value)
-    names = flags.OPERATIONS.value or list(OPERATIONS)
+    check_writable(flags.out)
+    names = list(flags.operations or OPERATIONS)
     for name in names:
         if name not in OPERATIONS:
             raise ValueError(
                 f"--operations: expected some of {', '.join(OPERATIONS)}; got {name!r}."
             )
-    written = _save(_compile(names) if flags.COMPILE_ONLY.value else _time(names))
+
+    def save(record: dict) -> tuple[Path, ...]:
+        return save_files(flags.out, {"kernels.json": json.dumps(record, indent=1) + "\n"})
+
+    written = save(_compile(names) if flags.compile_only else _time(names, save))
     print(f"written: {', '.join(str(path) for path in written)}")
     return 0
 
 
-def _save(record: dict) -> tuple[Path, ...]:
-    files = {"kernels.json": json.dumps(record, indent=1) + "\n"}
-    return save_files(flags.OUT.value, files)
-
-
-def _time(names: list[str]) -> dict:
+def _time(names: list[str], save: Callable[[dict], Any]) -> dict:
     from parallax.lenses.kernel_timing import gpu_timer, time_kernels
 
     timer = gpu_timer()
     with ProgressLines() as progress:
-        record = time_kernels(names, timer=timer, on_progress=progress, on_record=_save)
+        record = time_kernels(names, timer=timer, on_progress=progress, on_record=save)
     best: dict[tuple, float] = {}
     for row in record["rows"]:
         if row["median_s"] is not None and not row["implementation"].startswith("mosaic"):

@@ -2,6 +2,7 @@
 
   parallax calibrate --out=out
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --rates=out/rates.json
+  parallax compare --paper=ring_sp --rates=out/rates.json
 
 About 40 matrix products, 10 attentions, copies, working sets around the L2 cache's size, launches,
 collectives where there are several GPUs, and power where NVML is there (pip install nvidia-ml-py).
@@ -13,20 +14,27 @@ Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 
 import json
+from dataclasses import dataclass
 
 from parallax.calibrating import calibrate
 from parallax.codec import encode
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable
 from parallax.report.files import save_files
+from parallax.requests import shared
 
-FLAGS = (flags.OUT,)
+
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    out: str = shared.out("Folder for rates.json and measured.json.")
 
 
-def main() -> int:
+def main(flags: Flags) -> int:
     """Calibrates on the devices at hand."""
-    check_writable(flags.OUT.value)
+    check_writable(flags.out)
     with ProgressLines() as progress:
         found = calibrate(on_progress=progress)
     for term, (rows, median, p90) in found.held_out.items():
@@ -36,6 +44,6 @@ def main() -> int:
         "rates.json": json.dumps(found.rates.to_dict(), indent=1) + "\n",
         "measured.json": json.dumps(record, indent=1) + "\n",
     }
-    written = save_files(flags.OUT.value, files)
+    written = save_files(flags.out, files)
     print(f"written: {', '.join(str(path) for path in written)}")
     return 0

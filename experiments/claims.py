@@ -3,6 +3,7 @@
   parallax claims
   parallax claims --paper=ring_sp
   parallax claims --paper=ring_sp --cluster=h100_nvl16
+  parallax claims --rates=out/rates.json
   parallax claims --out=out
   parallax claims --json=claims.json
 
@@ -25,55 +26,71 @@ Exit status: 0 whatever the verdicts are; 2 bad input.
 """
 
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.cost import Rates
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import check_file
+from parallax.experiments.output import show
 from parallax.meshes.cluster import Cluster, cluster
+from parallax.naming import resolve_rates
 from parallax.papers import PAPERS, paper
 from parallax.papers.audit import Audited, audit
 from parallax.papers.modelled import closed_form_on
 from parallax.report import check_writable
 from parallax.report.audit_text import audit_json, audit_markdown, audit_table
 from parallax.report.files import save_files
+from parallax.requests import shared
+from parallax.requests.option import option
 
 WIDTH = 116
 ALL = "all"
 DEVICES = 16  # of every paper
-FLAGS = (flags.PAPER, flags.CLUSTER, flags.OUT, flags.JSON)
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    paper: str | None = option(None, "A paper (`parallax list papers`), or all. Unset: all.")
+    cluster: str | None = shared.cluster("each paper's own", "What the figures are held against")
+    rates: str | None = shared.rates()
+    out: str = shared.out("Folder for claims.json and claims.md.")
+    json: str | None = shared.json_file()
+
+
+def main(flags: Flags) -> int:
     """Audits what the flags ask for."""
-    name = flags.PAPER.value
+    name = flags.paper
     chosen = dict(PAPERS) if name in (None, ALL) else {name: paper(name)}
-    where = None if flags.CLUSTER.value is None else _cluster(flags.CLUSTER.value)
-    check_writable(flags.OUT.value)
-    if flags.JSON.value is not None:
-        check_file(flags.JSON.value)
-    audits = {
-        n: audit(p, closed_form_on(where or cluster(p.cluster)), on=where)
-        for n, p in chosen.items()
-    }
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(audit_table(audits, chosen))
-    record = json.dumps(_record(audits, where), indent=1) + "\n"
+    where = None if flags.cluster is None else _cluster(flags.cluster)
+    check_writable(flags.out)
+    check_file(flags.json)
+    audits, constants = {}, {}
+    for n, p in chosen.items():
+        on = where or cluster(p.cluster)
+        constants[n] = resolve_rates(flags.rates, on)
+        audits[n] = audit(p, closed_form_on(on, constants[n]), on=where)
+    record = json.dumps(_record(audits, where, constants), indent=1) + "\n"
     files = {"claims.json": record, "claims.md": audit_markdown(audits, chosen)}
-    written = save_files(flags.OUT.value, files)
-    if flags.JSON.value is not None:
-        Path(flags.JSON.value).write_text(record, encoding="utf-8")
+    written = save_files(flags.out, files)
+    if flags.json is not None:
+        Path(flags.json).write_text(record, encoding="utf-8")
+    show(audit_table(audits, chosen), WIDTH)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
 
-def _record(audits: dict[str, tuple[Audited, ...]], where: Cluster | None) -> dict:
+def _record(
+    audits: dict[str, tuple[Audited, ...]], where: Cluster | None, rates: dict[str, Rates | None]
+) -> dict:
     return {
         "schema_version": 1,
         "papers": {
             name: {
                 "cluster": PAPERS[name].cluster if where is None else where.name,
+                "rates": (r := rates[name]) and f"{r.name} {r.version}",
                 "figures": audit_json(audited),
                 "setup_lines": [s.line for s in PAPERS[name].setup],
             }

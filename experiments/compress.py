@@ -21,38 +21,72 @@ the model: parallax compress_quality.
 Exit status: 0 ok; 2 bad input.
 """
 
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from parallax.experiments import flags
+from parallax.engine.compressed import CompressedFolder
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import show
 from parallax.report.words import in_bytes
+from parallax.requests import shared
+from parallax.requests.option import option
 
 WIDTH = 100
-FLAGS = (flags.MODEL, flags.COMPRESSION, flags.LAYER_FORMATS, flags.BUDGET, flags.OUT)
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    model: str | None = option(
+        None,
+        "A folder in Hugging Face's layout, or of a training run.",
+        missing="Give a folder with dense weights.",
+    )
+    compression: str | None = shared.compression()
+    layer_formats: tuple[str, ...] = shared.layer_formats()
+    budget: str | None = option(
+        None,
+        "In place of formats: bytes of all layers' matrices such as 40MB, or a share of their "
+        "dense bytes such as 0.3x. The mildest formats of each layer under it are chosen, by a "
+        "proxy: squared relative errors of weights, added up.",
+    )
+    out: str = shared.out("Folder for what is written; it must not be there yet.")
+
+
+def main(flags: Flags) -> int:
     """Compresses what the flags ask for."""
-    formats, layers, budget = flags.compression(), flags.LAYER_FORMATS.value, flags.BUDGET.value
-    if flags.MODEL.value is None or (formats is None and not layers and budget is None):
+    budget = flags.budget
+    if not flags.given & {"compression", "layer_formats", "budget"}:
         raise ValueError(
-            "--model and --compression (or --layer_formats, or --budget) are needed. See parallax "
-            "compress --help."
+            "--compression, --layer_formats or --budget is needed. See parallax compress --help."
         )
     from parallax.engine.compress import compress
 
     with ProgressLines() as progress:
         done = compress(
-            flags.MODEL.value, formats, flags.OUT.value, layer_formats=layers or (), budget=budget,
-            on_progress=progress,
+            flags.model or "", flags.compression, flags.out, layer_formats=flags.layer_formats,
+            budget=budget, on_progress=progress,
         )  # fmt: skip
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(_matrices(done))
-    console.print()
-    console.print(_layers(done))
+    _show(done, budget)
+    return 0
+
+
+def kept(flags: Flags) -> str:
+    """What an interrupted run leaves: the folder appears when it is complete."""
+    out = Path(flags.out)
+    partial = out.with_name(f".{out.name}.partial")
+    rest = f"; {partial} is a part of it, which the next run replaces" if partial.is_dir() else ""
+    return f"{out} was not made{rest}"
+
+
+def _show(done: CompressedFolder, budget: str | None) -> None:
+    show(_matrices(done), WIDTH)
+    print()
+    show(_layers(done), WIDTH)
     print(
         "\nweights' error: relative L2 of the worst layer's weights, measured\nblock's error: "
         "relative L2 of the block's output on random inputs of unit RMS, measured"
@@ -66,7 +100,6 @@ def main() -> int:
     if done.config.compression is None:
         print("layers have different formats: parallax deploy runs this folder")
     print(f"written: {done.folder}")
-    return 0
 
 
 def _matrices(done) -> Table:

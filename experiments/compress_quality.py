@@ -20,42 +20,75 @@ Exit status: 0 ok; 2 bad input.
 
 import shlex
 import sys
+from dataclasses import dataclass
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import show
 from parallax.report import check_writable
 from parallax.report.files import save_files
+from parallax.requests import shared
+from parallax.requests.option import option
 
 WIDTH = 160
 RESULT_FILE = "compress_quality.json"
 PAGE_FILE = "compress_quality.html"
-FLAGS = (
-    flags.DATA, flags.TRAIN_STEPS, flags.TUNE_STEPS, flags.RACE_STEPS, flags.RACE_SEEDS,
-    flags.BUDGET_SHARE, flags.SEED, flags.OUT,
-)  # fmt: skip
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    data: tuple[str, ...] | None = option(
+        None, "Text files to train on, by commas. Unset: Python's language reference.", "list"
+    )
+    train_steps: int = option(
+        1500, "Steps of 1024 bytes that the small model is trained for.", "whole", unit="steps",
+        at_least=1,
+    )  # fmt: skip
+    tune_steps: int = option(
+        80, "Steps more through each format; 0: formats are measured as trained only.", "whole",
+        unit="steps", at_least=0,
+    )  # fmt: skip
+    race_steps: int = option(
+        300,
+        "Steps of each run, dense and compressed from the start, to a common loss; 0: no race.",
+        "whole", unit="steps", at_least=0,
+    )  # fmt: skip
+    race_seeds: int = option(
+        3, "Pairs of runs, each from other random weights.", "whole", at_least=0
+    )
+    budget_share: float = option(
+        0.12,
+        "Of the float16 bytes of the model's layers: the mildest mix of formats under it is "
+        "searched.",
+        "number",
+    )
+    seed: int = shared.seed()
+    out: str = shared.out("Folder for compress_quality.json and compress_quality.html.")
+
+    def unused(self) -> dict[str, str]:
+        """Pairs of runs, where none race."""
+        return {} if self.race_steps else {"race_seeds": "race_steps is 0: there is no race"}
+
+
+def main(flags: Flags) -> int:
     """Measures what the flags ask for."""
     from parallax.quality import Settings, measure
     from parallax.quality.tables import record_page, record_table
 
     settings = Settings(
-        steps=flags.TRAIN_STEPS.value, tune_steps=flags.TUNE_STEPS.value,
-        race_steps=flags.RACE_STEPS.value, race_seeds=flags.RACE_SEEDS.value,
-        budget_share=flags.BUDGET_SHARE.value, seed=flags.SEED.value,
+        steps=flags.train_steps, tune_steps=flags.tune_steps,
+        race_steps=flags.race_steps, race_seeds=flags.race_seeds,
+        budget_share=flags.budget_share, seed=flags.seed,
     )  # fmt: skip
-    check_writable(flags.OUT.value)
+    check_writable(flags.out)
+    data = None if flags.data is None else list(flags.data)
     with ProgressLines() as progress:
-        record = measure(
-            flags.DATA.value, settings, command=_command(), on_progress=progress,
-        )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(record_table(record))
-    written = save_files(
-        flags.OUT.value, {RESULT_FILE: record.to_json(), PAGE_FILE: record_page(record)}
-    )
+        record = measure(data, settings, command=_command(), on_progress=progress)
+    files = {RESULT_FILE: record.to_json(), PAGE_FILE: record_page(record)}
+    written = save_files(flags.out, files)
+    show(record_table(record), WIDTH)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 

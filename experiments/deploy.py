@@ -26,16 +26,20 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.engine.deployment.layout import Rule
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import show
+from parallax.models.config import DType
 from parallax.report import check_writable
 from parallax.report.facts import Cell
+from parallax.report.files import save_files
 from parallax.report.grid import Grid, Heads, grid_table
+from parallax.requests import shared
+from parallax.requests.option import option
 
 WIDTH = 110
 _SPREAD = ("p50", "p90", "p99", "max")
@@ -59,49 +63,111 @@ _PRESSURE: Heads = (
     ("host to device MB", "measured"), ("ms", "measured"),
 )  # fmt: skip
 _MOST_VIRTUAL = 16
-FLAGS = (
-    flags.MODEL, flags.PROMPT, flags.MAX_NEW_TOKENS, flags.DEVICES, flags.SPARES,
-    flags.DEVICE_BUDGET, flags.RULE, flags.COMPRESSION, flags.LAYER_FORMATS, flags.STRONGER,
-    flags.MICROBATCHES, flags.LOSE, flags.LOSSES, flags.SWITCHES, flags.PRESSURE, flags.SEED,
-    flags.DTYPE, flags.SMALL, flags.VIRTUAL, flags.OUT,
-)  # fmt: skip
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    model: str = shared.model("Give a folder, or a paper's name with --small.")
+    prompt: tuple[str, ...] = option(
+        (), "A text to continue; several times for a batch of any lengths.", "repeated"
+    )
+    max_new_tokens: int = option(
+        64, "Tokens to generate for each prompt, at most.", "whole", unit="tokens", at_least=1
+    )
+    devices: int | None = option(
+        None,
+        "Devices in all, spares included. Unset: all, or with --virtual one a layer (16 at most) "
+        "and the spares.",
+        "whole", at_least=1,
+    )  # fmt: skip
+    spares: int = option(
+        0, "Of the devices, so many wait until another is lost.", "whole", at_least=0
+    )
+    device_budget: str | None = option(
+        None,
+        "Bytes of weights, keys, values that a device may hold: l2, smem, l2+smem (of an H100) or "
+        "bytes such as 50MB. Unset: no limit.",
+    )
+    rule: Rule = option(
+        "optimal",
+        "How layers are placed: the least slowest group, or the papers' rule, a device takes "
+        "layers as long as they fit.",
+        "choice",
+        choices=("optimal", "greedy"),
+    )
+    compression: str | None = shared.compression()
+    layer_formats: tuple[str, ...] = shared.layer_formats()
+    stronger: str = option(
+        "int8+2:4",
+        "Formats that --switches and --pressure take layers to: one, or attention's and the MLP's.",
+    )
+    microbatches: int = option(
+        1, "Pieces of the batch: while one is on a device, the next is on the device before.",
+        "whole", at_least=1,
+    )  # fmt: skip
+    lose: tuple[int, ...] = option(
+        (),
+        "Numbers of devices to lose, one a run, separated by commas. Unset: --losses draws them.",
+        "whole list",
+    )
+    losses: int = option(0, "Runs that lose a device at a random moment.", "whole", at_least=0)
+    switches: int = option(
+        0,
+        "Switches of layers to --stronger and back while requests run; so many prepared on "
+        "devices, and as many on the host.",
+        "whole", at_least=0,
+    )  # fmt: skip
+    pressure: bool = option(
+        False,
+        "Also a run whose growing keys and values outgrow a (modelled) cache half way: layers "
+        "switch to --stronger by themselves.",
+        "switch",
+    )
+    seed: int = shared.seed()
+    dtype: DType | None = shared.dtype()
+    small: bool = shared.small()
+    virtual: bool = shared.virtual("see --devices")
+    out: str = shared.out("Folder for deploy.json.")
+
+    def unused(self) -> dict[str, str]:
+        """What losses and switches are made with, where there are none."""
+        found = {}
+        if not (self.switches or self.pressure):
+            found["stronger"] = "neither switches nor pressure takes a layer to it"
+        if not (self.losses or self.lose):
+            found["seed"] = "no losses whose moments it would draw"
+        return found
+
+
+def main(flags: Flags) -> int:
     """Deploys what the flags ask for."""
-    model = flags.MODEL.value
-    if model is None:
-        raise ValueError("--model is missing. Give a folder, or a paper's name with --small.")
-    try:
-        lose = [int(d) for d in flags.LOSE.value or ()]
-    except ValueError as error:
-        raise ValueError(f"--lose: {error}. Give device numbers, separated by commas.") from None
-    check_writable(flags.OUT.value)
-    budget = _budget()
-    dtype = _use_devices(model)
+    check_writable(flags.out)
+    budget = _budget(flags.device_budget)
+    dtype = _use_devices(flags)
     from parallax.comparing import versions
     from parallax.engine.deployment.deploying import PROMPTS, deploy
-    from parallax.engine.deployment.layout import Rule
 
     with ProgressLines() as progress:
         record = deploy(
-            model,
-            flags.PROMPT.value or PROMPTS,
-            devices=flags.DEVICES.value,
-            spares=flags.SPARES.value,
+            flags.model,
+            flags.prompt or PROMPTS,
+            devices=flags.devices,
+            spares=flags.spares,
             budget=budget,
-            rule=cast(Rule, flags.RULE.value),
-            compression=flags.compression(),
-            layer_formats=flags.LAYER_FORMATS.value or (),
-            stronger=flags.STRONGER.value,
-            max_new_tokens=flags.MAX_NEW_TOKENS.value,
-            microbatches=flags.MICROBATCHES.value or 1,
-            lose=lose,
-            losses=flags.LOSSES.value,
-            switches=flags.SWITCHES.value,
-            pressure=flags.PRESSURE.value,
-            seed=flags.SEED.value,
-            small=flags.SMALL.value,
+            rule=flags.rule,
+            compression=flags.compression,
+            layer_formats=flags.layer_formats,
+            stronger=flags.stronger,
+            max_new_tokens=flags.max_new_tokens,
+            microbatches=flags.microbatches,
+            lose=flags.lose,
+            losses=flags.losses,
+            switches=flags.switches,
+            pressure=flags.pressure,
+            seed=flags.seed,
+            small=flags.small,
             dtype=dtype,
             on_progress=progress,
         )
@@ -111,31 +177,28 @@ def main() -> int:
         "versions": versions(),
         **record.to_dict(),
     }
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    (path,) = save_files(flags.out, {"deploy.json": json.dumps(data, indent=1) + "\n"})
     for grid in _grids(data):
-        console.print(grid_table(grid))
-        console.print()
+        show(grid_table(grid), WIDTH)
+        print()
     for line in _lines(data):
         print(line)
-    path = Path(flags.OUT.value) / "deploy.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {path}")
     return 0 if record.exact and data["setup"]["equals_unsharded"] is not False else 1
 
 
-def _use_devices(model: str) -> Any:
+def _use_devices(flags: Flags) -> DType | None:
     """Virtual ones where asked for; the dtype to run in."""
     import jax
 
     from parallax.engine.deployment.deploying import deployed_model
     from parallax.lenses.environment import virtual_devices
 
-    config, _, stored = deployed_model(model, small=flags.SMALL.value)
-    if flags.VIRTUAL.value:
-        fitting = min(config.num_layers, _MOST_VIRTUAL) + flags.SPARES.value
-        virtual_devices(flags.DEVICES.value or fitting)
-    dtype = flags.DTYPE.value
+    config, _, stored = deployed_model(flags.model, small=flags.small)
+    if flags.virtual:
+        fitting = min(config.num_layers, _MOST_VIRTUAL) + flags.spares
+        virtual_devices(flags.devices or fitting)
+    dtype = flags.dtype
     if dtype is None and stored is None and jax.devices()[0].platform == "cpu":
         dtype = "float64"
     if "float64" in (dtype, config.dtype):
@@ -143,13 +206,13 @@ def _use_devices(model: str) -> Any:
     return dtype
 
 
-def _budget() -> int | None:
-    if flags.DEVICE_BUDGET.value is None:
+def _budget(text: str | None) -> int | None:
+    if text is None:
         return None
     from parallax.meshes.gpus import GPUS
     from parallax.placement import parse_budget
 
-    return parse_budget(flags.DEVICE_BUDGET.value, GPUS["h100"]).n_bytes
+    return parse_budget(text, GPUS["h100"]).n_bytes
 
 
 def _grids(data: dict[str, Any]) -> Iterator[Grid]:

@@ -1,12 +1,16 @@
 """The devices that a run asks for, before JAX starts."""
 
 from parallax.lenses.environment import virtual_devices
+from parallax.meshes.mesh import MeshSpec
 from parallax.naming import resolve_strategy
+from parallax.strategy import Strategy
 
 _MOST_VIRTUAL = 16  # that a strategy without a mesh fills
 
 
-def use_devices(strategy: str | None, mesh: str | None, virtual: bool, dtype: str | None) -> None:
+def use_devices(
+    strategy: str | Strategy | None, mesh: str | MeshSpec | None, virtual: bool, dtype: str | None
+) -> None:
     """With `virtual`, as many virtual CPU devices as the mesh needs; and float64 where it is asked.
 
     Raises:
@@ -19,7 +23,5 @@ def use_devices(strategy: str | None, mesh: str | None, virtual: bool, dtype: st
     if virtual:
         most = _MOST_VIRTUAL
         if mesh is not None:
-            from parallax.meshes.mesh import MeshSpec
-
-            most = max(most, MeshSpec.parse(mesh).size)
+            most = max(most, (MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh).size)
         virtual_devices(resolve_strategy(strategy, mesh, most).mesh.size)

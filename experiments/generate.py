@@ -15,32 +15,43 @@ and what was padded on standard error; with --json=FILE all of it in a file.
 Exit status: 0 ok; 2 bad input.
 """
 
-import dataclasses
 import json
 import sys
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-from parallax.experiments import flags
 from parallax.experiments.devices import use_devices
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
-
-FLAGS = (
-    flags.MODEL, flags.STRATEGY, flags.MESH, flags.PROMPT, flags.PROMPTS, flags.MAX_NEW_TOKENS,
-    flags.TEMPERATURE, flags.TOP_K, flags.TOP_P, flags.SEED, flags.STOP_TOKENS, flags.CACHE_LEN,
-    flags.DTYPE, flags.COMPRESSION, flags.SMALL, flags.VIRTUAL, flags.JSON,
-)  # fmt: skip
+from parallax.requests import shared
+from parallax.requests.generate import GenerateRequest
+from parallax.requests.option import nested, option
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    request: GenerateRequest = nested(GenerateRequest)
+    prompts: str | None = option(None, "A UTF-8 file with a prompt in each line.")
+    virtual: bool = shared.virtual()
+    json: str | None = shared.json_file()
+
+
+def main(flags: Flags) -> int:
     """Generates what the flags ask for."""
-    request = _request()
-    if flags.JSON.value is not None:
-        check_file(flags.JSON.value)
-    use_devices(request["strategy"], request["mesh"], flags.VIRTUAL.value, request["dtype"])
-    from parallax.engine.texts import generate
+    request = flags.request
+    prompts = (*request.prompts, *_from_file(flags.prompts))
+    if not prompts:
+        raise ValueError(
+            "no prompt. Give --prompt=TEXT (several times for a batch) or --prompts=FILE."
+        )
+    request = replace(request, prompts=prompts)
+    check_file(flags.json)
+    use_devices(request.strategy, request.mesh, flags.virtual, request.dtype)
+    from parallax.engine.texts import run_generation
 
-    alone = len(request["prompts"]) == 1
+    alone = len(prompts) == 1
     with ProgressLines() as progress:
 
         def on_text(prompt: int, text: str) -> None:
@@ -48,57 +59,33 @@ def main() -> int:
                 progress.stop()
                 print(text, end="", flush=True)
 
-        found = generate(**request, on_text=on_text, on_progress=progress)
-    if alone:
-        print()
-    else:
-        for number, text in enumerate(found.texts):
-            print(f"[{number}] {text}")
+        found = run_generation(request, on_text=on_text, on_progress=progress)
     generation = found.generation
+    if flags.json is not None:
+        asked = {field.name: getattr(request, field.name) for field in fields(request)}
+        record = {"request": asked, "texts": found.texts} | asdict(generation)
+        Path(flags.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(
+        "\n" if alone else "".join(f"[{n}] {text}\n" for n, text in enumerate(found.texts)), end=""
+    )
     for line in (*generation.notes, *generation.latency.lines()):
         print(line, file=sys.stderr)
-    if flags.JSON.value is not None:
-        record = {"request": request, "texts": found.texts} | dataclasses.asdict(generation)
-        Path(flags.JSON.value).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _request() -> dict[str, Any]:
-    if flags.MODEL.value is None:
-        raise ValueError("--model is missing. Give a folder, or a paper's name with --small.")
-    prompts = list(flags.PROMPT.value or ())
-    if flags.PROMPTS.value is not None:
-        try:
-            text = Path(flags.PROMPTS.value).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ValueError(
-                f"--prompts={flags.PROMPTS.value}: {why}. Give a UTF-8 text file."
-            ) from None
-        prompts += [line for line in text.splitlines() if line]
-    if not prompts:
-        raise ValueError(
-            "no prompt. Give --prompt=TEXT (several times for a batch) or --prompts=FILE."
-        )
+def kept(flags: Flags) -> str:
+    """What an interrupted run leaves: the text so far, on standard output."""
+    rest = "" if flags.json is None else f"; {flags.json} was not written"
+    return f"what was printed is all that was generated{rest}"
+
+
+def _from_file(name: str | None) -> list[str]:
+    """A prompt in each line that is not empty."""
+    if name is None:
+        return []
     try:
-        stop = (
-            None if flags.STOP_TOKENS.value is None else [int(t) for t in flags.STOP_TOKENS.value]
-        )
-    except ValueError as error:
-        raise ValueError(f"--stop_tokens: {error}. Give token ids, separated by commas.") from None
-    return {
-        "model": flags.MODEL.value,
-        "prompts": prompts,
-        "strategy": flags.STRATEGY.value,
-        "mesh": flags.MESH.value,
-        "max_new_tokens": flags.MAX_NEW_TOKENS.value,
-        "temperature": flags.TEMPERATURE.value,
-        "top_k": flags.TOP_K.value,
-        "top_p": flags.TOP_P.value,
-        "seed": flags.SEED.value,
-        "stop_tokens": stop,
-        "cache_len": flags.CACHE_LEN.value,
-        "dtype": flags.DTYPE.value,
-        "compression": flags.compression(),
-        "small": flags.SMALL.value,
-    }
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(f"--prompts={name}: {why}. Give a UTF-8 text file.") from None
+    return [line for line in text.splitlines() if line]

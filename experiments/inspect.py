@@ -13,46 +13,64 @@ Exit status: 0 ok; 2 bad input.
 """
 
 import json
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import check_file
+from parallax.experiments.output import show
 from parallax.inspecting import inspect_text
+from parallax.requests import shared
+from parallax.requests.option import option
 
 WIDTH = 110
-ARGUMENT = flags.HLO
-FLAGS = (flags.HLO, flags.CLUSTER, flags.MESH, flags.TRIPS, flags.RATES, flags.JSON)
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    hlo: str = option(
+        None,
+        "Text of a scheduled CUDA module; also without --hlo=.",
+        missing="Write parallax inspect FILE.hlo.",
+        positional=True,
+    )
+    cluster: str | None = shared.cluster("nodes of eight H100", "What to price for")
+    mesh: str | None = option(
+        None, "Mesh axes of its devices: axis=size,... Unset: as the program names them."
+    )
+    trips: tuple[str, ...] = option(
+        (), "Executions of loops whose length depends on data: scope=count, by commas.", "list"
+    )
+    rates: str | None = shared.rates()
+    json: str | None = shared.json_file()
+
+
+def main(flags: Flags) -> int:
     """Inspects what the flags name."""
-    if flags.HLO.value is None:
-        raise ValueError("no file. Write parallax inspect FILE.hlo.")
-    if flags.JSON.value is not None:
-        check_file(flags.JSON.value)
+    check_file(flags.json)
     try:
-        text = Path(flags.HLO.value).read_text(encoding="utf-8")
+        text = Path(flags.hlo).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{flags.HLO.value}: {why}. Give the text of a compiled module.") from None
+        raise ValueError(f"{flags.hlo}: {why}. Give the text of a compiled module.") from None
     found = inspect_text(
         text,
-        cluster=flags.CLUSTER.value,
-        mesh=flags.MESH.value,
-        trips=_trips(flags.TRIPS.value or ()),
-        rates=flags.RATES.value,
+        cluster=flags.cluster,
+        mesh=flags.mesh,
+        trips=_trips(flags.trips),
+        rates=flags.rates,
     )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(found.table())
-    if flags.JSON.value is not None:
+    if flags.json is not None:
         record = json.dumps(found.to_dict(), indent=1) + "\n"
-        Path(flags.JSON.value).write_text(record, encoding="utf-8")
+        Path(flags.json).write_text(record, encoding="utf-8")
+    show(found.table(), WIDTH)
     return 0
 
 
-def _trips(pairs) -> dict[str, float]:
+def _trips(pairs: Sequence[str]) -> dict[str, float]:
     trips = {}
     for pair in pairs:
         scope, equals, count = pair.partition("=")

@@ -14,40 +14,46 @@ Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 
 import json
-import sys
+from dataclasses import dataclass
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import show
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.report.grid import grid_table
 from parallax.report.l2_residency_page import plot, tables
 from parallax.report.svg import as_file
+from parallax.requests import shared
 
 WIDTH = 110
-FLAGS = (flags.OUT,)
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    out: str = shared.out("Folder for l2_residency.json and l2_residency.svg.")
+
+
+def main(flags: Flags) -> int:
     """Measures the GPU at hand."""
     from parallax.lenses.kernel_timing import gpu_timer
     from parallax.lenses.l2_residency import gpu_at_hand, measure_residency
 
-    check_writable(flags.OUT.value)
+    check_writable(flags.out)
     l2_bytes, sequence_timer = gpu_at_hand()
     with ProgressLines() as progress:
         record = measure_residency(
             l2_bytes=l2_bytes, sequence_timer=sequence_timer, timer=gpu_timer(),
             on_progress=progress,
         )  # fmt: skip
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    for grid in tables(record):
-        console.print(grid_table(grid))
     files = {
         "l2_residency.json": json.dumps(record, indent=1) + "\n",
         "l2_residency.svg": as_file(plot(record)),
     }
-    print(f"written: {', '.join(str(path) for path in save_files(flags.OUT.value, files))}")
+    written = save_files(flags.out, files)
+    for grid in tables(record):
+        show(grid_table(grid), WIDTH)
+    print(f"written: {', '.join(str(path) for path in written)}")
     return 0

@@ -1,57 +1,68 @@
 """Starting an experiment: flags, help, and errors as one line with exit status 2."""
 
+import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 from rich.console import Console
+
+from parallax.experiments import flags
+from parallax.lenses.child import end_children
+from parallax.requests.option import described
 
 _HELP = ("-h", "--help", "-help", "--helpfull", "--helpshort")
 # Raised for what a user passed; the message says it all.
 USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError)
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def launch(module: ModuleType, main: Callable[[], int], argv: list[str]) -> int:
-    """Parses flags and runs `main`.
+def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
+    """Parses flags and runs a command.
 
     Args:
-      module: the experiment; its docstring is the help's first part.
-      argv: program name and arguments.
+      name: of the command, a module with a docstring, which is the help's first part, `Flags` and
+        `main(flags)`; and perhaps `kept(flags)`, what Ctrl-C left, in words.
+      arguments: after the command's name.
+      commands: names of all commands.
 
     Returns:
-      An exit status: main's own, or 2 for bad input.
+      An exit status: main's own, 2 for bad input, or 130 for Ctrl-C.
     """
-    name = module.__name__.rpartition(".")[2]
+    started, given = time.time(), None
     if not _NVIDIA_DRIVER.exists():
         # The compiler for GPUs that are not there (extra `aot`) would print what it lacks to run.
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    if any(a in _HELP for a in argv[1:]):
-        print(help_text(module, name))
-        return 0
+    module = None
     try:
-        rest = flags.FLAGS(argv)
-        argument = getattr(module, "ARGUMENT", None)
-        if argument is not None and len(rest) == 2 and argument.value is None:
-            flags.FLAGS[argument.name].value = rest.pop()
-        if len(rest) > 1:
-            raise ValueError(
-                f"unexpected argument {rest[1]!r}. Flags are written --name=value; see "
-                f"parallax {name} --help."
-            )
-        return main()
-    except flags.Error as error:
+        module = command_module(name)
+        if any(a in _HELP for a in arguments):
+            print(help_text(module))
+            return 0
+        given = flags.read_flags(module.Flags, [f"parallax {name}", *arguments])
+        return module.main(given)
+    except flags.UnknownFlagError as error:
+        return _fail(name, f"{_elsewhere(error, name, commands)} See parallax {name} --help.")
+    except absl_flags.Error as error:
         return _fail(name, f"{str(error).rstrip('.')}. See parallax {name} --help.")
     except USER_ERRORS as error:
         return _fail(name, str(error))
     except KeyboardInterrupt:
-        print(f"parallax {name}: interrupted.", file=sys.stderr)
-        return 130
+        end_children()
+        print(f"\nparallax {name}: interrupted; {_kept(module, given, started)}.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def command_module(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"parallax.experiments.{name}")
 
 
 def _fail(name: str, message: str) -> int:
@@ -59,23 +70,55 @@ def _fail(name: str, message: str) -> int:
     return BAD_INPUT
 
 
-def help_text(module: ModuleType, name: str) -> str:
+def _elsewhere(error: flags.UnknownFlagError, name: str, commands: Sequence[str]) -> str:
+    """The error, naming the commands that have the flag where there are any."""
+    spelled = {error.flag, error.flag.removeprefix("no")}
+    owners = [
+        command
+        for command in commands
+        if spelled & {one.flag for one in described(command_module(command).Flags)}
+    ]
+    if not owners:
+        return str(error)
+    return f"--{error.flag} is a flag of {', '.join(owners)}, not of {name}."
+
+
+def _kept(module: ModuleType | None, given: Any, started: float) -> str:
+    """What an interrupted command leaves behind, in words."""
+    if module is None or given is None:
+        return "nothing was started"
+    if hasattr(module, "kept"):
+        return module.kept(given)
+    written = [str(path) for path in _results(given) if path.stat().st_mtime >= started]
+    return f"written so far: {', '.join(written)}" if written else "nothing was written"
+
+
+def _results(given: Any) -> Iterator[Path]:
+    """Files in the folder of results, and the file of them."""
+    if folder := getattr(given, "out", None):
+        yield from (path for path in sorted(Path(folder).glob("**/*")) if path.is_file())
+    if (file := getattr(given, "json", None)) and Path(file).is_file():
+        yield Path(file)
+
+
+def help_text(module: ModuleType) -> str:
     """The module's docstring, then each of its flags with its default."""
     lines = [(module.__doc__ or "").strip(), "", "Flags:"]
-    for holder in module.FLAGS:
-        flag = flags.FLAGS[holder.name]
-        switch = f"--{flag.name}" if flag.boolean else f"--{flag.name}=..."
-        unset = flag.default is None or flag.default is False
-        default = "" if unset else f" (default {flag.default_as_str})"
-        text = f"{' '.join((flag.help or '').split())}{default}"
+    for one in described(module.Flags):
+        switch = f"--{one.flag}" if one.option.kind == "switch" else f"--{one.flag}=..."
+        shown = flags.shown_default(one.default)
+        default = f" (default {shown})" if shown else ""
         lines += textwrap.wrap(
-            text, 98, initial_indent=f"  {switch:<22}", subsequent_indent=" " * 24
-        )
+            f"{flags.meaning(one.option)}{default}", 98,
+            initial_indent=f"  {switch:<22}", subsequent_indent=" " * 24,
+        )  # fmt: skip
     return "\n".join(lines)
 
 
-def check_file(path: str) -> None:
+def check_file(path: str | None) -> None:
     """To be called before the work starts. ValueError if a file cannot be written there."""
+    if path is None:
+        return
     target = Path(path)
     if target.is_dir():
         why = "Is a directory"

@@ -16,44 +16,35 @@ Exit status: 0 ok, decided or not; 2 bad input.
 """
 
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
-from parallax.pairing import compare_pairs
+from parallax.experiments.output import show
+from parallax.pairing import run_pairs
+from parallax.requests import shared
+from parallax.requests.option import nested
+from parallax.requests.pairs import PairsRequest
 
 WIDTH = 100
-FLAGS = (
-    flags.PAPER, flags.MODEL, flags.STRATEGIES, flags.MESH, flags.BATCH, flags.SEQ_LEN,
-    flags.SMALL, flags.DTYPE, flags.CLUSTER, flags.TEXT, flags.PAIRS, flags.SEED, flags.JSON,
-)  # fmt: skip
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    request: PairsRequest = nested(PairsRequest)
+    json: str | None = shared.json_file()
+
+
+def main(flags: Flags) -> int:
     """Runs the pairs that the flags ask for."""
-    if flags.JSON.value is not None:
-        check_file(flags.JSON.value)
+    check_file(flags.json)
     with ProgressLines() as progress:
-        found = compare_pairs(
-            flags.PAPER.value,
-            model=flags.MODEL.value,
-            strategies=flags.STRATEGIES.value,
-            mesh=flags.MESH.value,
-            batch=flags.BATCH.value,
-            seq_len=flags.SEQ_LEN.value,
-            small=flags.SMALL.value,
-            dtype=flags.DTYPE.value,
-            cluster=flags.CLUSTER.value,
-            text=flags.TEXT.value,
-            pairs=flags.PAIRS.value,
-            seed=flags.SEED.value,
-            on_progress=progress,
-        )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(found.table())
-    if flags.JSON.value is not None:
+        found = run_pairs(flags.request, on_progress=progress)
+    if flags.json is not None:
         record = json.dumps(found.to_dict(), indent=1) + "\n"
-        Path(flags.JSON.value).write_text(record, encoding="utf-8")
+        Path(flags.json).write_text(record, encoding="utf-8")
+    show(found.table(), WIDTH)
     return 0

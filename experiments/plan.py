@@ -16,54 +16,34 @@ about a minute with the best five.
 Exit status: 0 ok; 1 nothing fits or is fast enough; 2 bad input.
 """
 
-import sys
-from typing import Any, cast
+from dataclasses import dataclass
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
-from parallax.models.config import DType
-from parallax.planning import plan
+from parallax.experiments.output import show
+from parallax.planning import run_plan
 from parallax.report import check_writable
-from parallax.search.results import Objective
+from parallax.requests import shared
+from parallax.requests.option import nested
+from parallax.requests.plan import PlanRequest
 
 WIDTH = 120
-FLAGS = (
-    flags.MODEL, flags.BATCH, flags.PROMPT_LEN, flags.OUTPUT_LEN, flags.CLUSTER, flags.OBJECTIVE,
-    flags.MAX_TPOT_S, flags.COMPILE_TOP, flags.DTYPE, flags.COMPRESSION, flags.KERNELS,
-    flags.RATES, flags.REGIMES, flags.OUT,
-)  # fmt: skip
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    request: PlanRequest = nested(PlanRequest)
+    out: str = shared.out("Folder for plan.json, plan.html and strategy.json, the winner.")
+
+
+def main(flags: Flags) -> int:
     """Plans what the flags ask for."""
-    model, batch, prompt_len = (_given(f) for f in (flags.MODEL, flags.BATCH, flags.PROMPT_LEN))
-    check_writable(flags.OUT.value)
+    check_writable(flags.out)
     with ProgressLines() as progress:
-        report = plan(
-            model,
-            batch=batch,
-            prompt_len=prompt_len,
-            output_len=flags.OUTPUT_LEN.value,
-            cluster=flags.CLUSTER.value or "h100_2x8",
-            objective=cast(Objective, flags.OBJECTIVE.value),
-            max_tpot_s=flags.MAX_TPOT_S.value,
-            compile_top=flags.COMPILE_TOP.value,
-            dtype=cast(DType | None, flags.DTYPE.value),
-            compression=flags.COMPRESSION.value,
-            kernels=flags.KERNELS.value,
-            rates=flags.RATES.value,
-            regimes=flags.REGIMES.value,
-            on_progress=progress,
-        )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(report.table())
-    written = report.save(flags.OUT.value)
+        report = run_plan(flags.request, on_progress=progress)
+    written = report.save(flags.out)
+    show(report.table(), WIDTH)
     print(f"\nwritten: {', '.join(str(path) for path in written)}")
     return 0 if report.winner is not None else 1
-
-
-def _given(holder: Any) -> Any:
-    if holder.value is None:
-        raise ValueError(f"--{holder.name} is missing. See parallax plan --help.")
-    return holder.value

@@ -18,71 +18,93 @@ Exit status: 0 ok; 2 bad input.
 """
 
 import datetime
-import sys
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
-from parallax.experiments import flags
+from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import show
 from parallax.report import check_writable
 from parallax.report.regimes_page import RegimesReport
+from parallax.requests import shared
+from parallax.requests.option import described, option
 from parallax.search.layerwise_regimes import study
 from parallax.search.places import Grid
 
 WIDTH = 120
 QUICK = Grid(clusters=("h100_2x8",), stored=("float16", "int8, MLP int8+2:4"))
-FLAGS = (
-    flags.CLUSTERS, flags.BATCHES, flags.WIDTHS, flags.DEPTHS, flags.STORED, flags.SEQ_LEN,
-    flags.FULL, flags.OUT,
-)  # fmt: skip
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    clusters: tuple[str, ...] | None = option(
+        None, "Wirings, by commas: `parallax list clusters`. Unset: h100_2x8.", "list"
+    )
+    batches: tuple[int, ...] | None = option(
+        None, "Sequences, by commas. Unset: 1,4,16,64,256,1024.", "whole list"
+    )
+    widths: tuple[int, ...] | None = option(
+        None,
+        "Widths of the model, multiples of 1024, by commas. Unset: 1024,2048,4096,8192.",
+        "whole list",
+    )
+    depths: tuple[int, ...] | None = option(
+        None, "Layers of the model, by commas. Unset: 16,64.", "whole list"
+    )
+    stored: tuple[str, ...] | None = option(
+        None,
+        "Formats of the weights, by commas: float16, int8, int8/int8+2:4 (of attention and MLP), "
+        "int4, int4+2:4. Unset: float16, int8/int8+2:4.",
+        "list",
+    )
+    seq_len: int = shared.seq_len(2048)
+    rates: str | None = shared.rates()
+    full: bool = option(
+        False, "Both wirings and all formats where these flags are unset: minutes.", "switch"
+    )
+    out: str = shared.out("Folder for regimes.json, .md, .html and two plots as .svg.")
+
+    def unused(self) -> dict[str, str]:
+        """All wirings and formats, where both are named."""
+        if self.clusters is None or self.stored is None:
+            return {}
+        return {"full": "clusters and stored are given, and it sets nothing else"}
+
+
+def main(flags: Flags) -> int:
     """Studies the grid that the flags ask for."""
-    check_writable(flags.OUT.value)
-    grid = _grid()
+    check_writable(flags.out)
+    grid = _grid(flags)
     with ProgressLines() as progress:
-        places = study(grid, progress)
-    made = {"date": datetime.date.today().isoformat(), "command": _command()}
+        places = study(grid, progress, rates=flags.rates)
+    made = {"date": datetime.date.today().isoformat(), "command": _command(flags)}
     report = RegimesReport(grid, places, made)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(report.table())
-    written = report.save(flags.OUT.value)
+    written = report.save(flags.out)
+    show(report.table(), WIDTH)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 
 
-def _grid() -> Grid:
-    start = Grid() if flags.FULL.value else QUICK
-    asked: dict[str, Any] = {
-        "clusters": flags.CLUSTERS.value, "batches": _numbers(flags.BATCHES),
-        "widths": _numbers(flags.WIDTHS), "depths": _numbers(flags.DEPTHS),
-        "stored": _stored(flags.STORED.value), "seq_len": flags.SEQ_LEN.value,
-    }  # fmt: skip
-    given = {k: v if k == "seq_len" else tuple(v) for k, v in asked.items() if v is not None}
-    return start.replace(**given)
+def _grid(flags: Flags) -> Grid:
+    start = Grid() if flags.full else QUICK
+    names = ("clusters", "batches", "widths", "depths", "stored")
+    given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    if flags.stored is not None:  # `attention/MLP` is one name of two formats
+        given["stored"] = tuple(name.replace("/", ", MLP ") for name in flags.stored)
+    return start.replace(**given, seq_len=flags.seq_len)
 
 
-def _stored(values: list[str] | None) -> list[str] | None:
-    """`attention/MLP` is one name of two formats."""
-    return None if values is None else [v.replace("/", ", MLP ") for v in values]
-
-
-def _numbers(holder: Any) -> list[int] | None:
-    if holder.value is None:
-        return None
-    try:
-        return [int(v) for v in holder.value]
-    except ValueError:
-        said = ",".join(holder.value)
-        raise ValueError(f"--{holder.name}={said}: expected numbers, by commas.") from None
-
-
-def _command() -> str:
-    shown = [f"--{f.name}" if f.value is True else f"--{f.name}={_text(f.value)}"
-             for f in FLAGS if f.name != "out" and f.value not in (None, False)]  # fmt: skip
+def _command(flags: Flags) -> str:
+    """As typed, without where results go."""
+    shown = []
+    for one in described(Flags):
+        value = getattr(flags, one.flag)
+        if one.flag in flags.given - {"out"} and value is not False:
+            shown.append(f"--{one.flag}" if value is True else f"--{one.flag}={_text(value)}")
     return " ".join(("parallax regimes", *shown))
 
 
 def _text(value: Any) -> str:
-    return ",".join(value) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

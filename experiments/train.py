@@ -9,92 +9,111 @@
 FOLDER holds published weights (config.json, *.safetensors, tokenizer.json) to start from. Data are
 text files, .npy (a row of integers) or .bin (uint16) tokens. AdamW with warmup, cosine decay and
 clipping; parameters and moments in float32; checkpoints beside the training. Ctrl-C or SIGTERM
-saves and leaves; the same command goes on from there.
+saves and leaves after the step under way; the same command goes on from there.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices.
 Result: in --workdir run.json (what ran), metrics.jsonl, TensorBoard's events, checkpoints.
-Exit status: 0 done, or stopped and saved; 2 bad input, or a loss that is not finite.
+Exit status: 0 done, or stopped by SIGTERM and saved; 130 stopped by Ctrl-C and saved; 2 bad input,
+or a loss that is not finite.
 """
 
 import signal
 import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from parallax.experiments import flags
 from parallax.experiments.devices import use_devices
-
-FLAGS = (
-    flags.MODEL, flags.SMALL, flags.DATA, flags.WORKDIR, flags.STRATEGY, flags.MESH, flags.STEPS,
-    flags.BATCH, flags.SEQ_LEN, flags.MICROBATCHES, flags.REMAT, flags.LEARNING_RATE,
-    flags.WARMUP_STEPS, flags.WEIGHT_DECAY, flags.CLIP_NORM, flags.SEED, flags.SAVE_EVERY,
-    flags.KEEP, flags.LOG_EVERY, flags.DTYPE, flags.VIRTUAL,
-)  # fmt: skip
-_BATCH, _SEQ_LEN = 16, 256
+from parallax.experiments.flags import Command
+from parallax.experiments.launch import INTERRUPTED
+from parallax.requests import shared
+from parallax.requests.option import nested, option
+from parallax.requests.train import TrainRequest
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class Flags(Command):
+    """The flags of this command."""
+
+    request: TrainRequest = nested(TrainRequest)
+    learning_rate: float = option(3e-4, "Of AdamW, at the end of the warmup.", "number")
+    warmup_steps: int = option(
+        20,
+        "Steps in which the learning rate rises from 0; a cosine takes it down to a tenth after "
+        "that.",
+        "whole", unit="steps", at_least=0,
+    )  # fmt: skip
+    weight_decay: float = option(
+        0.1, "Of matrices and tables; norms and biases have none.", "number"
+    )
+    clip_norm: float = option(
+        1.0, "Largest L2 norm of all gradients together; 0 is no clipping.", "number"
+    )
+    log_every: int = option(
+        10, "Steps between lines where there is no terminal.", "whole", unit="steps", at_least=1
+    )
+    virtual: bool = shared.virtual()
+
+
+def main(flags: Flags) -> int:
     """Trains what the flags ask for."""
-    for flag, why in ((flags.MODEL, "a folder, or a paper's name"), (flags.DATA, "files"),
-                      (flags.WORKDIR, "a folder for the run")):  # fmt: skip
-        if not flag.value:
-            raise ValueError(f"--{flag.name} is missing. Give {why}.")
-    use_devices(flags.STRATEGY.value, flags.MESH.value, flags.VIRTUAL.value, flags.DTYPE.value)
+    request = flags.request
+    use_devices(request.strategy, request.mesh, flags.virtual, request.dtype)
     from parallax.engine.optimizer import Adamw
-    from parallax.engine.train import train
+    from parallax.engine.train import run_training
 
+    if request.dtype == "float64":
+        request = replace(request, param_dtype="float64")
+    optimizer = Adamw(
+        learning_rate=flags.learning_rate,
+        warmup_steps=flags.warmup_steps,
+        weight_decay=flags.weight_decay,
+        clip_norm=flags.clip_norm,
+    )
     stop = _StopOnSignal()
-    asked: dict[str, Any] = {
-        name: flag.value
-        for name, flag in (("model", flags.MODEL), ("data", flags.DATA),
-                           ("workdir", flags.WORKDIR), ("remat", flags.REMAT),
-                           ("dtype", flags.DTYPE))
-    }  # fmt: skip
-    with _Shown(flags.STEPS.value, flags.LOG_EVERY.value) as shown:
-        run = train(
-            **asked,
-            strategy=flags.STRATEGY.value,
-            mesh=flags.MESH.value,
-            steps=flags.STEPS.value,
-            batch=flags.BATCH.value or _BATCH,
-            seq_len=flags.SEQ_LEN.value or _SEQ_LEN,
-            microbatches=flags.MICROBATCHES.value,
-            optimizer=Adamw(
-                learning_rate=flags.LEARNING_RATE.value,
-                warmup_steps=flags.WARMUP_STEPS.value,
-                weight_decay=flags.WEIGHT_DECAY.value,
-                clip_norm=flags.CLIP_NORM.value,
-            ),
-            seed=flags.SEED.value,
-            save_every=flags.SAVE_EVERY.value,
-            keep=flags.KEEP.value,
-            param_dtype="float64" if flags.DTYPE.value == "float64" else "float32",
-            small=flags.SMALL.value,
+    with _Shown(request.steps, flags.log_every) as shown:
+        run = run_training(
+            request,
+            optimizer,
             on_step=shown.step,
             on_progress=shown.line,
-            should_stop=lambda: stop.asked,
+            should_stop=lambda: stop.asked_by is not None,
         )
-    said = "done" if run.finished else "stopped and saved; the same command goes on"
+    said = "done" if run.finished else f"stopped; {kept(flags)}"
     print(
-        f"{said}: step {run.last_step}, loss {run.losses[-1]:.4f}; {len(run.losses)} steps in "
+        f"{said}. Step {run.last_step}, loss {run.losses[-1]:.4f}; {len(run.losses)} steps in "
         f"{run.seconds:.1f} s, compiled in {run.compile_s:.1f} s. In {run.folder}: run.json, "
         "metrics.jsonl, TensorBoard's events, checkpoints."
     )
-    return 0
+    stopped = stop.asked_by == signal.SIGINT and not run.finished
+    return INTERRUPTED if stopped else 0
+
+
+def kept(flags: Flags) -> str:
+    """What an interrupted run leaves: the newest checkpoint, and how to go on."""
+    from parallax.engine.checkpoint import Checkpoints
+
+    with Checkpoints(flags.request.workdir) as checkpoints:
+        steps = checkpoints.steps()
+    if not steps:
+        return f"no checkpoint is in {flags.request.workdir}; the same command starts anew"
+    return (
+        f"step {steps[-1]} is saved in {flags.request.workdir}; the same command goes on from there"
+    )
 
 
 class _StopOnSignal:
-    """Set by Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once."""
+    """The signal of Ctrl-C or SIGTERM once it came; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
-        self.asked = False
+        self.asked_by: int | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+    def _ask(self, number: int, _: Any) -> None:
+        self.asked_by = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -73,75 +73,76 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
       gpu: what it has.
       base: constants to start from; None takes those shipped for the GPU.
     """
-    base = base or rates_of(gpu.name)
-    here = f"measured on {measured.device}"
-    sources = {
-        **base.sources,
-        "memory": f"{here}: a copy, and a sweep of working sets for the cache",
-        "launches": here,
-    }
-    rates = dataclasses.replace(
-        base, name=f"{gpu.name}, calibrated", launch_s=measured.launch_s, sources=sources,
-        version=datetime.date.today().isoformat(),
-    )  # fmt: skip
     held_out: dict[str, tuple[int, float, float]] = {}
-    rates = _fit_products(rates, measured, gpu, here, held_out)
-    rates = _fit_links(rates, measured, here, held_out)
-    rates = _fit_attention(rates, measured, here)
+    rates = _fit_products(base or rates_of(gpu.name), measured, gpu, held_out)
+    rates = _fit_links(rates, measured, held_out)
+    rates = _fit_attention(rates, measured)
     rates = _fit_memory(rates, measured, gpu)
-    return Calibration(_fit_power(rates, measured, here), measured, held_out)
+    rates = _fit_power(rates, measured)
+    rates = dataclasses.replace(
+        rates,
+        name=f"{gpu.name}, calibrated",
+        launch_s=measured.launch_s,
+        sources=_sources(rates, measured, "launches"),
+        version=datetime.date.today().isoformat(),
+    )
+    return Calibration(rates, measured, held_out)
 
 
-def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, here: str, held_out: dict) -> Rates:
+def _sources(rates: Rates, measured: Measured, term: str, more: str = "") -> dict[str, str]:
+    """The sources of the rates, one term now measured here."""
+    return {**rates.sources, term: f"measured on {measured.device}{more}"}
+
+
+def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: dict) -> Rates:
     to_fit, held = split(measured.gemms)
     if len(to_fit) < _LEAST_ROWS:
         return rates
-    fitted = fit_gemm(to_fit, gpu.sm_count, rates.gemm["f16"])
-    modelled = [predicted_gemm(fitted, r, gpu.sm_count) for r in to_fit]
-    held_out["matrix products"] = _errors(
-        [predicted_gemm(fitted, r, gpu.sm_count) for r in held], held
-    )
+    found = fit_gemm(to_fit, gpu.sm_count, rates.gemm["f16"])
+
+    def modelled(rows: list) -> list[float]:
+        return [predicted_gemm(found, row, gpu.sm_count) for row in rows]
+
+    held_out["matrix products"] = _errors(modelled(held), held)
+    apart = spread(modelled(to_fit), [row.seconds for row in to_fit])
     return dataclasses.replace(
         rates,
-        gemm={**rates.gemm, "f16": fitted},
-        spreads={**rates.spreads, "matrix products": spread(modelled, [r.seconds for r in to_fit])},
-        sources={**rates.sources, "matrix products": f"{here}, {len(to_fit)} products fitted"},
+        gemm={**rates.gemm, "f16": found},
+        spreads={**rates.spreads, "matrix products": apart},
+        sources=_sources(rates, measured, "matrix products", f", {len(to_fit)} products fitted"),
     )
 
 
-def _fit_links(rates: Rates, measured: Measured, here: str, held_out: dict) -> Rates:
+def _fit_links(rates: Rates, measured: Measured, held_out: dict) -> Rates:
+    links = dict(rates.links)
     for kind in _KINDS:
         rows, rest = split([c for c in measured.collectives if c.kind == kind])
         if len(rows) < 3:
             continue
         hlo = "collective-permute" if kind == "p2p" else kind
-        fitted, _ = fit_link(
+        links[kind], _ = fit_link(
             rows,
             lambda link, r, hlo=hlo: link_form(
                 link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
             ),
         )
+        made = dataclasses.replace(rates, links=links)
+        held_out[kind] = _errors([predicted_collective(made, r) for r in rest], rest)
         rates = dataclasses.replace(
-            rates,
-            links={**rates.links, kind: fitted},
-            sources={**rates.sources, "communication": f"{here}, {measured.devices} devices"},
+            made,
+            sources=_sources(rates, measured, "communication", f", {measured.devices} devices"),
         )
-        held_out[kind] = _errors([predicted_collective(rates, r) for r in rest], rest)
     return rates
 
 
-def _fit_attention(rates: Rates, measured: Measured, here: str) -> Rates:
+def _fit_attention(rates: Rates, measured: Measured) -> Rates:
+    found = dict(rates.attention_flops_per_s)
+    for width in {w for w, _ in measured.attention}:
+        found[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
     if not measured.attention:
         return rates
-    medians = {
-        str(width): statistics.median(f for w, f in measured.attention if w == width)
-        for width in {w for w, _ in measured.attention}
-    }
-    return dataclasses.replace(
-        rates,
-        attention_flops_per_s={**rates.attention_flops_per_s, **medians},
-        sources={**rates.sources, "attention": here},
-    )
+    sources = _sources(rates, measured, "attention")
+    return dataclasses.replace(rates, attention_flops_per_s=found, sources=sources)
 
 
 def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:
@@ -152,16 +153,19 @@ def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:
         memory_bytes_per_s=measured.copy_bytes_per_s,
         l2_bytes_per_s=max(l2, measured.copy_bytes_per_s),
         l2_share=_l2_share(measured, gpu, l2) or rates.l2_share,
+        sources=_sources(
+            rates, measured, "memory", ": a copy, and a sweep of working sets for the cache"
+        ),
     )
 
 
-def _fit_power(rates: Rates, measured: Measured, here: str) -> Rates:
+def _fit_power(rates: Rates, measured: Measured) -> Rates:
     if measured.idle_w is None or measured.busy_w is None:
         return rates
-    flop_j = (measured.busy_w - measured.idle_w) / (0.9 * rates.gemm["f16"].flops_per_s)
-    power = dataclasses.replace(rates.power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop_j))
+    flop = (measured.busy_w - measured.idle_w) / (0.9 * rates.gemm["f16"].flops_per_s)
+    power = dataclasses.replace(rates.power, idle_w=measured.idle_w, flop_j=max(0.0, 0.8 * flop))
     return dataclasses.replace(
-        rates, power=power, sources={**rates.sources, "power": f"{here}, NVML"}
+        rates, power=power, sources=_sources(rates, measured, "power", ", NVML")
     )
 
 

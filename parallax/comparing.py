@@ -1,15 +1,17 @@
 """compare: strategies side by side through the lenses, from a paper's experiment or one's own."""
 
-import inspect
 import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from parallax.lenses.child import Progress, run_in_child
+from parallax.cost import Rates
+from parallax.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_all
+from parallax.lenses.child import Progress, end_children, run_in_child
 from parallax.lenses.environment import (
     compile_environment,
     cpu_environment,
@@ -18,25 +20,21 @@ from parallax.lenses.environment import (
 )
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.text import read_text
-from parallax.lenses.verify_decoding import verify_decoding
-from parallax.lenses.verifying import verify_transformer
-from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 from parallax.papers.findings import findings
 from parallax.parallel.split import Remat
-from parallax.preparing import Plan, make_plan
-from parallax.program import Program, compile_program
+from parallax.preparing import REFUSALS, ResolvedComparison, nothing_runs, resolve
+from parallax.program import Program
 from parallax.report import Report
 from parallax.report.recorded import recorded_sections
-from parallax.results import StrategyResult
+from parallax.requests.compare import REPEATS, CompareRequest
+from parallax.results import Compilation, StrategyResult
 from parallax.rules import Phase
-from parallax.steps import make_step
 from parallax.strategy import Strategy
 from parallax.sweep_results import Sweep
-from parallax.sweeping import run_sweep
-from parallax.workload import Workload
+from parallax.sweeping import one_line, run_sweep
 
 
 def compare(
@@ -52,6 +50,7 @@ def compare(
     compression: str | tuple[str, str] | None = None,
     kernels: str | None = None,
     cluster: str | None = None,
+    rates: Rates | str | Path | None = None,
     lenses: Sequence[str] | None = None,
     budget: str | None = None,
     packed: bool = False,
@@ -59,7 +58,7 @@ def compare(
     phase: Phase = "prefill",
     remat: Remat = "microbatch",
     text: str | None = None,
-    repeats: int = 10,
+    repeats: int = REPEATS,
     sweep: str | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Report:
@@ -81,6 +80,8 @@ def compare(
         validated or not; "cudnn", the library's attention of whole sequences; None, what is
         validated, else XLA's. On CPUs XLA computes the same.
       cluster: a cluster name.
+      rates: constants of the cluster's GPU, or a file that `parallax calibrate` wrote; None takes
+        those shipped.
       lenses: some of verify, compile, predict, measure.
       budget: bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, hbm+kv, or a
         number such as 50MB. The report then says which layers go where, and what is missing.
@@ -98,14 +99,39 @@ def compare(
       on_progress: called with a line whenever something starts.
 
     Returns:
-      A Report.
+      A Report. A strategy that cannot run is in it with the reason, and makes its exit status 1.
 
     Raises:
-      ValueError: anything unknown or that does not divide, before any work starts.
+      ValueError: anything unknown, an argument that would be ignored, or no strategy that can run,
+        before any work starts.
 
     Cost: minutes at most; verify and compile run beside each other in child processes.
     """
-    return compare_plans([make_plan(locals())], on_progress=on_progress)[0]
+    request = CompareRequest(
+        paper=paper,
+        model=model,
+        strategies=strategies,
+        mesh=mesh,
+        batch=batch,
+        seq_len=seq_len,
+        microbatches=microbatches,
+        dtype=dtype,
+        compression=compression,
+        kernels=kernels,
+        cluster=cluster,
+        rates=rates,
+        lenses=lenses,
+        budget=budget,
+        packed=packed,
+        small=small,
+        phase=phase,
+        remat=remat,
+        text=text,
+        repeats=repeats,
+        sweep=sweep,
+    )
+    request.refuse_unused()
+    return run_comparisons([resolve(request)], on_progress=on_progress)[0]
 
 
 def compare_papers(
@@ -129,33 +155,116 @@ def compare_papers(
 
     Cost: minutes; one child process verifies them all while another compiles.
     """
-    known = inspect.signature(compare).parameters
-    if unknown := set(options) - set(known):
-        raise ValueError(f"compare_papers: unknown option {sorted(unknown)[0]!r}.")
-    defaults = {name: p.default for name, p in known.items()}
+    known = {f.name for f in fields(CompareRequest)} - {"paper"}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"compare_papers: unknown option {unknown[0]!r}.")
+    request = CompareRequest(**options)
+    request.refuse_unused()
+    return run_papers(request, papers, on_progress=on_progress)
+
+
+def run_papers(
+    request: CompareRequest, papers: Sequence[str] | None = None, *, on_progress: Progress
+) -> list[Report]:
+    """Runs one request for several papers, None being all, as `compare_papers` does."""
     names = PAPERS if papers is None else papers
-    plans = [make_plan(defaults | options | {"paper": name}) for name in names]
-    return compare_plans(plans, on_progress=on_progress)
+    resolved = [resolve(request.replace(paper=name)) for name in names]
+    return run_comparisons(resolved, on_progress=on_progress)
 
 
 @dataclass
-class _Found:
-    """What the lenses said of one plan, by strategy, while they run."""
+class _Run:
+    """A comparison and what its lenses found so far.
 
-    values: dict[str, dict[str, Any]]
+    Attributes:
+      values: name of a strategy -> field of its result -> what a lens found.
+      refused: name of a strategy -> lens -> why it cannot run it.
+      skipped: lens -> why it did not run for any strategy.
+    """
+
+    comparison: ResolvedComparison
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     sweep: Sweep | None = None
 
+    def __post_init__(self):
+        self.values = {name: {} for name in self.comparison.names}
+        self.refused = {name: {} for name in self.comparison.names}
+        for name, why in self.comparison.refused.items():
+            self.refused[name] |= why
 
-def compare_plans(plans: Sequence[Plan], *, on_progress: Progress) -> list[Report]:
-    """Runs the lenses of every plan: all verifications in one child, all compiles in another.
+    @property
+    def compiles(self) -> bool:
+        return bool({"compile", "predict"} & set(self.comparison.lenses))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no strategy could run any lens."""
+        return not (any(self.values.values()) or self.skipped or self.sweep)
+
+    def refuse(self, name: str, lenses: Sequence[str], why: str) -> None:
+        """Notes why a strategy could not run some lenses, of those that were asked for."""
+        asked = [x for x in lenses if x in self.comparison.lenses]
+        self.refused[name] |= dict.fromkeys(asked, why)
+
+    def skip(self, lenses: Sequence[str], why: str) -> None:
+        """Notes why lenses run for no strategy, of those that were asked for."""
+        self.skipped |= {x: why for x in lenses if x in self.comparison.lenses}
+
+    def report(self, seconds: float) -> Report:
+        """The report, once all lenses ran."""
+        comparison, skipped = self.comparison, self.skipped
+        strategies = {strategy.name: strategy for strategy, _ in comparison.cases}
+        results = tuple(
+            _result(name, strategies.get(name), self.refused[name], skipped, self.values[name])
+            for name in comparison.names
+        )
+        paper, config, workload = comparison.paper, comparison.config, comparison.workload
+        cluster, budget = comparison.cluster.name, comparison.request.budget
+        return Report(
+            config=config,
+            workload=workload,
+            cluster=cluster,
+            lenses=comparison.lenses,
+            results=results,
+            request=comparison.request.to_dict(),
+            versions=versions(),
+            seconds=seconds,
+            paper=paper,
+            sweep=self.sweep,
+            findings=findings(paper, config, workload, cluster, results, budget),
+            recorded=recorded_sections(paper.name) if paper else (),
+        )
+
+
+def _result(
+    name: str, strategy: Strategy | None, refused: dict[str, str], skipped: dict[str, str],
+    values: dict[str, Any],
+) -> StrategyResult:  # fmt: skip
+    if strategy is None:
+        return StrategyResult({"name": name}, "cannot run", refused=refused)
+    described = f"mesh {strategy.mesh}, {strategy.attention}, {strategy.layers}"
+    left_out = {lens: why for lens, why in skipped.items() if lens not in refused}
+    return StrategyResult(
+        strategy.to_dict(), described, skipped=left_out, refused=refused, **values
+    )
+
+
+def run_comparisons(
+    comparisons: Sequence[ResolvedComparison], *, on_progress: Progress
+) -> list[Report]:
+    """Runs all lenses: every verification in one child process, every compilation in another.
 
     Args:
-      plans: checked by `make_plan`.
+      comparisons: made by `resolve`.
       on_progress: called with a line whenever something starts.
 
     Returns:
-      One Report a plan; `seconds` is of the whole run.
+      One Report a comparison; `seconds` is of the whole run.
+
+    Raises:
+      ValueError: no strategy could run any lens.
     """
     start = time.perf_counter()
     lock = threading.Lock()
@@ -164,59 +273,26 @@ def compare_plans(plans: Sequence[Plan], *, on_progress: Progress) -> list[Repor
         with lock:
             on_progress(line)
 
-    found = [_Found({strategy.name: {} for strategy, _ in plan.cases}) for plan in plans]
-    jobs: list[Callable[[], None]] = []
-    if any("verify" in plan.lenses for plan in plans):
-        jobs.append(lambda: _verify(plans, found, report_line))
-    if any({"compile", "predict"} & set(plan.lenses) for plan in plans):
-        if missing := missing_compiler():
-            for plan, one in zip(plans, found, strict=True):
-                one.skipped = {x: missing for x in ("compile", "predict") if x in plan.lenses}
-            report_line(missing)
-        else:
-            jobs.append(lambda: _compile(plans, found, report_line))
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for done in [pool.submit(job) for job in jobs]:
-            done.result()
-    for plan, one in zip(plans, found, strict=True):
-        if "measure" in plan.lenses:  # alone: nothing else may use the machine
-            for name, values in _measure(plan, report_line).items():
-                one.values[name] |= values
+    runs = [_Run(comparison) for comparison in comparisons]
+    _run_beside((lambda: _verify(runs, report_line), lambda: _compile(runs, report_line)))
+    for run in runs:
+        _measure(run, report_line)  # alone: nothing else may use the machine
+    if all(run.is_empty for run in runs):
+        refused = {name: why for run in runs for name, why in run.refused.items()}
+        raise ValueError(nothing_runs({n: next(iter(why.values())) for n, why in refused.items()}))
     seconds = time.perf_counter() - start
-    return [_report(plan, one, seconds) for plan, one in zip(plans, found, strict=True)]
+    return [run.report(seconds) for run in runs]
 
 
-def _report(plan: Plan, found: _Found, seconds: float) -> Report:
-    skipped = found.skipped
-    if found.sweep is not None:
-        why = f"at each {found.sweep.axis} of the sweep instead"
-        skipped = {lens: why for lens in plan.lenses if lens in ("compile", "predict")}
-    results = tuple(
-        StrategyResult(
-            strategy=strategy.to_dict(),
-            description=f"mesh {strategy.mesh}, {strategy.attention}, {strategy.layers}",
-            skipped=dict(skipped),
-            **found.values[strategy.name],
-        )
-        for strategy, _ in plan.cases
-    )
-    return Report(
-        config=plan.config,
-        workload=plan.workload,
-        cluster=plan.cluster.name,
-        lenses=plan.lenses,
-        results=results,
-        request=plan.request,
-        versions=versions(),
-        seconds=seconds,
-        paper=plan.paper,
-        sweep=found.sweep,
-        findings=findings(
-            plan.paper, plan.config, plan.workload, plan.cluster.name, results,
-            plan.request.get("budget"),
-        ),
-        recorded=recorded_sections(plan.paper.name) if plan.paper else (),
-    )  # fmt: skip
+def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
+    """Runs jobs beside each other. The first that fails, or Ctrl-C, ends the children of all."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        try:
+            for done in [pool.submit(job) for job in jobs]:
+                done.result()
+        except BaseException:
+            end_children()
+            raise
 
 
 def versions() -> dict[str, str]:
@@ -226,106 +302,99 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | installed_versions(*names)
 
 
-def _verify(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progress) -> None:
-    asked = [(p, f) for p, f in zip(plans, found, strict=True) if "verify" in p.lenses]
+def _verify(runs: Sequence[_Run], on_progress: Progress) -> None:
+    asked = [run for run in runs if "verify" in run.comparison.lenses]
+    if not asked:
+        return
     tasks = []
-    for plan, _ in asked:
-        text, name = read_text(plan.text, plan.small_cases[0][1].tokens)
-        dtypes = tuple(dict.fromkeys(("float64", plan.config.dtype)))
-        step = make_step(plan.small_config, *plan.small_cases[0], plan.phase, plan.remat)
-        verify = verify_transformer if step.decoder is None else verify_decoding
-        tasks.append((verify, plan.small_config, plan.small_cases, text, name, dtypes))
-    devices = max(s.mesh.size for plan, _ in asked for s, _ in plan.small_cases)
+    for one in (run.comparison for run in asked):
+        text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
+        dtypes = tuple(dict.fromkeys(("float64", one.config.dtype)))
+        phase = one.request.phase
+        tasks.append(VerifyTask(phase, one.small_config, one.small_cases, text, name, dtypes))
     verified = run_in_child(
         verify_all, tasks,
-        environment=cpu_environment(devices),
+        environment=cpu_environment(max(s.mesh.size for task in tasks for s, _ in task.cases)),
         on_progress=lambda line: on_progress(f"verify: {line}"),
     )  # fmt: skip
-    for (plan, one), rows in zip(asked, verified, strict=True):
-        for (strategy, _), row in zip(plan.small_cases, rows, strict=True):
-            one.values[strategy.name]["verification"] = row
+    for run, task, rows in zip(asked, tasks, verified, strict=True):
+        for (strategy, _), row in zip(task.cases, rows, strict=True):
+            run.values[strategy.name]["verification"] = row
 
 
-def verify_all(tasks: Sequence[tuple], *, on_progress: Progress) -> list[list[Any]]:
-    """Verifies every task in this process, one after the other: the verify lens's child."""
-    found = []
-    for verify, config, *rest in tasks:
-        found.append(
-            verify(
-                config, *rest, on_progress=lambda line, c=config: on_progress(f"{c.name}: {line}")
-            )
-        )
-    return found
-
-
-def compile_all(
-    tasks: Sequence[tuple[ModelConfig, Strategy, Workload, Cluster, Phase, Remat]],
-    *,
-    on_progress: Progress,
-) -> list[Any]:
-    """Compiles every task in this process, one after the other: the compile lens's child."""
-    return [
-        compile_program(
-            config,
-            strategy,
-            workload,
-            where,
-            phase,
-            remat,
-            on_progress=lambda line, c=config: on_progress(f"{c.name}: {line}"),
-        )
-        for config, strategy, workload, where, phase, remat in tasks
-    ]
-
-
-def _compile(plans: Sequence[Plan], found: Sequence[_Found], on_progress: Progress) -> None:
+def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:
     def progress(line: str) -> None:
         on_progress(f"compile: {line}")
 
+    asked = [run for run in runs if run.compiles]
+    if asked and (missing := missing_compiler()):
+        for run in asked:
+            run.skip(("compile", "predict"), missing)
+        on_progress(missing)
+        return
     tasks, places = [], []
-    for plan, one in zip(plans, found, strict=True):
-        if plan.sweep is not None:
-            one.sweep = run_sweep(
-                plan.config,
-                plan.sweep,
-                plan.tasks,
-                plan.constant,
-                plan.phase,
-                plan.remat,
-                on_progress=progress,
+    for run in asked:
+        one, request = run.comparison, run.comparison.request
+        if one.sweep is not None:
+            run.sweep = run_sweep(
+                one.config, one.sweep, request.phase, request.remat, one.rates, on_progress=progress
             )
-        elif {"compile", "predict"} & set(plan.lenses):
-            rest = plan.cluster, plan.phase, plan.remat
-            tasks += [(plan.config, s, w, *rest) for s, w in plan.cases]
-            places += [(plan, s, one.values[s.name]) for s, _ in plan.cases]
+            why = f"at each {run.sweep.axis} of the sweep instead"
+            run.skip(("compile", "predict"), why)
+            continue
+        for strategy, workload in one.cases:
+            tasks.append(
+                CompileTask(
+                    one.config, strategy, workload, one.cluster, request.phase, request.remat
+                )
+            )
+            places.append((run, strategy))
     if not tasks:
         return
     compiled = run_in_child(
         compile_all, tasks, environment=compile_environment(), on_progress=progress
     )
-    for (plan, strategy, values), compilation in zip(places, compiled, strict=True):
-        if "compile" in plan.lenses:
-            values["compilation"] = compilation
-        if "predict" in plan.lenses:
-            values["prediction"] = Program(plan.config, strategy).predict(compilation)
+    for (run, strategy), compilation in zip(places, compiled, strict=True):
+        _keep(run, strategy, compilation)
 
 
-def _measure(plan: Plan, on_progress: Progress) -> dict[str, dict[str, Any]]:
-    text, _ = read_text(plan.text, max(w.tokens for _, w in (*plan.cases, *plan.small_cases)))
-    out = {}
-    for (strategy, workload), (_, small) in zip(plan.cases, plan.small_cases, strict=True):
-        config, run = plan.config, workload
+def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> None:
+    """Keeps a program, and what the cost model says of it."""
+    one, values = run.comparison, run.values[strategy.name]
+    if isinstance(compiled, Refusal):
+        run.refuse(strategy.name, ("compile", "predict"), compiled.why)
+        return
+    if "compile" in one.lenses:
+        values["compilation"] = compiled
+    if "predict" not in one.lenses:
+        return
+    try:
+        values["prediction"] = Program(one.config, strategy).predict(compiled, one.rates)
+    except REFUSALS as error:
+        run.refuse(strategy.name, ("predict",), one_line(error))
+
+
+def _measure(run: _Run, on_progress: Progress) -> None:
+    if "measure" not in run.comparison.lenses:
+        return
+    one, request = run.comparison, run.comparison.request
+    text, _ = read_text(request.text, max(w.tokens for _, w in (*one.cases, *one.small_cases)))
+    for (strategy, workload), (_, small) in zip(one.cases, one.small_cases, strict=True):
+        if "measure" in run.refused[strategy.name]:
+            continue
+        config, runs = one.config, workload
         environment: dict[str, str] = {}
-        if plan.virtual:
+        if one.virtual:
             # Said in the report: another size and dtype than what was asked for.
-            name = f"{plan.small_config.name} in float32"
-            config, run = plan.small_config.replace(name=name, dtype="float32"), small
+            name = f"{one.small_config.name} in float32"
+            config, runs = one.small_config.replace(name=name, dtype="float32"), small
             environment = cpu_environment(strategy.mesh.size, fast_code=True)
             environment["JAX_ENABLE_X64"] = "0"
-        measured = run_in_child(
-            measure_prefill, config, strategy, run, text, plan.repeats,
-            environment=environment,
-            on_progress=lambda line: on_progress(f"measure: {line}"),
-        )  # fmt: skip
-        out[strategy.name] = {"measurement": measured}
-    return out
+        try:
+            run.values[strategy.name]["measurement"] = run_in_child(
+                measure_prefill, config, strategy, runs, text, request.repeats,
+                environment=environment,
+                on_progress=lambda line: on_progress(f"measure: {line}"),
+            )  # fmt: skip
+        except REFUSALS as error:
+            run.refuse(strategy.name, ("measure",), one_line(error))

@@ -5,6 +5,8 @@ from typing import Any
 
 from parallax.codec import read_json
 from parallax.compression import parse_format
+from parallax.cost import Rates
+from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.compressed_files import read_compressed_config
 from parallax.models.compressed_folder import FILE as COMPRESSED_FILE
@@ -105,6 +107,25 @@ def parse_compression(text: Compression) -> tuple[str, str] | None:
     for name in names:
         parse_format(name)
     return names[0], names[-1]
+
+
+def resolve_rates(rates: Rates | str | Path | None, cluster: Cluster) -> Rates | None:
+    """The constants of the cost model for a cluster's GPU; None are those shipped.
+
+    Args:
+      rates: constants, or a file that `parallax calibrate` wrote.
+      cluster: whose GPU they are to describe.
+
+    Raises:
+      ValueError: a file that is no calibration, or one of another kind of GPU.
+    """
+    found = Rates.load(rates) if isinstance(rates, str | Path) else rates
+    if found is not None and found.gpu != cluster.gpu.name:
+        raise ValueError(
+            f"rates {found.name!r} are of a GPU {found.gpu!r}, cluster {cluster.name} has "
+            f"{cluster.gpu.name!r}. Calibrate on such a GPU, or give a cluster of {found.gpu!r}."
+        )
+    return found
 
 
 def _check_stored(config: ModelConfig, dtype: DType | None, formats: Compression) -> None:

@@ -1,6 +1,5 @@
 """Two strategies against each other on the devices at hand: paired runs as one call."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +8,20 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from parallax.codec import encode
-from parallax.comparing import compare
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
 from parallax.lenses.measuring import confidence_interval
 from parallax.lenses.pairing import LEAST_PAIRS, PairedRuns, measure_pairs
 from parallax.lenses.text import read_text
-from parallax.preparing import Plan, make_plan
+from parallax.meshes.mesh import MeshSpec
+from parallax.models.config import ModelConfig
+from parallax.papers import paper as find_paper
+from parallax.preparing import resolve
 from parallax.report import words
+from parallax.requests.pairs import PairsRequest
+from parallax.strategy import Strategy
 from parallax.workload import Workload
 
-# Arguments of `compare` that decide what is timed.
-TAKEN = (
-    "model", "mesh", "batch", "seq_len", "microbatches", "small", "dtype", "compression", "cluster",
-    "packed", "text",
-)  # fmt: skip
 VIRTUAL = (
     "These devices are virtual, threads of one CPU, and the model is the small one: the ratio is "
     "of this machine and says nothing about GPUs."
@@ -82,56 +80,89 @@ class PairsReport:
 def compare_pairs(
     paper: str | None = None,
     *,
-    strategies: Sequence[Any] | None = None,
+    model: str | ModelConfig | None = None,
+    strategies: Sequence[str | Strategy] | None = None,
+    mesh: str | MeshSpec | None = None,
+    batch: int | None = None,
+    seq_len: int | None = None,
+    microbatches: int | None = None,
+    packed: bool = False,
+    small: bool = False,
+    dtype: str | None = None,
+    compression: str | tuple[str, str] | None = None,
+    cluster: str | None = None,
+    text: str | None = None,
     pairs: int = 100,
     seed: int = 0,
     on_progress: Callable[[str], None] = lambda line: None,
-    **request: Any,
 ) -> PairsReport:
     """Times two strategies in pairs; what drifts meets both alike.
 
     Args:
       paper: a name of PAPERS; its baseline and its own system are compared.
+      model, mesh, batch, seq_len, microbatches, packed, small: as `compare` takes them.
+      dtype, compression, cluster, text: likewise.
       strategies: two, as `compare` takes them.
       pairs: how many, from 2 on.
       seed: of the drawn orders.
-      request: those of `compare` in TAKEN.
+      on_progress: called with a line whenever something starts.
 
     Raises:
-      ValueError: not two strategies, or what `compare` refuses.
+      ValueError: not two strategies, or what `compare` refuses; one of them cannot run.
     """
-    known = {n: p.default for n, p in inspect.signature(compare).parameters.items()}
-    if unknown := set(request) - set(TAKEN):
-        raise ValueError(
-            f"compare_pairs: argument {sorted(unknown)[0]!r} changes nothing that is timed, a "
-            f"forward pass. Use some of {', '.join(TAKEN)}."
-        )
-    if pairs < LEAST_PAIRS:
-        raise ValueError(f"compare_pairs: pairs must be at least {LEAST_PAIRS}, got {pairs}.")
-    if strategies is None and paper is not None:
-        from parallax.papers import paper as find_paper
+    request = PairsRequest(
+        paper=paper,
+        model=model,
+        strategies=strategies,
+        mesh=mesh,
+        batch=batch,
+        seq_len=seq_len,
+        microbatches=microbatches,
+        packed=packed,
+        small=small,
+        dtype=dtype,
+        compression=compression,
+        cluster=cluster,
+        text=text,
+        pairs=pairs,
+        seed=seed,
+    )
+    request.refuse_unused()
+    return run_pairs(request, on_progress=on_progress)
 
-        strategies = (find_paper(paper).strategies[0], find_paper(paper).proposed)
+
+def run_pairs(request: PairsRequest, *, on_progress: Callable[[str], None]) -> PairsReport:
+    """Times what a request asks for, as `compare_pairs` does."""
+    if request.pairs < LEAST_PAIRS:
+        raise ValueError(
+            f"compare_pairs: pairs must be at least {LEAST_PAIRS}, got {request.pairs}."
+        )
+    found = resolve(request.comparison(_two_strategies(request)))
+    for why in found.refused.values():
+        raise ValueError(why["measure"])
+    (one, work), (two, other) = found.small_cases if found.virtual else found.cases
+    config, environment = found.config, {}
+    if found.virtual:
+        name = f"{found.small_config.name} in float32"
+        config = found.small_config.replace(name=name, dtype="float32")
+        environment = cpu_environment(max(one.mesh.size, two.mesh.size), fast_code=True)
+        environment["JAX_ENABLE_X64"] = "0"
+    text, _ = read_text(request.text, max(work.tokens, other.tokens))
+    runs, device = run_in_child(
+        measure_pairs, config, (one, two), (work, other), text, request.pairs, request.seed,
+        environment=environment, on_progress=on_progress,
+    )  # fmt: skip
+    names = one.name, two.name
+    return PairsReport(names, config.name, (work, other), device, found.virtual, runs)
+
+
+def _two_strategies(request: PairsRequest) -> Sequence[str | Strategy]:
+    """Those asked for, or the paper's baseline and its own."""
+    strategies = request.strategies
+    if strategies is None and request.paper is not None:
+        paper = find_paper(request.paper)
+        return paper.strategies[0], paper.proposed
     if strategies is None or len(strategies) != 2:
         got = "none" if strategies is None else str(len(strategies))
         raise ValueError(f"compare_pairs: expected two strategies, got {got}.")
-    asked = {"paper": paper, "strategies": list(strategies), "lenses": ["measure"]}
-    return _run(make_plan({**known, **request, **asked}), pairs, seed, on_progress)
-
-
-def _run(plan: Plan, pairs: int, seed: int, on_progress: Callable[[str], None]) -> PairsReport:
-    cases, config, environment = plan.cases, plan.config, {}
-    if plan.virtual:
-        cases = plan.small_cases
-        config = plan.small_config.replace(
-            name=f"{plan.small_config.name} in float32", dtype="float32"
-        )
-        environment = cpu_environment(max(s.mesh.size for s, _ in cases), fast_code=True)
-        environment["JAX_ENABLE_X64"] = "0"
-    (one, work), (two, other) = cases
-    text, _ = read_text(plan.text, max(work.tokens, other.tokens))
-    runs, device = run_in_child(
-        measure_pairs, config, (one, two), (work, other), text, pairs, seed,
-        environment=environment, on_progress=on_progress,
-    )  # fmt: skip
-    return PairsReport((one.name, two.name), config.name, (work, other), device, plan.virtual, runs)
+    return strategies

@@ -9,12 +9,13 @@ from parallax.lenses.environment import missing_compiler
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import DType, ModelConfig
-from parallax.naming import Compression, parse_compression, resolve_model
+from parallax.naming import Compression, parse_compression, resolve_model, resolve_rates
 from parallax.parallel.library_attention import is_installed
 from parallax.report.search_page import SearchReport
+from parallax.requests.plan import Objective, PlanRequest
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
-from parallax.search.results import Objective, Request
+from parallax.search.results import Request
 
 
 def plan(
@@ -62,40 +63,68 @@ def plan(
       ValueError: what cannot be planned; says why.
       ModuleNotFoundError: the compiler is not installed and compile_top is not 0.
     """
-    where = find_cluster(cluster) if isinstance(cluster, str) else cluster
-    config, _ = resolve_model(model, dtype=dtype)
-    several = compression if isinstance(compression, list) else [compression]
-    compressions = tuple(dict.fromkeys(parse_compression(c) for c in several))
-    _check(batch, prompt_len, output_len, objective, max_tpot_s)
-    if compile_top and (missing := missing_compiler()):
+    request = PlanRequest(
+        model=model,
+        batch=batch,
+        prompt_len=prompt_len,
+        output_len=output_len,
+        cluster=cluster,
+        objective=objective,
+        max_tpot_s=max_tpot_s,
+        compile_top=compile_top,
+        dtype=dtype,
+        compressions=tuple(compression) if isinstance(compression, list) else (compression,),
+        kernels=kernels,
+        rates=rates,
+        regimes=regimes,
+    )
+    request.refuse_unused()
+    return run_plan(request, on_progress=on_progress)
+
+
+def run_plan(request: PlanRequest, *, on_progress: Callable[[str], None]) -> SearchReport:
+    """Ranks what a request asks for, as `plan` does."""
+    _check(request)
+    _check_compiler(request)
+    named = request.cluster
+    cluster = find_cluster(named) if isinstance(named, str) else named
+    rates = resolve_rates(request.rates, cluster)
+    config, _ = resolve_model(request.model, dtype=request.dtype)
+    formats = tuple(dict.fromkeys(map(parse_compression, request.compressions or (None,))))
+    asked = Request(
+        config, request.batch, request.prompt_len, request.output_len, cluster.name,
+        request.objective, request.max_tpot_s, formats, request.kernels,
+    )  # fmt: skip
+    search = rank(
+        asked, cluster, rates=rates, compile_top=request.compile_top, on_progress=on_progress
+    )
+    maps = ()
+    if request.regimes:
+        on_progress("maps of regimes")
+        maps = regime_maps(
+            config, cluster, request.batch, request.prompt_len, rates, request.kernels
+        )
+    return SearchReport(search, cluster, maps)
+
+
+def _check_compiler(request: PlanRequest) -> None:
+    if request.compile_top and (missing := missing_compiler()):
         raise ModuleNotFoundError(f"{missing} Or rank by closed form alone: --compile_top=0.")
-    if kernels == "cudnn" and compile_top and not is_installed():
+    if request.kernels == "cudnn" and request.compile_top and not is_installed():
         raise ModuleNotFoundError(
             "plan: kernels='cudnn' compiles with cuDNN, which is not installed (pip install "
             "nvidia-cudnn-cu12). Or rank by closed form alone: --compile_top=0."
         )
-    if isinstance(rates, str | Path):
-        rates = Rates.load(rates)
-    request = Request(
-        config, batch, prompt_len, output_len, where.name, objective, max_tpot_s, compressions,
-        kernels,
-    )  # fmt: skip
-    search = rank(request, where, rates=rates, compile_top=compile_top, on_progress=on_progress)
-    maps = ()
-    if regimes:
-        on_progress("maps of regimes")
-        maps = regime_maps(config, where, batch, prompt_len, rates, kernels)
-    return SearchReport(search, where, maps)
 
 
-def _check(
-    batch: int, prompt_len: int, output_len: int, objective: str, max_tpot_s: float | None
-) -> None:
-    for name, value in (("batch", batch), ("prompt_len", prompt_len), ("output_len", output_len)):
+def _check(request: PlanRequest) -> None:
+    for name in ("batch", "prompt_len", "output_len"):
+        value = getattr(request, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"plan: {name} must be a positive integer, got {value!r}.")
-    if objective not in get_args(Objective):
+    if request.objective not in get_args(Objective):
         known = ", ".join(get_args(Objective))
-        raise ValueError(f"plan: objective must be one of {known}; got {objective!r}.")
-    if max_tpot_s is not None and not max_tpot_s > 0:
-        raise ValueError(f"plan: max_tpot_s must be above 0 seconds, got {max_tpot_s!r}.")
+        raise ValueError(f"plan: objective must be one of {known}; got {request.objective!r}.")
+    limit = request.max_tpot_s
+    if limit is not None and not limit > 0:
+        raise ValueError(f"plan: max_tpot_s must be above 0 seconds, got {limit!r}.")

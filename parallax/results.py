@@ -315,7 +315,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class StrategyResult:
-    """All lenses on one strategy; None where a lens did not run, with the reason in `skipped`."""
+    """All lenses on one strategy; None where a lens did not run.
+
+    `skipped`: lens -> why it did not run, for a reason that is not the strategy's. `refused`:
+    lens -> why this strategy cannot run it.
+    """
 
     strategy: dict
     description: str
@@ -324,6 +328,7 @@ class StrategyResult:
     prediction: Prediction | None = None
     measurement: Measurement | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -331,11 +336,11 @@ class StrategyResult:
 
     @property
     def failed(self) -> bool:
-        """Not exact, does not fit, or moves other bytes than its closed form. A named approximation
-        is no failure."""
+        """Cannot run, is not exact, does not fit, or moves other bytes than its closed form. A
+        named approximation is no failure."""
         v = self.verification
         verified = v is None or v.exact or bool(v.approximation)
         compiled = self.compilation is None or (
             self.compilation.memory.fits and self.compilation.ledger_matches
         )
-        return not (verified and compiled)
+        return bool(self.refused) or not (verified and compiled)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from parallax.cost import Rates
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.environment import compile_environment
@@ -89,6 +90,15 @@ class Task:
     cluster: Cluster | None = None
 
 
+@dataclass(frozen=True)
+class SweepTasks:
+    """What a sweep compiles: the axis, all its points, and what stays the same, in words."""
+
+    asked: SweepAxis
+    tasks: tuple[Task, ...]
+    constant: str
+
+
 def make_tasks(
     asked: SweepAxis,
     base: Workload,
@@ -126,7 +136,7 @@ def make_tasks(
                 check(made, workload)
                 tasks.append(Task(replace(point, workload=workload), made, here))
             except ValueError as error:
-                tasks.append(Task(replace(point, why_not=_one_line(error))))
+                tasks.append(Task(replace(point, why_not=one_line(error))))
     return tuple(tasks)
 
 
@@ -145,11 +155,10 @@ def constant_words(axis: Axis, base: Workload, where: Cluster) -> str:
 
 def run_sweep(
     config: ModelConfig,
-    asked: SweepAxis,
-    tasks: Sequence[Task],
-    constant: str,
+    sweep: SweepTasks,
     phase: Phase = "prefill",
     remat: Remat = "microbatch",
+    rates: Rates | None = None,
     *,
     on_progress: Progress,
 ) -> Sweep:
@@ -157,14 +166,14 @@ def run_sweep(
 
     Cost: seconds a point; twice where it does not fit.
     """
-    able = [t for t in tasks if t.strategy is not None]
+    able = [t for t in sweep.tasks if t.strategy is not None]
     found = run_in_child(
-        compile_points, config, able, phase, remat,
+        compile_points, config, able, phase, remat, rates,
         environment=compile_environment(), on_progress=on_progress,
     ) if able else []  # fmt: skip
     done = iter(found)
-    points = tuple(t.point if t.strategy is None else next(done) for t in tasks)
-    return Sweep(asked.axis, asked.values, constant, points)
+    points = tuple(t.point if t.strategy is None else next(done) for t in sweep.tasks)
+    return Sweep(sweep.asked.axis, sweep.asked.values, sweep.constant, points)
 
 
 def compile_points(
@@ -172,6 +181,7 @@ def compile_points(
     tasks: Sequence[Task],
     phase: Phase = "prefill",
     remat: Remat = "microbatch",
+    rates: Rates | None = None,
     *,
     on_progress: Progress,
 ) -> list[SweepPoint]:
@@ -190,10 +200,10 @@ def compile_points(
                 config, task.strategy, point.workload, task.cluster, phase, remat,
                 on_progress=lambda line: None,
             )  # fmt: skip
+            predicted = predict(compiled, task.cluster, config.dtype, rates)
         except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-            points.append(replace(point, why_not=_one_line(error)))
+            points.append(replace(point, why_not=one_line(error)))
             continue
-        predicted = predict(compiled, task.cluster, config.dtype)
         points.append(replace(point, found=point_figures(compiled, predicted)))
     return points
 
@@ -217,5 +227,6 @@ def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
     )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The start of an error's message, without line breaks."""
     return " ".join(str(error).split())[:400]

@@ -6,7 +6,7 @@ import pytest
 
 from parallax.bounds import totals
 from parallax.communication import forward_transfers, full_attention_flops
-from parallax.comparing import compile_all
+from parallax.lens_tasks import CompileTask, compile_all
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import roofline
@@ -37,7 +37,7 @@ CASES = {
 
 
 def task(config, strategy, workload, where=None):
-    return config, strategy, workload, where or cluster("h100_2x8"), "prefill", "none"
+    return CompileTask(config, strategy, workload, where or cluster("h100_2x8"), remat="none")
 
 
 @pytest.fixture(scope="module")

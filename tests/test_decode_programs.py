@@ -2,8 +2,8 @@
 
 import pytest
 
-from parallax.comparing import compile_all
 from parallax.hlo.work import Kernel, Loop
+from parallax.lens_tasks import CompileTask, compile_all
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import roofline
@@ -41,7 +41,7 @@ CASES = {
 def compiled(aot):
     """Compilations of all cases, made once in one child process."""
     tasks = [
-        (paper(name).config, strategy, Workload(BATCH, LENGTH), CLUSTER, "decode", "none")
+        CompileTask(paper(name).config, strategy, Workload(BATCH, LENGTH), CLUSTER, "decode")
         for name, strategy in CASES.values()
     ]
     found = run_in_child(compile_all, tasks, environment=compile_environment())

@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
 
 import parallax as px
 from parallax.experiments.__main__ import EXPERIMENTS
+from parallax.experiments.flag_tables import with_tables
+from parallax.experiments.launch import command_module
+from parallax.requests.option import described
 
 API = (Path(__file__).resolve().parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -60,18 +62,21 @@ def test_no_public_name_is_shadowed_by_a_module():
     assert shadowed == {name for name, home in px._SURFACE.items() if home == ""}
 
 
+def test_tables_of_flags_are_the_commands_own():
+    assert with_tables(API) == API, "run python -m parallax.experiments.flag_tables"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_flag_is_documented_with_its_default(name):
     section = API.split(f"## `parallax {name}`\n")[1].split("\n## ")[0]
     table = dict(re.findall(r"^\| `--([a-z0-9_]+)` \| ([^|]*) \|", section, re.MULTILINE))
-    holders = importlib.import_module(f"parallax.experiments.{name}").FLAGS
-    assert list(table) == [h.name for h in holders]
-    for holder in holders:
-        default = flags.FLAGS[holder.name].default
-        shown = ",".join(default) if isinstance(default, list) else default
-        assert table[holder.name].strip() == (
-            "" if shown is None or shown is False else f"`{shown}`"
-        )
+    listed = list(described(command_module(name).Flags))
+    assert list(table) == [one.flag for one in listed]
+    for one in listed:
+        is_unset = one.default is None or one.default is False or one.default == ()
+        shown = "" if is_unset else f"`{one.default}`"
+        assert table[one.flag].strip() == shown
+        assert one.option.help
 
 
 def test_every_experiment_is_documented():

@@ -2,6 +2,7 @@
 
 import json
 from importlib import resources
+from typing import Any
 
 import jsonschema
 import pytest
@@ -9,7 +10,8 @@ import pytest
 import parallax as px
 from parallax import comparing
 from parallax.meshes.cluster import cluster, scaled
-from parallax.preparing import make_plan
+from parallax.preparing import resolve
+from parallax.requests.compare import CompareRequest
 from parallax.sweeping import parse_sweep
 
 
@@ -64,33 +66,29 @@ def test_what_does_not_go_together(more, message):
         px.compare("ring_sp", **more)
 
 
-def planned(**changes):
-    names = ("model", "strategies", "mesh", "batch", "seq_len", "microbatches", "dtype", "cluster",
-             "lenses", "text")  # fmt: skip
-    request = dict.fromkeys(names) | {"packed": False, "small": False, "repeats": 10}
-    request |= {"phase": "prefill", "remat": "microbatch"}
-    return make_plan(request | {"paper": "ring_sp"} | changes)
+def planned(**changes) -> Any:
+    return resolve(CompareRequest(paper="ring_sp", **changes))
 
 
 def test_devices_rebuild_cluster_and_strategies():
     plan = planned(sweep="devices:2..64", strategies=["tensor_pipeline"])
     shapes = [
-        (t.cluster.name, str(t.strategy.mesh)) for t in plan.tasks if t.cluster and t.strategy
+        (t.cluster.name, str(t.strategy.mesh)) for t in plan.sweep.tasks if t.cluster and t.strategy
     ]
     assert shapes == [
         ("h100_1x2", "tensor=2"), ("h100_1x4", "tensor=4"), ("h100_1x8", "tensor=8"),
         ("h100_2x8", "stage=2,tensor=8"), ("h100_4x8", "stage=4,tensor=8"), ("h100_8x8", ""),
     ][: len(shapes)]  # fmt: skip
     assert len(shapes) == 5
-    assert "4" in plan.tasks[-1].point.why_not  # eight stages of four layers
-    assert {t.point.workload.batch for t in plan.tasks if t.point.workload} == {1024}
+    assert "4" in plan.sweep.tasks[-1].point.why_not  # eight stages of four layers
+    assert {t.point.workload.batch for t in plan.sweep.tasks if t.point.workload} == {1024}
     assert plan.lenses == ("compile", "predict")
-    assert "strong scaling: the whole batch stays 1,024" in plan.constant
+    assert "strong scaling: the whole batch stays 1,024" in plan.sweep.constant
 
 
 def test_a_length_that_does_not_divide_is_a_row():
     plan = planned(sweep="seq_len:100,1600", strategies=["ring_sequence", "data_parallel"])
-    reasons = {(t.point.strategy, t.point.value): t.point.why_not for t in plan.tasks}
+    reasons = {(t.point.strategy, t.point.value): t.point.why_not for t in plan.sweep.tasks}
     assert "16 does not divide 100" in reasons.pop(("ring_sequence", 100))
     assert set(reasons.values()) == {""}
 

@@ -14,6 +14,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
 from parallax.models.huggingface import Tokenizer
 from parallax.naming import resolve_model, resolve_strategy
+from parallax.requests.generate import GenerateRequest
 from parallax.sharded_cache import batch_multiple
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
@@ -83,33 +84,58 @@ def generate(
     Example:
       px.generate("folder", "Once upon a time", strategy="ring_sequence", mesh="seq=4")
     """
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    config, folder = resolve_model(model, dtype=dtype, small=small, compression=compression)
-    chosen = resolve_strategy(strategy, mesh, len(jax.devices()))
+    request = GenerateRequest(
+        model=model,
+        prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts),
+        strategy=strategy,
+        mesh=mesh,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_tokens=stop_tokens,
+        cache_len=cache_len,
+        dtype=dtype,
+        small=small,
+        compression=compression,
+    )
+    return run_generation(request, on_text=on_text, on_progress=on_progress)
+
+
+def run_generation(
+    request: GenerateRequest, *, on_text: OnText, on_progress: Callable[[str], None]
+) -> GeneratedText:
+    """Continues the prompts of a request, as `generate` does."""
+    sampling = Sampling(request.temperature, request.top_k, request.top_p, request.seed)
+    config, folder = resolve_model(
+        request.model, dtype=request.dtype, small=request.small, compression=request.compression
+    )
+    strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
     tokenizer = find_tokenizer(config, folder)
     if tokenizer is None:
         raise ValueError(
             f"model '{config.name}' has no weights and no tokenizer. Use small=True (--small), "
             "whose tokens are bytes, or a folder with weights."
         )
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    encoded = [tokenizer.encode(text) for text in texts]
-    stops = tokenizer.stop_tokens if stop_tokens is None else tuple(stop_tokens)
-    check_prompts(config, encoded, max_new_tokens, cache_len, stops)
-    generator = make_generator(config, folder, chosen, on_progress)
-    streams = [_Stream(tokenizer) for _ in texts]
+    encoded = [tokenizer.encode(text) for text in request.prompts]
+    given = request.stop_tokens
+    stops = tokenizer.stop_tokens if given is None else tuple(given)
+    check_prompts(config, encoded, request.max_new_tokens, request.cache_len, stops)
+    generator = make_generator(config, folder, strategy, on_progress)
+    streams = [_Stream(tokenizer) for _ in request.prompts]
 
     def on_token(prompt: int, token: int) -> None:
         if piece := streams[prompt].add(token):
             on_text(prompt, piece)
 
-    on_progress(f"compiling prefill and decoding step: {chosen.name}, mesh {chosen.mesh}")
+    on_progress(f"compiling prefill and decoding step: {strategy.name}, mesh {strategy.mesh}")
     generation = generator(
         encoded,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=request.max_new_tokens,
         sampling=sampling,
         stop_tokens=stops,
-        cache_len=cache_len,
+        cache_len=request.cache_len,
         on_token=on_token,
     )
     for prompt, stream in enumerate(streams):

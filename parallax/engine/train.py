@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from parallax.codec import encode
 from parallax.engine.checkpoint import Checkpoints
@@ -21,6 +22,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
 from parallax.naming import RUN_FILE, resolve_model, resolve_strategy
 from parallax.parallel.split import Remat
+from parallax.requests.train import TrainRequest
 from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.training import TrainState, TrainStep
@@ -108,45 +110,112 @@ def train(
       ValueError: anything unknown or that does not divide; a checkpoint of another model, batch or
         data; TrainingDivergedError where the loss is not finite.
     """
-    optimizer = optimizer or Adamw()
-    _positive(steps=steps, batch=batch, seq_len=seq_len, save_every=save_every, keep=keep)
-    config, folder = resolve_model(model, dtype=dtype, small=small)
-    chosen = resolve_strategy(strategy, mesh, len(jax.devices()))
-    own = getattr(chosen.layers, "microbatches", None)
-    workload = Workload(batch, seq_len, microbatches or own or 1)
-    sharded = ShardedTransformer(config, chosen, workload)
-    step = TrainStep(sharded, optimizer.build(steps), remat, param_dtype)
-    here = chosen.mesh.build(jax.devices()[: chosen.mesh.size])
-    files = read_files(data, config.vocab_size, find_tokenizer(config, folder))
-    batches = Batches(files, batch, seq_len, seed, sharded.abstract_inputs(here)[0].sharding)
-    position = {
-        "batch": batch, "seq_len": seq_len, "seed": seed, "data": list(files.names),
-        "windows": batches.windows,
-    }  # fmt: skip
-    workdir = Path(workdir)
-    with Checkpoints(workdir, keep) as checkpoints:
-        state, first = _start(checkpoints, step, here, folder, seed, batches, position, on_progress)
+    request = TrainRequest(
+        model=model,
+        small=small,
+        data=data,
+        workdir=workdir,
+        strategy=strategy,
+        mesh=mesh,
+        steps=steps,
+        batch=batch,
+        seq_len=seq_len,
+        microbatches=microbatches,
+        remat=remat,
+        seed=seed,
+        save_every=save_every,
+        keep=keep,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+    return run_training(
+        request,
+        optimizer or Adamw(),
+        on_step=on_step,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+
+def run_training(
+    request: TrainRequest,
+    optimizer: Adamw,
+    *,
+    on_step: Callable[[int, Figures], None],
+    on_progress: Line,
+    should_stop: Callable[[], bool],
+) -> TrainingRun:
+    """Trains what a request asks for, as `train` does."""
+    _check_positive(request)
+    setup = _set_up(request, optimizer)
+    workdir, steps = Path(request.workdir), request.steps
+    with Checkpoints(workdir, request.keep) as checkpoints:
+        state, first = _start(checkpoints, setup, request.seed, on_progress)
         if first >= steps:
             raise ValueError(
                 f"{workdir}: {first} steps are done, {steps} are asked for. Use more steps, or "
                 "another workdir."
             )
-        _write_run(workdir, config, folder, chosen, optimizer, position, locals())
+        _write_run(request, setup, optimizer)
         with Metrics(workdir, first) as metrics:
-            loop = _Loop(step, here, optimizer.schedule(steps), workload, metrics, on_step)
+            loop = _Loop(
+                setup.step, setup.mesh, optimizer.schedule(steps), setup.workload, metrics, on_step
+            )
 
             def save(done: int, state: TrainState) -> None:
-                meta = {"position": position, "iterator": batches.position}
+                meta = {"position": setup.position, "iterator": setup.batches.position}
                 meta["optimizer"] = encode(optimizer)
-                checkpoints.save(done, step, state, meta)
+                checkpoints.save(done, setup.step, state, meta)
                 on_progress(f"step {done}: saving")
 
             on_progress("compiling the training step")
             loop.compile(state)
-            last = _run(loop, state, batches, first, steps, save_every, save, should_stop)
+            last = _run(
+                loop, state, setup.batches, first, steps, request.save_every, save, should_stop
+            )
     return TrainingRun(
         workdir, first, last, tuple(loop.losses), loop.seconds, loop.compile_s, last == steps
     )
+
+
+@dataclass(frozen=True)
+class _SetUp:
+    """What runs.
+
+    Attributes:
+      step: of the model under its strategy. mesh: the devices.
+      folder: of weights to start from; None draws them.
+      batches: of the data. position: what has to be the same to go on from a checkpoint.
+    """
+
+    step: TrainStep
+    mesh: Mesh
+    workload: Workload
+    folder: Path | None
+    batches: Batches
+    position: dict[str, Any]
+
+    @property
+    def sharded(self) -> ShardedTransformer:
+        return self.step.sharded
+
+
+def _set_up(request: TrainRequest, optimizer: Adamw) -> _SetUp:
+    config, folder = resolve_model(request.model, dtype=request.dtype, small=request.small)
+    strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
+    own = getattr(strategy.layers, "microbatches", None)
+    workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
+    sharded = ShardedTransformer(config, strategy, workload)
+    step = TrainStep(sharded, optimizer.build(request.steps), request.remat, request.param_dtype)
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    files = read_files(request.data, config.vocab_size, find_tokenizer(config, folder))
+    sharding = sharded.abstract_inputs(mesh)[0].sharding
+    batches = Batches(files, request.batch, request.seq_len, request.seed, sharding)
+    position = {
+        "batch": request.batch, "seq_len": request.seq_len, "seed": request.seed,
+        "data": list(files.names), "windows": batches.windows,
+    }  # fmt: skip
+    return _SetUp(step, mesh, workload, folder, batches, position)
 
 
 def _run(loop, state, batches, first, steps, save_every, save, should_stop) -> int:
@@ -222,54 +291,61 @@ class _Loop:
 
 
 def _start(
-    checkpoints: Checkpoints, step: TrainStep, mesh, folder: Path | None, seed: int,
-    batches: Batches, position: dict[str, Any], on_progress: Line,
-) -> tuple[TrainState, int]:  # fmt: skip
+    checkpoints: Checkpoints, setup: _SetUp, seed: int, on_progress: Line
+) -> tuple[TrainState, int]:
     """The state to go on with, and how many steps it has seen."""
-    sharded = step.sharded
+    step, mesh, sharded = setup.step, setup.mesh, setup.sharded
     if checkpoints.steps():
         found = checkpoints.restore(step, mesh)
-        then = found.meta["position"]
+        then, position = found.meta["position"], setup.position
         if different := [n for n in position if then.get(n) != position[n]]:
             said = ", ".join(f"{n} {then.get(n)!r}, here {position[n]!r}" for n in different)
             raise ValueError(
                 f"{checkpoints.folder}: the run there has other data: {said}. Use the same, or "
                 "another workdir."
             )
-        batches.seek(found.meta["iterator"])
+        setup.batches.seek(found.meta["iterator"])
         before = found.meta["strategy"]["name"]
         on_progress(f"going on from step {found.step}, saved under {before}")
         return found.state, found.step
-    if folder is None:
+    if setup.folder is None:
         on_progress(f"random weights of {sharded.config.name}")
         return step.init(jax.random.key(seed), mesh), 0
-    on_progress(f"weights of {folder}")
+    on_progress(f"weights of {setup.folder}")
     wide = dataclasses.replace(sharded, config=sharded.config.replace(dtype=step.param_dtype))
-    return step.start(load_params(folder, wide, mesh), mesh), 0
+    return step.start(load_params(setup.folder, wide, mesh), mesh), 0
 
 
-def _write_run(workdir, config, folder, strategy, optimizer, position, request) -> None:
-    """run.json: what runs, and what to pass to run it again."""
-    names = (
-        "steps", "batch", "seq_len", "microbatches", "remat", "seed", "save_every", "keep",
-        "dtype", "param_dtype", "small",
-    )  # fmt: skip
-    model = request["model"]
+def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Adamw) -> None:
+    """Writes run.json: what runs, and what to pass to run it again."""
+    config, model = setup.sharded.config, request.model
     run = {
         "model": config.name if isinstance(model, ModelConfig) else str(model),
         "model_config": config.to_dict(),
-        "weights": None if folder is None else str(folder),
-        "strategy": strategy.to_dict(),
-        "data": position["data"],
+        "weights": None if setup.folder is None else str(setup.folder),
+        "strategy": setup.sharded.strategy.to_dict(),
+        "data": setup.position["data"],
         "optimizer": encode(optimizer),
-        **{name: request[name] for name in names},
+        "steps": request.steps,
+        "batch": request.batch,
+        "seq_len": request.seq_len,
+        "microbatches": request.microbatches,
+        "remat": request.remat,
+        "seed": request.seed,
+        "save_every": request.save_every,
+        "keep": request.keep,
+        "dtype": request.dtype,
+        "param_dtype": request.param_dtype,
+        "small": request.small,
         "jax": jax.__version__,
-    }  # fmt: skip
+    }
+    workdir = Path(request.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
-def _positive(**values: int) -> None:
-    for name, value in values.items():
+def _check_positive(request: TrainRequest) -> None:
+    for name in ("steps", "batch", "seq_len", "save_every", "keep"):
+        value = getattr(request, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")

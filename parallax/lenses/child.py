@@ -24,6 +24,9 @@ _HEADER = struct.Struct("<Q")
 _USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError)
 
 
+_running: set[subprocess.Popen] = set()
+
+
 class ChildError(RuntimeError):
     """The child process failed in a way that is our bug or the machine's; carries its traceback."""
 
@@ -59,10 +62,18 @@ def run_in_child(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables
         ) as process,
     ):
+        _running.add(process)
         try:
             return _talk(process, task, function.__name__, log, on_progress)
         finally:
             process.kill()
+            _running.discard(process)
+
+
+def end_children() -> None:
+    """Ends the children of all threads, whose `run_in_child` then raises ChildError."""
+    for process in tuple(_running):
+        process.kill()
 
 
 def _talk(process: subprocess.Popen, task: bytes, name: str, log: IO[bytes], on_progress: Progress):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from parallax.cost import error_bar, rates_of
+from parallax.cost import Rates, error_bar, rates_of
 from parallax.estimate import estimate
 from parallax.meshes.cluster import Cluster
 from parallax.papers.paper import Paper
@@ -14,11 +14,13 @@ from parallax.steps import make_step
 from parallax.strategies import build
 
 
-def closed_form_on(cluster: Cluster) -> Callable[[Paper, str, TpsReading], Figure | None]:
+def closed_form_on(
+    cluster: Cluster, rates: Rates | None = None
+) -> Callable[[Paper, str, TpsReading], Figure | None]:
     """Tokens per second of a paper's strategy on a cluster, for `audit`.
 
     A prefill takes the paper's microbatches, lowered to what divides a device's sequences. None
-    where a strategy cannot run the paper's model.
+    where a strategy cannot run the paper's model. `rates`: of the GPU; None are those shipped.
     """
 
     def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:
@@ -29,10 +31,11 @@ def closed_form_on(cluster: Cluster) -> Callable[[Paper, str, TpsReading], Figur
             workload = replace(
                 paper.workload, microbatches=math.gcd(paper.workload.microbatches, max(1, local))
             )
-            modelled = estimate(make_step(paper.config, made, workload, reading), cluster)
+            step = make_step(paper.config, made, workload, reading)
+            modelled = estimate(step, cluster, rates=rates)
         except (ValueError, NotImplementedError):
             return None
-        low, high = error_bar(modelled.cost, rates_of(cluster.gpu.name))
+        low, high = error_bar(modelled.cost, rates or rates_of(cluster.gpu.name))
         tokens = modelled.tokens
         return Figure(modelled.tokens_per_s, "tokens/s", "modelled", tokens / high, tokens / low)
 

@@ -58,6 +58,8 @@ def answers(result: StrategyResult, paper: Paper | None, same: bool, cluster: st
 
 
 def _not_run(result: StrategyResult, lens: str) -> Answer:
+    if lens in result.refused:
+        return Answer("cannot run", "bad", (Part(words.one_line(result.refused[lens])),))
     why = result.skipped.get(lens, "not asked for")
     return Answer("not run", "none", (Part(f"{lens}: {words.one_line(why)}"),))
 

@@ -46,7 +46,8 @@ class Comparison:
 
     @property
     def failed(self) -> bool:
-        """A strategy is not exact, does not fit, or moves other bytes than its closed form.
+        """A strategy cannot run, is not exact, does not fit, or moves other bytes than its closed
+        form.
 
         At a point of a sweep, only other bytes count.
         """

@@ -54,6 +54,7 @@ class Row:
 def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple[Row, ...]:
     """All rows that have at least one cell."""
     rows = [
+        *_refused_rows(results),
         *_exact_rows(results),
         *_rows("Fits?", results, _compiled, _FIT),
         *_rows("Moves?", results, _compiled, _MOVE),
@@ -64,6 +65,17 @@ def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple
     if paper is not None:
         rows += _claim_rows(results, paper)
     return tuple(row for row in rows if any(row.cells))
+
+
+def _refused_rows(results: tuple[StrategyResult, ...]) -> list[Row]:
+    """Which strategies cannot run, where one cannot; the reasons are among the failures."""
+    if not any(result.refused for result in results):
+        return []
+    cells = tuple(
+        Cell(f"cannot {', '.join(r.refused)}", "bad") if r.refused else Cell("yes", "good")
+        for r in results
+    )
+    return [Row("Runs?", "every lens asked for", "derived", cells)]
 
 
 def _itself(result: StrategyResult) -> StrategyResult:

@@ -1,6 +1,6 @@
 """What has to be said in words: why a strategy fails, what is assumed, what was not run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
@@ -11,7 +11,10 @@ from parallax.workload import Workload
 
 def failure_reasons(result: StrategyResult) -> tuple[str, ...]:
     """Each reason why this strategy makes the exit status 1."""
-    found = []
+    found = [
+        f"{result.name} cannot run {', '.join(lenses)}: {words.one_line(why).rstrip('.')}"
+        for why, lenses in _by_reason(result.refused).items()
+    ]
     verification, compilation = result.verification, result.compilation
     if verification is not None and not verification.exact:
         dtypes = ", ".join(row.dtype for row in verification.rows if not row.passed)
@@ -31,6 +34,14 @@ def failure_reasons(result: StrategyResult) -> tuple[str, ...]:
             for d in compilation.differences
         ]
     return tuple(found)
+
+
+def _by_reason(refused: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> the lenses that it keeps from running."""
+    found: dict[str, list[str]] = {}
+    for lens, why in refused.items():
+        found.setdefault(why, []).append(lens)
+    return found
 
 
 def describe_model(config: ModelConfig) -> str:

@@ -150,6 +150,7 @@ def _result(result: StrategyResult) -> Json:
         "predict": result.prediction and _prediction(result.prediction),
         "measure": result.measurement and _measurement(result.measurement),
         "skipped": result.skipped,
+        "refused": result.refused,
     }
 
 

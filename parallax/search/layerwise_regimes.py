@@ -7,13 +7,15 @@ sends nothing, with the same weights in the same format.
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
-from parallax.cost import rates_of
+from parallax.cost import Rates, rates_of
 from parallax.estimate import PackedWeights, Unpacking, weight_reads
 from parallax.estimate.fastest import fastest
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
+from parallax.naming import resolve_rates
 from parallax.rules import Phase
 from parallax.search.places import (
     BASELINE,
@@ -32,24 +34,39 @@ from parallax.strategies import build, data_parallel, tensor_pipeline
 from parallax.strategy import Strategy
 
 
-def study(grid: Grid, on_progress: Callable[[str], None] = lambda line: None) -> tuple[Place, ...]:
+def study(
+    grid: Grid,
+    on_progress: Callable[[str], None] = lambda line: None,
+    *,
+    rates: Rates | str | Path | None = None,
+) -> tuple[Place, ...]:
     """Every place of the grid.
+
+    Args:
+      grid: what is asked.
+      on_progress: called with a line whenever something starts.
+      rates: constants of the clusters' GPU, or a file of them; None takes those shipped.
+
+    Raises:
+      ValueError: rates of another GPU than a cluster's.
 
     Cost: some ten milliseconds a place and strategy.
     """
     found: list[Place] = []
+    clusters = {name: cluster(name) for name in grid.clusters}
+    given = {name: resolve_rates(rates, where) for name, where in clusters.items()}
     for name, phase in itertools.product(grid.clusters, grid.phases):
         on_progress(f"{name}: {phase}")
-        where = cluster(name)
+        where, constants = clusters[name], given[name]
         for attention, stored in itertools.product(grid.attentions, grid.stored):
             for unpacking in grid.unpackings if STORED[stored] else ("",):
-                found += _map(grid, where, phase, attention, stored, unpacking)
+                found += _map(grid, where, phase, attention, stored, unpacking, constants)
     return tuple(found)
 
 
 def _map(
     grid: Grid, where: Cluster, phase: Phase, attention: Attention, stored: str,
-    unpacking: Unpacking | Literal[""],
+    unpacking: Unpacking | Literal[""], rates: Rates | None,
 ) -> Iterator[Place]:  # fmt: skip
     weights = PackedWeights(STORED[stored], unpacking or "xla")
     for depth, width, batch in itertools.product(grid.depths, grid.widths, grid.batches):
@@ -58,7 +75,16 @@ def _map(
         for name in NAMES:
             try:
                 strategy = strategy_for(name, config, where, batch)
-                best = fastest(config, strategy, where, phase, batch, grid.seq_len, weights=weights)
+                best = fastest(
+                    config,
+                    strategy,
+                    where,
+                    phase,
+                    batch,
+                    grid.seq_len,
+                    weights=weights,
+                    rates=rates,
+                )
             except (ValueError, NotImplementedError) as error:
                 why_not[name] = str(error)
                 continue
@@ -66,8 +92,8 @@ def _map(
             if name in PIPELINES:
                 steady[name] = best.steady_s
             if name == LAYERWISE:
-                rates = rates_of(where.gpu.name)
-                hits = weight_reads(best.estimate.work, where, rates).hit_rate
+                constants = rates or rates_of(where.gpu.name)
+                hits = weight_reads(best.estimate.work, where, constants).hit_rate
         yield Place(where.name, phase, attention, stored, unpacking, depth, batch, width, seconds,
                     steady, hits, why_not)  # fmt: skip
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from parallax.models.config import ModelConfig
+from parallax.requests.plan import Objective
 from parallax.results import Figure
 from parallax.strategy import Strategy
 
-Objective = Literal["tps", "tpot", "energy"]
-OBJECTIVES: dict[str, str] = {
+OBJECTIVES: dict[Objective, str] = {
     "tps": "most output tokens a second",
     "tpot": "least time per output token",
     "energy": "least energy per output token",

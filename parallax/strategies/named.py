@@ -168,13 +168,7 @@ def build(
     Raises:
       ValueError: an unknown name, or a mesh with other axes.
     """
-    names = name.split("+")
-    for part in names:
-        if part not in STRATEGIES:
-            raise ValueError(
-                f"unknown strategy {part!r}. Use one of: {', '.join(STRATEGIES)}; several joined "
-                "by '+'; or the path of a strategy file ending in .json."
-            )
+    names = check_name(name)
     known = tuple(dict.fromkeys(axis for part in names for axis in STRATEGIES[part].axes))
     if mesh is None and len(names) > 1:
         raise ValueError(
@@ -192,6 +186,18 @@ def build(
             )
     made = [sized(part, dict(mesh.axes), cluster) for part in names]
     return made[0] if len(made) == 1 else hybrid(*made)
+
+
+def check_name(name: str) -> list[str]:
+    """The names of STRATEGIES that a name joins by "+". ValueError if one is unknown."""
+    names = name.split("+")
+    for part in names:
+        if part not in STRATEGIES:
+            raise ValueError(
+                f"unknown strategy {part!r}. Use one of: {', '.join(STRATEGIES)}; several joined "
+                "by '+'; or the path of a strategy file ending in .json."
+            )
+    return names
 
 
 def sized(name: str, sizes: Sizes, cluster: str = DEFAULT_CLUSTER) -> Strategy:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from parallax.engine.deployment.deploying import deploy as run_deploy
 from parallax.experiments.__main__ import main
@@ -21,10 +20,7 @@ def deploy(tmp_path, capsys):
             main(["parallax", "deploy", f"--out={tmp_path}", *arguments])
         return stop.value.code, *capsys.readouterr()
 
-    yield run
-    flags.FLAGS.unparse_flags()
-    for flag in flags.FLAGS:
-        flags.FLAGS[flag].unparse()
+    return run
 
 
 def test_losses_and_switches_make_a_record(deploy, tmp_path):
@@ -75,7 +71,7 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         (["--devices=5"], "4 layers for 5 devices"),
         (["--devices=17"], "17 devices are asked for, this process has 16"),
         (["--devices=2", "--spares=2"], "2 spares of 2 devices leave none"),
-        (["--lose=one"], "--lose: invalid literal"),
+        (["--lose=one"], "--lose: expected whole numbers"),
         (["--layer_formats=0-9=int8"], "layer formats '0-9=int8'"),
         (["--layer_formats=int8"], "expected LAYERS=FORMAT"),
         (["--compression=int3"], "unknown format 'int3'"),
@@ -83,7 +79,8 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         (["--pressure", "--max_new_tokens=1"], "must be at least 2, got 1"),
         (["--devices=2", "--lose=99"], "no device 99 to lose; the deployment has 0 to 1"),
         (["--devices=1", "--losses=1"], "Give two or more"),
-        (["--stronger=none"], "nothing to switch to"),
+        (["--stronger=none", "--switches=2"], "nothing to switch to"),
+        (["--stronger=none"], "stronger: neither switches nor pressure takes a layer to it"),
     ],
 )
 def test_bad_input_is_one_line(deploy, arguments, message):

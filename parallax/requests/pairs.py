@@ -1,0 +1,54 @@
+"""What paired runs of two strategies are asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from parallax.meshes.mesh import MeshSpec
+from parallax.models.config import ModelConfig
+from parallax.requests import shared
+from parallax.requests.compare import CompareRequest, sizes_unused
+from parallax.requests.option import Request, option
+from parallax.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class PairsRequest(Request):
+    """The arguments of `parallax.pairing.compare_pairs`, which documents them."""
+
+    paper: str | None = shared.paper()
+    model: str | ModelConfig | None = shared.model()
+    strategies: Sequence[str | Strategy] | None = option(
+        None,
+        "Two, by comma: names (`parallax list strategies`) or strategy files (.json). Unset: the "
+        "paper's baseline and its own.",
+        "list",
+    )
+    mesh: str | MeshSpec | None = shared.mesh("cluster")
+    batch: int | None = shared.batch(None, " Unset: the paper's, or 16.")
+    seq_len: int | None = shared.seq_len(None, " Unset: the paper's, or 1024.")
+    microbatches: int | None = shared.microbatches(
+        "the paper's, lowered to what divides a device's sequences"
+    )
+    packed: bool = shared.packed()
+    small: bool = shared.small()
+    dtype: str | None = shared.dtype()
+    compression: str | tuple[str, str] | None = shared.compression()
+    cluster: str | None = shared.cluster("the paper's, or h100_2x8", "What strategies fill")
+    text: str | None = shared.text("both")
+    pairs: int = option(
+        100, "Pairs of runs; both strategies run once in each, in drawn order.", "whole", at_least=2
+    )
+    seed: int = shared.seed()
+
+    def unused(self) -> Mapping[str, str]:
+        """Sizes of the full-size model, where the small one runs."""
+        return sizes_unused(self.small)
+
+    def comparison(self, strategies: Sequence[str | Strategy]) -> CompareRequest:
+        """What decides how the two strategies run, as a comparison that measures them."""
+        return CompareRequest(
+            paper=self.paper, model=self.model, strategies=strategies, mesh=self.mesh,
+            batch=self.batch, seq_len=self.seq_len, microbatches=self.microbatches,
+            packed=self.packed, small=self.small, dtype=self.dtype, compression=self.compression,
+            cluster=self.cluster, text=self.text, lenses=("measure",),
+        )  # fmt: skip
