@@ -1,6 +1,6 @@
-"""The shipped constants of the cost model, and docs/accuracy.md: how far off they are.
+"""The shipped constants of the cost model, and docs/generated/accuracy.md: how far off they are.
 
-  python benchmarks/accuracy.py parallax/cost/shipped docs/accuracy.md
+  python benchmarks/accuracy.py parallax/cost/shipped docs/generated/accuracy.md
 
 Fits on published measurements (`parallax/cost/data`), tests on shapes held out by a hash and on
 sources left out. Hardware: any. Result: one file of constants a GPU and the page; seconds.
@@ -44,7 +44,7 @@ START = {
     "tf32": GemmRates(400e12, 2.9e12, 4e-6, 1e-6, 0.2),
 }
 SAID = {
-    "matrix products": "fitted to published measurements, docs/accuracy.md",
+    "matrix products": "fitted to published measurements, docs/generated/accuracy.md",
     "memory": "share of HBM that copies and decode attention reach (peers' figures): 88 % on H100, "
     "4.3 TB/s on H200; the same share of others'",
     "attention": "cuDNN 64 to 256 wide, FlashAttention 4 at 512 (published); scaled by peak FLOP/s",
@@ -206,7 +206,7 @@ HEAD = ("| what | n | median | p90 | mean | bias | in error bar |\n"
 
 
 def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
-    """The text of docs/accuracy.md."""
+    """The text of docs/generated/accuracy.md."""
     text = [
         _INTRO,
         *_products_on_h100(made["h100"]),
@@ -308,11 +308,11 @@ def _attention(a100: Rates) -> list[str]:
 
 _INTRO = """# How far off the cost model is
 
-Made by `python benchmarks/accuracy.py parallax/cost/shipped docs/accuracy.md` from published
-measurements (`parallax/cost/data`, figures only, with source and licence). Shapes are split into
-fitted and held out (40 %) by a hash of the shape; a miss is shown, not fitted again. Bias is the
-median of modelled over measured minus one. Error bars are the inner 86 % of the fitted rows, meant
-to hold 80 % of new ones. Nothing on this page was measured by this project: no GPU was at hand.
+Made by `python benchmarks/accuracy.py parallax/cost/shipped docs/generated/accuracy.md` from
+published measurements (`parallax/cost/data`, figures only, with source and licence). Shapes are
+split into fitted and held out (40 %) by a hash of the shape; a miss is shown, not fitted again.
+Bias is the median of modelled over measured minus one. Error bars are the inner 86 % of the fitted
+rows, meant to hold 80 % of new ones. Nothing on this page was measured by this project: no GPU was at hand.
 """
 _OPEN = (
     "A whole step: no clean published table of a layer's or a model's time was found, and no GPU "

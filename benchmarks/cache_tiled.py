@@ -23,7 +23,7 @@ from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.placement import most_tokens, parse_budget, tile_traffic, tiles_under
 from parallax.program import compile_step
-from parallax.steps import make_step
+from parallax.programs.steps import make_step
 from parallax.strategies import cache_tiled, data_parallel, layerwise
 
 CLUSTER, BUDGET, DEVICES = "h100_2x8", "l2", 16

@@ -1,6 +1,6 @@
-"""docs/communication.md: every collective of every paper's strategies, closed form and compiled.
+"""The page of every collective of every paper's strategies, by closed form and as compiled.
 
-  python benchmarks/communication.py docs/communication.md
+  python benchmarks/communication.py docs/generated/communication.md
 
 Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on two cores.
 `tests/test_communication_page.py` holds its closed forms against the code.
@@ -9,16 +9,16 @@ Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on
 import sys
 
 from parallax.bounds import Transfer
+from parallax.commands.resolve import fit_microbatches
 from parallax.hlo.rows import dtype_rows
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
-from parallax.preparing import fit_microbatches
 from parallax.program import compile_program
+from parallax.programs.steps import make_step
 from parallax.report import words
-from parallax.results import Compilation
-from parallax.steps import make_step
+from parallax.results.lens_results import Compilation
 from parallax.strategies import build
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -46,10 +46,10 @@ DECODED = (
 DECODED_BATCH = 64
 _HEAD = """# Communication
 
-Made by `python benchmarks/communication.py docs/communication.md`. Bytes leave a device over a
-whole pass or step, by ring algorithms; of permutes, a device that sends. Closed forms are derived,
-programs compiled for two nodes of eight H100 and read. "Least" leaves out what bubbles, padding,
-buffers and recomputation add. Routing of experts is uniform: bytes of ragged exchanges follow from
+Made by `python benchmarks/communication.py docs/generated/communication.md`. Bytes leave a
+device over a whole pass or step, by ring algorithms; of permutes, a device that sends. Closed
+forms are derived, programs compiled for two nodes of eight H100 and read. "Least" leaves out what
+bubbles, padding, buffers and recomputation add. Routing of experts is uniform: bytes of ragged exchanges follow from
 it.
 """
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from parallax.estimate import estimate
+from parallax.analytic import estimate
+from parallax.commands.resolve import fit_microbatches
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
@@ -24,10 +25,9 @@ from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
-from parallax.preparing import fit_microbatches
 from parallax.program import compile_program
+from parallax.programs.steps import make_step
 from parallax.rules import Phase
-from parallax.steps import make_step
 from parallax.strategies import build
 from parallax.workload import Workload
 

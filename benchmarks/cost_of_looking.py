@@ -13,14 +13,14 @@ import platform
 import sys
 import time
 
-from parallax.communication import forward_transfers
-from parallax.comparing import versions
+from parallax.commands.compare import versions
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling import compile_for
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
-from parallax.spmd import ShardedTransformer
+from parallax.programs.communication import forward_transfers
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import build
 from parallax.workload import Workload
 

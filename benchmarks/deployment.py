@@ -18,7 +18,7 @@ import platform
 import sys
 from pathlib import Path
 
-from parallax.comparing import versions
+from parallax.commands.compare import versions
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from parallax.lenses.gpu_minutes.plan import PARTS, Group
-from parallax.lenses.gpu_minutes.running import GROUP, Start, run_part, start_group
+from parallax.studies.kernels.gpu_minutes.plan import PARTS, Group
+from parallax.studies.kernels.gpu_minutes.running import GROUP, Start, run_part, start_group
 
 
 class MadeUpClock:

@@ -28,8 +28,8 @@ def losses(config, strategy, microbatches: int, dtype: str, batches):
 
     from parallax.engine.optimizer import Adamw
     from parallax.lenses.verifying import cast, draw
-    from parallax.spmd import ShardedTransformer
-    from parallax.training import TrainStep
+    from parallax.programs.sharded_model import ShardedTransformer
+    from parallax.programs.training import TrainStep
     from parallax.workload import Workload
 
     sharded = ShardedTransformer(

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from parallax.comparing import versions
+from parallax.commands.compare import versions
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
 from parallax.models.config import ModelConfig
@@ -92,7 +92,7 @@ def load_one(folder: str, strategy_name: str, mesh_text: str, *, on_progress) ->
 
     from parallax.meshes.mesh import MeshSpec
     from parallax.models import huggingface
-    from parallax.spmd import ShardedTransformer
+    from parallax.programs.sharded_model import ShardedTransformer
     from parallax.strategies import build
     from parallax.workload import Workload
 

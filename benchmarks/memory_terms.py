@@ -12,9 +12,9 @@ import json
 import sys
 from importlib.metadata import version
 
-from parallax.memory_terms import memory_terms
 from parallax.papers import paper
 from parallax.papers.memory_record import MemoryRecord, read_memory_record
+from parallax.studies.memory_ablation import memory_terms
 
 PAPERS = ("cache_layerwise", "compressed_layerwise")
 STRATEGIES = ("layerwise", "tensor_pipeline")

@@ -12,7 +12,7 @@ needs the `aot` extra.
 Result: a table, and out/kernels.json with medians, spreads, errors and versions, written after each
 case: a run that is stopped loses one. What makes a kernel validated is benchmarks/gpu_minutes.py.
 With --compile_only commit it as benchmarks/compiled/kernels.json and run
-`python -m parallax.lenses.kernels_page`.
+`python -m parallax.studies.kernels.page`.
 Exit status: 0 ok; 2 no GPU, or bad input.
 """
 
@@ -36,7 +36,7 @@ class Flags(Command):
     """The flags of this command."""
 
     operations: tuple[str, ...] | None = option(
-        None, "Kernels, by commas, as docs/kernels.md names them. Unset: all.", "list"
+        None, "Kernels, by commas, as docs/generated/kernels.md names them. Unset: all.", "list"
     )
     compile_only: bool = option(
         False, "Compile what ships for the H100 with no GPU, and time nothing.", "switch"
@@ -63,7 +63,7 @@ def main(flags: Flags) -> int:
 
 
 def _time(names: list[str], save: Callable[[dict], Any]) -> dict:
-    from parallax.lenses.kernel_timing import gpu_timer, time_kernels
+    from parallax.studies.kernels.timing import gpu_timer, time_kernels
 
     timer = gpu_timer()
     with ProgressLines() as progress:

@@ -16,8 +16,8 @@ Exit status: 0 ok; 2 no such GPU, or bad input.
 import json
 from dataclasses import dataclass
 
-from parallax.calibrating import calibrate
 from parallax.codec import encode
+from parallax.commands.calibrate import calibrate
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable

@@ -34,15 +34,15 @@ from parallax.experiments.flags import Command
 from parallax.experiments.launch import check_file
 from parallax.experiments.output import show
 from parallax.meshes.cluster import Cluster, cluster
-from parallax.naming import resolve_rates
 from parallax.papers import PAPERS, paper
 from parallax.papers.audit import Audited, audit
 from parallax.papers.modelled import closed_form_on
 from parallax.report import check_writable
-from parallax.report.audit_text import audit_json, audit_markdown, audit_table
 from parallax.report.files import save_files
 from parallax.requests import shared
+from parallax.requests.naming import resolve_rates
 from parallax.requests.option import option
+from parallax.studies.claims_page import audit_json, audit_markdown, audit_table
 
 WIDTH = 116
 ALL = "all"

@@ -22,11 +22,11 @@ or cannot run while others do; 2 bad input, or no strategy that can run.
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from parallax.comparing import run_comparisons, run_papers
+from parallax.commands.compare import run_comparisons, run_papers
+from parallax.commands.resolve import resolve
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.experiments.output import show
-from parallax.preparing import resolve
 from parallax.report import check_writable, load_request, overview_table
 from parallax.requests import shared
 from parallax.requests.compare import CompareRequest

@@ -13,8 +13,8 @@ formats under a byte budget. A model this small neither confirms nor refutes a f
 one.
 
 Hardware: any laptop, no GPU. About twenty minutes on one core.
-Result: tables; out/compress_quality.json, which `parallax.quality_results.load_record` reads, and
-out/compress_quality.html.
+Result: tables; out/compress_quality.json, which `load_record` of
+`parallax.studies.quality.results` reads, and out/compress_quality.html.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -74,8 +74,8 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Measures what the flags ask for."""
-    from parallax.quality import Settings, measure
-    from parallax.quality.tables import record_page, record_table
+    from parallax.studies.quality import Settings, measure
+    from parallax.studies.quality.tables import record_page, record_table
 
     settings = Settings(
         steps=flags.train_steps, tune_steps=flags.tune_steps,

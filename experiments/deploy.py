@@ -146,7 +146,7 @@ def main(flags: Flags) -> int:
     check_writable(flags.out)
     budget = _budget(flags.device_budget)
     dtype = _use_devices(flags)
-    from parallax.comparing import versions
+    from parallax.commands.compare import versions
     from parallax.engine.deployment.deploying import PROMPTS, deploy
 
     with ProgressLines() as progress:

@@ -2,7 +2,7 @@
 
 from parallax.lenses.environment import virtual_devices
 from parallax.meshes.mesh import MeshSpec
-from parallax.naming import resolve_strategy
+from parallax.requests.naming import resolve_strategy
 from parallax.strategy import Strategy
 
 _MOST_VIRTUAL = 16  # that a strategy without a mesh fills

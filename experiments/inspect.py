@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from parallax.commands.inspect import inspect_text
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import check_file
 from parallax.experiments.output import show
-from parallax.inspecting import inspect_text
 from parallax.requests import shared
 from parallax.requests.option import option
 

@@ -9,7 +9,7 @@ weights that fit the cache and weights that do not.
 
 Hardware: one NVIDIA Hopper GPU, on which nothing else should run; minutes.
 Result: two tables; out/l2_residency.json and .svg. Commit the first as
-benchmarks/GPU/l2_residency-DATE.json and run `python -m parallax.report.l2_residency_page`.
+benchmarks/GPU/l2_residency-DATE.json and run `python -m parallax.studies.l2_residency.page`.
 Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 
@@ -22,9 +22,9 @@ from parallax.experiments.output import show
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.report.grid import grid_table
-from parallax.report.l2_residency_page import plot, tables
 from parallax.report.svg import as_file
 from parallax.requests import shared
+from parallax.studies.l2_residency.page import plot, tables
 
 WIDTH = 110
 
@@ -38,8 +38,8 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Measures the GPU at hand."""
-    from parallax.lenses.kernel_timing import gpu_timer
-    from parallax.lenses.l2_residency import gpu_at_hand, measure_residency
+    from parallax.studies.kernels.timing import gpu_timer
+    from parallax.studies.l2_residency.measuring import gpu_at_hand, measure_residency
 
     check_writable(flags.out)
     l2_bytes, sequence_timer = gpu_at_hand()

@@ -22,10 +22,10 @@ from pathlib import Path
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
 from parallax.experiments.output import show
-from parallax.pairing import run_pairs
 from parallax.requests import shared
 from parallax.requests.option import nested
 from parallax.requests.pairs import PairsRequest
+from parallax.studies.pairs.pairs import run_pairs
 
 WIDTH = 100
 

@@ -18,10 +18,10 @@ Exit status: 0 ok; 1 nothing fits or is fast enough; 2 bad input.
 
 from dataclasses import dataclass
 
+from parallax.commands.plan import run_plan
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.experiments.output import show
-from parallax.planning import run_plan
 from parallax.report import check_writable
 from parallax.requests import shared
 from parallax.requests.option import nested

@@ -13,7 +13,7 @@ Unset: one wiring and two formats; --full takes both wirings and five formats.
 
 Hardware: any laptop, no GPU; nothing is compiled. About half a minute; --full minutes.
 Result: two tables, sentences that say what they show, DIR/regimes.html with maps, .json, .md, .svg.
-docs/regimes.md is the full study.
+docs/generated/regimes.md is the full study.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -25,11 +25,11 @@ from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.experiments.output import show
 from parallax.report import check_writable
-from parallax.report.regimes_page import RegimesReport
 from parallax.requests import shared
 from parallax.requests.option import described, option
-from parallax.search.layerwise_regimes import study
-from parallax.search.places import Grid
+from parallax.studies.regimes.layerwise import study
+from parallax.studies.regimes.page import RegimesReport
+from parallax.studies.regimes.places import Grid
 
 WIDTH = 120
 QUICK = Grid(clusters=("h100_2x8",), stored=("float16", "int8, MLP int8+2:4"))

@@ -95,7 +95,7 @@ def _warn_unless_validated(operation: str, implementation: str, kind: Kind | Non
     warnings.warn(
         f"{operation}: the kernel {implementation!r}{what} is not validated: no record shows that "
         f"{gpu!r} ran it right with jax {jax.__version__}. Check its results against "
-        "implementation='xla'; docs/kernels.md lists what is validated.",
+        "implementation='xla'; docs/generated/kernels.md lists what is validated.",
         UnvalidatedKernelWarning,
         stacklevel=2,
     )

@@ -46,7 +46,7 @@ class Operation(Protocol):
     """A `cases` module.
 
     Attributes:
-      ABOUT: what the kernel does and how, a few sentences for docs/kernels.md.
+      ABOUT: what the kernel does and how, a few sentences for docs/generated/kernels.md.
       SMALL: cases for an interpreter.
       SHIPPED: one for each configuration that ships: compiled to machine code.
       TIMED: what the benchmark runs.

@@ -19,14 +19,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from parallax import parallel, strategies
-    from parallax.comparing import compare, compare_papers
+    from parallax.commands.compare import compare, compare_papers
+    from parallax.commands.compile_for import compile_for, predict
+    from parallax.commands.inspect import inspect_text
+    from parallax.commands.plan import plan
     from parallax.cost import Rates
     from parallax.engine.compress import compress
     from parallax.engine.deployment import Deployment
     from parallax.engine.texts import generate
     from parallax.engine.train import train
-    from parallax.foreign import compile_for, predict
-    from parallax.inspecting import inspect_text
     from parallax.lenses.environment import virtual_devices
     from parallax.meshes.cluster import CLUSTERS, Cluster, cluster
     from parallax.meshes.mesh import MeshSpec
@@ -34,13 +35,12 @@ if TYPE_CHECKING:
     from parallax.models.config import ModelConfig
     from parallax.models.transformer import Transformer
     from parallax.papers import PAPERS, paper
-    from parallax.planning import plan
     from parallax.program import Program
+    from parallax.programs.training import TrainStep
     from parallax.report import Report
     from parallax.rules import Rules
     from parallax.strategies import STRATEGIES
     from parallax.strategy import Strategy
-    from parallax.training import TrainStep
 
 # Public name -> where it lives; "" is a module of its own.
 _SURFACE = {
@@ -56,20 +56,20 @@ _SURFACE = {
     "Rules": "parallax.rules",
     "STRATEGIES": "parallax.strategies",
     "Strategy": "parallax.strategy",
-    "TrainStep": "parallax.training",
+    "TrainStep": "parallax.programs.training",
     "Transformer": "parallax.models.transformer",
     "cluster": "parallax.meshes.cluster",
-    "compare": "parallax.comparing",
-    "compare_papers": "parallax.comparing",
-    "compile_for": "parallax.foreign",
+    "compare": "parallax.commands.compare",
+    "compare_papers": "parallax.commands.compare",
+    "compile_for": "parallax.commands.compile_for",
     "compress": "parallax.engine.compress",
     "generate": "parallax.engine.texts",
     "huggingface": "parallax.models",
-    "inspect_text": "parallax.inspecting",
+    "inspect_text": "parallax.commands.inspect",
     "paper": "parallax.papers",
     "parallel": "",
-    "plan": "parallax.planning",
-    "predict": "parallax.foreign",
+    "plan": "parallax.commands.plan",
+    "predict": "parallax.commands.compile_for",
     "strategies": "",
     "train": "parallax.engine.train",
     "virtual_devices": "parallax.lenses.environment",

@@ -29,7 +29,7 @@ def wire_bytes(kind: str, group_size: int, payload_bytes: float) -> float:
 
 
 # What a transfer is for: code asks for this, a report prints `what`. A role that a forward pass or
-# a decoding step sends also needs a place in `parallax.estimate.places`.
+# a decoding step sends also needs a place in `parallax.analytic.places`.
 Role = Literal[
     # Of every tick of a pipeline, outside of the layers; without a pipeline, of every microbatch.
     "lookup", "stage_handoff", "last_stage", "last_position",

@@ -6,9 +6,8 @@ from typing import Any, cast
 
 from flax import nnx
 
+from parallax.analytic import estimate
 from parallax.cost import Rates
-from parallax.estimate import estimate
-from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices, compile_for
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
@@ -20,10 +19,11 @@ from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.parallel.split import Remat
-from parallax.results import Compilation, Figure, Measurement, Prediction, Verification
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.steps import ModelStep, make_step
+from parallax.programs.user_module import ShardedModule
+from parallax.results.lens_results import Compilation, Figure, Measurement, Prediction, Verification
 from parallax.rules import Phase
-from parallax.spmd import ShardedTransformer
-from parallax.steps import ModelStep, make_step
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -34,7 +34,7 @@ class Strategy:
       layers: how the stack of layers and the microbatches do.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
       kernels: what computes wherever it can, on GPUs, and XLA the rest. "mosaic": our kernels for
-        Hopper, validated or not (docs/kernels.md); layers in slabs then have no gradient.
+        Hopper, validated or not (docs/generated/kernels.md); layers in slabs then have no gradient.
         "cudnn": the library's attention of whole sequences. None: the fastest that is validated,
         see `kernels.dispatch`.
 

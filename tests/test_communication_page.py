@@ -1,4 +1,4 @@
-"""docs/communication.md has every strategy of every paper, with today's closed forms."""
+"""docs/generated/communication.md has every strategy of every paper, with today's closed forms."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def generator():
 
 
 MADE = generator()
-PAGE = (ROOT / "docs" / "communication.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "generated" / "communication.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("program", list(MADE.programs()), ids=lambda p: p[0])

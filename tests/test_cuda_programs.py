@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 
 from parallax.bounds import totals
-from parallax.communication import forward_transfers, full_attention_flops
-from parallax.lens_tasks import CompileTask, compile_all
+from parallax.commands.lens_tasks import CompileTask, compile_all
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import roofline
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
-from parallax.spmd import ShardedTransformer
+from parallax.programs.communication import forward_transfers, full_attention_flops
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import (
     cache_tiled,
     data_parallel,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from parallax.commands.lens_tasks import CompileTask, compile_all
 from parallax.hlo.work import Kernel, Loop
-from parallax.lens_tasks import CompileTask, compile_all
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import roofline

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from parallax.models.transformer import abstract_transformer
+from parallax.programs.parameters import mesh_entry, param_specs
 from parallax.rules import LOGICAL_AXES, Rules, check_divides
-from parallax.sharded_parameters import mesh_entry, param_specs
 from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
 from tests.strategies.cases import SMALL
 

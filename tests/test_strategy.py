@@ -7,8 +7,8 @@ import pytest
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.layer_parts import CacheTiled, Pipeline
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.rules import Rules
-from parallax.spmd import ShardedTransformer
 from parallax.strategies import (
     STRATEGIES,
     build,

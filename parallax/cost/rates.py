@@ -163,7 +163,7 @@ def _check(rates: Rates) -> None:
 
 @functools.lru_cache(maxsize=16)
 def rates_of(gpu: str) -> Rates:
-    """The constants shipped for a GPU (see docs/accuracy.md).
+    """The constants shipped for a GPU (see docs/generated/accuracy.md).
 
     Args:
       gpu: name of a GPU, such as "h100".

@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding
 from parallax.codec import check_version
 from parallax.engine.whole_state import abstract_whole, named, placed, unnamed, whole
 from parallax.models.config import ModelConfig
-from parallax.spmd import ShardedTransformer
-from parallax.training import TrainState, TrainStep
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.training import TrainState, TrainStep
 
 FORMAT_VERSION = 1
 Line = Callable[[str], None]

@@ -23,8 +23,8 @@ from parallax.models.block_errors import block_error, random_input
 from parallax.models.compressed_folder import StoredModel, tensor_name, write_stored
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import layer_matrices
-from parallax.naming import Compression, parse_compression, resolve_model, stored_model
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.requests.naming import Compression, parse_compression, resolve_model, stored_model
 from parallax.strategies.data_parallel import data_parallel
 from parallax.workload import Workload
 

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parallax.decoding import Decoder
 from parallax.engine.latency import Latency
 from parallax.engine.sampling import Sampling, next_tokens
 from parallax.models.config import ModelConfig
-from parallax.sharded_cache import batch_multiple, prompt_multiple
-from parallax.spmd import ShardedTransformer
+from parallax.programs.cache import batch_multiple, prompt_multiple
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

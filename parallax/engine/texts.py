@@ -13,10 +13,10 @@ from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
 from parallax.models.huggingface import Tokenizer
-from parallax.naming import resolve_model, resolve_strategy
+from parallax.programs.cache import batch_multiple
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.generate import GenerateRequest
-from parallax.sharded_cache import batch_multiple
-from parallax.spmd import ShardedTransformer
+from parallax.requests.naming import resolve_model, resolve_strategy
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -20,12 +20,12 @@ from parallax.engine.optimizer import Adamw
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
-from parallax.naming import RUN_FILE, resolve_model, resolve_strategy
 from parallax.parallel.split import Remat
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.training import TrainState, TrainStep
+from parallax.requests.naming import RUN_FILE, resolve_model, resolve_strategy
 from parallax.requests.train import TrainRequest
-from parallax.spmd import ShardedTransformer
 from parallax.strategy import Strategy
-from parallax.training import TrainState, TrainStep
 from parallax.workload import Workload
 
 Line = Callable[[str], None]

@@ -15,8 +15,8 @@ from parallax.models.compressed_folder import FILE as COMPRESSED_FILE
 from parallax.models.compressing import compress_params
 from parallax.models.config import BYTE_VOCAB, ModelConfig
 from parallax.models.huggingface import ByteTokenizer, Tokenizer
-from parallax.naming import RUN_FILE, weights_of_run
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.requests.naming import RUN_FILE, weights_of_run
 
 
 def load_params(folder: Path, sharded: ShardedTransformer, mesh) -> nnx.State:

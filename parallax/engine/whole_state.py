@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallax.spmd import ShardedTransformer
-from parallax.training import TrainState, TrainStep
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.training import TrainState, TrainStep
 
 
 def named(tree: Any) -> dict[str, Any]:

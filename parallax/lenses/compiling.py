@@ -19,11 +19,11 @@ from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.timeline import busiest_timeline
-from parallax.load_balance import LoadBalance
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.meshes.topology import topology_devices
-from parallax.results import Compilation, Difference, Memory
+from parallax.programs.load_balance import LoadBalance
+from parallax.results.lens_results import Compilation, Difference, Memory
 from parallax.workload import Workload
 
 # Memory the compiler is told of when only the collectives are read: it never has to rematerialise,

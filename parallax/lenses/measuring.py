@@ -15,8 +15,8 @@ from parallax.lenses.child import Progress
 from parallax.lenses.power import LEAST_S, read_energy
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
-from parallax.results import Figure, Measurement
-from parallax.steps import ModelStep, make_step
+from parallax.programs.steps import ModelStep, make_step
+from parallax.results.lens_results import Figure, Measurement
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -5,7 +5,7 @@ from parallax.hlo.flops import Trips, executions, instruction_flops
 from parallax.hlo.ledger import Ledger
 from parallax.hlo.module import Computation, Module
 from parallax.meshes.cluster import Cluster
-from parallax.results import TimelineEvent
+from parallax.results.lens_results import TimelineEvent
 
 _FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id")
 

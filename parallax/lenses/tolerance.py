@@ -1,6 +1,6 @@
 """The tolerance table: the only place where an error limit stands."""
 
-from parallax.results import Exactness
+from parallax.results.lens_results import Exactness
 
 # float64: relative L2 against the unsharded model, logits and every gradient.
 FLOAT64_LIMIT = 1e-11

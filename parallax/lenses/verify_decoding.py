@@ -14,7 +14,6 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallax.decoding import Decoder
 from parallax.lenses.child import Progress
 from parallax.lenses.reference import reference
 from parallax.lenses.text import byte_tokens
@@ -23,8 +22,9 @@ from parallax.lenses.verifying import draw, relative_error
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import cast
-from parallax.results import Exactness, Verification
-from parallax.spmd import ShardedTransformer
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.results.lens_results import Exactness, Verification
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

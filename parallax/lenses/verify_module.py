@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from parallax.gspmd import ShardedModule
 from parallax.lenses.child import Progress
 from parallax.lenses.text import byte_tokens
 from parallax.lenses.tolerance import judge
 from parallax.lenses.verifying import relative_error, worst_error
-from parallax.results import Verification
+from parallax.programs.user_module import ShardedModule
+from parallax.results.lens_results import Verification
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

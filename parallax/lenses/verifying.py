@@ -24,8 +24,8 @@ from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import cast
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import load_balancing_loss
-from parallax.results import Exactness, RouterFacts, Verification
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.results.lens_results import Exactness, RouterFacts, Verification
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

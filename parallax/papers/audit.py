@@ -7,7 +7,7 @@ from parallax.papers.limits import TPS_READINGS, tps_limit
 from parallax.papers.paper import Claim, Given, Paper, Verdict
 from parallax.papers.results import Audited, ReadTps, TpsReading
 from parallax.papers.tpot import tpot_readings
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
 
 OTHER_WIRING = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
 

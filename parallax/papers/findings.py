@@ -9,7 +9,7 @@ from parallax.papers.paper import Paper
 from parallax.papers.placing import placement_facts
 from parallax.papers.results import Findings, TpsReading
 from parallax.papers.scaling import scale_rows
-from parallax.results import Figure, StrategyResult
+from parallax.results.lens_results import Figure, StrategyResult
 from parallax.workload import Workload
 
 

@@ -59,9 +59,9 @@ def _least_link_bytes(
 ) -> dict[str, float]:
     """Bytes on the busiest device's links, of the strategy's closed form without bubbles."""
     # Loaded here: a list of papers needs no JAX.
+    from parallax.analytic.sends import one_send
     from parallax.cost.links import least_link_bytes
-    from parallax.estimate.sends import one_send
-    from parallax.steps import make_step
+    from parallax.programs.steps import make_step
     from parallax.strategies import build
 
     built = build(

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from parallax.analytic import estimate
 from parallax.cost import Rates, error_bar, rates_of
-from parallax.estimate import estimate
 from parallax.meshes.cluster import Cluster
 from parallax.papers.paper import Paper
 from parallax.papers.results import TpsReading
-from parallax.results import Figure
-from parallax.steps import make_step
+from parallax.programs.steps import make_step
+from parallax.results.lens_results import Figure
 from parallax.strategies import build
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from parallax.papers.paper import Claim, Verdict
 from parallax.placement import Budget, GroupVerdict
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
 from parallax.rules import Phase
 from parallax.workload import Workload
 

@@ -4,16 +4,16 @@ import functools
 import math
 from collections.abc import Iterator
 
+from parallax.analytic import PackedWeights, weight_reads
+from parallax.analytic.fastest import Fastest, fastest
+from parallax.analytic.packed_weights import layer_weight_bytes
 from parallax.cost import error_bar, joules, rates_of
-from parallax.estimate import PackedWeights, weight_reads
-from parallax.estimate.fastest import Fastest, fastest
-from parallax.estimate.packed_weights import layer_weight_bytes
 from parallax.meshes.cluster import Cluster, cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.papers.footprints import PAPER_FORMATS
 from parallax.papers.paper import Claim, Paper
 from parallax.papers.results import ScaleRow
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
 from parallax.rules import Phase
 from parallax.strategies import build
 from parallax.strategy import Strategy

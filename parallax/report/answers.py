@@ -7,7 +7,7 @@ from parallax.papers.paper import Paper
 from parallax.report import words
 from parallax.report.claims import against_bound
 from parallax.report.exposure import exposure
-from parallax.results import StrategyResult, Tag
+from parallax.results.lens_results import StrategyResult, Tag
 
 QUESTIONS = (
     "Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "How fast?", "Claimed?"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Claim, Paper
 from parallax.report import words
-from parallax.results import Bound, StrategyResult
+from parallax.results.lens_results import Bound, StrategyResult
 from parallax.workload import Workload
 
 

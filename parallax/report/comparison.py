@@ -8,8 +8,8 @@ from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.papers.results import Findings
 from parallax.report.recorded import Section
-from parallax.results import StrategyResult
-from parallax.sweep_results import Sweep
+from parallax.results.lens_results import StrategyResult
+from parallax.results.sweep_results import Sweep
 from parallax.workload import Workload
 
 

@@ -6,7 +6,7 @@ is hidden.
 
 from dataclasses import dataclass
 
-from parallax.results import Compilation
+from parallax.results.lens_results import Compilation
 
 
 @dataclass(frozen=True)

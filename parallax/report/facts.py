@@ -8,7 +8,7 @@ from typing import Literal
 from parallax.papers.paper import Paper
 from parallax.report import words
 from parallax.report.exposure import exposure
-from parallax.results import (
+from parallax.results.lens_results import (
     Compilation,
     Prediction,
     RouterFacts,

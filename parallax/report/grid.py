@@ -8,7 +8,7 @@ from rich.table import Table, box
 from rich.text import Text
 
 from parallax.report.facts import Cell
-from parallax.results import TAGS, Tag
+from parallax.results.lens_results import TAGS, Tag
 
 _STYLES = {"good": "green", "bad": "bold red", "plain": ""}
 

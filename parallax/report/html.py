@@ -1,7 +1,5 @@
 """The report as one page that needs nothing else: no network, no script, light and dark."""
 
-import re
-from pathlib import Path
 from typing import Any
 
 from parallax.report import words
@@ -28,33 +26,20 @@ from parallax.report.sentences import (
 from parallax.report.sweep import HEADS, sweep_legend, sweep_rows
 from parallax.report.sweep_plot import sweep_plots
 from parallax.report.table import passed_line
+from parallax.report.templates import render
 from parallax.report.validation import verdicts
-from parallax.results import TAGS
+from parallax.results.lens_results import TAGS
 
 
 def report_page(report: Comparison) -> str:
     """A whole document, to be saved."""
-    return _render("page.html.j2", report)
+    return render("page.html.j2", **_context(report))
 
 
 def report_html(report: Comparison) -> str:
     """The body with its own style, for a notebook."""
-    return _render("report.html.j2", report)
-
-
-def _render(template: str, report: Comparison) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     # Plots are our own SVG, their text escaped by matplotlib.
-    text = environment.get_template(template).render(_context(report))
-    return re.sub(r"\n\s*\n+", "\n", text)
+    return render("report.html.j2", **_context(report))
 
 
 def _context(report: Comparison) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parallax.results import Collective, Compilation
+from parallax.results.lens_results import Collective, Compilation
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from parallax.papers.paper import Paper
 from parallax.papers.results import Audited
 from parallax.report import words
 from parallax.report.comparison import Comparison
-from parallax.results import StrategyResult
+from parallax.results.lens_results import StrategyResult
 
 _STYLES = {"yes": "green", "approximate": "yellow"}
 # Column and its width: 100 in all, with a space between.

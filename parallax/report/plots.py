@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from parallax.report import words
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.results import Compilation, StrategyResult, TimelineEvent
+from parallax.results.lens_results import Compilation, StrategyResult, TimelineEvent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

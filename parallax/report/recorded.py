@@ -60,6 +60,6 @@ def section_from_dict(data: dict[str, Any]) -> Section:
 
 
 def recorded_sections(paper: str) -> tuple[Section, ...]:
-    """Sections that `python -m parallax.recording` wrote about a paper; () where there are none."""
+    """The sections that `parallax.studies.recording` wrote about a paper, if any."""
     text = (resources.files("parallax.report") / "recorded.json").read_text(encoding="utf-8")
     return tuple(section_from_dict(data) for data in json.loads(text).get(paper, ()))

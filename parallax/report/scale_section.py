@@ -9,7 +9,7 @@ from parallax.report import words
 from parallax.report.facts import Cell
 from parallax.report.grid import Grid, Heads
 from parallax.report.placement_section import stored_in
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
 
 _KERNEL = {"xla": "unpacked by XLA", "kernel": "kernel, assumed", "": ""}
 

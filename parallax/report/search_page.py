@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from parallax.report import words
 from parallax.report.files import save_files
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
-from parallax.results import Figure
+from parallax.report.templates import render
+from parallax.results.lens_results import Figure
 from parallax.search.results import OBJECTIVES, Candidate, RegimeMap, Search, Timing
 
 PLAN_VERSION = 1
@@ -126,7 +126,7 @@ def notes(search: Search) -> list[str]:
         f"{search.seconds.get('ranking', 0):.1f} s; {compiled} compiled in "
         f"{search.seconds.get('compiling', 0):.1f} s and ranked by their programs.",
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
-        "The order of those not compiled is the closed form's (docs/accuracy.md).",
+        "The order of those not compiled is the closed form's (docs/generated/accuracy.md).",
     ]
     found += search.notes
     first = search.ranked[0].timing
@@ -199,14 +199,9 @@ def _to_dict(report: SearchReport) -> dict[str, Any]:
 
 
 def _page(report: SearchReport) -> str:
-    import jinja2
-
     search = report.search
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    text = environment.get_template("search.html.j2").render(
+    return render(
+        "search.html.j2",
         title=f"Plan: {_asked(search)}",
         model=describe_model(search.request.model),
         rows=[(_cells(i, c, search), c.why) for i, c in enumerate(search.ranked[:40], 1)],
@@ -214,4 +209,3 @@ def _page(report: SearchReport) -> str:
         maps=[(m, regime_plot(m, i)) for i, m in enumerate(report.maps)],
         notes=notes(search),
     )
-    return re.sub(r"\n\s*\n+", "\n", text)

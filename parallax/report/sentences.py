@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.report import words
-from parallax.results import StrategyResult
+from parallax.results.lens_results import StrategyResult
 from parallax.workload import Workload
 
 

@@ -16,7 +16,7 @@ from parallax.report.request import SCHEMA_VERSION
 from parallax.report.sections import sections
 from parallax.report.sentences import failure_reasons, not_run
 from parallax.report.validation import verdicts
-from parallax.results import (
+from parallax.results.lens_results import (
     TAGS,
     Compilation,
     Exactness,
@@ -28,7 +28,7 @@ from parallax.results import (
     TimelineEvent,
     Verification,
 )
-from parallax.sweep_results import PointFigures, Sweep, SweepPoint
+from parallax.results.sweep_results import PointFigures, Sweep, SweepPoint
 
 type Json = dict[str, Any]
 type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from parallax.report import words
 from parallax.report.facts import Cell
-from parallax.results import Tag
-from parallax.sweep_results import PointFigures, Sweep
+from parallax.results.lens_results import Tag
+from parallax.results.sweep_results import PointFigures, Sweep
 
 # Column heads with where their numbers are from.
 HEADS: tuple[tuple[str, Tag], ...] = (

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from parallax.report import words
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.results import Tag
-from parallax.sweep_results import PointFigures, Sweep
+from parallax.results.lens_results import Tag
+from parallax.results.sweep_results import PointFigures, Sweep
 
 _WIDTH, _HEIGHT = 7.2, 3.0
 _STYLES = ("-", "--", ":", "-.")

@@ -28,8 +28,8 @@ from parallax.report.sentences import (
 )
 from parallax.report.sweep import sweep_table
 from parallax.report.validation import verdicts
-from parallax.results import TAGS, Compilation, StrategyResult
-from parallax.sweep_results import Sweep
+from parallax.results.lens_results import TAGS, Compilation, StrategyResult
+from parallax.results.sweep_results import Sweep
 
 _COLUMNS_A_TABLE = 3
 _STYLES = {"good": "green", "bad": "bold red", "plain": ""}

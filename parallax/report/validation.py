@@ -13,7 +13,7 @@ from parallax.papers.paper import Paper
 from parallax.papers.results import ScaleRow
 from parallax.report import words
 from parallax.report.claims import other_than_the_papers
-from parallax.results import StrategyResult
+from parallax.results.lens_results import StrategyResult
 from parallax.workload import Workload
 
 Status = Literal["pass", "fail", "undecided"]

@@ -13,7 +13,7 @@ from parallax.strategy import Strategy
 
 @dataclass(frozen=True)
 class PairsRequest(Request):
-    """The arguments of `parallax.pairing.compare_pairs`, which documents them."""
+    """The arguments of `parallax.studies.pairs.pairs.compare_pairs`, which documents them."""
 
     paper: str | None = shared.paper()
     model: str | ModelConfig | None = shared.model()

@@ -5,23 +5,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from parallax.analytic import Estimate, estimate, estimate_bytes
 from parallax.cost import Rates, error_bar, joules, rates_of
 from parallax.cost.unvalidated import unvalidated
-from parallax.decoding import Decoder
-from parallax.estimate import Estimate, estimate, estimate_bytes
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster
 from parallax.parallel.stage_layers import padded_layers
 from parallax.program import compile_program
-from parallax.results import Compilation, Figure
+from parallax.programs.cache import batch_multiple, prompt_multiple
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.steps import Decoding, Prefill
+from parallax.results.lens_results import Compilation, Figure
 from parallax.search.candidates import ALL_UP_TO, candidates
 from parallax.search.reasons import why_not
 from parallax.search.results import Candidate, Request, Search, Timing
-from parallax.sharded_cache import batch_multiple, prompt_multiple
-from parallax.spmd import ShardedTransformer
-from parallax.steps import Decoding, Prefill
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from parallax.analytic import estimate, estimate_bytes
 from parallax.cost import Rates, rates_of
-from parallax.estimate import estimate, estimate_bytes
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.steps import Prefill
 from parallax.search.results import Point, RegimeMap
-from parallax.spmd import ShardedTransformer
-from parallax.steps import Prefill
 from parallax.strategies import STRATEGIES, build
 from parallax.strategy import Strategy
 from parallax.workload import Workload

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from parallax.models.config import ModelConfig
 from parallax.requests.plan import Objective
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
 from parallax.strategy import Strategy
 
 OBJECTIVES: dict[Objective, str] = {

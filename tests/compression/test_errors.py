@@ -8,7 +8,7 @@ import pytest
 from parallax.compression import parse_format
 from parallax.compression.errors import relative_error
 from parallax.papers import PAPERS
-from parallax.quality.layer_errors import normal_errors
+from parallax.studies.quality.layer_errors import normal_errors
 
 
 def drawn(*shape, seed=0):
@@ -44,7 +44,7 @@ def test_several_inputs_are_one_sum():
 
 
 def test_pieces_of_a_wide_matrix_are_the_matrix(monkeypatch):
-    from parallax.quality import layer_errors
+    from parallax.studies.quality import layer_errors
 
     config = PAPERS["compressed_layerwise"].config.small()
     monkeypatch.setattr(layer_errors, "_OUTPUTS_AT_ONCE", 100)

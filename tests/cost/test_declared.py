@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.inspecting import inspect_text
+from parallax.commands.inspect import inspect_text
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment, missing_compiler
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parallax.analytic import estimate
 from parallax.bounds import wire_bytes
 from parallax.cost import measurements, price, rates_of
 from parallax.cost.collectives import collective_seconds, exchange_seconds, send_seconds
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import all_link_bytes, least_link_bytes
 from parallax.cost.pricing import attention_rate, kernel_cost
-from parallax.estimate import estimate
 from parallax.hlo.collectives import Collective
 from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait, Work
@@ -22,8 +22,8 @@ from parallax.meshes.cluster import cluster
 from parallax.meshes.gpus import GPUS
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
+from parallax.programs.steps import make_step
 from parallax.search.candidates import candidates
-from parallax.steps import make_step
 from parallax.workload import Workload
 
 PEAK = {

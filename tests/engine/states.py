@@ -7,7 +7,8 @@ import numpy as np
 
 from parallax.engine.optimizer import Adamw
 from parallax.engine.whole_state import named, whole
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.training import TrainStep
 from parallax.strategies import (
     data_parallel,
     hybrid,
@@ -17,7 +18,6 @@ from parallax.strategies import (
     two_level,
     ulysses,
 )
-from parallax.training import TrainStep
 from parallax.workload import Workload
 from tests.strategies.cases import SMALL
 

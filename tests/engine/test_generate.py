@@ -8,7 +8,7 @@ import pytest
 from parallax.engine.generate import Generator
 from parallax.engine.latency import Latency, percentile
 from parallax.engine.sampling import Sampling, next_tokens
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel, hybrid, layerwise, ring_sequence, tensor_pipeline
 from parallax.workload import Workload
 from tests.strategies.cases import SMALL

@@ -190,7 +190,7 @@ def test_claims_are_printed_and_written(tmp_path):
     for name, paper in PAPERS.items():
         assert len(record["papers"][name]["figures"]) == len(paper.claims)
     page = (tmp_path / "found" / "claims.md").read_text()
-    assert page == (ROOT / "docs" / "claims.md").read_text()
+    assert page == (ROOT / "docs" / "generated" / "claims.md").read_text()
 
 
 BAD_CLAIMS = {

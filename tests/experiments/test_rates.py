@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
+from parallax.commands.plan import plan
 from parallax.cost import rates_of
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.launch import command_module
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.modelled import closed_form_on
-from parallax.planning import plan
 from parallax.requests.option import described
-from parallax.search.layerwise_regimes import Grid, study
+from parallax.studies.regimes.layerwise import Grid, study
 
 
 @pytest.fixture(scope="module")

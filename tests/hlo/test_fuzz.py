@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from parallax.commands.inspect import inspect_text
 from parallax.hlo import HloError, parse_module
 from parallax.hlo.limits import MAX_DEPTH, MAX_DEVICES, MAX_LINE
-from parallax.inspecting import inspect_text
 from tests.hlo.mutations import MUTATIONS
 
 DATA = Path(__file__).parent / "data"

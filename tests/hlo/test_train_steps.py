@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from parallax.hlo import compare, dtype_rows, jaxpr_ledger, parse_module, read_ledger
 from parallax.hlo.flops import module_flops
 from parallax.models.config import ModelConfig
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
 from parallax.workload import Workload
 from tests.hlo.conftest import Case

@@ -24,12 +24,12 @@ def compile_steps(cases, *, on_progress):
     import jax
     import jax.numpy as jnp
 
-    from parallax.communication import decode_transfers
     from parallax.cost import price, rates_of
-    from parallax.decoding import Decoder
     from parallax.lenses.compiling import compile_for
     from parallax.meshes.cluster import cluster
-    from parallax.spmd import ShardedTransformer
+    from parallax.programs.communication import decode_transfers
+    from parallax.programs.decoding import Decoder
+    from parallax.programs.sharded_model import ShardedTransformer
 
     where, workload = cluster("h100_2x8"), replace(PAPER.workload, microbatches=1)
 

@@ -9,7 +9,7 @@ from parallax.kernels.decode_attention import cases as decode
 from parallax.kernels.errors import relative_error
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.operations import OPERATIONS
-from parallax.lenses.kernel_checking import check, compile_case, reference
+from parallax.studies.kernels.checking import check, compile_case, reference
 
 TILE = 64
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

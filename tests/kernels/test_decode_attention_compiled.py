@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from parallax.commands.inspect import inspect_text
 from parallax.hlo.work import Kernel
-from parallax.inspecting import inspect_text
 from parallax.kernels.decode_attention.cases import SHIPPED
 from parallax.kernels.decode_attention.tiles import REGISTERS_OF_TWO, tile_of
 from parallax.lenses.child import run_in_child
@@ -31,10 +31,10 @@ def compile_steps(strategies, *, on_progress):
     import jax
     import jax.numpy as jnp
 
-    from parallax.decoding import Decoder
     from parallax.meshes.cluster import cluster
     from parallax.meshes.topology import topology_devices
-    from parallax.spmd import ShardedTransformer
+    from parallax.programs.decoding import Decoder
+    from parallax.programs.sharded_model import ShardedTransformer
     from parallax.workload import Workload
 
     found = []

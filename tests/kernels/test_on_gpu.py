@@ -29,7 +29,7 @@ def verdicts_on_gpu(name, seed, *, on_progress):
     import jax
 
     from parallax.kernels.operations import OPERATIONS
-    from parallax.lenses.kernel_checking import check, compile_case
+    from parallax.studies.kernels.checking import check, compile_case
 
     assert jax.devices()[0].platform == "gpu"
     operation = OPERATIONS[name]

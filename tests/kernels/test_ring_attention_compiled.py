@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from parallax.inspecting import inspect_text
+from parallax.commands.inspect import inspect_text
 from parallax.kernels.ring_attention.cases import Case
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from parallax.bounds import wire_bytes
-from parallax.calibrating import calibrate, fit
+from parallax.commands.calibrate import calibrate, fit
 from parallax.cost.collectives import link_seconds
 from parallax.cost.fitting import predicted_gemm
 from parallax.cost.gemm import GemmRates

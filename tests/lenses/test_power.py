@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from parallax.lenses.power import read_energy, read_power
-from parallax.results import Figure, Measurement
+from parallax.results.lens_results import Figure, Measurement
 from parallax.workload import Workload
 
 

@@ -8,7 +8,7 @@ from parallax.hlo.ledger import Collective
 from parallax.hlo.work import Gemm, Kernel, Send, Work
 from parallax.lenses.predicting import predict, roofline
 from parallax.meshes.cluster import cluster
-from parallax.results import Compilation, Memory
+from parallax.results.lens_results import Compilation, Memory
 from parallax.workload import Workload
 
 WHERE = cluster("h100_nvl16")

@@ -13,7 +13,7 @@ from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import rotate, rotation
 from parallax.parallel.attention_parts import Local
 from parallax.parallel.split import UNSPLIT, Split
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import two_level
 from parallax.workload import Workload
 from tests.models.test_transformer import TINY

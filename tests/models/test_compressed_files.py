@@ -12,7 +12,7 @@ from parallax.models.compressed_files import (
     read_compressed_config,
     save_compressed,
 )
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel, layerwise, tensor_pipeline
 from tests.strategies.cases import UNEQUAL, workload
 

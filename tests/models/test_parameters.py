@@ -9,7 +9,7 @@ import jax
 import pytest
 from flax import nnx
 
-from parallax.estimate.packed_weights import PackedWeights, device_matrices, layer_weight_bytes
+from parallax.analytic.packed_weights import PackedWeights, device_matrices, layer_weight_bytes
 from parallax.models import parameters
 from parallax.models.block import Mlp
 from parallax.models.compressing import packed_weights

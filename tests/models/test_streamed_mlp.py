@@ -10,11 +10,11 @@ from parallax.kernels.interpreting import interpreted
 from parallax.models import streamed_mlp
 from parallax.models.transformer import abstract_transformer
 from parallax.strategies import cache_tiled, data_parallel, tensor_pipeline
+from tests.programs.test_decoding import check as check_decoding
 from tests.strategies.cases import SMALL, VARIANTS
 from tests.strategies.test_exact import check, verify
 from tests.strategies.test_published import LLAMA
 from tests.strategies.test_published import nonzero_biases as nonzero_biases
-from tests.test_decoding import check as check_decoding
 
 STAGES = cache_tiled(tensor_pipeline(2, 2), 1, 2, round=2)
 TWO = cache_tiled(data_parallel(2), 1, 2)

@@ -14,10 +14,10 @@ from parallax.papers.modelled import closed_form_on
 from parallax.papers.paper import Claim, Given
 from parallax.papers.results import VERDICTS
 from parallax.report.audit import counts
-from parallax.report.audit_text import audit_json, audit_markdown
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
+from parallax.studies.claims_page import audit_json, audit_markdown
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "claims.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "generated" / "claims.md"
 AUDITS = {name: audit(paper) for name, paper in PAPERS.items()}
 ALL = [(name, a) for name, audited in AUDITS.items() for a in audited]
 PLAIN = [(n, a) for n, a in ALL if a.claim.reading != "tps"]
@@ -258,7 +258,7 @@ def test_json_has_every_figure_with_its_derivation():
 
 
 def test_the_committed_page_is_current():
-    fix = "parallax claims --out=out && cp out/claims.md docs/claims.md"
+    fix = "parallax claims --out=out && cp out/claims.md docs/generated/claims.md"
     modelled = {n: audit(p, closed_form_on(cluster(p.cluster))) for n, p in PAPERS.items()}
     assert PAGE.read_text(encoding="utf-8") == audit_markdown(modelled, PAPERS), f"run: {fix}"
 

@@ -8,8 +8,8 @@ import pytest
 from parallax import memory_terms as terms
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
-from parallax.memory_terms import fused_kernels
 from parallax.papers.memory_record import MemoryRecord, read_memory_record
+from parallax.studies.memory_ablation import fused_kernels
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "cpu" / "memory_terms.json"
 ROWS = read_memory_record(RECORD).rows

@@ -8,7 +8,7 @@ import pytest
 
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS, paper
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import STRATEGIES, build, layerwise
 
 ALL = tuple(PAPERS.values())

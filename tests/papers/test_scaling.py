@@ -2,8 +2,8 @@
 
 import pytest
 
+from parallax.analytic.fastest import fastest
 from parallax.cost import joules, rates_of
-from parallax.estimate.fastest import fastest
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.scaling import scale_rows

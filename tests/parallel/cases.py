@@ -14,7 +14,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_part import AttentionPart, AttentionShape
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.order import undo_positions
-from parallax.sharded_parameters import mesh_entry
+from parallax.programs.parameters import mesh_entry
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from parallax.papers import paper
 from parallax.papers.findings import findings
 from parallax.report import Report
 from parallax.report.recorded import recorded_sections
-from parallax.results import (
+from parallax.results.lens_results import (
     Bound,
     Compilation,
     Difference,

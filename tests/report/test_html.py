@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from parallax.results import TAGS
+from parallax.results.lens_results import TAGS
 from tests.report import examples
 
 VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}

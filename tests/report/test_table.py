@@ -9,7 +9,7 @@ from rich.console import Console
 
 from parallax.report.facts import fact_rows
 from parallax.report.ledger_rows import ledger_rows
-from parallax.results import TAGS
+from parallax.results.lens_results import TAGS
 from tests.report import examples
 
 

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from parallax.report import SCHEMA_VERSION, load_request
-from parallax.results import TAGS
+from parallax.results.lens_results import TAGS
 from tests.report import examples
 
 SCHEMA = json.loads(

@@ -9,7 +9,7 @@ from parallax.papers import PAPERS
 from parallax.papers.paper import Validation
 from parallax.papers.scaling import scale_rows
 from parallax.report.validation import CHECKS, verdicts
-from parallax.results import Figure
+from parallax.results.lens_results import Figure
 from parallax.workload import Workload
 from tests.report import examples
 

@@ -8,13 +8,13 @@ import jsonschema
 import pytest
 
 import parallax as px
-from parallax.pairing import compare_pairs
 from parallax.requests.compare import CompareRequest
 from parallax.requests.generate import GenerateRequest
 from parallax.requests.option import build, described, json_schema
 from parallax.requests.pairs import PairsRequest
 from parallax.requests.plan import PlanRequest
 from parallax.requests.train import TrainRequest
+from parallax.studies.pairs.pairs import compare_pairs
 
 CALLBACKS = {"on_progress", "on_step", "on_text", "should_stop"}
 # Function -> its request, and arguments that are not fields as they are.

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from parallax.commands.plan import plan
 from parallax.lenses.environment import missing_compiler
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
-from parallax.planning import plan
 from parallax.search.candidates import candidates
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps

@@ -9,9 +9,9 @@ from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import draw
 from parallax.models.compressing import compress_params
 from parallax.placement import layer_footprints
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.training import TrainStep
 from parallax.strategies import data_parallel, expert_parallel, layerwise, tensor_pipeline
-from parallax.training import TrainStep
 from parallax.workload import Workload
 from tests.strategies.cases import (
     EXPERTS,

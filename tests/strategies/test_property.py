@@ -11,14 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from parallax.communication import forward_transfers
 from parallax.hlo.compare import differing_totals
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.lenses.reference import reference
 from parallax.lenses.verifying import relative_error
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer
-from parallax.spmd import ShardedTransformer
+from parallax.programs.communication import forward_transfers
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import (
     data_parallel,
     expert_parallel,
@@ -30,7 +30,7 @@ from parallax.strategies import (
     ulysses,
 )
 from parallax.workload import Workload
-from tests.test_communication import by_kind
+from tests.programs.test_communication import by_kind
 
 DEVICES = 16
 SIZES = st.sampled_from([1, 2, 3, 4])

@@ -7,13 +7,13 @@ from flax import nnx
 
 from parallax.models import block
 from parallax.models.config import RopeScaling
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import cache_tiled, data_parallel, layerwise, tensor_pipeline
 from parallax.workload import Workload
+from tests.programs.test_decoding import check as check_decoding
+from tests.programs.test_decoding import drawn, unsharded
 from tests.strategies.cases import HYBRIDS, SMALL, STRATEGIES
 from tests.strategies.test_exact import check, verify
-from tests.test_decoding import check as check_decoding
-from tests.test_decoding import drawn, unsharded
 
 # 250 rows: no mesh axis divides the vocabulary.
 GPT = SMALL.replace(

@@ -22,9 +22,9 @@ from parallax.engine.latency import spread
 from parallax.engine.layer_formats import Formats, parse_layer_formats
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.models.config import DType, ModelConfig
-from parallax.naming import parse_compression, resolve_model, stored_model
 from parallax.papers import PAPERS
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.requests.naming import parse_compression, resolve_model, stored_model
 from parallax.strategies import data_parallel
 from parallax.workload import Workload
 

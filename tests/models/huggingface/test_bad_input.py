@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from parallax.models import huggingface
 from parallax.models.config import ModelConfig
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel
 from parallax.workload import Workload
 

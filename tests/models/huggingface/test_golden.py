@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from parallax.models import huggingface
-from parallax.spmd import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import (
     data_parallel,
     expert_parallel,

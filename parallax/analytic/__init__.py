@@ -1,0 +1,20 @@
+"""The analytical model of a strategy's time: a synthetic trace, priced like a compiled program.
+
+Nothing is compiled; an estimate takes milliseconds. It knows what our own programs do: which
+products, which passes over memory, which transfers, and what runs beside them.
+"""
+
+from parallax.analytic.estimating import Estimate, estimate
+from parallax.analytic.hits import WeightReads, weight_reads
+from parallax.analytic.memory import estimate_bytes
+from parallax.analytic.packed_weights import PackedWeights, Unpacking
+
+__all__ = [
+    "Estimate",
+    "PackedWeights",
+    "Unpacking",
+    "WeightReads",
+    "estimate",
+    "estimate_bytes",
+    "weight_reads",
+]

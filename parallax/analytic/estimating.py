@@ -1,0 +1,142 @@
+"""A synthetic trace of a prefill or a decoding step: ticks of layers of kernels and transfers."""
+
+from dataclasses import dataclass, field
+
+from parallax.analytic.attention import cached_attention, projections, prompt_attention
+from parallax.analytic.hits import weight_reads
+from parallax.analytic.kernels import gemm, passes
+from parallax.analytic.mlp import expert_mlp, plain_mlp
+from parallax.analytic.packed_weights import PackedWeights, weights_of
+from parallax.analytic.places import check_sent_once
+from parallax.analytic.trace import Trace
+from parallax.cost import Cost, Rates, price, rates_of
+from parallax.hlo.work import Loop, Start, Step, Wait, Work
+from parallax.meshes.cluster import Cluster
+from parallax.programs.steps import ModelStep, TransformerStep
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The analytical model's answer (tag: modelled).
+
+    Attributes:
+      cost: of one call on one device.
+      tokens: that the call handles, over all devices.
+      work: the synthetic trace.
+    """
+
+    cost: Cost
+    tokens: int
+    work: Work = field(repr=False)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.cost.seconds
+
+
+def estimate(
+    step: ModelStep,
+    cluster: Cluster,
+    *,
+    rates: Rates | None = None,
+    skew: float = 1.0,
+    weights: PackedWeights | None = None,
+    resident: bool = False,
+) -> Estimate:
+    """The time of one call of a step.
+
+    Args:
+      step: a prefill of the whole batch, or a decoding step.
+      cluster: its devices are the mesh's.
+      rates: None takes what is shipped for the GPU.
+      skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
+      weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
+      resident: weights that the cache model still finds in the L2 cache from the tick before are
+        read from there; otherwise every tick reads all of them from memory, as a compiled
+        program is priced.
+
+    Raises:
+      ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes;
+        a step that has no analytical model, such as a training step or layers in weight tiles.
+
+    Cost: milliseconds; nothing is traced.
+    """
+    if step.unmodelled:
+        raise ValueError(f"estimate: {step.unmodelled}")
+    assert isinstance(step, TransformerStep)
+    trace = Trace(step, skew, weights or weights_of(step.config), cluster.gpu.device_kind)
+    steps = _steps(trace)
+    check_sent_once(steps, trace.transfers)
+    work = Work("entry", steps, step.strategy.mesh.size)
+    rates = rates or rates_of(cluster.gpu.name)
+    kept = weight_reads(work, cluster, rates).resident if resident else None
+    return Estimate(price(work, cluster, rates, resident=kept), step.tokens, work)
+
+
+def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:
+    walk = trace.walk
+    layer, inner = _layer(trace)
+    layers = Loop("layers", walk.layers, "layer", "test")
+    beside = [Start(s.name, s) for s in trace.sends("handoff")] if trace.overlaps() else []
+    tick: list[Step] = [
+        *beside,
+        *_start_of_tick(trace),
+        layers,
+        *(Wait(s.name) for s in beside),
+        *_head(trace),
+        *(trace.sends("tick") if beside else trace.sends("tick", "handoff")),
+    ]
+    return {
+        "entry": (Loop("ticks", walk.ticks, "tick", "test"),),
+        "tick": tuple(tick), "layer": tuple(layer), "test": (passes("test", 4.0, 1.0),),
+        **inner,
+    }  # fmt: skip
+
+
+def _start_of_tick(trace: Trace) -> list[Step]:
+    share = trace.residual / trace.split.count("lookup")
+    pipeline = 6 if trace.split.count("layers") > 1 else 0
+    return [passes("embed", share, share),
+            *(passes(f"tick.{i}", share, share) for i in range(pipeline)),
+            passes("widened", trace.residual, trace.residual)]  # fmt: skip
+
+
+def _head(trace: Trace) -> list[Step]:
+    b, columns = trace.walk.b, trace.config.vocab_size // trace.split.count("vocab")
+    return [passes("last", 3.0 * b * trace.config.d_model * trace.item, 0.0),
+            gemm("logits", b, columns, trace.config.d_model, trace.dtype, trace.item),
+            passes("put", b * columns * trace.item, b * columns * trace.item)]  # fmt: skip
+
+
+def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+    t, item, r = trace.tokens, trace.item, trace.residual
+    q = float(t * trace.heads * trace.head_dim * item)
+    kv = float(t * trace.kv_heads * trace.head_dim * item)
+    turned = trace.walk.b > 1 and not trace.decoder and trace.sums()
+    # Where nothing is summed over devices, a norm is one kernel and the residual is added in
+    # the product before it.
+    alone = not trace.sums()
+    rows = [] if alone else [passes("square", r, r / 512), passes("rows", r / 512, r / 8192)]
+    steps: list[Step] = [*trace.sends("before_attention"), *rows,
+                         passes("normed", r, r)]  # fmt: skip
+    steps += projections(trace)
+    steps += [passes("even", q / 2, q), passes("odd", q / 2, q), passes("turned q", 2 * q, q),
+              passes("k", kv, kv, "k"), passes("v", kv, kv, "v")]  # fmt: skip
+    attend = cached_attention if trace.decoder else prompt_attention
+    attention, inner = attend(trace)
+    steps += attention
+    steps += trace.products_behind("attention")
+    steps += [passes("turn", r, r)] if turned else []
+    steps += trace.sends("after_attention")
+    steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]
+    steps += [passes("normed", r, r), *trace.sends("before_mlp")]
+    if trace.config.num_experts:
+        mlp, more = expert_mlp(trace)
+        inner |= more
+        steps += mlp
+    else:
+        steps += plain_mlp(trace)
+    steps += [passes("turn", r, r)] if turned else []
+    steps += trace.sends("after_mlp")
+    last = passes("residual", r, 0.0) if alone else passes("residual", 2 * r, r)
+    return [*steps, last, passes("count", 0.0, 0.0)], inner

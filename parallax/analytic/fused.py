@@ -1,0 +1,73 @@
+"""Attention by one kernel in place of XLA's blocks, where the strategy asks for it and it can."""
+
+from parallax.analytic.kernels import passes
+from parallax.analytic.trace import Trace
+from parallax.hlo.cudnn import FusedAttention
+from parallax.hlo.work import Kernel
+from parallax.kernels.decode_attention.tiles import HEAD_DIMS, splits, tile_of
+from parallax.kernels.ring_attention.tiles import TILES
+from parallax.parallel.attention_part import Work
+from parallax.parallel.layer_parts import CacheTiled
+from parallax.parallel.library_attention import WIDEST_COMPILED
+
+_WIDE = 4  # bytes of an accumulator's element
+_HALF = ("f16", "bf16")
+
+
+def fused_step(trace: Trace, work: Work, values: int, tokens: float, hops: float) -> list[Kernel]:
+    """A hop of a device's attention: parts that add up to it; [] where XLA computes it.
+
+    Args:
+      work: of all hops.
+      values: width of the values of a head.
+      tokens: queries of a device's row.
+      hops: devices of the ring; 1 for a whole sequence.
+    """
+    asked, width = trace.kernels, work.width - values
+    partial = trace.has("scores")
+    if asked is None or partial or trace.dtype not in _HALF or width != values:
+        return []
+    if asked == "cudnn":
+        visible = 0.5 if trace.config.causal else 1.0
+        # Queries in shards beside all their keys have fewer scores, and go step by step.
+        in_shards = work.scores < visible * work.rows * tokens**2
+        if hops > 1 or in_shards or width > WIDEST_COMPILED or width % 8:
+            return []
+        return [_library(trace, work, width, tokens)]
+    if width not in TILES:
+        return []
+    keys = trace.kv_heads / trace.heads
+    moved = work.rows * tokens * width * (trace.item * (1 + 2 * keys) + 2 * _WIDE)
+    part = Kernel("step", (("step.in", moved / 2),), 0.0, flops=work.flops / hops / 2)
+    return [part, part]
+
+
+def fused_cached(trace: Trace, cache_bytes: float) -> list[Kernel]:
+    """New tokens' queries against so many bytes of keys and values; [] where XLA computes it."""
+    assert trace.decoder is not None
+    layout, shape = trace.decoder.layout, trace.decoder.attention_shape
+    if trace.kernels != "mosaic" or trace.dtype not in _HALF or layout.slice_axes:
+        return []
+    if shape.head_dim not in HEAD_DIMS or isinstance(trace.strategy.layers, CacheTiled):
+        return []
+    tile, slots = tile_of(shape.head_dim, shape.heads // shape.kv_heads), sum(trace.decoder.slots)
+    problems = round(cache_bytes / (2 * slots * shape.head_dim * trace.item)) * tile.groups
+    rows = problems * tile.queries
+    parts = float(rows * splits(problems, slots, tile) * (shape.head_dim + 2) * _WIDE)
+    flops = 4.0 * rows * slots * shape.head_dim
+    read = (("cache", tile.groups * cache_bytes),)
+    whole = float(rows * shape.head_dim * _WIDE)
+    return [
+        Kernel("splits", read, parts, flops=flops),
+        passes("sum of splits", parts, whole),
+    ]
+
+
+def _library(trace: Trace, work: Work, width: int, tokens: float) -> Kernel:
+    visible = 0.5 if trace.config.causal else 1.0
+    keys = trace.kv_heads / trace.heads
+    bytes_each = float(work.rows * tokens * width * trace.item)
+    call = FusedAttention(
+        1, work.rows, int(tokens), int(tokens), width, visible, trace.dtype, products=2
+    )
+    return Kernel("attention", (("qkv", (1 + 2 * keys) * bytes_each),), bytes_each, attention=call)

@@ -1,0 +1,62 @@
+"""The memory per device by closed form: weights and cache exactly, the largest event of a layer."""
+
+import jax
+
+from parallax.analytic.packed_weights import (
+    PackedWeights,
+    device_matrices,
+    layer_weight_bytes,
+    weights_of,
+)
+from parallax.models.block import attention_shape
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+
+_WIDE = 4
+
+
+def estimate_bytes(
+    sharded: ShardedTransformer,
+    decoder: Decoder | None = None,
+    *,
+    weights: PackedWeights | None = None,
+) -> float:
+    """The bytes per device that a prefill needs, with the cache of `decoder` in its place.
+
+    Weights and cache are exact. What a prefill holds at once is the larger of its two parts: a
+    residual stream in and out beside queries, keys, values and the float32 result, or beside the
+    MLP's wide rows. Packed weights (`weights`; None is as the config says) take what they are
+    stored in, and, unpacked by XLA, one layer's dense matrices beside.
+    """
+    config, split = sharded.config, sharded.strategy.split()
+    workload, item = sharded.workload, sharded.config.item_bytes
+    held_weights = _weight_bytes(sharded, weights or weights_of(config))
+    b = workload.batch // split.count("act_batch") // workload.microbatches
+    tokens = b * workload.seq_len // split.count("act_seq")
+    residual = tokens * config.d_model * item
+    shape = attention_shape(config, split, b, workload.seq_len, packed=False)
+    work = split.attention.work(shape, split.mesh_axes)
+    slices = split.count("head_dim")
+    q = tokens * shape.heads * config.head_dim // slices
+    kv = 2 * tokens * shape.kv_heads * config.head_dim // slices
+    block = work.rows * work.block**2 * (_WIDE + item)
+    attention = q * (2 * item + _WIDE) + 2 * kv * item + block
+    if split.attention.seq_axes:
+        attention += kv * item  # the next keys are on their way
+    # Wide rows: of every matrix the side that is not the residual stream.
+    matrices = device_matrices(config, split, "mlp").values()
+    mlp = tokens * item * sum(k + n - config.d_model for k, n, _ in matrices)
+    if config.num_experts:
+        mlp = 6 * residual * config.experts_per_token
+    held = 3 * residual + max(attention, mlp)
+    cache = decoder.kv_bytes() if decoder is not None else 0.0
+    return float(held_weights + held + cache)
+
+
+def _weight_bytes(sharded: ShardedTransformer, weights: PackedWeights) -> float:
+    config, split = sharded.config, sharded.strategy.split()
+    whole = float(sum(jax.tree.leaves(sharded.shard_bytes())))
+    stored, dense, made = layer_weight_bytes(config, split, weights)
+    if config.compression is None:  # asked for beside a model that is not compressed
+        whole -= max(sharded.groups) * (dense - stored)
+    return whole + made

@@ -1,0 +1,117 @@
+"""The MLP of a layer as kernels: one for all tokens, or experts beside the exchange of tokens."""
+
+import math
+from typing import Any
+
+from parallax.analytic.kernels import passes
+from parallax.analytic.trace import Trace
+from parallax.hlo.work import Kernel, Loop, Send, Start, Step, Wait
+from parallax.parallel.experts import TILES_SCOPE
+from parallax.parallel.experts.chunks import chunk_tokens
+from parallax.programs.communication import expected_routing
+
+
+def plain_mlp(trace: Trace) -> list[Step]:
+    """One MLP for all tokens."""
+    first = trace.matrices("mlp", reads_stream=True)
+    steps: list[Step] = []
+    name, (n, k) = next(iter(first.items()))
+    dense = trace.weights.form_of(name) is None
+    several = trace.walk.layers > 1
+    if dense and trace.decoder and len(first) == 1 and several and trace.has("new_tokens"):
+        # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
+        # queries it starts too late to be hidden.
+        matrix = float(n * k * trace.item)
+        steps.append(passes(f"{name}.w", matrix, matrix))
+    steps += [step for name, size in first.items() for step in trace.product(name, *size)]
+    return [*steps, _activated(trace, trace.tokens), *trace.products_behind("mlp")]
+
+
+def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+    """Router, dispatch, tiles of rows in chunks beside their exchange, combine."""
+    r, item = trace.residual, trace.item
+    here = trace.config.num_experts // trace.split.count("expert")
+    unpacked = [step for name, (n, k) in _matrices(trace).items()
+                for step in trace.weights.unpacked(name, n, k, item, here)]  # fmt: skip
+    matrices = _matrix_bytes(trace, dense=bool(unpacked))
+    copied = trace.walk.layers > 1 and not unpacked  # what is made dense is in one piece
+    stacked = passes("layer", here * matrices, here * matrices)
+    rows = r * trace.config.experts_per_token
+    steps: list[Step] = [
+        *([Start("layer", stacked)] if copied else unpacked),
+        *trace.product("router", trace.config.num_experts, trace.config.d_model),
+        *(passes(f"route {i}", r / 64, r / 64) for i in range(8)),
+        *([Wait("layer")] if copied else []),
+        *_in_chunks(trace, Loop("experts", here, "expert", "test"), rows),
+        passes("combine", 2 * rows, 2 * r),
+    ]
+    return steps, {"tile": _tile(trace), "expert": _expert(trace, here, matrices)}
+
+
+def _matrices(trace: Trace) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of an expert's matrices, by name."""
+    both = (trace.matrices("mlp", reads_stream=reads) for reads in (True, False))
+    return {name: size for sizes in both for name, size in sizes.items()}
+
+
+def _activated(trace: Trace, rows: int) -> Kernel:
+    """What the first matrices put out becomes what the last one takes in."""
+    first = trace.matrices("mlp", reads_stream=True)
+    read = tuple((name, float(rows * n * trace.item)) for name, (n, _) in first.items())
+    return Kernel("act", read, read[0][1])
+
+
+def _matrix_bytes(trace: Trace, dense: bool) -> float:
+    """Bytes of one expert's matrices: dense, or as they are stored."""
+    total = 0.0
+    for name, (n, k) in _matrices(trace).items():
+        form = None if dense else trace.weights.form_of(name)
+        total += float(form.n_bytes(k, n)) if form else float(n * k * trace.item)
+    return total
+
+
+def _tile(trace: Trace) -> tuple[Step, ...]:
+    """One expert's products of one tile of rows."""
+    part: Any = trace.split.experts
+    rows, moved = part.tile, float(part.tile * trace.config.d_model * trace.item)
+
+    def products(reads_stream: bool) -> list[Step]:
+        sizes = trace.matrices("mlp", reads_stream=reads_stream)
+        return [step for name, (n, k) in sizes.items()
+                for step in trace.weights.multiplied(name, rows, n, k, trace.dtype,
+                                                     trace.item)]  # fmt: skip
+
+    return (
+        *products(True), _activated(trace, rows), *products(False),
+        passes("put", moved, moved), passes("cut", moved, moved),
+    )  # fmt: skip
+
+
+def _expert(trace: Trace, here: int, matrices: float) -> tuple[Step, ...]:
+    """All tiles of one expert; the busiest device has one busy expert among those `here`."""
+    routing = expected_routing(trace.config, trace.strategy, trace.workload, trace.decoder)
+    assert routing is not None
+    busiest = 1 + (trace.skew - 1) / here
+    tiles = Loop(
+        "tiles", busiest * routing.trips[TILES_SCOPE], "tile", "test", known=False,
+        same_weights=True,
+    )  # fmt: skip
+    if here == 1:
+        return (tiles,)
+    # One expert's matrices are copied out of its layer's.
+    return (Start("cut", passes("cut", matrices, matrices)), Wait("cut"), tiles)
+
+
+def _in_chunks(trace: Trace, experts: Loop, rows: float) -> list[Step]:
+    """The experts chunk by chunk, each beside the exchange of the next."""
+    part: Any = trace.split.experts
+    chunks, _ = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
+    sends: list[Send] = trace.sends("experts")
+    each = math.ceil(len(sends) / chunks) if sends else 0
+    steps: list[Step] = [*sends[:each]]
+    for i in range(chunks):
+        starts = [Start(f"chunk {i}.{j}", s)
+                  for j, s in enumerate(sends[(i + 1) * each : (i + 2) * each])]  # fmt: skip
+        steps += [*starts, passes("pack", 2 * rows / chunks, 2 * rows / chunks), experts,
+                  *(Wait(s.name) for s in starts)]  # fmt: skip
+    return steps

@@ -1,0 +1,97 @@
+"""The places of a synthetic trace where transfers are sent, and a check that each is sent once."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from parallax.bounds import Role, Transfer
+from parallax.hlo.work import Loop, Send, Start, Step
+
+Place = Literal[
+    "tick", "handoff",
+    "before_attention", "attention_inputs", "scores", "ring", "attention_outputs",
+    "after_attention", "before_mlp", "experts", "after_mlp",
+]  # fmt: skip
+PLACES: Mapping[Role, Place] = {
+    "lookup": "tick",
+    "stage_handoff": "handoff",
+    "last_stage": "tick",
+    "last_position": "tick",
+    "attention_gather": "before_attention",
+    "queries": "attention_inputs",
+    "keys_values": "attention_inputs",
+    "segment_ids": "attention_inputs",
+    "new_tokens": "attention_inputs",
+    "new_slices": "attention_outputs",  # in truth before it: one after the other, as long
+    "scores": "scores",
+    "ring_hop": "ring",
+    "outputs": "attention_outputs",
+    "softmax_merge": "attention_outputs",
+    "qk_norm_sum": "after_attention",
+    "attention_sum": "after_attention",
+    "mlp_gather": "before_mlp",
+    "expert_choices": "experts",
+    "expert_gates": "experts",
+    "expert_rows": "experts",
+    "node_rows": "experts",
+    "mlp_sum": "after_mlp",
+}
+_PER_TICK: tuple[Place, ...] = ("tick", "handoff")  # the others are in every layer
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A transfer of the analytical model and its place in the trace.
+
+    Attributes:
+      transfer: of the whole program.
+      place: None where its role has none.
+      send: one execution; the trace repeats this very object.
+      times: executions per tick, or per tick and layer, as its place is.
+    """
+
+    transfer: Transfer
+    place: Place | None
+    send: Send
+    times: int
+
+
+def placed(transfer: Transfer, send: Send, ticks: int, layers: int) -> Placed:
+    """A transfer at its place in a trace of that many ticks of that many layers."""
+    place = PLACES.get(transfer.role)
+    each = ticks if place in _PER_TICK else ticks * layers
+    return Placed(transfer, place, send, transfer.count // each)
+
+
+def check_sent_once(steps: Mapping[str, tuple[Step, ...]], expected: Iterable[Placed]) -> None:
+    """Check that a trace executes every transfer as often as the analytical model counts it.
+
+    Args:
+      steps: computation -> its steps, starting with "entry".
+      expected: all transfers, of which the trace holds the `send`.
+
+    Raises:
+      AssertionError: a transfer that is lost or sent more than once, with its role.
+    """
+    sent: Counter[int] = Counter()
+
+    def visit(name: str, times: float) -> None:
+        for step in steps[name]:
+            what = step.what if isinstance(step, Start) else step
+            if isinstance(what, Send):
+                sent[id(what)] += int(times)
+            elif isinstance(what, Loop):
+                visit(what.body, times * what.count)
+
+    visit("entry", 1.0)
+    wrong = [
+        f"{x.transfer.role} ('{x.transfer.what}' over {', '.join(x.transfer.axes)}), "
+        f"{sent[id(x.send)]} times instead of {x.transfer.count}"
+        for x in expected if sent[id(x.send)] != x.transfer.count
+    ]  # fmt: skip
+    if wrong:
+        raise AssertionError(
+            f"estimate: the synthetic trace sends {'; '.join(wrong)}. Give each role one place in "
+            "parallax.analytic.places, which one part of the layer sends."
+        )

@@ -1,0 +1,104 @@
+"""What one device's synthetic trace is made of: its sizes, and its transfers at their places."""
+
+import functools
+
+from parallax.analytic.packed_weights import PackedWeights, device_matrices
+from parallax.analytic.places import Place, Placed, placed
+from parallax.analytic.sends import one_send
+from parallax.bounds import Role
+from parallax.hlo.work import Send, Step
+from parallax.kernels.dispatch import is_hopper
+from parallax.programs.communication import Walk
+from parallax.programs.steps import TransformerStep
+
+_HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
+
+
+class Trace:
+    """A step as one device sees it.
+
+    Attributes:
+      step: what is called. config, strategy, workload, decoder: of it.
+      skew: rows of the busiest expert over the mean.
+      weights: how a layer's matrices are stored.
+      walk: ticks, layers and sequences of a microbatch.
+      split: what model code sees.
+      tokens: of a microbatch on one device.
+      dtype, item: of its products, and bytes of one element.
+      heads, kv_heads, head_dim: of one device.
+      kernels: that the strategy asks for, if such a GPU has them.
+      residual: bytes of a microbatch's residual stream.
+    """
+
+    def __init__(
+        self,
+        step: TransformerStep,
+        skew: float,
+        weights: PackedWeights,
+        device_kind: str,
+    ):
+        config, strategy, workload = step.config, step.strategy, step.sharded.workload
+        self.step, self.config, self.strategy, self.workload = step, config, strategy, workload
+        self.decoder, self.skew, self.weights = step.decoder, skew, weights.of(config)
+        self.walk = Walk(config, strategy, workload, "gpu", step.decoder)
+        self.split, self.item = self.walk.split, config.item_bytes
+        self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
+        count = self.split.count
+        self.heads = config.num_heads // count("heads")
+        self.kv_heads = max(1, config.num_kv_heads // count("kv_heads"))
+        self.head_dim = config.head_dim // count("head_dim")
+        able = strategy.kernels != "mosaic" or is_hopper(device_kind)
+        self.kernels = strategy.kernels if able else None
+        self.residual = float(self.tokens * config.d_model * self.item)
+
+    @functools.cached_property
+    def transfers(self) -> tuple[Placed, ...]:
+        """All transfers that send something, each at its place."""
+        ticks, layers = self.walk.ticks, self.walk.layers
+        return tuple(
+            placed(t, one_send(t, self.strategy.mesh), ticks, layers)
+            for t in self.step.of_shard_map() if t.count and t.wire_bytes
+        )  # fmt: skip
+
+    def sends(self, *places: Place) -> list[Send]:
+        """The executions of all transfers at these places, in the order of the program."""
+        return [x.send for x in self.transfers if x.place in places for _ in range(x.times)]
+
+    def rings(self) -> list[tuple[list[Send], int]]:
+        """Of each ring, the sends of one hop, which travel together, and the number of hops."""
+        rings: dict[tuple[str, ...], tuple[list[Send], int]] = {}
+        for x in self.transfers:
+            if x.place == "ring":
+                rings.setdefault(x.transfer.axes, ([], x.times))[0].append(x.send)
+        return list(rings.values())
+
+    def has(self, *roles: Role) -> bool:
+        """Whether any transfer of these roles is sent."""
+        return any(x.transfer.role in roles for x in self.transfers)
+
+    def matrices(self, part: str, *, reads_stream: bool) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) per device of the part's matrices that multiply the residual stream,
+        or of those behind them, by name."""
+        sizes = device_matrices(self.config, self.split, part)
+        return {name: (n, k) for name, (k, n, _) in sizes.items()
+                if self.weights.matrices[name].reads_stream == reads_stream}  # fmt: skip
+
+    def products_behind(self, part: str) -> list[Step]:
+        """The products of a part behind those that read the residual stream."""
+        behind = self.matrices(part, reads_stream=False)
+        return [step for name, size in behind.items() for step in self.product(name, *size)]
+
+    def product(self, name: str, n: float, k: float) -> list[Step]:
+        """All tokens of the microbatch times a matrix [k, n], as it is stored."""
+        product = self.weights.multiplied(name, self.tokens, n, k, self.dtype, self.item)
+        return [*self.weights.unpacked(name, n, k, self.item), *product]
+
+    def overlaps(self) -> bool:
+        """Whether a handoff travels beside the layers; XLA makes it wait for sums in them."""
+        lag = getattr(self.strategy.layers, "lag", lambda microbatches, stages: 1)
+        stages = self.split.count("layers")
+        return lag(self.walk.useful, stages) > 1 and not self.sums()
+
+    def sums(self) -> bool:
+        """Whether partial products are summed over devices."""
+        return self.has("attention_sum", "mlp_sum")

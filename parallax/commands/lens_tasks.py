@@ -1,0 +1,83 @@
+"""What the verify and compile lenses run in their child processes: tasks in turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parallax.commands.resolve import REFUSALS, Cases
+from parallax.commands.sweep import one_line
+from parallax.lenses.child import Progress
+from parallax.lenses.verify_decoding import verify_decoding
+from parallax.lenses.verifying import verify_transformer
+from parallax.meshes.cluster import Cluster
+from parallax.models.config import ModelConfig
+from parallax.parallel.split import Remat
+from parallax.program import compile_program
+from parallax.results.lens_results import Compilation, Verification
+from parallax.rules import Phase
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+
+@dataclass(frozen=True)
+class VerifyTask:
+    """The strategies of one comparison to verify, and the text they run on."""
+
+    phase: Phase
+    config: ModelConfig
+    cases: Cases
+    text: bytes
+    text_name: str
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CompileTask:
+    """One program to compile."""
+
+    config: ModelConfig
+    strategy: Strategy
+    workload: Workload
+    cluster: Cluster
+    phase: Phase = "prefill"
+    remat: Remat = "microbatch"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a program could not be compiled, in one line."""
+
+    why: str
+
+
+def verify_all(tasks: Sequence[VerifyTask], *, on_progress: Progress) -> list[list[Verification]]:
+    """Verifies every task in this process, one after the other: the verify lens's child."""
+    found = []
+    for task in tasks:
+        verify = verify_decoding if task.phase == "decode" else verify_transformer
+        found.append(
+            verify(
+                task.config, task.cases, task.text, task.text_name, task.dtypes,
+                on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
+            )
+        )  # fmt: skip
+    return found
+
+
+def compile_all(
+    tasks: Sequence[CompileTask], *, on_progress: Progress
+) -> list[Compilation | Refusal]:
+    """Compiles every task in this process, one after the other: the compile lens's child."""
+    import jax
+
+    found: list[Compilation | Refusal] = []
+    for task in tasks:
+        try:
+            found.append(
+                compile_program(
+                    task.config, task.strategy, task.workload, task.cluster, task.phase, task.remat,
+                    on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
+                )
+            )  # fmt: skip
+        except (*REFUSALS, jax.errors.JaxRuntimeError) as error:
+            found.append(Refusal(one_line(error)))
+    return found

@@ -1,0 +1,232 @@
+"""A sweep: every strategy compiled and predicted at each value of one axis."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from parallax.cost import Rates
+from parallax.lenses.child import Progress, run_in_child
+from parallax.lenses.compiling import check_devices
+from parallax.lenses.environment import compile_environment
+from parallax.lenses.predicting import predict
+from parallax.meshes.cluster import Cluster, scaled
+from parallax.models.config import ModelConfig
+from parallax.parallel.split import Remat
+from parallax.program import compile_program
+from parallax.results.lens_results import Compilation, Figure, Prediction
+from parallax.results.sweep_results import Axis, PointFigures, Sweep, SweepPoint
+from parallax.rules import Phase
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+AXES: dict[str, Axis] = {"devices": "devices", "seq_len": "seq_len", "batch": "batch"}
+MOST_VALUES = 16
+_UNITS = {"": 1, "k": 1024, "M": 1024**2}
+_NUMBER = re.compile(r"([1-9][0-9]*)([kM]?)")
+
+
+@dataclass(frozen=True)
+class SweepAxis:
+    """What is swept: an axis and its increasing values."""
+
+    axis: Axis
+    values: tuple[int, ...]
+
+
+def parse_sweep(text: str) -> SweepAxis:
+    """Reads `axis:low..high` (doubling) or `axis:a,b,c`.
+
+    Args:
+      text: axis is devices, seq_len or batch; numbers may end in k (1024) or M (1024 k).
+
+    Raises:
+      ValueError: anything else; values that do not increase; a high that doubling does not reach.
+    """
+    where = f"--sweep={text}"
+    axis, colon, listed = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not colon or axis not in AXES:
+        raise ValueError(
+            f"{where}: expected axis:low..high or axis:a,b,c with axis one of {', '.join(AXES)}. "
+            "Write for example seq_len:4k..128k."
+        )
+    if ".." in listed:
+        low, _, high = listed.partition("..")
+        first, last = _number(low, where), _number(high, where)
+        values = [first]
+        while values[-1] * 2 <= last:
+            values.append(values[-1] * 2)
+        if values[-1] != last:
+            raise ValueError(
+                f"{where}: doubling from {low} does not reach {high}. End at a power of two times "
+                f"{low}, or list the values: {axis}:{low},...,{high}."
+            )
+    else:
+        values = [_number(part, where) for part in listed.split(",")]
+    if any(a >= b for a, b in pairwise(values)):
+        raise ValueError(f"{where}: values must increase. Write each once, the least first.")
+    if len(values) > MOST_VALUES:
+        raise ValueError(f"{where}: {len(values)} values, at most {MOST_VALUES}. List fewer.")
+    return SweepAxis(AXES[axis], tuple(values))
+
+
+def _number(text: str, where: str) -> int:
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"{where}: expected a positive integer such as 16, 4k or 1M, got {text!r}. "
+            "Write for example seq_len:4k..128k or batch:64,256."
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One point to compile, or why it cannot be."""
+
+    point: SweepPoint
+    strategy: Strategy | None = None
+    cluster: Cluster | None = None
+
+
+@dataclass(frozen=True)
+class SweepTasks:
+    """What a sweep compiles: the axis, all its points, and what stays the same, in words."""
+
+    asked: SweepAxis
+    tasks: tuple[Task, ...]
+    constant: str
+
+
+def make_tasks(
+    asked: SweepAxis,
+    base: Workload,
+    strategies: Sequence[Strategy],
+    where: Cluster,
+    rebuild: Callable[[str, Cluster], Strategy],
+    fit: Callable[[Strategy, Workload], Workload],
+    check: Callable[[Strategy, Workload], Any],
+) -> tuple[Task, ...]:
+    """All points, strategy by strategy; those that cannot run carry the reason.
+
+    Args:
+      asked: axis and values.
+      base: the workload; batch and length stay but for the axis.
+      strategies: as planned for `where`.
+      where: the cluster whose GPUs and nodes are used.
+      rebuild: makes a strategy again by name for a cluster (axis devices).
+      fit: sets the microbatches of a strategy.
+      check: raises ValueError where sizes do not divide.
+    """
+    tasks = []
+    for strategy in strategies:
+        for value in asked.values:
+            point = SweepPoint(strategy.name, value)
+            try:
+                made, here, workload = strategy, where, base
+                if asked.axis == "devices":
+                    here = scaled(where, value)
+                    made = rebuild(strategy.name, here)
+                else:
+                    workload = replace(base, **{asked.axis: value})
+                point = replace(point, cluster=here.name, mesh=str(made.mesh))
+                check_devices(here, made.mesh)
+                workload = fit(made, workload)
+                check(made, workload)
+                tasks.append(Task(replace(point, workload=workload), made, here))
+            except ValueError as error:
+                tasks.append(Task(replace(point, why_not=one_line(error))))
+    return tuple(tasks)
+
+
+def constant_words(axis: Axis, base: Workload, where: Cluster) -> str:
+    """What stays the same along the axis, in words."""
+    batch, length = f"{base.batch:,} sequences", f"{base.seq_len:,} tokens"
+    if axis == "devices":
+        return (
+            f"strong scaling: the whole batch stays {batch} of {length}, whatever the number of "
+            f"devices; nodes of {where.gpus_per_node} {where.gpu.name}"
+        )
+    if axis == "seq_len":
+        return f"the whole batch stays {batch} on {where.name}: tokens grow with the length"
+    return f"the length stays {length} on {where.name}: tokens grow with the batch"
+
+
+def run_sweep(
+    config: ModelConfig,
+    sweep: SweepTasks,
+    phase: Phase = "prefill",
+    remat: Remat = "microbatch",
+    rates: Rates | None = None,
+    *,
+    on_progress: Progress,
+) -> Sweep:
+    """Compiles and predicts all points in one child process.
+
+    Cost: seconds a point; twice where it does not fit.
+    """
+    able = [t for t in sweep.tasks if t.strategy is not None]
+    found = run_in_child(
+        compile_points, config, able, phase, remat, rates,
+        environment=compile_environment(), on_progress=on_progress,
+    ) if able else []  # fmt: skip
+    done = iter(found)
+    points = tuple(t.point if t.strategy is None else next(done) for t in sweep.tasks)
+    return Sweep(sweep.asked.axis, sweep.asked.values, sweep.constant, points)
+
+
+def compile_points(
+    config: ModelConfig,
+    tasks: Sequence[Task],
+    phase: Phase = "prefill",
+    remat: Remat = "microbatch",
+    rates: Rates | None = None,
+    *,
+    on_progress: Progress,
+) -> list[SweepPoint]:
+    """Compiles every point in this process, one after the other."""
+    import jax
+
+    points = []
+    for number, task in enumerate(tasks, 1):
+        point = task.point
+        assert task.strategy is not None
+        assert task.cluster is not None
+        assert point.workload is not None
+        on_progress(f"point {number} of {len(tasks)}: {point.strategy} at {point.value:,}")
+        try:
+            compiled = compile_program(
+                config, task.strategy, point.workload, task.cluster, phase, remat,
+                on_progress=lambda line: None,
+            )  # fmt: skip
+            predicted = predict(compiled, task.cluster, config.dtype, rates)
+        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            points.append(replace(point, why_not=one_line(error)))
+            continue
+        points.append(replace(point, found=point_figures(compiled, predicted)))
+    return points
+
+
+def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
+    """The figures that a sweep keeps of a compiled point."""
+    memory = compiled.memory
+    minimum = Figure(compiled.minimum_bytes, "B", "derived") if compiled.has_closed_form else None
+    return PointFigures(
+        memory=Figure(memory.total_bytes, "B", "compiled"),
+        usable=Figure(memory.usable_bytes, "B", "assumed"),
+        wire=Figure(compiled.wire_bytes, "B", "compiled"),
+        minimum=minimum,
+        gemm_flops=Figure(compiled.gemm_flops, "FLOP", "compiled"),
+        step=predicted.step_s,
+        tokens_per_s=predicted.tokens_per_s,
+        bound=predicted.bound.set_by,
+        ledger_matches=compiled.ledger_matches,
+        notes=compiled.notes,
+        unvalidated=predicted.unvalidated,
+    )
+
+
+def one_line(error: Exception) -> str:
+    """The start of an error's message, without line breaks."""
+    return " ".join(str(error).split())[:400]

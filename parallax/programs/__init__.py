@@ -1,0 +1,1 @@
+"""A model under a strategy, as functions of whole arrays: parameters, cache and steps."""

@@ -1,0 +1,225 @@
+"""The KV cache of a model under a strategy: where its slots are, and how many bytes they take.
+
+Keys and values stay on the devices that computed them, or go where the strategy's attention part
+says, once, behind the prompt (`KvLayout`); new tokens' are dealt out over the same devices in turn.
+Shapes: B sequences, C slots, N layers, G key/value heads, K head_dim.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallax.kernels.validation import is_recorded
+from parallax.models.block import attention_shape
+from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
+from parallax.parallel.cached_attention import slots_of
+from parallax.parallel.experts import Platform
+from parallax.parallel.split import Split
+from parallax.programs.parameters import mesh_entry
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+
+class KvCache(NamedTuple):
+    """Keys and values of all layers, and which slots hold them.
+
+    Attributes:
+      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages. Which slots hold
+        a token follows from positions and steps (`parallel/cache_slots.py`).
+      positions: [B] int32, of each sequence's next token.
+      steps: scalar int32, tokens decoded so far.
+    """
+
+    keys: Any
+    values: Any
+    positions: Any
+    steps: Any
+
+
+@dataclass(frozen=True)
+class ShardedCache:
+    """The KV cache of a model under a strategy, for prompts of one (padded) length.
+
+    Attributes:
+      sharded: the model, with the prompts' workload: batch, tokens of the longest prompt (a
+        multiple of `prompt_multiple`), microbatches of the prefill.
+      new_tokens: slots for what is decoded; more steps than that lose keys, the caller counts.
+      microbatches: of a decoding step; None is as many as there are stages, or the next fewer that
+        divide a device's sequences.
+
+    Raises:
+      ValueError: a model that is not causal, sizes that do not divide.
+
+    A batch that the mesh axes of the sequence divide is dealt out over them while decoding, outside
+    of attention; otherwise every device of these axes computes all of its sequences.
+    """
+
+    sharded: ShardedTransformer
+    new_tokens: int
+    microbatches: int | None = None
+
+    def __post_init__(self):
+        config, workload, strategy = self.sharded.config, self.workload, self.sharded.strategy
+        context = f"Decoder with strategy '{strategy.name}'"
+        if not config.causal:
+            raise ValueError(
+                f"{context}: model '{config.name}' is not causal: it has no next token. Use "
+                "config.replace(causal=True)."
+            )
+        if workload.packed or workload.replayed:
+            raise ValueError(f"{context}: prompts are neither packed nor replayed; got {workload}.")
+        if self.new_tokens < 1:
+            raise ValueError(f"{context}: new_tokens must be at least 1, got {self.new_tokens}.")
+        table = strategy.rules.table("decode")
+        if table["act_seq"] or table["act_norm_seq"]:
+            raise ValueError(
+                f"{context}: one token cannot be split, but the rules map 'act_seq' or "
+                "'act_norm_seq' while decoding. Add decode=(('act_seq', None),) to the rules."
+            )
+        if workload.seq_len % prompt_multiple(strategy):
+            raise ValueError(
+                f"{context}: prompts of {workload.seq_len} tokens cannot be dealt out. Pad them to "
+                f"a multiple of {prompt_multiple(strategy)}."
+            )
+        if config.positions == "learned" and workload.seq_len + self.new_tokens > (
+            config.max_seq_len
+        ):
+            raise ValueError(
+                f"{context}: {workload.seq_len} + {self.new_tokens} tokens are more than model "
+                f"'{config.name}' has learned positions for, {config.max_seq_len}."
+            )
+        missing = [
+            a for a in strategy.experts.exchange_axes if a not in self.split.over("act_batch")
+        ]
+        if config.num_experts and missing:
+            raise ValueError(
+                f"{context}: experts are reached over mesh axes {tuple(missing)}, which must then "
+                f"split the sequences: {workload.batch} do not divide. Pad the batch to a multiple "
+                f"of {batch_multiple(strategy)}."
+            )
+        if self.rows < 1 or self.rows % self.step_microbatches:
+            raise ValueError(
+                f"{context}: {self.step_microbatches} microbatches do not divide the {self.rows} "
+                f"sequences that a device decodes. Use a divisor of {self.rows}."
+            )
+
+    @property
+    def workload(self) -> Workload:
+        """The workload of the prompts."""
+        return self.sharded.workload
+
+    @functools.cached_property
+    def layout(self) -> KvLayout:
+        """How this batch's cache is spread over the mesh."""
+        strategy = self.sharded.strategy
+        layout = strategy.attention.kv_layout()
+        rows, axes = self.workload.batch // strategy.split().count("act_batch"), ()
+        for axis in layout.seq_axes:
+            if rows % size_over(strategy.mesh_axes, (*axes, axis)):
+                break
+            axes = (*axes, axis)
+        return KvLayout(layout.seq_axes, axes, layout.slice_axes, layout.spread_axes)
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """What model code sees in a decoding step."""
+        return self.step_split("cpu")
+
+    def step_split(self, platform: Platform) -> Split:
+        """What model code sees in a decoding step on a platform."""
+        split = self.sharded.strategy.split("decode", platform=platform)
+        axes = dict(split.axes)
+        axes["act_batch"] = axes["act_batch"] + self.layout.batch_axes
+        return split.replace(axes=axes, kv=self.layout)
+
+    @property
+    def rows(self) -> int:
+        """The number of sequences that a device computes in one step."""
+        return self.workload.batch // self.split.count("act_batch")
+
+    @functools.cached_property
+    def step_microbatches(self) -> int:
+        """The number of microbatches of a decoding step, M."""
+        if self.microbatches is not None:
+            return self.microbatches
+        stages = self.split.count("layers")
+        return max(m for m in range(1, stages + 1) if self.rows % m == 0)
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """Slots a device has for one sequence: of the prompt, of new tokens.
+
+        In eights, which our kernel asks for, where the strategy enables our kernels or the record
+        validates this one.
+        """
+        devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
+        prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
+        if self.sharded.strategy.kernels == "mosaic" or is_recorded("decode_attention"):
+            new += -(prompt + new) % 8
+        return prompt, new
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Sizes of one attention call of a step: sequences outside of attention, slots of all."""
+        slots = sum(self.slots) * size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
+        batch = self.rows // self.step_microbatches
+        return attention_shape(self.sharded.config, self.split, batch, slots, packed=False)
+
+    @property
+    def cache_specs(self) -> KvCache:
+        """The PartitionSpecs of the cache."""
+        over, layout = self.sharded.strategy.split().over, self.layout
+        batch, slots = mesh_entry(over("act_batch")), mesh_entry(layout.slot_axes)
+        # A slice of every head stays where it is unless slots are dealt out instead.
+        width = tuple(a for a in over("head_dim") if a not in layout.spread_axes)
+        heads = mesh_entry(over("act_kv_heads"))
+        kv = PartitionSpec(mesh_entry(over("layers")), batch, heads, slots, mesh_entry(width))
+        return KvCache(kv, kv, PartitionSpec(batch), PartitionSpec())
+
+    @property
+    def cache_shapes(self) -> KvCache:
+        """The global shapes and dtypes of the cache."""
+        config, shape = self.sharded.config, self.attention_shape
+        layers = max(self.sharded.groups) * len(self.sharded.groups)
+        heads = shape.kv_heads * self.split.count("act_kv_heads")
+        batch, slots = self.workload.batch, shape.seq_len
+        kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, config.head_dim), config.dtype)
+        return KvCache(
+            kv, kv, jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
+        )  # fmt: skip
+
+    def abstract_cache(self, mesh) -> KvCache:
+        """The shapes of the cache with their shardings on `mesh`."""
+        return jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            self.cache_shapes, self.cache_specs,
+        )  # fmt: skip
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values a device holds (and reads in one step)."""
+        mesh = self.sharded.strategy.mesh.abstract()
+        return sum(
+            x.dtype.itemsize * math.prod(NamedSharding(mesh, spec).shard_shape(x.shape))
+            for x, spec in zip(self.cache_shapes[:2], self.cache_specs[:2], strict=True)
+        )
+
+
+def prompt_multiple(strategy: Strategy) -> int:
+    """The number that the padded length of prompts must be a multiple of."""
+    spread = strategy.attention.kv_layout().spread_axes
+    return strategy.split().count("act_seq", "act_norm_seq") * size_over(strategy.mesh_axes, spread)
+
+
+def batch_multiple(strategy: Strategy) -> int:
+    """The number that the batch must be a multiple of: devices that split it or swap experts."""
+    split = strategy.split()
+    over = dict.fromkeys((*split.over("act_batch"), *strategy.experts.exchange_axes))
+    return size_over(strategy.mesh_axes, tuple(over))

@@ -1,0 +1,237 @@
+"""Decoding under a strategy: prompts into a cache, then one token of every sequence a step.
+
+Shapes: B sequences, L tokens of the longest prompt, C slots, N layers, G key/value heads, K
+head_dim; M microbatches.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallax.kernels import dispatch
+from parallax.models.transformer import abstract_transformer
+from parallax.parallel.attention_part import size_over
+from parallax.parallel.cache_slots import runs_of, slot_spans
+from parallax.parallel.cached_attention import CachedLayer, CachedLayers, picks_rows
+from parallax.parallel.experts import Platform
+from parallax.parallel.layer_parts import StackFunctions
+from parallax.programs.cache import KvCache, ShardedCache
+from parallax.programs.parameters import mesh_entry
+from parallax.programs.sharded_model import platform_of
+
+
+@dataclass(frozen=True)
+class Decoder(ShardedCache):
+    """A model that decodes under a strategy, from its `ShardedCache`."""
+
+    def weight_bytes(self) -> float:
+        """Bytes of weights that a device reads in one step: its layers once per tick."""
+        return self.sharded.weight_bytes(self.step_microbatches)
+
+    def token_sharding(self, mesh) -> NamedSharding:
+        """The sharding of a step's tokens [B]."""
+        return NamedSharding(mesh, self._token_spec)
+
+    @property
+    def _token_spec(self) -> PartitionSpec:
+        return PartitionSpec(mesh_entry(self.split.over("act_batch")))
+
+    def prefill(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
+        """(params, tokens [B, L], lengths [B]) -> the cache, logits [B, V] of each last token.
+
+        Prompts are padded behind; lengths (int32, at least 1) say how much of a row is prompt.
+        """
+        over = self.sharded.strategy.split().over
+        batch = mesh_entry(over("act_batch"))
+        mapped = jax.shard_map(
+            self._on(self._prefill, mesh), mesh=mesh,
+            in_specs=(self.sharded.untied.specs, PartitionSpec(batch, None), PartitionSpec(batch)),
+            out_specs=(self.cache_specs, PartitionSpec(batch, mesh_entry(over("vocab")))),
+            check_vma=True,
+        )  # fmt: skip
+        return self._whole(mapped, mesh)
+
+    def step(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
+        """(params, cache, tokens [B]) -> the cache with these tokens, logits [B, V] of the next.
+
+        Jit it with `donate_argnums=1`: the cache is changed in place.
+        Cost: `communication.decode_transfers`; reads `weight_bytes` and `kv_bytes`.
+        """
+        over = self.split.over
+        logits = PartitionSpec(mesh_entry(over("act_batch")), mesh_entry(over("vocab")))
+        mapped = jax.shard_map(
+            self._on(self._step, mesh), mesh=mesh,
+            in_specs=(self.sharded.untied.specs, self.cache_specs, self._token_spec),
+            out_specs=(self.cache_specs, logits),
+            check_vma=True,
+        )  # fmt: skip
+        return self._whole(mapped, mesh)
+
+    def _on(self, body: Callable, mesh) -> Callable:
+        return self.sharded.strategy.enabling(functools.partial(body, platform=platform_of(mesh)))
+
+    def _whole(self, mapped: Callable, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
+        """Wraps the `shard_map`: parameters as it takes them, logits without padded columns."""
+
+        def run(params, *inputs):
+            cache, logits = mapped(self.sharded.untie(params, mesh), *inputs)
+            return cache, self.sharded.of_vocabulary(logits)
+
+        return run
+
+    def _prefill(self, state, tokens, lengths, *, platform: Platform):
+        split = self.sharded.strategy.split(platform=platform).replace(kv=self.layout)
+        model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
+        seq_len = self.workload.seq_len
+        functions = StackFunctions(
+            embed=lambda inputs: model.embed(inputs[0], None, split),
+            blocks=lambda x, inputs, round=None: model.blocks(x, None, split, seq_len, round=round),
+            keep=lambda x, inputs: split.token_at(x, inputs[1] - 1, seq_len),
+            finish=lambda x, inputs: model.head(x, split),
+        )
+        layers = self.sharded.strategy.layers
+        logits, (_, kv) = layers.run(
+            functions, (tokens, lengths), self.workload.microbatches, split
+        )
+        keys, values = (self._prompt_slots(x) for x in kv)
+        cache = KvCache(keys, values, lengths, jnp.zeros((), jnp.int32))
+        return cache, logits.reshape(-1, logits.shape[-1])
+
+    def _prompt_slots(self, x_MNBLGK: jax.Array) -> jax.Array:
+        """Keys or values of the prompts as the cache holds them, with room for new tokens."""
+        x_NMBGLK = jnp.moveaxis(jnp.swapaxes(x_MNBLGK, 3, 4), 0, 1)
+        x_NBGLK = x_NMBGLK.reshape(x_NMBGLK.shape[0], -1, *x_NMBGLK.shape[3:])
+        if axes := self.layout.spread_axes:
+            x_NBGLK = lax.all_to_all(x_NBGLK, axes, split_axis=3, concat_axis=4, tiled=True)
+        return jnp.pad(x_NBGLK, ((0, 0), (0, 0), (0, 0), (0, self.slots[1]), (0, 0)))
+
+    @functools.cached_property
+    def _runs(self) -> np.ndarray:
+        """[devices of the slots, S, 3], see `runs_of`."""
+        strategy, workload = self.sharded.strategy, self.workload
+        split = strategy.split()
+        pieces = split.count("act_seq")
+        positions = [
+            strategy.attention.positions(piece, workload.seq_len // pieces, split.mesh_axes)
+            for piece in range(pieces)
+        ]
+        return runs_of(np.reshape(positions, (-1, self.slots[0])))
+
+    def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
+        split, layout, count = self.step_split(platform), self.layout, self.step_microbatches
+        model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
+        devices = size_over(split.mesh_axes, layout.slot_axes)
+        index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0
+        keeps, slot = cache.steps % devices == index, self.slots[0] + cache.steps // devices
+        spans = slot_spans(
+            jnp.asarray(self._runs)[index], cache.positions - cache.steps, self.slots[0],
+            (cache.steps + (devices - 1) - index) // devices,
+        )  # fmt: skip
+        positions = cache.positions
+        if layout.batch_axes:
+            first = lax.axis_index(layout.batch_axes) * self.rows
+            positions = lax.dynamic_slice_in_dim(positions, first, self.rows)
+        rows = _Rows(size_over(split.mesh_axes, layout.batch_axes), count)
+        numbers = jnp.repeat(jnp.arange(count, dtype=jnp.int32), self.rows // count)
+
+        def blocks(x, inputs, round=None):
+            _, positions, numbers = inputs
+            if round is not None:
+                return slabs(x, positions, numbers.reshape(round.microbatches, -1)[:, 0], round)
+            take = functools.partial(rows.take, number=numbers[0])
+
+            def of_layer(keys, values):
+                if picks_rows(keys, values, layout):
+                    rows_of = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
+                    return CachedLayer(keys, values, take(spans), keeps, rows_of)
+                return CachedLayer(take(keys), take(values), take(spans), keeps)
+
+            layers = CachedLayers(cache.keys, cache.values, of_layer)
+            return model.through_layers(x, positions[:, None], split, cache=layers)
+
+        def slabs(x, positions, numbers, round):
+            def cached(layer, tile, r):
+                number = lax.dynamic_index_in_dim(numbers, r, keepdims=False)
+                take = functools.partial(
+                    rows.take_heads, layer=layer, number=number, tile=tile,
+                    tiles=round.tiles.attention,
+                )  # fmt: skip
+                # A slab's heads do not lie together, and would be copied for another kernel.
+                if "mosaic" in dispatch.enabled():
+                    reason = "heads of a slab are not together"
+                    dispatch.record_refusal("decode_attention", "mosaic", reason)
+                return CachedLayer(
+                    take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
+                    implementation="xla",
+                )  # fmt: skip
+
+            return model.through_slabs(x, positions[:, None], split, round, cached=cached)
+
+        functions = StackFunctions(
+            embed=lambda inputs: model.look_up(inputs[0][:, None], inputs[1][:, None], split),
+            blocks=blocks,
+            keep=lambda x, inputs: x[:, 0],
+            finish=lambda x, inputs: model.head(x, split),
+        )
+        logits, (_, kv) = self.sharded.strategy.layers.run(
+            functions, (tokens, positions, numbers), count, split
+        )
+
+        def put(whole, new, axis):
+            old = lax.dynamic_index_in_dim(whole, slot, axis, keepdims=False)
+            new = jnp.where(keeps, new, old)
+            return lax.dynamic_update_index_in_dim(whole, new, slot, axis)
+
+        keys, values = (rows.join(x) for x in kv)
+        cache = KvCache(
+            put(cache.keys, keys, 3), put(cache.values, values, 3), cache.positions + 1,
+            cache.steps + 1,
+        )  # fmt: skip
+        return cache, logits.reshape(-1, logits.shape[-1])
+
+
+class _Rows(NamedTuple):
+    """The cache's sequences, cut as microbatches meet them: `shares` of each gathered together.
+
+    Attributes:
+      shares: devices whose queries are gathered.
+      microbatches: of every device's share.
+    """
+
+    shares: int
+    microbatches: int
+
+    def take(self, x: jax.Array, number) -> jax.Array:
+        """Of all sequences [B, ...], one microbatch's of all shares."""
+        if self.microbatches == 1:
+            return x
+        x = x.reshape(self.shares, self.microbatches, -1, *x.shape[1:])
+        x = lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+        return x.reshape(-1, *x.shape[2:])
+
+    def take_heads(self, x: jax.Array, layer, number, tile, tiles: int) -> jax.Array:
+        """Of all layers' keys or values [N, B, G, C, K], one slab's heads of one microbatch.
+
+        In one slice, which depends on the microbatch: XLA would move one that does not out of the
+        loop over microbatches, and copy the cache for it.
+        """
+        layers, _, heads, *rest = x.shape
+        x = x.reshape(layers, self.shares, self.microbatches, -1, heads, *rest)
+        width = heads // tiles
+        starts = (jnp.asarray(i, jnp.int32) for i in (layer, 0, number, 0, tile * width, 0, 0))
+        sizes = (1, self.shares, 1, x.shape[3], width, *rest)
+        return lax.dynamic_slice(x, tuple(starts), sizes).reshape(-1, width, *rest)
+
+    def join(self, x: jax.Array) -> jax.Array:
+        """Of microbatches and layers [M, N, b, ...], all sequences of each layer [N, B, ...]."""
+        microbatches, layers, _, *rest = x.shape
+        x = x.reshape(microbatches, layers, self.shares, -1, *rest)
+        return jnp.moveaxis(x, 0, 2).reshape(layers, -1, *rest)

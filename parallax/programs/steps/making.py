@@ -1,0 +1,72 @@
+"""The one place that asks which phase is meant."""
+
+from collections.abc import Callable
+from typing import get_args, overload
+
+from flax import nnx
+
+from parallax.models.config import ModelConfig
+from parallax.parallel.split import Remat
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.steps.model_step import ModelStep
+from parallax.programs.steps.of_module import ModulePrefill
+from parallax.programs.steps.of_transformer import Decoding, Prefill, Training, TransformerStep
+from parallax.programs.training import TrainStep
+from parallax.programs.user_module import ShardedModule
+from parallax.rules import Phase
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+_NOT_OF_MODULES: dict[Phase, str] = {
+    "train": "a training step of a user module is not made here. Write the step yourself and pass "
+    "it to compile_for.",
+    "decode": "a user module has no KV cache that is known here. Write the decoding step yourself "
+    "and pass it to compile_for.",
+}
+
+
+@overload
+def make_step(
+    model: ModelConfig, strategy: Strategy, workload: Workload, phase: Phase = "prefill",
+    remat: Remat = "microbatch",
+) -> TransformerStep: ...  # fmt: skip
+@overload
+def make_step(
+    model: Callable[[], nnx.Module], strategy: Strategy, workload: Workload,
+    phase: Phase = "prefill", remat: Remat = "microbatch",
+) -> ModulePrefill: ...  # fmt: skip
+def make_step(
+    model: ModelConfig | Callable[[], nnx.Module],
+    strategy: Strategy,
+    workload: Workload,
+    phase: Phase = "prefill",
+    remat: Remat = "microbatch",
+) -> ModelStep:
+    """The step of a model under a strategy in one phase.
+
+    Args:
+      model: a ModelConfig, or a function that makes a user module.
+      strategy: how it is split.
+      workload: batch, length and microbatches; of a decoding step those of its prompts, and it
+        takes its own microbatches, as many as there are stages (see `with_microbatches`).
+      phase: "prefill", "decode" or "train".
+      remat: what a training step recomputes.
+
+    Raises:
+      ValueError: an unknown phase, sizes that do not divide, a model that the phase cannot take.
+      NotImplementedError: a phase that is not made here for a user module.
+    """
+    if phase not in get_args(Phase):
+        raise ValueError(f"phase must be one of {', '.join(get_args(Phase))}; got {phase!r}.")
+    if not isinstance(model, ModelConfig):
+        module = ShardedModule(model, strategy, workload)
+        if phase in _NOT_OF_MODULES:
+            raise NotImplementedError(f"compile: {_NOT_OF_MODULES[phase]}")
+        return ModulePrefill(module)
+    sharded = ShardedTransformer(model, strategy, workload)
+    if phase == "decode":
+        return Decoding(Decoder(sharded, new_tokens=1))
+    if phase == "train":
+        return Training(TrainStep(sharded, remat=remat))
+    return Prefill(sharded)

@@ -1,0 +1,1 @@
+"""What the lenses find, as frozen values; every number has its tag."""

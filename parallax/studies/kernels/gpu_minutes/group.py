@@ -1,0 +1,74 @@
+"""One group of the plan in a process of its own: lines appended to the record, each flushed.
+
+python -m parallax.studies.kernels.gpu_minutes.group NAME --record=FILE --until=TIME [--rehearse]
+"""
+
+import argparse
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from parallax.studies.kernels.gpu_minutes.bench import Bench, on_gpu, rehearsal
+from parallax.studies.kernels.gpu_minutes.plan import Group, group_named
+from parallax.studies.kernels.gpu_minutes.work import do
+
+# To leave before a process is killed.
+_MARGIN_S = 1.0
+
+
+def append(record: Path, line: dict[str, Any]) -> None:
+    """Adds a line that outlives this process."""
+    with record.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def end_of_item(group: str, item: str, status: str, **more: Any) -> dict[str, Any]:
+    """The line that ends an item."""
+    return {"kind": "item", "group": group, "item": item, "status": status, **more}
+
+
+def run_group(
+    group: Group, record: Path, until: float, bench: Bench, clock: Callable[[], float] = time.time
+) -> None:
+    """Does the items in order, as many as there is time for.
+
+    Args:
+      until: when the process will be killed, by the clock.
+    """
+    for item in group.items:
+        start = clock()
+        if start + item.seconds + _MARGIN_S > until:
+            append(record, end_of_item(group.name, item.name, "not reached"))
+            continue
+        try:
+            for line in do(item, bench):
+                append(record, line)
+        # The next item may well work.
+        except Exception as problem:
+            traceback.print_exc()
+            status, why = "failed", {"why": " ".join(str(problem).split())[:300]}
+        else:
+            status, why = "done", {}
+        seconds = round(clock() - start, 2)
+        append(record, end_of_item(group.name, item.name, status, seconds=seconds, **why))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True)
+    parser.add_argument("--rehearse", action="store_true")
+    asked = parser.parse_args(arguments)
+    bench = rehearsal() if asked.rehearse else on_gpu()
+    run_group(group_named(asked.name), asked.record, asked.until, bench)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Times kernels on this GPU side by side: ours and their peers', in one run.
+
+Times are of the GPU's kernels alone, by CUPTI, a call at a time. The ceilings are a large bfloat16
+product and a large copy in the same run. Everything is checked against float64 before it is timed,
+and what is wrong has no time.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallax.codec import encode
+from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.lenses.environment import installed_versions
+
+Progress = Callable[[str], None]
+# (function, arguments) -> seconds of each of several calls.
+Timer = Callable[[Callable, tuple], list[float]]
+_CALLS = 20
+_GEMM = 8192
+_COPY_BYTES = 4 << 30
+# Relative error of 16-bit inputs that only a wrong kernel has; a right one has some 0.005.
+_WRONG = 0.05
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender on one case.
+
+    Attributes:
+      operation, case, implementation: names.
+      median_s, low_s, high_s: of its calls: median, and 10th and 90th percentiles; None: not run.
+      tflops: the case's FLOPs over the median.
+      gb_per_s: the case's least bytes over the median, in 1e9 a second.
+      share_of_floor: the time that the ceilings allow, over the median.
+      bound_by: "flops" or "bytes": which of the ceilings that is.
+      error: against float64, relative.
+      why_not: where it did not run.
+    """
+
+    operation: str
+    case: str
+    implementation: str
+    median_s: float | None = None
+    low_s: float | None = None
+    high_s: float | None = None
+    tflops: float | None = None
+    gb_per_s: float | None = None
+    share_of_floor: float | None = None
+    bound_by: str | None = None
+    error: float | None = None
+    why_not: str | None = None
+
+
+def time_kernels(
+    operations: Iterable[str] = tuple(OPERATIONS),
+    *,
+    timer: Timer,
+    on_progress: Progress,
+    on_record: Callable[[dict[str, Any]], object] = lambda record: None,
+    cases: Mapping[str, Sequence[Any]] | None = None,
+) -> dict[str, Any]:
+    """A record of everything, for JSON: device, versions, ceilings, rows.
+
+    Args:
+      on_record: called with the record so far after each case: a run that is stopped loses one.
+      cases: by operation; None takes those that each operation times.
+
+    Cost: mostly compiling, and checking on the host.
+    """
+    on_progress("ceilings")
+    ceilings = {
+        "tflops": product_tflops(timer, _GEMM),
+        "gb_per_s": copy_gb_per_s(timer, _COPY_BYTES),
+    }
+    record: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "versions": installed_versions(
+            "jax", "jaxlib", "tokamax", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"
+        ),
+        "ceilings": ceilings,
+        "rows": [],
+    }
+    for operation in operations:
+        chosen = OPERATIONS[operation].TIMED if cases is None else cases[operation]
+        for number, case in enumerate(chosen, 1):
+            on_progress(f"{operation}, case {number} of {len(chosen)}: {case.name}")
+            record["rows"] += [encode(row) for row in _time(operation, case, ceilings, timer)]
+            on_record(record)
+    return record
+
+
+def gpu_timer() -> Timer:
+    """Times by CUPTI; ValueError where there is no GPU."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        raise ValueError(
+            f"the device at hand is {device.device_kind!r}. It needs an NVIDIA GPU; cases that "
+            "none has run are marked so in docs/generated/kernels.md."
+        )
+    from jax.experimental.mosaic.gpu import profiler
+
+    def timer(function, arguments):
+        _, milliseconds = profiler.measure(function, iterations=_CALLS)(*arguments)
+        assert milliseconds is not None, "CUPTI saw no kernel"
+        return [1e-3 * float(x) for x in milliseconds]
+
+    return timer
+
+
+def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
+    peers = CONTENDERS[operation]
+    arrays = tuple(map(jnp.asarray, peers.draw(case, 0)))
+    floor_s, bound_by = max(
+        (case.flops / ceilings["tflops"] / 1e12, "flops"),
+        (case.bytes_accessed / ceilings["gb_per_s"] / 1e9, "bytes"),
+    )
+
+    def time_one(name: str, call: Callable | str) -> Timing:
+        if isinstance(call, str):
+            return Timing(operation, case.name, name, why_not=call)
+        run = jax.jit(call)
+        try:
+            error = peers.error(case, run(*arrays), *arrays)
+            if not error < _WRONG:  # NaN is not
+                raise ArithmeticError(f"wrong: its relative error against float64 is {error:.1e}")
+            seconds = timer(run, arrays)
+        # A peer that cannot is a result, whatever it raises.
+        except Exception as problem:
+            why_not = " ".join(str(problem).split())[:200]
+            return Timing(operation, case.name, name, why_not=why_not)
+        low, median, high = (float(x) for x in np.percentile(seconds, (10, 50, 90)))
+        return Timing(
+            operation, case.name, name, median, low, high,
+            tflops=case.flops / median / 1e12,
+            gb_per_s=case.bytes_accessed / median / 1e9,
+            share_of_floor=floor_s / median,
+            bound_by=bound_by,
+            error=error,
+        )  # fmt: skip
+
+    return [time_one(name, call) for name, call in peers.contenders(case).items()]
+
+
+def product_tflops(timer: Timer, size: int) -> float:
+    """The rate of a product of random bfloat16 matrices, size x size."""
+    keys = jax.random.split(jax.random.key(0))
+    x, y = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys)
+    seconds = timer(jax.jit(jnp.matmul), (x, y))
+    return 2.0 * size**3 / float(np.median(seconds)) / 1e12
+
+
+def copy_gb_per_s(timer: Timer, copy_bytes: int) -> float:
+    """The rate of a copy, read and written; bits are flipped so that XLA makes one."""
+    x = jax.random.bits(jax.random.key(1), (copy_bytes // 4,), jnp.uint32)
+    seconds = timer(jax.jit(lambda x: ~x), (x,))
+    return 2.0 * x.nbytes / float(np.median(seconds)) / 1e9

@@ -1,0 +1,235 @@
+"""How much of what a step read is still in the L2 cache at the next step, measured on this GPU.
+
+A program flushes the cache, reads a working set (weights of a layer, say), reads other bytes (keys
+and values), reads the working set again, and once more at once. Times are of single kernels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallax.codec import encode
+from parallax.kernels.cache_tiled_mlp.cases import Case, inputs, program
+from parallax.kernels.streaming_read import CHUNK_BYTES, LANES, streaming_read
+from parallax.lenses.environment import installed_versions
+from parallax.meshes.gpus import GPUS
+from parallax.studies.kernels.timing import Progress, Timer
+
+# (function, arguments) -> for each of several calls, (name, seconds) of its kernels in order.
+SequenceTimer = Callable[[Callable, tuple], list[list[tuple[str, float]]]]
+KERNELS = ("flush", "cold", "between", "again", "hot")
+# Read between two readings of the working set, as shares of the L2 cache.
+BETWEEN = (0.0, 0.25, 0.5, 1.0, 2.0)
+_SETS_OF_L2 = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+_FLUSH_OF_L2 = 4
+# Below this share of the cold time, what a cache could save drowns in the spread of launches.
+_LEAST_GAIN = 0.1
+_CALLS = 20
+MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
+_TOKENS = 4  # of a microbatch
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Medians of one program's kernels, seconds (tag: measured).
+
+    Attributes:
+      working_bytes: read three times.
+      between_bytes: other bytes read after the first time; the third time nothing is.
+      cold_s, again_s, hot_s: first (after a flush), second and third time.
+      low_s, high_s: 10th and 90th percentile of the second.
+    """
+
+    working_bytes: int
+    between_bytes: int
+    cold_s: float
+    again_s: float
+    hot_s: float
+    low_s: float
+    high_s: float
+
+
+def working_sets(l2_bytes: int) -> list[int]:
+    """Bytes of the sets that are read: 1 MB, doubled up to a quarter of the cache, then finer, to
+    four times the cache; whole chunks of the reading kernel."""
+    doubled = [1 << n for n in range(20, 40) if 1 << n < l2_bytes // 4]
+    return [_whole(n) for n in (*doubled, *(share * l2_bytes for share in _SETS_OF_L2))]
+
+
+def resident_shares(readings: Sequence[Reading], l2_bytes: int) -> list[float | None]:
+    """Of each working set, the share that the second reading found in the cache (tag: measured).
+
+    share = (t_cold - t_again) / (t_cold - t_hot), each a median. t_hot is of the whole set in the
+    cache: the third reading of sets of at most half of the cache; of a larger set, what the
+    straight line through theirs says (a launch, and a time for each byte): as fast as a cache large
+    enough would be. Nothing is cut to 0..1: what lies outside shows how far the measurement is off.
+    None where t_cold - t_hot is less than a tenth of t_cold, as in sets that a launch takes longer
+    than; and of larger sets without two smaller ones.
+    """
+    fitting = [r for r in readings if r.working_bytes <= l2_bytes / 2]
+    line = None
+    if len({r.working_bytes for r in fitting}) > 1:
+        line = np.polyfit([r.working_bytes for r in fitting], [r.hot_s for r in fitting], 1)
+
+    def share(r: Reading) -> float | None:
+        hot_s = r.hot_s
+        if r.working_bytes > l2_bytes / 2:
+            if line is None:
+                return None
+            hot_s = float(np.polyval(line, r.working_bytes))
+        gain = r.cold_s - hot_s
+        return None if gain < _LEAST_GAIN * r.cold_s else (r.cold_s - r.again_s) / gain
+
+    return [share(r) for r in readings]
+
+
+def measure_residency(
+    *,
+    l2_bytes: int,
+    sequence_timer: SequenceTimer,
+    timer: Timer,
+    on_progress: Progress,
+    sets: Sequence[int] | None = None,
+    mlps: Sequence[Case] | None = None,
+) -> dict[str, Any]:
+    """A record for JSON: device, versions, readings with their shares, steps of the MLP.
+
+    Args:
+      l2_bytes: of the device.
+      sets: bytes of the working sets; None is `working_sets`.
+      mlps: None is `mlp_cases`.
+
+    Cost: minutes on a GPU, most of them compiling.
+    """  # fmt: skip
+    sets = working_sets(l2_bytes) if sets is None else [_whole(n) for n in sets]
+    readings = []
+    for working in sets:
+        for share in BETWEEN:
+            on_progress(f"{working / 1e6:.0f} MB, {share:g} of the cache between")
+            between = _whole(share * l2_bytes)
+            readings.append(read(working, between, _FLUSH_OF_L2 * l2_bytes, sequence_timer))
+    steps = []
+    for case in mlp_cases(l2_bytes) if mlps is None else mlps:
+        on_progress(f"MLP of {case.bytes_accessed / 1e6:.0f} MB, {case.tokens} tokens")
+        steps.append(_step(case, timer))
+    shares = resident_shares(readings, l2_bytes)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "versions": installed_versions("jax", "jaxlib"),
+        "l2_bytes": l2_bytes,
+        "tag": "measured",
+        "readings": [
+            encode(r) | {"resident_share": share} for r, share in zip(readings, shares, strict=True)
+        ],
+        "mlp_steps": steps,
+    }
+
+
+def read(working: int, between: int, flush: int, timer: SequenceTimer) -> Reading:
+    """One program, timed.
+
+    Raises:
+      ValueError: the timer's kernels are not those of the program.
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    mine, others, rest = map(_buffer, keys, (working, between, flush))
+
+    @jax.jit
+    def run(mine, others, rest):
+        # Each waits for the one before: it takes its sums.
+        sums = jnp.zeros((1, LANES), jnp.int32)
+        for name, data in zip(KERNELS, (rest, mine, others, mine, mine), strict=True):
+            if data.size:
+                sums = streaming_read(data, sums, name=f"read_{name}")
+        return sums
+
+    calls = [_by_name(kernels, bool(between)) for kernels in timer(run, (mine, others, rest))]
+    times = {name: [call[name] for call in calls] for name in ("cold", "again", "hot")}
+    cold, again, hot = (float(np.median(times[name])) for name in times)
+    low, high = (float(x) for x in np.percentile(times["again"], (10, 90)))
+    return Reading(working, between, cold, again, hot, low, high)
+
+
+def mlp_cases(l2_bytes: int) -> list[Case]:
+    """The MLP's kernel over microbatches: weights of a quarter of the cache, of all of it, and of a
+    full-size layer."""
+    d_model = 1024
+    widths = [int(share * l2_bytes) // (4 * d_model) // 64 * 64 for share in (0.25, 1.0)]
+    sizes = [*((d_model, width) for width in widths), (8192, 32_768)]
+    return [
+        Case(_TOKENS * microbatches, *size, layers=1)
+        for size in sizes
+        for microbatches in MICROBATCHES
+    ]
+
+
+def gpu_at_hand() -> tuple[int, SequenceTimer]:
+    """Bytes of its L2 cache, and CUPTI's timer of single kernels.
+
+    Raises:
+      ValueError: it is no Hopper GPU that is known here.
+    """
+    kind = jax.devices()[0].device_kind
+    gpu = next((g for g in GPUS.values() if g.device_kind == kind), None)
+    if gpu is None or gpu.compute_capability != (9, 0):
+        known = ", ".join(g.device_kind for g in GPUS.values() if g.compute_capability == (9, 0))
+        raise ValueError(
+            f"the device at hand is {kind!r}. It needs an NVIDIA Hopper GPU: {known}; without a "
+            "record docs/generated/l2_residency.md says that none has run it yet."
+        )
+    from jax.experimental.mosaic.gpu import profiler
+
+    def timer(function, arguments):
+        run = profiler.measure(function, aggregate=False, iterations=_CALLS)
+        _, calls = run(*arguments)
+        assert calls is not None, "CUPTI saw no kernel"
+        return [[(name, 1e-3 * float(ms)) for name, ms in call] for call in calls]
+
+    return gpu.l2_bytes, timer
+
+
+def _by_name(kernels: Sequence[tuple[str, float]], between: bool) -> dict[str, float]:
+    """Seconds of our kernels in one call, by the last part of their names."""
+    expected = [name for name in KERNELS if between or name != "between"]
+    found = [
+        (name, seconds)
+        for kernel, seconds in kernels
+        for name in KERNELS
+        if f"read_{name}" in kernel
+    ]
+    if [name for name, _ in found] != expected:
+        seen = ", ".join(name for name, _ in kernels)
+        raise ValueError(
+            f"l2_residency: expected kernels {', '.join(f'read_{x}' for x in expected)} in this "
+            f"order, the profiler saw {seen}. Times cannot be told apart; nothing is written."
+        )
+    return dict(found)
+
+
+def _step(case: Case, timer: Timer) -> dict[str, Any]:
+    """The MLP's kernels, call after call."""
+    arrays = tuple(map(jnp.asarray, inputs(case, 0)))
+    seconds = timer(jax.jit(program(case, "mosaic")), arrays)
+    low, median, high = (float(x) for x in np.percentile(seconds, (10, 50, 90)))
+    return {
+        "case": case.name,
+        "microbatches": case.tokens // _TOKENS,
+        "weight_bytes": 2 * case.weights,
+        "median_s": median,
+        "low_s": low,
+        "high_s": high,
+    }
+
+
+def _buffer(key, n_bytes: int) -> jax.Array:
+    shape = (_whole(n_bytes) // 4 // LANES, LANES)
+    return jax.random.randint(key, shape, 0, 1 << 30, jnp.int32)
+
+
+def _whole(n_bytes: float) -> int:
+    """Up to whole chunks of the reading kernel."""
+    return -(-int(n_bytes) // CHUNK_BYTES) * CHUNK_BYTES

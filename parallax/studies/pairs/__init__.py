@@ -1,0 +1,1 @@
+"""Which of two strategies is faster on the devices here, by paired runs."""

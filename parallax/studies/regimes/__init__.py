@@ -1,0 +1,1 @@
+"""Where layer-wise deployment wins: the grid, its record, conclusions and page."""

@@ -1,0 +1,119 @@
+"""Closed forms equal the traced program's collectives: forward, and a training step."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from parallax.bounds import totals
+from parallax.hlo.compare import differing_totals
+from parallax.hlo.jaxpr import jaxpr_ledger
+from parallax.programs.cache import batch_multiple
+from parallax.programs.communication import decode_transfers, forward_transfers, train_transfers
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.strategies import expert_parallel, layerwise, tensor_pipeline, two_level
+from parallax.workload import Workload
+from tests.strategies.cases import (
+    EXPERTS,
+    HYBRIDS,
+    SMALL,
+    STRATEGIES,
+    TILE,
+    UNEQUAL,
+    UNEQUAL_STAGES,
+    VARIANTS,
+    WITH_EXPERTS,
+    workload,
+)
+
+DENSE = SMALL.replace(dtype="float32")
+CASES = {
+    **{name: (DENSE, s) for name, s in (STRATEGIES | VARIANTS | HYBRIDS).items()},
+    **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in WITH_EXPERTS.items()},
+    **{f"stages {n}": (UNEQUAL.replace(dtype="float32"), s) for n, s in UNEQUAL_STAGES.items()},
+    "sequence-parallel norms": (DENSE, tensor_pipeline(4, 2, sequence_parallel_norms=True)),
+    "whole key/value heads": (
+        DENSE.replace(num_kv_heads=2), tensor_pipeline(8, 2, split_kv_heads=False),
+    ),
+    "normed heads": (DENSE.replace(qk_norm=True), two_level(4, 4)),
+    "capacity": (
+        EXPERTS.replace(dtype="float32"), expert_parallel(16, tile=TILE, capacity_factor=1.25),
+    ),
+    "lockstep": (DENSE, layerwise(2, handoff="lockstep")),
+}  # fmt: skip
+
+
+def by_kind(transfers):
+    found = {}
+    for t in transfers:
+        found[t.kind, t.axes] = found.get((t.kind, t.axes), 0.0) + t.wire_bytes
+    return found
+
+
+def traced_step(decoder):
+    sharded = decoder.sharded
+    mesh = sharded.strategy.mesh.build(jax.devices()[: sharded.strategy.mesh.size])
+    tokens = jax.ShapeDtypeStruct(
+        (sharded.workload.batch,), jnp.int32, sharding=decoder.token_sharding(mesh)
+    )
+    arguments = sharded.abstract_state(mesh), decoder.abstract_cache(mesh), tokens
+    step = jax.jit(decoder.step(mesh))
+    return jaxpr_ledger(step.trace(*arguments).jaxpr, sharded.strategy.mesh_axes)
+
+
+@pytest.mark.parametrize("batch", [16, 1], ids=["batch over the sequence's devices", "one"])
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_steps_equal_their_closed_forms(name, batch):
+    config, strategy = CASES[name]
+    batch = max(batch, batch_multiple(strategy))
+    sharded = ShardedTransformer(config, strategy, Workload(batch, 80 + 16))
+    decoder = Decoder(sharded, new_tokens=20)
+    expected = decode_transfers(decoder, platform="cpu")
+    found = traced_step(decoder).by_kind_and_axes()
+    assert not differing_totals(by_kind(expected), found)
+    sent, minimum = totals(expected)
+    assert 0 <= minimum <= sent
+
+
+def traced(config, strategy, load, remat):
+    program = ShardedTransformer(config, strategy, load)
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    function = program.forward(mesh)
+    if remat is not None:
+        function = jax.value_and_grad(program.loss(mesh, remat))
+    arguments = program.abstract_state(mesh), *program.abstract_inputs(mesh)
+    ledger = jaxpr_ledger(jax.jit(function).trace(*arguments).jaxpr, strategy.mesh_axes)
+    return ledger.by_kind_and_axes()
+
+
+@pytest.mark.parametrize("remat", [None, "layer"], ids=["forward", "train"])
+@pytest.mark.parametrize("name", CASES)
+def test_closed_form_is_the_traced_program(name, remat):
+    config, strategy = CASES[name]
+    load = workload(strategy)
+    if remat is None:
+        expected = forward_transfers(config, strategy, load, platform="cpu")
+    else:
+        expected = train_transfers(config, strategy, load, remat, 4, platform="cpu")
+    assert differing_totals(by_kind(expected), traced(config, strategy, load, remat)) == ()
+    sent, minimum = totals(expected)
+    assert minimum <= sent
+
+
+@pytest.mark.parametrize("remat", ["none", "microbatch"])
+@pytest.mark.parametrize(
+    "name", ["tensor_pipeline", "ring_sequence", "two_level", "experts by node"]
+)
+def test_what_is_recomputed_is_sent_again(name, remat):
+    config, strategy = CASES[name]
+    load = workload(strategy)
+    expected = train_transfers(config, strategy, load, remat, 4, platform="cpu")
+    assert differing_totals(by_kind(expected), traced(config, strategy, load, remat)) == ()
+
+
+def test_gradients_of_replicated_weights_are_summed_once_by_hand():
+    found = {t.what: t for t in train_transfers(DENSE, STRATEGIES["data_parallel"],
+                                                workload(STRATEGIES["data_parallel"]))}  # fmt: skip
+    assert found["gradients over data"].count == 1
+    assert found["gradients over data"].wire_bytes == 2 * 15 / 16 * 4 * DENSE.num_params
+    assert set(found) == {"gradients over data", "mean loss"}

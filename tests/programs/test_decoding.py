@@ -1,0 +1,230 @@
+"""Decoding under every strategy: the unsharded model's tokens and logits, from its own cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from parallax.lenses.reference import reference
+from parallax.lenses.text import read_text
+from parallax.lenses.tolerance import FLOAT64_LIMIT, judge
+from parallax.lenses.verify_decoding import decode, greedy
+from parallax.lenses.verifying import cast, draw, relative_error
+from parallax.models.transformer import abstract_transformer
+from parallax.parallel import cached_attention as cached
+from parallax.programs import decoding
+from parallax.programs.cache import batch_multiple, prompt_multiple
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
+from parallax.workload import Workload
+from tests.strategies.cases import (
+    EXPERTS,
+    HYBRIDS,
+    SMALL,
+    STRATEGIES,
+    UNEQUAL,
+    UNEQUAL_STAGES,
+    VARIANTS,
+    WITH_EXPERTS,
+)
+
+LENGTHS = (5, 16, 9, 12)
+NEW = 64
+LONGEST = 32  # prompts are padded to this: what every strategy's devices divide
+
+
+def prompts():
+    """[4, LONGEST] bytes of real text, and how many of each row are prompt."""
+    text = np.frombuffer(read_text(None, 4 * LONGEST)[0], np.uint8)[: 4 * LONGEST]
+    lengths = np.array(LENGTHS, np.int32)
+    tokens = text.reshape(4, LONGEST).astype(np.int32)
+    return np.where(np.arange(LONGEST) < lengths[:, None], tokens, 0), lengths
+
+
+drawn = functools.cache(draw)
+
+
+@functools.cache
+def unsharded(config):
+    """Greedy tokens [4, NEW] and their logits [4, NEW, V], without a cache; and all of one long
+    prefill's logits at the same places."""
+    chosen, logits = greedy(config, drawn(config), *prompts(), NEW)
+    return chosen, logits, long_prefill(config, drawn(config), chosen)
+
+
+def long_prefill(config, state, chosen):
+    """Logits [4, NEW, V] of prompts and chosen tokens, all in one pass of the unsharded model."""
+    tokens, lengths = prompts()
+    whole = np.zeros((4, LONGEST + NEW), np.int32)
+    whole[:, :LONGEST] = tokens
+    for row, length in enumerate(lengths):
+        whole[row, length : length + NEW] = chosen[row]
+    graph = abstract_transformer(config)[0]
+    long = jax.jit(lambda state: reference(nnx.merge(graph, state), jnp.asarray(whole))[0])(state)
+    at = lengths[:, None] - 1 + np.arange(NEW)[None]
+    return np.take_along_axis(np.asarray(long, np.float64), at[:, :, None], axis=1)
+
+
+def decoded(config, strategy, batch=4, microbatches=1, forced=None, **options):
+    """Tokens [B, NEW] and logits [B, NEW, V] under a strategy; rows of a larger batch are the four
+    prompts again and again."""
+    tokens, lengths = (np.resize(x, (batch, *x.shape[1:])) for x in prompts())
+    assert LONGEST % prompt_multiple(strategy) == 0
+    sharded = ShardedTransformer(config, strategy, Workload(batch, LONGEST, microbatches))
+    state = cast(drawn(config.replace(dtype="float64")), config.dtype)
+    return decode(Decoder(sharded, NEW, **options), state, tokens, lengths, forced)
+
+
+def check(config, strategy, batch=4, **options):
+    chosen, logits = decoded(config, strategy, batch, **options)
+    exact = [np.resize(x, (batch, *x.shape[1:])) for x in unsharded(config)]
+    np.testing.assert_array_equal(chosen, exact[0])
+    assert relative_error(logits, exact[1]) < FLOAT64_LIMIT
+    assert relative_error(logits, exact[2]) < FLOAT64_LIMIT
+
+
+def test_the_reference_says_something():
+    chosen, logits, long = unsharded(SMALL)
+    assert len(np.unique(chosen)) > 8
+    assert 0.5 < np.sqrt(np.mean(np.square(logits))) < 2
+    assert relative_error(logits, long) < FLOAT64_LIMIT
+
+
+@functools.cache
+def own_error(dtype):
+    """Of the unsharded model's logits in a lower dtype, with the exact model's tokens going in."""
+    chosen, _, exact = unsharded(SMALL)
+    found = long_prefill(SMALL.replace(dtype=dtype), cast(drawn(SMALL), dtype), chosen)
+    return relative_error(found, exact)
+
+
+DENSE = STRATEGIES | VARIANTS
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_decode(name):
+    check(SMALL, DENSE[name], batch_multiple(DENSE[name]) if "data" in name else 4)
+
+
+# With 16 sequences the mesh axes of the sequence deal out the batch too; four stay together.
+NORMED = SMALL.replace(qk_norm=True, num_kv_heads=4, mlp="gated")
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_decode_hybrids_of_grouped_normed_heads(name):
+    strategy = HYBRIDS[name]
+    assert (
+        Decoder(ShardedTransformer(NORMED, strategy, Workload(16, LONGEST)), NEW).layout.batch_axes
+        == strategy.attention.seq_axes
+    )
+    check(NORMED, strategy, batch=16)
+
+
+def test_decode_with_slots_for_our_kernels():
+    """Slots come in eights; here, where they cannot run, XLA does their work."""
+    strategy = tensor_pipeline(2, 2).replace(kernels="mosaic")
+    sharded = ShardedTransformer(SMALL, strategy, Workload(4, LONGEST))
+    assert Decoder(sharded, 3).slots == (LONGEST, 8)
+    check(SMALL, strategy)
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_decode_with_experts(name):
+    check(EXPERTS, WITH_EXPERTS[name], batch=16)
+
+
+@pytest.mark.parametrize("name", UNEQUAL_STAGES)
+def test_decode_on_stages_of_unequal_depth(name):
+    check(UNEQUAL, UNEQUAL_STAGES[name], microbatches=2)
+
+
+def test_decode_with_learned_positions_and_whole_key_heads():
+    config = SMALL.replace(
+        num_heads=16, num_kv_heads=2, head_dim=4, positions="learned", norm="layernorm",
+        max_seq_len=LONGEST + NEW,
+    )  # fmt: skip
+    check(config, tensor_pipeline(8, 2, split_kv_heads=False), microbatches=4)
+    check(config, two_level(4, 4, split_kv_heads=False))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["ring_sequence", "two_level", "tensor_pipeline"])
+def test_lower_precision_by_the_table(name, dtype):
+    exact = unsharded(SMALL)
+    config = SMALL.replace(dtype=dtype)
+    _, logits = decoded(config, STRATEGIES[name], forced=exact[0])
+    error = relative_error(logits, exact[1])
+    assert judge(dtype, error, 0.0, reference_logits_error=own_error(dtype)).passed
+    assert error > FLOAT64_LIMIT
+
+
+def forget_a_device(patch):
+    exact = cached._weigh
+
+    def weigh(partial, m):
+        kept = (lax.axis_index("seq") != 3).astype(m.dtype)
+        return tuple(x * kept for x in exact(partial, m))
+
+    patch.setattr(cached, "_weigh", weigh)
+    return "ring_sequence"
+
+
+def a_position_late(patch):
+    exact = Decoder._prefill
+
+    def prefill(self, state, tokens, lengths, **platform):
+        cache, logits = exact(self, state, tokens, lengths, **platform)
+        return cache._replace(positions=cache.positions + 1), logits
+
+    patch.setattr(Decoder, "_prefill", prefill)
+    return "tensor_pipeline"
+
+
+def see_padding(patch):
+    exact = decoding.slot_spans
+    patch.setattr(
+        decoding, "slot_spans", lambda runs, lengths, *new: exact(runs, 0 * lengths + LONGEST, *new)
+    )
+    return "layerwise"
+
+
+def lose_the_last_key(patch):
+    patch.setattr(cached, "slots_of", lambda tokens, devices: 1)
+    patch.setattr(decoding, "slots_of", lambda tokens, devices: 1)
+    return "two_level"
+
+
+@pytest.mark.parametrize(
+    "mutate", [forget_a_device, a_position_late, see_padding, lose_the_last_key],
+    ids=lambda m: m.__name__,
+)  # fmt: skip
+def test_mutations_are_seen(mutate, monkeypatch):
+    name = mutate(monkeypatch)
+    exact = unsharded(SMALL)
+    try:
+        _, logits = decoded(SMALL, STRATEGIES[name], forced=exact[0])
+    finally:
+        monkeypatch.undo()
+    assert not relative_error(logits, exact[1]) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("config", "strategy", "load", "options", "message"),
+    [
+        (SMALL.replace(causal=False), ring_sequence(4), Workload(4, 32), {}, "not causal"),
+        (SMALL, two_level(4, 4), Workload(4, 30), {}, "Pad them to a multiple of 4"),
+        (SMALL, ring_sequence(4), Workload(4, 32, packed=True), {}, "packed"),
+        (SMALL, ring_sequence(4), Workload(4, 32), {"new_tokens": 0}, "new_tokens"),
+        (SMALL, layerwise(2), Workload(4, 32), {"microbatches": 3}, "3 microbatches"),
+        (SMALL.replace(positions="learned", max_seq_len=40), ring_sequence(4), Workload(4, 32),
+         {"new_tokens": 9}, "learned positions for, 40"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_decoded_is_refused(config, strategy, load, options, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(ShardedTransformer(config, strategy, load), **({"new_tokens": 4} | options))
