@@ -312,7 +312,8 @@ Made by `python benchmarks/accuracy.py parallax/cost/shipped docs/generated/accu
 published measurements (`parallax/cost/data`, figures only, with source and licence). Shapes are
 split into fitted and held out (40 %) by a hash of the shape; a miss is shown, not fitted again.
 Bias is the median of modelled over measured minus one. Error bars are the inner 86 % of the fitted
-rows, meant to hold 80 % of new ones. Nothing on this page was measured by this project: no GPU was at hand.
+rows, meant to hold 80 % of new ones. Nothing on this page was measured by this project: no GPU was
+at hand.
 """
 _OPEN = (
     "A whole step: no clean published table of a layer's or a model's time was found, and no GPU "

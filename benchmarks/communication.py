@@ -49,8 +49,8 @@ _HEAD = """# Communication
 Made by `python benchmarks/communication.py docs/generated/communication.md`. Bytes leave a
 device over a whole pass or step, by ring algorithms; of permutes, a device that sends. Closed
 forms are derived, programs compiled for two nodes of eight H100 and read. "Least" leaves out what
-bubbles, padding, buffers and recomputation add. Routing of experts is uniform: bytes of ragged exchanges follow from
-it.
+bubbles, padding, buffers and recomputation add. Routing of experts is uniform: bytes of ragged
+exchanges follow from it.
 """
 
 
