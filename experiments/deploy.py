@@ -37,7 +37,7 @@ from parallax.models.config import DType
 from parallax.report import check_writable
 from parallax.report.facts import Cell
 from parallax.report.files import save_files
-from parallax.report.grid import Grid, Heads, grid_table
+from parallax.report.grid import DataTable, Heads, grid_table
 from parallax.requests import shared
 from parallax.requests.option import option
 
@@ -215,18 +215,20 @@ def _budget(text: str | None) -> int | None:
     return parse_budget(text, GPUS["h100"]).n_bytes
 
 
-def _grids(data: dict[str, Any]) -> Iterator[Grid]:
+def _grids(data: dict[str, Any]) -> Iterator[DataTable]:
     trials, modelled = data["losses"]["trials"], data["modelled"]
-    yield Grid("layout", _LAYOUT, tuple(map(_layout_row, data["setup"]["layout"])))
+    yield DataTable("layout", _LAYOUT, tuple(map(_layout_row, data["setup"]["layout"])))
     if times := data["losses"]["times"]:
         rows = []
         for name, row in times.items():
             priced = modelled["losses"].get(name)
             there = _ms(priced, "p50", "max") if priced else ["", ""]
             rows.append(_row(name.removesuffix("_s"), *_ms(row, *_SPREAD), *there))
-        yield Grid(f"time to resume, ms ({len(trials)} simulated losses)", _RESUME, tuple(rows))
+        yield DataTable(
+            f"time to resume, ms ({len(trials)} simulated losses)", _RESUME, tuple(rows)
+        )
         moved = tuple(map(_moved_row, trials))
-        yield Grid("moved and computed again, each loss", _MOVED, moved)
+        yield DataTable("moved and computed again, each loss", _MOVED, moved)
     if data["switches"]:
         rows = []
         for where, found in data["switches"].items():
@@ -234,10 +236,10 @@ def _grids(data: dict[str, Any]) -> Iterator[Grid]:
             megabytes = f"{found['copied_bytes'] / 1e6:.3f}"
             times = _ms(found["seconds"], *_SPREAD)
             rows.append(_row(where, str(found["count"]), megabytes, *times, f"{price:.3g}"))
-        yield Grid("time to switch a layer, ms", _SWITCHED, tuple(rows))
+        yield DataTable("time to switch a layer, ms", _SWITCHED, tuple(rows))
     if data["pressure"] is not None:
         rows = tuple(map(_pressure_row, data["pressure"]))
-        yield Grid("switches by themselves, as keys and values grow", _PRESSURE, rows)
+        yield DataTable("switches by themselves, as keys and values grow", _PRESSURE, rows)
 
 
 def _layout_row(row: dict[str, Any]) -> tuple[Cell, ...]:

@@ -1,6 +1,6 @@
 """The operations that have kernels: what tests check, compile and benchmark, one by one.
 
-A new kernel adds a line to OPERATIONS (its `cases`) and one to CONTENDERS.
+A new kernel adds a line to OPERATIONS (its `cases`) and one to BASELINES.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,16 +8,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from parallax.kernels.cache_tiled_mlp import baselines as cache_tiled_mlp_baselines
 from parallax.kernels.cache_tiled_mlp import cases as cache_tiled_mlp
-from parallax.kernels.cache_tiled_mlp import contenders as cache_tiled_mlp_contenders
+from parallax.kernels.decode_attention import baselines as decode_attention_baselines
 from parallax.kernels.decode_attention import cases as decode_attention
-from parallax.kernels.decode_attention import contenders as decode_attention_contenders
-from parallax.kernels.ring_attention import backward_cases as ring_attention_backward
 from parallax.kernels.ring_attention import (
-    backward_contenders as ring_attention_backward_contenders,
+    backward_baselines as ring_attention_backward_baselines,
 )
+from parallax.kernels.ring_attention import backward_cases as ring_attention_backward
+from parallax.kernels.ring_attention import baselines as ring_attention_baselines
 from parallax.kernels.ring_attention import cases as ring_attention
-from parallax.kernels.ring_attention import contenders as ring_attention_contenders
 
 
 class Case(Protocol):
@@ -69,17 +69,17 @@ class Operation(Protocol):
     exact: Callable[..., tuple[np.ndarray, ...]]
 
 
-class Contenders(Protocol):
-    """A `contenders` module: what the benchmark times side by side.
+class Baselines(Protocol):
+    """A `baselines` module: what the benchmark times side by side.
 
     Attributes:
-      draw: (case, seed) -> NumPy arrays that all contenders take.
-      contenders: (case) -> by name, a function of them, or a few words on why it does not run.
+      draw: (case, seed) -> NumPy arrays that all baselines take.
+      baselines: (case) -> by name, a function of them, or a few words on why it does not run.
       error: (case, out, *arrays) -> relative error of the output, or of a part, against float64.
     """
 
     draw: Callable[[Any, int], tuple[np.ndarray, ...]]
-    contenders: Callable[[Any], dict[str, Callable | str]]
+    baselines: Callable[[Any], dict[str, Callable | str]]
     error: Callable[..., float]
 
 
@@ -89,9 +89,9 @@ OPERATIONS: dict[str, Operation] = {
     "decode_attention": decode_attention,
     "cache_tiled_mlp": cache_tiled_mlp,
 }
-CONTENDERS: dict[str, Contenders] = {
-    "ring_attention": ring_attention_contenders,
-    "ring_attention_backward": ring_attention_backward_contenders,
-    "decode_attention": decode_attention_contenders,
-    "cache_tiled_mlp": cache_tiled_mlp_contenders,
+BASELINES: dict[str, Baselines] = {
+    "ring_attention": ring_attention_baselines,
+    "ring_attention_backward": ring_attention_backward_baselines,
+    "decode_attention": decode_attention_baselines,
+    "cache_tiled_mlp": cache_tiled_mlp_baselines,
 }

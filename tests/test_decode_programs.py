@@ -3,7 +3,7 @@
 import pytest
 
 from parallax.commands.lens_tasks import CompileTask, compile_all
-from parallax.hlo.work import Kernel, Loop
+from parallax.hlo.execution_trace import Kernel, Loop
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import roofline

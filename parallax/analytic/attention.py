@@ -5,7 +5,7 @@ import math
 from parallax.analytic.fused import fused_cached, fused_step
 from parallax.analytic.kernels import block_pair, cache_read, gemm, passes
 from parallax.analytic.trace import Trace
-from parallax.hlo.work import Loop, Start, Step, Wait
+from parallax.hlo.execution_trace import Loop, Start, Step, Wait
 from parallax.models.block import attention_shape
 
 _WIDE = 4

@@ -10,7 +10,7 @@ from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.analytic.places import check_sent_once
 from parallax.analytic.trace import Trace
 from parallax.cost import Cost, Rates, price, rates_of
-from parallax.hlo.work import Loop, Start, Step, Wait, Work
+from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
 from parallax.programs.steps import ModelStep, TransformerStep
 
@@ -27,7 +27,7 @@ class Estimate:
 
     cost: Cost
     tokens: int
-    work: Work = field(repr=False)
+    work: ExecutionTrace = field(repr=False)
 
     @property
     def tokens_per_s(self) -> float:
@@ -67,7 +67,7 @@ def estimate(
     trace = Trace(step, skew, weights or weights_of(step.config), cluster.gpu.device_kind)
     steps = _steps(trace)
     check_sent_once(steps, trace.transfers)
-    work = Work("entry", steps, step.strategy.mesh.size)
+    work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
     return Estimate(price(work, cluster, rates, resident=kept), step.tokens, work)

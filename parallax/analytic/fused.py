@@ -3,10 +3,10 @@
 from parallax.analytic.kernels import passes
 from parallax.analytic.trace import Trace
 from parallax.hlo.cudnn import FusedAttention
-from parallax.hlo.work import Kernel
+from parallax.hlo.execution_trace import Kernel
 from parallax.kernels.decode_attention.tiles import HEAD_DIMS, splits, tile_of
 from parallax.kernels.ring_attention.tiles import TILES
-from parallax.parallel.attention_part import Work
+from parallax.parallel.attention_part import AttentionWork
 from parallax.parallel.layer_parts import CacheTiled
 from parallax.parallel.library_attention import WIDEST_COMPILED
 
@@ -14,7 +14,9 @@ _WIDE = 4  # bytes of an accumulator's element
 _HALF = ("f16", "bf16")
 
 
-def fused_step(trace: Trace, work: Work, values: int, tokens: float, hops: float) -> list[Kernel]:
+def fused_step(
+    trace: Trace, work: AttentionWork, values: int, tokens: float, hops: float
+) -> list[Kernel]:
     """A hop of a device's attention: parts that add up to it; [] where XLA computes it.
 
     Args:
@@ -63,7 +65,7 @@ def fused_cached(trace: Trace, cache_bytes: float) -> list[Kernel]:
     ]
 
 
-def _library(trace: Trace, work: Work, width: int, tokens: float) -> Kernel:
+def _library(trace: Trace, work: AttentionWork, width: int, tokens: float) -> Kernel:
     visible = 0.5 if trace.config.causal else 1.0
     keys = trace.kv_heads / trace.heads
     bytes_each = float(work.rows * tokens * width * trace.item)

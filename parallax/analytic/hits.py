@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from parallax.cost.pricing import Recent
 from parallax.cost.rates import Rates
-from parallax.hlo.work import Kernel, Loop, Start, Work
+from parallax.hlo.execution_trace import ExecutionTrace, Kernel, Loop, Start
 from parallax.meshes.cluster import Cluster
 
 # Rounds of a loop that are run through; those beyond could only push more out.
@@ -36,7 +36,7 @@ class WeightReads:
         return self.hit_bytes / self.read_bytes if self.read_bytes else 0.0
 
 
-def weight_reads(work: Work, cluster: Cluster, rates: Rates) -> WeightReads:
+def weight_reads(work: ExecutionTrace, cluster: Cluster, rates: Rates) -> WeightReads:
     """The reads of layers' weights in a steady tick of a synthetic trace.
 
     Args:
@@ -66,7 +66,9 @@ def weight_reads(work: Work, cluster: Cluster, rates: Rates) -> WeightReads:
     return WeightReads(read, hit, {name: size for name, size in least.items() if size})
 
 
-def _launches(work: Work, name: str, at: tuple[int, ...]) -> Iterator[tuple[Kernel, tuple]]:
+def _launches(
+    work: ExecutionTrace, name: str, at: tuple[int, ...]
+) -> Iterator[tuple[Kernel, tuple]]:
     """Kernels in order, each with the rounds of the loops around it whose arrays differ."""
     for step in work.steps[name]:
         if isinstance(step, Kernel):
@@ -80,7 +82,7 @@ def _launches(work: Work, name: str, at: tuple[int, ...]) -> Iterator[tuple[Kern
                 yield from _launches(work, step.body, at if step.same_weights else (*at, i))
 
 
-def _weight_bytes(work: Work, name: str) -> float:
+def _weight_bytes(work: ExecutionTrace, name: str) -> float:
     total = 0.0
     for step in work.steps[name]:
         if isinstance(step, Loop):

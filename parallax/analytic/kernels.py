@@ -4,7 +4,7 @@ Names stand for arrays, so that the cache model sees what was just written.
 Shapes: T tokens of a microbatch on one device, D model width, H heads, K head_dim, c block.
 """
 
-from parallax.hlo.work import Gemm, Kernel
+from parallax.hlo.execution_trace import Gemm, Kernel
 
 _WIDE = 4  # bytes of a float32 accumulator
 

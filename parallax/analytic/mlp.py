@@ -5,7 +5,7 @@ from typing import Any
 
 from parallax.analytic.kernels import passes
 from parallax.analytic.trace import Trace
-from parallax.hlo.work import Kernel, Loop, Send, Start, Step, Wait
+from parallax.hlo.execution_trace import Kernel, Loop, Send, Start, Step, Wait
 from parallax.parallel.experts import TILES_SCOPE
 from parallax.parallel.experts.chunks import chunk_tokens
 from parallax.programs.communication import expected_routing

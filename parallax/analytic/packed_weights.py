@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from parallax.analytic.kernels import gemm, passes
 from parallax.compression import parse_format
 from parallax.compression.formats import Format
-from parallax.hlo.work import Kernel, Step
+from parallax.hlo.execution_trace import Kernel, Step
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import Parameter, layer_matrices
 from parallax.parallel.split import Split

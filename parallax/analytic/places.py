@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallax.bounds import Role, Transfer
-from parallax.hlo.work import Loop, Send, Start, Step
+from parallax.hlo.execution_trace import Loop, Send, Start, Step
 
 Place = Literal[
     "tick", "handoff",

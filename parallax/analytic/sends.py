@@ -8,7 +8,7 @@ import numpy as np
 
 from parallax.bounds import Transfer, wire_bytes
 from parallax.hlo.collectives import Collective
-from parallax.hlo.work import Send
+from parallax.hlo.execution_trace import Send
 from parallax.meshes.mesh import MeshSpec
 
 _LARGE = 64

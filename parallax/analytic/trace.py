@@ -6,9 +6,9 @@ from parallax.analytic.packed_weights import PackedWeights, device_matrices
 from parallax.analytic.places import Place, Placed, placed
 from parallax.analytic.sends import one_send
 from parallax.bounds import Role
-from parallax.hlo.work import Send, Step
+from parallax.hlo.execution_trace import Send, Step
 from parallax.kernels.dispatch import is_hopper
-from parallax.programs.communication import Walk
+from parallax.programs.communication import PassShape
 from parallax.programs.steps import TransformerStep
 
 _HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}
@@ -40,7 +40,7 @@ class Trace:
         config, strategy, workload = step.config, step.strategy, step.sharded.workload
         self.step, self.config, self.strategy, self.workload = step, config, strategy, workload
         self.decoder, self.skew, self.weights = step.decoder, skew, weights.of(config)
-        self.walk = Walk(config, strategy, workload, "gpu", step.decoder)
+        self.walk = PassShape(config, strategy, workload, "gpu", step.decoder)
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
         count = self.split.count

@@ -16,9 +16,9 @@ from parallax.cost import Cost, Rates, error_bar, joules, price, rates_of
 from parallax.cost.pricing import kernel_costs
 from parallax.cost.unvalidated import unvalidated
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
+from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.flops import module_flops
-from parallax.hlo.read_work import read_work
-from parallax.hlo.work import Work
+from parallax.hlo.read_trace import read_trace
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
@@ -44,7 +44,7 @@ class Inspection:
     name: str
     cluster: Cluster
     ledger: Ledger
-    work: Work
+    work: ExecutionTrace
     cost: Cost
     rates: Rates
     gemm_flops: float
@@ -138,7 +138,7 @@ def inspect_text(
     module = parse_module(text)
     devices = module.num_partitions
     ledger = read_ledger(module, _axes(text, mesh, devices), trips=trips)
-    work = read_work(module, ledger, trips)
+    work = read_trace(module, ledger, trips)
     base = find_cluster(cluster or "h100_2x8") if not isinstance(cluster, Cluster) else cluster
     if cluster is None:
         base = scaled(base, devices)

@@ -15,7 +15,7 @@ from parallax.requests.naming import Compression, parse_compression, resolve_mod
 from parallax.requests.plan import Objective, PlanRequest
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
-from parallax.search.results import Request
+from parallax.search.results import SearchRequest
 
 
 def plan(
@@ -91,7 +91,7 @@ def run_plan(request: PlanRequest, *, on_progress: Callable[[str], None]) -> Sea
     rates = resolve_rates(request.rates, cluster)
     config, _ = resolve_model(request.model, dtype=request.dtype)
     formats = tuple(dict.fromkeys(map(parse_compression, request.compressions or (None,))))
-    asked = Request(
+    asked = SearchRequest(
         config, request.batch, request.prompt_len, request.output_len, cluster.name,
         request.objective, request.max_tpot_s, formats, request.kernels,
     )  # fmt: skip

@@ -82,7 +82,7 @@ def _number(text: str, where: str) -> int:
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepTask:
     """One point to compile, or why it cannot be."""
 
     point: SweepPoint
@@ -95,7 +95,7 @@ class SweepTasks:
     """What a sweep compiles: the axis, all its points, and what stays the same, in words."""
 
     asked: SweepAxis
-    tasks: tuple[Task, ...]
+    tasks: tuple[SweepTask, ...]
     constant: str
 
 
@@ -107,7 +107,7 @@ def make_tasks(
     rebuild: Callable[[str, Cluster], Strategy],
     fit: Callable[[Strategy, Workload], Workload],
     check: Callable[[Strategy, Workload], Any],
-) -> tuple[Task, ...]:
+) -> tuple[SweepTask, ...]:
     """All points, strategy by strategy; those that cannot run carry the reason.
 
     Args:
@@ -134,9 +134,9 @@ def make_tasks(
                 check_devices(here, made.mesh)
                 workload = fit(made, workload)
                 check(made, workload)
-                tasks.append(Task(replace(point, workload=workload), made, here))
+                tasks.append(SweepTask(replace(point, workload=workload), made, here))
             except ValueError as error:
-                tasks.append(Task(replace(point, why_not=one_line(error))))
+                tasks.append(SweepTask(replace(point, why_not=one_line(error))))
     return tuple(tasks)
 
 
@@ -178,7 +178,7 @@ def run_sweep(
 
 def compile_points(
     config: ModelConfig,
-    tasks: Sequence[Task],
+    tasks: Sequence[SweepTask],
     phase: Phase = "prefill",
     remat: Remat = "microbatch",
     rates: Rates | None = None,

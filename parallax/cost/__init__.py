@@ -1,6 +1,6 @@
 """What compiled work costs on a named GPU: seconds, joules, error bars. Knows no strategy.
 
-`price` takes the work of any compiled program (`parallax.hlo.read_work`) and the rates of a GPU.
+`price` takes the work of any compiled program (`parallax.hlo.read_trace`) and the rates of a GPU.
 """
 
 from parallax.cost.pricing import Cost, price

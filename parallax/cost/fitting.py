@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from parallax.cost.collectives import exchange_seconds, send_seconds
 from parallax.cost.gemm import GemmRates, gemm_seconds
-from parallax.cost.measurements import Collective, Gemm, is_test
+from parallax.cost.measurements import MeasuredCollective, MeasuredGemm, is_test
 from parallax.cost.rates import LinkRates, Rates, Spread
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tensorfloat32": 4, "int8": 1}
@@ -22,21 +22,21 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tensorfloat32": 4, "int8": 1}
 _QUANTILES = 0.07, 0.93
 
 
-def predicted_gemm(rates: GemmRates, row: Gemm, sm_count: int) -> float:
+def predicted_gemm(rates: GemmRates, row: MeasuredGemm, sm_count: int) -> float:
     """Modelled seconds of a measured product."""
     item = ITEM_BYTES[row.dtype]
     size = item * row.batch * (row.m * row.k + row.k * row.n + row.m * row.n)
     return gemm_seconds(rates, sm_count, row.batch, row.m, row.n, row.k, size)
 
 
-def predicted_collective(rates: Rates, row: Collective) -> float:
+def predicted_collective(rates: Rates, row: MeasuredCollective) -> float:
     """Modelled seconds of a measured collective."""
     if row.kind == "p2p":
         return send_seconds(rates.links["p2p" if row.nodes == 1 else "network"], row.bytes)
     return exchange_seconds(row.kind, row.bytes, row.devices // row.nodes, row.nodes, rates)
 
 
-def fit_gemm(rows: Sequence[Gemm], sm_count: int, start: GemmRates) -> GemmRates:
+def fit_gemm(rows: Sequence[MeasuredGemm], sm_count: int, start: GemmRates) -> GemmRates:
     """The rates that explain `rows` best.
 
     Args:
@@ -60,8 +60,8 @@ def fit_gemm(rows: Sequence[Gemm], sm_count: int, start: GemmRates) -> GemmRates
 
 
 def fit_link(
-    rows: Sequence[Collective],
-    seconds: Callable[[LinkRates, Collective], float],
+    rows: Sequence[MeasuredCollective],
+    seconds: Callable[[LinkRates, MeasuredCollective], float],
     offset_of: str = "",
 ) -> tuple[LinkRates, float]:
     """The rates of one kind of collective that explain `rows` best.
@@ -112,6 +112,8 @@ def spread(modelled: Sequence[float], measured: Sequence[float], widen: float = 
     return Spread(round(math.exp(min(low, -0.01)), 3), round(math.exp(max(high, 0.01)), 3))
 
 
-def split[Row: (Gemm, Collective)](rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def split[Row: (MeasuredGemm, MeasuredCollective)](
+    rows: Sequence[Row],
+) -> tuple[list[Row], list[Row]]:
     """(to fit, held out) by a hash of the shape."""
     return [r for r in rows if not is_test(r.key)], [r for r in rows if is_test(r.key)]

@@ -24,7 +24,7 @@ _CHOICES = {"gpu": GPUS, "dtype": DTYPES, "kind": KINDS}
 
 
 @dataclass(frozen=True)
-class Gemm:
+class MeasuredGemm:
     """batch x [m, k] x [k, n] on one GPU.
 
     Attributes:
@@ -51,11 +51,11 @@ class Gemm:
 
 
 @dataclass(frozen=True)
-class Attention:
+class MeasuredAttention:
     """softmax(Q K^T) V on one GPU, forward.
 
     Attributes:
-      source, gpu, dtype: as in Gemm.
+      source, gpu, dtype: as in MeasuredGemm.
       batch: sequences.
       heads, kv_heads, head_dim: of Q, of K and V, and the width of each.
       q_len, kv_len: rows of Q and of K; q_len is 1 in decode.
@@ -85,11 +85,11 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Collective:
+class MeasuredCollective:
     """One collective, or one send to a neighbour.
 
     Attributes:
-      source, gpu: as in Gemm.
+      source, gpu: as in MeasuredGemm.
       nodes: machines that take part.
       devices: GPUs that take part, over all nodes.
       kind: one of KINDS.
@@ -122,21 +122,21 @@ def is_test(key: str) -> bool:
 
 
 @functools.lru_cache
-def gemms() -> tuple[Gemm, ...]:
+def gemms() -> tuple[MeasuredGemm, ...]:
     """All products. Raises: see `read`."""
-    return read(Gemm, DATA / "gemm.csv", sources())
+    return read(MeasuredGemm, DATA / "gemm.csv", sources())
 
 
 @functools.lru_cache
-def attentions() -> tuple[Attention, ...]:
+def attentions() -> tuple[MeasuredAttention, ...]:
     """All attention calls. Raises: see `read`."""
-    return read(Attention, DATA / "attention.csv", sources())
+    return read(MeasuredAttention, DATA / "attention.csv", sources())
 
 
 @functools.lru_cache
-def collectives() -> tuple[Collective, ...]:
+def collectives() -> tuple[MeasuredCollective, ...]:
     """All collectives. Raises: see `read`."""
-    return read(Collective, DATA / "collectives.csv", sources())
+    return read(MeasuredCollective, DATA / "collectives.csv", sources())
 
 
 @functools.lru_cache
@@ -146,7 +146,7 @@ def sources() -> Mapping[str, Mapping[str, str]]:
     return MappingProxyType({name: MappingProxyType(table) for name, table in tables.items()})
 
 
-def read[Row: (Gemm, Attention, Collective)](
+def read[Row: (MeasuredGemm, MeasuredAttention, MeasuredCollective)](
     kind: type[Row], path: Path, known_sources: Mapping[str, Any]
 ) -> tuple[Row, ...]:
     """Rows of a CSV file whose header names the fields of `kind` in order.

@@ -7,7 +7,18 @@ from parallax.cost.collectives import collective_seconds
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import crosses_nodes
 from parallax.cost.rates import Rates
-from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Step, Wait, Work
+from parallax.hlo.execution_trace import (
+    Call,
+    Choice,
+    ExecutionTrace,
+    Gemm,
+    Kernel,
+    Loop,
+    Send,
+    Start,
+    Step,
+    Wait,
+)
 from parallax.meshes.cluster import Cluster
 
 _ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
@@ -69,7 +80,7 @@ class Cost:
 
 
 def price(
-    work: Work,
+    work: ExecutionTrace,
     cluster: Cluster,
     rates: Rates,
     *,
@@ -90,7 +101,9 @@ def price(
     return _Clock(work, cluster, rates, resident or {}, loops_reuse_cache).of(work.entry)
 
 
-def kernel_costs(work: Work, cluster: Cluster, rates: Rates) -> dict[str, tuple[float, float]]:
+def kernel_costs(
+    work: ExecutionTrace, cluster: Cluster, rates: Rates
+) -> dict[str, tuple[float, float]]:
     """Executions and seconds of all launches, by where in the Python program they come from.
 
     Of a branch the more expensive side counts. Launch gaps are in it, caches are not.
@@ -163,7 +176,7 @@ def _launched(term: str, seconds: float, rates: Rates, flops: float, far: float)
 
 @dataclass
 class _Clock:
-    work: Work
+    work: ExecutionTrace
     cluster: Cluster
     rates: Rates
     resident: Mapping[str, float] = field(default_factory=dict)

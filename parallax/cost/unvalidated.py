@@ -1,10 +1,10 @@
 """What of a modelled time no published measurement stands behind, in words."""
 
 from parallax.cost.pricing import HAND_WRITTEN_SHARE
-from parallax.hlo.work import Work
+from parallax.hlo.execution_trace import ExecutionTrace
 
 
-def unvalidated(*works: Work, crosses_nodes: bool) -> str:
+def unvalidated(*works: ExecutionTrace, crosses_nodes: bool) -> str:
     """ "" if nothing; for sentences like "no measurement stands behind the ..."."""
     found = []
     if crosses_nodes:

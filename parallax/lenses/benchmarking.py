@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from parallax.cost.measurements import Collective, Gemm
+from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
 from parallax.lenses.power import read_power
 
 Progress = Callable[[str], None]
@@ -62,8 +62,8 @@ class Measured:
 
     device: str
     devices: int
-    gemms: tuple[Gemm, ...]
-    collectives: tuple[Collective, ...]
+    gemms: tuple[MeasuredGemm, ...]
+    collectives: tuple[MeasuredCollective, ...]
     attention: tuple[tuple[int, float], ...]
     copy_bytes_per_s: float
     sweep: tuple[tuple[float, float], ...]
@@ -95,7 +95,7 @@ def measure_device(
     for number, shape in enumerate(shapes, 1):
         if number % 10 == 1:
             on_progress(f"products: {number} of {len(shapes)}")
-        gemms.append(Gemm("here", gpu, "bfloat16", *shape, seconds=_product(*shape)))
+        gemms.append(MeasuredGemm("here", gpu, "bfloat16", *shape, seconds=_product(*shape)))
     busy = _busy_power()
     on_progress("attention")
     attention = [found for a in attentions if (found := _attention(*a)) is not None]
@@ -104,7 +104,7 @@ def measure_device(
     copy = _copy(min(2 << 30, int(8 * max(megabytes) * 1e6)))
     on_progress("launches")
     launch = _launch()
-    collectives: list[Collective] = []
+    collectives: list[MeasuredCollective] = []
     if len(jax.devices()) > 1:
         on_progress("collectives")
         collectives = _collectives(gpu, link_bytes)
@@ -219,7 +219,7 @@ def _launch() -> float:
     return seconds_each(lambda rounds: lambda: run(x, rounds), first=64)
 
 
-def _collectives(gpu: str, sizes: Sequence[int]) -> list[Collective]:
+def _collectives(gpu: str, sizes: Sequence[int]) -> list[MeasuredCollective]:
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("x",), axis_types=(AxisType.Auto,))
     n = len(devices)
@@ -251,7 +251,7 @@ def _collectives(gpu: str, sizes: Sequence[int]) -> list[Collective]:
                 )(x)
 
             each = seconds_each(lambda rounds, x=x, run=run: lambda: run(x, rounds), first=2)
-            found.append(Collective("here", gpu, 1, n, kind, elements * 4, each))
+            found.append(MeasuredCollective("here", gpu, 1, n, kind, elements * 4, each))
     return found
 
 

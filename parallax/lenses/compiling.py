@@ -14,7 +14,7 @@ from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
-from parallax.hlo.read_work import read_work
+from parallax.hlo.read_trace import read_trace
 from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
@@ -116,7 +116,7 @@ def compile_for(
     flops = module_flops(module, trips=trips)
     work, unpriced = None, ""
     try:
-        work = read_work(module, ledger, trips)
+        work = read_trace(module, ledger, trips)
     except HloError as error:
         unpriced = str(error)
     if flops.low != flops.high:

@@ -70,8 +70,8 @@ class Attention(nnx.Module):
         q_BLHK, k_BLGK = rotate(q_BLHK, angles), rotate(k_BLGK, angles)
         k_BLGK = split.match_kv_heads(k_BLGK, config.num_kv_heads, config.num_heads)
         v_BLGK = split.match_kv_heads(v_BLGK, config.num_kv_heads, config.num_heads)
-        split.declare(q_BLHK, "act_batch", "act_seq", "act_heads", "head_dim")
-        split.declare(k_BLGK, "act_batch", "act_seq", "act_kv_heads", "head_dim")
+        split.assert_sharding(q_BLHK, "act_batch", "act_seq", "act_heads", "head_dim")
+        split.assert_sharding(k_BLGK, "act_batch", "act_seq", "act_kv_heads", "head_dim")
         return q_BLHK, k_BLGK, v_BLGK
 
     def attend(self, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, split: Split,
@@ -143,7 +143,7 @@ class Mlp(nnx.Module):
             h_BLF = h_BLF * jax.nn.silu(gate_BLF)
         else:
             h_BLF = jax.nn.gelu(h_BLF)
-        return split.declare(h_BLF, "act_batch", "act_seq", "act_mlp")
+        return split.assert_sharding(h_BLF, "act_batch", "act_seq", "act_mlp")
 
 
 class Block(nnx.Module):
@@ -175,5 +175,5 @@ class Block(nnx.Module):
             else:
                 y_BLD = self.mlp(h_BLD, split)
             x_BLD = x_BLD + y_BLD
-        x_BLD = split.declare(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")
+        x_BLD = split.assert_sharding(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")
         return x_BLD, stats if split.kv is None else (stats, kv)

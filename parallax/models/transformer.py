@@ -73,7 +73,7 @@ class Transformer(nnx.Module):
         if self.config.positions == "learned":
             x = x + jnp.take(self.positions_LD[...], positions_BL, axis=0)
         x = x.astype(self.config.dtype)
-        return split.declare(x, "act_batch", RESIDUAL_SEQ, "lookup")
+        return split.assert_sharding(x, "act_batch", RESIDUAL_SEQ, "lookup")
 
     def blocks(
         self,

@@ -55,13 +55,13 @@ class AttentionShape:
         """Width of the values."""
         return self.head_dim if self.value_dim is None else self.value_dim
 
-    def work(self, scores: int, block: int) -> "Work":
+    def work(self, scores: int, block: int) -> "AttentionWork":
         """Of so many scores a head, in blocks of so many tokens."""
         rows = self.batch * self.heads
-        return Work(rows * scores, self.head_dim + self.values, rows, block)
+        return AttentionWork(rows * scores, self.head_dim + self.values, rows, block)
 
 
-class Work(NamedTuple):
+class AttentionWork(NamedTuple):
     """What one forward call computes on the busiest device.
 
     Attributes:
@@ -158,7 +158,7 @@ class AttentionPart(Protocol):
         """How keys and values are cached for decoding."""
         ...
 
-    def work(self, shape: AttentionShape, sizes: Sizes) -> Work:
+    def work(self, shape: AttentionShape, sizes: Sizes) -> AttentionWork:
         """What the busiest device computes in one forward call."""
         ...
 

@@ -205,7 +205,7 @@ class Split:
         with jax.named_scope("attention_core"):
             return cached_attention(q, k, v, cache, self.kv)
 
-    def declare(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
+    def assert_sharding(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
         """Names an activation's dims, and checks that it differs only over what splits them.
 
         Args:

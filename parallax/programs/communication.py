@@ -39,7 +39,7 @@ def forward_transfers(
       One Transfer per purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves
       out what pipeline bubbles and padded layers repeat.
     """
-    walk = Walk(config, strategy, workload, platform)
+    walk = PassShape(config, strategy, workload, platform)
     walk.stack(passes=1)
     last = walk.b * config.d_model * walk.item
     seq = walk.over("act_seq", "act_norm_seq")
@@ -68,7 +68,7 @@ def train_transfers(
       One Transfer per purpose. `minimum_bytes` counts one forward pass and one backward pass
       without bubbles: what rematerialisation sends again is no minimum.
     """
-    walk = Walk(config, strategy, workload, platform)
+    walk = PassShape(config, strategy, workload, platform)
     passes = 1 if remat == "none" else 2
     walk.stack(passes, again=remat == "layer" and walk.layers > 1)
     walk.stack_backward()
@@ -91,7 +91,7 @@ def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[T
       what pipeline bubbles and padded layers repeat.
     """
     sharded = decoder.sharded
-    walk = Walk(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
+    walk = PassShape(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
     walk.stack(passes=1)
     walk.end(walk.b * sharded.config.d_model * walk.item, passes=1)
     return tuple(walk.transfers)
@@ -139,7 +139,7 @@ def expected_routing(
     """
     if not config.num_experts:
         return None
-    walk = Walk(config, strategy, workload, "gpu", decoder)
+    walk = PassShape(config, strategy, workload, "gpu", decoder)
     part: Any = strategy.experts
     sizes = strategy.mesh_axes
     trips: dict[str, float] = {TILES_SCOPE: part.tiles(walk.expert_shape, sizes)}
@@ -179,7 +179,7 @@ class _SummedPart(NamedTuple):
 
 
 @dataclass
-class Walk:
+class PassShape:
     """The sizes of one program, and its transfers as far as they have been counted."""
 
     config: ModelConfig

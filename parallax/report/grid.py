@@ -16,7 +16,7 @@ Heads = tuple[tuple[str, Tag | None], ...]
 
 
 @dataclass(frozen=True)
-class Grid:
+class DataTable:
     """A table.
 
     Attributes:
@@ -36,7 +36,7 @@ class Grid:
         assert not wide, f"{self.title}: rows of {wide} cells under {len(self.heads)} heads"
 
 
-def grid_table(grid: Grid) -> RenderableType:
+def grid_table(grid: DataTable) -> RenderableType:
     """For a rich console."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for head, tag in grid.heads:
@@ -48,7 +48,7 @@ def grid_table(grid: Grid) -> RenderableType:
     return Group(Text(grid.title, style="bold"), table, *(Text(line) for line in grid.lines))
 
 
-def grid_html(grid: Grid) -> str:
+def grid_html(grid: DataTable) -> str:
     """A heading, a table and paragraphs for a page with the report's style."""
     heads = "".join(f"<th{_number(tag)}>{escape(head)}{_tag(tag)}</th>" for head, tag in grid.heads)
     rows = "".join(f"<tr>{''.join(_cells(grid, row))}</tr>\n" for row in grid.rows)
@@ -59,7 +59,7 @@ def grid_html(grid: Grid) -> str:
     )
 
 
-def grid_markdown(grid: Grid) -> str:
+def grid_markdown(grid: DataTable) -> str:
     """A section of a Markdown page."""
     heads = [head + (f" ({tag})" if tag else "") for head, tag in grid.heads]
     lines = [f"## {grid.title}", "", _md(heads)]
@@ -74,7 +74,7 @@ def _md(cells: list[str]) -> str:
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
-def _cells(grid: Grid, row: tuple[Cell, ...]):
+def _cells(grid: DataTable, row: tuple[Cell, ...]):
     for (_, tag), cell in zip(grid.heads, row, strict=True):
         classes = [*(["number"] if tag else []), *([cell.status] if cell.status != "plain" else [])]
         said = f' class="{" ".join(classes)}"' if classes else ""

@@ -5,24 +5,24 @@ from itertools import groupby
 from parallax.papers.results import FootprintRow, PlacedRow, PlacementFacts
 from parallax.report import words
 from parallax.report.facts import Cell, Status
-from parallax.report.grid import Grid
+from parallax.report.grid import DataTable
 
 _STATUS: dict[str, Status] = {"differs": "bad", "consistent": "good", "rounding": "good"}
 
 
-def placement_grids(facts: PlacementFacts) -> tuple[Grid, Grid]:
+def placement_grids(facts: PlacementFacts) -> tuple[DataTable, DataTable]:
     """What one layer takes, and where layers go."""
     return _footprints(facts), _placements(facts)
 
 
-def _footprints(facts: PlacementFacts) -> Grid:
+def _footprints(facts: PlacementFacts) -> DataTable:
     work = facts.workload
     whose = (
         f"batch {work.batch:,} x {work.seq_len:,} tokens, {work.microbatches} microbatches"
         if work
         else "weights alone"
     )
-    return Grid(
+    return DataTable(
         f"What one layer of {facts.model} takes, to the byte",
         (("stored in", None), ("what", None), ("bytes", "derived"), ("printed", "claimed"),
          ("verdict", None), ("why", None)),
@@ -39,7 +39,7 @@ def _footprint(row: FootprintRow) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def _placements(facts: PlacementFacts) -> Grid:
+def _placements(facts: PlacementFacts) -> DataTable:
     lines = [f"{name}: {rows[0].budget.n_bytes:,} bytes, {rows[0].budget.source}; counted: "
              f"{rows[0].counted}." for name, rows in _by_budget(facts)]  # fmt: skip
     lines.append(
@@ -47,7 +47,7 @@ def _placements(facts: PlacementFacts) -> Grid:
         "as it can be. Where no placement keeps the budget, the group is of layers dealt out "
         "evenly; cut into tiles, each piece of its weights fits beside the rest."
     )
-    return Grid(
+    return DataTable(
         f"{facts.model} on {facts.devices} devices of {facts.cluster} under a budget",
         (("budget", None), ("stored in", None), ("largest group", "derived"),
          ("of budget", "derived"), ("fits", None), ("layers a device", None),

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid
+from parallax.report.grid import DataTable
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Section:
 
     title: str
     said: tuple[str, ...]
-    grids: tuple[Grid, ...]
-    in_short: tuple[Grid, ...] = ()
+    grids: tuple[DataTable, ...]
+    in_short: tuple[DataTable, ...] = ()
 
 
 def section_to_dict(section: Section) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def section_to_dict(section: Section) -> dict[str, Any]:
 def section_from_dict(data: dict[str, Any]) -> Section:
     """Inverse of `section_to_dict`, but for colours."""
     grids = tuple(
-        Grid(
+        DataTable(
             t["title"],
             tuple((c["name"], c["tag"]) for c in t["columns"]),
             tuple(tuple(Cell(text) for text in row) for row in t["rows"]),

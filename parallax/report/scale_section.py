@@ -7,14 +7,14 @@ from parallax.papers.paper import Claim
 from parallax.papers.results import ScaleRow
 from parallax.report import words
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid, Heads
+from parallax.report.grid import DataTable, Heads
 from parallax.report.placement_section import stored_in
 from parallax.results.lens_results import Figure
 
 _KERNEL = {"xla": "unpacked by XLA", "kernel": "kernel, assumed", "": ""}
 
 
-def scale_grids(rows: Sequence[ScaleRow]) -> tuple[Grid, ...]:
+def scale_grids(rows: Sequence[ScaleRow]) -> tuple[DataTable, ...]:
     """A table a phase, and a line for all that does not fit."""
     found = []
     for phase, group in groupby(sorted(rows, key=lambda r: r.phase), key=lambda r: r.phase):
@@ -26,7 +26,7 @@ def scale_grids(rows: Sequence[ScaleRow]) -> tuple[Grid, ...]:
             *_lowered(mine),
         ]
         title = f"One layer a device, {words.PHASES[phase]}"
-        found.append(Grid(title, _HEADS, tuple(_row(r) for r in mine), tuple(lines)))
+        found.append(DataTable(title, _HEADS, tuple(_row(r) for r in mine), tuple(lines)))
     return tuple(found)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from parallax.bounds import Transfer
+from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.ledger import Collective, Ledger
-from parallax.hlo.work import Work
 from parallax.programs.load_balance import LoadBalance
 from parallax.workload import Workload
 
@@ -200,7 +200,7 @@ class Compilation:
     flop_imbalance: float = 1.0
     evenness: LoadBalance | None = None
     link_bytes: Mapping[str, float] = field(default_factory=dict)
-    work: Work | None = field(default=None, repr=False)
+    work: ExecutionTrace | None = field(default=None, repr=False)
     unpriced: str = ""
 
     @property

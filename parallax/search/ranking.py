@@ -21,7 +21,7 @@ from parallax.programs.steps import Decoding, Prefill
 from parallax.results.lens_results import Compilation, Figure
 from parallax.search.candidates import ALL_UP_TO, candidates
 from parallax.search.reasons import why_not
-from parallax.search.results import Candidate, Request, Search, Timing
+from parallax.search.results import Candidate, Search, SearchRequest, Timing
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -29,7 +29,7 @@ Progress = Callable[[str], None]
 
 
 def rank(
-    request: Request,
+    request: SearchRequest,
     cluster: Cluster,
     *,
     rates: Rates | None = None,
@@ -76,7 +76,7 @@ def rank(
 
 
 def _all_priced(
-    request: Request, cluster: Cluster, rates: Rates, on_progress: Progress
+    request: SearchRequest, cluster: Cluster, rates: Rates, on_progress: Progress
 ) -> tuple[list[Candidate], Counter[str]]:
     """Each strategy that can be, with its best number of microbatches; why others cannot."""
     found: list[Candidate] = []
@@ -103,11 +103,11 @@ def _all_priced(
     return found, refused
 
 
-def _key(request: Request, c: Candidate) -> tuple:
+def _key(request: SearchRequest, c: Candidate) -> tuple:
     return not c.fits, _too_slow(request, c), c.timing.score(request.objective)
 
 
-def _too_slow(request: Request, c: Candidate) -> bool:
+def _too_slow(request: SearchRequest, c: Candidate) -> bool:
     tpot = c.timing.tpot_s
     return request.max_tpot_s is not None and tpot is not None and tpot.value > request.max_tpot_s
 
@@ -118,7 +118,7 @@ def _short(error: str) -> str:
     return text.split(".")[0][:100]
 
 
-def _workload(request: Request, strategy: Strategy, microbatches: int) -> Workload:
+def _workload(request: SearchRequest, strategy: Strategy, microbatches: int) -> Workload:
     """The prompts, padded to what this strategy deals out."""
     length = -(-request.prompt_len // prompt_multiple(strategy)) * prompt_multiple(strategy)
     batch = -(-request.batch // batch_multiple(strategy)) * batch_multiple(strategy)
@@ -126,7 +126,7 @@ def _workload(request: Request, strategy: Strategy, microbatches: int) -> Worklo
 
 
 def _priced(
-    request: Request, strategy: Strategy, cluster: Cluster, rates: Rates
+    request: SearchRequest, strategy: Strategy, cluster: Cluster, rates: Rates
 ) -> Iterator[Candidate]:
     """A strategy with each number of microbatches worth a look."""
     base = _workload(request, strategy, 1)
@@ -168,7 +168,7 @@ def _doubling(limit: int) -> Iterator[int]:
 
 
 def _timing(
-    request: Request,
+    request: SearchRequest,
     workload: Workload,
     prefill: Estimate,
     step: Estimate | None,
@@ -195,7 +195,7 @@ def _timing(
 
 
 def _put_together(
-    request: Request, ttft: Figure, tpot: Figure | None, energy: float, memory: float, tag,
+    request: SearchRequest, ttft: Figure, tpot: Figure | None, energy: float, memory: float, tag,
     terms: dict[str, float], unvalidated: str,
 ) -> Timing:  # fmt: skip
     """Figures of a whole request: a prefill, and a step for every further token."""
@@ -216,7 +216,7 @@ def _put_together(
 
 
 def _compiled(
-    request: Request,
+    request: SearchRequest,
     top: Sequence[Candidate],
     cluster: Cluster,
     rates: Rates,
@@ -255,7 +255,10 @@ def _compiled(
 
 
 def _memory(
-    request: Request, sharded: ShardedTransformer, prefill: Compilation, step: Compilation | None
+    request: SearchRequest,
+    sharded: ShardedTransformer,
+    prefill: Compilation,
+    step: Compilation | None,
 ) -> float:
     """The larger program; beside a prefill the whole cache has to have its place."""
     if step is None:
@@ -265,7 +268,7 @@ def _memory(
 
 
 def compile_cases(
-    cases: Sequence[tuple[Request, Strategy, Workload]],
+    cases: Sequence[tuple[SearchRequest, Strategy, Workload]],
     cluster: Cluster,
     *,
     on_progress: Progress,

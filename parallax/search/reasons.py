@@ -1,7 +1,7 @@
 """Why a candidate is not the first, in one line."""
 
 from parallax.meshes.cluster import Cluster
-from parallax.search.results import Candidate, Request
+from parallax.search.results import Candidate, SearchRequest
 
 _GIGA = 1e9
 # Below this share of the winner's time a difference is not worth a word.
@@ -15,7 +15,9 @@ _SAID = {
 }
 
 
-def why_not(request: Request, cluster: Cluster, candidate: Candidate, first: Candidate) -> str:
+def why_not(
+    request: SearchRequest, cluster: Cluster, candidate: Candidate, first: Candidate
+) -> str:
     """ "" for the winner itself."""
     memory = candidate.timing.memory_bytes.value
     if not candidate.fits:

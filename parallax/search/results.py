@@ -16,7 +16,7 @@ OBJECTIVES: dict[Objective, str] = {
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """What is served: `batch` prompts of prompt_len tokens, output_len new tokens for each.
 
     Attributes:
@@ -39,7 +39,7 @@ class Request:
     compressions: tuple[tuple[str, str] | None, ...] = (None,)
     kernels: str | None = None
 
-    def stored(self, compression: tuple[str, str] | None) -> "Request":
+    def stored(self, compression: tuple[str, str] | None) -> "SearchRequest":
         """The same of the model with its matrices in these formats."""
         if compression is None:
             return self
@@ -121,7 +121,7 @@ class Search:
       notes: what was left out of the search, in sentences.
     """
 
-    request: Request
+    request: SearchRequest
     ranked: tuple[Candidate, ...]
     considered: int
     refused: Mapping[str, int]

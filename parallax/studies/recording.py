@@ -15,7 +15,7 @@ from parallax.codec import read_json
 from parallax.papers.memory_record import MemoryTerm, read_memory_record
 from parallax.report import words
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid, Heads
+from parallax.report.grid import DataTable, Heads
 from parallax.report.recorded import Section, section_to_dict
 from parallax.studies.quality.results import load_record
 from parallax.studies.quality.tables import described, tables
@@ -84,7 +84,7 @@ def _memory(path: Path, paper: str) -> Section:
             f"programs (compiled); the compressed_layerwise paper prints "
             f"{mine[0].claimed_percent:g} %, of {mine[0].claim}."
         )
-    grid = Grid("What each saves of a device's bytes", _MEMORY_HEADS,
+    grid = DataTable("What each saves of a device's bytes", _MEMORY_HEADS,
                 tuple(_memory_row(r) for r in rows))  # fmt: skip
     said.append(_made({"date": record.date, "command": record.command}))
     return Section("Memory terms, compiled", tuple(said), (grid,))
@@ -120,7 +120,7 @@ def _tiles(record: Mapping[str, Any], paper: str) -> Section:
         *_tile_sentences(rows),
         _made(record),
     ]
-    grid = Grid("Weights once a round instead of once a microbatch", _TILE_HEADS,
+    grid = DataTable("Weights once a round instead of once a microbatch", _TILE_HEADS,
                 tuple(_tile_row(r) for r in rows))  # fmt: skip
     return Section("Cache-tiled layers", tuple(said), (grid,))
 
@@ -214,8 +214,8 @@ def _deployment(record: Mapping[str, Any]) -> Section:
     assumed = next(iter(record["cases"].values()))["modelled"]["assumed"]
     said += [f"Assumed of the H100: {'; '.join(assumed)}.", _made(record)]
     grids = (
-        Grid("Time to resume after a loss", _LOSS_HEADS, tuple(losses)),
-        Grid("A layer to a stronger compression under cache pressure, and back", _SWITCH_HEADS,
+        DataTable("Time to resume after a loss", _LOSS_HEADS, tuple(losses)),
+        DataTable("A layer to a stronger compression under cache pressure, and back", _SWITCH_HEADS,
              tuple(switches)),
     )  # fmt: skip
     return Section("Deployment: failure and cache pressure", tuple(said), grids)

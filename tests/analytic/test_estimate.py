@@ -9,7 +9,7 @@ import pytest
 from parallax.analytic import estimate, estimate_bytes
 from parallax.analytic.sends import groups_over, one_send
 from parallax.cost.links import link_bytes
-from parallax.hlo.work import Kernel
+from parallax.hlo.execution_trace import Kernel
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment, missing_compiler
 from parallax.lenses.predicting import predict

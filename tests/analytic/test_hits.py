@@ -4,7 +4,7 @@ import pytest
 
 from parallax.analytic import PackedWeights, estimate, weight_reads
 from parallax.cost import price, rates_of
-from parallax.hlo.work import Kernel, Loop, Work
+from parallax.hlo.execution_trace import ExecutionTrace, Kernel, Loop
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.programs.steps import make_step
@@ -29,7 +29,7 @@ def made_up(weight, beside, layers=1):
         "entry": (Loop("ticks", 4, "tick", "test"),),
         "tick": (Loop("layers", layers, "layer", "test"),), "layer": kernels, "test": (),
     }  # fmt: skip
-    return Work("entry", steps, 1)
+    return ExecutionTrace("entry", steps, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from parallax.analytic import PackedWeights, Unpacking, estimate, estimate_bytes
 from parallax.analytic.packed_weights import device_matrices
 from parallax.compression import parse_format
-from parallax.hlo.work import Kernel
+from parallax.hlo.execution_trace import Kernel
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment, missing_compiler
 from parallax.lenses.predicting import predict

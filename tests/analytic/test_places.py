@@ -10,7 +10,7 @@ import pytest
 from parallax.analytic import estimate, places
 from parallax.analytic.sends import one_send
 from parallax.bounds import Transfer
-from parallax.hlo.work import Loop
+from parallax.hlo.execution_trace import Loop
 from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.papers import PAPERS

@@ -17,7 +17,17 @@ from parallax.cost.links import all_link_bytes, least_link_bytes
 from parallax.cost.pricing import attention_rate, kernel_cost
 from parallax.hlo.collectives import Collective
 from parallax.hlo.cudnn import FusedAttention
-from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait, Work
+from parallax.hlo.execution_trace import (
+    Call,
+    Choice,
+    ExecutionTrace,
+    Gemm,
+    Kernel,
+    Loop,
+    Send,
+    Start,
+    Wait,
+)
 from parallax.meshes.cluster import cluster
 from parallax.meshes.gpus import GPUS
 from parallax.models.config import ModelConfig
@@ -258,7 +268,7 @@ def works(draw, depth=3):
                               st.booleans()),
                 )))  # fmt: skip
         steps[f"c{level}"] = tuple(found)
-    return Work(f"c{depth - 1}", steps, 16)
+    return ExecutionTrace(f"c{depth - 1}", steps, 16)
 
 
 def bigger(what, more, read):

@@ -6,7 +6,13 @@ from collections import Counter
 import pytest
 
 from parallax.cost import measurements
-from parallax.cost.measurements import Attention, Collective, Gemm, is_test, read
+from parallax.cost.measurements import (
+    MeasuredAttention,
+    MeasuredCollective,
+    MeasuredGemm,
+    is_test,
+    read,
+)
 
 TABLES = {
     "gemm": measurements.gemms,
@@ -119,7 +125,7 @@ def test_a_wrong_row_is_refused_with_file_and_line(tmp_path, line, words):
     path = tmp_path / "gemm.csv"
     path.write_text(f"source,gpu,dtype,batch,m,n,k,seconds\n{GOOD}\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"gemm\.csv line 3: ") as error:
-        read(Gemm, path, {"s": {}})
+        read(MeasuredGemm, path, {"s": {}})
     assert words in str(error.value)
 
 
@@ -127,10 +133,10 @@ def test_other_columns_are_refused(tmp_path):
     path = tmp_path / "gemm.csv"
     path.write_text(f"source,gpu,dtype,batch,m,k,n,seconds\n{GOOD}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"gemm\.csv line 1: the columns are source, gpu"):
-        read(Gemm, path, {"s": {}})
+        read(MeasuredGemm, path, {"s": {}})
     path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="the columns are none"):
-        read(Gemm, path, {"s": {}})
+        read(MeasuredGemm, path, {"s": {}})
 
 
 def test_kinds_and_truths_are_refused(tmp_path):
@@ -140,7 +146,7 @@ def test_kinds_and_truths_are_refused(tmp_path):
         encoding="utf-8",
     )
     with pytest.raises(ValueError, match="kind 'broadcast' is not known"):
-        read(Collective, path, {"s": {}})
+        read(MeasuredCollective, path, {"s": {}})
     path = tmp_path / "attention.csv"
     path.write_text(
         "source,gpu,dtype,batch,heads,kv_heads,head_dim,q_len,kv_len,causal,seconds\n"
@@ -148,4 +154,4 @@ def test_kinds_and_truths_are_refused(tmp_path):
         encoding="utf-8",
     )
     with pytest.raises(ValueError, match="causal is 'yes', expected true or false"):
-        read(Attention, path, {"s": {}})
+        read(MeasuredAttention, path, {"s": {}})

@@ -8,7 +8,16 @@ import pytest
 from parallax.cost import price, rates_of
 from parallax.cost.rates import LinkRates
 from parallax.hlo.collectives import Collective
-from parallax.hlo.work import Call, Choice, Kernel, Loop, Send, Start, Wait, Work
+from parallax.hlo.execution_trace import (
+    Call,
+    Choice,
+    ExecutionTrace,
+    Kernel,
+    Loop,
+    Send,
+    Start,
+    Wait,
+)
 from parallax.meshes.cluster import cluster
 
 WHERE = cluster("h100_2x8")
@@ -22,7 +31,7 @@ _NEW = itertools.count()
 
 
 def run(*steps, rates=RATES, **others):
-    cost = price(Work("main", {"main": steps, **others}, 16), WHERE, rates)
+    cost = price(ExecutionTrace("main", {"main": steps, **others}, 16), WHERE, rates)
     assert sum(cost.terms.values()) == pytest.approx(cost.seconds)
     return cost
 
@@ -131,7 +140,9 @@ def reused(*body, held, before=(), count=4):
     """Bytes that a loop takes from device memory where it may reuse the cache."""
     steps = {"main": (*before, Loop("l", count, "body", "test", True, held)), "body": body,
              "test": ()}  # fmt: skip
-    return price(Work("main", steps, 16), WHERE, RATES, loops_reuse_cache=True).memory_bytes
+    return price(
+        ExecutionTrace("main", steps, 16), WHERE, RATES, loops_reuse_cache=True
+    ).memory_bytes
 
 
 def reads(*arrays):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from parallax.hlo import parse_module, read_ledger
-from parallax.hlo.read_work import read_work
+from parallax.hlo.read_trace import read_trace
 
 
 def computation(name, signature, *lines, entry=False):
@@ -19,4 +19,4 @@ def module(*computations, devices=1):
 def work(*computations, devices=1, trips=None) -> Any:
     made = module(*computations, devices=devices)
     axes = {"x": devices} if devices > 1 else {}
-    return read_work(made, read_ledger(made, axes, trips=trips), trips)
+    return read_trace(made, read_ledger(made, axes, trips=trips), trips)

@@ -11,8 +11,8 @@ import pytest
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp import (
     Matrix,
+    baselines,
     cache_tiled_mlp,
-    contenders,
     mosaic_parts,
     mosaic_stream,
 )
@@ -177,9 +177,9 @@ def test_a_float64_reference_is_exact(activation, is_gated):
 
 def test_a_wrong_row_of_the_benchmark_is_seen():
     case = Case(9, 64, 128)
-    arrays = contenders.draw(case, 0)
-    run = contenders.contenders(case)["xla"]
+    arrays = baselines.draw(case, 0)
+    run = baselines.baselines(case)["xla"]
     assert callable(run)
     out = run(*arrays)
-    assert contenders.error(case, out, *arrays) < 1e-2
-    assert contenders.error(case, out * 0, *arrays) == 1
+    assert baselines.error(case, out, *arrays) < 1e-2
+    assert baselines.error(case, out * 0, *arrays) == 1

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from parallax.commands.inspect import inspect_text
-from parallax.hlo.work import Kernel
+from parallax.hlo.execution_trace import Kernel
 from parallax.kernels.decode_attention.cases import SHIPPED
 from parallax.kernels.decode_attention.tiles import REGISTERS_OF_TWO, tile_of
 from parallax.lenses.child import run_in_child

@@ -8,7 +8,7 @@ import pytest
 from parallax.kernels.chip import SHARED_BYTES_LIMIT
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step_backward, backward_cases, cases
-from parallax.kernels.ring_attention import backward_contenders as contenders
+from parallax.kernels.ring_attention import backward_baselines as baselines
 from parallax.kernels.ring_attention.backward_cases import Case
 from parallax.kernels.ring_attention.backward_tiles import PASSES, Pass, score_elements
 
@@ -59,14 +59,14 @@ def test_d_out_of_another_dtype_is_refused():
 
 
 def test_the_benchmark_sees_which_gradients_are_right():
-    arrays = contenders.draw(CASE, seed=0)
-    xla = contenders.contenders(CASE)["xla"]
+    arrays = baselines.draw(CASE, seed=0)
+    xla = baselines.baselines(CASE)["xla"]
     assert not isinstance(xla, str)
     right = jax.jit(xla)(*arrays)
-    assert contenders.error(CASE, right, *arrays) < 5e-3
+    assert baselines.error(CASE, right, *arrays) < 5e-3
     for wrong in range(3):
         out = [np.zeros(x.shape) if i == wrong else x for i, x in enumerate(right)]
-        assert contenders.error(CASE, out, *arrays) == pytest.approx(1.0)
+        assert baselines.error(CASE, out, *arrays) == pytest.approx(1.0)
 
 
 def test_a_pass_that_is_not_shipped_is_right_too():

@@ -9,7 +9,7 @@ from parallax.commands.calibrate import calibrate, fit
 from parallax.cost.collectives import link_seconds
 from parallax.cost.fitting import predicted_gemm
 from parallax.cost.gemm import GemmRates
-from parallax.cost.measurements import Collective, Gemm
+from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
 from parallax.cost.rates import Rates, rates_of
 from parallax.lenses.benchmarking import SHAPES, Measured, measure_device
 from parallax.meshes.gpus import GPUS
@@ -21,13 +21,13 @@ TRUE = GemmRates(700e12, 3.5e12, 6e-6, 0.8e-6, 0.3)
 @pytest.fixture(scope="module")
 def made():
     """What a GPU of known constants would have measured."""
-    rows = tuple(Gemm("here", "h200", "bfloat16", *shape, seconds=1.0) for shape in SHAPES)
+    rows = tuple(MeasuredGemm("here", "h200", "bfloat16", *shape, seconds=1.0) for shape in SHAPES)
     rows = tuple(
         dataclasses.replace(r, seconds=predicted_gemm(TRUE, r, GPU.sm_count)) for r in rows
     )
     link = dataclasses.replace(rates_of("h200").links["all-gather"], bytes_per_s=2e11)
     sends = tuple(
-        Collective("here", "h200", 1, 8, "all-gather", size,
+        MeasuredCollective("here", "h200", 1, 8, "all-gather", size,
                    link_seconds(link, wire_bytes("all-gather", 8, size), size, 8))
         for size in (4**i for i in range(6, 15))
     )  # fmt: skip

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from parallax.hlo.execution_trace import ExecutionTrace, Gemm, Kernel, Send
 from parallax.hlo.ledger import Collective
-from parallax.hlo.work import Gemm, Kernel, Send, Work
 from parallax.lenses.predicting import predict, roofline
 from parallax.meshes.cluster import cluster
 from parallax.results.lens_results import Compilation, Memory
@@ -51,7 +51,7 @@ def priced(**changes):
     send = Send("s", permute(1e-3, 0, 1))
     steps = {"main": (kernel, kernel, send)}
     base = compilation(permute(1e-3, 0, 1), flops=2 * gemm.flops)
-    return dataclasses.replace(base, **({"work": Work("main", steps, 16)} | changes))
+    return dataclasses.replace(base, **({"work": ExecutionTrace("main", steps, 16)} | changes))
 
 
 def test_a_prediction_adds_up_and_carries_its_bar():

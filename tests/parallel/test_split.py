@@ -48,13 +48,13 @@ def test_a_forgotten_sum_is_seen_while_tracing():
     x, w = draw((2, 3, 16), 0), draw((16, 4), 1)
 
     def forgets(x, w):
-        SPLIT.declare(x, "act_batch", "act_seq", "act_mlp")
-        return SPLIT.declare(x @ w, "act_batch", "act_seq", "act_embed")
+        SPLIT.assert_sharding(x, "act_batch", "act_seq", "act_mlp")
+        return SPLIT.assert_sharding(x @ w, "act_batch", "act_seq", "act_embed")
 
     with pytest.raises(AssertionError, match=r"differs over \['tensor'\]: a sum is missing"):
         on_tensor(forgets, (P(None, None, "tensor"), P("tensor")), P())(x, w)
     with pytest.raises(AssertionError, match="name 2 dims, the array has 3"):
-        UNSPLIT.declare(x, "act_batch", "act_seq")
+        UNSPLIT.assert_sharding(x, "act_batch", "act_seq")
 
 
 def test_query_heads_that_straddle_groups_are_refused():

@@ -9,7 +9,7 @@ from parallax.models.config import ModelConfig
 from parallax.search.candidates import candidates
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
-from parallax.search.results import Request
+from parallax.search.results import SearchRequest
 from parallax.strategies import STRATEGIES, build, ring_sequence
 from parallax.strategies.named import Named
 from parallax.strategies.slots import SLOTS, Share, along
@@ -50,7 +50,7 @@ def test_a_new_entry_is_listed_built_and_ranked(made_up):
     assert "made_up" in listing("strategies")
     assert build("made_up", devices=8).mesh_axes == {"seq": 8}
     assert build("made_up+data_parallel", px.MeshSpec({"data": 2, "seq": 4})).mesh.size == 8
-    found = rank(Request(MODEL, 8, 512, 1, WHERE.name), WHERE, compile_top=0)
+    found = rank(SearchRequest(MODEL, 8, 512, 1, WHERE.name), WHERE, compile_top=0)
     assert "made_up" in {c.strategy.name for c in found.ranked}
 
 

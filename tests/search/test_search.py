@@ -12,13 +12,13 @@ from parallax.papers import PAPERS
 from parallax.search.candidates import candidates
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
-from parallax.search.results import Request
+from parallax.search.results import SearchRequest
 from parallax.strategy import Strategy
 
 WHERE = cluster("h100_2x8")
 MODEL = PAPERS["ring_sp"].config
 MOE = PAPERS["cross_node_ep"].config
-ASKED = Request(MODEL, 64, 10_000, 128, WHERE.name)
+ASKED = SearchRequest(MODEL, 64, 10_000, 128, WHERE.name)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_every_loser_is_told_why_and_the_winner_is_not(found):
 
 
 def test_what_does_not_fit_says_by_how_much():
-    found = rank(Request(MODEL, 1024, 65_536, 16, WHERE.name), WHERE, compile_top=0)
+    found = rank(SearchRequest(MODEL, 1024, 65_536, 16, WHERE.name), WHERE, compile_top=0)
     out = [c for c in found.ranked if not c.fits]
     assert out
     assert all("does not fit" in c.why and "GB usable" in c.why for c in out)
@@ -120,7 +120,7 @@ def test_the_frontier_is_what_nothing_beats(found):
 
 
 def test_a_prefill_alone_has_no_tpot():
-    found = rank(Request(MODEL, 64, 10_000, 1, WHERE.name), WHERE, compile_top=0)
+    found = rank(SearchRequest(MODEL, 64, 10_000, 1, WHERE.name), WHERE, compile_top=0)
     assert first_of(found).timing.tpot_s is None
     assert first_of(found).timing.tokens_per_s.value == pytest.approx(
         64 / first_of(found).timing.ttft_s.value
@@ -130,7 +130,7 @@ def test_a_prefill_alone_has_no_tpot():
 def test_the_best_are_compiled_and_ranked_by_their_programs(aot):
     small = MODEL.replace(num_layers=2, d_model=1024, num_heads=8, num_kv_heads=8, head_dim=128,
                           d_ff=4096)  # fmt: skip
-    found = rank(Request(small, 32, 1024, 8, WHERE.name), WHERE, compile_top=2)
+    found = rank(SearchRequest(small, 32, 1024, 8, WHERE.name), WHERE, compile_top=2)
     first, second, third = found.ranked[:3]
     assert first.compiled is not None
     assert second.compiled is not None
@@ -226,7 +226,7 @@ def test_bad_input_is_one_clear_error(changes, says):
 
 def test_a_thousand_devices_are_ranked():
     big = cluster("h100_128x8")
-    found = rank(Request(MODEL, 4096, 8192, 16, big.name), big, compile_top=0)
+    found = rank(SearchRequest(MODEL, 4096, 8192, 16, big.name), big, compile_top=0)
     assert found.considered > 200
     assert first_of(found).strategy.mesh.size == 1024
 

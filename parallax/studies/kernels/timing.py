@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parallax.codec import encode
-from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.kernels.operations import BASELINES, OPERATIONS
 from parallax.lenses.environment import installed_versions
 
 Progress = Callable[[str], None]
@@ -29,7 +29,7 @@ _WRONG = 0.05
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender on one case.
+    """One baseline on one case.
 
     Attributes:
       operation, case, implementation: names.
@@ -113,7 +113,7 @@ def gpu_timer() -> Timer:
 
 
 def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
-    peers = CONTENDERS[operation]
+    peers = BASELINES[operation]
     arrays = tuple(map(jnp.asarray, peers.draw(case, 0)))
     floor_s, bound_by = max(
         (case.flops / ceilings["tflops"] / 1e12, "flops"),
@@ -143,7 +143,7 @@ def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
             error=error,
         )  # fmt: skip
 
-    return [time_one(name, call) for name, call in peers.contenders(case).items()]
+    return [time_one(name, call) for name, call in peers.baselines(case).items()]
 
 
 def product_tflops(timer: Timer, size: int) -> float:

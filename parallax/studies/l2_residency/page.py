@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid, grid_markdown
+from parallax.report.grid import DataTable, grid_markdown
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, as_file, new_figure, to_svg
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,7 +54,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def tables(record: Mapping[str, Any]) -> tuple[Grid, Grid]:
+def tables(record: Mapping[str, Any]) -> tuple[DataTable, DataTable]:
     """Shares by working set and bytes between; steps of the MLP by microbatches."""
     l2, readings = record["l2_bytes"], record["readings"]
     between = list(dict.fromkeys(r["between_bytes"] for r in readings))
@@ -70,7 +70,7 @@ def tables(record: Mapping[str, Any]) -> tuple[Grid, Grid]:
                 *(Cell(_share(mine.get(n, {}).get("resident_share"))) for n in between),
             )
         )
-    shares = Grid(
+    shares = DataTable(
         "Share of the working set that the second reading finds",
         (
             ("working set, MB", None),
@@ -81,7 +81,7 @@ def tables(record: Mapping[str, Any]) -> tuple[Grid, Grid]:
         tuple(rows),
         ("-: the cache could save less than a tenth of the time, so that no share can be told.",),
     )
-    steps = Grid(
+    steps = DataTable(
         "The cache-tiled MLP's kernel, call after call",
         (
             ("weights, MB", None),

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from parallax.report.facts import Cell
-from parallax.report.grid import Grid, grid_html, grid_table
+from parallax.report.grid import DataTable, grid_html, grid_table
 from parallax.report.templates import render
 from parallax.results.lens_results import Tag
 from parallax.studies.quality.results import QualityRecord, Race
@@ -54,12 +54,12 @@ def described(record: QualityRecord) -> str:
     )
 
 
-def tables(record: QualityRecord) -> tuple[Grid, ...]:
+def tables(record: QualityRecord) -> tuple[DataTable, ...]:
     """All that have a row, in order."""
     return tuple(grid for grid in _tables(record) if grid.rows)
 
 
-def _tables(record: QualityRecord) -> Iterator[Grid]:
+def _tables(record: QualityRecord) -> Iterator[DataTable]:
     yield _scores(record)
     if record.race is not None:
         yield _race(record.race)
@@ -69,7 +69,7 @@ def _tables(record: QualityRecord) -> Iterator[Grid]:
     yield _mixes(record)
 
 
-def _scores(record: QualityRecord) -> Grid:
+def _scores(record: QualityRecord) -> DataTable:
     rows = tuple(
         (
             _pair(score.formats) + (" tuned" if score.tuned else ""),
@@ -90,7 +90,7 @@ def _scores(record: QualityRecord) -> Grid:
     return _grid("Formats", heads, rows, note)
 
 
-def _race(race: Race) -> Grid:
+def _race(race: Race) -> DataTable:
     def said(steps: float | None) -> str:
         return "not reached" if steps is None else f"{steps:.0f}"
 
@@ -102,7 +102,7 @@ def _race(race: Race) -> Grid:
     )  # fmt: skip
 
 
-def _errors(record: QualityRecord) -> Grid:
+def _errors(record: QualityRecord) -> DataTable:
     formats = tuple(dict.fromkeys(e.format for e in record.errors))
     found: dict[str, dict[str, float]] = {}
     for e in record.errors:
@@ -116,7 +116,7 @@ def _errors(record: QualityRecord) -> Grid:
     return _grid(title, ("matrix", *formats), tuple(rows))
 
 
-def _blocks(record: QualityRecord) -> Grid:
+def _blocks(record: QualityRecord) -> DataTable:
     pairs = tuple(dict.fromkeys(b.formats for b in record.blocks))
     layers = tuple(dict.fromkeys(b.layer for b in record.blocks))
     found = {(b.layer, b.formats): f"{b.error:.1e}" for b in record.blocks}
@@ -127,7 +127,7 @@ def _blocks(record: QualityRecord) -> Grid:
     )  # fmt: skip
 
 
-def _sensitivities(record: QualityRecord) -> Grid:
+def _sensitivities(record: QualityRecord) -> DataTable:
     formats = tuple(dict.fromkeys(s.format for s in record.sensitivities))
     found: dict[str, list[str]] = {}
     for s in record.sensitivities:
@@ -136,7 +136,7 @@ def _sensitivities(record: QualityRecord) -> Grid:
     return _grid(title, ("part", *formats), tuple((k, *v) for k, v in found.items()))
 
 
-def _mixes(record: QualityRecord) -> Grid:
+def _mixes(record: QualityRecord) -> DataTable:
     rows = tuple(
         (
             mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
@@ -161,11 +161,11 @@ def _pair(formats: tuple[str, str]) -> str:
 
 def _grid(
     title: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]], note: str = ""
-) -> Grid:
+) -> DataTable:
     def tag(head: str) -> Tag | None:
         return None if head in _WORDS else "derived" if head in _DERIVED else "measured"
 
-    return Grid(
+    return DataTable(
         title,
         tuple((head, tag(head)) for head in heads),
         tuple(tuple(Cell(text) for text in row) for row in rows),

@@ -15,7 +15,7 @@ from rich.text import Text
 from parallax.codec import read_json
 from parallax.report.facts import Cell
 from parallax.report.files import save_files
-from parallax.report.grid import Grid as Table
+from parallax.report.grid import DataTable as Table
 from parallax.report.grid import Heads, grid_html, grid_markdown, grid_table
 from parallax.report.svg import as_file
 from parallax.report.templates import render

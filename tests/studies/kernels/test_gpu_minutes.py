@@ -9,7 +9,7 @@ import pytest
 
 from parallax.kernels import dispatch, validation
 from parallax.kernels.decode_attention import cases as decode
-from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.kernels.operations import BASELINES, OPERATIONS
 from parallax.kernels.ring_attention import backward_cases as backward
 from parallax.kernels.ring_attention import cases as forward
 from parallax.kernels.validation import read_lines, runs_of
@@ -238,6 +238,6 @@ def test_what_is_drawn_on_the_device_has_the_shapes_of_the_baselines(name):
         "decode_attention": decode.Case(64, "bfloat16", 40, heads=4, kv_heads=2, batch=3),
         "cache_tiled_mlp": OPERATIONS[name].SMALL[0],
     }[name]
-    expected = CONTENDERS[name].draw(case, 0)
+    expected = BASELINES[name].draw(case, 0)
     found = draw(name, case)
     assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in expected]

@@ -10,7 +10,7 @@ import pytest
 from parallax.experiments.__main__ import main
 from parallax.experiments.bench_kernels import compiled_line, timed_line
 from parallax.kernels.operations import OPERATIONS
-from parallax.kernels.ring_attention import contenders
+from parallax.kernels.ring_attention import baselines
 from parallax.kernels.ring_attention.cases import Case
 from parallax.studies.kernels import timing as kernel_timing
 from parallax.studies.kernels.page import compiled_record
@@ -37,9 +37,9 @@ def record():
         )  # fmt: skip
 
 
-def test_every_contender_has_a_row_or_a_reason(record):
+def test_every_baseline_has_a_row_or_a_reason(record):
     rows = {(row["case"], row["implementation"]): row for row in record["rows"]}
-    assert len(rows) == sum(len(contenders.contenders(case)) for case in CASES)
+    assert len(rows) == sum(len(baselines.baselines(case)) for case in CASES)
     assert record["ceilings"] == {
         "tflops": pytest.approx(2 * 128**3 / 1e-3 / 1e12),
         "gb_per_s": pytest.approx(2 * 2**20 / 1e-3 / 1e9),
@@ -61,14 +61,14 @@ def test_every_contender_has_a_row_or_a_reason(record):
 
 
 def test_a_wrong_row_is_seen():
-    q, k, v = map(jnp.asarray, contenders.draw(CASE, seed=0))
-    assert contenders.error(CASE, np.zeros(q.shape), q, k, v) == pytest.approx(1.0)
+    q, k, v = map(jnp.asarray, baselines.draw(CASE, seed=0))
+    assert baselines.error(CASE, np.zeros(q.shape), q, k, v) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan])
 def test_what_is_wrong_has_no_time(monkeypatch, wrong):
     monkeypatch.setattr(
-        contenders, "contenders", lambda case: {"mosaic": lambda q, k, v: wrong * q, "xla": "no"}
+        baselines, "baselines", lambda case: {"mosaic": lambda q, k, v: wrong * q, "xla": "no"}
     )
     ceilings = {"tflops": 1.0, "gb_per_s": 1.0}
     ours, _ = kernel_timing._time("ring_attention", CASE, ceilings, fake_timer)

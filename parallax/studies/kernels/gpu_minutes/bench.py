@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.kernels.operations import BASELINES, OPERATIONS
 
 _CALLS = 20
 # (name, seconds) of each launch of one call.
@@ -73,7 +73,7 @@ def rehearsal() -> Bench:
 
 def draw(operation: str, case: Any) -> tuple[jax.Array, ...]:
     """Random arrays on the device. Heads or sequences repeat: drawing on the host takes long."""
-    drawn = CONTENDERS[operation].draw
+    drawn = BASELINES[operation].draw
     if operation == "decode_attention":
         few, repeat = case._replace(batch=1), functools.partial(_repeat, axis=0, times=case.batch)
         return tuple(map(repeat, drawn(few, 0)))

@@ -21,7 +21,7 @@ class Item(NamedTuple):
         (against float64), "time" (beside baselines), "profile" (each launch of a call).
       operation: of `kernels.operations`; "" of the first two.
       case: of that operation.
-      baselines: names of the operation's `contenders` to time; () takes all.
+      baselines: names of the operation's `baselines` to time; () takes all.
       seconds: time to leave for it: with less left, it is not begun.
     """
 

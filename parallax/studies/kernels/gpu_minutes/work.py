@@ -13,7 +13,7 @@ import numpy as np
 
 from parallax.kernels.assembler import assembler_of
 from parallax.kernels.cache_tiled_mlp.limits import cut_name
-from parallax.kernels.operations import CONTENDERS, OPERATIONS
+from parallax.kernels.operations import BASELINES, OPERATIONS
 from parallax.kernels.ring_attention.tiles import DEFAULT
 from parallax.kernels.validation import Kind, Run
 from parallax.lenses.environment import installed_versions
@@ -88,7 +88,7 @@ def _check(item: Item, bench: Bench) -> Lines:
 
 def _time(item: Item, bench: Bench) -> Lines:
     arrays = bench.draw(item.operation, item.case)
-    known = CONTENDERS[item.operation].contenders(item.case)
+    known = BASELINES[item.operation].baselines(item.case)
     named = item.baselines or tuple(sorted(known, key=lambda name: name.startswith("mosaic")))
     seconds: dict[str, float | None] = {}
     for name in (name for name in named if name in known):
@@ -118,7 +118,7 @@ def _time(item: Item, bench: Bench) -> Lines:
 
 
 def _profile(item: Item, bench: Bench) -> Lines:
-    call = CONTENDERS[item.operation].contenders(item.case)["mosaic"]
+    call = BASELINES[item.operation].baselines(item.case)["mosaic"]
     _, calls = _measured(bench, "mosaic", call, bench.draw(item.operation, item.case))
     launches = [
         (call[0][0], float(np.median([seconds for _, seconds in call])))

@@ -22,7 +22,7 @@ def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     return inputs(case, seed)[:3]
 
 
-def contenders(case: Case) -> dict[str, Callable | str]:
+def baselines(case: Case) -> dict[str, Callable | str]:
     """By name: (q, k, v) -> [B, L, H, K], or why it does not run."""
     scale = case.head_dim**-0.5
     options = {"is_causal": case.is_causal, "scale": scale}

@@ -18,7 +18,7 @@ def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     return inputs(case, seed)
 
 
-def contenders(case: Case) -> dict[str, Callable | str]:
+def baselines(case: Case) -> dict[str, Callable | str]:
     """By name: (q, k, v, spans) -> [B, H, K], or why it does not run."""
     return {
         "mosaic": _ours(case, "mosaic"),

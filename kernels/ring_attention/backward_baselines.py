@@ -21,7 +21,7 @@ def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     return *arrays, *map(np.asarray, sums)
 
 
-def contenders(case: Case) -> dict[str, Callable | str]:
+def baselines(case: Case) -> dict[str, Callable | str]:
     """By name: (q, k, v, d_out, lse, delta) -> (dq, dk, dv), or why it does not run."""
     options = _options(case)
 

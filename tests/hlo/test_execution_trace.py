@@ -3,9 +3,9 @@
 import pytest
 
 from parallax.hlo import HloError, parse_module, read_ledger
+from parallax.hlo.execution_trace import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait
 from parallax.hlo.flops import module_flops, uncounted_calls
-from parallax.hlo.read_work import read_work
-from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Wait
+from parallax.hlo.read_trace import read_trace
 from tests.hlo.programs import computation, module, work
 
 A, B, C = "f32[4,8,16]", "f32[4,16,32]", "f32[4,8,32]"
@@ -176,7 +176,7 @@ def test_a_module_without_a_schedule_and_an_opcode_without_a_cost_are_refused():
     text = f"HloModule m\n\nENTRY %main {SIGNATURE} {{\n  ROOT {P}\n}}\n"
     made = parse_module(text)
     with pytest.raises(HloError, match="is not scheduled"):
-        read_work(made, read_ledger(made, {}))
+        read_trace(made, read_ledger(made, {}))
     with pytest.raises(HloError, match="the cost of frobnicate is not known"):
         one(f"{X} frobnicate(%p0)", X)
     assert isinstance(one(f"{X} negate(%p0)", X).steps["main"][0], Kernel)

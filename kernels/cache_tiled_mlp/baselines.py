@@ -16,7 +16,7 @@ def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     return cases.inputs(case, seed)
 
 
-def contenders(case: Case) -> dict[str, Callable | str]:
+def baselines(case: Case) -> dict[str, Callable | str]:
     """By name: a function of `draw`'s arrays -> [T, D], or why it does not run."""
 
     def call(implementation: str) -> Callable:

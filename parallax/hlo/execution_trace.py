@@ -123,7 +123,7 @@ Step = Kernel | Send | Start | Wait | Loop | Choice | Call
 
 
 @dataclass(frozen=True)
-class Work:
+class ExecutionTrace:
     """A program: steps of its computations in scheduled order.
 
     Attributes:

@@ -8,6 +8,18 @@ from parallax.hlo.agreement import check_agreement
 from parallax.hlo.collectives import Collective, Ledger
 from parallax.hlo.cudnn import fused_attention
 from parallax.hlo.declared import Declared, declared_cost
+from parallax.hlo.execution_trace import (
+    Call,
+    Choice,
+    ExecutionTrace,
+    Gemm,
+    Kernel,
+    Loop,
+    Send,
+    Start,
+    Step,
+    Wait,
+)
 from parallax.hlo.flops import (
     Trips,
     custom_call_target,
@@ -19,7 +31,6 @@ from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.opcodes import OPCODES
 from parallax.hlo.shapes import HloError, Shape
 from parallax.hlo.traffic import result_shape, traffic
-from parallax.hlo.work import Call, Choice, Gemm, Kernel, Loop, Send, Start, Step, Wait, Work
 
 _FREE = frozenset({
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id",
@@ -35,7 +46,7 @@ _COPYING = re.compile(
 _STAGE = re.compile(r"-(start|update|done)$")
 
 
-def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Work:
+def read_trace(module: Module, ledger: Ledger, trips: Trips | None = None) -> ExecutionTrace:
     """The work of a scheduled module.
 
     Args:
@@ -61,7 +72,7 @@ def read_work(module: Module, ledger: Ledger, trips: Trips | None = None) -> Wor
     reader.read(module.entry)
     unknown = {k.unknown for steps in reader.steps.values() for s in steps
                if isinstance(k := getattr(s, "what", s), Kernel) and k.unknown}  # fmt: skip
-    return Work(module.entry, reader.steps, module.num_partitions, tuple(sorted(unknown)))
+    return ExecutionTrace(module.entry, reader.steps, module.num_partitions, tuple(sorted(unknown)))
 
 
 @dataclass
