@@ -1,5 +1,6 @@
 """A strict session on 16 virtual CPU devices, float64 available, warnings as errors."""
 
+import gc
 import os
 import tempfile
 
@@ -20,6 +21,7 @@ import hypothesis
 import jax
 import pytest
 
+gc.set_threshold(100_000)  # tracing makes many objects that stay
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

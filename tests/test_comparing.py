@@ -11,6 +11,8 @@ from parallax.comparing import compare
 from parallax.lenses.text import DEFAULT_TEXT
 from parallax.results import Difference
 
+pytestmark = pytest.mark.slow
+
 LLAMA = Path(__file__).parent / "models" / "huggingface" / "golden" / "llama"
 
 

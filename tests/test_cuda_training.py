@@ -11,6 +11,8 @@ from parallax.program import compile_program
 from parallax.strategies import build, expert_parallel
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 SMALL_MOE = paper("cross_node_ep").config.small(max_seq_len=160)
 
 # paper's model, strategy, phase, remat, batch, microbatches

@@ -12,6 +12,8 @@ from parallax.meshes.cluster import cluster, scaled
 from parallax.preparing import make_plan
 from parallax.sweeping import parse_sweep
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("text", "axis", "values"),

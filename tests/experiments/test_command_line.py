@@ -11,6 +11,8 @@ from absl import flags
 from parallax.experiments.__main__ import EXPERIMENTS, main
 from parallax.papers import PAPERS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

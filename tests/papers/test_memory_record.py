@@ -11,6 +11,8 @@ from parallax.lenses.environment import compile_environment
 from parallax.memory_terms import fused_kernels
 from parallax.papers.memory_record import MemoryRecord, read_memory_record
 
+pytestmark = pytest.mark.slow
+
 RECORD = Path(__file__).parents[2] / "benchmarks" / "cpu" / "memory_terms.json"
 ROWS = read_memory_record(RECORD).rows
 

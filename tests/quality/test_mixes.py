@@ -14,6 +14,8 @@ from parallax.quality.measuring import MODEL
 from parallax.quality_results import Sensitivity
 from parallax.results import Figure
 
+pytestmark = pytest.mark.slow
+
 FULL = PAPERS["compressed_layerwise"].config
 ALL = (*mixes.LISTED, *mixes.STRONGER)
 WEIGHTS = 4 * 4096**2 + 3 * 4096 * 16_384

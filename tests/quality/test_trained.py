@@ -33,6 +33,8 @@ from parallax.quality.tables import record_page, record_table
 from parallax.quality_results import load_record
 from tests.quality.shown import shown
 
+pytestmark = pytest.mark.slow
+
 SEQ_LEN, STEPS = 32, 30
 CONFIG = ModelConfig(
     "tiny", num_layers=2, d_model=128, num_heads=1, num_kv_heads=1, head_dim=128, d_ff=128,

@@ -15,6 +15,8 @@ from tests.strategies.test_exact import check, verify
 from tests.test_decoding import check as check_decoding
 from tests.test_decoding import drawn, unsharded
 
+pytestmark = pytest.mark.slow
+
 # 250 rows: no mesh axis divides the vocabulary.
 GPT = SMALL.replace(
     name="gpt", bias=True, tie_embeddings=True, positions="learned", norm="layernorm",
