@@ -42,6 +42,7 @@ def texts():
     return [run_in_child(compile_kernel, d, environment=environment) for d in (declared, {})]
 
 
+@pytest.mark.slow
 def test_declared_flops_and_bytes_are_priced(texts):
     found = inspect_text(texts[0], cluster="h100_1x1")
     assert found.cost.flops == 4e12
