@@ -22,6 +22,8 @@ from parallax.strategies import (
     ulysses,
 )
 
+pytestmark = pytest.mark.slow
+
 RING_SP = paper("ring_sp")
 CASES = {
     "tensor_pipeline": tensor_pipeline(8, 2),

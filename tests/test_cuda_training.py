@@ -11,16 +11,14 @@ from parallax.programs.communication import expected_routing
 from parallax.strategies import build, expert_parallel
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 SMALL_MOE = paper("cross_node_ep").config.small(max_seq_len=160)
 
 # paper's model, strategy, phase, remat, batch, microbatches
 PROGRAMS = {
     "TP x PP trains": ("two_level", "tensor_pipeline", "train", "layer", 1024, 128),
     "two_level trains": ("two_level", "two_level", "train", "layer", 1024, 128),
-    "a ring trains": ("ring_sp", "ring_sequence", "train", "layer", 1024, 128),
-    "stages train a quarter of the batch": (
-        "cache_layerwise", "layerwise", "train", "layer", 256, 256,
-    ),
     "experts": ("cross_node_ep", "expert_parallel", "prefill", "none", 1024, 64),
     "experts by node": ("cross_node_ep", "expert_parallel_nodes", "prefill", "none", 1024, 64),
     "experts over tensor": ("cross_node_ep", "tensor_pipeline", "prefill", "none", 1024, 64),
@@ -28,6 +26,12 @@ PROGRAMS = {
         "cross_node_ep", "tensor_pipeline_colocated", "prefill", "none", 1024, 64,
     ),
     "stages": ("cache_layerwise", "layerwise", "prefill", "none", 1024, 64),
+}  # fmt: skip
+MORE = {
+    "a ring trains": ("ring_sp", "ring_sequence", "train", "layer", 1024, 128),
+    "stages train a quarter of the batch": (
+        "cache_layerwise", "layerwise", "train", "layer", 256, 256,
+    ),
 }  # fmt: skip
 
 
@@ -48,11 +52,22 @@ def compiled(aot):
     return run_in_child(compiled_all, PROGRAMS, environment=compile_environment())
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_fits_and_moves_what_its_closed_form_says(compiled, name):
-    found = compiled[name]
+def check(found):
     assert found.memory.fits, found.memory.total_bytes
     assert found.differences == ()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_fits_and_moves_what_its_closed_form_says(compiled, name):
+    check(compiled[name])
+
+
+@pytest.mark.full
+def test_more_training_does_too(aot):
+    found = run_in_child(compiled_all, MORE, environment=compile_environment())
+    assert found.keys() == MORE.keys()
+    for compilation in found.values():
+        check(compilation)
 
 
 def test_a_step_costs_three_forward_passes_and_what_it_recomputes(compiled):
@@ -121,6 +136,7 @@ def small_experts(*, on_progress):
     ]
 
 
+@pytest.mark.full
 def test_training_with_experts_moves_what_its_closed_form_says(aot):
     for found in run_in_child(small_experts, environment=compile_environment()):
         assert found.differences == ()

@@ -20,6 +20,8 @@ from parallax.strategies import (
 )
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 CLUSTER = cluster("h100_2x8")
 BATCH, LENGTH = 64, 10_000
 CASES = {

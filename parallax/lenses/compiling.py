@@ -18,6 +18,7 @@ from parallax.hlo.read_trace import read_trace
 from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
+from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -90,27 +91,28 @@ def compile_for(
     with dispatch.refusals() as refused:
         traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     options = dict(compiler_options or {})
-    compiled = traced.lower().compile(LIBRARY_GEMMS | options)
-    analysis: Any = compiled.memory_analysis()
+    device_ids = [device.id for device in built.devices.flat]
+    compiled = compile_text(traced.lower(), LIBRARY_GEMMS | options, cluster, device_ids)
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     memory = Memory(
-        argument_bytes=int(analysis.argument_size_in_bytes),
-        output_bytes=int(analysis.output_size_in_bytes),
-        temp_bytes=int(analysis.temp_size_in_bytes),
-        alias_bytes=int(analysis.alias_size_in_bytes),
+        argument_bytes=compiled.argument_bytes,
+        output_bytes=compiled.output_bytes,
+        temp_bytes=compiled.temp_bytes,
+        alias_bytes=compiled.alias_bytes,
         parameter_bytes=parameter_bytes,
         capacity_bytes=cluster.gpu.memory_bytes,
         usable_fraction=cluster.usable_fraction,
     )
     notes = [f"compiled with {name}={value}; a run needs it too" for name, value in options.items()]
-    text: Any = compiled.as_text()
     if not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
         ample = mesh.build(topology_devices(cluster, AMPLE_BYTES)[: mesh.size])
-        again = jax.jit(function(ample), donate_argnums=donate)
-        text = again.lower(*shapes(ample)).compile(LIBRARY_GEMMS | options).as_text()
-    module = parse_module(text)
+        again = jax.jit(function(ample), donate_argnums=donate).lower(*shapes(ample))
+        compiled = compile_text(
+            again, LIBRARY_GEMMS | options, cluster, device_ids, memory_bytes=AMPLE_BYTES
+        )
+    module = parse_module(compiled.text)
     axes = dict(mesh.axes)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)
     flops = module_flops(module, trips=trips)

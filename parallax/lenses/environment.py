@@ -36,6 +36,10 @@ def compile_environment() -> dict[str, str]:
         "JAX_ENABLE_X64": "0",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        # JAX's cache cannot read such programs back; `compiled_text` keeps them in its folder, by
+        # their text, which then must not hold the lines of whoever asked.
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+        "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
     }
 
 

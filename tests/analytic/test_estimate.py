@@ -23,6 +23,8 @@ from parallax.programs.steps import make_step
 from parallax.strategies import build, cache_tiled, layerwise
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 WHERE = cluster("h100_2x8")
 RECORD = json.loads(
     (Path(__file__).parents[2] / "benchmarks" / "cpu" / "consistency.json").read_text("utf-8")

@@ -20,6 +20,8 @@ from parallax.programs.steps import Decoding, make_step
 from parallax.strategies import build
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 WHERE = cluster("h100_2x8")
 PAPER = PAPERS["compressed_layerwise"].config
 D, F = PAPER.d_model, PAPER.d_ff

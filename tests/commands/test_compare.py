@@ -19,6 +19,8 @@ from parallax.results.lens_results import Difference
 from tests.report import examples
 from tests.report.test_table import printed
 
+pytestmark = pytest.mark.slow
+
 LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama"
 
 

@@ -12,6 +12,8 @@ from parallax.rules import Rules
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 
 class Mini(nnx.Module):
     """A user module of few lines, with logical axes and nothing else of Parallax."""

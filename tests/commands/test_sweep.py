@@ -14,6 +14,8 @@ from parallax.commands.sweep import parse_sweep
 from parallax.meshes.cluster import cluster, scaled
 from parallax.requests.compare import CompareRequest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("text", "axis", "values"),

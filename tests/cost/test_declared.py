@@ -45,6 +45,7 @@ def texts():
     ]
 
 
+@pytest.mark.slow
 def test_declared_flops_and_bytes_are_priced(texts):
     found = inspect_text(texts[0], cluster="h100_1x1")
     assert found.cost.flops == 4e12

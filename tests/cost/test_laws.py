@@ -303,6 +303,7 @@ def changed(work, name, steps):
     return dataclasses.replace(work, steps={**work.steps, name: tuple(steps)})
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(works(), st.data())
 def test_more_work_is_never_faster(work, data):
@@ -330,6 +331,7 @@ def test_more_work_is_never_faster(work, data):
             )
 
 
+@pytest.mark.slow
 @few
 @given(works())
 def test_no_program_beats_its_roofline(work):
@@ -373,6 +375,7 @@ def estimated(config, strategy, workload, where, **options):
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(cases())
 def test_no_estimate_beats_its_roofline(case):

@@ -24,6 +24,8 @@ from tests.engine.states import (
     step_of,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TENSOR = STRATEGIES["tensor_pipeline"]
 

@@ -6,6 +6,8 @@ import pytest
 
 import parallax as px
 
+pytestmark = pytest.mark.slow
+
 LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama"
 PROMPTS = ["the quick", "pack my box with five"]
 FORMATS = "int8,int8+2:4"

@@ -13,6 +13,8 @@ from parallax.strategies import data_parallel, hybrid, layerwise, ring_sequence,
 from parallax.workload import Workload
 from tests.strategies.cases import SMALL
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SMALL.replace(dtype="float32")
 PROMPTS = [list(b"def add("), list(b"import jax.numpy as jnp\n"), list(b"x")]
 STRATEGIES = {

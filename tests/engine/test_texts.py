@@ -15,6 +15,7 @@ LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama
 PROMPTS = ["the quick", "pack my box with five"]
 
 
+@pytest.mark.slow
 def test_a_folder_says_the_same_under_every_strategy():
     pieces = {}
 
@@ -31,6 +32,7 @@ def test_a_folder_says_the_same_under_every_strategy():
         assert found.texts == one.texts
 
 
+@pytest.mark.slow
 def test_a_tied_table_is_brought_to_the_unembedding_once():
     folder = LLAMA.with_name("llama_tied")
     config = px.huggingface.read_config(folder)
@@ -45,6 +47,7 @@ def test_a_tied_table_is_brought_to_the_unembedding_once():
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_papers_small_model_has_random_weights_and_says_so():
     said = []
     found = px.generate("ring_sp", "def", small=True, max_new_tokens=3, on_progress=said.append)

@@ -16,6 +16,8 @@ from parallax.engine.data import Batches, read_files
 from parallax.engine.optimizer import Adamw, decayed
 from tests.engine.states import BATCH, CONFIG, SEQ_LEN, STRATEGIES, mesh_of, step_of
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "steps": 6, "batch": BATCH, "seq_len": SEQ_LEN, "param_dtype": "float64", "save_every": 3,
     "optimizer": Adamw(1e-2, warmup_steps=2, clip_norm=0.5),

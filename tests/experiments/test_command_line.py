@@ -10,6 +10,8 @@ import pytest
 from parallax.experiments.__main__ import EXPERIMENTS, main
 from parallax.papers import PAPERS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

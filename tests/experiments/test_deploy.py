@@ -23,6 +23,7 @@ def deploy(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_losses_and_switches_make_a_record(deploy, tmp_path):
     status, out, err = deploy(
         f"--model={GOLDEN}", "--devices=2",

@@ -70,6 +70,7 @@ def test_the_texts_hold_what_the_tests_are_about(whole):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_damaged_text_is_refused_or_counted_the_same(name, whole):
     """Each mutation: HloError (or ValueError) in words; or finite figures from 0 on, with the

@@ -15,6 +15,8 @@ from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
 from parallax.workload import Workload
 from tests.hlo.conftest import Case
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(
     name="small", num_layers=2, d_model=128, num_heads=16, num_kv_heads=16, head_dim=16, d_ff=256,
     vocab_size=512, dtype="bfloat16", max_seq_len=128,

@@ -1,4 +1,7 @@
-"""What ships, as machine code for the H100: wgmma, registers, shared memory, spills."""
+"""What ships, as machine code for the H100: wgmma, registers, shared memory, spills.
+
+One configuration of each operation always, the others in full runs.
+"""
 
 import pytest
 
@@ -6,23 +9,38 @@ from parallax.kernels.chip import SHARED_BYTES_LIMIT
 from parallax.kernels.operations import OPERATIONS
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
-from parallax.lenses.machine_code import compile_operations
+from parallax.lenses.machine_code import compile_kernels
 
-CASES = [(name, case) for name, op in OPERATIONS.items() for case in op.SHIPPED]
-IDS = [f"{name}-{case.name}" for name, case in CASES]
+pytestmark = pytest.mark.slow
+CASES = [
+    pytest.param(
+        (name, case), id=f"{name}-{case.name}", marks=[] if number == 0 else [pytest.mark.full]
+    )
+    for name, operation in OPERATIONS.items()
+    for number, case in enumerate(operation.SHIPPED)
+]
 PRODUCTS = {"float16": "f16", "bfloat16": "bf16"}
 
 
+def compile_cases(cases, *, on_progress):
+    """In a child: kernels of each (operation, case)."""
+    found = {}
+    for name, case in cases:
+        on_progress(f"{name}, {case.name}")
+        program, arrays = OPERATIONS[name].program(case, "mosaic"), OPERATIONS[name].inputs(case, 0)
+        found[name, case.name] = compile_kernels(program, arrays)
+    return found
+
+
 @pytest.fixture(scope="module")
-def compiled(aot):
-    found = run_in_child(compile_operations, list(OPERATIONS), environment=compile_environment())
-    codes = {}
-    for name, case, code in found:
-        codes.setdefault((name, case), []).append(code)
-    return codes
+def compiled(aot, request):
+    """Machine code of the cases that this session runs, made once in one child process."""
+    here = [item for item in request.session.items if item.path == request.path]
+    cases = [item.callspec.params["case"] for item in here]
+    return run_in_child(compile_cases, cases, environment=compile_environment())
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", CASES)
 def test_what_ships_has_no_spills_and_fits(compiled, case):
     kernels = compiled[case[0], case[1].name]
     assert kernels

@@ -66,6 +66,7 @@ def test_a_calibration_is_a_file_of_rates(made, tmp_path):
     assert Rates.load(tmp_path / "rates.json") == rates
 
 
+@pytest.mark.slow
 def test_the_benchmarks_run_on_whatever_there_is():
     said = []
     found = measure_device(

@@ -9,6 +9,8 @@ from parallax.lenses.text import read_text
 from parallax.strategies import data_parallel
 from tests.strategies.cases import SMALL, workload
 
+pytestmark = pytest.mark.slow
+
 
 def test_interval_by_hand():
     figure = confidence_interval([1.0, 2.0, 3.0])

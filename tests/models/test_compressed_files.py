@@ -44,6 +44,7 @@ def copy(folder, tmp_path):
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [tensor_pipeline(8, 1), data_parallel(1), layerwise(5)])
 def test_the_same_bits_under_another_strategy(stored, strategy):
     folder, params = stored

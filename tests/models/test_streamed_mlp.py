@@ -16,6 +16,8 @@ from tests.strategies.test_exact import check, verify
 from tests.strategies.test_published import LLAMA
 from tests.strategies.test_published import nonzero_biases as nonzero_biases
 
+pytestmark = pytest.mark.slow
+
 STAGES = cache_tiled(tensor_pipeline(2, 2), 1, 2, round=2)
 TWO = cache_tiled(data_parallel(2), 1, 2)
 

@@ -11,6 +11,8 @@ from parallax.lenses.environment import compile_environment
 from parallax.papers.memory_record import MemoryRecord, read_memory_record
 from parallax.studies.memory_ablation import fused_kernels
 
+pytestmark = pytest.mark.slow
+
 RECORD = Path(__file__).parents[2] / "benchmarks" / "cpu" / "memory_terms.json"
 ROWS = read_memory_record(RECORD).rows
 

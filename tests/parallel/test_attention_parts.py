@@ -27,6 +27,8 @@ from tests.parallel.cases import (
     worst,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_is_the_textbooks_attention(name):

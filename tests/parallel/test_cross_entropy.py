@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 
 
+@pytest.mark.slow
 def test_split_vocabulary_with_gradient():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 64)) * 10)
     labels = jnp.asarray(np.random.default_rng(1).integers(0, 64, (3, 5)), jnp.int32)

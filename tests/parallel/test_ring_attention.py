@@ -18,6 +18,8 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel import library_attention, pairs, ring_attention, to_order, undo_order
 from parallax.parallel.ring import OWN
 
+pytestmark = pytest.mark.slow
+
 
 def draw(shape, seed):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))

@@ -33,6 +33,8 @@ from tests.strategies.cases import (
     WITH_EXPERTS,
 )
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (5, 16, 9, 12)
 NEW = 64
 LONGEST = 32  # prompts are padded to this: what every strategy's devices divide

@@ -15,6 +15,8 @@ from parallax.search.regimes import regime_maps
 from parallax.search.results import SearchRequest
 from parallax.strategy import Strategy
 
+pytestmark = pytest.mark.slow
+
 WHERE = cluster("h100_2x8")
 MODEL = PAPERS["ring_sp"].config
 MOE = PAPERS["cross_node_ep"].config

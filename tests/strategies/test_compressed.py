@@ -26,6 +26,8 @@ from tests.strategies.cases import (
 )
 from tests.strategies.test_exact import TEXT, check, verify
 
+pytestmark = pytest.mark.slow
+
 MIXED = ("int8", "int8+2:4")
 
 

@@ -29,6 +29,8 @@ from tests.strategies.cases import (
     workload,
 )
 
+pytestmark = pytest.mark.slow
+
 TEXT = read_text(None, 16 * 80)[0]
 
 
@@ -124,7 +126,10 @@ def test_slices_as_heads_of_their_own_are_another_model():
     assert result.rows[0].logits_error > 1e-2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", *(pytest.param(d, marks=pytest.mark.full) for d in ("float32", "float16"))],
+)
 def test_lower_precision_by_the_table(dtype):
     check(verify(SMALL.replace(dtype=dtype), STRATEGIES.values(), dtypes=(dtype,)))
 

@@ -32,6 +32,8 @@ from parallax.strategies import (
 from parallax.workload import Workload
 from tests.programs.test_communication import by_kind
 
+pytestmark = pytest.mark.slow
+
 DEVICES = 16
 SIZES = st.sampled_from([1, 2, 3, 4])
 

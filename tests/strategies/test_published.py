@@ -15,6 +15,8 @@ from tests.programs.test_decoding import drawn, unsharded
 from tests.strategies.cases import HYBRIDS, SMALL, STRATEGIES
 from tests.strategies.test_exact import check, verify
 
+pytestmark = pytest.mark.slow
+
 # 250 rows: no mesh axis divides the vocabulary.
 GPT = SMALL.replace(
     name="gpt", bias=True, tie_embeddings=True, positions="learned", norm="layernorm",

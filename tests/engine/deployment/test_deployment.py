@@ -17,6 +17,8 @@ from parallax.lenses.environment import cpu_environment
 from parallax.models.compressing import compress_params
 from tests.engine.deployment.cases import CONFIG, NEW, PROMPTS, deployment, expected, params, tokens
 
+pytestmark = pytest.mark.slow
+
 MIXED = (("float64", "float64"), *[("int8", "int8+2:4")] * 2, ("int4/8", "float64"))
 
 

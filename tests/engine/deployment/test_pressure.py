@@ -40,6 +40,7 @@ def weights(made, pair):
     return made.chain.sizes.footprints((pair,) * 2)[0].weights
 
 
+@pytest.mark.slow
 def test_both_kinds_of_weights_are_counted(made):
     both = weights(made, DENSE) + weights(made, STRONG)
     assert made.device_bytes("weights") == (both, both)

@@ -21,6 +21,8 @@ from parallax.strategies import (
 )
 from parallax.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 DENSE = {
     "tensor_pipeline": tensor_pipeline(4, 2),

@@ -3,8 +3,12 @@
 import importlib
 from pathlib import Path
 
+import pytest
+
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
+
+pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 

@@ -41,6 +41,7 @@ def there_and_back(ids, x, gates, experts, devices, places):
     return to, buffer, combine(buffer, gates, to), experts_of_rows(to.rows_Pe, places.rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(choices())
 def test_identity_experts_give_back_the_sum_of_gates(case):

@@ -20,6 +20,8 @@ from tests.parallel.experts.textbook import (
     with_gradients,
 )
 
+pytestmark = pytest.mark.slow
+
 NODES = ("node", "expert")
 TOKENS, WIDTH, EXPERTS = 64, 4, 16
 

@@ -26,6 +26,8 @@ from tests.parallel.experts.textbook import (
     with_gradients,
 )
 
+pytestmark = pytest.mark.slow
+
 NODES = ("node", "expert")
 LIMIT = 1e-12
 

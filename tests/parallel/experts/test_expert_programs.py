@@ -14,6 +14,8 @@ from parallax.meshes.cluster import cluster
 from parallax.parallel.experts import ExchangeExperts
 from parallax.parallel.experts.grouped_mlp import SCOPE
 
+pytestmark = pytest.mark.slow
+
 TOKENS, WIDTH, HIDDEN, EXPERTS = 10_000, 8192, 32768, 16
 NODES = ("node", "expert")
 CHUNKS = 4

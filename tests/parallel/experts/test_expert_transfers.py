@@ -9,6 +9,8 @@ from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.parallel.experts import ExchangeExperts, ExpertShape, LocalExperts, replayed_ids
 from tests.parallel.experts.textbook import draw, expert_weights, sharded
 
+pytestmark = pytest.mark.slow
+
 NODES = ("node", "expert")
 TOKENS, WIDTH, EXPERTS = 24, 16, 16  # tokens a device
 

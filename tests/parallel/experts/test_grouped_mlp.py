@@ -11,6 +11,8 @@ from parallax.parallel.experts import ExpertWeights, grouped_mlp
 from parallax.parallel.experts.grouped_mlp import gradient_sink
 from tests.parallel.experts.textbook import distance, draw, expert_weights, with_gradients
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH, HIDDEN = 90, 4, 6
 
 

@@ -40,6 +40,7 @@ def test_threads_of_a_cpu_call_nobody_faster():
     assert data["ratio"]["tag"] == "measured"
 
 
+@pytest.mark.slow
 def test_two_strategies_run_here():
     config = SMALL.replace(dtype="float32")
     strategies = data_parallel(2), layerwise(2)

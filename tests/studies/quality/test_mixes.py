@@ -14,6 +14,8 @@ from parallax.studies.quality.fitting import Looked
 from parallax.studies.quality.measuring import MODEL
 from parallax.studies.quality.results import Sensitivity
 
+pytestmark = pytest.mark.slow
+
 FULL = PAPERS["compressed_layerwise"].config
 ALL = (*mixes.LISTED, *mixes.STRONGER)
 WEIGHTS = 4 * 4096**2 + 3 * 4096 * 16_384

@@ -29,6 +29,8 @@ from parallax.studies.quality.storing import (
 from parallax.studies.quality.tables import record_page, record_table
 from tests.studies.quality.shown import shown
 
+pytestmark = pytest.mark.slow
+
 SEQ_LEN, STEPS = 32, 30
 CONFIG = ModelConfig(
     "tiny", num_layers=2, d_model=128, num_heads=1, num_kv_heads=1, head_dim=128, d_ff=128,
