@@ -14,7 +14,7 @@ from rich.text import Text
 from parallax.codec import number
 from parallax.cost import Cost, Rates, error_bar, joules, price, rates_of
 from parallax.cost.pricing import kernel_costs
-from parallax.cost.unvalidated import unvalidated
+from parallax.cost.totals import unvalidated
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.flops import module_flops

@@ -2,7 +2,7 @@
 
 from parallax.cost import Rates, error_bar, joules, price, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
-from parallax.cost.unvalidated import unvalidated
+from parallax.cost.totals import unvalidated
 from parallax.meshes.cluster import Cluster
 from parallax.results.lens_results import Bound, Compilation, Figure, Prediction
 

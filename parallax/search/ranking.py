@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from parallax.analytic import Estimate, estimate, estimate_bytes
 from parallax.cost import Rates, error_bar, joules, rates_of
-from parallax.cost.unvalidated import unvalidated
+from parallax.cost.totals import unvalidated
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from parallax import memory_terms as terms
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.papers.memory_record import MemoryRecord, read_memory_record
+from parallax.studies import memory_ablation as terms
 from parallax.studies.memory_ablation import fused_kernels
 
 pytestmark = pytest.mark.slow

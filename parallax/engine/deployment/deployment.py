@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,19 +10,27 @@ import jax
 import numpy as np
 from flax import nnx
 
-from parallax.engine.deployment.chain import Chain, bring, compile_chain, extra_bytes, run_pass
-from parallax.engine.deployment.failover import Recovery, likely_layouts, recover
+from parallax.engine.deployment.chain import Chain, bring, compile_chain, run_pass
+from parallax.engine.deployment.failover import (
+    Recovery,
+    likely_layouts,
+    readmit,
+    recover,
+    replicate,
+)
 from parallax.engine.deployment.first import first_layout
-from parallax.engine.deployment.layout import Layout, Rule, place
+from parallax.engine.deployment.layout import Layout, Rule
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import Monitor, Pressure
 from parallax.engine.deployment.requests import (
     Microbatch,
     Moment,
+    PassInterrupted,
     Progress,
     add_tokens,
     microbatches_of,
 )
+from parallax.engine.deployment.served import Served
 from parallax.engine.deployment.stored import HostCopies
 from parallax.engine.deployment.switching import (
     Switch,
@@ -35,23 +42,6 @@ from parallax.engine.generate import Continuation, OnToken, check_prompts
 from parallax.engine.latency import Latency
 from parallax.engine.layer_formats import Formats
 from parallax.models.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class Served:
-    """What `Deployment.generate` returns.
-
-    Attributes:
-      continuations: one a prompt, in order.
-      latency: times of all requests; a recovery is a long time between two tokens.
-      recoveries: of devices lost meanwhile.
-      switches: of layers to other formats meanwhile; tokens after one are another function's.
-    """
-
-    continuations: tuple[Continuation, ...]
-    latency: Latency
-    recoveries: tuple[Recovery, ...]
-    switches: tuple[Switch, ...]
 
 
 class Deployment:
@@ -228,20 +218,9 @@ class Deployment:
         Raises:
           ValueError: no such device, or not lost.
         """
-        chain = self.chain
         self._memory(device).repair()
-        if device not in chain.known_lost:  # nobody noticed: what it held comes back to it
-            self.settle()
-            return
-        chain.known_lost.discard(device)
-        if len(chain.spares) < self._spares:
-            chain.spares = (*chain.spares, device)
-        else:
-            devices = sorted({*chain.layout.devices, device})
-            held = {d: chain.layout.layers_on(d) for d in devices}
-            chain.layout = place(
-                chain.sizes, chain.layout.formats, devices, held, extra_bytes(chain)
-            )
+        if device in self.chain.known_lost:  # else nobody noticed: what it held comes back to it
+            readmit(self.chain, device, as_spare=len(self.chain.spares) < self._spares)
         self.settle()
 
     def replicate(self, layers: Iterable[int], device: int) -> int:
@@ -253,27 +232,9 @@ class Deployment:
         Raises:
           ValueError: a device that is no spare, no such layer, or more than its budget.
         """
-        chain, memory, layers = self.chain, self._memory(device), tuple(dict.fromkeys(layers))
+        memory = self._memory(device)
         self.settle()
-        if device not in chain.spares:
-            raise ValueError(f"replicate: device {device} is no spare; spares: {chain.spares}.")
-        if bad := [i for i in layers if not 0 <= i < chain.config.num_layers]:
-            raise ValueError(
-                f"replicate: no layer {bad[0]}; the model has {chain.config.num_layers}."
-            )
-        footprints = chain.sizes.footprints(chain.layout.formats)
-        names = {i: ("weights", i, chain.layout.formats[i]) for i in layers}
-        size = sum(footprints[i].weights for i in layers if names[i] not in memory)
-        held, budget = memory.n_bytes(), chain.sizes.budget
-        if budget is not None and held + size > budget:
-            raise ValueError(
-                f"replicate: layers {layers} take {size} bytes more, device {device} holds {held} "
-                f"and its budget is {budget}. Keep fewer copies there."
-            )
-        for layer in layers:
-            if names[layer] not in memory:
-                memory.put(names[layer], chain.host.layer(layer, chain.layout.formats[layer]))
-        return memory.n_bytes()
+        return replicate(self.chain, memory, tuple(dict.fromkeys(layers)))
 
     def generate(
         self,
@@ -353,7 +314,7 @@ class Deployment:
         """Until no request is running; seconds until each step was done."""
         start, times = time.perf_counter(), []
         for number in itertools.count():
-            running = [m for m in self._running if any(_runs(m, progress))]
+            running = [m for m in self._running if any(progress.runs(m))]
             if not running:
                 return times
             for microbatch in running:
@@ -376,7 +337,7 @@ class Deployment:
             recoveries = len(self._recoveries)
             on_moment(Moment(number, microbatch.number, stage))
             if len(self._recoveries) > recoveries:  # in it: layers are elsewhere now
-                raise _PassInterrupted
+                raise PassInterrupted
 
         phase = "step" if microbatch.prefilled else "prefill"
         while True:
@@ -384,7 +345,7 @@ class Deployment:
                 run_pass(self.chain, microbatch, phase, before)
             except DeviceLost as lost:
                 self._recover(lost)
-            except _PassInterrupted:
+            except PassInterrupted:
                 continue
             else:
                 microbatch.prefilled = True
@@ -436,11 +397,3 @@ class Deployment:
                 f"no device {device}; the deployment has 0 to {len(self.chain.memories) - 1}."
             )
         return self.chain.memories[device]
-
-
-class _PassInterrupted(Exception):  # noqa: N818 -- what happened, not what was done wrong
-    """`on_moment` noticed a loss and made up for it: the pass is to be run again."""
-
-
-def _runs(microbatch: Microbatch, progress: Progress) -> list[bool]:
-    return [p >= 0 and p not in progress.finished for p in microbatch.requests]

@@ -17,7 +17,7 @@ from parallax.engine.deployment.chain import (
     wait_for_kv,
 )
 from parallax.engine.deployment.layout import Layout, place
-from parallax.engine.deployment.memory import DeviceLost
+from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.modelled import ModelledRecovery, modelled_recovery
 from parallax.engine.deployment.requests import Microbatch
 from parallax.engine.deployment.stages import programs_compiled
@@ -190,3 +190,40 @@ def _lap(times: dict[str, float], what: str, start: float) -> float:
     now = time.perf_counter()
     times[what] += now - start
     return now
+
+
+def readmit(chain: Chain, device: int, *, as_spare: bool) -> None:
+    """Takes a repaired device back: as a spare, or with layers that are placed again."""
+    chain.known_lost.discard(device)
+    if as_spare:
+        chain.spares = (*chain.spares, device)
+        return
+    devices = sorted({*chain.layout.devices, device})
+    held = {d: chain.layout.layers_on(d) for d in devices}
+    chain.layout = place(chain.sizes, chain.layout.formats, devices, held, extra_bytes(chain))
+
+
+def replicate(chain: Chain, memory: DeviceMemory, layers: tuple[int, ...]) -> int:
+    """Puts copies of layers' weights on a spare. Returns the bytes that it holds then.
+
+    Raises:
+      ValueError: a device that is no spare, no such layer, or more than its budget.
+    """
+    device = memory.number
+    if device not in chain.spares:
+        raise ValueError(f"replicate: device {device} is no spare; spares: {chain.spares}.")
+    if bad := [i for i in layers if not 0 <= i < chain.config.num_layers]:
+        raise ValueError(f"replicate: no layer {bad[0]}; the model has {chain.config.num_layers}.")
+    footprints = chain.sizes.footprints(chain.layout.formats)
+    names = {i: ("weights", i, chain.layout.formats[i]) for i in layers}
+    missing = [i for i in layers if names[i] not in memory]
+    size = sum(footprints[i].weights for i in missing)
+    held, budget = memory.n_bytes(), chain.sizes.budget
+    if budget is not None and held + size > budget:
+        raise ValueError(
+            f"replicate: layers {layers} take {size} bytes more, device {device} holds {held} "
+            f"and its budget is {budget}. Keep fewer copies there."
+        )
+    for layer in missing:
+        memory.put(names[layer], chain.host.layer(layer, chain.layout.formats[layer]))
+    return memory.n_bytes()

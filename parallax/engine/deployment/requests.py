@@ -24,6 +24,10 @@ class Moment:
     stage: int
 
 
+class PassInterrupted(Exception):  # noqa: N818 -- what happened, not what was done wrong
+    """A loss came to light and was made up for: the pass is to be run again."""
+
+
 @dataclass
 class Microbatch:
     """Sequences that pass the chain together; some rows may be nobody's.
@@ -60,6 +64,10 @@ class Progress:
         """No request is running."""
         return len(self.finished) == len(self.new)
 
+    def runs(self, microbatch: Microbatch) -> list[bool]:
+        """For each row of a microbatch, whether its request is running."""
+        return [prompt >= 0 and prompt not in self.finished for prompt in microbatch.requests]
+
 
 def microbatches_of(prompts: Sequence[Sequence[int]], rows: int, slots: int) -> list[Microbatch]:
     """Prompts dealt out to as many microbatches as they need, in order."""
@@ -88,8 +96,9 @@ def add_tokens(
       (prompt, token) of those that got one.
     """
     given = []
+    runs = progress.runs(microbatch)
     for row, prompt in enumerate(microbatch.requests):
-        if prompt < 0 or prompt in progress.finished:
+        if not runs[row]:
             continue
         token = int(chosen[row])
         if token in stop_tokens:

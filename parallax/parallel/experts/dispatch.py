@@ -12,8 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from parallax.parallel.experts.sorting import first_of_each
-from parallax.parallel.experts.wide import wide
+from parallax.kernels.ring_attention.reference import accumulator_dtype
 
 
 class Capacity(NamedTuple):
@@ -126,7 +125,7 @@ def unpack(rows_PCD: jax.Array, places: Offsets) -> jax.Array:
 
 def _pack_backward(places: Offsets, d_rows_PCD):
     d_TkD = unpack(d_rows_PCD, places)
-    return d_TkD.sum(axis=1, dtype=wide(d_TkD.dtype)).astype(d_TkD.dtype), None
+    return d_TkD.sum(axis=1, dtype=accumulator_dtype(d_TkD.dtype)).astype(d_TkD.dtype), None
 
 
 def _unpack_backward(places: Offsets, d_TkD):
@@ -147,14 +146,14 @@ def combine(rows_PCD: jax.Array, gates_Tk: jax.Array, places: Offsets) -> jax.Ar
 
 @jax.custom_vjp
 def _gated_sum(rows_TkD: jax.Array, gates_Tk: jax.Array) -> jax.Array:
-    dtype = wide(rows_TkD.dtype)
+    dtype = accumulator_dtype(rows_TkD.dtype)
     y_TD = jnp.einsum("tkd,tk->td", rows_TkD.astype(dtype), gates_Tk.astype(dtype))
     return y_TD.astype(rows_TkD.dtype)
 
 
 def _gated_sum_backward(saved, d_TD):
     rows_TkD, gates_Tk = saved
-    dtype = wide(rows_TkD.dtype)
+    dtype = accumulator_dtype(rows_TkD.dtype)
     d_TD = d_TD.astype(dtype)
     d_rows = gates_Tk.astype(dtype)[:, :, None] * d_TD[:, None, :]
     d_gates = jnp.einsum("tkd,td->tk", rows_TkD.astype(dtype), d_TD)
@@ -163,3 +162,9 @@ def _gated_sum_backward(saved, d_TD):
 
 # JAX's own rule would keep the rows for backward in the wide dtype.
 _gated_sum.defvjp(lambda rows, gates: (_gated_sum(rows, gates), (rows, gates)), _gated_sum_backward)
+
+
+def first_of_each(key_R: jax.Array, experts: int) -> jax.Array:
+    """[e + 1] int32: how many keys are below 0, 1, ..., e. One comparison with each, no loop."""
+    bounds = jnp.arange(experts + 1, dtype=jnp.int32)
+    return (key_R[None, :] < bounds[:, None]).sum(axis=1, dtype=jnp.int32)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from parallax.parallel.experts.sorting import first_of_each
-from parallax.parallel.experts.wide import wide
+from parallax.kernels.ring_attention.reference import accumulator_dtype
+from parallax.parallel.experts.dispatch import first_of_each
 from parallax.parallel.varying import vary_alike, vary_over, varying_axes
 
 SCOPE = "expert_tiles"
@@ -91,7 +91,7 @@ gradient_sink.defvjp(
 
 
 def _wide_zeros(x):
-    return vary_over(jnp.zeros(x.shape, wide(x.dtype)), varying_axes(x))
+    return vary_over(jnp.zeros(x.shape, accumulator_dtype(x.dtype)), varying_axes(x))
 
 
 class _Tiles(NamedTuple):

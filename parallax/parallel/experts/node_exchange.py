@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parallax.bounds import Role, Transfer, transfer
+from parallax.kernels.ring_attention.reference import accumulator_dtype
 from parallax.parallel.experts.chunks import (
     ExpertShape,
     chunk_tokens,
@@ -31,7 +32,6 @@ from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_e
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
-from parallax.parallel.experts.wide import wide
 
 
 class NodeStep(NamedTuple):
@@ -136,7 +136,9 @@ def node_exchange(
     def gather(rows_NBD, chunk):
         with jax.named_scope("combine_node"):
             rows_tND = unpack(rows_NBD, chunk[0])
-            return rows_tND.sum(axis=1, dtype=wide(rows_tND.dtype)).astype(rows_tND.dtype)
+            return rows_tND.sum(axis=1, dtype=accumulator_dtype(rows_tND.dtype)).astype(
+                rows_tND.dtype
+            )
 
     y_ntD = pipelined(
         [

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from parallax.parallel.experts.wide import wide
+from parallax.kernels.ring_attention.reference import accumulator_dtype
 from parallax.parallel.varying import vary_over
 
 
@@ -30,7 +30,7 @@ class Routing(NamedTuple):
 
 def probabilities(logits_TE: Float[Array, "t e"]) -> Float[Array, "t e"]:
     """Softmax over the experts, in float32 or wider."""
-    return jax.nn.softmax(logits_TE.astype(wide(logits_TE.dtype)), axis=-1)
+    return jax.nn.softmax(logits_TE.astype(accumulator_dtype(logits_TE.dtype)), axis=-1)
 
 
 def route(
