@@ -1,4 +1,7 @@
-"""The repository's shape: links, folders, who imports whom, and what each tool sees."""
+"""The repository's shape: links, folders, who imports whom, file sizes, what each tool sees.
+
+`python tests/test_layout.py` prints the figures: rooms, arrows between them, and files.
+"""
 
 import ast
 import importlib.util
@@ -89,6 +92,72 @@ def upward_imports(source, room):
     return found
 
 
+def room_of(file):
+    """The first name below `parallax`; None for `parallax/__init__.py`, which may name all."""
+    relative = file.relative_to(ROOT / "parallax")
+    return None if relative == Path("__init__.py") else relative.parts[0].removesuffix(".py")
+
+
+def arrows():
+    """(room, room it imports) of all rooms, each pair once."""
+    found = set()
+    for file in PACKAGE_FILES:
+        room = room_of(file)
+        for _, module in imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
+            parts = module.split(".")
+            if room and parts[0] == "parallax" and len(parts) > 1 and parts[1] != room:
+                found.add((room, parts[1]))
+    return found
+
+
+def circles(pairs):
+    """Rooms that can reach themselves; none if the arrows have an order."""
+    left = set(pairs)
+    while ends := {b for _, b in left} - {a for a, _ in left}:
+        left = {(a, b) for a, b in left if b not in ends}
+    return {room for pair in left for room in pair}
+
+
+def file_lengths():
+    """Lines of each Python file of the package, tests and benchmarks."""
+    files = {f.resolve(): f for f in python_files("parallax", "tests", "benchmarks")}
+    return {f: len(f.read_text(encoding="utf-8").splitlines()) for f in files.values()}
+
+
+def figures():
+    """What the house measures, one figure a line."""
+    pairs, lengths = arrows(), file_lengths()
+    code = {f: n for f, n in lengths.items() if not f.is_relative_to(ROOT / "tests")}
+    upward = [(a, b) for a, b in pairs if RANK[b] >= RANK[a]]
+    return {
+        "rooms": len({room_of(f) for f in PACKAGE_FILES} - {None}),
+        "floors": len(ROOMS),
+        "arrows": len(pairs),
+        "upward arrows": len(upward),
+        "rooms in circles": len(circles(pairs)),
+        "longest file, lines": max(lengths.values()),
+        "files": sum(f.name != "__init__.py" for f in code),
+        "files under 40 lines": sum(n < 40 and f.name != "__init__.py" for f, n in code.items()),
+        "lines outside tests": sum(code.values()),
+    }
+
+
+def test_the_house_stays_small(capsys):
+    measured = figures()
+    with capsys.disabled():
+        print("", *(f"{name}: {value:,}" for name, value in measured.items()), sep="\n  ")
+    assert measured["rooms"] <= 32
+    assert measured["arrows"] <= 190
+    assert measured["upward arrows"] == measured["rooms in circles"] == 0
+    assert measured["longest file, lines"] <= 400
+    assert measured["files under 40 lines"] <= measured["files"] / 8
+
+
+def test_circles_are_seen():
+    assert circles({("a", "b"), ("b", "c")}) == set()
+    assert circles({("a", "b"), ("b", "c"), ("c", "b")}) >= {"b", "c"}
+
+
 @pytest.mark.parametrize("name", LINKED_FOLDERS)
 def test_links_resolve_to_the_top_level_folders(name):
     link = ROOT / "parallax" / name
@@ -139,11 +208,10 @@ def test_top_level_names_are_not_ours(name, in_root, tmp_path):
 
 @pytest.mark.parametrize("file", PACKAGE_FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_downwards(file):
-    relative = file.relative_to(ROOT / "parallax")
-    if relative == Path("__init__.py"):
+    room = room_of(file)
+    if room is None:
         return  # The surface: it may name every room.
-    room = relative.parts[0].removesuffix(".py")
-    assert room in RANK, f"{relative}: give the room {room!r} its line in ROOMS"
+    assert room in RANK, f"{file}: give the room {room!r} its line in ROOMS"
     assert not upward_imports(file.read_text(encoding="utf-8"), room)
 
 
@@ -206,3 +274,8 @@ def test_the_package_is_found_in_this_tree():
     spec = importlib.util.find_spec("parallax")
     assert spec is not None
     assert Path(str(spec.origin)).resolve() == ROOT / "parallax" / "__init__.py"
+
+
+if __name__ == "__main__":
+    for name, value in figures().items():
+        print(f"{name}: {value:,}")
