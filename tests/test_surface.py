@@ -87,11 +87,3 @@ def test_every_experiment_is_documented():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = px.nothing
-
-
-def test_readme_names_files_that_exist():
-    root = Path(__file__).resolve().parents[1]
-    links = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text(encoding="utf-8"))
-    assert len(links) > 8
-    for link in links:
-        assert (root / link).exists(), link

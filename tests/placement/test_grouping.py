@@ -71,7 +71,7 @@ def test_a_slow_device_gets_less():
 
 
 def test_ten_thousand_layers_on_a_thousand_devices_at_once():
-    """Whether it is right; how long it takes is in docs/architecture.md."""
+    """Whether it is right; how long it takes is in docs/design.md."""
     layers = 10_000
     sizes = [1.0 + (i * 7919 % 101) / 100 for i in range(layers)]
     found = optimal(sizes, sizes, [Device(1e9)] * 1024)
