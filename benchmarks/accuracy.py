@@ -32,7 +32,8 @@ HLO = {"bfloat16": "f16", "float16": "f16", "tensorfloat32": "tf32", "int8": "s8
 PEAK = {"f16": "float16", "tf32": "tensorfloat32", "s8": "int8", "f32": "float32", "f64": "float64"}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
 XLA_CLOCK = "xla_collective_sm90"
-# Beside the fits: figures of other people's measurements, cited in `sources`.
+# Beside the fits: figures of other people's measurements, cited in `sources`. A line for each GPU
+# of `meshes.gpus` in MEMORY, L2 and IDLE_W.
 MEMORY = {"h100": 2.95e12, "h200": 4.3e12, "a100": 1.79e12, "b200": 6.75e12}
 L2 = {"h100": 5.5e12, "h200": 9.7e12, "a100": 4.0e12, "b200": 12e12}
 ATTENTION = {"64": 420e12, "128": 645e12, "256": 655e12, "512": 320e12}

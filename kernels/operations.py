@@ -18,6 +18,7 @@ from parallax.kernels.ring_attention import (
 from parallax.kernels.ring_attention import backward_cases as ring_attention_backward
 from parallax.kernels.ring_attention import baselines as ring_attention_baselines
 from parallax.kernels.ring_attention import cases as ring_attention
+from parallax.kernels.validation import Kind
 
 
 class Case(Protocol):
@@ -27,7 +28,8 @@ class Case(Protocol):
       flops: of the products that count; throughput is counted in these.
       bytes_accessed: the least that must cross device memory.
       uses_wgmma: its machine code must have the tensor cores' instruction.
-      dtype: "float16" or "bfloat16", of what that multiplies.
+      dtype: of its products, one of `kernels.correctness.BOUNDS`.
+      kind: what `dispatch.choose` is handed for it, and its runs are recorded as.
     """
 
     @property
@@ -40,6 +42,8 @@ class Case(Protocol):
     def uses_wgmma(self) -> bool: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
 
 
 class Operation(Protocol):

@@ -14,8 +14,8 @@ DEFAULT_CLUSTER = "h100_2x8"
 # Left free for NCCL, cuBLAS and the allocator's fragmentation, which no compiled program counts.
 USABLE_FRACTION = 0.92
 
-_NODES_OF_EIGHT = re.compile(r"([a-z0-9]+)_([1-9][0-9]*)x8")
-_PART_OF_A_NODE = re.compile(r"([a-z0-9]+)_1x([1-7])")
+_NODES_OF_EIGHT = re.compile(r"([a-z0-9_]+)_([1-9][0-9]*)x8")
+_PART_OF_A_NODE = re.compile(r"([a-z0-9_]+)_1x([1-7])")
 
 
 @dataclass(frozen=True)

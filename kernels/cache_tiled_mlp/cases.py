@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from parallax.kernels.cache_tiled_mlp.api import Activation, cache_tiled_mlp
+from parallax.kernels.cache_tiled_mlp.limits import cut_name
 from parallax.kernels.cache_tiled_mlp.reference import Matrix
+from parallax.kernels.validation import Kind
 
 ABOUT = """\
 The MLP of a decoding step, all microbatches at once: x [tokens, d_model] by up (and gate), the
@@ -58,6 +60,10 @@ class Case(NamedTuple):
     def weights(self) -> int:
         """Of one layer."""
         return (3 if self.is_gated else 2) * self.d_model * self.d_ff
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(None, self.dtype, cut=cut_name(self.group, self.is_gated))
 
     @property
     def flops(self) -> float:

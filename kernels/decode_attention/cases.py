@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from parallax.kernels.decode_attention.api import decode_attention
+from parallax.kernels.validation import Kind
 
 ABOUT = (
     "One query of each sequence to the slots of its cache that count, as a partial softmax: "
@@ -65,6 +66,10 @@ class Case(NamedTuple):
         """Keys and values that count and queries read once, a float32 output written once."""
         cache = 4.0 * self.seen * self.kv_heads * self.head_dim
         return cache + 6.0 * self.batch * self.heads * self.head_dim
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.head_dim, self.dtype)
 
     uses_wgmma = True
 

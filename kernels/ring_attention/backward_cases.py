@@ -17,6 +17,7 @@ from parallax.kernels.ring_attention.api import (
     empty_carry,
     finish,
 )
+from parallax.kernels.validation import Kind
 
 ABOUT = (
     "One step of attention, backward: dq, dk and dv in float32 from the final log-sum-exp; same "
@@ -50,6 +51,10 @@ class Case(NamedTuple):
         queries, keys = step.heads * step.q_length, step.kv_heads * step.kv_length
         elements = step.batch * step.head_dim * (2 * queries + 2 * keys)
         return 2.0 * elements + 4.0 * step.batch * step.head_dim * (queries + 2 * keys)
+
+    @property
+    def kind(self) -> Kind:
+        return self.step.kind
 
     uses_wgmma = True
 

@@ -12,6 +12,7 @@ import numpy as np
 from parallax.kernels import dispatch
 from parallax.kernels.ring_attention.api import Carry, attention_step, empty_carry
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT, unsupported
+from parallax.kernels.validation import Kind
 
 ABOUT = (
     "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
@@ -67,6 +68,10 @@ class Case(NamedTuple):
         """Queries, keys and values read once, the output written once."""
         tokens = 2 * self.heads * self.q_length + 2 * self.kv_heads * self.kv_length
         return 2.0 * self.batch * tokens * self.head_dim
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.head_dim, self.dtype, self.is_causal, self.tile or DEFAULT)
 
     uses_wgmma = True
 

@@ -174,5 +174,8 @@ def rates_of(gpu: str) -> Rates:
     path = _SHIPPED / f"{gpu}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in _SHIPPED.glob("*.json")))
-        raise ValueError(f"no rates for GPU {gpu!r}. Shipped: {known}. Or calibrate on one.")
+        raise ValueError(
+            f"no rates for GPU {gpu!r}. Shipped: {known}. Give --rates=FILE of `parallax "
+            "calibrate` on one, or ship some (docs/extending.md, A GPU)."
+        )
     return Rates.load(path)

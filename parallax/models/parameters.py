@@ -114,7 +114,21 @@ def _read(config: ModelConfig) -> tuple[Parameter, ...]:
 
     with nnx.use_eager_sharding(False):
         jax.eval_shape(make)
+    _check_names(found)
     return tuple(found)
+
+
+def _check_names(found: list[Parameter]) -> None:
+    """Raises ValueError where two matrices of a layer have one name: estimates would mix them."""
+    matrices: dict[str, Parameter] = {}
+    for parameter in found:
+        if parameter.path[0] == "layers" and parameter.part is not None:
+            other = matrices.setdefault(parameter.name, parameter)
+            if other is not parameter:
+                raise ValueError(
+                    f"Layer: matrices {'.'.join(other.path)} and {'.'.join(parameter.path)} are "
+                    f"both called {parameter.name!r}, up to the first underscore. Rename one."
+                )
 
 
 def _parameters(

@@ -251,7 +251,13 @@ def _fill_columns(w_DV: jax.Array, columns: int) -> jax.Array:
 
 def different_work(path, split: Split) -> tuple[str, ...]:
     """Mesh axes over which devices use the parameter at this path for different work."""
-    name = next(name for name in reversed(path) if name in _DIFFERENT_WORK)
+    name = next((name for name in reversed(path) if name in _DIFFERENT_WORK), None)
+    if name is None:
+        raise LookupError(
+            f"parameter {'.'.join(map(str, path))}: over which devices its gradient is summed is "
+            f"not known; known are {', '.join(_DIFFERENT_WORK)}. Add it to _DIFFERENT_WORK in "
+            "parallax/programs/parameters.py."
+        )
     return split.over(*_DIFFERENT_WORK[name])
 
 

@@ -1,5 +1,6 @@
 """Clusters: names, positions, links, and figures that agree with the target configs."""
 
+import dataclasses
 import re
 
 import pytest
@@ -26,6 +27,12 @@ def test_any_number_of_nodes():
     found = cluster("h200_32x8")
     assert (found.name, found.gpu, found.devices) == ("h200_32x8", GPUS["h200"], 256)
     assert cluster("a100_1x8").topology == "1x1x8"
+
+
+def test_a_gpus_name_may_have_underscores(monkeypatch):
+    monkeypatch.setitem(GPUS, "h100_pcie", dataclasses.replace(GPUS["h100"], name="h100_pcie"))
+    assert cluster("h100_pcie_4x8").nodes == 4
+    assert cluster("h100_pcie_1x2").devices == 2
 
 
 @pytest.mark.parametrize("name", ["h100", "v100_2x8", "h100_0x8", "h100_2x16", "H100_2x8", ""])

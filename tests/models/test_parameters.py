@@ -162,6 +162,18 @@ def test_a_new_matrix_is_written_in_one_place(monkeypatch):
     assert ("layers", "mlp", "extra_DF") in packed
 
 
+def test_two_matrices_of_one_name_are_refused(monkeypatch):
+    class Twice(Mlp):
+        def __init__(self, config, *, rngs):
+            super().__init__(config, rngs=rngs)
+            shape, axes = (config.d_model, config.d_ff), ("embed", "mlp")
+            self.out_DF = weight(config, rngs, shape, axes, config.d_model, part="mlp")
+
+    monkeypatch.setattr("parallax.models.block.Mlp", Twice)
+    with pytest.raises(ValueError, match=r"attention\.out_HKD and layers\.mlp\.out_DF .* 'out'"):
+        model_parameters(DENSE.replace(d_ff=97))
+
+
 def test_a_config_needs_no_flax_until_it_is_asked():
     code = (
         "import sys\n"

@@ -10,6 +10,7 @@ from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.programs.cache import batch_multiple
 from parallax.programs.communication import decode_transfers, forward_transfers, train_transfers
 from parallax.programs.decoding import Decoder
+from parallax.programs.parameters import different_work
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import expert_parallel, layerwise, tensor_pipeline, two_level
 from parallax.workload import Workload
@@ -117,3 +118,8 @@ def test_gradients_of_replicated_weights_are_summed_once_by_hand():
     assert found["gradients over data"].count == 1
     assert found["gradients over data"].wire_bytes == 2 * 15 / 16 * 4 * DENSE.num_params
     assert set(found) == {"gradients over data", "mean loss"}
+
+
+def test_a_parameter_of_an_unknown_place_is_named():
+    with pytest.raises(LookupError, match=r"layers\.adapter\.up_DF.*Add it to _DIFFERENT_WORK"):
+        different_work(("layers", "adapter", "up_DF"), tensor_pipeline(4, 2).split())

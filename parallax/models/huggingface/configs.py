@@ -3,6 +3,7 @@
 Fields whose defaults differ between families must be there; published files have them.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from parallax.models.huggingface.fields import Fields, read_fields
 
 FAMILIES = ("llama", "gpt2", "qwen3", "mixtral")
 _DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16", "float64")
+# What a folder must give back of a config: all but what it says elsewhere or only where it counts.
+_HELD = {f.name for f in dataclasses.fields(ModelConfig)} - {
+    "name", "dtype", "compression", "rope_theta", "rope_scaling", "experts_per_token",
+    "load_balance",
+}  # fmt: skip
 # One function under several names: GELU by tanh, x * sigmoid(x).
 _GELU, _SILU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), ("silu", "swish")
 
@@ -49,6 +55,20 @@ def to_fields(config: ModelConfig) -> dict[str, Any]:
       ValueError: no family does.
     """
     family = family_of(config)
+    values = _fields_of(config, family)
+    fields = Fields(Path("config.json"), values)
+    back = _gpt2(fields) if family == "gpt2" else _llama_like(fields, family)
+    pairs = ((name, getattr(config, name), getattr(back, name)) for name in _HELD)
+    if lost := [f"{name} is {ours!r} (there: {theirs!r})" for name, ours, theirs in pairs
+                if ours != theirs]:  # fmt: skip
+        raise ValueError(
+            f"Model '{config.name}': {'; '.join(lost)}. A folder of {family} would compute "
+            "something else. Save it as a checkpoint of parallax train instead."
+        )
+    return values
+
+
+def _fields_of(config: ModelConfig, family: str) -> dict[str, Any]:
     if family == "gpt2":
         return {
             "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],

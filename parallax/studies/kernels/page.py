@@ -13,7 +13,7 @@ from parallax.kernels.correctness import BOUNDS
 from parallax.kernels.operations import OPERATIONS
 from parallax.kernels.validation import Run, read_lines, runs_of
 from parallax.studies.kernels.gpu_minutes.plan import PARTS
-from parallax.studies.kernels.gpu_minutes.work import DISPATCHED, kind_of
+from parallax.studies.kernels.gpu_minutes.work import DISPATCHED
 
 ROOT = Path(__file__).resolve().parents[3]
 NOT_RUN = "no GPU has run it"
@@ -101,7 +101,7 @@ def _run_table(operation: str, runs: Iterable[Run]) -> list[str]:
     known = [run for run in runs if run.operation == DISPATCHED.get(operation, operation)]
     rows = dict.fromkeys((run.case, run.cut) for run in known)
     planned = dict.fromkeys(
-        (item.case.name, kind_of(operation, item.case).cut)
+        (item.case.name, item.case.kind.cut)
         for part in PARTS.values()
         for group in part.groups
         for item in group.items

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from parallax.models import huggingface
+from parallax.models.huggingface import configs
 from parallax.models.huggingface.configs import FAMILIES, to_fields
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,7 +48,7 @@ def change(folder, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert'.*llama, gpt2, qwen3, mixtral"),
+        ({"model_type": "bert"}, f"model_type is 'bert'.*{', '.join(FAMILIES)}"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*silu"),
         ({"attention_bias": True}, "attention_bias is True.*no bias"),
         ({"sliding_window": 64}, "sliding_window is 64.*full attention"),
@@ -113,6 +114,14 @@ def test_what_is_written_reads_the_same(family, tmp_path):
     assert huggingface.read_config(tmp_path).replace(name=family) == config
 
 
+def test_what_a_folder_would_lose_is_not_written(monkeypatch):
+    """Such as a new field of ModelConfig, which no family reads."""
+    config, read = huggingface.read_config(GOLDEN / "llama"), configs._llama_like
+    monkeypatch.setattr(configs, "_llama_like", lambda *args: read(*args).replace(causal=False))
+    with pytest.raises(ValueError, match=r"causal is True \(there: False\)\. A folder of llama"):
+        to_fields(config)
+
+
 def test_one_expert_a_token_is_weighted_otherwise(tmp_path):
     """Mixtral divides gates by their sum, which makes one gate 1; here it stays a probability."""
     fields = fields_of(GOLDEN / "mixtral") | {"num_experts_per_tok": 1}
@@ -120,7 +129,7 @@ def test_one_expert_a_token_is_weighted_otherwise(tmp_path):
     with pytest.raises(ValueError, match=r"num_experts_per_tok is 1 \(here: one choice is"):
         huggingface.read_config(tmp_path)
     one = huggingface.read_config(GOLDEN / "mixtral").replace(experts_per_token=1)
-    with pytest.raises(ValueError, match="is none of llama, gpt2, qwen3, mixtral"):
+    with pytest.raises(ValueError, match=f"is none of {', '.join(FAMILIES)}"):
         to_fields(one)
 
 

@@ -94,7 +94,10 @@ def test_an_unknown_operation_is_refused_by_name(tmp_path, capsys):
 
 
 def test_what_was_compiled_is_what_ships():
-    """The record names the cases of today; tests/kernels compile them and see that none spills."""
+    """The record names the cases of today; tests/kernels compile them and see that none spills.
+
+    Where it does not: `parallax bench_kernels --compile_only --out=benchmarks/compiled`.
+    """
     rows = compiled_record()["rows"]
     expected = [(name, case.name) for name, op in OPERATIONS.items() for case in op.SHIPPED]
     assert list(dict.fromkeys((row["operation"], row["case"]) for row in rows)) == expected

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parallax.kernels.assembler import assembler_of
-from parallax.kernels.cache_tiled_mlp.limits import cut_name
 from parallax.kernels.operations import BASELINES, OPERATIONS
-from parallax.kernels.ring_attention.tiles import DEFAULT
 from parallax.kernels.validation import Kind, Run
 from parallax.lenses.environment import installed_versions
 from parallax.studies.kernels.checking import check, compile_case, reference
@@ -35,15 +33,6 @@ def do(item: Item, bench: Bench) -> Lines:
     work = {"smoke": _smoke, "ceilings": _ceilings, "check": _check, "time": _time,
             "profile": _profile}  # fmt: skip
     return work[item.work](item, bench)
-
-
-def kind_of(operation: str, case: Any, cut: str | None = None) -> Kind:
-    """What `dispatch` asks the record for, for this case; `cut` in place of the one that ships."""
-    if operation == "cache_tiled_mlp":
-        return Kind(None, case.dtype, cut=cut_name(case.group, case.is_gated))
-    step = getattr(case, "step", case)
-    ships = getattr(step, "tile", None) or DEFAULT
-    return Kind(step.head_dim, step.dtype, getattr(step, "is_causal", False), cut or ships)
 
 
 def _smoke(item: Item, bench: Bench) -> Lines:
@@ -82,7 +71,7 @@ def _check(item: Item, bench: Bench) -> Lines:
     arrays, expected = _expected(item.operation, _without_cut(case))
     compiled = compile_case(OPERATIONS[item.operation], case, bench.check_as, arrays)
     verdict = check(compiled, case.dtype, arrays, expected)
-    run = _run(item, kind_of(item.operation, item.case), compiled)
+    run = _run(item, item.case.kind, compiled)
     yield replace(run, errors=verdict.errors, is_right=verdict.is_right).line()
 
 
@@ -105,7 +94,8 @@ def _time(item: Item, bench: Bench) -> Lines:
         if not name.startswith("mosaic"):
             continue
         implementation, _, cut = name.partition(": ")
-        run = _run(item, kind_of(item.operation, item.case, cut or None), compiled)
+        kind = item.case.kind
+        run = _run(item, kind._replace(cut=cut) if cut else kind, compiled)
         yield replace(
             run,
             implementation=implementation,
