@@ -1,4 +1,4 @@
-"""Fused attention in place of XLA's blocks, where the strategy enables it and it applies."""
+"""The trace of fused attention in place of XLA's blocks, where it is enabled and applies."""
 
 from parallax.analytic.kernels import passes
 from parallax.analytic.trace import Trace

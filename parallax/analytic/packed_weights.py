@@ -1,4 +1,4 @@
-"""Quantized weights: their bytes per device, and the kernels of a product with one.
+"""The bytes per device of quantized weights, and the kernels of a product with one.
 
 A dense weight is read once. A packed one is unpacked in one of two ways: "xla" is what our programs
 do, a pass that reads it packed and writes it dense for the product; "kernel" is a product that
@@ -24,7 +24,7 @@ _WIDE = 4
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """How the matrices of a layer are stored and unpacked.
+    """The storage of a layer's matrices, and how they are unpacked.
 
     Attributes:
       formats: names of the formats of attention's and of the MLP's matrices; None is dense.

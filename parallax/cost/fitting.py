@@ -1,4 +1,4 @@
-"""Cost model constants fitted to measurements of products and collectives by least squares.
+"""The fit of the cost model's constants to measurements of products and collectives.
 
 Residuals are logarithms of ratios, so that small and large shapes weigh alike; the loss is robust,
 so that outliers (one slow run) weigh little. Shapes that `is_test` holds out are never fitted.

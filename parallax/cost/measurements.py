@@ -1,4 +1,4 @@
-"""Published measurements of products, attention and collectives on GPUs, to fit and test against.
+"""The published measurements of products, attention and collectives to fit and test against.
 
 Each figure has the id of its source; `data/sources.toml` says who measured it, how, and under which
 licence it was published.

@@ -1,4 +1,4 @@
-"""Cost estimation: a program's time on streams of kernels, of collectives and of async copies."""
+"""The cost estimate of a trace: streams of kernels, of collectives and of async copies."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

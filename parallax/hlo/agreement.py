@@ -1,4 +1,4 @@
-"""Checks that shapes stated twice in HLO text agree, so that damaged text cannot change a count.
+"""The checks that shapes stated twice in HLO text agree, so that damage cannot change a count.
 
 Checked are the operands and result of a call against the called computation, a computation's
 header, tuples and their elements, starts and dones, and the ops whose result's size follows from

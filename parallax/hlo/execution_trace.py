@@ -1,4 +1,4 @@
-"""Execution traces: a scheduled program as kernels, collectives, loops and branches.
+"""The execution trace: a scheduled program as kernels, collectives, loops and branches.
 
 A trace holds what cost estimation needs and nothing else: it is small, frozen and free of HLO text.
 """

@@ -65,7 +65,7 @@ class Computation:
 
     @cached_property
     def dones(self) -> dict[str, list[int]]:
-        """Name of a start -> positions of the instructions that wait for it."""
+        """The positions of the instructions that wait for a start, by its name."""
         positions: dict[str, list[int]] = {}
         for position, i in enumerate(self.instructions):
             if i.opcode.endswith("-done"):

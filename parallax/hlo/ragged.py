@@ -1,4 +1,4 @@
-"""Ragged all-to-alls: the rows that each device sends depend on data, the program has a buffer."""
+"""The bytes of ragged all-to-alls: rows sent depend on data, the program has only a buffer."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Checks that a parsed module is complete: nothing truncated or misspelt may go uncounted."""
+"""The checks that a parsed module is complete: nothing truncated or misspelt goes uncounted."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Microbenchmarks of the local devices: products, attention, copies, launches, links, power.
+"""The microbenchmarks of local devices: products, attention, copies, launches, links, power.
 
 Times are taken from jitted loops that run the same work n and 3n times in one program, so that the
 fixed overhead per call cancels out. Every figure is a median.

@@ -1,4 +1,4 @@
-"""Child processes that run one function in an environment of their own.
+"""The child processes of the lenses, each running one function in its own environment.
 
 JAX fixes its platform and its number of devices when it starts, so verify (virtual CPU devices) and
 compile (a GPU topology) each get a fresh process, and work from a notebook where JAX already runs.

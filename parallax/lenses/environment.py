@@ -1,4 +1,4 @@
-"""Environments of the lenses' child processes, virtual devices, and what is installed here."""
+"""The environments of the lenses' child processes, virtual devices, and installed packages."""
 
 import contextlib
 import importlib.metadata

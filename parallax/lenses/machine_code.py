@@ -1,4 +1,4 @@
-"""Machine code of Mosaic kernels for the H100, made without a GPU: registers, spills, memory.
+"""The machine code of Mosaic kernels for the H100, made without a GPU: registers, spills.
 
 Needs the `aot` extra, and a process of its own (`lenses.child`, `compile_environment()`).
 """
@@ -18,7 +18,7 @@ from parallax.kernels.assembler import Assembler, assembler_of
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What the assembler and Mosaic report about one kernel.
+    """The report of the assembler and of Mosaic on one kernel.
 
     Attributes:
       name: the kernel's name.
@@ -52,12 +52,12 @@ class MachineCode:
 
     @property
     def started_with(self) -> int:
-        """Registers that a block starts with: those per thread, summed over its warpgroups."""
+        """The registers that a block starts with: those per thread, summed over its warpgroups."""
         return self.warpgroups * self.entry_registers
 
     @property
     def asked_for(self) -> int:
-        """Registers as in `started_with` after each role has set its own; more make a block hang.
+        """The registers as in `started_with` once each role has set its own; more hang the block.
 
         A role that gives registers away has one warpgroup; roles that take some share the others.
         """

@@ -1,4 +1,4 @@
-"""Power and energy of the local GPUs from NVML's counters; None without a GPU or NVML."""
+"""The power and energy of the local GPUs, from NVML's counters; None without a GPU or NVML."""
 
 import os
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ from parallax.parallel.split import Split
 
 @dataclass(frozen=True)
 class Plain(Local):
-    """Textbook attention, softmax(Q K^T / sqrt(K)) V: all scores at once, in float32 or wider."""
+    """The textbook's attention, softmax(Q K^T / sqrt(K)) V: all scores at once, in float32 or up."""
 
     def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
         assert partial_over is None, "the textbook has whole heads"
@@ -36,7 +36,7 @@ class Plain(Local):
 
 @dataclass(frozen=True)
 class EveryExpert(LocalExperts):
-    """Dense experts: every expert runs on every token, and the gates select the outputs."""
+    """The textbook's experts: every expert runs on every token, and the gates select outputs."""
 
     def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
         h_TEF = jnp.einsum("td,edf->tef", x_TD, weights.up_eDF)

@@ -1,4 +1,4 @@
-"""Real text as tokens: the bytes of a UTF-8 file, by default Python's standard library sources."""
+"""The tokens of real text: the bytes of a UTF-8 file, by default Python's own sources."""
 
 import os
 from pathlib import Path

@@ -91,7 +91,7 @@ def _read(given: Given, reading: TpsReading, model: Model | None) -> ReadTps:
 
 
 def _tps_verdict(claim: Claim, readings: tuple[ReadTps, ...], implied: float | None) -> Verdict:
-    """Judge a throughput: impossible under all readings, else by the first possible modelled one."""
+    """Judge a throughput: impossible under all readings, else by the first possible modelled."""
     possible = [r for r in readings if not r.beyond]
     if not possible:
         return "beyond the physical bound"

@@ -1,4 +1,4 @@
-"""Numbers as papers print them, such as 12,800 and 1.20M and 16k."""
+"""The numbers that papers print, such as 12,800 and 1.20M and 16k."""
 
 import re
 

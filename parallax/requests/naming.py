@@ -1,4 +1,4 @@
-"""Models, strategies and rates by name, folder or file, as flags and notebooks give them."""
+"""The names of models, strategies and rates: folders, files and names, from flags or Python."""
 
 from pathlib import Path
 from typing import Any

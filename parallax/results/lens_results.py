@@ -71,7 +71,7 @@ class Exactness:
 
 @dataclass(frozen=True)
 class RouterFacts:
-    """Statistics of the routers of a model with experts (tag: measured).
+    """The statistics of the routers of a model with experts (tag: measured).
 
     Attributes:
       smallest_margin: the smallest gap in probability between the last expert a token chose and the

@@ -1,4 +1,4 @@
-"""Ranking: all candidates by the analytical model, the best few again by compiled programs."""
+"""The ranking of candidates: all by the analytical model, the best again as compiled programs."""
 
 import time
 from collections import Counter
@@ -113,7 +113,7 @@ def _too_slow(request: SearchRequest, c: Candidate) -> bool:
 
 
 def _short(error: str) -> str:
-    """Shorten a refusal to what does not name one candidate."""
+    """Shorten a refusal to the part that does not name a candidate."""
     text = error.partition(": ")[2] or error
     return text.split(".")[0][:100]
 

@@ -1,4 +1,4 @@
-"""Regime maps: which strategy wins where, over two axes, by the analytical model."""
+"""The regime maps: which strategy wins where, over two axes, by the analytical model."""
 
 from collections.abc import Callable, Mapping, Sequence
 
