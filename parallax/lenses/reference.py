@@ -14,7 +14,7 @@ from parallax.parallel.split import Split
 
 @dataclass(frozen=True)
 class Plain(Local):
-    """The textbook's attention, softmax(Q K^T / sqrt(K)) V: all scores at once, in float32 or up."""
+    """The textbook's attention, softmax(Q K^T / sqrt(K)) V: all scores at once, float32 or more."""
 
     def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
         assert partial_over is None, "the textbook has whole heads"

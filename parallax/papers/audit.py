@@ -9,7 +9,7 @@ from parallax.papers.results import Audited, ReadTps, TpsReading
 from parallax.papers.tpot import tpot_readings
 from parallax.results.lens_results import Figure
 
-OTHER_WIRING = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
+_OTHER_CLUSTER = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
 
 # (paper, strategy, "prefill" or "decode") -> tokens/s with its error bar; None where it has none.
 Model = Callable[[Paper, str, TpsReading], Figure | None]
@@ -73,8 +73,8 @@ def _throughput(given: Given, model: Model | None) -> Audited:
     implied = None if claim.derive is None else claim.derive(given)
     verdict = _tps_verdict(claim, readings, implied)
     elsewhere = ""
-    if given.cluster.name == paper.cluster and given.cluster.name != OTHER_WIRING:
-        other = Given(paper, claim, cluster(OTHER_WIRING))
+    if given.cluster.name == paper.cluster and given.cluster.name != _OTHER_CLUSTER:
+        other = Given(paper, claim, cluster(_OTHER_CLUSTER))
         there = tuple(_read(other, reading, None) for reading in TPS_READINGS)
         elsewhere = _change(readings, there, claim)
     return Audited(
@@ -114,7 +114,7 @@ def _change(here: tuple[ReadTps, ...], there: tuple[ReadTps, ...], claim: Claim)
             share = 100 * claim.value / b.limit.tokens_per_s
             state = "is beyond the bound" if b.beyond else "is possible"
             said.append(
-                f"on {OTHER_WIRING} the {b.limit.reading} reading {state}: "
+                f"on {_OTHER_CLUSTER} the {b.limit.reading} reading {state}: "
                 f"{share:.0f} % of what {b.limit.set_by} allows"
             )
     return "; ".join(said)
