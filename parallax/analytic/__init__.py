@@ -1,7 +1,7 @@
-"""The analytical model of a strategy's time: a synthetic trace, priced like a compiled program.
+"""The analytical model: a strategy's time from a synthetic trace, costed like a compiled program.
 
-Nothing is compiled; an estimate takes milliseconds. It knows what our own programs do: which
-products, which passes over memory, which transfers, and what runs beside them.
+Nothing is compiled; an estimate takes milliseconds. The trace mirrors what our own programs do:
+which products, which passes over memory, which transfers, and what overlaps them.
 """
 
 from parallax.analytic.estimating import Estimate, estimate

@@ -1,4 +1,4 @@
-"""The attention of a layer as kernels: over a prompt, or against a cache."""
+"""The attention of a layer as kernels of a trace: over a prompt, or against a KV cache."""
 
 import math
 
@@ -14,8 +14,10 @@ _MERGED_BYTES = 64 << 20
 
 
 def projections(trace: Trace) -> list[Step]:
-    """Queries, keys and values; XLA makes one product of those that are small, and for that
-    puts their weights side by side, every time."""
+    """Trace the query, key and value projections.
+
+    XLA merges the small ones into one product, and concatenates their weights for it every time.
+    """
     d, item = trace.config.d_model, trace.item
     widths = {name: n for name, (n, _) in trace.matrices("attention", reads_stream=True).items()}
     merged = [n for n, w in widths.items()
@@ -35,7 +37,7 @@ def projections(trace: Trace) -> list[Step]:
 
 
 def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    """All queries against all keys, in blocks; and the loop body of one pair of blocks."""
+    """Trace all queries against all keys, in blocks; and the loop body of one pair of blocks."""
     config, part = trace.config, trace.split.attention
     shape = attention_shape(config, trace.split, trace.walk.b, trace.workload.seq_len, packed=False)
     work = part.work(shape, trace.split.mesh_axes)
@@ -50,8 +52,8 @@ def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
     hops = 1 + sum(n for _, n in trace.rings())
     tokens = whole / max(1, work.rows * values)
     fused = fused_step(trace, work, values, tokens, hops)
-    # XLA's scheduler starts a send where it thinks it will just be done: half-way through the
-    # hop's work.
+    # XLA's scheduler starts a send as late as it estimates that it will still be done in time:
+    # half-way through the hop's work.
     half, loop = ([Loop("pairs", pairs / hops / n, "pair", "test")] for n in (2, 1))
     if fused:
         half, loop = fused[:1], fused
@@ -67,11 +69,11 @@ def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
 
 
 def cached_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    """A new token's queries against the cache."""
+    """Trace a new token's queries against the KV cache."""
     assert trace.decoder is not None
     cache = trace.decoder.kv_bytes() / trace.walk.layers / trace.decoder.step_microbatches
-    # A product of several queries with the same keys needs them in one piece: those of a
-    # microbatch are copied out. One query's keys are read where they lie.
+    # A product of several queries with the same keys needs them contiguous: a microbatch's keys are
+    # copied out of the cache. A single query's keys are read in place.
     fused = fused_cached(trace, cache)
     grouped = trace.heads > trace.kv_heads and trace.decoder.step_microbatches > 1
     picked = [passes(f"picked {x}", cache / 2, cache / 2) for x in "kv"] if grouped else []

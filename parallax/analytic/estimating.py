@@ -1,4 +1,4 @@
-"""A synthetic trace of a prefill or a decoding step: ticks of layers of kernels and transfers."""
+"""The estimate of a prefill or decoding step: its synthetic trace, ticks of layers of kernels."""
 
 from dataclasses import dataclass, field
 
@@ -17,11 +17,11 @@ from parallax.programs.steps import ModelStep, TransformerStep
 
 @dataclass(frozen=True)
 class Estimate:
-    """The analytical model's answer (tag: modelled).
+    """The analytical model's estimate of a step (tag: modelled).
 
     Attributes:
-      cost: of one call on one device.
-      tokens: that the call handles, over all devices.
+      cost: cost of one call on one device.
+      tokens: tokens that the call handles, over all devices.
       work: the synthetic trace.
     """
 
@@ -43,21 +43,21 @@ def estimate(
     weights: PackedWeights | None = None,
     resident: bool = False,
 ) -> Estimate:
-    """The time of one call of a step.
+    """Estimate the time of one call of a step by the analytical model.
 
     Args:
       step: a prefill of the whole batch, or a decoding step.
-      cluster: its devices are the mesh's.
-      rates: None takes what is shipped for the GPU.
-      skew: rows of the busiest expert over the mean, from 1 on: its device is waited for.
+      cluster: the GPUs; as many devices as the mesh has.
+      rates: cost model constants; None uses those shipped for the GPU.
+      skew: rows of the busiest expert over the mean, at least 1: the others wait for its device.
       weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
-      resident: weights that the cache model still finds in the L2 cache from the tick before are
-        read from there; otherwise every tick reads all of them from memory, as a compiled
-        program is priced.
+      resident: whether weights that the cache model still finds in the L2 cache from the previous
+        tick are read from there; otherwise every tick reads all of them from memory, as in the
+        estimate of a compiled program.
 
     Raises:
-      ValueError: a shard of a packed weight that is no whole number of runs, groups and bytes;
-        a step that has no analytical model, such as a training step or layers in weight tiles.
+      ValueError: a shard of a packed weight is not a whole number of runs, groups and bytes, or the
+        step has no analytical model, such as a training step or layers in weight tiles.
 
     Cost: milliseconds; nothing is traced.
     """
@@ -113,8 +113,8 @@ def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     q = float(t * trace.heads * trace.head_dim * item)
     kv = float(t * trace.kv_heads * trace.head_dim * item)
     turned = trace.walk.b > 1 and not trace.decoder and trace.sums()
-    # Where nothing is summed over devices, a norm is one kernel and the residual is added in
-    # the product before it.
+    # Where nothing is summed over devices, a norm is one kernel, and the residual is added in the
+    # product before it.
     alone = not trace.sums()
     rows = [] if alone else [passes("square", r, r / 512), passes("rows", r / 512, r / 8192)]
     steps: list[Step] = [*trace.sends("before_attention"), *rows,

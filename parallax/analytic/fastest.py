@@ -1,4 +1,4 @@
-"""A strategy at its best: the microbatches that fit a device and take the least time."""
+"""The fastest run of a strategy: the number of microbatches that fits and takes the least time."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True)
 class Fastest:
-    """One strategy at one place (tag: modelled).
+    """One strategy at its best number of microbatches (tag: modelled).
 
     Attributes:
-      estimate: of the whole batch's prefill, or of one decoding step.
-      microbatches: that were taken.
-      needed_bytes: per device.
-      steady_s: seconds if a pipeline were kept full by other requests, which no program here does:
+      estimate: estimate of the whole batch's prefill, or of one decoding step.
+      microbatches: the number of microbatches.
+      needed_bytes: memory per device.
+      steady_s: seconds if other requests kept the pipeline full, which no program here does:
         without its first and last ticks, at the number of microbatches that is best then.
     """
 
@@ -44,17 +44,20 @@ def fastest(
     weights: PackedWeights | None = None,
     rates: Rates | None = None,
 ) -> Fastest:
-    """The best of some numbers of microbatches, weights read from the L2 cache where they stay.
+    """Find the fastest of several numbers of microbatches, with weights read from L2 if they stay.
 
     Args:
-      phase: "prefill", of batch x seq_len tokens, or "decode", a token more for each sequence of
-        that many.
-      weights: how they are stored; None is as the config says.
+      config, strategy, cluster: what runs, and where.
+      phase: "prefill", of batch x seq_len tokens, or "decode", one more token for each of `batch`
+        sequences of seq_len.
+      batch, seq_len: sequences over all devices, and tokens per sequence.
+      weights: how the weights are stored; None is as the config says.
+      rates: cost model constants; None uses those shipped for the GPU.
 
     Raises:
-      ValueError: sizes that do not divide, or nothing that fits a device; says how much is missing.
+      ValueError: sizes do not divide, or nothing fits a device; says how much memory is needed.
 
-    Cost: some ten milliseconds.
+    Cost: about ten milliseconds.
     """
     workload = Workload(batch, seq_len)
     whole = make_step(config, strategy, workload, phase).with_microbatches(1)
@@ -80,10 +83,10 @@ def fastest(
 
 
 def steady_share(step: TransformerStep) -> float:
-    """Ticks that one of many batches takes of a pipeline kept full, over those it takes alone.
+    """Compute the ticks per batch of a pipeline kept full, over those of a batch that runs alone.
 
-    Microbatches take a tick each. Where the next call waits for this one's results, as a sequence's
-    next token does, few microbatches leave gaps for their own next step.
+    A microbatch takes one tick. Where the next call needs this one's results, as a sequence's next
+    token does, few microbatches leave gaps until their own next step.
     """
     strategy, microbatches = step.strategy, step.workload.microbatches
     stages = strategy.split().count("layers")
@@ -96,7 +99,7 @@ def steady_share(step: TransformerStep) -> float:
 
 
 def microbatches_of(step: TransformerStep) -> tuple[int, ...]:
-    """The numbers of microbatches that are tried: divisors of a device's sequences."""
+    """Return the numbers of microbatches to try, divisors of the sequences per device."""
     split = step.strategy.split()
     stages, local = split.count("layers"), step.workload.batch // split.count("act_batch")
     if step.is_chained:

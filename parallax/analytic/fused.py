@@ -1,4 +1,4 @@
-"""Attention by one kernel in place of XLA's blocks, where the strategy asks for it and it can."""
+"""The trace of fused attention in place of XLA's blocks, where it is enabled and applies."""
 
 from parallax.analytic.kernels import passes
 from parallax.analytic.trace import Trace
@@ -17,12 +17,13 @@ _HALF = ("f16", "bf16")
 def fused_step(
     trace: Trace, work: AttentionWork, values: int, tokens: float, hops: float
 ) -> list[Kernel]:
-    """A hop of a device's attention: parts that add up to it; [] where XLA computes it.
+    """Trace one hop of attention as kernels that add up to it; [] where XLA computes it.
 
     Args:
-      work: of all hops.
-      values: width of the values of a head.
-      tokens: queries of a device's row.
+      trace: the step, as one device sees it.
+      work: attention work per device, of all hops.
+      values: width of a head's values.
+      tokens: queries per row on a device.
       hops: devices of the ring; 1 for a whole sequence.
     """
     asked, width = trace.kernels, work.width - values
@@ -31,7 +32,7 @@ def fused_step(
         return []
     if asked == "cudnn":
         visible = 0.5 if trace.config.causal else 1.0
-        # Queries in shards beside all their keys have fewer scores, and go step by step.
+        # Sharded queries with all their keys have fewer scores, and take the stepwise kernel.
         in_shards = work.scores < visible * work.rows * tokens**2
         if hops > 1 or in_shards or width > WIDEST_COMPILED or width % 8:
             return []
@@ -45,7 +46,7 @@ def fused_step(
 
 
 def fused_cached(trace: Trace, cache_bytes: float) -> list[Kernel]:
-    """New tokens' queries against so many bytes of keys and values; [] where XLA computes it."""
+    """Trace new tokens' queries against `cache_bytes` of KV cache; [] where XLA computes it."""
     assert trace.decoder is not None
     layout, shape = trace.decoder.layout, trace.decoder.attention_shape
     if trace.kernels != "mosaic" or trace.dtype not in _HALF or layout.slice_axes:

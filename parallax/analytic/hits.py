@@ -1,7 +1,7 @@
-"""The share of weight reads that the L2 cache serves: a synthetic trace's launches, two ticks.
+"""The share of weight reads that the L2 cache serves, over two ticks of a synthetic trace.
 
-The cache keeps what was touched last, up to its usable size, and what is larger passes through: the
-cost model's own rule, here carried from one tick to the next.
+The cache keeps the arrays touched last, up to its usable size, and larger ones pass through: the
+cost model's own rule, here carried over from one tick to the next.
 """
 
 import math
@@ -13,18 +13,18 @@ from parallax.cost.rates import Rates
 from parallax.hlo.execution_trace import ExecutionTrace, Kernel, Loop, Start
 from parallax.meshes.cluster import Cluster
 
-# Rounds of a loop that are run through; those beyond could only push more out.
-_ROUNDS = 64
+# Iterations of a loop that are simulated; further ones could only evict more.
+_ITERATIONS = 64
 
 
 @dataclass(frozen=True)
 class WeightReads:
-    """Of one tick, after one before it (tag: modelled).
+    """The weight reads of one tick that follows another (tag: modelled).
 
     Attributes:
-      read_bytes: of stored weights.
-      hit_bytes: of them, those that are in the L2 cache.
-      resident: arrays of which every layer finds bytes in the cache.
+      read_bytes: bytes of stored weights that are read.
+      hit_bytes: those of them that are in the L2 cache.
+      resident: array -> bytes of it that every layer finds in the cache.
     """
 
     read_bytes: float
@@ -37,15 +37,15 @@ class WeightReads:
 
 
 def weight_reads(work: ExecutionTrace, cluster: Cluster, rates: Rates) -> WeightReads:
-    """The reads of layers' weights in a steady tick of a synthetic trace.
+    """Count the reads of layers' weights in a steady tick of a synthetic trace.
 
     Args:
       work: the synthetic trace of an `Estimate`.
-      cluster, rates: its GPU.
+      cluster, rates: the GPU and its cost model constants.
     """
     cache = Recent(rates.l2_share * cluster.gpu.l2_bytes)
     stored = _weight_bytes(work, "tick")
-    if stored > cache.capacity:  # each is pushed out by the others before its turn comes again
+    if stored > cache.capacity:  # each weight is evicted by the others before it is read again
         return WeightReads(stored, 0.0, {})
     read = hit = 0.0
     least: dict[str, float] = {}
@@ -55,7 +55,7 @@ def weight_reads(work: ExecutionTrace, cluster: Cluster, rates: Rates) -> Weight
                 own = name
                 if name in kernel.weights:
                     own = f"{name}@{layer}"
-                elif name in kernel.kv_cache:  # of each layer and of each microbatch its own
+                elif name in kernel.kv_cache:  # every layer and microbatch has its own
                     own = f"{name}@{layer}@{tick}"
                 in_cache = min(size, cache.held.get(own, 0.0))
                 if tick and name in kernel.weights:
@@ -69,16 +69,16 @@ def weight_reads(work: ExecutionTrace, cluster: Cluster, rates: Rates) -> Weight
 def _launches(
     work: ExecutionTrace, name: str, at: tuple[int, ...]
 ) -> Iterator[tuple[Kernel, tuple]]:
-    """Kernels in order, each with the rounds of the loops around it whose arrays differ."""
+    """Yield kernels in order, each with the iterations of the loops that give it other weights."""
     for step in work.steps[name]:
         if isinstance(step, Kernel):
             yield step, at
         elif isinstance(step, Start) and isinstance(step.what, Kernel):
             yield step.what, at
         elif isinstance(step, Loop):
-            # Rounds without weights of their own touch the same arrays again.
-            rounds = math.ceil(step.count) if _weight_bytes(work, step.body) else 1
-            for i in range(min(_ROUNDS, rounds)):
+            # Iterations without weights of their own touch the same arrays again.
+            iterations = math.ceil(step.count) if _weight_bytes(work, step.body) else 1
+            for i in range(min(_ITERATIONS, iterations)):
                 yield from _launches(work, step.body, at if step.same_weights else (*at, i))
 
 
@@ -86,8 +86,8 @@ def _weight_bytes(work: ExecutionTrace, name: str) -> float:
     total = 0.0
     for step in work.steps[name]:
         if isinstance(step, Loop):
-            rounds = 1 if step.same_weights else math.ceil(step.count)
-            total += rounds * _weight_bytes(work, step.body)
+            iterations = 1 if step.same_weights else math.ceil(step.count)
+            total += iterations * _weight_bytes(work, step.body)
         elif isinstance(step, Kernel):
             total += sum(size for read, size in step.reads if read in step.weights)
     return total

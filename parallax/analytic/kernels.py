@@ -1,6 +1,6 @@
-"""Kernels of a synthetic trace: what one launch multiplies, reads and writes.
+"""The kernels of a synthetic trace: what each launch multiplies, reads and writes.
 
-Names stand for arrays, so that the cache model sees what was just written.
+Arrays have names, so that the cache model sees what was just written.
 Shapes: T tokens of a microbatch on one device, D model width, H heads, K head_dim, c block.
 """
 
@@ -13,9 +13,15 @@ def gemm(
     name: str, m: float, n: float, k: float, dtype: str, item: int, *, a: str = "", b: str = "",
     batch: int = 1, out_item: int | None = None, b_bytes: float | None = None,
 ) -> Kernel:  # fmt: skip
-    """batch x [m, k] x [k, n]; `b_bytes` where the second operand is stored otherwise.
+    """Make the kernel of a matrix product batch x [m, k] x [k, n].
 
-    The second operand is a weight of that name, or the array `b`.
+    Args:
+      name: name of the result; the operands are `<name>.x` and the weight `<name>.w` by default.
+      m, n, k, batch: sizes.
+      dtype, item: HLO name of the operands' dtype, and bytes per element.
+      a, b: names of other operands; with `b` the second one is not a weight.
+      out_item: bytes per element of the result; None is `item`.
+      b_bytes: bytes of the second operand, where it is stored in another form.
     """
     m, n, k = int(m), int(n), int(k)
     second = batch * k * n * item if b_bytes is None else b_bytes
@@ -26,17 +32,17 @@ def gemm(
 
 
 def passes(name: str, read: float, written: float, of: str = "") -> Kernel:
-    """A kernel that only moves bytes."""
+    """Make a kernel that only moves bytes, reading the array `of`."""
     return Kernel(name, ((of or f"{name}.in", read),), written)
 
 
 def cache_read(name: str, read: float, written: float) -> Kernel:
-    """A kernel that moves bytes of the KV cache."""
+    """Make a kernel that reads bytes of the KV cache."""
     return Kernel(name, ((f"{name}.in", read),), written, kv_cache=(f"{name}.in",))
 
 
 def block_pair(rows: int, block: int, width: int, values: int, item: int, dtype: str):
-    """One block of queries against one of keys, all heads and sequences at once."""
+    """Make the kernels of one block of queries against one of keys, for all heads and sequences."""
     score, query, out = rows * block * block, rows * block * width, rows * block * values
     small = float(rows * block * _WIDE)
     return (

@@ -1,4 +1,4 @@
-"""The memory per device by closed form: weights and cache exactly, the largest event of a layer."""
+"""The memory per device by closed form: weights and cache exactly, plus a layer's peak."""
 
 import jax
 
@@ -21,12 +21,12 @@ def estimate_bytes(
     *,
     weights: PackedWeights | None = None,
 ) -> float:
-    """The bytes per device that a prefill needs, with the cache of `decoder` in its place.
+    """Estimate the bytes per device that a prefill needs, with the KV cache of `decoder` beside it.
 
-    Weights and cache are exact. What a prefill holds at once is the larger of its two parts: a
-    residual stream in and out beside queries, keys, values and the float32 result, or beside the
-    MLP's wide rows. Packed weights (`weights`; None is as the config says) take what they are
-    stored in, and, unpacked by XLA, one layer's dense matrices beside.
+    Weights and cache are exact. The peak of a prefill is the larger of two: the residual stream in
+    and out with queries, keys, values and the float32 result, or with the wide rows of the MLP.
+    Packed weights (`weights`; None is as the config says) take their stored bytes, and, unpacked by
+    XLA, those of one layer's dense matrices.
     """
     config, split = sharded.config, sharded.strategy.split()
     workload, item = sharded.workload, sharded.config.item_bytes
@@ -42,8 +42,8 @@ def estimate_bytes(
     block = work.rows * work.block**2 * (_WIDE + item)
     attention = q * (2 * item + _WIDE) + 2 * kv * item + block
     if split.attention.seq_axes:
-        attention += kv * item  # the next keys are on their way
-    # Wide rows: of every matrix the side that is not the residual stream.
+        attention += kv * item  # the next keys are in flight
+    # The wide rows are the side of every matrix that is not the residual stream.
     matrices = device_matrices(config, split, "mlp").values()
     mlp = tokens * item * sum(k + n - config.d_model for k, n, _ in matrices)
     if config.num_experts:
@@ -57,6 +57,6 @@ def _weight_bytes(sharded: ShardedTransformer, weights: PackedWeights) -> float:
     config, split = sharded.config, sharded.strategy.split()
     whole = float(sum(jax.tree.leaves(sharded.shard_bytes())))
     stored, dense, made = layer_weight_bytes(config, split, weights)
-    if config.compression is None:  # asked for beside a model that is not compressed
+    if config.compression is None:  # packed weights asked of a model that is not compressed
         whole -= max(sharded.groups) * (dense - stored)
     return whole + made

@@ -1,4 +1,4 @@
-"""The MLP of a layer as kernels: one for all tokens, or experts beside the exchange of tokens."""
+"""The MLP of a layer as kernels of a trace: one MLP for all tokens, or experts with exchanges."""
 
 import math
 from typing import Any
@@ -12,15 +12,15 @@ from parallax.programs.communication import expected_routing
 
 
 def plain_mlp(trace: Trace) -> list[Step]:
-    """One MLP for all tokens."""
+    """Trace one MLP for all tokens."""
     first = trace.matrices("mlp", reads_stream=True)
     steps: list[Step] = []
     name, (n, k) = next(iter(first.items()))
     dense = trace.weights.form_of(name) is None
     several = trace.walk.layers > 1
     if dense and trace.decoder and len(first) == 1 and several and trace.has("new_tokens"):
-        # XLA copies the first matrix out of its stack, beside the layer; after an exchange of
-        # queries it starts too late to be hidden.
+        # XLA copies the first matrix out of its stack while the layer runs; after an exchange of
+        # queries the copy starts too late to be hidden.
         matrix = float(n * k * trace.item)
         steps.append(passes(f"{name}.w", matrix, matrix))
     steps += [step for name, size in first.items() for step in trace.product(name, *size)]
@@ -28,13 +28,13 @@ def plain_mlp(trace: Trace) -> list[Step]:
 
 
 def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    """Router, dispatch, tiles of rows in chunks beside their exchange, combine."""
+    """Trace the router, the dispatch, the experts in chunks beside their exchange, the combine."""
     r, item = trace.residual, trace.item
     here = trace.config.num_experts // trace.split.count("expert")
     unpacked = [step for name, (n, k) in _matrices(trace).items()
                 for step in trace.weights.unpacked(name, n, k, item, here)]  # fmt: skip
     matrices = _matrix_bytes(trace, dense=bool(unpacked))
-    copied = trace.walk.layers > 1 and not unpacked  # what is made dense is in one piece
+    copied = trace.walk.layers > 1 and not unpacked  # unpacked matrices are contiguous already
     stacked = passes("layer", here * matrices, here * matrices)
     rows = r * trace.config.experts_per_token
     steps: list[Step] = [
@@ -49,20 +49,20 @@ def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
 
 
 def _matrices(trace: Trace) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of an expert's matrices, by name."""
+    """Return the (outputs, inputs) of an expert's matrices, by name."""
     both = (trace.matrices("mlp", reads_stream=reads) for reads in (True, False))
     return {name: size for sizes in both for name, size in sizes.items()}
 
 
 def _activated(trace: Trace, rows: int) -> Kernel:
-    """What the first matrices put out becomes what the last one takes in."""
+    """Make the kernel of the activation between the first matrices and the last."""
     first = trace.matrices("mlp", reads_stream=True)
     read = tuple((name, float(rows * n * trace.item)) for name, (n, _) in first.items())
     return Kernel("act", read, read[0][1])
 
 
 def _matrix_bytes(trace: Trace, dense: bool) -> float:
-    """Bytes of one expert's matrices: dense, or as they are stored."""
+    """Count the bytes of one expert's matrices, dense or as they are stored."""
     total = 0.0
     for name, (n, k) in _matrices(trace).items():
         form = None if dense else trace.weights.form_of(name)
@@ -71,7 +71,7 @@ def _matrix_bytes(trace: Trace, dense: bool) -> float:
 
 
 def _tile(trace: Trace) -> tuple[Step, ...]:
-    """One expert's products of one tile of rows."""
+    """Trace one expert's products for one tile of rows."""
     part: Any = trace.split.experts
     rows, moved = part.tile, float(part.tile * trace.config.d_model * trace.item)
 
@@ -88,7 +88,7 @@ def _tile(trace: Trace) -> tuple[Step, ...]:
 
 
 def _expert(trace: Trace, here: int, matrices: float) -> tuple[Step, ...]:
-    """All tiles of one expert; the busiest device has one busy expert among those `here`."""
+    """Trace all tiles of one expert; the busiest device has one busy expert among those `here`."""
     routing = expected_routing(trace.config, trace.strategy, trace.workload, trace.decoder)
     assert routing is not None
     busiest = 1 + (trace.skew - 1) / here
@@ -98,12 +98,12 @@ def _expert(trace: Trace, here: int, matrices: float) -> tuple[Step, ...]:
     )  # fmt: skip
     if here == 1:
         return (tiles,)
-    # One expert's matrices are copied out of its layer's.
+    # Each expert's matrices are copied out of its layer's.
     return (Start("cut", passes("cut", matrices, matrices)), Wait("cut"), tiles)
 
 
 def _in_chunks(trace: Trace, experts: Loop, rows: float) -> list[Step]:
-    """The experts chunk by chunk, each beside the exchange of the next."""
+    """Trace the experts chunk by chunk, each beside the exchange of the next."""
     part: Any = trace.split.experts
     chunks, _ = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
     sends: list[Send] = trace.sends("experts")

@@ -1,8 +1,8 @@
-"""Quantized weights: their bytes per device, and what a product with one costs.
+"""The bytes per device of quantized weights, and the kernels of a product with one.
 
-A dense weight is read once. A packed one has two readings: "xla" is what our programs do, a pass
-reads it packed and writes it dense, and the product reads that; "kernel" is a product that unpacks
-in registers and reads packed bytes alone, which nobody has built here: assumed.
+A dense weight is read once. A packed one is unpacked in one of two ways: "xla" is what our programs
+do, a pass that reads it packed and writes it dense for the product; "kernel" is a product that
+unpacks in registers and reads packed bytes alone, which is assumed: no such kernel is built here.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ _WIDE = 4
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """How the matrices of a layer are stored.
+    """The storage of a layer's matrices, and how they are unpacked.
 
     Attributes:
-      formats: of the attention's and of the MLP's matrices, by name; None leaves them dense.
-      unpacking: the reading.
+      formats: names of the formats of attention's and of the MLP's matrices; None is dense.
+      unpacking: who unpacks them, "xla" or "kernel".
     """
 
     formats: Formats | None = None
@@ -42,7 +42,7 @@ class PackedWeights:
             )
 
     def of(self, config: ModelConfig) -> "LayerWeights":
-        """The matrices of this model's layer, stored so."""
+        """Return the matrices of a model's layer, stored this way."""
         return LayerWeights(self, {matrix.name: matrix for matrix in layer_matrices(config)})
 
 
@@ -51,19 +51,19 @@ class LayerWeights:
     """The matrices of one model's layer as they are stored, by the names of their products.
 
     Attributes:
-      stored: how.
-      matrices: name (such as q, out, up) -> matrix, of those that formats store.
+      stored: how they are stored.
+      matrices: name (such as q, out, up) -> matrix, of those that formats apply to.
     """
 
     stored: PackedWeights
     matrices: Mapping[str, Parameter]
 
     def part_of(self, name: str) -> str | None:
-        """The product's part of the layer; None where formats leave its matrix alone."""
+        """Return the part of the layer a product is in; None where no format applies to it."""
         return self.matrices[name].part if name in self.matrices else None
 
     def form_of(self, name: str) -> Format | None:
-        """Format of the product's matrix; None where it is dense."""
+        """Return the format of a product's matrix; None where it is dense."""
         part = self.part_of(name)
         if self.stored.formats is None or part is None:
             return None
@@ -71,9 +71,9 @@ class LayerWeights:
         return form if form.sparse or form.group is not None else None
 
     def unpacked(self, name: str, n: float, k: float, item: int, count: int = 1) -> list[Step]:
-        """The pass that makes `count` matrices [k, n] dense, where there is one.
+        """Trace the pass that unpacks `count` matrices [k, n], where there is one.
 
-        The dense copy is called `<name>.dense`, the stored weight `<name>.w`.
+        The dense copy is named `<name>.dense`, the stored weight `<name>.w`.
         """
         form = self.form_of(name)
         if form is None or self.stored.unpacking == "kernel" or form.activation_bits:
@@ -85,9 +85,9 @@ class LayerWeights:
     def multiplied(
         self, name: str, m: float, n: float, k: float, dtype: str, item: int
     ) -> list[Kernel]:
-        """The product [m, k] x [k, n] itself, and the passes that it asks for."""
+        """Trace the product [m, k] x [k, n] and the passes that its format needs."""
         form, first = self.form_of(name), self._first_reader(name)
-        # q, k and v each count a reading of their rows; the MLP's matrices count one together.
+        # q, k and v each read their rows; the MLP's matrices together read them once.
         x = f"{first if self.part_of(name) == 'mlp' else name}.x"
         if form is None:
             return [gemm(name, m, n, k, dtype, item, a=x)]
@@ -103,7 +103,7 @@ class LayerWeights:
         return [gemm(name, m, n, k, dtype, item, a=x, b=f"{name}.dense")]
 
     def _first_reader(self, name: str) -> str:
-        """The first product that reads the same rows as this one; itself where it is the first."""
+        """Return the first product that reads the same rows as this one, possibly itself."""
         if name not in self.matrices or not self.matrices[name].reads_stream:
             return name
         part = self.part_of(name)
@@ -111,14 +111,14 @@ class LayerWeights:
 
 
 def weights_of(config: ModelConfig) -> PackedWeights:
-    """As the config says, the way our programs unpack them."""
+    """Return the weights as the config stores them and our programs unpack them."""
     return PackedWeights(config.compression)
 
 
 def device_matrices(
     config: ModelConfig, split: Split, part: str | None = None
 ) -> Mapping[str, tuple[int, int, int]]:
-    """The matrices per device of a layer, or of a part: name -> (inputs, outputs, how many)."""
+    """Return a layer's (or a part's) matrices per device: name -> (inputs, outputs, count)."""
 
     def local(matrix: Parameter) -> tuple[int, int, int]:
         sizes = zip(matrix.shape, matrix.axes, strict=True)
@@ -132,10 +132,10 @@ def device_matrices(
 def layer_weight_bytes(
     config: ModelConfig, split: Split, weights: PackedWeights
 ) -> tuple[float, float, float]:
-    """The bytes of one layer's matrices per device: as stored, dense, and made dense by a pass.
+    """Count the bytes of a layer's matrices per device: stored, dense, and unpacked by a pass.
 
     Raises:
-      ValueError: a shard that is no whole number of runs, groups and bytes.
+      ValueError: a shard is not a whole number of runs, groups and bytes.
     """
     stored = dense = made = 0.0
     layer = weights.of(config)

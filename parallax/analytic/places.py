@@ -1,4 +1,4 @@
-"""The places of a synthetic trace where transfers are sent, and a check that each is sent once."""
+"""The places in a synthetic trace where transfers are sent, and a check that none is lost."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ PLACES: Mapping[Role, Place] = {
     "keys_values": "attention_inputs",
     "segment_ids": "attention_inputs",
     "new_tokens": "attention_inputs",
-    "new_slices": "attention_outputs",  # in truth before it: one after the other, as long
+    "new_slices": "attention_outputs",  # really before attention; as synchronous, it takes as long
     "scores": "scores",
     "ring_hop": "ring",
     "outputs": "attention_outputs",
@@ -45,10 +45,10 @@ class Placed:
     """A transfer of the analytical model and its place in the trace.
 
     Attributes:
-      transfer: of the whole program.
-      place: None where its role has none.
+      transfer: the transfer, with all its executions in the program.
+      place: its place; None where its role has none.
       send: one execution; the trace repeats this very object.
-      times: executions per tick, or per tick and layer, as its place is.
+      times: executions per tick, or per tick and layer, depending on the place.
     """
 
     transfer: Transfer
@@ -58,21 +58,21 @@ class Placed:
 
 
 def placed(transfer: Transfer, send: Send, ticks: int, layers: int) -> Placed:
-    """A transfer at its place in a trace of that many ticks of that many layers."""
+    """Put a transfer at its place in a trace of `ticks` ticks of `layers` layers."""
     place = PLACES.get(transfer.role)
     each = ticks if place in _PER_TICK else ticks * layers
     return Placed(transfer, place, send, transfer.count // each)
 
 
 def check_sent_once(steps: Mapping[str, tuple[Step, ...]], expected: Iterable[Placed]) -> None:
-    """Check that a trace executes every transfer as often as the analytical model counts it.
+    """Check that a trace executes every transfer as often as its closed form counts it.
 
     Args:
       steps: computation -> its steps, starting with "entry".
-      expected: all transfers, of which the trace holds the `send`.
+      expected: all transfers; the trace holds the `send` of each.
 
     Raises:
-      AssertionError: a transfer that is lost or sent more than once, with its role.
+      AssertionError: a transfer is lost or sent more than once; names its role.
     """
     sent: Counter[int] = Counter()
 

@@ -1,4 +1,4 @@
-"""Transfers of the analytical model as collectives between devices, as cost estimation asks."""
+"""The transfers of the analytical model as collectives between devices, for cost estimation."""
 
 import functools
 import itertools
@@ -16,9 +16,9 @@ _LARGE = 64
 
 @functools.lru_cache(maxsize=4096)
 def groups_over(mesh: MeshSpec, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """Positions of the devices that talk along mesh axes, group by group.
+    """Return the positions of the devices that communicate along mesh axes, group by group.
 
-    Of a large mesh of powers of two the first group, which all others are like.
+    For a large mesh with a power of two of devices that is the first group alone, as all are alike.
     """
     names = mesh.names
     positions = np.arange(mesh.size).reshape(mesh.shape)
@@ -38,7 +38,7 @@ def _pairs(groups: tuple[tuple[int, ...], ...], wraps: bool) -> tuple[tuple[int,
 
 
 def one_send(transfer: Transfer, mesh: MeshSpec) -> Send:
-    """One execution of a transfer."""
+    """Make the send of one execution of a transfer."""
     groups = groups_over(mesh, transfer.axes)
     n, each = len(groups[0]), transfer.wire_bytes / max(1, transfer.count)
     pairs: tuple[tuple[int, int], ...] = ()

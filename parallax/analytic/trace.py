@@ -1,4 +1,4 @@
-"""What one device's synthetic trace is made of: its sizes, and its transfers at their places."""
+"""The ingredients of one device's synthetic trace: its sizes, and its transfers at their places."""
 
 import functools
 
@@ -18,16 +18,16 @@ class Trace:
     """A step as one device sees it.
 
     Attributes:
-      step: what is called. config, strategy, workload, decoder: of it.
+      step: the step. config, strategy, workload, decoder: its own.
       skew: rows of the busiest expert over the mean.
       weights: how a layer's matrices are stored.
-      walk: ticks, layers and sequences of a microbatch.
-      split: what model code sees.
-      tokens: of a microbatch on one device.
-      dtype, item: of its products, and bytes of one element.
-      heads, kv_heads, head_dim: of one device.
-      kernels: that the strategy asks for, if such a GPU has them.
-      residual: bytes of a microbatch's residual stream.
+      walk: ticks, layers, and sequences per microbatch.
+      split: the split that model code sees.
+      tokens: tokens per microbatch on one device.
+      dtype, item: HLO dtype of the products, and bytes per element.
+      heads, kv_heads, head_dim: sizes on one device.
+      kernels: kernels that the strategy enables, if the GPU can run them; None otherwise.
+      residual: bytes of a microbatch's residual stream on one device.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Trace:
 
     @functools.cached_property
     def transfers(self) -> tuple[Placed, ...]:
-        """All transfers that send something, each at its place."""
+        """All transfers that send anything, each at its place."""
         ticks, layers = self.walk.ticks, self.walk.layers
         return tuple(
             placed(t, one_send(t, self.strategy.mesh), ticks, layers)
@@ -61,11 +61,11 @@ class Trace:
         )  # fmt: skip
 
     def sends(self, *places: Place) -> list[Send]:
-        """The executions of all transfers at these places, in the order of the program."""
+        """Return the executions of all transfers at these places, in the order of the program."""
         return [x.send for x in self.transfers if x.place in places for _ in range(x.times)]
 
     def rings(self) -> list[tuple[list[Send], int]]:
-        """Of each ring, the sends of one hop, which travel together, and the number of hops."""
+        """Return for each ring the sends of one hop, which run together, and the number of hops."""
         rings: dict[tuple[str, ...], tuple[list[Send], int]] = {}
         for x in self.transfers:
             if x.place == "ring":
@@ -77,24 +77,26 @@ class Trace:
         return any(x.transfer.role in roles for x in self.transfers)
 
     def matrices(self, part: str, *, reads_stream: bool) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) per device of the part's matrices that multiply the residual stream,
-        or of those behind them, by name."""
+        """Return the (outputs, inputs) per device of a part's matrices, by name.
+
+        These are the matrices that multiply the residual stream, or those that follow them.
+        """
         sizes = device_matrices(self.config, self.split, part)
         return {name: (n, k) for name, (k, n, _) in sizes.items()
                 if self.weights.matrices[name].reads_stream == reads_stream}  # fmt: skip
 
     def products_behind(self, part: str) -> list[Step]:
-        """The products of a part behind those that read the residual stream."""
+        """Trace the products of a part that follow those reading the residual stream."""
         behind = self.matrices(part, reads_stream=False)
         return [step for name, size in behind.items() for step in self.product(name, *size)]
 
     def product(self, name: str, n: float, k: float) -> list[Step]:
-        """All tokens of the microbatch times a matrix [k, n], as it is stored."""
+        """Trace the product of a microbatch's tokens with a matrix [k, n], as it is stored."""
         product = self.weights.multiplied(name, self.tokens, n, k, self.dtype, self.item)
         return [*self.weights.unpacked(name, n, k, self.item), *product]
 
     def overlaps(self) -> bool:
-        """Whether a handoff travels beside the layers; XLA makes it wait for sums in them."""
+        """Whether a handoff overlaps the layers; where they hold sums, XLA makes it wait."""
         lag = getattr(self.strategy.layers, "lag", lambda microbatches, stages: 1)
         stages = self.split.count("layers")
         return lag(self.walk.useful, stages) > 1 and not self.sums()

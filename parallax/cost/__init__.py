@@ -1,6 +1,6 @@
-"""What compiled work costs on a named GPU: seconds, joules, error bars. Knows no strategy.
+"""The cost model: seconds, joules and error bars of compiled work on a GPU, whatever the strategy.
 
-`price` takes the work of any compiled program (`parallax.hlo.read_trace`) and the rates of a GPU.
+`price` takes the execution trace of any program (`parallax.hlo.read_trace`) and a GPU's rates.
 """
 
 from parallax.cost.pricing import Cost, price

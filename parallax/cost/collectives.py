@@ -1,8 +1,8 @@
-"""Seconds of a collective: NVLink through switches inside a node, one network card a GPU between.
+"""The time of a collective: NVLink switches within a node, one network card per GPU between nodes.
 
-Inside a node t = start + traffic / rate + an extra that grows to a limit with size. Over nodes the
-algorithms that know of nodes are priced: reduce-scatter inside, all-reduce of a share between,
-all-gather inside. No published measurement of two nodes stands behind those: "unvalidated".
+Within a node t = start + traffic / rate + a term that saturates with size. Between nodes the model
+assumes hierarchical algorithms: reduce-scatter within nodes, all-reduce of a share between them,
+all-gather within nodes. No published measurement of two nodes validates those: "unvalidated".
 """
 
 from parallax.bounds import wire_bytes
@@ -11,12 +11,12 @@ from parallax.cost.rates import LinkRates, Rates
 from parallax.hlo.collectives import Collective
 from parallax.meshes.cluster import Cluster
 
-# What the fits of a node are named by; a ragged all-to-all is one.
+# The names under which rates are fitted; a ragged all-to-all takes those of the dense one.
 _NAMES = {"ragged-all-to-all": "all-to-all", "collective-permute": "p2p"}
 
 
 def collective_seconds(collective: Collective, cluster: Cluster, rates: Rates) -> float:
-    """Modelled seconds of one execution."""
+    """Estimate the seconds of one execution of a collective."""
     kind = collective.kind
     if kind == "collective-permute":
         kinds = pair_links(collective.pairs, cluster.gpus_per_node)
@@ -30,7 +30,7 @@ def collective_seconds(collective: Collective, cluster: Cluster, rates: Rates) -
     nodes, inside = len(per_node), min(per_node, default=n)
     name = _NAMES.get(kind, kind)
     if kind == "ragged-all-to-all":
-        # Its wire bytes are those of rows for others; a dense one of as many would hold n/(n-1).
+        # Its wire bytes exclude rows that stay; a dense buffer sending as many is n/(n-1) as large.
         size = collective.wire_bytes * n / max(1, n - 1)
     else:
         size = float(collective.payload_bytes)
@@ -38,13 +38,13 @@ def collective_seconds(collective: Collective, cluster: Cluster, rates: Rates) -
 
 
 def exchange_seconds(kind: str, size: float, inside: int, nodes: int, rates: Rates) -> float:
-    """Seconds of a collective of `inside` devices in each of `nodes` nodes.
+    """Estimate the seconds of a collective over `inside` devices in each of `nodes` nodes.
 
     Args:
       kind: "all-reduce", "all-gather", "reduce-scatter" or "all-to-all".
-      size: bytes of the full array S (of an all-to-all, of one device's buffer).
-      inside, nodes: shape of the group.
-      rates: of the GPU.
+      size: bytes of the full array S (for an all-to-all, of one device's buffer).
+      inside, nodes: devices per node, and nodes, of the group.
+      rates: cost model constants of the GPU.
     """
     n = inside * nodes
     if n <= 1:
@@ -70,7 +70,7 @@ def exchange_seconds(kind: str, size: float, inside: int, nodes: int, rates: Rat
 
 
 def _rounds(nodes: int) -> int:
-    """Messages one after the other: a tree's depth."""
+    """Return the number of consecutive messages: the depth of a tree over the nodes."""
     return max(1, (nodes - 1).bit_length())
 
 
@@ -79,7 +79,7 @@ def _within(kind: str, size: float, n: int, rates: Rates) -> float:
 
 
 def link_seconds(link: LinkRates, traffic: float, size: float, n: int) -> float:
-    """The form that is fitted; see `LinkRates`."""
+    """Evaluate the fitted time of a collective within a node, see `LinkRates`."""
     others = n - 1
     moving = traffic / link.bytes_per_s * (1 + link.few / others)
     more = link.extra_s * size / (size + link.half_bytes)
@@ -87,5 +87,5 @@ def link_seconds(link: LinkRates, traffic: float, size: float, n: int) -> float:
 
 
 def send_seconds(link: LinkRates, size: float) -> float:
-    """One message to one other device."""
+    """Estimate the seconds of one message to another device."""
     return link_seconds(link, size, size, 2)

@@ -1,7 +1,7 @@
-"""Constants from measurements: products, memory and collectives, by robust least squares.
+"""The fit of the cost model's constants to measurements of products and collectives.
 
-Errors are of logarithms, so that small and large shapes weigh alike, and rows that fit nothing
-(one slow run) weigh little. Shapes that `is_test` holds out are never fitted.
+Residuals are logarithms of ratios, so that small and large shapes weigh alike; the loss is robust,
+so that outliers (one slow run) weigh little. Shapes that `is_test` holds out are never fitted.
 """
 
 import dataclasses
@@ -18,31 +18,31 @@ from parallax.cost.measurements import MeasuredCollective, MeasuredGemm, is_test
 from parallax.cost.rates import LinkRates, Rates, Spread
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tensorfloat32": 4, "int8": 1}
-# Residuals of the fitted rows inside which a new row falls four times of five, with some to spare.
+# Quantiles of the residuals between which a new row falls four times out of five, with some margin.
 _QUANTILES = 0.07, 0.93
 
 
 def predicted_gemm(rates: GemmRates, row: MeasuredGemm, sm_count: int) -> float:
-    """Modelled seconds of a measured product."""
+    """Estimate the seconds of a measured matrix product."""
     item = ITEM_BYTES[row.dtype]
     size = item * row.batch * (row.m * row.k + row.k * row.n + row.m * row.n)
     return gemm_seconds(rates, sm_count, row.batch, row.m, row.n, row.k, size)
 
 
 def predicted_collective(rates: Rates, row: MeasuredCollective) -> float:
-    """Modelled seconds of a measured collective."""
+    """Estimate the seconds of a measured collective."""
     if row.kind == "p2p":
         return send_seconds(rates.links["p2p" if row.nodes == 1 else "network"], row.bytes)
     return exchange_seconds(row.kind, row.bytes, row.devices // row.nodes, row.nodes, rates)
 
 
 def fit_gemm(rows: Sequence[MeasuredGemm], sm_count: int, start: GemmRates) -> GemmRates:
-    """The rates that explain `rows` best.
+    """Fit the rates of matrix products to measurements.
 
     Args:
-      rows: of one GPU and one kind of operand.
-      sm_count: of the GPU.
-      start: where the search begins.
+      rows: measurements of one GPU and one kind of operand.
+      sm_count: streaming multiprocessors of the GPU.
+      start: initial guess.
     """
     names = [f.name for f in dataclasses.fields(GemmRates)]
     begin = np.log([getattr(start, n) for n in names])
@@ -51,11 +51,11 @@ def fit_gemm(rows: Sequence[MeasuredGemm], sm_count: int, start: GemmRates) -> G
         rates = GemmRates(**dict(zip(names, np.exp(x).tolist(), strict=True)))
         return [math.log(predicted_gemm(rates, r, sm_count) / r.seconds) for r in rows]
 
-    found = least_squares(
+    fit = least_squares(
         residuals, begin, loss="soft_l1", f_scale=0.05, diff_step=1e-3,
         bounds=(begin - np.log(4), begin + np.log(4)),
     )  # fmt: skip
-    values = (float(f"{v:.4g}") for v in np.exp(found.x))
+    values = (float(f"{v:.4g}") for v in np.exp(fit.x))
     return GemmRates(**dict(zip(names, values, strict=True)))
 
 
@@ -64,15 +64,15 @@ def fit_link(
     seconds: Callable[[LinkRates, MeasuredCollective], float],
     offset_of: str = "",
 ) -> tuple[LinkRates, float]:
-    """The rates of one kind of collective that explain `rows` best.
+    """Fit the rates of one kind of collective to measurements.
 
     Args:
-      rows: of one kind, inside a node.
+      rows: measurements of one kind, within a node.
       seconds: the model.
-      offset_of: a source whose clock also counts something else in every call; how much is fitted.
+      offset_of: a source whose timings include a constant overhead per call, which is fitted too.
 
     Returns:
-      The rates, and what that source adds, in seconds.
+      The rates, and that source's overhead in seconds; 0 where no row is from it.
     """
     names = [f.name for f in dataclasses.fields(LinkRates)]
     low = np.log([1e-6, 1e10, 1e-9, 1e-3, 1e-7, 1e4, 1e-8])
@@ -91,21 +91,22 @@ def fit_link(
     best = None
     for start_s, half in itertools.product((8e-6, 2e-5), (3e5, 1e7)):
         begin = np.log([start_s, 3e11, 5e-7, 0.2, 2e-5, half, 5e-6])
-        found = least_squares(
+        fit = least_squares(
             residuals, np.clip(begin, low, high), loss="soft_l1", f_scale=0.05, bounds=(low, high)
         )
-        if best is None or found.cost < best.cost:
-            best = found
+        if best is None or fit.cost < best.cost:
+            best = fit
     assert best is not None
     with_offset = any(r.source == offset_of for r in rows)
     return rates(best.x), float(np.exp(best.x[-1])) if with_offset else 0.0
 
 
 def spread(modelled: Sequence[float], measured: Sequence[float], widen: float = 1.0) -> Spread:
-    """The 80 % interval of measured / modelled over rows that were fitted.
+    """Compute the 80 % interval of measured / modelled over the rows that were fitted.
 
     Args:
-      widen: exponent for constants taken over from another GPU.
+      modelled, measured: seconds per row.
+      widen: exponent that widens the interval, for constants taken over from another GPU.
     """
     ratio = np.log(np.asarray(measured) / np.asarray(modelled))
     low, high = (float(np.quantile(ratio, q)) * widen for q in _QUANTILES)
@@ -115,5 +116,5 @@ def spread(modelled: Sequence[float], measured: Sequence[float], widen: float = 
 def split[Row: (MeasuredGemm, MeasuredCollective)](
     rows: Sequence[Row],
 ) -> tuple[list[Row], list[Row]]:
-    """(to fit, held out) by a hash of the shape."""
+    """Split rows into (those to fit, those held out) by a hash of the shape."""
     return [r for r in rows if not is_test(r.key)], [r for r in rows if is_test(r.key)]

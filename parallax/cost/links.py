@@ -1,4 +1,4 @@
-"""Which links a collective crosses, what it puts on them, and the least time that can take."""
+"""The links that a collective crosses, the bytes it sends over them, and its least time."""
 
 import functools
 from collections import Counter
@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable
 from parallax.hlo.collectives import Collective
 from parallax.meshes.cluster import Cluster
 
-# Share of the full array S that an n-part exchange between nodes must at least send.
+# Multiples of the full array S: n nodes must exchange at least (n - 1) / n of them.
 _PARTS = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0}
 
 
 def devices_per_node(collective: Collective, cluster: Cluster) -> tuple[int, ...]:
-    """Devices in each node, of the group that is spread over most nodes."""
+    """Return the devices per node of the group that spans the most nodes."""
     return _per_node(collective.groups, cluster.gpus_per_node)
 
 
 @functools.lru_cache(maxsize=4096)
 def pair_links(pairs: tuple[tuple[int, int], ...], gpus_per_node: int) -> tuple[str, ...]:
-    """Links that a permute's pairs cross."""
+    """Return the kinds of links that a permute's pairs cross, "nvlink" and "nic"."""
     crossing = {a // gpus_per_node != b // gpus_per_node for a, b in pairs if a != b}
     return tuple("nic" if c else "nvlink" for c in sorted(crossing))
 
@@ -34,15 +34,15 @@ def _per_node(groups: tuple[tuple[int, ...], ...], gpus_per_node: int) -> tuple[
 
 
 def crosses_nodes(collective: Collective, cluster: Cluster) -> bool:
-    """Whether any of it travels between nodes."""
+    """Whether a collective sends anything between nodes."""
     return "nic" in link_bytes(collective, cluster)
 
 
 def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
-    """Bytes one execution puts on the busiest device's NVLink and network card.
+    """Compute the bytes that one execution sends over the busiest device's NVLink and network card.
 
     For groups within a node and for permutes these are the ledger's bytes. For groups over several
-    nodes they are the least a node-aware algorithm sends: each card carries an equal share.
+    nodes they are the least that a hierarchical algorithm sends: each card carries an equal share.
     """
     size = collective.wire_bytes
     if collective.kind == "collective-permute":
@@ -52,7 +52,7 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
     if nodes <= 1:
         return {"nvlink": size}
     n, payload = collective.group_size, collective.payload_bytes
-    if collective.ragged:  # its bytes are those of rows for others, as many for each of them
+    if collective.ragged:  # its bytes are those of rows for other devices, equally many for each
         others = n - 1
         return {"nic": size * (n - inside) / others, "nvlink": size * (inside - 1) / others}
     if collective.kind == "all-to-all":
@@ -65,13 +65,13 @@ def link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
 
 
 def least_link_bytes(collective: Collective, cluster: Cluster) -> dict[str, float]:
-    """What no algorithm goes below: a switch that sums takes and gives every array once."""
-    found = link_bytes(collective, cluster)
+    """Compute a lower bound of `link_bytes`: a switch that sums moves every array once each way."""
+    sent = link_bytes(collective, cluster)
     if collective.kind != "all-reduce":
-        return found
+        return sent
     once = {"nvlink": float(collective.payload_bytes)}
     once["nic"] = once["nvlink"] / min(devices_per_node(collective, cluster), default=1)
-    return {link: min(size, once[link]) for link, size in found.items()}
+    return {link: min(size, once[link]) for link, size in sent.items()}
 
 
 def all_link_bytes(
@@ -79,7 +79,7 @@ def all_link_bytes(
     cluster: Cluster,
     of: Callable[[Collective, Cluster], dict[str, float]] = link_bytes,
 ) -> dict[str, float]:
-    """`link_bytes` (or another account) of a whole program, every execution counted."""
+    """Sum `link_bytes` (or another account, `of`) over all executions in a program."""
     total = {"nvlink": 0.0, "nic": 0.0}
     for collective in collectives:
         for link, size in of(collective, cluster).items():
@@ -88,6 +88,6 @@ def all_link_bytes(
 
 
 def link_seconds(collective: Collective, cluster: Cluster) -> float:
-    """Least time of one execution, at peak rates: the slowest link's."""
+    """Compute the least seconds of one execution: the slowest link's time at peak rates."""
     rates = {"nvlink": cluster.gpu.nvlink_bytes_per_s, "nic": cluster.nic_bytes_per_s}
     return max((b / rates[k] for k, b in link_bytes(collective, cluster).items()), default=0.0)

@@ -1,7 +1,7 @@
-"""Published measurements of products, attention and collectives on GPUs, to fit and test against.
+"""The published measurements of products, attention and collectives to fit and test against.
 
-Figures only, each with the id of its source; `data/sources.toml` says who measured them, how, and
-under which licence they were published.
+Each figure has the id of its source; `data/sources.toml` says who measured it, how, and under which
+licence it was published.
 """
 
 import csv
@@ -25,14 +25,14 @@ _CHOICES = {"gpu": GPUS, "dtype": DTYPES, "kind": KINDS}
 
 @dataclass(frozen=True)
 class MeasuredGemm:
-    """batch x [m, k] x [k, n] on one GPU.
+    """A measured matrix product batch x [m, k] x [k, n] on one GPU.
 
     Attributes:
-      source: id of `sources()`.
+      source: id in `sources()`.
       gpu: kind of GPU, one of GPUS.
-      dtype: of both operands, one of DTYPES.
+      dtype: dtype of both operands, one of DTYPES.
       batch, m, n, k: sizes.
-      seconds: of one product.
+      seconds: seconds per product.
     """
 
     source: str
@@ -52,15 +52,15 @@ class MeasuredGemm:
 
 @dataclass(frozen=True)
 class MeasuredAttention:
-    """softmax(Q K^T) V on one GPU, forward.
+    """A measured forward pass of attention, softmax(Q K^T) V, on one GPU.
 
     Attributes:
       source, gpu, dtype: as in MeasuredGemm.
       batch: sequences.
-      heads, kv_heads, head_dim: of Q, of K and V, and the width of each.
+      heads, kv_heads, head_dim: heads of Q, heads of K and V, and the width of a head.
       q_len, kv_len: rows of Q and of K; q_len is 1 in decode.
-      causal: whether a query sees no later key.
-      seconds: of one call.
+      causal: whether queries are masked from later keys.
+      seconds: seconds per call.
     """
 
     source: str
@@ -86,16 +86,16 @@ class MeasuredAttention:
 
 @dataclass(frozen=True)
 class MeasuredCollective:
-    """One collective, or one send to a neighbour.
+    """A measured collective, or send to a neighbour.
 
     Attributes:
       source, gpu: as in MeasuredGemm.
       nodes: machines that take part.
       devices: GPUs that take part, over all nodes.
       kind: one of KINDS.
-      bytes: the whole array of all-reduce, the gathered array of all-gather, the input of
+      bytes: the full array of all-reduce, the gathered array of all-gather, the input of
         reduce-scatter, one device's buffer of all-to-all, the message of p2p.
-      seconds: of one collective.
+      seconds: seconds per collective.
     """
 
     source: str
@@ -113,9 +113,9 @@ class MeasuredCollective:
 
 
 def is_test(key: str) -> bool:
-    """Whether a shape is held out of every fit: about 40 % of shapes.
+    """Whether a shape is held out of every fit, as about 40 % of the shapes are.
 
-    Depends on the shape alone, so one shape of two sources or dtypes lies on one side.
+    It depends on the shape alone, so that one shape from two sources or dtypes is on one side.
     """
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < _TEST_SHARE
@@ -123,25 +123,25 @@ def is_test(key: str) -> bool:
 
 @functools.lru_cache
 def gemms() -> tuple[MeasuredGemm, ...]:
-    """All products. Raises: see `read`."""
+    """Read all measured matrix products; raises as `read` does."""
     return read(MeasuredGemm, DATA / "gemm.csv", sources())
 
 
 @functools.lru_cache
 def attentions() -> tuple[MeasuredAttention, ...]:
-    """All attention calls. Raises: see `read`."""
+    """Read all measured attention calls; raises as `read` does."""
     return read(MeasuredAttention, DATA / "attention.csv", sources())
 
 
 @functools.lru_cache
 def collectives() -> tuple[MeasuredCollective, ...]:
-    """All collectives. Raises: see `read`."""
+    """Read all measured collectives; raises as `read` does."""
     return read(MeasuredCollective, DATA / "collectives.csv", sources())
 
 
 @functools.lru_cache
 def sources() -> Mapping[str, Mapping[str, str]]:
-    """Who measured what: id to title, url, licence, authors, gpu, software, method, conversions."""
+    """Read the sources: id -> title, url, licence, authors, gpu, software, method, conversions."""
     tables = tomllib.loads((DATA / "sources.toml").read_text(encoding="utf-8"))
     return MappingProxyType({name: MappingProxyType(table) for name, table in tables.items()})
 
@@ -149,11 +149,11 @@ def sources() -> Mapping[str, Mapping[str, str]]:
 def read[Row: (MeasuredGemm, MeasuredAttention, MeasuredCollective)](
     kind: type[Row], path: Path, known_sources: Mapping[str, Any]
 ) -> tuple[Row, ...]:
-    """Rows of a CSV file whose header names the fields of `kind` in order.
+    """Read the rows of a CSV file whose header names the fields of `kind` in order.
 
     Raises:
-      ValueError: another header, a row of another length, a source, GPU, dtype or kind that is not
-        known, or a number that is not positive; with file and line.
+      ValueError: a wrong header, a row of the wrong length, an unknown source, GPU, dtype or kind,
+        or a number that is not positive; names the file and line.
     """
     names = [field.name for field in fields(kind)]
     with path.open(encoding="utf-8", newline="") as file:
@@ -166,36 +166,36 @@ def read[Row: (MeasuredGemm, MeasuredAttention, MeasuredCollective)](
             )
         rows = []
         for cells in lines:
-            where = f"{path.name} line {lines.line_num}"
+            context = f"{path.name} line {lines.line_num}"
             if len(cells) != len(names):
                 raise ValueError(
-                    f"{where}: {len(cells)} cells, expected {len(names)}. Give one to each column."
+                    f"{context}: {len(cells)} cells, expected {len(names)}. Give one per column."
                 )
             if cells[0] not in known_sources:
                 raise ValueError(
-                    f"{where}: source {cells[0]!r} is not in sources.toml. Add its table there."
+                    f"{context}: source {cells[0]!r} is not in sources.toml. Add its table there."
                 )
-            # The field's own type says how a cell reads: text, whole number, seconds or a truth.
+            # The type of the field decides how its cells are read.
             types = (field.type for field in fields(kind))
             row = (
-                _cell(where, name, text, as_type)
+                _cell(context, name, text, as_type)
                 for name, text, as_type in zip(names, cells, types, strict=True)
             )
             rows.append(kind(*row))
     return tuple(rows)
 
 
-def _cell(where: str, name: str, text: str, as_type: Any) -> Any:
+def _cell(context: str, name: str, text: str, as_type: Any) -> Any:
     if as_type is str:
         if name in _CHOICES and text not in _CHOICES[name]:
             raise ValueError(
-                f"{where}: {name} {text!r} is not known, expected one of "
+                f"{context}: {name} {text!r} is not known, expected one of "
                 f"{', '.join(_CHOICES[name])}. Correct it, or add it to measurements.py."
             )
         return text
     if as_type is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"{where}: {name} is {text!r}, expected true or false. Correct it.")
+            raise ValueError(f"{context}: {name} is {text!r}, expected true or false. Correct it.")
         return text == "true"
     try:
         number = as_type(text)
@@ -204,6 +204,7 @@ def _cell(where: str, name: str, text: str, as_type: Any) -> Any:
     if not (number > 0 and math.isfinite(number)):
         what = "whole number" if as_type is int else "number"
         raise ValueError(
-            f"{where}: {name} is {text!r}, expected a positive {what}. Correct it or drop the row."
+            f"{context}: {name} is {text!r}, expected a positive {what}. Correct it or drop the "
+            "row."
         )
     return number

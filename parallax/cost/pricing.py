@@ -1,4 +1,4 @@
-"""A program's work on a clock: one stream of kernels, one of collectives, one of async copies."""
+"""The cost estimate of a trace: streams of kernels, of collectives and of async copies."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,23 +22,23 @@ from parallax.hlo.execution_trace import (
 from parallax.meshes.cluster import Cluster
 
 _ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
-# Share of the rate of large products that a hand-written kernel is taken to reach: assumed, until a
-# GPU has run ours. It is what attention at head_dim 512 aims at.
+# Kernel efficiency of hand-written kernels, as a share of the rate of large products. Assumed until
+# a GPU has run ours; it is the target of attention at head_dim 512.
 HAND_WRITTEN_SHARE = 0.6
-_INDEX_BYTES = 8  # of a scalar that says where a slice begins
+_INDEX_BYTES = 8  # largest scalar that says where a slice begins
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work costs on one device.
+    """The cost of a piece of work on one device.
 
     Attributes:
-      seconds: from start to end.
-      terms: parts of `seconds` that add up to it: matrix products, attention, memory, launches,
-        exposed communication.
-      communication_s: of all collectives, hidden or not.
-      flops, memory_bytes, link_bytes: what was done, for energy.
-      network_s: of the collectives, those that cross nodes.
+      seconds: time from start to end.
+      terms: parts of `seconds`, in seconds, that add up to it: matrix products, attention, memory,
+        launches, exposed communication.
+      communication_s: time of all collectives, hidden or not.
+      flops, memory_bytes, link_bytes: work done, for the energy.
+      network_s: time of the collectives that cross nodes.
     """
 
     seconds: float = 0.0
@@ -70,12 +70,12 @@ class Cost:
 
     @property
     def exposed_s(self) -> float:
-        """Communication that nothing covers."""
+        """The seconds of communication that nothing overlaps."""
         return self.terms.get("exposed communication", 0.0)
 
     @property
     def hidden_s(self) -> float:
-        """Communication behind kernels."""
+        """The seconds of communication behind kernels."""
         return max(0.0, self.communication_s - self.exposed_s)
 
 
@@ -87,16 +87,16 @@ def price(
     resident: Mapping[str, float] | None = None,
     loops_reuse_cache: bool = False,
 ) -> Cost:
-    """What one run costs a device of the cluster.
+    """Estimate the cost of one run on a device of the cluster.
 
     Args:
-      work: of a compiled program.
-      cluster: its wiring.
-      rates: of its GPU.
-      resident: arrays and bytes of them that are in the L2 cache whenever a computation starts;
-        None starts every one of them with an empty cache.
-      loops_reuse_cache: arrays that a loop hands on unchanged may still be in the L2 cache in its
-        next execution. The shipped constants are fitted without it.
+      work: execution trace of a program.
+      cluster: the GPUs and their interconnect.
+      rates: cost model constants of the GPU.
+      resident: array -> bytes of it that are in the L2 cache whenever a computation starts; None
+        starts every computation with an empty cache.
+      loops_reuse_cache: arrays that a loop passes on unchanged may still be in the L2 cache in its
+        next iteration. The shipped constants are fitted without it.
     """
     return _Clock(work, cluster, rates, resident or {}, loops_reuse_cache).of(work.entry)
 
@@ -104,20 +104,20 @@ def price(
 def kernel_costs(
     work: ExecutionTrace, cluster: Cluster, rates: Rates
 ) -> dict[str, tuple[float, float]]:
-    """Executions and seconds of all launches, by where in the Python program they come from.
+    """Estimate the executions and seconds of all launches, by the op_name in the Python program.
 
-    Of a branch the more expensive side counts. Launch gaps are in it, caches are not.
+    A branch counts its more expensive side. Launch gaps are included, caches are left out.
     """
-    clock, found = _Clock(work, cluster, rates), {}
+    clock, costs = _Clock(work, cluster, rates), {}
 
-    def visit(name: str, times: float) -> None:
-        for step in work.steps[name]:
+    def visit(computation: str, times: float) -> None:
+        for step in work.steps[computation]:
             kernel = getattr(step, "what", step)
             if isinstance(kernel, Kernel):
-                what = kernel.op_name or kernel.name
-                count, seconds = found.get(what, (0.0, 0.0))
+                name = kernel.op_name or kernel.name
+                count, seconds = costs.get(name, (0.0, 0.0))
                 each = kernel_cost(kernel, cluster.gpu.sm_count, rates).seconds
-                found[what] = count + times, seconds + times * each
+                costs[name] = count + times, seconds + times * each
             elif isinstance(step, Loop):
                 visit(step.body, times * step.count)
                 visit(step.condition, times * step.count)
@@ -127,16 +127,16 @@ def kernel_costs(
                 visit(step.name, times)
 
     visit(work.entry, 1.0)
-    return found
+    return costs
 
 
 def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0) -> Cost:
-    """One launch. `in_l2` of its bytes are in the L2 cache."""
+    """Estimate the cost of one launch, of whose bytes `in_l2` are in the L2 cache."""
     far = kernel.n_bytes - in_l2
     moving = far / rates.memory_bytes_per_s + in_l2 / rates.l2_bytes_per_s
     if kernel.gemms:
         term, size = "matrix products", moving * rates.memory_bytes_per_s
-        # One after the other, while the bytes of all pass.
+        # The products run one after the other, while the bytes of all of them are moved.
         alone = sum(_product_seconds(gemm, sm_count, rates, 0.0) for gemm in kernel.gemms)
         beside = max(_product_seconds(gemm, sm_count, rates, size) for gemm in kernel.gemms)
         seconds = max(alone, beside)
@@ -155,12 +155,12 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
 
 
 def _product_seconds(gemm: Gemm, sm_count: int, rates: Rates, n_bytes: float) -> float:
-    found = rates.gemm_rates(gemm.dtype)
-    return gemm_seconds(found, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
+    own = rates.gemm_rates(gemm.dtype)
+    return gemm_seconds(own, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
 
 
 def attention_rate(rates: Rates, head_dim: int) -> float:
-    """FLOP/s of a fused attention kernel at that width: one between two kernels' is filled up."""
+    """Return the FLOP/s of fused attention at a head_dim, padded to the next width of a kernel."""
     sizes = sorted((int(k), v) for k, v in rates.attention_flops_per_s.items())
     least = sizes[0][0]
     for width, rate in sizes:
@@ -176,6 +176,8 @@ def _launched(term: str, seconds: float, rates: Rates, flops: float, far: float)
 
 @dataclass
 class _Clock:
+    """The estimate of one trace's computations, each worked out once."""
+
     work: ExecutionTrace
     cluster: Cluster
     rates: Rates
@@ -184,16 +186,16 @@ class _Clock:
     known: dict[str, Cost] = field(default_factory=dict)
 
     def of(self, name: str) -> Cost:
-        """One execution of a computation."""
+        """Estimate the cost of one execution of a computation."""
         if name not in self.known:
             self.known[name] = self.run(self.work.steps[name], self.cache())
         return self.known[name]
 
     def cache(self) -> "Recent":
-        found = Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
+        recent = Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
         for name, size in self.resident.items():
-            found.touch(name, size)
-        return found
+            recent.touch(name, size)
+        return recent
 
     def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
         total, exposed = Cost(), 0.0
@@ -219,7 +221,7 @@ class _Clock:
                     finish[step.name] = wire_free, True
                     total += self.sent(step.what, seconds)
                 elif step.what.gemms or step.what.attention or step.what.flops:
-                    # Another stream's products take the same SMs: no faster than one by one.
+                    # Products on another stream share the SMs: no faster than one after another.
                     cost = kernel_cost(step.what, sm_count, self.rates)
                     total += cost
                     now += cost.seconds
@@ -240,9 +242,9 @@ class _Clock:
                 cost = self.nested(step, cache)
                 total += cost
                 now += cost.seconds
-                # What it sends shares the wire with what is already on its way.
+                # Its collectives share the link with those already in flight.
                 wire_free += cost.communication_s if wire_free > now - cost.seconds else 0.0
-        # One wire and one memory: what runs beside something else does not double them.
+        # One link and one memory: work that overlaps does not double their bandwidth.
         sent = max([now, total.communication_s, *(done for done, wire in finish.values() if wire)])
         exposed += sent - now
         end = max([sent, *(done for done, _ in finish.values())])
@@ -261,8 +263,8 @@ class _Clock:
             network_s=seconds if crosses else 0.0,
         )  # fmt: skip
 
-    def rounds(self, loop: Loop, before: "Recent") -> Cost:
-        """All executions of a loop's body."""
+    def iterations(self, loop: Loop, before: "Recent") -> Cost:
+        """Estimate the cost of all executions of a loop's body."""
         if not (self.loops_reuse_cache and loop.held and loop.count > 1):
             return self.of(loop.body).times(loop.count)
         body, cache = self.work.steps[loop.body], self.cache()
@@ -274,15 +276,15 @@ class _Clock:
 
     def nested(self, step: Step, cache: "Recent") -> Cost:
         if isinstance(step, Loop):
-            cost = self.rounds(step, cache) + self.of(step.condition).times(step.count)
+            cost = self.iterations(step, cache) + self.of(step.condition).times(step.count)
             if step.known:
                 return cost
-            looking = self.rates.loop_s * step.count
-            return cost + Cost(looking, {"launches": looking})
+            synchronising = self.rates.loop_s * step.count
+            return cost + Cost(synchronising, {"launches": synchronising})
         if isinstance(step, Choice):
             sides = [self.of(name) for name in step.branches]
             cost = max(sides, key=lambda c: c.seconds)
-            # The wire may be as busy as on the side that sends more.
+            # The link may be as busy as on the side that sends more.
             cost = replace(cost, communication_s=max(c.communication_s for c in sides))
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
@@ -290,8 +292,10 @@ class _Clock:
 
 
 def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...]) -> list[str]:
-    """Of a loop's unchanged arrays, those of which all executions read the same: all of it, or a
-    part whose place unchanged indices say."""
+    """Return the unchanged arrays of which every iteration of a loop reads the same part.
+
+    That is the whole array, or a slice at indices that are unchanged too.
+    """
     sizes, other = {name: size for name, _, size in held}, set()
     for step in steps:
         if isinstance(step, Kernel):
@@ -303,9 +307,9 @@ def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...
 
 @dataclass
 class Recent:
-    """Arrays that the L2 cache still holds: the last ones written or read, up to its size.
+    """A model of the L2 cache: it holds the arrays written or read last, up to its size.
 
-    What does not fit passes through and leaves nothing of the others.
+    An array that does not fit passes through and evicts all others.
     """
 
     capacity: float
@@ -313,7 +317,10 @@ class Recent:
     used: float = 0.0
 
     def take(self, arrays: Iterable[tuple[str, str, float]], before: "Recent") -> None:
-        """What another cache holds of (name here, there, bytes); the rest takes room, unnamed."""
+        """Take over another cache's arrays, given as (name here, name there, bytes).
+
+        What it holds besides takes room here under names that nothing reads.
+        """
         here: dict[str, list[tuple[str, float]]] = {}
         for name, there, size in arrays:
             here.setdefault(there, []).append((name, size))
@@ -326,7 +333,7 @@ class Recent:
         self.used = before.used
 
     def hits(self, kernel: Kernel) -> float:
-        """Bytes of this launch that stay inside the cache; then remembers the launch."""
+        """Return the bytes that a launch reads from the cache, and record the launch in it."""
         hit = 0.0
         for name, size in kernel.reads:
             hit += min(size, self.held.get(name, 0.0))
@@ -335,7 +342,7 @@ class Recent:
         return hit
 
     def touch(self, name: str, size: float) -> None:
-        """That array was written or read."""
+        """Record that an array was written or read."""
         before = self.held.pop(name, 0.0)
         self.used -= before
         size = max(size, before)

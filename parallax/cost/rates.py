@@ -1,4 +1,4 @@
-"""What one kind of GPU does a second, term by term, with source and error of each figure."""
+"""The cost model constants of one kind of GPU, with the source and the error of each figure."""
 
 import dataclasses
 import functools
@@ -21,11 +21,11 @@ _DIVISORS = ("flops_per_s", "bytes_per_s", "half_bytes")
 
 @dataclass(frozen=True)
 class LinkRates:
-    """t = start_s + step_s (n - 1) + traffic / rate + extra_s S / (S + half_bytes).
+    """The rates of a collective: t = start_s + step_s (n - 1) + traffic / rate + extra.
 
-    `traffic` is what one device has to send for S bytes by a ring; the rate is bytes_per_s over
-    1 + few / (n - 1), since few devices use fewer channels; the last term is what protocols add
-    at middle sizes.
+    `traffic` is the bytes that one device sends for an array of S bytes by a ring. The rate is
+    bytes_per_s over 1 + few / (n - 1), since few devices use fewer channels. The last term,
+    extra_s S / (S + half_bytes), is what protocols add at middle sizes.
     """
 
     start_s: float
@@ -38,7 +38,7 @@ class LinkRates:
 
 @dataclass(frozen=True)
 class PowerRates:
-    """Watts of an idle GPU, and joules of each FLOP and byte beside."""
+    """The power of an idle GPU in watts, the joules per FLOP and byte, and the power limit."""
 
     idle_w: float
     flop_j: float
@@ -57,23 +57,24 @@ class Spread:
 
 @dataclass(frozen=True)
 class Rates:
-    """Constants of the cost model for one GPU.
+    """The constants of the cost model for one GPU.
 
     Attributes:
-      name: "h100", or what a calibration calls itself.
-      gpu: of `meshes.gpus`.
-      gemm: dtype (HLO name) -> rates.
-      attention: FLOP/s of a fused attention kernel by head_dim up to, and bytes/s of its cache.
-      memory_bytes_per_s: read and written together, large arrays.
-      l2_bytes_per_s: of arrays that are in the L2 cache.
-      l2_share: of the L2 cache that holds what was just written.
-      launch_s: from one kernel's end to the next one's start.
-      loop_s: of one round of a loop whose end depends on data: the host has to look.
-      links: collective kind within a node -> rates; "network" between nodes, one card.
-      power: energy.
+      name: "h100", or the name of a calibration.
+      gpu: name in `meshes.gpus`.
+      gemm: dtype (HLO name) -> rates of matrix products.
+      attention_flops_per_s: largest head_dim of a fused attention kernel -> its FLOP/s.
+      memory_bytes_per_s: bytes read and written per second, for large arrays.
+      l2_bytes_per_s: bytes per second of arrays that are in the L2 cache.
+      l2_share: share of the L2 cache that holds what was written or read last.
+      launch_s: seconds from one kernel's end to the next one's start.
+      loop_s: seconds per iteration that the host needs to test the condition of a loop whose trip
+        count depends on data.
+      links: kind of collective within a node -> rates; "network" between nodes, one card.
+      power: constants of the energy.
       spreads: term -> 80 % interval of measured / modelled.
-      sources: what each figure is from, in words.
-      version: of the fit: a date or a hash.
+      sources: figure -> its source, in words.
+      version: version of the fit: a date or a hash.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Rates:
         _check(self)
 
     def gemm_rates(self, dtype: str) -> GemmRates:
-        """Raises ValueError where nobody measured or derived that dtype."""
+        """Return the rates of products in a dtype; ValueError if nobody measured or derived it."""
         same = {"bf16": "f16"}.get(dtype, dtype)
         if same not in self.gemm:
             raise ValueError(
@@ -105,25 +106,25 @@ class Rates:
         return self.gemm[same]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as a calibration file holds it."""
+        """Return plain data, as in a calibration file."""
         return FILE.encode(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "rates") -> "Rates":
-        """Inverse of `to_dict`.
+        """Read what `to_dict` wrote; `where` names its source in errors.
 
         Raises:
-          ValueError: fields missing, unknown, or not positive numbers.
+          ValueError: fields are missing, unknown, or not positive numbers.
         """
         return FILE.decode(data, where)
 
     @classmethod
     def load(cls, path: str | Path) -> "Rates":
-        """Reads a calibration file (JSON). ValueError if it is none."""
+        """Read a calibration file (JSON); ValueError if it is not one."""
         return FILE.load(path)
 
     def save(self, path: str | Path) -> None:
-        """Writes a calibration file."""
+        """Write a calibration file (JSON)."""
         FILE.save(self, path)
 
 
@@ -131,7 +132,7 @@ FILE = FileFormat(Rates, "calibration", "rates_version", FILE_VERSION, "Calibrat
 
 
 def _check(rates: Rates) -> None:
-    """Raises ValueError unless every figure is one that a price can follow from."""
+    """Raise ValueError unless every constant is a number that an estimate can use."""
 
     def walk(value: Any, path: str) -> None:
         if dataclasses.is_dataclass(value):
@@ -143,9 +144,9 @@ def _check(rates: Rates) -> None:
         elif isinstance(value, str):
             return
         elif not 0 <= value < float("inf"):
-            raise ValueError(f"{path} must be a number from 0 on, got {value!r}.")
+            raise ValueError(f"{path} must be a non-negative number, got {value!r}.")
         elif value == 0 and (path.endswith(_DIVISORS) or path.startswith("attention_")):
-            raise ValueError(f"{path} must be more than 0, it is divided by.")
+            raise ValueError(f"{path} must be more than 0, as it is a divisor.")
 
     walk(rates, "")
     if rates.gpu not in GPUS:
@@ -163,13 +164,13 @@ def _check(rates: Rates) -> None:
 
 @functools.lru_cache(maxsize=16)
 def rates_of(gpu: str) -> Rates:
-    """The constants shipped for a GPU (see docs/generated/accuracy.md).
+    """Load the constants shipped for a GPU (see docs/generated/accuracy.md).
 
     Args:
       gpu: name of a GPU, such as "h100".
 
     Raises:
-      ValueError: none are shipped for it.
+      ValueError: no constants are shipped for it.
     """
     path = _SHIPPED / f"{gpu}.json"
     if not path.is_file():

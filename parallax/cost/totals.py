@@ -1,4 +1,4 @@
-"""What follows from a cost: its error bar, its energy, and what no measurement stands behind."""
+"""The error bar and the energy of a cost, and the parts that no measurement validates."""
 
 from parallax.cost.pricing import HAND_WRITTEN_SHARE, Cost
 from parallax.cost.rates import Rates
@@ -8,27 +8,30 @@ _SPREAD_OF = {"exposed communication": "communication"}
 
 
 def error_bar(cost: Cost, rates: Rates) -> tuple[float, float]:
-    """The 80 % interval of the seconds: each term's own, as if all were off the same way."""
+    """Compute the 80 % interval of the seconds, as if all terms were off in the same direction."""
     spreads = [(rates.spreads[_SPREAD_OF.get(n, n)], s) for n, s in cost.terms.items()]
     return sum(s.low * t for s, t in spreads), sum(s.high * t for s, t in spreads)
 
 
 def joules(cost: Cost, rates: Rates) -> float:
-    """Energy of one device, never above its power limit."""
+    """Estimate the energy of one device in joules, at most its power limit times the seconds."""
     power = rates.power
-    found = power.idle_w * cost.seconds + power.flop_j * cost.flops
-    found += power.memory_byte_j * cost.memory_bytes + power.link_byte_j * cost.link_bytes
-    return min(found, power.limit_w * cost.seconds)
+    energy = power.idle_w * cost.seconds + power.flop_j * cost.flops
+    energy += power.memory_byte_j * cost.memory_bytes + power.link_byte_j * cost.link_bytes
+    return min(energy, power.limit_w * cost.seconds)
 
 
 def unvalidated(*works: ExecutionTrace, crosses_nodes: bool) -> str:
-    """ "" if nothing; for sentences like "no measurement stands behind the ..."."""
-    found = []
+    """Name the parts of the time that no published measurement validates, "" if there are none.
+
+    The text completes sentences such as "no measurement stands behind the ...".
+    """
+    parts = []
     if crosses_nodes:
-        found.append("time between nodes")
+        parts.append("time between nodes")
     if any(work.hand_written for work in works):
-        found.append(
-            f"time of kernels written by hand ({HAND_WRITTEN_SHARE:.0%} of the rate of products, "
-            "assumed)"
+        parts.append(
+            f"time of hand-written kernels ({HAND_WRITTEN_SHARE:.0%} of the rate of matrix "
+            "products, assumed)"
         )
-    return " and ".join(found)
+    return " and ".join(parts)

@@ -1,6 +1,6 @@
-"""Reading a compiled program: which collectives run, how often, over what, beside which FLOPs.
+"""A reader of compiled programs: which collectives run, how often, over what, beside which FLOPs.
 
-Knows no strategy and works for any JAX program. A form it does not understand is refused.
+It knows no strategy and works for any JAX program. Forms that it does not understand are refused.
 """
 
 from parallax.hlo.collectives import Collective, Ledger

@@ -1,6 +1,6 @@
-"""Shapes that a text says twice must agree, so that a damaged one cannot change what is counted.
+"""The checks that shapes stated twice in HLO text agree, so that damage cannot change a count.
 
-Checked: what goes into a call and comes out of it against the called computation, a computation's
+Checked are the operands and result of a call against the called computation, a computation's
 header, tuples and their elements, starts and dones, and the ops whose result's size follows from
 their operands'.
 """
@@ -18,7 +18,7 @@ _PARAMETER_NAME = re.compile(r"([(,]\s*(?:/\*index=\d+\*/)?)[^\s(),:]+: ")
 
 
 def check_agreement(module: Module) -> None:
-    """Raises HloError where two shapes that must be equal are not."""
+    """Raise HloError where two shapes that must be equal are not."""
     for computation in module.computations.values():
         _check_header(computation)
         for i in computation.instructions:
@@ -30,10 +30,10 @@ def check_agreement(module: Module) -> None:
 
 
 def _check_header(computation: Computation) -> None:
-    """`(p: f32[8], ...) -> f32[8]` is what the parameters and ROOT say."""
+    """Check a header such as `(p: f32[8], ...) -> f32[8]` against the parameters and ROOT."""
     parameters, _, result = computation.header.rpartition(" -> ")
-    said = parse_shape(_PARAMETER_NAME.sub(r"\1", parameters))
-    if (said.elements, parse_shape(result)) != _signature(computation):
+    stated = parse_shape(_PARAMETER_NAME.sub(r"\1", parameters))
+    if (stated.elements, parse_shape(result)) != _signature(computation):
         raise HloError(
             f"%{computation.name}: its header {short(computation.header)} is not what its "
             "parameters and ROOT say."
@@ -41,13 +41,13 @@ def _check_header(computation: Computation) -> None:
 
 
 def _signature(computation: Computation) -> tuple[tuple[Shape, ...], Shape]:
-    """Shapes of the parameters in order, and of the ROOT."""
-    found = sorted((i.parameter, i.line) for i in computation.instructions if i.parameter >= 0)
-    if [number for number, _ in found] != list(range(len(found))):
+    """Return the shapes of the parameters in order, and the shape of the ROOT."""
+    numbers = sorted(i.parameter for i in computation.instructions if i.parameter >= 0)
+    if numbers != list(range(len(numbers))):
         raise HloError(f"%{computation.name}: parameters are not numbered 0, 1, ...")
     by_number = {i.parameter: i.shape for i in computation.instructions if i.parameter >= 0}
     root = next(i.shape for i in computation.instructions if i.is_root)
-    return tuple(by_number[n] for n in range(len(found))), root
+    return tuple(by_number[n] for n in numbers), root
 
 
 def _signature_of(module: Module, name: str) -> tuple[tuple[Shape, ...], Shape]:
@@ -120,7 +120,7 @@ _RULES: dict[str, Callable[[Instruction, tuple[Shape, ...]], bool]] = {
 
 
 def _start_agrees(computation: Computation, i: Instruction) -> bool:
-    """Whether what is waited for is a start of the same operation."""
+    """Whether a done or update waits for a start of the same operation."""
     started = computation.by_name[i.operands[0]] if i.operands else None
     base = i.opcode.removesuffix("-done").removesuffix("-update")
     return started is not None and started.opcode in (f"{base}-start", f"{base}-update")
@@ -133,7 +133,7 @@ def _inside(part: Shape, whole: Shape) -> bool:
 
 
 def _indices(shape: Shape, operands: tuple[Shape, ...]) -> bool:
-    """One integer for each dim."""
+    """Whether the operands are one integer for each dim."""
     return len(operands) == len(shape.dims) and all(
         s.dtype[0] in "su" and not s.dims for s in operands
     )

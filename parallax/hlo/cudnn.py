@@ -1,4 +1,4 @@
-"""cuDNN's fused attention in a program's text: its shapes and FLOPs."""
+"""The shapes and FLOPs of cuDNN's fused attention in a program's text."""
 
 import json
 import math
@@ -13,10 +13,12 @@ _TARGET = re.compile(r'"?__cudnn\$fmha(.*)')
 
 
 class FusedAttention(NamedTuple):
-    """One call.
+    """One call of fused attention.
 
     Attributes:
-      visible: share of the pairs of query and key that the mask lets through.
+      batch, heads, q_len, kv_len, head_dim: sizes.
+      visible: share of the (query, key) pairs that the mask lets through.
+      dtype: HLO dtype of the queries.
       products: matrix products over all pairs: 2 forward, 5 backward.
     """
 
@@ -36,10 +38,10 @@ class FusedAttention(NamedTuple):
 
 
 def fused_attention(computation: Computation, i: Instruction) -> FusedAttention | None:
-    """The attention that a custom call computes; None of any other call.
+    """Read the attention that a custom call computes; None for any other call.
 
     Raises:
-      HloError: it is one, and its configuration is not understood.
+      HloError: the configuration of an attention call is not understood.
     """
     target = _TARGET.match(i.attributes.get("custom_call_target", ""))
     if target is None:

@@ -1,4 +1,4 @@
-"""What the author of a hand-written kernel says it costs, carried by the program's text."""
+"""The declared cost of hand-written kernels, as a program's text carries it."""
 
 import math
 import re
@@ -15,12 +15,12 @@ _NAME = re.compile(r'kernel_name="?([A-Za-z0-9_.-]{1,100})')
 
 
 class Declared(NamedTuple):
-    """What one launch costs.
+    """The declared cost of one launch.
 
     Attributes:
-      flops, n_bytes: of one launch.
-      name: the kernel's; "" if it has none.
-      computes: what the FLOPs are; attention where a program does not say.
+      flops, n_bytes: FLOPs, and bytes read and written, per launch.
+      name: name of the kernel; "" if it has none.
+      computes: what the FLOPs compute; attention if the program does not say.
     """
 
     flops: float
@@ -30,22 +30,23 @@ class Declared(NamedTuple):
 
 
 def declared_cost(i: Instruction) -> Declared | None:
-    """What is attached to an instruction; None if nothing is.
+    """Read the declared cost of an instruction; None if there is none.
 
     Raises:
-      HloError: something is, and it is no number from 0.
+      HloError: the declared cost is not a finite, non-negative number.
     """
     text = i.attributes.get("frontend_attributes", "")
-    found = dict(re.findall(r'(cost_flops|cost_bytes)="?([^",}]*)"?', text))
-    if set(found) != set(_COST):
+    costs = dict(re.findall(r'(cost_flops|cost_bytes)="?([^",}]*)"?', text))
+    if set(costs) != set(_COST):
         return None
     try:
-        flops, n_bytes = (float(found[key]) for key in _COST)
+        flops, n_bytes = (float(costs[key]) for key in _COST)
     except ValueError:
         flops = n_bytes = math.nan
     if not (0 <= flops < math.inf and 0 <= n_bytes < math.inf):
         raise HloError(
-            f"line {i.line}: %{i.name}: its declared cost {short(str(found))} is no number from 0."
+            f"line {i.line}: %{i.name}: its declared cost {short(str(costs))} is not a "
+            "finite, non-negative number."
         )
     name = _NAME.search(text)
     products = _PRODUCTS.search(text) is not None
@@ -55,11 +56,11 @@ def declared_cost(i: Instruction) -> Declared | None:
 
 
 def declared_kernels(module: Module) -> tuple[str, ...]:
-    """Names of the hand-written kernels that give one, in order of the alphabet."""
-    found = set()
+    """List the hand-written kernels of a program by name, in alphabetical order."""
+    names = set()
     for computation in module.computations.values():
         for i in computation.instructions:
             declared = declared_cost(i) if i.opcode == "custom-call" else None
             if declared is not None:
-                found.add(declared.name or i.name)
-    return tuple(sorted(found))
+                names.add(declared.name or i.name)
+    return tuple(sorted(names))

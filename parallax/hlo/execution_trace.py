@@ -1,6 +1,6 @@
-"""A scheduled program as work: kernels with their products and bytes, collectives, loops, branches.
+"""The execution trace: a scheduled program as kernels, collectives, loops and branches.
 
-What a cost model needs of a program and nothing else: small, frozen, and with no HLO text in it.
+A trace holds what cost estimation needs and nothing else: it is small, frozen and free of HLO text.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from parallax.hlo.traffic import Reads
 
 @dataclass(frozen=True)
 class Gemm:
-    """One batched matrix product [m, k] x [k, n]; `dtype` is what is multiplied (HLO name)."""
+    """One batched matrix product [m, k] x [k, n]; `dtype` is the HLO dtype of the operands."""
 
     batch: int
     m: int
@@ -30,20 +30,20 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch on a device.
+    """One kernel launch on a device.
 
     Attributes:
-      name: of the HLO instruction.
-      reads: (array, bytes read of it).
-      written: (array, bytes); of the kernel's own name where it has one result.
+      name: name of the HLO instruction, and of the array it writes.
+      reads: (array, bytes read of it) pairs.
+      written_bytes: bytes written.
       gemms: matrix products inside.
-      attention: of cuDNN's fused attention; None otherwise.
-      flops: declared by a hand-written kernel; 0 otherwise.
-      computes: what a hand-written kernel's FLOPs are.
-      op_name: where in the Python program it came from.
+      attention: the call of cuDNN's fused attention; None for other kernels.
+      flops: FLOPs declared by a hand-written kernel; 0 for others.
+      computes: what a hand-written kernel's FLOPs compute.
+      op_name: name stack of the op in the Python program.
       unknown: target of a custom call of which only the bytes are known; "" otherwise.
-      weights, kv_cache: of the arrays read, those that hold stored weights, and keys and values;
-        known of a synthetic trace alone.
+      weights, kv_cache: the arrays read that hold stored weights, and keys and values; known in
+        synthetic traces alone.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Send:
-    """A collective; one execution."""
+    """One execution of a collective."""
 
     name: str
     collective: Collective
@@ -73,7 +73,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Start:
-    """Work put on another stream, to be waited for by `Wait(name)`."""
+    """The start of work on another stream, which `Wait(name)` waits for."""
 
     name: str
     what: "Kernel | Send"
@@ -81,18 +81,22 @@ class Start:
 
 @dataclass(frozen=True)
 class Wait:
-    """The program goes on when this start has finished."""
+    """A wait until the work that `Start(name)` began has finished."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop; `count` executions, `known` to the compiler (or told by data, then derived).
+    """A loop over a computation.
 
     Attributes:
-      held: arrays that all executions find unchanged: (name inside, name outside, bytes).
-      same_weights: all executions read the same weights, as tiles of one expert's rows do.
+      name: name of the loop.
+      count: trip count.
+      body, condition: computations run in each iteration.
+      known: whether the compiler knows the trip count; otherwise it depends on data and is derived.
+      held: arrays that no iteration changes: (name inside, name outside, bytes).
+      same_weights: whether all iterations read the same weights, as tiles of one expert's rows do.
     """
 
     name: str
@@ -106,7 +110,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several computations, which one is data."""
+    """A branch: one of several computations runs, depending on data."""
 
     name: str
     branches: tuple[str, ...]
@@ -114,7 +118,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Call:
-    """Another computation's steps."""
+    """A call of another computation."""
 
     name: str
 
@@ -124,12 +128,12 @@ Step = Kernel | Send | Start | Wait | Loop | Choice | Call
 
 @dataclass(frozen=True)
 class ExecutionTrace:
-    """A program: steps of its computations in scheduled order.
+    """The execution trace of a program: the steps of its computations in scheduled order.
 
     Attributes:
-      entry: the computation that is run.
+      entry: name of the entry computation.
       steps: computation -> its steps.
-      devices: that run it.
+      devices: number of devices that run the program.
       unpriced: targets of custom calls of which only the bytes are known.
     """
 

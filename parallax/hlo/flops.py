@@ -1,12 +1,11 @@
-"""FLOPs of a computation, loops multiplied out: matrix products, wherever they hide, and what
-hand-written kernels declare.
+"""The FLOPs of a computation, loops multiplied out: matrix products and hand-written kernels.
 
-Element-wise work is not counted, nor the matrix-vector products that XLA writes as a multiply and a
-reduce: a decode step of one sequence reads them from memory, so their bytes are what matters.
+Element-wise work is not counted, nor are the matrix-vector products that XLA writes as a multiply
+and a reduce: a decoding step of one sequence is bound by their bytes, not by their FLOPs.
 
-How often a loop runs whose length depends on data (tiles of routed rows, say) is not in the
-program. Callers that know pass `trips`: named scope -> executions of the loop each time it is
-reached, as derived from what was routed; an average may be fractional.
+The trip count of a loop that depends on data (over tiles of routed rows, say) is not in the
+program. Callers that know it pass `trips`: named scope -> iterations each time the loop is reached,
+as derived from the routing; an average may be fractional.
 """
 
 import json
@@ -27,14 +26,14 @@ _TARGET = re.compile(r'"([^"]*)"')
 # Opcodes whose called computations are applied per element and hold no matrix products.
 _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
                 "all-reduce", "reduce-scatter")  # fmt: skip
-# A loop is named by what stands behind the loops around it: theirs are other scopes.
+# A loop's own scope is the part of its op_name after those of the loops around it.
 _LOOP_BODY = "/while/body/"
 Trips = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs and number of matrix products; `low` to `high` where a branch depends on data.
+    """The FLOPs and number of matrix products; `low` to `high` where a branch depends on data.
 
     The number is rounded up where a loop's expected trip count is fractional; FLOPs are not.
     """
@@ -47,23 +46,24 @@ class Flops:
         return Flops(self.low + other.low, self.high + other.high, self.gemms + other.gemms)
 
     def times(self, n: float) -> "Flops":
-        """Raises HloError where the products cannot be counted."""
+        """Return n times the FLOPs; HloError where the products become too many to count."""
         if self.gemms * n > MAX_TRIPS or not self.high * n < math.inf:
             raise HloError(f"loops too long: over {MAX_TRIPS} matrix products, or FLOPs.")
         return Flops(self.low * n, self.high * n, math.ceil(self.gemms * n))
 
 
 def module_flops(module: Module, scope: str = "", trips: Trips | None = None) -> Flops:
-    """Matrix-product FLOPs that one device executes in one run.
+    """Count the matrix-product FLOPs that one device executes in one run.
 
     Args:
-      module: parsed.
+      module: the parsed module.
       scope: count only products whose op_name contains this.
-      trips: part of a loop's op_name (a named scope right around it, not one around a loop that
-        holds it) -> executions each time the loop is reached. The compiler's count goes first.
+      trips: part of a loop's op_name (a named scope right around it, not around an enclosing loop)
+        -> iterations each time the loop is reached. A count that the compiler knows takes
+        precedence.
 
     Raises:
-      HloError: matrix products in a loop whose trip count neither the compiler nor `trips` gives,
+      HloError: a loop with matrix products whose trip count neither the compiler nor `trips` gives,
         or a convolution.
     """
     return computation_flops(module, module.entry, scope, trips)
@@ -72,7 +72,7 @@ def module_flops(module: Module, scope: str = "", trips: Trips | None = None) ->
 def computation_flops(
     module: Module, name: str, scope: str = "", trips: Trips | None = None
 ) -> Flops:
-    """FLOPs of one execution of a computation; see `module_flops`."""
+    """Count the FLOPs of one execution of a computation, see `module_flops`."""
     key = ("flops", name, scope, *sorted((trips or {}).items()))
     if key not in module._memo:
         computation = module.computation(name)
@@ -90,9 +90,9 @@ def instruction_flops(
     scope: str = "",
     trips: Trips | None = None,
 ) -> Flops:
-    """FLOPs of one execution of an instruction, with all it calls; see `module_flops`."""
+    """Count the FLOPs of one execution of an instruction and all it calls, see `module_flops`."""
     opcode = instruction.opcode
-    # What is started is counted there, and not again where it is waited for.
+    # Async work is counted at its start, and not again at its done.
     if opcode.endswith(("-done", "-update")):
         return Flops()
     opcode = opcode.removesuffix("-start")
@@ -121,7 +121,7 @@ def instruction_flops(
 
 
 def _loop_flops(instruction: Instruction, inside: Flops, trips: Trips | None) -> Flops:
-    """FLOPs of a loop whose single execution costs `inside`."""
+    """Count the FLOPs of a loop of which one iteration has `inside`."""
     count = expected_trips(instruction, trips)
     if count is not None:
         return inside.times(count)
@@ -135,7 +135,7 @@ def _loop_flops(instruction: Instruction, inside: Flops, trips: Trips | None) ->
 
 
 def _fused_flops(computation: Computation, instruction: Instruction) -> float:
-    """Of a kernel that says what it costs, and of cuDNN's attention; 0 of other custom calls."""
+    """Count the FLOPs of hand-written kernels and cuDNN's attention; 0 for other custom calls."""
     declared = declared_cost(instruction)
     if declared is not None:
         return declared.flops
@@ -144,7 +144,7 @@ def _fused_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def trip_count(instruction: Instruction) -> int | None:
-    """How often a while loop runs, where the compiler knows."""
+    """Return a while loop's trip count if the compiler knows it, else None."""
     config = instruction.attributes.get("backend_config", "")
     match = re.search(r'"known_trip_count":\{"n":"([^"]*)"\}', config)
     if match is None:
@@ -159,21 +159,21 @@ def trip_count(instruction: Instruction) -> int | None:
 
 
 def expected_trips(instruction: Instruction, trips: Trips | None) -> float | None:
-    """`trip_count`, or else what `trips` says of the loop; None where neither knows.
+    """Return a loop's trip count from the compiler, or else from `trips`; None where neither knows.
 
     Raises:
-      HloError: scopes that disagree about one loop, or a count that is no number from 0 on.
+      HloError: scopes disagree about a loop, or a count is not a finite non-negative number.
     """
     known = trip_count(instruction)
     if known is not None or not trips:
         return known
     own = instruction.op_name.rpartition(_LOOP_BODY)[2]
-    found = {scope: n for scope, n in trips.items() if scope and scope in own}
-    if len(set(found.values())) > 1:
-        raise HloError(f"%{instruction.name}: trips name one loop twice, {found}, in {own!r}.")
-    count = next(iter(found.values()), None)
+    matching = {scope: n for scope, n in trips.items() if scope and scope in own}
+    if len(set(matching.values())) > 1:
+        raise HloError(f"%{instruction.name}: trips name one loop twice, {matching}, in {own!r}.")
+    count = next(iter(matching.values()), None)
     if count is not None and not 0 <= count < math.inf:
-        raise HloError(f"trips {found}: expected executions, finite and from 0 on.")
+        raise HloError(f"trips {matching}: expected trip counts, finite and not negative.")
     return count
 
 
@@ -183,7 +183,7 @@ def custom_call_target(instruction: Instruction) -> str:
 
 
 def uncounted_calls(module: Module) -> tuple[str, ...]:
-    """Targets of custom calls whose FLOPs nobody here knows, for a report to name."""
+    """List the targets of custom calls whose FLOPs are unknown, for a report to name."""
     targets = {
         custom_call_target(i)
         for c in module.computations.values()
@@ -198,13 +198,13 @@ def uncounted_calls(module: Module) -> tuple[str, ...]:
 def dot_dims(
     computation: Computation, instruction: Instruction
 ) -> tuple[int, int, int, int] | None:
-    """(batch, m, n, k) of a matrix product [m, k] x [k, n]; None of anything else."""
-    found = _dot_numbers(instruction)
-    if found is None:
+    """Return (batch, m, n, k) of a matrix product [m, k] x [k, n]; None for anything else."""
+    numbers = _dot_numbers(instruction)
+    if numbers is None:
         return None
-    _product(computation, instruction, *found)
+    _product(computation, instruction, *numbers)
     lhs, rhs = (s.dims for s in computation.operand_shapes(instruction)[:2])
-    contracting, _, batches = found
+    contracting, _, batches = numbers
     k = math.prod(lhs[d] for d in contracting)
     batch = math.prod(lhs[d] for d in batches)
     m, n = math.prod(lhs) // max(1, batch * k), math.prod(rhs) // max(1, batch * k)
@@ -221,7 +221,7 @@ Numbers = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _dot_numbers(instruction: Instruction) -> Numbers | None:
-    """Contracting dims of both operands and batch dims of the first; None if it is no product."""
+    """Return both operands' contracting dims and the first's batch dims; None if no product."""
     opcode = instruction.opcode.removesuffix("-start")
     if opcode == "dot":
         keys = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims")
@@ -246,7 +246,7 @@ def _product(
     rhs_contracting: tuple[int, ...],
     lhs_batch: tuple[int, ...],
 ) -> float:
-    """2 x output x contracted; the output follows from the operands, so both must say the same."""
+    """Count the FLOPs of a product, 2 x output x contracted, and check the shapes' agreement."""
     operands = computation.operand_shapes(instruction)
     if len(operands) < 2:
         raise HloError(f"%{instruction.name}: expected two operands, got {len(operands)}.")
@@ -266,7 +266,7 @@ def _product(
 
 
 def _output(instruction: Instruction) -> Shape:
-    """The product, without a library's workspace beside it, or the operands of an async start."""
+    """Return the product's shape, without a library's workspace or an async start's operands."""
     elements = instruction.shape.elements
     if instruction.opcode.endswith("-start") and len(elements) > 1:
         return elements[1].elements[0] if elements[1].elements else elements[1]
@@ -276,11 +276,11 @@ def _output(instruction: Instruction) -> Shape:
 def executions(
     module: Module, trips: Trips | None = None
 ) -> Iterator[tuple[Computation, float, bool]]:
-    """Computations reached from the entry, with how often each runs and whether inside a branch.
+    """Yield the computations reached from the entry, with their executions and if inside a branch.
 
     Per-element computations are left out. A computation called from several places comes several
-    times. Trip counts that neither the compiler nor `trips` gives come as -1: refuse what they
-    hold. Without `trips` counts are whole numbers.
+    times. Inside loops whose trip count neither the compiler nor `trips` gives, the executions are
+    -1: callers refuse what counts there. Without `trips` executions are whole numbers.
     """
 
     def visit(name: str, count: float, branch: bool):
@@ -293,8 +293,8 @@ def executions(
                 continue
             times, inside = count, branch
             if instruction.opcode == "while":
-                rounds = expected_trips(instruction, trips)
-                times = -1 if rounds is None or count < 0 else count * rounds
+                iterations = expected_trips(instruction, trips)
+                times = -1 if iterations is None or count < 0 else count * iterations
                 if times > MAX_TRIPS:
                     raise HloError(f"line {instruction.line}: %{instruction.name}: loops that run "
                                    f"over {MAX_TRIPS} times in all.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which devices a collective joins, in every form HLO writes it, and which mesh axes those are."""
+"""The devices that a collective joins, in every form that HLO has, and the mesh axes they span."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ _AXIS_REF = re.compile(r"'([^']+)'(?::\((\d{1,9})\)(\d{1,9}))?")
 
 
 def parse_groups(text: str, num_devices: int) -> Groups:
-    """Groups of positions from a `replica_groups` attribute.
+    """Parse the groups of device positions in a `replica_groups` attribute.
 
     Args:
       text: `{{0,2},{1,3}}`, `[2,8]<=[2,2,4]T(1,0,2)`, or `mesh['a'=4,'b'=4] {'b'}`, the last with
@@ -31,7 +31,7 @@ def parse_groups(text: str, num_devices: int) -> Groups:
       num_devices: partitions of the module.
 
     Raises:
-      HloError: another form, or groups that are not a partition of the devices.
+      HloError: another form, or groups that do not partition the devices equally.
     """
     text = text.strip()
     if _LISTS.fullmatch(text):
@@ -52,10 +52,10 @@ def parse_groups(text: str, num_devices: int) -> Groups:
     return groups
 
 
-def _numbers(text: str, where: str) -> tuple[int, ...]:
+def _numbers(text: str, attribute: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts):
-        raise HloError(f"replica_groups {short(where)}: expected integers, got {short(text)}.")
+        raise HloError(f"replica_groups {short(attribute)}: expected integers, got {short(text)}.")
     return tuple(int(part) for part in parts)
 
 
@@ -93,10 +93,10 @@ def _mesh(match: re.Match, text: str, num_devices: int) -> Groups:
 
 
 def _references(named: str, axes: Mapping[str, int], text: str) -> dict[str, tuple[str, str]]:
-    """Axis -> (size before it, size) of the sub-axis that is named, or ("", "") for all of it."""
-    found = _AXIS_REF.findall(named)
-    references = {name: (before, size) for name, before, size in found}
-    if len(references) != len(found):
+    """Return axis -> (size before, size) of the sub-axis named, or ("", "") for the whole axis."""
+    matches = _AXIS_REF.findall(named)
+    references = {name: (before, size) for name, before, size in matches}
+    if len(references) != len(matches):
         raise HloError(f"replica_groups {short(text)}: an axis named twice is not understood.")
     if set(references) - set(axes):
         raise HloError(f"replica_groups {short(text)}: names an axis that the mesh does not have.")
@@ -106,7 +106,7 @@ def _references(named: str, axes: Mapping[str, int], text: str) -> dict[str, tup
 def _cut_axes(
     axes: Mapping[str, int], references: Mapping[str, tuple[str, str]], text: str
 ) -> tuple[list[int], list[int]]:
-    """The mesh's dims with sub-axes as dims of their own, and which of them are named, in order.
+    """Return the mesh's dims with sub-axes as dims of their own, and the named ones in order.
 
     An axis with a sub-axis becomes three dims: before it, the sub-axis, and after it.
     """
@@ -135,19 +135,19 @@ def _check_size(dims: Collection[int], num_devices: int, text: str) -> None:
         )
 
 
-def _device_ids(text: str, where: str, num_devices: int) -> np.ndarray:
+def _device_ids(text: str, attribute: str, num_devices: int) -> np.ndarray:
     if iota := re.fullmatch(r"\[([0-9,]+)\](?:T\(([0-9,]+)\))?", text.strip()):
-        dims = _numbers(iota[1], where)
-        order = _numbers(iota[2], where) if iota[2] else tuple(range(len(dims)))
+        dims = _numbers(iota[1], attribute)
+        order = _numbers(iota[2], attribute) if iota[2] else tuple(range(len(dims)))
         if sorted(order) != list(range(len(dims))):
-            raise HloError(f"replica_groups {short(where)}: not a transposition: {order}.")
-        _check_size(dims, num_devices, where)
+            raise HloError(f"replica_groups {short(attribute)}: not a transposition: {order}.")
+        _check_size(dims, num_devices, attribute)
         return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(-1)
-    return np.array(_numbers(text, where))
+    return np.array(_numbers(text, attribute))
 
 
 def parse_pairs(text: str) -> tuple[tuple[int, int], ...]:
-    """(sender, receiver) positions from a `source_target_pairs` attribute.
+    """Parse the (sender, receiver) positions in a `source_target_pairs` attribute.
 
     Raises:
       HloError: another form, or a device that sends or receives twice.
@@ -161,13 +161,13 @@ def parse_pairs(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def axes_of_groups(groups: Groups, mesh_axes: Mapping[str, int]) -> tuple[str, ...] | None:
-    """Mesh axes whose devices each group joins, in mesh order; None if it is no set of axes.
+    """Find the mesh axes whose devices each group joins, in mesh order; None if no axes match.
 
     Args:
       groups: positions in `mesh.devices.flat`.
       mesh_axes: mesh axis -> size, in order.
     """
-    # Axes of size 1 join nothing. The first group says which axes it could be; all must agree.
+    # Axes of size 1 join nothing. The first group decides which axes it can be; all must agree.
     names = tuple(name for name, size in mesh_axes.items() if size > 1)
     sizes = tuple(mesh_axes[name] for name in names)
     places = np.unravel_index(np.array(groups[0]), sizes) if sizes else ()
@@ -177,15 +177,15 @@ def axes_of_groups(groups: Groups, mesh_axes: Mapping[str, int]) -> tuple[str, .
         return None
     rest = [d for d in range(len(names)) if d not in chosen]
     table = np.arange(math.prod(sizes)).reshape(sizes).transpose([*rest, *chosen])
-    found = {frozenset(row) for row in table.reshape(-1, size).tolist()}
-    same = found == {frozenset(g) for g in groups}
+    expected = {frozenset(row) for row in table.reshape(-1, size).tolist()}
+    same = expected == {frozenset(g) for g in groups}
     return tuple(names[d] for d in chosen) if same else None
 
 
 def axes_of_pairs(
     pairs: tuple[tuple[int, int], ...], mesh_axes: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """The fewest mesh axes within whose groups all pairs stay, in mesh order.
+    """Find the fewest mesh axes within whose groups all pairs stay, in mesh order.
 
     A ring over ("node", "seq") crosses nodes in some of its pairs only; its axes are both.
 

@@ -1,4 +1,4 @@
-"""The second witness: collectives counted in the jaxpr, where mesh axes still have their names."""
+"""The cross-check of a ledger: collectives counted in the jaxpr, where mesh axes have names."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ def jaxpr_ledger(
     *,
     ragged_bytes: RaggedBytes | None = None,
 ) -> Ledger:
-    """Collectives of a traced program under one shard_map, loops multiplied out.
+    """Count the collectives of a traced program under one shard_map, loops multiplied out.
 
     Args:
       closed_jaxpr: `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
@@ -38,11 +38,11 @@ def jaxpr_ledger(
       ragged_bytes: as for `read_ledger`, so that both count the same rows.
 
     Raises:
-      HloError: a collective in a branch or in a loop of unknown length, over an axis that
+      HloError: a collective in a branch or in a loop of unknown trip count, over an axis that
         `mesh_axes` lacks, or one that is not understood; a shard_map that is partly automatic.
     """
-    found = _walk(closed_jaxpr.jaxpr, 1, mesh_axes)
-    return Ledger(tuple(with_ragged_bytes(c, ragged_bytes) for c in found))
+    collectives = _walk(closed_jaxpr.jaxpr, 1, mesh_axes)
+    return Ledger(tuple(with_ragged_bytes(c, ragged_bytes) for c in collectives))
 
 
 def _walk(jaxpr: Any, count: int, mesh_axes: Mapping[str, int]) -> Iterator[Collective]:
@@ -60,7 +60,7 @@ def _walk(jaxpr: Any, count: int, mesh_axes: Mapping[str, int]) -> Iterator[Coll
             found = list(_walk(inner, times, mesh_axes))
             if found and name in ("cond", "while"):
                 raise HloError(
-                    f"jaxpr: {found[0].kind} inside '{name}': how often it runs is open."
+                    f"jaxpr: {found[0].kind} inside '{name}': how often it runs is unknown."
                 )
             if found and name == "shard_map" and (axes := _automatic_axes(equation, mesh_axes)):
                 raise HloError(
@@ -86,7 +86,7 @@ def _axes(equation) -> tuple[str, ...]:
 
 
 def _automatic_axes(equation, mesh_axes: Mapping[str, int]) -> set[str]:
-    """Mesh axes of several devices that a shard_map leaves to the partitioner."""
+    """Return the mesh axes of several devices that a shard_map leaves to the partitioner."""
     params = equation.params
     manual = params.get("newly_manual_axes", params.get("manual_axes"))
     if manual is None:
@@ -109,13 +109,13 @@ def _collective(equation, kind, count, mesh_axes) -> Iterator[Collective]:
     pairs = tuple(equation.params.get("perm") or ())
     axes = tuple(a for a in mesh_axes if a in named)
     if kind == "collective-permute":
-        # Positions of the pairs count over the axes in the order they were named.
+        # The positions in pairs run over the axes in the order in which they are named.
         axes = axes_of_pairs(pairs, {a: mesh_axes[a] for a in named})
         axes = tuple(a for a in mesh_axes if a in axes)
     size = math.prod(mesh_axes[a] for a in axes)
     if size == 1:
         return
-    # A ragged exchange sends rows of its first operand; the others say where and how many.
+    # A ragged exchange sends rows of its first operand; the others hold offsets and counts.
     for variable in equation.invars[:1] if kind == RAGGED else equation.invars:
         payload = variable.aval.size * variable.aval.dtype.itemsize
         if kind == "all-gather":

@@ -1,4 +1,4 @@
-"""The ledger: every collective of a program, what it sends, how often, and what runs meanwhile."""
+"""The ledger of a compiled program: every collective, its bytes, executions and overlap."""
 
 import bisect
 import dataclasses
@@ -31,15 +31,15 @@ def read_ledger(
     ragged_bytes: RaggedBytes | None = None,
     trips: Trips | None = None,
 ) -> Ledger:
-    """The ledger of a compiled program.
+    """Read the ledger of a compiled program.
 
     Args:
-      program: `compiled.as_text()`, or what `parse_module` made of it.
+      program: `compiled.as_text()`, or its `parse_module`.
       mesh_axes: mesh axis -> size, in the order of the mesh the program was compiled for.
-      ragged_bytes: bytes that leave a device in one execution of a ragged all-to-all, derived from
-        what was routed; None, or None for one of them, counts its whole buffer as an upper bound.
-        It is handed the collective, whose axes and payload_bytes tell which one it is: the CUDA
-        compiler drops op_name from these.
+      ragged_bytes: called with a ragged all-to-all, returns the bytes that leave a device in one
+        execution, derived from the routing. None, or a result of None, counts the whole buffer as
+        an upper bound. The collective's axes and payload_bytes identify it: the CUDA compiler drops
+        op_name from these.
       trips: as for `module_flops`, for loops between a start and its done. A collective inside
         such a loop is refused all the same.
 
@@ -65,7 +65,7 @@ def read_ledger(
                 why = "inside a branch" if branch else "in a loop of unknown trip count"
                 raise HloError(
                     f"line {instruction.line}: %{instruction.name} ({kind}) is {why}: how often it "
-                    "runs is open."
+                    "runs is unknown."
                 )
             between = wrapped.get(computation.name)
             if between is None and _is_async(instruction):
@@ -96,7 +96,7 @@ def _is_async(instruction: Instruction) -> bool:
 
 
 def _wrapped_in_start(module: Module, trips: Trips | None) -> dict[str, Flops]:
-    """Computations that a start calls (a fusion holding a collective), with what runs meanwhile."""
+    """Find computations that a start calls (a fusion with a collective), with the work beside."""
     found: dict[str, Flops] = {}
     for computation in module.computations.values():
         for position, instruction in enumerate(computation.instructions):
@@ -114,7 +114,7 @@ def _wrapped_in_start(module: Module, trips: Trips | None) -> dict[str, Flops]:
 
 
 def _reached(module: Module, *names: str) -> set[str]:
-    """These computations and what their fusions and async calls hold, each once."""
+    """Return these computations and all that their fusions and async calls hold, each once."""
     found, waiting = set(names), list(names)
     while waiting:
         for instruction in module.computation(waiting.pop()).instructions:
@@ -131,7 +131,7 @@ def _collective(
     kind: str,
     mesh_axes: Mapping[str, int],
 ) -> Collective:
-    """One execution of a collective."""
+    """Read one execution of a collective."""
     arrays = [a for s in computation.operand_shapes(instruction) for a in s.elements or (s,)]
     result = _result(computation, instruction)
     sent, pairs, groups = sum(a.n_bytes for a in arrays), (), ()
@@ -149,9 +149,9 @@ def _collective(
         axes, size = axes_of_groups(groups, mesh_axes), len(groups[0])
     if kind == RAGGED:
         check_ragged(instruction, arrays, result, size)
-        # Rows leave the first operand; the second is what they are received over.
+        # Rows are sent from the first operand and received into the second.
         arrays, sent = arrays[:1], arrays[0].n_bytes
-    # What comes back follows from what goes in: a cross-check on sizes and groups.
+    # The bytes received follow from the bytes sent: a cross-check of sizes and groups.
     times = Fraction(size if kind == "all-gather" else 1, size if kind == "reduce-scatter" else 1)
     received = sent if kind == RAGGED else result.n_bytes
     if received != sent * times:
@@ -173,31 +173,31 @@ def _collective(
 
 
 def _result(computation: Computation, instruction: Instruction) -> Shape:
-    """What a collective returns: of a start, what its done returns."""
+    """Return a collective's result: for a start, that of its done."""
     if not instruction.opcode.endswith("-start"):
         return instruction.shape
     return computation.instructions[_done(computation, instruction)].shape
 
 
 def _done(computation: Computation, start: Instruction) -> int:
-    """Position of the one instruction that waits for a start.
+    """Return the position of the one instruction that waits for a start.
 
     Raises:
-      HloError: none does, or several.
+      HloError: no instruction waits for it, or several do.
     """
-    found = computation.dones.get(start.name, ())
-    if not found:
+    dones = computation.dones.get(start.name, ())
+    if not dones:
         raise HloError(
             f"line {start.line}: %{start.name} starts and is never waited for in "
             f"%{computation.name}."
         )
-    if len(found) > 1:
-        raise HloError(f"line {start.line}: %{start.name} is waited for {len(found)} times.")
-    return found[0]
+    if len(dones) > 1:
+        raise HloError(f"line {start.line}: %{start.name} is waited for {len(dones)} times.")
+    return dones[0]
 
 
 def _between(module: Module, computation: Computation, start: int, trips: Trips | None) -> Flops:
-    """FLOPs scheduled between an async start and its done."""
+    """Count the FLOPs scheduled between an async start and its done."""
     done = _done(computation, computation.instructions[start])
     holding = computation.holding
     positions = holding[bisect.bisect_right(holding, start) : bisect.bisect_left(holding, done)]
@@ -216,7 +216,7 @@ def _between(module: Module, computation: Computation, start: int, trips: Trips 
 
 
 def _count_between(module: Module, more: int) -> None:
-    """Keeps the work that this takes, which may grow as the square of a text's length, finite."""
+    """Refuse texts that make counting too long: it may grow as the square of their length."""
     module._memo["between"] = module._memo.get("between", 0) + more
     if module._memo["between"] > MAX_BETWEEN:
         raise HloError(

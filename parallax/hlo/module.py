@@ -1,4 +1,4 @@
-"""A parsed HLO module: computations of instructions."""
+"""A parsed HLO module: its computations and their instructions."""
 
 import re
 from collections.abc import Mapping
@@ -18,8 +18,11 @@ _NAME = re.compile(r"%([^\s,(){}]+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. `operands` name others of its computation; `line` is where it stands.
-    `parameter` is the number of a parameter, -1 of anything else."""
+    """One instruction of a computation.
+
+    `operands` are names of other instructions there, `line` is the line in the text, and
+    `parameter` is the number of a parameter, -1 for anything else.
+    """
 
     name: str
     opcode: str
@@ -32,23 +35,25 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the Python program it came from, as JAX's name stack; "" if unsaid."""
+        """JAX's name stack of the op in the Python program; "" if the text has none."""
         match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
         return match.group(1) if match else ""
 
     def calls(self) -> dict[str, tuple[str, ...]]:
-        """Called computations by attribute: calls, body, condition, branches, to_apply."""
-        found = {}
+        """Return the called computations by attribute: calls, body, condition, to_apply, ..."""
+        names = {}
         for key in CALLING:
             if key in self.attributes:
-                found[key] = tuple(_NAME.findall(self.attributes[key]))
-        return found
+                names[key] = tuple(_NAME.findall(self.attributes[key]))
+        return names
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions in text order: the schedule, if the module is scheduled. `header` is what the
-    text says of its parameters and result."""
+    """A computation: instructions in text order, which is the schedule of a scheduled module.
+
+    `header` is the text of its parameters and result.
+    """
 
     name: str
     instructions: tuple[Instruction, ...]
@@ -60,17 +65,17 @@ class Computation:
 
     @cached_property
     def dones(self) -> dict[str, list[int]]:
-        """Start -> positions of the instructions that wait for it."""
-        found: dict[str, list[int]] = {}
+        """The positions of the instructions that wait for a start, by its name."""
+        positions: dict[str, list[int]] = {}
         for position, i in enumerate(self.instructions):
             if i.opcode.endswith("-done"):
                 for name in i.operands:
-                    found.setdefault(name, []).append(position)
-        return found
+                    positions.setdefault(name, []).append(position)
+        return positions
 
     @cached_property
     def holding(self) -> list[int]:
-        """Positions of the instructions that may hold matrix products."""
+        """The positions of the instructions that may hold matrix products."""
         return [
             position
             for position, i in enumerate(self.instructions)
@@ -79,10 +84,10 @@ class Computation:
         ]
 
     def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
-        """Shapes of an instruction's operands.
+        """Return the shapes of an instruction's operands.
 
         Raises:
-          HloError: an operand that this computation does not define.
+          HloError: this computation does not define an operand.
         """
         try:
             return tuple(self.by_name[name].shape for name in instruction.operands)
@@ -94,7 +99,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A parsed module."""
+    """A parsed HLO module."""
 
     name: str
     attributes: Mapping[str, str]
@@ -111,7 +116,7 @@ class Module:
         return int(self.attributes.get("num_partitions", "1"))
 
     def computation(self, name: str) -> Computation:
-        """Raises HloError where there is none of that name."""
+        """Return the computation of that name; HloError if there is none."""
         if name not in self.computations:
             raise HloError(f"module {self.name}: computation %{name} is called and not defined.")
         return self.computations[name]

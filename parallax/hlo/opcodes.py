@@ -1,4 +1,4 @@
-"""Every opcode that HLO has: a kernel of another one cannot be priced."""
+"""The opcodes of HLO: the cost of a kernel with any other opcode is unknown."""
 
 OPCODES = frozenset({
     "abs", "acos", "acosh", "add", "add-dependency", "after-all", "all-gather", "all-reduce",
@@ -21,7 +21,7 @@ OPCODES = frozenset({
     "topk", "transpose", "triangular-solve", "tuple", "while", "xor",
 })  # fmt: skip
 
-# Results have the dims of every operand that is no scalar.
+# The results of these have the dims of every operand that is not a scalar.
 SAME_DIMS = frozenset({
     "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan2", "atanh", "cbrt", "ceil",
     "clamp", "compare", "complex", "convert", "copy", "cosh", "cosine", "count-leading-zeros",

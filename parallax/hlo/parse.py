@@ -1,4 +1,4 @@
-"""HLO text to computations and instructions."""
+"""The parser of HLO text into computations and instructions."""
 
 import re
 
@@ -22,10 +22,10 @@ _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 
 def parse_module(text: str) -> Module:
-    """Parses `compiled.as_text()`.
+    """Parse `compiled.as_text()`.
 
     Raises:
-      HloError: with line number, for anything that is not understood.
+      HloError: the text has anything that is not understood; names the line.
     """
     if len(text) > MAX_TEXT:
         raise HloError(f"text of {len(text)} characters: expected {MAX_TEXT} at most.")
@@ -60,7 +60,7 @@ def _check_devices(attributes: dict[str, str]) -> None:
 
 
 def _computations(lines: list[str]) -> tuple[str | None, dict[str, Computation]]:
-    """The name of the ENTRY computation, None without one, and all computations."""
+    """Return the name of the ENTRY computation, None without one, and all computations."""
     computations: dict[str, Computation] = {}
     entry, header, instructions, in_table = None, None, [], False
     for number, line in enumerate(lines[1:], 2):
@@ -91,7 +91,7 @@ def _computations(lines: list[str]) -> tuple[str | None, dict[str, Computation]]
 
 
 def _header(line: str, number: int) -> re.Match:
-    """`[ENTRY ]%NAME (parameters) -> result {`"""
+    """Match a computation's first line, `[ENTRY ]%NAME (parameters) -> result {`."""
     match = _COMPUTATION.match(line)
     if match is None or " -> " not in line or not line.endswith(" {"):
         raise HloError(f"line {number}: expected a computation, got {line[:80]!r}.")
@@ -136,7 +136,7 @@ def _instruction(line: str, number: int) -> Instruction:
 
 
 def _skip_balanced(line: str, start: int, number: int) -> int:
-    """Position after the bracket that closes the one at `start`; quoted text is passed over."""
+    """Return the position after the bracket that closes the one at `start`, skipping quotes."""
     depth, quoted = 0, False
     for match in _DELIMITER.finditer(line, start):
         char = match[0]

@@ -1,4 +1,4 @@
-"""From a parsed, scheduled module to its work; what is not understood is refused."""
+"""The reader of execution traces: a scheduled module as steps; unknown forms are refused."""
 
 import math
 import re
@@ -39,7 +39,7 @@ _FREE = frozenset({
 })  # fmt: skip
 _SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
             "ragged-all-to-all")  # fmt: skip
-# Custom calls that launch nothing a clock would see, or whose bytes say it all.
+# Custom calls that launch nothing measurable, or whose bytes are all of their cost.
 _COPYING = re.compile(
     r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
 )
@@ -47,16 +47,16 @@ _STAGE = re.compile(r"-(start|update|done)$")
 
 
 def read_trace(module: Module, ledger: Ledger, trips: Trips | None = None) -> ExecutionTrace:
-    """The work of a scheduled module.
+    """Read the execution trace of a scheduled module.
 
     Args:
-      module: parsed.
-      ledger: of the module, for its collectives.
+      module: the parsed module.
+      ledger: the module's ledger, for its collectives.
       trips: as for `read_ledger`.
 
     Raises:
-      HloError: a module that is not scheduled, a loop with work in it whose trip count nobody
-        knows, or something whose cost is not understood.
+      HloError: the module is not scheduled, a loop's trip count is unknown, or the cost of
+        something is not understood.
     """
     if not module.is_scheduled:
         raise HloError(
@@ -77,21 +77,23 @@ def read_trace(module: Module, ledger: Ledger, trips: Trips | None = None) -> Ex
 
 @dataclass
 class _Reader:
+    """The computations of one module read so far, as steps of a trace."""
+
     module: Module
     collectives: dict[str, Collective]
     trips: Trips | None
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 
     def read(self, name: str) -> None:
-        """Steps of a computation and of all that it runs."""
+        """Read the steps of a computation and of all that it runs."""
         if name in self.steps:
             return
         computation = self.module.computation(name)
-        found: list[Step] = []
+        steps: list[Step] = []
         waits = set()
         for instruction in computation.instructions:
-            found += self.step(computation, instruction, waits)
-        self.steps[name] = tuple(found)
+            steps += self.step(computation, instruction, waits)
+        self.steps[name] = tuple(steps)
 
     def step(self, computation: Computation, i: Instruction, waits: set[str]) -> list[Step]:
         opcode = i.opcode
@@ -146,12 +148,12 @@ class _Reader:
     def held(
         self, computation: Computation, i: Instruction, body: str
     ) -> tuple[tuple[str, str, float], ...]:
-        """Of a loop's arrays, those that it hands from one execution to the next unchanged."""
+        """Return a loop's arrays that it passes from one iteration to the next unchanged."""
         inside, outside = self.module.computation(body), computation.by_name[i.operands[0]]
         root = next(x for x in inside.instructions if x.is_root)
         if root.opcode != "tuple" or outside.opcode != "tuple":
             return ()
-        makers, found = self.makers(computation), []
+        makers, unchanged = self.makers(computation), []
         for x in inside.instructions:
             if x.opcode != "get-tuple-element" or inside.by_name[x.operands[0]].parameter < 0:
                 continue
@@ -159,8 +161,9 @@ class _Reader:
             after = inside.by_name[root.operands[place]]
             same = after.opcode == "get-tuple-element" and after.attributes["index"] == str(place)
             if same and inside.by_name[after.operands[0]].parameter >= 0:
-                found.append((x.name, makers[outside.operands[place]], float(x.shape.n_bytes)))
-        return tuple(found)
+                outer = makers[outside.operands[place]]
+                unchanged.append((x.name, outer, float(x.shape.n_bytes)))
+        return tuple(unchanged)
 
     def started(self, computation: Computation, i: Instruction, base: str) -> Kernel | Send | None:
         if base in _SENDING:
@@ -180,27 +183,27 @@ class _Reader:
         return self.kernel(computation, i)
 
     def sent(self, name: str) -> list[Send]:
-        """A collective of more than one device; the ledger leaves out the others."""
-        found = self.collectives.get(name)
-        return [] if found is None else [Send(name, found)]
+        """Return the send of a collective, [] for one of a single device, not in the ledger."""
+        collective = self.collectives.get(name)
+        return [] if collective is None else [Send(name, collective)]
 
     def collective_inside(self, i: Instruction) -> str | None:
-        """The collective that a fusion holds, which is then all there is of it."""
+        """Return the name of the collective that a fusion holds, which then stands for it all."""
         if i.opcode.removesuffix("-start") != "fusion":
             return None
-        names = self._held(i.calls()["calls"][0])
+        names = self.collectives_of(i.calls()["calls"][0])
         if len(names) > 1:
             raise HloError(f"line {i.line}: %{i.name} holds {len(names)} collectives, expected 1.")
         return names[0] if names else None
 
-    def _held(self, name: str) -> list[str]:
-        found = []
+    def collectives_of(self, name: str) -> list[str]:
+        names = []
         for x in self.module.computation(name).instructions:
             if x.opcode.removesuffix("-start") in _SENDING:
-                found.append(x.name)
+                names.append(x.name)
             elif x.opcode.removesuffix("-start") == "fusion":
-                found += self._held(x.calls()["calls"][0])
-        return found
+                names += self.collectives_of(x.calls()["calls"][0])
+        return names
 
     def kernel(self, computation: Computation, i: Instruction) -> Kernel:
         base = i.opcode.removesuffix("-start")
@@ -224,7 +227,7 @@ class _Reader:
         return Kernel(i.name, gemms=gemms, **made)
 
     def declared_inside(self, i: Instruction) -> Declared | None:
-        """What the hand-written kernel declares that a fusion only picks slices for."""
+        """Return the declared cost of the hand-written kernel that a fusion picks slices for."""
         if i.opcode.removesuffix("-start") != "fusion":
             return None
         inner = self.module.computation(i.calls()["calls"][0])
@@ -232,21 +235,21 @@ class _Reader:
         return found[0] if len(found) == 1 else None
 
     def makers(self, computation: Computation) -> dict[str, str]:
-        """Array -> the kernel that made it, behind its other names; itself if it came in."""
+        """Map each array to the kernel that made it, resolving aliases; a parameter to itself."""
         key = ("makers", computation.name)
         if key not in self.module._memo:
-            found: dict[str, str] = {}
+            makers: dict[str, str] = {}
             for i in computation.instructions:
                 renames = i.opcode in ("bitcast", "get-tuple-element") or i.opcode.endswith("-done")
                 source = computation.by_name[i.operands[0]] if renames and i.operands else i
-                found[i.name] = (
-                    i.name if source.opcode == "parameter" else found.get(source.name, i.name)
+                makers[i.name] = (
+                    i.name if source.opcode == "parameter" else makers.get(source.name, i.name)
                 )
-            self.module._memo[key] = found
+            self.module._memo[key] = makers
         return self.module._memo[key]
 
     def gemms(self, computation: Computation, i: Instruction) -> tuple[Gemm, ...]:
-        """Matrix products of one launch, wherever a fusion hides them."""
+        """Return the matrix products of one launch, however deep in fusions."""
         dims = dot_dims(computation, i)
         if dims is not None:
             return (Gemm(*dims, dtype=_product_dtype(computation, i)),)
@@ -281,7 +284,7 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
 
 
 def _hand_written(i: Instruction, declared: Declared, made: dict) -> Kernel:
-    """A kernel of which all is known that its author declared."""
+    """Make a kernel with the cost that its author declared."""
     read = i.operands[0] if i.operands else i.name
     made |= {"reads": ((read, declared.n_bytes),), "written_bytes": 0.0}
     return Kernel(i.name, flops=declared.flops, computes=declared.computes, **made)
@@ -292,7 +295,7 @@ def _first(shape: Shape) -> Shape:
 
 
 def _product_dtype(computation: Computation, i: Instruction) -> str:
-    """What tensor cores multiply; float32 is rounded to TF32 unless precision is asked for."""
+    """Return the dtype that tensor cores multiply: TF32 for float32 unless precision is highest."""
     kinds = {s.dtype for s in computation.operand_shapes(i)[:2]}
     widest = max(kinds, key=lambda d: ("s8", "f16", "bf16", "f32", "f64").index(d)
                  if d in ("s8", "f16", "bf16", "f32", "f64") else -1)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A ledger's rows by kind, mesh axes and dtype, for tables of communication."""
+"""The rows of a ledger by kind, mesh axes and dtype, for tables of communication."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from parallax.hlo.collectives import Ledger
 
 @dataclass(frozen=True)
 class DtypeRow:
-    """All that one kind of collective sends over the same mesh axes in one dtype.
+    """The total that one kind of collective sends over the same mesh axes in one dtype.
 
     Attributes:
       kind, axes: as in the ledger.
-      dtype: HLO name, one: of a collective that joins several, each has its part here.
-      count: executions in one run. One that joins several dtypes counts in each row.
-      total_bytes: leaving a device in one run.
-      async_bytes, overlapped_bytes: of these, in async collectives, and in those with matrix
-        products between start and done.
-      is_bound: total_bytes is an upper bound.
+      dtype: HLO name of one dtype; a collective of several dtypes has a part in each one's row.
+      count: executions in one run; a collective of several dtypes counts in each row.
+      total_bytes: bytes leaving a device in one run.
+      async_bytes, overlapped_bytes: those of them in async collectives, and in async ones with
+        matrix products between start and done.
+      is_bound: whether total_bytes is an upper bound.
     """
 
     kind: str
@@ -30,12 +30,12 @@ class DtypeRow:
 
     @property
     def async_share(self) -> float:
-        """Share of the bytes that async collectives send; 0 where nothing is sent."""
+        """The share of the bytes that async collectives send; 0 where nothing is sent."""
         return self.async_bytes / self.total_bytes if self.total_bytes else 0.0
 
 
 def dtype_rows(ledger: Ledger) -> tuple[DtypeRow, ...]:
-    """Rows by kind, axes and dtype, most bytes first. Their bytes sum to the ledger's."""
+    """Return rows by kind, axes and dtype, most bytes first; their bytes sum to the ledger's."""
     parts = [
         ((c.kind, c.axes, dtype), c, c.total_bytes * size / max(1, c.payload_bytes))
         for c in ledger

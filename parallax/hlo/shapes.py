@@ -1,4 +1,4 @@
-"""Shapes as HLO text writes them, and their bytes."""
+"""The shapes in HLO text, and their bytes."""
 
 import math
 import re
@@ -24,7 +24,7 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 
 
 class HloError(ValueError):
-    """HLO text in a form that is not understood; nothing was counted."""
+    """An error for HLO text that is not understood, of which nothing was counted."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Shape:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all arrays in it."""
+        """The bytes of the array, or of all arrays in the tuple."""
         if self.dtype == "tuple":
             return sum(e.n_bytes for e in self.elements)
         return -(-math.prod(self.dims) * _BITS[self.dtype] // 8)
 
 
 def parse_shape(text: str) -> Shape:
-    """Reads one shape, such as `f16[16,625]{1,0}` or `(f32[], s32[4])`.
+    """Parse one shape, such as `f16[16,625]{1,0}` or `(f32[], s32[4])`.
 
     Raises:
-      HloError: not a shape, or a dtype this does not know.
+      HloError: the text is not a shape, or has an unknown dtype.
     """
     text = _COMMENT.sub("", text).strip()
     shape, end = _shape_at(text, 0)

@@ -1,7 +1,7 @@
-"""Bytes that one launched kernel reads from and writes to memory, read off its HLO.
+"""The memory traffic of one kernel launch: the bytes it reads and writes, from its HLO.
 
-A fusion touches only what its result needs: of an operand that it slices the slice, of an array it
-updates in place the update. Needed elements are followed from the root back to the parameters.
+A fusion touches only what its result needs: the slice of an operand that it slices, the update of
+an array that it updates in place. Needed elements are traced from the root back to the parameters.
 """
 
 import math
@@ -11,9 +11,9 @@ from parallax.hlo.flops import custom_call_target
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError, Shape
 
-# As many elements of the first operand are read as come out.
+# These read as many elements of the first operand as the result has.
 _PICKING = ("slice", "dynamic-slice", "gather")
-# Every element of an operand is read, however few come out.
+# These read every element of an operand, however few the result has.
 _WHOLE = ("reduce", "reduce-window", "dot", "sort", "broadcast", "concatenate", "pad", "scatter",
           "convolution", "select-and-scatter", "topk", "fft", "cholesky", "triangular-solve",
           "custom-call")  # fmt: skip
@@ -25,14 +25,14 @@ Reads = tuple[tuple[str, float], ...]
 def traffic(
     module: Module, computation: Computation, instruction: Instruction
 ) -> tuple[Reads, float]:
-    """What one launch moves: ((operand, bytes read of it), ...) and bytes written.
+    """Count what one launch moves: ((operand, bytes read of it), ...) and bytes written.
 
     Args:
-      module, computation: that hold the instruction.
+      module, computation: the module and computation that hold the instruction.
       instruction: a fusion, or any other instruction that one kernel runs.
 
     Raises:
-      HloError: a fusion whose operands are not its computation's parameters.
+      HloError: a fusion and its computation differ in the number of operands.
     """
     called = instruction.calls().get("calls", ())
     if instruction.opcode.removesuffix("-start") == "fusion" and called:
@@ -51,7 +51,7 @@ def traffic(
 
 
 def result_shape(instruction: Instruction) -> Shape:
-    """What comes out; of an async start without the operands and the context beside it."""
+    """Return the shape of the result; for an async start without its operands and context."""
     elements = instruction.shape.elements
     if instruction.opcode.endswith("-start") and len(elements) > 1:
         return elements[1]
@@ -71,7 +71,7 @@ def _alone(computation: Computation, instruction: Instruction) -> tuple[list[flo
 
 
 def _of_fusion(body: Computation) -> tuple[list[float], float]:
-    """Bytes read of each parameter, and bytes written."""
+    """Count the bytes read of each parameter of a fusion, and the bytes written."""
     needed, in_place, written = _results(body)
     _walk_back(body, needed, in_place)
     parameters = sorted((i.parameter, i) for i in body.instructions if i.parameter >= 0)
@@ -82,8 +82,12 @@ def _of_fusion(body: Computation) -> tuple[list[float], float]:
 
 
 def _results(body: Computation) -> tuple[dict[str, float], set[str], float]:
-    """Elements needed of each instruction for the fusion's results, which of them update a
-    parameter in place, and the bytes that are written."""
+    """Find what the results of a fusion need and write.
+
+    Returns:
+      Elements needed of each instruction for the results alone, names of the instructions that
+      update a parameter in place, and bytes written.
+    """
     by_name, needed = body.by_name, dict.fromkeys(body.by_name, 0.0)
     root = next(i for i in body.instructions if i.is_root)
     written, in_place, behind = 0.0, set(), _behind(body)
@@ -107,7 +111,7 @@ def _results(body: Computation) -> tuple[dict[str, float], set[str], float]:
 
 
 def _walk_back(body: Computation, needed: dict[str, float], in_place: set[str]) -> None:
-    """Adds to `needed`, from the results to the parameters, the elements of operands."""
+    """Add the needed elements of operands to `needed`, from the results to the parameters."""
     by_name = body.by_name
     for instruction in reversed(body.instructions):
         want = needed[instruction.name]
@@ -123,7 +127,7 @@ def _walk_back(body: Computation, needed: dict[str, float], in_place: set[str]) 
 
 
 def _read_of_operand(instruction: Instruction, position: int, whole: float, want: float) -> float:
-    """Elements of an operand of `whole` elements that `want` elements of the result take."""
+    """Count the elements of an operand of `whole` that `want` elements of the result need."""
     opcode = instruction.opcode
     if opcode in _PICKING and position == 0:
         return want
@@ -133,7 +137,7 @@ def _read_of_operand(instruction: Instruction, position: int, whole: float, want
 
 
 def _is_workspace(by_name: dict[str, Instruction], result: Instruction) -> bool:
-    """Whether this result is what a library's call inside a fusion wrote as scratch."""
+    """Whether a result is the scratch workspace of a library's call inside a fusion."""
     if result.opcode != "get-tuple-element" or result.attributes.get("index") == "0":
         return False
     return bool(_CUBLAS.match(custom_call_target(by_name[result.operands[0]])))
@@ -142,7 +146,7 @@ def _is_workspace(by_name: dict[str, Instruction], result: Instruction) -> bool:
 def _updated(
     by_name: dict[str, Instruction], behind: dict[str, str], result: Instruction
 ) -> Instruction | None:
-    """The instruction that updates a parameter in place to make this result, if one does."""
+    """Return the instruction that makes a result by updating a parameter in place, if any."""
     result = by_name[behind[result.name]]
     if len(result.operands) <= _UPDATING.get(result.opcode, math.inf):
         return None
@@ -151,12 +155,12 @@ def _updated(
 
 
 def _behind(body: Computation) -> dict[str, str]:
-    """Each array -> what it is another name or dtype of; itself otherwise."""
-    found: dict[str, str] = {}
+    """Map each array to the one it is another name or dtype of, or to itself."""
+    sources: dict[str, str] = {}
     for i in body.instructions:
         renames = i.opcode in _RENAMING and i.operands
-        found[i.name] = found[i.operands[0]] if renames else i.name
-    return found
+        sources[i.name] = sources[i.operands[0]] if renames else i.name
+    return sources
 
 
 def _read_in_place(

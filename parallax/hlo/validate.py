@@ -1,4 +1,4 @@
-"""Checks that a parsed module is whole: what was cut off or misspelt must not go uncounted."""
+"""The checks that a parsed module is complete: nothing truncated or misspelt goes uncounted."""
 
 import re
 
@@ -6,7 +6,7 @@ from parallax.hlo.limits import MAX_DEPTH, MAX_STEPS
 from parallax.hlo.module import CALLING, Computation, Instruction, Module
 from parallax.hlo.shapes import HloError
 
-# An opcode unknown here is let through only without these: then it can hold nothing that counts.
+# An unknown opcode is accepted only without these: then it can hold nothing that counts.
 _TELLING = frozenset({
     *CALLING, "replica_groups", "source_target_pairs", "channel_id", "custom_call_target",
     "lhs_contracting_dims", "rhs_contracting_dims", "dim_labels", "window",
@@ -47,7 +47,7 @@ _STAGE = re.compile(r"-(start|update|done)$")
 
 
 def check_module(module: Module) -> None:
-    """Raises HloError unless every name is defined and every needed part is there."""
+    """Raise HloError unless every name is defined and every needed attribute is present."""
     for computation in module.computations.values():
         _check_names(computation)
         for instruction in computation.instructions:
@@ -76,33 +76,33 @@ def _check_names(computation: Computation) -> None:
 def _check_attributes(module: Module, instruction: Instruction) -> None:
     attributes = instruction.attributes
     base = _STAGE.sub("", instruction.opcode)
-    where = f"line {instruction.line}: {instruction.opcode} %{instruction.name}"
+    context = f"line {instruction.line}: {instruction.opcode} %{instruction.name}"
     if base not in _NEEDS:
         if telling := _TELLING & attributes.keys():
-            raise HloError(f"{where}: an opcode that is not understood, with {sorted(telling)}.")
+            raise HloError(f"{context}: an opcode that is not understood, with {sorted(telling)}.")
     elif not instruction.opcode.endswith(("-done", "-update")):
         for key in _NEEDS[base]:
             if key not in attributes and not (key in _OF_PARTITIONS and module.num_partitions == 1):
-                raise HloError(f"{where}: expected {key}=, got {sorted(attributes)}.")
+                raise HloError(f"{context}: expected {key}=, got {sorted(attributes)}.")
         if base == "custom-call" and not _QUOTED.fullmatch(attributes["custom_call_target"]):
-            raise HloError(f'{where}: expected custom_call_target="...".')
+            raise HloError(f'{context}: expected custom_call_target="...".')
         if attributes.get("use_global_device_ids", "true") != "true":
-            raise HloError(f"{where}: use_global_device_ids is not true: other groups are meant.")
+            raise HloError(f"{context}: use_global_device_ids is not true: other groups are meant.")
         if base == "conditional" and not (
             "branch_computations" in attributes
             or {"true_computation", "false_computation"} <= attributes.keys()
         ):
-            raise HloError(f"{where}: expected its branches, got {sorted(attributes)}.")
+            raise HloError(f"{context}: expected its branches, got {sorted(attributes)}.")
     for key, names in instruction.calls().items():
         if not names:
-            raise HloError(f"{where}: {key}={attributes[key]!r} names no computation.")
+            raise HloError(f"{context}: {key}={attributes[key]!r} names no computation.")
         for name in names:
             if name not in module.computations:
-                raise HloError(f"{where}: {key} names %{name}, which is not defined.")
+                raise HloError(f"{context}: {key} names %{name}, which is not defined.")
 
 
 def _check_acyclic(module: Module) -> None:
-    """Refuses calls in a circle, too deep to follow, or too many to walk."""
+    """Refuse calls that form a cycle, are too deep to follow, or too many to walk."""
     calls = {c.name: [n for i in c.instructions for names in i.calls().values() for n in names]
              for c in module.computations.values()}  # fmt: skip
     waiting = {name: len(set(called)) for name, called in calls.items()}

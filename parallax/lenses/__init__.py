@@ -1,1 +1,1 @@
-"""Four ways to look at one program: verify, compile, predict, measure."""
+"""The four lenses, each a way to look at one program: verify, compile, predict, measure."""

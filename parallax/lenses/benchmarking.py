@@ -1,7 +1,7 @@
-"""Microbenchmarks of the device at hand: products, attention, copies, launches, links, power.
+"""The microbenchmarks of local devices: products, attention, copies, launches, links, power.
 
-Times are of jitted loops: the same work n and 3n times in one program, so that what a call costs
-besides cancels out. Every figure is a median.
+Times are taken from jitted loops that run the same work n and 3n times in one program, so that the
+fixed overhead per call cancels out. Every figure is a median.
 """
 
 import functools
@@ -21,9 +21,9 @@ from parallax.lenses.power import read_power
 
 Progress = Callable[[str], None]
 _REPEATS = 5
-_LEAST_S = 2e-3  # of the longer program, so that a clock's ticks do not count
+_LEAST_S = 2e-3  # shortest run of the longer program, far above the clock's resolution
 
-# (batch, m, n, k): decode and prefill shapes, square ones, long and short contracted dims.
+# (batch, m, n, k): shapes of decode and prefill, square ones, long and short contracting dims.
 SHAPES = (
     *((1, m, 8192, 8192) for m in (1, 8, 16, 64, 128, 256, 1024, 4096, 8192)),
     *((1, m, 4096, 4096) for m in (16, 128, 512, 2048)),
@@ -48,16 +48,17 @@ LINK_BYTES = tuple(4**i for i in range(6, 15))
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of the microbenchmarks found (tag: measured).
+    """The results of one run of the microbenchmarks (tag: measured).
 
     Attributes:
-      device: its kind. devices: how many.
-      gemms: rows as the published ones. collectives: likewise, inside this machine.
+      device: kind of the device. devices: number of devices.
+      gemms: matrix products, as rows like the published ones. collectives: likewise, within this
+        machine.
       attention: (head_dim, FLOP/s) of fused attention; () where the backend has none.
-      copy_bytes_per_s: read and written, of an array far larger than the caches.
-      sweep: (megabytes, bytes/s) of adding in place over and over.
-      launch_s: of one small kernel more in a program.
-      idle_w, busy_w: power before, and during a large product; None without NVML.
+      copy_bytes_per_s: bytes read and written per second, for an array far larger than the caches.
+      sweep: (megabytes, bytes/s) of repeated additions in place, by size of the array.
+      launch_s: added time per small kernel in a program.
+      idle_w, busy_w: power before, and during, large products; None without NVML.
     """
 
     device: str
@@ -81,11 +82,15 @@ def measure_device(
     link_bytes: Sequence[int] = LINK_BYTES,
     on_progress: Progress,
 ) -> Measured:
-    """Runs all of it on JAX's default devices.
+    """Run all microbenchmarks on JAX's default devices.
 
     Args:
-      gpu: name of a GPU, for the rows.
-      shapes, attentions, megabytes, link_bytes: what is timed.
+      gpu: name of the GPU, for the rows.
+      shapes: (batch, m, n, k) of the matrix products.
+      attentions: (batch, heads, kv_heads, head_dim, q_len, kv_len, causal) of the attention calls.
+      megabytes: sizes of the arrays that sweep the caches.
+      link_bytes: sizes of the collectives.
+      on_progress: called with one line per group of measurements.
 
     Cost: minutes, most of them compiling.
     """
@@ -115,11 +120,11 @@ def measure_device(
 
 
 def seconds_each(loop: Callable[[int], Callable[[], Any]], first: int = 4) -> float:
-    """Seconds of one round of a loop.
+    """Measure the seconds per iteration of a loop.
 
     Args:
-      loop: rounds -> a compiled call of that many, which returns arrays to wait for.
-      first: rounds to begin with; more are taken until the longer program lasts 2 ms.
+      loop: number of iterations -> a compiled call of that many, returning arrays to wait for.
+      first: iterations to begin with; raised until the longer program lasts 2 ms.
     """
     rounds = first
     while True:
@@ -142,7 +147,7 @@ def _median(call: Callable[[], Any]) -> float:
 
 
 def _product(batch: int, m: int, n: int, k: int) -> float:
-    """Random data: products of zeros draw less power and run faster."""
+    """Time a matrix product of random data: products of zeros draw less power and run faster."""
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (batch, m, k), jnp.bfloat16)
     w = jax.random.normal(keys[1], (batch, k, n), jnp.bfloat16)
@@ -152,7 +157,7 @@ def _product(batch: int, m: int, n: int, k: int) -> float:
         def body(_, carry):
             x, _ = carry
             y = jnp.einsum("bmk,bkn->bmn", x, w)
-            # The next product needs this one's result, or XLA would run one for all.
+            # The next product depends on this result, or XLA would compute the product only once.
             return x.at[:, :1, :1].add(y[:, :1, :1] * jnp.bfloat16(1e-8)), y
 
         start = jnp.zeros((batch, m, n), jnp.bfloat16)
@@ -204,12 +209,12 @@ def _copy(n_bytes: int) -> float:
 
 
 def _sweep(megabytes: float) -> float:
-    """As a copy, of an array that may stay in the cache."""
+    """Measure the rate of a copy within an array that may stay in the cache."""
     return _copy(int(megabytes * 1e6) // 2)
 
 
 def _launch() -> float:
-    """A chain of kernels that cannot be fused: each sorts eight numbers."""
+    """Measure the seconds per launch in a chain of small kernels that cannot be fused."""
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(x, rounds):
@@ -256,7 +261,7 @@ def _collectives(gpu: str, sizes: Sequence[int]) -> list[MeasuredCollective]:
 
 
 def _busy_power() -> float | None:
-    """Watts while large products run."""
+    """Read the power in watts while large products run; None without NVML."""
     if read_power() is None:
         return None
     x = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.bfloat16)

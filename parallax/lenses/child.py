@@ -1,9 +1,9 @@
-"""Runs a function in a child process with its own environment.
+"""The child processes of the lenses, each running one function in its own environment.
 
 JAX fixes its platform and its number of devices when it starts, so verify (virtual CPU devices) and
 compile (a GPU topology) each get a fresh process, and work from a notebook where JAX already runs.
-Frames over pipes: a task down (cloudpickle), progress lines and one result up (pickle). Nothing is
-read from a file.
+Parent and child exchange frames over pipes: the task goes to the child (cloudpickle), progress
+lines and one result come back (pickle). Nothing is read from a file.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import IO, Any
 Progress = Callable[[str], None]
 
 _HEADER = struct.Struct("<Q")
-# What a user did; the message says it all, so the parent raises the same without a traceback.
+# A user's mistakes: the message is enough, so the parent raises the same without a traceback.
 _USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError)
 
 
@@ -28,7 +28,7 @@ _running: set[subprocess.Popen] = set()
 
 
 class ChildError(RuntimeError):
-    """The child process failed in a way that is our bug or the machine's; carries its traceback."""
+    """A failure of the child process that is no user's mistake; carries the child's traceback."""
 
 
 def run_in_child(
@@ -37,15 +37,15 @@ def run_in_child(
     environment: Mapping[str, str],
     on_progress: Progress = lambda line: None,
 ) -> Any:
-    """`function(*args, on_progress=...)` in a fresh Python.
+    """Run `function(*args, on_progress=...)` in a fresh Python process.
 
     Args:
-      function, args: anything cloudpickle can send; functions of `__main__` travel by value.
-      environment: variables set on top of this process's own.
+      function, args: anything cloudpickle can send; functions of `__main__` are sent by value.
+      environment: environment variables, set on top of this process's own.
       on_progress: called with each line the function reports.
 
     Returns:
-      What the function returned.
+      The function's result.
 
     Raises:
       ValueError, NotImplementedError, ModuleNotFoundError: as the function raised them.
@@ -71,13 +71,13 @@ def run_in_child(
 
 
 def end_children() -> None:
-    """Ends the children of all threads, whose `run_in_child` then raises ChildError."""
+    """Kill the children of all threads; their `run_in_child` calls then raise ChildError."""
     for process in tuple(_running):
         process.kill()
 
 
 def _talk(process: subprocess.Popen, task: bytes, name: str, log: IO[bytes], on_progress: Progress):
-    """Sends the task, passes progress on, and returns or raises what the child says."""
+    """Send the task, pass on progress, and return the child's result or raise its error."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
@@ -117,7 +117,7 @@ def _read(stream: IO[bytes]) -> bytes | None:
 
 
 def _main() -> None:
-    # Whatever prints goes to the log; frames keep the pipe to themselves.
+    # Printed output goes to the log, so that only frames are written to the pipe.
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     task = _read(sys.stdin.buffer)

@@ -1,8 +1,8 @@
-"""Programs compiled for absent GPUs: their text and memory, kept on disk where JAX keeps programs.
+"""An on-disk cache of programs compiled for absent GPUs: their text and their memory.
 
-JAX's persistent cache can write such a program and not read it back, so the compile lens keeps what
-it needs of one in the same folder (`JAX_COMPILATION_CACHE_DIR`). Nothing is kept
-without one, or where it is not on a disk.
+JAX's persistent compilation cache can write such a program but not read it back, so the compile
+lens keeps what it needs of one in the same folder (`JAX_COMPILATION_CACHE_DIR`). Nothing is kept
+if that is unset or not a local folder.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 from parallax.lenses.environment import installed_versions
 from parallax.meshes.cluster import Cluster
 
-# What makes another program of the same text. A change to what is kept changes the first.
+# What decides the program besides its text. Raise _VERSION when the content of a file changes.
 _VERSION = 1
 _COMPILERS = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin",
               "jax-cuda13-pjrt", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc")  # fmt: skip
@@ -26,12 +26,12 @@ _COMPILERS = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda
 
 @dataclasses.dataclass(frozen=True)
 class CompiledText:
-    """The scheduled HLO of a program, and the bytes per device that it takes.
+    """The scheduled HLO of a compiled program, and its memory in bytes per device.
 
     Attributes:
-      text: of the compiled module.
-      argument_bytes, output_bytes, temp_bytes, alias_bytes: per device; aliases are counted in
-        arguments and in outputs.
+      text: the HLO text of the compiled module.
+      argument_bytes, output_bytes, temp_bytes, alias_bytes: memory per device; aliased bytes are
+        counted in both the arguments and the outputs.
     """
 
     text: str
@@ -48,14 +48,14 @@ def compile_text(
     device_ids: Sequence[int],
     memory_bytes: int | None = None,
 ) -> CompiledText:
-    """Compiles a lowered program, or reads it back where the same was compiled before.
+    """Compile a lowered program, or read it from the cache if it was compiled before.
 
     Args:
       lowered: a `jax.stages.Lowered` for devices of `topology_devices(cluster, memory_bytes)`.
-      options: for XLA.
-      cluster: the absent GPUs.
-      device_ids: of the mesh, in its order.
-      memory_bytes: device memory that the compiler plans for; None takes the GPU's own.
+      options: XLA compiler options.
+      cluster: the GPUs compiled for, absent here.
+      device_ids: ids of the mesh's devices, in mesh order.
+      memory_bytes: device memory that the compiler plans for; None is the GPU's own.
     """
     import jax
 
@@ -75,7 +75,7 @@ def compile_text(
     found = _compile(lowered, options)
     data = gzip.compress(json.dumps(dataclasses.asdict(found)).encode(), compresslevel=1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when whole: several processes may keep the same program at once.
+    # Written to another file and renamed: several processes may write the same program at once.
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as whole:
         whole.write(data)
     os.replace(whole.name, file)

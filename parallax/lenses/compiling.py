@@ -1,4 +1,4 @@
-"""The compile lens: the real CUDA program of a cluster, made with no GPU, and what it says."""
+"""The compile lens: compiles the real CUDA program for a cluster, without a GPU, and reads it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +27,12 @@ from parallax.programs.load_balance import LoadBalance
 from parallax.results.lens_results import Compilation, Difference, Memory
 from parallax.workload import Workload
 
-# Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
-# which would duplicate them.
+# Device memory assumed for a compilation of which only the collectives are read: large enough that
+# XLA never rematerialises, which would duplicate them.
 AMPLE_BYTES = 1 << 50
-# Without a GPU nothing is autotuned, and XLA then takes its own kernels for every matrix product. A
-# run times both and mostly takes the library's for large ones, which read a layer's weights where
-# they lie in their stack; its own need them copied out first.
+# Without a GPU nothing is autotuned, and XLA falls back to its own kernels for every matrix
+# product. On a GPU the autotuner times both and mostly chooses the library's for large products.
+# Those read a layer's weights in place in their stack; XLA's own need them copied out first.
 LIBRARY_GEMMS = {
     "xla_gpu_enable_triton_gemm": False,
     "xla_disable_hlo_passes": "cublas-pad-for-gemms",
@@ -60,27 +60,30 @@ def compile_for(
     said: Sequence[str] = (),
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
-    """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
+    """Compile a function of whole arrays for a cluster and read the program; run it in a child.
 
     Args:
-      cluster: real or imagined GPUs; the mesh must have as many devices.
-      function: called as function(mesh) -> the function to jit.
-      shapes: called as shapes(mesh) -> arguments as ShapeDtypeStructs with shardings.
-      mesh: mesh axes.
+      cluster: the GPUs to compile for, which need not exist; as many devices as the mesh has.
+      function: called as function(mesh), returns the function to jit.
+      shapes: called as shapes(mesh), returns the arguments as ShapeDtypeStructs with shardings.
+      mesh: mesh axes and their sizes.
       workload: what one call runs, for the report.
       phase: "prefill", "decode" or "train", for the report.
-      transfers: closed form to hold the ledger against; None if there is none.
-      kv_cache_bytes: of the run, a device: what a decoding step reads, a prefill could keep.
-      weight_bytes: read from device memory in one call; None takes every parameter once.
-      partitioner: in one line, who chose the collectives.
-      donate: arguments whose memory the results may take.
-      said: notes of the caller's.
-      compiler_options: for XLA; a note in the result names them.
-      load_balance: of the strategy, for the report.
-      trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
+      transfers: the closed form that the ledger is checked against; None if there is none.
+      kv_cache_bytes: KV cache per device, in bytes: read by a decoding step, or what a prefill
+        could keep.
+      weight_bytes: weight bytes per device that one call reads from memory; None counts every
+        parameter once.
+      partitioner: who chose the collectives, in one line.
+      donate: positions of the arguments whose memory the results may reuse.
+      said: further notes of the caller, for the result.
+      compiler_options: XLA options; a note in the result names them.
+      load_balance: load balance of the strategy, for the report.
+      trips, ragged_bytes: trip counts and bytes that depend on routed tokens, see
+        `parallax.hlo.read_ledger`.
 
     Raises:
-      ValueError: a mesh that the cluster does not have devices for.
+      ValueError: the mesh and the cluster differ in their number of devices.
     """
     import jax
 
@@ -172,7 +175,7 @@ def compile_for(
 
 
 def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
-    """Raises ValueError unless the mesh has exactly the cluster's devices."""
+    """Raise ValueError unless the mesh has as many devices as the cluster."""
     if mesh.size != cluster.devices:
         raise ValueError(
             f"mesh {mesh} has {mesh.size} devices, cluster {cluster.name} has {cluster.devices}. "
@@ -182,7 +185,7 @@ def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
 
 
 def _parameters(first: Any) -> Any:
-    """Parameters alone, of a function's first argument: a training step's has optimizer state."""
+    """Return the parameters in a first argument; a training step's also has optimizer state."""
     return getattr(first, "params", first)
 
 

@@ -1,4 +1,4 @@
-"""Environments of the lenses' child processes, px.virtual_devices for one's own; versions here."""
+"""The environments of the lenses' child processes, virtual devices, and installed packages."""
 
 import contextlib
 import importlib.metadata
@@ -11,12 +11,11 @@ _COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
 def cpu_environment(devices: int, *, fast_code: bool = False) -> dict[str, str]:
-    """Variables of a process with so many virtual CPU devices and float64.
+    """Return the environment of a process with virtual CPU devices and float64.
 
     Args:
-      devices: how many.
-      fast_code: let XLA optimise: twice the time to compile, for programs that are timed. Numbers
-        that are only compared need none of it.
+      devices: number of virtual CPU devices.
+      fast_code: let XLA optimise, for programs that are timed; compiling takes twice as long.
     """
     flags = re.sub(rf"{_COUNT_FLAG}=\d+", "", os.environ.get("XLA_FLAGS", "")).strip()
     return {
@@ -30,21 +29,21 @@ def cpu_environment(devices: int, *, fast_code: bool = False) -> dict[str, str]:
 
 
 def compile_environment() -> dict[str, str]:
-    """Variables of a process that compiles for GPUs that are not there."""
+    """Return the environment of a process that compiles for absent GPUs."""
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "0",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # JAX's cache cannot read such programs back; `compiled_text` keeps them in its folder, by
-        # their text, which then must not hold the lines of whoever asked.
+        # JAX's cache cannot read such programs back. `compiled_text` keeps them in the same folder
+        # under a hash of their text, which therefore must not hold the caller's line numbers.
         "JAX_ENABLE_COMPILATION_CACHE": "0",
         "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
     }
 
 
 def missing_compiler() -> str | None:
-    """One line on what the compile lens lacks and how to get it; None if it can run."""
+    """Return one line on what the compile lens lacks and how to get it; None if it can run."""
     if not any(_installed("jax_plugins", f"xla_cuda{version}") for version in (12, 13)):
         lacking = "the CUDA compiler (no GPU needed, 0.5 GB) is"
     elif not (_installed("nvidia", "cuda_nvcc") or _installed("nvidia", "cu13")
@@ -65,17 +64,17 @@ def _installed(package: str, module: str) -> bool:
 
 
 def virtual_devices(count: int = 16) -> None:
-    """Gives this process `count` virtual CPU devices. Call it before JAX starts.
+    """Give this process `count` virtual CPU devices; call it before JAX starts.
 
     Args:
-      count: devices.
+      count: number of devices.
 
     Raises:
       RuntimeError: JAX has already started with another number of devices or on another platform.
     """
     import jax
 
-    # JAX refuses the number once it has started; then it must already be right.
+    # Once JAX has started it refuses the setting; then the number must already be right.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
         jax.config.update("jax_platforms", "cpu")
@@ -88,7 +87,7 @@ def virtual_devices(count: int = 16) -> None:
 
 
 def installed_versions(*names: str) -> dict[str, str]:
-    """Of those distributions that are installed."""
+    """Return the versions of those distributions that are installed, by name."""
     found = {}
     for name in names:
         try:

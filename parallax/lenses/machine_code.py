@@ -1,4 +1,4 @@
-"""Mosaic kernels as machine code for the H100, compiled with no GPU: registers, spills, memory.
+"""The machine code of Mosaic kernels for the H100, made without a GPU: registers, spills.
 
 Needs the `aot` extra, and a process of its own (`lenses.child`, `compile_environment()`).
 """
@@ -18,19 +18,19 @@ from parallax.kernels.assembler import Assembler, assembler_of
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What the assembler and Mosaic say of one kernel.
+    """The report of the assembler and of Mosaic on one kernel.
 
     Attributes:
-      name: the kernel's.
-      products: dtypes of the inputs of its wgmma instructions, one each ("f16", "bf16", "s8").
-      warpgroups: of a block of threads.
-      entry_registers: of a thread, at the start.
-      registers: of a thread, as each warpgroup's role sets them, in the order of the text.
-      stack_bytes, spill_store_bytes, spill_load_bytes: memory in place of registers, a thread.
-      shared_bytes: shared memory of a block of threads, the most of the kernels of this name.
-      assembler: what made it, and where that was found.
-      warnings: lines in which the assembler warns, or says that wgmma instructions, meant to run
-        while others compute, wait for each other.
+      name: the kernel's name.
+      products: input dtype of each of its wgmma instructions ("f16", "bf16", "s8").
+      warpgroups: warpgroups per thread block.
+      entry_registers: registers per thread at the start.
+      registers: registers per thread as each warpgroup's role sets them, in the order of the text.
+      stack_bytes, spill_store_bytes, spill_load_bytes: memory per thread in place of registers.
+      shared_bytes: shared memory per thread block, the most of all kernels of this name.
+      assembler: the assembler, and where it was found.
+      warnings: lines in which the assembler warns, or reports that asynchronous wgmma instructions
+        are serialized.
     """
 
     name: str
@@ -47,19 +47,19 @@ class MachineCode:
 
     @property
     def spills(self) -> bool:
-        """Whether anything lives in memory in place of registers."""
+        """Whether the kernel keeps anything in memory for want of registers."""
         return bool(self.stack_bytes or self.spill_store_bytes or self.spill_load_bytes)
 
     @property
     def started_with(self) -> int:
-        """Registers that a block starts with: of a thread of each warpgroup, added up."""
+        """The registers that a block starts with: those per thread, summed over its warpgroups."""
         return self.warpgroups * self.entry_registers
 
     @property
     def asked_for(self) -> int:
-        """As `started_with`, once each role has set its own. If it is more, the block hangs.
+        """The registers as in `started_with` once each role has set its own; more hang the block.
 
-        A role that gives registers away is one warpgroup's; those that take some share the others.
+        A role that gives registers away has one warpgroup; roles that take some share the others.
         """
         given = [x for x in self.registers if x < self.entry_registers]
         taken = [x for x in self.registers if x >= self.entry_registers]
@@ -71,11 +71,12 @@ class MachineCode:
 def compile_kernels(
     function: Callable, arrays: Sequence[Any], cluster: str = "h100_1x1"
 ) -> list[MachineCode]:
-    """Mosaic kernels of `function(*arrays)` that are new to this process, for one GPU.
+    """Compile `function(*arrays)` for one GPU; return its kernels that are new to this process.
 
     Args:
-      arrays: anything with a shape and a dtype.
-      cluster: whose kind of GPU.
+      function: the function to jit.
+      arrays: its arguments, anything with a shape and a dtype.
+      cluster: name of a cluster of the kind of GPU to compile for.
     """
     import jax
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -102,7 +103,7 @@ def compile_kernels(
 def compile_operations(
     names: Sequence[str], *, on_progress: Callable[[str], None]
 ) -> list[tuple[str, str, MachineCode]]:
-    """(operation, case, kernel) of every case that ships; `names` are some of OPERATIONS."""
+    """Compile every shipped case of some of OPERATIONS: (operation, case, kernel) for each."""
     from parallax.kernels.operations import OPERATIONS
 
     found = []
@@ -122,7 +123,7 @@ def _read(ptx: Path, assembler: Assembler) -> MachineCode:
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
     )
     (entry,) = re.findall(r"Used (\d+) registers", report)
-    # Numbered as kernels are traced, and the rest as they are compiled.
+    # These files are numbered as kernels are traced, the others as kernels are compiled.
     resources = "".join(
         file.read_text()
         for file in ptx.parent.iterdir()

@@ -1,4 +1,4 @@
-"""The measure lens: step time on the devices at hand, with a confidence interval."""
+"""The measure lens: the step time on the local devices, with a confidence interval."""
 
 import time
 from collections.abc import Callable
@@ -33,12 +33,12 @@ def measure_prefill(
     *,
     on_progress: Progress = lambda line: None,
 ) -> Measurement:
-    """Times the forward pass to last-position logits: the program that `Program.compile` compiles.
+    """Time the forward pass to last-position logits: the program that `Program.compile` compiles.
 
     Args:
-      model, strategy, workload: what runs; the devices at hand must be enough.
-      text: bytes enough for one batch.
-      repeats: timed steps after two warm-up steps, one at a time.
+      model, strategy, workload: what runs, on the local devices.
+      text: at least batch x seq_len bytes.
+      repeats: timed steps, each waited for, after two warm-up steps.
 
     Returns:
       Mean and 95 % confidence interval (Student's t) of the step time.
@@ -56,7 +56,7 @@ def measure_prefill(
 def on_devices(
     step: ModelStep, mesh: Mesh, text: bytes
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The jitted function of a prefill, and its arguments on the devices of `mesh`."""
+    """Return the jitted function of a prefill, and its arguments on the devices of `mesh`."""
     workload = step.workload
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
     arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
@@ -66,7 +66,7 @@ def on_devices(
 
 
 def mesh_at_hand(strategy: Strategy) -> Mesh:
-    """The strategy's mesh of the devices at hand. ValueError if they are fewer than it needs."""
+    """Build the strategy's mesh from the local devices; ValueError if they are too few."""
     devices = jax.devices()
     if len(devices) < strategy.mesh.size:
         raise ValueError(
@@ -101,13 +101,13 @@ def _measure(
 
 
 def devices_at_hand(*, on_progress: Progress = lambda line: None) -> tuple[str, str, int]:
-    """Platform, kind and number of this process's devices."""
+    """Return the platform, the kind and the number of this process's devices."""
     devices = jax.devices()
     return devices[0].platform, devices[0].device_kind, len(devices)
 
 
 def timed(step: Any, arguments: tuple, repeats: int) -> list[float]:
-    """Seconds of each call."""
+    """Time each of `repeats` calls, in seconds."""
     samples = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -117,7 +117,7 @@ def timed(step: Any, arguments: tuple, repeats: int) -> list[float]:
 
 
 def confidence_interval(samples: list[float]) -> Figure:
-    """Mean with its 95 % confidence interval, in seconds."""
+    """Compute the mean of samples in seconds, with its 95 % confidence interval."""
     mean = float(np.mean(samples))
     if len(samples) < 2:
         return Figure(mean, "s", "measured", note="one sample: no interval")

@@ -1,15 +1,15 @@
-"""Power and energy of the GPUs at hand, by NVML's counters; None wherever there is none."""
+"""The power and energy of the local GPUs, from NVML's counters; None without a GPU or NVML."""
 
 import os
 from collections.abc import Iterable
 from typing import Any
 
-# NVML's counter of joules moves every few tens of milliseconds: less than this it cannot measure.
+# NVML updates its energy counter every few tens of milliseconds; shorter runs cannot be measured.
 LEAST_S = 1.0
 
 
 def read_power() -> float | None:
-    """Watts of the first GPU."""
+    """Read the power of the first GPU in watts; None where it cannot be read."""
     nvml = _nvml()
     if nvml is None:
         return None
@@ -20,10 +20,10 @@ def read_power() -> float | None:
 
 
 def read_energy(devices: Iterable[Any]) -> float | None:
-    """Joules that these JAX devices have used since their driver was loaded, added up.
+    """Read the joules that these JAX devices have used together since their driver was loaded.
 
-    What is measured has to last LEAST_S. None where a device is no GPU of this machine, or counts
-    no energy.
+    An interval between two readings has to last LEAST_S. None where a device is not a GPU of this
+    machine, or counts no energy.
     """
     devices = list(devices)
     if any(d.platform not in ("gpu", "cuda") for d in devices):
@@ -39,7 +39,7 @@ def read_energy(devices: Iterable[Any]) -> float | None:
 
 
 def _handle(nvml: Any, device: Any) -> Any:
-    """NVML numbers all GPUs of a machine, JAX those that CUDA_VISIBLE_DEVICES names."""
+    """Return a device's NVML handle: JAX numbers only the GPUs in CUDA_VISIBLE_DEVICES."""
     index, visible = device.local_hardware_id, os.environ.get("CUDA_VISIBLE_DEVICES")
     if not visible:
         return nvml.nvmlDeviceGetHandleByIndex(index)

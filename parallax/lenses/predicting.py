@@ -1,4 +1,4 @@
-"""The predict lens: a compiled program priced by the cost model, beside its roofline."""
+"""The predict lens: the cost model's estimate for a compiled program, with its roofline."""
 
 from parallax.cost import Rates, error_bar, joules, price, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
@@ -16,18 +16,18 @@ def predict(
     useful_flops: float | None = None,
     estimate_s: Figure | None = None,
 ) -> Prediction:
-    """The time and energy of one call of a compiled program.
+    """Predict the time and energy of one call of a compiled program.
 
     Args:
-      compilation: of the program.
-      cluster: its wiring.
-      dtype: of the matrix products, for the roofline and for MFU.
-      rates: constants; None takes what is shipped for the GPU.
-      useful_flops: FLOPs the model needs, over all devices.
-      estimate_s: the closed form's answer, to stand beside.
+      compilation: the compiled program.
+      cluster: the GPUs and their interconnect.
+      dtype: dtype of the matrix products, for the roofline and for MFU.
+      rates: cost model constants; None uses those shipped for the GPU.
+      useful_flops: FLOPs that the model needs, over all devices; None leaves MFU out.
+      estimate_s: the analytical model's step time, shown beside the prediction.
 
     Raises:
-      ValueError: a program whose work could not be read, or a GPU without rates.
+      ValueError: the program has no execution trace, or the GPU has no rates.
     """
     if compilation.work is None:
         raise ValueError(f"this program cannot be priced: {compilation.unpriced}")
@@ -74,19 +74,19 @@ def predict(
 
 
 def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
-    """A lower bound of the step time, from the compiled program at the GPU's peak rates.
+    """Compute a lower bound of the step time: the compiled program's work at peak rates.
 
     Args:
-      compilation: of the program.
-      cluster: whose rates are taken.
-      dtype: of the matrix products.
+      compilation: the compiled program.
+      cluster: the GPUs and links whose peak rates are used.
+      dtype: dtype of the matrix products.
     """
     links = all_link_bytes(compilation.collectives, cluster, least_link_bytes)
     gpu = cluster.gpu
     what, size = "weights", compilation.weight_bytes
     if compilation.reads_cache:
         what, size = "weights and KV cache", size + compilation.kv_cache_bytes
-    # What a cache can hold may stay there from call to call.
+    # Weights that fit the L2 cache may stay there from call to call.
     level, rate = (
         ("L2", gpu.l2_bytes_per_s) if size <= gpu.l2_bytes else ("HBM", gpu.hbm_bytes_per_s)
     )

@@ -1,4 +1,4 @@
-"""The unsharded model that verify compares with: attention as in the textbook."""
+"""The unsharded reference model of the verify lens, with textbook attention and experts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from parallax.parallel.split import Split
 
 @dataclass(frozen=True)
 class Plain(Local):
-    """softmax(Q K^T / sqrt(K)) V with all scores at once, in float32 or wider."""
+    """The textbook's attention, softmax(Q K^T / sqrt(K)) V: all scores at once, float32 or more."""
 
     def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
         assert partial_over is None, "the textbook has whole heads"
@@ -36,7 +36,7 @@ class Plain(Local):
 
 @dataclass(frozen=True)
 class EveryExpert(LocalExperts):
-    """Every expert on every token, and of its outputs those that the token chose."""
+    """The textbook's experts: every expert runs on every token, and the gates select outputs."""
 
     def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
         h_TEF = jnp.einsum("td,edf->tef", x_TD, weights.up_eDF)
@@ -57,10 +57,15 @@ _TEXTBOOK = Split(attention=Plain(), experts=EveryExpert(), record_choices=True)
 def reference(
     model: Transformer, tokens_BL: jax.Array, segment_ids_BL=None, expert_ids_BLNk=None
 ) -> tuple[jax.Array, Any]:
-    """The model on one device.
+    """Run the unsharded model on one device.
+
+    Args:
+      model: the unsharded model.
+      tokens_BL, segment_ids_BL: [B, L] integers; None for one document per sequence.
+      expert_ids_BLNk: [B, L, N, k] fixed routing; None lets the routers choose.
 
     Returns:
-      Logits [B, L, V]; RouterStats of each layer and the choices of all tokens [B, L, N, k], or ().
+      Logits [B, L, V]; (RouterStats per layer, expert choices [B, L, N, k]), or () without experts.
     """
     replayed = None if expert_ids_BLNk is None else jnp.moveaxis(expert_ids_BLNk, 2, 0)
     logits, stats = model.run(tokens_BL, segment_ids_BL, _TEXTBOOK, replayed)

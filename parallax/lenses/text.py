@@ -1,4 +1,4 @@
-"""Real text as tokens: the bytes of any UTF-8 file, by default of Python's standard library."""
+"""The tokens of real text: the bytes of a UTF-8 file, by default Python's own sources."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ DEFAULT_TEXT = "Python standard library sources"
 
 
 def read_text(path: str | Path | None, needed: int) -> tuple[bytes, str]:
-    """At least `needed` bytes of text, and what to call it.
+    """Read at least `needed` bytes of text, and return them with the name of their source.
 
     Args:
       path: a UTF-8 file, or None for the standard library's sources.
-      needed: bytes; a shorter file is repeated.
+      needed: number of bytes; a shorter file is repeated.
 
     Raises:
-      ValueError: not there, not readable, empty or not UTF-8.
+      ValueError: the file is missing, unreadable, empty or not UTF-8.
     """
     if path is None:
         data = b""
@@ -38,13 +38,13 @@ def read_text(path: str | Path | None, needed: int) -> tuple[bytes, str]:
 
 
 def byte_tokens(text: bytes, batch: int, seq_len: int) -> np.ndarray:
-    """[batch, seq_len] int32 of byte values."""
+    """Return the first bytes of a text as int32 tokens, [batch, seq_len]."""
     data = np.frombuffer(text[: batch * seq_len], np.uint8)
     return data.astype(np.int32).reshape(batch, seq_len)
 
 
 def line_segments(tokens_BL: np.ndarray) -> np.ndarray:
-    """Segment ids for packed sequences, [B, L] int32: every second line starts a document.
+    """Compute segment ids for packed sequences, [B, L] int32: two lines of text per document.
 
     The last tokens of every other sequence are padding (id 0).
     """

@@ -1,4 +1,4 @@
-"""The busiest loop body as a schedule: the compiled order, drawn at the GPU's peak rates."""
+"""The timeline of the busiest loop body: the compiled order, drawn at the GPU's peak rates."""
 
 from parallax.cost.links import link_seconds
 from parallax.hlo.flops import Trips, executions, instruction_flops
@@ -16,12 +16,12 @@ _SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collect
 def busiest_timeline(
     module: Module, ledger: Ledger, cluster: Cluster, trips: Trips | None = None
 ) -> tuple[TimelineEvent, ...]:
-    """Events of the loop body that sends most bytes; of the one with most FLOPs if none sends.
+    """Schedule the loop body that sends the most bytes, or has the most FLOPs if none sends.
 
-    The order is the compiled program's. Widths are modelled: FLOPs at the bfloat16 peak rate (too
-    narrow for wider dtypes), other bytes at peak memory bandwidth, transfers at peak link rates.
-    A loop inside the body is one event with the FLOPs of all its rounds;
-    `trips` says how many where that depends on data (see `module_flops`).
+    The order is the compiled program's. Durations are modelled: FLOPs at the bfloat16 peak rate
+    (too short for wider dtypes), other bytes at peak memory bandwidth, transfers at peak link
+    rates. A loop inside the body is one event with the FLOPs of all its iterations; `trips` gives
+    trip counts that depend on data (see `module_flops`).
     """
     body = _busiest(module, trips)
     if body is None:

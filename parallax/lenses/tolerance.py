@@ -1,8 +1,8 @@
-"""The tolerance table: the only place where an error limit stands."""
+"""The tolerance table: the only place where error limits are defined."""
 
 from parallax.results.lens_results import Exactness
 
-# float64: relative L2 against the unsharded model, logits and every gradient.
+# float64: relative L2 error against the unsharded model, of the logits and of every gradient.
 FLOAT64_LIMIT = 1e-11
 # Other dtypes: at most FACTOR times the unsharded model's own error in that dtype, plus a floor.
 FACTOR = 2.0
@@ -16,7 +16,7 @@ def judge(
     reference_logits_error: float = 0.0,
     reference_gradients_error: float = 0.0,
 ) -> Exactness:
-    """An Exactness with its limits from the table. Errors are relative L2 against float64."""
+    """Judge errors by the table; all are relative L2 errors against the float64 reference."""
     if dtype == "float64":
         logits_limit = gradients_limit = FLOAT64_LIMIT
     else:

@@ -1,6 +1,6 @@
 """The verify lens for decoding: greedy tokens and their logits against the unsharded model's.
 
-The reference has no cache: it runs whole sequences again for every token.
+The reference has no KV cache: it runs the whole sequences again for every token.
 """
 
 import functools
@@ -41,16 +41,16 @@ def verify_decoding(
     new_tokens: int = NEW_TOKENS,
     on_progress: Progress = lambda line: None,
 ) -> list[Verification]:
-    """Decodes under every strategy, after prompts of different lengths.
+    """Decode under every strategy after prompts of different lengths, and compare.
 
     Args:
-      config, cases, text, text_name, dtypes: as of `verify_transformer`; seq_len is that of the
-        longest prompt, others are up to a quarter shorter.
-      new_tokens: of each sequence.
+      config, cases, text, text_name, dtypes: as for `verify_transformer`; seq_len is the length of
+        the longest prompt, the others are up to a quarter shorter.
+      new_tokens: tokens to generate per sequence.
 
     Returns:
-      One Verification a case. In float64 the tokens are the strategy's own choices; in other dtypes
-      the exact model's go in, so that a near-tie does not end the comparison.
+      One Verification per case. In float64 each strategy feeds back its own tokens; in other dtypes
+      it is fed the float64 reference's, so that a near-tie does not end the comparison.
     """
     first = cases[0][1]
     tokens = byte_tokens(text, first.batch, first.seq_len)
@@ -106,12 +106,16 @@ def greedy(
     new_tokens: int,
     forced: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The unsharded model without a cache: tokens [B, N] and the logits [B, N, V] they are from.
+    """Decode greedily with the unsharded model, without a KV cache.
 
     Args:
-      tokens, lengths: prompts [B, L], padded behind, and how much of a row is prompt.
-      new_tokens: N.
-      forced: [B, N] tokens that go in instead of the chosen ones.
+      config, state: the model and its parameters.
+      tokens, lengths: prompts [B, L], padded at the end, and the prompt length per row [B].
+      new_tokens: tokens per sequence, N.
+      forced: [B, N] tokens to feed back instead of the chosen ones.
+
+    Returns:
+      Tokens [B, N] int32 and the logits [B, N, V] float64 they were chosen from.
     """
     graph, rows = abstract_transformer(config)[0], jnp.arange(len(tokens))
     whole = np.pad(tokens, ((0, 0), (0, new_tokens))).astype(np.int32)
@@ -137,7 +141,7 @@ def decode(
     lengths: np.ndarray,
     forced: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `greedy`, under a strategy, from its cache; `state` is the model's own."""
+    """Decode like `greedy`, but under a strategy with its KV cache; `state` is unsharded."""
     sharded = decoder.sharded
     mesh = sharded.strategy.mesh.build(jax.devices()[: sharded.strategy.mesh.size])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)

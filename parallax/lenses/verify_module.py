@@ -26,9 +26,10 @@ def verify_module(
     *,
     on_progress: Progress = lambda line: None,
 ) -> Verification:
-    """Compares a user module under a strategy with itself on one device, in float64.
+    """Compare a user module under a strategy with itself on one device, in float64.
 
-    Its floating-point parameters are widened; a module that narrows inside is judged as it is.
+    Its floating-point parameters are cast to float64; a module that casts down inside is judged as
+    it is.
     """
     start = time.perf_counter()
     program = ShardedModule(construct, strategy, workload)
@@ -67,7 +68,7 @@ def _widen(x):
 
 
 def _projected(forward):
-    """(gradients, output) of a fixed random projection of the output."""
+    """Return a function giving (gradients of a fixed random projection of the output, output)."""
 
     def loss(state, tokens):
         out = forward(state, tokens)

@@ -1,7 +1,7 @@
 """The verify lens: logits and gradients of a strategy against the unsharded model, on real text.
 
-The reference is the model on one device with the textbook's attention, in float64.
-Parameters are drawn in the lower dtype and widened, so that every dtype computes the same function.
+The reference is the model on one device with textbook attention, in float64. Parameters are drawn
+in the lower dtype and cast up, so that every dtype computes the same function.
 """
 
 import time
@@ -29,9 +29,9 @@ from parallax.results.lens_results import Exactness, RouterFacts, Verification
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
-# float16 gradients of a mean loss fall below its smallest number; a power of two changes no ratio.
+# float16 gradients of a mean loss underflow; scaling by a power of two changes no ratio.
 _LOSS_SCALE = {"float16": 1024.0}
-# A float64 gradient this far below all others together is made of rounding.
+# A float64 gradient whose norm is this small beside that of all gradients is rounding error.
 _ROUNDING = 1e-12
 
 
@@ -44,17 +44,17 @@ def verify_transformer(
     *,
     on_progress: Progress = lambda line: None,
 ) -> list[Verification]:
-    """Compares every strategy with the unsharded model. Needs the devices and float64.
+    """Compare every strategy with the unsharded model; needs enough devices, and float64 enabled.
 
     Args:
-      config: a model that one device can hold.
-      cases: strategies, each with the workload as it runs it; batch and length are the same in all.
-      text: bytes enough for one batch.
-      text_name: for the report.
-      dtypes: to compare in, "float64" first.
+      config: a model that fits one device.
+      cases: strategies, each with the workload it runs; all have the same batch and length.
+      text: at least batch x seq_len bytes.
+      text_name: name of the text, for the report.
+      dtypes: dtypes to compare in, "float64" first.
 
     Returns:
-      One Verification a case.
+      One Verification per case.
     """
     first = cases[0][1]
     tokens = byte_tokens(text, first.batch, first.seq_len)
@@ -65,7 +65,7 @@ def verify_transformer(
     references = {}
     for dtype in dict.fromkeys(["float64", *dtypes]):
         on_progress(f"unsharded model in {dtype}")
-        # Near-ties flip in lower precision: there every model replays the exact one's choices.
+        # Near-ties flip in lower precision, so there the float64 reference's routing is fixed.
         replayed = () if dtype == "float64" else _choices(references["float64"][2])
         references[dtype] = _reference(
             config.replace(dtype=dtype), cast(drawn, dtype), inputs, replayed
@@ -118,7 +118,7 @@ def verify_transformer(
 
 
 def _choices(routing) -> tuple[jax.Array, ...]:
-    """Expert ids to replay, as inputs have them; none without experts."""
+    """Return the expert ids of a fixed routing as further inputs; () without experts."""
     return (jnp.asarray(routing[1]),) if routing else ()
 
 
@@ -182,12 +182,12 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
 
 
 def _trained(state: nnx.State) -> tuple[nnx.State, ...]:
-    """(what has gradients, what is stored compressed)."""
+    """Split a state into the parameters that have gradients and the compressed weights."""
     return nnx.split_state(state, nnx.Param, ...)
 
 
 def _run(step, states, scale, unplace=lambda gradients: gradients):
-    """(logits, gradients, what routers did) as numpy arrays."""
+    """Run a step, and return (logits, gradients, routing), the first two in float64 numpy."""
     gradients, (logits, routing) = jax.device_get(step(*states))
     gradients = unplace(gradients)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
@@ -195,9 +195,9 @@ def _run(step, states, scale, unplace=lambda gradients: gradients):
 
 
 def relative_error(found: np.ndarray, exact: np.ndarray, least: float = 0.0) -> float:
-    """L2 of the difference over that of `exact`, or over `least` if that is more.
+    """Compute the relative L2 error: |found - exact| over |exact|, or over `least` if larger.
 
-    0 where nothing differs, infinity where anything is not finite.
+    The error is 0 where nothing differs and infinite where anything is not finite.
     """
     difference = float(np.linalg.norm(found - exact))
     size = max(float(np.linalg.norm(exact)), least)
@@ -208,10 +208,10 @@ def relative_error(found: np.ndarray, exact: np.ndarray, least: float = 0.0) -> 
 
 
 def worst_error(found: Any, exact: Any) -> float:
-    """Largest relative L2 error over all parameters.
+    """Compute the largest relative L2 error over all parameters' gradients.
 
-    A gradient that is 0 but for rounding (a bias of keys moves all scores of a query alike) is
-    judged against all gradients together.
+    A gradient that is 0 up to rounding (a key bias shifts all scores of a query alike) is judged
+    relative to all gradients together.
     """
     whole = float(np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(exact)]))
 

@@ -24,10 +24,10 @@ __all__ = [
 
 
 def paper(name: str) -> Paper:
-    """The paper of that name.
+    """Return the paper of a name.
 
     Raises:
-      ValueError: no such paper.
+      ValueError: there is no paper of that name.
     """
     if name not in PAPERS:
         raise ValueError(f"unknown paper {name!r}. Use one of: {', '.join(PAPERS)}.")

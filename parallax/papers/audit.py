@@ -1,4 +1,4 @@
-"""Every figure of a paper held against what it comes to, and against what the machine allows."""
+"""The audit: every figure of a paper against its derived value and the machine's limits."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from parallax.papers.results import Audited, ReadTps, TpsReading
 from parallax.papers.tpot import tpot_readings
 from parallax.results.lens_results import Figure
 
-OTHER_WIRING = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
+_OTHER_CLUSTER = "h100_nvl16"  # what --cluster=h100_2x8 is compared with
 
-# (paper, strategy, "prefill" or "decode") -> tokens/s with its error bar; None: it cannot say.
+# (paper, strategy, "prefill" or "decode") -> tokens/s with its error bar; None where it has none.
 Model = Callable[[Paper, str, TpsReading], Figure | None]
 
-# Two papers' throughputs at equal FLOP/s: closer than this and they do not contradict each other.
+# Two papers' throughputs at equal FLOP/s contradict each other if their ratio is above this.
 _APART = 1.5
-# Binary fractions: half of 0.1 is not to fail for want of the last bit.
+# Slack for binary fractions, so that half of 0.1 does not fail by the last bit.
 _SLACK = 1e-9
 
 
@@ -26,24 +26,24 @@ def audit(
     *,
     on: Cluster | None = None,
 ) -> tuple[Audited, ...]:
-    """Judges every figure of a paper, in the order of its lines.
+    """Judge every figure of a paper, in the order of its lines.
 
     Args:
-      paper: whose claims.
+      paper: the paper whose claims are judged.
       model: tokens/s of a strategy of the paper, prefill or decode; None leaves a throughput's
         verdict to its physical bound.
-      on: the machine; None takes the paper's cluster.
+      on: the machine; None is the paper's cluster.
 
     Cost: closed forms, some tenths of a second; nothing is compiled. The first call imports JAX and
       Flax, and traces one abstract layer.
     """
-    where = cluster(paper.cluster) if on is None else on
-    found = (_audited(Given(paper, claim, where), model) for claim in paper.claims)
-    return tuple(sorted(found, key=lambda a: a.claim.lines[0]))
+    machine = cluster(paper.cluster) if on is None else on
+    audited = (_audited(Given(paper, claim, machine), model) for claim in paper.claims)
+    return tuple(sorted(audited, key=lambda a: a.claim.lines[0]))
 
 
 def judge(claim: Claim, derived: float | None) -> Verdict:
-    """The verdict on a figure that is held against one number, in the claim's unit."""
+    """Judge a claim against one derived number, in the claim's unit."""
     if derived is None:
         return "not derivable from the text"
     off = claim.value - derived
@@ -73,8 +73,8 @@ def _throughput(given: Given, model: Model | None) -> Audited:
     implied = None if claim.derive is None else claim.derive(given)
     verdict = _tps_verdict(claim, readings, implied)
     elsewhere = ""
-    if given.cluster.name == paper.cluster and given.cluster.name != OTHER_WIRING:
-        other = Given(paper, claim, cluster(OTHER_WIRING))
+    if given.cluster.name == paper.cluster and given.cluster.name != _OTHER_CLUSTER:
+        other = Given(paper, claim, cluster(_OTHER_CLUSTER))
         there = tuple(_read(other, reading, None) for reading in TPS_READINGS)
         elsewhere = _change(readings, there, claim)
     return Audited(
@@ -91,7 +91,7 @@ def _read(given: Given, reading: TpsReading, model: Model | None) -> ReadTps:
 
 
 def _tps_verdict(claim: Claim, readings: tuple[ReadTps, ...], implied: float | None) -> Verdict:
-    """Impossible under every reading; else what the first possible one with a model says."""
+    """Judge a throughput: impossible under all readings, else by the first possible modelled."""
     possible = [r for r in readings if not r.beyond]
     if not possible:
         return "beyond the physical bound"
@@ -107,14 +107,14 @@ def _tps_verdict(claim: Claim, readings: tuple[ReadTps, ...], implied: float | N
 
 
 def _change(here: tuple[ReadTps, ...], there: tuple[ReadTps, ...], claim: Claim) -> str:
-    """What another wiring changes: readings that become possible or impossible."""
+    """Describe what another interconnect changes: readings that become possible or impossible."""
     said = []
     for a, b in zip(here, there, strict=True):
         if a.beyond != b.beyond:
             share = 100 * claim.value / b.limit.tokens_per_s
             state = "is beyond the bound" if b.beyond else "is possible"
             said.append(
-                f"on {OTHER_WIRING} the {b.limit.reading} reading {state}: "
+                f"on {_OTHER_CLUSTER} the {b.limit.reading} reading {state}: "
                 f"{share:.0f} % of what {b.limit.set_by} allows"
             )
     return "; ".join(said)

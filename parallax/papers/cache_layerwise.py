@@ -1,4 +1,4 @@
-"""Contiguous layers grouped to fit one GPU's L2 cache, one group a GPU, sixteen dense layers."""
+"""The cache_layerwise paper: sixteen dense layers, in groups per GPU that fit its L2 cache."""
 
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.derivations import speed

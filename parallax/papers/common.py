@@ -1,4 +1,4 @@
-"""What several papers leave out alike, and the choices made for all of them."""
+"""The assumptions and sizes that several papers share."""
 
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Assumption
@@ -30,10 +30,10 @@ _HALVES = "Not given; a language model that generates text sees earlier tokens o
 def common_assumptions(
     *, microbatches: int | None = None, mlp: str | None = "gelu"
 ) -> tuple[Assumption, ...]:
-    """The assumptions every paper shares.
+    """Return the assumptions that every paper shares.
 
     Args:
-      microbatches: how many were chosen, or None where the paper gives them.
+      microbatches: the number chosen, or None where the paper gives it.
       mlp: the MLP chosen, or None where the paper gives its matrices.
     """
     found = [

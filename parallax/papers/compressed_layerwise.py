@@ -1,4 +1,4 @@
-"""The layer-wise scheme with INT8 weights and 2:4 sparsity, sixteen gated layers of width 4096."""
+"""The compressed_layerwise paper: sixteen gated layers in INT8 with 2:4 sparsity, one per GPU."""
 
 from parallax.models.config import ModelConfig
 from parallax.papers.common import CLUSTER, VOCAB_SIZE, common_assumptions

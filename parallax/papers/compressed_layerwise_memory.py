@@ -1,4 +1,4 @@
-"""Every figure of the compressed_layerwise paper on memory, caches and compression."""
+"""The figures of the compressed_layerwise paper on memory, caches and compression."""
 
 from parallax.papers.derivations import memory
 from parallax.papers.paper import Claim

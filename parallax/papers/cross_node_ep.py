@@ -1,4 +1,4 @@
-"""One expert of each layer on each GPU (EP=16) beside TP=8 x PP=2, four layers of 16 experts."""
+"""The cross_node_ep paper: one expert of each layer per GPU (EP=16) against TP=8 x PP=2."""
 
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.derivations import memory, speed

@@ -1,4 +1,4 @@
-"""Work out what a report shows beside its run: claims audited, layers placed, depths scaled."""
+"""The findings beside a run in a report: claims audited, layers placed, depths scaled."""
 
 from collections.abc import Iterable
 
@@ -21,20 +21,20 @@ def findings(
     results: Iterable[StrategyResult] = (),
     budget: str | None = None,
 ) -> Findings:
-    """Audits a paper's claims, places the layers of a layer-wise paper or under a budget.
+    """Audit a paper's claims, and place the layers of a layer-wise paper or under a budget.
 
     Args:
-      paper: whose experiment was run; None for a free comparison.
-      config, workload, cluster: what was run, and for which cluster by name.
-      results: of the strategies that were run.
-      budget: as `placement_facts` takes it; None places the layers of layer-wise papers only.
+      paper: the paper whose experiment was run; None for a free comparison.
+      config, workload, cluster: what was run, and the name of the cluster.
+      results: results of the strategies that were run.
+      budget: as for `placement_facts`; None places the layers of layer-wise papers only.
 
     Cost: closed forms; a second or two for a layer-wise paper.
     """
     layerwise = paper if paper is not None and paper.proposed == "layerwise" else None
     placement = None
     if layerwise is not None or budget is not None:
-        # A paper's figures stand beside its own model and workload only.
+        # A paper's figures are shown beside its own model and workload only.
         own = layerwise and (config, workload) == (layerwise.config, layerwise.workload)
         of = layerwise if own and layerwise else config
         placement = placement_facts(of, budget, cluster, workload=workload)
@@ -49,19 +49,19 @@ def findings(
 
 
 def _model_of(results: Iterable[StrategyResult], comparable: bool) -> Model | None:
-    """What this run's predictions say of a paper's throughputs.
+    """Make a model of a paper's throughputs from this run's predictions; None without any.
 
     Args:
-      results: of strategies by the paper's names.
-      comparable: the run has the paper's model, batch, length and cluster.
+      results: results of strategies by the paper's names.
+      comparable: whether the run has the paper's model, batch, length and cluster.
     """
-    found: dict[tuple[str, str], Figure] = {
+    predicted: dict[tuple[str, str], Figure] = {
         (r.name, r.prediction.phase): r.prediction.tokens_per_s
         for r in results
         if comparable and r.prediction is not None
     }
 
     def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:
-        return found.get((strategy, reading))
+        return predicted.get((strategy, reading))
 
-    return model if found else None
+    return model if predicted else None

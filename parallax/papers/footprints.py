@@ -1,4 +1,4 @@
-"""Bytes of one layer, exactly, beside what a paper prints for them; each disagreement named."""
+"""The exact bytes of one layer beside those a paper prints, with the reason for each difference."""
 
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import layer_matrices
@@ -8,7 +8,7 @@ from parallax.papers.results import FootprintRow, FootprintVerdict
 from parallax.placement.footprint import Footprint, layer_footprints, stored_bytes
 from parallax.workload import Workload
 
-# Of the compressed_layerwise paper: attention, and MLP.
+# The formats of the compressed_layerwise paper, for attention and for the MLP.
 PAPER_FORMATS = ("int8", "int8+2:4")
 _MB = 1e6
 _UNITS = {"MB": 1e6, "GB": 1e9}
@@ -18,13 +18,13 @@ _NORMS = "norms and what else stays dense"
 def footprint_rows(
     config: ModelConfig, workload: Workload | None, paper: Paper | None = None
 ) -> tuple[FootprintRow, ...]:
-    """A layer in the model's dtype, then in the compressed_layerwise paper's formats.
+    """Count a layer's bytes in the model's dtype, then in the compressed_layerwise paper's formats.
 
     Args:
       config: the model.
-      workload: whose microbatch passes through, and whose keys and values are kept; None leaves
-        both out.
-      paper: whose figures stand beside.
+      workload: the workload whose microbatch passes through the layer, and whose keys and values
+        are kept; None leaves both out.
+      paper: the paper whose figures are shown beside; None for none.
     """
     return tuple(
         row for formats in storable(config) for row in _rows(config, workload, formats, paper)
@@ -32,18 +32,20 @@ def footprint_rows(
 
 
 def storable(config: ModelConfig) -> tuple[tuple[str, str], ...]:
-    """Formats that stand side by side: the model's dtype, its own, the compressed_layerwise
-    paper's; those that the model's sizes allow."""
-    found = [(config.dtype, config.dtype)]
+    """Return the formats to compare, of which the model's sizes allow each.
+
+    These are the model's dtype, its own formats and those of the compressed_layerwise paper.
+    """
+    allowed = [(config.dtype, config.dtype)]
     for formats in (config.compression, PAPER_FORMATS):
-        if formats is None or formats in found:
+        if formats is None or formats in allowed:
             continue
         try:
             config.replace(compression=formats)
         except ValueError:
             continue
-        found.append(formats)
-    return tuple(found)
+        allowed.append(formats)
+    return tuple(allowed)
 
 
 def _rows(
@@ -58,7 +60,7 @@ def _rows(
     of_qkv = sum(n for m, n in attention if m.reads_stream)
     packed = formats != (config.dtype, config.dtype)
     claimed = _COMPRESSED if packed else _DENSE
-    found = {
+    counted = {
         "q, k and v": of_qkv,
         "attention's output matrix": of_attention - of_qkv,
         "all attention matrices": of_attention,
@@ -72,7 +74,7 @@ def _rows(
         "keys and values of the batch": layer.kv,
     }
     rows = []
-    for what, n_bytes in found.items():
+    for what, n_bytes in counted.items():
         quantity, why = claimed.get(what, ("", ""))
         claim = _claim(paper, quantity)
         if claim is None and (what in _ONLY_CLAIMED or not n_bytes):
@@ -90,16 +92,16 @@ def _rows(
 
 
 def _verdict(claim: Claim, n_bytes: int, what: str, packed: bool) -> FootprintVerdict:
-    found = judge(claim, n_bytes / _UNITS[claim.unit])
-    if found in ("consistent", "rounding"):
-        return found
+    verdict = judge(claim, n_bytes / _UNITS[claim.unit])
+    if verdict in ("consistent", "rounding"):
+        return verdict
     return "our deviation" if packed and what == _NORMS else "differs"
 
 
 def layer_of(
     config: ModelConfig, workload: Workload | None, formats: tuple[str, str], kv: bool = True
 ) -> Footprint:
-    """One layer: its weights, a microbatch's activations, with `kv` the whole batch's cache."""
+    """Count one layer's weights, a microbatch's activations and, with `kv`, the batch's cache."""
     return layer_footprints(
         config,
         [formats] * config.num_layers,
@@ -113,7 +115,7 @@ def _claim(paper: Paper | None, quantity: str) -> Claim | None:
     return next((c for c in claims if c.quantity == quantity and c.unit in _UNITS), None)
 
 
-# What we count -> (the paper's quantity, why it differs where it does).
+# What we count -> (the paper's quantity, the reason if it differs).
 _DENSE = {
     "q, k and v": ("attention QKV weights", ""),
     "attention's output matrix": ("attention output weights", ""),

@@ -1,4 +1,4 @@
-"""What the machine allows a throughput claim, under each reading of what a token a second is."""
+"""The machine's limits on a throughput claim, under each reading of "tokens per second"."""
 
 import dataclasses
 import math
@@ -14,16 +14,16 @@ TERMS = ("compute", "HBM", "NVLink", "network")
 
 
 def tps_limit(paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster) -> Limit:
-    """The limit of one strategy on the paper's model and batch.
+    """Derive the throughput limit of one strategy on the paper's model and batch.
 
-    FLOPs and HBM are any strategy's: split evenly, masked pairs and bubbles left out, every weight
-    read once. What is sent is the strategy's own closed-form minimum, on the links it crosses, with
-    no latency. Experts are chosen evenly.
+    FLOPs and HBM reads are those of any strategy: split evenly, masked pairs and bubbles left out,
+    every weight read once. The bytes sent are the strategy's own closed-form minimum, on the links
+    that they cross, without latency. Experts are chosen evenly.
 
     Args:
-      paper, strategy: one of `paper.strategies`.
-      reading: of "tokens a second".
-      cluster: of as many devices as the strategy's mesh.
+      paper, strategy: a paper, and one of `paper.strategies`.
+      reading: what "tokens per second" counts.
+      cluster: a cluster with as many devices as the strategy's mesh.
     """
     config, work, gpu = paper.config, paper.workload, cluster.gpu
     weights = float(config.num_layers * config.layer_params * config.item_bytes)
@@ -57,8 +57,8 @@ def tps_limit(paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster
 def _least_link_bytes(
     paper: Paper, strategy: str, reading: TpsReading, cluster: Cluster
 ) -> dict[str, float]:
-    """Bytes on the busiest device's links, of the strategy's closed form without bubbles."""
-    # Loaded here: a list of papers needs no JAX.
+    """Derive the bytes on the busiest device's links, by the closed form without bubbles."""
+    # Imported here, as listing the papers needs no JAX.
     from parallax.analytic.sends import one_send
     from parallax.cost.links import least_link_bytes
     from parallax.programs.steps import make_step

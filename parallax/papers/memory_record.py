@@ -1,4 +1,4 @@
-"""A committed record of memory terms: what rematerialisation, donation and fusion save."""
+"""The committed record of the memory ablation: what rematerialisation, donation and fusion save."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class MemoryTerm:
     """Two compilations of one full-size program that differ in one thing (tag: compiled).
 
     Attributes:
-      paper: whose model and workload.
-      strategy: that the program runs under.
+      paper: name of the paper whose model and workload it has.
+      strategy: name of the strategy.
       program: "training step", "decoding step" or "prefill".
-      term: what is switched on.
+      term: the technique that is switched on.
       before, after: how the two were compiled, in words.
-      counted: "temp" is the compiler's temporary buffers; "all" is what a device holds: arguments,
-        results and temporary buffers, what shares memory once.
-      before_bytes, after_bytes: of that, on one device.
-      claimed_percent: what `compressed_layerwise` says that the term saves.
-      claim: of what it says so.
+      counted: "temp" counts the compiler's temporary buffers; "all" counts what a device holds:
+        arguments, results and temporary buffers, with shared memory counted once.
+      before_bytes, after_bytes: bytes counted, per device.
+      claimed_percent: saving that `compressed_layerwise` claims for the technique.
+      claim: what that paper claims it of.
     """
 
     paper: str
@@ -48,20 +48,20 @@ class MemoryTerm:
 
     @property
     def saved_percent(self) -> float:
-        """Of the bytes before; negative where there are more after."""
+        """The percentage of the bytes that is saved; negative where there are more after."""
         return 100.0 * (1 - self.after_bytes / self.before_bytes)
 
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """A run of `benchmarks/memory_terms.py`.
+    """A recorded run of `benchmarks/memory_terms.py`.
 
     Attributes:
       date, command: when and how it was made.
       versions: package -> version.
-      cluster: that was compiled for.
-      checks: what was looked at in the programs' text, in words.
-      rows: what was found.
+      cluster: name of the cluster compiled for.
+      checks: what was checked in the programs' text, in words.
+      rows: the results.
     """
 
     date: str
@@ -72,7 +72,7 @@ class MemoryRecord:
     rows: tuple[MemoryTerm, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; each row with what it saves."""
+        """Return plain data, each row with its saved_percent."""
         data = FILE.encode(self)
         for row, plain in zip(self.rows, data["rows"], strict=True):
             plain["saved_percent"] = round(row.saved_percent, 2)
@@ -83,23 +83,24 @@ FILE = FileFormat(MemoryRecord, "memory record", "record_version", RECORD_VERSIO
 
 
 def read_memory_record(path: str | Path) -> MemoryRecord:
-    """Reads a record.
+    """Read a memory record.
 
     Raises:
-      ValueError: not there, not JSON, fields missing or unknown, or figures that cannot be.
+      ValueError: the file is missing or not JSON, fields are missing or unknown, or figures are
+        impossible.
     """
-    where = f"{FILE.name} {path}"
-    data = read_json(path, where, FILE.next_step)
-    # What a row saves is no field of it: it has to be what the row's bytes give.
+    context = f"{FILE.name} {path}"
+    data = read_json(path, context, FILE.next_step)
+    # saved_percent is not a field: it is checked against the row's bytes.
     rows = data.get("rows") if isinstance(data, dict) else None
     saved = [row.pop("saved_percent", None) for row in rows or () if isinstance(row, dict)]
-    record = FILE.decode(data, where)
-    for i, (row, said) in enumerate(zip(record.rows, saved, strict=True)):
-        if not isinstance(said, int | float) or not math.isclose(
-            said, row.saved_percent, abs_tol=0.006
+    record = FILE.decode(data, context)
+    for i, (row, percent) in enumerate(zip(record.rows, saved, strict=True)):
+        if not isinstance(percent, int | float) or not math.isclose(
+            percent, row.saved_percent, abs_tol=0.006
         ):
             raise ValueError(
-                f"{where}: rows.{i}: saved_percent is {said!r}, but its bytes give "
+                f"{context}: rows.{i}: saved_percent is {percent!r}, but its bytes give "
                 f"{row.saved_percent:.2f}. The file was changed by hand. {FILE.next_step}"
             )
     return record

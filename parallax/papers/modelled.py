@@ -1,4 +1,4 @@
-"""The cost model's word on a paper's throughput: the closed form of its own strategies."""
+"""The analytical model's throughput of a paper's own strategies."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,11 @@ from parallax.strategies import build
 def closed_form_on(
     cluster: Cluster, rates: Rates | None = None
 ) -> Callable[[Paper, str, TpsReading], Figure | None]:
-    """Tokens per second of a paper's strategy on a cluster, for `audit`.
+    """Make a model of the tokens/s of a paper's strategies on a cluster, for `audit`.
 
-    A prefill takes the paper's microbatches, lowered to what divides a device's sequences. None
-    where a strategy cannot run the paper's model. `rates`: of the GPU; None are those shipped.
+    A prefill takes the paper's microbatches, lowered to a divisor of the sequences per device. The
+    model returns None where a strategy cannot run the paper's model. `rates` are the cost model
+    constants of the GPU; None uses those shipped.
     """
 
     def model(paper: Paper, strategy: str, reading: TpsReading) -> Figure | None:

@@ -1,4 +1,4 @@
-"""Numbers as papers print them: 12,800 and 1.20M and 16k."""
+"""The numbers that papers print, such as 12,800 and 1.20M and 16k."""
 
 import re
 
@@ -8,7 +8,7 @@ _PRINTED = re.compile(r"(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?([kKM]?)")
 
 
 def _parts(printed: str) -> tuple[float, int, float]:
-    """(number before the suffix, its decimals, what the suffix multiplies by)."""
+    """Split a printed number into (number before the suffix, its decimals, the suffix's factor)."""
     match = _PRINTED.fullmatch(printed)
     if match is None:
         raise ValueError(f"printed number {printed!r}: expected digits such as 12,800 or 1.20M.")
@@ -18,23 +18,23 @@ def _parts(printed: str) -> tuple[float, int, float]:
 
 
 def value_of(printed: str) -> float:
-    """1.20M is 1.2e6. ValueError for anything that is no number."""
+    """Return the value of a printed number: 1.20M is 1.2e6; ValueError if it is not a number."""
     number, decimals, scale = _parts(printed)
     return round(number * scale, decimals)
 
 
 def last_digit_of(printed: str) -> float:
-    """One unit of the last printed digit: 10,000 for 1.20M, 0.001 for 0.078."""
+    """Return one unit of the last printed digit: 10,000 for 1.20M, 0.001 for 0.078."""
     _, decimals, scale = _parts(printed)
     return scale * 10.0**-decimals
 
 
 def numbers_in(text: str) -> set[float]:
-    """Every number of a text; one that k, K or M follows counts with and without it."""
-    found = set()
+    """Find every number in a text; one followed by k, K or M counts with and without it."""
+    numbers = set()
     for match in _NUMBER.finditer(text):
-        found.add(value_of(match[0]))
+        numbers.add(value_of(match[0]))
         after = text[match.end() : match.end() + 2]
         if re.match(r"[kKM](?![\w])", after):
-            found.add(value_of(match[0] + after[0]))
-    return found
+            numbers.add(value_of(match[0] + after[0]))
+    return numbers

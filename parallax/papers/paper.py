@@ -1,4 +1,4 @@
-"""What a paper says, as data."""
+"""A paper as data: its experiment, claims, setup, assumptions and validations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ Verdict = Literal[
 
 @dataclass(frozen=True)
 class Given:
-    """What a derivation may use.
+    """The input of a derivation.
 
     Attributes:
-      paper, claim: whose figure is derived.
-      cluster: the machine it is held against.
+      paper, claim: the claim whose figure is derived, and its paper.
+      cluster: the machine it is judged by.
     """
 
     paper: "Paper"
@@ -44,7 +44,7 @@ class Given:
         return self.paper.workload
 
     def claimed(self, quantity: str, strategy: str | None = None) -> float:
-        """Another figure of this paper: of the claim's strategy, or of the one named."""
+        """Return another figure of this paper, for the claim's strategy or the one named."""
         who = self.claim.strategy if strategy is None else strategy
         return self.paper.claim(who, quantity).value
 
@@ -54,21 +54,21 @@ Derivation = Callable[[Given], float]
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure a paper prints.
+    """One figure that a paper prints.
 
     Attributes:
-      strategy: the STRATEGIES name it is about, or a method this release does not have yet; ""
-        where it is about the model or the machine.
+      strategy: name in STRATEGIES of the strategy it is about, or a method that this release lacks;
+        "" where it is about the model or the machine.
       quantity: e.g. "TPS", "TPOT"; with `strategy` it names the claim within its paper.
       printed: the number as printed, without its unit: "12,800", "1.20M".
-      unit: that the number means; MiB and GiB where MB and GB are printed for powers of two.
+      unit: unit of the number; MiB and GiB where MB and GB are printed for powers of two.
       reading: what the figure can mean (papers use TPOT for different things).
-      lines: of the paper's text, all that print it.
-      reason: what the verdict rests on, in one line.
-      derive: computes the figure, in `unit`; None where the text gives nothing to derive it from.
-        A TPS is held against physical bounds instead, and `derive` is what another paper implies.
-      relation: how the claim must stand to what is derived.
-      otherwise: the verdict where it does not.
+      lines: numbers of all lines of the paper's text that print it.
+      reason: the basis of the verdict, in one line.
+      derive: computes the figure in `unit`; None where the text gives nothing to derive it from.
+        A TPS is judged by physical bounds instead, and `derive` is what another paper implies.
+      relation: the relation that the claim must have to the derived figure.
+      otherwise: the verdict where it does not have it.
     """
 
     strategy: str
@@ -88,7 +88,7 @@ class Claim:
 
     @property
     def last_digit(self) -> float:
-        """What one unit of the last printed digit is worth."""
+        """The value of one unit of the last printed digit."""
         return last_digit_of(self.printed)
 
 
@@ -97,9 +97,9 @@ class Setup:
     """A line whose digits are part of the configuration, of a name or of a heading.
 
     Attributes:
-      line: of the paper's text.
-      what: in our words.
-      value: the number it gives, which has to be on the line; None where it is part of a name.
+      line: number of the line in the paper's text.
+      what: what the number is, in our words.
+      value: the number, which has to be on the line; None where it is part of a name.
     """
 
     line: int
@@ -109,7 +109,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Assumption:
-    """What the paper leaves out and we chose, with the reason."""
+    """A choice that the paper leaves open, with our value and the reason."""
 
     name: str
     value: str
@@ -118,11 +118,11 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Validation:
-    """A point the paper itself says must hold.
+    """A statement that the paper itself says must hold.
 
     Attributes:
-      statement: in our words.
-      check: which figures decide it, as "name" or "name:argument" (see report/validation.py).
+      statement: the statement in our words.
+      check: the figures that decide it, as "name" or "name:argument" (see report/validation.py).
     """
 
     statement: str
@@ -135,14 +135,14 @@ class Paper:
 
     Attributes:
       name: short name, as flags take it.
-      title: one line.
+      title: title in one line.
       config: the model at full size.
       workload: batch, length and microbatches.
-      strategies: STRATEGIES names compared, the baseline first.
-      cluster: the cluster we take it to mean.
-      claims, setup, assumptions, validations: see there.
-      small_workload: what the verify lens runs beside config.small().
-      proposed: STRATEGIES name of the paper's own system, whether this release has it or not.
+      strategies: names in STRATEGIES of the strategies compared, the baseline first.
+      cluster: name of the cluster that we take it to mean.
+      claims, setup, assumptions, validations: as the classes of those names say.
+      small_workload: the workload that the verify lens runs with config.small().
+      proposed: name of the paper's own system, whether STRATEGIES has it or not.
       compression: formats in which its method stores attention's and the MLP's matrices; they
         change the function, so a run has to ask for them (--compression).
     """
@@ -167,7 +167,7 @@ class Paper:
         return config == self.config and sizes == (self.workload.batch, self.workload.seq_len)
 
     def claim(self, strategy: str, quantity: str) -> Claim:
-        """The claim of that name.
+        """Return the claim about a strategy's quantity.
 
         Raises:
           KeyError: the paper prints no such figure.

@@ -1,4 +1,4 @@
-"""A model's layers on a cluster under a budget: greedy beside optimal, and by how much not."""
+"""The placement of a model's layers on a cluster under a budget: greedy beside optimal."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from parallax.placement import (
 )
 from parallax.workload import Workload
 
-# "hbm" is what a program may take of a device's memory; with "+kv" the batch's cache is in it.
+# "hbm" is the usable memory of a device; "hbm+kv" counts the batch's KV cache as well.
 _IN_MEMORY = ("hbm", "hbm+kv")
 BUDGETS = ("l2", "smem", "l2+smem", *_IN_MEMORY)
 
@@ -33,16 +33,16 @@ def placement_facts(
     *,
     workload: Workload | None = None,
 ) -> PlacementFacts:
-    """What a layer takes, and which layers go where under a budget.
+    """Work out a layer's footprint, and the placement of layers under a budget.
 
     Args:
       of: a paper, with its workload and figures, or any model.
-      budget: of a device: l2, smem, l2+smem, hbm, hbm+kv or bytes; None is each of BUDGETS.
+      budget: budget per device: l2, smem, l2+smem, hbm, hbm+kv or bytes; None is each of BUDGETS.
       cluster: a name or a Cluster; None is the paper's, or h100_2x8.
-      workload: of a ModelConfig; None counts weights alone.
+      workload: workload of a ModelConfig; None counts weights alone.
 
     Raises:
-      ValueError: a budget that is none of these, a cluster nobody knows.
+      ValueError: the budget or the cluster is not known.
 
     Cost: milliseconds.
     """
@@ -50,9 +50,9 @@ def placement_facts(
     config = of.config if isinstance(of, Paper) else of
     work = paper.workload if paper and workload is None else workload
     name = cluster or (paper.cluster if paper else "h100_2x8")
-    where = find_cluster(name) if isinstance(name, str) else name
+    machine = find_cluster(name) if isinstance(name, str) else name
     if budget is not None:
-        check_budget(budget, where)
+        check_budget(budget, machine)
     asked = BUDGETS if budget is None else (budget,)
     if work is None:
         if budget in _IN_MEMORY:
@@ -62,45 +62,45 @@ def placement_facts(
             )
         asked = tuple(b for b in asked if b not in _IN_MEMORY)
     stored = storable(config)
-    placed = tuple(_placed(config, work, b, f, where) for b in asked for f in stored)
+    placed = tuple(_placed(config, work, b, f, machine) for b in asked for f in stored)
     rows = footprint_rows(config, work, paper)
-    return PlacementFacts(config.name, where.name, where.devices, work, rows, placed)
+    return PlacementFacts(config.name, machine.name, machine.devices, work, rows, placed)
 
 
 def check_budget(budget: str, where: Cluster) -> None:
-    """ValueError unless it is one of BUDGETS or bytes, more than none."""
+    """Raise ValueError unless a budget is one of BUDGETS or a positive number of bytes."""
     if budget not in BUDGETS:
         parse_budget(budget, where.gpu)
 
 
 def _placed(
-    config: ModelConfig, work: Workload | None, asked: str, formats: tuple[str, str], where: Cluster
+    config: ModelConfig, work: Workload | None, asked: str, formats: tuple[str, str], on: Cluster
 ) -> PlacedRow:
     in_memory = asked in _IN_MEMORY
     if in_memory:
-        share = f"{where.usable_fraction:g} of {where.gpu.name}'s memory"
-        budget, counted = Budget(where.usable_bytes, share), "weights, a microbatch's activations"
+        share = f"{on.usable_fraction:g} of {on.gpu.name}'s memory"
+        budget, counted = Budget(on.usable_bytes, share), "weights, a microbatch's activations"
         counted += ", the batch's keys and values" if asked == "hbm+kv" else ""
     else:
-        budget, counted = parse_budget(asked, where.gpu), "weights alone"
+        budget, counted = parse_budget(asked, on.gpu), "weights alone"
     layer = layer_of(config, work if in_memory else None, formats, kv=asked == "hbm+kv")
-    # Activations are there once: layers of a device use the same room one after the other.
+    # Activations count once, as the layers of a device reuse the same memory.
     once, layer = layer.activations, dataclasses.replace(layer, activations=0)
     layers, room = [layer] * config.num_layers, max(0, budget.n_bytes - once)
     made: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
-    groups = even_groups(config.num_layers, where.devices)
+    groups = even_groups(config.num_layers, on.devices)
     fits = layer.total <= room
     if fits:
-        devices = [Device(float(room))] * where.devices
+        devices = [Device(float(room))] * on.devices
         sizes, costs = [float(layer.total)] * len(layers), [1.0] * len(layers)
         try:
             groups = greedy(sizes, costs, devices).groups
             best = optimal(sizes, costs, devices).groups
             made = tuple(map(len, groups)), tuple(map(len, best))
-        except ValueError:  # every layer fits, all of them do not
+        except ValueError:  # each layer fits, but not all of them together
             pass
-    found = verdicts(config, layers, groups, [room] * len(groups))
-    largest = max(found, key=lambda v: v.n_bytes)
+    judged = verdicts(config, layers, groups, [room] * len(groups))
+    largest = max(judged, key=lambda v: v.n_bytes)
     largest = dataclasses.replace(largest, n_bytes=largest.n_bytes + once, budget=budget.n_bytes)
     why_not = "layers are left over" if fits else "one layer is larger than the budget"
     weights_room = room - (largest.n_bytes - once) + len(largest.layers) * layer.weights
@@ -112,13 +112,13 @@ def _placed(
 
 
 def _bits_to_fit(config: ModelConfig, room: float, group: GroupVerdict) -> float:
-    """Bits a weight of the group's matrices if they take all the room there is for them."""
+    """Return the bits per weight at which the group's matrices take all the room for them."""
     weights = len(group.layers) * sum(m.size for m in layer_matrices(config))
     return max(0.0, 8 * room / weights)
 
 
 def even_groups(layers: int, devices: int) -> Sequence[range]:
-    """Contiguous layers dealt out evenly; the last devices have none where there are few."""
+    """Split contiguous layers evenly over devices; with few layers the last devices have none."""
     stops = [round(layers * (i + 1) / devices) for i in range(devices)]
     if layers < devices:
         stops = [min(i + 1, layers) for i in range(devices)]

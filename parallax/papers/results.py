@@ -1,4 +1,4 @@
-"""What is found about a paper's figures and a model's layers, as frozen values."""
+"""The results of auditing a paper and of placing a model's layers, as frozen values."""
 
 import math
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ FootprintVerdict = Literal["consistent", "rounding", "differs", "our deviation"]
 
 @dataclass(frozen=True)
 class Limit:
-    """The most tokens a second, if every device works at peak and nothing waits (tag: derived).
+    """The limit on tokens per second, if every device works at peak and nothing waits (derived).
 
     Attributes:
-      reading: "prefill" counts the tokens of all prompts over one pass, "decode" one new token of
-        every sequence over one step, each beside a cache of the whole length.
-      tokens: of one pass or step.
-      terms_s: the least time of each term, over all devices, seconds.
+      reading: "prefill" counts the tokens of all prompts over one pass, "decode" one new token per
+        sequence over one step, with a KV cache of the whole length.
+      tokens: tokens per pass or step.
+      terms_s: term -> its least time over all devices, in seconds.
       held_bytes: weights, and when decoding the KV cache, over all devices.
-      room_bytes: what the devices can hold.
+      room_bytes: usable memory of all devices.
     """
 
     reading: TpsReading
@@ -55,9 +55,9 @@ class TpotReading:
     Attributes:
       name: `inv_tps`, `inv_tps_us_printed_ms` and `sync_overhead_per_token` as a Reading has them;
         "request" is MLPerf's: (latency - TTFT) / (output tokens - 1).
-      value: what the printed number would be under it; of an overhead, the most.
+      value: what the printed number would be under it; for an overhead, at most.
       says: the reading with its figure, in words.
-      possible: whether the printed number can be that, to 2.5 %.
+      possible: whether the printed number can be that, to within 2.5 %.
     """
 
     name: str
@@ -68,12 +68,12 @@ class TpotReading:
 
 @dataclass(frozen=True)
 class ReadTps:
-    """A throughput under one reading.
+    """A throughput claim under one reading.
 
     Attributes:
-      limit: what the machine allows.
-      modelled: tokens/s of the cost model, None without one.
-      beyond: the claim is above the limit, or the reading needs more memory than there is.
+      limit: the limit that the machine sets.
+      modelled: tokens/s by the cost model, None without one.
+      beyond: whether the claim is above the limit, or the reading needs more memory than there is.
     """
 
     limit: Limit
@@ -86,15 +86,15 @@ class Audited:
     """One claim with its verdict.
 
     Attributes:
-      claim: as printed.
-      derived: what it comes to, in the claim's unit; of a TPS, the largest limit of its readings;
-        None where the text gives nothing.
-      verdict: what follows.
-      reason: in one line.
-      implied: of a TPS, what another paper's figure comes to here; None where none is comparable.
-      tps: every reading of a throughput, () of other claims.
-      tpot: every reading of a TPOT, () of other claims.
-      elsewhere: what changes on the other wiring, "" if nothing.
+      claim: the claim as printed.
+      derived: the derived figure in the claim's unit; for a TPS, the largest limit of its readings;
+        None where the text gives nothing to derive it from.
+      verdict: the verdict.
+      reason: the reason for it, in one line.
+      implied: for a TPS, the figure that another paper implies; None where none is comparable.
+      tps: every reading of a throughput, () for other claims.
+      tpot: every reading of a TPOT, () for other claims.
+      elsewhere: what changes on the other interconnect, "" if nothing.
     """
 
     claim: Claim
@@ -108,7 +108,7 @@ class Audited:
 
     @property
     def off_by(self) -> float | None:
-        """Claimed over derived; over what is modelled where the verdict is about that."""
+        """The claimed figure over the derived one, or over the modelled one if judged by that."""
         base = self.derived
         if self.verdict == "modelled, off by":
             base = next(r.modelled.value for r in self.tps if r.modelled and not r.beyond)
@@ -117,15 +117,15 @@ class Audited:
 
 @dataclass(frozen=True)
 class FootprintRow:
-    """One figure (tag: derived) beside a paper's (tag: claimed).
+    """Bytes of a part of a layer (tag: derived) beside a paper's figure (tag: claimed).
 
     Attributes:
-      formats: of the attention's and of the MLP's matrices.
-      what: is counted.
-      n_bytes: ours, exact.
-      claim: the paper's; None where it prints none.
-      verdict: of the two, to the printed precision; "" without a claim.
-      why: they differ, or what is in ours.
+      formats: formats of attention's and of the MLP's matrices.
+      what: the part that is counted.
+      n_bytes: its exact bytes.
+      claim: the paper's figure; None where it prints none.
+      verdict: how the two compare, to the printed precision; "" without a claim.
+      why: why they differ, or what is counted.
     """
 
     formats: tuple[str, str]
@@ -138,18 +138,18 @@ class FootprintRow:
 
 @dataclass(frozen=True)
 class PlacedRow:
-    """One budget and one storage of the weights (tag: derived).
+    """A placement of layers for one budget and one storage of the weights (tag: derived).
 
     Attributes:
       asked: the budget as asked for.
-      budget: of one device.
-      formats: of the attention's and of the MLP's matrices.
-      counted: what of a layer counts against the budget.
-      largest: the verdict on the largest group: as greedy makes it, or of layers dealt out evenly
-        where no placement keeps the budget.
-      greedy, optimal: layers of each device; () where the rule finds none.
+      budget: the budget per device.
+      formats: formats of attention's and of the MLP's matrices.
+      counted: the parts of a layer that count against the budget.
+      largest: the verdict on the largest group: greedy's, or that of layers split evenly where no
+        placement keeps the budget.
+      greedy, optimal: number of layers per device; () where there is no placement.
       why_not: why there is no placement; "" if there is one.
-      bits_to_fit: bits a weight at which the largest group just fits; 0 where the rest alone does
+      bits_to_fit: bits per weight at which the largest group just fits; 0 where the rest alone does
         not.
     """
 
@@ -165,7 +165,7 @@ class PlacedRow:
 
     @property
     def greedy_over_optimal(self) -> float:
-        """How many times longer greedy's slowest group takes; nan without both."""
+        """The size of greedy's largest group over the optimum's; nan without both."""
         if not self.greedy or not self.optimal:
             return math.nan
         return max(self.greedy) / max(self.optimal)
@@ -173,11 +173,11 @@ class PlacedRow:
 
 @dataclass(frozen=True)
 class PlacementFacts:
-    """Footprints beside a paper's figures, and placements under budgets.
+    """The footprints of layers beside a paper's figures, and placements under budgets.
 
     Attributes:
-      model, cluster: by name; devices, how many.
-      workload: whose activations and cache are counted; None if neither is.
+      model, cluster: names of the model and the cluster. devices: number of devices.
+      workload: the workload whose activations and cache are counted; None if neither is.
       footprints, placed: the rows.
     """
 
@@ -191,22 +191,22 @@ class PlacementFacts:
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """One strategy with one layer a device.
+    """One strategy with one layer per device.
 
     Attributes:
-      layers: of the model, and as many devices.
-      strategy: its name.
-      formats: of the attention's and of the MLP's matrices.
-      unpacking: how packed weights are read; "" where they are dense.
-      phase: of what is modelled.
-      asked_batch, batch: sequences of the paper, and those that fit (a power of two fewer).
-      microbatches: at which it is fastest; 0 where nothing fits.
+      layers: layers of the model, and as many devices.
+      strategy: name of the strategy.
+      formats: formats of attention's and of the MLP's matrices.
+      unpacking: how packed weights are unpacked; "" where they are dense.
+      phase: the phase that is modelled.
+      asked_batch, batch: sequences of the paper, and those that fit (fewer by a power of two).
+      microbatches: the fastest number of microbatches; 0 where nothing fits.
       tokens_per_s, j_per_token: modelled; None where nothing fits.
-      l2_use: weights of a device over its L2 cache (derived).
-      hbm_use: bytes that a device holds over those it may (derived).
+      l2_use: weight bytes per device over the size of its L2 cache (derived).
+      hbm_use: bytes that a device holds over its usable memory (derived).
       hit_rate: share of weight reads that the L2 cache serves (modelled).
-      claims: the paper's figures of this row, by quantity.
-      why_not: what does not fit.
+      claims: quantity -> the paper's figure for this row.
+      why_not: what does not fit; "" where all does.
     """
 
     layers: int
@@ -227,18 +227,18 @@ class ScaleRow:
 
     @property
     def tokens_per_j(self) -> Figure | None:
-        """Modelled."""
-        found = self.j_per_token
-        return None if found is None else Figure(1 / found.value, "tokens/J", "modelled")
+        """The tokens per joule, modelled; None where nothing fits."""
+        energy = self.j_per_token
+        return None if energy is None else Figure(1 / energy.value, "tokens/J", "modelled")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was worked out for a report beside its run; empty where nothing was asked for.
+    """The findings for a report beside its run; empty where nothing was asked for.
 
     Attributes:
       audited: the paper's claims, each with its verdict.
-      placement: footprints of the model's layers, and where they go under budgets.
+      placement: footprints of the model's layers, and their placement under budgets.
       scale: the paper's strategies with one layer on each device.
     """
 

@@ -1,4 +1,4 @@
-"""Ring Attention + Sequence Parallelism beside TP=8 x PP=2, four dense layers."""
+"""The ring_sp paper: Ring Attention + Sequence Parallelism against TP=8 x PP=2, four layers."""
 
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.derivations import speed

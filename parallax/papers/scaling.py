@@ -1,4 +1,4 @@
-"""As many layers as devices: tokens, joules, and three shares that papers put in one column."""
+"""The scaling to as many layers as devices: tokens, joules, cache use, memory use and hit rate."""
 
 import functools
 import math
@@ -26,17 +26,17 @@ _PUBLISHED = 16  # layers of the papers' own experiments
 def scale_rows(
     paper: Paper, layers: tuple[int, ...] = LAYERS, where: Cluster | None = None
 ) -> tuple[ScaleRow, ...]:
-    """Layer-wise, dense and packed, beside the baseline on as many devices.
+    """Estimate layer-wise runs, dense and packed, beside the baseline on as many devices.
 
     Args:
-      paper: its model, batch, length, baseline and figures.
-      layers: of the model; each takes as many devices of the paper's cluster.
-      where: another cluster to scale.
+      paper: the paper whose model, batch, length, baseline and figures are used.
+      layers: numbers of layers; each takes as many devices of the paper's cluster.
+      where: another cluster to scale instead.
 
     Raises:
-      ValueError: layers that are no whole number of nodes.
+      ValueError: a number of layers is not a whole number of nodes.
 
-    Cost: a second or two, by closed form.
+    Cost: a second or two, by the analytical model.
     """
     where = where or cluster(paper.cluster)
     return tuple(
@@ -98,7 +98,7 @@ def _speed(found: Fastest, where: Cluster) -> tuple[Figure, Figure]:
 
 
 def stage_weight_bytes(config: ModelConfig, strategy: Strategy, weights: PackedWeights) -> float:
-    """Bytes of all layers' matrices on the fullest device, as they are stored."""
+    """Count the bytes of all layers' matrices on the fullest device, as they are stored."""
     stored, _, _ = layer_weight_bytes(config, strategy.split(), weights)
     return stored * math.ceil(config.num_layers / strategy.split().count("layers"))
 

@@ -1,4 +1,4 @@
-"""What a printed "time per output token" can mean, each reading worked out."""
+"""The readings of a printed "time per output token", each worked out."""
 
 from parallax.papers.derivations.speed import inverse_tps_ms, most_overhead_ms
 from parallax.papers.limits import tps_limit
@@ -10,10 +10,10 @@ _NEAR = 0.025
 
 
 def tpot_readings(given: Given) -> tuple[TpotReading, ...]:
-    """Every reading of this claim's figure, from the paper's own TPS and the machine."""
+    """Work out every reading of a TPOT claim, from the paper's own TPS and the machine."""
     printed, inverse = given.claim.value, inverse_tps_ms(given)
     most = most_overhead_ms(given)
-    # Each step gives every sequence a token; no step is shorter than the machine allows.
+    # Each step yields one token per sequence; no step is shorter than the machine allows.
     step = given.workload.batch * inverse
     limit = tps_limit(given.paper, given.claim.strategy, "decode", given.cluster)
     least = 1e3 * limit.tokens / limit.tokens_per_s

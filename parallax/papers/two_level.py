@@ -1,4 +1,4 @@
-"""Two-level attention partitioning (4 head groups x 4 slices of each head), two dense layers."""
+"""The two_level paper: attention split into 4 head groups x 4 slices per head, two layers."""
 
 from parallax.papers.common import CLUSTER, MICROBATCHES, WIDE_LAYERS, common_assumptions
 from parallax.papers.derivations import memory, speed

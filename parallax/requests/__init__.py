@@ -1,4 +1,4 @@
-"""What each command was asked for, as one frozen value whose fields carry their own description.
+"""The requests: each command's arguments as one frozen value with self-describing fields.
 
 Flags, `--help`, the flag tables of docs/api.md and the JSON of a request derive from the fields.
 """

@@ -1,4 +1,4 @@
-"""What a comparison of strategies is asked for."""
+"""The request for a comparison of strategies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,18 +21,18 @@ REPEATS = 10
 
 
 def sizes_unused(small: bool) -> dict[str, str]:
-    """Sizes that the small model does not take, each with the reason."""
+    """Return the sizes that the small model ignores, each with the reason."""
     why = "the small model runs at sizes of its own"
     return dict.fromkeys(("batch", "seq_len", "microbatches"), why) if small else {}
 
 
 @dataclass(frozen=True)
 class CompareRequest(Request):
-    """The arguments of `px.compare`, which documents them."""
+    """The arguments of `px.compare`, documented there."""
 
     paper: str | None = option(
         None,
-        "A paper's experiment (`parallax list papers`), or all: every paper on one page.",
+        "A paper's experiment (`parallax list papers`), or all for every paper on one page.",
     )
     model: str | ModelConfig | None = shared.model()
     strategies: Sequence[str | Strategy] | None = shared.strategies()
@@ -40,7 +40,7 @@ class CompareRequest(Request):
     batch: int | None = shared.batch(None, " Unset: the paper's, or 16.")
     seq_len: int | None = shared.seq_len(None, " Unset: the paper's, or 1024.")
     microbatches: int | None = shared.microbatches(
-        "the paper's, lowered to what divides a device's sequences"
+        "the paper's, lowered to a divisor of the sequences per device"
     )
     dtype: str | None = shared.dtype()
     compression: str | tuple[str, str] | None = shared.compression()
@@ -49,43 +49,44 @@ class CompareRequest(Request):
     rates: Rates | str | Path | None = shared.rates()
     lenses: Sequence[str] | None = option(
         None,
-        f"Some of {', '.join(LENSES)}. Unset: {','.join(DEFAULT_LENSES)}; of a sweep "
-        f"{','.join(SWEEP_LENSES)}.",
+        f"Lenses to run, among {', '.join(LENSES)}. Unset: {','.join(DEFAULT_LENSES)}, or "
+        f"{','.join(SWEEP_LENSES)} for a sweep.",
         "list",
     )
     budget: str | None = option(
         None,
-        "Bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, hbm+kv (with the "
-        "batch's keys and values) or a number such as 50MB: which layers go where, by how much "
-        "they do not fit, what would make them. Unset: all of these, for a layer-wise paper.",
+        "Budget per device for the placement of layers: l2, smem, l2+smem, hbm, hbm+kv (with the "
+        "batch's KV cache) or a size such as 50MB. Shows which layers go where, by how much they "
+        "do not fit and what would make them fit. Unset: all of these, for a layer-wise paper.",
     )
     packed: bool = shared.packed()
     small: bool = shared.small()
     phase: Phase = option(
         "prefill",
-        "What is compiled and predicted: a forward pass to last-position logits, a new token of "
-        "every sequence after prompts of seq_len tokens, or a training step of AdamW with float32 "
-        "parameters.",
+        "What to compile and predict: a forward pass to last-position logits (prefill), one new "
+        "token per sequence after prompts of seq_len tokens (decode), or a training step of AdamW "
+        "with float32 parameters (train).",
         "choice",
         choices=("prefill", "decode", "train"),
     )
-    remat: Remat = shared.remat(" With --phase=train.")
+    remat: Remat = shared.remat(" Only with --phase=train.")
     text: str | None = shared.text("verify and measure")
-    repeats: int = option(REPEATS, "Timed steps of measure.", "whole", at_least=1)
+    repeats: int = option(REPEATS, "Timed steps of the measure lens.", "whole", at_least=1)
     sweep: str | None = option(
         None,
-        "Compile and predict along an axis (devices, seq_len or batch): axis:low..high doubles, "
-        "axis:4k,10k lists; k = 1024, M = 1024 k. verify runs only if --lenses names it.",
+        "Compile and predict along an axis (devices, seq_len or batch): axis:low..high doubles "
+        "from low to high, axis:4k,10k lists values; k = 1024, M = 1024 k. The verify lens runs "
+        "only if --lenses names it.",
     )
 
     def run_lenses(self) -> Sequence[str]:
-        """Lenses that run: those asked for, or the defaults."""
+        """Return the lenses to run: those asked for, or the defaults."""
         if self.lenses is not None:
             return self.lenses
         return DEFAULT_LENSES if self.sweep is None else SWEEP_LENSES
 
     def unused(self) -> Mapping[str, str]:
-        """Fields that mean nothing beside the phase and the lenses asked for."""
+        """Return the fields that the phase or the lenses ignore, each with the reason."""
         lenses = set(self.run_lenses()) | (set(SWEEP_LENSES) if self.sweep else set())
         found = sizes_unused(self.small)
         if self.phase != "train":
@@ -103,7 +104,7 @@ class CompareRequest(Request):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that runs it again; of a value that has no file, its name."""
+        """Return plain data that reproduces the request; values without a file give their names."""
         found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         if isinstance(self.model, ModelConfig):
             found["model"] = self.model.name
@@ -119,11 +120,11 @@ class CompareRequest(Request):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], context: str) -> "CompareRequest":
-        """Inverse of `to_dict`; fields that older versions did not have keep their defaults.
+        """Read what `to_dict` wrote; fields that older versions lacked keep their defaults.
 
         Args:
-          data: of a report.json.
-          context: its name, for errors.
+          data: the request in a report.json.
+          context: name of the file, for errors.
 
         Raises:
           ValueError: a field that this version does not know.
@@ -137,5 +138,5 @@ class CompareRequest(Request):
         return cls(**data)
 
     def replace(self, **changes: Any) -> "CompareRequest":
-        """The same with some fields changed."""
+        """Return a copy with some fields changed."""
         return replace(self, **changes)

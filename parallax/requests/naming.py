@@ -1,4 +1,4 @@
-"""Models and strategies by name, folder or file, as flags and notebooks give them."""
+"""The names of models, strategies and rates: folders, files and names, from flags or Python."""
 
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,17 @@ def resolve_model(
     small: bool = False,
     compression: Compression = None,
 ) -> tuple[ModelConfig, Path | None]:
-    """A model and the folder of its weights, None where there are none.
+    """Resolve a model to its config and the folder of its weights, None where there are none.
 
     Args:
       model: a paper's name, a folder with config.json and *.safetensors (or its config.json), the
         folder of a training run, a folder that `parallax compress` wrote, or a ModelConfig.
-      dtype: of parameters and activations; None is the model's own.
-      small: of a paper's model, the same shape at a width that a laptop runs.
+      dtype: dtype of parameters and activations; None is the model's own.
+      small: shrink a paper's model to a width that a laptop runs.
       compression: formats of the matrices, see `parse_compression`; None is the model's own.
 
     Raises:
-      ValueError: neither a name nor a folder, or a folder whose model is not known here.
+      ValueError: neither a name nor a folder, or a folder whose model is not supported.
     """
     if isinstance(model, ModelConfig):
         config, folder = model, None
@@ -63,8 +63,8 @@ def resolve_model(
             )
     else:
         raise ValueError(
-            f"model {str(model)!r} is neither a paper ({', '.join(PAPERS)}) nor a folder that is "
-            "there. Give one of these names, or a folder with config.json and *.safetensors."
+            f"model {str(model)!r} is neither a paper ({', '.join(PAPERS)}) nor an existing "
+            "folder. Give one of these names, or a folder with config.json and *.safetensors."
         )
     if compression is not None:
         config = config.replace(compression=parse_compression(compression))
@@ -74,10 +74,10 @@ def resolve_model(
 
 
 def stored_model(model: str | Path | ModelConfig) -> StoredModel | None:
-    """Formats and config of a folder that `parallax compress` wrote; None of any other model.
+    """Read the formats and config of a folder that `parallax compress` wrote; None for others.
 
     Raises:
-      ValueError: such a folder that cannot be read.
+      ValueError: such a folder cannot be read.
     """
     if isinstance(model, ModelConfig) or str(model) in PAPERS or not str(model):
         return None
@@ -88,7 +88,7 @@ def stored_model(model: str | Path | ModelConfig) -> StoredModel | None:
 
 
 def parse_compression(text: Compression) -> tuple[str, str] | None:
-    """Formats of the attention's and of the MLP's matrices.
+    """Parse the formats of attention's and of the MLP's matrices; None for none.
 
     Args:
       text: one format for both, or two joined by a comma, such as "int8,int8+2:4"; "none".
@@ -110,22 +110,22 @@ def parse_compression(text: Compression) -> tuple[str, str] | None:
 
 
 def resolve_rates(rates: Rates | str | Path | None, cluster: Cluster) -> Rates | None:
-    """The constants of the cost model for a cluster's GPU; None are those shipped.
+    """Resolve the cost model constants for a cluster's GPU; None stands for those shipped.
 
     Args:
       rates: constants, or a file that `parallax calibrate` wrote.
-      cluster: whose GPU they are to describe.
+      cluster: the cluster whose GPU they must describe.
 
     Raises:
-      ValueError: a file that is no calibration, or one of another kind of GPU.
+      ValueError: the file is not a calibration, or is for another kind of GPU.
     """
-    found = Rates.load(rates) if isinstance(rates, str | Path) else rates
-    if found is not None and found.gpu != cluster.gpu.name:
+    resolved = Rates.load(rates) if isinstance(rates, str | Path) else rates
+    if resolved is not None and resolved.gpu != cluster.gpu.name:
         raise ValueError(
-            f"rates {found.name!r} are of a GPU {found.gpu!r}, cluster {cluster.name} has "
-            f"{cluster.gpu.name!r}. Calibrate on such a GPU, or give a cluster of {found.gpu!r}."
+            f"rates {resolved.name!r} are for GPU {resolved.gpu!r}, cluster {cluster.name} has "
+            f"{cluster.gpu.name!r}. Calibrate on such a GPU, or give a cluster of {resolved.gpu!r}."
         )
-    return found
+    return resolved
 
 
 def _check_stored(config: ModelConfig, dtype: DType | None, formats: Compression) -> None:
@@ -143,9 +143,9 @@ def _check_stored(config: ModelConfig, dtype: DType | None, formats: Compression
 
 
 def weights_of_run(folder: Path) -> Path | None:
-    """The folder of weights that a training run started from, None for random ones."""
-    found = _read_run(folder / RUN_FILE).get("weights")
-    return None if found is None else Path(found)
+    """Return the folder of weights that a training run started from; None for random ones."""
+    weights = _read_run(folder / RUN_FILE).get("weights")
+    return None if weights is None else Path(weights)
 
 
 def _read_run(path: Path) -> dict[str, Any]:
@@ -161,24 +161,24 @@ def _trained(path: Path) -> ModelConfig:
 
 
 def has_own_mesh(strategy: str | Strategy) -> bool:
-    """Whether it is a value or a file (.json), not a name that takes a mesh."""
+    """Whether a strategy is a value or a file (.json), not a name that takes a mesh."""
     return isinstance(strategy, Strategy) or strategy.endswith(".json")
 
 
 def resolve_strategy(
     strategy: str | Strategy | None, mesh: str | MeshSpec | None, devices: int
 ) -> Strategy:
-    """A strategy for so many devices.
+    """Resolve a strategy for the given number of devices.
 
     Args:
       strategy: a name, several joined by "+", a strategy file (.json), or a Strategy; None is one
         device, unsplit.
       mesh: mesh axes of a named strategy; None fills the devices.
-      devices: at hand.
+      devices: number of available devices.
 
     Raises:
-      ValueError: an unknown name, a mesh it cannot have, or with more devices than there are; a
-        mesh with no name to go with.
+      ValueError: an unknown name, a mesh that the strategy cannot have or that needs more devices
+        than there are, or a mesh without a strategy name.
     """
     if mesh is not None and (strategy is None or has_own_mesh(strategy)):
         without = "no strategy is given" if strategy is None else "the strategy has its own"
@@ -187,18 +187,18 @@ def resolve_strategy(
             "(`parallax list strategies`), or leave out the mesh."
         )
     if isinstance(strategy, Strategy):
-        found = strategy
+        resolved = strategy
     elif strategy is not None and strategy.endswith(".json"):
-        found = Strategy.load(strategy)
+        resolved = Strategy.load(strategy)
     else:
         spec = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
         if strategy is None:
             strategy, spec = "data_parallel", MeshSpec({"data": 1})
-        found = build(strategy, spec, devices=devices, node_size=min(8, devices))
-    if found.mesh.size > devices:
+        resolved = build(strategy, spec, devices=devices, node_size=min(8, devices))
+    if resolved.mesh.size > devices:
         raise ValueError(
-            f"Strategy '{found.name}': mesh {found.mesh} needs {found.mesh.size} devices, there "
-            f"are {devices}. Use a smaller mesh (--mesh), or virtual CPU devices (--virtual, or "
-            "px.virtual_devices before JAX starts)."
+            f"Strategy '{resolved.name}': mesh {resolved.mesh} needs {resolved.mesh.size} devices, "
+            f"there are {devices}. Use a smaller mesh (--mesh), or virtual CPU devices (--virtual, "
+            "or px.virtual_devices before JAX starts)."
         )
-    return found
+    return resolved

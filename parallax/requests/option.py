@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# How a value is written: text; a whole number; a number; a switch (--small, --nosmall); one of some
-# choices; values by commas; whole numbers by commas; a flag that may be given several times.
+# How a value is written: text; a whole number; a number; a switch (--small, --nosmall); one of
+# several choices; comma-separated values; comma-separated whole numbers; a repeatable flag.
 Kind = Literal["text", "whole", "number", "switch", "choice", "list", "whole list", "repeated"]
 
 _JSON_TYPES: dict[Kind, Any] = {
@@ -26,14 +26,14 @@ class Option:
     """The description of one field of a request.
 
     Attributes:
-      help: what it means, in one or a few sentences.
-      kind: how it is written on a command line.
-      unit: of a number, such as "tokens" or "s".
-      choices: of kind "choice".
+      help: the field's meaning, in one or a few sentences.
+      kind: how a value is written on the command line.
+      unit: unit of a number, such as "tokens" or "s".
+      choices: the values allowed, for kind "choice".
       at_least: lower bound of a whole number.
-      flag: its name on a command line; "" is the field's own.
-      missing: what to say where it has to be given and is not; "" where it may be left out.
-      positional: it may be written without its flag.
+      flag: name of the flag; "" is the field's own name.
+      missing: the error's advice where a required value is missing; "" where it is optional.
+      positional: whether the value may be given without its flag.
     """
 
     help: str
@@ -47,18 +47,18 @@ class Option:
 
 
 def option(default: Any, help: str, kind: Kind = "text", **more: Any) -> Any:
-    """A dataclass field with its default and its description; `more` is of `Option`."""
+    """Make a dataclass field with its default and its description; `more` are Option fields."""
     described = Option(help, kind, **more)
     return dataclasses.field(default=default, metadata={"option": described})
 
 
 @dataclass(frozen=True)
 class Described:
-    """A field with its description, wherever it is nested.
+    """A field of a request, or of one nested in it, with its description.
 
     Attributes:
-      flag: its name on a command line.
-      default: of the field.
+      flag: name of the flag.
+      default: default of the field.
       option: the description.
     """
 
@@ -68,7 +68,7 @@ class Described:
 
 
 def described(cls: type) -> Iterator[Described]:
-    """The described fields of a request, those of requests nested in it included, in order."""
+    """Yield the described fields of a request in order, with those of nested requests."""
     for field in dataclasses.fields(cls):
         if "option" in field.metadata:
             found: Option = field.metadata["option"]
@@ -78,12 +78,12 @@ def described(cls: type) -> Iterator[Described]:
 
 
 def nested(cls: type) -> Any:
-    """A dataclass field that holds another request, whose fields are flags as well."""
+    """Make a dataclass field that holds another request, whose fields are flags as well."""
     return dataclasses.field(metadata={"nested": cls})
 
 
 def build(cls: type, values: Mapping[str, Any]) -> Any:
-    """A request of values by flag; what is not among them keeps its default."""
+    """Build a request from values by flag; fields without a value keep their defaults."""
     made = {}
     for field in dataclasses.fields(cls):
         if "option" in field.metadata:
@@ -96,34 +96,34 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 class Request:
-    """Base of all requests."""
+    """The base class of all requests."""
 
     def unused(self) -> Mapping[str, str]:
-        """Fields that mean nothing beside the values of the others, each with the reason."""
+        """Return the fields that the values of the others make irrelevant, each with the reason."""
         return {}
 
     def changed(self) -> frozenset[str]:
-        """Names of fields that differ from their defaults."""
+        """Return the names of the fields that differ from their defaults."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         return frozenset(f.name for f in fields if getattr(self, f.name) != f.default)
 
     def refuse_unused(self, given: frozenset[str] | None = None) -> None:
-        """Refuses what was given and would be ignored.
+        """Refuse values that were given and would be ignored.
 
         Args:
-          given: names of fields; None takes those that differ from their defaults.
+          given: names of the fields given; None takes those that differ from their defaults.
 
         Raises:
-          ValueError: one of them means nothing beside the others; says why.
+          ValueError: a given field would be ignored; says why.
         """
         given = self.changed() if given is None else given
-        found = [f"{name}: {why}" for name, why in self.unused().items() if name in given]
-        if found:
-            raise ValueError(f"{'; '.join(found)}. Leave it out.")
+        ignored = [f"{name}: {why}" for name, why in self.unused().items() if name in given]
+        if ignored:
+            raise ValueError(f"{'; '.join(ignored)}. Leave it out.")
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """The JSON schema of a request's fields; all may be left out, as older versions did."""
+    """Return the JSON schema of a request; every field is optional, as older files lack some."""
     properties = {}
     for one in described(cls):
         schema = dict(_JSON_TYPES[one.option.kind])

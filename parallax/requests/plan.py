@@ -1,4 +1,4 @@
-"""What a search for the best strategy is asked for."""
+"""The request for a search for the best strategy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,39 +16,39 @@ Objective = Literal["tps", "tpot", "energy"]
 
 @dataclass(frozen=True)
 class PlanRequest(Request):
-    """The arguments of `px.plan`, which documents them; `compressions` are all that are tried."""
+    """The arguments of `px.plan`, documented there; every entry of `compressions` is tried."""
 
     model: str | Path | ModelConfig = shared.model(
         "Give a paper's name, or a folder with config.json."
     )
     batch: int = option(
-        None, "Prompts over all devices, served together.", "whole", unit="sequences", at_least=1,
+        None, "Prompts served together, over all devices.", "whole", unit="sequences", at_least=1,
         missing="Give how many prompts are served together.",
     )  # fmt: skip
     prompt_len: int = option(
-        None, "Tokens of a prompt.", "whole", unit="tokens", at_least=1,
-        missing="Give the tokens of a prompt.",
+        None, "Tokens per prompt.", "whole", unit="tokens", at_least=1,
+        missing="Give the tokens per prompt.",
     )  # fmt: skip
     output_len: int = option(
-        128, "New tokens for each prompt; 1 plans a prefill alone.", "whole", unit="tokens",
+        128, "New tokens per prompt; 1 plans a prefill alone.", "whole", unit="tokens",
         at_least=1,
     )  # fmt: skip
     cluster: str | Cluster = option(
-        "h100_2x8", "What to plan for: `parallax list clusters`, or <gpu>_<nodes>x8."
+        "h100_2x8", "Cluster to plan for: `parallax list clusters`, or <gpu>_<nodes>x8."
     )
     objective: Objective = option(
         "tps",
-        "What is best: most output tokens a second over the whole batch, the least time per output "
-        "token, or the least energy per output token.",
+        "What is best: the most output tokens per second over the whole batch (tps), the least "
+        "time per output token (tpot), or the least energy per output token (energy).",
         "choice",
         choices=get_args(Objective),
     )
     max_tpot_s: float | None = option(
-        None, "Longest time per output token, seconds; slower candidates are out.", "number",
+        None, "Longest time per output token, in seconds; slower candidates are out.", "number",
         unit="s",
     )  # fmt: skip
     compile_top: int = option(
-        5, "So many of the best candidates are compiled and ranked again.", "whole", at_least=0
+        5, "Number of the best candidates to compile and rank again.", "whole", at_least=0
     )
     dtype: DType | None = shared.dtype()
     compressions: Sequence[str | tuple[str, str] | None] = shared.compressions()
@@ -56,13 +56,12 @@ class PlanRequest(Request):
     rates: Rates | str | Path | None = shared.rates()
     regimes: bool = option(
         False,
-        "Also maps of which strategy wins over length and batch, width and devices, experts and "
-        "skew.",
+        "Also map which strategy wins, over length and batch, width and devices, experts and skew.",
         "switch",
     )
 
     def unused(self) -> Mapping[str, str]:
-        """A limit on the time per output token, where a prefill alone is planned."""
+        """Return the limit on the time per output token where only a prefill is planned."""
         if self.output_len != 1:
             return {}
         return {

@@ -1,4 +1,4 @@
-"""Fields that several requests have, with the same words everywhere."""
+"""The fields that several requests share, with the same help text everywhere."""
 
 from typing import Any, get_args
 
@@ -11,151 +11,155 @@ _FOLDER = (
     "config.json"
 )
 _FORMATS = (
-    "Formats that matrices are stored in: one, or attention's and the MLP's, such as int8 or "
-    "int8,int8+2:4; none. DTYPE[/GROUP][+N:M] with DTYPE int8, w8a8, int4, float16. Another "
-    "function than the dense model's, and named so."
+    "Storage formats of the matrices: one, or attention's and the MLP's, such as int8 or "
+    "int8,int8+2:4; or none. A format is DTYPE[/GROUP][+N:M], with DTYPE int8, w8a8, int4 or "
+    "float16. Results are those of the compressed model, not the dense one's, and say so."
 )
 
 
 def paper() -> Any:
-    """The name of a paper."""
+    """Make the field for a paper's name."""
     return option(None, "A paper's experiment (`parallax list papers`).")
 
 
 def model(missing: str = "") -> Any:
-    """A model by name or folder."""
-    words = f"A paper's name: its model at full size. Or {_FOLDER}."
+    """Make the field for a model by name or folder."""
+    words = f"A paper's name, for its model at full size, or {_FOLDER}."
     return option(None, words, missing=missing)
 
 
 def strategies() -> Any:
-    """Several strategies."""
+    """Make the field for several strategies."""
     words = "Comma-separated names (`parallax list strategies`) or strategy files (.json)."
     return option(None, words, "list")
 
 
 def strategy(words: str = "Unset: one device.") -> Any:
-    """One strategy."""
+    """Make the field for one strategy."""
     return option(None, f"One strategy: a name or a strategy file (.json). {words}")
 
 
 def mesh(fills: str) -> Any:
-    """Mesh axes of named strategies, and what a strategy fills without them."""
+    """Make the field for the mesh of named strategies; `fills` names what they fill without one."""
     words = (
-        "Mesh axes for named strategies: axis=size,... such as stage=2,tensor=8. "
+        "Mesh axes of named strategies as axis=size,... such as stage=2,tensor=8. "
         f"Unset: each strategy fills the {fills}."
     )
     return option(None, words)
 
 
 def batch(default: int | None, unset: str = "") -> Any:
-    """Sequences of a run."""
+    """Make the field for the batch size."""
     words = f"Sequences over all devices.{unset}"
     return option(default, words, "whole", unit="sequences", at_least=1)
 
 
 def seq_len(default: int | None, unset: str = "") -> Any:
-    """Tokens of a sequence."""
-    return option(default, f"Tokens of a sequence.{unset}", "whole", unit="tokens", at_least=1)
+    """Make the field for the sequence length."""
+    return option(default, f"Tokens per sequence.{unset}", "whole", unit="tokens", at_least=1)
 
 
 def microbatches(unset: str) -> Any:
-    """Pieces of a device's batch."""
+    """Make the field for the number of microbatches."""
     words = (
-        "Pieces each device cuts its batch into; in training that is gradient accumulation. "
+        "Microbatches that each device splits its batch into; in training, gradient accumulation. "
         f"Unset: {unset}."
     )
     return option(None, words, "whole", at_least=1)
 
 
 def dtype() -> Any:
-    """Of parameters and activations."""
-    words = "Of parameters and activations. Unset: the model's own."
+    """Make the field for the dtype of parameters and activations."""
+    words = "Dtype of parameters and activations. Unset: the model's own."
     return option(None, words, "choice", choices=get_args(DType))
 
 
 def remat(more: str = "") -> Any:
-    """What a training step recomputes."""
-    words = f"What a training step recomputes instead of keeping: more of it, less memory.{more}"
+    """Make the field for rematerialisation."""
+    words = (
+        f"Rematerialisation: what a training step recomputes instead of keeping it in memory.{more}"
+    )
     return option("microbatch", words, "choice", choices=get_args(Remat))
 
 
 def compression(more: str = "") -> Any:
-    """Formats of all matrices."""
+    """Make the field for the formats of all matrices."""
     return option(None, f"{_FORMATS}{more}")
 
 
 def compressions() -> Any:
-    """Several pairs of formats, each of which is tried."""
-    words = f"{_FORMATS} Several times: all are ranked."
+    """Make the field for several pairs of formats, each of which is tried."""
+    words = f"{_FORMATS} Repeat the flag to rank several."
     return option((), words, "repeated", flag="compression")
 
 
 def kernels() -> Any:
-    """What programs are compiled and predicted with."""
+    """Make the field for the kernels that programs are compiled and predicted with."""
     words = (
-        "Compile and predict with these wherever they can: our kernels for Hopper GPUs, validated "
-        "or not (mosaic; priced at 60 % of the rate of products: assumed), or cuDNN's attention of "
-        "whole sequences (cudnn). Unset: what is validated, else XLA's. On CPUs XLA computes the "
-        "same."
+        "Kernels to compile and predict with wherever they apply: our Hopper kernels, validated or "
+        "not (mosaic; assumed to run at 60 % of the rate of matrix products), or cuDNN's attention "
+        "of whole sequences (cudnn). Unset: validated kernels, else XLA's. On CPUs XLA computes "
+        "the same."
     )
     return option(None, words, "choice", choices=("mosaic", "cudnn"))
 
 
-def cluster(unset: str, of: str = "What to compile for") -> Any:
-    """A cluster by name."""
+def cluster(unset: str, of: str = "Cluster to compile for") -> Any:
+    """Make the field for a cluster by name."""
     return option(None, f"{of}: `parallax list clusters`, or <gpu>_<nodes>x8. Unset: {unset}.")
 
 
 def rates() -> Any:
-    """Constants of the cost model."""
+    """Make the field for the constants of the cost model."""
     words = (
-        "Constants of the GPU that `parallax calibrate` wrote (rates.json). Unset: those shipped."
+        "Cost model constants that `parallax calibrate` wrote (rates.json). Unset: those shipped."
     )
     return option(None, words)
 
 
 def packed() -> Any:
-    """Several documents in a sequence."""
-    return option(False, "Pack several documents a sequence (segment ids).", "switch")
+    """Make the field for packed sequences."""
+    return option(False, "Pack several documents into each sequence (segment ids).", "switch")
 
 
 def small() -> Any:
-    """The small model instead of the full-size one."""
-    return option(False, "A paper's model at the width of a laptop: what verify runs.", "switch")
+    """Make the field for the small model instead of the full-size one."""
+    return option(
+        False, "Use the paper's model at a width that a laptop runs, as verify does.", "switch"
+    )
 
 
 def seed() -> Any:
-    """Of everything drawn."""
-    return option(0, "Of everything drawn: equal seeds, equal results.", "whole")
+    """Make the field for the random seed."""
+    return option(0, "Random seed: equal seeds, equal results.", "whole")
 
 
 def text(of: str) -> Any:
-    """A file whose bytes are tokens."""
+    """Make the field for a file whose bytes are tokens."""
     return option(
         None, f"UTF-8 file whose bytes are the tokens of {of}. Unset: Python's standard library."
     )
 
 
 def layer_formats() -> Any:
-    """Formats of some layers."""
+    """Make the field for the formats of some layers."""
     words = (
-        "LAYERS=FORMAT or LAYERS=ATTENTION,MLP, such as 0-3=int8,int8+2:4; several times, later "
-        "ones win."
+        "Formats of some layers as LAYERS=FORMAT or LAYERS=ATTENTION,MLP, such as "
+        "0-3=int8,int8+2:4; repeat the flag for more layers, later ones win."
     )
     return option((), words, "repeated")
 
 
 def virtual(words: str = "as many as the mesh needs (16 without a mesh)") -> Any:
-    """Virtual CPU devices."""
+    """Make the field for virtual CPU devices."""
     return option(False, f"Run on virtual CPU devices, {words}.", "switch")
 
 
 def out(words: str, default: str = "out") -> Any:
-    """The folder of results."""
+    """Make the field for the folder of results."""
     return option(default, words)
 
 
 def json_file() -> Any:
-    """The file of results."""
-    return option(None, "File for the results as JSON.")
+    """Make the field for a file of results."""
+    return option(None, "File to write the results to, as JSON.")

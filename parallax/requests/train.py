@@ -1,4 +1,4 @@
-"""What a training run is asked for."""
+"""The request for a training run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from parallax.strategy import Strategy
 
 @dataclass(frozen=True)
 class TrainRequest(Request):
-    """The arguments of `px.train`, which documents them, but for the optimizer's."""
+    """The arguments of `px.train` but the optimizer's, documented there."""
 
     model: str | Path | ModelConfig = shared.model("Give a folder, or a paper's name.")
     small: bool = shared.small()
     data: Sequence[str | Path] = option(
         (),
-        "Files to train on, separated by commas: text, .npy (a row of integers) or .bin (uint16) "
+        "Comma-separated files to train on: text, .npy (a row of integers) or .bin (uint16) "
         "tokens.",
         "list",
         missing="Give files.",
     )
     workdir: str | Path = option(
-        None, "Folder of a training run. One with a checkpoint goes on from it.",
+        None, "Folder of the training run. A run with a checkpoint continues from it.",
         missing="Give a folder for the run.",
     )  # fmt: skip
     strategy: str | Strategy | None = shared.strategy()
     mesh: str | MeshSpec | None = shared.mesh("devices")
     steps: int = option(
-        100, "Training steps in all, those of earlier runs counted.", "whole", unit="steps",
+        100, "Training steps in all, including those of earlier runs.", "whole", unit="steps",
         at_least=1,
     )  # fmt: skip
     batch: int = shared.batch(16)
@@ -44,6 +44,6 @@ class TrainRequest(Request):
         100, "Steps between checkpoints; the last step is saved too.", "whole", unit="steps",
         at_least=1,
     )  # fmt: skip
-    keep: int = option(3, "Newest checkpoints that stay.", "whole", at_least=1)
+    keep: int = option(3, "Number of newest checkpoints to keep.", "whole", at_least=1)
     dtype: DType | None = shared.dtype()
-    param_dtype: DType = "float32"  # no flag: float64 where the dtype is
+    param_dtype: DType = "float32"  # no flag: float64 if the dtype is float64

@@ -1,1 +1,1 @@
-"""What the lenses find, as frozen values; every number has its tag."""
+"""The results of lenses and sweeps, as frozen values; every number has a tag for its source."""

@@ -1,4 +1,4 @@
-"""What the lenses found, as frozen values. Every number has a tag: where it is from."""
+"""The results of the lenses, as frozen values; every number has a tag for its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ class Figure:
 
     Attributes:
       value: the number.
-      unit: e.g. "B", "s", "tokens/s", "FLOP", "1" for a ratio.
-      tag: where it is from.
-      low, high: error bar or confidence interval, same unit; None where there is none.
-      note: what a reader must know beside the number, in one line.
+      unit: e.g. "B", "s", "tokens/s", "FLOP", or "1" for a ratio.
+      tag: the number's source.
+      low, high: error bar or confidence interval in the same unit; None where there is none.
+      note: a caveat in one line; "" if there is none.
     """
 
     value: float
@@ -46,10 +46,10 @@ class Exactness:
     """One comparison with the unsharded model. Errors are relative L2 (tag: measured).
 
     Attributes:
-      dtype: of parameters and activations.
-      logits_error, gradients_error: against the unsharded model in float64; gradients are the worst
-        over all parameters, None where there are none (decoding).
-      logits_limit, gradients_limit: what they may be (the tolerance table).
+      dtype: dtype of parameters and activations.
+      logits_error, gradients_error: errors against the unsharded model in float64; that of the
+        gradients is the worst over all parameters, None without gradients (decoding).
+      logits_limit, gradients_limit: the largest errors allowed (the tolerance table).
       reference_error: the unsharded model's own logits error in this dtype; 0 in float64.
     """
 
@@ -71,15 +71,15 @@ class Exactness:
 
 @dataclass(frozen=True)
 class RouterFacts:
-    """What the routers of a model with experts did (tag: measured).
+    """The statistics of the routers of a model with experts (tag: measured).
 
     Attributes:
-      smallest_margin: between the last expert a token chose and the next, in probability, over all
-        tokens and layers in float64: rounding far below it flips no choice.
-      load_max_over_mean: choices of the busiest expert over an even share, of the worst layer.
-      dropped: share of choices dropped for want of capacity.
-      flips: by dtype lower than float64, the share of choices its own router would make otherwise;
-        the float64 model's are replayed there.
+      smallest_margin: the smallest gap in probability between the last expert a token chose and the
+        next, over all tokens and layers in float64: rounding far below it flips no choice.
+      load_max_over_mean: tokens of the busiest expert over the mean, in the worst layer.
+      dropped: share of choices dropped for lack of capacity.
+      flips: dtype below float64 -> share of choices that its own router would make differently;
+        the routing is fixed there to the float64 model's.
     """
 
     smallest_margin: float
@@ -90,14 +90,14 @@ class RouterFacts:
 
 @dataclass(frozen=True)
 class Verification:
-    """The verify lens: the small model under one strategy, on virtual or real devices.
+    """The result of the verify lens: the small model under one strategy.
 
-    `approximation` names what the strategy computes otherwise than the unsharded model, "" if
-    nothing: its errors are then distances, not judged. `router` is None without experts.
-    `same_tokens`: of decoding, whether greedy tokens in float64 are the unsharded model's; None for
-    a pass over whole sequences.
-    `off_dense`: of a model whose weights are compressed, relative L2 of its float64 logits from the
-    dense model's, both unsharded; None without, and of decoding.
+    `approximation` names what the strategy computes differently from the unsharded model, "" if
+    nothing: its errors are then distances and not judged. `router` is None without experts.
+    `same_tokens` says of decoding whether greedy tokens in float64 are the unsharded model's; None
+    for a pass over whole sequences.
+    `off_dense` is the error of a compressed model against the dense one: the relative L2 error of
+    float64 logits, both unsharded; None for a dense model, and for decoding.
     """
 
     model: str
@@ -120,7 +120,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device's memory, as the compiler planned them (tag: compiled)."""
+    """The memory of one device in bytes, as the compiler planned it (tag: compiled)."""
 
     argument_bytes: int
     output_bytes: int
@@ -145,7 +145,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Difference:
-    """A total that two accounts of the same program disagree on."""
+    """A total of bytes on which two accounts of the same program disagree."""
 
     kind: str
     axes: tuple[str, ...]
@@ -158,8 +158,10 @@ class Difference:
 class TimelineEvent:
     """One instruction of the busiest loop body, in scheduled order.
 
-    Attributes: start, stop: position in the schedule, in units of FLOPs or bytes at the GPU's
-    rates (modelled seconds); lane: "compute" or "communication".
+    Attributes:
+      name: name of the instruction.
+      lane: "compute" or "communication".
+      start_s, stop_s: position in the schedule, in modelled seconds at the GPU's peak rates.
     """
 
     name: str
@@ -170,14 +172,15 @@ class TimelineEvent:
 
 @dataclass(frozen=True)
 class Compilation:
-    """The compile lens: the real CUDA program of one strategy for a cluster.
+    """The result of the compile lens: the real CUDA program of one strategy for a cluster.
 
-    `phase` is "prefill" (a forward pass to last-position logits), "decode" (a new token of every
-    sequence) or "train" (a step). `kv_cache_bytes` are held, and read, by a decoding step; a
-    prefill would keep them. `link_bytes`: what the busiest device puts on "nvlink" and "nic".
-    `work` is what a cost model prices; None with the reason in `unpriced` where it cannot be read.
-    `flop_imbalance` is the busiest device's FLOPs over the mean, 1 where no branch depends on data;
-    `evenness`, its load balance, is None where it is not known, as of a user module.
+    `phase` is "prefill" (a forward pass to last-position logits), "decode" (one new token per
+    sequence) or "train" (a step). `kv_cache_bytes` per device are held and read by a decoding step;
+    a prefill could keep them. `link_bytes` are what the busiest device sends over "nvlink" and
+    "nic". `work` is the execution trace that cost estimation takes; None, with the reason in
+    `unpriced`, where the program cannot be read. `flop_imbalance` is the busiest device's FLOPs
+    over the mean, 1 where no branch depends on data; `evenness` is the strategy's load balance,
+    None where it is unknown, as for a user module.
     """
 
     cluster: str
@@ -205,17 +208,17 @@ class Compilation:
 
     @property
     def tokens(self) -> int:
-        """Tokens that one call handles: a decoding step's are one of each sequence."""
+        """The tokens that one call handles: one per sequence in a decoding step."""
         return self.workload.batch if self.reads_cache else self.workload.tokens
 
     @property
     def reads_cache(self) -> bool:
-        """Whether a call reads the KV cache, one new token of each sequence: a decoding step."""
+        """Whether a call reads the KV cache, as a decoding step does."""
         return self.phase == "decode"
 
     @property
     def ledger(self) -> Ledger:
-        """The collectives, with totals by kind and mesh axes."""
+        """The ledger of the collectives, with totals by kind and mesh axes."""
         return Ledger(self.collectives)
 
     @property
@@ -233,12 +236,12 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Bound:
-    """A roofline: no program can be faster than its largest term, at peak rates.
+    """A roofline: a lower bound of the step time, set by the largest term at peak rates.
 
     Attributes:
-      cluster: whose rates are taken.
-      terms_s: seconds of each resource (compute, HBM, NVLink, network).
-      step_s: the largest of them. tokens_per_s: tokens of the call over step_s, an upper bound.
+      cluster: name of the cluster whose peak rates are used.
+      terms_s: resource (compute, HBM, NVLink, network) -> seconds.
+      step_s: the largest of the terms. tokens_per_s: tokens per call over step_s, an upper bound.
     """
 
     cluster: str
@@ -248,30 +251,31 @@ class Bound:
 
     @property
     def set_by(self) -> str:
-        """The resource that is the bottleneck."""
+        """The bottleneck: the resource with the largest term."""
         return max(self.terms_s, key=lambda name: self.terms_s[name])
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predict lens: a compiled program priced by the cost model.
+    """The result of the predict lens: the cost model's estimate for a compiled program.
 
     Attributes:
-      rates: name and version of the constants.
-      cluster, phase: of the program.
-      step_s: of one call, with an 80 % error bar: of a prefill the TTFT of its batch, of a decoding
-        step the TPOT of its sequences.
-      tokens_per_s: tokens of the call over step_s.
-      terms_s: parts of step_s that add up to it.
-      exposed_s, hidden_s: collectives that nothing covers, and those behind kernels.
-      exposed_per_token_s: exposed over the tokens of the call.
-      mfu: FLOPs the model needs over what the devices could have done in step_s; None where
-        nobody knows what the model needs.
-      energy_j: of one call on all devices.
+      rates: name and version of the cost model constants.
+      cluster, phase: cluster and phase of the program.
+      step_s: seconds per call with an 80 % error bar: for a prefill the TTFT of its batch, for a
+        decoding step the TPOT of its sequences.
+      tokens_per_s: tokens per call over step_s.
+      terms_s: the parts of step_s, which add up to it.
+      exposed_s, hidden_s: time of collectives that nothing overlaps, and of those behind kernels.
+      exposed_per_token_s: exposed_s over the tokens of the call.
+      mfu: FLOPs that the model needs over those the devices could have done in step_s; None where
+        the former are unknown.
+      energy_j: joules per call on all devices.
       bound: the roofline.
-      unvalidated: what no published measurement stands behind, in words; "" if nothing.
-      estimate_s: a closed form's answer to the same question; None where there is none.
-      notes: what a reader must know beside the figures.
+      unvalidated: the parts that no published measurement validates, in words; "" if there are
+        none.
+      estimate_s: the analytical model's step time; None where there is none.
+      notes: caveats beside the figures.
     """
 
     rates: str
@@ -293,9 +297,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The measure lens: a step on the devices at hand.
+    """The result of the measure lens: a step on the local devices.
 
-    `energy_j`: joules of a step on all devices, by their counters; None where there are none.
+    `energy_j` is joules per step on all devices, by their counters; None without counters.
     """
 
     device: str
@@ -308,17 +312,17 @@ class Measurement:
 
     @property
     def energy_a_token_j(self) -> Figure | None:
-        """Joules a token of the step."""
+        """The energy per token of a step, in joules."""
         e = self.energy_j
         return e and Figure(e.value / self.workload.tokens, "J", "measured", note=e.note)
 
 
 @dataclass(frozen=True)
 class StrategyResult:
-    """All lenses on one strategy; None where a lens did not run.
+    """The results of all lenses for one strategy; None where a lens did not run.
 
-    `skipped`: lens -> why it did not run, for a reason that is not the strategy's. `refused`:
-    lens -> why this strategy cannot run it.
+    `skipped` maps a lens to the reason it did not run, where the strategy is not to blame;
+    `refused` maps a lens to the reason this strategy cannot run it.
     """
 
     strategy: dict
@@ -336,8 +340,10 @@ class StrategyResult:
 
     @property
     def failed(self) -> bool:
-        """Cannot run, is not exact, does not fit, or moves other bytes than its closed form. A
-        named approximation is no failure."""
+        """Whether it cannot run, is not exact, does not fit, or moves other bytes than derived.
+
+        A named approximation is not a failure.
+        """
         v = self.verification
         verified = v is None or v.exact or bool(v.approximation)
         compiled = self.compilation is None or (

@@ -1,4 +1,4 @@
-"""What a sweep found, as frozen values: one point a strategy and value of the swept axis."""
+"""The results of a sweep, as frozen values: one point per strategy and value of the swept axis."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ Axis = Literal["devices", "seq_len", "batch"]
 
 @dataclass(frozen=True)
 class PointFigures:
-    """Figures of one compiled point, of one device in one forward pass of the whole batch.
+    """The figures of one compiled point, per device and forward pass of the whole batch.
 
     Attributes:
-      memory, usable: bytes a device needs, and may take.
-      wire, minimum: bytes leaving a device, and the closed form's least; None where there is none.
+      memory, usable: bytes that a device needs, and that are usable.
+      wire, minimum: bytes leaving a device, and the closed form's minimum, None without one.
       gemm_flops: FLOPs of matrix products.
-      step, tokens_per_s: modelled, with error bars. `bound` is what sets the roofline.
-      ledger_matches: the program sends what its closed form says.
-      notes: what a reader must know beside the figures.
-      unvalidated: what of the time no published measurement stands behind; "" if nothing.
+      step, tokens_per_s: modelled, with error bars. bound: the resource that sets the roofline.
+      ledger_matches: whether the program sends what its closed form says.
+      notes: caveats beside the figures.
+      unvalidated: the parts of the time that no published measurement validates; "" if none.
     """
 
     memory: Figure
@@ -42,7 +42,7 @@ class PointFigures:
 
     @property
     def ratio(self) -> Figure | None:
-        """Bytes sent over the minimum; None where there is no minimum or nothing to send."""
+        """The bytes sent over the minimum; None without a minimum or without anything to send."""
         if self.minimum is None or not self.minimum.value:
             return None
         return Figure(self.wire.value / self.minimum.value, "1", "compiled")
@@ -50,15 +50,15 @@ class PointFigures:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One strategy at one value of the axis.
+    """One strategy at one value of the swept axis.
 
     Attributes:
-      strategy: its name.
-      value: of the axis.
-      cluster, mesh: compiled for; "" where that could not be made.
-      workload: as this strategy runs it; None where it cannot.
+      strategy: name of the strategy.
+      value: value of the axis.
+      cluster, mesh: what it was compiled for; "" where that could not be made.
+      workload: the workload as this strategy runs it; None where it cannot.
       found: the figures; None where the strategy cannot run this point.
-      why_not: then the reason, in one line.
+      why_not: the reason in that case, in one line; "" otherwise.
     """
 
     strategy: str
@@ -72,13 +72,13 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Strategies compiled and predicted along one axis.
+    """Several strategies compiled and predicted along one axis.
 
     Attributes:
-      axis: what changes.
-      values: of it, increasing.
-      constant: in words, what stays the same.
-      points: strategy by strategy, each at every value.
+      axis: the quantity that is swept.
+      values: its values, increasing.
+      constant: what stays the same, in words.
+      points: every strategy at every value, strategy by strategy.
     """
 
     axis: Axis
@@ -88,18 +88,18 @@ class Sweep:
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """Names, in the order asked for."""
+        """The names of the strategies, in the order asked for."""
         return tuple(dict.fromkeys(p.strategy for p in self.points))
 
     def of(self, strategy: str) -> Iterator[SweepPoint]:
-        """The points of one strategy."""
+        """Return the points of one strategy."""
         return (p for p in self.points if p.strategy == strategy)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """One line for each point that sends other bytes than its closed form.
 
-        A point that does not fit or cannot run is what a sweep looks for, and no failure.
+        A point that does not fit or cannot run is what a sweep looks for, not a failure.
         """
         return tuple(
             f"{p.strategy} at {self.axis}={p.value} sends other bytes than its closed form"

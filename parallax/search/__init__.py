@@ -1,1 +1,1 @@
-"""Which way of splitting a model is right: enumerate, rank by closed form, compile the best."""
+"""The search for a strategy: enumerate candidates, rank them by model, compile the best."""

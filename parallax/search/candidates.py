@@ -1,4 +1,4 @@
-"""Every legal way in which the registered strategies can split a model over a cluster."""
+"""The candidates: every legal way that registered strategies split a model over a cluster."""
 
 import functools
 import itertools
@@ -12,21 +12,21 @@ from parallax.strategies.named import sized
 from parallax.strategies.slots import SLOTS, Share, Sizes, Slot
 from parallax.strategy import Strategy
 
-# Meshes of more devices have too many factorisations for all of them to be worth a look: of two
-# ways to split one thing, only the better one is then tried.
+# Meshes of more devices have too many factorisations to try all of them: where two strategies split
+# the same thing, only the better one is then tried.
 ALL_UP_TO = 64
 
 
 def candidates(config: ModelConfig, cluster: Cluster, batch: int) -> Iterator[Strategy]:
-    """Strategies whose meshes are the cluster's devices; what a model cannot divide may be among.
+    """Yield the strategies whose meshes have the cluster's devices; sizes may still not divide.
+
+    The number of devices is factorised over the slots in every way, and each slot is filled in all
+    ways that the entries of STRATEGIES name for it (`Named.slots`).
 
     Args:
       config: the model: no more stages than layers, no more tensor shards than heads.
-      cluster: how many devices, and how many to a node.
-      batch: sequences: no more data shards.
-
-    The cluster's devices are dealt out over the slots in every way, and each slot is filled in all
-    ways that the entries of STRATEGIES name for it (`Named.slots`).
+      cluster: number of devices, and of devices per node.
+      batch: sequences: no more data shards than that.
     """
     most: dict[Slot, int] = {
         "data": batch,
@@ -35,8 +35,8 @@ def candidates(config: ModelConfig, cluster: Cluster, batch: int) -> Iterator[St
         "sequence": cluster.devices,
         "experts": config.num_experts or 1,
     }
-    for dealt in _factors(cluster.devices, len(SLOTS)):
-        devices = dict(zip(SLOTS, dealt, strict=True))
+    for factors in _factors(cluster.devices, len(SLOTS)):
+        devices = dict(zip(SLOTS, factors, strict=True))
         if any(n > most[slot] for slot, n in devices.items()):
             continue
         if most["experts"] % devices["experts"]:
@@ -46,7 +46,7 @@ def candidates(config: ModelConfig, cluster: Cluster, batch: int) -> Iterator[St
 
 @functools.lru_cache(maxsize=64)
 def _factors(n: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """Ordered factorisations of n into so many factors."""
+    """Return the ordered factorisations of n into `parts` factors."""
     if parts == 1:
         return ((n,),)
     return tuple((f, *rest) for f in range(1, n + 1) if n % f == 0
@@ -65,13 +65,13 @@ def _combined(
             parts = [sized(name, of_all, cluster.name) for name, of_all in sizes.items()]
             yield parts[0] if len(parts) == 1 else hybrid(*parts)
         except ValueError:
-            continue  # parts that cannot both be: two ways through the layers, two expert axes
+            continue  # parts that exclude each other: two orders of the layers, two expert axes
 
 
 def _ways(
     config: ModelConfig, cluster: Cluster, devices: Mapping[Slot, int], slot: Slot
 ) -> Sequence[tuple[str, Sizes]]:
-    """Names of strategies that can fill a slot, each with sizes of its mesh axes."""
+    """Return the names of strategies that can fill a slot, each with sizes of its mesh axes."""
     inner = SLOTS[SLOTS.index(slot) + 1 :]  # devices between neighbours along the slot
     apart = math.prod(devices[other] for other in inner)
     share = Share(

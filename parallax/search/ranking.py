@@ -1,4 +1,4 @@
-"""Rank candidates: all by closed form, the best few again by their compiled programs."""
+"""The ranking of candidates: all by the analytical model, the best again as compiled programs."""
 
 import time
 from collections import Counter
@@ -36,50 +36,50 @@ def rank(
     compile_top: int = 5,
     on_progress: Progress = lambda line: None,
 ) -> Search:
-    """All candidates, best first.
+    """Rank all candidates, best first.
 
     Args:
-      request: what is served and what is best.
-      cluster: of the request.
-      rates: None takes what is shipped for the GPU.
-      compile_top: so many of the best are compiled and ranked again; 0 compiles none.
-      on_progress: lines about long work.
+      request: the model and workload served, and the objective.
+      cluster: the cluster that the request names.
+      rates: cost model constants; None uses those shipped for the GPU.
+      compile_top: number of the best candidates to compile and rank again; 0 compiles none.
+      on_progress: called with lines about long work.
 
     Raises:
-      ValueError: nothing can split this model and workload over the cluster.
+      ValueError: no strategy can split this model and workload over the cluster.
     """
     rates = rates or rates_of(cluster.gpu.name)
     start = time.perf_counter()
-    found, refused = _all_priced(request, cluster, rates, on_progress)
-    if not found:
+    ranked, refused = _all_estimated(request, cluster, rates, on_progress)
+    if not ranked:
         reasons = "; ".join(f"{n}x {why}" for why, n in refused.most_common(3))
         raise ValueError(
             f"no strategy splits {request.batch} x {request.prompt_len} tokens of "
             f"'{request.model.name}' over {cluster.devices} devices: {reasons or 'none was made'}."
         )
-    found.sort(key=lambda c: _key(request, c))
+    ranked.sort(key=lambda c: _key(request, c))
     seconds = {"ranking": time.perf_counter() - start}
-    top = [c for c in found[:compile_top] if c.fits]
+    top = [c for c in ranked[:compile_top] if c.fits]
     if top:
         start = time.perf_counter()
         again = _compiled(request, top, cluster, rates, on_progress)
         seconds["compiling"] = time.perf_counter() - start
-        # What was compiled stands before what was not: the two are never compared.
-        found = sorted(again, key=lambda c: _key(request, c)) + found[len(top) :]
-        found.sort(key=lambda c: not c.fits or _too_slow(request, c))
-    first = found[0]
-    found = [replace(c, why=why_not(request, cluster, c, first)) for c in found]
+        # Compiled candidates come before the others: the two kinds of times are never compared.
+        ranked = sorted(again, key=lambda c: _key(request, c)) + ranked[len(top) :]
+        ranked.sort(key=lambda c: not c.fits or _too_slow(request, c))
+    first = ranked[0]
+    ranked = [replace(c, why=why_not(request, cluster, c, first)) for c in ranked]
     notes = ()
     if first.strategy.mesh.size > ALL_UP_TO:
         notes = (f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads.",)
-    return Search(request, tuple(found), len(found), dict(refused), seconds, notes)
+    return Search(request, tuple(ranked), len(ranked), dict(refused), seconds, notes)
 
 
-def _all_priced(
+def _all_estimated(
     request: SearchRequest, cluster: Cluster, rates: Rates, on_progress: Progress
 ) -> tuple[list[Candidate], Counter[str]]:
-    """Each strategy that can be, with its best number of microbatches; why others cannot."""
-    found: list[Candidate] = []
+    """Estimate each strategy at its best number of microbatches; count why others cannot run."""
+    estimated: list[Candidate] = []
     refused: Counter[str] = Counter()
     every = (
         (request.stored(formats), strategy.replace(kernels=request.kernels))
@@ -88,19 +88,19 @@ def _all_priced(
     )
     for number, (asked, strategy) in enumerate(every):
         if number and not number % 200:
-            on_progress(f"{number} candidates priced")
+            on_progress(f"{number} candidates estimated")
         best: Candidate | None = None
         try:
-            for one in _priced(asked, strategy, cluster, rates):
+            for one in _estimated(asked, strategy, cluster, rates):
                 better = best is None or _key(request, one) < _key(request, best)
                 best = one if better else best
         except (ValueError, NotImplementedError) as error:
-            # What was priced before, with fewer microbatches, stands.
+            # An earlier estimate, with fewer microbatches, stays valid.
             if best is None:
                 refused[_short(str(error))] += 1
         if best is not None:
-            found.append(best)
-    return found, refused
+            estimated.append(best)
+    return estimated, refused
 
 
 def _key(request: SearchRequest, c: Candidate) -> tuple:
@@ -113,22 +113,22 @@ def _too_slow(request: SearchRequest, c: Candidate) -> bool:
 
 
 def _short(error: str) -> str:
-    """A refusal without the names and numbers of one candidate."""
+    """Shorten a refusal to the part that does not name a candidate."""
     text = error.partition(": ")[2] or error
     return text.split(".")[0][:100]
 
 
 def _workload(request: SearchRequest, strategy: Strategy, microbatches: int) -> Workload:
-    """The prompts, padded to what this strategy deals out."""
+    """Return the workload, with prompts and batch padded to multiples that the strategy splits."""
     length = -(-request.prompt_len // prompt_multiple(strategy)) * prompt_multiple(strategy)
     batch = -(-request.batch // batch_multiple(strategy)) * batch_multiple(strategy)
     return Workload(batch, length, microbatches)
 
 
-def _priced(
+def _estimated(
     request: SearchRequest, strategy: Strategy, cluster: Cluster, rates: Rates
 ) -> Iterator[Candidate]:
-    """A strategy with each number of microbatches worth a look."""
+    """Yield a strategy with each number of microbatches worth trying."""
     base = _workload(request, strategy, 1)
     split = strategy.split()
     local = base.batch // split.count("act_batch")
@@ -137,7 +137,7 @@ def _priced(
     decoder, step = None, None
     for microbatches in choices:
         if stages > 1 and microbatches < min(stages, local):
-            continue  # fewer only idle
+            continue  # fewer only leave stages idle
         workload = replace(base, microbatches=microbatches)
         sharded = ShardedTransformer(request.model, strategy, workload)
         if decoder is None and request.output_len > 1:
@@ -176,9 +176,9 @@ def _timing(
     cluster: Cluster,
     rates: Rates,
 ) -> Timing:
-    def seconds(found: Estimate) -> Figure:
-        low, high = error_bar(found.cost, rates)
-        return Figure(found.cost.seconds, "s", "modelled", low, high)
+    def seconds(estimated: Estimate) -> Figure:
+        low, high = error_bar(estimated.cost, rates)
+        return Figure(estimated.cost.seconds, "s", "modelled", low, high)
 
     ttft, tpot = seconds(prefill), step and seconds(step)
     terms = dict(prefill.cost.terms)
@@ -190,15 +190,15 @@ def _timing(
         energy += joules(step.cost, rates) * cluster.devices * times
     between = prefill.cost.network_s + (step.cost.network_s if step else 0.0) > 0
     works = [prefill.work] if step is None else [prefill.work, step.work]
-    behind = unvalidated(*works, crosses_nodes=between)
-    return _put_together(request, ttft, tpot, energy, memory, "derived", terms, behind)
+    parts = unvalidated(*works, crosses_nodes=between)
+    return _combine(request, ttft, tpot, energy, memory, "derived", terms, parts)
 
 
-def _put_together(
+def _combine(
     request: SearchRequest, ttft: Figure, tpot: Figure | None, energy: float, memory: float, tag,
     terms: dict[str, float], unvalidated: str,
 ) -> Timing:  # fmt: skip
-    """Figures of a whole request: a prefill, and a step for every further token."""
+    """Combine the figures of a whole request: a prefill, and a step for every further token."""
     tokens = request.batch * request.output_len
 
     def whole(ttft_s: float | None, tpot_s: float | None) -> float:
@@ -222,7 +222,7 @@ def _compiled(
     rates: Rates,
     on_progress: Progress,
 ) -> list[Candidate]:
-    """The best candidates with times of their compiled programs, in one child."""
+    """Compile the best candidates in one child process, and time their programs by the model."""
     cases = [
         (request.stored(c.compression), c.strategy, _workload(request, c.strategy, c.microbatches))
         for c in top
@@ -231,7 +231,7 @@ def _compiled(
         compile_cases, cases, cluster,
         environment=compile_environment(), on_progress=on_progress,
     )  # fmt: skip
-    found = []
+    timed = []
     for candidate, (prefill, step) in zip(top, programs, strict=True):
         dtype = request.model.dtype
         first = predict(prefill, cluster, dtype, rates)
@@ -246,12 +246,12 @@ def _compiled(
             for name, value in later.terms_s.items():
                 terms[name] = terms.get(name, 0.0) + value * times
             energy += later.energy_j.value * times
-        timing = _put_together(
+        timing = _combine(
             request, first.step_s, later and later.step_s, energy, memory, "compiled", terms,
             first.unvalidated or (later.unvalidated if later else ""),
         )  # fmt: skip
-        found.append(replace(candidate, compiled=timing, fits=memory <= cluster.usable_bytes))
-    return found
+        timed.append(replace(candidate, compiled=timing, fits=memory <= cluster.usable_bytes))
+    return timed
 
 
 def _memory(
@@ -260,7 +260,7 @@ def _memory(
     prefill: Compilation,
     step: Compilation | None,
 ) -> float:
-    """The larger program; beside a prefill the whole cache has to have its place."""
+    """Return the bytes of the larger program; a prefill keeps the whole cache beside it."""
     if step is None:
         return prefill.memory.total_bytes
     cache = Decoder(sharded, new_tokens=request.output_len).kv_bytes()
@@ -273,8 +273,8 @@ def compile_cases(
     *,
     on_progress: Progress,
 ) -> list[tuple[Compilation, Compilation | None]]:
-    """Prefill and decoding step of every case, in this process."""
-    found = []
+    """Compile the prefill and the decoding step of every case, in this process."""
+    programs = []
     for number, (request, strategy, workload) in enumerate(cases, 1):
         on_progress(f"compile {number} of {len(cases)}: {strategy.name} {strategy.mesh}")
         args = request.model, strategy, workload, cluster
@@ -282,5 +282,5 @@ def compile_cases(
         step = None
         if request.output_len > 1:
             step = compile_program(*args, "decode", on_progress=lambda line: None)
-        found.append((prefill, step))
-    return found
+        programs.append((prefill, step))
+    return programs

@@ -1,13 +1,13 @@
-"""Why a candidate is not the first, in one line."""
+"""The reason why a candidate is not the first, in one line."""
 
 from parallax.meshes.cluster import Cluster
 from parallax.search.results import Candidate, SearchRequest
 
 _GIGA = 1e9
-# Below this share of the winner's time a difference is not worth a word.
+# Differences below this share of the winner's time are not mentioned.
 _WORTH = 0.005
 _SAID = {
-    "exposed communication": "communication that nothing covers",
+    "exposed communication": "communication that nothing overlaps",
     "matrix products": "matrix products",
     "memory": "passes over memory",
     "attention": "attention",
@@ -18,7 +18,7 @@ _SAID = {
 def why_not(
     request: SearchRequest, cluster: Cluster, candidate: Candidate, first: Candidate
 ) -> str:
-    """ "" for the winner itself."""
+    """Explain in one line why a candidate is not the first; "" for the winner itself."""
     memory = candidate.timing.memory_bytes.value
     if not candidate.fits:
         usable = cluster.usable_bytes
@@ -32,7 +32,7 @@ def why_not(
         return f"TPOT {1e3 * tpot.value:.3g} ms is over the limit of {1e3 * limit:.3g} ms"
     if candidate is first:
         return ""
-    # A closed form is held against the first's closed form, not against its program.
+    # An analytical estimate is compared with the winner's own, not with its compiled program.
     mine_timing, best_timing = candidate.timing, first.timing
     if candidate.compiled is None:
         best_timing = first.closed_form
@@ -48,7 +48,7 @@ def why_not(
     if candidate.bubble > first.bubble + 0.02:
         text += f"; stages idle {candidate.bubble:.0%} more ticks than microbatches"
     if candidate.padded > first.padded + 0.02:
-        text += f"; {candidate.padded:.0%} of its layers fill up shorter stages"
+        text += f"; {candidate.padded:.0%} of its layers pad shorter stages"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Which strategy wins where: maps over two axes, by closed form."""
+"""The regime maps: which strategy wins where, over two axes, by the analytical model."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,16 +25,17 @@ def regime_maps(
     config: ModelConfig, cluster: Cluster, batch: int, seq_len: int, rates: Rates | None = None,
     kernels: str | None = None,
 ) -> tuple[RegimeMap, ...]:  # fmt: skip
-    """Length x batch, width x devices, and, with experts, experts x skew around one workload.
+    """Map the fastest strategy around one workload.
 
-    `kernels` are as in `Strategy`.
+    The axes are length x batch, width x devices and, with experts, experts x skew. `kernels` are as
+    in `Strategy`.
 
-    Cost: milliseconds a point and strategy.
+    Cost: milliseconds per point and strategy.
     """
     rates = rates or rates_of(cluster.gpu.name)
 
-    def at(model: ModelConfig, where: Cluster, b: int, length: int, skew: float = 1.0):
-        return _seconds(model, where, b, length, rates, skew, kernels)
+    def at(model: ModelConfig, on: Cluster, b: int, length: int, skew: float = 1.0):
+        return _seconds(model, on, b, length, rates, skew, kernels)
 
     maps = [
         _map("sequence length", "batch", f"{config.name} on {cluster.name}", _LENGTHS, _BATCHES,
@@ -60,7 +61,7 @@ def _map(
 
 
 def _as_wide(config: ModelConfig, width: int) -> ModelConfig:
-    """The model at another width, with heads as wide as they were."""
+    """Return the model at another width, with heads of the same width."""
     share = width / config.d_model
     heads = max(1, round(config.num_heads * share))
     kv_heads = next(g for g in range(max(1, round(config.num_kv_heads * share)), 0, -1)
@@ -74,25 +75,25 @@ def _as_wide(config: ModelConfig, width: int) -> ModelConfig:
 
 
 def _seconds(
-    config: ModelConfig, where: Cluster, batch: int, seq_len: int, rates: Rates, skew: float,
+    config: ModelConfig, cluster: Cluster, batch: int, seq_len: int, rates: Rates, skew: float,
     kernels: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    found = {}
-    # Those that cannot run there are left out.
+    seconds = {}
+    # Strategies that cannot run on the cluster are left out.
     for name in (name for name, named in STRATEGIES.items() if not named.reading_of):
         try:
-            strategy = build(name, devices=where.devices, node_size=where.gpus_per_node,
-                             cluster=where.name).replace(kernels=kernels)  # fmt: skip
-            best = _best(config, strategy, where, batch, seq_len, rates, skew)
+            strategy = build(name, devices=cluster.devices, node_size=cluster.gpus_per_node,
+                             cluster=cluster.name).replace(kernels=kernels)  # fmt: skip
+            best = _best(config, strategy, cluster, batch, seq_len, rates, skew)
         except (ValueError, NotImplementedError):
             continue
         if best is not None:
-            found[name] = best
-    return found
+            seconds[name] = best
+    return seconds
 
 
 def _best(
-    config: ModelConfig, strategy: Strategy, where: Cluster, batch: int, seq_len: int,
+    config: ModelConfig, strategy: Strategy, cluster: Cluster, batch: int, seq_len: int,
     rates: Rates, skew: float,
 ) -> float | None:  # fmt: skip
     local = batch // strategy.split().count("act_batch")
@@ -103,10 +104,10 @@ def _best(
             continue
         workload = Workload(batch, seq_len, microbatches)
         sharded = ShardedTransformer(config, strategy, workload)
-        if estimate_bytes(sharded) > where.usable_bytes:
+        if estimate_bytes(sharded) > cluster.usable_bytes:
             continue
-        found = estimate(Prefill(sharded), where, rates=rates, skew=skew).cost.seconds
-        best = found if best is None else min(best, found)
+        seconds = estimate(Prefill(sharded), cluster, rates=rates, skew=skew).cost.seconds
+        best = seconds if best is None else min(best, seconds)
         if stages == 1:
             break
     return best

@@ -1,4 +1,4 @@
-"""What a search found, as frozen values."""
+"""The request and the results of a search, as frozen values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from parallax.results.lens_results import Figure
 from parallax.strategy import Strategy
 
 OBJECTIVES: dict[Objective, str] = {
-    "tps": "most output tokens a second",
+    "tps": "most output tokens per second",
     "tpot": "least time per output token",
     "energy": "least energy per output token",
 }
@@ -17,16 +17,16 @@ OBJECTIVES: dict[Objective, str] = {
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What is served: `batch` prompts of prompt_len tokens, output_len new tokens for each.
+    """The workload to serve: `batch` prompts of prompt_len tokens, output_len new tokens each.
 
     Attributes:
       model, batch, prompt_len, output_len: the workload; all prompts start together.
-      cluster: its name.
-      objective: what is best.
-      max_tpot_s: slower candidates are out; None is no limit.
+      cluster: name of the cluster.
+      objective: the quantity to optimise.
+      max_tpot_s: longest time per output token, in seconds; None is no limit.
       compressions: formats of attention's and the MLP's matrices, each tried with every strategy;
         None is the model as it is.
-      kernels: what all strategies compute with where it can, see `Strategy.kernels`.
+      kernels: kernels that all strategies use where they apply, see `Strategy.kernels`.
     """
 
     model: ModelConfig
@@ -40,7 +40,7 @@ class SearchRequest:
     kernels: str | None = None
 
     def stored(self, compression: tuple[str, str] | None) -> "SearchRequest":
-        """The same of the model with its matrices in these formats."""
+        """Return the request for the model with its matrices in these formats."""
         if compression is None:
             return self
         return replace(self, model=self.model.replace(compression=compression))
@@ -48,15 +48,15 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class Timing:
-    """One way of knowing a candidate's times: by closed form, or of its compiled programs.
+    """The times of a candidate, by the analytical model or from its compiled programs.
 
     Attributes:
-      ttft_s: of the whole batch's prefill. tpot_s: a decoding step at the mean length; None where
-        one token is asked for.
-      tokens_per_s: output tokens over the whole time. energy_j: an output token.
-      memory_bytes: that a device needs.
-      terms_s: parts of the whole time.
-      unvalidated: what no published measurement stands behind.
+      ttft_s: time of the whole batch's prefill. tpot_s: time of a decoding step at the mean length;
+        None where one token is asked for.
+      tokens_per_s: output tokens over the whole time. energy_j: joules per output token.
+      memory_bytes: bytes that a device needs.
+      terms_s: the parts of the whole time, in seconds.
+      unvalidated: the parts that no published measurement validates; "" if none.
     """
 
     ttft_s: Figure
@@ -68,7 +68,7 @@ class Timing:
     unvalidated: str = ""
 
     def score(self, objective: Objective) -> float:
-        """The less the better."""
+        """Return the score under an objective; less is better."""
         if objective == "tpot":
             return (self.tpot_s or self.ttft_s).value
         if objective == "energy":
@@ -81,15 +81,15 @@ class Candidate:
     """One strategy in a search.
 
     Attributes:
-      strategy, microbatches: of its prefill.
-      closed_form: its times without compiling.
-      compiled: of its programs; None where it was not among the best.
-      fits: as far as is known.
-      bubble: share of ticks in which a stage idles.
-      runs: sequences and prompt tokens as priced, filled up to what the strategy deals out.
-      padded: share of layers that are zeros, where stages are of unequal depth.
+      strategy, microbatches: the strategy, and the microbatches of its prefill.
+      closed_form: times by the analytical model.
+      compiled: times from its compiled programs; None where it was not among the best.
+      fits: whether it fits a device, as far as is known.
+      bubble: idle ticks of a stage over its busy ones.
+      runs: sequences and prompt tokens as estimated, padded to multiples that the strategy splits.
+      padded: share of the layers that are padding, where stages have unequal depth.
       compression: formats of the matrices; None is the model as it is.
-      why: what keeps it from being first, in one line; "" for the winner.
+      why: the reason it is not the first, in one line; "" for the winner.
     """
 
     strategy: Strategy
@@ -105,19 +105,20 @@ class Candidate:
 
     @property
     def timing(self) -> Timing:
-        """The best there is."""
+        """The times from compiled programs where there are any, else by the analytical model."""
         return self.compiled or self.closed_form
 
 
 @dataclass(frozen=True)
 class Search:
-    """A ranking.
+    """The result of a search.
 
     Attributes:
-      ranked: best first; candidates that do not fit, or are too slow, behind all that do.
-      considered: how many strategies were priced.
-      refused: reason -> how many could not be: sizes that do not divide.
-      seconds: how long ranking, and compiling, took.
+      request: what was asked for.
+      ranked: candidates, best first; those that do not fit or are too slow come last.
+      considered: number of candidates estimated.
+      refused: reason -> number of candidates refused for it, such as sizes that do not divide.
+      seconds: seconds that ranking, and compiling, took.
       notes: what was left out of the search, in sentences.
     """
 
@@ -130,7 +131,7 @@ class Search:
 
     @property
     def frontier(self) -> tuple[Candidate, ...]:
-        """Candidates that fit and that no other beats in throughput and TPOT, fastest first."""
+        """The candidates that fit and that none beats in throughput and TPOT, fastest first."""
         best, kept = float("inf"), []
         able = [c for c in self.ranked if c.fits]
         for c in sorted(able, key=lambda c: -c.timing.tokens_per_s.value):
@@ -142,14 +143,14 @@ class Search:
 
     @property
     def winner(self) -> Candidate | None:
-        """The first that fits and is fast enough; None if none is."""
+        """The first candidate, if it fits and is fast enough; None otherwise."""
         first = self.ranked[0] if self.ranked else None
         return first if first is not None and not first.why else None
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place of a map.
+    """One point of a regime map.
 
     Attributes:
       x, y: its coordinates.
@@ -162,19 +163,19 @@ class Point:
 
     @property
     def winner(self) -> str:
-        """The fastest; "" where nothing can run."""
+        """The fastest strategy; "" where none can run."""
         return min(self.seconds, key=lambda n: self.seconds[n]) if self.seconds else ""
 
     @property
     def lead(self) -> float:
-        """How many times slower the second is; 1 where there is none."""
+        """The time of the second strategy over the fastest's; 1 where there is no second."""
         best = sorted(self.seconds.values())
         return best[1] / best[0] if len(best) > 1 else 1.0
 
 
 @dataclass(frozen=True)
 class RegimeMap:
-    """A map. `x`, `y` name its axes; `constant` says what stays the same."""
+    """A map of the fastest strategy: `x` and `y` name its axes, `constant` what stays the same."""
 
     x: str
     y: str

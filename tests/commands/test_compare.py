@@ -167,7 +167,7 @@ def test_a_model_may_be_a_folder_or_its_config(plan, tmp_path):
         found = plan(model=str(name), strategies=["ring_sequence"], seq_len=32)
         assert found.config == px.huggingface.read_config(LLAMA)
         assert found.small_config.rope_scaling == found.config.rope_scaling
-    with pytest.raises(ValueError, match="neither a paper .* nor a folder that is there"):
+    with pytest.raises(ValueError, match="neither a paper .* nor an existing folder"):
         compare(model=str(tmp_path / "nothing"), strategies=["ring_sequence"])
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="model_type is 'bert', this Parallax reads llama"):
@@ -313,5 +313,5 @@ def test_rates_reach_the_prediction(aot, tmp_path):
 
 
 def test_rates_of_another_gpu_are_refused():
-    with pytest.raises(ValueError, match="are of a GPU 'h200', cluster h100_2x8 has 'h100'"):
+    with pytest.raises(ValueError, match="are for GPU 'h200', cluster h100_2x8 has 'h100'"):
         compare("ring_sp", rates=rates_of("h200"))

@@ -49,7 +49,7 @@ WRONG = {
     "a field missing inside": (_without("power", "idle_w"), "idle_w"),
     "a field unknown": (_set(["colour"], 1), "colour"),
     "a field unknown inside": (_set(["gemm", "f16", "colour"], 1), "colour"),
-    "below 0": (_set(["launch_s"], -1e-6), "launch_s must be a number"),
+    "below 0": (_set(["launch_s"], -1e-6), "launch_s must be a non-negative number"),
     "below 0 inside": (_set(["links", "p2p", "start_s"], -1.0), "links.p2p.start_s"),
     "no number": (_set(["memory_bytes_per_s"], math.nan), "memory_bytes_per_s"),
     "infinite": (_set(["gemm", "f16", "flops_per_s"], math.inf), "gemm.f16.flops_per_s"),

@@ -238,7 +238,7 @@ def test_usage_help_and_lists(capsys):
     assert shown(capsys, "list", "things")[0] == 2
     assert shown(capsys, "guess")[0] == 2
     status, text = shown(capsys, "generate", "--help")
-    assert "0 is greedy. (default 0.0)" in " ".join(text.out.split())
+    assert "0 is greedy decoding. (default 0.0)" in " ".join(text.out.split())
 
 
 GENERATE = ["generate", "--model=ring_sp", "--small"]

@@ -49,7 +49,7 @@ def test_rates_reach_the_regimes(slow):
     grid = Grid(("h100_2x8",), ("decode",), ("MHA",), ("float16",), ("xla",), (16,), (1024,), (16,))
     (found,), (shipped,) = study(grid, rates=slow), study(grid)
     assert all(found.seconds[name] > 1.5 * s for name, s in shipped.seconds.items())
-    with pytest.raises(ValueError, match="are of a GPU 'h200', cluster h100_2x8 has 'h100'"):
+    with pytest.raises(ValueError, match="are for GPU 'h200', cluster h100_2x8 has 'h100'"):
         study(grid, rates=rates_of("h200"))
 
 
@@ -59,5 +59,5 @@ def test_rates_reach_the_plan_and_have_to_be_of_its_gpu(slow):
     assert found is not None
     assert shipped is not None
     assert found.timing.tokens_per_s.value < 0.8 * shipped.timing.tokens_per_s.value
-    with pytest.raises(ValueError, match="are of a GPU 'h100', cluster h200_2x8 has 'h200'"):
+    with pytest.raises(ValueError, match="are for GPU 'h100', cluster h200_2x8 has 'h200'"):
         plan("ring_sp", **options, cluster="h200_2x8", rates=slow)

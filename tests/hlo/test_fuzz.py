@@ -272,9 +272,9 @@ HOSTILE = {
                         '{"lhs_contracting_dimensions":[-1],"rhs_contracting_dimensions":[0],'
                         '"lhs_batch_dimensions":[]}}}'), "below 0"),
     "a declared cost without end": (
-        lambda: kernel('frontend_attributes={cost_flops="1e999",cost_bytes="1"}'), "no number"),
+        lambda: kernel('frontend_attributes={cost_flops="1e999",cost_bytes="1"}'), "non-negative"),
     "a declared cost below 0": (
-        lambda: kernel('frontend_attributes={cost_flops="-1",cost_bytes="1"}'), "no number"),
+        lambda: kernel('frontend_attributes={cost_flops="-1",cost_bytes="1"}'), "non-negative"),
     "attention of no shape": (
         lambda: kernel('backend_config={"cudnn_fmha_backend_config":{"intermediate_tensor_shape":'
                        '{"dimensions":["-1","2","1","7"]}}}', "__cudnn$fmha"), "does not fit"),

@@ -145,7 +145,7 @@ def test_what_depends_on_data_is_refused(compiler):
         case = _conditional(compiler, body)
         with pytest.raises(HloError, match=why):
             read_ledger(case.text, case.axes)
-        with pytest.raises(HloError, match="how often it runs is open"):
+        with pytest.raises(HloError, match="how often it runs is unknown"):
             jaxpr_ledger(case.jaxpr, case.axes)
 
 

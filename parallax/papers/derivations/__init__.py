@@ -1,1 +1,1 @@
-"""Papers' figures derived: plain functions from what is given to a number, by topic."""
+"""The derivations of papers' figures, by topic: plain functions from `Given` to a number."""

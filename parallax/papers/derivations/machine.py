@@ -1,4 +1,4 @@
-"""What papers say of the machine."""
+"""The derivations of papers' figures about the machine."""
 
 from parallax.papers.derivations.memory import GIB, MIB
 from parallax.papers.paper import Given
@@ -25,7 +25,7 @@ def nvlink_both_ways_gb_per_s(given: Given) -> float:
 
 
 def sixty_four_layers(given: Given) -> float:
-    """One layer a device."""
+    """Return the devices for 64 layers at one layer per device."""
     return 64.0
 
 

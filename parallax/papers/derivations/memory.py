@@ -1,11 +1,11 @@
-"""Bytes that weights, activations and caches take, before and after compression."""
+"""The derived bytes of weights, activations and caches, before and after compression."""
 
 from parallax.models.config import ModelConfig
 from parallax.models.parameters import layer_matrices
 from parallax.papers.paper import Given
 
 MB, GB, MIB, GIB = 1e6, 1e9, 2.0**20, 2.0**30
-# Half of the weights under 2:4, each of 8 bits with a position of two bits: of 8 bits a weight.
+# Under 2:4 half the weights remain, each 8 bits and a position of 2 bits; as a share of INT8's.
 INT8_2_4_SHARE = 0.5 * (8 + 2) / 8
 
 
@@ -14,14 +14,14 @@ def _attention_params(config: ModelConfig) -> float:
 
 
 def _mlp_params(config: ModelConfig) -> float:
-    """Of one MLP, or of one expert."""
+    """Count the parameters of one MLP, or of one expert."""
     return float(sum(m.size // m.count for m in layer_matrices(config, "mlp")))
 
 
 def _attention_mb(given: Given, *, reading: bool) -> float:
-    """Of the matrices that read the residual stream, or of those that do not."""
-    found = layer_matrices(given.config, "attention")
-    size = sum(m.size for m in found if m.reads_stream == reading)
+    """Count the MB of attention matrices that read the residual stream, or that do not."""
+    matrices = layer_matrices(given.config, "attention")
+    size = sum(m.size for m in matrices if m.reads_stream == reading)
     return size * given.config.item_bytes / MB
 
 
@@ -62,18 +62,18 @@ def norms_int8_mb(given: Given) -> float:
 
 
 def compressed_layer_mb(given: Given) -> float:
-    """Weights alone: attention in INT8, the MLP in INT8 and 2:4 with its positions."""
+    """Count the weights alone: attention in INT8, the MLP in INT8 and 2:4 with its positions."""
     return attention_int8_mb(given) + mlp_int8_sparse_mb(given) + norms_int8_mb(given)
 
 
 def printed_activations_mb(given: Given) -> float:
-    """What the printed product comes to: batch x length x width x bytes x 3."""
+    """Work out the printed product, batch x length x width x bytes x 3."""
     work = given.workload
     return 3.0 * work.tokens * given.config.d_model * given.config.item_bytes / MB
 
 
 def printed_layer_mb(given: Given) -> float:
-    """The printed lines added up."""
+    """Add up the printed lines of a layer."""
     one = ("attention QKV weights", "attention output weights", "norm weights", "activations",
            "workspace")  # fmt: skip
     return sum(given.claimed(q, "") for q in one) + 3 * given.claimed("one MLP matrix", "")
@@ -92,7 +92,7 @@ def two_of_four_percent(given: Given) -> float:
 
 
 def sparse_int8_cut_percent(given: Given) -> float:
-    """What 2:4 takes off INT8 weights, positions counted."""
+    """Work out the saving of 2:4 on INT8 weights, with positions counted."""
     return 100 * (1 - INT8_2_4_SHARE)
 
 
@@ -128,7 +128,7 @@ def hbm_used_percent(given: Given) -> float:
 
 
 def hbm_share_claimed_percent(given: Given) -> float:
-    """By the other row's meaning of the column: its share of HBM."""
+    """Return the claimed use of HBM, which is what the other row's column means."""
     return given.claimed("HBM use")
 
 
@@ -137,7 +137,7 @@ def one_expert_matrix_mib(given: Given) -> float:
 
 
 def experts_a_gpu_mib(given: Given) -> float:
-    """One expert of every layer."""
+    """Count the weights of one expert of every layer."""
     c = given.config
     return c.num_layers * _mlp_params(c) * c.item_bytes / MIB
 
@@ -148,12 +148,12 @@ def all_experts_gib(given: Given) -> float:
 
 
 def all_layers_gib(given: Given) -> float:
-    """Experts, routers, attention and norms of all layers."""
+    """Count the weights of all layers: experts, routers, attention and norms."""
     return given.config.num_layers * given.config.layer_params * given.config.item_bytes / GIB
 
 
 def experts_of_a_layer_a_gpu(given: Given) -> float:
-    """A stage holds whole layers: all their experts over the GPUs of the stage."""
+    """Count a layer's experts per GPU: a stage holds whole layers, with experts over its GPUs."""
     from parallax.strategies import build
 
     stage = build(given.claim.strategy).mesh["tensor"]
@@ -161,7 +161,7 @@ def experts_of_a_layer_a_gpu(given: Given) -> float:
 
 
 def weights_divided_by(given: Given) -> float:
-    """Matrices and tables are split over all devices, norms are not."""
+    """Work out the weights over those per device: matrices and tables are split, norms are not."""
     total = given.config.num_params
     norms = (2 * given.config.num_layers + 1) * given.config.d_model
     return total / ((total - norms) / given.cluster.devices + norms)

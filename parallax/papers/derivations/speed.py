@@ -1,4 +1,4 @@
-"""Speeds, and what papers compute from them: improvements, TPOT, energy, scaling."""
+"""The derivations of papers' speeds, improvements, TPOT, energy and scaling."""
 
 from parallax.models.config import ModelConfig
 from parallax.models.parameters import layer_matrices
@@ -10,7 +10,7 @@ def _baseline(given: Given) -> str:
 
 
 def _change(given: Given, quantity: str) -> tuple[float, float]:
-    """(the baseline's, this strategy's) claimed figure."""
+    """Return the claimed figures of the baseline and of this strategy."""
     return given.claimed(quantity, _baseline(given)), given.claimed(quantity)
 
 
@@ -45,36 +45,36 @@ def tpot_ratio(given: Given) -> float:
 
 
 def inverse_tps_ms(given: Given) -> float:
-    """1/TPS in milliseconds."""
+    """Return 1/TPS in milliseconds."""
     return 1e3 / given.claimed("TPS")
 
 
 def most_overhead_ms(given: Given) -> float:
-    """Each device has one second a second for all of its tokens' overhead."""
+    """Work out the most overhead per token: each device has one second per second for it."""
     return 1e3 * given.cluster.devices / given.claimed("TPS")
 
 
 def active_matrix_params(config: ModelConfig) -> float:
-    """Parameters of the matrices that one token passes in all layers; no tables."""
+    """Count the parameters of the matrices that one token passes in all layers, without tables."""
     return config.num_layers * sum(m.flops_per_token for m in layer_matrices(config)) // 2
 
 
 def prompt_flops_a_token(config: ModelConfig, seq_len: int) -> float:
-    """FLOPs of one prompt token, masked pairs of a causal model left out."""
+    """Count the FLOPs per prompt token, masked pairs of a causal model left out."""
     seen = (seq_len + 1) / 2 if config.causal else seq_len
     attention = 4.0 * seen * config.num_heads * config.head_dim * config.num_layers
     return 2.0 * active_matrix_params(config) + attention
 
 
 def compute_utilisation_percent(given: Given) -> float:
-    """Share of peak that the claimed throughput needs, read as prompt tokens."""
+    """Work out the share of peak FLOP/s that the claimed TPS needs, read as prompt tokens."""
     needed = prompt_flops_a_token(given.config, given.workload.seq_len) * given.claimed("TPS")
     peak = given.cluster.devices * given.cluster.gpu.peak_flops(given.config.dtype)
     return 100 * needed / peak
 
 
 def _of_other_paper(given: Given, name: str) -> float:
-    """Its throughput of the same strategy, at equal FLOP/s on this paper's model."""
+    """Work out another paper's TPS of the same strategy, at equal FLOP/s on this paper's model."""
     from parallax.papers import paper
 
     other = paper(name)
@@ -100,7 +100,7 @@ def tps_as_compressed_layerwise(given: Given) -> float:
 
 
 def tps_of_equal_stages(given: Given) -> float:
-    """One layer a device: a stage takes as long at any depth, so throughput stays."""
+    """Return the same TPS: at one layer per device a stage takes as long at any depth."""
     return given.claimed("TPS")
 
 
@@ -127,5 +127,5 @@ def energy_gain_percent(given: Given) -> float:
 
 
 def lost_after_placing_again_percent(given: Given) -> float:
-    """With no spare one device holds two layers, and every step waits for it."""
+    """Work out the loss without a spare: every step waits for the device that holds two layers."""
     return 50.0
