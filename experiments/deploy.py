@@ -112,7 +112,9 @@ class Flags(Command):
         "Numbers of devices to lose, one per run, separated by commas. Unset: drawn at random.",
         "whole list",
     )
-    losses: int = option(0, "Runs that lose a device at a random moment.", "whole", at_least=0)
+    losses: int = option(
+        0, "Number of runs that lose a device at a random time.", "whole", at_least=0
+    )
     switches: int = option(
         0,
         "Number of switches of layers to --stronger and back while requests run, once with the "

@@ -1,4 +1,4 @@
-"""How much of a program's communication is scheduled beside matrix products.
+"""The split of a program's communication by the matrix products scheduled beside it.
 
 These are facts of the compiled program only: "async, GEMMs between" does not say how much of a
 transfer is hidden.

@@ -10,7 +10,7 @@ Status = Literal["good", "bad", "plain"]
 
 @dataclass(frozen=True)
 class Cell:
-    """What one strategy shows for one fact."""
+    """The text of one fact for one strategy, with its status."""
 
     text: str
     status: Status = "plain"
