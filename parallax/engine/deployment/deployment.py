@@ -203,9 +203,7 @@ class Deployment:
                 self._recover(lost)
 
     def lose(self, device: int) -> None:
-        """Simulate the loss of a device: delete its buffers and refuse later reads.
-
-        The loss is noticed when the device is used next.
+        """Simulate the loss of a device: its next use finds the buffers deleted and is refused.
 
         Raises:
           ValueError: there is no such device, or it is lost already.
@@ -213,9 +211,7 @@ class Deployment:
         self._memory(device).lose()
 
     def repair(self, device: int) -> None:
-        """Take back a lost device, empty: as a spare where one is missing, else with layers again.
-
-        This is for between calls of `generate`.
+        """Take back a lost device between calls, empty: as a missing spare, else with layers.
 
         Raises:
           ValueError: there is no such device, or it is not lost.
