@@ -1,7 +1,7 @@
-"""parallax: which way of splitting a model is right, known before the GPUs are rented.
+"""parallax: find out which way of splitting a model is right before you rent the GPUs.
 
-parallax EXPERIMENT [--flags]        run one; parallax EXPERIMENT --help teaches it
-parallax list KIND                   models, strategies, clusters or papers
+parallax EXPERIMENT [--flags]        run an experiment; parallax EXPERIMENT --help explains it
+parallax list KIND                   list models, strategies, clusters or papers
 """
 
 import sys
@@ -11,23 +11,23 @@ from parallax.experiments.listing import KINDS, listing
 EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
-    "regimes": "where layer-wise deployment wins, and where not",
+    "regimes": "where layer-wise deployment wins, and where it does not",
     "pairs": "which of two strategies is faster on the devices here, by paired runs",
     "calibrate": "fit the cost model to the GPU at hand",
-    "bench_kernels": "our GPU kernels beside others, on the GPU at hand",
+    "bench_kernels": "our GPU kernels against baselines, on the GPU at hand",
     "l2_residency": "what stays in the GPU's L2 cache between two steps, measured",
-    "inspect": "any compiled program's text: what it sends, how long it should take",
-    "claims": "every figure of the papers: what it comes to, what the machine allows",
-    "compress_quality": "what fewer bits a weight cost a model trained here, measured",
+    "inspect": "any compiled program, from its text: what it sends, how long it should take",
+    "claims": "every figure of the papers, derived again and held against the machine's limits",
+    "compress_quality": "what quantization and sparsity cost a model trained here, measured",
     "generate": "continue prompts with a published model, under any strategy",
-    "compress": "a model's weights in fewer bits, stored so and run under any strategy",
-    "deploy": "layer by layer on a chain of devices that survives the loss of one",
-    "train": "train, stop, and go on under another strategy",
+    "compress": "quantize and sparsify a model's weights, to run under any strategy",
+    "deploy": "serve layer by layer on a chain of devices that survives the loss of one",
+    "train": "train, stop, and resume under another strategy",
 }
 
 
 def usage() -> str:
-    """What there is, with the first command to type."""
+    """Return the list of experiments, with the first command to type."""
     lines = [(__doc__ or "").strip(), "", "Experiments:"]
     lines += [f"  {name:<18}{what}" for name, what in EXPERIMENTS.items()]
     lines += [f"  {'list':<18}{', '.join(KINDS)}", "", "First: parallax compare --paper=ring_sp"]
@@ -35,7 +35,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `parallax` command; exits with the experiment's status."""
+    """Run the `parallax` command and exit with the experiment's status."""
     arguments = (sys.argv if argv is None else argv)[1:]
     try:
         from parallax.experiments.output import quietly

@@ -1,18 +1,18 @@
-"""Bench_kernels: our kernels beside their peers', on the GPU at hand; or their machine code.
+"""Time our GPU kernels against their baselines on the GPU at hand, or only compile them.
 
   parallax bench_kernels --out=out                          on a Hopper GPU
   parallax bench_kernels --operations=ring_attention
   parallax bench_kernels --compile_only                     no GPU: registers, shared memory, spills
 
-Each baseline is checked against float64 first, then timed a call at a time. The ceilings are a
-product of 8192 x 8192 bfloat16 matrices and a copy of 4 GB in the same run.
+Every implementation is first checked against float64, then timed one call at a time. The ceilings
+are a product of 8192 x 8192 bfloat16 matrices and a copy of 4 GB, timed in the same run.
 
-Hardware: one NVIDIA Hopper GPU, on which nothing else should run; none with --compile_only, which
-needs the `aot` extra.
-Result: a table, and out/kernels.json with medians, spreads, errors and versions, written after each
-case: a run that is stopped loses one. What makes a kernel validated is benchmarks/gpu_minutes.py.
-With --compile_only commit it as benchmarks/compiled/kernels.json and run
-`python -m parallax.studies.kernels.page`.
+Hardware: one NVIDIA Hopper GPU on which nothing else runs; no GPU with --compile_only, which needs
+the `aot` extra.
+Result: a table, and out/kernels.json with medians, spreads, errors and versions. The file is
+written after each case, so a run that is stopped loses at most one. This does not validate a
+kernel: benchmarks/gpu_minutes.py does. With --compile_only, commit the file as
+benchmarks/compiled/kernels.json and run `python -m parallax.studies.kernels.page`.
 Exit status: 0 ok; 2 no GPU, or bad input.
 """
 
@@ -36,16 +36,18 @@ class Flags(Command):
     """The flags of this command."""
 
     operations: tuple[str, ...] | None = option(
-        None, "Kernels, by commas, as docs/generated/kernels.md names them. Unset: all.", "list"
+        None,
+        "Kernels, separated by commas, as docs/generated/kernels.md names them. Unset: all.",
+        "list",
     )
     compile_only: bool = option(
-        False, "Compile what ships for the H100 with no GPU, and time nothing.", "switch"
+        False, "Compile the shipped kernels for the H100 without a GPU, and time nothing.", "switch"
     )
     out: str = shared.out("Folder for kernels.json.")
 
 
 def main(flags: Flags) -> int:
-    """Times, or compiles, all cases of the operations asked for."""
+    """Time, or compile, all cases of the operations asked for."""
     check_writable(flags.out)
     names = list(flags.operations or OPERATIONS)
     for name in names:
@@ -84,18 +86,18 @@ def _compile(names: list[str]) -> dict:
     from parallax.lenses.machine_code import compile_operations
 
     with ProgressLines() as progress:
-        found = run_in_child(
+        compiled = run_in_child(
             compile_operations, names, environment=compile_environment(), on_progress=progress
         )
     rows = []
-    for operation, case, code in found:
+    for operation, case, code in compiled:
         wgmma = {"wgmma": len(code.products)}
         row = {"operation": operation, "case": case} | asdict(code) | wgmma
         del row["products"], row["assembler"]
         rows.append(row)
         print(compiled_line(row))
     assemblers = ", ".join(
-        sorted({f"{code.assembler.version} ({code.assembler.source})" for _, _, code in found})
+        sorted({f"{code.assembler.version} ({code.assembler.source})" for _, _, code in compiled})
     )
     return {
         "versions": installed_versions("jax", "jax-cuda12-plugin") | {"assembler": assemblers},
@@ -104,7 +106,7 @@ def _compile(names: list[str]) -> dict:
 
 
 def timed_line(row: dict, best_peer_s: float | None) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     start = f"{row['operation']:<23} {row['case']:<52} {row['implementation']:<24} "
     if row["median_s"] is None:
         return f"{start}not run: {row['why_not']}"
@@ -117,14 +119,14 @@ def timed_line(row: dict, best_peer_s: float | None) -> str:
 
 
 def rate(row: dict) -> str:
-    """In what the case is bound by: TFLOP/s, or GB/s of the least bytes."""
+    """Return the rate of what bounds the case: TFLOP/s, or GB/s of the minimum bytes."""
     if row["bound_by"] == "bytes":
         return f"{row['gb_per_s']:.0f} GB/s"
     return f"{row['tflops']:.0f} TFLOP/s"
 
 
 def compiled_line(row: dict) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     spilled = row["stack_bytes"] + row["spill_store_bytes"] + row["spill_load_bytes"]
     roles = f", then {'/'.join(map(str, row['registers']))}" if row["registers"] else ""
     return (

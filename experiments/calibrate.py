@@ -1,15 +1,16 @@
-"""Calibrate: measure the GPU at hand and fit the cost model's constants to it.
+"""Measure the GPU at hand and fit the cost model's constants to it.
 
   parallax calibrate --out=out
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --rates=out/rates.json
   parallax compare --paper=ring_sp --rates=out/rates.json
 
-About 40 matrix products, 10 attentions, copies, working sets around the L2 cache's size, launches,
-collectives where there are several GPUs, and power where NVML is there (pip install nvidia-ml-py).
+It measures about 40 matrix products, 10 attentions, copies, working sets around the size of the L2
+cache, kernel launches, collectives if there are several GPUs, and power if NVML is installed (pip
+install nvidia-ml-py). Some shapes are held out of the fit, to state the error of the constants.
 
-Hardware: one or more GPUs of a kind the cost model knows; nothing else should run on them.
-Result: out/rates.json, for --rates of the other experiments, with the error on shapes that were not
-fitted; out/measured.json, every time. At most five minutes.
+Hardware: one or more GPUs of a kind that the cost model knows; nothing else should run on them.
+Result: out/rates.json, to pass as --rates to the other experiments, and out/measured.json with
+every measurement; the errors on held-out shapes are printed. At most five minutes.
 Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 
@@ -33,15 +34,15 @@ class Flags(Command):
 
 
 def main(flags: Flags) -> int:
-    """Calibrates on the devices at hand."""
+    """Calibrate on the devices at hand."""
     check_writable(flags.out)
     with ProgressLines() as progress:
-        found = calibrate(on_progress=progress)
-    for term, (rows, median, p90) in found.held_out.items():
+        calibration = calibrate(on_progress=progress)
+    for term, (rows, median, p90) in calibration.held_out.items():
         print(f"{term}: {rows} held out, median {100 * median:.1f} %, p90 {100 * p90:.1f} %")
-    record = encode(found.measured) | {"held_out": found.held_out}
+    record = encode(calibration.measured) | {"held_out": calibration.held_out}
     files = {
-        "rates.json": json.dumps(found.rates.to_dict(), indent=1) + "\n",
+        "rates.json": json.dumps(calibration.rates.to_dict(), indent=1) + "\n",
         "measured.json": json.dumps(record, indent=1) + "\n",
     }
     written = save_files(flags.out, files)

@@ -1,4 +1,4 @@
-"""Audit the papers' claims: every figure they print, what it comes to, and what the machine allows.
+"""Audit every figure that the papers print: derive it again and compare it with the hardware.
 
   parallax claims
   parallax claims --paper=ring_sp
@@ -8,20 +8,20 @@
   parallax claims --json=claims.json
 
 Verdicts:
-  consistent                   derived to the printed precision, or within its bound
-  rounding                     one unit of the last digit off
+  consistent                   agrees to the printed precision, or lies within its bound
+  rounding                     off by one unit of the last digit
   arithmetic error             a printed operation gives another result
-  beyond the physical bound    more than peak FLOP/s, HBM and links allow, however it is read
-  contradicts another claim    the paper's other figures, or another paper's, imply something else
-  modelled, off by             possible, but not what the cost model says
+  beyond the physical bound    more than peak FLOP/s, HBM and links allow, in every reading
+  contradicts another claim    other figures, of this paper or another, imply a different one
+  modelled, off by             possible, but differs from the cost model by that factor
   not derivable from the text  nothing printed says where it comes from
 
-A TPS is read as prompt tokens over one pass, and as one new token of every sequence over a step; a
-TPOT as 1/TPS, as 1/TPS in us printed as ms, as overhead a token, and as the time per output token
-of a request.
+A TPS is read in two ways: prompt tokens per second of one pass, and new tokens per second, one for
+every sequence in each step. A TPOT is read in four: as 1/TPS, as 1/TPS in us printed as ms, as
+overhead per token, and as the time per output token of a request.
 
 Hardware: any laptop; nothing is compiled. A few seconds.
-Result: a table a paper and counts of verdicts; DIR/claims.json and DIR/claims.md under --out.
+Result: one table per paper and counts of verdicts; claims.json and claims.md in the folder --out.
 Exit status: 0 whatever the verdicts are; 2 bad input.
 """
 
@@ -46,7 +46,7 @@ from parallax.studies.claims_page import audit_json, audit_markdown, audit_table
 
 WIDTH = 116
 ALL = "all"
-DEVICES = 16  # of every paper
+DEVICES = 16  # every paper uses this many
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,25 @@ class Flags(Command):
     """The flags of this command."""
 
     paper: str | None = option(None, "A paper (`parallax list papers`), or all. Unset: all.")
-    cluster: str | None = shared.cluster("each paper's own", "What the figures are held against")
+    cluster: str | None = shared.cluster("each paper's own", "What the figures are compared with")
     rates: str | None = shared.rates()
     out: str = shared.out("Folder for claims.json and claims.md.")
     json: str | None = shared.json_file()
 
 
 def main(flags: Flags) -> int:
-    """Audits what the flags ask for."""
+    """Audit the papers that the flags ask for."""
     name = flags.paper
     chosen = dict(PAPERS) if name in (None, ALL) else {name: paper(name)}
-    where = None if flags.cluster is None else _cluster(flags.cluster)
+    asked = None if flags.cluster is None else _cluster(flags.cluster)
     check_writable(flags.out)
     check_file(flags.json)
     audits, constants = {}, {}
     for n, p in chosen.items():
-        on = where or cluster(p.cluster)
+        on = asked or cluster(p.cluster)
         constants[n] = resolve_rates(flags.rates, on)
-        audits[n] = audit(p, closed_form_on(on, constants[n]), on=where)
-    record = json.dumps(_record(audits, where, constants), indent=1) + "\n"
+        audits[n] = audit(p, closed_form_on(on, constants[n]), on=asked)
+    record = json.dumps(_record(audits, asked, constants), indent=1) + "\n"
     files = {"claims.json": record, "claims.md": audit_markdown(audits, chosen)}
     written = save_files(flags.out, files)
     if flags.json is not None:
@@ -83,13 +83,13 @@ def main(flags: Flags) -> int:
 
 
 def _record(
-    audits: dict[str, tuple[Audited, ...]], where: Cluster | None, rates: dict[str, Rates | None]
+    audits: dict[str, tuple[Audited, ...]], asked: Cluster | None, rates: dict[str, Rates | None]
 ) -> dict:
     return {
         "schema_version": 1,
         "papers": {
             name: {
-                "cluster": PAPERS[name].cluster if where is None else where.name,
+                "cluster": PAPERS[name].cluster if asked is None else asked.name,
                 "rates": (r := rates[name]) and f"{r.name} {r.version}",
                 "figures": audit_json(audited),
                 "setup_lines": [s.line for s in PAPERS[name].setup],
@@ -100,10 +100,10 @@ def _record(
 
 
 def _cluster(name: str) -> Cluster:
-    found = cluster(name)
-    if found.devices != DEVICES:
+    asked = cluster(name)
+    if asked.devices != DEVICES:
         raise ValueError(
-            f"--cluster={name} has {found.devices} GPUs; the papers' figures are about {DEVICES}. "
+            f"--cluster={name} has {asked.devices} GPUs; the papers' figures are about {DEVICES}. "
             "Use one of that size, such as h100_nvl16."
         )
-    return found
+    return asked

@@ -12,8 +12,12 @@
   parallax compare --paper=ring_sp --rates=out/rates.json
   parallax compare --from_report=out/report.json --cluster=h200_2x8
 
-Hardware: any Linux laptop, no GPU. verify runs the small model on 16 virtual CPU devices; compile
-makes the real CUDA program of the full-size one (needs the `aot` extra).
+Four lenses look at the same program. verify runs a small model on 16 virtual CPU devices and
+compares logits and gradients with the unsharded model. compile builds the CUDA program of the
+full-size model, and reads memory and every collective off it (needs the `aot` extra). predict
+estimates its time and energy. measure times it on the devices at hand, if --lenses names it.
+
+Hardware: any Linux laptop, no GPU.
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
 Exit status: 0 ok; 1 a strategy is not exact, does not fit, sends other bytes than its closed form,
 or cannot run while others do; 2 bad input, or no strategy that can run.
@@ -33,7 +37,7 @@ from parallax.requests.compare import CompareRequest
 from parallax.requests.option import nested, option
 
 WIDTH = 100
-ALL = "all"  # of --paper: every paper on one page
+ALL = "all"  # as --paper: every paper on one page
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,16 @@ class Flags(Command):
     out: str = shared.out("Folder for report.json and report.html.")
     from_report: str | None = option(
         None,
-        "A report.json whose request runs again. Other flags that are given replace what it "
+        "A report.json whose request is run again. Flags that are given beside it replace what it "
         "asked for.",
     )
 
     def check(self) -> None:
-        """The request is checked once it is known, see `_request`."""
+        """Leave the check to `_request`, which knows the whole request."""
 
 
 def main(flags: Flags) -> int:
-    """Runs the comparison that the flags ask for."""
+    """Run the comparison that the flags ask for."""
     check_writable(flags.out)
     request = _request(flags)
     if request.paper == ALL:
@@ -70,7 +74,7 @@ def main(flags: Flags) -> int:
 
 
 def _all_papers(request: CompareRequest, out: str) -> int:
-    """One page of all papers, and each one's report in a folder of its own."""
+    """Show all papers on one page, and save each one's report in a folder of its own."""
     with ProgressLines() as progress:
         reports = run_papers(request, on_progress=progress)
     for report in reports:
@@ -82,7 +86,7 @@ def _all_papers(request: CompareRequest, out: str) -> int:
 
 
 def _request(flags: Flags) -> CompareRequest:
-    """The flags' request, or a report's with the flags that are given beside it."""
+    """Return the request of the flags, or that of a report with the given flags applied."""
     if {"strategy", "strategies"} <= flags.given:
         raise ValueError("--strategy and --strategies are both given. Use one of them.")
     request, given = flags.request, flags.given

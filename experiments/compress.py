@@ -1,4 +1,4 @@
-"""Compress a model: INT8, grouped INT4, N:M sparsity; stored small, run under any strategy.
+"""Compress a model's weights by INT8, grouped INT4 and N:M sparsity, to run under any strategy.
 
   parallax compress --model=FOLDER --compression=int8 --out=FOLDER-int8
   parallax compress --model=FOLDER --compression=int8,int8+2:4 --out=small
@@ -6,18 +6,20 @@
   parallax compress --model=FOLDER --budget=0.3x --out=mildest
   parallax generate --model=small --strategy=tensor_pipeline --virtual --prompt="Hello"
 
-Formats: DTYPE[/GROUP][+N:M]. int8: one scale an output channel (W8A16). w8a8: activations too, one
-scale a token. int4: a scale every 128 inputs, int4/64 every 64. +2:4 keeps the two largest of four.
-One format, or attention's and the MLP's joined by a comma; tables, norms, biases and routers stay.
---layer_formats gives some layers others; --budget chooses every layer's, the least damage under so
-many bytes of matrices, 40MB or 0.3x of the dense ones. That damage is a proxy: squared errors of
-weights, added up; no text is run. A folder of layers in different formats runs under parallax
-deploy alone.
+A format is DTYPE[/GROUP][+N:M]. int8 has one scale per output channel (W8A16); w8a8 quantizes
+activations too, with one scale per token; int4 has one scale per 128 inputs, int4/64 one per 64.
++2:4 keeps the two largest of every four weights. --compression takes one format, or those of
+attention and MLP joined by a comma; tables, norms, biases and routers stay as they are.
+--layer_formats overrides the formats of some layers. --budget chooses a mixed-precision assignment:
+the formats with the least predicted damage whose matrices take at most that many bytes, such as
+40MB, or that share of the dense bytes, such as 0.3x. The damage is a proxy, the sum of squared
+relative errors of the weights; no text is run. Only parallax deploy runs a folder whose layers have
+different formats.
 
-Hardware: one device (the CPU will do) that holds the dense and the compressed weights.
-Result: a folder of safetensors, a file a layer, beside the tokenizer's; a table of bytes and of the
-weights' own error, and one of each block's output error on random inputs, measured. What it costs
-the model: parallax compress_quality.
+Hardware: one device (the CPU will do) that can hold the dense and the compressed weights.
+Result: a folder of safetensors, one file per layer, with the tokenizer's files; a table of bytes
+and of the weights' errors, and one of each block's output error on random inputs, both measured.
+To measure what a format costs a model, see parallax compress_quality.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -51,14 +53,14 @@ class Flags(Command):
     budget: str | None = option(
         None,
         "In place of formats: bytes of all layers' matrices such as 40MB, or a share of their "
-        "dense bytes such as 0.3x. The mildest formats of each layer under it are chosen, by a "
-        "proxy: squared relative errors of weights, added up.",
+        "dense bytes such as 0.3x. Each layer gets formats so that a proxy of the damage is least: "
+        "the sum of squared relative errors of the weights.",
     )
-    out: str = shared.out("Folder for what is written; it must not be there yet.")
+    out: str = shared.out("Folder to create; it must not exist yet.")
 
 
 def main(flags: Flags) -> int:
-    """Compresses what the flags ask for."""
+    """Compress the model that the flags name."""
     budget = flags.budget
     if not flags.given & {"compression", "layer_formats", "budget"}:
         raise ValueError(
@@ -76,10 +78,10 @@ def main(flags: Flags) -> int:
 
 
 def kept(flags: Flags) -> str:
-    """What an interrupted run leaves: the folder appears when it is complete."""
+    """Return what an interrupted run leaves: the folder appears only once it is complete."""
     out = Path(flags.out)
     partial = out.with_name(f".{out.name}.partial")
-    rest = f"; {partial} is a part of it, which the next run replaces" if partial.is_dir() else ""
+    rest = f"; {partial} is a partial one, which the next run replaces" if partial.is_dir() else ""
     return f"{out} was not made{rest}"
 
 
@@ -94,11 +96,11 @@ def _show(done: CompressedFolder, budget: str | None) -> None:
     if budget is not None:
         total = sum(layer.damage or 0.0 for layer in done.layers)
         print(
-            f"predicted damage: {total:.3g} in all, squared relative errors of weights added up. A "
-            "proxy that runs no text"
+            f"predicted damage: {total:.3g} in total, the sum of squared relative errors of "
+            "weights: a proxy that runs no text"
         )
     if done.config.compression is None:
-        print("layers have different formats: parallax deploy runs this folder")
+        print("layers have different formats: only parallax deploy runs this folder")
     print(f"written: {done.folder}")
 
 
@@ -137,7 +139,7 @@ def _table(heads: tuple[str, ...], words: int) -> Table:
 
 
 def _numbers(layers: tuple[int, ...]) -> str:
-    """0-3,5 of 0, 1, 2, 3, 5."""
+    """Return layer numbers as ranges: 0, 1, 2, 3, 5 is 0-3,5."""
     runs: list[list[int]] = []
     for n in layers:
         if runs and runs[-1][1] == n - 1:

@@ -1,4 +1,4 @@
-"""Compress quality: what fewer bits a weight cost a model that is trained here, measured.
+"""Measure what quantization and sparsity cost a small model that is trained here.
 
   parallax compress_quality
   parallax compress_quality --data=FILE,FILE --train_steps=3000
@@ -6,11 +6,11 @@
 
 Trains a small byte-level model on real text (Python's own language reference, 0.4 MB of English
 that ships with it, or FILEs), then stores its matrices as INT8, INT4, 2:4 sparse and combined, as
-they are and after a short tuning through the format. Measures perplexity of held-out text and a
-task (which of four continuations is the text's own) with 95 % intervals paired with float16, the
-error of every matrix, steps to a loss of dense against compressed training, and the mildest mix of
-formats under a byte budget. A model this small neither confirms nor refutes a figure for a large
-one.
+they are and after a short tuning through the format. Measures the perplexity of held-out text and
+a task (which of four continuations is the text's own), with 95 % intervals paired with float16; the
+error of every matrix; the steps to a common loss of dense and compressed training; and the
+mixed-precision assignment with the least predicted damage under a byte budget. A model this small
+neither confirms nor refutes a figure for a large one.
 
 Hardware: any laptop, no GPU. About twenty minutes on one core.
 Result: tables; out/compress_quality.json, which `load_record` of
@@ -40,15 +40,17 @@ class Flags(Command):
     """The flags of this command."""
 
     data: tuple[str, ...] | None = option(
-        None, "Text files to train on, by commas. Unset: Python's language reference.", "list"
+        None,
+        "Text files to train on, separated by commas. Unset: Python's language reference.",
+        "list",
     )
     train_steps: int = option(
-        1500, "Steps of 1024 bytes that the small model is trained for.", "whole", unit="steps",
+        1500, "Training steps of the small model, 1024 bytes each.", "whole", unit="steps",
         at_least=1,
     )  # fmt: skip
     tune_steps: int = option(
-        80, "Steps more through each format; 0: formats are measured as trained only.", "whole",
-        unit="steps", at_least=0,
+        80, "Further steps through each format; 0: formats are measured without tuning only.",
+        "whole", unit="steps", at_least=0,
     )  # fmt: skip
     race_steps: int = option(
         300,
@@ -56,24 +58,24 @@ class Flags(Command):
         "whole", unit="steps", at_least=0,
     )  # fmt: skip
     race_seeds: int = option(
-        3, "Pairs of runs, each from other random weights.", "whole", at_least=0
+        3, "Pairs of runs, each from different random weights.", "whole", at_least=0
     )
     budget_share: float = option(
         0.12,
-        "Of the float16 bytes of the model's layers: the mildest mix of formats under it is "
-        "searched.",
+        "The byte budget of the mixed-precision assignment, as a share of the float16 bytes of the "
+        "model's layers.",
         "number",
     )
     seed: int = shared.seed()
     out: str = shared.out("Folder for compress_quality.json and compress_quality.html.")
 
     def unused(self) -> dict[str, str]:
-        """Pairs of runs, where none race."""
+        """Return the number of pairs as unused where there is no race."""
         return {} if self.race_steps else {"race_seeds": "race_steps is 0: there is no race"}
 
 
 def main(flags: Flags) -> int:
-    """Measures what the flags ask for."""
+    """Train the model and measure what the flags ask for."""
     from parallax.studies.quality import Settings, measure
     from parallax.studies.quality.tables import record_page, record_table
 
@@ -94,6 +96,6 @@ def main(flags: Flags) -> int:
 
 
 def _command() -> str:
-    """As typed, without where results go."""
+    """Return the command as typed, without the folder of results."""
     given = [a for a in sys.argv[2:] if not a.startswith(("--out", "-out"))]
     return shlex.join(["parallax", "compress_quality", *given])

@@ -1,4 +1,4 @@
-"""Deploy a model layer by layer, lose devices while it serves, and see whether a token changes.
+"""Serve a model layer by layer, lose devices meanwhile, and check whether any token changes.
 
   parallax deploy --model=compressed_layerwise --small --virtual --spares=1 --losses=20
   parallax deploy --model=compressed_layerwise --small --virtual --losses=20 --switches=100
@@ -7,17 +7,17 @@
   parallax deploy --model=COMPRESSED_FOLDER --devices=4 --virtual --losses=20
   parallax deploy --model=FOLDER --device_budget=40MB --rule=greedy --devices=8 --virtual
 
-Each device holds a contiguous group of layers and runs its own program; every layer may have its
-own formats; a folder of parallax compress keeps those it has. A loss is simulated: the device's
-buffers are deleted and reads refused. With a spare its group moves there, without one layers are
-placed again; lost keys and values are computed again from the tokens so far. In float64 that
-changes no token; in lower precision near-ties may fall otherwise, since they are computed again in
-one pass. A switch takes a layer to formats prepared beforehand, and back.
+Each device holds a contiguous group of layers and runs its own program. Every layer may have its
+own formats; a folder that parallax compress wrote keeps its own. A loss is simulated: the device's
+buffers are deleted and reads are refused. If there is a spare, the lost group moves there;
+otherwise all layers are placed again. Lost keys and values are recomputed from the tokens so far,
+in one pass. In float64 that changes no token; in lower precision near-ties may be decided
+differently. A switch takes a layer to formats prepared beforehand, and back.
 
-Hardware: the devices at hand; with --virtual, virtual CPU devices: one a layer (16 at most) and the
-spares, or --devices. On the CPU the dtype is float64 unless --dtype says otherwise.
-Result: the layout, time to resume by part, time to switch, each beside a modelled H100 at the
-paper's full size; bytes moved and tokens computed again; out/deploy.json.
+Hardware: the devices at hand; with --virtual, virtual CPU devices: one per layer (16 at most) and
+the spares, or --devices. On the CPU the dtype is float64 unless --dtype says otherwise.
+Result: the layout, the parts of the time to resume and the time to switch, each beside a modelled
+H100 at the paper's full size; bytes moved and tokens recomputed; out/deploy.json.
 Exit status: 0 ok; 1 a request was lost or a token changed; 2 bad input.
 """
 
@@ -78,22 +78,22 @@ class Flags(Command):
     )
     devices: int | None = option(
         None,
-        "Devices in all, spares included. Unset: all, or with --virtual one a layer (16 at most) "
-        "and the spares.",
+        "Number of devices, spares included. Unset: all, or with --virtual one per layer (16 at "
+        "most) and the spares.",
         "whole", at_least=1,
     )  # fmt: skip
     spares: int = option(
-        0, "Of the devices, so many wait until another is lost.", "whole", at_least=0
+        0, "How many of the devices wait until another one is lost.", "whole", at_least=0
     )
     device_budget: str | None = option(
         None,
-        "Bytes of weights, keys, values that a device may hold: l2, smem, l2+smem (of an H100) or "
-        "bytes such as 50MB. Unset: no limit.",
+        "Bytes of weights, keys and values that a device may hold: l2, smem, l2+smem (of an H100) "
+        "or a number such as 50MB. Unset: no limit.",
     )
     rule: Rule = option(
         "optimal",
-        "How layers are placed: the least slowest group, or the papers' rule, a device takes "
-        "layers as long as they fit.",
+        "How layers are placed: optimal makes the slowest group as fast as possible; greedy is the "
+        "papers' rule, a device takes layers as long as they fit.",
         "choice",
         choices=("optimal", "greedy"),
     )
@@ -104,25 +104,27 @@ class Flags(Command):
         "Formats that --switches and --pressure take layers to: one, or attention's and the MLP's.",
     )
     microbatches: int = option(
-        1, "Pieces of the batch: while one is on a device, the next is on the device before.",
+        1, "Pieces of the batch: while one is on a device, the next is on the previous device.",
         "whole", at_least=1,
     )  # fmt: skip
     lose: tuple[int, ...] = option(
         (),
-        "Numbers of devices to lose, one a run, separated by commas. Unset: --losses draws them.",
+        "Numbers of devices to lose, one per run, separated by commas. Unset: drawn at random.",
         "whole list",
     )
-    losses: int = option(0, "Runs that lose a device at a random moment.", "whole", at_least=0)
+    losses: int = option(
+        0, "Number of runs that lose a device at a random time.", "whole", at_least=0
+    )
     switches: int = option(
         0,
-        "Switches of layers to --stronger and back while requests run; so many prepared on "
-        "devices, and as many on the host.",
+        "Number of switches of layers to --stronger and back while requests run, once with the "
+        "layers prepared on devices and once on the host.",
         "whole", at_least=0,
     )  # fmt: skip
     pressure: bool = option(
         False,
-        "Also a run whose growing keys and values outgrow a (modelled) cache half way: layers "
-        "switch to --stronger by themselves.",
+        "Adds a run whose keys and values outgrow a (modelled) cache half way: layers switch to "
+        "--stronger automatically.",
         "switch",
     )
     seed: int = shared.seed()
@@ -132,17 +134,17 @@ class Flags(Command):
     out: str = shared.out("Folder for deploy.json.")
 
     def unused(self) -> dict[str, str]:
-        """What losses and switches are made with, where there are none."""
-        found = {}
+        """Return the flags of losses and switches that are unused, where there are none."""
+        unused = {}
         if not (self.switches or self.pressure):
-            found["stronger"] = "neither switches nor pressure takes a layer to it"
+            unused["stronger"] = "neither switches nor pressure takes a layer to it"
         if not (self.losses or self.lose):
-            found["seed"] = "no losses whose moments it would draw"
-        return found
+            unused["seed"] = "no losses whose times it would draw"
+        return unused
 
 
 def main(flags: Flags) -> int:
-    """Deploys what the flags ask for."""
+    """Run the deployment that the flags ask for."""
     check_writable(flags.out)
     budget = _budget(flags.device_budget)
     dtype = _use_devices(flags)
@@ -188,7 +190,7 @@ def main(flags: Flags) -> int:
 
 
 def _use_devices(flags: Flags) -> DType | None:
-    """Virtual ones where asked for; the dtype to run in."""
+    """Set up virtual devices if asked for; return the dtype to run in."""
     import jax
 
     from parallax.engine.deployment.deploying import deployed_model
@@ -221,25 +223,25 @@ def _grids(data: dict[str, Any]) -> Iterator[DataTable]:
     if times := data["losses"]["times"]:
         rows = []
         for name, row in times.items():
-            priced = modelled["losses"].get(name)
-            there = _ms(priced, "p50", "max") if priced else ["", ""]
+            estimate = modelled["losses"].get(name)
+            there = _ms(estimate, "p50", "max") if estimate else ["", ""]
             rows.append(_row(name.removesuffix("_s"), *_ms(row, *_SPREAD), *there))
         yield DataTable(
             f"time to resume, ms ({len(trials)} simulated losses)", _RESUME, tuple(rows)
         )
         moved = tuple(map(_moved_row, trials))
-        yield DataTable("moved and computed again, each loss", _MOVED, moved)
+        yield DataTable("moved and recomputed in each loss", _MOVED, moved)
     if data["switches"]:
         rows = []
-        for where, found in data["switches"].items():
-            price = 1e3 * modelled["switch"]["there"][f"from_{where}_s"]
-            megabytes = f"{found['copied_bytes'] / 1e6:.3f}"
-            times = _ms(found["seconds"], *_SPREAD)
-            rows.append(_row(where, str(found["count"]), megabytes, *times, f"{price:.3g}"))
+        for place, record in data["switches"].items():
+            estimate_ms = 1e3 * modelled["switch"]["there"][f"from_{place}_s"]
+            megabytes = f"{record['copied_bytes'] / 1e6:.3f}"
+            times = _ms(record["seconds"], *_SPREAD)
+            rows.append(_row(place, str(record["count"]), megabytes, *times, f"{estimate_ms:.3g}"))
         yield DataTable("time to switch a layer, ms", _SWITCHED, tuple(rows))
     if data["pressure"] is not None:
         rows = tuple(map(_pressure_row, data["pressure"]))
-        yield DataTable("switches by themselves, as keys and values grow", _PRESSURE, rows)
+        yield DataTable("automatic switches as keys and values grow", _PRESSURE, rows)
 
 
 def _layout_row(row: dict[str, Any]) -> tuple[Cell, ...]:
@@ -259,8 +261,8 @@ def _moved_row(trial: dict[str, Any]) -> tuple[Cell, ...]:
 
 def _pressure_row(made: dict[str, Any]) -> tuple[Cell, ...]:
     now, megabytes = ",".join(made["now"]), f"{made['copied_bytes'] / 1e6:.3f}"
-    where = (str(made[k]) for k in ("number", "layer", "device"))
-    return _row(*where, now, made["reason"], megabytes, *_ms(made, "seconds"))
+    switched = (str(made[k]) for k in ("number", "layer", "device"))
+    return _row(*switched, now, made["reason"], megabytes, *_ms(made, "seconds"))
 
 
 def _row(*texts: str) -> tuple[Cell, ...]:
@@ -276,7 +278,7 @@ def _lines(data: dict[str, Any]):
     same = {
         True: "the unsharded model's tokens",
         False: "NOT the unsharded model's tokens",
-        None: "not held against the unsharded model: no dense weights stand for w8a8",
+        None: "not compared with the unsharded model: no dense weights are equivalent to w8a8",
     }[setup["equals_unsharded"]]
     yield f"{setup['new_tokens']} new tokens in {setup['model']['dtype']}: {same}"
     if trials:

@@ -1,20 +1,20 @@
-"""The devices that a run asks for, before JAX starts."""
+"""Set-up of the devices that a run asks for, before JAX starts."""
 
 from parallax.lenses.environment import virtual_devices
 from parallax.meshes.mesh import MeshSpec
 from parallax.requests.naming import resolve_strategy
 from parallax.strategy import Strategy
 
-_MOST_VIRTUAL = 16  # that a strategy without a mesh fills
+_MOST_VIRTUAL = 16  # a strategy without a mesh fills these
 
 
 def use_devices(
     strategy: str | Strategy | None, mesh: str | MeshSpec | None, virtual: bool, dtype: str | None
 ) -> None:
-    """With `virtual`, as many virtual CPU devices as the mesh needs; and float64 where it is asked.
+    """Set up as many virtual CPU devices as the mesh needs, if `virtual`, and float64 if asked.
 
     Raises:
-      ValueError: an unknown strategy, or a mesh that it cannot have.
+      ValueError: the strategy is unknown, or cannot have the mesh.
     """
     import jax
 

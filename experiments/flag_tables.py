@@ -1,6 +1,6 @@
-"""The tables of flags in docs/api.md, made from the commands' `Flags`.
+"""The tables of flags in docs/api.md, generated from the commands' `Flags`.
 
-python -m parallax.experiments.flag_tables       writes them anew
+python -m parallax.experiments.flag_tables       rewrites them
 """
 
 import re
@@ -17,7 +17,7 @@ _OWNERS = re.compile(r"\| flag \| commands \|\n(?:\|.*\n)+")
 
 
 def flag_table(name: str) -> str:
-    """A command's flags, each with its default and its meaning."""
+    """Return the table of a command's flags, each with its default and its meaning."""
     rows = ["| flag | default | meaning |", "|---|---|---|"]
     for one in described(command_module(name).Flags):
         shown = flags.shown_default(one.default)
@@ -27,7 +27,7 @@ def flag_table(name: str) -> str:
 
 
 def owner_table() -> str:
-    """Every flag with the commands that have it."""
+    """Return the table of all flags, each with the commands that have it."""
     owners: dict[str, list[str]] = {}
     for name in EXPERIMENTS:
         for one in described(command_module(name).Flags):
@@ -37,12 +37,12 @@ def owner_table() -> str:
 
 
 def with_tables(page: str) -> str:
-    """The page with its tables made anew; all other text stays."""
+    """Return the page with its tables regenerated; all other text stays."""
     parts = re.split(r"(?=^## )", page, flags=re.MULTILINE)
     for number, part in enumerate(parts):
-        if found := re.match(r"## `parallax (\w+)`", part):
-            if found[1] in EXPERIMENTS:
-                table = flag_table(found[1])
+        if heading := re.match(r"## `parallax (\w+)`", part):
+            if heading[1] in EXPERIMENTS:
+                table = flag_table(heading[1])
                 parts[number] = _TABLE.sub(lambda _, table=table: table, part)
         elif part.startswith("## Flags"):
             parts[number] = _OWNERS.sub(lambda _: owner_table(), part)

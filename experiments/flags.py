@@ -1,4 +1,4 @@
-"""The flags of a command: made from the fields of its `Flags`, and read from a command line.
+"""The flags of a command: defined by the fields of its `Flags`, read from a command line.
 
 A command has the flags that it lists and no others. Of Abseil's own flags, which every program with
 Abseil has, only --flagfile=FILE is one: it reads flags from a file.
@@ -16,19 +16,19 @@ from parallax.requests.option import Described, Option, Request, build, describe
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Request):
-    """Base of every command's `Flags`. `given`: names of the flags on the command line."""
+    """The base of every command's `Flags`; `given` are the names of the flags that were set."""
 
     given: frozenset[str] = frozenset()
 
     def check(self) -> None:
-        """Refuses flags that were given and would be ignored. ValueError names them."""
+        """Raise ValueError naming the flags that were given and would be ignored."""
         for one in (self, *(getattr(self, f.name) for f in fields(self))):
             if isinstance(one, Request):
                 one.refuse_unused(self.given)
 
 
 class UnknownFlagError(ValueError):
-    """A flag that the command does not have; `flag` is its name."""
+    """The error for a flag that the command does not have; `flag` is its name."""
 
     def __init__(self, flag: str, known: list[str]):
         near = difflib.get_close_matches(flag, known, 1)
@@ -38,16 +38,16 @@ class UnknownFlagError(ValueError):
 
 
 def read_flags(cls: type, argv: list[str]) -> Any:
-    """The `Flags` of a command line.
+    """Read the `Flags` of a command from a command line.
 
     Args:
-      cls: a command's `Flags`.
+      cls: the command's `Flags`.
       argv: the program's name and arguments.
 
     Raises:
       UnknownFlagError: a flag that the command does not have.
-      ValueError, absl.flags.Error: a value that is none, an argument that is no flag, a flag that
-        has to be given and is not, or that would be ignored.
+      ValueError, absl.flags.Error: an invalid value, an argument that is not a flag, a required
+        flag that is missing, or a flag that would be ignored.
     """
     listed = list(described(cls))
     table = flags.FlagValues()
@@ -78,7 +78,7 @@ def _check_missing(listed: list[Described], values: Mapping[str, Any]) -> None:
 
 
 def _refuse_undefok(argv: list[str], known: list[str]) -> None:
-    """Abseil's --undefok=NAME would have a flag ignored."""
+    """Refuse Abseil's --undefok=NAME, which makes it ignore a flag."""
     for argument in argv[1:]:
         if argument == "--":
             return
@@ -87,7 +87,7 @@ def _refuse_undefok(argv: list[str], known: list[str]) -> None:
 
 
 def _define(table: flags.FlagValues, one: Described) -> None:
-    """Adds a flag to a table, unset: defaults are the fields'."""
+    """Add a flag to a table, unset; the defaults are those of the fields."""
     option = one.option
     more: Any = {"flag_values": table}
     once: Any = {"flag_values": table, "allow_overwrite": False}
@@ -107,7 +107,7 @@ def _define(table: flags.FlagValues, one: Described) -> None:
 
 
 def _values(table: flags.FlagValues, listed: list[Described]) -> Iterator[tuple[str, Any]]:
-    """Name and value of each flag that was given."""
+    """Yield the name and value of each flag that was given."""
     for one in listed:
         flag = table[one.flag]
         if not flag.present:
@@ -128,10 +128,10 @@ def _whole(flag: str, text: str) -> int:
 
 
 def meaning(option: Option) -> str:
-    """What a flag means, its choices last."""
+    """Return what a flag means, its choices last."""
     return option.help + (f" One of {', '.join(option.choices)}." if option.choices else "")
 
 
 def shown_default(default: Any) -> str:
-    """The default as it would be typed; "" where a flag is unset."""
+    """Return the default as it would be typed; "" for a flag that is unset."""
     return "" if default is None or default is False or default == () else str(default)

@@ -1,4 +1,4 @@
-"""Continue prompts under any partitioning strategy, and see that it is fast and the same text.
+"""Continue prompts with a model under any partitioning strategy; the text is always the same.
 
   parallax generate --model=FOLDER --prompt="Once upon a time" --max_new_tokens=64
   parallax generate --model=FOLDER --strategy=ring_sequence --mesh=seq=4 --virtual --prompt="Hello"
@@ -7,11 +7,11 @@
   parallax generate --model=ring_sp --small --strategy=tensor_pipeline --virtual --prompt="def f("
 
 FOLDER holds config.json, *.safetensors and tokenizer.json of a Llama, GPT-2, Qwen3 or Mixtral
-model. A paper's name with --small is its model at a laptop's width with random weights.
+model. A paper's name with --small is its model at a laptop's width, with random weights.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices, whose times compare nothing.
-Result: the text on standard output as it comes; TTFT, TPOT, ITL (as MLPerf defines them), tokens/s
-and what was padded on standard error; with --json=FILE all of it in a file.
+Result: the text on standard output as it is generated; TTFT, TPOT and ITL (as MLPerf defines them),
+tokens/s and what was padded on standard error; with --json=FILE all of it in a file.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -33,13 +33,13 @@ class Flags(Command):
     """The flags of this command."""
 
     request: GenerateRequest = nested(GenerateRequest)
-    prompts: str | None = option(None, "A UTF-8 file with a prompt in each line.")
+    prompts: str | None = option(None, "A UTF-8 file with one prompt per line.")
     virtual: bool = shared.virtual()
     json: str | None = shared.json_file()
 
 
 def main(flags: Flags) -> int:
-    """Generates what the flags ask for."""
+    """Continue the prompts that the flags give."""
     request = flags.request
     prompts = (*request.prompts, *_from_file(flags.prompts))
     if not prompts:
@@ -55,18 +55,19 @@ def main(flags: Flags) -> int:
     with ProgressLines() as progress:
 
         def on_text(prompt: int, text: str) -> None:
-            if alone:  # of several, each comes when all are done
+            if alone:  # several are printed once all are done
                 progress.stop()
                 print(text, end="", flush=True)
 
-        found = run_generation(request, on_text=on_text, on_progress=progress)
-    generation = found.generation
+        generated = run_generation(request, on_text=on_text, on_progress=progress)
+    generation = generated.generation
     if flags.json is not None:
         asked = {field.name: getattr(request, field.name) for field in fields(request)}
-        record = {"request": asked, "texts": found.texts} | asdict(generation)
+        record = {"request": asked, "texts": generated.texts} | asdict(generation)
         Path(flags.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(
-        "\n" if alone else "".join(f"[{n}] {text}\n" for n, text in enumerate(found.texts)), end=""
+        "\n" if alone else "".join(f"[{n}] {text}\n" for n, text in enumerate(generated.texts)),
+        end="",
     )
     for line in (*generation.notes, *generation.latency.lines()):
         print(line, file=sys.stderr)
@@ -74,13 +75,13 @@ def main(flags: Flags) -> int:
 
 
 def kept(flags: Flags) -> str:
-    """What an interrupted run leaves: the text so far, on standard output."""
+    """Return what an interrupted run leaves: the text so far, on standard output."""
     rest = "" if flags.json is None else f"; {flags.json} was not written"
     return f"what was printed is all that was generated{rest}"
 
 
 def _from_file(name: str | None) -> list[str]:
-    """A prompt in each line that is not empty."""
+    """Read one prompt from each line that is not empty."""
     if name is None:
         return []
     try:

@@ -5,10 +5,11 @@
   parallax inspect FILE.hlo --trips=expert_tiles=10
 
 FILE is the text of a scheduled CUDA module: `compiled.as_text()` in JAX, or the
-*after_optimizations.txt of XLA_FLAGS=--xla_dump_to=DIR. Not only ours.
+*after_optimizations.txt of XLA_FLAGS=--xla_dump_to=DIR. The program may be anyone's.
 
-Hardware: any; nothing runs. Result: collectives, the most expensive kernels and the modelled time,
-on one page; with --json=FILE all of it. A form that is not understood is refused, never guessed.
+Hardware: any; the program is not run.
+Result: collectives, the most expensive kernels and the modelled time, on one page; with --json=FILE
+all of it in a file. An instruction that is not understood is refused, never guessed.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -37,26 +38,28 @@ class Flags(Command):
         missing="Write parallax inspect FILE.hlo.",
         positional=True,
     )
-    cluster: str | None = shared.cluster("nodes of eight H100", "What to price for")
+    cluster: str | None = shared.cluster("nodes of eight H100", "What the cost is estimated for")
     mesh: str | None = option(
-        None, "Mesh axes of its devices: axis=size,... Unset: as the program names them."
+        None, "Mesh axes of its devices: axis=size,... Unset: those that the program names."
     )
     trips: tuple[str, ...] = option(
-        (), "Executions of loops whose length depends on data: scope=count, by commas.", "list"
+        (),
+        "Trip counts of loops whose length depends on data: scope=count, separated by commas.",
+        "list",
     )
     rates: str | None = shared.rates()
     json: str | None = shared.json_file()
 
 
 def main(flags: Flags) -> int:
-    """Inspects what the flags name."""
+    """Inspect the program that the flags name."""
     check_file(flags.json)
     try:
         text = Path(flags.hlo).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ValueError(f"{flags.hlo}: {why}. Give the text of a compiled module.") from None
-    found = inspect_text(
+    inspection = inspect_text(
         text,
         cluster=flags.cluster,
         mesh=flags.mesh,
@@ -64,9 +67,9 @@ def main(flags: Flags) -> int:
         rates=flags.rates,
     )
     if flags.json is not None:
-        record = json.dumps(found.to_dict(), indent=1) + "\n"
+        record = json.dumps(inspection.to_dict(), indent=1) + "\n"
         Path(flags.json).write_text(record, encoding="utf-8")
-    show(found.table(), WIDTH)
+    show(inspection.table(), WIDTH)
     return 0
 
 

@@ -1,14 +1,14 @@
-"""L2_residency: how much of what one step read is still in the GPU's L2 cache at the next.
+"""Measure how much of what one step read is still in the GPU's L2 cache at the next step.
 
   parallax l2_residency --out=out
 
-For working sets from 1 MB to four times the cache, with none to twice the cache of other bytes (as
-keys and values would be) read in between: times of a cold, a second and a hot reading, and the
-share that was resident. And the time of the cache-tiled MLP's kernel against microbatches, with
-weights that fit the cache and weights that do not.
+Working sets from 1 MB to four times the cache are read cold, a second time and hot. Between two
+readings, other bytes are read as keys and values would be, from none to twice the cache. The times
+give the share that was still resident. A second table has the time of the cache-tiled MLP kernel by
+number of microbatches, with weights that fit the cache and weights that do not.
 
-Hardware: one NVIDIA Hopper GPU, on which nothing else should run; minutes.
-Result: two tables; out/l2_residency.json and .svg. Commit the first as
+Hardware: one NVIDIA Hopper GPU on which nothing else runs; minutes.
+Result: two tables; out/l2_residency.json and .svg. Commit the JSON file as
 benchmarks/GPU/l2_residency-DATE.json and run `python -m parallax.studies.l2_residency.page`.
 Exit status: 0 ok; 2 no such GPU, or bad input.
 """
@@ -37,7 +37,7 @@ class Flags(Command):
 
 
 def main(flags: Flags) -> int:
-    """Measures the GPU at hand."""
+    """Measure the GPU at hand."""
     from parallax.studies.kernels.timing import gpu_timer
     from parallax.studies.l2_residency.measuring import gpu_at_hand, measure_residency
 

@@ -1,4 +1,4 @@
-"""Starting an experiment: flags, help, and errors as one line with exit status 2."""
+"""The start of an experiment: flags, help, and errors as one line with exit status 2."""
 
 import importlib
 import os
@@ -18,27 +18,27 @@ from parallax.lenses.child import end_children
 from parallax.requests.option import described
 
 _HELP = ("-h", "--help", "-help", "--helpfull", "--helpshort")
-# Raised for what a user passed; the message says it all.
+# These are raised for what a user passed; their message is all that is shown.
 USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError)
 BAD_INPUT, INTERRUPTED = 2, 130
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
-    """Parses flags and runs a command.
+    """Parse flags and run a command.
 
     Args:
-      name: of the command, a module with a docstring, which is the help's first part, `Flags` and
-        `main(flags)`; and perhaps `kept(flags)`, what Ctrl-C left, in words.
-      arguments: after the command's name.
-      commands: names of all commands.
+      name: the command, a module with `Flags`, `main(flags)` and a docstring, the help's first
+        part; it may have `kept(flags)`, which says in words what Ctrl-C left behind.
+      arguments: the arguments after the command's name.
+      commands: the names of all commands.
 
     Returns:
       An exit status: main's own, 2 for bad input, or 130 for Ctrl-C.
     """
     started, given = time.time(), None
     if not _NVIDIA_DRIVER.exists():
-        # The compiler for GPUs that are not there (extra `aot`) would print what it lacks to run.
+        # JAX's CUDA plugin (extra `aot`) would print what it lacks to run a program.
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     module = None
     try:
@@ -61,7 +61,7 @@ def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
 
 
 def command_module(name: str) -> ModuleType:
-    """The module of a command."""
+    """Import the module of a command."""
     return importlib.import_module(f"parallax.experiments.{name}")
 
 
@@ -71,7 +71,7 @@ def _fail(name: str, message: str) -> int:
 
 
 def _elsewhere(error: flags.UnknownFlagError, name: str, commands: Sequence[str]) -> str:
-    """The error, naming the commands that have the flag where there are any."""
+    """Return the error; it names the commands that have the flag, if there are any."""
     spelled = {error.flag, error.flag.removeprefix("no")}
     owners = [
         command
@@ -84,7 +84,7 @@ def _elsewhere(error: flags.UnknownFlagError, name: str, commands: Sequence[str]
 
 
 def _kept(module: ModuleType | None, given: Any, started: float) -> str:
-    """What an interrupted command leaves behind, in words."""
+    """Return what an interrupted command leaves behind, in words."""
     if module is None or given is None:
         return "nothing was started"
     if hasattr(module, "kept"):
@@ -94,7 +94,7 @@ def _kept(module: ModuleType | None, given: Any, started: float) -> str:
 
 
 def _results(given: Any) -> Iterator[Path]:
-    """Files in the folder of results, and the file of them."""
+    """Yield the files in the folder of results, and the file of --json."""
     if folder := getattr(given, "out", None):
         yield from (path for path in sorted(Path(folder).glob("**/*")) if path.is_file())
     if (file := getattr(given, "json", None)) and Path(file).is_file():
@@ -102,7 +102,7 @@ def _results(given: Any) -> Iterator[Path]:
 
 
 def help_text(module: ModuleType) -> str:
-    """The module's docstring, then each of its flags with its default."""
+    """Return the module's docstring, then each of its flags with its default."""
     lines = [(module.__doc__ or "").strip(), "", "Flags:"]
     for one in described(module.Flags):
         switch = f"--{one.flag}" if one.option.kind == "switch" else f"--{one.flag}=..."
@@ -116,7 +116,7 @@ def help_text(module: ModuleType) -> str:
 
 
 def check_file(path: str | None) -> None:
-    """To be called before the work starts. ValueError if a file cannot be written there."""
+    """Raise ValueError, before the work starts, if a file cannot be written there."""
     if path is None:
         return
     target = Path(path)
@@ -132,7 +132,7 @@ def check_file(path: str | None) -> None:
 
 
 class ProgressLines:
-    """What is going on, on standard error: a spinner on a terminal, lines elsewhere."""
+    """Progress on standard error: a spinner on a terminal, lines elsewhere."""
 
     def __init__(self):
         self._console = Console(stderr=True)
@@ -147,7 +147,7 @@ class ProgressLines:
         self.stop()
 
     def stop(self) -> None:
-        """Leaves the terminal to what is printed from now on."""
+        """Clear the spinner, so that the terminal is free for what is printed next."""
         if self._status:
             self._status.stop()
             self._status = None

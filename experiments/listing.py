@@ -1,10 +1,10 @@
-"""What `parallax list` shows."""
+"""The lists that `parallax list` prints."""
 
 KINDS = ("models", "strategies", "clusters", "papers")
 
 
 def listing(kind: str) -> str:
-    """One line a thing. `kind` is one of KINDS."""
+    """Return one line per item of a kind, one of KINDS."""
     return "\n".join(f"{name:<27}{what}" for name, what in _ROWS[kind]())
 
 
@@ -27,7 +27,7 @@ def _strategies():
 
     for name, named in STRATEGIES.items():
         yield name, f"{named.says} ({', '.join(named.axes)})"
-    yield "<name>+<name>", "several at once, with --mesh=axis=size,... over the axes of all"
+    yield "<name>+<name>", "several combined, with --mesh=axis=size,... over the axes of all"
 
 
 def _clusters():
@@ -39,7 +39,7 @@ def _clusters():
             (
                 f"{c.nodes} x {c.gpus_per_node} {c.gpu.device_kind}, NVLink "
                 f"{c.gpu.nvlink_bytes_per_s / 1e9:g} GB/s, "
-                f"network {c.nic_bytes_per_s / 1e9:g} GB/s a GPU"
+                f"network {c.nic_bytes_per_s / 1e9:g} GB/s per GPU"
             ),
         )
     yield "<gpu>_<nodes>x8", "any number of nodes of eight, such as h100_4x8"

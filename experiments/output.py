@@ -1,4 +1,4 @@
-"""What a command prints, and how it ends when nobody reads it any more."""
+"""The printing of a command's output, and its end when the reader goes away."""
 
 import os
 import sys
@@ -7,22 +7,22 @@ from typing import TextIO
 
 from rich.console import Console, RenderableType
 
-CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+CLOSED_PIPE = 141  # the status that a shell reports for a program that SIGPIPE ended
 
 
 class _Output(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves the exit status to `quietly`; rich's own would be 1, a failed comparison's."""
+        """Leave the exit status to `quietly`; rich's own is 1, that of a failed comparison."""
         raise BrokenPipeError
 
 
 def show(renderable: RenderableType, width: int) -> None:
-    """Prints on standard output, at the terminal's width or, elsewhere, a fixed one."""
+    """Print on standard output, at the terminal's width or, elsewhere, at a fixed one."""
     _Output(width=None if sys.stdout.isatty() else width).print(renderable)
 
 
 def quietly(run: Callable[[], int]) -> int:
-    """The exit status of `run`; 141, with nothing said, if the reader of its output went away."""
+    """Run and return the exit status; 141, without a message, if the output's reader went away."""
     try:
         status = run()
         sys.stdout.flush()
@@ -34,7 +34,7 @@ def quietly(run: Callable[[], int]) -> int:
 
 
 def _forget(stream: TextIO) -> None:
-    """Sends what is still buffered nowhere: it would fail again as the interpreter ends."""
+    """Discard what is still buffered: writing it would fail again as the interpreter ends."""
     try:
         stream.flush()
     except BrokenPipeError:

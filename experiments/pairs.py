@@ -1,17 +1,17 @@
-"""Which of two strategies is faster on the devices here, by paired runs.
+"""Decide which of two strategies is faster on the devices at hand, by paired runs.
 
   parallax pairs --paper=cache_layerwise
   parallax pairs --model=ring_sp --strategies=ring_sequence,double_ring --batch=64 --pairs=50
   parallax pairs --paper=compressed_layerwise --json=pairs.json
 
-Both run once in each pair, in an order that is drawn, half of the pairs each way: what drifts
-(clocks, temperature, neighbours) meets both alike. The ratio of times is the geometric mean over
-pairs, with a 95 % interval (Student's t of the logs). A paper's baseline and own system are
-compared unless --strategies names two.
+Each pair runs both strategies once, in random order, half of the pairs each way, so that drift
+(clocks, temperature, other load) affects both alike. The ratio of times is the geometric mean over
+pairs, with a 95 % confidence interval (Student's t of the logs). Unless --strategies names two, a
+paper's own system is compared with its baseline.
 
 Hardware: any; on a machine without enough GPUs the small model runs on virtual CPU devices, and
-the ratio says nothing about GPUs.
-Result: both step times and their ratio; every pair in --json=FILE. Seconds to minutes.
+the ratio says nothing about GPUs. Seconds to minutes.
+Result: both step times and their ratio; with --json=FILE every pair.
 Exit status: 0 ok, decided or not; 2 bad input.
 """
 
@@ -39,12 +39,12 @@ class Flags(Command):
 
 
 def main(flags: Flags) -> int:
-    """Runs the pairs that the flags ask for."""
+    """Run the pairs that the flags ask for."""
     check_file(flags.json)
     with ProgressLines() as progress:
-        found = run_pairs(flags.request, on_progress=progress)
+        measured = run_pairs(flags.request, on_progress=progress)
     if flags.json is not None:
-        record = json.dumps(found.to_dict(), indent=1) + "\n"
+        record = json.dumps(measured.to_dict(), indent=1) + "\n"
         Path(flags.json).write_text(record, encoding="utf-8")
-    show(found.table(), WIDTH)
+    show(measured.table(), WIDTH)
     return 0

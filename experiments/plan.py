@@ -1,4 +1,4 @@
-"""Plan: which strategy serves a model best, before any GPU is rented.
+"""Find the strategy that serves a model best, before any GPU is rented.
 
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --output_len=128
   parallax plan --model=FOLDER --batch=16 --prompt_len=4096 --objective=tpot --cluster=h200_2x8
@@ -6,14 +6,15 @@
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --compression=none --compression=int8
   parallax plan --model=ring_sp --batch=4096 --prompt_len=8192 --cluster=h100_128x8 --compile_top=0
 
-Every legal mesh x strategy x hybrid x microbatches is priced by closed form; the best few are
-compiled for the cluster, with no GPU, and ranked again by their programs. FOLDER holds config.json.
+Every legal combination of mesh, strategy (hybrids included) and microbatches is ranked by the
+analytical model. The best few are compiled for the cluster, without a GPU, and ranked again by
+their programs. FOLDER holds config.json.
 
 Hardware: any Linux laptop, no GPU (compiling needs the `aot` extra; --compile_top=0 needs nothing).
-Result: a table that says why each loser loses; out/plan.json, out/plan.html with plots, and
-out/strategy.json, the winner, for --strategy of the other experiments. Seconds without compiling,
-about a minute with the best five.
-Exit status: 0 ok; 1 nothing fits or is fast enough; 2 bad input.
+Result: a table that says why each candidate is not first; out/plan.json, out/plan.html with plots,
+and out/strategy.json, the winner, to pass as --strategy to the other experiments. Seconds without
+compiling, about a minute with the best five.
+Exit status: 0 ok; 1 nothing fits, or nothing is fast enough; 2 bad input.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Flags(Command):
 
 
 def main(flags: Flags) -> int:
-    """Plans what the flags ask for."""
+    """Rank the strategies for what the flags ask for."""
     check_writable(flags.out)
     with ProgressLines() as progress:
         report = run_plan(flags.request, on_progress=progress)

@@ -1,19 +1,19 @@
-"""Where layer-wise deployment wins and where not: against TP x PP and against no communication.
+"""Map where layer-wise deployment beats tensor x pipeline and data parallelism, and where not.
 
   parallax regimes
   parallax regimes --batches=1,16,256 --widths=1024,8192
   parallax regimes --clusters=h100_nvl16 --stored=float16,int8 --seq_len=8192
   parallax regimes --full --out=DIR
 
-A place is a phase (prefill, decode), a batch, a width, a depth, an attention (MHA, GQA), a format
-of the weights and a wiring. At each, layer-wise, tensor parallelism x pipeline and data parallelism
-run the same model with weights in the same format, each at its best number of microbatches, by
-closed form. Packed weights are priced twice: as XLA unpacks them, and as a kernel would (assumed).
-Unset: one wiring and two formats; --full takes both wirings and five formats.
+A point of the grid is a phase (prefill, decode), a batch, a width, a depth, an attention (MHA,
+GQA), a weight format and an interconnect. At each point the analytical model estimates layer-wise,
+tensor x pipeline and data parallelism for the same model in the same format, each with its best
+number of microbatches. Packed weights are estimated twice: as XLA unpacks them, and as a kernel
+would (assumed). The default grid has one interconnect and two formats; --full has two and five.
 
 Hardware: any laptop, no GPU; nothing is compiled. About half a minute; --full minutes.
-Result: two tables, sentences that say what they show, DIR/regimes.html with maps, .json, .md, .svg.
-docs/generated/regimes.md is the full study.
+Result: two tables and sentences that say what they show; with --out=DIR, regimes.html with maps,
+.json, .md and .svg. docs/generated/regimes.md is the full study.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -40,41 +40,45 @@ class Flags(Command):
     """The flags of this command."""
 
     clusters: tuple[str, ...] | None = option(
-        None, "Wirings, by commas: `parallax list clusters`. Unset: h100_2x8.", "list"
+        None,
+        "Interconnects, separated by commas: `parallax list clusters`. Unset: h100_2x8.",
+        "list",
     )
     batches: tuple[int, ...] | None = option(
-        None, "Sequences, by commas. Unset: 1,4,16,64,256,1024.", "whole list"
+        None, "Numbers of sequences, separated by commas. Unset: 1,4,16,64,256,1024.", "whole list"
     )
     widths: tuple[int, ...] | None = option(
         None,
-        "Widths of the model, multiples of 1024, by commas. Unset: 1024,2048,4096,8192.",
+        "Widths of the model, multiples of 1024, separated by commas. Unset: 1024,2048,4096,8192.",
         "whole list",
     )
     depths: tuple[int, ...] | None = option(
-        None, "Layers of the model, by commas. Unset: 16,64.", "whole list"
+        None, "Numbers of layers, separated by commas. Unset: 16,64.", "whole list"
     )
     stored: tuple[str, ...] | None = option(
         None,
-        "Formats of the weights, by commas: float16, int8, int8/int8+2:4 (of attention and MLP), "
+        "Weight formats, separated by commas: float16, int8, int8/int8+2:4 (attention and MLP), "
         "int4, int4+2:4. Unset: float16, int8/int8+2:4.",
         "list",
     )
     seq_len: int = shared.seq_len(2048)
     rates: str | None = shared.rates()
     full: bool = option(
-        False, "Both wirings and all formats where these flags are unset: minutes.", "switch"
+        False,
+        "Takes both interconnects and all formats where these flags are unset: minutes.",
+        "switch",
     )
     out: str = shared.out("Folder for regimes.json, .md, .html and two plots as .svg.")
 
     def unused(self) -> dict[str, str]:
-        """All wirings and formats, where both are named."""
+        """Return --full as unused where interconnects and formats are both given."""
         if self.clusters is None or self.stored is None:
             return {}
         return {"full": "clusters and stored are given, and it sets nothing else"}
 
 
 def main(flags: Flags) -> int:
-    """Studies the grid that the flags ask for."""
+    """Estimate the grid that the flags ask for."""
     check_writable(flags.out)
     grid = _grid(flags)
     with ProgressLines() as progress:
@@ -91,13 +95,13 @@ def _grid(flags: Flags) -> Grid:
     start = Grid() if flags.full else QUICK
     names = ("clusters", "batches", "widths", "depths", "stored")
     given = {name: value for name in names if (value := getattr(flags, name)) is not None}
-    if flags.stored is not None:  # `attention/MLP` is one name of two formats
+    if flags.stored is not None:  # `attention/MLP` names two formats
         given["stored"] = tuple(name.replace("/", ", MLP ") for name in flags.stored)
     return start.replace(**given, seq_len=flags.seq_len)
 
 
 def _command(flags: Flags) -> str:
-    """As typed, without where results go."""
+    """Return the command as typed, without the folder of results."""
     shown = []
     for one in described(Flags):
         value = getattr(flags, one.flag)

@@ -1,4 +1,4 @@
-"""Train a model under any partitioning strategy; stop, and go on under another one.
+"""Train a model under any partitioning strategy; stop, and resume under another one.
 
   parallax train --model=ring_sp --small --data=FILE.txt --workdir=runs/one --virtual \
       --strategy=tensor_pipeline --steps=200 --batch=16 --seq_len=128 --learning_rate=3e-3
@@ -7,12 +7,13 @@
   parallax generate --model=runs/one --prompt="def " --strategy=layerwise --mesh=stage=2 --virtual
 
 FOLDER holds published weights (config.json, *.safetensors, tokenizer.json) to start from. Data are
-text files, .npy (a row of integers) or .bin (uint16) tokens. AdamW with warmup, cosine decay and
-clipping; parameters and moments in float32; checkpoints beside the training. Ctrl-C or SIGTERM
-saves and leaves after the step under way; the same command goes on from there.
+text files, or tokens in .npy (a row of integers) or .bin (uint16) files. The optimizer is AdamW
+with warmup, cosine decay and clipping; parameters and moments are float32. Checkpoints are written
+while training goes on. Ctrl-C or SIGTERM saves and exits after the current step; the same command
+resumes from there.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices.
-Result: in --workdir run.json (what ran), metrics.jsonl, TensorBoard's events, checkpoints.
+Result: in --workdir, run.json (what ran), metrics.jsonl, TensorBoard event files and checkpoints.
 Exit status: 0 done, or stopped by SIGTERM and saved; 130 stopped by Ctrl-C and saved; 2 bad input,
 or a loss that is not finite.
 """
@@ -38,7 +39,7 @@ class Flags(Command):
     """The flags of this command."""
 
     request: TrainRequest = nested(TrainRequest)
-    learning_rate: float = option(3e-4, "Of AdamW, at the end of the warmup.", "number")
+    learning_rate: float = option(3e-4, "AdamW's learning rate at the end of the warmup.", "number")
     warmup_steps: int = option(
         20,
         "Steps in which the learning rate rises from 0; a cosine takes it down to a tenth after "
@@ -46,19 +47,23 @@ class Flags(Command):
         "whole", unit="steps", at_least=0,
     )  # fmt: skip
     weight_decay: float = option(
-        0.1, "Of matrices and tables; norms and biases have none.", "number"
+        0.1, "Weight decay of matrices and tables; norms and biases have none.", "number"
     )
     clip_norm: float = option(
-        1.0, "Largest L2 norm of all gradients together; 0 is no clipping.", "number"
+        1.0, "Largest global L2 norm of the gradients; 0: no clipping.", "number"
     )
     log_every: int = option(
-        10, "Steps between lines where there is no terminal.", "whole", unit="steps", at_least=1
+        10,
+        "Steps between printed lines where there is no terminal.",
+        "whole",
+        unit="steps",
+        at_least=1,
     )
     virtual: bool = shared.virtual()
 
 
 def main(flags: Flags) -> int:
-    """Trains what the flags ask for."""
+    """Train the model that the flags ask for."""
     request = flags.request
     use_devices(request.strategy, request.mesh, flags.virtual, request.dtype)
     from parallax.engine.optimizer import Adamw
@@ -92,20 +97,20 @@ def main(flags: Flags) -> int:
 
 
 def kept(flags: Flags) -> str:
-    """What an interrupted run leaves: the newest checkpoint, and how to go on."""
+    """Return what an interrupted run leaves: the newest checkpoint, and how to resume."""
     from parallax.engine.checkpoint import Checkpoints
 
     with Checkpoints(flags.request.workdir) as checkpoints:
         steps = checkpoints.steps()
     if not steps:
-        return f"no checkpoint is in {flags.request.workdir}; the same command starts anew"
+        return f"no checkpoint is in {flags.request.workdir}; the same command starts over"
     return (
-        f"step {steps[-1]} is saved in {flags.request.workdir}; the same command goes on from there"
+        f"step {steps[-1]} is saved in {flags.request.workdir}; the same command resumes from there"
     )
 
 
 class _StopOnSignal:
-    """The signal of Ctrl-C or SIGTERM once it came; a second Ctrl-C interrupts at once."""
+    """A stop request by Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.asked_by: int | None = None
@@ -118,7 +123,7 @@ class _StopOnSignal:
 
 
 class _Shown:
-    """A bar on a terminal, lines elsewhere; on standard error."""
+    """Progress on standard error: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, steps: int, log_every: int):
         self.steps, self.log_every = steps, log_every
@@ -140,14 +145,14 @@ class _Shown:
             self._bar.stop()
 
     def line(self, line: str) -> None:
-        """Something starts."""
+        """Show that something starts."""
         if self._bar:
             self._bar.console.print(line)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def step(self, done: int, figures: Any) -> None:
-        """A step's figures."""
+        """Show the figures of a step."""
         said = (
             f"loss {figures['loss']:.4f}  grad norm {figures['grad_norm']:.3f}  "
             f"{figures['tokens_per_s']:,.0f} tokens/s"

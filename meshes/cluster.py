@@ -1,4 +1,4 @@
-"""Clusters by name: which GPUs, how many to a node, and what joins them."""
+"""Clusters by name: which GPUs, how many per node, and which interconnect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parallax.meshes.gpus import GPUS, Gpu
 
 DEFAULT_CLUSTER = "h100_2x8"
 
-# Left free for NCCL, cuBLAS and the allocator's fragmentation, which no compiled program counts.
+# The rest is for NCCL, cuBLAS and the allocator's fragmentation, which no program counts.
 USABLE_FRACTION = 0.92
 
 _NODES_OF_EIGHT = re.compile(r"([a-z0-9_]+)_([1-9][0-9]*)x8")
@@ -20,18 +20,18 @@ _PART_OF_A_NODE = re.compile(r"([a-z0-9_]+)_1x([1-7])")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of equal GPUs: NVLink through switches inside a node, one network card a GPU between.
+    """Nodes of equal GPUs: switched NVLink inside a node, one network card per GPU between nodes.
 
     Positions count node by node: GPU `p` is in node `p // gpus_per_node`. They are the positions
     in `mesh.devices.flat` of a mesh over all devices.
 
     Args:
-      name: what `cluster` finds it by.
+      name: the name that `cluster` looks up.
       gpu: the kind of GPU.
       nodes: how many NVLink domains.
       gpus_per_node: GPUs in one NVLink domain.
-      nic_bytes_per_s: network bandwidth a GPU, one direction.
-      usable_fraction: share of a device's memory a program may take.
+      nic_bytes_per_s: network bandwidth per GPU in one direction.
+      usable_fraction: share of a device's memory that a program may take.
     """
 
     name: str
@@ -43,24 +43,24 @@ class Cluster:
 
     @property
     def devices(self) -> int:
-        """How many GPUs there are."""
+        """The number of GPUs."""
         return self.nodes * self.gpus_per_node
 
     @property
     def usable_bytes(self) -> int:
-        """Memory of one device that a program may take: its size times `usable_fraction`."""
+        """The bytes of one device that a program may take: its memory times `usable_fraction`."""
         return int(self.gpu.memory_bytes * self.usable_fraction)
 
     @property
     def topology(self) -> str:
-        """`slices x hosts x GPUs a host`, as the CUDA compiler's topology string has it."""
+        """The CUDA compiler's topology string: `slices x hosts x GPUs per host`."""
         return f"1x{self.nodes}x{self.gpus_per_node}"
 
     def node_of(self, position: int) -> int:
-        """The node that the GPU at `position` is in.
+        """Return the node that the GPU at `position` is in.
 
         Raises:
-          ValueError: no such position.
+          ValueError: there is no such position.
         """
         if not 0 <= position < self.devices:
             raise ValueError(
@@ -70,13 +70,13 @@ class Cluster:
         return position // self.gpus_per_node
 
     def link_between(self, sender: int, receiver: int) -> Literal["nvlink", "nic"]:
-        """What a transfer between two GPUs crosses.
+        """Return the kind of link that a transfer between two GPUs crosses.
 
         Args:
           sender, receiver: two different positions.
 
         Raises:
-          ValueError: no such position, or the same one twice.
+          ValueError: there is no such position, or both are the same.
         """
         if sender == receiver:
             raise ValueError(
@@ -86,7 +86,7 @@ class Cluster:
         return "nvlink" if self.node_of(sender) == self.node_of(receiver) else "nic"
 
     def link_bytes_per_s(self, sender: int, receiver: int) -> float:
-        """Peak bandwidth of `link_between`, one direction, bytes/s."""
+        """Return the peak bandwidth of `link_between` in one direction, bytes/s."""
         if self.link_between(sender, receiver) == "nvlink":
             return self.gpu.nvlink_bytes_per_s
         return self.nic_bytes_per_s
@@ -112,14 +112,14 @@ CLUSTERS = {
 
 
 def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
-    """The cluster of that name.
+    """Return the cluster of a name.
 
     Args:
       name: one of `CLUSTERS`, or `<gpu>_<nodes>x8` for any number of nodes, such as `h200_4x8`, or
         `<gpu>_1x<n>` for part of a node, such as `h100_1x4`.
 
     Raises:
-      ValueError: no such cluster.
+      ValueError: there is no such cluster.
     """
     if name in CLUSTERS:
         return CLUSTERS[name]
@@ -135,25 +135,25 @@ def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
     return _of_nodes(name, GPUS[match[1]], int(match[2]), 8)
 
 
-def scaled(where: Cluster, devices: int) -> Cluster:
-    """The same GPUs and links with another number of devices.
+def scaled(base: Cluster, devices: int) -> Cluster:
+    """Return a cluster of the same GPUs and links with another number of devices.
 
     Args:
-      where: its nodes are kept whole, or one part of a node is used.
-      devices: at most a node's, or whole nodes.
+      cluster: the cluster whose nodes are kept whole, or of which a part of one node is used.
+      devices: at most those of one node, or those of whole nodes.
 
     Raises:
-      ValueError: more than a node and no whole number of nodes.
+      ValueError: more devices than one node has, and not a whole number of nodes.
     """
-    if devices == where.devices:
-        return where
-    size = where.gpus_per_node
+    if devices == base.devices:
+        return base
+    size = base.gpus_per_node
     if devices > size and devices % size:
         raise ValueError(
-            f"{devices} devices are no whole number of nodes of {size}. Use up to {size}, or a "
+            f"{devices} devices are not a whole number of nodes of {size}. Use up to {size}, or a "
             f"multiple of {size}."
         )
     nodes, per_node = max(1, devices // size), min(devices, size)
     return dataclasses.replace(
-        where, name=f"{where.gpu.name}_{nodes}x{per_node}", nodes=nodes, gpus_per_node=per_node
+        base, name=f"{base.gpu.name}_{nodes}x{per_node}", nodes=nodes, gpus_per_node=per_node
     )

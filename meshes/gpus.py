@@ -1,12 +1,12 @@
-"""What one GPU of each kind can do, and the file that describes it to the compiler.
+"""The specifications of each kind of GPU, and the file that describes it to the compiler.
 
-Sources, per GPU unless said:
+Sources, per GPU unless stated otherwise:
   FLOP/s: dense (not sparse) rates of NVIDIA's datasheets: H100 and H200 SXM, A100 80 GB SXM,
     HGX B200 (its eight-GPU figures divided by eight).
   Memory bandwidth, memory, L2, SMs, shared memory: what the driver reports for the device, which
     is what the target config in `targets/` says and the compiler plans with.
-  L2 bandwidth: an upper bound, 64 bytes a clock into every SM at the boost clock (1.98, 1.41, 1.965
-    GHz); measured rates are about half of it.
+  L2 bandwidth: an upper bound, 64 bytes per clock into every SM at the boost clock (1.98, 1.41,
+    1.965 GHz); measured rates are about half of it.
   NVLink, one direction: 18 links of 25 GB/s (H100, H200), 12 of 25 (A100), 18 of 50 (B200).
   TDP: datasheets, maximum configuration.
 """
@@ -35,13 +35,13 @@ class Gpu:
       fp64_flops: FLOP/s in float64, tensor cores included.
       int8_flops: dense tensor-core operations/s in INT8.
       hbm_bytes_per_s: device memory bandwidth.
-      memory_bytes: device memory that a program sees; equals the target config's.
-      l2_bytes: L2 cache.
-      l2_bytes_per_s: more than the L2 cache can deliver.
-      sm_count: streaming multiprocessors.
+      memory_bytes: device memory that a program sees; equal to the target config's.
+      l2_bytes: size of the L2 cache.
+      l2_bytes_per_s: an upper bound of the L2 cache's bandwidth.
+      sm_count: number of streaming multiprocessors.
       smem_bytes: shared memory of one SM.
       nvlink_bytes_per_s: NVLink bandwidth in one direction.
-      nic_bytes_per_s: network bandwidth a GPU, one direction, in the usual eight-GPU server.
+      nic_bytes_per_s: network bandwidth per GPU in one direction, in the usual eight-GPU server.
       tdp_w: board power limit, watts.
       target: file name of the target config in `meshes/targets`.
     """
@@ -66,14 +66,14 @@ class Gpu:
     target: str
 
     def peak_flops(self, dtype: str) -> float:
-        """Peak FLOP/s (operations/s for int8) of a matrix product with inputs of `dtype`.
+        """Return the peak FLOP/s (int8: operations/s) of a matrix product with inputs of `dtype`.
 
         Args:
           dtype: a NumPy-style name (`bfloat16`, `float16`, `float32`, `float64`, `int8`), or
             `tensorfloat32` for float32 inputs under JAX's TensorFloat-32 precision.
 
         Raises:
-          ValueError: a dtype with no figure here.
+          ValueError: there is no figure for the dtype.
         """
         rates = {
             "bfloat16": self.bf16_flops,
@@ -91,11 +91,11 @@ class Gpu:
         return rates[dtype]
 
     def target_config(self, memory_bytes: int | None = None) -> str:
-        """The text of the target config that the CUDA compiler takes instead of a device.
+        """Return the text of the target config that the CUDA compiler takes in place of a device.
 
         Args:
-          memory_bytes: device memory the compiler should plan for; None keeps the GPU's own. A
-            very large figure keeps the compiler from rematerialising to fit.
+          memory_bytes: device memory that the compiler plans for; None keeps the GPU's own. With
+            a very large figure the compiler does not rematerialise to fit.
         """
         text = (_TARGETS / self.target).read_text(encoding="utf-8")
         if memory_bytes is None:

@@ -23,7 +23,7 @@ _SINGLE = "single"
 class MeshSpec:
     """Ordered mesh axes with their sizes, farthest communication first.
 
-    Positions count row-major: with eight GPUs a node, `MeshSpec({"stage": 2, "tensor": 8})` keeps
+    Positions count row-major: with eight GPUs per node, `MeshSpec({"stage": 2, "tensor": 8})` keeps
     every `tensor` group inside one node. `MeshSpec({})` is one device and prints as `single`.
 
     Args:
@@ -52,13 +52,13 @@ class MeshSpec:
 
     @classmethod
     def parse(cls, text: str) -> MeshSpec:
-        """Reads what `str` writes.
+        """Parse the text that `str` writes.
 
         Args:
           text: `name=size` pairs joined by commas, such as `seq=4,tensor=4`, or `single`.
 
         Raises:
-          ValueError: the text does not follow that grammar, or names an axis `MeshSpec` refuses.
+          ValueError: the text does not follow that grammar, or `MeshSpec` refuses an axis.
         """
         if text.strip() == _SINGLE:
             return cls({})
@@ -85,7 +85,7 @@ class MeshSpec:
 
     @property
     def size(self) -> int:
-        """How many devices the mesh holds."""
+        """The number of devices in the mesh."""
         return math.prod(self.shape)
 
     def __getitem__(self, name: str) -> int:
@@ -104,10 +104,10 @@ class MeshSpec:
         return f"MeshSpec({', '.join(f'{name}={size}' for name, size in self.axes)})"
 
     def replace(self, **sizes: int) -> MeshSpec:
-        """The same axes in the same order with some sizes changed.
+        """Return the same axes in the same order with some sizes changed.
 
         Raises:
-          ValueError: an axis that this mesh does not have, or a size that is not positive.
+          ValueError: the mesh does not have the axis, or a size is not positive.
         """
         for name in sizes:
             if name not in self:
@@ -122,7 +122,7 @@ class MeshSpec:
         # JAX declares `jax.Device` as a variable.
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
     ) -> Mesh:
-        """A `jax.sharding.Mesh` of these axes over real or virtual devices.
+        """Build a `jax.sharding.Mesh` of these axes over real or virtual devices.
 
         Args:
           devices: exactly `size` devices in row-major order; None takes `jax.devices()`.
@@ -133,22 +133,22 @@ class MeshSpec:
         import jax
         import numpy as np
 
-        found = list(jax.devices() if devices is None else devices)
-        if len(found) < self.size:
+        available = list(jax.devices() if devices is None else devices)
+        if len(available) < self.size:
             raise ValueError(
-                f"{self!r} needs {self.size} devices, got {len(found)}: run under "
-                f"px.virtual_devices({self.size}), or use a mesh of {len(found)}."
+                f"{self!r} needs {self.size} devices, got {len(available)}: run under "
+                f"px.virtual_devices({self.size}), or use a mesh of {len(available)}."
             )
-        if len(found) > self.size:
+        if len(available) > self.size:
             raise ValueError(
-                f"{self!r} needs {self.size} devices, got {len(found)}: name those to use, for "
+                f"{self!r} needs {self.size} devices, got {len(available)}: name those to use, for "
                 f"example build(jax.devices()[:{self.size}])."
             )
-        grid = np.array(found, dtype=object).reshape(self.shape)
+        grid = np.array(available, dtype=object).reshape(self.shape)
         return jax.sharding.Mesh(grid, self.names, axis_types=self._axis_types())
 
     def abstract(self) -> AbstractMesh:
-        """A `jax.sharding.AbstractMesh` of these axes: shapes and shardings without devices."""
+        """Return a `jax.sharding.AbstractMesh` of these axes: shardings without devices."""
         import jax
 
         return jax.sharding.AbstractMesh(self.shape, self.names, axis_types=self._axis_types())

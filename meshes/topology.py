@@ -1,6 +1,6 @@
-"""The devices of a cluster that is not there: what the CUDA compiler takes in their place.
+"""Descriptions of a cluster's devices, which the CUDA compiler takes in place of real ones.
 
-Needs the `aot` extra, and a process in which JAX has not yet started on another platform
+This needs the `aot` extra, and a process in which JAX has not yet started on another platform
 (`JAX_PLATFORMS=cpu` and `JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1` in its environment).
 """
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def topology_devices(cluster: Cluster, memory_bytes: int | None = None) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-    """Devices to lower and compile for, in position order; nothing can run on them.
+    """Return devices to lower and compile for, in position order; nothing can run on them.
 
     Args:
-      cluster: what to describe.
-      memory_bytes: device memory the compiler plans for; None takes the GPU's own.
+      cluster: the cluster to describe.
+      memory_bytes: device memory that the compiler plans for; None takes the GPU's own.
     """
     from jax.experimental import topologies
 

@@ -1,1 +1,1 @@
-"""What the command line and Python both call: compare, plan, sweep, inspect, calibrate."""
+"""The commands that the command line and Python share: compare, plan, sweep, inspect, calibrate."""

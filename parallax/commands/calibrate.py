@@ -1,4 +1,4 @@
-"""Constants of the GPU at hand: measured, fitted, with the error on shapes that were not fitted."""
+"""Calibration: constants measured and fitted on the GPU at hand, with held-out errors."""
 
 import dataclasses
 import datetime
@@ -24,18 +24,18 @@ from parallax.lenses.child import run_in_child
 from parallax.meshes.gpus import GPUS, Gpu
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
-# Fewer rows than this do not tell constants apart.
+# Fewer rows than this do not determine the constants.
 _LEAST_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Constants, and how far off they are on what was held out.
+    """Fitted constants, with their errors on the rows that were held out.
 
     Attributes:
-      rates: to be saved and given to `--rates`.
-      measured: what they were fitted to.
-      held_out: term -> (rows, median error, 90th percentile), relative.
+      rates: the constants, to be saved and passed as `--rates`.
+      measured: the measurements that they were fitted to.
+      held_out: term -> (rows, median error, 90th percentile of the error), relative.
     """
 
     rates: Rates
@@ -46,10 +46,12 @@ class Calibration:
 def calibrate(
     *, environment: dict[str, str] | None = None, on_progress: Callable[[str], None]
 ) -> Calibration:
-    """Measures and fits, in a child process, in at most five minutes.
+    """Measure the GPU at hand in a child process and fit the constants.
 
     Raises:
-      ValueError: no GPU of a kind that is known here.
+      ValueError: there is no GPU of a kind that the cost model knows.
+
+    Cost: at most five minutes.
     """
     kind = run_in_child(_device_kind, environment=environment or {})
     gpu = next((g for g in GPUS.values() if g.device_kind == kind), None)
@@ -66,11 +68,11 @@ def calibrate(
 
 
 def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
-    """Constants that explain what was measured; what was not keeps its shipped value.
+    """Fit the constants that explain what was measured; the others keep their shipped values.
 
     Args:
-      measured: rows of one machine.
-      gpu: what it has.
+      measured: the measurements of one machine.
+      gpu: the machine's kind of GPU.
       base: constants to start from; None takes those shipped for the GPU.
     """
     held_out: dict[str, tuple[int, float, float]] = {}
@@ -90,7 +92,7 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
 
 
 def _sources(rates: Rates, measured: Measured, term: str, more: str = "") -> dict[str, str]:
-    """The sources of the rates, one term now measured here."""
+    """Return the sources of the rates, with one term now measured here."""
     return {**rates.sources, term: f"measured on {measured.device}{more}"}
 
 
@@ -98,16 +100,16 @@ def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: dict) ->
     to_fit, held = split(measured.gemms)
     if len(to_fit) < _LEAST_ROWS:
         return rates
-    found = fit_gemm(to_fit, gpu.sm_count, rates.gemm["f16"])
+    fitted = fit_gemm(to_fit, gpu.sm_count, rates.gemm["f16"])
 
     def modelled(rows: list) -> list[float]:
-        return [predicted_gemm(found, row, gpu.sm_count) for row in rows]
+        return [predicted_gemm(fitted, row, gpu.sm_count) for row in rows]
 
     held_out["matrix products"] = _errors(modelled(held), held)
     apart = spread(modelled(to_fit), [row.seconds for row in to_fit])
     return dataclasses.replace(
         rates,
-        gemm={**rates.gemm, "f16": found},
+        gemm={**rates.gemm, "f16": fitted},
         spreads={**rates.spreads, "matrix products": apart},
         sources=_sources(rates, measured, "matrix products", f", {len(to_fit)} products fitted"),
     )
@@ -136,13 +138,13 @@ def _fit_links(rates: Rates, measured: Measured, held_out: dict) -> Rates:
 
 
 def _fit_attention(rates: Rates, measured: Measured) -> Rates:
-    found = dict(rates.attention_flops_per_s)
+    flops_per_s = dict(rates.attention_flops_per_s)
     for width in {w for w, _ in measured.attention}:
-        found[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
+        flops_per_s[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
     if not measured.attention:
         return rates
     sources = _sources(rates, measured, "attention")
-    return dataclasses.replace(rates, attention_flops_per_s=found, sources=sources)
+    return dataclasses.replace(rates, attention_flops_per_s=flops_per_s, sources=sources)
 
 
 def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:
@@ -170,7 +172,7 @@ def _fit_power(rates: Rates, measured: Measured) -> Rates:
 
 
 def _l2_share(measured: Measured, gpu: Gpu, l2: float) -> float | None:
-    """The largest working set, as a share of the cache, that runs at over 80 % of its rate."""
+    """Return the largest share of the cache whose working set runs at over 80 % of its rate."""
     fast = [mb * 1e6 for mb, rate in measured.sweep if rate >= 0.8 * l2]
     return min(1.0, max(fast) / gpu.l2_bytes) if fast else None
 

@@ -1,4 +1,4 @@
-"""compare: strategies side by side through the lenses, from a paper's experiment or one's own."""
+"""The `compare` command: strategies side by side through the lenses, a paper's or one's own."""
 
 import platform
 import threading
@@ -62,48 +62,48 @@ def compare(
     sweep: str | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Report:
-    """Compares strategies: exact? fits? what moves? how fast at best?
+    """Compare strategies: exact? fits? what moves? how fast at best?
 
     Args:
       paper: a name of PAPERS; sets model, strategies, batch, seq_len, dtype and cluster, and adds
         the paper's claims. Any other argument overrides it.
       model: a name of PAPERS (its model), or a ModelConfig.
       strategies: names of STRATEGIES, paths of strategy files (.json), or Strategy values.
-      mesh: mesh axes for the named strategies, such as "stage=2,tensor=8"; None fills the cluster.
-      batch, seq_len: over all devices, sequences and tokens.
-      microbatches: on each device. None takes the paper's, lowered to what divides the device's
-        sequences; the report prints what each strategy ran with.
-      dtype: of parameters and activations.
-      compression: formats that matrices are stored in, such as "int8,int8+2:4" (attention, MLP):
-        another function than the dense model's, and its distance is measured.
-      kernels: what compile and predict use wherever it can: "mosaic", our kernels for Hopper,
-        validated or not; "cudnn", the library's attention of whole sequences; None, what is
-        validated, else XLA's. On CPUs XLA computes the same.
+      mesh: mesh axes of the named strategies, such as "stage=2,tensor=8"; None fills the cluster.
+      batch, seq_len: sequences over all devices, and tokens of each.
+      microbatches: number per device. None takes the paper's, lowered to what divides the
+        device's sequences; the report prints what each strategy ran with.
+      dtype: the dtype of parameters and activations.
+      compression: formats that matrices are stored in, such as "int8,int8+2:4" (attention, MLP).
+        The function is not the dense model's; its error against dense is measured.
+      kernels: the implementation that compile and predict use where it applies: "mosaic", our
+        kernels for Hopper, validated or not; "cudnn", the library's attention of whole sequences;
+        None, validated kernels, else XLA's. On CPUs XLA computes the same.
       cluster: a cluster name.
       rates: constants of the cluster's GPU, or a file that `parallax calibrate` wrote; None takes
         those shipped.
       lenses: some of verify, compile, predict, measure.
-      budget: bytes of a device that its layers are to fit in: l2, smem, l2+smem, hbm, hbm+kv, or a
+      budget: bytes per device that its layers have to fit in: l2, smem, l2+smem, hbm, hbm+kv, or a
         number such as 50MB. The report then says which layers go where, and what is missing.
-      packed: with segment ids, several documents a sequence.
-      small: compile and predict the small model that verify runs, instead of the full size.
+      packed: several documents per sequence, told apart by segment ids.
+      small: compiles and predicts the small model that verify runs, instead of the full size.
       phase: what is compiled and predicted: "prefill", a forward pass to last-position logits;
         "decode", a new token of every sequence after prompts of seq_len tokens; or "train", a step
         of AdamW with float32 parameters.
       remat: what a training step recomputes: "none", "microbatch" or "layer".
       text: a UTF-8 file for verify and measure.
-      repeats: timed steps of measure.
+      repeats: timed steps of the measure lens.
       sweep: an axis (devices, seq_len or batch) and its values, "seq_len:4k..128k" (doubling) or
         "devices:4,16": compile and predict run at each value instead of once, and verify only if
-        `lenses` names it. `devices` rebuilds cluster and strategies, the whole batch staying.
+        `lenses` names it. `devices` rebuilds cluster and strategies; the whole batch stays.
       on_progress: called with a line whenever something starts.
 
     Returns:
       A Report. A strategy that cannot run is in it with the reason, and makes its exit status 1.
 
     Raises:
-      ValueError: anything unknown, an argument that would be ignored, or no strategy that can run,
-        before any work starts.
+      ValueError: an unknown name, an argument that would be ignored, or no strategy that can run;
+        raised before any work starts.
 
     Cost: minutes at most; verify and compile run beside each other in child processes.
     """
@@ -140,18 +140,18 @@ def compare_papers(
     on_progress: Progress = lambda line: None,
     **options: Any,
 ) -> list[Report]:
-    """Compares the strategies of several papers in one run.
+    """Compare the strategies of several papers in one run.
 
     Args:
-      papers: names of PAPERS; None is all of them.
+      papers: names of PAPERS; None takes all of them.
       on_progress: called with a line whenever something starts.
-      options: as `compare` takes them; they hold for every paper.
+      options: arguments of `compare`, which hold for every paper.
 
     Returns:
-      One Report a paper, as `compare` makes it.
+      One Report per paper, as `compare` makes it.
 
     Raises:
-      ValueError: as `compare`, for any of them, before any work starts.
+      ValueError: as `compare`, for any of the papers, before any work starts.
 
     Cost: minutes; one child process verifies them all while another compiles.
     """
@@ -166,7 +166,7 @@ def compare_papers(
 def run_papers(
     request: CompareRequest, papers: Sequence[str] | None = None, *, on_progress: Progress
 ) -> list[Report]:
-    """Runs one request for several papers, None being all, as `compare_papers` does."""
+    """Run one request for several papers, None being all, as `compare_papers` does."""
     names = PAPERS if papers is None else papers
     resolved = [resolve(request.replace(paper=name)) for name in names]
     return run_comparisons(resolved, on_progress=on_progress)
@@ -174,12 +174,12 @@ def run_papers(
 
 @dataclass
 class _Run:
-    """A comparison and what its lenses found so far.
+    """A comparison and what its lenses have found so far.
 
     Attributes:
-      values: name of a strategy -> field of its result -> what a lens found.
-      refused: name of a strategy -> lens -> why it cannot run it.
-      skipped: lens -> why it did not run for any strategy.
+      values: strategy name -> field of its result -> what a lens found.
+      refused: strategy name -> lens -> why the strategy cannot run it.
+      skipped: lens -> why it ran for no strategy.
     """
 
     comparison: ResolvedComparison
@@ -204,16 +204,16 @@ class _Run:
         return not (any(self.values.values()) or self.skipped or self.sweep)
 
     def refuse(self, name: str, lenses: Sequence[str], why: str) -> None:
-        """Notes why a strategy could not run some lenses, of those that were asked for."""
+        """Record why a strategy could not run some of the lenses that were asked for."""
         asked = [x for x in lenses if x in self.comparison.lenses]
         self.refused[name] |= dict.fromkeys(asked, why)
 
     def skip(self, lenses: Sequence[str], why: str) -> None:
-        """Notes why lenses run for no strategy, of those that were asked for."""
+        """Record why some of the lenses that were asked for run for no strategy."""
         self.skipped |= {x: why for x in lenses if x in self.comparison.lenses}
 
     def report(self, seconds: float) -> Report:
-        """The report, once all lenses ran."""
+        """Return the report, once all lenses have run."""
         comparison, skipped = self.comparison, self.skipped
         strategies = {strategy.name: strategy for strategy, _ in comparison.cases}
         results = tuple(
@@ -254,14 +254,14 @@ def _result(
 def run_comparisons(
     comparisons: Sequence[ResolvedComparison], *, on_progress: Progress
 ) -> list[Report]:
-    """Runs all lenses: every verification in one child process, every compilation in another.
+    """Run all lenses: every verification in one child process, every compilation in another.
 
     Args:
-      comparisons: made by `resolve`.
+      comparisons: what `resolve` returned.
       on_progress: called with a line whenever something starts.
 
     Returns:
-      One Report a comparison; `seconds` is of the whole run.
+      One Report per comparison; `seconds` is that of the whole run.
 
     Raises:
       ValueError: no strategy could run any lens.
@@ -276,7 +276,7 @@ def run_comparisons(
     runs = [_Run(comparison) for comparison in comparisons]
     _run_beside((lambda: _verify(runs, report_line), lambda: _compile(runs, report_line)))
     for run in runs:
-        _measure(run, report_line)  # alone: nothing else may use the machine
+        _measure(run, report_line)  # runs alone: nothing else may use the machine
     if all(run.is_empty for run in runs):
         refused = {name: why for run in runs for name, why in run.refused.items()}
         raise ValueError(nothing_runs({n: next(iter(why.values())) for n, why in refused.items()}))
@@ -285,7 +285,7 @@ def run_comparisons(
 
 
 def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
-    """Runs jobs beside each other. The first that fails, or Ctrl-C, ends the children of all."""
+    """Run jobs concurrently. The first that fails, or Ctrl-C, ends the children of all."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         try:
             for done in [pool.submit(job) for job in jobs]:
@@ -296,7 +296,7 @@ def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Return the versions of the packages that determine the numbers."""
     names = ("jax", "jaxlib", "flax", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin",
              "nvidia-cuda-nvcc-cu12", "parallax-sharding")  # fmt: skip
     return {"python": platform.python_version()} | installed_versions(*names)
@@ -359,7 +359,7 @@ def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:
 
 
 def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> None:
-    """Keeps a program, and what the cost model says of it."""
+    """Keep a compiled program and what the cost model predicts for it."""
     one, values = run.comparison, run.values[strategy.name]
     if isinstance(compiled, Refusal):
         run.refuse(strategy.name, ("compile", "predict"), compiled.why)
@@ -385,7 +385,7 @@ def _measure(run: _Run, on_progress: Progress) -> None:
         config, runs = one.config, workload
         environment: dict[str, str] = {}
         if one.virtual:
-            # Said in the report: another size and dtype than what was asked for.
+            # The report says so: size and dtype are not those asked for.
             name = f"{one.small_config.name} in float32"
             config, runs = one.small_config.replace(name=name, dtype="float32"), small
             environment = cpu_environment(strategy.mesh.size, fast_code=True)

@@ -1,4 +1,4 @@
-"""Anyone's compiled program, from its text: ledger, kernels, modelled time."""
+"""Inspection of any compiled program from its text: ledger, kernels, modelled time."""
 
 import math
 import re
@@ -30,15 +30,15 @@ _SHOWN = 14
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a program's text says.
+    """The facts read from a program's text.
 
     Attributes:
-      name: of the module.
-      cluster: whose GPU and wiring are priced.
+      name: the module's name.
+      cluster: the GPUs and interconnect of the cost estimate.
       ledger: its collectives.
-      work, cost: its kernels, and what one run costs a device.
-      rates: constants in use.
-      gemm_flops: of matrix products, a device.
+      work, cost: its kernels, and what one run costs per device.
+      rates: the constants of the cost model in use.
+      gemm_flops: FLOPs of matrix products per device.
     """
 
     name: str
@@ -50,19 +50,19 @@ class Inspection:
     gemm_flops: float
 
     def kernels(self) -> list[tuple[str, float, float]]:
-        """(what, executions, seconds in all), the most expensive first."""
-        found = kernel_costs(self.work, self.cluster, self.rates)
-        return sorted(((n, c, s) for n, (c, s) in found.items()), key=lambda row: -row[2])
+        """Return the name, executions and total seconds of each kernel, most expensive first."""
+        costs = kernel_costs(self.work, self.cluster, self.rates)
+        return sorted(((n, c, s) for n, (c, s) in costs.items()), key=lambda row: -row[2])
 
     @property
     def unvalidated(self) -> str:
-        """What of its time no published measurement stands behind; "" if nothing."""
+        """The part of its time that no published measurement validates; "" if there is none."""
         return unvalidated(self.work, crosses_nodes=self.cost.network_s > 0)
 
     def table(self) -> RenderableType:
-        """For a rich console."""
+        """Render the inspection for a rich console."""
         low, high = error_bar(self.cost, self.rates)
-        head = f"{self.name}: {self.work.devices} devices, priced for {self.cluster.name}"
+        head = f"{self.name}: {self.work.devices} devices, estimated for {self.cluster.name}"
         parts: list[RenderableType] = [Text(head, style="bold"), Text()]
         step = words.in_seconds(self.cost.seconds)
         bar = f"{words.in_seconds(low)} to {words.in_seconds(high)}"
@@ -73,10 +73,10 @@ class Inspection:
             parts.append(Text(f"  {name}: {words.in_seconds(seconds)}, {share}"))
         parts.append(Text(f"  communication hidden: {words.in_seconds(self.cost.hidden_s)}"))
         energy = joules(self.cost, self.rates) * self.work.devices
-        parts.append(Text(f"{words.in_flops(self.gemm_flops)} of matrix products a device, "
+        parts.append(Text(f"{words.in_flops(self.gemm_flops)} of matrix products per device, "
                           f"compiled; {words.digits(energy)} J in all, modelled"))  # fmt: skip
         parts += [Text(), _collectives(self.ledger), Text(), self._kernel_table()]
-        parts += [Text(f"only the bytes of custom call {t!r} are priced", style="yellow")
+        parts += [Text(f"of custom call {t!r} only the bytes are estimated", style="yellow")
                   for t in self.work.unpriced]  # fmt: skip
         return Group(*parts)
 
@@ -91,7 +91,7 @@ class Inspection:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; every number with unit and tag."""
+        """Return plain data; every number has its unit and tag."""
         low, high = error_bar(self.cost, self.rates)
 
         return {
@@ -121,19 +121,19 @@ def inspect_text(
     trips: Mapping[str, float] | None = None,
     rates: Rates | str | Path | None = None,
 ) -> Inspection:
-    """Reads and prices the text of a scheduled CUDA module. The text is not trusted.
+    """Read a scheduled CUDA module from untrusted text and estimate its cost.
 
     Args:
       text: `compiled.as_text()`, or an XLA dump after optimizations.
-      cluster: GPUs and wiring; None takes H100s, in nodes of eight, as many as the program has.
+      cluster: GPUs and interconnect; None takes as many H100s as the program has, eight per node.
       mesh: "axis=size,..." in the order of the program's devices; None takes the mesh that its
         replica groups name, or one axis over all devices.
-      trips: named scope -> executions of a loop whose length depends on data.
-      rates: constants, or a file of `parallax calibrate`.
+      trips: named scope -> trip count of a loop whose length depends on data.
+      rates: constants of the GPU, or a file that `parallax calibrate` wrote.
 
     Raises:
-      ValueError: a text that is cut off, hostile or not understood (HloError), a cluster of another
-        size.
+      ValueError: the text is truncated, hostile or not understood (HloError), or the cluster has
+        another size.
     """
     module = parse_module(text)
     devices = module.num_partitions
@@ -153,7 +153,9 @@ def inspect_text(
     cost = price(work, base, rates)
     counted = (cost.seconds, cost.flops, cost.memory_bytes, cost.link_bytes)
     if not all(map(math.isfinite, counted)):
-        raise HloError(f"module {module.name}: its time comes to {cost.seconds}: loops too long.")
+        raise HloError(
+            f"module {module.name}: its time comes to {cost.seconds} s: its loops are too long."
+        )
     return Inspection(
         module.name, base, ledger, work, cost, rates, module_flops(module, trips=trips).high
     )
@@ -177,7 +179,7 @@ def _collectives(ledger: Ledger) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in ("collective", "over"):
         table.add_column(head)
-    for head in ("times", "each", "leaves a device"):
+    for head in ("times", "each", "sent per device"):
         table.add_column(head, justify="right")
     table.add_column("")
     for c in sorted(ledger, key=lambda c: -c.total_bytes)[:_SHOWN]:

@@ -1,4 +1,4 @@
-"""What the verify and compile lenses run in their child processes: tasks in turn."""
+"""The tasks that the verify and compile lenses run in their child processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True)
 class VerifyTask:
-    """The strategies of one comparison to verify, and the text they run on."""
+    """The strategies of one comparison to verify, and the text that they run on."""
 
     phase: Phase
     config: ModelConfig
@@ -50,7 +50,7 @@ class Refusal:
 
 
 def verify_all(tasks: Sequence[VerifyTask], *, on_progress: Progress) -> list[list[Verification]]:
-    """Verifies every task in this process, one after the other: the verify lens's child."""
+    """Verify every task in this process, one after another, as the verify lens's child does."""
     found = []
     for task in tasks:
         verify = verify_decoding if task.phase == "decode" else verify_transformer
@@ -66,7 +66,7 @@ def verify_all(tasks: Sequence[VerifyTask], *, on_progress: Progress) -> list[li
 def compile_all(
     tasks: Sequence[CompileTask], *, on_progress: Progress
 ) -> list[Compilation | Refusal]:
-    """Compiles every task in this process, one after the other: the compile lens's child."""
+    """Compile every task in this process, one after another, as the compile lens's child does."""
     import jax
 
     found: list[Compilation | Refusal] = []

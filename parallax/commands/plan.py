@@ -1,4 +1,4 @@
-"""Which strategy to rent GPUs for: the search as one call."""
+"""The `plan` command: the search for the strategy to rent GPUs for, as one call."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,32 +35,32 @@ def plan(
     regimes: bool = False,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> SearchReport:
-    """Ranks every strategy for serving a batch of prompts; the best are compiled and ranked again.
+    """Rank every strategy for serving a batch of prompts; compile the best and rank them again.
 
     Args:
       model: a paper's name, a folder with config.json (or its config.json), or a ModelConfig.
-      batch: prompts over all devices, served together.
+      batch: prompts served together, over all devices.
       prompt_len, output_len: tokens of each prompt, and new tokens for each.
       cluster: a name or a Cluster.
       objective: "tps", "tpot" or "energy".
-      max_tpot_s: slower candidates are out, seconds.
-      compile_top: so many of the best are compiled; 0 ranks by closed form alone.
-      dtype: of parameters and activations; None is the model's own.
+      max_tpot_s: the largest time per output token, in seconds; slower candidates are left out.
+      compile_top: the number of best candidates to compile; 0 ranks by the analytical model alone.
+      dtype: the dtype of parameters and activations; None is the model's own.
       compression: formats the matrices may be stored in, such as "int8,int8+2:4", or several to
         try; "none" is the model as it is. A compressed model computes another function.
-      kernels: "mosaic" or "cudnn": what attention and the like are priced and compiled with where
-        it can; None is XLA's (see `Strategy.kernels`).
+      kernels: "mosaic" or "cudnn": the kernels that estimates and compiled programs use where they
+        apply; None is XLA's (see `Strategy.kernels`).
       rates: constants of the GPU, or a file that `parallax calibrate` wrote; None takes those
         shipped.
-      regimes: also maps of which strategy wins over length, batch, width, devices and experts.
-      on_progress: lines about long work.
+      regimes: also makes maps of which strategy wins over length, batch, width, devices, experts.
+      on_progress: called with a line whenever something starts.
 
     Returns:
-      A report: prints as a table, shows itself in a notebook, and saves plan.json, plan.html and
-      the winner as a strategy file.
+      A report that prints as a table, shows itself in a notebook, and saves plan.json, plan.html
+      and the winner as a strategy file.
 
     Raises:
-      ValueError: what cannot be planned; says why.
+      ValueError: the request cannot be planned; the message says why.
       ModuleNotFoundError: the compiler is not installed and compile_top is not 0.
     """
     request = PlanRequest(
@@ -83,7 +83,7 @@ def plan(
 
 
 def run_plan(request: PlanRequest, *, on_progress: Callable[[str], None]) -> SearchReport:
-    """Ranks what a request asks for, as `plan` does."""
+    """Run a plan request, as `plan` does."""
     _check(request)
     _check_compiler(request)
     named = request.cluster
@@ -109,11 +109,13 @@ def run_plan(request: PlanRequest, *, on_progress: Callable[[str], None]) -> Sea
 
 def _check_compiler(request: PlanRequest) -> None:
     if request.compile_top and (missing := missing_compiler()):
-        raise ModuleNotFoundError(f"{missing} Or rank by closed form alone: --compile_top=0.")
+        raise ModuleNotFoundError(
+            f"{missing} Or rank by the analytical model alone: --compile_top=0."
+        )
     if request.kernels == "cudnn" and request.compile_top and not is_installed():
         raise ModuleNotFoundError(
             "plan: kernels='cudnn' compiles with cuDNN, which is not installed (pip install "
-            "nvidia-cudnn-cu12). Or rank by closed form alone: --compile_top=0."
+            "nvidia-cudnn-cu12). Or rank by the analytical model alone: --compile_top=0."
         )
 
 

@@ -1,17 +1,21 @@
-"""What a comparison will run, resolved and checked before anything starts."""
+"""Resolution of a compare request: everything it will run, checked before anything starts."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
-from parallax.commands.sweep import SweepAxis, SweepTasks, constant_words, make_tasks, parse_sweep
+from parallax.commands.check_request import (
+    check_choices,
+    check_inputs,
+    checked_lenses,
+    swept_axis,
+)
+from parallax.commands.sweep import SweepAxis, SweepTasks, constant_words, make_tasks
 from parallax.cost import Rates
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.measuring import devices_at_hand
-from parallax.lenses.text import read_text
 from parallax.lenses.verify_decoding import NEW_TOKENS
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
@@ -20,14 +24,11 @@ from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
-from parallax.papers.placing import check_budget
-from parallax.parallel.split import Remat
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.requests.compare import LENSES, SWEEP_LENSES, CompareRequest
+from parallax.requests.compare import SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import has_own_mesh, parse_compression, resolve_model, resolve_rates
-from parallax.rules import Phase
-from parallax.strategies import STRATEGIES, build
+from parallax.strategies import build
 from parallax.strategies.named import check_name
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -35,7 +36,7 @@ from parallax.workload import Workload
 DEFAULT_CLUSTER = "h100_2x8"
 DEFAULT_STRATEGIES = ("tensor_pipeline", "ring_sequence", "two_level", "data_parallel")
 DEFAULT_BATCH, DEFAULT_SEQ_LEN = 16, 1024
-REFUSALS = (ValueError, NotImplementedError)  # of one strategy: the others still run
+REFUSALS = (ValueError, NotImplementedError)  # why one strategy cannot run; the others still do
 
 type Cases = tuple[tuple[Strategy, Workload], ...]
 
@@ -45,16 +46,16 @@ class ResolvedComparison:
     """Everything that a comparison runs.
 
     Attributes:
-      request: what was asked for, names and defaults resolved; it runs the same again.
+      request: the request with names and defaults resolved; it reproduces the run.
       config, workload, cases: what is compiled and predicted, each strategy with its microbatches.
       small_config, small_cases: what is verified, and measured on virtual devices.
-      cluster: compiled for.
-      lenses: that run, in their order.
-      names: of all strategies asked for, in that order.
-      refused: name -> lens -> why that strategy cannot run it.
-      paper: whose experiment it is; None for a free comparison.
-      rates: constants of the cost model; None are those shipped.
-      virtual: measure has only CPUs, and uses virtual devices.
+      cluster: the cluster compiled for.
+      lenses: the lenses that run, in their order.
+      names: the names of all strategies asked for, in that order.
+      refused: strategy name -> lens -> why the strategy cannot run it.
+      paper: the paper whose experiment it is; None for a free comparison.
+      rates: constants of the cost model; None takes those shipped.
+      virtual: whether measure has only CPUs and uses virtual devices.
       sweep: what is compiled instead of `cases`; None without a sweep.
     """
 
@@ -75,19 +76,19 @@ class ResolvedComparison:
 
 
 def resolve(request: CompareRequest) -> ResolvedComparison:
-    """Resolves the names and defaults of a request and checks what it asks for.
+    """Resolve the names and defaults of a request and check what it asks for.
 
     A strategy that cannot run is left out with the reason, as long as another one can.
 
     Raises:
-      ValueError: anything unknown or that does not exist; nothing that can run.
+      ValueError: an unknown name, a missing file, or no strategy that can run.
     """
-    _check_choices(request)
-    axis = _swept_axis(request)
+    check_choices(request)
+    axis = swept_axis(request)
     paper = None if request.paper is None else find_paper(request.paper)
     cluster = find_cluster(_first(request.cluster, paper and paper.cluster, DEFAULT_CLUSTER))
-    lenses = _lenses(request)
-    _check_inputs(request, cluster, lenses)
+    lenses = checked_lenses(request)
+    check_inputs(request, cluster, lenses)
     make, asked = _Maker(request, cluster), _asked(request, paper)
     made, refused = _make_all(make, asked)
     full, small = _sizes(request, paper, list(filter(None, made.values())))
@@ -97,7 +98,7 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
     able = [s for name, s in made.items() if s is not None and name not in refused]
     if not able:
         raise ValueError(nothing_runs(refused))
-    found = ResolvedComparison(
+    comparison = ResolvedComparison(
         request=_resolved(request, full.config, cluster, lenses, asked),
         config=full.config, workload=full.base, cases=full.cases(able),
         small_config=small.config, small_cases=small.cases(able),
@@ -106,15 +107,17 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
         paper=paper, rates=resolve_rates(request.rates, cluster),
     )  # fmt: skip
     if axis is not None:
-        found = replace(found, sweep=_sweep(found, axis, make, full))
-    return _with_devices(found) if "measure" in lenses else found
+        comparison = replace(comparison, sweep=_sweep(comparison, axis, make, full))
+    return _with_devices(comparison) if "measure" in lenses else comparison
 
 
 @dataclass(frozen=True)
 class _Size:
     """A model and its workload; each strategy takes the microbatches that divide its part.
 
-    `explicit`: the number of microbatches was asked for, and is not to be lowered.
+    Attributes:
+      config, base: the model and its workload.
+      explicit: whether the number of microbatches was asked for, and must not be lowered.
     """
 
     config: ModelConfig
@@ -128,7 +131,7 @@ class _Size:
         return tuple((s, self.workload(s)) for s in strategies)
 
     def check(self, strategy: Strategy, new_tokens: int = 0) -> None:
-        """Raises ValueError where sizes do not divide; with new_tokens, of decoding so many."""
+        """Raise ValueError where sizes do not divide, for decoding too if there are new_tokens."""
         sharded = ShardedTransformer(self.config, strategy, self.workload(strategy))
         if new_tokens:
             Decoder(sharded, new_tokens)
@@ -136,7 +139,7 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the strategies of a request for a cluster."""
+    """The constructor of a request's strategies for a cluster."""
 
     request: CompareRequest
     cluster: Cluster
@@ -156,64 +159,10 @@ class _Maker:
         return strategy if kernels is None else strategy.replace(kernels=kernels)
 
 
-def _check_choices(request: CompareRequest) -> None:
-    for name, choices in (("phase", get_args(Phase)), ("remat", get_args(Remat))):
-        value = getattr(request, name)
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
-    for name in ("batch", "seq_len", "microbatches"):
-        value = getattr(request, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-    for name in ("strategies", "lenses"):
-        value = getattr(request, name)
-        if value is not None and not value:
-            raise ValueError(f"{name}: the list is empty. Name some, or leave it out.")
-    if request.repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {request.repeats}.")
-
-
-def _check_inputs(request: CompareRequest, cluster: Cluster, lenses: Sequence[str]) -> None:
-    """Raises ValueError for files and names that are none."""
-    resolve_rates(request.rates, cluster)
-    if request.budget is not None:
-        check_budget(request.budget, cluster)
-    if {"verify", "measure"} & set(lenses):
-        read_text(request.text, 1)
-
-
-def _swept_axis(request: CompareRequest) -> SweepAxis | None:
-    """The swept axis, checked against the other fields."""
-    if request.sweep is None:
-        return None
-    sweep = parse_sweep(request.sweep)
-    if sweep.axis in ("batch", "seq_len") and getattr(request, sweep.axis) is not None:
-        raise ValueError(f"{sweep.axis} is given and swept. Leave out {sweep.axis}.")
-    if "measure" in request.run_lenses():
-        raise ValueError("sweep compiles and predicts; it measures nothing. Leave out measure.")
-    if sweep.axis == "devices":
-        _check_swept_devices(request)
-    return sweep
-
-
-def _check_swept_devices(request: CompareRequest) -> None:
-    fixed = [s for s in request.strategies or () if s not in STRATEGIES]
-    if request.mesh is None and not fixed:
-        return
-    if request.mesh is not None:
-        what = f"mesh {request.mesh}"
-    else:
-        what = f"strategy {fixed[0] if isinstance(fixed[0], str) else fixed[0].name}"
-    raise ValueError(
-        f"{what} is of one number of devices, and devices are swept. Use names of strategies "
-        f"({', '.join(STRATEGIES)}) without a mesh."
-    )
-
-
 def _model_and_workloads(
     request: CompareRequest, paper: Paper | None
 ) -> tuple[ModelConfig, Workload, Workload]:
-    """The model, its workload and that of the small model."""
+    """Return the model, its workload and that of the small model."""
     config, source = _model(request, paper)
     if request.dtype is not None:
         config = config.replace(dtype=request.dtype)
@@ -228,7 +177,7 @@ def _model_and_workloads(
 
 
 def _model(request: CompareRequest, paper: Paper | None) -> tuple[ModelConfig, Paper | None]:
-    """The model, and the paper whose workload it runs."""
+    """Return the model, and the paper whose workload it runs."""
     model = request.model
     if model is not None:
         source = PAPERS.get(model, paper) if isinstance(model, str) else paper
@@ -239,21 +188,12 @@ def _model(request: CompareRequest, paper: Paper | None) -> tuple[ModelConfig, P
 
 
 def _first(*values: str | None) -> str:
-    """The first that is not None."""
+    """Return the first value that is not None."""
     return next(v for v in values if v is not None)
 
 
-def _lenses(request: CompareRequest) -> tuple[str, ...]:
-    asked = request.run_lenses()
-    if unknown := [x for x in asked if x not in LENSES]:
-        raise ValueError(f"unknown lens {unknown[0]!r}. Use some of: {', '.join(LENSES)}.")
-    if request.sweep is not None and not set(asked) & set(SWEEP_LENSES):
-        raise ValueError(f"sweep compiles every point. Use lenses {', '.join(SWEEP_LENSES)}.")
-    return tuple(x for x in LENSES if x in asked)
-
-
 def _asked(request: CompareRequest, paper: Paper | None) -> tuple[str | Strategy, ...]:
-    """The strategies asked for, files read; those given by name are known names."""
+    """Return the strategies asked for: those of files as values, the others as known names."""
     given = request.strategies or (paper.strategies if paper else DEFAULT_STRATEGIES)
     if request.mesh is not None and all(has_own_mesh(s) for s in given):
         raise ValueError(
@@ -273,7 +213,7 @@ def _asked(request: CompareRequest, paper: Paper | None) -> tuple[str | Strategy
 def _make_all(
     make: _Maker, asked: Sequence[str | Strategy]
 ) -> tuple[dict[str, Strategy | None], dict[str, str]]:
-    """Strategies by name; None, and why, where one cannot be made for the mesh or the cluster."""
+    """Return strategies by name, or None and the reason where one cannot be built."""
     made, refused, mesh = [], {}, make.mesh
     for one in asked:
         try:
@@ -296,7 +236,7 @@ def _make_all(
 def _sizes(
     request: CompareRequest, paper: Paper | None, strategies: Sequence[Strategy]
 ) -> tuple[_Size, _Size]:
-    """What is compiled, and the small model with a batch and length that every strategy divides."""
+    """Return what is compiled, and the small model with sizes that every strategy divides."""
     config, workload, base = _model_and_workloads(request, paper)
     splits = [s.split() for s in strategies]
     base = replace(
@@ -311,7 +251,7 @@ def _sizes(
 
 
 def _multiple(size: int, parts: Sequence[int]) -> int:
-    """The least multiple of all `parts` that is at least `size`."""
+    """Return the least multiple of all `parts` that is at least `size`."""
     unit = math.lcm(*parts)
     return -(-size // unit) * unit
 
@@ -320,7 +260,7 @@ def _why_not(
     strategy: Strategy, request: CompareRequest, lenses: Sequence[str], cluster: Cluster,
     full: _Size, small: _Size,
 ) -> str:  # fmt: skip
-    """Why a strategy cannot run; "" if it can, or if a sweep's points will say it."""
+    """Return why a strategy cannot run; "" if it can, or if a sweep's points will say so."""
     compiles, decodes = bool(set(SWEEP_LENSES) & set(lenses)), request.phase == "decode"
     try:
         if request.sweep is None:
@@ -337,7 +277,7 @@ def _why_not(
 
 
 def nothing_runs(refused: Mapping[str, str]) -> str:
-    """The error where no strategy can run: the reason of each, in one line."""
+    """Return the error where no strategy can run: the reason of each, in one line."""
     if len(refused) == 1:
         return next(iter(refused.values()))
     said = " ".join(f"{name}: {why}" for name, why in refused.items())
@@ -348,7 +288,7 @@ def _resolved(
     request: CompareRequest, config: ModelConfig, cluster: Cluster, lenses: tuple[str, ...],
     asked: Sequence[str | Strategy],
 ) -> CompareRequest:  # fmt: skip
-    """The request with its defaults filled in."""
+    """Return the request with its defaults filled in."""
     return request.replace(
         model=request.model if isinstance(request.model, str | None) else config.name,
         strategies=tuple(request.strategies or asked),
@@ -358,21 +298,23 @@ def _resolved(
     )
 
 
-def _sweep(found: ResolvedComparison, axis: SweepAxis, make: _Maker, full: _Size) -> SweepTasks:
+def _sweep(
+    comparison: ResolvedComparison, axis: SweepAxis, make: _Maker, full: _Size
+) -> SweepTasks:
     tasks = make_tasks(
-        axis, full.base, [strategy for strategy, _ in found.cases], found.cluster,
+        axis, full.base, [strategy for strategy, _ in comparison.cases], comparison.cluster,
         lambda name, cluster: make.named(name, None, cluster),
         lambda strategy, workload: fit_microbatches(strategy, workload, full.explicit),
         lambda strategy, workload: ShardedTransformer(full.config, strategy, workload),
     )  # fmt: skip
-    if "verify" not in found.lenses and not any(task.strategy for task in tasks):
+    if "verify" not in comparison.lenses and not any(task.strategy for task in tasks):
         reasons = {f"{t.point.strategy} at {t.point.value}": t.point.why_not for t in tasks}
         raise ValueError(nothing_runs(reasons))
-    return SweepTasks(axis, tasks, constant_words(axis.axis, full.base, found.cluster))
+    return SweepTasks(axis, tasks, constant_words(axis.axis, full.base, comparison.cluster))
 
 
 def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Workload:
-    """The workload with the strategy's microbatches, else the most up to `base`'s that divide."""
+    """Return the workload with the strategy's microbatches, else the most that divide its part."""
     own = getattr(strategy.layers, "microbatches", None)
     if own is not None:
         return replace(base, microbatches=own)
@@ -383,26 +325,28 @@ def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Work
     return replace(base, microbatches=count)
 
 
-def _with_devices(found: ResolvedComparison) -> ResolvedComparison:
-    """The same, once it is known what there is to measure on.
+def _with_devices(comparison: ResolvedComparison) -> ResolvedComparison:
+    """Return the comparison once it is known which devices there are to measure on.
 
     With CPUs alone measure uses virtual devices. A strategy whose mesh needs more accelerators than
     there are is not measured.
 
     Raises:
-      ValueError: nothing else was asked for, and no strategy can be measured.
+      ValueError: only measure was asked for, and no strategy can be measured.
     """
     platform, kind, count = run_in_child(devices_at_hand, environment={})
     if platform == "cpu":
-        return replace(found, virtual=True)
-    refused = {name: dict(why) for name, why in found.refused.items()}
-    for strategy, _ in found.cases:
+        return replace(comparison, virtual=True)
+    refused = {name: dict(why) for name, why in comparison.refused.items()}
+    for strategy, _ in comparison.cases:
         if strategy.mesh.size > count:
             refused.setdefault(strategy.name, {})["measure"] = (
                 f"Strategy '{strategy.name}': mesh {strategy.mesh} needs {strategy.mesh.size} "
                 f"devices to measure on, there are {count} ({kind}). Use a mesh of {count}, or "
                 "leave out the measure lens."
             )
-    if all(set(found.lenses) <= set(refused.get(name, ())) for name in found.names):
-        raise ValueError(nothing_runs({name: refused[name]["measure"] for name in found.names}))
-    return replace(found, refused=refused)
+    if all(set(comparison.lenses) <= set(refused.get(name, ())) for name in comparison.names):
+        raise ValueError(
+            nothing_runs({name: refused[name]["measure"] for name in comparison.names})
+        )
+    return replace(comparison, refused=refused)

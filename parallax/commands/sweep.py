@@ -29,53 +29,53 @@ _NUMBER = re.compile(r"([1-9][0-9]*)([kM]?)")
 
 @dataclass(frozen=True)
 class SweepAxis:
-    """What is swept: an axis and its increasing values."""
+    """The swept axis and its increasing values."""
 
     axis: Axis
     values: tuple[int, ...]
 
 
 def parse_sweep(text: str) -> SweepAxis:
-    """Reads `axis:low..high` (doubling) or `axis:a,b,c`.
+    """Parse `axis:low..high` (doubling) or `axis:a,b,c`.
 
     Args:
-      text: axis is devices, seq_len or batch; numbers may end in k (1024) or M (1024 k).
+      text: the axis is devices, seq_len or batch; numbers may end in k (1024) or M (1024 k).
 
     Raises:
-      ValueError: anything else; values that do not increase; a high that doubling does not reach.
+      ValueError: another grammar, values that do not increase, or a `high` that doubling misses.
     """
-    where = f"--sweep={text}"
+    context = f"--sweep={text}"
     axis, colon, listed = text.partition(":") if isinstance(text, str) else ("", "", "")
     if not colon or axis not in AXES:
         raise ValueError(
-            f"{where}: expected axis:low..high or axis:a,b,c with axis one of {', '.join(AXES)}. "
+            f"{context}: expected axis:low..high or axis:a,b,c with axis one of {', '.join(AXES)}. "
             "Write for example seq_len:4k..128k."
         )
     if ".." in listed:
         low, _, high = listed.partition("..")
-        first, last = _number(low, where), _number(high, where)
+        first, last = _number(low, context), _number(high, context)
         values = [first]
         while values[-1] * 2 <= last:
             values.append(values[-1] * 2)
         if values[-1] != last:
             raise ValueError(
-                f"{where}: doubling from {low} does not reach {high}. End at a power of two times "
-                f"{low}, or list the values: {axis}:{low},...,{high}."
+                f"{context}: doubling from {low} does not reach {high}. End at a power of two "
+                f"times {low}, or list the values: {axis}:{low},...,{high}."
             )
     else:
-        values = [_number(part, where) for part in listed.split(",")]
+        values = [_number(part, context) for part in listed.split(",")]
     if any(a >= b for a, b in pairwise(values)):
-        raise ValueError(f"{where}: values must increase. Write each once, the least first.")
+        raise ValueError(f"{context}: values must increase. Write each once, the smallest first.")
     if len(values) > MOST_VALUES:
-        raise ValueError(f"{where}: {len(values)} values, at most {MOST_VALUES}. List fewer.")
+        raise ValueError(f"{context}: {len(values)} values, at most {MOST_VALUES}. List fewer.")
     return SweepAxis(AXES[axis], tuple(values))
 
 
-def _number(text: str, where: str) -> int:
+def _number(text: str, context: str) -> int:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"{where}: expected a positive integer such as 16, 4k or 1M, got {text!r}. "
+            f"{context}: expected a positive integer such as 16, 4k or 1M, got {text!r}. "
             "Write for example seq_len:4k..128k or batch:64,256."
         )
     return int(match[1]) * _UNITS[match[2]]
@@ -83,7 +83,7 @@ def _number(text: str, where: str) -> int:
 
 @dataclass(frozen=True)
 class SweepTask:
-    """One point to compile, or why it cannot be."""
+    """One point to compile, or why it cannot be compiled."""
 
     point: SweepPoint
     strategy: Strategy | None = None
@@ -92,7 +92,7 @@ class SweepTask:
 
 @dataclass(frozen=True)
 class SweepTasks:
-    """What a sweep compiles: the axis, all its points, and what stays the same, in words."""
+    """The axis of a sweep, all its points, and a sentence on what stays the same."""
 
     asked: SweepAxis
     tasks: tuple[SweepTask, ...]
@@ -103,20 +103,20 @@ def make_tasks(
     asked: SweepAxis,
     base: Workload,
     strategies: Sequence[Strategy],
-    where: Cluster,
+    cluster: Cluster,
     rebuild: Callable[[str, Cluster], Strategy],
     fit: Callable[[Strategy, Workload], Workload],
     check: Callable[[Strategy, Workload], Any],
 ) -> tuple[SweepTask, ...]:
-    """All points, strategy by strategy; those that cannot run carry the reason.
+    """Return all points, strategy by strategy; those that cannot run carry the reason.
 
     Args:
-      asked: axis and values.
-      base: the workload; batch and length stay but for the axis.
-      strategies: as planned for `where`.
-      where: the cluster whose GPUs and nodes are used.
-      rebuild: makes a strategy again by name for a cluster (axis devices).
-      fit: sets the microbatches of a strategy.
+      asked: the axis and its values.
+      base: the workload; batch and length stay unless they are the axis.
+      strategies: the strategies as built for `cluster`.
+      cluster: the cluster whose GPUs and nodes are used.
+      rebuild: builds a strategy by name for another cluster (axis devices).
+      fit: sets a strategy's microbatches.
       check: raises ValueError where sizes do not divide.
     """
     tasks = []
@@ -124,9 +124,9 @@ def make_tasks(
         for value in asked.values:
             point = SweepPoint(strategy.name, value)
             try:
-                made, here, workload = strategy, where, base
+                made, here, workload = strategy, cluster, base
                 if asked.axis == "devices":
-                    here = scaled(where, value)
+                    here = scaled(cluster, value)
                     made = rebuild(strategy.name, here)
                 else:
                     workload = replace(base, **{asked.axis: value})
@@ -140,17 +140,17 @@ def make_tasks(
     return tuple(tasks)
 
 
-def constant_words(axis: Axis, base: Workload, where: Cluster) -> str:
-    """What stays the same along the axis, in words."""
+def constant_words(axis: Axis, base: Workload, cluster: Cluster) -> str:
+    """Return a sentence on what stays the same along the axis."""
     batch, length = f"{base.batch:,} sequences", f"{base.seq_len:,} tokens"
     if axis == "devices":
         return (
             f"strong scaling: the whole batch stays {batch} of {length}, whatever the number of "
-            f"devices; nodes of {where.gpus_per_node} {where.gpu.name}"
+            f"devices; nodes of {cluster.gpus_per_node} {cluster.gpu.name}"
         )
     if axis == "seq_len":
-        return f"the whole batch stays {batch} on {where.name}: tokens grow with the length"
-    return f"the length stays {length} on {where.name}: tokens grow with the batch"
+        return f"the whole batch stays {batch} on {cluster.name}: tokens grow with the length"
+    return f"the length stays {length} on {cluster.name}: tokens grow with the batch"
 
 
 def run_sweep(
@@ -162,16 +162,16 @@ def run_sweep(
     *,
     on_progress: Progress,
 ) -> Sweep:
-    """Compiles and predicts all points in one child process.
+    """Compile and predict all points in one child process.
 
-    Cost: seconds a point; twice where it does not fit.
+    Cost: seconds per point; twice that where it does not fit.
     """
     able = [t for t in sweep.tasks if t.strategy is not None]
-    found = run_in_child(
+    results = run_in_child(
         compile_points, config, able, phase, remat, rates,
         environment=compile_environment(), on_progress=on_progress,
     ) if able else []  # fmt: skip
-    done = iter(found)
+    done = iter(results)
     points = tuple(t.point if t.strategy is None else next(done) for t in sweep.tasks)
     return Sweep(sweep.asked.axis, sweep.asked.values, sweep.constant, points)
 
@@ -185,7 +185,7 @@ def compile_points(
     *,
     on_progress: Progress,
 ) -> list[SweepPoint]:
-    """Compiles every point in this process, one after the other."""
+    """Compile every point in this process, one after another."""
     import jax
 
     points = []
@@ -209,7 +209,7 @@ def compile_points(
 
 
 def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
-    """The figures that a sweep keeps of a compiled point."""
+    """Return the figures that a sweep keeps of a compiled point."""
     memory = compiled.memory
     minimum = Figure(compiled.minimum_bytes, "B", "derived") if compiled.has_closed_form else None
     return PointFigures(
@@ -228,5 +228,5 @@ def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:
 
 
 def one_line(error: Exception) -> str:
-    """The start of an error's message, without line breaks."""
+    """Return the start of an error's message, without line breaks."""
     return " ".join(str(error).split())[:400]

@@ -1,1 +1,1 @@
-"""Running what was verified: generate, train, checkpoints."""
+"""Running verified programs: generation, training, checkpoints, compression, deployment."""

@@ -1,7 +1,8 @@
 """Checkpoints that any strategy on any number of devices restores, bit for bit.
 
-A folder `checkpoints/STEP` by orbax holds the arrays in the model's own layout (`whole_state`), and
-what goes with them as JSON. Beside it `checksums/STEP.json`, written last, says what its files are.
+A folder `checkpoints/STEP`, written by orbax, holds the arrays in the model's own layout
+(`whole_state`) and their metadata as JSON. `checksums/STEP.json`, written last, has the checksums
+of its files.
 """
 
 import hashlib
@@ -28,12 +29,12 @@ Line = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was restored.
+    """A restored checkpoint.
 
     Attributes:
-      step: steps done.
-      state: as the step that restores it lays it out.
-      meta: what `Checkpoints.save` was given beside it.
+      step: the number of steps done.
+      state: the training state, sharded as the restoring step's strategy lays it out.
+      meta: the metadata that `Checkpoints.save` was given.
     """
 
     step: int
@@ -45,10 +46,10 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: of the run; `checkpoints/` and `checksums/` are in it.
-      keep: newest ones that stay, at least 1.
+      folder: the run's folder, which contains `checkpoints/` and `checksums/`.
+      keep: how many of the newest checkpoints to keep, at least 1.
 
-    Saves happen beside the next steps; `wait` (or leaving the `with`) waits for them.
+    Saves run beside the next steps; `wait` (or leaving the `with` block) waits for them.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3):
@@ -66,7 +67,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Wait for the save that is under way, if any."""
         try:
             self.wait()
         finally:
@@ -75,21 +76,21 @@ class Checkpoints:
                 self._orbax.close()
 
     def steps(self) -> list[int]:
-        """Steps of complete checkpoints, oldest first."""
-        found = self.folder / "checkpoints"
-        if not found.is_dir():
+        """Return the steps of complete checkpoints, oldest first."""
+        folder = self.folder / "checkpoints"
+        if not folder.is_dir():
             return []
-        names = [p.name for p in found.iterdir() if p.name.isdigit()]
-        return sorted(int(n) for n in names if (found / n / "_CHECKPOINT_METADATA").is_file())
+        names = [p.name for p in folder.iterdir() if p.name.isdigit()]
+        return sorted(int(n) for n in names if (folder / n / "_CHECKPOINT_METADATA").is_file())
 
     def save(self, step: int, train: TrainStep, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Starts to save; waits first for a save that is still under way.
+        """Start a save, once an earlier save that is still under way has finished.
 
         Args:
-          step: steps done, larger than any saved.
-          train: whose state it is.
-          state: may be donated to the next step as soon as this returns.
-          meta: JSON: data position, seed and the like; the model's config is added.
+          step: the number of steps done, larger than any saved.
+          train: the training step that the state belongs to.
+          state: the training state; it may be donated as soon as this returns.
+          meta: JSON such as data position and seed; the model's config is added.
         """
         self.wait()
         arrays = named(whole(train, state))
@@ -106,21 +107,21 @@ class Checkpoints:
         self._saving = self._thread.submit(self._finish, step, response)
 
     def wait(self) -> None:
-        """Until nothing is being saved. Raises what went wrong with it."""
+        """Wait until nothing is being saved; raise the error of a save that failed."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             saving.result()
 
     def restore(self, train: TrainStep, mesh, step: int | None = None) -> Checkpoint:
-        """A checkpoint under any strategy; each device reads its own shards.
+        """Restore a checkpoint under any strategy; each device reads its own shards.
 
         Args:
-          train: what will go on with it: its strategy, mesh and optimizer.
-          mesh: its devices.
-          step: None is the newest.
+          train: the training step that resumes, with its strategy and optimizer.
+          mesh: the devices of its strategy.
+          step: the step to restore; None takes the newest.
 
         Raises:
-          ValueError: none there, a broken one, or one of another model or optimizer.
+          ValueError: there is no such checkpoint, it is broken, or its model or optimizer differs.
         """
         step = self._pick(step)
         meta = self.read_meta(step)
@@ -129,13 +130,13 @@ class Checkpoints:
         like = named(abstract_whole(train, mesh))
         try:
             arrays = self._open().load_checkpointables(step, {"state": like})["state"]
-        except Exception as error:  # orbax raises many kinds
+        except Exception as error:  # orbax raises errors of many types
             raise ValueError(self._broken(step, _one_line(error))) from None
         state = unnamed(arrays, abstract_whole(train, mesh))
         return Checkpoint(step, placed(train, state, mesh), meta)
 
     def restore_params(self, sharded: ShardedTransformer, mesh, step: int | None = None):
-        """Parameters alone, in the model's own dtype, as `sharded` lays them out.
+        """Restore the parameters alone, in the model's own dtype, as `sharded` lays them out.
 
         Raises:
           ValueError: as `restore`.
@@ -156,20 +157,20 @@ class Checkpoints:
                 arrays = ocp.load_checkpointables(str(self._where(step)), {"state": like})["state"]
         except Exception as error:
             raise ValueError(self._broken(step, _one_line(error))) from None
-        found = unnamed({n.removeprefix("params/"): x for n, x in arrays.items()}, params)
+        state = unnamed({n.removeprefix("params/"): x for n, x in arrays.items()}, params)
         dtype = sharded.config.dtype
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
 
         def make(params):
             return jax.tree.map(lambda x: x.astype(dtype), sharded.place(params))
 
-        return jax.jit(make, out_shardings=shardings)(found)
+        return jax.jit(make, out_shardings=shardings)(state)
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
-        """What was saved beside the arrays, after all files were checked.
+        """Read the metadata saved beside the arrays, after checking all files.
 
         Raises:
-          ValueError: none there, or a broken one.
+          ValueError: there is no such checkpoint, or it is broken.
         """
         step = self._pick(step)
         self._check_files(step)
@@ -194,7 +195,7 @@ class Checkpoints:
         return self._orbax
 
     def _finish(self, step: int, response) -> None:
-        """Behind the steps that follow: when files are complete, what they are."""
+        """Write the checksums once all files are complete, while the next steps run."""
         response.result()
         if jax.process_index():
             return
@@ -210,18 +211,20 @@ class Checkpoints:
 
     def _check_files(self, step: int) -> None:
         path = self.folder / "checksums" / f"{step}.json"
-        if not path.is_file():  # killed in between: orbax's own marks say that it is complete
+        if (
+            not path.is_file()
+        ):  # the process was killed before writing it; orbax marks the checkpoint as complete
             return
         try:
             expected = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(self._broken(step, f"{path}: not JSON: {error}")) from None
-        found = _checksums(self._where(step))
-        for name in sorted({*expected, *found}):
-            if name not in found:
+        actual = _checksums(self._where(step))
+        for name in sorted({*expected, *actual}):
+            if name not in actual:
                 raise ValueError(self._broken(step, f"file {name} is missing"))
-            if found[name] != expected.get(name):
-                raise ValueError(self._broken(step, f"file {name} is not what was saved"))
+            if actual[name] != expected.get(name):
+                raise ValueError(self._broken(step, f"file {name} differs from what was saved"))
 
     def _pick(self, step: int | None) -> int:
         self.wait()
@@ -248,21 +251,23 @@ class Checkpoints:
 
 
 def remove_step(folder: str | Path, step: int) -> None:
-    """Deletes one checkpoint, for example a broken newest one."""
+    """Delete one checkpoint, for example a broken newest one."""
     shutil.rmtree(Path(folder) / "checkpoints" / str(step), ignore_errors=True)
     (Path(folder) / "checksums" / f"{step}.json").unlink(missing_ok=True)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, by path inside the folder."""
-    found = {}
+    """Return the SHA-256 of every file, by path inside the folder."""
+    checksums = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
-            found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            checksums[str(path.relative_to(folder))] = hashlib.file_digest(
+                file, "sha256"
+            ).hexdigest()
+    return checksums
 
 
-def _same_model(saved: dict[str, Any], config: ModelConfig, where: Path) -> None:
+def _same_model(saved: dict[str, Any], config: ModelConfig, path: Path) -> None:
     ours = config.to_dict()
     different = [
         f"{name} {saved.get(name)!r}, here {ours.get(name)!r}"
@@ -271,7 +276,7 @@ def _same_model(saved: dict[str, Any], config: ModelConfig, where: Path) -> None
     ]
     if different:
         raise ValueError(
-            f"{where}: of another model: {'; '.join(different)}. Use the model it was saved with."
+            f"{path}: for another model: {'; '.join(different)}. Use the model it was saved with."
         )
 
 

@@ -1,4 +1,4 @@
-"""A folder of dense weights made into a folder of compressed ones."""
+"""Compression of a folder of dense weights into a folder of compressed ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,35 +38,35 @@ def compress(
     budget: int | str | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> CompressedFolder:
-    """Compresses a folder's weights and writes them, as they will lie on devices.
+    """Compress a folder's weights and write them as devices will store them.
 
     Args:
-      model: a folder with config.json and *.safetensors, or of a training run.
+      model: a folder with config.json and *.safetensors, or that of a training run.
       compression: formats of the matrices: one, or attention's and the MLP's joined by a comma,
-        such as "int8,int8+2:4"; see `parallax.compression.parse_format`. Or such a pair for every
-        layer, as a list.
-      out: made here. `px.generate(out, ...)` and every strategy run it where all layers have the
-        same formats; `px.Deployment.load(out, ...)` whatever they have.
-      layer_formats: of some layers, such as "0-3=int8,int8+2:4", over `compression`; the model's
-        own dtype leaves a matrix as it is.
+        such as "int8,int8+2:4"; see `parallax.compression.parse_format`. Or a list of such
+        pairs, one per layer.
+      out: the folder to create. If all layers have the same formats, `px.generate(out, ...)` runs
+        it under every strategy; `px.Deployment.load(out, ...)` runs any folder.
+      layer_formats: formats of some layers, such as "0-3=int8,int8+2:4", which override
+        `compression`; the model's own dtype leaves a matrix as it is.
       budget: in place of formats: bytes of all layers' matrices ("40MB", or a number), or a share
-        of their dense bytes ("0.3x"). The mildest formats of each layer under it are chosen by
-        `mildest_formats`, whose damage is a proxy.
+        of their dense bytes ("0.3x"). `mildest_formats` then chooses each layer's formats;
+        the damage that it minimizes is a proxy.
       on_progress: called with a line whenever something starts.
 
     Returns:
-      Bytes before and after, and errors: of every matrix's weights, and of every block's output on
-      random inputs.
+      Bytes before and after, the errors of every matrix's weights, and those of every block's
+      output on random inputs.
 
     Raises:
-      ValueError: an unknown format, sizes it does not divide, no weights, weights that are
-        compressed already, a budget that nothing meets, or `out` exists.
+      ValueError: a format is unknown or does not divide a size, there are no weights or they are
+        compressed already, no formats meet the budget, or `out` exists.
 
-    Cost: the dense weights and one compressed layer on the first device; rounding is qwix's, by the
+    Cost: the first device holds the dense weights and one compressed layer. qwix rounds by the
       largest magnitude of a channel or group; sparsity keeps the largest magnitudes.
     """
     if stored_model(model) is not None:
-        raise ValueError(f"{model}: is compressed already. Give the dense model.")
+        raise ValueError(f"{model}: the weights are compressed already. Give the dense model.")
     config, folder = resolve_model(model)
     if folder is None or config.compression is not None:
         raise ValueError(
@@ -75,7 +75,7 @@ def compress(
     formats = _formats(config, compression, layer_formats, budget)
     stored = None if formats is None else StoredModel.of(config, formats)
     if Path(out).exists():
-        raise ValueError(f"{out}: exists. Give a folder that is not there yet.")
+        raise ValueError(f"{out}: exists. Give a folder that does not exist yet.")
     strategy = data_parallel(1)
     mesh = strategy.mesh.build(jax.devices()[:1])
     on_progress(f"loading {folder}")
@@ -83,8 +83,8 @@ def compress(
     damages: tuple[float | None, ...] = (None,) * config.num_layers
     if stored is None:
         assert budget is not None
-        found = mildest_formats(config, dense["layers"], budget, on_progress=on_progress)
-        stored, damages = StoredModel.of(config, found.formats), found.damages
+        chosen = mildest_formats(config, dense["layers"], budget, on_progress=on_progress)
+        stored, damages = StoredModel.of(config, chosen.formats), chosen.damages
     on_progress(f"writing {config.num_layers} layers to {out}")
     layers = _Layers(config, stored.formats, dense["layers"], damages)
     rest = {
@@ -102,7 +102,7 @@ def compress(
 def _formats(
     config: ModelConfig, compression: Any, layer_formats: Sequence[str], budget: int | str | None
 ) -> tuple[Formats, ...] | None:
-    """Of every layer; None where a budget is to choose them."""
+    """Return the formats of every layer; None where a budget chooses them."""
     given = compression is not None or bool(layer_formats)
     if given == (budget is not None):
         raise ValueError(
@@ -128,7 +128,7 @@ def _formats(
 
 
 class _Layers:
-    """Layers as they are written, one at a time; what was found out on the way."""
+    """An iterator over compressed layers, one at a time, that records their errors."""
 
     def __init__(
         self, config: ModelConfig, formats: Sequence[Formats], dense: nnx.State,
@@ -166,7 +166,7 @@ class _Layers:
             yield {tensor_name(path, number): x for path, x in arrays.items()}
 
     def matrices(self) -> tuple[CompressedMatrix, ...]:
-        """Those of one name and format, of all layers."""
+        """Return the compressed matrices, merged over layers by name and format."""
         return tuple(
             CompressedMatrix(
                 name, form, tuple(r[0] for r in rows), sum(r[1] for r in rows),

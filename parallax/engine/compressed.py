@@ -1,4 +1,4 @@
-"""What `compress` wrote, as frozen values."""
+"""Frozen values that describe what `compress` wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from parallax.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class CompressedMatrix:
-    """One matrix of all layers that store it in one format.
+    """One matrix in all layers that store it in one format.
 
     Attributes:
-      name: such as "mlp/up_DF".
-      form: its format's name.
-      layers: their numbers.
-      dense_bytes, stored_bytes: of these layers.
-      error: relative L2 of the stored weights against the dense ones, of the worst layer; measured.
+      name: the matrix, such as "mlp/up_DF".
+      form: the name of its format.
+      layers: the numbers of these layers.
+      dense_bytes, stored_bytes: bytes in all these layers.
+      error: relative L2 of the stored against the dense weights, in the worst layer; measured.
     """
 
     name: str
@@ -29,11 +29,11 @@ class CompressedMatrix:
 
 @dataclass(frozen=True)
 class CompressedLayer:
-    """One layer.
+    """One compressed layer.
 
     Attributes:
-      formats: of attention and MLP.
-      stored_bytes: of its matrices.
+      formats: those of attention and MLP.
+      stored_bytes: bytes of its matrices.
       block_error: relative L2 of the block's output, residual stream included, against the dense
         block's, on random inputs of unit RMS; measured.
       damage: predicted by the proxy that chose the formats; None where they were given.
@@ -47,14 +47,14 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class CompressedFolder:
-    """What `compress` wrote.
+    """A folder that `compress` wrote.
 
     Attributes:
-      folder: where.
+      folder: its path.
       config: the model; its `compression` is None where layers have different formats.
-      matrices: what was compressed.
-      layers: in order.
-      rest_bytes: what was not: tables, norms, biases, routers.
+      matrices: the compressed matrices.
+      layers: the layers in order.
+      rest_bytes: bytes that are not compressed: tables, norms, biases, routers.
     """
 
     folder: Path
@@ -65,10 +65,10 @@ class CompressedFolder:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the whole model before."""
+        """The bytes of the whole dense model."""
         return self.rest_bytes + sum(m.dense_bytes for m in self.matrices)
 
     @property
     def stored_bytes(self) -> int:
-        """Of the whole model now."""
+        """The bytes of the whole compressed model."""
         return self.rest_bytes + sum(m.stored_bytes for m in self.matrices)

@@ -1,6 +1,6 @@
-"""Tokens of files as batches: the same order for any number of processes, resumable at any step.
+"""Batches of tokens from files, in the same order for any number of processes, resumable.
 
-`grain` shuffles and iterates; a batch is B windows of L tokens of all files, one after the other.
+`grain` shuffles and iterates; a batch is B windows of L tokens of the concatenated files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from parallax.models.huggingface import ByteTokenizer, Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class TokenFiles:
-    """All tokens of some files, in order.
+    """The tokens of some files, concatenated.
 
     Attributes:
-      arrays: one a file, 1-D integers; of .bin and .npy mapped, not read.
-      names: of the files.
+      arrays: one per file, 1-D integers; those of .bin and .npy files are memory-mapped.
+      names: the names of the files.
     """
 
     arrays: tuple[np.ndarray, ...]
@@ -32,7 +32,7 @@ class TokenFiles:
         return sum(len(x) for x in self.arrays)
 
     def window(self, start: int, length: int) -> np.ndarray:
-        """[length] int32 from token `start` on, over the ends of files."""
+        """Return [length] int32 from token `start` on, across the ends of files."""
         out = np.empty(length, np.int32)
         done, first = 0, 0
         for x in self.arrays:
@@ -48,17 +48,17 @@ class TokenFiles:
 def read_files(
     paths: Sequence[str | Path], vocab_size: int, tokenizer: Tokenizer | None = None
 ) -> TokenFiles:
-    """Opens files of tokens or text.
+    """Open files of tokens or text.
 
     Args:
       paths: .npy (1-D integers) and .bin (raw little-endian uint16) hold tokens; any other file is
         UTF-8 text, tokenized whole.
-      vocab_size: of the model; tokens must be below it.
-      tokenizer: of text; None is bytes.
+      vocab_size: the model's vocabulary size; tokens must be below it.
+      tokenizer: the tokenizer of text files; None takes bytes as tokens.
 
     Raises:
-      ValueError: no file, one that is not there, empty, not tokens or not UTF-8, a token outside of
-        the vocabulary.
+      ValueError: there is no file, a file is missing, empty, or neither tokens nor UTF-8, or a
+        token is outside of the vocabulary.
     """
     if not paths:
         raise ValueError("no data. Give files with --data=FILE,FILE.")
@@ -93,7 +93,7 @@ def _read(path: Path, tokenizer: Tokenizer) -> np.ndarray:
         return x
     if path.suffix == ".bin":
         if path.stat().st_size % 2:
-            raise ValueError(f"data {path}: an odd number of bytes is no row of uint16.")
+            raise ValueError(f"data {path}: an odd number of bytes cannot be a row of uint16.")
         return np.memmap(path, "<u2", mode="r") if path.stat().st_size else np.empty(0, np.uint16)
     try:
         text = path.read_text(encoding="utf-8")
@@ -102,22 +102,22 @@ def _read(path: Path, tokenizer: Tokenizer) -> np.ndarray:
     return np.asarray(tokenizer.encode(text), np.int32)
 
 
-# More than any run needs; grain cannot count batches of one of an endless repetition.
+# This is more than any run needs; grain cannot count the batches of an endless repetition.
 _PASSES = 1 << 20
 
 
 class Batches:
-    """Batches of one run, on its devices.
+    """An iterator over the batches of one run, sharded on its devices.
 
     Args:
       files: the tokens.
-      batch: windows over all processes.
-      seq_len: tokens of a window.
-      seed: of the order; every pass over the data has another.
-      sharding: of a batch [B, L] on devices.
+      batch: windows per batch, over all processes.
+      seq_len: tokens per window.
+      seed: seed of the order, which differs in every pass over the data.
+      sharding: the sharding of a batch [B, L].
 
     Raises:
-      ValueError: fewer windows than a batch.
+      ValueError: there are fewer windows than a batch needs.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class Batches:
 
     def __next__(self) -> jax.Array:
         tokens = next(self._iterator)
-        # Each process gives its devices' rows of the same batch.
+        # Each process contributes its devices' rows of the same batch.
         return jax.make_array_from_callback(self._shape, self.sharding, lambda at: tokens[at])
 
     @property
     def position(self) -> dict[str, Any]:
-        """What `seek` goes back to, JSON."""
+        """Return the position that `seek` takes, as JSON."""
         return self._iterator.get_state()
 
     def seek(self, position: dict[str, Any]) -> None:
-        """To where another iterator over the same files, batch and seed was."""
+        """Move to the position of another iterator over the same files, batch and seed."""
         self._iterator.set_state(dict(position))

@@ -1,4 +1,4 @@
-"""Generating text under a strategy, on the devices at hand.
+"""Generation of tokens under a strategy, on the devices at hand.
 
 Shapes: B sequences, L tokens of the longest prompt, V vocabulary.
 """
@@ -26,17 +26,17 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 OnToken = Callable[[int, int], None]
-# Prompts are padded to a multiple of this too, so that a second call of about the same length finds
-# its program compiled.
+# Prompts are also padded to a multiple of this, so that a second call of about the same length can
+# reuse the compiled program.
 _PADDING = 16
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was generated for one prompt.
+    """The tokens generated for one prompt.
 
     Attributes:
-      tokens: new ones, a stop token left out.
+      tokens: the new tokens, without a stop token.
       finished: "stop" at a stop token, "length" at max_new_tokens.
     """
 
@@ -46,13 +46,13 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated, and how fast.
+    """The tokens generated for a batch of prompts, with latencies.
 
     Attributes:
-      continuations: one a prompt, in order.
+      continuations: one per prompt, in order.
       latency: times of the batch.
-      kv_bytes: of keys and values a device held.
-      notes: what was padded or placed otherwise than asked, in plain lines.
+      kv_bytes: bytes of keys and values per device.
+      notes: one line for each thing that was padded or sharded otherwise than asked.
     """
 
     continuations: tuple[Continuation, ...]
@@ -68,8 +68,8 @@ class Generator:
     Attributes:
       config: the model.
       strategy: how it is split.
-      params: as `ShardedTransformer` lays them out on `mesh`.
-      mesh: real or virtual devices.
+      params: the parameters, as `ShardedTransformer` lays them out on `mesh`.
+      mesh: a mesh of real or virtual devices.
     """
 
     config: ModelConfig
@@ -87,30 +87,30 @@ class Generator:
         cache_len: int | None = None,
         on_token: OnToken = lambda prompt, token: None,
     ) -> Generation:
-        """Continues every prompt.
+        """Continue every prompt.
 
         Args:
           prompts: token ids, of any lengths.
-          max_new_tokens: a sequence.
+          max_new_tokens: the most new tokens per sequence.
           sampling: how tokens are chosen; None is greedy.
           stop_tokens: ids that end a sequence; they are not part of the result.
-          cache_len: tokens a sequence may have, prompt and new ones; None is what this call needs.
+          cache_len: tokens that a sequence may have, prompt included; None takes what is needed.
           on_token: called with (number of the prompt, token) as tokens come.
 
         Returns:
-          One Continuation a prompt, times, and notes.
+          One Continuation per prompt, times, and notes.
 
         Raises:
-          ValueError: no prompt, an empty one, an id outside of the vocabulary, or more tokens than
-            the cache (or a table of learned positions) has room for.
+          ValueError: there is no prompt, a prompt is empty, an id is outside of the vocabulary, or
+            there are more tokens than the cache or the table of learned positions has room for.
 
-        Cost: the first call of a shape compiles; then one prefill, and a step a token.
+        Cost: the first call of a shape compiles; then one prefill, and one step per token.
         """
         sampling = sampling or Sampling()
         check_prompts(self.config, prompts, max_new_tokens, cache_len, stop_tokens)
         batch, length, notes = self._padded(prompts)
         if self.config.positions == "learned":
-            # Learned positions have no room for padding beyond their table.
+            # Padding must not exceed the table of learned positions.
             longest = max(map(len, prompts))
             _check_table(self.config, longest, length, max_new_tokens)
         decoder = self._decoder(batch, length, max_new_tokens)
@@ -130,22 +130,23 @@ class Generator:
         new: list[list[int]] = [[] for _ in prompts]
         finished: dict[int, Literal["stop", "length"]] = {}
         for number in range(1, max_new_tokens + 1):
-            found = np.asarray(chosen)
+            host_tokens = np.asarray(chosen)
             times.append(time.perf_counter() - start)
             if (
                 len(finished)
                 + sum(
-                    row not in finished and int(found[row]) in stops for row in range(len(prompts))
+                    row not in finished and int(host_tokens[row]) in stops
+                    for row in range(len(prompts))
                 )
                 < len(prompts)
                 and number < max_new_tokens
             ):
-                # On its way while these tokens are looked at.
+                # The next step already runs while the host looks at these tokens.
                 cache, chosen = step(self.params, cache, chosen)
             for row in range(len(prompts)):
                 if row in finished:
                     continue
-                token = int(found[row])
+                token = int(host_tokens[row])
                 if token in stops:
                     finished[row] = "stop"
                     continue
@@ -169,13 +170,13 @@ class Generator:
         return Generation(continuations, latency, decoder.kv_bytes(), tuple(notes))
 
     def _padded(self, prompts) -> tuple[int, int, list[str]]:
-        """Batch and prompt length that the strategy can split, and what to say of it."""
+        """Return a batch and prompt length that the strategy can split, and padding notes."""
         many, notes = batch_multiple(self.strategy), []
         batch = -(-len(prompts) // many) * many
         if batch != len(prompts):
             notes.append(
                 f"{len(prompts)} prompt(s) run as a batch of {batch}: strategy "
-                f"'{self.strategy.name}' deals sequences out over {many} devices"
+                f"'{self.strategy.name}' splits sequences over {many} devices"
             )
         multiple = prompt_multiple(self.strategy)
         if self.config.positions != "learned":
@@ -192,7 +193,7 @@ class Generator:
         return Decoder(ShardedTransformer(self.config, self.strategy, workload), new_tokens)
 
     def _programs(self, decoder: Decoder, sampling: Sampling) -> tuple[Any, Any]:
-        """Compiled: (params, tokens [B, L], lengths [B]) -> (cache, [B]); and the step."""
+        """Compile the prefill, (params, tokens [B, L], lengths [B]) -> (cache, [B]), and step."""
         return _programs(decoder, sampling, self.mesh)
 
 
@@ -214,7 +215,7 @@ def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
     shardings = jax.tree.map(lambda x: x.sharding, cache)
     options: Any = decoder.sharded.strategy.compiler_options
     if mesh.devices.flat[0].platform == "cpu":
-        options = None  # they are for GPUs
+        options = None  # the compiler options are for GPUs
     params = decoder.sharded.abstract_state(mesh)
     workload = decoder.workload
     prompts = jax.ShapeDtypeStruct((workload.batch, workload.seq_len), jnp.int32)
@@ -227,7 +228,7 @@ def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
 
 
 def _placed(decoder: Decoder) -> list[str]:
-    """What a reader would not guess of how this batch is spread."""
+    """Return notes on how the batch is spread over devices where that is not obvious."""
     layout, batch = decoder.layout, decoder.workload.batch
     if not layout.replicated_axes:
         return []
@@ -235,7 +236,7 @@ def _placed(decoder: Decoder) -> list[str]:
     size = math.prod(decoder.split.mesh_axes[a] for a in layout.replicated_axes)
     return [
         f"every device along '{axes}' ({size}) computes the same sequences while decoding, and "
-        f"attends to its own slots: {batch} sequences cannot be dealt out over it"
+        f"attends to its own slots: {batch} sequences cannot be split over it"
     ]
 
 
@@ -246,7 +247,7 @@ def check_prompts(
     cache_len: int | None = None,
     stop_tokens: Sequence[int] = (),
 ) -> None:
-    """Raises ValueError for what `Generator` cannot continue, before anything is loaded."""
+    """Raise ValueError, before anything is loaded, for what `Generator` cannot continue."""
     if not prompts:
         raise ValueError("no prompt. Give at least one.")
     if max_new_tokens < 1:
@@ -260,8 +261,8 @@ def check_prompts(
         outside = [int(t) for t in prompt if not 0 <= int(t) < config.vocab_size]
         if outside:
             raise ValueError(
-                f"prompt {number} has token {outside[0]}, model '{config.name}' knows 0 "
-                f"to {config.vocab_size - 1}. Encode it with the model's own tokenizer."
+                f"prompt {number} has token {outside[0]}, but the tokens of '{config.name}' are "
+                f"0 to {config.vocab_size - 1}. Encode it with the model's own tokenizer."
             )
         needed = len(prompt) + max_new_tokens
         if cache_len is not None and needed > cache_len:

@@ -1,4 +1,4 @@
-"""Formats of every layer: read from flags, checked, and one layer's weights stored in them."""
+"""Formats of every layer: parsed from flags, checked, and applied to a layer's weights."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from parallax.models.compressing import compress_params, layer_config
 from parallax.models.config import ModelConfig
 from parallax.placement import layer_footprints
 
-Formats = tuple[str, str]  # of the attention's matrices, and of the MLP's
+Formats = tuple[str, str]  # the attention matrices' format, and the MLP's
 _LAYERS = re.compile(r"(\d+)(?:-(\d+))?=([^,=]+)(?:,([^,=]+))?")
 
 
@@ -22,7 +22,7 @@ def _storing(config: ModelConfig) -> Any:
 
 
 def store_layer(config: ModelConfig, dense: nnx.State, formats: Formats) -> nnx.State:
-    """One layer's weights in these formats.
+    """Store one layer's weights in these formats.
 
     Args:
       config: the whole model.
@@ -37,10 +37,11 @@ def store_layer(config: ModelConfig, dense: nnx.State, formats: Formats) -> nnx.
 def check_formats(
     config: ModelConfig, formats: str | Sequence[Formats] | None
 ) -> tuple[Formats, ...]:
-    """Formats of every layer; None is the model's own dtype.
+    """Return the formats of every layer; None stands for the model's own dtype.
 
     Raises:
-      ValueError: as many as there are no layers, unknown ones, or sizes that they cannot have.
+      ValueError: their number is not that of the layers, or a format is unknown or does not divide
+        a size.
     """
     if formats is None:
         formats = config.dtype
@@ -56,17 +57,17 @@ def check_formats(
 def parse_layer_formats(
     config: ModelConfig, texts: Sequence[str], every: Formats | None = None
 ) -> tuple[Formats, ...]:
-    """Formats of every layer from `LAYERS=FORMAT` or `LAYERS=ATTENTION,MLP`, later ones winning.
+    """Parse `LAYERS=FORMAT` or `LAYERS=ATTENTION,MLP` for every layer; later texts win.
 
     Args:
       config: the model.
       texts: LAYERS is a number or first-last, such as 0-3=int8,int8+2:4.
-      every: of layers that no text names; None is the model's dtype.
+      every: formats of layers that no text names; None takes the model's dtype.
 
     Raises:
-      ValueError: anything else, or layers that the model does not have.
+      ValueError: another grammar, or a layer that the model does not have.
     """
-    found = [every or (config.dtype, config.dtype)] * config.num_layers
+    formats = [every or (config.dtype, config.dtype)] * config.num_layers
     for text in texts:
         match = _LAYERS.fullmatch(text)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -77,5 +78,5 @@ def parse_layer_formats(
                 "0-3=int8,int8+2:4."
             )
         pair = (match[3], match[4] or match[3])
-        found[first : last + 1] = [pair] * (last + 1 - first)
-    return check_formats(config, found)
+        formats[first : last + 1] = [pair] * (last + 1 - first)
+    return check_formats(config, formats)

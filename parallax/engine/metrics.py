@@ -1,4 +1,4 @@
-"""Figures of a run as they come: a JSON line a step, and events that TensorBoard reads."""
+"""The metrics of a training run: one JSON line per step, and event files for TensorBoard."""
 
 import json
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class Metrics:
-    """Writes `metrics.jsonl` and TensorBoard's event files in a run's folder.
+    """A writer of `metrics.jsonl` and TensorBoard's event files in a run's folder.
 
     Args:
-      folder: of the run.
-      first_step: steps done before; what an earlier run wrote of later ones is cut off.
+      folder: the run's folder.
+      first_step: steps done before; lines that an earlier run wrote of later steps are removed.
     """
 
     def __init__(self, folder: str | Path, first_step: int = 0):
@@ -22,14 +22,14 @@ class Metrics:
         self._events = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures of one step, by name."""
+        """Write the metrics of one step, by name."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Until everything is written."""
+        """Flush and close all files."""
         self._file.close()
         self._events.close()
 

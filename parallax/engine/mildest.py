@@ -1,8 +1,8 @@
-"""The mildest formats of every layer under a budget, by a proxy that runs no text.
+"""Mixed-precision assignment of formats to layers under a budget, by a proxy that runs no text.
 
-The proxy: squares of the relative L2 errors of stored weights, added up over matrices. It knows the
-weights and no activations, and takes all matrices for equally important. What a mix costs a model
-is measured by `parallax compress_quality`, not here.
+The proxy is the sum over matrices of the squared relative L2 error of the stored weights. It sees
+weights but no activations, and weighs all matrices equally. `parallax compress_quality` measures
+what an assignment costs a model.
 """
 
 import re
@@ -22,20 +22,20 @@ from parallax.models.parameters import layer_matrices
 from parallax.placement.budget import parse_bytes
 from parallax.placement.footprint import part_bytes
 
-# The model's own dtype, that with 2:4, and these where sizes allow them.
+# The choices beside the model's own dtype and that dtype with 2:4, where sizes allow them.
 _FORMATS = ("int8", "int8+2:4", "int4", "int4/32", "int4+2:4", "int4/32+2:4")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)x")
 
 
 @dataclass(frozen=True)
 class MildestFormats:
-    """A choice of formats.
+    """A mixed-precision assignment with its predicted damage.
 
     Attributes:
-      formats: of every layer's attention and MLP.
-      damages: of every layer, predicted: a sum of squared relative errors of weights.
-      n_bytes: of all layers' matrices.
-      budget_bytes: that they had to stay under.
+      formats: those of every layer's attention and MLP.
+      damages: predicted for every layer: the sum of squared relative errors of its weights.
+      n_bytes: bytes of all layers' matrices.
+      budget_bytes: the budget for these bytes.
     """
 
     formats: tuple[Formats, ...]
@@ -52,20 +52,21 @@ def mildest_formats(
     *,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> MildestFormats:
-    """Formats of every layer that do the least predicted damage under a budget: optimal for
-    damages that add up, which is an assumption.
+    """Choose the formats of every layer that do the least predicted damage under a budget.
+
+    The choice is optimal if damages add up, which is an assumption.
 
     Args:
       config: the model, without `compression`.
       layers: its layers' dense parameters, stacked.
       budget: bytes of all layers' matrices, such as "40MB" or a number, or a share of their dense
         bytes, such as "0.3x".
-      formats: to choose from, as far as sizes allow; None is the model's dtype, that with 2:4,
-        int8 and int4 with and without 2:4.
+      formats: the choices, where sizes allow them; None takes the model's dtype, that dtype with
+        2:4, and int8 and int4 with and without 2:4.
       on_progress: called with a line whenever something starts.
 
     Raises:
-      ValueError: a budget that is none, or smaller than the smallest formats.
+      ValueError: the budget is invalid, or below the bytes of the smallest formats.
 
     Cost: every matrix is compressed once in every format.
     """
@@ -107,7 +108,7 @@ def _fits(config: ModelConfig, part: str, name: str) -> bool:
     try:
         layer_config(config, (name, dense) if part == "attention" else (dense, name))
     except ValueError:
-        parse_format(name)  # an unknown one is refused
+        parse_format(name)  # raises for an unknown format
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""AdamW with warmup, cosine decay and clipping."""
+"""AdamW with warmup, cosine decay and gradient clipping."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +9,15 @@ import optax
 
 @dataclass(frozen=True)
 class Adamw:
-    """What `parallax train` optimizes with.
+    """The settings of AdamW, which `parallax train` uses.
 
     Attributes:
-      learning_rate: at the end of the warmup.
-      warmup_steps: from 0, linearly.
-      final_share: of learning_rate, reached by a cosine at the last step.
-      weight_decay: of matrices and tables; norms and biases have none.
-      clip_norm: of all gradients together; 0 is no clipping.
-      b1, b2: of the two moments.
+      learning_rate: the learning rate at the end of the warmup.
+      warmup_steps: steps of a linear warmup from 0.
+      final_share: share of learning_rate that a cosine reaches at the last step.
+      weight_decay: weight decay of matrices and tables; norms and biases have none.
+      clip_norm: largest global norm of the gradients; 0 disables clipping.
+      b1, b2: decay rates of the two moments.
     """
 
     learning_rate: float = 3e-4
@@ -37,7 +37,7 @@ class Adamw:
             raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}.")
 
     def schedule(self, steps: int) -> optax.Schedule:
-        """Learning rate of each of so many steps."""
+        """Return the learning rate schedule of a run of this many steps."""
         return optax.warmup_cosine_decay_schedule(
             0.0 if self.warmup_steps else self.learning_rate, self.learning_rate,
             self.warmup_steps, max(steps, self.warmup_steps + 1),
@@ -45,7 +45,7 @@ class Adamw:
         )  # fmt: skip
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation, for a run of so many steps."""
+        """Build the optax transformation for a run of this many steps."""
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
         return optax.chain(
             *clip,
@@ -55,7 +55,7 @@ class Adamw:
 
 
 def decayed(params: Any) -> Any:
-    """True for parameters that weight decay shrinks: matrices and tables, by their name."""
+    """Return True for the parameters that decay, matrices and tables, judged by name."""
 
     def is_matrix(path, _) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

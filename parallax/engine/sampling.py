@@ -1,4 +1,4 @@
-"""Which token comes next: greedy, or drawn with temperature, top-k and top-p.
+"""The choice of the next token: greedy, or sampled with temperature, top-k and top-p.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -13,17 +13,17 @@ from jaxtyping import Array, Float, Int
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen from logits.
+    """The rule by which a token is chosen from logits.
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the largest, the first of equals.
-      top_k: only so many of the largest; None is all.
-      top_p: of these, only the largest that together reach this probability; at least one.
-      seed: of the draws. A token depends on the seed, its sequence's number and its step alone, not
-        on how the model is split or what else is in the batch.
+      temperature: divides the logits; 0 takes the largest logit, the first of equals.
+      top_k: samples only among this many largest logits; None is all.
+      top_p: of these, keeps only the largest that together reach this probability; at least one.
+      seed: seed of the draws. A token depends only on the seed, its sequence's number and its step,
+        not on how the model is split or what else is in the batch.
 
     Raises:
-      ValueError: out of range.
+      ValueError: a value is out of range.
     """
 
     temperature: float = 0.0
@@ -42,7 +42,7 @@ class Sampling:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if not self.temperature and (self.top_k is not None or self.top_p is not None):
             raise ValueError(
-                "top_k and top_p choose what is drawn from, but at temperature 0 nothing is drawn. "
+                "top_k and top_p restrict what is drawn, but at temperature 0 nothing is drawn. "
                 "Set a temperature, for example 1."
             )
 
@@ -50,12 +50,12 @@ class Sampling:
 def next_tokens(
     logits_BV: Float[Array, "b v"], sampling: Sampling, step: Int[Array, ""] | int
 ) -> Int[Array, "b"]:
-    """Next token of each sequence, [B] int32.
+    """Return the next token of each sequence, [B] int32.
 
     Args:
-      logits_BV: of the last tokens, in any dtype.
-      sampling: how.
-      step: number of the new token, for the draw.
+      logits_BV: logits of the last tokens, in any dtype.
+      sampling: the rule.
+      step: number of the new token, which the draw depends on.
 
     Cost: greedy reads the logits once; top_k and top_p sort them.
     """
@@ -72,7 +72,7 @@ def next_tokens(
 
 
 def _most_likely(logits_BV, sampling: Sampling):
-    """The logits with -inf for what top_k and top_p leave out; of equals the first stay."""
+    """Return the logits with -inf where top_k and top_p exclude; the first of equals stay."""
     order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     rank_V = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)[None]

@@ -1,4 +1,4 @@
-"""Text in, text out: a model and its tokenizer under a strategy."""
+"""Generation of text from text: a model and its tokenizer under a strategy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ OnText = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What `generate` returns.
+    """The texts that `generate` returns.
 
     Attributes:
       texts: the continuation of each prompt.
-      generation: its tokens, times and notes.
+      generation: the tokens, times and notes.
     """
 
     texts: tuple[str, ...]
@@ -55,23 +55,23 @@ def generate(
     on_text: OnText = lambda prompt, text: None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> GeneratedText:
-    """Continues prompts under a strategy, on this process's devices.
+    """Continue prompts under a strategy, on this process's devices.
 
     Args:
       model: a folder with config.json, *.safetensors and tokenizer.json; the folder of a training
         run, whose newest checkpoint is taken; or a paper's name or a ModelConfig of 256 tokens,
         with random weights.
-      prompts: one or several texts, of any lengths.
+      prompts: one text or several, of any lengths.
       strategy, mesh: as `parallax compare` takes them; None is one device. Without a mesh a named
         strategy fills the devices.
-      max_new_tokens: a prompt.
+      max_new_tokens: the most new tokens per prompt.
       temperature, top_k, top_p, seed: see `Sampling`; temperature 0 is greedy.
-      stop_tokens: ids that end a text; None is the tokenizer's own.
-      cache_len: tokens a sequence may have in all; None is what is asked for.
-      dtype: of parameters and activations; None is the model's own.
-      small: of a paper's model, the same shape at a laptop's width.
+      stop_tokens: ids that end a text; None takes the tokenizer's own.
+      cache_len: tokens that a sequence may have, prompt included; None takes what is needed.
+      dtype: the dtype of parameters and activations; None takes the model's own.
+      small: takes a paper's model at a laptop's width, with the same shape.
       compression: formats of the matrices, such as "int8,int8+2:4" (attention, MLP): dense weights
-        are compressed when they are loaded. Another function than the dense model's.
+        are compressed when they are loaded. The function is not the dense model's.
       on_text: called with (number of the prompt, text) as text comes.
       on_progress: called with a line whenever something starts.
 
@@ -79,7 +79,7 @@ def generate(
       Texts, tokens, and times as MLPerf defines them.
 
     Raises:
-      ValueError: anything unknown, empty, too long or that does not divide.
+      ValueError: a name is unknown, a prompt is empty or too long, or a size does not divide.
 
     Example:
       px.generate("folder", "Once upon a time", strategy="ring_sequence", mesh="seq=4")
@@ -106,7 +106,7 @@ def generate(
 def run_generation(
     request: GenerateRequest, *, on_text: OnText, on_progress: Callable[[str], None]
 ) -> GeneratedText:
-    """Continues the prompts of a request, as `generate` does."""
+    """Continue the prompts of a request, as `generate` does."""
     sampling = Sampling(request.temperature, request.top_k, request.top_p, request.seed)
     config, folder = resolve_model(
         request.model, dtype=request.dtype, small=request.small, compression=request.compression
@@ -151,25 +151,25 @@ def make_generator(
     strategy: Strategy,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Generator:
-    """A Generator with a folder's weights, or without a folder random ones (seed 0)."""
+    """Make a Generator with a folder's weights or, without a folder, random ones (seed 0)."""
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
     length = strategy.split().count("act_seq", "act_norm_seq")
     sharded = ShardedTransformer(config, strategy, Workload(batch_multiple(strategy), length))
     if folder is None:
-        on_progress(f"random weights of {config.name}: what it says means nothing")
+        on_progress(f"random weights of {config.name}: the text is meaningless")
         return Generator(config, strategy, sharded.init(jax.random.key(0), mesh), mesh)
     on_progress(f"loading {folder}")
     params = load_params(folder, sharded, mesh)
     if not config.tie_embeddings:
         return Generator(config, strategy, params, mesh)
-    # Brought to the unembedding once, not in every step.
+    # A tied table is turned into the unembedding once, not in every step.
     unembed = jax.jit(lambda state: sharded.untie(state, mesh)["unembed_DV"])(params)
     untied = nnx.from_flat_state([*nnx.to_flat_state(params), (("unembed_DV",), unembed)])
     return Generator(sharded.untied.config, strategy, untied, mesh)
 
 
 class _Stream:
-    """Tokens to text as they come: a piece is given out once its last character is whole."""
+    """A decoder of streamed tokens; a piece of text is emitted once its last character is whole."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer, self.tokens, self.said = tokenizer, [], ""
@@ -183,7 +183,7 @@ class _Stream:
         return self._new(self.tokenizer.decode(self.tokens))
 
     def _new(self, text: str) -> str:
-        if not text.startswith(self.said):  # a tokenizer that rewrites what came before
+        if not text.startswith(self.said):  # the tokenizer rewrites what came before
             return ""
         piece, self.said = text[len(self.said) :], text
         return piece

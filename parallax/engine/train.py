@@ -1,4 +1,4 @@
-"""Training under a strategy, on the devices at hand: resumable, and resumable under another one."""
+"""Training under a strategy, on the devices at hand; a run can resume under another strategy."""
 
 import dataclasses
 import json
@@ -33,19 +33,20 @@ Figures = Mapping[str, float]
 
 
 class TrainingDivergedError(ValueError):
-    """The loss or the gradients are not finite any more; nothing of that step was saved."""
+    """The error for a loss or gradients that are not finite; that step is not saved."""
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `train` did.
+    """The record of a call of `train`.
 
     Attributes:
-      folder: of the run: run.json, metrics.jsonl, TensorBoard's events, checkpoints.
+      folder: the run's folder: run.json, metrics.jsonl, TensorBoard's events, checkpoints.
       first_step, last_step: steps done before and after.
-      losses: of the steps in between, in order.
-      seconds: of all steps, compilation left out. compile_s: before that.
-      finished: False if it was asked to stop before the last step.
+      losses: the losses of the steps in between, in order.
+      seconds: time of all steps, compilation excluded.
+      compile_s: time of compilation before the first step.
+      finished: False if the run was asked to stop before the last step.
     """
 
     folder: Path
@@ -80,35 +81,37 @@ def train(
     on_progress: Line = lambda line: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingRun:
-    """Trains a model under a strategy; goes on where the folder's newest checkpoint ends.
+    """Train a model under a strategy, from the folder's newest checkpoint if there is one.
 
     Args:
-      model: a paper's name or a ModelConfig (random weights), or a folder of weights to start from:
-        published ones, or another run's.
+      model: a paper's name or a ModelConfig (random weights), or a folder of weights to start from,
+        published ones or another run's.
       data: files of text (tokenized by the model's tokenizer, or as bytes), .npy or .bin tokens.
-      workdir: folder of the run. One that holds a checkpoint goes on from it, under this strategy.
+      workdir: the run's folder. If it holds a checkpoint, the run resumes from it.
       strategy, mesh: None is one device; without a mesh a named strategy fills the devices.
-      steps: in all, those of earlier runs counted.
-      batch, seq_len: sequences of a step over all devices, tokens of each.
+      steps: the total number of steps, those of earlier runs included.
+      batch, seq_len: sequences per step over all devices, and tokens of each.
       microbatches: gradient accumulation: pieces of a device's share of the batch, run one after
-        the other; None is the strategy's own, else 1.
+        another; None takes the strategy's own number, else 1.
       remat: what the backward pass recomputes: "none", "microbatch" or "layer".
       optimizer: AdamW's settings.
-      seed: of random weights and of the order of the data.
-      save_every: steps between checkpoints; the last step is saved too. keep: newest that stay.
-      dtype: of activations; None is the model's own. param_dtype: of parameters, gradients and
-        moments.
-      small: of a paper's model, the same shape at a laptop's width.
+      seed: seed of random weights and of the order of the data.
+      save_every: steps between checkpoints; the last step is saved too.
+      keep: how many of the newest checkpoints to keep.
+      dtype: the dtype of activations; None takes the model's own.
+      param_dtype: the dtype of parameters, gradients and moments.
+      small: takes a paper's model at a laptop's width, with the same shape.
       on_step: called with (steps done, loss, grad_norm, learning_rate, tokens_per_s).
       on_progress: called with a line whenever something starts.
-      should_stop: asked after each step; then the state is saved and the run ends.
+      should_stop: called after each step; if it returns True, the state is saved and the run ends.
 
     Returns:
       A TrainingRun.
 
     Raises:
-      ValueError: anything unknown or that does not divide; a checkpoint of another model, batch or
-        data; TrainingDivergedError where the loss is not finite.
+      ValueError: a name is unknown, a size does not divide, or the checkpoint has another model,
+        batch or data.
+      TrainingDivergedError: the loss or the gradients are not finite.
     """
     request = TrainRequest(
         model=model,
@@ -145,7 +148,7 @@ def run_training(
     on_progress: Line,
     should_stop: Callable[[], bool],
 ) -> TrainingRun:
-    """Trains what a request asks for, as `train` does."""
+    """Train what a request asks for, as `train` does."""
     _check_positive(request)
     setup = _set_up(request, optimizer)
     workdir, steps = Path(request.workdir), request.steps
@@ -180,12 +183,14 @@ def run_training(
 
 @dataclass(frozen=True)
 class _SetUp:
-    """What runs.
+    """Everything that a training run needs.
 
     Attributes:
-      step: of the model under its strategy. mesh: the devices.
-      folder: of weights to start from; None draws them.
-      batches: of the data. position: what has to be the same to go on from a checkpoint.
+      step: the training step of the model under its strategy.
+      mesh: the devices.
+      folder: weights to start from; None takes random ones.
+      batches: the batches of the data.
+      position: what has to be the same when a run resumes from a checkpoint.
     """
 
     step: TrainStep
@@ -219,13 +224,13 @@ def _set_up(request: TrainRequest, optimizer: Adamw) -> _SetUp:
 
 
 def _run(loop, state, batches, first, steps, save_every, save, should_stop) -> int:
-    """Steps until the last, or until asked to stop. Returns steps done."""
+    """Run steps until the last, or until asked to stop; return the number of steps saved."""
     saved = first
     for done in range(first + 1, steps + 1):
         state = loop.step(state, next(batches), done)
         stop = should_stop()
         if stop or done == steps or done % save_every == 0:
-            loop.check()  # what is saved is of finite steps only
+            loop.check()  # only states of finite steps are saved
             save(done, state)
             saved = done
         if stop:
@@ -235,7 +240,7 @@ def _run(loop, state, batches, first, steps, save_every, save, should_stop) -> i
 
 
 class _Loop:
-    """Steps whose figures are looked at one step later: devices do not wait for the host."""
+    """A loop that reads metrics one step later, so that devices do not wait for the host."""
 
     def __init__(self, step: TrainStep, mesh, schedule, workload: Workload, metrics, on_step):
         self.train, self.mesh, self.schedule, self.metrics = step, mesh, schedule, metrics
@@ -251,7 +256,7 @@ class _Loop:
         tokens = self.train.sharded.abstract_inputs(self.mesh)[0]
         options: Any = self.train.sharded.strategy.compiler_options
         if self.mesh.devices.flat[0].platform == "cpu":
-            options = None  # they are for GPUs
+            options = None  # the compiler options are for GPUs
         jitted = jax.jit(
             self.train.whole_step(self.mesh), donate_argnums=0,
             out_shardings=(self.train.shardings(self.mesh), None),
@@ -267,7 +272,7 @@ class _Loop:
         return state
 
     def check(self) -> None:
-        """Looks at the figures of the newest step that was not looked at."""
+        """Read the metrics of the last step, if they were not read yet; raise if not finite."""
         if self._pending is None:
             return
         (done, figures), self._pending = self._pending, None
@@ -278,7 +283,7 @@ class _Loop:
             raise TrainingDivergedError(
                 f"step {done}: loss {loss}, gradient norm {norm}. That step was not saved. Lower "
                 "the learning rate or the clipping norm, or use a longer warmup, and run again: it "
-                "goes on from the last checkpoint."
+                "resumes from the last checkpoint."
             )
         self.seconds += took
         self.losses.append(loss)
@@ -293,21 +298,21 @@ class _Loop:
 def _start(
     checkpoints: Checkpoints, setup: _SetUp, seed: int, on_progress: Line
 ) -> tuple[TrainState, int]:
-    """The state to go on with, and how many steps it has seen."""
+    """Return the state to start from, and the number of its steps."""
     step, mesh, sharded = setup.step, setup.mesh, setup.sharded
     if checkpoints.steps():
-        found = checkpoints.restore(step, mesh)
-        then, position = found.meta["position"], setup.position
+        checkpoint = checkpoints.restore(step, mesh)
+        then, position = checkpoint.meta["position"], setup.position
         if different := [n for n in position if then.get(n) != position[n]]:
             said = ", ".join(f"{n} {then.get(n)!r}, here {position[n]!r}" for n in different)
             raise ValueError(
-                f"{checkpoints.folder}: the run there has other data: {said}. Use the same, or "
+                f"{checkpoints.folder}: the run there has different data: {said}. Use the same, or "
                 "another workdir."
             )
-        setup.batches.seek(found.meta["iterator"])
-        before = found.meta["strategy"]["name"]
-        on_progress(f"going on from step {found.step}, saved under {before}")
-        return found.state, found.step
+        setup.batches.seek(checkpoint.meta["iterator"])
+        before = checkpoint.meta["strategy"]["name"]
+        on_progress(f"resuming from step {checkpoint.step}, saved under {before}")
+        return checkpoint.state, checkpoint.step
     if setup.folder is None:
         on_progress(f"random weights of {sharded.config.name}")
         return step.init(jax.random.key(seed), mesh), 0
@@ -317,7 +322,7 @@ def _start(
 
 
 def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Adamw) -> None:
-    """Writes run.json: what runs, and what to pass to run it again."""
+    """Write run.json: what runs, and what to pass to run it again."""
     config, model = setup.sharded.config, request.model
     run = {
         "model": config.name if isinstance(model, ModelConfig) else str(model),

@@ -1,4 +1,4 @@
-"""Parameters and tokenizer of a folder: published weights, or a training run."""
+"""Loading of parameters and tokenizer from published weights or a training run."""
 
 import functools
 from dataclasses import replace
@@ -20,13 +20,14 @@ from parallax.requests.naming import RUN_FILE, weights_of_run
 
 
 def load_params(folder: Path, sharded: ShardedTransformer, mesh) -> nnx.State:
-    """Parameters under a strategy: of *.safetensors, dense or compressed, or of a run's newest
-    checkpoint. Where the model is to be compressed and the weights are not, they are, on the way.
+    """Load parameters under a strategy from *.safetensors or from a run's newest checkpoint.
+
+    Dense weights of a model with compressed matrices are compressed while they are loaded.
 
     Raises:
-      ValueError: none there, broken ones, or those of another model.
+      ValueError: the weights are missing, broken, or those of another model.
 
-    Cost: compressing on the way holds the dense weights beside the compressed ones.
+    Cost: compressing while loading holds the dense weights beside the compressed ones.
     """
     if (folder / COMPRESSED_FILE).is_file():
         return load_compressed(folder, sharded, mesh)
@@ -41,9 +42,9 @@ def load_params(folder: Path, sharded: ShardedTransformer, mesh) -> nnx.State:
 
 
 def compress_on(dense: nnx.State, sharded: ShardedTransformer, mesh) -> nnx.State:
-    """Parameters of a compressed model from the dense ones, both as the strategy lays them out.
+    """Compress dense parameters on their devices; both are laid out as the strategy says.
 
-    Cost: one scale an output channel needs the largest weight of all devices that share it.
+    Cost: an output channel's scale needs the maximum over all devices that share the channel.
     """
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
     compress = functools.partial(compress_params, config=sharded.config)
@@ -51,11 +52,12 @@ def compress_on(dense: nnx.State, sharded: ShardedTransformer, mesh) -> nnx.Stat
 
 
 def find_tokenizer(config: ModelConfig, folder: Path | None) -> Tokenizer | None:
-    """The folder's tokenizer, or that of the weights a run started from; without either, bytes for
-    a model that has as many tokens, else None.
+    """Return the tokenizer of a folder, or of the weights that its run started from.
+
+    Without either it is the byte tokenizer for a model with as many tokens, else None.
 
     Raises:
-      ValueError: one that cannot be read.
+      ValueError: the tokenizer cannot be read.
     """
     if folder is not None and (folder / RUN_FILE).is_file():
         folder = weights_of_run(folder)

@@ -1,6 +1,6 @@
-"""A training state in the model's own layout, so that what one strategy saves another restores.
+"""The training state in the model's own layout: what one strategy saves another restores.
 
-It has no layers that fill up stages and no columns that fill up a vocabulary.
+It has no layers that pad stages and no columns that pad a vocabulary.
 """
 
 import functools
@@ -16,7 +16,7 @@ from parallax.programs.training import TrainState, TrainStep
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Leaves by their path: a file's names do not depend on classes."""
+    """Return the leaves by their path, so that names in files do not depend on classes."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
 
@@ -26,46 +26,46 @@ def unnamed(arrays: Mapping[str, Any], like: Any) -> Any:
 
 
 def _over_params(change: Callable[[nnx.State], Any], state: TrainState) -> TrainState:
-    """`change` of the parameters and of everything in the optimizer that is shaped like them."""
+    """Apply `change` to the parameters and to the optimizer's trees of the same structure."""
     return jax.tree.map(
         lambda x: change(x) if isinstance(x, nnx.State) else x,
         state, is_leaf=lambda x: isinstance(x, nnx.State),
     )  # fmt: skip
 
 
-def _is_as_placed(sharded: ShardedTransformer) -> bool:
+def _is_unpadded(sharded: ShardedTransformer) -> bool:
     return len(set(sharded.groups)) <= 1 and sharded.columns == sharded.config.vocab_size
 
 
 def whole(train: TrainStep, state: TrainState) -> TrainState:
-    """The state in the model's own layout."""
-    if _is_as_placed(train.sharded):
+    """Return the state in the model's own layout."""
+    if _is_unpadded(train.sharded):
         return state
-    return _unplacing(train.sharded)(state)
+    return _unsharding(train.sharded)(state)
 
 
 def placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
-    """Inverse of `_whole`."""
-    if _is_as_placed(train.sharded):
+    """Shard a state in the model's own layout; the inverse of `whole`."""
+    if _is_unpadded(train.sharded):
         return state
-    return _placing(train, mesh)(state)
+    return _sharding(train, mesh)(state)
 
 
 @functools.lru_cache(maxsize=16)
-def _unplacing(sharded: ShardedTransformer) -> Callable[[TrainState], TrainState]:
+def _unsharding(sharded: ShardedTransformer) -> Callable[[TrainState], TrainState]:
     return jax.jit(functools.partial(_over_params, sharded.unplace))
 
 
 @functools.lru_cache(maxsize=16)
-def _placing(train: TrainStep, mesh) -> Callable[[TrainState], TrainState]:
+def _sharding(train: TrainStep, mesh) -> Callable[[TrainState], TrainState]:
     place = functools.partial(_over_params, train.sharded.place)
     return jax.jit(place, out_shardings=train.shardings(mesh))
 
 
 def abstract_whole(train: TrainStep, mesh) -> TrainState:
-    """Shapes in the model's own layout; sharded as placed, where sizes divide."""
+    """Return shapes in the model's own layout, sharded as under the strategy if sizes divide."""
     placed = train.abstract_state(mesh)
-    if _is_as_placed(train.sharded):
+    if _is_unpadded(train.sharded):
         return placed
     shapes = jax.eval_shape(functools.partial(_over_params, train.sharded.unplace), placed)
 

@@ -1,4 +1,4 @@
-"""Tables, JSON, HTML and plots of what the lenses found. Knows results, not how they came about."""
+"""Tables, JSON, HTML and plots of what the lenses found, rendered without computing anything."""
 
 from parallax.report.files import check_writable
 from parallax.report.overview import overview_table

@@ -1,4 +1,4 @@
-"""The six questions of the first screen, answered for one strategy each in a few words."""
+"""The six questions of the first screen, each answered for one strategy in a few words."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +13,13 @@ QUESTIONS = (
     "Exact?", "Fits?", "Moves, against the minimum?", "Exposed?", "How fast?", "Claimed?"
 )  # fmt: skip
 
-# Share of the modelled step from which uncovered link time is marked.
+# The share of the modelled step from which exposed communication is marked.
 _MUCH = 0.1
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of text and where its numbers are from."""
+    """A piece of text and where its numbers come from."""
 
     text: str
     tag: Tag | None = None
@@ -27,13 +27,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question answered.
+    """The answer to one question.
 
     Attributes:
-      headline: in a few characters.
-      status: good, bad, warn, or none (no judgement).
-      parts: what stands under it.
-      tag: where the headline's number is from, if it has one.
+      headline: the answer in a few characters.
+      status: good, bad, warn, or none (not judged).
+      parts: the lines below the headline.
+      tag: where the headline's number comes from, if it has one.
     """
 
     headline: str
@@ -43,12 +43,12 @@ class Answer:
 
 
 def answers(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> list[Answer]:
-    """The answers to QUESTIONS, in order.
+    """Return the answers to QUESTIONS, in order.
 
     Args:
-      result: of one strategy.
-      paper: whose claims are compared.
-      same: this run is the paper's, so that figures compare.
+      result: what the lenses found for one strategy.
+      paper: the paper whose claims are compared, if any.
+      same: whether this run is the paper's, so that figures can be compared.
       cluster: the cluster's name.
     """
     return [
@@ -79,7 +79,7 @@ def _exact(result: StrategyResult) -> Answer:
         return Answer("approximate", "warn", (said, *parts))
     exact = result.verification.exact
     if (off := result.verification.off_dense) is not None:
-        said = f"of the compressed model, whose logits are {words.error(off)} off the dense one's"
+        said = f"for the compressed model; its logits' error against dense is {words.error(off)}"
         parts = (*parts, Part(said, "measured"))
     return Answer("exact" if exact else "not exact", "good" if exact else "bad", parts)
 
@@ -89,7 +89,7 @@ def _fits(result: StrategyResult) -> Answer:
         return _not_run(result, "compile")
     memory = result.compilation.memory
     parts = [
-        Part(f"{words.in_bytes(memory.total_bytes)} a device", "compiled"),
+        Part(f"{words.in_bytes(memory.total_bytes)} per device", "compiled"),
         Part(f"{words.percent(memory.total_bytes / memory.usable_bytes)} of the usable "
              f"{words.in_bytes(memory.usable_bytes)}", "assumed"),
     ]  # fmt: skip
@@ -101,29 +101,29 @@ def _fits(result: StrategyResult) -> Answer:
 
 
 def _moves(result: StrategyResult) -> Answer:
-    found = result.compilation
-    if found is None:
+    compilation = result.compilation
+    if compilation is None:
         return _not_run(result, "compile")
-    moved = Part(f"{words.in_bytes(found.wire_bytes)} leaves a device", "compiled")
-    if not found.has_closed_form:
+    moved = Part(f"{words.in_bytes(compilation.wire_bytes)} sent per device", "compiled")
+    if not compilation.has_closed_form:
         return Answer("no closed form", "none", (moved,))
-    minimum = Part(f"minimum {words.in_bytes(found.minimum_bytes)}", "derived")
-    if not found.ledger_matches:
-        first = found.differences[0]
+    minimum = Part(f"minimum {words.in_bytes(compilation.minimum_bytes)}", "derived")
+    if not compilation.ledger_matches:
+        first = compilation.differences[0]
         said = f"{first.kind}: {first.witness} says {words.in_bytes(first.expected_bytes)}, "
         said += f"the program sends {words.in_bytes(first.found_bytes)}"
         return Answer("not its closed form", "bad", (moved, minimum, Part(said, "compiled")))
-    if not found.minimum_bytes:
+    if not compilation.minimum_bytes:
         return Answer("nothing to send", "good", (moved, minimum))
-    share = found.wire_bytes / found.minimum_bytes
+    share = compilation.wire_bytes / compilation.minimum_bytes
     return Answer(f"{words.ratio(share)}x minimum", "good", (moved, minimum), "compiled")
 
 
 def _exposed(result: StrategyResult) -> Answer:
-    found = result.compilation
-    if found is None:
+    compilation = result.compilation
+    if compilation is None:
         return _not_run(result, "compile")
-    seen = exposure(found)
+    seen = exposure(compilation)
     if not seen.total_bytes:
         return Answer("nothing to expose", "good", ())
     share = seen.exposed_bytes / seen.total_bytes
@@ -148,24 +148,26 @@ def _exposed(result: StrategyResult) -> Answer:
 
 
 def _fast(result: StrategyResult) -> Answer:
-    found = result.prediction
-    if found is None:
+    prediction = result.prediction
+    if prediction is None:
         return _not_run(result, "predict")
-    step = found.step_s
+    step = prediction.step_s
     assert step.low is not None
     assert step.high is not None
-    headline = words.in_tokens_per_s(found.tokens_per_s.value)
+    headline = words.in_tokens_per_s(prediction.tokens_per_s.value)
     bar = f"{words.in_seconds(step.low)} to {words.in_seconds(step.high)}"
-    parts = [Part(f"{words.STEPS[found.phase]} {words.in_seconds(step.value)}, {bar}", "modelled")]
-    if found.mfu is not None:
-        parts.append(Part(f"MFU {words.percent(found.mfu.value)}", "modelled"))
-    largest = max(found.terms_s, key=lambda name: found.terms_s[name])
-    share = words.percent(found.terms_s[largest] / step.value)
-    parts.append(Part(f"{share} of it {largest}", "modelled"))
-    if found.unvalidated:
+    parts = [
+        Part(f"{words.STEPS[prediction.phase]} {words.in_seconds(step.value)}, {bar}", "modelled")
+    ]
+    if prediction.mfu is not None:
+        parts.append(Part(f"MFU {words.percent(prediction.mfu.value)}", "modelled"))
+    largest = max(prediction.terms_s, key=lambda name: prediction.terms_s[name])
+    share = words.percent(prediction.terms_s[largest] / step.value)
+    parts.append(Part(f"{share} of the step: {largest}", "modelled"))
+    if prediction.unvalidated:
         headline += ", unvalidated"
-        parts.append(Part(f"no published measurement stands behind the {found.unvalidated}"))
-    return Answer(headline, "warn" if found.unvalidated else "none", tuple(parts), "modelled")
+        parts.append(Part(f"no published measurement validates the {prediction.unvalidated}"))
+    return Answer(headline, "warn" if prediction.unvalidated else "none", tuple(parts), "modelled")
 
 
 def _claimed(result: StrategyResult, paper: Paper | None, same: bool, cluster: str) -> Answer:

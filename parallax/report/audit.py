@@ -15,15 +15,15 @@ _RELATIONS = {"equals": "", "at most": "at most ", "at least": "at least "}
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One figure, in words.
+    """One figure of a paper, in words.
 
     Attributes:
-      lines: of the paper's text.
-      figure: of which strategy, and what.
+      lines: line numbers in the paper's text.
+      figure: the strategy and the quantity.
       claimed, derived, verdict: as a table shows them; "-" where nothing can be derived.
       status: "good", "bad" or "none" (nothing to judge it by).
       reason: what the verdict rests on.
-      more: the readings of a TPS or TPOT, a line each.
+      more: the readings of a TPS or TPOT, one per line.
     """
 
     lines: str
@@ -37,18 +37,18 @@ class AuditRow:
 
 
 def audit_rows(audited: Iterable[Audited]) -> tuple[AuditRow, ...]:
-    """A row a figure, in the order given."""
+    """Return one row per figure, in the order given."""
     return tuple(_row(a) for a in audited)
 
 
 def counts(audited: Iterable[Audited]) -> dict[Verdict, int]:
-    """How many claims have each verdict, in the order of VERDICTS, none left out."""
-    found = Counter(a.verdict for a in audited)
-    return {verdict: found[verdict] for verdict in VERDICTS}
+    """Count the claims that have each verdict, in the order of VERDICTS, zeros included."""
+    seen = Counter(a.verdict for a in audited)
+    return {verdict: seen[verdict] for verdict in VERDICTS}
 
 
 def counts_line(audited: Iterable[Audited]) -> str:
-    """9 figures: 4 consistent, 2 arithmetic error, ...; verdicts that nobody has are left out."""
+    """Return e.g. "9 figures: 4 consistent, 2 arithmetic error", without verdicts of no figure."""
     audited = tuple(audited)
     each = ", ".join(f"{n} {verdict}" for verdict, n in counts(audited).items() if n)
     return f"{len(audited)} figures: {each}"
@@ -85,25 +85,25 @@ def _derived(a: Audited) -> str:
 
 
 def _verdict(a: Audited) -> str:
-    """With how far off it is, where that says something."""
+    """Return the verdict, with the factor it is off by where that is meaningful."""
     if a.off_by is None or a.verdict in _GOOD:
         return a.verdict
     if a.tps and a.verdict == "contradicts another claim":
-        return a.verdict  # its limit is not what it contradicts
+        return a.verdict  # what it contradicts is another claim, not its limit
     return f"{a.verdict} {_times(a.off_by)}" if "off by" in a.verdict else (
         f"{a.verdict}, {_times(a.off_by)}"
     )  # fmt: skip
 
 
 def _times(ratio: float) -> str:
-    """Always above one: a figure half as large is off by 2x, too small."""
+    """Return the factor as a number of at least one: half as large is "2x too small"."""
     big = max(ratio, 1 / ratio)
     said = f"{float(f'{big:.2g}'):,g}x"
     return said if ratio >= 1 else f"{said} too small"
 
 
 def _tps_line(claim: Claim, r: ReadTps) -> str:
-    """prefill: 54 % of what compute allows (at most 2.23M tokens/s)."""
+    """Return e.g. "prefill: 54 % of what compute allows (at most 2.23M tokens/s)"."""
     limit = r.limit
     ratio = claim.value / limit.tokens_per_s
     share = words.percent(ratio) if ratio <= 1 else words.times(ratio)

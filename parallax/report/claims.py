@@ -12,13 +12,13 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True)
 class ClaimSentence:
-    """One claim with what is known about it.
+    """One claim of a paper, with what is known about it.
 
     Attributes:
-      claim: as printed.
+      claim: the claim as printed.
       reading: what the figure can mean, in words.
-      finding: this run's word on it, to follow the figure; "" if it has none.
-      contradicted: the claim is above what the modelled bound allows.
+      finding: what this run says of it, to follow the figure; "" if nothing.
+      contradicted: whether the claim is above what the modelled bound allows.
     """
 
     claim: Claim
@@ -28,7 +28,7 @@ class ClaimSentence:
 
     @property
     def text(self) -> str:
-        """All in one line."""
+        """Return the claim, its reading and its finding in one line."""
         head = f"{self.claim.strategy}: " if self.claim.strategy else ""
         text = f"{head}claimed {printed(self.claim)}"
         if self.claim.quantity == "TPOT":
@@ -37,7 +37,7 @@ class ClaimSentence:
 
 
 def printed(claim: Claim) -> str:
-    """The figure as the paper has it, with its quantity where the unit does not say it."""
+    """Return the figure as the paper prints it, with its quantity where the unit leaves it open."""
     value = words.quantity(claim.value, claim.unit)
     return value if claim.quantity == "TPS" else f"{claim.quantity} {value}"
 
@@ -48,7 +48,7 @@ def other_than_the_papers(
     workload: Workload,
     results: Iterable[StrategyResult],
 ) -> str:
-    """What keeps this run's figures from being compared with the paper's; "" if they compare."""
+    """Return why this run's figures cannot be compared with the paper's; "" if they can."""
     if not paper.is_of_size(config, workload):
         return "this run is not the paper's size"
     phases = {r.compilation.phase for r in results if r.compilation is not None} - {"prefill"}
@@ -62,28 +62,28 @@ def claim_sentences(
     cluster: str,
     results: tuple[StrategyResult, ...],
 ) -> tuple[ClaimSentence, ...]:
-    """Every claim of a paper, throughput held against the modelled bound where this run has one."""
+    """Return every claim of a paper, with throughput compared with this run's modelled bound."""
     other = other_than_the_papers(paper, config, workload, results)
     by_name = {r.name: r for r in results}
-    found = []
+    sentences = []
     for claim in paper.claims:
         finding, contradicted = "", False
         if claim.quantity == "TPS":
             result = by_name.get(claim.strategy)
             if result is None:
-                finding = "; no result stands beside it: this strategy was not run"
+                finding = "; not compared: this strategy was not run"
             elif other:
                 finding = f"; not compared: {other}"
             elif result.prediction is None:
                 finding = "; not compared: no modelled bound in this run"
             else:
                 finding, contradicted = against_bound(claim, result.prediction.bound, cluster)
-        found.append(ClaimSentence(claim, words.READINGS[claim.reading], finding, contradicted))
-    return tuple(found)
+        sentences.append(ClaimSentence(claim, words.READINGS[claim.reading], finding, contradicted))
+    return tuple(sentences)
 
 
 def against_bound(claim: Claim, roofline: Bound, cluster: str) -> tuple[str, bool]:
-    """(what a claimed throughput is of the modelled bound, whether it is above it)."""
+    """Return a claimed throughput relative to the modelled bound, and whether it is above it."""
     bound = roofline.tokens_per_s.value
     limit = words.BOUNDS.get(roofline.set_by, roofline.set_by)
     at_most = f"at most {words.in_tokens_per_s(bound)}, roofline, modelled"
@@ -95,7 +95,7 @@ def against_bound(claim: Claim, roofline: Bound, cluster: str) -> tuple[str, boo
 
 
 def tpot_reading(paper: Paper) -> str:
-    """What the paper's TPOT is and is not; "" if it prints none."""
+    """Return what the paper's TPOT is and is not; "" if the paper prints none."""
     readings = dict.fromkeys(c.reading for c in paper.claims if c.quantity == "TPOT")
     if not readings:
         return ""

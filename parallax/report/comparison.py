@@ -1,4 +1,4 @@
-"""Comparison: what a report shows, without knowing how it is shown."""
+"""The data that a report shows, apart from how it is shown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True)
 class Comparison:
-    """Strategies compared through the lenses.
+    """The results of strategies compared through the lenses.
 
     Attributes:
-      config, workload: compiled and predicted; each compilation has its own microbatches.
-      cluster: name of the cluster compiled for.
-      lenses: that were asked for.
-      request: the resolved flags that run it again.
-      results: one a strategy, in the order asked for.
-      versions: of what took part, e.g. {"jax": "0.12.0"}.
-      seconds: the whole run took.
-      paper: whose experiment it is; None for a free comparison.
-      sweep: the points along an axis; None for one comparison.
-      findings: what was worked out beside the run, see `parallax.papers.findings`.
-      recorded: what records of long runs say about the paper, see `parallax.report.recorded`.
+      config, workload: what is compiled and predicted; each compilation has its own microbatches.
+      cluster: the name of the cluster compiled for.
+      lenses: the lenses asked for.
+      request: the resolved flags that reproduce the run.
+      results: one per strategy, in the order asked for.
+      versions: package versions, e.g. {"jax": "0.12.0"}.
+      seconds: wall-clock time of the whole run.
+      paper: the paper whose experiment it is; None for a free comparison.
+      sweep: the points along an axis; None without a sweep.
+      findings: what was derived beside the run, see `parallax.papers.findings`.
+      recorded: what the records of long runs say about the paper, see `parallax.report.recorded`.
     """
 
     config: ModelConfig
@@ -46,15 +46,14 @@ class Comparison:
 
     @property
     def failed(self) -> bool:
-        """A strategy cannot run, is not exact, does not fit, or moves other bytes than its closed
-        form.
+        """Whether a strategy cannot run, is not exact, does not fit, or misses its closed form.
 
-        At a point of a sweep, only other bytes count.
+        Of a sweep's points, only bytes that differ from the closed form count.
         """
         swept = self.sweep is not None and bool(self.sweep.failures)
         return swept or any(result.failed for result in self.results)
 
     @property
     def exit_status(self) -> int:
-        """0, or 1 if `failed`. The paper's own validation points do not count."""
+        """The exit status: 1 if `failed`, else 0. A paper's validation points do not count."""
         return int(self.failed)

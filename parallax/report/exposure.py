@@ -1,7 +1,7 @@
-"""What of a program's communication the schedule lets run beside matrix products, and what not.
+"""The split of a program's communication by the matrix products scheduled beside it.
 
-Facts of the compiled program only: "async with GEMMs between" does not say how much of a transfer
-is hidden.
+These are facts of the compiled program only: "async, GEMMs between" does not say how much of a
+transfer is hidden.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from parallax.results.lens_results import Compilation
 
 @dataclass(frozen=True)
 class Exposure:
-    """Bytes leaving a device in one run, and executions, in three classes.
+    """Bytes sent per device in one run, and executions of collectives, in three classes.
 
     Attributes:
       overlapped_bytes, overlapped_count: async, with matrix products between start and done.
-      idle_bytes, idle_count: async, with none between.
-      sync_bytes, sync_count: the program waits.
-      flops_between: FLOPs a device between starts and dones, all executions.
+      idle_bytes, idle_count: async, with no matrix product between.
+      sync_bytes, sync_count: synchronous; the program waits.
+      flops_between: FLOPs per device between starts and dones, over all executions.
     """
 
     overlapped_bytes: float
@@ -30,32 +30,32 @@ class Exposure:
 
     @property
     def count(self) -> int:
-        """Executions of collectives in one run."""
+        """The number of collective executions in one run."""
         return self.overlapped_count + self.idle_count + self.sync_count
 
     @property
     def total_bytes(self) -> float:
-        """Bytes leaving a device in one run."""
+        """The bytes sent per device in one run."""
         return self.overlapped_bytes + self.idle_bytes + self.sync_bytes
 
     @property
     def exposed_bytes(self) -> float:
-        """Bytes with no matrix product scheduled meanwhile."""
+        """The bytes sent while no matrix product is scheduled."""
         return self.idle_bytes + self.sync_bytes
 
 
 def exposure(compilation: Compilation) -> Exposure:
-    """The three classes of a compiled program."""
-    found = {"overlapped": [0.0, 0], "idle": [0.0, 0], "sync": [0.0, 0]}
+    """Sort the communication of a compiled program into the three classes."""
+    totals = {"overlapped": [0.0, 0], "idle": [0.0, 0], "sync": [0.0, 0]}
     flops = 0.0
     for c in compilation.collectives:
         kind = "overlapped" if c.async_with_compute else "idle" if c.is_async else "sync"
-        found[kind][0] += c.total_bytes
-        found[kind][1] += c.count
+        totals[kind][0] += c.total_bytes
+        totals[kind][1] += c.count
         flops += c.flops_between * c.count
     return Exposure(
-        found["overlapped"][0], int(found["overlapped"][1]),
-        found["idle"][0], int(found["idle"][1]),
-        found["sync"][0], int(found["sync"][1]),
+        totals["overlapped"][0], int(totals["overlapped"][1]),
+        totals["idle"][0], int(totals["idle"][1]),
+        totals["sync"][0], int(totals["sync"][1]),
         flops,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Report files on disk: all of them or none."""
+"""Writing report files to disk: all of them or none."""
 
 import errno
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def check_writable(folder: str | Path) -> None:
-    """To be called before the work starts; tries, and leaves nothing behind.
+    """Check, before the work starts, that a folder can be written to; leave nothing behind.
 
     Raises:
-      ValueError: the folder cannot be made, or not written to.
+      ValueError: the folder cannot be created or written to.
     """
     made: list[Path] = []
     try:
@@ -30,14 +30,14 @@ def check_writable(folder: str | Path) -> None:
 
 
 def save_files(folder: str | Path, files: dict[str, str]) -> tuple[Path, ...]:
-    """Writes every file beside its place first, then renames them all.
+    """Write every file to a temporary name beside its place, then rename them all.
 
     Args:
-      folder: made if it is not there.
+      folder: created if it does not exist.
       files: name -> text.
 
     Raises:
-      ValueError: it cannot be written to; nothing is left behind.
+      ValueError: the folder cannot be written to; nothing is left behind.
     """
     check_writable(folder)
     folder = Path(folder)

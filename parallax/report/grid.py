@@ -17,13 +17,13 @@ Heads = tuple[tuple[str, Tag | None], ...]
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table.
+    """A table that every output renders in its own way.
 
     Attributes:
-      title: above it.
-      heads: a column's name and where its numbers are from; None for names and words.
-      rows: a cell a head.
-      lines: below it.
+      title: the heading above the table.
+      heads: each column's name and its numbers' tag; None for names and words.
+      rows: one cell per head.
+      lines: sentences below the table.
     """
 
     title: str
@@ -37,7 +37,7 @@ class DataTable:
 
 
 def grid_table(grid: DataTable) -> RenderableType:
-    """For a rich console."""
+    """Render a table for a rich console."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for head, tag in grid.heads:
         name = Text(head)
@@ -49,7 +49,7 @@ def grid_table(grid: DataTable) -> RenderableType:
 
 
 def grid_html(grid: DataTable) -> str:
-    """A heading, a table and paragraphs for a page with the report's style."""
+    """Render a heading, a table and paragraphs for a page with the report's style."""
     heads = "".join(f"<th{_number(tag)}>{escape(head)}{_tag(tag)}</th>" for head, tag in grid.heads)
     rows = "".join(f"<tr>{''.join(_cells(grid, row))}</tr>\n" for row in grid.rows)
     lines = "".join(f'<p class="small">{escape(line)}</p>\n' for line in grid.lines)
@@ -60,7 +60,7 @@ def grid_html(grid: DataTable) -> str:
 
 
 def grid_markdown(grid: DataTable) -> str:
-    """A section of a Markdown page."""
+    """Render a table as a section of a Markdown page."""
     heads = [head + (f" ({tag})" if tag else "") for head, tag in grid.heads]
     lines = [f"## {grid.title}", "", _md(heads)]
     lines.append("|" + "".join("---:|" if tag else "---|" for _, tag in grid.heads))

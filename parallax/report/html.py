@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: no network, no script, light and dark."""
+"""The report as one self-contained HTML page: no network, no script, light and dark."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from parallax.report.audit import HEADS as AUDIT_HEADS
 from parallax.report.audit import audit_rows, counts_line
 from parallax.report.claims import claim_sentences, other_than_the_papers, tpot_reading
 from parallax.report.comparison import Comparison
-from parallax.report.facts import fact_rows
+from parallax.report.fact_rows import fact_rows
 from parallax.report.grid import grid_html
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
@@ -32,12 +32,12 @@ from parallax.results.lens_results import TAGS
 
 
 def report_page(report: Comparison) -> str:
-    """A whole document, to be saved."""
+    """Render the report as a whole HTML document."""
     return render("page.html.j2", **_context(report))
 
 
 def report_html(report: Comparison) -> str:
-    """The body with its own style, for a notebook."""
+    """Render the body of the report with its own style, for a notebook."""
     # Plots are our own SVG, their text escaped by matplotlib.
     return render("report.html.j2", **_context(report))
 
@@ -90,7 +90,7 @@ def _context(report: Comparison) -> dict[str, Any]:
 
 
 def _timelines(report: Comparison) -> list[tuple[str, str, str]]:
-    found = []
+    timelines = []
     for i, result in enumerate(report.results):
         if result.compilation is None or not result.compilation.timeline:
             continue
@@ -98,5 +98,5 @@ def _timelines(report: Comparison) -> list[tuple[str, str, str]]:
         caption = f"{count:,} instructions of the loop body"
         if count > MOST_EVENTS:
             caption += f"; the {MOST_EVENTS} longest are drawn"
-        found.append((result.name, timeline_plot(result.compilation, f"timeline{i}"), caption))
-    return found
+        timelines.append((result.name, timeline_plot(result.compilation, f"timeline{i}"), caption))
+    return timelines

@@ -1,4 +1,4 @@
-"""The ledger as a reader sees it: one row a kind and mesh axes, beside its minimum."""
+"""The ledger as a reader sees it: one row per kind and mesh axes, beside its minimum."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ class LedgerRow:
 
     Attributes:
       kind, axes: as in the ledger.
-      what: the purposes, from the closed form; "" without one.
-      count: executions (compiled).
-      moved_bytes: leaving a device (compiled).
-      minimum_bytes: closed form (derived); None without one.
+      what: the purposes, from the closed form; "" if there is none.
+      count: number of executions (compiled).
+      moved_bytes: bytes sent per device (compiled).
+      minimum_bytes: the closed-form minimum (derived); None if there is none.
       async_count, overlapped_count: executions that are async, and those with GEMMs between.
-      flops_between: FLOPs a device between starts and dones, all executions (compiled).
-      places: where in the Python program they come from.
+      flops_between: FLOPs per device between starts and dones, all executions (compiled).
+      places: the places in the Python program that they come from.
     """
 
     kind: str
@@ -33,12 +33,12 @@ class LedgerRow:
 
     @property
     def ratio(self) -> float | None:
-        """Moved over minimum; None where there is no minimum to divide by."""
+        """The bytes moved over the minimum; None where there is no minimum to divide by."""
         return self.moved_bytes / self.minimum_bytes if self.minimum_bytes else None
 
 
 def ledger_rows(compilation: Compilation) -> tuple[LedgerRow, ...]:
-    """Rows by kind and axes, most bytes first; with what is expected and not there."""
+    """Return rows by kind and axes, most bytes first, including what is expected but missing."""
     collectives = compilation.collectives
     expected = [t for t in compilation.transfers if t.wire_bytes]
     keys = dict.fromkeys((x.kind, x.axes) for x in (*collectives, *expected))

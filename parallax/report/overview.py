@@ -1,4 +1,4 @@
-"""Several papers on one page: each strategy in one line, in the words of the full reports."""
+"""Several papers on one page: one line per strategy, in the terms of the full reports."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from parallax.report.comparison import Comparison
 from parallax.results.lens_results import StrategyResult
 
 _STYLES = {"yes": "green", "approximate": "yellow"}
-# Column and its width: 100 in all, with a space between.
+# The columns and their widths: 100 in all, with a space between.
 _COLUMNS = (
     ("strategy", 27), ("exact", 11), ("memory", 11), ("sent", 8), ("modelled", 8),
     ("at most", 7), ("claimed", 7), ("verdict", 14),
 )  # fmt: skip
-# A verdict on a claimed throughput, in a column's width.
+# Verdicts on a claimed throughput, short enough for the column.
 _VERDICTS = {
     "consistent": "consistent",
     "beyond the physical bound": "beyond",
@@ -28,10 +28,10 @@ _VERDICTS = {
 
 
 def overview_table(reports: Sequence[Comparison]) -> RenderableType:
-    """One block a paper; reads at 100 columns.
+    """Render one block per paper, 100 columns wide.
 
-    Errors and bytes are measured and compiled, bounds modelled (a roofline: nothing is faster),
-    claims a paper's own.
+    Errors are measured, bytes compiled, bounds modelled (a roofline: nothing is faster), and claims
+    are the paper's own.
     """
     blocks: list[RenderableType] = []
     for i, report in enumerate(reports):
@@ -47,9 +47,9 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
             table.add_row(Text(f"  {result.name}"), *cells)
         blocks.append(table)
     failed = [r.paper.name for r in reports if r.failed and r.paper]
-    last = "All exact, fitting, and sending what their closed forms say."
+    last = "All are exact, fit, and send what their closed forms say."
     if failed:
-        last = f"Not so in {', '.join(failed)}: see their reports."
+        last = f"A strategy fails in {', '.join(failed)}: see the full report."
     return Group(
         *blocks,
         Text(_LEGEND, style="dim"),
@@ -58,10 +58,10 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
 
 
 _LEGEND = (
-    "exact: measured on the small model. memory a device, bytes sent over the least: compiled. "
-    "tokens/s: modelled (*: time between nodes or of kernels written by hand, unvalidated), at "
-    "most by a roofline, claimed. "
-    "verdict on the claim: beyond the bound or off what is modelled by so much; parallax claims."
+    "exact: measured on the small model. memory per device, bytes sent over the minimum: compiled. "
+    "tokens/s: modelled (*: time between nodes or of hand-written kernels, unvalidated), at most "
+    "(a roofline), claimed. verdict on the claim: the factor by which it is beyond the bound or "
+    "off the modelled figure; see parallax claims."
 )
 
 
@@ -70,30 +70,30 @@ def _cells(result: StrategyResult, paper: Paper | None, audited: Audited | None)
     if paper is not None:
         key = (result.name, "TPS")
         claim = next((c.value for c in paper.claims if (c.strategy, c.quantity) == key), None)
-    found = [_exact(result), "not run", "not run", "", "", "", ""]
+    texts = [_exact(result), "not run", "not run", "", "", "", ""]
     rate = words.in_tokens_per_s
     if compiled is not None:
-        found[1] = words.in_bytes(compiled.memory.total_bytes)
+        texts[1] = words.in_bytes(compiled.memory.total_bytes)
         if not compiled.memory.fits:
-            found[1] += " (!)"
-        found[2] = "nothing"
+            texts[1] += " (!)"
+        texts[2] = "nothing"
         if compiled.minimum_bytes:
-            found[2] = words.ratio(compiled.wire_bytes / compiled.minimum_bytes)
+            texts[2] = words.ratio(compiled.wire_bytes / compiled.minimum_bytes)
         if not compiled.ledger_matches:
-            found[2] += " (!)"
+            texts[2] += " (!)"
     if result.prediction is not None:
         predicted = result.prediction
         star = "*" if predicted.unvalidated else ""
-        found[3] = rate(predicted.tokens_per_s.value).removesuffix(" tokens/s") + star
-        found[4] = rate(predicted.bound.tokens_per_s.value).removesuffix(" tokens/s")
+        texts[3] = rate(predicted.tokens_per_s.value).removesuffix(" tokens/s") + star
+        texts[4] = rate(predicted.bound.tokens_per_s.value).removesuffix(" tokens/s")
     if claim is not None:
-        found[5] = rate(claim).removesuffix(" tokens/s")
+        texts[5] = rate(claim).removesuffix(" tokens/s")
     if audited is not None:
         off = audited.off_by
-        found[6] = _VERDICTS.get(audited.verdict, audited.verdict)
+        texts[6] = _VERDICTS.get(audited.verdict, audited.verdict)
         if audited.verdict in ("modelled, off by", "beyond the physical bound") and off:
-            found[6] += f" {words.times(max(off, 1 / off))}"
-    return [Text(x, style=_style(x)) for x in found]
+            texts[6] += f" {words.times(max(off, 1 / off))}"
+    return [Text(x, style=_style(x)) for x in texts]
 
 
 def _exact(result: StrategyResult) -> str:

@@ -1,4 +1,4 @@
-"""Footprints beside a paper's figures, and placements under budgets: on a terminal and a page."""
+"""Tables of layer footprints beside a paper's figures, and of placements under budgets."""
 
 from itertools import groupby
 
@@ -11,7 +11,7 @@ _STATUS: dict[str, Status] = {"differs": "bad", "consistent": "good", "rounding"
 
 
 def placement_grids(facts: PlacementFacts) -> tuple[DataTable, DataTable]:
-    """What one layer takes, and where layers go."""
+    """Return the table of what one layer takes and the table of where layers go."""
     return _footprints(facts), _placements(facts)
 
 
@@ -43,14 +43,14 @@ def _placements(facts: PlacementFacts) -> DataTable:
     lines = [f"{name}: {rows[0].budget.n_bytes:,} bytes, {rows[0].budget.source}; counted: "
              f"{rows[0].counted}." for name, rows in _by_budget(facts)]  # fmt: skip
     lines.append(
-        "greedy: a device takes layers as long as they fit. optimal: the slowest group is as short "
-        "as it can be. Where no placement keeps the budget, the group is of layers dealt out "
-        "evenly; cut into tiles, each piece of its weights fits beside the rest."
+        "greedy: a device takes layers as long as they fit. optimal: the slowest group is as fast "
+        "as possible. Where no placement keeps the budget, the group is that of an even "
+        "distribution; cut into tiles, each piece of its weights fits beside the rest."
     )
     return DataTable(
         f"{facts.model} on {facts.devices} devices of {facts.cluster} under a budget",
         (("budget", None), ("stored in", None), ("largest group", "derived"),
-         ("of budget", "derived"), ("fits", None), ("layers a device", None),
+         ("of budget", "derived"), ("fits", None), ("layers per device", None),
          ("to fit", "derived"), ("tiles", "derived")),
         tuple(_placement(row) for row in facts.placed),
         tuple(lines),
@@ -67,7 +67,7 @@ def _placement(row: PlacedRow) -> tuple[Cell, ...]:
     if row.greedy:
         ways = f"greedy {spelled(row.greedy)}; optimal {spelled(row.optimal)}"
         slower = row.greedy_over_optimal
-        ways += f": {words.times(slower)} as long" if slower > 1 else ""
+        ways += f": {words.times(slower)} as slow" if slower > 1 else ""
     else:
         ways = row.why_not
     if group.fits:
@@ -75,9 +75,9 @@ def _placement(row: PlacedRow) -> tuple[Cell, ...]:
     elif group.would_fit:
         need = group.would_fit
     elif row.bits_to_fit:
-        need = f"{words.digits(row.bits_to_fit)} bits a weight"
+        need = f"{words.digits(row.bits_to_fit)} bits per weight"
     else:
-        need = "no weights do"
+        need = "no weight format fits"
     return (
         Cell(row.asked), Cell(stored_in(row.formats)), Cell(words.in_bytes(group.n_bytes)),
         Cell(words.percent(group.n_bytes / group.budget)), fits, Cell(ways), Cell(need),
@@ -91,12 +91,12 @@ def _by_budget(facts: PlacementFacts):
 
 
 def stored_in(formats: tuple[str, str]) -> str:
-    """`float16`, or `int8, MLP int8+2:4`."""
+    """Return the formats of attention and MLP, e.g. `float16` or `int8, MLP int8+2:4`."""
     attention, mlp = formats
     return attention if attention == mlp else f"{attention}, MLP {mlp}"
 
 
 def spelled(counts: tuple[int, ...]) -> str:
-    """Layers of each device, runs of equal numbers in one: `5 x3, 1, 0 x12`."""
+    """Return the layers of each device, with equal neighbours merged: `5 x3, 1, 0 x12`."""
     runs = [(n, len(list(group))) for n, group in groupby(counts)]
     return ", ".join(f"{n} x{times}" if times > 1 else f"{n}" for n, times in runs)

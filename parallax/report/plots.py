@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 7.2
 _ROW = 0.42
-# More events than this are drawn as the longest ones, and the caption says so.
+# Of more events than this only the longest are drawn, and the caption says so.
 MOST_EVENTS = 600
 
 
@@ -28,26 +28,26 @@ def _short(name: str) -> str:
 
 
 def memory_plot(results: tuple[StrategyResult, ...]) -> str:
-    """Bytes of one device, stacked, with lines at the usable and the whole memory; "" if none."""
-    found = _compiled(results)
-    if not found:
+    """Plot each strategy's memory per device against usable and whole memory; "" if none."""
+    compiled = _compiled(results)
+    if not compiled:
         return ""
-    figure, (ax,) = new_figure(_WIDTH, 1.15 + _ROW * len(found))
+    figure, (ax,) = new_figure(_WIDTH, 1.15 + _ROW * len(compiled))
     parts = (
         ("parameters", lambda m: m.parameter_bytes),
         ("other arguments", lambda m: max(0, m.argument_bytes - m.parameter_bytes)),
         ("temporaries", lambda m: m.temp_bytes),
         ("output", lambda m: max(0, m.output_bytes - m.alias_bytes)),
     )
-    starts = [0.0] * len(found)
+    starts = [0.0] * len(compiled)
     for (label, size), colour in zip(parts, SERIES, strict=True):
-        widths = [size(c.memory) / 1e9 for _, c in found]
-        ax.barh(range(len(found)), widths, left=starts, height=0.56, color=colour, label=label)
+        widths = [size(c.memory) / 1e9 for _, c in compiled]
+        ax.barh(range(len(compiled)), widths, left=starts, height=0.56, color=colour, label=label)
         starts = [a + b for a, b in zip(starts, widths, strict=True)]
-    first = found[0][1].memory
+    first = compiled[0][1].memory
     usable, capacity = first.usable_bytes / 1e9, first.capacity_bytes / 1e9
     ax.set_xlim(0, max(capacity, *starts) * 1.12)
-    for y, (total, (_, c)) in enumerate(zip(starts, found, strict=True)):
+    for y, (total, (_, c)) in enumerate(zip(starts, compiled, strict=True)):
         ax.annotate(words.in_bytes(c.memory.total_bytes), (total, y), xytext=(5, 0),
                     textcoords="offset points", va="center", color=INK,
                     fontsize=FONT_SIZE)  # fmt: skip
@@ -57,19 +57,19 @@ def memory_plot(results: tuple[StrategyResult, ...]) -> str:
         ax.annotate(label, (x, 1), xytext=(side[1], 2), xycoords=("data", "axes fraction"),
                     textcoords="offset points", ha=side[0], va="bottom", color=MUTED,
                     fontsize=FONT_SIZE - 1)  # fmt: skip
-    _names(ax, [name for name, _ in found])
-    ax.set_xlabel("GB a device", color=MUTED, fontsize=FONT_SIZE)
+    _names(ax, [name for name, _ in compiled])
+    ax.set_xlabel("GB per device", color=MUTED, fontsize=FONT_SIZE)
     _legend(ax, 4)
-    return to_svg(figure, "memory", "Memory a device of each strategy, against the GPU's")
+    return to_svg(figure, "memory", "Memory per device of each strategy, against the GPU's")
 
 
 def bytes_plot(results: tuple[StrategyResult, ...]) -> str:
-    """Bytes leaving a device beside the closed-form minimum; "" if nothing is sent."""
-    found = [(name, c) for name, c in _compiled(results)]
-    sizes = [x for _, c in found for x in (c.wire_bytes, c.minimum_bytes) if x]
+    """Plot the bytes sent per device beside the closed-form minimum; "" if nothing is sent."""
+    compiled = [(name, c) for name, c in _compiled(results)]
+    sizes = [x for _, c in compiled for x in (c.wire_bytes, c.minimum_bytes) if x]
     if not sizes:
         return ""
-    figure, (ax,) = new_figure(_WIDTH, 1.1 + 1.35 * _ROW * len(found))
+    figure, (ax,) = new_figure(_WIDTH, 1.1 + 1.35 * _ROW * len(compiled))
     bars = (
         ("compiled program", SERIES[0], lambda c: c.wire_bytes),
         ("closed-form minimum", SERIES[1], lambda c: c.minimum_bytes if c.has_closed_form else 0.0),
@@ -77,11 +77,11 @@ def bytes_plot(results: tuple[StrategyResult, ...]) -> str:
     is_log = max(sizes) > 50 * min(sizes)
     low = min(sizes) / 3e9 if is_log else 0.0
     for i, (label, colour, size) in enumerate(bars):
-        places = [y + 0.4 * (i - 0.5) for y in range(len(found))]
-        widths = [size(c) / 1e9 for _, c in found]
+        places = [y + 0.4 * (i - 0.5) for y in range(len(compiled))]
+        widths = [size(c) / 1e9 for _, c in compiled]
         ax.barh(places, [max(0.0, w - low) for w in widths], left=low, height=0.36, color=colour,
                 label=label)  # fmt: skip
-        for y, width, (_, c) in zip(places, widths, found, strict=True):
+        for y, width, (_, c) in zip(places, widths, compiled, strict=True):
             text = words.in_bytes(width * 1e9) if i == 0 or c.has_closed_form else "no closed form"
             ax.annotate(text, (max(width, low), y), xytext=(5, 0), textcoords="offset points",
                         va="center", color=INK, fontsize=FONT_SIZE - 0.5)  # fmt: skip
@@ -90,19 +90,19 @@ def bytes_plot(results: tuple[StrategyResult, ...]) -> str:
         ax.set_xlim(low, max(sizes) / 1e9 * 4)
     else:
         ax.set_xlim(0, max(sizes) / 1e9 * 1.16)
-    _names(ax, [name for name, _ in found])
-    unit = "GB leaving a device" + (" (logarithmic)" if is_log else "")
+    _names(ax, [name for name, _ in compiled])
+    unit = "GB sent per device" + (" (logarithmic)" if is_log else "")
     ax.set_xlabel(unit, color=MUTED, fontsize=FONT_SIZE)
     _legend(ax, 2)
     return to_svg(figure, "bytes", "Bytes each strategy sends, against the closed-form minimum")
 
 
 def timeline_plot(compilation: Compilation, name: str) -> str:
-    """The busiest loop body: compute above communication; "" without events.
+    """Plot the busiest loop body, compute above communication; "" without events.
 
     Args:
-      compilation: whose timeline.
-      name: unique in the page, an identifier.
+      compilation: the program whose timeline is drawn.
+      name: an identifier that is unique in the page.
     """
     events = longest(compilation.timeline)
     if not events:
@@ -134,7 +134,7 @@ def timeline_plot(compilation: Compilation, name: str) -> str:
 
 
 def longest(events: tuple[TimelineEvent, ...]) -> tuple[TimelineEvent, ...]:
-    """At most MOST_EVENTS, the longest, in order."""
+    """Return the longest events in order, at most MOST_EVENTS of them."""
     if len(events) <= MOST_EVENTS:
         return events
     kept = sorted(events, key=lambda e: e.start_s - e.stop_s)[:MOST_EVENTS]

@@ -1,4 +1,4 @@
-"""One subject of a report as tables and sentences, and those that records of long runs became."""
+"""Sections of a report: tables and sentences, and those that records of long runs became."""
 
 import json
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from parallax.report.grid import DataTable
 
 @dataclass(frozen=True)
 class Section:
-    """One subject.
+    """One section of a report, about one subject.
 
     Attributes:
-      title: of it.
-      said: what its tables come to, in sentences.
-      grids: its tables, on the page.
-      in_short: those of them that a terminal shows too.
+      title: the section's heading.
+      said: what its tables show, in sentences.
+      grids: its tables, shown on the page.
+      in_short: the tables that a terminal shows too.
     """
 
     title: str
@@ -27,7 +27,7 @@ class Section:
 
 
 def section_to_dict(section: Section) -> dict[str, Any]:
-    """Plain data: cells are words, numbers in them are of their column's tag."""
+    """Return a section as plain data; cells are text, their numbers have the column's tag."""
     return {
         "title": section.title,
         "said": list(section.said),
@@ -45,7 +45,7 @@ def section_to_dict(section: Section) -> dict[str, Any]:
 
 
 def section_from_dict(data: dict[str, Any]) -> Section:
-    """Inverse of `section_to_dict`, but for colours."""
+    """Read back what `section_to_dict` wrote; colours are lost."""
     grids = tuple(
         DataTable(
             t["title"],
@@ -60,6 +60,6 @@ def section_from_dict(data: dict[str, Any]) -> Section:
 
 
 def recorded_sections(paper: str) -> tuple[Section, ...]:
-    """The sections that `parallax.studies.recording` wrote about a paper, if any."""
+    """Return the sections that `parallax.studies.recording` wrote about a paper, if any."""
     text = (resources.files("parallax.report") / "recorded.json").read_text(encoding="utf-8")
     return tuple(section_from_dict(data) for data in json.loads(text).get(paper, ()))

@@ -1,4 +1,4 @@
-"""The report: everything a comparison found, on a terminal, as JSON and as one HTML file."""
+"""The report of a comparison: on a terminal, as JSON, and as one HTML file."""
 
 import json
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ class Report(Comparison):
     """A `Comparison` that shows itself: on a terminal, as JSON, as one HTML file, in a notebook."""
 
     def table(self) -> RenderableType:
-        """For a rich console; reads well at 100 columns."""
+        """Render the report for a rich console of 100 columns or more."""
         return report_table(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data by the schema in docs/report_schema.md."""
+        """Return plain data that follows the schema in docs/report_schema.md."""
         return report_to_dict(self)
 
     def to_json(self) -> str:
-        """`to_dict` as JSON text."""
+        """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def html(self) -> str:
-        """One self-contained page: no network, no script."""
+        """Return one self-contained HTML page: no network, no script."""
         return report_page(self)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Writes report.json and report.html, both or neither.
+        """Write report.json and report.html, both or neither.
 
         Returns:
-          Their paths.
+          The paths of both.
 
         Raises:
           ValueError: the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""As many layers as devices, as a table: speed, energy, and three shares in three columns."""
+"""Tables of one layer per device: speed, energy, and three shares in three columns."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,19 +15,19 @@ _KERNEL = {"xla": "unpacked by XLA", "kernel": "kernel, assumed", "": ""}
 
 
 def scale_grids(rows: Sequence[ScaleRow]) -> tuple[DataTable, ...]:
-    """A table a phase, and a line for all that does not fit."""
-    found = []
+    """Return one table per phase, with a line for each row that does not fit as asked."""
+    tables = []
     for phase, group in groupby(sorted(rows, key=lambda r: r.phase), key=lambda r: r.phase):
         mine = list(group)
         lines = [
-            "L2: weights of a device over its L2 cache. HBM: bytes a device holds over those it "
-            "may. hit rate: weight reads that the L2 cache serves, by the cost model's rule. Each "
-            "claimed share stands behind its own column; the paper prints L2 and HBM in one.",
+            "L2: a device's weights over its L2 cache. HBM: bytes held per device over the "
+            "usable ones. hit rate: weight reads that the L2 cache serves, by the cost model's "
+            "rule. Claimed shares stand beside ours; the paper prints L2 and HBM in one column.",
             *_lowered(mine),
         ]
-        title = f"One layer a device, {words.PHASES[phase]}"
-        found.append(DataTable(title, _HEADS, tuple(_row(r) for r in mine), tuple(lines)))
-    return tuple(found)
+        title = f"One layer per device, {words.PHASES[phase]}"
+        tables.append(DataTable(title, _HEADS, tuple(_row(r) for r in mine), tuple(lines)))
+    return tuple(tables)
 
 
 _HEADS: Heads = (

@@ -1,4 +1,4 @@
-"""A search as a table, a page and files."""
+"""The results of a search as a table, an HTML page and files."""
 
 import io
 import json
@@ -26,7 +26,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What a search found, to print, show and save."""
+    """The results of a search, to print, show and save."""
 
     search: Search
     cluster: Cluster
@@ -34,23 +34,23 @@ class SearchReport:
 
     @property
     def winner(self) -> Candidate | None:
-        """The best that fits and is fast enough."""
+        """The best candidate that fits and is fast enough; None if there is none."""
         return self.search.winner
 
     def table(self) -> RenderableType:
-        """For a rich console of 100 columns."""
+        """Render the candidates for a rich console of 100 columns."""
         return Group(*_table(self.search, self.cluster))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; every number with unit and tag."""
+        """Return plain data; every number has its unit and tag."""
         return _to_dict(self)
 
     def to_html(self) -> str:
-        """One page that needs nothing else."""
+        """Return one self-contained HTML page."""
         return _page(self)
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """Writes plan.json, plan.html and, if anything fits, the winner as strategy.json."""
+        """Write plan.json, plan.html and, if anything fits, the winner as strategy.json."""
         files = {"plan.json": json.dumps(self.to_dict(), indent=1) + "\n",
                  "plan.html": self.to_html()}  # fmt: skip
         if self.winner is not None:
@@ -108,49 +108,49 @@ def _cells(number: int, c: Candidate, search: Search) -> tuple[str, ...]:
     if c.compression != search.request.model.compression:
         name += f"  {','.join(c.compression or ('dense',))}"
     if c.runs != asked:
-        name += f"  (prompts filled up to {c.runs[0]:,} x {c.runs[1]:,})"
+        name += f"  (prompts padded to {c.runs[0]:,} x {c.runs[1]:,})"
     rate = words.in_tokens_per_s(t.tokens_per_s.value).removesuffix(" tokens/s")
     return (
         str(number), name, str(c.microbatches),
         words.in_seconds(t.ttft_s.value), words.in_seconds(t.tpot_s.value) if t.tpot_s else "-",
         rate + (" unvalidated" if t.unvalidated else ""), words.digits(t.energy_j.value),
-        words.in_bytes(t.memory_bytes.value), "compiled" if c.compiled else "closed form",
+        words.in_bytes(t.memory_bytes.value), "compiled" if c.compiled else "analytical",
     )  # fmt: skip
 
 
 def notes(search: Search) -> list[str]:
-    """What a reader must know beside the table."""
+    """Return what a reader must know beside the table."""
     compiled = sum(c.compiled is not None for c in search.ranked)
-    found = [
-        f"All figures are modelled. {search.considered} strategies priced by closed form in "
-        f"{search.seconds.get('ranking', 0):.1f} s; {compiled} compiled in "
+    lines = [
+        f"All figures are modelled. {search.considered} strategies ranked by the analytical "
+        f"model in {search.seconds.get('ranking', 0):.1f} s; {compiled} compiled in "
         f"{search.seconds.get('compiling', 0):.1f} s and ranked by their programs.",
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
-        "The order of those not compiled is the closed form's (docs/generated/accuracy.md).",
+        "Those not compiled keep the analytical model's order (docs/generated/accuracy.md).",
     ]
-    found += search.notes
+    lines += search.notes
     first = search.ranked[0].timing
     if first.tokens_per_s.low is not None and first.tokens_per_s.high is not None:
         low, high = (words.in_tokens_per_s(x) for x in (first.tokens_per_s.low,
                                                         first.tokens_per_s.high))  # fmt: skip
-        found.append(f"80 % error bar of the first: {low} to {high}.")
+        lines.append(f"80 % error bar of the first: {low} to {high}.")
     if any(c.compression for c in search.ranked):
-        found.append(
+        lines.append(
             "Compressed candidates compute another function than the dense model (parallax "
-            "compress_quality measures how far off). Priced as XLA runs them: a layer's matrices "
-            "are read packed, written dense and read again, each microbatch."
+            "compress_quality measures how far off). Estimated as XLA runs them: a layer's "
+            "matrices are read packed, written dense and read again in each microbatch."
         )
-    found.append(
-        "A few percent between two candidates are less than the model's error: of the first ones "
+    lines.append(
+        "A difference of a few percent is below the model's error: among the first candidates, "
         "take the simplest."
     )
     behind = sorted({c.timing.unvalidated for c in search.ranked} - {""}, key=len)
     if behind:
-        found.append(f"unvalidated: no published measurement stands behind the {behind[-1]}.")
+        lines.append(f"unvalidated: no published measurement validates the {behind[-1]}.")
     if search.request.kernels == "mosaic" and not any("by hand" in text for text in behind):
-        found.append("No candidate can take the mosaic kernels: they are for Hopper GPUs.")
-    found += [f"left out {n} times: {why}" for why, n in sorted(search.refused.items())[:4]]
-    return found
+        lines.append("No candidate can take the mosaic kernels: they are for Hopper GPUs.")
+    lines += [f"left out {n} times: {why}" for why, n in sorted(search.refused.items())[:4]]
+    return lines
 
 
 def _figure(f: Figure | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ _MARKS = "osD^vP*Xhp<>d8H"
 
 
 def frontier_plot(search: Search) -> str:
-    """Every candidate that fits: output tokens/s against TPOT, memory as size, the frontier."""
+    """Plot every candidate that fits: tokens/s against TPOT, memory as size, the frontier."""
     figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
     able = [c for c in search.ranked if c.fits]
 
@@ -40,7 +40,7 @@ def frontier_plot(search: Search) -> str:
 
 
 def regime_plot(regime: RegimeMap, number: int) -> str:
-    """A map: a mark a winner, as large as its lead."""
+    """Plot a map of winners; the larger the mark, the larger the winner's lead."""
     figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
     xs = sorted({p.x for p in regime.points})
     ys = sorted({p.y for p in regime.points})

@@ -1,4 +1,4 @@
-"""What a report shows beside its run: placement, scale, records of long runs."""
+"""The sections that a report shows beside its run: placement, scale, records of long runs."""
 
 from parallax.papers.results import PlacementFacts, ScaleRow
 from parallax.report import words
@@ -9,12 +9,12 @@ from parallax.report.scale_section import scale_grids
 
 
 def sections(report: Comparison) -> tuple[Section, ...]:
-    """Sections of a report: one for each thing that was worked out beside its run."""
-    found, shown = report.findings, []
-    if found.placement is not None:
-        shown.append(_placement(found.placement))
-    if found.scale and report.paper is not None:
-        shown.append(_scale(found.scale, report.paper.config.dtype))
+    """Return the sections of a report, one for each subject that was derived beside its run."""
+    findings, shown = report.findings, []
+    if findings.placement is not None:
+        shown.append(_placement(findings.placement))
+    if findings.scale and report.paper is not None:
+        shown.append(_scale(findings.scale, report.paper.config.dtype))
     return (*shown, *report.recorded)
 
 
@@ -25,15 +25,15 @@ def _placement(facts: PlacementFacts) -> Section:
     said = []
     if named:
         said.append(
-            f"Of {len(named)} bytes that the paper prints for a layer, {len(named) - apart} are "
-            f"what its sizes come to, {apart} are not (derived)."
+            f"Of {len(named)} byte counts that the paper prints for a layer, {len(named) - apart} "
+            f"agree with its sizes, {apart} do not (derived)."
         )
     for row in facts.placed:
         if not row.largest.fits:
             over = words.times(row.largest.n_bytes / row.largest.budget)
             said.append(
                 f"{row.asked}: {stored_in(row.formats)} takes {over} the budget; "
-                f"{row.largest.tiles:,} tiles, or {words.digits(row.bits_to_fit)} bits a weight."
+                f"{row.largest.tiles:,} tiles, or {words.digits(row.bits_to_fit)} bits per weight."
             )
     return Section("Placement", tuple(said), grids, grids[1:])
 
@@ -55,7 +55,7 @@ def _scale(rows: tuple[ScaleRow, ...], dtype: str) -> Section:
                 "(modelled; time between nodes unvalidated)."
             )
     said.append(
-        "One layer a device does a layer's work in every tick at any depth: throughput does not "
-        "grow with the devices."
+        "With one layer per device, each tick does one layer's work at any depth: throughput does "
+        "not grow with the devices."
     )
-    return Section("One layer a device, from 8 to 64", tuple(said), grids)
+    return Section("One layer per device, from 8 to 64", tuple(said), grids)

@@ -1,4 +1,4 @@
-"""What has to be said in words: why a strategy fails, what is assumed, what was not run."""
+"""The sentences of a report: why a strategy fails, what is assumed, what was not run."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,42 +10,42 @@ from parallax.workload import Workload
 
 
 def failure_reasons(result: StrategyResult) -> tuple[str, ...]:
-    """Each reason why this strategy makes the exit status 1."""
-    found = [
+    """Return each reason for which this strategy makes the exit status 1."""
+    reasons = [
         f"{result.name} cannot run {', '.join(lenses)}: {words.one_line(why).rstrip('.')}"
         for why, lenses in _by_reason(result.refused).items()
     ]
     verification, compilation = result.verification, result.compilation
     if verification is not None and not verification.exact:
         dtypes = ", ".join(row.dtype for row in verification.rows if not row.passed)
-        found.append(f"{result.name} is not exact in {dtypes or 'its greedy tokens'}")
+        reasons.append(f"{result.name} is not exact in {dtypes or 'its greedy tokens'}")
     if compilation is not None and not compilation.memory.fits:
         memory = compilation.memory
         excess = memory.total_bytes - memory.usable_bytes
-        found.append(
-            f"{result.name} does not fit: {words.in_bytes(memory.total_bytes)} a device, "
+        reasons.append(
+            f"{result.name} does not fit: {words.in_bytes(memory.total_bytes)} per device, "
             f"{words.in_bytes(excess)} more than the usable {words.in_bytes(memory.usable_bytes)}"
         )
     if compilation is not None:
-        found += [
+        reasons += [
             f"{result.name} moves {words.in_bytes(d.found_bytes)} by {d.kind} over "
             f"{words.axes_name(d.axes) or 'all axes'}, its {d.witness} says "
             f"{words.in_bytes(d.expected_bytes)}"
             for d in compilation.differences
         ]
-    return tuple(found)
+    return tuple(reasons)
 
 
 def _by_reason(refused: Mapping[str, str]) -> dict[str, list[str]]:
-    """Reason -> the lenses that it keeps from running."""
-    found: dict[str, list[str]] = {}
+    """Return each reason with the lenses that it keeps from running."""
+    lenses: dict[str, list[str]] = {}
     for lens, why in refused.items():
-        found.setdefault(why, []).append(lens)
-    return found
+        lenses.setdefault(why, []).append(lens)
+    return lenses
 
 
 def describe_model(config: ModelConfig) -> str:
-    """Sizes in one line."""
+    """Return a model's sizes in one line."""
     heads = f"{config.num_heads} heads of {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f" ({config.num_kv_heads} key/value)"
@@ -61,12 +61,12 @@ def describe_model(config: ModelConfig) -> str:
 
 
 def phase_of(results: Iterable[StrategyResult]) -> str:
-    """What was compiled; "prefill" if nothing was."""
+    """Return the phase that was compiled; "prefill" if nothing was."""
     return next((r.compilation.phase for r in results if r.compilation is not None), "prefill")
 
 
 def describe_workload(workload: Workload) -> str:
-    """Batch, length and microbatches in one line."""
+    """Return batch, length and microbatches in one line."""
     packed = ", packed" if workload.packed else ""
     return (
         f"{words.tokens(workload.batch, workload.seq_len)}, "
@@ -75,33 +75,33 @@ def describe_workload(workload: Workload) -> str:
 
 
 def describe_verification(results: tuple[StrategyResult, ...]) -> str:
-    """What the exactness figures were measured on; "" if nothing was."""
-    found = next((r.verification for r in results if r.verification), None)
-    if found is None:
+    """Return what the exactness figures were measured on; "" if nothing was verified."""
+    v = next((r.verification for r in results if r.verification), None)
+    if v is None:
         return ""
     return (
-        f"Exactness was measured on {found.model}, {describe_workload(found.workload)}, on "
-        f"{found.devices} {found.platform} devices, text: {found.text}; logit RMS "
-        f"{words.digits(found.logit_rms, 2)}; relative L2 against the unsharded model in float64."
+        f"Exactness was measured on {v.model}, {describe_workload(v.workload)}, on "
+        f"{v.devices} {v.platform} devices, text: {v.text}; logit RMS "
+        f"{words.digits(v.logit_rms, 2)}; relative L2 against the unsharded model in float64."
     )
 
 
 def describe_measurement(results: tuple[StrategyResult, ...]) -> str:
-    """What the measured steps ran on; "" if nothing was measured."""
-    found = next((r.measurement for r in results if r.measurement), None)
-    if found is None:
+    """Return what the measured steps ran on; "" if nothing was measured."""
+    m = next((r.measurement for r in results if r.measurement), None)
+    if m is None:
         return ""
     text = (
-        f"Steps were timed on {found.devices} {found.device} devices: {found.model}, "
-        f"{describe_workload(found.workload)}, {found.repeats} repeats."
+        f"Steps were timed on {m.devices} {m.device} devices: {m.model}, "
+        f"{describe_workload(m.workload)}, {m.repeats} repeats."
     )
-    if "cpu" in found.device.lower():
+    if "cpu" in m.device.lower():
         text += " Virtual CPU devices say nothing about which strategy is faster on GPUs."
     return text
 
 
 def assumption_lines(paper: Paper | None) -> tuple[str, ...]:
-    """Each assumption as "name: value"."""
+    """Return each assumption of a paper as "name: value"."""
     return () if paper is None else tuple(f"{a.name}: {a.value}" for a in paper.assumptions)
 
 
@@ -111,33 +111,29 @@ def not_run(
     paper: Paper | None,
     lenses: tuple[str, ...],
 ):
-    """What was left out of this run, and why, one line each.
-
-    Returns:
-      A tuple of lines.
-    """
-    found = []
+    """Return what was left out of this run, and why, one line each."""
+    lines = []
     if paper is not None and paper.compression and config.compression is None:
         formats = ",".join(paper.compression)
-        found.append(
+        lines.append(
             "The paper's method stores its weights compressed, which changes the function: ask "
             f"for it with --compression={formats}."
         )
     left_out = [lens for lens in words.LENSES if lens not in lenses]
     if left_out:
-        found.append(f"Lenses not asked for: {', '.join(left_out)} (--lenses).")
+        lines.append(f"Lenses not asked for: {', '.join(left_out)} (--lenses).")
     reasons: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for lens, why in result.skipped.items():
             reasons.setdefault((lens, why), []).append(result.name)
     for (lens, why), names in reasons.items():
         who = "" if len(names) == len(results) else f" for {', '.join(names)}"
-        found.append(f"{lens} did not run{who}: {words.one_line(why)}")
-    return tuple(found)
+        lines.append(f"{lens} did not run{who}: {words.one_line(why)}")
+    return tuple(lines)
 
 
 def notes(results: tuple[StrategyResult, ...]) -> tuple[str, ...]:
-    """What a reader must know beside the compiled figures."""
+    """Return what a reader must know beside the compiled figures."""
     return tuple(
         f"{r.name}: {words.one_line(note)}"
         for r in results

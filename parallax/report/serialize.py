@@ -35,7 +35,7 @@ type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
 
 
 def report_to_dict(report: Comparison) -> Json:
-    """Everything in the report, ready for JSON."""
+    """Return everything in the report as plain data, ready for JSON."""
     return {
         "schema_version": SCHEMA_VERSION,
         "request": dict(report.request),
@@ -60,12 +60,12 @@ def report_to_dict(report: Comparison) -> Json:
 
 def _figure(figure: Figure) -> Json:
     bounds = {"low": figure.low, "high": figure.high, "note": figure.note}
-    found = {name: value for name, value in bounds.items() if value not in (None, "")}
-    return number(figure.value, figure.unit, figure.tag) | found
+    given = {name: value for name, value in bounds.items() if value not in (None, "")}
+    return number(figure.value, figure.unit, figure.tag) | given
 
 
 def table(rows: Iterable[Any], columns: tuple[Column, ...]) -> Json:
-    """Rows under columns that each have one unit and one tag (null for words)."""
+    """Return rows under columns that each have one unit and one tag (null for words)."""
     return {
         "columns": [{"name": name, "unit": unit, "tag": tag} for name, unit, tag, _ in columns],
         "rows": [[_finite(read(row)) for _, _, _, read in columns] for row in rows],
@@ -115,7 +115,7 @@ def _sweep(sweep: Sweep) -> Json:
 
 
 def _point(point: SweepPoint, sweep: Sweep) -> Json:
-    found = point.found
+    figures = point.found
     return {
         "strategy": point.strategy,
         "value": point.value,
@@ -123,19 +123,19 @@ def _point(point: SweepPoint, sweep: Sweep) -> Json:
         "mesh": point.mesh,
         "workload": point.workload and encode(point.workload),
         "why_not": point.why_not,
-        "found": found and _point_figures(found),
+        "found": figures and _point_figures(figures),
     }
 
 
-def _point_figures(found: PointFigures) -> Json:
+def _point_figures(point: PointFigures) -> Json:
     figures = ("memory", "usable", "wire", "minimum", "ratio", "gemm_flops", "step", "tokens_per_s")
-    values = {name: getattr(found, name) for name in figures}
+    values = {name: getattr(point, name) for name in figures}
     return {name: figure and _figure(figure) for name, figure in values.items()} | {
-        "fits": found.fits,
-        "bound": found.bound,
-        "ledger_matches": found.ledger_matches,
-        "notes": list(found.notes),
-        "unvalidated": found.unvalidated,
+        "fits": point.fits,
+        "bound": point.bound,
+        "ledger_matches": point.ledger_matches,
+        "notes": list(point.notes),
+        "unvalidated": point.unvalidated,
     }
 
 
@@ -242,7 +242,7 @@ _TIMELINE: tuple[Column, ...] = (
 
 
 def _compilation(c: Compilation) -> Json:
-    memory, found = c.memory, exposure(c)
+    memory, exposed = c.memory, exposure(c)
     ledger: tuple[LedgerRow, ...] = ledger_rows(c)
     timeline: tuple[TimelineEvent, ...] = c.timeline
     minimum = number(c.minimum_bytes, "B", "derived") if c.has_closed_form else None
@@ -266,10 +266,10 @@ def _compilation(c: Compilation) -> Json:
         "minimum_bytes": minimum,
         "link_bytes": {link: number(n, "B", "compiled") for link, n in c.link_bytes.items()},
         "exposure": {
-            "gemms_between_bytes": number(found.overlapped_bytes, "B", "compiled"),
-            "nothing_between_bytes": number(found.idle_bytes, "B", "compiled"),
-            "synchronous_bytes": number(found.sync_bytes, "B", "compiled"),
-            "flops_between": number(found.flops_between, "FLOP", "compiled"),
+            "gemms_between_bytes": number(exposed.overlapped_bytes, "B", "compiled"),
+            "nothing_between_bytes": number(exposed.idle_bytes, "B", "compiled"),
+            "synchronous_bytes": number(exposed.sync_bytes, "B", "compiled"),
+            "flops_between": number(exposed.flops_between, "FLOP", "compiled"),
         },
         "evenness": c.evenness
         and {

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG for a page: its fonts, its colours, no outside name."""
+"""Matplotlib figures as SVG for a page: the page's fonts and colours, no outside reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours drawn with, and the page's variables that take their place.
+# The colours drawn with, and the page's CSS variables that replace them.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#010001", "#010002", "#010003", "#010004")
 _VARIABLES = {
@@ -30,7 +30,7 @@ FONT_SIZE = 9.5
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of inches and its axes, row by row, with no state outside them."""
+    """Create a figure, sized in inches, and its axes, row by row, without global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -47,12 +47,12 @@ def new_figure(
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an inline <svg>.
+    """Return the figure as an inline <svg>.
 
     Args:
-      figure: drawn with this module's colours.
-      name: unique in the page; ids start with it.
-      description: for readers who do not see it.
+      figure: a figure drawn with this module's colours.
+      name: a name unique in the page; ids start with it.
+      description: a text for readers who cannot see the figure.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -78,7 +78,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def as_file(svg: str) -> str:
-    """An inline <svg> as a file of its own: with colours instead of the page's variables."""
+    """Return an inline <svg> as a file of its own, with colours instead of CSS variables."""
     style = "; ".join(f"{name}: {colour}" for name, colour in _ON_WHITE.items())
     font = "font-family: system-ui, sans-serif; background: #ffffff"
     return (

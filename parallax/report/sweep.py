@@ -1,4 +1,4 @@
-"""A sweep as rows: a strategy's points one under the other, or why a point cannot run."""
+"""A sweep as rows: each strategy's points in order, or why a point cannot run."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from parallax.report.facts import Cell
 from parallax.results.lens_results import Tag
 from parallax.results.sweep_results import PointFigures, Sweep
 
-# Column heads with where their numbers are from.
+# The column heads, each with the tag of its numbers.
 HEADS: tuple[tuple[str, Tag], ...] = (
-    ("a device", "compiled"),
+    ("memory", "compiled"),
     ("usable", "assumed"),
-    ("leaves", "compiled"),
+    ("sent", "compiled"),
     ("/ minimum", "compiled"),
     ("GEMM", "compiled"),
     ("step", "modelled"),
@@ -29,7 +29,7 @@ _STYLES = {"good": "green", "bad": "bold red", "plain": ""}
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One point in words: a cell a head, or none and the reason."""
+    """One point in words: one cell per head, or no cells and the reason."""
 
     strategy: str
     value: str
@@ -38,7 +38,7 @@ class SweepRow:
 
 
 def sweep_rows(sweep: Sweep) -> tuple[SweepRow, ...]:
-    """All points, strategy by strategy."""
+    """Return all points as rows, strategy by strategy."""
     return tuple(
         SweepRow(
             point.strategy,
@@ -51,33 +51,33 @@ def sweep_rows(sweep: Sweep) -> tuple[SweepRow, ...]:
     )
 
 
-def _cells(found: PointFigures) -> tuple[Cell, ...]:
-    share = found.ratio
-    ratio = "no form" if found.minimum is None else "-" if share is None else ""
-    rate = words.in_tokens_per_s(found.tokens_per_s.value).removesuffix(" tokens/s")
-    star = "*" if found.unvalidated else ""
+def _cells(figures: PointFigures) -> tuple[Cell, ...]:
+    share = figures.ratio
+    ratio = "no form" if figures.minimum is None else "-" if share is None else ""
+    rate = words.in_tokens_per_s(figures.tokens_per_s.value).removesuffix(" tokens/s")
+    star = "*" if figures.unvalidated else ""
     return (
-        Cell(words.in_bytes(found.memory.value)),
-        Cell("fits", "good") if found.fits else Cell("too big", "bad"),
-        Cell(words.in_bytes(found.wire.value)),
+        Cell(words.in_bytes(figures.memory.value)),
+        Cell("fits", "good") if figures.fits else Cell("too big", "bad"),
+        Cell(words.in_bytes(figures.wire.value)),
         Cell(ratio or words.ratio(share.value if share else 0.0),
-             "plain" if found.ledger_matches else "bad"),
-        Cell(words.in_flops(found.gemm_flops.value)),
-        Cell(words.in_seconds(found.step.value) + star),
+             "plain" if figures.ledger_matches else "bad"),
+        Cell(words.in_flops(figures.gemm_flops.value)),
+        Cell(words.in_seconds(figures.step.value) + star),
         Cell(rate + star),
-        Cell(found.bound),
+        Cell(figures.bound),
     )  # fmt: skip
 
 
 def sweep_legend(sweep: Sweep) -> tuple[str, ...]:
-    """What a star means, if there is one."""
-    found = {p.found.unvalidated for p in sweep.points if p.found} - {""}
-    return tuple(f"* unvalidated: no published measurement stands behind the {what}."
-                 for what in sorted(found))  # fmt: skip
+    """Return what a star means, if there is one."""
+    unvalidated = {p.found.unvalidated for p in sweep.points if p.found} - {""}
+    return tuple(f"* unvalidated: no published measurement validates the {what}."
+                 for what in sorted(unvalidated))  # fmt: skip
 
 
 def sweep_table(sweep: Sweep) -> RenderableType:
-    """For a rich console of 100 columns."""
+    """Render a sweep for a rich console of 100 columns."""
     parts: list[RenderableType] = [Text(f"Along {sweep.axis}: {sweep.constant}.")]
     rows, left_out = sweep_rows(sweep), []
     for i, name in enumerate(sweep.strategies):

@@ -1,4 +1,4 @@
-"""The plots of a sweep: throughput and memory along the axis, one line a strategy."""
+"""The plots of a sweep: throughput and memory along the axis, one line per strategy."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def sweep_plots(sweep: Sweep) -> tuple[tuple[str, Tag, str], ...]:
-    """(head, tag, SVG) of each plot; none if no point ran."""
+    """Return the head, tag and SVG of each plot; none if no point ran."""
     if not any(p.found for p in sweep.points):
         return ()
     return (
         ("Throughput", "modelled",
          _plot(sweep, "sweep-tokens", "tokens/s", lambda f: f.tokens_per_s.value)),
-        ("Memory a device; the dashed grey line is usable", "compiled",
-         _plot(sweep, "sweep-memory", "GB a device", lambda f: f.memory.value / 1e9,
+        ("Memory per device; the dashed grey line is the usable memory", "compiled",
+         _plot(sweep, "sweep-memory", "GB per device", lambda f: f.memory.value / 1e9,
                lambda f: f.usable.value / 1e9)),
     )  # fmt: skip
 
@@ -34,13 +34,13 @@ def _plot(
     figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
     ends = []
     for i, strategy in enumerate(sweep.strategies):
-        found = [(p.value, read(p.found)) for p in sweep.of(strategy) if p.found is not None]
-        if not found:
+        series = [(p.value, read(p.found)) for p in sweep.of(strategy) if p.found is not None]
+        if not series:
             continue
         colour = SERIES[i % len(SERIES)]
-        ax.plot(*zip(*found, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8,
+        ax.plot(*zip(*series, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8,
                 linestyle=_STYLES[i // len(SERIES) % len(_STYLES)])  # fmt: skip
-        ends.append((found[-1], strategy, colour))
+        ends.append((series[-1], strategy, colour))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     for place, strategy, shift in _apart(ends, ax.get_ylim()):
@@ -51,7 +51,7 @@ def _plot(
         usable = next(limit(p.found) for p in sweep.points if p.found is not None)
         ax.axhline(usable, color=MUTED, linewidth=1, linestyle="--")
     low, high = sweep.values[0], sweep.values[-1]
-    # Room on the right for the names, on a logarithmic axis.
+    # This leaves room on the right for the names, on a logarithmic axis.
     ax.set_xlim(low / 1.1, high * max(2.0, (high / low) ** 0.35))
     ax.set_xticks(sweep.values, [f"{v:,}" for v in sweep.values])
     ax.minorticks_off()
@@ -62,7 +62,7 @@ def _plot(
 
 
 def _apart(ends, limits):
-    """(place, name, shift in points) of the labels, moved until none covers another."""
+    """Return the labels' place, name and shift in points, moved until none covers another."""
     import math
 
     low, high = (math.log10(x) for x in limits)

@@ -1,4 +1,4 @@
-"""The report on a terminal: reads well at 100 columns, and at any number of strategies."""
+"""The report on a terminal of 100 columns or more, for any number of strategies."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,8 @@ from parallax.report import words
 from parallax.report.audit import counts_line
 from parallax.report.claims import claim_sentences, tpot_reading
 from parallax.report.comparison import Comparison
-from parallax.report.facts import Row, fact_rows
+from parallax.report.fact_rows import fact_rows
+from parallax.report.facts import Row
 from parallax.report.grid import grid_table
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.sections import sections
@@ -37,7 +38,7 @@ _VERDICT_STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
 
 def report_table(report: Comparison) -> RenderableType:
-    """The whole report as one rich renderable."""
+    """Render the whole report for a rich console."""
     return Group(*_parts(report))
 
 
@@ -133,7 +134,7 @@ def _ledger(name: str, compilation: Compilation) -> Table:
                   pad_edge=False, padding=(0, 1), show_edge=False)  # fmt: skip
     table.add_column("collective", min_width=19, overflow="fold")
     table.add_column("axes", overflow="fold")
-    heads = (("times", "compiled"), ("a device", "compiled"), ("minimum", "derived"),
+    heads = (("times", "compiled"), ("per device", "compiled"), ("minimum", "derived"),
              ("ratio", "compiled"), ("async", "compiled"), ("between", "compiled"))  # fmt: skip
     for head, tag in heads:
         table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", overflow="fold")
@@ -161,7 +162,7 @@ def _paper(report: Comparison) -> Iterator[RenderableType]:
     yield from _list("Claimed by the paper", (*lines, tpot_reading(paper)))
     said = (
         f"{counts_line(report.findings.audited)}.",
-        f"Each with its derivation: parallax claims --paper={paper.name}, and report.html.",
+        f"For each derivation: parallax claims --paper={paper.name}, and report.html.",
     )
     yield from _list("Claims audit", said)
     points = []
@@ -174,13 +175,13 @@ def _paper(report: Comparison) -> Iterator[RenderableType]:
 
 
 def _list(title: str, lines) -> Iterator[RenderableType]:
-    found = [Text(x) if isinstance(x, str) else x for x in lines if x]
-    if not found:
+    texts = [Text(x) if isinstance(x, str) else x for x in lines if x]
+    if not texts:
         return
     if title:
         yield Text()
         yield Text(title, style="bold")
-    for line in found:
+    for line in texts:
         yield Padding(line, (0, 0, 0, 2 if title else 0))
 
 
@@ -194,12 +195,13 @@ def _verdict(report: Comparison) -> Text:
 
 
 def passed_line(results: tuple[StrategyResult, ...], sweep: Sweep | None = None) -> str:
-    """What holds for all strategies, naming only what was looked at."""
+    """Return what holds for all strategies, naming only what was checked."""
     if sweep is not None:
         ran = sum(p.found is not None for p in sweep.points)
         exact = sum(r.verification is not None for r in results)
-        said = f"; exact: {exact} of {len(results)} strategies looked at" if exact else ""
-        return f"{ran} of {len(sweep.points)} points compiled, each ledger its closed form{said}."
+        said = f"; exact: {exact} of {len(results)} strategies checked" if exact else ""
+        points = len(sweep.points)
+        return f"{ran} of {points} points compiled, each ledger equals its closed form{said}."
     compiled = [r.compilation for r in results if r.compilation]
     counts = {
         "exact": sum(r.verification is not None for r in results),
@@ -207,7 +209,7 @@ def passed_line(results: tuple[StrategyResult, ...], sweep: Sweep | None = None)
         "ledger equals its closed form": sum(c.has_closed_form for c in compiled),
     }
     held = [
-        what if count == len(results) else f"{what} ({count} of {len(results)} looked at)"
+        what if count == len(results) else f"{what} ({count} of {len(results)} checked)"
         for what, count in counts.items()
         if count
     ]

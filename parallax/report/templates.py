@@ -1,4 +1,4 @@
-"""Jinja templates rendered to HTML: this folder's, and those of a page beside them."""
+"""Rendering of Jinja templates to HTML, from this folder and from a page's own."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def render(template: str, *folders: Path, **values: Any) -> str:
-    """The text of a template, without blank lines. Every value that it names has to be given.
+    """Render a template, without blank lines. Every value that it names has to be given.
 
     Args:
-      template: the file's name.
-      folders: where templates are looked for first; then in `parallax/report`.
-      values: what it shows; text is escaped.
+      template: the name of the template file.
+      folders: folders searched for templates before `parallax/report`.
+      values: the values that the template shows; text is escaped.
     """
     import jinja2
 

@@ -1,6 +1,6 @@
-"""The points a paper itself says must hold: pass, fail or undecided by the numbers at hand.
+"""Verdicts on the points that a paper itself says must hold: pass, fail or undecided.
 
-They stand in a list of their own and never change the exit status.
+They have a list of their own and never change the exit status.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from parallax.workload import Workload
 Status = Literal["pass", "fail", "undecided"]
 _Decision = tuple[Status, str]
 
-# Of the growth of devices: so much of it has to arrive.
+# The share of the growth in devices that has to appear as growth in throughput.
 _LINEAR = 0.95
-# Bits a weight under INT8 and 2:4 sparsity: half the weights, each with a two-bit position.
+# Bits per weight under INT8 and 2:4 sparsity: half the weights, each with a two-bit position.
 _INT8_2_4_BITS = 0.5 * (8 + 2)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One point with its verdict and the figures behind it, in one line."""
+    """One point with its verdict and, in one line, the figures behind it."""
 
     statement: str
     status: Status
@@ -45,11 +45,11 @@ class _Run:
 
     @property
     def other(self) -> str:
-        """Why this run's figures are not compared with the paper's; "" if they are."""
+        """Return why this run's figures cannot be compared with the paper's; "" if they can."""
         return other_than_the_papers(self.paper, self.config, self.workload, self.results)
 
     def is_measured(self, result: StrategyResult) -> bool:
-        """Timed on the paper's model and on the cluster's own GPUs; other times decide nothing."""
+        """Whether it was timed on the paper's model and GPUs; other times decide nothing."""
         m = result.measurement
         return m is not None and (
             m.model == self.paper.config.name
@@ -63,7 +63,7 @@ class _Run:
         return next((r for r in self.results if r.name == name), None)
 
     def pair(self, name: str) -> tuple[StrategyResult, StrategyResult] | str:
-        """(that strategy, the baseline), or why they cannot be compared."""
+        """Return that strategy and the baseline, or why they cannot be compared."""
         for wanted in (name, self.paper.strategies[0]):
             if self.result(wanted) is None:
                 return f"{wanted} was not run"
@@ -83,21 +83,21 @@ def verdicts(
     results: tuple[StrategyResult, ...],
     scale: tuple[ScaleRow, ...],
 ) -> tuple[Verdict, ...]:
-    """Decides each of a paper's validation points.
+    """Decide each of a paper's validation points.
 
     Args:
-      paper: whose points.
-      config, workload, cluster_name: what this run ran, and for which cluster.
-      results: of the strategies that were run.
-      scale: the paper's strategies with one layer a device; () where the paper is about none.
+      paper: the paper whose points are decided.
+      config, workload, cluster_name: what this run ran, and the cluster it is for.
+      results: one per strategy that was run.
+      scale: the paper's strategies with one layer per device; () if the paper has none.
     """
     run = _Run(paper, config, workload, cluster(cluster_name), results, scale)
-    found = []
+    decided = []
     for point in paper.validations:
         name, _, argument = point.check.partition(":")
         status, evidence = CHECKS[name](run, argument)
-        found.append(Verdict(point.statement, status, evidence))
-    return tuple(found)
+        decided.append(Verdict(point.statement, status, evidence))
+    return tuple(decided)
 
 
 def _faster(run: _Run, name: str) -> _Decision:
@@ -135,7 +135,7 @@ def _fewer_bytes(run: _Run, name: str) -> _Decision:
     if mine is None or base is None:
         return "undecided", "not compiled"
     a, b = words.in_bytes(mine.wire_bytes), words.in_bytes(base.wire_bytes)
-    text = f"{a} a device beside {b}, compiled"
+    text = f"{a} per device beside {b}, compiled"
     return ("pass" if mine.wire_bytes < base.wire_bytes else "fail"), text
 
 
@@ -196,12 +196,12 @@ def _one_expert_a_device(run: _Run, name: str) -> _Decision:
     if run.result(name) is None:
         return "undecided", f"{name} was not run"
     experts, devices = run.paper.config.num_experts, run.cluster.devices
-    text = f"{experts} experts a layer on {devices} devices (derived)"
+    text = f"{experts} experts per layer on {devices} devices (derived)"
     return ("pass" if experts == devices else "fail"), text
 
 
 def _grows_linearly(run: _Run, argument: str) -> _Decision:
-    """Tokens/s of the deepest model over that of the shallowest, one layer a device in both."""
+    """Compare tokens/s of the deepest and the shallowest model, one layer per device in both."""
     rows = [r for r in run.scale if r.strategy == run.paper.proposed and not r.unpacking]
     if not rows:
         return "undecided", "no other numbers of layers were modelled"

@@ -1,14 +1,14 @@
-"""Numbers and terms as a reader sees them: three digits, a unit, the field's words."""
+"""Numbers and terms as a reader sees them: three digits, a unit, the field's terms."""
 
 import math
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 READINGS: dict[str, str] = {
-    "tps": "tokens a second over all devices",
+    "tps": "tokens per second over all devices",
     "inv_tps": "1/TPS",
     "inv_tps_us_printed_ms": "1/TPS in microseconds, printed as milliseconds",
-    "sync_overhead_per_token": "synchronisation and communication a token, by the paper's words",
+    "sync_overhead_per_token": "synchronisation and communication per token, by the paper's words",
     "other": "as printed",
 }
 
@@ -28,7 +28,7 @@ PHASES: dict[str, str] = {
     "train": "one training step",
 }
 
-# What a modelled step is, by phase.
+# What a modelled step is in each phase.
 STEPS: dict[str, str] = {
     "prefill": "TTFT of the batch",
     "decode": "TPOT",
@@ -39,7 +39,7 @@ LENSES = ("verify", "compile", "predict", "measure")
 
 
 def digits(value: float, count: int = 3) -> str:
-    """`value` to `count` significant digits, without an exponent: 0.987, 84.9, 1020."""
+    """Format `value` to `count` significant digits, without an exponent: 0.987, 84.9, 1020."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0:
@@ -57,17 +57,17 @@ def _scaled(value: float, unit: str, count: int) -> str:
 
 
 def in_bytes(value: float) -> str:
-    """Decimal units: 84.9 GB."""
+    """Format bytes in decimal units: 84.9 GB."""
     return _scaled(value, "B", 3)
 
 
 def in_flops(value: float) -> str:
-    """3.21 PFLOP."""
+    """Format FLOPs in decimal units: 3.21 PFLOP."""
     return _scaled(value, "FLOP", 3)
 
 
 def in_seconds(value: float) -> str:
-    """31.2 ms."""
+    """Format seconds in the unit that suits them: 31.2 ms."""
     if not value:
         return "0 s"
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
@@ -77,25 +77,25 @@ def in_seconds(value: float) -> str:
 
 
 def in_tokens_per_s(value: float) -> str:
-    """1.45M tokens/s; below 100,000 in full."""
+    """Format a throughput: 1.45M tokens/s; in full below 100,000."""
     if value >= 999_500:
         return f"{digits(value / 1e6)}M tokens/s"
     return f"{digits(value / 1e3)}k tokens/s" if value >= 1e5 else f"{value:,.0f} tokens/s"
 
 
 def ratio(value: float) -> str:
-    """1.00 only where it is 1; a difference in the next digits shows."""
+    """Format a ratio as 1.00 only where it is 1, with more digits where they differ."""
     text = f"{value:.2f}"
     return f"{value:.4f}" if text == "1.00" and abs(value - 1) > 1e-9 else text
 
 
 def times(value: float) -> str:
-    """A factor: 4.4x, 12x."""
+    """Format a factor: 4.4x, 12x."""
     return f"{digits(value, 2)}x"
 
 
 def percent(share: float) -> str:
-    """A share as 12 %, and 0.3 % or <0.1 % where it is small; 100 % only if it is all."""
+    """Format a share: 12 %, 0.3 % or <0.1 % where it is small, 100 % only if it is all."""
     value = share * 100
     if 99.5 <= value < 100:
         return f"{value:.1f} %" if value < 99.95 else ">99.9 %"
@@ -105,17 +105,17 @@ def percent(share: float) -> str:
 
 
 def share_of(part: int, whole: int) -> str:
-    """none, all, or 3 of 5."""
+    """Format a part of a whole: none, all, or 3 of 5."""
     return "none" if not part else "all" if part == whole else f"{part:,} of {whole:,}"
 
 
 def error(value: float) -> str:
-    """A relative error: 3.1e-16."""
+    """Format a relative error: 3.1e-16."""
     return f"{value:.1e}".replace("e-0", "e-") if math.isfinite(value) else "not finite"
 
 
 def quantity(value: float, unit: str) -> str:
-    """A figure in the words of its unit."""
+    """Format a figure as its unit is written."""
     if unit == "tokens/s":
         return in_tokens_per_s(value)
     if unit == "s":
@@ -126,15 +126,15 @@ def quantity(value: float, unit: str) -> str:
 
 
 def tokens(batch: int, seq_len: int) -> str:
-    """1024 x 10,000 tokens."""
+    """Format a batch and its length: 1,024 x 10,000 tokens."""
     return f"{batch:,} x {seq_len:,} tokens"
 
 
 def axes_name(axes: tuple[str, ...] | None) -> str:
-    """Mesh axes of a collective."""
+    """Format the mesh axes of a collective."""
     return "(no mesh axes)" if axes is None else " x ".join(axes)
 
 
 def one_line(text: object) -> str:
-    """Text of others without line breaks and control characters."""
+    """Return a foreign text without line breaks and control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

@@ -57,7 +57,7 @@ def test_bad_grammar_is_one_line(text):
     ("more", "message"),
     [
         ({"batch": 4, "sweep": "batch:4,8"}, "batch is given and swept"),
-        ({"mesh": "seq=4", "sweep": "devices:2,4"}, "mesh seq=4 is of one number of devices"),
+        ({"mesh": "seq=4", "sweep": "devices:2,4"}, "mesh seq=4 is for one number of devices"),
         ({"strategies": [px.strategies.ring_sequence(4)], "sweep": "devices:2"}, "ring_sequence"),
         ({"lenses": ["measure"], "sweep": "batch:16"}, "measures nothing"),
         ({"lenses": ["verify"], "sweep": "batch:16"}, "compiles every point"),
@@ -101,7 +101,7 @@ def test_scaled_clusters_are_found_by_name():
     for devices, name in {1: "h100_1x1", 4: "h100_1x4", 8: "h100_1x8", 32: "h100_4x8"}.items():
         assert scaled(base, devices) == cluster(name)
         assert cluster(name).devices == devices
-    with pytest.raises(ValueError, match="12 devices are no whole number of nodes of 8"):
+    with pytest.raises(ValueError, match="12 devices are not a whole number of nodes of 8"):
         scaled(base, 12)
 
 
@@ -150,7 +150,7 @@ def test_the_report_shows_it_everywhere(report):
     assert [p["found"]["unvalidated"] != "" for p in data["sweep"]["points"] if p["found"]] == (
         [True, True, False, False, False]
     )
-    assert "* unvalidated: no published measurement stands behind the time between nodes" in (
+    assert "* unvalidated: no published measurement validates the time between nodes" in (
         " ".join(text.split())
     )
     page = report.html()

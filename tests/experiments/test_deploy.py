@@ -54,9 +54,9 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         "time to resume, ms (1 simulated losses)",
         "time to switch",
         "(assumed)",
-        "moved and computed again",
+        "moved and recomputed",
         "device to device MB",
-        "switches by themselves",
+        "automatic switches",
         "below 100 ms",
     ):
         assert said in out

@@ -53,7 +53,7 @@ ENOUGH = {
 KEPT = {
     "compress": "small was not made",
     "generate": "what was printed is all that was generated; c.json was not written",
-    "train": "no checkpoint is in run; the same command starts anew",
+    "train": "no checkpoint is in run; the same command starts over",
 }
 
 
@@ -90,7 +90,7 @@ def test_ctrl_c_of_compress_says_what_is_left_of_it(monkeypatch, capsys, tmp_pat
     Path(".small.partial").mkdir()
     monkeypatch.setattr(command_module("compress"), "main", interrupt)
     assert launch("compress", ENOUGH["compress"], tuple(EXPERIMENTS)) == 130
-    assert ".small.partial is a part of it, which the next run" in capsys.readouterr().err
+    assert ".small.partial is a partial one, which the next run" in capsys.readouterr().err
 
 
 def children(pid):
@@ -138,4 +138,4 @@ def test_ctrl_c_of_train_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     (saved,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert f"stopped; step {saved} is saved in run; the same command goes on from there" in out
+    assert f"stopped; step {saved} is saved in run; the same command resumes from there" in out

@@ -81,7 +81,7 @@ def test_the_first_screen_answers_six_questions(page):
     for piece in (
         "exact",
         "float64: logits 3.1e-16, gradients 6.2e-16 measured",
-        "9.81 GB a device compiled",
+        "9.81 GB per device compiled",
         "1.02x minimum compiled",
         "minimum 1.34 TB derived",
         "43.4 s exposed modelled",
@@ -152,7 +152,7 @@ def test_failures_are_at_the_top():
     result = examples.ring_result(compilation=examples.compilation(memory=examples.too_big()))
     text = examples.report(results=(result,)).html()
     assert 'class="verdict bad"' in text
-    assert "ring_sequence does not fit: 91.0 GB a device" in text
+    assert "ring_sequence does not fit: 91.0 GB per device" in text
     assert text.index("does not fit") < text.index("<section")
 
 

@@ -43,7 +43,7 @@ def test_claimed_modelled_bound_and_verdict_stand_in_one_line():
 
 def test_what_fails_is_said():
     report = paper_report("ring_sp")
-    assert "All exact" in printed([report])
+    assert "All are exact" in printed([report])
     first, *rest = report.results
     assert first.compilation is not None
     memory = dataclasses.replace(first.compilation.memory, temp_bytes=10**12)
@@ -52,4 +52,4 @@ def test_what_fails_is_said():
     )
     text = printed([dataclasses.replace(report, results=(broken, *rest))])
     assert "(!)" in text
-    assert "Not so in ring_sp" in text
+    assert "A strategy fails in ring_sp" in text

@@ -29,7 +29,7 @@ def report():
 
 def test_layer_wise_papers_have_them_and_others_with_a_budget(report):
     assert [s.title for s in sections(report)][:2] == [
-        "Placement", "One layer a device, from 8 to 64",
+        "Placement", "One layer per device, from 8 to 64",
     ]  # fmt: skip
     assert sections(of_paper("ring_sp")) == ()
     (only,) = sections(of_paper("ring_sp", budget="50MB"))
@@ -74,7 +74,7 @@ def test_sentences_are_the_tables(report):
     placement, scale = sections(report)[:2]
     facts = placement_facts(examples.paper("compressed_layerwise"))
     apart = [row for row in facts.footprints if row.verdict == "differs"]
-    assert f"{len(apart)} are not (derived)" in placement.said[0]
+    assert f"{len(apart)} do not (derived)" in placement.said[0]
     assert sum(line.startswith("l2: ") for line in placement.said) == 2
     assert "16 layers" in scale.said[0]
 

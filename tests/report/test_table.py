@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from parallax.report.facts import fact_rows
+from parallax.report.fact_rows import fact_rows
 from parallax.report.ledger_rows import ledger_rows
 from parallax.results.lens_results import TAGS
 from tests.report import examples
@@ -95,7 +95,8 @@ def test_what_fails_is_said_last_and_plainly():
     )
     last = squeezed(printed(examples.report(results=(result,))).split("FAILED:")[1])
     assert squeezed("ring_sequence is not exact in float64") in last
-    assert squeezed("does not fit: 91.0 GB a device, 12.9 GB more than the usable 78.1 GB") in last
+    said = "does not fit: 91.0 GB per device, 12.9 GB more than the usable 78.1 GB"
+    assert squeezed(said) in last
 
 
 def test_what_was_not_run_is_said():
@@ -105,7 +106,7 @@ def test_what_was_not_run_is_said():
     text = " ".join(printed(report).split())
     assert "Lenses not asked for: predict, measure" in text
     assert "compile did not run for data_parallel: needs the [aot] extra of the package" in text
-    assert "exact, fits (1 of 2 looked at)" in text
+    assert "exact, fits (1 of 2 checked)" in text
 
 
 def of_paper(name):
@@ -118,7 +119,7 @@ def test_a_papers_own_formats_and_systems_that_did_not_run_are_said():
     assert "ask for it with --compression=int8,int8+2:4" in of_paper("compressed_layerwise")
     not_run = of_paper("two_level")
     assert "--compression" not in not_run
-    assert "two_level: claimed 1.58M tokens/s; no result stands beside it" in not_run
+    assert "two_level: claimed 1.58M tokens/s; not compared: this strategy was not run" in not_run
 
 
 def test_names_with_markup_are_printed_as_they_are():

@@ -167,7 +167,7 @@ def test_the_request_comes_back(tmp_path):
         ('{"request": {"a": 1}}', "no 'schema_version'"),
         ('{"schema_version": 99, "request": {"a": 1}}', "schema_version is 99, .* reads 3"),
         ('{"schema_version": 3}', "'request' is missing"),
-        ('{"schema_version": 3, "request": []}', "'request' is empty or no object"),
+        ('{"schema_version": 3, "request": []}', "'request' is empty or not an object"),
         ("\udcff", "not JSON"),
     ],
 )

@@ -238,7 +238,7 @@ def test_prompts_that_are_filled_up_say_so():
     filled = [c for c in report.search.ranked if c.runs != (10, 1000)]
     assert filled
     assert all(c.runs[0] >= 10 and c.runs[1] >= 1000 for c in filled)
-    assert "prompts filled up to" in report.to_html()
+    assert "prompts padded to" in report.to_html()
 
 
 def test_compression_is_a_dimension_of_the_search():

@@ -1,4 +1,4 @@
-"""The devices of a deployment with what they hold, and one pass of sequences through them.
+"""The chain of devices of a deployment, their contents, and one pass of sequences through it.
 
 Names in a device's memory: ("weights", layer, formats), ("kv", microbatch, layer), ("first",) and
 ("last",) for embedding and head, ("x", microbatch) for activations on their way and ("chosen",
@@ -23,11 +23,12 @@ from parallax.engine.layer_formats import Formats
 
 @dataclass(frozen=True)
 class Prepared:
-    """A layer's two formats, to be switched between.
+    """The two formats that a prepared layer can switch between.
 
     Attributes:
-      mild, strong: of attention and MLP.
-      where: both are kept on the layer's "device", or only the one in use, the other on the "host".
+      mild, strong: the formats of attention and MLP.
+      where: "device" if both are kept on the layer's device; "host" if it has only the one in
+        use and the host has the other.
     """
 
     mild: Formats
@@ -37,18 +38,18 @@ class Prepared:
 
 @dataclass
 class Chain:
-    """State of a deployment.
+    """The state of a deployment.
 
     Attributes:
-      host: copies of all weights.
-      sizes: what placement goes by.
-      memories: one a device, in order of their numbers.
-      layout: which layers are where.
-      spares: numbers of devices that wait, in the order they are taken.
+      host: host copies of all weights.
+      sizes: the sizes and limits that placement uses.
+      memories: one per device, in the order of device numbers.
+      layout: which device holds which layers.
+      spares: numbers of the spare devices, in the order in which they are used.
       known_lost: numbers of devices whose loss was noticed.
-      rows, slots: sequences of a microbatch, tokens of one.
-      moved: bytes brought to devices so far.
-      prepared: layers that may be switched, and to what.
+      rows, slots: sequences per microbatch, and tokens per sequence.
+      moved: bytes copied to devices so far.
+      prepared: layers that can be switched, with their formats.
     """
 
     host: HostCopies
@@ -64,25 +65,25 @@ class Chain:
 
     @property
     def config(self):
-        """The model."""
+        """The model's config."""
         return self.host.config
 
     def working(self) -> tuple[DeviceMemory, ...]:
-        """Devices not known to be lost."""
+        """The devices that are not known to be lost."""
         return tuple(m for m in self.memories if m.number not in self.known_lost)
 
     def stage(self, number: int) -> DeviceMemory:
-        """Of a position in the chain."""
+        """Return the device at a position in the chain."""
         return self.memories[self.layout.devices[number]]
 
     def owner(self, layer: int) -> DeviceMemory:
-        """The device that holds a layer."""
+        """Return the device that holds a layer."""
         return self.memories[self.layout.device_of(layer)]
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Bytes brought to devices: from the host, and from other devices."""
+    """Bytes copied to devices: from the host, and from other devices."""
 
     host_to_device: int = 0
     device_to_device: int = 0
@@ -97,11 +98,13 @@ class Moved:
 
 
 def bring(chain: Chain, microbatches: Collection[Microbatch] = ()) -> None:
-    """Puts everything where the layout says: weights from a device that has them, else from the
-    host; keys and values from the device that has them (lost ones are left out).
+    """Copy everything to where the layout says.
+
+    Weights come from a device that has them, else from the host; keys and values come from the
+    device that has them, and lost ones are left out.
 
     Raises:
-      DeviceLost: another device turned out to be lost; call again after placing again.
+      DeviceLost: another device turned out to be lost; place the layers again, then call again.
     """
     layout, arrays = chain.layout, []
 
@@ -134,7 +137,7 @@ def bring(chain: Chain, microbatches: Collection[Microbatch] = ()) -> None:
 
 
 def _wanted(chain: Chain, layer: int) -> tuple[Formats, ...]:
-    """Formats in which a layer's device holds it: its own, and what is prepared there."""
+    """Return the formats in which a device holds a layer: the current one and any prepared."""
     now = chain.layout.formats[layer]
     if layer not in chain.prepared or chain.prepared[layer].where == "host":
         return (now,)
@@ -143,7 +146,7 @@ def _wanted(chain: Chain, layer: int) -> tuple[Formats, ...]:
 
 
 def extra_bytes(chain: Chain) -> tuple[int, ...]:
-    """Of each layer, what its device holds beside the weights in use: what is prepared there."""
+    """Return the bytes per layer of prepared weights, beside the weights in use."""
 
     def size(layer: int, pair: Formats) -> int:
         formats = chain.layout.with_formats(layer, pair).formats
@@ -156,7 +159,7 @@ def extra_bytes(chain: Chain) -> tuple[int, ...]:
 
 
 def _tidy(chain: Chain) -> None:
-    """Devices of the chain forget what is now elsewhere; spares keep what they have."""
+    """Free on the chain's devices what is now elsewhere; spares keep what they have."""
     for number, device in enumerate(chain.layout.devices):
         memory, group = chain.memories[device], chain.layout.groups[number]
         for name in memory.names():
@@ -171,7 +174,7 @@ def _tidy(chain: Chain) -> None:
 
 
 def compile_chain(chain: Chain, layout: Layout | None = None) -> float:
-    """Compiles what a layout runs, unless it is there already; seconds."""
+    """Compile the programs of a layout that are not compiled yet; return the seconds."""
     layout, start = layout or chain.layout, time.perf_counter()
     devices = [chain.memories[d].device for d in layout.devices]
     phases: tuple[Phase, ...] = ("prefill", "step")
@@ -190,14 +193,14 @@ def run_pass(
     phase: Phase,
     before_stage: Callable[[int], None] = lambda stage: None,
 ) -> None:
-    """One microbatch through the chain; its next tokens wait on the last device.
+    """Run one microbatch through the chain; its next tokens stay on the last device.
 
     Args:
-      phase: "prefill" takes all known tokens, "step" the last of each sequence.
+      phase: "prefill" runs all known tokens, "step" the last one of each sequence.
       before_stage: called before each device runs.
 
     Raises:
-      DeviceLost: on the way. What was done so far does no harm: the pass can be run again.
+      DeviceLost: a device was lost during the pass, which can be run again safely.
     """
     at_B = microbatch.lengths - 1
     before_stage(0)
@@ -216,11 +219,12 @@ def run_pass(
 
 
 def recompute(chain: Chain, microbatch: Microbatch) -> int:
-    """Keys and values that are on no device, again from the tokens known so far; not waited for,
-    so that microbatches follow each other through the chain.
+    """Recompute the keys and values that no device has, from the tokens known so far.
+
+    It does not wait for them, so that microbatches follow each other through the chain.
 
     Returns:
-      Stages that were run for it: those before a lost layer's feed it.
+      The stages that were run; those before a lost layer's stage feed it.
 
     Raises:
       DeviceLost: another device turned out to be lost.
@@ -241,7 +245,7 @@ def recompute(chain: Chain, microbatch: Microbatch) -> int:
 
 
 def wait_for_kv(chain: Chain, microbatches: Collection[Microbatch]) -> None:
-    """Until all keys and values are computed. Raises DeviceLost."""
+    """Wait until all keys and values are computed; raise DeviceLost if a device is lost."""
     jax.block_until_ready([
         chain.owner(layer).read(("kv", microbatch.number, layer))
         for microbatch in microbatches if microbatch.prefilled
@@ -257,7 +261,7 @@ def _embed(chain: Chain, microbatch: Microbatch, phase: Phase) -> None:
         tokens, positions = microbatch.tokens[np.arange(chain.rows), at_B][:, None], at_B[:, None]
     program = end_program(chain.config, "first", chain.rows, chain.slots, phase, memory.device)
     tables = memory.read(("first",))
-    # Copies: the host goes on writing its tokens while the device still reads.
+    # These are copies: the host writes new tokens while the device still reads.
     inputs = jax.device_put((tokens.copy(), positions.copy()), memory.device)
     memory.keep(("x", microbatch.number), program(tables, *inputs))
 
@@ -266,7 +270,7 @@ def _run_stage(
     chain: Chain, microbatch: Microbatch, phase: Phase, stage: int, at_B: np.ndarray,
     kept: Collection[int] | None = None,
 ) -> None:  # fmt: skip
-    """One device's group. `kept`: layers whose keys and values a prefill keeps; None is all."""
+    """Run one device's group; a prefill keeps keys and values of the layers `kept`, None is all."""
     memory, group = chain.stage(stage), chain.layout.groups[stage]
     before, name = chain.stage(max(0, stage - 1)), ("x", microbatch.number)
     x = before.pop(name) if before is memory else memory.put(name, before.pop(name))

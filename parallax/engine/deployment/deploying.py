@@ -1,4 +1,4 @@
-"""What `parallax deploy` runs: a deployment, losses, switches, and a record of both."""
+"""The `deploy` command: a deployment, its losses and switches, and a record of both."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,17 +34,17 @@ TIMES = ("detect_s", "place_s", "move_s", "compile_s", "recompute_s", "resume_s"
 
 @dataclass(frozen=True)
 class DeployRecord:
-    """What was run and found.
+    """The record of a deployment's run.
 
     Attributes:
       setup: model, devices, placement and bytes.
       texts: continuations without a loss.
       unprepared: a loss before anything was compiled ahead; None without losses.
-      trials: losses at random moments, the next layouts compiled ahead.
-      switches: of layers prepared on "device" and on "host".
-      pressure: switches that a run's growing keys and values brought about by themselves; None
-        without such a run.
-      unchanged_after_switching: tokens once every layer was switched back are the first ones.
+      trials: losses at random times, with the next layouts compiled ahead.
+      switches: switches of layers prepared on "device" and on "host".
+      pressure: automatic switches as keys and values grow; None without such a run.
+      unchanged_after_switching: whether tokens are the first run's once all layers are switched
+        back.
       modelled: the same at full size on an H100.
     """
 
@@ -59,13 +59,13 @@ class DeployRecord:
 
     @property
     def exact(self) -> bool:
-        """No request was lost and no token changed."""
+        """Whether no request was lost and no token changed."""
         trials = (*self.trials, *([self.unprepared] if self.unprepared else []))
         lost = any(t.lost_requests or t.changed_tokens for t in trials)
         return not lost and self.unchanged_after_switching
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for deploy.json."""
+        """Return plain data for deploy.json."""
         return {
             "tag": "measured; losses are simulated, devices may be virtual",
             "setup": self.setup,
@@ -90,9 +90,11 @@ class DeployRecord:
         }
 
     def loss_times(self) -> dict[str, dict[str, float]]:
-        """Spread of each part of a recovery, seconds."""
-        found = [t.recovery for t in self.trials]
-        return {name: spread([getattr(r, name) for r in found]) for name in TIMES if found}
+        """Return the spread of each part of a recovery, in seconds."""
+        recoveries = [t.recovery for t in self.trials]
+        return {
+            name: spread([getattr(r, name) for r in recoveries]) for name in TIMES if recoveries
+        }
 
 
 def deploy(
@@ -117,27 +119,27 @@ def deploy(
     dtype: DType | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> DeployRecord:
-    """Deploys a model layer-wise, loses devices and switches formats while it serves.
+    """Deploy a model layer-wise, lose devices and switch formats while it serves.
 
     Args:
       model: as `px.generate` takes it, or a folder whose layers are stored in different formats.
       prompts: texts to continue.
-      devices: of this process, spares included; None is all.
+      devices: number of this process's devices to use, spares included; None takes all.
       spares, budget, rule: as `Deployment` takes them.
-      compression, layer_formats: formats of all matrices, and of some layers'.
+      compression, layer_formats: formats of all matrices, and those of some layers.
       stronger: formats that layers are switched to; not needed without switches.
-      max_new_tokens: a prompt.
+      max_new_tokens: the most new tokens per prompt.
       microbatches: pieces of the batch.
-      lose: devices to lose, in turn; empty draws them.
-      losses: so many runs that lose a device at a random moment; at least one for each of `lose`.
-      switches: so many of layers prepared on their devices, and as many of others on the host.
-      pressure: also a run in which growing keys and values fill a (modelled) cache, and layers
-        switch by themselves.
-      seed: of the moments.
-      small, dtype: of the model.
+      lose: devices to lose, in turn; empty draws them at random.
+      losses: number of runs that lose a device at a random time; at least one for each of `lose`.
+      switches: number of switches of layers prepared on devices, and again of layers on the host.
+      pressure: adds a run in which growing keys and values fill a (modelled) cache, and layers
+        switch automatically.
+      seed: seed of the times of losses.
+      small, dtype: the model's size and dtype.
 
     Raises:
-      ValueError: what cannot be deployed; says why.
+      ValueError: the model cannot be deployed; the message says why.
     """
     config, folder, stored = deployed_model(model, dtype=dtype, small=small)
     tokenizer = find_tokenizer(config, folder)
@@ -203,7 +205,7 @@ def deploy(
 
 
 def _devices_of_this_process(count: int | None) -> list[Any]:
-    """The first `count` devices; None is all. ValueError if there are fewer."""
+    """Return the first `count` devices, None being all; raise ValueError if there are fewer."""
     devices = jax.devices()
     if count is not None and len(devices) < count:
         raise ValueError(f"{count} devices are asked for, this process has {len(devices)}.")
@@ -211,8 +213,7 @@ def _devices_of_this_process(count: int | None) -> list[Any]:
 
 
 def _unsharded_continuations(made: Deployment, prompts, max_new_tokens: int):
-    """What the unsharded model says; None where W8A8, which it does not compute, is among the
-    formats."""
+    """Return the unsharded model's continuations; None with W8A8, which it cannot compute."""
     formats = made.chain.layout.formats
     if any("w8a8" in name for pair in formats for name in pair):
         return None
@@ -237,7 +238,7 @@ def _switch_dict(made: Switch) -> dict[str, Any]:
 
 
 def _claimed() -> dict[str, Any]:
-    """What the paper says of a switch."""
+    """Return the paper's claim about a switch."""
     quantity = "recovery from cache pressure"
     claim = next(c for c in PAPERS["compressed_layerwise"].claims if c.quantity == quantity)
     return {
@@ -250,13 +251,13 @@ def _check(
     devices: int, lose: Sequence[int], losses: int, microbatches: int, max_new_tokens: int,
     switching: bool,
 ) -> None:  # fmt: skip
-    """What can be told before anything is loaded."""
+    """Check what can be checked before anything is loaded."""
     if microbatches < 1:
         raise ValueError(f"microbatches must be at least 1, got {microbatches}.")
     if bad := [d for d in lose if not 0 <= d < devices]:
         raise ValueError(f"no device {bad[0]} to lose; the deployment has 0 to {devices - 1}.")
     if losses and devices < 2:
-        raise ValueError("a loss of the only device cannot be made up for. Give two or more.")
+        raise ValueError("the loss of the only device cannot be recovered. Give two or more.")
     if switching and max_new_tokens < 2:
         raise ValueError(
             f"switches happen between tokens: max_new_tokens must be at least 2, got "
@@ -265,27 +266,29 @@ def _check(
 
 
 def _pair(text: str) -> Formats:
-    found = parse_compression(text)
-    if found is None:
+    formats = parse_compression(text)
+    if formats is None:
         raise ValueError(f"stronger formats {text!r}: nothing to switch to. Give int8+2:4, say.")
-    return found
+    return formats
 
 
 def deployed_model(
     model: str | Path | ModelConfig, *, dtype: DType | None = None, small: bool = False
 ) -> tuple[ModelConfig, Path | None, tuple[Formats, ...] | None]:
-    """The dense model, the folder of its weights, and the formats that they are stored in; None
-    where they are dense. Raises as `resolve_model` does."""
-    found = stored_model(model)
-    if found is None:
+    """Return the dense model, its folder, and the formats stored there, None if dense.
+
+    Raises as `resolve_model` does.
+    """
+    stored = stored_model(model)
+    if stored is None:
         return *resolve_model(model, dtype=dtype, small=small), None
-    config = found.config.replace(compression=None)
+    config = stored.config.replace(compression=None)
     if small or dtype not in (None, config.dtype):
         raise ValueError(
             f"{model}: weights are stored compressed for {config.dtype}, at full size. Leave out "
             "dtype and small, or deploy the dense model."
         )
-    return config, Path(model), found.formats  # pyright: ignore[reportArgumentType]
+    return config, Path(model), stored.formats  # pyright: ignore[reportArgumentType]
 
 
 def _params(
@@ -300,7 +303,7 @@ def _params(
     if folder is not None:
         on_progress(f"loading {folder}")
         return load_params(folder, sharded, mesh)
-    on_progress(f"random weights of {config.name}: what it says means nothing")
+    on_progress(f"random weights of {config.name}: the text is meaningless")
     return sharded.init(jax.random.key(0), mesh)
 
 
@@ -330,26 +333,28 @@ def _setup(made: Deployment, latency, ahead_s: float, seed: int) -> dict[str, An
 def _switches(
     made: Deployment, prompts, max_new_tokens: int, strong: Formats, count: int
 ) -> dict[str, tuple[Switch, ...]]:
-    """Even layers are prepared on their devices, odd ones on the host."""
+    """Run switches with even layers prepared on their devices, odd ones on the host."""
     if not count:
         return {}
     layers = range(made.chain.config.num_layers)
-    found, parts = {}, {"device": layers[::2], "host": layers[1::2]}
+    switches, parts = {}, {"device": layers[::2], "host": layers[1::2]}
     made.prepare_switch(parts["device"], strong, "device")
     made.prepare_switch(parts["host"], strong, "host")
     made.prepare()
     for where, mine in parts.items():
         if mine:
             done = switch_while_serving(made, prompts, max_new_tokens, mine, count + count % 2)
-            found[where] = tuple(done[:count])
-    return found
+            switches[where] = tuple(done[:count])
+    return switches
 
 
 def _under_pressure(
     made: Deployment, prompts, max_new_tokens: int, strong: Formats
 ) -> tuple[Switch, ...]:
-    """A cache that the fullest device's step outgrows half way, and layers that may switch; all
-    are as they were afterwards."""
+    """Serve with a cache that the fullest device's step outgrows half way, so that layers switch.
+
+    All layers are switched back afterwards.
+    """
     chain, low = made.chain, Pressure.low
     made.prepare_switch(
         [i for i in range(chain.config.num_layers) if i not in chain.prepared], strong

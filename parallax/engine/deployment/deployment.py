@@ -48,26 +48,26 @@ class Deployment:
     """A model on a chain of devices, contiguous groups of layers each, that survives losses.
 
     Unlike a `Strategy`'s one program, every device runs a program of its own: groups may have
-    unequal depth and every layer its own formats. Activations go from device to device; greedy
-    tokens are those of the unsharded model.
+    unequal depth and every layer its own formats. Activations go from device to device; the
+    greedy tokens are those of the unsharded model.
 
     Args:
       config: a causal model.
-      params: its parameters, whole, as `Transformer` has them: dense, or those of a config with
-        `compression`. Of a folder that `px.compress` wrote see `Deployment.load`.
-      devices: jax.Devices; None is all of this process.
+      params: its whole parameters, as `Transformer` has them: dense, or those of a config with
+        `compression`. For a folder that `px.compress` wrote see `Deployment.load`.
+      devices: jax.Devices; None takes all of this process.
       batch: sequences at once, over all microbatches.
-      max_len: tokens of a sequence, prompt and new ones. Prompts are padded to it: one program
-        serves prefill and what a loss makes compute again.
-      microbatches: pieces of the batch; while one is on a device, the next is on the device before.
-      spares: of the devices, so many (the last) wait.
-      budget: bytes a device may hold of weights, keys and values; None is no limit.
-      formats: of all matrices, or each layer's (attention, MLP); None is the model's dtype, or
-        what compressed parameters are stored in.
-      rule: "optimal" placement, or the papers' "greedy"; devices it leaves empty are spares.
+      max_len: tokens per sequence, prompt included. Prompts are padded to it: one program serves
+        the prefill and the recomputation after a loss.
+      microbatches: pieces of the batch; while one is on a device, the next is on the previous one.
+      spares: the number of devices (the last ones) that wait.
+      budget: bytes of weights, keys and values that a device may hold; None is no limit.
+      formats: those of all matrices, or each layer's (attention, MLP); None is the model's dtype,
+        or what compressed parameters are stored in.
+      rule: "optimal" placement, or the papers' "greedy", whose empty devices become spares.
 
     Raises:
-      ValueError: sizes, formats or budgets that cannot be; fewer layers than devices.
+      ValueError: sizes, formats or budgets are impossible, or there are fewer layers than devices.
 
     Cost: copies all weights to the host and, once, to the devices. Compiles on first use, or in
       `prepare`.
@@ -114,41 +114,41 @@ class Deployment:
     def load(
         cls, folder: str | Path, devices: Sequence[Any] | None = None, **options: Any
     ) -> "Deployment":
-        """Of a folder that `px.compress` wrote, every layer in the formats it is stored in.
+        """Load a folder that `px.compress` wrote, every layer in the formats it is stored in.
 
         Args:
-          folder: as written; nothing is compressed again. There are no dense weights: layers
-            cannot be switched to other formats.
+          folder: the folder as written; nothing is compressed again. There are no dense weights,
+            so layers cannot be switched to other formats.
           devices, options: as `Deployment` takes them, without `formats`.
 
         Raises:
-          ValueError: a folder that is not there, not complete or damaged; what cannot be deployed.
+          ValueError: the folder is missing, incomplete or damaged, or it cannot be deployed.
         """
         host = HostCopies.load(folder)
         return cls(host.config, host, devices, **options)
 
     @property
     def layout(self) -> Layout:
-        """Which layers are where, now."""
+        """The current layout: which device holds which layers."""
         return self.chain.layout
 
     @property
     def spares(self) -> tuple[int, ...]:
-        """Numbers of the devices that wait."""
+        """The numbers of the spare devices."""
         return self.chain.spares
 
     @property
     def recoveries(self) -> tuple[Recovery, ...]:
-        """Of all losses so far."""
+        """The recoveries from all losses so far."""
         return tuple(self._recoveries)
 
     @property
     def switches(self) -> tuple[Switch, ...]:
-        """Of all layers so far."""
+        """The switches of all layers so far."""
         return tuple(self._switches)
 
     def device_bytes(self, kind: str | None = None) -> tuple[int, ...]:
-        """Bytes that each device holds now; 0 where it is lost.
+        """Return the bytes that each device holds now; 0 for a lost one.
 
         Args:
           kind: "weights", "kv", "first" or "last" (embedding, head); None is all.
@@ -156,11 +156,10 @@ class Deployment:
         return tuple(memory.n_bytes(kind) for memory in self.chain.memories)
 
     def prepare(self) -> float:
-        """Compiles what runs now, after each single loss, and with prepared layers switched one
-        after the other.
+        """Compile what runs now, after each single loss, and after each switch in turn.
 
         Returns:
-          Seconds.
+          The seconds that compiling took.
         """
         start = time.perf_counter()
         layouts = (self.layout, *likely_layouts(self.chain), *switched_layouts(self.chain))
@@ -171,29 +170,30 @@ class Deployment:
     def prepare_switch(
         self, layers: Iterable[int], formats: Formats, where: Literal["device", "host"] = "device"
     ) -> int:
-        """Compresses layers beforehand, so that pressure can switch them to these formats and back.
+        """Compress layers beforehand, so that pressure can switch them to these formats and back.
 
         Args:
-          where: "device" keeps both kinds there; "host" copies the other one at each switch.
+          where: "device" keeps both formats there; "host" copies the other one at each switch.
 
         Returns:
-          Bytes that devices hold more than before.
+          The bytes that devices hold in addition.
 
         Raises:
-          ValueError: no such layer, formats that are no smaller, or more than a device's budget.
+          ValueError: there is no such layer, the formats are no smaller, or they exceed a budget.
         """
         self.settle()
         return prepare_layers(self.chain, tuple(layers), formats, where)
 
     def switch(self, layer: int, reason: str = "asked for", number: int | None = None) -> Switch:
-        """A prepared layer to its other formats, by hand; also from `on_moment`. A loss that comes
-        to light is made up for first.
+        """Switch a prepared layer to its other formats; may be called from `on_moment`.
+
+        A loss that is noticed meanwhile is recovered first.
 
         Args:
-          number: of the new token that comes first from it, for the record.
+          number: the number of the first new token after it, for the record.
 
         Raises:
-          ValueError: a layer that is not prepared, or formats that its device has no room for.
+          ValueError: the layer is not prepared, or its device has no room for the formats.
         """
         while True:
             try:
@@ -203,34 +203,34 @@ class Deployment:
                 self._recover(lost)
 
     def lose(self, device: int) -> None:
-        """Simulated: a device's buffers are deleted and later reads refused. Nothing is told: the
-        loss is noticed when the device is used next.
+        """Simulate the loss of a device: its next use finds the buffers deleted and is refused.
 
         Raises:
-          ValueError: no such device, or lost already.
+          ValueError: there is no such device, or it is lost already.
         """
         self._memory(device).lose()
 
     def repair(self, device: int) -> None:
-        """A lost device comes back, empty: as a spare where one is missing, else layers are placed
-        again. Between calls of `generate`.
+        """Take back a lost device between calls, empty: as a missing spare, else with layers.
 
         Raises:
-          ValueError: no such device, or not lost.
+          ValueError: there is no such device, or it is not lost.
         """
         self._memory(device).repair()
-        if device in self.chain.known_lost:  # else nobody noticed: what it held comes back to it
+        if (
+            device in self.chain.known_lost
+        ):  # otherwise the loss went unnoticed: what it held is copied back
             readmit(self.chain, device, as_spare=len(self.chain.spares) < self._spares)
         self.settle()
 
     def replicate(self, layers: Iterable[int], device: int) -> int:
-        """Keeps copies of layers' weights on a spare: if it takes them over, they need not move.
+        """Keep copies of layers' weights on a spare, so that they need not move if it takes over.
 
         Returns:
-          Bytes it holds now.
+          The bytes that it holds now.
 
         Raises:
-          ValueError: a device that is no spare, no such layer, or more than its budget.
+          ValueError: the device is not a spare, a layer does not exist, or they exceed its budget.
         """
         memory = self._memory(device)
         self.settle()
@@ -246,23 +246,23 @@ class Deployment:
         on_token: OnToken = lambda prompt, token: None,
         on_moment: Callable[[Moment], None] = lambda moment: None,
     ) -> Served:
-        """Continues every prompt, greedily, whatever devices are lost meanwhile.
+        """Continue every prompt greedily, whatever devices are lost meanwhile.
 
-        Losses change no token in float64, where this is tested. In lower precision they may, up to
-        near-ties: lost keys and values are computed again in one pass over all known tokens, which
-        rounds otherwise than the steps that made them.
+        Losses change no token in float64, where this is tested. In lower precision they may change
+        near-ties: lost keys and values are recomputed in one pass over all known tokens, which
+        rounds differently from the steps that made them.
 
         Args:
           prompts: token ids, at most `batch` of them.
-          max_new_tokens: a sequence.
+          max_new_tokens: the most new tokens per sequence.
           stop_tokens: ids that end a sequence; not part of the result.
-          pressure: when prepared layers are switched; None is never.
+          pressure: when prepared layers are switched; None means never.
           on_token: called with (number of the prompt, token).
-          on_moment: called before each device runs; it may call `lose` and `switch`. A pass that a
-            loss interrupted is run again, and it is called again for it.
+          on_moment: called before each device runs; it may call `lose` and `switch`. It is called
+            again in a pass that is repeated after a loss.
 
         Raises:
-          ValueError: bad prompts, or losses that the devices left cannot make up for.
+          ValueError: the prompts are invalid, or the remaining devices cannot hold the layers.
         """
         chain = self.chain
         check_prompts(chain.config, prompts, max_new_tokens, chain.slots, stop_tokens)
@@ -311,7 +311,7 @@ class Deployment:
         on_token: OnToken,
         on_moment: Callable[[Moment], None],
     ) -> list[float]:
-        """Until no request is running; seconds until each step was done."""
+        """Serve until no request is running; return the seconds until each step was done."""
         start, times = time.perf_counter(), []
         for number in itertools.count():
             running = [m for m in self._running if any(progress.runs(m))]
@@ -331,12 +331,12 @@ class Deployment:
         raise AssertionError("count() does not end")
 
     def _pass(self, microbatch: Microbatch, number: int, on_moment) -> None:
-        """Until it went through: a pass that a loss interrupted is run again."""
+        """Run a pass until it completes; a pass that a loss interrupted is run again."""
 
         def before(stage: int) -> None:
             recoveries = len(self._recoveries)
             on_moment(Moment(number, microbatch.number, stage))
-            if len(self._recoveries) > recoveries:  # in it: layers are elsewhere now
+            if len(self._recoveries) > recoveries:  # a loss in this pass: layers have moved
                 raise PassInterrupted
 
         phase = "step" if microbatch.prefilled else "prefill"
@@ -352,7 +352,7 @@ class Deployment:
                 return
 
     def _chosen(self, microbatch: Microbatch, number: int, on_moment) -> np.ndarray:
-        """Next tokens of a microbatch whose pass is done."""
+        """Return the next tokens of a microbatch whose pass is done."""
         name = ("chosen", microbatch.number)
         while True:
             try:
@@ -364,7 +364,7 @@ class Deployment:
             self._pass(microbatch, number, on_moment)
 
     def _relieve(self, monitor: Monitor, number: int) -> None:
-        """Looks at the pressure once; a loss that comes to light is made up for."""
+        """Read the pressure once; recover from a loss that is noticed meanwhile."""
         tokens = int(sum(m.lengths.sum() for m in self._running))
         try:
             for made in monitor.observe(self.chain, tokens, number):
@@ -373,14 +373,14 @@ class Deployment:
             self._recover(lost)
 
     def _recover(self, lost: DeviceLost) -> None:
-        """With the keys and values of what is running, wherever the loss came to light."""
+        """Recover from a loss, with the keys and values of all running requests."""
         self._recoveries.append(recover(self.chain, lost, self._running))
 
     def settle(self) -> float:
-        """Notices what was lost between calls; weights where they belong, programs compiled.
+        """Recover from losses between calls: copy weights to their places, compile programs.
 
         Returns:
-          Seconds of compiling.
+          The seconds that compiling took.
         """
         while True:
             try:

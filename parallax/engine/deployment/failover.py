@@ -1,7 +1,7 @@
-"""A device is lost: its group goes to a spare, or layers are placed again; requests go on.
+"""Failover: a lost device's group goes to a spare, or layers are placed again.
 
-What is lost is simulated; what is done about it is not: weights are copied, programs compiled, keys
-and values computed again, and each is timed.
+The loss is simulated; the recovery is real: weights are copied, programs compiled, keys and values
+recomputed, and each part is timed.
 """
 
 import time
@@ -25,24 +25,24 @@ from parallax.engine.deployment.stages import programs_compiled
 
 @dataclass(frozen=True)
 class Recovery:
-    """One loss and what it took (tag: measured, of a simulated loss).
+    """One loss and its recovery (tag: measured, of a simulated loss).
 
     Attributes:
-      lost: devices, more than one where others turned out to be lost on the way.
-      layers: that were on them.
-      spares: that took a group; empty where layers were placed again.
-      moved_layers: whose device is another than before.
-      detect_s: from the loss until it was noticed.
-      place_s: until the new layout was known.
-      move_s: until weights, and keys and values that were left, were there.
-      compile_s: for programs that were not compiled ahead.
-      recompute_s: for lost keys and values.
-      compiled_programs: that were not compiled ahead.
-      host_to_device_bytes, device_to_device_bytes: moved.
-      recomputed_tokens: known tokens whose keys and values were computed again.
-      recomputed_layers: that were run for it.
+      lost: the lost devices, several if others turned out to be lost during the recovery.
+      layers: the layers that were on them.
+      spares: the spares that took a group; empty if layers were placed again.
+      moved_layers: the layers whose device changed.
+      detect_s: time from the loss until it was noticed.
+      place_s: time to find the new layout.
+      move_s: time to copy weights, and the keys and values that were left.
+      compile_s: time to compile programs that were not compiled ahead.
+      recompute_s: time to recompute lost keys and values.
+      compiled_programs: the number of programs that were not compiled ahead.
+      host_to_device_bytes, device_to_device_bytes: the bytes moved.
+      recomputed_tokens: the known tokens whose keys and values were recomputed.
+      recomputed_layers: the layers that were run for that.
       modelled: the same on a GPU.
-      kind: nothing real was broken.
+      kind: says that the loss was simulated.
     """
 
     lost: tuple[int, ...]
@@ -64,22 +64,22 @@ class Recovery:
 
     @property
     def resume_s(self) -> float:
-        """From the loss until requests go on."""
+        """The seconds from the loss until requests resume."""
         return (
             self.detect_s + self.place_s + self.move_s + self.compile_s + self.recompute_s
         )  # fmt: skip
 
 
 def recover(chain: Chain, lost: DeviceLost, microbatches: Collection[Microbatch] = ()) -> Recovery:
-    """Brings the chain back to where all its devices work; running requests lose nothing.
+    """Restore the chain to working devices; running requests lose nothing.
 
     Args:
-      chain: changed in place.
-      lost: what was raised.
-      microbatches: running requests.
+      chain: the chain, changed in place.
+      lost: the error that was raised.
+      microbatches: the running requests.
 
     Raises:
-      ValueError: no device is left, or the layers do not fit those that are.
+      ValueError: no device is left, or the layers do not fit the remaining ones.
     """
     now, lost_at = time.perf_counter(), chain.memories[lost.number].lost_at
     detect_s = 0.0 if lost_at is None else now - lost_at
@@ -107,7 +107,7 @@ def recover(chain: Chain, lost: DeviceLost, microbatches: Collection[Microbatch]
             pending = another
     moved = chain.moved - moved_before
     layers = tuple(i for d in gone for i in before.layers_on(d))
-    # A microbatch whose prefill is not through is prefilled once more anyway.
+    # A microbatch whose prefill is not complete is prefilled again anyway.
     again = [microbatch for microbatch in microbatches if microbatch.prefilled and stages]
     tokens = int(sum(microbatch.lengths.sum() for microbatch in again))
     layers_run = chain.layout.stops[stages - 1] if stages else 0
@@ -141,10 +141,10 @@ def recover(chain: Chain, lost: DeviceLost, microbatches: Collection[Microbatch]
 
 
 def next_layout(chain: Chain, lost: int) -> tuple[Layout, tuple[int, ...]]:
-    """The layout and spares once a device is left out.
+    """Return the layout and spares without a device.
 
     Raises:
-      ValueError: no device is left, or the layers do not fit those that are.
+      ValueError: no device is left, or the layers do not fit the remaining ones.
     """
     layout = chain.layout
     gone = chain.known_lost | {lost}
@@ -152,7 +152,7 @@ def next_layout(chain: Chain, lost: int) -> tuple[Layout, tuple[int, ...]]:
     if lost not in layout.devices:
         return layout, spares
     if spares:
-        # The spare that has the most of its weights already.
+        # Take the spare that already has most of its weights.
         wanted = [("weights", i, layout.formats[i]) for i in layout.layers_on(lost)]
         best = max(spares, key=lambda d: sum(name in chain.memories[d] for name in wanted))
         return layout.replaced(lost, best), tuple(d for d in spares if d != best)
@@ -163,18 +163,18 @@ def next_layout(chain: Chain, lost: int) -> tuple[Layout, tuple[int, ...]]:
 
 
 def likely_layouts(chain: Chain) -> tuple[Layout, ...]:
-    """The layouts after each single loss of a device of the chain, each once."""
-    found: dict[Layout, None] = {}
+    """Return the distinct layouts after each single loss of a device of the chain."""
+    layouts: dict[Layout, None] = {}
     for device in chain.layout.devices:
         try:
-            found[next_layout(chain, device)[0]] = None
+            layouts[next_layout(chain, device)[0]] = None
         except ValueError:
-            continue  # a loss that nothing can be done about
-    return tuple(found)
+            continue  # a loss that cannot be recovered
+    return tuple(layouts)
 
 
 def _leave_out(chain: Chain) -> None:
-    """Takes devices that are known to be lost out of the chain and the spares."""
+    """Remove devices that are known to be lost from the chain and the spares."""
     chain.spares = tuple(d for d in chain.spares if d not in chain.known_lost)
     while gone := [d for d in chain.layout.devices if d in chain.known_lost]:
         chain.layout, chain.spares = next_layout(chain, gone[0])
@@ -193,7 +193,7 @@ def _lap(times: dict[str, float], what: str, start: float) -> float:
 
 
 def readmit(chain: Chain, device: int, *, as_spare: bool) -> None:
-    """Takes a repaired device back: as a spare, or with layers that are placed again."""
+    """Take back a repaired device, as a spare or with layers that are placed again."""
     chain.known_lost.discard(device)
     if as_spare:
         chain.spares = (*chain.spares, device)
@@ -204,14 +204,14 @@ def readmit(chain: Chain, device: int, *, as_spare: bool) -> None:
 
 
 def replicate(chain: Chain, memory: DeviceMemory, layers: tuple[int, ...]) -> int:
-    """Puts copies of layers' weights on a spare. Returns the bytes that it holds then.
+    """Copy layers' weights to a spare; return the bytes that it then holds.
 
     Raises:
-      ValueError: a device that is no spare, no such layer, or more than its budget.
+      ValueError: the device is not a spare, a layer does not exist, or they exceed its budget.
     """
     device = memory.number
     if device not in chain.spares:
-        raise ValueError(f"replicate: device {device} is no spare; spares: {chain.spares}.")
+        raise ValueError(f"replicate: device {device} is not a spare; spares: {chain.spares}.")
     if bad := [i for i in layers if not 0 <= i < chain.config.num_layers]:
         raise ValueError(f"replicate: no layer {bad[0]}; the model has {chain.config.num_layers}.")
     footprints = chain.sizes.footprints(chain.layout.formats)

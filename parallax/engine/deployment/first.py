@@ -1,4 +1,4 @@
-"""The first layout of a deployment, and what cannot be deployed at all."""
+"""The first layout of a deployment, and the checks of what cannot be deployed."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ def first_layout(
     config: ModelConfig, devices: int, *, batch: int, max_len: int, microbatches: int, spares: int,
     budget: int | None, formats: str | Sequence[Formats] | None, rule: Rule,
 ) -> tuple[Sizes, Layout]:  # fmt: skip
-    """Where a deployment's layers go, before any weight is at hand. Raises as `Deployment` does."""
+    """Place a deployment's layers before any weight is loaded; raise as `Deployment` does."""
     if config.compression is not None:
         formats = _as_stored(config, formats)
         config = config.replace(compression=None)
@@ -21,7 +21,7 @@ def first_layout(
 
 
 def _as_stored(config: ModelConfig, formats: str | Sequence[Formats] | None) -> list[Formats]:
-    """Formats of every layer of a model that is compressed already."""
+    """Return the formats of every layer of a model that is already compressed."""
     assert config.compression is not None
     pair = config.compression
     if pair == (config.dtype, config.dtype):

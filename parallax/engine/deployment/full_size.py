@@ -1,4 +1,4 @@
-"""A record's losses and switches at full size on a GPU, modelled from what the record says."""
+"""Models of a record's losses and switches at full size on a GPU."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,16 +25,16 @@ def modelled_record(
     strong: Formats,
     paper_name: str | None = None,
 ) -> dict[str, Any]:
-    """Of a paper's model its full size and workload, else of the model at hand.
+    """Model a record at a paper's full size and workload, else for the model at hand.
 
     Args:
-      setup, trials: of a record of `deploy`.
-      formats: of every layer.
+      setup, trials: those of a record of `deploy`.
+      formats: the formats of every layer.
       strong: formats that layers are switched to.
-      paper_name: whose model was run small; None is the model at hand.
+      paper_name: the paper whose model was run small; None takes the model at hand.
 
     Raises:
-      ValueError: another number of layers than the full model's.
+      ValueError: the number of layers is not the full model's.
     """
     config = ModelConfig.from_dict(setup["model"])
     sequences = len(setup["prompt_tokens"])
@@ -49,22 +49,24 @@ def modelled_record(
     if len(formats) != config.num_layers:
         raise ValueError(
             f"modelled record: formats of {len(formats)} layers, model '{config.name}' has "
-            f"{config.num_layers}. Give one a layer."
+            f"{config.num_layers}. Give one per layer."
         )
-    # Without a budget at full size, the papers' greedy rule would take one device.
+    # Without a budget the papers' greedy rule would place the full-size model on one device.
     sizes = Sizes(config, batch * tokens, None, "optimal")
-    found = []
+    losses = []
     for trial in trials:
         share = prefilled(trial["recomputed_tokens"], setup["prompt_tokens"]) / sequences
-        found.append(_loss(sizes, tuple(formats), setup, trial, share, batch, tokens, microbatches))
+        losses.append(
+            _loss(sizes, tuple(formats), setup, trial, share, batch, tokens, microbatches)
+        )
     mild, dense = formats[0], sizes.footprints(formats)[0].weights
     stronger = sizes.footprints([strong] * len(formats))[0].weights
     return {
         "tag": "modelled", "gpu": "h100", "model": config.name, "dtype": config.dtype,
         "batch": batch, "tokens": tokens, "microbatches": microbatches, "assumed": ASSUMED,
         "losses": {
-            name: spread([getattr(r, name) for r in found])
-            for name in ("move_s", "recompute_s", "resume_s") if found
+            name: spread([getattr(r, name) for r in losses])
+            for name in ("move_s", "recompute_s", "resume_s") if losses
         },
         "switch": {
             "formats": [mild, strong], "bytes": [dense, stronger],
@@ -75,8 +77,10 @@ def modelled_record(
 
 
 def prefilled(recomputed: int, prompt_tokens: Sequence[int]) -> int:
-    """Sequences whose keys and values were computed again: microbatches are prefilled in order, so
-    they are the first ones whose prompts make up that many tokens."""
+    """Return the number of sequences whose keys and values were recomputed.
+
+    Microbatches are prefilled in order, so they are the first whose prompts have that many tokens.
+    """
     count, total = 0, 0
     for length in prompt_tokens:
         total += length
@@ -88,15 +92,15 @@ def _loss(
     sizes: Sizes, formats: tuple[Formats, ...], setup: Mapping[str, Any],
     trial: Mapping[str, Any], share: float, batch: int, tokens: int, microbatches: int,
 ) -> ModelledRecovery:  # fmt: skip
-    """A trial's loss at full size: the layout after it, what moves to it, what runs again.
+    """Model a trial's loss at full size: the layout after it, what moves, what runs again.
 
     Args:
-      share: of the sequences, those whose keys and values are computed again.
+      share: the share of the sequences whose keys and values are recomputed.
     """
     stops = tuple(row["layers"][1] + 1 for row in setup["layout"])
     before = Layout(tuple(range(len(stops))), stops, formats)
     gone = sorted({before.device_of(layer) for layer in trial["layers"]})
-    if not gone:  # a spare
+    if not gone:  # a spare was lost
         return modelled_recovery(sizes.config, 0, 0, (), batch, tokens)
     after, taking = before, iter(range(len(stops), len(stops) + len(trial["spares"])))
     for device in gone[: len(trial["spares"])]:
@@ -119,7 +123,7 @@ def _loss(
 def _moved(
     sizes: Sizes, before: Layout, after: Layout, gone: Sequence[int], share: float
 ) -> tuple[int, int]:
-    """Bytes from the host, of what was on lost devices, and from other devices."""
+    """Return the bytes from the host, for what lost devices held, and from other devices."""
     footprints, host, between = sizes.footprints(before.formats), 0, 0
     for layer, footprint in enumerate(footprints):
         was = before.device_of(layer)

@@ -1,4 +1,4 @@
-"""Which device of the chain holds which layers, in which formats."""
+"""The layout of a chain: which device holds which layers, in which formats."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -26,9 +26,9 @@ class Layout:
     """A chain of devices, each with a contiguous group of layers.
 
     Attributes:
-      devices: numbers of the devices, in the order that activations pass them.
-      stops: of device i the layers stops[i - 1] to stops[i]; at least one.
-      formats: of every layer's attention and MLP.
+      devices: numbers of the devices, in the order in which activations pass them.
+      stops: device i holds the layers stops[i - 1] to stops[i], at least one.
+      formats: those of every layer's attention and MLP.
     """
 
     devices: tuple[int, ...]
@@ -37,42 +37,42 @@ class Layout:
 
     @property
     def groups(self) -> tuple[range, ...]:
-        """Layers of each device."""
+        """The layers of each device."""
         return tuple(range(a, b) for a, b in zip((0, *self.stops), self.stops, strict=False))
 
     def layers_on(self, device: int) -> range:
-        """None for a device that is not in the chain."""
+        """Return the layers on a device, none if it is not in the chain."""
         if device not in self.devices:
             return range(0)
         return self.groups[self.devices.index(device)]
 
     def device_of(self, layer: int) -> int:
-        """The device's number."""
+        """Return the number of the device that holds a layer."""
         return next(d for d, group in zip(self.devices, self.groups, strict=True) if layer in group)
 
     def formats_of(self, stage: int) -> tuple[Formats, ...]:
-        """Of every layer of a group."""
+        """Return the formats of every layer of a stage."""
         return tuple(self.formats[i] for i in self.groups[stage])
 
     def replaced(self, old: int, new: int) -> "Layout":
-        """Another device has the old one's group."""
+        """Return the layout in which another device has the old one's group."""
         return replace(self, devices=tuple(new if d == old else d for d in self.devices))
 
     def with_formats(self, layer: int, formats: Formats) -> "Layout":
-        """One layer has other formats."""
+        """Return the layout in which one layer has other formats."""
         changed = (*self.formats[:layer], formats, *self.formats[layer + 1 :])
         return replace(self, formats=changed)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What placement goes by.
+    """The sizes and limits that placement uses.
 
     Attributes:
       config: the model.
-      cached_tokens: whose keys and values a layer holds, of all sequences.
-      budget: bytes of one device; None is no limit.
-      rule: "optimal" (the least slowest group, and of these what moves least) or "greedy" (the
+      cached_tokens: tokens whose keys and values a layer holds, over all sequences.
+      budget: bytes per device; None is no limit.
+      rule: "optimal" (the fastest slowest group, and of these what moves least) or "greedy" (the
         papers': a device takes layers as long as they fit).
     """
 
@@ -82,7 +82,7 @@ class Sizes:
     rule: Rule
 
     def footprints(self, formats: Sequence[Formats]) -> tuple[Footprint, ...]:
-        """Every layer's weights, keys and values."""
+        """Return the bytes of every layer's weights, keys and values."""
         return layer_footprints(self.config, formats, cached_tokens=self.cached_tokens)
 
 
@@ -93,17 +93,17 @@ def place(
     held: Mapping[int, Collection[int]] | None = None,
     extra: Sequence[int] | None = None,
 ) -> Layout:
-    """Layers on devices, in the order of their numbers.
+    """Place layers on devices, in the order of device numbers.
 
     Args:
-      sizes: what they take.
-      formats: of every layer.
-      devices: numbers of those that work.
-      held: layers that devices have already; a layer that stays costs nothing to move.
-      extra: bytes of each layer beside its footprint.
+      sizes: the sizes and limits.
+      formats: the formats of every layer.
+      devices: numbers of the working devices.
+      held: layers that devices already have; a layer that stays costs nothing to move.
+      extra: bytes per layer beside its footprint.
 
     Raises:
-      ValueError: no device, fewer layers than devices, or layers that do not fit.
+      ValueError: there is no device, there are fewer layers than devices, or they do not fit.
     """
     if not devices:
         raise ValueError("Deployment: no device is left to hold the layers. Repair one.")
@@ -118,13 +118,15 @@ def place(
     reads = [float(f.total) for f in footprints]
     totals = [a + b for a, b in zip(reads, extra or [0] * len(reads), strict=True)]
     if sizes.rule == "greedy":
-        found = greedy(totals, reads, limits)
-        kept = [i for i, group in enumerate(found.groups) if group]
-        if kept[-1] != len(devices) - 1:  # the head comes to an earlier device than thought
+        placement = greedy(totals, reads, limits)
+        kept = [i for i, group in enumerate(placement.groups) if group]
+        if kept[-1] != len(devices) - 1:  # the head is on an earlier device than assumed
             return place(sizes, formats, [devices[i] for i in kept], held, extra)
     else:
-        found = _evenest(sizes, totals, reads, limits, [(held or {}).get(d, ()) for d in devices])
-    return Layout(tuple(devices), found.stops, formats)
+        placement = _evenest(
+            sizes, totals, reads, limits, [(held or {}).get(d, ()) for d in devices]
+        )
+    return Layout(tuple(devices), placement.stops, formats)
 
 
 def _evenest(sizes, totals, reads, limits, held) -> Placement:
@@ -141,7 +143,7 @@ def _evenest(sizes, totals, reads, limits, held) -> Placement:
 
 
 def _devices(sizes: Sizes, count: int) -> list[Device]:
-    """Budgets of a chain: the ends hold tables beside their layers."""
+    """Return the budgets of a chain whose ends hold tables beside their layers."""
     budgets = [math.inf if sizes.budget is None else float(sizes.budget)] * count
     for number, which in ((0, "first"), (-1, "last")):
         budgets[number] -= end_bytes(sizes.config, which)

@@ -1,4 +1,4 @@
-"""What one device holds, by name; a lost device refuses every read and every write."""
+"""The buffers of one device, by name; a lost device refuses every read and write."""
 
 import time
 from typing import Any
@@ -9,10 +9,10 @@ Name = tuple[Any, ...]
 
 
 class DeviceLost(RuntimeError):  # noqa: N818 -- what happened, not what was done wrong
-    """A buffer was asked of a device that is gone.
+    """The error for the use of a device that is lost.
 
     Attributes:
-      number: of the device in the deployment's list.
+      number: the device's number in the deployment's list.
     """
 
     def __init__(self, number: int, device: Any):
@@ -21,12 +21,12 @@ class DeviceLost(RuntimeError):  # noqa: N818 -- what happened, not what was don
 
 
 class DeviceMemory:
-    """Buffers of one device.
+    """The buffers of one device.
 
     Attributes:
-      number: in the deployment's list.
+      number: its number in the deployment's list.
       device: a jax.Device.
-      lost_at: `time.perf_counter` when it was lost; None while it works.
+      lost_at: `time.perf_counter` at its loss; None while it works.
     """
 
     def __init__(self, number: int, device: Any):
@@ -35,29 +35,29 @@ class DeviceMemory:
         self._held: dict[Name, Any] = {}
 
     def put(self, name: Name, tree: Any) -> Any:
-        """Copies arrays here, wherever they are, and keeps them. Raises DeviceLost."""
+        """Copy arrays to this device and keep them; raise DeviceLost if it is lost."""
         self.check()
         placed = jax.device_put(tree, self.device)
         self._held[name] = placed
         return placed
 
     def keep(self, name: Name, tree: Any) -> None:
-        """Keeps arrays that were computed here. Raises DeviceLost."""
+        """Keep arrays that were computed here; raise DeviceLost if the device is lost."""
         self.check()
         self._held[name] = tree
 
     def read(self, name: Name) -> Any:
-        """Raises DeviceLost; KeyError for what was never here."""
+        """Return what is held; raise DeviceLost, or KeyError for what was never here."""
         self.check()
         return self._held[name]
 
     def pop(self, name: Name) -> Any:
-        """As `read`, and forgets it: for buffers that are donated."""
+        """Return what is held, as `read`, and forget it: for buffers that are donated."""
         self.check()
         return self._held.pop(name)
 
     def free(self, name: Name) -> None:
-        """Forgets it, if it is there."""
+        """Forget a name, if it is held."""
         self._held.pop(name, None)
 
     def __contains__(self, name: Name) -> bool:
@@ -65,11 +65,11 @@ class DeviceMemory:
         return name in self._held
 
     def names(self) -> tuple[Name, ...]:
-        """Of all that is held, in the order it came."""
+        """Return the names of all that is held, in the order of arrival."""
         return tuple(self._held)
 
     def n_bytes(self, kind: str | None = None) -> int:
-        """Bytes held; of one kind, the first part of a name, or of all."""
+        """Return the bytes held, of one kind (the first part of a name) or in all."""
         return sum(
             x.nbytes
             for name, tree in self._held.items()
@@ -78,10 +78,10 @@ class DeviceMemory:
         )
 
     def lose(self) -> None:
-        """Simulated: deletes every buffer, and refuses reads and writes from now on.
+        """Simulate the loss of the device: delete every buffer, and refuse reads and writes.
 
         Raises:
-          ValueError: lost already.
+          ValueError: the device is lost already.
         """
         if self.lost_at is not None:
             raise ValueError(
@@ -94,12 +94,12 @@ class DeviceMemory:
         self.lost_at = time.perf_counter()
 
     def repair(self) -> None:
-        """Empty and working again. ValueError if it was not lost."""
+        """Make the device work again, empty; raise ValueError if it was not lost."""
         if self.lost_at is None:
             raise ValueError(f"device {self.number} ({self.device}) is not lost.")
         self.lost_at = None
 
     def check(self) -> None:
-        """Raises DeviceLost where it is lost: what a first use would find."""
+        """Raise DeviceLost if the device is lost, as any use of it does."""
         if self.lost_at is not None:
             raise DeviceLost(self.number, self.device)

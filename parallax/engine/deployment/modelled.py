@@ -1,4 +1,4 @@
-"""What a recovery or a switch would take on a GPU, modelled: bytes over rates, FLOPs over rates."""
+"""The modelled time of a recovery or a switch on a GPU: bytes and FLOPs over rates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from parallax.cost import rates_of
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
 
-# Host to device; PCIe Gen5 x16 is 64 GB/s, and copies from pinned memory reach about this much.
+# Host to device: PCIe Gen5 x16 is 64 GB/s, and copies from pinned memory reach about this much.
 PCIE_BYTES_PER_S = 55e9
 ASSUMED = (
     "host to device: PCIe Gen5 x16 at 55 GB/s, host copies pinned (assumed)",
@@ -21,13 +21,13 @@ ASSUMED = (
 
 @dataclass(frozen=True)
 class ModelledRecovery:
-    """Tag: modelled.
+    """The time of a recovery on a GPU (tag: modelled).
 
     Attributes:
-      gpu: whose rates.
-      move_s: bytes from the host over PCIe and from devices over NVLink.
-      recompute_s: of lost keys and values.
-      assumed: what this goes by.
+      gpu: the GPU whose rates are used.
+      move_s: time of bytes from the host over PCIe and from devices over NVLink.
+      recompute_s: time to recompute lost keys and values.
+      assumed: the assumptions behind it.
     """
 
     gpu: str
@@ -37,7 +37,7 @@ class ModelledRecovery:
 
     @property
     def resume_s(self) -> float:
-        """Both."""
+        """The seconds of both parts."""
         return self.move_s + self.recompute_s
 
 
@@ -45,15 +45,15 @@ def modelled_recovery(
     config: ModelConfig, host_to_device: int, device_to_device: int, groups: Sequence[int],
     batch: int, tokens: int, *, microbatches: int = 1, gpu: str = "h100",
 ) -> ModelledRecovery:  # fmt: skip
-    """Modelled time to resume.
+    """Return the modelled time to resume after a loss.
 
     Args:
       config: the model.
       host_to_device, device_to_device: bytes that move.
-      groups: layers of each stage that runs again to get lost keys and values back.
+      groups: layers of each stage that runs again to recompute lost keys and values.
       batch, tokens: sequences, and known tokens of each.
       microbatches: pieces of the batch that follow each other through these stages.
-      gpu: of `parallax.cost`.
+      gpu: a GPU that `parallax.cost` has rates for.
     """
     rates = rates_of(gpu)
     move_s = host_to_device / PCIE_BYTES_PER_S
@@ -71,19 +71,19 @@ def modelled_recovery(
     rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate
     # Stages work on different microbatches at once: one goes through all layers, and the others
-    # come out behind it at the pace of the slowest stage.
+    # follow it at the pace of the slowest stage.
     share = (layers + (microbatches - 1) * max(groups)) / (microbatches * layers)
     return ModelledRecovery(gpu, move_s, recompute_s * share)
 
 
 @dataclass(frozen=True)
 class ModelledSwitch:
-    """Tag: modelled. Seconds until a layer runs in its other formats.
+    """The seconds until a layer runs in its other formats (tag: modelled).
 
     Attributes:
-      gpu: whose rates.
-      from_device_s: prepared on the device: another pointer, one launch.
-      from_host_s: prepared on the host: its bytes over PCIe.
+      gpu: the GPU whose rates are used.
+      from_device_s: if prepared on the device: another pointer, one launch.
+      from_host_s: if prepared on the host: its bytes over PCIe.
     """
 
     gpu: str
@@ -92,6 +92,6 @@ class ModelledSwitch:
 
 
 def modelled_switch(n_bytes: int, gpu: str = "h100") -> ModelledSwitch:
-    """Of a layer with so many bytes in its new formats."""
+    """Return the modelled switch of a layer with `n_bytes` bytes in its new formats."""
     launch_s = rates_of(gpu).launch_s
     return ModelledSwitch(gpu, launch_s, launch_s + n_bytes / PCIE_BYTES_PER_S)

@@ -1,4 +1,4 @@
-"""Cache pressure: when a layer is to be stronger compressed, and when no longer."""
+"""Cache pressure: when a layer is compressed more strongly, and when it is switched back."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -11,21 +11,21 @@ from parallax.engine.deployment.switching import Switch, by_saving, has_room, sw
 
 @dataclass(frozen=True)
 class Pressure:
-    """When to switch. Two thresholds and patience: a rate between them changes nothing.
+    """The rule of when to switch: two thresholds, with no change between them, and patience.
 
     Attributes:
       low: a device's hit rate below this is pressure.
-      high: above this there is none.
-      patience: readings in a row before anything is done.
-      cache_bytes: of a device, for the modelled rate: the share that fits of what a decoding step
-        reads, weights and the keys and values of the tokens so far. It sinks as texts grow. This
-        assumes a cache that keeps what fits and lets the rest pass by (pinned, say). A cache that
-        replaces what was touched longest ago would fall to 0 as soon as the set is larger, the rule
-        by which the cost model counts hits.
+      high: a hit rate above this is no pressure.
+      patience: consecutive readings before anything is done.
+      cache_bytes: bytes per device, for the modelled rate: the share that fits of what a decoding
+        step reads, weights and the keys and values of the tokens so far. It falls as texts grow.
+        This assumes a cache that keeps what fits and bypasses the rest (pinned, for example). An
+        LRU cache would fall to 0 as soon as the set is larger, which is how the cost model counts
+        hits.
       reported: device number -> measured hit rate, in place of the modelled one.
 
     Raises:
-      ValueError: out of range, or neither or both of cache_bytes and reported.
+      ValueError: a value is out of range, or not exactly one of cache_bytes and reported is given.
     """
 
     low: float = 0.90
@@ -50,7 +50,7 @@ class Pressure:
 
 @dataclass(frozen=True)
 class Reading:
-    """A device's hit rate, and where it is from."""
+    """A device's hit rate, and its source."""
 
     device: int
     hit_rate: float
@@ -58,11 +58,11 @@ class Reading:
 
 
 def step_bytes(chain: Chain, stage: int, tokens: int) -> int:
-    """What a decoding step of all sequences reads on one device.
+    """Return the bytes that a decoding step of all sequences reads on one device.
 
     Args:
-      stage: position in the chain.
-      tokens: known so far, of all sequences.
+      stage: the device's position in the chain.
+      tokens: tokens known so far, over all sequences.
     """
     group, config = chain.layout.groups[stage], chain.config
     footprints = chain.sizes.footprints(chain.layout.formats)
@@ -72,11 +72,11 @@ def step_bytes(chain: Chain, stage: int, tokens: int) -> int:
 
 @dataclass
 class Monitor:
-    """Readings so far.
+    """The consecutive readings of each device so far.
 
     Attributes:
       pressure: when to switch.
-      below, above: device -> readings in a row under `low`, over `high`.
+      below, above: device -> consecutive readings below `low`, above `high`.
     """
 
     pressure: Pressure
@@ -84,7 +84,7 @@ class Monitor:
     above: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     def read(self, chain: Chain, stage: int, tokens: int) -> Reading:
-        """One device's hit rate now. ValueError for a reported one outside of 0 to 1."""
+        """Read one device's hit rate; raise ValueError for a reported one outside of 0 to 1."""
         device, pressure = chain.layout.devices[stage], self.pressure
         if pressure.reported is None:
             assert pressure.cache_bytes is not None
@@ -96,11 +96,11 @@ class Monitor:
         return Reading(device, rate, "reported")
 
     def observe(self, chain: Chain, tokens: int, number: int | None = None) -> Iterator[Switch]:
-        """Reads every device once and switches at most one layer of each, as it is asked.
+        """Read every device once and switch at most one layer of each, lazily.
 
         Args:
-          tokens: known so far, of all sequences.
-          number: of the next new token.
+          tokens: tokens known so far, over all sequences.
+          number: the number of the next new token.
 
         Raises:
           DeviceLost: a device turned out to be lost.
@@ -129,8 +129,7 @@ class Monitor:
                 self.above[device] = 0
 
     def _may_go_back(self, chain: Chain, stage: int, layer: int, tokens: int) -> bool:
-        """There is room, and a modelled rate stays over `low` in the milder format; a reported one
-        will tell."""
+        """Return whether there is room and a modelled rate would stay above `low` after it."""
         if not has_room(chain, layer, chain.prepared[layer].mild):
             return False
         if self.pressure.cache_bytes is None:

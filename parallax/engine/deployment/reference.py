@@ -1,4 +1,4 @@
-"""The unsharded model that a deployment has to agree with, compressed weights included."""
+"""The unsharded reference of a deployment, compressed weights included."""
 
 from typing import Any
 
@@ -18,13 +18,15 @@ from parallax.strategies import data_parallel
 
 
 def unsharded_params(host: HostCopies, formats: tuple[Formats, ...]) -> nnx.State:
-    """Dense parameters, every layer's matrices as their formats store them, read back.
+    """Return dense parameters, every layer's matrices decompressed from their formats.
 
     Raises:
-      ValueError: w8a8, which rounds activations too: no dense weight stands for it.
+      ValueError: a format is w8a8, which rounds activations too: no dense weight is equivalent.
     """
     if any("w8a8" in pair for pair in formats):
-        raise ValueError("unsharded_params: w8a8 rounds activations, no dense weight computes it.")
+        raise ValueError(
+            "unsharded_params: w8a8 rounds activations: no dense weight is equivalent."
+        )
     layers = [_dense(host.config, host.layer(i, pair), pair) for i, pair in enumerate(formats)]
     flat: dict[tuple, Any] = dict(nnx.to_flat_state(host.dense))
     for path, like in nnx.to_flat_state(abstract_transformer(host.config)[1]):
@@ -36,7 +38,7 @@ def unsharded_params(host: HostCopies, formats: tuple[Formats, ...]) -> nnx.Stat
 def unsharded_tokens(
     config: ModelConfig, params: nnx.State, prompts, max_new_tokens: int
 ) -> tuple[Continuation, ...]:
-    """Greedy continuations on one device, by `parallax.engine.generate`."""
+    """Generate greedy continuations on one device, by `parallax.engine.generate`."""
     strategy = data_parallel(1)
     mesh = strategy.mesh.build(jax.devices()[:1])
     params = jax.device_put(params, jax.devices()[0])
@@ -46,19 +48,19 @@ def unsharded_tokens(
 
 
 def _dense(config: ModelConfig, stored: nnx.State, pair: Formats) -> dict[tuple, jax.Array]:
-    """One layer's parameters by path, [1, ...] each."""
+    """Return one layer's dense parameters by path, [1, ...] each."""
     packed = packed_weights(layer_config(config, pair))
     held: dict[tuple, Any] = dict(nnx.to_flat_state(nnx.State({"layers": stored})))
-    found = {}
+    dense = {}
     for path, _ in nnx.to_flat_state(abstract_transformer(config)[1]):
         if path in packed:
             parts = [held.get((*path, name)) for name in Packed._fields]
-            found[path] = _decompressed(parts, packed[path], config.dtype)
+            dense[path] = _decompressed(parts, packed[path], config.dtype)
         elif path[0] == "layers":
-            found[path] = jnp.asarray(held[path][...])
-    return found
+            dense[path] = jnp.asarray(held[path][...])
+    return dense
 
 
-def _decompressed(parts, where: PackedWeight, dtype: str) -> jax.Array:
+def _decompressed(parts, layout: PackedWeight, dtype: str) -> jax.Array:
     stack = Packed(*(None if x is None else jnp.asarray(x[...]) for x in parts))
-    return jax.vmap(lambda p: decompress(p, where.form, where.inputs[-1], dtype))(stack)
+    return jax.vmap(lambda p: decompress(p, layout.form, layout.inputs[-1], dtype))(stack)

@@ -1,4 +1,4 @@
-"""Requests that are being served, as plain state on the host: what a loss cannot take."""
+"""The requests being served, as plain state on the host, which no loss destroys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ Finished = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Moment:
-    """Just before one device of the chain runs.
+    """The event just before one device of the chain runs.
 
     Attributes:
-      number: of the new token; 0 comes from the prefill.
-      microbatch: sequences that pass the chain together.
-      stage: position in the chain.
+      number: the number of the new token; 0 comes from the prefill.
+      microbatch: the number of the microbatch.
+      stage: the device's position in the chain.
     """
 
     number: int
@@ -25,19 +25,19 @@ class Moment:
 
 
 class PassInterrupted(Exception):  # noqa: N818 -- what happened, not what was done wrong
-    """A loss came to light and was made up for: the pass is to be run again."""
+    """The signal that a loss was noticed and recovered, so that the pass has to run again."""
 
 
 @dataclass
 class Microbatch:
-    """Sequences that pass the chain together; some rows may be nobody's.
+    """Sequences that pass the chain together; some rows may be unused.
 
     Attributes:
-      number: of the microbatch.
-      tokens: [B, C] int32, those known so far at their positions, zeros behind.
-      lengths: [B] int32, tokens known so far, at least 1.
-      prefilled: keys and values of all positions before the last known are on the devices.
-      requests: of each row, the number of its prompt; -1 for nobody's.
+      number: the microbatch's number.
+      tokens: [B, C] int32, the tokens known so far at their positions, then zeros.
+      lengths: [B] int32, the number of tokens known so far, at least 1.
+      prefilled: whether devices have keys and values of all positions before the last known.
+      requests: the number of each row's prompt; -1 for an unused row.
     """
 
     number: int
@@ -49,10 +49,10 @@ class Microbatch:
 
 @dataclass
 class Progress:
-    """What every request has come to.
+    """The progress of every request.
 
     Attributes:
-      new: tokens so far, one list a prompt.
+      new: new tokens so far, one list per prompt.
       finished: prompt -> why it ended.
     """
 
@@ -61,17 +61,17 @@ class Progress:
 
     @property
     def done(self) -> bool:
-        """No request is running."""
+        """Whether no request is running."""
         return len(self.finished) == len(self.new)
 
     def runs(self, microbatch: Microbatch) -> list[bool]:
-        """For each row of a microbatch, whether its request is running."""
+        """Return for each row of a microbatch whether its request is running."""
         return [prompt >= 0 and prompt not in self.finished for prompt in microbatch.requests]
 
 
 def microbatches_of(prompts: Sequence[Sequence[int]], rows: int, slots: int) -> list[Microbatch]:
-    """Prompts dealt out to as many microbatches as they need, in order."""
-    found = []
+    """Divide prompts in order into as many microbatches as they need."""
+    microbatches = []
     for number, first in enumerate(range(0, len(prompts), rows)):
         mine = range(first, min(first + rows, len(prompts)))
         tokens, lengths = np.zeros((rows, slots), np.int32), np.ones(rows, np.int32)
@@ -79,21 +79,21 @@ def microbatches_of(prompts: Sequence[Sequence[int]], rows: int, slots: int) -> 
             tokens[row, : len(prompts[prompt])] = prompts[prompt]
             lengths[row] = len(prompts[prompt])
         requests = (*mine, *[-1] * (rows - len(mine)))
-        found.append(Microbatch(number, tokens, lengths, requests))
-    return found
+        microbatches.append(Microbatch(number, tokens, lengths, requests))
+    return microbatches
 
 
 def add_tokens(
     microbatch: Microbatch, chosen: np.ndarray, progress: Progress, max_new_tokens: int,
     stop_tokens: frozenset[int],
 ) -> list[tuple[int, int]]:  # fmt: skip
-    """Gives every running request of a microbatch its next token; ends those that are done.
+    """Give every running request of a microbatch its next token; end those that are done.
 
     Args:
-      chosen: [B], the likeliest next tokens.
+      chosen: [B], the most likely next tokens.
 
     Returns:
-      (prompt, token) of those that got one.
+      (prompt, token) of each request that got a token.
     """
     given = []
     runs = progress.runs(microbatch)

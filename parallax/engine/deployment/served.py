@@ -1,4 +1,4 @@
-"""What a deployment returns for a batch of requests."""
+"""The result of a batch of requests to a deployment."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from parallax.engine.latency import Latency
 
 @dataclass(frozen=True)
 class Served:
-    """What `Deployment.generate` returns.
+    """The tokens, times and events that `Deployment.generate` returns.
 
     Attributes:
-      continuations: one a prompt, in order.
+      continuations: one per prompt, in order.
       latency: times of all requests; a recovery is a long time between two tokens.
-      recoveries: of devices lost meanwhile.
-      switches: of layers to other formats meanwhile; tokens after one are another function's.
+      recoveries: the recoveries from devices lost meanwhile.
+      switches: the switches of layers meanwhile; tokens after one come from another function.
     """
 
     continuations: tuple[Continuation, ...]

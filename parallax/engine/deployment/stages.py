@@ -1,7 +1,7 @@
-"""What a device of the chain runs: pure functions, compiled once for each shape and device.
+"""The programs of a chain's devices: pure functions, compiled once for each shape and device.
 
 A cache slot is a token's position, so a step that is run again writes the same key to the same
-place: what a lost device interrupted is simply run again.
+place, and a pass that a lost device interrupted is simply run again.
 Shapes: B sequences of a microbatch, L = C tokens and slots of one, D model width, G key/value
 heads, K head_dim.
 """
@@ -25,34 +25,34 @@ from parallax.parallel.split import UNSPLIT
 
 CACHED = UNSPLIT.replace(kv=KvLayout())
 Phase = Literal["prefill", "step"]
-Kv = tuple[jax.Array, jax.Array]  # of one layer, [B, G, C, K] each
+Kv = tuple[jax.Array, jax.Array]  # one layer's keys and values, [B, G, C, K] each
 
 
 def _with(config: ModelConfig, **parts: Any) -> Transformer:
-    """A Transformer of which only these parts are there."""
+    """Return a Transformer that has only these parts."""
     graph, shapes = abstract_transformer(config)
     return nnx.merge(graph, nnx.State({**shapes, **parts}))
 
 
 def embed(config: ModelConfig, tables: nnx.State, tokens_BL, positions_BL):
-    """[B, L, D] of tokens at positions."""
+    """Embed tokens at positions: [B, L, D]."""
     return _with(config, **tables).look_up(tokens_BL, positions_BL, CACHED)
 
 
 def prefill(config: ModelConfig, formats: tuple[Formats, ...], layers, x_BLD):
-    """A group over whole sequences: ([B, L, D], keys and values of each layer)."""
+    """Run a group over whole sequences: ([B, L, D], keys and values of each layer)."""
     positions_BL = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
-    found = []
+    caches = []
     for pair, layer in zip(formats, layers, strict=True):
         model = _with(layer_config(config, pair), layers=layer)
         x_BLD, (_, kv) = model.through_layers(x_BLD, positions_BL, CACHED)
-        found.append(tuple(jnp.swapaxes(x[0], 1, 2) for x in kv))
-    return x_BLD, tuple(found)
+        caches.append(tuple(jnp.swapaxes(x[0], 1, 2) for x in kv))
+    return x_BLD, tuple(caches)
 
 
 def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, at_B):
-    """A group over one token of each sequence, at positions [B]: ([B, 1, D], kv with it)."""
-    found = []
+    """Run a group over one token per sequence, at positions [B]: ([B, 1, D], updated kv)."""
+    caches = []
     rows = jnp.arange(at_B.shape[0], dtype=jnp.int32)
     before_B12 = jnp.stack([jnp.zeros_like(at_B), at_B], axis=-1)[:, None]
     for pair, layer, (keys, values) in zip(formats, layers, kv, strict=True):
@@ -61,14 +61,14 @@ def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, a
         )
         model = _with(layer_config(config, pair), layers=layer)
         x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], CACHED, cache=cache)
-        found.append(
+        caches.append(
             (keys.at[rows, :, at_B].set(new[0][0]), values.at[rows, :, at_B].set(new[1][0]))
         )
-    return x_B1D, tuple(found)
+    return x_B1D, tuple(caches)
 
 
 def head(config: ModelConfig, end: nnx.State, x_BLD, at_B):
-    """The likeliest next token [B] int32 after position at_B of each sequence."""
+    """Return the most likely next token [B] int32 after position at_B of each sequence."""
     rows = jnp.arange(x_BLD.shape[0], dtype=jnp.int32)
     logits_BV = _with(config, **end).head(x_BLD[rows, at_B], UNSPLIT)
     return logits_BV.argmax(-1).astype(jnp.int32)
@@ -79,9 +79,9 @@ def group_program(
     config: ModelConfig, formats: tuple[Formats, ...], rows: int, slots: int, phase: Phase,
     device: Any,
 ) -> Any:  # fmt: skip
-    """Compiled `prefill` or `step` of a group of layers in these formats, on one device.
+    """Return the compiled `prefill` or `step` of a group in these formats, on one device.
 
-    Groups alike share it; JAX traces once for all devices and XLA compiles for each.
+    Equal groups share it; JAX traces once for all devices and XLA compiles for each.
     """
     layers = tuple(abstract_transformer(layer_config(config, f))[1]["layers"] for f in formats)
     x = jax.ShapeDtypeStruct((rows, slots if phase == "prefill" else 1, config.d_model),
@@ -98,7 +98,7 @@ def end_program(
     config: ModelConfig, which: Literal["first", "last"], rows: int, slots: int, phase: Phase,
     device: Any,
 ) -> Any:  # fmt: skip
-    """Compiled `embed` or `head` on one device."""
+    """Return the compiled `embed` or `head` on one device."""
     shapes = abstract_transformer(config)[1]
     held = nnx.State({name: shapes[name] for name in end_names(config, which)})
     length = slots if phase == "prefill" else 1
@@ -112,7 +112,7 @@ def end_program(
 
 
 def programs_compiled() -> int:
-    """So far in this process."""
+    """Return the number of programs compiled so far in this process."""
     return sum(f.cache_info().misses for f in (group_program, end_program))
 
 

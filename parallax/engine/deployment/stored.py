@@ -1,4 +1,4 @@
-"""Weights as devices hold them: one layer at a time, in its own formats, with host copies."""
+"""Host copies of the weights, one layer at a time in the formats that devices hold."""
 
 import dataclasses
 from pathlib import Path
@@ -19,14 +19,14 @@ _LAST = ("final_norm", "unembed_DV")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostCopies:
-    """The model on the host: where lost weights come from.
+    """The copy of the model on the host that replaces lost weights.
 
     Attributes:
       config: the model, without `compression`.
-      dense: its parameters as NumPy arrays, layers stacked; without the layers where they came
-        compressed.
-      layers: (layer, formats) -> that layer as a device holds it, NumPy arrays.
-      stored: formats of every layer, where they came compressed; None where they came dense.
+      dense: its parameters as NumPy arrays, layers stacked; without the layers if they were
+        compressed already.
+      layers: (layer, formats) -> the layer as a device holds it, as NumPy arrays.
+      stored: formats of every layer if they were compressed already; None if they were dense.
     """
 
     config: ModelConfig
@@ -36,10 +36,10 @@ class HostCopies:
 
     @classmethod
     def of(cls, config: ModelConfig, params: nnx.State) -> "HostCopies":
-        """Copies parameters to the host.
+        """Copy parameters to the host.
 
         Args:
-          config, params: dense, or with `compression` and compressed so.
+          config, params: the model and its parameters, dense or compressed as `config` says.
         """
         held = jax.tree.map(np.asarray, params)
         if config.compression is None:
@@ -64,22 +64,22 @@ class HostCopies:
 
     @classmethod
     def load(cls, folder: str | Path) -> "HostCopies":
-        """Reads what `px.compress` wrote: nothing is compressed again.
+        """Read a folder that `px.compress` wrote; nothing is compressed again.
 
         Raises:
-          ValueError: no such folder, or damaged.
+          ValueError: the folder is missing or damaged.
         """
-        found = read_stored(folder)
-        files = find_tensors(folder, found)
-        layers = {(i, pair): read_layer(files, found, i) for i, pair in enumerate(found.formats)}
-        config = found.config.replace(compression=None)
-        return cls(config, read_rest(files, found), layers, found.formats)
+        stored = read_stored(folder)
+        files = find_tensors(folder, stored)
+        layers = {(i, pair): read_layer(files, stored, i) for i, pair in enumerate(stored.formats)}
+        config = stored.config.replace(compression=None)
+        return cls(config, read_rest(files, stored), layers, stored.formats)
 
     def layer(self, number: int, formats: Formats) -> Any:
-        """One layer in these formats; the first time it is compressed.
+        """Return one layer in these formats, compressing it the first time.
 
         Raises:
-          ValueError: sizes that the format cannot have, or formats other than what it came in.
+          ValueError: the format does not divide a size, or is not the one in which it is stored.
         """
         key = (number, formats)
         if key not in self.layers:
@@ -96,19 +96,19 @@ class HostCopies:
         return self.layers[key]
 
     def end(self, which: str) -> nnx.State:
-        """What the "first" or the "last" device of the chain has beside its layers."""
+        """Return what the "first" or the "last" device of the chain holds beside its layers."""
         return nnx.State({name: self.dense[name] for name in end_names(self.config, which)})
 
     @property
     def n_bytes(self) -> int:
-        """Of all copies; a layer in the model's dtype is a view of dense ones."""
+        """The bytes of all copies; a layer in the model's dtype is a view of the dense ones."""
         own = None if self.stored else (self.config.dtype, self.config.dtype)
         packed = [layer for (_, formats), layer in self.layers.items() if formats != own]
         return sum(x.nbytes for x in jax.tree.leaves((self.dense, packed)))
 
 
 def end_names(config: ModelConfig, which: str) -> tuple[str, ...]:
-    """Parameters of the "first" device (tables) or of the "last" (norm and unembedding)."""
+    """Return the parameters of the "first" device (tables) or the "last" (norm, unembedding)."""
     shapes = abstract_transformer(config)[1]
     if which == "first":
         return tuple(name for name in _FIRST if name in shapes)
@@ -117,7 +117,7 @@ def end_names(config: ModelConfig, which: str) -> tuple[str, ...]:
 
 
 def end_bytes(config: ModelConfig, which: str) -> int:
-    """Of these parameters."""
+    """Return the bytes of the "first" or the "last" device's embedding or head parameters."""
     shapes = abstract_transformer(config)[1]
     leaves = jax.tree.leaves([shapes[name] for name in end_names(config, which)])
     return sum(x.size * x.dtype.itemsize for x in leaves)

@@ -1,4 +1,4 @@
-"""A layer in other formats while requests run: prepared beforehand, switched by a pointer."""
+"""Switching a layer's formats while requests run: prepared beforehand, done by a pointer."""
 
 import time
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ class Switch:
     """One layer's change of formats (tag: measured).
 
     Attributes:
-      layer, device: which, and where.
-      was, now: formats of attention and MLP.
-      reason: in words.
-      number: of the first new token that comes from `now`; None between calls of `generate`. The
-        function is another one from there on: tokens may differ from those without the switch.
-      source: of the weights.
-      copied_bytes: to the device; 0 where they were there.
-      seconds: until the next pass reads them.
-      compile_s: for a program that was not compiled ahead.
+      layer, device: the numbers of the layer and of its device.
+      was, now: formats of attention and MLP before and after.
+      reason: why it was switched, in words.
+      number: the first new token that comes from `now`; None between calls of `generate`. The
+        function differs from there on: tokens may differ from those without the switch.
+      source: where the weights came from.
+      copied_bytes: bytes copied to the device; 0 if they were there.
+      seconds: time until the next pass reads them.
+      compile_s: time to compile a program that was not compiled ahead.
       modelled: the same on a GPU.
     """
 
@@ -46,16 +46,17 @@ class Switch:
 def prepare_layers(
     chain: Chain, layers: Sequence[int], formats: Formats, where: Literal["device", "host"]
 ) -> int:
-    """Compresses layers beforehand, so that they can be switched to.
+    """Compress layers beforehand, so that they can be switched.
 
     Args:
-      where: "device" keeps both kinds of weights there; "host" copies at each switch.
+      where: "device" keeps the weights of both formats there; "host" copies at each switch.
 
     Returns:
-      Bytes that devices hold more than before; host copies are counted by `HostCopies.n_bytes`.
+      The bytes that devices hold in addition; `HostCopies.n_bytes` counts host copies.
 
     Raises:
-      ValueError: no such layer, formats that it cannot have, or are no smaller; a device's budget.
+      ValueError: there is no such layer, the formats are impossible or no smaller, or they exceed
+        a device's budget.
       DeviceLost: a device turned out to be lost; nothing is prepared.
     """
     count, added, layers = chain.config.num_layers, 0, tuple(dict.fromkeys(layers))
@@ -86,10 +87,10 @@ def prepare_layers(
 
 
 def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> Switch:
-    """A prepared layer to its other formats.
+    """Switch a prepared layer to its other formats.
 
     Raises:
-      ValueError: a layer that is not prepared, or formats that its device has no room for.
+      ValueError: the layer is not prepared, or its device has no room for the formats.
       DeviceLost: its device turned out to be lost; nothing is switched.
     """
     if layer not in chain.prepared:
@@ -108,7 +109,7 @@ def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> 
         )
     stored = chain.host.layer(layer, now)
     start = time.perf_counter()
-    if kept.where == "host":  # first: both together may be more than the budget
+    if kept.where == "host":  # freed first: both together may exceed the budget
         owner.free(("weights", layer, was))
     if name not in owner:
         placed = jax.block_until_ready(owner.put(name, stored))
@@ -122,13 +123,15 @@ def switch(chain: Chain, layer: int, reason: str, number: int | None = None) -> 
 
 
 def weight_bytes(chain: Chain, formats: Formats) -> int:
-    """Of one layer's weights in these formats."""
+    """Return the bytes of one layer's weights in these formats."""
     return chain.sizes.footprints((formats,) * chain.config.num_layers)[0].weights
 
 
 def has_room(chain: Chain, layer: int, formats: Formats) -> bool:
-    """Its device's budget allows a prepared layer in these formats; a loss may have given it more
-    layers than it had when they were placed. Raises DeviceLost."""
+    """Return whether its device's budget allows a prepared layer in these formats.
+
+    A loss may have given the device more layers than when this one was prepared. Raises DeviceLost.
+    """
     budget, owner = chain.sizes.budget, chain.owner(layer)
     was = ("weights", layer, chain.layout.formats[layer])
     if budget is None or ("weights", layer, formats) in owner:
@@ -141,7 +144,7 @@ def has_room(chain: Chain, layer: int, formats: Formats) -> bool:
 
 
 def by_saving(chain: Chain, layers: Sequence[int]) -> list[int]:
-    """Prepared layers among these, the largest saving first: the order in which they switch."""
+    """Return the prepared layers among these, largest saving first, the order of switching."""
 
     def saving(layer: int) -> int:
         kept = chain.prepared[layer]
@@ -151,20 +154,20 @@ def by_saving(chain: Chain, layers: Sequence[int]) -> list[int]:
 
 
 def switched_layouts(chain: Chain) -> tuple[Layout, ...]:
-    """The layout with one, two, ... prepared layers of every device switched, in that order."""
-    found, layout, more = [], chain.layout, True
+    """Return the layouts with one, two, ... prepared layers of every device switched in order."""
+    layouts, layout, more = [], chain.layout, True
     for layer, kept in chain.prepared.items():
         layout = layout.with_formats(layer, kept.mild)
     while more:
         more = False
-        found.append(layout)
+        layouts.append(layout)
         for group in layout.groups:
             mild = [
                 i for i in by_saving(chain, group) if layout.formats[i] == chain.prepared[i].mild
             ]
             if mild:
                 layout, more = layout.with_formats(mild[0], chain.prepared[mild[0]].strong), True
-    return tuple(found)
+    return tuple(layouts)
 
 
 def _check_room(chain: Chain, layers: Sequence[int], formats: Formats) -> None:
@@ -182,7 +185,7 @@ def _check_room(chain: Chain, layers: Sequence[int], formats: Formats) -> None:
 
 
 def _held_bytes(chain: Chain, device: int) -> int:
-    """What a device of the chain holds when all its keys and values are there."""
+    """Return the bytes that a device of the chain holds with all its keys and values."""
     memory, footprints = chain.memories[device], chain.sizes.footprints(chain.layout.formats)
     kv = sum(footprints[i].kv for i in chain.layout.layers_on(device))
     return memory.n_bytes() - memory.n_bytes("kv") + kv

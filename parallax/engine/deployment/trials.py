@@ -1,4 +1,4 @@
-"""Devices lost at random moments, and layers switched again and again: what a record holds."""
+"""Trials for a record: devices lost at random times, and layers switched repeatedly."""
 
 import random
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from parallax.engine.deployment.requests import Moment
 from parallax.engine.deployment.switching import Switch
 from parallax.engine.generate import Continuation
 
-# Of a run's moments: so many trials first, one at the very beginning and the others in a prefill.
+# The number of first trials: one at the very beginning of a run and the others in a prefill.
 _IN_PREFILL = 4
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One loss in one run.
+    """The loss of one device in one run.
 
     Attributes:
-      moment: before which the device was lost.
-      device: that was lost.
-      lost_requests: prompts without all their tokens.
-      changed_tokens: prompts whose tokens are not the expected ones.
-      recovery: what it took.
+      moment: the event before which the device was lost.
+      device: the number of the lost device.
+      lost_requests: the number of prompts without all their tokens.
+      changed_tokens: the number of prompts whose tokens are not the expected ones.
+      recovery: the recovery from the loss.
     """
 
     moment: Moment
@@ -38,19 +38,19 @@ def lose_at_random(
     max_new_tokens: int, count: int, *, seed: int = 0, devices: Sequence[int] | None = None,
     prepare: bool = False,
 ) -> list[Trial]:  # fmt: skip
-    """Runs the prompts once a trial, loses a device meanwhile, and repairs it after.
+    """Run the prompts once per trial, lose a device meanwhile, and repair it afterwards.
 
     The first loss is before the prefill, the next three are in it, the others anywhere.
 
     Args:
-      deployment: its layout is the same again after each trial if it has a spare.
+      deployment: the deployment; with a spare, its layout is restored after each trial.
       expected: the tokens without a loss.
-      count: trials.
-      seed: of moments and devices.
-      devices: to lose, in turn; None draws one of the chain each time.
-      prepare: compiles the next layouts ahead, before each trial.
+      count: the number of trials.
+      seed: the seed of times and devices.
+      devices: devices to lose, in turn; None draws one of the chain each time.
+      prepare: whether to compile the next layouts ahead, before each trial.
     """
-    draw, found = random.Random(seed), []
+    draw, trials = random.Random(seed), []
     microbatches = -(-len(prompts) // deployment.chain.rows)
     for number in range(count):
         if prepare:
@@ -64,9 +64,9 @@ def lose_at_random(
             draw.randrange(len(chain)),
         )
         moment = Moment(0, 0, 0) if number == 0 else moment
-        found.append(_trial(deployment, prompts, expected, max_new_tokens, moment, device))
+        trials.append(_trial(deployment, prompts, expected, max_new_tokens, moment, device))
         deployment.repair(device)
-    return found
+    return trials
 
 
 def _trial(
@@ -84,7 +84,7 @@ def _trial(
     served = deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
     if not gone:
         raise ValueError(f"{moment} never came: the requests ended before it.")
-    # Lost after its last use, a device is missed in the next call.
+    # A device that is lost after its last use is noticed in the next call.
     deployment.settle()
     pairs = list(zip(served.continuations, expected, strict=True))
     return Trial(
@@ -99,14 +99,14 @@ def switch_while_serving(
     deployment: Deployment, prompts: Sequence[Sequence[int]], max_new_tokens: int,
     layers: Sequence[int], count: int,
 ) -> list[Switch]:  # fmt: skip
-    """Prepared layers there and back in turn, one switch before each step of running requests.
+    """Switch prepared layers there and back in turn, one switch before each step of requests.
 
     Args:
-      layers: that are switched.
-      count: switches; an even number leaves every layer as it was.
+      layers: the layers to switch.
+      count: the number of switches; an even number leaves every layer as it was.
 
     Raises:
-      ValueError: fewer than two new tokens, or no layers.
+      ValueError: there are fewer than two new tokens, or no layers.
     """
     if max_new_tokens < 2:
         raise ValueError(
@@ -115,13 +115,13 @@ def switch_while_serving(
         )
     if not layers:
         raise ValueError("no layers to switch. Prepare some.")
-    found: list[Switch] = []
+    switches: list[Switch] = []
 
     def on_moment(now: Moment) -> None:
-        if len(found) < count and (now.microbatch, now.stage) == (0, 0) and now.number:
-            layer = layers[len(found) // 2 % len(layers)]
-            found.append(deployment.switch(layer, "one of many", now.number))
+        if len(switches) < count and (now.microbatch, now.stage) == (0, 0) and now.number:
+            layer = layers[len(switches) // 2 % len(layers)]
+            switches.append(deployment.switch(layer, "one of many", now.number))
 
-    while len(found) < count:
+    while len(switches) < count:
         deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
-    return found
+    return switches

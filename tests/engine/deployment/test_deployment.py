@@ -323,7 +323,7 @@ def test_what_cannot_be_lost_repaired_or_continued():
         made.generate([[1]] * 5, max_new_tokens=1)
     with pytest.raises(ValueError, match="room for 24"):
         made.generate([[1] * 20], max_new_tokens=5)
-    with pytest.raises(ValueError, match="is no spare"):
+    with pytest.raises(ValueError, match="is not a spare"):
         made.replicate([0], 0)
     made.lose(0)
     with pytest.raises(ValueError, match="lost already"):
