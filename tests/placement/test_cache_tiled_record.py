@@ -1,4 +1,4 @@
-"""The committed record of cache-tiled programs says what the architecture page says it does."""
+"""The architecture page's figures are those of the committed record of cache-tiled programs."""
 
 import json
 import re
