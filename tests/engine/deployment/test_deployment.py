@@ -24,6 +24,7 @@ from tests.engine.deployment.cases import (
     deployment,
     expected,
     generate,
+    losing,
     params,
     tokens,
 )
