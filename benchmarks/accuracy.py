@@ -1,9 +1,9 @@
-"""The shipped constants of the cost model, and docs/generated/accuracy.md: how far off they are.
+"""Fit the shipped constants of the cost model and write their errors, docs/generated/accuracy.md.
 
   python benchmarks/accuracy.py parallax/cost/shipped docs/generated/accuracy.md
 
-Fits on published measurements (`parallax/cost/data`), tests on shapes held out by a hash and on
-sources left out. Hardware: any. Result: one file of constants a GPU and the page; seconds.
+Fits to published measurements (`parallax/cost/data`), tests on shapes held out by a hash and on
+sources left out. Hardware: any. Result: one file of constants per GPU, and the page; seconds.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ HLO = {"bfloat16": "f16", "float16": "f16", "tensorfloat32": "tf32", "int8": "s8
 PEAK = {"f16": "float16", "tf32": "tensorfloat32", "s8": "int8", "f32": "float32", "f64": "float64"}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
 XLA_CLOCK = "xla_collective_sm90"
-# Beside the fits: figures of other people's measurements, cited in `sources`. A line for each GPU
-# of `meshes.gpus` in MEMORY, L2 and IDLE_W.
+# Not fitted: figures from published measurements, cited in `sources`. A line for each GPU of
+# `meshes.gpus` in MEMORY, L2 and IDLE_W.
 MEMORY = {"h100": 2.95e12, "h200": 4.3e12, "a100": 1.79e12, "b200": 6.75e12}
 L2 = {"h100": 5.5e12, "h200": 9.7e12, "a100": 4.0e12, "b200": 12e12}
 ATTENTION = {"64": 420e12, "128": 645e12, "256": 655e12, "512": 320e12}
-# 46 to 48 GB/s a 400 Gb/s card are published.
+# 46 to 48 GB/s per 400 Gb/s card are published.
 NETWORK = 47e9
 IDLE_W = {"h100": 100.0, "h200": 110.0, "a100": 60.0, "b200": 140.0}
 START = {
@@ -59,18 +59,18 @@ SAID = {
 
 
 def scaled(rates: GemmRates, flops: float, memory: float) -> GemmRates:
-    """Another GPU's or dtype's, by the ratio of peaks."""
+    """Scale rates to another GPU or dtype, by the ratio of peaks."""
     return dataclasses.replace(rates, flops_per_s=float(f"{rates.flops_per_s * flops:.4g}"),
                                bytes_per_s=float(f"{rates.bytes_per_s * memory:.4g}"))  # fmt: skip
 
 
 def of_gpu(gpu: str, *kinds: str):
-    """Rows of products: GPU and what operands are."""
+    """Return the measured products of a GPU whose operands have one of some HLO dtypes."""
     return [g for g in gemms() if g.gpu == gpu and HLO[g.dtype] in kinds]
 
 
 def h100_gemm(rows) -> dict[str, GemmRates]:
-    """Fitted where there are measurements, by peaks elsewhere."""
+    """Fit rates of products on H100 where there are measurements; scale by peaks elsewhere."""
     sms, gpu = GPUS["h100"].sm_count, GPUS["h100"]
     found = {}
     for kind, start in START.items():
@@ -86,7 +86,7 @@ def h100_gemm(rows) -> dict[str, GemmRates]:
 
 
 def h100_links(rows) -> tuple[dict[str, LinkRates], dict[str, float]]:
-    """Rates by kind, and what XLA's clock adds to each."""
+    """Fit rates by kind of collective, and the offset that XLA's clock adds to each."""
     links, offsets = {}, {}
     for kind in KINDS:
         mine = [r for r in rows if r.kind == kind and r.nodes == 1]
@@ -106,14 +106,14 @@ def h100_links(rows) -> tuple[dict[str, LinkRates], dict[str, float]]:
 
 
 def power_of(gpu: str) -> PowerRates:
-    """Idle, and the rest of the power limit over FLOPs and bytes."""
+    """Return idle power, and the rest of the power limit split over FLOPs and bytes."""
     made = GPUS[gpu]
     each = (made.tdp_w - IDLE_W[gpu]) / (0.757 * made.bf16_flops)
     return PowerRates(IDLE_W[gpu], float(f"{each * 0.8:.3g}"), 3e-11, 1e-11, made.tdp_w)
 
 
 def make_rates() -> tuple[dict[str, Rates], dict[str, float]]:
-    """Constants of every GPU, fitted on the rows that are not held out."""
+    """Fit the constants of every GPU to the rows that are not held out."""
     to_fit, _ = split([g for g in gemms() if g.gpu == "h100"])
     links_to_fit, _ = split([c for c in collectives() if c.gpu == "h100"])
     base_gemm = h100_gemm(to_fit)
@@ -135,7 +135,7 @@ def make_rates() -> tuple[dict[str, Rates], dict[str, float]]:
 
 
 def _widening(gpu: str) -> float:
-    """The power by which error bars of constants that are scaled from H100's are widened."""
+    """Return the power that widens error bars of constants that are scaled from H100's."""
     return 1.0 if gpu == "h100" else 1.5
 
 
@@ -145,7 +145,7 @@ def _rates_of(
     links_of_h100: dict[str, LinkRates],
     spreads: dict[str, Spread],
 ) -> Rates:
-    """H100's fits, or another GPU's: scaled by its peaks, bandwidths and links.
+    """Return H100's fits, or another GPU's constants scaled by its peaks, bandwidths and links.
 
     Args:
       spreads: error bars on an H100, all but those of communication.
@@ -185,12 +185,12 @@ def _rates_of(
 
 
 def offset(offsets: dict[str, float], row) -> float:
-    """What the source's clock counts beside the collective."""
+    """Return the seconds that the source's clock counts beside the collective."""
     return offsets.get(row.kind, 0.0) if row.source == XLA_CLOCK else 0.0
 
 
 def line(what: str, modelled, measured, bar: Spread | None = None) -> str:
-    """One row of a table: n, median, p90, MAPE, bias, share inside the error bar."""
+    """Render a row of a table: n, median, p90, MAPE, bias, share inside the error bar."""
     a, b = np.asarray(modelled), np.asarray(measured)
     apart = np.abs(a / b - 1)
     cells = [f"{len(a)}", *(f"{100 * x:.1f} %" for x in (
@@ -207,7 +207,7 @@ HEAD = ("| what | n | median | p90 | mean | bias | in error bar |\n"
 
 
 def page(made: dict[str, Rates], offsets: dict[str, float]) -> str:
-    """The text of docs/generated/accuracy.md."""
+    """Render docs/generated/accuracy.md."""
     text = [
         _INTRO,
         *_products_on_h100(made["h100"]),
@@ -249,7 +249,7 @@ def _products_elsewhere(made: dict[str, Rates]) -> list[str]:
     text = ["", "## Matrix products on other GPUs\n", HEAD]
     for name in ("a100", "b200"):
         _, held = split(of_gpu(name, "f16"))
-        # Whatever their dtype, they are priced as 16-bit products.
+        # Whatever their dtype, their cost is estimated as that of 16-bit products.
         gemm = dict.fromkeys(HLO.values(), made[name].gemm["f16"])
         bar = made[name].spreads["matrix products"]
         text.append(_product_line(f"{name}, held-out shapes", held, gemm, name, bar))

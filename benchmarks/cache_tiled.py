@@ -1,4 +1,4 @@
-"""Device memory that cache-tiled layers read and write, beside the ordinary order's.
+"""Measure device memory traffic of cache-tiled layers against that of the ordinary order.
 
   python benchmarks/cache_tiled.py benchmarks/cpu/cache_tiled.json
 
@@ -29,7 +29,7 @@ from parallax.strategies import cache_tiled, data_parallel, layerwise
 CLUSTER, BUDGET, DEVICES = "h100_2x8", "l2", 16
 PAPERS = ("cache_layerwise", "compressed_layerwise")
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
-STAGED = 64  # microbatches of the pipeline's step; rounds of several of them
+STAGED = 64  # microbatches of the pipeline's step, in groups
 FORMATS = ("int8", "int8+2:4")  # of compressed_layerwise
 NOTES = (
     "memory_bytes less kv_bytes_read is weights, activations and what XLA copies",
@@ -41,8 +41,10 @@ NOTES = (
 
 
 def cases():
-    """(paper, phase, strategy's name, microbatches, round, formats); a round of 0 is the ordinary
-    order."""
+    """Yield (paper, phase, strategy's name, microbatches, microbatches per group, formats).
+
+    A group of 0 is the ordinary order.
+    """
     for name in PAPERS:
         rows = paper(name).workload.batch // DEVICES
         for count in COUNTS:
@@ -60,15 +62,15 @@ def cases():
 
 
 def look(tasks, *, on_progress) -> list[dict[str, Any]]:
-    """Compiles and prices every case: what the child runs."""
+    """Compile every case and estimate its cost; runs in a child."""
     return [one(*task, on_progress=on_progress) for task in tasks]
 
 
 def one(name, phase, kind, microbatches, round, formats, *, on_progress) -> dict[str, Any]:
-    where, published = cluster(CLUSTER), paper(name)
+    target, published = cluster(CLUSTER), paper(name)
     config, workload = published.config, published.workload
-    # A slab of a compressed layer is in the cache decompressed.
-    tiles = tiles_under(config, parse_budget(BUDGET, where.gpu).n_bytes)
+    # A weight tile of a compressed layer is decompressed in the cache.
+    tiles = tiles_under(config, parse_budget(BUDGET, target.gpu).n_bytes)
     config = config.replace(compression=formats)
     strategy = data_parallel(DEVICES) if kind == "data_parallel" else layerwise(DEVICES)
     if round:
@@ -76,11 +78,11 @@ def one(name, phase, kind, microbatches, round, formats, *, on_progress) -> dict
     on_progress(f"{name}: {phase}: {strategy.name}, {microbatches} microbatches, rounds of {round}")
     step = make_step(config, strategy, replace(workload, microbatches=1), phase)
     step = step.with_microbatches(microbatches)
-    found = compile_step(step, where)
+    found = compile_step(step, target)
     assert found.work is not None, found.unpriced
     assert found.differences == (), found.differences
-    rates = rates_of(where.gpu.name)
-    cost = price(found.work, where, rates, loops_reuse_cache=True)
+    rates = rates_of(target.gpu.name)
+    cost = price(found.work, target, rates, loops_reuse_cache=True)
     split = strategy.split()
     tokens = step.tokens // split.count("act_batch") // microbatches
     derived = tile_traffic(config, tiles, tokens, round or 1)

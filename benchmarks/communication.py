@@ -1,9 +1,9 @@
-"""The page of every collective of every paper's strategies, by closed form and as compiled.
+"""Write the page of every collective of the papers' strategies, by closed form and as compiled.
 
   python benchmarks/communication.py docs/generated/communication.md
 
 Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on two cores.
-`tests/test_communication_page.py` holds its closed forms against the code.
+`tests/test_communication_page.py` compares its closed forms with the code.
 """
 
 import sys
@@ -24,7 +24,7 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 CLUSTER = "h100_2x8"
-# Training steps: paper, strategy, batch, microbatches; each layer recomputed on its own.
+# Training steps: paper, strategy, batch, microbatches; each layer is recomputed on its own.
 TRAINED = (
     ("two_level", "tensor_pipeline", 1024, 128),
     ("two_level", "two_level", 1024, 128),
@@ -33,7 +33,8 @@ TRAINED = (
     ("ring_sp", "data_parallel", 1024, 64),
     ("cache_layerwise", "layerwise", 256, 256),
 )
-# Decoding steps: paper, strategy; a token of each of so many sequences after the paper's length.
+# Decoding steps: paper, strategy; one token of each of DECODED_BATCH sequences after the paper's
+# length.
 DECODED = (
     ("ring_sp", "tensor_pipeline"),
     ("ring_sp", "ring_sequence"),
@@ -55,11 +56,11 @@ exchanges follow from it.
 
 
 def programs():
-    """(title, paper's model, strategy, workload, phase, remat) of every section, in order."""
-    where = cluster(CLUSTER)
+    """Yield (title, model, strategy, workload, phase, remat) of every section, in order."""
+    target = cluster(CLUSTER)
     for paper in PAPERS.values():
         for name in paper.strategies:
-            strategy = build(name, devices=where.devices, node_size=where.gpus_per_node)
+            strategy = build(name, devices=target.devices, node_size=target.gpus_per_node)
             workload = fit_microbatches(strategy, paper.workload, False)
             yield f"{paper.name}: {name}", paper.config, strategy, workload, "prefill", "none"
         for of, name, batch, microbatches in TRAINED:
@@ -75,7 +76,7 @@ def programs():
 
 
 def section(title, config, strategy: Strategy, workload: Workload, phase, remat) -> str:
-    """A program's heading and the table of its closed form."""
+    """Render a program's heading and the table of its closed form."""
     size = (
         f"{workload.batch:,} x {workload.seq_len:,} tokens in {workload.microbatches} microbatches"
     )
@@ -107,7 +108,7 @@ def _derived(t: Transfer) -> str:
 
 
 def compiled_rows(found: Compilation) -> str:
-    """What the CUDA program sends, by kind, mesh axes and dtype."""
+    """Render what the CUDA program sends, by kind, mesh axes and dtype."""
     lines = ["| compiled | mesh axes | dtype | times | bytes | async | beside matrix products |",
              "|---|---|---|---:|---:|---:|---:|"]  # fmt: skip
     for row in dtype_rows(found.ledger):
@@ -125,7 +126,7 @@ def compiled_rows(found: Compilation) -> str:
 
 
 def compile_sections(*, on_progress) -> list[str]:
-    """In a child: the whole page."""
+    """Compile all programs and return the parts of the page; runs in a child."""
     parts = [_HEAD]
     for title, config, strategy, workload, phase, remat in programs():
         on_progress(title)
@@ -137,7 +138,7 @@ def compile_sections(*, on_progress) -> list[str]:
 
 
 def main() -> None:
-    """Writes the page where the argument says."""
+    """Write the page to the path of the argument."""
     parts = run_in_child(
         compile_sections, environment=compile_environment(),
         on_progress=lambda line: print(line, flush=True),

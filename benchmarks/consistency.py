@@ -1,10 +1,10 @@
-"""How well the closed form ranks strategies, held against compiled programs: not accuracy.
+"""Compare the analytical model's ranking of strategies with compiled programs'; not accuracy.
 
   python benchmarks/consistency.py benchmarks/cpu/consistency.json
 
 Hardware: any machine with the `aot` extra; no GPU. Result: for 24 workloads every strategy's
-modelled step, by closed form and of the compiled program, Kendall's tau between the two rankings
-and the regret of the closed form's first choice. About 25 minutes on one core.
+modelled step, by the analytical model and for the compiled program, Kendall's tau between the two
+rankings and the regret of the analytical model's first choice. About 25 minutes on one core.
 """
 
 import datetime
@@ -71,7 +71,7 @@ WORKLOADS: tuple[tuple[str, Phase, int, int], ...] = (
 
 
 def cases():
-    """(workload's index, strategy, Workload) of all that can run."""
+    """Yield (workload's index, strategy, Workload) of all cases that can run."""
     for number, (model, phase, batch, length) in enumerate(WORKLOADS):
         config = MODELS[model]
         for name, mesh in SPARSE if config.num_experts else DENSE:
@@ -79,7 +79,7 @@ def cases():
             if mesh:
                 strategy = strategy.replace(name=f"{name} {mesh}")
             try:
-                # A decoding step takes its own microbatches, whatever its prompts' are.
+                # A decoding step has its own microbatches, independent of its prompts'.
                 workload = fit_microbatches(strategy, Workload(batch, length, 16), False)
                 make_step(config, strategy, workload, phase)
             except ValueError:
@@ -88,7 +88,7 @@ def cases():
 
 
 def compiled(number, strategy, workload, *, on_progress):
-    """The compiled program of one case; runs in a child."""
+    """Compile the program of one case; runs in a child."""
     model, phase, *_ = WORKLOADS[number]
     return compile_program(
         MODELS[model], strategy, workload, cluster(CLUSTER), phase, on_progress=on_progress
@@ -96,18 +96,22 @@ def compiled(number, strategy, workload, *, on_progress):
 
 
 def both(number, strategy, workload, compilation) -> tuple[float, float]:
-    """Seconds by closed form and of the compiled program."""
+    """Return seconds by the analytical model and for the compiled program."""
     model, phase, *_ = WORKLOADS[number]
-    config, where = MODELS[model], cluster(CLUSTER)
-    closed = estimate(make_step(config, strategy, workload, phase), where).cost.seconds
-    return closed, predict(compilation, where, config.dtype).step_s.value
+    config, target = MODELS[model], cluster(CLUSTER)
+    closed = estimate(make_step(config, strategy, workload, phase), target).cost.seconds
+    return closed, predict(compilation, target, config.dtype).step_s.value
 
 
-def record(found) -> dict:
-    """The JSON of all workloads; `found` has (number, strategy's name, closed form, compiled)."""
+def record(results) -> dict:
+    """Return the JSON of all workloads.
+
+    Args:
+      results: (workload's number, strategy's name, seconds by the analytical model, and compiled).
+    """
     workloads = []
     for number, (model, phase, batch, length) in enumerate(WORKLOADS):
-        rows = [(name, a, b) for n, name, a, b in found if n == number]
+        rows = [(name, a, b) for n, name, a, b in results if n == number]
         closed, programs = [r[1] for r in rows], [r[2] for r in rows]
         first = programs[closed.index(min(closed))]
         ranked: Any = kendalltau(closed, programs)
@@ -117,11 +121,11 @@ def record(found) -> dict:
             "regret": first / min(programs) - 1,
             "strategies": {name: {"closed_form_s": a, "compiled_s": b} for name, a, b in rows},
         })  # fmt: skip
-    apart = [abs(a / b - 1) for _, _, a, b in found]
+    apart = [abs(a / b - 1) for _, _, a, b in results]
     return {
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/consistency.py benchmarks/cpu/consistency.json",
-        "cluster": CLUSTER, "jax": version("jax"), "programs": len(found),
+        "cluster": CLUSTER, "jax": version("jax"), "programs": len(results),
         "kendall_tau_mean": statistics.mean(w["kendall_tau"] for w in workloads),
         "kendall_tau_least": min(w["kendall_tau"] for w in workloads),
         "regret_mean": statistics.mean(w["regret"] for w in workloads),
@@ -133,16 +137,16 @@ def record(found) -> dict:
 
 
 def main(path: str) -> None:
-    found = []
+    results = []
     for number, strategy, workload in cases():
         compilation = run_in_child(
             compiled, number, strategy, workload, environment=compile_environment(),
             on_progress=lambda line: None,
         )  # fmt: skip
-        found.append((number, strategy.name, *both(number, strategy, workload, compilation)))
-        print(*WORKLOADS[number], *found[-1][1:], flush=True)
+        results.append((number, strategy.name, *both(number, strategy, workload, compilation)))
+        print(*WORKLOADS[number], *results[-1][1:], flush=True)
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(record(found), file, indent=1)
+        json.dump(record(results), file, indent=1)
         file.write("\n")
 
 

@@ -1,11 +1,11 @@
-"""How long it takes to look: compile and ledger by number of layers and of devices.
+"""Measure how long compiling and reading the ledger take, by number of layers and of devices.
 
   python benchmarks/cost_of_looking.py [--out=FILE.json]
 
-Hardware: any machine with the `aot` extra; no GPU. Result: seconds of one program's compile and of
-reading its ledger, at the width of ring_sp. Layers are scanned, so 64 should cost about what 4 do,
-under tensor_pipeline, where both fit; 64 layers replicated by ring_sequence do not, and the lens
-then compiles twice (once to judge the fit, once to read the collectives).
+Hardware: any machine with the `aot` extra; no GPU. Result: seconds to compile one program and to
+read its ledger, at the width of ring_sp. Layers are scanned, so 64 should cost about as much as 4,
+under tensor_pipeline, where both fit; 64 layers replicated by ring_sequence do not fit, and the
+lens then compiles twice (once to judge the fit, once to read the collectives).
 """
 
 import json
@@ -37,17 +37,17 @@ CASES = (
 REPEATS = 3
 
 
-def looked(name: str, layers: int, nodes: int, *, on_progress) -> list[float]:
-    """Seconds of compile, ledger and comparison, for each repeat."""
-    where = cluster(f"h100_{nodes}x8")
+def look(name: str, layers: int, nodes: int, *, on_progress) -> list[float]:
+    """Return the seconds of compilation, ledger and comparison, for each repeat."""
+    target = cluster(f"h100_{nodes}x8")
     config = paper("ring_sp").config.replace(num_layers=layers)
-    strategy, workload = build(name, devices=where.devices), Workload(1024, 10_240, 64)
+    strategy, workload = build(name, devices=target.devices), Workload(1024, 10_240, 64)
     program = ShardedTransformer(config, strategy, workload)
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         found = compile_for(
-            where,
+            target,
             program.forward,
             lambda mesh: (program.abstract_state(mesh), *program.abstract_inputs(mesh)),
             strategy.mesh,
@@ -60,10 +60,10 @@ def looked(name: str, layers: int, nodes: int, *, on_progress) -> list[float]:
 
 
 def main() -> None:
-    """Prints a table and writes it where `--out` says."""
+    """Print a table and write it to the path of `--out`."""
     rows = []
     for name, layers, nodes in CASES:
-        samples = run_in_child(looked, name, layers, nodes, environment=compile_environment())
+        samples = run_in_child(look, name, layers, nodes, environment=compile_environment())
         row = {"strategy": name, "layers": layers, "devices": 8 * nodes, "seconds": samples}
         rows.append(row | {"tag": "measured"})
         what = f"{name:<16}{layers:4d} layers {8 * nodes:4d} devices"

@@ -1,14 +1,14 @@
-"""Devices lost at random moments and layers switched: no lost request, no changed token, how long.
+"""Measure losses of devices at random moments, and switches of layers: requests, tokens and times.
 
   python benchmarks/deployment.py benchmarks/cpu/deployment.json [--losses=20] [--switches=100]
   python benchmarks/deployment.py benchmarks/cpu/deployment.json --modelled_only
 
 The small model of compressed_layerwise (16 layers) in float64 on virtual CPU devices, each case in
-a process of its own: 17 devices of which one is a spare, and 16 without one. Hardware: any machine.
-Times are of virtual devices that share one CPU; beside them the same at full size on an H100,
-modelled; --modelled_only computes these again from the record's trials, and measures nothing.
-Result: a record that `parallax deploy` would write, one a case. Exit status 1 if a
-request was lost or a token changed.
+a process of its own: 17 devices, one of them a spare, and 16 without a spare. Hardware: any
+machine. Times are of virtual devices that share one CPU; beside them the same at full size on an
+H100, modelled; --modelled_only computes these again from the record's trials, and measures nothing.
+Result: per case, the record that `parallax deploy` would write. Exit status 1 if a request was lost
+or a token changed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CASES = {"17 devices, one spare": (17, 1), "16 devices, no spare": (16, 0)}
 
 
 def run_one(devices: int, spares: int, losses: int, switches: int, *, on_progress) -> dict:
-    """One case, in a child with its devices."""
+    """Run one case; runs in a child with its own devices."""
     from parallax.engine.deployment.deploying import deploy
 
     record = deploy(
@@ -37,7 +37,7 @@ def run_one(devices: int, spares: int, losses: int, switches: int, *, on_progres
 
 
 def model_again(record: dict) -> None:
-    """The modelled part of each case of a record, from its own trials."""
+    """Compute the modelled part of each case of a record again, from the case's own trials."""
     from parallax.engine.deployment.full_size import modelled_record
 
     for case in record["cases"].values():
@@ -54,7 +54,7 @@ def model_again(record: dict) -> None:
 
 
 def main() -> None:
-    """Runs both cases, prints a line each, writes the record."""
+    """Run both cases, print a line each, and write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out")
     parser.add_argument("--losses", type=int, default=20)

@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in a quarter of an hour, the most needed first.
+"""Run in a quarter of an hour what only a GPU can show, the most needed first.
 
   python benchmarks/gpu_minutes.py --out=FOLDER             400 s: right, then time and decoding
   python benchmarks/gpu_minutes.py --out=FOLDER --part=2    240 s: backward, MLP, each launch's time
@@ -6,7 +6,7 @@
 
 Needs one Hopper GPU on which nothing else runs, and JAX for CUDA; installs nothing, and runs in a
 clone with PYTHONPATH at its root. Every group of items is a process that is killed when its time is
-up, and every item leaves a line as soon as it ends, so that whatever stops the run costs one item.
+up, and every item leaves a line as soon as it ends, so that an interruption costs one item.
 Result: FOLDER/part-1.jsonl (or 2), which goes to kernels/record/GPU-DATE.jsonl (its README.md has
 the schema), and FOLDER/log.txt.
 """
@@ -23,7 +23,7 @@ from parallax.studies.kernels.gpu_minutes.running import GROUP, Start, run_part,
 
 
 class MadeUpClock:
-    """A clock that a group moves on by all the time that it may take."""
+    """A clock that each group advances by the whole time that it may take."""
 
     def __init__(self, start: Start):
         self._now, self._start = 0.0, start
@@ -43,16 +43,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the record and the log")
     parser.add_argument("--part", type=int, choices=PARTS, default=1)
     parser.add_argument("--dry_run", action="store_true", help="tiny cases on a CPU")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    record = asked.out.resolve() / f"part-{asked.part}.jsonl"
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = options.out.resolve() / f"part-{options.part}.jsonl"
     if record.exists():
         parser.error(f"{record} is there already: give another folder")
-    start, clock = start_group(GROUP, record, rehearse=asked.dry_run), time.monotonic
-    if asked.dry_run:
+    start, clock = start_group(GROUP, record, rehearse=options.dry_run), time.monotonic
+    if options.dry_run:
         clock = MadeUpClock(start)
         start = clock.start
-    run_part(PARTS[asked.part], record, start, clock=clock)
+    run_part(PARTS[options.part], record, start, clock=clock)
     print(f"written: {record}")
 
 

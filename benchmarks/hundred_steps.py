@@ -1,4 +1,4 @@
-"""A hundred training steps under every strategy: the same losses as on one device.
+"""Compare a hundred training steps' losses under every strategy with those on one device.
 
   python benchmarks/hundred_steps.py benchmarks/cpu/hundred_steps.json [name ...]
 
@@ -20,7 +20,7 @@ LIMITS = {"float64": 1e-9, "float32": 1e-4}
 
 
 def losses(config, strategy, microbatches: int, dtype: str, batches):
-    """Of all steps, [STEPS]."""
+    """Return the losses of all steps, [STEPS]."""
     import functools
 
     import jax
@@ -49,7 +49,7 @@ def losses(config, strategy, microbatches: int, dtype: str, batches):
 
 
 def run_all(names, *, on_progress) -> dict:
-    """In a child with 16 devices: a row a strategy."""
+    """Return a row per strategy; runs in a child with 16 devices."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -77,8 +77,8 @@ def run_all(names, *, on_progress) -> dict:
             local = BATCH // strategy.split().count("act_batch")
             row = {}
             for dtype in LIMITS:
-                found = losses(config, strategy, min(4, local), dtype, batches)
-                row[dtype] = float(np.abs(found / exact[dtype] - 1).max())
+                row_losses = losses(config, strategy, min(4, local), dtype, batches)
+                row[dtype] = float(np.abs(row_losses / exact[dtype] - 1).max())
             row |= {"first": exact["float64"][0], "last": exact["float64"][-1]}
             row["seconds"] = round(time.perf_counter() - start, 1)
             rows[title] = row
@@ -90,7 +90,7 @@ def run_all(names, *, on_progress) -> dict:
 
 
 def main() -> None:
-    """Runs, prints, writes; exits with 1 if a limit is passed."""
+    """Run, print and write; exit with status 1 if a limit is exceeded."""
     rows = run_in_child(
         run_all, sys.argv[2:], environment=cpu_environment(16, fast_code=True),
         on_progress=lambda line: print(line, flush=True),

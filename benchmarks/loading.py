@@ -1,11 +1,11 @@
-"""Memory and time of loading a 1 GB folder of weights over 16 virtual devices, and of saving it.
+"""Measure memory and time of loading and saving a 1 GB folder over 16 virtual devices.
 
   python benchmarks/loading.py [--gb=1] [--out=benchmarks/cpu/loading.json]
 
 Makes a synthetic Llama folder (bfloat16, random) in a temporary place; each strategy loads and
 saves it in a process of its own. Hardware: any Linux machine with 20 GB of memory; under
 ring_sequence every device holds the whole model. Result: the bytes that a strategy places on all
-devices, replicas counted; the most memory that the process had above its level before loading, and
+devices, including replicas; the peak memory of the process above its level before loading, and
 their ratio; the same above its level before saving; seconds.
 """
 
@@ -46,7 +46,7 @@ def model(gb: float) -> ModelConfig:
 
 
 def make_folder(folder: str, config: ModelConfig, *, on_progress) -> int:
-    """Random weights, saved layer by layer."""
+    """Save random weights layer by layer, and return their bytes."""
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import save_file
@@ -79,16 +79,16 @@ def make_folder(folder: str, config: ModelConfig, *, on_progress) -> int:
 
 
 def resident_bytes(name: str) -> int:
-    """Of this process: VmRSS is now, VmHWM the most there ever was."""
+    """Return resident bytes of this process: VmRSS is the current value, VmHWM the peak."""
     with open("/proc/self/status") as file:
-        found = next(line for line in file if line.startswith(f"{name}:"))
-    return int(found.split()[1]) * 1024
+        entry = next(line for line in file if line.startswith(f"{name}:"))
+    return int(entry.split()[1]) * 1024
 
 
 def load_one(folder: str, strategy_name: str, mesh_text: str, *, on_progress) -> dict:
-    """Loads in this process, whose peak the kernel keeps."""
+    """Load and save in this process, whose peak memory the kernel records."""
     import jax
-    import safetensors  # noqa: F401 -- its code is no weight
+    import safetensors  # noqa: F401 -- imported early: its code is not part of the weights
 
     from parallax.meshes.mesh import MeshSpec
     from parallax.models import huggingface
@@ -109,7 +109,7 @@ def load_one(folder: str, strategy_name: str, mesh_text: str, *, on_progress) ->
         "placed_bytes": placed, "peak_bytes": peak, "ratio": round(peak / placed, 4),
         "seconds": round(seconds, 2),
     }  # fmt: skip
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     level, start = resident_bytes("VmRSS"), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         huggingface.save(f"{out}/saved", program, params)
@@ -118,7 +118,7 @@ def load_one(folder: str, strategy_name: str, mesh_text: str, *, on_progress) ->
 
 
 def main() -> None:
-    """Runs all strategies and prints a line each."""
+    """Run all strategies and print a line each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gb", type=float, default=1.0)
     parser.add_argument("--out", default=None)

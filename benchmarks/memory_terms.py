@@ -1,4 +1,4 @@
-"""What rematerialisation, donation and fusion save, compiled at the papers' full size.
+"""Measure what rematerialisation, donation and fusion save, compiled at the papers' full size.
 
   python benchmarks/memory_terms.py benchmarks/cpu/memory_terms.json
 
@@ -24,9 +24,9 @@ def main(path: str) -> None:
     rows, checks = [], []
     for name in PAPERS:
         for strategy in STRATEGIES:
-            found = memory_terms(name, strategy, lambda line: print(line, flush=True))
-            rows += found[0]
-            checks += found[1]
+            of_program = memory_terms(name, strategy, lambda line: print(line, flush=True))
+            rows += of_program[0]
+            checks += of_program[1]
     record = MemoryRecord(
         date=datetime.date.today().isoformat(),
         command=f"python benchmarks/memory_terms.py {path}",

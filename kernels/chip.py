@@ -1,12 +1,15 @@
-"""What a Hopper GPU has. Nothing heavy is imported here: how work is cut must be known without."""
+"""Hardware constants of a Hopper GPU.
 
-# Dtypes of the kernels' products.
+Nothing heavy is imported here: code that only partitions work needs no kernel language.
+"""
+
+# Dtypes that the kernels multiply.
 DTYPES = ("float16", "bfloat16")
-# Of an H100 or H200 in its SXM form (assumed where only the name Hopper is known).
+# Multiprocessors of an H100 or H200 SXM (assumed for every Hopper GPU).
 MULTIPROCESSORS = 132
-# Rows of one wgmma instruction: a warpgroup's.
+# Rows of one wgmma instruction, which one warpgroup issues.
 ROWS = 64
-# Shared memory of a multiprocessor; what the system keeps of it for each block of threads; and what
-# one block may use.
+# Shared memory per multiprocessor, the part that the system reserves per thread block, and the most
+# that one block may use.
 SHARED_BYTES, RESERVED_BYTES = 228 * 1024, 1024
 SHARED_BYTES_LIMIT = SHARED_BYTES - RESERVED_BYTES

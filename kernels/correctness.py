@@ -1,4 +1,4 @@
-"""When a kernel on a GPU is right: bounds on its error, and the same bits each time."""
+"""The criteria for a kernel to be right: bounds on its error, and the same bits on every call."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,21 +7,21 @@ import numpy as np
 
 from parallax.kernels.errors import largest_error
 
-# The most that an output may be off, as a share of its largest magnitude, by the dtype of the
-# products. Bounds are absolute: XLA's own error is no measure, since it may leave out the rounding
-# of the probabilities where a key head has one query, and is then many times better.
+# The largest allowed error of an output, as a share of its largest magnitude, by the dtype of the
+# products. Bounds are absolute: XLA's own error is no reference, since XLA may skip rounding the
+# probabilities where a key head has one query, and is then many times more accurate.
 BOUNDS = {"bfloat16": 6e-3, "float16": 1e-3}
-# What makes XLA round where the program says so: for its error beside a kernel's.
+# Makes XLA round where the program says so, so that its error compares with a kernel's.
 REFERENCE_FLAGS = "--xla_allow_excess_precision=false"
 
 
 class Verdict(NamedTuple):
-    """Whether a kernel is right.
+    """The verdict on a kernel's correctness.
 
     Attributes:
-      errors: the largest error of each output over all calls, a share of its largest magnitude.
-      is_repeatable: every call gave the same bits.
-      is_right: it is repeatable, and no error exceeds the bound.
+      errors: the largest error of each output over all calls, as a share of its largest magnitude.
+      is_repeatable: whether every call gave the same bits.
+      is_right: whether it is repeatable and no error exceeds the bound.
     """
 
     errors: tuple[float, ...]
@@ -30,10 +30,10 @@ class Verdict(NamedTuple):
 
 
 def judge(dtype: str, calls: Sequence[Sequence[Any]], expected: Sequence[Any]) -> Verdict:
-    """The verdict on several calls of one kernel on the same inputs.
+    """Judge several calls of one kernel on the same inputs.
 
     Args:
-      dtype: of the kernel's products, one of BOUNDS.
+      dtype: dtype of the kernel's products, one of BOUNDS.
       calls: the outputs of each call.
       expected: the outputs in float64.
     """

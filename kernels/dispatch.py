@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: one rule for all of them."""
+"""The one rule that decides which implementation of an operation runs."""
 
 import contextlib
 import warnings
@@ -13,13 +13,13 @@ from parallax.kernels.validation import Kind
 
 _ENABLED: ContextVar[tuple[str, ...]] = ContextVar("enabled", default=())
 _REFUSALS: ContextVar[set[str] | None] = ContextVar("refusals", default=None)
-# Our own: a GPU has to have been seen to run them right.
+# Kernels of this repository: a record must show that a GPU ran them right.
 _TO_VALIDATE = ("mosaic",)
 _WARNED: set[str] = set()
 
 
 class UnvalidatedKernelWarning(UserWarning):
-    """A program asks for a kernel that no GPU of its kind was seen to run right."""
+    """The warning that a program uses a kernel that no record shows right on its kind of GPU."""
 
 
 def choose(
@@ -30,23 +30,24 @@ def choose(
     kind: Kind | None = None,
     kernel: str | None = None,
 ) -> str:
-    """The implementation to run.
+    """Choose the implementation of an operation to run.
 
     Args:
-      operation: name, for the message.
-      implementation: the one asked for. None takes the best that can of those that are enabled
-        here; else the fastest that the record validates; else "xla".
-      reasons: for each implementation, the best first, why it cannot do this, in a few words that
-        follow "cannot do this: "; None if it can.
-      kind: what the record is asked for; None: the record says nothing of this.
-      kernel: the operation in the record that does the work, where it is another.
+      operation: name, for error messages.
+      implementation: the requested one. None takes the best enabled implementation that supports
+        this call; else the fastest that the record validates; else "xla".
+      reasons: for each implementation, best first, why it does not support this call, in a few
+        words that follow "cannot do this: "; None if it does.
+      kind: the key to look up in the record; None where the record does not cover this call.
+      kernel: the name under which the record lists the kernel, if not `operation`.
 
     Raises:
-      NotImplementedError: the one asked for cannot, or does not exist; it names one that can.
+      NotImplementedError: the requested one does not support this call, or does not exist; the
+        message names one that does.
 
     Warns:
-      UnvalidatedKernelWarning: once per operation, where the choice is a kernel that the record
-        does not validate for this program's GPU, unless it is interpreted.
+      UnvalidatedKernelWarning: once per operation, if the choice is a kernel that the record does
+        not validate for this program's GPU, unless it is interpreted.
     """
     able = [name for name, reason in reasons.items() if reason is None]
     recorded_as = kernel or operation
@@ -73,7 +74,7 @@ def choose(
 
 
 def _fastest_validated(operation: str, able: Sequence[str], kind: Kind | None) -> str:
-    """Of those that can: validated and nowhere slower than XLA; "xla" if there is none."""
+    """Return the fastest validated implementation that is nowhere slower than XLA, else "xla"."""
     shares = {"xla": 1.0}
     for name in able:
         if kind is not None and validation.is_recorded(operation):
@@ -102,22 +103,22 @@ def _warn_unless_validated(operation: str, implementation: str, kind: Kind | Non
 
 
 def record_refusal(operation: str, implementation: str, reason: str) -> None:
-    """Records, for `refusals`, that an enabled implementation cannot do this."""
-    found = _REFUSALS.get()
-    if found is not None:
-        found.add(f"{operation}: {implementation} cannot do this: {reason}")
+    """Record, for `refusals`, that an enabled implementation does not support a call."""
+    collected = _REFUSALS.get()
+    if collected is not None:
+        collected.add(f"{operation}: {implementation} cannot do this: {reason}")
 
 
 def enabled() -> tuple[str, ...]:
-    """The opt-in implementations, which None takes wherever they can, validated or not."""
+    """Return the opt-in implementations, which None prefers even if they are not validated."""
     return _ENABLED.get()
 
 
 @contextlib.contextmanager
 def enabling(*implementations: str) -> Iterator[None]:
-    """Inside, None takes these wherever they can, validated or not.
+    """Enable implementations: inside, None prefers them even if they are not validated.
 
-    It holds for what is traced inside; what the same `jax.jit` traced before stays as it is.
+    This affects what is traced inside; what the same `jax.jit` traced before does not change.
     """
     token = _ENABLED.set(implementations)
     try:
@@ -128,32 +129,33 @@ def enabling(*implementations: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[set[str]]:
-    """Collects where, in what is traced inside, an enabled implementation cannot do something."""
-    found: set[str] = set()
-    token = _REFUSALS.set(found)
+    """Collect the calls traced inside that an enabled implementation does not support."""
+    collected: set[str] = set()
+    token = _REFUSALS.set(collected)
     try:
-        yield found
+        yield collected
     finally:
         _REFUSALS.reset(token)
 
 
 def is_hopper(device_kind: str) -> bool:
-    """Whether a GPU that JAX calls so is one that our kernels are for."""
+    """Return whether a device kind, as JAX names it, is a Hopper GPU, which the kernels need."""
     return any(name in device_kind for name in ("H100", "H200", "H800", "H20"))
 
 
 def device_kind() -> str:
-    """What JAX calls the device of the program being traced: of the mesh in context, or else its
-    default one.
+    """Return the device kind of the program being traced.
+
+    It is that of the mesh in context, or else of JAX's default device.
     """
     described = jax.sharding.get_abstract_mesh().abstract_device
     return jax.devices()[0].device_kind if described is None else described.device_kind
 
 
 def not_hopper() -> str | None:
-    """Why the program being traced cannot run kernels for Hopper, in a few words; None if it can.
+    """Return why the program being traced cannot run Hopper kernels; None if it can.
 
-    Interpreted, it can.
+    An interpreted program can.
     """
     if interpreter() is not None or is_hopper(device_kind()):
         return None

@@ -1,31 +1,31 @@
-"""How far an output of a kernel is from its value in float64.
+"""Errors of a kernel's output against its value in float64.
 
-Where the value is infinite the output must be the same infinity; a NaN is an infinite error.
+Where the value is infinite, the output must be the same infinity; a NaN is an infinite error.
 """
 
 import numpy as np
 
 
 def relative_error(out, expected) -> float:
-    """Norm of the difference over the norm of what is expected."""
+    """Compute the norm of the difference over the norm of the expected values."""
     wrong, right = _finite(out, expected)
     return _over(float(np.linalg.norm(wrong)), float(np.linalg.norm(right)))
 
 
 def largest_error(out, expected) -> float:
-    """Largest difference over the largest magnitude of what is expected."""
+    """Compute the largest difference over the largest expected magnitude."""
     wrong, right = _finite(out, expected)
     return _over(float(np.abs(wrong).max(initial=0)), float(np.abs(right).max(initial=0)))
 
 
 def _finite(out, expected) -> tuple[np.ndarray, np.ndarray]:
-    """Flat differences and expected values, both 0 where the same infinity is expected."""
+    """Return flat differences and expected values, both 0 where both are the same infinity."""
     out, expected = (np.asarray(x).astype(np.float64).ravel() for x in (out, expected))
     if out.size != expected.size:
         raise ValueError(f"{out.size} values, and {expected.size} expected")
     same = np.isinf(expected) & (out == expected)
     out, expected = np.where(same, 0, out), np.where(same, 0, expected)
-    # What should be infinite and is not, and what should not be and is, are both infinitely wrong.
+    # Infinite instead of finite, or finite instead of infinite: an infinite error either way.
     is_wrong = ~(np.isfinite(out) & np.isfinite(expected))
     with np.errstate(invalid="ignore"):
         wrong = np.where(is_wrong, np.inf, out - expected)

@@ -1,4 +1,4 @@
-"""What every Mosaic kernel here shares: registers, layouts of memory, and the call itself."""
+"""Helpers that all Mosaic kernels share: registers, memory layouts, and the call itself."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from parallax.kernels.interpreting import interpreter
 
-# Registers of a thread in one loading and two computing warpgroups: 24 + 2 x 240, as many as the
-# 3 x 168 that a block starts with. With more, a warpgroup would wait for its own for ever.
+# Registers per thread in one producer and two consumer warpgroups: 24 + 2 x 240, as many as the
+# 3 x 168 that a block starts with. With more, a warpgroup would wait for its registers forever.
 LOADER_REGISTERS, COMPUTE_REGISTERS = 24, 240
 
 
@@ -30,17 +30,17 @@ def call(
     num_threads: int = 3,
     **arguments,
 ) -> tuple[jax.Array, ...]:
-    """Runs a kernel, interpreted inside `interpreting.interpreted()`.
+    """Call a Mosaic kernel; inside `interpreting.interpreted()` it is interpreted.
 
     Args:
-      name: what profilers and compilers call it.
-      body: of one block of threads; takes the operands and the results as arrays in device memory.
-      results: shapes and dtypes. They differ over the mesh axes that any operand differs over.
-      grid: blocks of threads, by the names of its axes.
-      flops, bytes_accessed: what it costs, declared to XLA, which cannot see inside.
-      computes: what the FLOPs are, declared as well.
-      num_threads: warpgroups of a block: the axis "warpgroup".
-      arguments: more of `plgpu.kernel`'s.
+      name: the kernel's name in profilers and compilers.
+      body: body of one thread block; takes the operands and the results as arrays in device memory.
+      results: shapes and dtypes. They vary over the mesh axes that any operand varies over.
+      grid: number of thread blocks, by the names of the grid's axes.
+      flops, bytes_accessed: the cost, declared to XLA, which cannot see inside.
+      computes: what the FLOPs are, also declared.
+      num_threads: warpgroups per block: the axis "warpgroup".
+      arguments: further arguments of `plgpu.kernel`.
     """
 
     def named(*refs):
@@ -65,12 +65,12 @@ def call(
     )
     with set_xla_metadata(kernel_name=name, cost_of=computes, **declared):
         out = _without_gradient(name, run)(*operands)
-    # The call forgets over which axes its results differ; an operand says it again.
+    # The call loses the axes over which its results vary; an operand restores them.
     return vary_alike(*out, operands[0])[:-1]
 
 
 def _without_gradient(name: str, run: Callable) -> Callable:
-    """`run`, whose gradient says what has one."""
+    """Return `run` with a gradient that raises an error naming what has one."""
 
     def refuse(*_):
         raise NotImplementedError(
@@ -84,28 +84,28 @@ def _without_gradient(name: str, run: Callable) -> Callable:
 
 
 def bytes_of(*arrays) -> int:
-    """Of each, read or written once."""
+    """Compute the bytes of arrays, each read or written once."""
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
 
 
 def i32(x) -> jax.Array:
-    """An index: the kernels' language wants them all alike."""
+    """Return an index as int32: the kernel language requires one dtype for all indices."""
     return jnp.asarray(x, jnp.int32)
 
 
 def transforms(dtype, row_bytes: int = 128) -> tuple:
-    """Of shared memory that wgmma or its layout reads: 8-row tiles of 128 bytes, swizzled.
+    """Return the transforms of shared memory that wgmma reads: swizzled 8-row tiles of 128 bytes.
 
     `row_bytes` of 32 or 64 are for narrower arrays.
     """
     columns = row_bytes // jnp.dtype(dtype).itemsize
-    # pyright takes a method of theirs for abstract.
+    # pyright takes a method of these classes for abstract.
     tiling = plgpu.TilingTransform((8, columns))  # pyright: ignore[reportAbstractUsage]
     return tiling, plgpu.SwizzleTransform(row_bytes)  # pyright: ignore[reportAbstractUsage]
 
 
 def pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """`x` with zeros at the end of `axis`, up to a multiple: a copy, unless it is one already."""
+    """Pad `axis` of `x` with zeros to a multiple; a copy unless the size is a multiple already."""
     missing = -x.shape[axis] % multiple
     if not missing:
         return x
@@ -115,10 +115,10 @@ def pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def vary_alike(*arrays: Any) -> tuple:
-    """All arrays typed as differing over the mesh axes that any of them differs over."""
+    """Return all arrays typed as varying over the mesh axes that any of them varies over."""
     axes = [frozenset(jax.typeof(x).manual_axis_type.varying) for x in arrays]
     union = frozenset().union(*axes)
     return tuple(
-        lax.pcast(x, tuple(sorted(union - mine)), to="varying") if union - mine else x
-        for x, mine in zip(arrays, axes, strict=True)
+        lax.pcast(x, tuple(sorted(union - own)), to="varying") if union - own else x
+        for x, own in zip(arrays, axes, strict=True)
     )

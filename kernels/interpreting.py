@@ -1,4 +1,4 @@
-"""Mosaic GPU kernels on a CPU, for tests: a context in which they are interpreted."""
+"""A context in which Mosaic GPU kernels are interpreted on a CPU, for tests."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ _PARAMETERS: ContextVar[Any] = ContextVar("interpreter", default=None)
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
-    """Kernels traced inside run in Mosaic's interpreter, which fails where two threads race.
+    """Run the kernels traced inside in Mosaic's interpreter, which fails on data races.
 
-    Slow, on one device only, and after a failure a process cannot interpret again. What was traced
-    outside, by the same `jax.jit`, stays as it is.
+    It is slow, supports one device only, and after a failure the process cannot interpret again.
+    What the same `jax.jit` traced outside does not change.
     """
     try:
         from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
-    except ImportError:  # public in some versions of JAX only
+    except ImportError:  # public only in some versions of JAX
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
     token = _PARAMETERS.set(InterpretGPUParams(detect_races=True))
     try:
@@ -27,5 +27,5 @@ def interpreted() -> Iterator[None]:
 
 
 def interpreter() -> Any:
-    """The interpreter's parameters; None outside of `interpreted()`."""
+    """Return the interpreter's parameters; None outside of `interpreted()`."""
     return _PARAMETERS.get()

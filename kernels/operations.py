@@ -1,4 +1,4 @@
-"""The operations that have kernels: what tests check, compile and benchmark, one by one.
+"""The operations that have kernels, which tests check, compile and benchmark one by one.
 
 A new kernel adds a line to OPERATIONS (its `cases`) and one to BASELINES.
 """
@@ -22,14 +22,14 @@ from parallax.kernels.validation import Kind
 
 
 class Case(Protocol):
-    """Shapes and dtypes of one call; hashable.
+    """The shapes and dtypes of one call; hashable.
 
     Attributes:
-      flops: of the products that count; throughput is counted in these.
-      bytes_accessed: the least that must cross device memory.
-      uses_wgmma: its machine code must have the tensor cores' instruction.
-      dtype: of its products, one of `kernels.correctness.BOUNDS`.
-      kind: what `dispatch.choose` is handed for it, and its runs are recorded as.
+      flops: FLOPs of the products that count; throughput is measured in these.
+      bytes_accessed: the least bytes that must cross device memory.
+      uses_wgmma: whether its machine code must use the tensor cores' instruction.
+      dtype: the dtype of its products, one of `kernels.correctness.BOUNDS`.
+      kind: what `dispatch.choose` is handed for it, and what its runs are recorded as.
     """
 
     @property
@@ -47,16 +47,17 @@ class Case(Protocol):
 
 
 class Operation(Protocol):
-    """A `cases` module.
+    """The protocol of a `cases` module.
 
     Attributes:
       ABOUT: what the kernel does and how, a few sentences for docs/generated/kernels.md.
-      SMALL: cases for an interpreter.
-      SHIPPED: one for each configuration that ships: compiled to machine code.
-      TIMED: what the benchmark runs.
+      SMALL: cases for the interpreter.
+      SHIPPED: a case for each configuration that ships, compiled to machine code.
+      TIMED: cases that the benchmark runs.
       inputs: (case, seed) -> fresh random NumPy arrays, rounded to the case's dtypes.
-      program: (case, implementation) -> a function of them that JAX traces, to a tuple of arrays.
-      exact: (case, *arrays) -> the same in float64 NumPy, with no code in common.
+      program: (case, implementation) -> a function that JAX traces, from these to a tuple of
+        arrays.
+      exact: (case, *arrays) -> the same results in float64 NumPy, with no code in common.
     """
 
     @property
@@ -74,11 +75,11 @@ class Operation(Protocol):
 
 
 class Baselines(Protocol):
-    """A `baselines` module: what the benchmark times side by side.
+    """The protocol of a `baselines` module: implementations that the benchmark times side by side.
 
     Attributes:
-      draw: (case, seed) -> NumPy arrays that all baselines take.
-      baselines: (case) -> by name, a function of them, or a few words on why it does not run.
+      draw: (case, seed) -> NumPy arrays, the inputs of all baselines.
+      baselines: (case) -> by name, a function of these arrays, or why it does not run.
       error: (case, out, *arrays) -> relative error of the output, or of a part, against float64.
     """
 

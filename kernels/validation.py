@@ -1,7 +1,7 @@
-"""The record of what GPUs have run, and which kernels it validates.
+"""The record of kernel runs on GPUs, and which kernels it validates.
 
-`record/*.jsonl` beside this file, written by `benchmarks/gpu_minutes.py`; `record/README.md` has
-the schema.
+The record is `record/*.jsonl` beside this file, written by `benchmarks/gpu_minutes.py`;
+`record/README.md` has the schema.
 """
 
 import functools
@@ -20,13 +20,13 @@ RUN = "run"  # the `kind` of the lines that are a `Run`
 
 
 class Kind(NamedTuple):
-    """What a kernel's code depends on, apart from the shapes.
+    """The properties, apart from shapes, that a kernel's code depends on.
 
     Attributes:
-      head_dim: of attention; None for others.
-      dtype: of the products.
-      is_causal: the mask.
-      cut: how the kernel divides the work, a name of the operation's own.
+      head_dim: head dimension of attention; None for other operations.
+      dtype: dtype of the products.
+      is_causal: whether the mask is causal.
+      cut: how the kernel partitions the work, by a name that the operation defines.
     """
 
     head_dim: int | None
@@ -35,28 +35,28 @@ class Kind(NamedTuple):
     cut: str = "plain"
 
     def describe(self) -> str:
-        """In a few words."""
+        """Return a short description for messages."""
         width = "" if self.head_dim is None else f"head_dim {self.head_dim}, "
         return f"{width}{self.dtype}{', causal' * self.is_causal}, cut {self.cut!r}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One kernel that a GPU ran on one case: checked, timed, or both.
+    """The record of one kernel that a GPU ran on one case: checked, timed, or both.
 
     Attributes:
-      operation, implementation: names, as `dispatch.choose` has them.
-      case: shapes, by name.
+      operation, implementation: names, as passed to `dispatch.choose`.
+      case: name of the case, which gives the shapes.
       head_dim, dtype, is_causal, cut: see `Kind`.
-      gpu: the device kind, as JAX calls it.
-      jax: the version.
-      assembler, assembler_source: version and where it was found; None: unknown.
+      gpu: the device kind, as JAX names it.
+      jax: version of JAX.
+      assembler, assembler_source: its version and where it was found; None if unknown.
       date: year-month-day.
-      errors: of each output, a share of its largest magnitude.
-      is_right: within the bounds and repeatable; None: not checked.
-      seconds: of a whole call, all its kernels. kernel_seconds: of its Mosaic kernels alone.
-      xla_seconds, cudnn_seconds: of a whole call of theirs. None: not timed.
-      why_not: what kept it from running.
+      errors: error of each output, as a share of its largest magnitude.
+      is_right: within the bounds and repeatable; None if not checked.
+      seconds: time of a whole call, all its kernels. kernel_seconds: of its Mosaic kernels alone.
+      xla_seconds, cudnn_seconds: time of a whole call of XLA's and cuDNN's; None if not timed.
+      why_not: why it did not run.
     """
 
     operation: str
@@ -85,43 +85,43 @@ class Run:
 
     @property
     def counts(self) -> bool:
-        """Whether the assembler is one that is not known to break this kind."""
+        """Whether the assembler is not known to miscompile this kind of kernel."""
         if not self.is_causal:
             return True
         return self.assembler is not None and not miscompiles_causal(self.assembler)
 
     def line(self) -> dict[str, Any]:
-        """As a line of the record."""
+        """Return the run as one line of the record."""
         return {"kind": RUN, **asdict(self)}
 
 
 def read_lines(folder: Path = RECORD) -> list[dict[str, Any]]:
-    """All lines of a folder's records, the oldest file first."""
+    """Read all lines of the records in a folder, oldest file first."""
     files = sorted(folder.glob("*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def runs_of(lines: Iterable[dict[str, Any]]) -> tuple[Run, ...]:
-    """The lines that are a `Run`."""
-    found = [dict(line) for line in lines if line["kind"] == RUN]
-    for line in found:
+    """Return the lines of a record whose kind is `RUN`, as `Run` values."""
+    runs = [dict(line) for line in lines if line["kind"] == RUN]
+    for line in runs:
         del line["kind"]
         line["errors"] = tuple(line["errors"])
-    return tuple(Run(**line) for line in found)
+    return tuple(Run(**line) for line in runs)
 
 
 @functools.cache
 def recorded() -> tuple[Run, ...]:
-    """What the package's own record says."""
+    """Return the runs in the record that ships with the package."""
     return runs_of(read_lines())
 
 
 def is_validated(operation: str, implementation: str, kind: Kind, gpu: str) -> bool:
-    """Whether this GPU kind was seen to run the kernel right, with JAX as it is installed here.
+    """Return whether the record validates a kernel on this GPU kind with the installed JAX.
 
-    Every checked run of the kind has to be right, the installed JAX no older than the oldest that
-    was right and no newer than the newest; and where the assembler miscompiles a causal kernel,
-    none is validated.
+    Every checked run of the kind must be right, and the installed JAX no older than the oldest
+    right run's and no newer than the newest's. No causal kernel is validated if the assembler on
+    this machine miscompiles causal kernels.
     """
     runs = _runs(operation, implementation, kind, gpu)
     verdicts = [run.is_right for run in runs if run.is_right is not None]
@@ -134,7 +134,7 @@ def is_validated(operation: str, implementation: str, kind: Kind, gpu: str) -> b
 
 
 def share_of_xla(operation: str, implementation: str, kind: Kind, gpu: str) -> float | None:
-    """The largest time of a call as a share of XLA's, over the recorded cases; None: not timed."""
+    """Return the largest ratio of a call's time to XLA's over recorded cases; None if not timed."""
     shares = [
         run.seconds / run.xla_seconds
         for run in _runs(operation, implementation, kind, gpu)
@@ -144,7 +144,7 @@ def share_of_xla(operation: str, implementation: str, kind: Kind, gpu: str) -> f
 
 
 def is_recorded(operation: str) -> bool:
-    """Whether any GPU was seen to run any kernel of the operation right."""
+    """Return whether the record has a right run of any kernel of the operation."""
     return any(run.operation == operation and run.is_right for run in recorded())
 
 

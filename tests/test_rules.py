@@ -1,4 +1,4 @@
-"""Rules: literal PartitionSpecs, and the three checks with their words."""
+"""Rules: literal PartitionSpecs, and the three checks with their messages."""
 
 import re
 

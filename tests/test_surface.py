@@ -1,4 +1,4 @@
-"""The surface is a promise: what docs/api.md lists is what there is."""
+"""The public surface is exactly what docs/api.md lists."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""The operation, whatever implements it: the MLP of a decoding step, all microbatches at once.
+"""The operation and its dispatch: the MLP of a decoding step, all microbatches at once.
 
 Shapes: T tokens of all microbatches, D model width, F MLP width, N layers of a stack.
 """
@@ -29,34 +29,36 @@ def cache_tiled_mlp(
     out_dtype=None,
     implementation: str | None = None,
 ) -> Float[Array, "t d"]:
-    """activation(x up) down, or (x up * activation(x gate)) down: each weight is read once.
+    """Compute activation(x up) down, or (x up * activation(x gate)) down, reading weights once.
 
-    The order of cache-tiled layers: a slab of weights serves all tokens before the next slab. The
-    weights stay in their stack of layers, since cutting one out would read and write it once more.
+    This is the order of cache-tiled layers: a weight tile serves all tokens before the next tile.
+    Weights stay in their stack of layers, since slicing a layer out would copy it.
 
     Args:
       x: [T, D], the rows of all microbatches.
-      up, gate: `Matrix` of values [N, D, F]. down: of values [N, F, D].
-      layer: which of the stack.
-      activation: "gelu" (by tanh), "relu" or "silu"; of the gate, where there is one.
-      out_dtype: of the result; None is float32, or wider for wider x.
-      implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
-        bfloat16, at most 512 tokens, weights as x with D and F multiples of 64, or int8 with
-        multiples of 128; or None, the fastest that can and is validated (`dispatch.choose`).
+      up, gate: `Matrix` with values [N, D, F]. down: with values [N, F, D].
+      layer: index into the stack.
+      activation: "gelu" (by tanh), "relu" or "silu"; applied to the gate, if there is one.
+      out_dtype: dtype of the result; None is float32, or float64 for float64 x.
+      implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
+        and bfloat16, at most 512 tokens, weights in x's dtype with D and F multiples of 64, or
+        int8 with multiples of 128; or None, the fastest that supports the call and is validated
+        (`dispatch.choose`).
 
     Returns:
-      [T, D]. Sums are float32 or wider, hidden rows are rounded to x's dtype once. "xla" rounds
-      decompressed weights to x's dtype first; "mosaic" does so only where inputs share scales in
-      groups.
+      [T, D]. Sums are float32 or wider; hidden rows are rounded to x's dtype once. "xla" rounds
+      decompressed weights to x's dtype first; "mosaic" does so only where groups of inputs share
+      scales.
 
     Raises:
-      ValueError: arrays that do not belong together.
-      NotImplementedError: the implementation cannot do this; it names one that can. A gradient
-        through "mosaic": it is for decoding.
+      ValueError: arrays whose shapes or dtypes do not match.
+      NotImplementedError: the implementation does not support this; the message names one that
+        does. Also a gradient through "mosaic", which is for decoding.
 
-    Cost: 2 T D F FLOPs a matrix. "mosaic" reads each stored weight once, from device memory up to
-      128 tokens and beyond from the L2 cache for each further 128; x and the hidden rows once a
-      slab of 256 columns, from the cache. "xla" copies a layer's weights out of their stack.
+    Cost: 2 T D F FLOPs per matrix. "mosaic" reads each stored weight from device memory once, for
+      up to 128 tokens, and from the L2 cache for each further 128; it reads x and the hidden rows
+      from the cache, once per weight tile of 256 columns. "xla" copies a layer's weights out of
+      their stack.
     Reference: paper `cache_layerwise`.
     """
     _check(x, up, down, gate, activation)
@@ -69,7 +71,7 @@ def cache_tiled_mlp(
 def runs_kernel(
     x, up: Matrix, down: Matrix, gate: Matrix | None = None, *, implementation: str | None = None
 ) -> bool:
-    """Whether `cache_tiled_mlp` of these arguments is "mosaic", for who has another way than "xla".
+    """Return whether `cache_tiled_mlp` would run "mosaic", for callers with their own fallback.
 
     Raises:
       NotImplementedError: as `cache_tiled_mlp`.
@@ -82,7 +84,7 @@ def runs_kernel(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _mosaic(x, up, down, gate, layer, activation, out_dtype):
-    # Imported late: the kernels' language takes a while to load.
+    # Imported late: the kernel language takes a while to load.
     from parallax.kernels.cache_tiled_mlp import mosaic
 
     return mosaic.mlp(
@@ -101,7 +103,7 @@ _mosaic.defvjp(_no_gradient, _no_gradient)
 
 
 def _check(x, up: Matrix, down: Matrix, gate: Matrix | None, activation: str) -> None:
-    """ValueError unless shapes, dtypes and names belong together."""
+    """Raise ValueError unless shapes, dtypes and names match."""
     if activation not in reference.ACTIVATIONS:
         raise ValueError(
             f"cache_tiled_mlp: activation={activation!r} is none of "
@@ -117,7 +119,7 @@ def _check(x, up: Matrix, down: Matrix, gate: Matrix | None, activation: str) ->
         layers, inputs, outputs = expected[name]
         if x.ndim != 2 or values.shape != expected[name]:
             raise ValueError(
-                f"cache_tiled_mlp: x {x.shape} and up {wide} ask for {name} of {expected[name]} "
+                f"cache_tiled_mlp: x {x.shape} and up {wide} require {name} of {expected[name]} "
                 f"[layers, inputs, outputs], got {values.shape}."
             )
         integers = values.dtype == jnp.int8

@@ -1,4 +1,4 @@
-"""The MLP side by side: the kernel's and XLA's, which here has no stack to cut a layer out of."""
+"""Baselines of the MLP: the kernel and XLA, here without a stack to copy a layer out of."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,17 @@ import numpy as np
 from parallax.kernels.cache_tiled_mlp import cases
 from parallax.kernels.cache_tiled_mlp.cases import Case, program
 
-# Rows checked against float64: all of them would take minutes on a CPU.
+# Rows checked against float64; all rows would take minutes on a CPU.
 _CHECKED_ROWS = 4
 
 
 def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """As `cases.inputs`."""
+    """Draw the inputs of all baselines, as `cases.inputs` does."""
     return cases.inputs(case, seed)
 
 
 def baselines(case: Case) -> dict[str, Callable | str]:
-    """By name: a function of `draw`'s arrays -> [T, D], or why it does not run."""
+    """Return by name a function of `draw`'s arrays to [T, D], or why it does not run."""
 
     def call(implementation: str) -> Callable:
         run = program(case, implementation)
@@ -27,9 +27,9 @@ def baselines(case: Case) -> dict[str, Callable | str]:
 
 
 def error(case: Case, out, x, *arrays) -> float:
-    """Relative error of some rows of the output, spread over it, against float64 in NumPy."""
+    """Compute the relative error of evenly spread rows of the output against float64 NumPy."""
     rows = np.unique(np.linspace(0, case.tokens - 1, _CHECKED_ROWS).astype(int))
     few = case._replace(tokens=len(rows))
     (expected,) = cases.exact(few, np.asarray(x)[rows], *map(np.asarray, arrays))
-    found = np.asarray(out)[rows].astype(np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    actual = np.asarray(out)[rows].astype(np.float64)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))

@@ -1,6 +1,6 @@
-"""Cases of the MLP: what tests check, what is compiled, and what a benchmark times.
+"""The cases of the MLP that tests check, that are compiled, and that a benchmark times.
 
-One of `kernels.operations`, which says what each part is.
+An `Operation` of `kernels.operations`, which documents each part.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,25 @@ from parallax.kernels.validation import Kind
 
 ABOUT = """\
 The MLP of a decoding step, all microbatches at once: x [tokens, d_model] by up (and gate), the
-activation, by down. Two launches; each streams its matrices once, cut over all multiprocessors, and
-a slab of 256 columns meets all tokens (128 at a time) before the next. Weights stay in their stack
-of layers; int8 is unpacked on the chip, scales go to the sums, or with groups to the weights. Ahead
-of its end each block asks the L2 cache for the slab that follows. It has no gradient."""
+activation, by down. Two launches; each streams its matrices once, partitioned over all
+multiprocessors, and a weight tile of 256 columns is multiplied by all tokens (128 at a time) before
+the next. Weights stay in their stack of layers; int8 is unpacked on the chip, and scales multiply
+the sums, or the weights if inputs share scales in groups. Before it ends, each block prefetches the
+next weight tile into the L2 cache. It has no gradient."""
 
 
 class Case(NamedTuple):
-    """One call on random inputs.
+    """The parameters of one call on random inputs.
 
     Attributes:
-      tokens: of all microbatches.
+      tokens: tokens of all microbatches.
       d_model, d_ff: widths.
-      dtype: of x, and of weights that are not int8.
-      is_gated: up and gate, rather than up alone.
+      dtype: dtype of x, and of weights that are not int8.
+      is_gated: whether there is a gate beside up.
       group: inputs that share a scale of int8 weights; 0: all. None: weights have `dtype`.
-      has_bias: every matrix has one.
+      has_bias: whether every matrix has a bias.
       activation: see `cache_tiled_mlp`.
-      layers: of the stack; the last one runs.
+      layers: layers in the stack; the last one runs.
     """
 
     tokens: int
@@ -58,7 +59,7 @@ class Case(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Of one layer."""
+        """Number of weights of one layer."""
         return (3 if self.is_gated else 2) * self.d_model * self.d_ff
 
     @property
@@ -71,7 +72,7 @@ class Case(NamedTuple):
 
     @property
     def bytes_accessed(self) -> float:
-        """A layer's weights and scales and the rows read once, the float32 result written once."""
+        """Bytes of one layer's weights, scales and rows, read once, and the float32 result."""
         shapes = self.shapes
         scales = sum(inputs // (self.group or inputs) * outputs for inputs, outputs in shapes)
         stored = 2 * self.weights if self.group is None else self.weights + 4 * scales
@@ -79,15 +80,15 @@ class Case(NamedTuple):
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Of up, down, and gate if there is one."""
+        """Shapes of up, down, and the gate if there is one."""
         up, down = (self.d_model, self.d_ff), (self.d_ff, self.d_model)
         return (up, down, up) if self.is_gated else (up, down)
 
     uses_wgmma = True
 
 
-# For an interpreter: both dtypes, all ways to store weights, one and two groups of tokens, tokens
-# that 8 does not divide, columns that a block does not, one split of the inputs and several.
+# For the interpreter: both dtypes, all ways to store weights, one and two token groups, tokens that
+# 8 does not divide, columns that a block does not divide, one split of the inputs and several.
 SMALL = (
     Case(5, 256, 512),
     Case(100, 192, 320, "float16", is_gated=True, has_bias=True, activation="silu"),
@@ -98,9 +99,9 @@ SMALL = (
     Case(70, 128, 384, "float16", is_gated=True, group=64, has_bias=True, activation="silu"),
 )
 
-# Every kernel that full sizes use, of fewer steps: the kernel's code does not know how many. The
-# first launch has the activation or leaves sums, by the splits that its width asks for. And two
-# whose tokens and columns are no whole blocks.
+# Every kernel that full sizes use, with fewer steps: the kernel's code does not depend on their
+# number. The first launch applies the activation or leaves partial sums, depending on the splits
+# for its width. Also two whose tokens and columns do not fill whole blocks.
 SHIPPED = (
     *SMALL[1:3],
     *(
@@ -121,8 +122,8 @@ SHIPPED = (
     ),
 )
 
-# One layer of the cache-tiled paper, in 1 to 64 microbatches of 4 tokens, and a gated one; each
-# alone, so that XLA has nothing to cut out of a stack.
+# One layer of the cache-tiled paper, in 1 to 64 microbatches of 4 tokens, and a gated one; each in
+# a stack of one, so that XLA has no layer to copy out.
 TIMED = (
     *(
         Case(4 * microbatches, 8192, 32_768, group=group, layers=1)
@@ -138,9 +139,9 @@ TIMED = (
 
 
 def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """x [T, D], then of up, down and any gate: values, and its scales and bias where it has them.
+    """Draw x [T, D], then values and any scales and bias of up, down and any gate.
 
-    Weights have the size of trained ones, so that activations are about one.
+    Weights have the magnitude of trained ones, so that activations are about one.
     """
     random = np.random.default_rng(seed)
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
@@ -163,7 +164,7 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array]]:
-    """[T, D] in float32."""
+    """Return a function of the arrays of `inputs` to a float32 array [T, D]."""
 
     def run(x, *arrays):
         up, down, *gate = matrices(case, arrays)
@@ -178,7 +179,7 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
 
 
 def matrices(case: Case, arrays) -> list[Matrix]:
-    """What follows x in `inputs`, as the operation takes it."""
+    """Group the arrays that follow x in `inputs` into the matrices that the operation takes."""
     left = list(arrays)
     return [
         Matrix(
@@ -191,7 +192,7 @@ def matrices(case: Case, arrays) -> list[Matrix]:
 
 
 def exact(case: Case, x, *arrays) -> tuple[np.ndarray]:
-    """In float64, with integers times their scales as they are stored."""
+    """Compute the result in float64, with integers multiplied by their scales as stored."""
 
     def product(x, matrix: Matrix):
         values, scales, bias = (
@@ -207,9 +208,9 @@ def exact(case: Case, x, *arrays) -> tuple[np.ndarray]:
     x = np.asarray(x, np.float64)
     hidden = product(x, up)
     inner = product(x, gate[0]) if gate else hidden
-    bent = {
+    activated = {
         "gelu": lambda a: a / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))),
         "relu": lambda a: a * (a > 0),
         "silu": lambda a: a / (1 + np.exp(-a)),
     }[case.activation](inner)
-    return (product(bent * hidden if gate else bent, down),)
+    return (product(activated * hidden if gate else activated, down),)

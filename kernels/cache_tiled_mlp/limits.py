@@ -1,4 +1,4 @@
-"""What the Mosaic kernel takes."""
+"""The shapes and dtypes that the Mosaic kernel supports."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,25 @@ from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
 from parallax.kernels.chip import DTYPES
 from parallax.kernels.validation import Kind
 
-# Rows of a matrix in shared memory at a time: 128 bytes of 16-bit activations, one swizzle.
+# Rows of a matrix per step: 128 bytes of 16-bit activations, one swizzle.
 STEP = 64
-# Beyond, products are bound by the tensor cores, and XLA's library is made for that.
+# With more, products are bound by the tensor cores, where XLA's library is the better choice.
 MOST_TOKENS = 512
 
 
 def kind_of(x, matrices: Sequence[Matrix]) -> Kind:
-    """What the record is asked for."""
+    """Return the key of the kernel's runs in the record."""
     return Kind(None, x.dtype.name, cut=cut_name(group_of(matrices[0]), len(matrices) == 3))
 
 
 def cut_name(group: int | None, is_gated: bool) -> str:
-    """How weights are stored, by `group_of`, and whether up and gate are read together."""
+    """Name the storage of the weights, by `group_of`, and whether up and gate are read together."""
     stored = {None: "16 bits", 0: "INT8"}.get(group, "INT8 in groups")
     return f"{stored}, gated" if is_gated else stored
 
 
 def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
-    """Why the kernel cannot do this, in a few words; None if it can.
+    """Return why the kernel does not support this, in a few words; None if it does.
 
     Args:
       x: [tokens, d_model].
@@ -37,7 +37,7 @@ def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
         return f"it is for decoding {MOST_TOKENS} tokens at most, and there are {x.shape[0]}"
     for matrix in matrices:
         _, inputs, outputs = matrix.values.shape
-        # Whole swizzled rows of 128 bytes.
+        # Swizzled rows must be whole: 128 bytes.
         multiple = STEP if matrix.scales is None else 2 * STEP
         if inputs % multiple or outputs % multiple:
             stored = matrix.values.dtype

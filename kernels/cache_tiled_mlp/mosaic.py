@@ -1,8 +1,8 @@
-"""The MLP as two launches of the Mosaic kernel, for Hopper.
+"""The MLP as two launches of the Mosaic kernel for Hopper.
 
 The hidden rows go through device memory (mostly the L2 cache): one launch for both products would
-leave sums of [blocks, tokens, d_model] instead, more bytes from some tokens on. No GPU has run it
-yet: it is checked in interpret mode, and compiled to machine code for the H100.
+leave partial sums [blocks, tokens, d_model] instead, which are more bytes with many tokens. No GPU
+has run it yet: it is checked in interpret mode, and compiled to machine code for the H100.
 """
 
 import functools
@@ -23,10 +23,10 @@ from parallax.kernels.cache_tiled_mlp.reference import Matrix, act, group_of, of
 def mlp(
     x, up: Matrix, down: Matrix, gate: Matrix | None, *, layer, activation: str, out_dtype
 ) -> jax.Array:
-    """As `api.cache_tiled_mlp`.
+    """Compute the MLP as `api.cache_tiled_mlp` does.
 
-    Cost: of each launch, 2 FLOPs a weight and token, and the bytes of its weights, rows and
-      results, each read or written once; declared to XLA. Sums of splits are read again by XLA.
+    Cost: per launch, 2 FLOPs per weight and token, and the bytes of its weights, rows and results,
+      each read or written read_once; declared to XLA. XLA reads the partial sums of splits again.
     """
     firsts = [up] if gate is None else [up, gate]
     first, second = (cut_of(x.shape[0], matrices) for matrices in (firsts, [down]))
@@ -44,7 +44,7 @@ def mlp(
 
 
 def cut_of(tokens: int, matrices: Sequence[Matrix]) -> Cut:
-    """How a launch for these matrices is cut."""
+    """Return the partition of a launch for these matrices."""
     values = matrices[0].values
     _, inputs, outputs = values.shape
     return cutting.cut(
@@ -61,31 +61,34 @@ def stream(
     activate: Callable | None = None,
     following: tuple[jax.Array, Cut] | None = None,
 ) -> list[jax.Array]:
-    """One launch: x by each matrix, [splits, tokens, outputs]; of one array if they are activated.
+    """Launch the kernel read_once, to multiply x by each matrix.
 
     Args:
       x: [tokens, inputs].
-      dtype: of the results.
-      activate: of the sums of all matrices.
-      following: weights of the next product, and its cut.
+      dtype: dtype of the results.
+      activate: makes one array of the sums of all matrices; None returns each.
+      following: weights of the next product, and its partition.
+
+    Returns:
+      Per matrix, or read_once if activated: [splits, tokens, outputs].
     """
     tokens, outputs = x.shape[0], matrices[0].values.shape[-1]
     weights = [m.values for m in matrices]
     group = group_of(matrices[0])
     scales = [m.scales for m in matrices if m.scales is not None]
-    once = [*weights, *scales] if group else weights
-    n_bytes = sum(hopper.bytes_of(w) // w.shape[0] for w in once)
+    read_once = [*weights, *scales] if group else weights
+    n_bytes = sum(hopper.bytes_of(w) // w.shape[0] for w in read_once)
     if not group:
         scales = [hopper.pad(of_layer(s, layer)[0], 0, cut.columns) for s in scales]
     biases = [of_layer(m.bias, layer).astype(jnp.float32) for m in matrices if m.bias is not None]
-    how = Stream(cut, following and following[1], x.dtype, group, bool(biases), activate)
-    # Copies of 8-row tiles need whole ones.
+    parameters = Stream(cut, following and following[1], x.dtype, group, bool(biases), activate)
+    # Copies move whole 8-row tiles.
     x = hopper.pad(x, 0, 8)
     result = jax.ShapeDtypeStruct((cut.splits, x.shape[0], outputs), dtype)
     results = [result] * (1 if activate else len(matrices))
     out = hopper.call(
         "cache_tiled_mlp_up" if following else "cache_tiled_mlp_down",
-        functools.partial(kernel, stream=how),
+        functools.partial(kernel, stream=parameters),
         [
             jnp.reshape(hopper.i32(layer), (1,)),
             x,

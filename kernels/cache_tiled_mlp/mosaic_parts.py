@@ -1,4 +1,4 @@
-"""What the kernel is made for, where its blocks work, and how integers are unpacked."""
+"""Parts of the kernel: its static parameters, the tile of each block, and integer unpacking."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,15 +13,16 @@ from parallax.kernels.hopper import i32
 
 
 class Stream(NamedTuple):
-    """What a kernel is made for; all of it known when it is traced.
+    """The static parameters of a kernel, all known when it is traced.
 
     Attributes:
-      cut: of its own product. following: of the next one, whose first steps it asks for, or None.
-      dtype: of x.
-      group: inputs that share a scale with each column: weights are scaled as they are unpacked.
-        0: all of them: sums are. None: no scales.
-      biased: each matrix has a bias for every column.
-      activate: makes one array of the matrices' sums, before they are written; None writes each.
+      cut: partition of its own product. following: that of the next product, whose first steps it
+        prefetches, or None.
+      dtype: dtype of x.
+      group: inputs that share a scale per column; weights are scaled when they are unpacked. 0: all
+        inputs share one, and sums are scaled. None: no scales.
+      biased: whether each matrix has a bias per column.
+      activate: makes one array of the matrices' sums before it is written; None writes each.
     """
 
     cut: Cut
@@ -33,7 +34,7 @@ class Stream(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Of a block of threads: what it multiplies. All but the columns' `tile` are first indices."""
+    """The work of one thread block: its token group, column tile, split, first step and steps."""
 
     group: jax.Array
     tile: jax.Array
@@ -43,7 +44,7 @@ class Place(NamedTuple):
 
 
 def place(cut: Cut, block) -> Place:
-    """Groups of tokens are innermost: blocks that run at a time share a slab."""
+    """Return the work of a block; token groups are innermost, so concurrent blocks share a tile."""
     tile = lax.div(block, i32(cut.groups))
     split = lax.div(tile, i32(cut.tiles))
     first, end = (lax.div((split + i) * cut.steps, i32(cut.splits)) for i in (0, 1))
@@ -51,11 +52,11 @@ def place(cut: Cut, block) -> Place:
     return Place(group, lax.rem(tile, i32(cut.tiles)), split, first, end - first)
 
 
-def unpack(narrow, scale, dtype):
-    """A tile of integers [64, columns] in shared memory as `dtype`, by a scale a column if any."""
-    layout = unpacking(narrow.shape[1])
-    # Integers of 8 bits are exact in bfloat16, the only dtype that they become in few instructions.
-    values = plgpu.load(narrow, layout=layout).astype(jnp.bfloat16)
+def unpack(packed, scale, dtype):
+    """Load a tile of integers [64, columns] from shared memory as `dtype`, scaled per column."""
+    layout = unpacking(packed.shape[1])
+    # int8 is exact in bfloat16, the only dtype to which the conversion takes few instructions.
+    values = plgpu.load(packed, layout=layout).astype(jnp.bfloat16)
     if scale is not None:
         scale = plgpu.load(scale, layout=layout.reduce(0), optimized=False)
         values = values.astype(jnp.float32) * lax.broadcast_in_dim(scale, values.shape, [1])
@@ -65,8 +66,11 @@ def unpack(narrow, scale, dtype):
 
 
 def unpacking(columns: int):
-    """Registers of a [64, columns] tile of integers: 8 neighbours each, so that neither reading
-    them nor writing them as 16 bits meets a bank of shared memory twice."""
+    """Return the register layout of a [64, columns] tile of integers.
+
+    A thread holds 8 neighbours, so that neither reading them nor writing them as 16 bits has
+    shared-memory bank conflicts.
+    """
     lanes = columns // 8
     rows = 32 // lanes
     tiling = plgpu.Tiling(((4 * rows, columns), (rows, columns), (8,)))

@@ -1,4 +1,4 @@
-"""The MLP in XLA: what the kernel is held against, and what runs everywhere."""
+"""The MLP in XLA, which runs everywhere and is the kernel's reference."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jax import lax
 
 
 def _gelu(x):
-    """By tanh, written as a sigmoid: (1 + tanh u) / 2 is sigmoid(2 u).
+    """Compute the tanh form of GELU, written as a sigmoid: (1 + tanh u) / 2 is sigmoid(2 u).
 
     A GPU's own tanh is exact to 11 bits, no more than float16 keeps; its exponential to 22.
     """
@@ -19,11 +19,11 @@ def _gelu(x):
 
 
 def _times_sigmoid(x, z):
-    # As a quotient: `jax.nn.sigmoid` costs the kernel registers that it does not have.
+    # A quotient: `jax.nn.sigmoid` takes more registers than the kernel has.
     return x / (1 + jnp.exp(-z))
 
 
-# Each rounds nothing: the hidden rows are rounded once, after it.
+# None of them rounds: the hidden rows are rounded once, afterwards.
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": _gelu,
     "relu": lambda x: jnp.maximum(x, 0.0),
@@ -32,12 +32,12 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class Matrix(NamedTuple):
-    """A weight of every layer of a stack, as it is stored.
+    """One weight matrix of every layer of a stack, as stored.
 
     Attributes:
       values: [layers, inputs, outputs], of a float dtype or int8.
-      scales: [layers, inputs / group, outputs] float32, of int8; None of floats.
-      bias: [layers, outputs]; None where there is none.
+      scales: [layers, inputs / group, outputs] float32 for int8 values; None for floats.
+      bias: [layers, outputs], or None.
     """
 
     values: jax.Array
@@ -46,7 +46,7 @@ class Matrix(NamedTuple):
 
 
 def mlp(x, up: Matrix, down: Matrix, gate: Matrix | None, *, layer, activation: str) -> jax.Array:
-    """As `api.cache_tiled_mlp`, with integers decompressed to x's dtype before each product."""
+    """Compute `api.cache_tiled_mlp`, decompressing integers to x's dtype before each product."""
     wide = sums_dtype(x.dtype)
 
     def product(x, matrix: Matrix):
@@ -65,23 +65,23 @@ def mlp(x, up: Matrix, down: Matrix, gate: Matrix | None, *, layer, activation: 
 
 
 def act(activation: str, up, gate=None):
-    """The hidden rows, from the sums of one matrix, or of two."""
+    """Compute the hidden rows from the sums of one matrix, or of two."""
     function = ACTIVATIONS[activation]
     return function(up) if gate is None else up * function(gate)
 
 
 def sums_dtype(dtype):
-    """float32, and float64 for float64."""
+    """Return the accumulator's dtype: float32, or float64 for float64."""
     return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
 
 
 def of_layer(x: jax.Array, layer) -> jax.Array:
-    """One layer's, of a stack."""
+    """Return the array of one layer of a stack."""
     return lax.dynamic_index_in_dim(x, layer, keepdims=False)
 
 
 def group_of(matrix: Matrix) -> int | None:
-    """Inputs that share a scale with an output: 0 is all of them; None without scales."""
+    """Return how many inputs share a scale per output: 0 for all of them; None without scales."""
     if matrix.scales is None:
         return None
     inputs, scales = matrix.values.shape[1], matrix.scales.shape[1]

@@ -1,4 +1,4 @@
-"""Attention of one query a sequence to a long cache: a partial softmax over the slots here."""
+"""Attention of one query per sequence to a long cache, as a partial softmax over local slots."""
 
 from parallax.kernels.decode_attention.api import NewToken, decode_attention, merge
 

@@ -1,4 +1,4 @@
-"""The operation, whatever implements it: one query of each sequence to the slots of its cache.
+"""The operation and its dispatch: one query per sequence attends to the slots of its cache.
 
 Shapes: B sequences, N rows of the cache (often B), H query heads, G key/value heads, M slots, K
 head_dim, V width of the values (often K), S spans.
@@ -19,11 +19,12 @@ from parallax.kernels.ring_attention import Carry
 
 
 class NewToken(NamedTuple):
-    """The token that asks, whose keys and values are not in the cache yet.
+    """The key and value of the query's own token, which are not in the cache yet.
 
     Attributes:
       k, v: [B, G, K] and [B, G, V].
-      counts: [] or [B], whether it counts here: on one of the devices that share the slots.
+      counts: [] or [B], whether it counts on this device: true on one of those that share the
+        slots.
     """
 
     k: Float[Array, "b g k"]
@@ -45,35 +46,37 @@ def decode_attention(
     partial_over: str | Sequence[str] = (),
     implementation: str | None = None,
 ) -> Carry:
-    """Attends from one query of each sequence to the slots that hold its tokens.
+    """Attend from one query per sequence to the slots that hold its tokens.
 
-    Which slots count is said in one way at most; all of them, if in none.
+    At most one of kv_length, kv_spans and kv_mask says which slots count; without any, all do.
 
     Args:
       q, k, v: [B, H, K], [N, G, M, K] and [N, G, M, V]; G divides H. Slots that do not count must
         be finite.
-      scale: multiplies the scores.
-      kv_length: [] or [B]; the first so many slots.
-      kv_spans: [B, S, 2] int32; slots start <= i < end of each (start, end). Spans of a sequence do
-        not overlap; empty ones are free.
-      kv_mask: [B, M]; slots where it is True.
-      kv_rows: [B]; row of k and v that each sequence has, of N. None: its own, N = B.
-      new: one more key, beside the cache.
+      scale: factor of the scores.
+      kv_length: [] or [B]; that many first slots count.
+      kv_spans: [B, S, 2] int32; slots start <= i < end of each (start, end) count. Spans of a
+        sequence do not overlap; empty ones cost nothing.
+      kv_mask: [B, M]; slots where it is True count.
+      kv_rows: [B]; the row of k and v, of N, that each sequence uses. None: its own, N = B.
+      new: one more key and value, beside the cache.
       partial_over: mesh axes whose devices hold slices of K and V: scores are summed over them, in
-        the accumulator's dtype, before they are used.
-      implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
-        bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask and no partial_over;
-        or None, the fastest that can and is validated (`dispatch.choose`).
+        the accumulator's dtype, before use.
+      implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
+        and bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask and no
+        partial_over; or None, the fastest that supports the call and is validated
+        (`dispatch.choose`).
 
     Returns:
-      The partial softmax as a step of `ring_attention` has it, of one query token: unnormalised o
-      [B, H, 1, V], m and l [B, H, 1], in float32 (float64 for float64). `merge` adds up those of
-      several caches, `ring_attention.finish` normalises. Where nothing counts m is -inf, o and l 0.
+      The partial softmax of one query token, in the form of `ring_attention`'s steps: unnormalised
+      o [B, H, 1, V], m and l [B, H, 1], in float32 (float64 for float64). `merge` combines those of
+      several caches, `ring_attention.finish` normalises. Where nothing counts, m is -inf, o and l
+      are 0.
 
     Raises:
-      NotImplementedError: the implementation cannot do this; it names one that can. Its gradient,
-        by "mosaic", which is for decoding.
-      ValueError: slots said in more than one way.
+      NotImplementedError: the implementation does not support this; the message names one that
+        does. Also a gradient through "mosaic", which is for decoding.
+      ValueError: more than one of kv_length, kv_spans and kv_mask.
 
     Cost: 2 B H M (K + V) FLOPs; reads B G M (K + V) elements ("mosaic": of the slots that count).
       With partial_over an all-reduce of B H M elements, M + 1 with `new`.
@@ -92,7 +95,7 @@ def decode_attention(
         "xla": None,
     }
     if dispatch.choose("decode_attention", implementation, reasons, kind=kind_of(q)) == "mosaic":
-        # Imported late: the kernels' language takes a while to load.
+        # Imported late: the kernel language takes a while to load.
         from parallax.kernels.decode_attention import mosaic
 
         spans = _spans(q, k, kv_length, kv_spans)
@@ -105,7 +108,7 @@ def decode_attention(
 
 
 def merge(*carries: Carry) -> Carry:
-    """Partial softmaxes of the same queries over different keys, as one over all of them."""
+    """Merge partial softmaxes of the same queries over different keys into one over all keys."""
     m = functools.reduce(jnp.maximum, (c.m for c in carries))
     weights = [jnp.exp(c.m - reference.finite(m)) for c in carries]
     o = sum(c.o * w[..., None] for c, w in zip(carries, weights, strict=True))
@@ -114,7 +117,7 @@ def merge(*carries: Carry) -> Carry:
 
 
 def _spans(q, k, kv_length, kv_spans) -> jax.Array:
-    """[B, S, 2] int32, whichever way it was said."""
+    """Return the slots that count as spans [B, S, 2] int32, from a length or from spans."""
     if kv_spans is not None:
         return kv_spans
     end = jnp.asarray(k.shape[2] if kv_length is None else kv_length, jnp.int32)
@@ -123,7 +126,7 @@ def _spans(q, k, kv_length, kv_spans) -> jax.Array:
 
 
 def _alone(q, new: NewToken, scale: float) -> Carry:
-    """Of the new token only."""
+    """Compute the partial softmax over the new token alone."""
     batch, heads, _ = q.shape
     groups = new.k.shape[1]
     q_BGRK = q.reshape(batch, groups, heads // groups, -1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""One step of decoding side by side: our kernel, cuDNN's and XLA's."""
+"""Baselines of a decoding step's attention: this repository's kernel, cuDNN and XLA."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ import numpy as np
 from parallax.kernels.decode_attention.cases import Case, exact, inputs, program
 from parallax.kernels.ring_attention import Carry, finish
 
-# (sequence, key head) pairs checked against float64: all of a long cache would take minutes.
+# (sequence, key head) pairs checked against float64; all pairs of a long cache take minutes.
 _CHECKED = 4
 
 
 def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q, k, v and any spans."""
+    """Draw q, k, v and any spans."""
     return inputs(case, seed)
 
 
 def baselines(case: Case) -> dict[str, Callable | str]:
-    """By name: (q, k, v, spans) -> [B, H, K], or why it does not run."""
+    """Return by name a function (q, k, v, spans) -> [B, H, K], or why it does not run."""
     return {
         "mosaic": _ours(case, "mosaic"),
         "cudnn": _cudnn(case),
@@ -29,7 +29,7 @@ def baselines(case: Case) -> dict[str, Callable | str]:
 
 
 def error(case: Case, out, q, k, v, spans=None) -> float:
-    """Relative error of some heads of some sequences, against float64 in NumPy."""
+    """Compute the relative error of some heads of some sequences against float64 NumPy."""
     queries = case.heads // case.kv_heads
     part = case._replace(batch=1, heads=queries, kv_heads=1)
     wrong = right = 0.0
@@ -40,8 +40,8 @@ def error(case: Case, out, q, k, v, spans=None) -> float:
         own = () if spans is None else (np.asarray(spans)[b : b + 1],)
         o, _, l = exact(part, np.asarray(q[b, rows])[None], keys, values, *own)
         expected = (o / np.where(l == 0, 1, l)[..., None])[0, :, 0]
-        found = np.asarray(out[b, rows]).astype(np.float64)
-        wrong += float(np.sum((found - expected) ** 2))
+        actual = np.asarray(out[b, rows]).astype(np.float64)
+        wrong += float(np.sum((actual - expected) ** 2))
         right += float(np.sum(expected**2))
     return (wrong / right) ** 0.5
 
@@ -54,7 +54,7 @@ def _ours(case: Case, implementation: str) -> Callable:
 def _cudnn(case: Case) -> Callable | str:
     if case.spans:
         return "it takes a length, not spans"
-    # What jax.nn.dot_product_attention calls; that one would have to be given a transposed cache.
+    # jax.nn.dot_product_attention calls this; calling it directly avoids transposing the cache.
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
     def attend(q, k, v) -> jax.Array:

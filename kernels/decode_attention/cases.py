@@ -1,6 +1,6 @@
-"""Cases of decode attention: what tests check, what is compiled, and what a benchmark times.
+"""The cases of decode attention that tests check, that are compiled, and that a benchmark times.
 
-One of `kernels.operations`, which says what each part is.
+An `Operation` of `kernels.operations`, which documents each part.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from parallax.kernels.decode_attention.api import decode_attention
 from parallax.kernels.validation import Kind
 
 ABOUT = (
-    "One query of each sequence to the slots of its cache that count, as a partial softmax: "
-    "float32 (o, m, l). The cache is cut into splits, and what counts of a sequence (traced) is "
-    "dealt out evenly over its splits. Grouped heads; head_dim 64, 128, 256, 512."
+    "One query per sequence attends to the slots of its cache that count, as a partial softmax: "
+    "float32 (o, m, l). The cache is divided into splits, and the slots that count (traced) are "
+    "distributed evenly over a sequence's splits. Grouped heads; head_dim 64, 128, 256, 512."
 )
-# Of one sequence to the next, every span ends so many slots earlier.
+# From one sequence to the next, every span ends this many slots earlier.
 _SHORTER = 29
 
 
 class Case(NamedTuple):
-    """One step of decoding on random inputs.
+    """The parameters of one decoding step on random inputs.
 
     Attributes:
-      head_dim, dtype: of q, k and v.
-      slots: of a sequence's cache.
-      spans: (start, end) of those that count in the first sequence; later ones have fewer. Handed
-        over as traced numbers. (): all count, and nothing says so.
-      heads, kv_heads: of queries, and of keys and values.
+      head_dim, dtype: head dimension and dtype of q, k and v.
+      slots: slots of a sequence's cache.
+      spans: (start, end) of the slots that count in the first sequence; later ones have fewer.
+        Passed as traced numbers. (): all slots count, and no spans are passed.
+      heads, kv_heads: heads of the queries, and of keys and values.
       batch: sequences.
     """
 
@@ -51,19 +51,19 @@ class Case(NamedTuple):
 
     @property
     def seen(self) -> int:
-        """Slots that count, of all sequences."""
+        """Number of slots that count, over all sequences."""
         if not self.spans:
             return self.batch * self.slots
         return int(np.maximum(np.diff(_spans(self), axis=-1), 0).sum())
 
     @property
     def flops(self) -> float:
-        """Of scores that count and their values."""
+        """FLOPs of the scores that count and of their values."""
         return 4.0 * self.seen * self.heads * self.head_dim
 
     @property
     def bytes_accessed(self) -> float:
-        """Keys and values that count and queries read once, a float32 output written once."""
+        """Bytes of keys and values that count, of queries, and of a float32 output, once each."""
         cache = 4.0 * self.seen * self.kv_heads * self.head_dim
         return cache + 6.0 * self.batch * self.heads * self.head_dim
 
@@ -74,8 +74,8 @@ class Case(NamedTuple):
     uses_wgmma = True
 
 
-# Few slots, for an interpreter: every head_dim, ragged and empty spans, groups of query heads that
-# no 8 divides or that read the keys twice, more splits than tiles.
+# Few slots, for the interpreter: every head_dim, ragged and empty spans, groups of query heads that
+# 8 does not divide or that read the keys twice, more splits than tiles.
 SMALL = (
     Case(64, "bfloat16", 328, heads=6, kv_heads=2),
     Case(64, "float16", 400, ((0, 131), (152, 391)), batch=2),
@@ -87,8 +87,8 @@ SMALL = (
     Case(512, "float16", 136, ((0, 31),), heads=34, batch=2),
 )
 
-# Every cut of the work: up to 8 query heads a key head, 16, and the most that share one reading;
-# both dtypes; all slots, a length, and the spans of a zigzag ring.
+# Every partition of the work: up to 8 query heads per key head, 16, and the most that share one
+# read; both dtypes; all slots, a length, and the spans of a zigzag ring.
 _ZIGZAG = ((0, 312), (312, 625), (625, 630))
 SHIPPED = tuple(
     Case(head_dim, dtype, 632, spans, heads=2 * queries, kv_heads=2, batch=2)
@@ -100,8 +100,8 @@ SHIPPED = tuple(
     if queries <= most and (queries > 1 or head_dim in (128, 512))
 )  # fmt: skip
 
-# A batch of 16 over more than 1 GB of keys and values; one where prompts of another length left
-# slots between them and the new tokens.
+# A batch of 16 over more than 1 GB of keys and values; also one with unused slots between the
+# prompts and the new tokens.
 TIMED = (
     Case(64, "bfloat16", 32_768, heads=64, kv_heads=8, batch=16),
     Case(128, "bfloat16", 32_768, heads=64, kv_heads=8, batch=16),
@@ -114,7 +114,7 @@ TIMED = (
 
 
 def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q [B, H, K], k and v [B, G, M, K] in the dtype, and any spans [B, S, 2]."""
+    """Draw q [B, H, K], k and v [B, G, M, K] in the case's dtype, and any spans [B, S, 2]."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
 
@@ -129,7 +129,7 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
-    """(o, m, l) of the partial softmax, as the operation returns them."""
+    """Return a function to the partial softmax (o, m, l), as the operation returns it."""
 
     def attend(q, k, v, spans=None):
         return tuple(
@@ -142,7 +142,7 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
 
 
 def exact(case: Case, q, k, v, spans=None) -> tuple[np.ndarray, ...]:
-    """(o, m, l) of the textbook's attention, in float64; 0, -inf and 0 where nothing counts."""
+    """Compute (o, m, l) of textbook attention in float64; 0, -inf and 0 where nothing counts."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     q = q.reshape(case.batch, case.kv_heads, -1, case.head_dim)
     scores = np.einsum("bgrk,bgmk->bgrm", q, k) * case.head_dim**-0.5
@@ -158,7 +158,7 @@ def exact(case: Case, q, k, v, spans=None) -> tuple[np.ndarray, ...]:
 
 
 def _spans(case: Case) -> np.ndarray:
-    """[B, S, 2] int32."""
+    """Return the spans of all sequences, [B, S, 2] int32."""
     spans = np.array(case.spans, np.int32)[None].repeat(case.batch, axis=0)
     spans[:, :, 1] -= _SHORTER * np.arange(case.batch, dtype=np.int32)[:, None]
     return np.maximum(spans, 0)

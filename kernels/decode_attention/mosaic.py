@@ -1,8 +1,8 @@
-"""The operation as a Mosaic GPU kernel for Hopper: the call, and the sum over its splits.
+"""The call of the Mosaic GPU kernel for Hopper, and the sum over its splits.
 
-Each block of threads streams a part of the slots that count of one (sequence, key head): one
-warpgroup loads, one multiplies. No GPU has run it yet: it is checked in interpret mode, and
-compiled to machine code for the H100.
+Each thread block streams a part of the slots that count of one (sequence, key head): one producer
+warpgroup loads, one consumer warpgroup multiplies. No GPU has run it yet: it is checked in
+interpret mode, and compiled to machine code for the H100.
 """
 
 import functools
@@ -17,14 +17,15 @@ from parallax.kernels.decode_attention.reference import finite
 
 
 def attend(q, k, v, spans, rows=None, *, scale: float, splits: int | None = None):
-    """See `api.decode_attention`. Returns (o, m, l).
+    """Compute `api.decode_attention` by the kernel; return (o, m, l).
 
     Args:
-      spans: [B, S, 2] int32. rows: [B], of k and v; None: each sequence has its own.
-      splits: parts of a sequence's slots; None takes what ships (`tiles.splits`).
+      spans: [B, S, 2] int32. rows: [B], rows of k and v; None: each sequence has its own.
+      splits: parts of a sequence's slots; None takes the default (`tiles.splits`).
 
-    Cost: 4 B H M K FLOPs, query heads of a key head in eights, declared to XLA with the bytes of q,
-      of all slots (lengths are traced) and of the partial sums of all splits, which XLA then adds.
+    Cost: 4 B H M K FLOPs, with the query heads per key head padded to eights, declared to XLA with
+      the bytes of q, of all slots (lengths are traced) and of the partial sums of all splits, which
+      XLA then adds.
     """
     batch, heads, width = q.shape
     kv_heads, slots = k.shape[1:3]

@@ -1,8 +1,9 @@
-"""The body of the kernel: one block of threads, one part of the slots of a (sequence, key head).
+"""The body of the kernel: one thread block, one part of the slots of a (sequence, key head).
 
-Tiles of keys and of values go through one ring of chunks: for each tile, the chunks of its keys
-along head_dim, then those of its values. Maxima are in units of log2 (the score times scale times
-log2(e)), so that each exponential is one exp2. Scores and sums are transposed (`tiles`).
+Tiles of keys and of values go through one circular buffer of chunks: for each tile, the chunks of
+its keys along head_dim, then those of its values. Maxima are in units of log2 (the score times
+scale times log2(e)), so that each exponential is one exp2. Scores and sums are transposed
+(`tiles`).
 """
 
 import functools
@@ -22,14 +23,14 @@ from parallax.kernels.decode_attention.tiles import Tile
 from parallax.kernels.hopper import i32
 
 LOG2_E = math.log2(math.e)
-# Of wgmma's results, here [keys or columns of the values, queries]; and of one number a query.
+# Layouts of wgmma's results, [keys or columns of the values, queries], and of a number per query.
 SUMS = plgpu.Layout.WGMMA
 QUERY = plgpu.Layout.WGMMA.reduce(0)
-LOADER = 1
+PRODUCER = 1
 
 
 class Problem(NamedTuple):
-    """What a kernel is made for; all of it known when it is traced."""
+    """The static parameters of a kernel, all known when it is traced."""
 
     tile: Tile
     scale: float
@@ -38,9 +39,9 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """Attention so far: of each chunk of columns [columns, queries], [queries], [64, queries].
+    """Attention so far: per column chunk acc [columns, queries]; m [queries], l [64, queries].
 
-    l holds sums of every 64th key: the rest of the sum is taken once, at the end.
+    l holds sums over every 64th key: the rest of the sum is taken once, at the end.
     """
 
     acc: tuple[jax.Array, ...]
@@ -53,12 +54,12 @@ def full(shape, value, layout) -> jax.Array:
 
 
 def along(queries: jax.Array, shape) -> jax.Array:
-    """A value for each query, for each row."""
+    """Broadcast a value per query to all rows of a shape."""
     return lax.broadcast_in_dim(queries, shape, [1])
 
 
 def multiply(rows: int, queries: int, body) -> jax.Array:
-    """[rows, queries] float32: what `body` adds up in an accumulator, then waited for."""
+    """Run `body` on an accumulator and return it, once complete: [rows, queries] float32."""
 
     def run(out):
         body(out)
@@ -68,7 +69,7 @@ def multiply(rows: int, queries: int, body) -> jax.Array:
 
 
 def soften(state: State, scores: jax.Array, counts: jax.Array, scale: float):
-    """Takes scores in. Returns m, l, what to shrink earlier sums by, and the weights p."""
+    """Update the online softmax; return m, l, the factor of earlier sums, and the weights p."""
     scores = jnp.where(counts, scores * (scale * LOG2_E), -jnp.inf)
     m = jnp.maximum(state.m, scores.max(axis=0))
     base = jnp.where(m == -jnp.inf, 0.0, m)
@@ -81,7 +82,7 @@ def soften(state: State, scores: jax.Array, counts: jax.Array, scale: float):
 
 
 def write(ref, value: jax.Array) -> None:
-    """To device memory, straight from registers: a few KB at a block's end."""
+    """Write to device memory straight from registers: a few KB at a block's end."""
     if hasattr(plgpu, "store"):
         plgpu.store(ref, value, optimized=False)
     else:  # JAX 0.11
@@ -89,13 +90,13 @@ def write(ref, value: jax.Array) -> None:
 
 
 def kernel(q, k, v, numbers, o, m, l, *, problem: Problem):
-    """Body of one block of threads; arguments are arrays in device memory."""
+    """The body of one thread block; arguments are arrays in device memory."""
     tile = problem.tile
     stages, chunks, keys = tile.stages, tile.chunks, tile.keys
     n, split, g, b = (lax.axis_index(x) for x in ("groups", "splits", "kv_heads", "batch"))
-    mine, total = spans_of(numbers, b, keys)
+    spans, total = spans_of(numbers, b, keys)
     kv_row = numbers[b, 0]
-    # All splits of a sequence have as many tiles, whatever its length.
+    # All splits of a sequence have the same number of tiles, whatever its length.
     first = lax.div(total * split, i32(problem.splits))
     steps = lax.div(total * (split + 1), i32(problem.splits)) - first
     items = steps * (2 * chunks)
@@ -103,55 +104,55 @@ def kernel(q, k, v, numbers, o, m, l, *, problem: Problem):
     def columns(c: int):
         return pl.ds(c * tile.columns, tile.columns)
 
-    def scope(q_mem, kv_mem, p_mem, q_here, here, free):
+    def scope(q_mem, kv_mem, p_mem, q_full, kv_full, kv_empty):
         def load():
             @pl.loop(0, steps)
             def _(j):
-                row = place(mine, first + j, keys)[0]
+                row = place(spans, first + j, keys)[0]
                 for i, source in enumerate((k, v)):
                     for c in range(chunks):
                         item = (2 * j + i) * chunks + c
-                        slot = lax.rem(item, i32(stages))
+                        stage = lax.rem(item, i32(stages))
                         pl.when(item >= stages)(
-                            functools.partial(plgpu.barrier_wait, free.at[slot])
+                            functools.partial(plgpu.barrier_wait, kv_empty.at[stage])
                         )
                         block = source.at[kv_row, g, pl.ds(row, keys), columns(c)]
-                        plgpu.copy_gmem_to_smem(block, kv_mem.at[slot], here.at[slot])
+                        plgpu.copy_gmem_to_smem(block, kv_mem.at[stage], kv_full.at[stage])
 
-            # Every arrival is waited for, or the interpreter of JAX 0.11 objects.
+            # Every arrival is waited for; the interpreter of JAX 0.11 requires it.
             @pl.loop(jnp.maximum(items - stages, 0), items)
             def _(item):
-                plgpu.barrier_wait(free.at[lax.rem(item, i32(stages))])
+                plgpu.barrier_wait(kv_empty.at[lax.rem(item, i32(stages))])
 
-        def arrived(item):
-            """The ring's slot of an item, once it is there."""
-            slot = lax.rem(item, i32(stages))
-            plgpu.barrier_wait(here.at[slot])
-            return slot
+        def wait_full(item):
+            """Wait for an item to arrive and return its pipeline stage."""
+            stage = lax.rem(item, i32(stages))
+            plgpu.barrier_wait(kv_full.at[stage])
+            return stage
 
         def scores_of(j):
             def body(out):
                 for c in range(chunks):
-                    slot = arrived(2 * j * chunks + c)
-                    plgpu.wgmma(out, kv_mem.at[slot], q_mem.at[:, columns(c)].transpose((1, 0)))
+                    stage = wait_full(2 * j * chunks + c)
+                    plgpu.wgmma(out, kv_mem.at[stage], q_mem.at[:, columns(c)].transpose((1, 0)))
                     plgpu.wgmma_wait(0)
-                    plgpu.barrier_arrive(free.at[slot])
+                    plgpu.barrier_arrive(kv_empty.at[stage])
 
             return multiply(keys, tile.queries, body)
 
         def values_of(j, c: int):
-            slot = arrived((2 * j + 1) * chunks + c)
+            stage = wait_full((2 * j + 1) * chunks + c)
 
             def body(out):
-                plgpu.wgmma(out, kv_mem.at[slot].transpose((1, 0)), p_mem.transpose((1, 0)))
+                plgpu.wgmma(out, kv_mem.at[stage].transpose((1, 0)), p_mem.transpose((1, 0)))
 
             sums = multiply(tile.columns, tile.queries, body)
-            plgpu.barrier_arrive(free.at[slot])
+            plgpu.barrier_arrive(kv_empty.at[stage])
             return sums
 
         def step(j, state):
             scores = scores_of(j)
-            row, start, end = place(mine, first + j, keys)
+            row, start, end = place(spans, first + j, keys)
             slots = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=SUMS) + row
             m, l, shrink, p = soften(state, scores, (slots >= start) & (slots < end), problem.scale)
             p_mem.transpose((1, 0))[...] = p.astype(problem.dtype)
@@ -166,8 +167,8 @@ def kernel(q, k, v, numbers, o, m, l, *, problem: Problem):
             @pl.when(steps > 0)
             def _():
                 rows = pl.ds(n * tile.queries, tile.queries)
-                plgpu.copy_gmem_to_smem(q.at[b, g, rows], q_mem, q_here)
-                plgpu.barrier_wait(q_here)
+                plgpu.copy_gmem_to_smem(q.at[b, g, rows], q_mem, q_full)
+                plgpu.barrier_wait(q_full)
 
             zeros = full((tile.columns, tile.queries), 0, SUMS)
             state = State(
@@ -176,15 +177,15 @@ def kernel(q, k, v, numbers, o, m, l, *, problem: Problem):
                 full((ROWS, tile.queries), 0, SUMS),
             )
             state = lax.fori_loop(0, steps, step, state)
-            at = (b, g, n, split)
-            write(m.at[at], state.m * (1 / LOG2_E))
-            write(l.at[at], state.l.sum(axis=0))
+            index = (b, g, n, split)
+            write(m.at[index], state.m * (1 / LOG2_E))
+            write(l.at[index], state.l.sum(axis=0))
             for c, acc in enumerate(state.acc):
-                write(o.at[(*at, columns(c), slice(None))], acc)
+                write(o.at[(*index, columns(c), slice(None))], acc)
 
-        me = lax.axis_index("warpgroup")
-        pl.when(me == LOADER)(load)
-        pl.when(me != LOADER)(compute)
+        warpgroup = lax.axis_index("warpgroup")
+        pl.when(warpgroup == PRODUCER)(load)
+        pl.when(warpgroup != PRODUCER)(compute)
 
     def inputs(*shape: int):
         return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))

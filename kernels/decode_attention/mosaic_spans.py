@@ -1,4 +1,4 @@
-"""Inside the kernel: the slots that count of a sequence, as tiles of keys, numbered in a row."""
+"""The slots of a sequence that count, as consecutively numbered tiles of keys, in the kernel."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from parallax.kernels.hopper import i32
 
 
 class Span(NamedTuple):
-    """Slots of a sequence that count, in tiles.
+    """One span of a sequence's slots that count, in tiles.
 
-    Tiles start at multiples of 8 slots, as copies must: a span may begin inside its first.
+    Tiles start at multiples of 8 slots, as copies must: a span may begin inside its first tile.
 
     Attributes:
       start, end: first slot, and the one after the last.
-      row: first one of the first tile.
-      before: tiles of the spans before.
+      row: first slot of the first tile.
+      before: number of tiles in earlier spans.
     """
 
     start: jax.Array
@@ -27,29 +27,29 @@ class Span(NamedTuple):
 
 
 def spans_of(numbers, sequence, keys: int) -> tuple[list[Span], jax.Array]:
-    """Of a sequence, and how many tiles they have together.
+    """Return the spans of a sequence, and the number of their tiles.
 
     Args:
-      numbers: [B, 1 + 2 S], of each sequence its row of the cache, and its spans.
+      numbers: [B, 1 + 2 S], per sequence its row of the cache, and its spans.
     """
-    found, tiles = [], i32(0)
+    spans, tiles = [], i32(0)
     for s in range(1, numbers.shape[1], 2):
         start, end = numbers[sequence, s], numbers[sequence, s + 1]
         row = lax.div(start, i32(8)) * 8
-        found.append(Span(start, end, row, tiles))
+        spans.append(Span(start, end, row, tiles))
         own = lax.div(end - row + (keys - 1), i32(keys))
         tiles = tiles + jnp.where(start < end, own, 0)
-    return found, tiles
+    return spans, tiles
 
 
 def place(spans: list[Span], tile, keys: int) -> tuple[jax.Array, ...]:
-    """Of one tile, by its number: first slot of it, first that counts, end of those that do."""
-    here = None
+    """Return a tile's first slot, and the first and the end of its span's slots that count."""
+    current = None
     for span in spans:
-        # An empty span has the same tiles before it as the next, which takes its place.
-        its = span.row + (tile - span.before) * keys, span.start, span.end
-        if here is not None:
-            its = tuple(jnp.where(tile >= span.before, *x) for x in zip(its, here, strict=True))
-        here = its
-    assert here is not None
-    return here
+        # An empty span has the same number of tiles before it as the next, which replaces it.
+        own = span.row + (tile - span.before) * keys, span.start, span.end
+        if current is not None:
+            own = tuple(jnp.where(tile >= span.before, *x) for x in zip(own, current, strict=True))
+        current = own
+    assert current is not None
+    return current

@@ -1,4 +1,4 @@
-"""The operation in plain XLA: all scores of a sequence at once.
+"""The operation in plain XLA, which holds all scores of a sequence at once.
 
 Shapes: B sequences, G key/value heads, R query heads of each, C slots, K head_dim, V width of the
 values.
@@ -13,11 +13,11 @@ from parallax.kernels.ring_attention.reference import accumulator_dtype
 
 
 def attend(q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...]):
-    """See `api.decode_attention`. Returns (o, m, l); `seen` [B, C] or None is the mask."""
+    """Compute `api.decode_attention`; return (o, m, l). `seen` [B, C] or None is the mask."""
     wide = accumulator_dtype(q.dtype)
     batch, heads, width = q.shape
     q_BGRK = q.reshape(batch, k.shape[1], -1, width)
-    # Without this XLA would transpose the cache of all layers first.
+    # Without this, XLA would transpose the cache of all layers first.
     keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (k, v))
     scores_BGRC = _scores(q_BGRK, keys, wide)
     if new is not None:
@@ -44,7 +44,7 @@ def attend(q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...]):
 
 
 def seen(k, kv_length, kv_spans) -> jax.Array | None:
-    """[B, C], the slots that count; None if all do."""
+    """Return a mask [B, C] of the slots that count; None if all do."""
     if kv_length is None and kv_spans is None:
         return None
     slots = jnp.arange(k.shape[2], dtype=jnp.int32)
@@ -57,12 +57,12 @@ def seen(k, kv_length, kv_spans) -> jax.Array | None:
 
 
 def finite(m: jax.Array) -> jax.Array:
-    """A device without a token of a sequence has m = -inf; 0 stands in: no inf - inf appears."""
+    """Replace the m = -inf of a device without a sequence's tokens by 0, to avoid inf - inf."""
     return jnp.where(jnp.isneginf(m), 0, m)
 
 
 def _with_new(seen, new, keys) -> jax.Array | None:
-    """`seen` with a column for the new token."""
+    """Return `seen` with a column for the new token."""
     if new is None:
         return seen
     batch, _, slots, _ = keys.shape
@@ -73,10 +73,10 @@ def _with_new(seen, new, keys) -> jax.Array | None:
 
 
 def _scores(q_BGRK, k_BGCK, wide):
-    """Q K^T, [B, G, R, C].
+    """Compute Q K^T, [B, G, R, C].
 
-    With one query a key head XLA makes multiply and reduce of the product anyway, in an order for
-    which it first transposes the cache of all layers; so it is written as that.
+    With one query per key head, XLA turns the product into multiply and reduce anyway, in an order
+    for which it first transposes the cache of all layers; so it is written that way here.
     """
     if q_BGRK.shape[2] > 1:
         return jnp.einsum("bgrk,bgck->bgrc", q_BGRK, k_BGCK, preferred_element_type=wide)
@@ -84,7 +84,7 @@ def _scores(q_BGRK, k_BGCK, wide):
 
 
 def _outputs(p_BGRC, v_BGCV, wide):
-    """P V, [B, G, R, V]."""
+    """Compute P V, [B, G, R, V]."""
     if p_BGRC.shape[2] > 1:
         return jnp.einsum("bgrc,bgcv->bgrv", p_BGRC, v_BGCV, preferred_element_type=wide)
     p_BGC1 = jnp.swapaxes(p_BGRC, 2, 3).astype(wide)

@@ -1,4 +1,4 @@
-"""One step of online-softmax attention, forward and backward: what a ring chains around devices."""
+"""One step of online-softmax attention, forward and backward, which a ring chains over devices."""
 
 from parallax.kernels.ring_attention.api import (
     Carry,

@@ -1,4 +1,4 @@
-"""The operation, whatever implements it: a step takes and returns the unnormalised (o, m, l).
+"""The operation and its dispatch: a step takes and returns the unnormalised (o, m, l).
 
 Shapes: B batch, L query tokens, M key tokens, H query heads, G key/value heads, K head_dim,
 V width of the values (often K).
@@ -18,11 +18,11 @@ _NO_STEP = "it neither takes nor returns the (o, m, l) of a step"
 
 
 class Carry(NamedTuple):
-    """Unnormalised attention so far, in float32 (float64 for float64 inputs).
+    """The unnormalised attention over the keys seen so far, float32 (float64 for float64 inputs).
 
     Attributes:
       o: [B, H, L, V], sum over seen keys of exp(score - m) * v.
-      m: [B, H, L], largest score seen; -inf where no key was.
+      m: [B, H, L], largest score seen; -inf where no key was seen.
       l: [B, H, L], sum over seen keys of exp(score - m).
     """
 
@@ -32,7 +32,7 @@ class Carry(NamedTuple):
 
 
 def empty_carry(q: Float[Array, "b l h k"], value_dim: int | None = None) -> Carry:
-    """The carry before any key was seen, for values of width `value_dim` (None: that of q).
+    """Return the carry before any key was seen, for values of width `value_dim` (None: that of q).
 
     It varies over the same mesh axes as q.
     """
@@ -43,7 +43,7 @@ def empty_carry(q: Float[Array, "b l h k"], value_dim: int | None = None) -> Car
 
 
 def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h v"], Float[Array, "b h l"]]:
-    """Normalised output [B, L, H, V] in `dtype`, and log-sum-exp [B, H, L] of the scores."""
+    """Return the normalised output [B, L, H, V] in `dtype`, and the log-sum-exp [B, H, L]."""
     l_safe = jnp.where(carry.l == 0, 1, carry.l)
     out = jnp.swapaxes(carry.o / l_safe[..., None], 1, 2).astype(dtype)
     return out, carry.m + jnp.log(l_safe)
@@ -63,28 +63,28 @@ def attention_step(
     partial_over: str | None = None,
     implementation: str | None = None,
 ) -> Carry:
-    """Attends from q to one more block of keys and folds the result into `carry`.
+    """Attend from q to one more block of keys and fold the result into `carry`.
 
     Args:
       q, k, v: [B, L, H, K], [B, M, G, K] and [B, M, G, V]; G divides H.
-      carry: what earlier blocks left (`empty_carry` at first).
-      is_causal: key j is visible to query i where j <= i, counted inside this block pair.
-      scale: multiplies the scores.
+      carry: result of earlier blocks (`empty_carry` at first).
+      is_causal: key j is visible to query i where j <= i, counted within this block pair.
+      scale: factor of the scores.
       q_segment_ids, kv_segment_ids: [B, L], [B, M]; tokens of different ids do not see each other.
-      kv_length: scalar; only the first kv_length keys count, others may hold anything, NaN too.
-        Keys and values that another mask hides must be finite: these are multiplied by 0.
+      kv_length: scalar; only the first kv_length keys count, others may hold anything, even NaN.
+        Keys and values that another mask hides must be finite: they are multiplied by 0.
       partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
-        summed over it, in the accumulator's dtype, before they are used.
-      implementation: "xla", which does all of this; "mosaic", a kernel for Hopper GPUs: float16 and
-        bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None, the
-        fastest that can and is validated (`dispatch.choose`).
+        summed over it, in the accumulator's dtype, before use.
+      implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
+        and bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None,
+        the fastest that supports the call and is validated (`dispatch.choose`).
 
     Returns:
-      The new carry, shapes as before.
+      The new carry, with the same shapes.
 
     Raises:
-      NotImplementedError: the implementation cannot do this; it names one that can. Its gradient,
-        by "mosaic": `parallax.parallel.ring_attention` has one.
+      NotImplementedError: the implementation does not support this; the message names one that
+        does. Also a gradient through "mosaic": `parallax.parallel.ring_attention` has one.
 
     Cost: 2 B H L M (K + V) FLOPs (about half when is_causal and L is long: masked blocks are
       skipped). With kv_length a copy of k and v; with partial_over an all-reduce of B H
@@ -100,7 +100,7 @@ def attention_step(
     }
     kind = kind_of(q, is_causal)
     if dispatch.choose("attention_step", implementation, reasons, kind=kind) == "mosaic":
-        # Imported late: the kernels' language takes a while to load.
+        # Imported late: the kernel language takes a while to load.
         from parallax.kernels.ring_attention import mosaic
 
         return Carry(
@@ -133,11 +133,11 @@ def attention_step_backward(
     partial_over: str | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One block pair's share of the gradients, from the final log-sum-exp.
+    """Compute the contribution of one block pair to the gradients, from the final log-sum-exp.
 
     Args:
       d_out: [B, L, H, V], gradient of the normalised output.
-      lse: [B, H, L] of the whole attention (`finish`).
+      lse: [B, H, L], log-sum-exp of the whole attention (`finish`).
       delta: [B, H, L], sum over V (of all slices, with partial_over) of out * d_out.
       Others as in `attention_step`; "mosaic" needs d_out in the dtype of q.
 
@@ -145,11 +145,12 @@ def attention_step_backward(
       dq [B, L, H, K], dk [B, M, G, K] and dv [B, M, G, V], in float32 (float64 for float64).
 
     Raises:
-      NotImplementedError: the implementation cannot do this; it names one that can.
+      NotImplementedError: the implementation does not support this; the message names one that
+        does.
 
-    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped; "mosaic" makes scores again for each of
-      its kernels: 14 K, and 18 K for heads of 512. With partial_over two all-reduces of
-      what the forward step sums: scores again, and their gradients.
+    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped; each kernel of "mosaic" recomputes
+      scores: 14 K, and 18 K for heads of 512. With partial_over two all-reduces as large as the
+      forward step's: of the scores again, and of their gradients.
     """
     segments = q_segment_ids is not None or kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
@@ -172,7 +173,7 @@ def attention_step_backward(
 
 
 def _counted(k, v, kv_length) -> tuple[jax.Array, jax.Array]:
-    """Keys and values, 0 where they do not count: 0 times a NaN would be one."""
+    """Set keys and values that do not count to 0: 0 times a NaN would be NaN."""
     if kv_length is None:
         return k, v
     counts = jnp.arange(k.shape[1], dtype=jnp.int32)[:, None, None] < kv_length

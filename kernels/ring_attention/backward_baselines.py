@@ -1,4 +1,4 @@
-"""Gradients side by side: ours and XLA's, alone; cuDNN's and tokamax's, which run forward too."""
+"""Baselines of the backward step: the kernel, XLA, and, with their forward, cuDNN and tokamax."""
 
 import importlib
 import importlib.util
@@ -10,19 +10,19 @@ import numpy as np
 from parallax.kernels.ring_attention.api import attention_step_backward
 from parallax.kernels.ring_attention.backward_cases import Case, forward_sums, inputs
 
-# Queries, and keys, checked against float64: all of a long case would take minutes on a CPU.
+# Queries, and keys, checked against float64; all of a long case would take minutes on a CPU.
 _CHECKED_ROWS = 64
 
 
 def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q, k, v, d_out, lse and delta."""
+    """Draw q, k, v, d_out, lse and delta."""
     arrays = inputs(case, seed)[:4]
     sums = jax.jit(lambda *x: forward_sums(*x, **_options(case)))(*arrays)
     return *arrays, *map(np.asarray, sums)
 
 
 def baselines(case: Case) -> dict[str, Callable | str]:
-    """By name: (q, k, v, d_out, lse, delta) -> (dq, dk, dv), or why it does not run."""
+    """Return by name a function of `draw`'s arrays to (dq, dk, dv), or why it does not run."""
     options = _options(case)
 
     def step(implementation: str) -> Callable:
@@ -48,7 +48,7 @@ def baselines(case: Case) -> dict[str, Callable | str]:
 
 
 def error(case: Case, out, q, k, v, d_out, lse, delta) -> float:
-    """The largest relative error of the three, in rows spread over them, against float64."""
+    """Compute the largest relative error of evenly spread rows of dq, dk and dv against float64."""
     q, k, v, d_out, lse, delta = (
         np.asarray(x).astype(np.float64) for x in (q, k, v, d_out, lse, delta)
     )
@@ -56,7 +56,7 @@ def error(case: Case, out, q, k, v, d_out, lse, delta) -> float:
     k_all, v_all = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
 
     def softmax(queries, keys):
-        """P and dS of some queries and keys: [B, H, queries, keys]."""
+        """Compute P and dS of some queries and keys, [B, H, queries, keys]."""
         scores = np.einsum("blhk,bmhk->bhlm", q[:, queries], k_all[:, keys]) * scale
         if step.is_causal:
             scores = np.where(keys <= queries[:, None], scores, -np.inf)
@@ -64,7 +64,7 @@ def error(case: Case, out, q, k, v, d_out, lse, delta) -> float:
         dp = np.einsum("blhk,bmhk->bhlm", d_out[:, queries], v_all[:, keys])
         return p, p * (dp - delta[:, :, queries, None]) * scale
 
-    def of_groups(x):
+    def sum_groups(x):
         return x.reshape(*x.shape[:2], step.kv_heads, group, -1).sum(3)
 
     queries, keys = np.arange(step.q_length), np.arange(step.kv_length)
@@ -72,13 +72,13 @@ def error(case: Case, out, q, k, v, d_out, lse, delta) -> float:
     _, ds = softmax(some_queries, keys)
     dq = np.einsum("bhlm,bmhk->blhk", ds, k_all)
     p, ds = softmax(queries, some_keys)
-    dk = of_groups(np.einsum("bhlm,blhk->bmhk", ds, q))
-    dv = of_groups(np.einsum("bhlm,blhk->bmhk", p, d_out))
-    found = (np.asarray(x).astype(np.float64) for x in out)
+    dk = sum_groups(np.einsum("bhlm,blhk->bmhk", ds, q))
+    dv = sum_groups(np.einsum("bhlm,blhk->bmhk", p, d_out))
+    gradients = (np.asarray(x).astype(np.float64) for x in out)
     rows = some_queries, some_keys, some_keys
     return max(
-        float(np.linalg.norm(mine[:, at] - right) / np.linalg.norm(right))
-        for mine, at, right in zip(found, rows, (dq, dk, dv), strict=True)
+        float(np.linalg.norm(actual[:, at] - right) / np.linalg.norm(right))
+        for actual, at, right in zip(gradients, rows, (dq, dk, dv), strict=True)
     )
 
 

@@ -1,6 +1,6 @@
-"""Cases of the backward step: what tests check, what is compiled, and what a benchmark times.
+"""The cases of the backward step that tests check, that are compiled, and that a benchmark times.
 
-One of `kernels.operations`, which says what each part is.
+An `Operation` of `kernels.operations`, which documents each part.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from parallax.kernels.validation import Kind
 
 ABOUT = (
     "One step of attention, backward: dq, dk and dv in float32 from the final log-sum-exp; same "
-    "masks and head dims as forward. Throughput counts five products; the kernels make scores "
-    "again for each result and so do seven (nine for heads of 512), without atomics."
+    "masks and head dims as forward. Throughput counts five products; the kernels recompute scores "
+    "for each result and so compute seven (nine for heads of 512), without atomics."
 )
 
 
 class Case(NamedTuple):
-    """The backward of one step over all keys there are: that of `step`."""
+    """The backward step of the forward case `step`, over all of its keys."""
 
     step: forward.Case
 
@@ -41,12 +41,12 @@ class Case(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of five products of visible scores: two forward."""
+        """FLOPs of five products of visible scores; the forward step has two."""
         return 2.5 * self.step.flops
 
     @property
     def bytes_accessed(self) -> float:
-        """Queries, keys, values and d_out read once; float32 gradients of three written once."""
+        """Bytes of queries, keys, values and d_out, and of three float32 gradients, once each."""
         step = self.step
         queries, keys = step.heads * step.q_length, step.kv_heads * step.kv_length
         elements = step.batch * step.head_dim * (2 * queries + 2 * keys)
@@ -59,7 +59,7 @@ class Case(NamedTuple):
     uses_wgmma = True
 
 
-# Every pass of every head_dim: ragged ends, grouped heads, both dtypes, masks, whole blocks hidden.
+# Every pass of every head_dim: ragged ends, grouped heads, both dtypes, masks, blocks hidden whole.
 SMALL = tuple(
     Case(step)
     for step in (
@@ -73,19 +73,19 @@ SMALL = tuple(
         forward.Case(512, "float16", 72, 137, limit=70),
     )
 )
-# Programs differ by head_dim, mask and dtype: the largest of each head_dim, and where registers are
-# fewest the other dtype.
+# Programs differ by head_dim, mask and dtype: the largest of each head_dim, and the other dtype
+# where registers are scarcest.
 SHIPPED = tuple(
     Case(step)
     for step in forward.SHIPPED
-    if step.tile is None  # cuts of the forward step only
+    if step.tile is None  # tilings are of the forward step only
     and (step.is_causal or (step.limit is None and step.head_dim >= 256))
 )
 TIMED = tuple(map(Case, forward.TIMED))
 
 
 def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q, k, v and d_out, [B, tokens, heads, head_dim] in the dtype; and any limit."""
+    """Draw q, k, v and d_out, [B, tokens, heads, head_dim] in the case's dtype, and any limit."""
     step = case.step
     q, k, v, *_ = forward.inputs(step, seed)
     d_out = np.random.default_rng(seed + 1).normal(size=q.shape).astype(q.dtype)
@@ -94,7 +94,7 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
-    """dq, dk and dv in float32, after a forward in XLA."""
+    """Return a function to dq, dk and dv in float32, after a forward pass in XLA."""
     options = {"is_causal": case.step.is_causal, "scale": case.step.head_dim**-0.5}
 
     def gradients(q, k, v, d_out, limit=None):
@@ -107,14 +107,14 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
 
 
 def forward_sums(q, k, v, d_out, **options) -> tuple[jax.Array, jax.Array]:
-    """lse and delta, [B, H, L] float32 (float64 for float64): what it takes from the forward."""
+    """Compute lse and delta, [B, H, L] float32 (float64 for float64), by a forward step in XLA."""
     carry = attention_step(q, k, v, empty_carry(q), implementation="xla", **options)
     out, lse = finish(carry, carry.o.dtype)
     return lse, jnp.einsum("blhv,blhv->bhl", out, d_out.astype(out.dtype))
 
 
 def exact(case: Case, q, k, v, d_out, limit=None) -> tuple[np.ndarray, ...]:
-    """The textbook's gradients in float64: dq [B, L, H, K], dk and dv [B, M, G, K]."""
+    """Compute textbook gradients in float64: dq [B, L, H, K], dk and dv [B, M, G, K]."""
     step, scale = case.step, case.step.head_dim**-0.5
     q, d_out = q.astype(np.float64), d_out.astype(np.float64)
     k, v = (np.repeat(x.astype(np.float64), step.heads // step.kv_heads, axis=2) for x in (k, v))
@@ -130,9 +130,9 @@ def exact(case: Case, q, k, v, d_out, limit=None) -> tuple[np.ndarray, ...]:
     dp = np.einsum("blhk,bmhk->bhlm", d_out, v)
     ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
 
-    def of_groups(x):
+    def sum_groups(x):
         return x.reshape(*x.shape[:2], step.kv_heads, -1, step.head_dim).sum(3)
 
     dq = np.einsum("bhlm,bmhk->blhk", ds, k)
     dk, dv = (np.einsum("bhlm,blhk->bmhk", x, y) for x, y in ((ds, q), (p, d_out)))
-    return dq, of_groups(dk), of_groups(dv)
+    return dq, sum_groups(dk), sum_groups(dv)

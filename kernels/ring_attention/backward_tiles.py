@@ -1,29 +1,30 @@
-"""How the backward kernels cut the work: for each head_dim, the passes that ship, and why.
+"""The tiling of the backward kernels: for each head_dim, the passes that ship, and why.
 
-A pass holds 64 or 128 rows of one side (queries for dq, keys for dk and dv) in shared memory, lets
-the other side stream past, and writes each result once: no atomics, the same bits every run. Each
-makes S = fixed_1 moving_1^T and dP = fixed_2 moving_2^T again, so that a step is 7 products, not 5
-(9 for heads of 512). One pass that adds dq to device memory block by block would move 4 K bytes of
-float32 sums for every 64 scores of a query through the L2: for heads of 256 as much as it loads.
+A pass holds 64 or 128 "fixed" rows of one side (queries for dq, keys for dk and dv) in shared
+memory, streams the "moving" rows of the other side, and writes each result once: no atomics, the
+same bits every run. Each recomputes S = fixed_1 moving_1^T and dP = fixed_2 moving_2^T, so that a
+step is 7 products, not 5 (9 for heads of 512). One pass that adds dq to device memory block by
+block would move 4 K bytes of float32 sums through the L2 for every 64 scores of a query: for heads
+of 256 as much as it loads.
 
 Two bodies, since a warpgroup's registers hold 64 x 256 float32 of results beside the scores:
-  rows: each computing warpgroup has 64 rows and all of their results (head_dim up to 128; dq at
-    256), or half of their columns (dv at 512, where a block of threads makes half).
-  pair: both share 64 rows. One makes S and P, the other dP and dS; then each makes one of two
+  rows: each consumer warpgroup has 64 rows and all of their results (head_dim up to 128; dq at
+    256), or half of their columns (dv at 512, where a thread block computes half).
+  pair: both share 64 rows. One computes S and P, the other dP and dS; then each computes one of two
     results (dv and dk at 256) or half of the columns of one (dq, and dk, at 512).
 
-What that takes at best for 64 x 64 scores, moving rows by 64, in units of K clocks of an SM, if all
-of it overlaps (4,096 FLOP and 128 bytes of shared memory a clock; from the L2, all SMs at once,
-about 24 bytes; wgmma reads both operands of S and dP from shared memory, one of others):
+The least time for 64 x 64 scores, moving rows by 64, in units of K clocks of an SM, if all of it
+overlaps (4,096 FLOP and 128 bytes of shared memory per clock; about 24 bytes from the L2, all SMs
+at once; wgmma reads both operands of S and dP from shared memory, one operand otherwise):
                               tensor cores   shared memory   L2             bound
   rows, dq                    6              6               5.3            6
   rows, dv and dk             8              7               5.3            8
   pair, dv and dk             8              9               5.3 (10.7)     9
   pair, dq or dk              6              8               5.3 (10.7)     8
   rows, dv in two parts       6              6.5             8              8
-In brackets: without a cluster of two blocks of threads, each of which loads half of what streams
-past both. Five useful products take 10: at most 71 % of the tensor cores' rate for heads up to 128,
-67 % for 256, 42 % for 512 (34 % without clusters). A model: no GPU has run it.
+In brackets: without a cluster of two thread blocks, each of which loads half of what both stream.
+Five useful products take 10: at most 71 % of the tensor cores' rate for heads up to 128, 67 % for
+256, 42 % for 512 (34 % without clusters). This is a model: no GPU has run it.
 """
 
 from typing import NamedTuple
@@ -32,24 +33,24 @@ from parallax.kernels.chip import ROWS
 
 # Columns of a float32 array in shared memory: 128 bytes, one swizzle.
 CHUNK = 32
-# Columns of a result that one warpgroup of a pair has: 128 registers.
+# Result columns per warpgroup of a pair: 128 registers.
 WIDE = 256
 
 
 class Pass(NamedTuple):
-    """One kernel of the backward step.
+    """The static parameters of one kernel of the backward step.
 
     Attributes:
-      makes: which gradients, of "dq", "dv" and "dk", in the order of their products. Queries are
-        fixed for dq, keys for the others.
-      moving: rows of the other side in one block, 64 or 128.
+      makes: the gradients computed, of "dq", "dv" and "dk", in the order of their products. Queries
+        are fixed for dq, keys for the others.
+      moving: moving rows per block, 64 or 128.
       stages: blocks of moving_1 (k, or q) and of moving_2 (v, or d_out) in shared memory; in a pair
-        with `chunk` below head_dim, of moving_2 that many chunks of columns.
-      pair: both computing warpgroups share 64 fixed rows (see above).
-      chunk: columns of moving_2 loaded at a time; 0: all of those the block of threads needs.
-      parts: blocks of threads that share the columns of a result.
-      cluster: blocks of threads, of neighbouring fixed rows, that load what streams past together:
-        each a share, for all.
+        with `chunk` below head_dim, the second counts column chunks of moving_2.
+      pair: whether both consumer warpgroups share 64 fixed rows (see above).
+      chunk: columns of moving_2 loaded at a time; 0: all that the thread block needs.
+      parts: thread blocks that share the columns of a result.
+      cluster: thread blocks, with neighbouring fixed rows, that load the moving rows together: each
+        loads a share, for all.
     """
 
     makes: tuple[str, ...]
@@ -62,7 +63,7 @@ class Pass(NamedTuple):
 
     @property
     def fixed(self) -> int:
-        """Rows of one block of threads."""
+        """Number of fixed rows per thread block."""
         return ROWS if self.pair else 2 * ROWS
 
     @property
@@ -71,7 +72,7 @@ class Pass(NamedTuple):
 
     @property
     def products(self) -> int:
-        """Of L x M x K multiplications, those that this pass makes of it."""
+        """Number of products of L x M x K multiplications that this pass computes."""
         scores = 2 if self.needs_dp else 1
         return scores * self.parts + len(self.makes)
 
@@ -80,7 +81,10 @@ class Pass(NamedTuple):
         return "dq" not in self.makes
 
     def shared_bytes(self, head_dim: int) -> int:
-        """Shared memory of the arrays, barriers (some hundred bytes) not counted; 2-byte inputs."""
+        """Compute the shared memory of the arrays with 2-byte inputs, without barriers.
+
+        Barriers take some hundred bytes more.
+        """
         arrays = 2 if self.needs_dp else 1
         fixed = arrays * self.fixed * head_dim
         first, second = self.stages
@@ -114,7 +118,7 @@ PASSES = {
 
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool, cut: Pass) -> int:
-    """Scores of one head that a pass computes: its visible blocks, whole and padded."""
+    """Count the scores of one head that a pass computes: its visible blocks, whole and padded."""
     fixed, moving = (kv_length, q_length) if cut.keys_fixed else (q_length, kv_length)
     total = 0
     rows = cut.fixed * cut.cluster

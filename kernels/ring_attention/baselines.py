@@ -1,4 +1,4 @@
-"""Whole attention side by side: our step (at once, in 16, cut in other ways) and its peers."""
+"""Baselines of whole attention: the kernel in 1 or 16 steps or other tilings, and its peers."""
 
 import importlib
 import importlib.util
@@ -13,17 +13,17 @@ from parallax.kernels.ring_attention.cases import Case, inputs, step_of
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
 
 STEPS = 16
-# Rows checked against float64: whole attention of a long case would take minutes on a CPU.
+# Rows checked against float64; all rows of a long case would take minutes on a CPU.
 _CHECKED_ROWS = 64
 
 
 def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q, k and v."""
+    """Draw q, k and v."""
     return inputs(case, seed)[:3]
 
 
 def baselines(case: Case) -> dict[str, Callable | str]:
-    """By name: (q, k, v) -> [B, L, H, K], or why it does not run."""
+    """Return by name a function (q, k, v) -> [B, L, H, K], or why it does not run."""
     scale = case.head_dim**-0.5
     options = {"is_causal": case.is_causal, "scale": scale}
     ring = "a causal mask is inside one pair of blocks"
@@ -45,7 +45,7 @@ def baselines(case: Case) -> dict[str, Callable | str]:
 
 
 def error(case: Case, out, q, k, v) -> float:
-    """Relative error of some rows of the output, spread over it, against float64 in NumPy."""
+    """Compute the relative error of evenly spread rows of the output against float64 NumPy."""
     rows = np.unique(np.linspace(0, case.q_length - 1, _CHECKED_ROWS).astype(int))
     repeat = case.heads // case.kv_heads
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q[:, rows], k, v))
@@ -55,12 +55,12 @@ def error(case: Case, out, q, k, v) -> float:
         scores = np.where(np.arange(case.kv_length) <= rows[:, None], scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), v)
-    found = np.asarray(out)[:, rows].astype(np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    actual = np.asarray(out)[:, rows].astype(np.float64)
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def _steps(case: Case, implementation: str, steps: int) -> Callable:
-    """Attention in so many steps over equal pieces of the keys, as a ring takes them."""
+    """Return attention in a number of steps over equal pieces of the keys, as a ring does it."""
 
     step = step_of(case, implementation)
 

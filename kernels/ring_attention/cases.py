@@ -1,6 +1,6 @@
-"""Cases of the attention step: what tests check, what is compiled, and what a benchmark times.
+"""The cases of the attention step that tests check, that are compiled, and that a benchmark times.
 
-One of `kernels.operations`, which says what each part is.
+An `Operation` of `kernels.operations`, which documents each part.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,23 @@ from parallax.kernels.validation import Kind
 ABOUT = (
     "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
     "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512. "
-    "Cut in several ways: softmax behind products (ahead), warpgroups that take turns, clusters of "
-    "two that share keys and values by multicast; plain is the default until a GPU has timed them."
+    "Several tilings: softmax overlapped with products (ahead), alternating warpgroups (turns), "
+    "clusters of two that share keys and values by multicast; plain is the default until a GPU has "
+    "timed them."
 )
 
 
 class Case(NamedTuple):
-    """One step on random inputs, on top of the carry that `EARLIER` other keys left.
+    """The parameters of one step on random inputs, after a step over `EARLIER` other keys.
 
     Attributes:
-      head_dim, dtype: of q, k and v.
-      q_length, kv_length: tokens.
-      heads, kv_heads: of queries, and of keys and values.
-      is_causal: the mask.
-      limit: keys that count, handed over as a traced scalar; None: all.
+      head_dim, dtype: head dimension and dtype of q, k and v.
+      q_length, kv_length: tokens of queries, and of keys.
+      heads, kv_heads: heads of the queries, and of keys and values.
+      is_causal: whether the mask is causal.
+      limit: number of keys that count, passed as a traced scalar; None: all.
       batch: sequences.
-      tile: how the Mosaic kernel cuts it, of `tiles.CANDIDATES`; None: as it ships.
+      tile: the Mosaic kernel's tiling, a name of `tiles.CANDIDATES`; None: the one that ships.
     """
 
     head_dim: int
@@ -58,14 +59,14 @@ class Case(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of visible scores and their values: what throughput is counted in."""
+        """FLOPs of visible scores and their values, the unit of throughput."""
         keys = self.kv_length if self.limit is None else self.limit
         pairs = (keys + 1) / 2 if self.is_causal else keys
         return 4.0 * self.batch * self.heads * self.q_length * pairs * self.head_dim
 
     @property
     def bytes_accessed(self) -> float:
-        """Queries, keys and values read once, the output written once."""
+        """Bytes of queries, keys and values, read once, and of the output, written once."""
         tokens = 2 * self.heads * self.q_length + 2 * self.kv_heads * self.kv_length
         return 2.0 * self.batch * tokens * self.head_dim
 
@@ -78,7 +79,7 @@ class Case(NamedTuple):
 
 EARLIER = 24
 
-# Few tokens, for an interpreter: every head_dim, ragged ends, grouped heads, masks, both dtypes.
+# Few tokens, for the interpreter: every head_dim, ragged ends, grouped heads, masks, both dtypes.
 SMALL = (
     Case(64, "bfloat16", 40, 200),
     Case(64, "float16", 137, 137, heads=2, is_causal=True),
@@ -97,8 +98,8 @@ SMALL = (
     Case(512, "bfloat16", 137, 137, is_causal=True, tile="ahead, cluster"),
 )
 
-# 10,000 tokens whole, over 16 devices, and halves of such a piece in zigzag order; and each other
-# way to cut a head_dim, on what needs most registers.
+# 10,000 tokens on one device, over 16 devices, and halves of such a piece in zigzag order; and
+# every other tiling of a head_dim, on the case that needs most registers.
 SHIPPED = tuple(
     Case(head_dim, dtype, length, length, heads=8, kv_heads=4, is_causal=causal, limit=limit)
     for head_dim in (64, 128, 256, 512)
@@ -115,7 +116,7 @@ SHIPPED = tuple(
     if tile != DEFAULT
 )
 
-# Whole sequences, as published figures have them.
+# Whole sequences, as in published figures.
 TIMED = tuple(
     Case(head_dim, "bfloat16", length, length, heads=16, kv_heads=16, is_causal=causal)
     for head_dim in (128, 256, 512)
@@ -125,7 +126,7 @@ TIMED = tuple(
 
 
 def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """q, k, v, the k, v seen earlier, [B, tokens, heads, head_dim] in the dtype; and any limit."""
+    """Draw q, k, v and the earlier k, v, [B, tokens, heads, head_dim], and any limit."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
 
@@ -138,7 +139,7 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
-    """(o, m, l) of attention over the earlier keys, in XLA, and the new ones; as in `api.Carry`."""
+    """Return a function to (o, m, l) over the earlier keys (by XLA) and the new ones."""
     scale = case.head_dim**-0.5
 
     def attend(q, k, v, k_earlier, v_earlier, limit=None):
@@ -152,7 +153,7 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
 
 
 def step_of(case: Case, implementation: str | None) -> Callable[..., Carry]:
-    """(q, k, v, carry, limit) -> carry, cut as the case says."""
+    """Return a function (q, k, v, carry, limit) -> carry, with the case's tiling."""
     options = {"is_causal": case.is_causal, "scale": case.head_dim**-0.5}
 
     def step(q, k, v, carry, limit=None):
@@ -171,7 +172,7 @@ def step_of(case: Case, implementation: str | None) -> Callable[..., Carry]:
 
 
 def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.ndarray, ...]:
-    """(o, m, l) of the textbook's attention over earlier and new keys, in float64."""
+    """Compute (o, m, l) of textbook attention over earlier and new keys, in float64."""
     repeat = case.heads // case.kv_heads
     keys, values = (
         np.repeat(np.concatenate(x, axis=1).astype(np.float64), repeat, axis=2)

@@ -1,8 +1,8 @@
-"""The forward step as a Mosaic GPU kernel for Hopper: the call.
+"""The call of the forward step's Mosaic GPU kernel for Hopper.
 
-Scores stay on the chip: keys and values come through the copy engine while two warpgroups multiply
-with wgmma and keep the output in registers; the carry is read and written once. No GPU has run it
-yet: it is checked in interpret mode, and compiled to machine code for the H100.
+Scores stay on the chip: the copy engine loads keys and values while two warpgroups multiply with
+wgmma and keep the output in registers; the carry is read and written once. No GPU has run it yet:
+it is checked in interpret mode, and compiled to machine code for the H100.
 """
 
 import functools
@@ -18,15 +18,15 @@ from parallax.kernels.ring_attention.tiles import COPIED_ROWS, TILES, Tile, scor
 
 
 def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Tile | None = None):
-    """Forward step; see `api.attention_step`. Returns (o, m, l).
+    """Run the forward step of `api.attention_step` by the kernel; return (o, m, l).
 
     Args:
-      tile: how to cut it; None takes the one that ships for this head_dim.
+      tile: the tiling; None takes the one that ships for this head_dim.
 
-    Cost: 2 FLOPs x `tiles.score_elements` x (K + V) a query head, declared to XLA with the bytes of
-      all operands and results. Lengths that 8 does not divide are padded, and m and l to whole
+    Cost: 2 FLOPs x `tiles.score_elements` x (K + V) per query head, declared to XLA with the bytes
+      of all operands and results. Lengths that 8 does not divide are padded, and m and l to whole
       tiles: a copy of that operand, and of o, m and l in and out. Queries that are whole tiles
-      already (`Tile.cluster_queries`) spare all copies of the carry: a ring pads them once.
+      already (`Tile.cluster_queries`) avoid all copies of the carry: a ring pads them once.
     """
     batch, length, heads, width = q.shape
     tile = tile or TILES[width]
@@ -39,10 +39,10 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
     elements = batch * heads * score_elements(length, k.shape[1], is_causal, tile)
     bytes_accessed = hopper.bytes_of(q, k, v, o, m, l, o, m, l)
 
-    # Copies of 8-row tiles need whole ones.
+    # Copies move whole 8-row tiles.
     q, k, v = (hopper.pad(x, 1, COPIED_ROWS) for x in (q, k, v))
     o = hopper.pad(o, 2, COPIED_ROWS)
-    # Those of m and l are not tiled and run on into the next head's rows: they need whole blocks.
+    # m and l are copied untiled and would run into the next head's rows: they need whole blocks.
     m, l = (hopper.pad(x, 2, rows) for x in (m, l))
     cluster = {"cluster": (tile.cluster,), "cluster_names": ("cluster",)}
     body = mosaic_wide.kernel if tile.wide else mosaic_rows.kernel
@@ -51,7 +51,7 @@ def step(q, k, v, o, m, l, *, is_causal: bool, kv_length, scale: float, tile: Ti
         functools.partial(body, problem=problem, tile=tile),
         (q, k, v, o, m, l, limit),
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (o, m, l)],
-        # Blocks of threads start in this order, the last axis quickest: one head's rows together.
+        # Thread blocks start in this order, the last axis fastest: one head's rows together.
         grid={"batch": batch, "heads": heads, "rows": -(-length // rows)},
         flops=4.0 * elements * width,
         bytes_accessed=bytes_accessed,

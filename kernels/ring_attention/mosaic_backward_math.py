@@ -1,4 +1,4 @@
-"""What both backward kernels do with a block of scores, in registers of one warpgroup."""
+"""Operations of both backward kernels on a block of scores, in the registers of one warpgroup."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,24 +15,24 @@ from parallax.kernels.ring_attention.backward_tiles import Pass
 from parallax.kernels.ring_attention.mosaic_backward_parts import Ring, Walk, nought
 from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem
 
-# A value for each column of a block of scores.
+# The layout of one value per column of a block of scores.
 COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
 def rows_of(ref, at: tuple) -> jax.Array:
-    """A float32 for each of 64 fixed rows, from device memory."""
+    """Load a float32 for each of 64 fixed rows from device memory."""
     return plgpu.load(ref.at[at], layout=ROW, optimized=False)
 
 
 def columns_of(ref) -> jax.Array:
-    """A float32 for each moving row, from shared memory."""
+    """Load a float32 for each moving row from shared memory."""
     return plgpu.load(ref, layout=COLUMN, optimized=False)
 
 
 def hide(scores, walk: Walk, first_row, first_column) -> jax.Array:
-    """Scores of a block, -inf where the query does not see the key.
+    """Set scores of a block to -inf where the query does not see the key.
 
-    In a branch: most blocks are seen whole.
+    A branch skips this for most blocks, which are visible whole.
     """
     problem, keys_fixed, limit = walk.problem, walk.cut.keys_fixed, walk.limit
     rows, columns = scores.shape
@@ -59,25 +59,25 @@ def hide(scores, walk: Walk, first_row, first_column) -> jax.Array:
 
 
 def weights(scores, lse, walk: Walk) -> jax.Array:
-    """P of a block of scores."""
+    """Compute P of a block of scores."""
     factor = walk.problem.scale * LOG2_E
     return jnp.exp2(scores * factor - _spread(lse, scores.shape, walk.cut))
 
 
 def gradient(p, dp, delta, walk: Walk) -> jax.Array:
-    """dS: of the scores before they were scaled, float32. `delta` is scaled already."""
+    """Compute dS, the gradient of the unscaled scores, float32. `delta` is scaled already."""
     return p * (dp * walk.problem.scale - _spread(delta, p.shape, walk.cut))
 
 
 def _spread(values: jax.Array, shape, cut: Pass) -> jax.Array:
-    """A value for each query, over a block of scores."""
+    """Broadcast a value per query over a block of scores."""
     return lax.broadcast_in_dim(values, shape, [1 if cut.keys_fixed else 0])
 
 
 def product(fixed, moving, *, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[jax.Array, Any]:
-    """fixed [64, K] by moving [n, K], both in shared memory: [64, n] float32.
+    """Multiply fixed [64, K] by moving [n, K], both in shared memory, to [64, n] float32.
 
-    Also what `meanwhile` computes while the tensor cores work.
+    Also returns what `meanwhile` computes while the tensor cores work.
     """
 
     def multiply(out):
@@ -90,21 +90,21 @@ def product(fixed, moving, *, meanwhile: Callable[[], Any] = lambda: ()) -> tupl
 
 
 def product_of_ring(fixed, ring: Ring, step, *, keep: bool = False) -> jax.Array:
-    """fixed [pieces, 64, K] by a step's pieces of `ring`, each [n, K], as they come: [64, n].
+    """Multiply fixed [pieces, 64, K] by a step's pieces of `ring`, each [n, K], to [64, n].
 
-    A piece's memory is free once the product after it is under way, unless it is kept.
+    A piece's stage is released once the next product is under way, unless it is kept.
     """
     pieces = fixed.shape[0]
 
     def multiply(out):
         for piece in range(pieces):
-            turn = step * pieces + piece
-            slot = ring.wait(turn)
+            number = step * pieces + piece
+            slot = ring.wait(number)
             moving = ring.memory.at[slot].transpose((1, 0))
             plgpu.wgmma(out, fixed.at[piece + nought(step)], moving)
             if piece and not keep:
                 plgpu.wgmma_wait(1)
-                ring.release(turn - 1)
+                ring.release(number - 1)
         return out[...]
 
     moving_rows = ring.memory.shape[1]
@@ -116,14 +116,13 @@ def product_of_ring(fixed, ring: Ring, step, *, keep: bool = False) -> jax.Array
 
 
 def accumulate(accs, terms, problem: Problem) -> tuple[jax.Array, ...]:
-    """Each acc + weights() [64, n], from registers, by moving [n, columns], in shared memory.
+    """Add to each acc weights() [64, n], in registers, by moving [n, columns], in shared memory.
 
     Args:
-      terms: (weights, moving) for each acc; later weights may be computed while the tensor cores
-        work.
+      terms: (weights, moving) per acc; later weights may be computed while the tensor cores work.
     """
     if interpreter() is not None:
-        # The interpreter has no accumulators with a start value and no operand from registers.
+        # The interpreter supports no accumulator with a start value and no operand in registers.
         return tuple(_accumulate_interpreted(*x, problem) for x in zip(accs, terms, strict=True))
 
     def multiply(refs):
@@ -137,7 +136,7 @@ def accumulate(accs, terms, problem: Problem) -> tuple[jax.Array, ...]:
 def _accumulate_interpreted(acc, term, problem: Problem) -> jax.Array:
     weights, moving = term
     values = moving[...].astype(jnp.float32)
-    plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do
+    plgpu.commit_smem()  # a fence for what threads have read; wgmma needs none
     return acc + jnp.dot(weights().astype(problem.dtype).astype(jnp.float32), values)
 
 

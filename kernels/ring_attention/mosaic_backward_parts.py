@@ -1,7 +1,7 @@
-"""Which blocks there are, for both backward kernels, and how they come into shared memory.
+"""The blocks that both backward kernels visit, and how these come into shared memory.
 
-"Fixed" rows stay with a block of threads and "moving" ones stream past: queries and keys for dq,
-keys and queries for dk and dv, where scores are [keys, queries].
+"Fixed" rows stay with a thread block and "moving" rows stream past: queries and keys for dq, keys
+and queries for dk and dv, where scores are [keys, queries].
 """
 
 import functools
@@ -18,19 +18,19 @@ from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention.backward_tiles import Pass
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 
-# The axis of blocks of threads that share what streams past.
+# The axis of thread blocks that share the moving rows.
 CLUSTER = "cluster"
 
 
 class Walk(NamedTuple):
-    """Blocks of moving rows that some fixed row of a cluster meets.
+    """The blocks of moving rows that some fixed row of a cluster is multiplied by.
 
     Attributes:
-      problem, cut: what is computed, and how it is cut.
-      limit: keys from here on do not count.
-      head: of the fixed rows.
-      first_block, blocks: of each head that they meet.
-      steps: in all; at least one: no barrier then waits for a copy that nobody asked for.
+      problem, cut: what is computed, and its tiling.
+      limit: keys from this index on do not count.
+      head: head of the fixed rows.
+      first_block, blocks: first block, and number of blocks, of each moving head.
+      steps: number of steps in all; at least one, so that every barrier has a copy to wait for.
     """
 
     problem: Problem
@@ -42,7 +42,7 @@ class Walk(NamedTuple):
     steps: jax.Array
 
     def at(self, step) -> tuple[jax.Array, jax.Array]:
-        """Head and first row of the moving block of a step."""
+        """Return the head and the first row of a step's moving block."""
         group = self.problem.heads_per_kv
         if not self.cut.keys_fixed:
             return lax.div(self.head, i32(group)), step * self.cut.moving
@@ -51,14 +51,14 @@ class Walk(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What one block of threads is given.
+    """The arrays and indices of one thread block.
 
     Attributes:
       fixed, moving: arrays in device memory, [B, tokens, heads, K].
       sums: lse in units of log2, and delta times the scale, [B, H, L] float32.
       results: by name, [B, tokens, heads, K] float32.
-      b, h, first: sequence, head and first of the fixed rows.
-      part: of the columns of the results.
+      b, h, first: sequence, head and first row of the fixed rows.
+      part: which part of the results' columns.
       walk: the moving rows.
     """
 
@@ -74,15 +74,15 @@ class Block(NamedTuple):
 
 
 def block_of(arrays: tuple, problem: Problem, cut: Pass, q_length: int) -> Block:
-    """From q, k, v, d_out, lse, delta, limit and the results."""
+    """Return the work of this thread block, from q, k, v, d_out, lse, delta, limit and results."""
     q, k, v, d_out, lse, delta, limit, *results = arrays
     queries, keys = (q, d_out), (k, v)
     fixed, moving = (keys, queries) if cut.keys_fixed else (queries, keys)
-    place = lax.axis_index("rows")
+    block = lax.axis_index("rows")
     if problem.is_causal and not cut.keys_fixed:  # the rows with the most work first
-        place = lax.axis_size("rows") - 1 - place
+        block = lax.axis_size("rows") - 1 - block
     h, part = (f(lax.axis_index("heads"), i32(cut.parts)) for f in (lax.div, lax.rem))
-    first = place * (cut.fixed * cut.cluster)
+    first = block * (cut.fixed * cut.cluster)
     walk = _walk(problem, cut, limit[0], h, first, q_length)
     if cut.cluster > 1:
         first += lax.axis_index(CLUSTER) * cut.fixed
@@ -93,7 +93,7 @@ def block_of(arrays: tuple, problem: Problem, cut: Pass, q_length: int) -> Block
 
 
 def _walk(problem: Problem, cut: Pass, limit, head, first, q_length: int) -> Walk:
-    """Of a cluster's fixed rows, from row `first` of `head`."""
+    """Return the moving blocks of a cluster's fixed rows, which start at row `first` of `head`."""
     moving = i32(cut.moving)
     if cut.keys_fixed:
         first_block = lax.div(first, moving) if problem.is_causal else i32(0)
@@ -106,75 +106,81 @@ def _walk(problem: Problem, cut: Pass, limit, head, first, q_length: int) -> Wal
 
 
 class Ring(NamedTuple):
-    """Blocks of a moving array in shared memory at a time.
+    """A circular buffer in shared memory for the blocks of a moving array.
 
     Attributes:
       memory: [stages, ...].
-      here: barriers: a block has arrived.
-      free: barriers: it is no longer needed; in a cluster, by none of its blocks of threads.
-      stages: blocks.
+      full: per stage, a barrier that completes when a block has arrived.
+      empty: per stage, a barrier that completes when no consumer needs the block any more; in a
+        cluster, no consumer of any of its thread blocks.
+      stages: number of stages.
     """
 
     memory: Any
-    here: Any
-    free: Any
+    full: Any
+    empty: Any
     stages: int
 
-    def slot(self, turn) -> jax.Array:
-        """Where the block of a turn lies."""
-        return lax.rem(turn, i32(self.stages)) + nought(turn)
+    def slot(self, number) -> jax.Array:
+        """Return the stage that holds a block, by the block's number."""
+        return lax.rem(number, i32(self.stages)) + nought(number)
 
-    def wait(self, turn) -> jax.Array:
-        """The slot, once the block is there."""
-        slot = self.slot(turn)
-        plgpu.barrier_wait(self.here.at[slot])
-        return slot
+    def wait(self, number) -> jax.Array:
+        """Wait until a block has arrived, and return its stage."""
+        stage = self.slot(number)
+        plgpu.barrier_wait(self.full.at[stage])
+        return stage
 
-    def release(self, turn, *, loaded: bool = False) -> None:
-        """This warpgroup is done with the block; `loaded`: not by wgmma alone.
+    def release(self, number, *, loaded: bool = False) -> None:
+        """Mark a block as no longer needed by this warpgroup.
 
-        What threads have read themselves, the copy engine may overwrite after a fence.
+        `loaded`: threads have read it too, not wgmma alone. Then a fence must come before the copy
+        engine may overwrite it.
         """
         if loaded:
             plgpu.commit_smem()
-        plgpu.barrier_arrive(self.free.at[self.slot(turn)])
+        plgpu.barrier_arrive(self.empty.at[self.slot(number)])
 
-    def fill(self, turn, copies: Callable[[Any], Iterable[tuple]], cluster: int) -> None:
-        """Copies pairs (from, to) for a slot, once it is free.
+    def fill(self, number, copies: Callable[[Any], Iterable[tuple]], cluster: int) -> None:
+        """Start the copies, pairs (source, target), into a stage once it is empty.
 
-        The blocks of threads of a cluster copy a share each, to the shared memory of all of them.
+        The thread blocks of a cluster copy a share each, to the shared memory of all of them.
         """
-        slot = self.slot(turn)
-        pl.when(turn >= self.stages)(functools.partial(plgpu.barrier_wait, self.free.at[slot]))
+        stage = self.slot(number)
+        pl.when(number >= self.stages)(functools.partial(plgpu.barrier_wait, self.empty.at[stage]))
         to_all = CLUSTER if cluster > 1 else None
-        for source, memory in copies(slot):
-            plgpu.copy_gmem_to_smem(source, memory, self.here.at[slot], collective_axes=to_all)
+        for source, memory in copies(stage):
+            plgpu.copy_gmem_to_smem(source, memory, self.full.at[stage], collective_axes=to_all)
 
-    def drain(self, turns) -> None:
-        """Waits until all of it is free: none then writes here, nor arrives, when this has ended.
+    def drain(self, count) -> None:
+        """Wait until all stages are empty, so that nothing writes or arrives after this block ends.
 
-        Nor does the interpreter of JAX 0.11 take arrivals that nobody waits for.
+        The interpreter of JAX 0.11 also requires every arrival to be waited for.
         """
 
-        @pl.loop(lax.max(turns - self.stages, i32(0)), turns)
-        def _(turn):
-            plgpu.barrier_wait(self.free.at[self.slot(turn)])
+        @pl.loop(lax.max(count - self.stages, i32(0)), count)
+        def _(number):
+            plgpu.barrier_wait(self.empty.at[self.slot(number)])
 
 
 def rings_barriers(stages: int, copies: int, readers: int, cluster: int) -> tuple[Any, Any]:
-    """`here` and `free` of a ring: of so many copies a block, and so many warpgroups that read."""
-    here = plgpu.Barrier(num_barriers=stages, num_arrivals=copies)
+    """Return the barriers `full` and `empty` of a ring.
+
+    Args:
+      copies: copies per block. readers: warpgroups that read each block.
+    """
+    full = plgpu.Barrier(num_barriers=stages, num_arrivals=copies)
     if cluster == 1:
-        return here, plgpu.Barrier(num_barriers=stages, num_arrivals=readers)
-    return here, plgpu.ClusterBarrier(
+        return full, plgpu.Barrier(num_barriers=stages, num_arrivals=readers)
+    return full, plgpu.ClusterBarrier(
         collective_axes=(CLUSTER,), num_barriers=stages, num_arrivals=readers
     )
 
 
 def nought(step) -> jax.Array:
-    """0 in every step below 2^30, which the compiler cannot know.
+    """Return 0 for every step below 2^30, which the compiler cannot know.
 
-    Addresses of operands that stay where they are would be computed once and kept: 64 bits for
+    Addresses of operands that do not move would otherwise be computed once and kept: 64 bits for
     every 16 columns, more registers than there are.
     """
     return lax.shift_right_logical(step, i32(30))

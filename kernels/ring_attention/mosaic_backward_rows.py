@@ -1,6 +1,6 @@
-"""Backward, each computing warpgroup with 64 fixed rows and all of their results.
+"""The backward kernel whose consumer warpgroups have 64 fixed rows each, and all of their results.
 
-Of the columns that the block of threads makes: half of them for dv at heads of 512.
+A thread block computes all columns of the results, or half of them for dv at heads of 512.
 """
 
 import jax
@@ -20,20 +20,20 @@ from parallax.kernels.ring_attention.mosaic_backward_parts import (
 )
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 
-LOADER = 2
+PRODUCER = 2
 
 
 def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
-    """Body of one block of threads; arguments are arrays in device memory."""
+    """The body of one thread block; arguments are arrays in device memory."""
     block = block_of(arrays, problem, cut, q_length)
-    walk, b, h, me = block.walk, block.b, block.h, lax.axis_index("warpgroup")
+    walk, b, h, warpgroup = block.walk, block.b, block.h, lax.axis_index("warpgroup")
     fixed = block.fixed if cut.needs_dp else block.fixed[:1]
     sums = block.sums if cut.needs_dp else block.sums[:1]
     stages_1, stages_2 = cut.stages
     columns = problem.width // cut.parts
-    mine = pl.ds(block.part * columns, columns)
+    own_columns = pl.ds(block.part * columns, columns)
 
-    def scope(fixed_mem, sums_mem, fixed_here, memory_1, barriers_1, memory_2, barriers_2):
+    def scope(fixed_mem, sums_mem, fixed_full, memory_1, barriers_1, memory_2, barriers_2):
         ring_1 = Ring(memory_1, barriers_1[0], barriers_1[1], stages_1)
         ring_2 = Ring(memory_2, barriers_2[0], barriers_2[1], stages_2)
 
@@ -45,13 +45,13 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                 head, row = walk.at(step)
                 rows = pl.ds(row, cut.moving)
 
-                def first(slot):
-                    yield block.moving[0].at[b, rows, head], memory_1.at[slot]
+                def first(stage):
+                    yield block.moving[0].at[b, rows, head], memory_1.at[stage]
                     for x, values in enumerate(sums if cut.keys_fixed else ()):
-                        yield values.at[b, head, rows], sums_mem.at[x, slot]
+                        yield values.at[b, head, rows], sums_mem.at[x, stage]
 
-                def second(slot):
-                    yield block.moving[1].at[b, rows, head, mine], memory_2.at[slot]
+                def second(stage):
+                    yield block.moving[1].at[b, rows, head, own_columns], memory_2.at[stage]
 
                 ring_1.fill(step, first, cut.cluster)
                 ring_2.fill(step, second, cut.cluster)
@@ -61,23 +61,25 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
 
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            first_row = block.first + me * ROWS
+            first_row = block.first + warpgroup * ROWS
             rows = pl.ds(first_row, ROWS)
             for x, source in enumerate(fixed):
                 at = source.at[b, rows, h]
-                plgpu.copy_gmem_to_smem(at, fixed_mem.at[x, me], fixed_here.at[me])
-            plgpu.barrier_wait(fixed_here.at[me])
-            of_rows = []
+                plgpu.copy_gmem_to_smem(at, fixed_mem.at[x, warpgroup], fixed_full.at[warpgroup])
+            plgpu.barrier_wait(fixed_full.at[warpgroup])
+            row_sums = []
             if not cut.keys_fixed:
-                of_rows = [block_math.rows_of(x, (b, h, rows)) for x in sums]
+                row_sums = [block_math.rows_of(x, (b, h, rows)) for x in sums]
 
             def step(t, accs: tuple[jax.Array, ...]):
-                again = me + nought(t)
-                slot_1 = ring_1.wait(t)
-                moving_1 = memory_1.at[slot_1]
+                again = warpgroup + nought(t)
+                stage_1 = ring_1.wait(t)
+                moving_1 = memory_1.at[stage_1]
 
                 def sum_of_queries(x):
-                    return of_rows[x] if of_rows else block_math.columns_of(sums_mem.at[x, slot_1])
+                    return (
+                        row_sums[x] if row_sums else block_math.columns_of(sums_mem.at[x, stage_1])
+                    )
 
                 def p_of_scores():
                     return block_math.weights(scores, sum_of_queries(0), walk)
@@ -105,10 +107,10 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
             start = tuple(block_math.zeros(columns) for _ in cut.makes)
             accs = lax.fori_loop(0, walk.steps, step, start)
             for name, acc in zip(cut.makes, accs, strict=True):
-                block.results[name][b, rows, h, mine] = acc
+                block.results[name][b, rows, h, own_columns] = acc
 
-        pl.when(me == LOADER)(load)
-        pl.when(me != LOADER)(compute)
+        pl.when(warpgroup == PRODUCER)(load)
+        pl.when(warpgroup != PRODUCER)(compute)
 
     def inputs(*shape: int):
         return plgpu.SMEM(shape, problem.dtype, transforms=hopper.transforms(problem.dtype))

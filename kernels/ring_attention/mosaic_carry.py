@@ -1,7 +1,8 @@
-"""The carry of one block of threads: from device memory, and back with what was added.
+"""The carry of one thread block, from device memory and back with what was added.
 
-The old output comes through the memory that keys and values leave behind, all of it at once, while
-the last block is still being multiplied, and goes back from there: nothing waits for a copy alone.
+The old output is loaded into the memory that keys and values no longer need, all of it at once,
+while the last block is still being multiplied, and stored from there: nothing waits for a copy
+alone.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ WARPGROUPS = 2
 
 
 class Carries(NamedTuple):
-    """The carry in device memory: o [B, H, L, V], m and l [B, H, L in whole blocks]."""
+    """The carry in device memory: o [B, H, L, V], m and l [B, H, L padded to whole blocks]."""
 
     o: Any
     m: Any
@@ -28,7 +29,7 @@ class Carries(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A warpgroup's 64 rows and its columns of the output."""
+    """The 64 rows and the output columns of one warpgroup."""
 
     batch: Any
     head: Any
@@ -41,25 +42,25 @@ class Place(NamedTuple):
         return self.batch, self.head, pl.ds(self.row, ROWS)
 
     def chunks(self, half: int) -> list[tuple]:
-        """Indices of o: what goes through the memory of the keys (0), or of the values (1)."""
+        """Return indices of o for the half that uses the memory of the keys (0) or values (1)."""
         count = self.columns // CHUNK // 2
         starts = range(half * count * CHUNK, (half + 1) * count * CHUNK, CHUNK)
         return [(*self.rows, pl.ds(self.column + x, CHUNK)) for x in starts]
 
 
 def memory(columns: int) -> Any:
-    """For half of both warpgroups' columns, `columns` each: lies over keys, or over values."""
+    """Return memory for half of both warpgroups' columns, `columns` each, over keys or values."""
     shape = (WARPGROUPS, columns // CHUNK // 2, ROWS, CHUNK)
     return plgpu.SMEM(shape, "float32", transforms=hopper.transforms("float32"))
 
 
 def barriers(columns: int) -> Any:
-    """One for each half of each warpgroup: [half * WARPGROUPS + warpgroup]."""
+    """Return a barrier per half and warpgroup: [half * WARPGROUPS + warpgroup]."""
     return plgpu.Barrier(num_arrivals=columns // CHUNK // 2, num_barriers=2 * WARPGROUPS)
 
 
 def rows_memory(tiles: int) -> Any:
-    """For m and l of so many tiles of 64 rows. Its barriers are `rows_barriers`."""
+    """Return memory for m and l of a number of 64-row tiles. Its barriers are `rows_barriers`."""
     return plgpu.SMEM((tiles, 2, ROWS), "float32")
 
 
@@ -68,10 +69,11 @@ def rows_barriers(tiles: int) -> Any:
 
 
 def start(old: Carries, place: Place, memory, arrived, copies: Any = True) -> State:
-    """The state before any block: nothing added, maxima and sums of the carry.
+    """Return the state before any block: nothing added, maxima and sums of the carry.
 
     Args:
-      memory, arrived: of this tile's rows. copies: of several warpgroups that share them, one.
+      memory, arrived: memory and barrier of this tile's rows. copies: whether this warpgroup loads
+        them: true on one of those that share them.
     """
 
     @pl.when(copies)
@@ -86,12 +88,12 @@ def start(old: Carries, place: Place, memory, arrived, copies: Any = True) -> St
 
 
 def prefetch(old: Carries, place: Place) -> None:
-    """Brings the old output from device memory to L2, where `load` then finds it."""
+    """Prefetch the old output from device memory to L2, for `load`."""
     plgpu.async_prefetch(old.o.at[(*place.rows, pl.ds(place.column, place.columns))])
 
 
 def load(old: Carries, place: Place, half: int, warpgroup: int, memory, arrived) -> None:
-    """Starts the copies of one half; its memory must be free."""
+    """Start the copies of one half, whose memory must be free."""
     for x, piece in enumerate(place.chunks(half)):
         plgpu.copy_gmem_to_smem(
             old.o.at[piece], memory.at[warpgroup, x], arrived.at[half * WARPGROUPS + warpgroup]
@@ -102,11 +104,11 @@ def add_and_store(
     new: Carries, place: Place, state: State, m_old: jax.Array, warpgroup, memories, arrived,
     rows_memory, copies_rows: Any = True,
 ) -> None:  # fmt: skip
-    """The new carry. Rows of o beyond the last are neither read nor written: copies stop there.
+    """Write the new carry. Copies stop at the last row of o: none beyond is read or written.
 
     Args:
-      state: what `start` gave, with blocks added. m_old: the maxima of `start`.
-      memories: of both halves of o. rows_memory, copies_rows: as in `start`.
+      state: the state of `start` with blocks added. m_old: the maxima of `start`.
+      memories: memory of both halves of o. rows_memory, copies_rows: as in `start`.
     """
 
     @pl.when(copies_rows)

@@ -1,8 +1,8 @@
-"""The walk of one warpgroup over its blocks of keys, one product after the other or overlapped.
+"""The loop of one warpgroup over its blocks of keys, with products in sequence or overlapped.
 
-In turn (`walk`): scores of block j, softmax of j, values of j. A warpgroup's tensor cores idle
-during its softmax, unless the other one's products fall there: `turns` makes them, by a baton that
-the two hand to each other (FlashAttention-3's ping-pong).
+In sequence (`walk`): scores of block j, softmax of j, values of j. The tensor cores idle during a
+warpgroup's softmax, unless the other warpgroup's products run then: `turns` ensures that, by a pair
+of barriers with which the two alternate (FlashAttention-3's ping-pong).
 Overlapped (`walk_ahead`): scores of block j are issued before the values of j - 1, and the softmax
 of j runs while those multiply (FlashAttention-3's pipeline within a warpgroup).
 """
@@ -24,16 +24,16 @@ from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem, State,
 
 
 class Blocks(NamedTuple):
-    """Where a warpgroup's products come from; j is the number of a block.
+    """The operations of a warpgroup on its blocks of keys; j is the number of a block.
 
     Attributes:
-      keys: of a block.
+      keys: keys per block.
       multiply: (j, out) issues queries by keys into the accumulator `out`.
-      scores: (j, product) gives keys j back; whole and masked scores from that product.
+      scores: (j, product) releases keys j and returns the whole, masked scores of that product.
       values: (j) waits for values j, in shared memory.
-      free: (j) gives values j back.
-      prepare: (j) waits for what the next block begins with; -1 before the first. All later ones
-        while products are under way.
+      free: (j) releases values j.
+      prepare: (j) waits for the first operands of block j + 1; -1 before the first block. All
+        later calls are made while products are under way.
       take_turn, pass_turn: products are issued between the two.
     """
 
@@ -51,7 +51,7 @@ class Blocks(NamedTuple):
 
 
 def walk(blocks: Blocks, steps, state: State, problem: Problem) -> State:
-    """Adds blocks 0 to steps - 1 to the state; it starts and ends with the turn taken."""
+    """Add blocks 0 to steps - 1 to the state; it starts and ends with the turn taken."""
 
     def step(j, state):
         def multiply(out):
@@ -62,7 +62,7 @@ def walk(blocks: Blocks, steps, state: State, problem: Problem) -> State:
         scores = blocks.scores(j, pl.run_scoped(multiply, blocks.accumulator()))
         m, l, p, shrink = soften(state.m, state.l, scores, problem)
         acc = state.acc * down(shrink, state.acc.shape)
-        # None of this may slip behind the turn: there the other one waits.
+        # None of this may move past take_turn: the other warpgroup would wait for it.
         acc, m, l, p = lax.optimization_barrier((acc, m, l, p.astype(problem.dtype)))
         values = blocks.values(j)
         blocks.take_turn()
@@ -75,7 +75,7 @@ def walk(blocks: Blocks, steps, state: State, problem: Problem) -> State:
 
 
 def walk_ahead(blocks: Blocks, steps, state: State, problem: Problem) -> State:
-    """As `walk`, with each block's softmax behind the values of the one before."""
+    """Do what `walk` does, overlapping each block's softmax with the product of the last values."""
 
     zero = i32(0)
 
@@ -95,7 +95,7 @@ def walk_ahead(blocks: Blocks, steps, state: State, problem: Problem) -> State:
         blocks.free(j - 1)
         return state._replace(acc=state.acc * down(shrink, state.acc.shape)), p
 
-    # The accumulator is empty so far: nothing to shrink.
+    # The accumulator is still empty: nothing to rescale.
     start = State(state.acc, m, l), p.astype(problem.dtype)
     state, p = lax.fori_loop(1, steps, step, start)
     values = blocks.values(steps - 1)
@@ -106,12 +106,12 @@ def walk_ahead(blocks: Blocks, steps, state: State, problem: Problem) -> State:
 
 
 def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Problem):
-    """Adds p by values j - 1, and softens the scores of block j meanwhile.
+    """Add p by values j - 1, and meanwhile compute the softmax of block j's scores.
 
-    Returns the state, its accumulator not yet shrunk; the weights of block j; and by how much to
-    shrink.
+    Returns the state, whose accumulator is not yet rescaled; the weights of block j; and the factor
+    to rescale by.
     """
-    if interpreter() is not None:  # it has no accumulators with a start value
+    if interpreter() is not None:  # it supports no accumulator with a start value
 
         def multiply(out):
             blocks.take_turn()
@@ -134,14 +134,14 @@ def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Proble
             acc, *softened = refs
             plgpu.wgmma(acc, p, values)
             blocks.pass_turn()
-            # At most the second product is still under way. The barriers keep what is between them
-            # between them: arithmetic on registers moves freely otherwise.
+            # At most the second product is still under way. The barriers keep the code between them
+            # in place: arithmetic on registers moves freely otherwise.
             scores = lax.optimization_barrier(plgpu.wgmma_accumulator_load(product, wait_n=1))
             new = soften(state.m, state.l, blocks.scores(j, scores), problem)
             for ref, value in zip(softened, lax.optimization_barrier(new), strict=True):
                 ref[...] = value
-            # It waits, hence branches, and the assembler does not move the wait for the second
-            # product over a branch. Without, that came before the exponentials.
+            # `prepare` waits, hence branches, and the assembler does not move the wait for the
+            # second product over a branch. Without it, that wait came before the exponentials.
             blocks.prepare(j)
 
         empty = plgpu.layout_cast(jnp.zeros((ROWS, blocks.keys), jnp.float32), SCORES)
@@ -149,8 +149,8 @@ def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Proble
         return pl.run_state(meanwhile)((start, state.m, state.l, empty, state.l))
 
     acc, m, l, p_new, shrink = pl.run_scoped(issue, blocks.accumulator())
-    # The product read p until now, but the compiler believes that it was done when it was issued.
-    # Rounded before, the new weights would have been written over the old ones.
+    # The product read p until now, but the compiler believes it was done when it was issued: if
+    # rounded earlier, the new weights would overwrite the old ones.
     p_new = lax.optimization_barrier(p_new).astype(problem.dtype)
     return State(acc, m, l), p_new, shrink
 
@@ -158,11 +158,11 @@ def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Proble
 def add(
     acc: jax.Array, p: jax.Array, v_ref, meanwhile: Callable[[], None] | None = None
 ) -> jax.Array:
-    """acc + p [64, keys], from registers, by v [keys, columns], in shared memory."""
+    """Return acc + p [64, keys], in registers, by v [keys, columns], in shared memory."""
     if interpreter() is not None:
-        # Nor has it an operand from registers.
+        # Nor does it support an operand in registers.
         values = v_ref[...].astype(jnp.float32)
-        plgpu.commit_smem()  # what wgmma, which reads as the copies write, need not do
+        plgpu.commit_smem()  # a fence for what threads have read; wgmma needs none
         if meanwhile is not None:
             meanwhile()
         return acc + jnp.dot(p.astype(jnp.float32), values)

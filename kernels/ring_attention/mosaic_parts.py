@@ -1,7 +1,7 @@
-"""What both Mosaic kernels do with a block of scores: the mask and online softmax.
+"""Operations of both Mosaic kernels on a block of scores: the mask and online softmax.
 
-Arrays here are register tiles of one warpgroup, in the layout of wgmma's results. Maxima are in
-units of log2 (the score times scale times log2(e)), so that each exponential is one exp2.
+Arrays are register tiles of one warpgroup, in the layout of wgmma's results. Maxima are in units of
+log2 (the score times scale times log2(e)), so that each exponential is one exp2.
 """
 
 import math
@@ -21,12 +21,12 @@ from parallax.kernels.ring_attention.tiles import Tile
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA
 ROW = plgpu.Layout.WGMMA.reduce(1)
-# Blocks before the last one at which the old output is on its way to L2.
+# The old output is prefetched to L2 this many blocks before the end.
 NEAR = 4
 
 
 class Problem(NamedTuple):
-    """What a kernel is made for; all of it known when it is traced."""
+    """The static parameters of a kernel, all known when it is traced."""
 
     is_causal: bool
     scale: float
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """Attention of one warpgroup's rows so far: [64, columns], [64] and [64] float32."""
+    """The attention of one warpgroup's rows so far: [64, columns], [64] and [64] float32."""
 
     acc: jax.Array
     m: jax.Array
@@ -44,14 +44,14 @@ class State(NamedTuple):
 
 
 class Here(NamedTuple):
-    """What one block of threads works on.
+    """The work of one thread block.
 
     Attributes:
-      batch, head: of the queries. kv_head: of the keys and values.
-      first_row: its queries start there.
-      limit: keys from here on do not count.
-      steps: blocks of keys that some row of its cluster sees, at least one: no barrier then waits
-        for a copy that nobody asked for.
+      batch, head: sequence and head of the queries. kv_head: head of the keys and values.
+      first_row: first query.
+      limit: keys from this index on do not count.
+      steps: blocks of keys that some row of its cluster sees; at least one, so that every barrier
+        has a copy to wait for.
     """
 
     batch: jax.Array
@@ -63,11 +63,11 @@ class Here(NamedTuple):
 
 
 def here(problem: Problem, tile: Tile, limit) -> Here:
-    """From the axes of the grid, "batch", "heads" and "rows" (the quickest)."""
-    place, head = lax.axis_index("rows"), lax.axis_index("heads")
+    """Return this block's work, from the grid's axes "batch", "heads" and "rows" (the fastest)."""
+    block, head = lax.axis_index("rows"), lax.axis_index("heads")
     if problem.is_causal:  # the rows with the most work first
-        place = lax.axis_size("rows") - 1 - place
-    first_row = place * tile.cluster_queries
+        block = lax.axis_size("rows") - 1 - block
+    first_row = block * tile.cluster_queries
     seen = jnp.minimum(limit, first_row + tile.cluster_queries) if problem.is_causal else limit
     if tile.cluster > 1:
         first_row += lax.axis_index("cluster") * tile.queries
@@ -78,14 +78,14 @@ def here(problem: Problem, tile: Tile, limit) -> Here:
 
 
 def multicast(tile: Tile) -> dict:
-    """How a block of keys or values is copied: each of a cluster loads a part, for all of it."""
+    """Return the copy options of keys and values: in a cluster, each block loads a part for all."""
     return {} if tile.cluster == 1 else {"collective_axes": "cluster"}
 
 
 def in_order(
     steps, tile: Tile, fetch_keys: Callable, fetch_values: Callable, near_the_end: Callable
 ) -> None:
-    """Fetches all blocks as they are used: with `ahead`, keys come a block before values."""
+    """Fetch all blocks in the order of use: with `ahead`, keys come one block before values."""
     lag = int(tile.ahead)
 
     @pl.loop(0, steps + lag)
@@ -96,7 +96,7 @@ def in_order(
 
 
 def free_barriers(tile: Tile, arrivals: int, count: int) -> Any:
-    """Memory that may be written again: in a cluster once all of it says so, as all write it."""
+    """Return the empty barriers; in a cluster all blocks must arrive, as each writes to all."""
     if tile.cluster == 1:
         return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
     return plgpu.ClusterBarrier(
@@ -105,23 +105,23 @@ def free_barriers(tile: Tile, arrivals: int, count: int) -> Any:
 
 
 def down(rows: jax.Array, shape) -> jax.Array:
-    """A value for each row, for each column."""
+    """Broadcast a value per row to all columns of a shape."""
     return lax.broadcast_in_dim(rows, shape, [0])
 
 
 def mask(scores: jax.Array, problem: Problem, limit, j, first_row) -> jax.Array:
-    """Scores of key block j, -inf where the query does not see the key.
+    """Set scores of key block j to -inf where the query does not see the key.
 
-    In a branch inside the one loop: a second loop for masked blocks costs registers. Eight columns
-    at a time: the compiler keeps what does not change with j, and that is now two columns of a
-    thread instead of `keys / 4`.
+    A branch inside the one loop does it: a second loop for masked blocks costs registers. It works
+    on eight columns at a time, since the compiler keeps what does not change with j in registers:
+    two columns per thread instead of `keys / 4`.
     """
 
     keys = scores.shape[1]
 
     def hide(scores):
         shape = (ROWS, 8)
-        # The first key that does not count, seen from the block's first.
+        # The first key that does not count, relative to the block's first.
         bound = limit - j * keys
         if problem.is_causal:
             rows = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=SCORES)
@@ -141,12 +141,12 @@ def mask(scores: jax.Array, problem: Problem, limit, j, first_row) -> jax.Array:
 
 
 def finite(m: jax.Array) -> jax.Array:
-    """0 in place of the -inf of a row that has seen no key, so that no inf - inf appears."""
+    """Replace the -inf of a row that has seen no key by 0, to avoid inf - inf."""
     return jnp.where(m == -jnp.inf, 0.0, m)
 
 
 def soften(m: jax.Array, l: jax.Array, scores: jax.Array, problem: Problem) -> tuple:
-    """Takes scores in. Returns m, l, the weights p in float32, and how much older sums shrink."""
+    """Update the online softmax; return m, l, float32 weights p, and the factor of older sums."""
     factor = problem.scale * LOG2_E
     m_new = jnp.maximum(m, scores.max(axis=1) * factor)
     base = finite(m_new)

@@ -1,4 +1,4 @@
-"""Head dims up to 256: each computing warpgroup has 64 queries and all of their output."""
+"""The forward kernel for head dims up to 256: 64 queries per consumer warpgroup, all output."""
 
 import functools
 
@@ -16,106 +16,115 @@ from parallax.kernels.ring_attention.mosaic_loop import Blocks, walk, walk_ahead
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.tiles import Tile
 
-LOADER = WARPGROUPS
+PRODUCER = WARPGROUPS
 
 
 def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, tile: Tile):
-    """Body of one block of threads; arguments are arrays in device memory."""
+    """The body of one thread block; arguments are arrays in device memory."""
     old, new, stages = Carries(o, m, l), Carries(o_new, m_new, l_new), tile.stages
-    me = lax.axis_index("warpgroup")
+    warpgroup = lax.axis_index("warpgroup")
 
-    def place(here, warpgroup) -> Place:
-        row = here.first_row + warpgroup * ROWS
-        return Place(here.batch, here.head, row, 0, problem.width)
+    def place_of(work, warpgroup) -> Place:
+        row = work.first_row + warpgroup * ROWS
+        return Place(work.batch, work.head, row, 0, problem.width)
 
     def scope(
-        q_mem, k_union, v_union, ml_mem, q_here, k_here, v_here, k_free, v_free, o_here, ml_here,
-        turn,
+        q_mem, k_union, v_union, ml_mem, q_full, k_full, v_full, k_empty, v_empty, o_full, ml_full,
+        turn_barrier,
     ):  # fmt: skip
         (k_mem, o_first), (v_mem, o_second) = k_union, v_union
 
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
-            here = parts.here(problem, tile, limit[0])
+            work = parts.here(problem, tile, limit[0])
 
-            def fetch(j, source, memory, arrived, free):
-                slot = lax.rem(j, i32(stages))
-                pl.when(j >= stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
-                keys = (here.batch, pl.ds(j * tile.keys, tile.keys), here.kv_head)
+            def fetch(j, source, memory, full, empty):
+                stage = lax.rem(j, i32(stages))
+                pl.when(j >= stages)(functools.partial(plgpu.barrier_wait, empty.at[stage]))
+                keys = (work.batch, pl.ds(j * tile.keys, tile.keys), work.kv_head)
                 plgpu.copy_gmem_to_smem(
-                    source.at[keys], memory.at[slot], arrived.at[slot], **parts.multicast(tile)
+                    source.at[keys], memory.at[stage], full.at[stage], **parts.multicast(tile)
                 )
 
             def prefetch():
                 for w in range(WARPGROUPS):
-                    carry.prefetch(old, place(here, w))
+                    carry.prefetch(old, place_of(work, w))
 
             parts.in_order(
-                here.steps, tile, lambda j: fetch(j, k, k_mem, k_here, k_free),
-                lambda j: fetch(j, v, v_mem, v_here, v_free), prefetch,
+                work.steps, tile, lambda j: fetch(j, k, k_mem, k_full, k_empty),
+                lambda j: fetch(j, v, v_mem, v_full, v_empty), prefetch,
             )  # fmt: skip
-            for half, (free, memory) in enumerate(((k_free, o_first), (v_free, o_second))):
-                # In a cluster the others arrive here too: none may leave before.
-                @pl.loop(lax.max(here.steps - stages, i32(0)), here.steps)
-                def _(j, free=free):
-                    plgpu.barrier_wait(free.at[lax.rem(j, i32(stages))])
+            for half, (empty, memory) in enumerate(((k_empty, o_first), (v_empty, o_second))):
+                # In a cluster the other blocks arrive at this barrier too: none may exit before.
+                @pl.loop(lax.max(work.steps - stages, i32(0)), work.steps)
+                def _(j, empty=empty):
+                    plgpu.barrier_wait(empty.at[lax.rem(j, i32(stages))])
 
                 for warpgroup in range(WARPGROUPS):
-                    carry.load(old, place(here, warpgroup), half, warpgroup, memory, o_here)
+                    carry.load(old, place_of(work, warpgroup), half, warpgroup, memory, o_full)
 
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            here = parts.here(problem, tile, limit[0])
-            mine = place(here, me)
+            work = parts.here(problem, tile, limit[0])
+            own = place_of(work, warpgroup)
             plgpu.copy_gmem_to_smem(
-                q.at[here.batch, pl.ds(mine.row, ROWS), here.head], q_mem.at[me], q_here.at[me]
+                q.at[work.batch, pl.ds(own.row, ROWS), work.head],
+                q_mem.at[warpgroup],
+                q_full.at[warpgroup],
             )
-            state = carry.start(old, mine, ml_mem.at[me], ml_here.at[me])
-            plgpu.barrier_wait(q_here.at[me])
+            state = carry.start(old, own, ml_mem.at[warpgroup], ml_full.at[warpgroup])
+            plgpu.barrier_wait(q_full.at[warpgroup])
 
             def multiply(j, out):
-                slot = lax.rem(j, i32(stages))
-                plgpu.wgmma(out, q_mem.at[me], k_mem.at[slot].transpose((1, 0)))
+                stage = lax.rem(j, i32(stages))
+                plgpu.wgmma(out, q_mem.at[warpgroup], k_mem.at[stage].transpose((1, 0)))
 
             def scores(j, product):
-                plgpu.barrier_arrive(k_free.at[lax.rem(j, i32(stages))])
-                return parts.mask(product, problem, here.limit, j, mine.row)
+                plgpu.barrier_arrive(k_empty.at[lax.rem(j, i32(stages))])
+                return parts.mask(product, problem, work.limit, j, own.row)
 
             def values(j):
-                slot = lax.rem(j, i32(stages))
-                plgpu.barrier_wait(v_here.at[slot])
-                return v_mem.at[slot]
+                stage = lax.rem(j, i32(stages))
+                plgpu.barrier_wait(v_full.at[stage])
+                return v_mem.at[stage]
 
-            def free(j):
-                plgpu.barrier_arrive(v_free.at[lax.rem(j, i32(stages))])
+            def release(j):
+                plgpu.barrier_arrive(v_empty.at[lax.rem(j, i32(stages))])
 
             def prepare(j):
                 def wait():
-                    plgpu.barrier_wait(k_here.at[lax.rem(i32(j + 1), i32(stages))])
+                    plgpu.barrier_wait(k_full.at[lax.rem(i32(j + 1), i32(stages))])
 
-                pl.when(j + 1 < here.steps)(wait)
+                pl.when(j + 1 < work.steps)(wait)
 
             def take_turn():
                 if tile.turns:
-                    plgpu.barrier_wait(turn.at[me])
+                    plgpu.barrier_wait(turn_barrier.at[warpgroup])
 
             def pass_turn():
                 if tile.turns:
-                    plgpu.barrier_arrive(turn.at[1 - me])
+                    plgpu.barrier_arrive(turn_barrier.at[1 - warpgroup])
 
             blocks = Blocks(
-                tile.keys, multiply, scores, values, free, prepare, take_turn, pass_turn
+                tile.keys, multiply, scores, values, release, prepare, take_turn, pass_turn
             )
-            # The first turn is that of 0, who also ends the last one of 1.
-            pl.when(me == 1)(take_turn)
-            added = (walk_ahead if tile.ahead else walk)(blocks, here.steps, state, problem)
-            pl.when(me == 0)(pass_turn)
+            # Warpgroup 0 has the first turn, and also ends the last one of 1.
+            pl.when(warpgroup == 1)(take_turn)
+            added = (walk_ahead if tile.ahead else walk)(blocks, work.steps, state, problem)
+            pl.when(warpgroup == 0)(pass_turn)
             carry.add_and_store(
-                new, mine, added, state.m, me, (o_first, o_second), o_here, ml_mem.at[me]
+                new,
+                own,
+                added,
+                state.m,
+                warpgroup,
+                (o_first, o_second),
+                o_full,
+                ml_mem.at[warpgroup],
             )
 
-        pl.when(me == LOADER)(load)
-        pl.when(me != LOADER)(compute)
+        pl.when(warpgroup == PRODUCER)(load)
+        pl.when(warpgroup != PRODUCER)(compute)
 
     def inputs(count: int, rows: int):
         return plgpu.SMEM(

@@ -1,6 +1,6 @@
-"""The step in plain XLA: blocks of queries by blocks of keys, never holding L x M scores.
+"""The step in plain XLA, by blocks of queries and keys, never holding L x M scores.
 
-The visible block pairs are a static list, and one scan walks it: masked blocks cost nothing.
+The visible block pairs are a static list, and one scan visits it: masked blocks cost nothing.
 Shapes: B batch, L queries, M keys, G key/value heads, R query heads of each, K head_dim.
 """
 
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Longest run of tokens handled as one block. Beyond it, blocks shrink to BLOCK: with 20 of them at
-# 10,000 tokens a causal mask costs 0.525 of the full product.
+# Most tokens handled as one block. Beyond, blocks shrink to BLOCK: with 20 of them at 10,000 tokens
+# a causal mask costs 0.525 of the full product.
 WHOLE = 1024
 BLOCK = 512
 
 
 class Mask(NamedTuple):
-    """Which keys a query sees; see `api.attention_step`."""
+    """The mask that says which keys a query sees; see `api.attention_step`."""
 
     is_causal: bool
     q_segment_ids: jax.Array | None
@@ -27,7 +27,7 @@ class Mask(NamedTuple):
 
 
 def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None):
-    """Forward step; see `api.attention_step`. Returns (o, m, l)."""
+    """Run the forward step of `api.attention_step`; return (o, m, l)."""
     q = _group_heads(q, k.shape[2])
     shape, rows = o.shape, m.shape
     o, m, l = (x.reshape(x.shape[0], k.shape[2], -1, *x.shape[2:]) for x in (o, m, l))
@@ -42,7 +42,7 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None
         scores = blocks.hide(scores, i, j, -jnp.inf)
         o_i, m_i, l_i = blocks.q(o, i, 3), blocks.q(m, i, 3), blocks.q(l, i, 3)
         m_new = jnp.maximum(m_i, scores.max(-1))
-        # A row that has seen no key yet keeps m = -inf; 0 stands in so that no inf - inf appears.
+        # A row that has seen no key yet keeps m = -inf; 0 replaces it to avoid inf - inf.
         m_safe = jnp.where(jnp.isneginf(m_new), 0, m_new)
         p = jnp.exp(scores - m_safe[..., None])
         shrink = jnp.exp(m_i - m_safe)
@@ -64,7 +64,7 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None
 def step_backward(
     q, k, v, d_out, lse, delta, *, mask: Mask, scale: float, partial_over: str | None
 ):
-    """Backward step; see `api.attention_step_backward`. Returns (dq, dk, dv)."""
+    """Run the backward step of `api.attention_step_backward`; return (dq, dk, dv)."""
     q_shape, kv_heads, dtype = q.shape, k.shape[2], lse.dtype
     q, d_out = _group_heads(q, kv_heads), _group_heads(d_out, kv_heads)
     lse, delta = (x.reshape(x.shape[0], kv_heads, -1, x.shape[2]) for x in (lse, delta))
@@ -100,7 +100,7 @@ def step_backward(
 
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
-    """Scores of one head that a step computes: its visible blocks, whole and padded."""
+    """Count the scores of one head that a step computes: its visible blocks, whole and padded."""
     (q_count, q_size), (kv_count, kv_size) = _cut(q_length), _cut(kv_length)
     # A causal mask pairs blocks of equal length: those on and below the diagonal.
     pairs = q_count * (q_count + 1) // 2 if is_causal else q_count * kv_count
@@ -108,7 +108,7 @@ def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
 
 
 def check_lengths(q_length: int, kv_length: int, is_causal: bool) -> None:
-    """ValueError where a causal mask has no diagonal."""
+    """Raise ValueError if the mask is causal and the lengths differ."""
     if is_causal and q_length != kv_length:
         raise ValueError(
             f"attention_step: is_causal pairs query i with key i, but there are {q_length} "
@@ -117,12 +117,12 @@ def check_lengths(q_length: int, kv_length: int, is_causal: bool) -> None:
 
 
 def block_size(length: int) -> int:
-    """Tokens of one block of queries or keys."""
+    """Return the number of tokens per block of queries or keys."""
     return _cut(length)[1]
 
 
 def accumulator_dtype(dtype) -> jnp.dtype:
-    """float32, or float64 for float64."""
+    """Return the accumulator's dtype: float32, or float64 for float64."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
@@ -137,7 +137,7 @@ def _scores(q_i, k_j, scale, partial_over):
 
 
 def _whole(partial, axis: str | None):
-    """A product over this device's slice of head_dim, summed over the devices of the slices."""
+    """Sum a product over this device's slice of head_dim over the devices of all slices."""
     return partial if axis is None else lax.psum(partial, axis)
 
 
@@ -147,7 +147,7 @@ def _group_heads(x_BLHK, kv_heads):
 
 
 class _Blocks:
-    """Cuts queries and keys into equal blocks and knows which pairs are visible."""
+    """The equal blocks of queries and keys, and which pairs of them are visible."""
 
     def __init__(self, q_length: int, kv_length: int, mask: Mask):
         self.q_length, self.kv_length, self.mask = q_length, kv_length, mask
@@ -177,7 +177,7 @@ class _Blocks:
         return self._put(x, block, j, self.kv_count, self.kv_size, axis)
 
     def hide(self, x, i, j, value):
-        """`x` [B, G, R, q block, kv block] with `value` where the query does not see the key."""
+        """Set x [B, G, R, q block, kv block] to `value` where the query does not see the key."""
         rows = i * self.q_size + jnp.arange(self.q_size, dtype=jnp.int32)[:, None]
         columns = j * self.kv_size + jnp.arange(self.kv_size, dtype=jnp.int32)[None, :]
         seen = None
@@ -197,7 +197,7 @@ class _Blocks:
 
     @property
     def visible(self) -> list[tuple[int, int]]:
-        """Pairs (query block, key block) of which some query sees some key."""
+        """Pairs (query block, key block) in which some query sees some key."""
         return [
             (i, j)
             for i in range(self.q_count)
@@ -206,7 +206,7 @@ class _Blocks:
         ]
 
     def walk(self, pair, carry):
-        """Folds `pair` over the visible block pairs."""
+        """Fold `pair` over the visible block pairs."""
         visible = self.visible
         if len(visible) == 1:
             return pair(carry, (0, 0))[0]
@@ -231,7 +231,7 @@ class _Blocks:
 
 
 def _cut(length: int) -> tuple[int, int]:
-    """Number and size of equal blocks covering `length` tokens; the last may be padded."""
+    """Return the number and size of equal blocks over `length` tokens; the last may be padded."""
     if length <= WHOLE:
         return 1, length
     count = -(-length // BLOCK)

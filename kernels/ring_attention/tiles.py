@@ -1,24 +1,24 @@
-"""What the Mosaic kernels support and how they cut it: some configurations for each head_dim.
+"""What the Mosaic kernels support and how they tile it, with some configurations per head_dim.
 
-Two shapes of kernel (Hopper; one warpgroup loads, two compute):
-  rows: each computing warpgroup has 64 queries and all of their output, up to 256 wide.
+There are two kernels (Hopper; one producer and two consumer warpgroups):
+  rows: each consumer warpgroup has 64 queries and all of their output, up to 256 wide.
   wide: both share 64 queries; each has half of the output's columns, since 64 x 512 float32 do not
     fit a warpgroup's registers. Each also multiplies half of head_dim, and the two add scores.
 
-What bounds them (derived; assumed: 132 multiprocessors at 1.755 GHz, 4,096 FLOPs and 128 bytes of
-shared memory a cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
-  L2: a block of threads reads all K and V for its queries, 1 byte for as many FLOPs as it has
-    queries. 128 (rows): 704 TFLOP/s; 64 (wide): 352; a cluster of two doubles both.
+Their bounds (derived; assumed: 132 multiprocessors at 1.755 GHz, 4,096 FLOPs and 128 bytes of
+shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
+  L2: a thread block reads all K and V for its queries, 1 byte for as many FLOPs as it has queries.
+    128 (rows): 704 TFLOP/s; 64 (wide): 352; a cluster of two doubles both.
   Shared memory, wide, a block of 64 keys (8.4 MFLOPs, 2,048 cycles of the tensor cores): 128 KB
     arrive, products read 128 KB of Q and K and 64 KB of V, the exchange of scores moves 64 KB:
     3,072 cycles, 633 TFLOP/s. Rows, 256: 256 KB, the tensor cores' 2,048 cycles; 128: 224 KB.
-  Device memory: blocks of threads of one head run side by side (10,000 queries are 79 or 157 of
-    them), and its 20 MB of K and V (head_dim 512) stay in the 50 MB of L2: 16 heads read 0.33 GB
-    once. With heads side by side instead, all 0.33 GB pass for each of 19 waves: 6.2 GB, 1.4 ms
-    of the 7.3 ms that 450 TFLOP/s take.
-  The carry: 4 bytes of o in and out a query and column: at 625 queries and keys (a sixteenth)
-    head_dim 512 moves 2.6 MB for 0.8 GFLOPs, 0.6 us beside 1.8 us at 450 TFLOP/s, behind the last
-    blocks if its way is short: it is brought to L2 before.
+  Device memory: thread blocks of one head run concurrently (79 or 157 of them for 10,000 queries),
+    and the head's 20 MB of K and V (head_dim 512) stay in the 50 MB of L2: 16 heads read 0.33 GB
+    once. With heads running concurrently instead, all 0.33 GB are read in each of 19 waves: 6.2 GB,
+    1.4 ms of the 7.3 ms at 450 TFLOP/s.
+  The carry: 4 bytes of o in and out per query and column: at 625 queries and keys (a sixteenth)
+    head_dim 512 moves 2.6 MB for 0.8 GFLOPs, 0.6 us beside 1.8 us at 450 TFLOP/s, hidden by the
+    last blocks if its latency is short: it is prefetched to L2.
 """
 
 from typing import NamedTuple
@@ -27,24 +27,24 @@ from parallax.kernels import dispatch
 from parallax.kernels.chip import DTYPES, ROWS
 from parallax.kernels.validation import Kind
 
-# Copies take whole 8-row tiles of queries, keys, values and output.
+# Copies move whole 8-row tiles of queries, keys, values and output.
 COPIED_ROWS = 8
-# Columns of the float32 output that are folded into the carry at a time: 128 bytes, one swizzle.
+# Columns of the float32 output added to the carry at a time: 128 bytes, one swizzle.
 CHUNK = 32
 
 
 class Tile(NamedTuple):
-    """One configuration.
+    """One tiling of the forward kernel.
 
     Attributes:
-      keys: key/value rows of a block, a multiple of 64.
+      keys: key/value rows per block, a multiple of 64.
       stages: blocks of keys and of values in shared memory at a time.
-      wide: both computing warpgroups share 64 queries (see above).
-      cluster: neighbouring blocks of threads that read each block of keys and values from L2 once,
-        by multicast: 1 or 2.
-      ahead: the softmax of a block runs behind the values of the one before.
-      turns: the two warpgroups take turns at the tensor cores. Not for the wide kernel, whose
-        warpgroups work on the same scores.
+      wide: whether both consumer warpgroups share 64 queries (see above).
+      cluster: neighbouring thread blocks that read each block of keys and values from L2 once, by
+        multicast: 1 or 2.
+      ahead: whether a block's softmax overlaps with the product of the previous block's values.
+      turns: whether the two warpgroups alternate at the tensor cores. Not for the wide kernel,
+        whose warpgroups work on the same scores.
     """
 
     keys: int
@@ -56,16 +56,16 @@ class Tile(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """Query rows of one block of threads."""
+        """Number of query rows per thread block."""
         return ROWS if self.wide else 2 * ROWS
 
     @property
     def cluster_queries(self) -> int:
-        """Query rows that share their keys."""
+        """Number of query rows that share their keys."""
         return self.queries * self.cluster
 
 
-# Ways to cut each head_dim that are timed side by side. All compute the same.
+# Tilings of each head_dim that are timed side by side. All compute the same.
 _ROWS = {
     64: Tile(keys=128, stages=2),
     128: Tile(keys=128, stages=2),
@@ -88,24 +88,24 @@ CANDIDATES[512] = {
     "ahead, cluster": _WIDE._replace(ahead=True, cluster=2),
 }
 
-# What runs. No GPU has timed them yet: the plainest, until one has.
+# The tiling that runs: the plainest, until a GPU has timed them.
 DEFAULT = "plain"
 TILES = {head_dim: candidates[DEFAULT] for head_dim, candidates in CANDIDATES.items()}
 
 
 def kind_of(q, is_causal: bool) -> Kind:
-    """What the record is asked for: the cut that runs."""
+    """Return the key of the kernel's runs in the record, for the tiling that runs."""
     return Kind(q.shape[-1], q.dtype.name, is_causal, DEFAULT)
 
 
 def unsupported(
     q, k, v, scale: float, segments: bool, partial_over: str | None, d_out=None
 ) -> str | None:
-    """Why the kernels cannot do this, in a few words; None if they can.
+    """Return why the kernels do not support this, in a few words; None if they do.
 
     Args:
       q, k, v: [B, L, H, K], [B, M, G, K], [B, M, G, V]. Others as in `api.attention_step`.
-      d_out: [B, L, H, V], of the backward step.
+      d_out: [B, L, H, V], gradient of the output in the backward step.
     """
     if d_out is not None and d_out.dtype != q.dtype:
         return f"d_out is {d_out.dtype} and q {q.dtype}, and it has one dtype for both"
@@ -124,7 +124,7 @@ def unsupported(
 
 
 def score_elements(q_length: int, kv_length: int, is_causal: bool, tile: Tile) -> int:
-    """Scores of one head that a step computes: its visible blocks, whole and padded."""
+    """Count the scores of one head that a step computes: its visible blocks, whole and padded."""
     rows, total = tile.cluster_queries, 0
     for first in range(0, q_length, rows):
         keys = min(kv_length, first + rows) if is_causal else kv_length

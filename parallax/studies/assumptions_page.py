@@ -1,4 +1,4 @@
-"""docs/generated/assumptions.md from the papers' data: run this module with the file's name."""
+"""Generator of docs/generated/assumptions.md: run this module with the file's name."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ equal. What the papers claim is in [claims.md](claims.md).
 
 
 def assumptions_markdown() -> str:
-    """The whole page: what all papers share, then each paper's own."""
+    """Render the whole page: the assumptions that all papers share, then each paper's own."""
     shared = common_assumptions(microbatches=MICROBATCHES)
     parts = [_HEAD, "## In all papers, where a paper does not say otherwise\n", _table(shared)]
     for paper in PAPERS.values():

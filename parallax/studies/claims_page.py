@@ -13,12 +13,12 @@ from parallax.papers.results import VERDICTS, Audited
 from parallax.report.audit import HEADS, audit_rows, counts, counts_line
 
 _STYLES = {"good": "green", "bad": "bold red", "none": "yellow"}
-# Columns and their widths; the reason takes what is left of 100 columns or more.
+# Widths of columns; the reason takes the rest of 100 columns or more.
 _WIDTHS = {"line": 5, "figure": 19, "claimed": 10, "derived": 13, "verdict": 14}
 
 _LEGEND = (
-    "claimed: as printed. derived: by closed form, from the paper's own setup and figures; of a "
-    "TPS the most that peak rates allow. line: of the paper's text."
+    "claimed: as printed. derived: by closed form, from the paper's own setup and figures; for a "
+    "TPS, the most that peak rates allow. line: in the paper's text."
 )
 
 _HEAD = """# Claims audit
@@ -36,10 +36,10 @@ is possible, against the cost model's closed form (modelled, 80 % error bars;
 def audit_table(
     audits: Mapping[str, Sequence[Audited]], papers: Mapping[str, Paper]
 ) -> RenderableType:
-    """A table a paper, then the counts; reads at 100 columns.
+    """Render a table per paper, then the counts, for a terminal of 100 columns.
 
     Args:
-      audits: name of a paper -> its figures, audited.
+      audits: name of a paper -> its audited figures.
       papers: by the same names.
     """
     blocks: list[RenderableType] = []
@@ -54,7 +54,7 @@ def audit_table(
 
 
 def audit_markdown(audits: Mapping[str, Sequence[Audited]], papers: Mapping[str, Paper]) -> str:
-    """The page of all papers: counts first, then each paper's table."""
+    """Render the page of all papers: counts first, then each paper's table."""
     lines = [_HEAD, "| verdict | " + " | ".join(f"`{n}`" for n in audits) + " |"]
     lines.append("|---|" + "---:|" * len(audits))
     for verdict in VERDICTS:
@@ -73,7 +73,7 @@ def audit_markdown(audits: Mapping[str, Sequence[Audited]], papers: Mapping[str,
 
 
 def audit_json(audited: Sequence[Audited]) -> list[dict[str, Any]]:
-    """Plain data, one entry a figure; every number with its unit and tag."""
+    """Return plain data, one entry per figure; every number has its unit and tag."""
     return [_entry(a) for a in audited]
 
 

@@ -1,7 +1,7 @@
-"""What rematerialisation, donation and fusion each save of a paper's full-size program.
+"""The memory that rematerialisation, donation and fusion each save in a paper's full-size program.
 
-Programs are compiled for the paper's cluster with ample memory, so that XLA recomputes nothing of
-its own accord: two compilations of one program differ in one thing.
+Programs are compiled for the paper's cluster with ample memory, so that XLA recomputes nothing on
+its own: two compilations of one program differ in one thing.
 """
 
 import re
@@ -31,7 +31,7 @@ _CLAIMS: dict[Term, tuple[float, str]] = {
 _PROGRAMS: dict[Phase, str] = {
     "prefill": "prefill", "decode": "decoding step", "train": "training step"
 }  # fmt: skip
-# Operations that have no business in a kernel of their own where fusion works.
+# Operations that fusion should leave in no kernel of their own.
 _ELEMENTWISE = re.compile(r" (add|multiply|subtract|divide|exponential|select|convert)\(")
 
 
@@ -42,7 +42,7 @@ class _Compiled(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """A step, and how to compile it: rows name two of them."""
+    """A step and how to compile it; each row compares two of them."""
 
     phase: Phase
     remat: Remat = "microbatch"
@@ -53,15 +53,15 @@ class _Case(NamedTuple):
 def memory_terms(
     name: str, strategy_name: str = "layerwise", on_progress: Progress = lambda line: None
 ) -> tuple[tuple[MemoryTerm, ...], tuple[str, ...]]:
-    """Compiled bytes of one paper's programs under one strategy, in a child with no GPU.
+    """Compare compiled bytes of one paper's programs under one strategy, in a child with no GPU.
 
     Args:
-      name: of the paper.
-      strategy_name: of `STRATEGIES`.
-      on_progress: told of every compilation.
+      name: name of the paper.
+      strategy_name: a name of `STRATEGIES`.
+      on_progress: called with a line for every compilation.
 
     Returns:
-      A row for each comparison, and what was checked in the programs' text.
+      A row per comparison, and what was checked in the programs' text.
 
     Cost: ten compilations, some minutes.
     """
@@ -136,15 +136,15 @@ def _compile(name: str, strategy_name: str, case: _Case) -> _Compiled:
 
 
 def fused_kernels(text: str) -> int:
-    """Counts the fused computations of a module's text with several elementwise operations."""
-    found, inside = 0, False
+    """Count the fused computations of a module's text with several elementwise operations."""
+    fused, inside = 0, False
     count = 0
     for line in text.splitlines():
         if line.startswith("%") and line.rstrip().endswith("{"):
             inside, count = "fused" in line.split("(")[0] or "wrapped" in line.split("(")[0], 0
         elif line.startswith("}"):
-            found += inside and count > 1
+            fused += inside and count > 1
             inside = False
         elif inside and _ELEMENTWISE.search(line):
             count += 1
-    return found
+    return fused

@@ -1,8 +1,8 @@
-"""Long runs, told in a report: the committed records as sections of a layer-wise paper's page.
+"""The committed records of long runs, as sections of the layer-wise papers' reports.
 
   python -m parallax.studies.recording benchmarks/cpu parallax/report/recorded.json
 
-Reports read that file; a test holds it against the records.
+Reports read that file; a test compares it with the records.
 """
 
 import json
@@ -24,11 +24,11 @@ from parallax.studies.regimes.page import TITLE as REGIMES_TITLE
 from parallax.studies.regimes.record import from_record
 
 PAPERS = ("cache_layerwise", "compressed_layerwise")
-_TOLD = 7  # sentences about regimes: what wins, against what, and what would change it
+_SENTENCES = 7  # about regimes: what wins, against what, and what would change it
 
 
 def recorded_sections(folder: Path) -> dict[str, list[Section]]:
-    """Sections of each paper, from the records in a folder.
+    """Return the sections of each paper, from the records in a folder.
 
     Raises:
       ValueError: a record that is missing or broken.
@@ -77,12 +77,12 @@ def _memory(path: Path, paper: str) -> Section:
     rows = [r for r in record.rows if r.paper == paper]
     said = []
     for term in dict.fromkeys(r.term for r in rows):
-        mine = [r for r in rows if r.term == term]
-        low, high = (f(r.saved_percent for r in mine) for f in (min, max))
+        of_term = [r for r in rows if r.term == term]
+        low, high = (f(r.saved_percent for r in of_term) for f in (min, max))
         said.append(
-            f"{term} saves {low:.0f} to {high:.0f} % of {_counted(mine)} in {len(mine)} full-size "
-            f"programs (compiled); the compressed_layerwise paper prints "
-            f"{mine[0].claimed_percent:g} %, of {mine[0].claim}."
+            f"{term} saves {low:.0f} to {high:.0f} % of {_counted(of_term)} in {len(of_term)} "
+            f"full-size programs (compiled); the compressed_layerwise paper prints "
+            f"{of_term[0].claimed_percent:g} %, of {of_term[0].claim}."
         )
     grid = DataTable("What each saves of a device's bytes", _MEMORY_HEADS,
                 tuple(_memory_row(r) for r in rows))  # fmt: skip
@@ -113,10 +113,10 @@ _TILE_HEADS: Heads = (
 def _tiles(record: Mapping[str, Any], paper: str) -> Section:
     rows = [r for r in record["rows"] if r["paper"] == paper]
     said = [
-        "A slab of weights that fits the budget serves all microbatches of a round before the next "
-        f"slab; budget {record['budget']['bytes']:,} bytes, {record['budget']['is']}. The same "
-        "result; the kernel that would keep a slab's products together is not built, so each "
-        "microbatch and slab is a product of XLA's.",
+        "A weight tile that fits the budget serves all microbatches of a group before the next "
+        f"tile; budget {record['budget']['bytes']:,} bytes, {record['budget']['is']}. The result "
+        "is the same; the kernel that would keep a tile's products together is not built, so each "
+        "microbatch and tile is a product of XLA's.",
         *_tile_sentences(rows),
         _made(record),
     ]
@@ -199,17 +199,18 @@ def _deployment(record: Mapping[str, Any]) -> Section:
                 *(Cell(_s(there[q]) if there else "-") for q in ("p50", "max")),
             ))  # fmt: skip
         full = case["modelled"]["switch"]
-        for where, found in (case.get("switches") or {}).items():
+        for source, switched in (case.get("switches") or {}).items():
             switches.append((
-                Cell(where), Cell(f"{found['count']}"),
-                *(Cell(_s(found["seconds"][q])) for q in ("p50", "p99", "max")),
-                Cell(_s(full["there"][f"from_{where}_s"])), Cell(printed),
+                Cell(source), Cell(f"{switched['count']}"),
+                *(Cell(_s(switched["seconds"][q])) for q in ("p50", "p99", "max")),
+                Cell(_s(full["there"][f"from_{source}_s"])), Cell(printed),
             ))  # fmt: skip
             said.append(
                 f"Cache pressure: a layer goes to {_formats(full['formats'])} and back, prepared "
-                f"on the {where}, in at most {_s(found['seconds']['max'])} of {found['count']} "
-                f"switches (measured on CPUs), {_s(full['there'][f'from_{where}_s'])} at full size "
-                f"on H100 (modelled); the paper prints {printed} (claimed)."
+                f"on the {source}, in at most {_s(switched['seconds']['max'])} of "
+                f"{switched['count']} switches (measured on CPUs), "
+                f"{_s(full['there'][f'from_{source}_s'])} at full size on H100 "
+                f"(modelled); the paper prints {printed} (claimed)."
             )
     assumed = next(iter(record["cases"].values()))["modelled"]["assumed"]
     said += [f"Assumed of the H100: {'; '.join(assumed)}.", _made(record)]
@@ -232,19 +233,19 @@ def _s(seconds: float) -> str:
 def _regimes(record: Mapping[str, Any]) -> Section:
     _, places = from_record(record)
     said = (
-        *conclusions(places)[:_TOLD],
+        *conclusions(places)[:_SENTENCES],
         f"{_made(record)} The rest, tables and maps: docs/generated/regimes.md.",
     )
     return Section(REGIMES_TITLE, said, ())
 
 
 def main(folder: str, target: str) -> None:
-    """Writes the file that reports read."""
-    found = {
-        name: [section_to_dict(s) for s in mine]
-        for name, mine in recorded_sections(Path(folder)).items()
+    """Write the file that reports read."""
+    sections = {
+        name: [section_to_dict(s) for s in of_paper]
+        for name, of_paper in recorded_sections(Path(folder)).items()
     }
-    Path(target).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    Path(target).write_text(json.dumps(sections, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Anyone's function and module: compiled for a cluster, verified, and refused in clear words."""
+"""User functions and modules: compiled for a cluster, verified, and refused with clear errors."""
 
 import jax
 import jax.numpy as jnp

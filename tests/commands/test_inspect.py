@@ -1,4 +1,4 @@
-"""parallax inspect: anyone's program from its text; what is not understood is refused."""
+"""parallax inspect: any program from its text; text that is not understood is refused."""
 
 import json
 

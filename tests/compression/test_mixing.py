@@ -1,4 +1,4 @@
-"""The mildest mix against every mix there is."""
+"""Mixed-precision assignments against brute force over all assignments."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""A hand-written kernel says what it costs, and the compiled program carries that along."""
+"""The costs that a hand-written kernel declares survive in the compiled program."""
 
 import pytest
 

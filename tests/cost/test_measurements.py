@@ -1,4 +1,4 @@
-"""Published measurements: they read, name their source, and a wrong file is refused in words."""
+"""Published measurements load and name their source; a malformed file is refused."""
 
 import dataclasses
 from collections import Counter

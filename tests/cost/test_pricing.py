@@ -1,4 +1,4 @@
-"""A program on a clock, by hand: round rates, so that every time can be added up on paper."""
+"""Cost estimates of whole programs by hand: round rates, so that times add up on paper."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Calibration files: what is written reads back, and anything else is refused in words."""
+"""Calibration files: what is written reads back, and anything else is refused with an error."""
 
 import copy
 import json

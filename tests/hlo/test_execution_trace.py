@@ -1,4 +1,4 @@
-"""A scheduled program as work, by hand."""
+"""Execution traces of scheduled programs, by hand."""
 
 import pytest
 

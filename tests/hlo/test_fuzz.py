@@ -1,4 +1,4 @@
-"""Text is not trusted: 10,000 damaged modules and hostile ones, refused or counted the same."""
+"""10,000 damaged or hostile module texts are refused, or counted the same as the original."""
 
 import math
 import random

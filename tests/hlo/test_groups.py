@@ -1,3 +1,5 @@
+"""Replica groups and source-target pairs: parsed, and resolved to mesh axes."""
+
 import itertools
 import math
 

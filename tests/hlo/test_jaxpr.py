@@ -1,3 +1,5 @@
+"""The ledger of a jaxpr: collectives and their bytes before any compiler."""
+
 import jax
 import jax.numpy as jnp
 import pytest

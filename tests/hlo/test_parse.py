@@ -1,4 +1,4 @@
-"""Text that was damaged: the same account, or HloError; never another one."""
+"""A damaged text gives the same ledger or an HloError, never a different ledger."""
 
 import dataclasses
 import random

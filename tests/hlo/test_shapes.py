@@ -1,3 +1,5 @@
+"""Shapes in HLO text: bytes of every dtype, and what is refused."""
+
 import math
 
 import pytest

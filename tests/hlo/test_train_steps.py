@@ -1,4 +1,4 @@
-"""Whole training steps compiled for CUDA: nothing in them is beyond the parser and the ledger."""
+"""The parser and the ledger understand whole training steps compiled for CUDA."""
 
 import functools
 

@@ -139,7 +139,7 @@ def test_arrays_that_do_not_belong_together_are_refused():
     x, up, down = (jnp.zeros(s, jnp.bfloat16) for s in ((3, 64), (1, 64, 128), (1, 128, 64)))
     scales = jnp.ones((1, 1, 128), jnp.float32)
     for change, message in (
-        ({"down": Matrix(up)}, r"ask for down of \(1, 128, 64\)"),
+        ({"down": Matrix(up)}, r"require down of \(1, 128, 64\)"),
         ({"up": Matrix(up.astype(jnp.float16))}, "up is float16 without scales"),
         ({"up": Matrix(up, scales)}, "up is bfloat16 with scales"),
         ({"up": Matrix(up.astype(jnp.int8), scales[..., :3])}, "scales of up have shape"),

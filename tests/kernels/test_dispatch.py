@@ -1,4 +1,4 @@
-"""One rule for choosing an implementation."""
+"""The one rule that chooses an implementation."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Child processes: results and progress come back, user errors stay themselves, crashes show."""
+"""Child processes: results and progress come back, user errors keep their type, crashes show."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""virtual_devices in one's own process, and what the compile lens says it lacks."""
+"""`virtual_devices` in a process of its own, and what the compile lens reports as missing."""
 
 import subprocess
 import sys

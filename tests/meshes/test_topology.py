@@ -1,4 +1,4 @@
-"""Every named cluster's target config is one the CUDA compiler takes, to the end."""
+"""The CUDA compiler accepts every named cluster's target config and compiles for it."""
 
 import jax
 import jax.numpy as jnp

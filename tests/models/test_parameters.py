@@ -1,4 +1,4 @@
-"""The table of a model's parameters: against the textbook's sizes, and the one list there is."""
+"""The table of a model's parameters, against textbook sizes; it is the only such list."""
 
 import itertools
 import subprocess

@@ -1,4 +1,4 @@
-"""The committed record of memory terms: read back checked, and still what the compiler says."""
+"""The committed record of the memory ablation is valid, and still what the compiler gives."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One layer a device: speed and energy by hand, three shares that are three numbers."""
+"""One layer per device: speed and energy by hand, and three shares that differ."""
 
 import pytest
 

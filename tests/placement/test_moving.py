@@ -1,4 +1,4 @@
-"""Placing again: brute force over all placements under the limit, and what stays where it is."""
+"""Placement after a loss: brute force over all placements under the limit; what can stay does."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Slabs under a budget, and what serving microbatches slab by slab saves, by hand."""
+"""Weight tiles under a budget, and what serving microbatches tile by tile saves, by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Numbers in words: three digits, honest rounding."""
+"""Formatting of numbers: three digits, correct rounding."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What reports tell of long runs is what the committed records say."""
+"""Reports state of long runs exactly what the committed records contain."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Whether a kernel is right on the device at hand: float64, three calls, memory full of NaN."""
+"""Checks of a kernel on the local device: against float64, three calls, memory full of NaN."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from parallax.kernels.correctness import Verdict, judge
 from parallax.kernels.operations import Operation
 
 _CALLS = 3
-# Arrays of NaN per output: what a call allocates is likely to be one of them.
+# Arrays of NaN per output: a call's allocations are likely to reuse one of them.
 _POISONED = 8
 
 
 def compile_case(operation: Operation, case: Any, implementation: str, arrays: Sequence[Any]):
-    """The case's program, compiled for the device at hand."""
+    """Compile a case's program for the local device."""
     return jax.jit(operation.program(case, implementation)).lower(*arrays).compile()
 
 
@@ -26,10 +26,10 @@ def check(
     arrays: Sequence[Any],
     expected: Sequence[Any],
 ) -> Verdict:
-    """The verdict on three calls of a compiled program.
+    """Judge three calls of a compiled program.
 
     Args:
-      dtype: of its products.
+      dtype: dtype of its products.
       arrays: its inputs.
       expected: its outputs in float64.
     """
@@ -41,9 +41,9 @@ def check(
 
 
 def reference(operation: Operation, case: Any, arrays: Sequence[Any]) -> list[np.ndarray]:
-    """The outputs in float64, by XLA on the device at hand: seconds where NumPy takes minutes.
+    """Compute the outputs in float64 by XLA on the local device, faster than NumPy by far.
 
-    Tests hold the same program in float64 against NumPy that shares no code.
+    Tests compare the same float64 program with NumPy code that shares nothing with it.
     """
     with jax.enable_x64(True):
         wide = [
@@ -53,6 +53,6 @@ def reference(operation: Operation, case: Any, arrays: Sequence[Any]) -> list[np
 
 
 def _poison(shapes: Sequence[tuple[int, ...]]) -> None:
-    """Leaves NaN in the memory that a call's outputs are likely to take."""
+    """Leave NaN in the memory that a call's outputs are likely to reuse."""
     arrays = [jnp.full(shape, jnp.nan, jnp.float32) for shape in shapes for _ in range(_POISONED)]
     jax.block_until_ready(arrays)

@@ -1,4 +1,4 @@
-"""docs/generated/kernels.md, from the record of what GPUs ran and the record of what was compiled.
+"""Generator of docs/generated/kernels.md, from the records of GPU runs and of compilations.
 
 python -m parallax.studies.kernels.page       writes it; run it after adding a record
 """
@@ -21,16 +21,16 @@ COMPILED = Path("benchmarks/compiled/kernels.json")
 
 
 def compiled_record(root: Path = ROOT) -> dict[str, Any]:
-    """What the compiler said, with no GPU."""
+    """Read the compiler's figures, which need no GPU."""
     return json.loads((root / COMPILED).read_text())
 
 
 def page(lines: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
-      lines: of the record (`kernels.validation.read_lines`). Cases without one say so.
-      compiled: as `compiled_record`.
+      lines: lines of the record (`kernels.validation.read_lines`); cases without one say so.
+      compiled: the result of `compiled_record`.
     """
     versions = ", ".join(f"{name} {v}" for name, v in compiled["versions"].items())
     bounds = ", ".join(f"{bound:g} in {dtype}" for dtype, bound in BOUNDS.items())
@@ -97,7 +97,7 @@ def _compiled_table(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _run_table(operation: str, runs: Iterable[Run]) -> list[str]:
-    """A row for each case and cut of the plan: what is known of it by now."""
+    """Render a row per case and cut of the plan, with its recorded runs."""
     known = [run for run in runs if run.operation == DISPATCHED.get(operation, operation)]
     rows = dict.fromkeys((run.case, run.cut) for run in known)
     planned = dict.fromkeys(
@@ -112,10 +112,10 @@ def _run_table(operation: str, runs: Iterable[Run]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for case, cut in dict.fromkeys((*planned, *rows)):
-        found = [run for run in known if (run.case, run.cut) == (case, cut)]
-        if not found:
+        own = [run for run in known if (run.case, run.cut) == (case, cut)]
+        if not own:
             lines.append(f"| {case} | {cut} | {NOT_RUN} | | | | | |")
-        lines += [f"| {case} | {cut} | {_run_cells(run)} |" for run in found]
+        lines += [f"| {case} | {cut} | {_run_cells(run)} |" for run in own]
     return lines
 
 

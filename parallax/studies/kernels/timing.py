@@ -1,8 +1,8 @@
-"""Times kernels on this GPU side by side: ours and their peers', in one run.
+"""Timings of kernels and their baselines on this GPU, side by side in one run.
 
-Times are of the GPU's kernels alone, by CUPTI, a call at a time. The ceilings are a large bfloat16
-product and a large copy in the same run. Everything is checked against float64 before it is timed,
-and what is wrong has no time.
+Times are those of the GPU's kernels alone, by CUPTI, one call at a time. The ceilings are a large
+bfloat16 product and a large copy in the same run. Everything is checked against float64 before it
+is timed, and a wrong result gets no time.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,23 +23,23 @@ Timer = Callable[[Callable, tuple], list[float]]
 _CALLS = 20
 _GEMM = 8192
 _COPY_BYTES = 4 << 30
-# Relative error of 16-bit inputs that only a wrong kernel has; a right one has some 0.005.
+# A relative error that only a wrong kernel has with 16-bit inputs; a right one has about 0.005.
 _WRONG = 0.05
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One baseline on one case.
+    """The timing of one baseline on one case.
 
     Attributes:
       operation, case, implementation: names.
-      median_s, low_s, high_s: of its calls: median, and 10th and 90th percentiles; None: not run.
-      tflops: the case's FLOPs over the median.
-      gb_per_s: the case's least bytes over the median, in 1e9 a second.
-      share_of_floor: the time that the ceilings allow, over the median.
-      bound_by: "flops" or "bytes": which of the ceilings that is.
-      error: against float64, relative.
-      why_not: where it did not run.
+      median_s, low_s, high_s: median, and 10th and 90th percentiles, of its calls; None: not run.
+      tflops: the case's FLOPs over the median, in 1e12 per second.
+      gb_per_s: the case's least bytes over the median, in 1e9 per second.
+      share_of_floor: the least time that the ceilings allow, over the median.
+      bound_by: "flops" or "bytes": the ceiling that sets this least time.
+      error: relative error against float64.
+      why_not: why it did not run.
     """
 
     operation: str
@@ -64,13 +64,13 @@ def time_kernels(
     on_record: Callable[[dict[str, Any]], object] = lambda record: None,
     cases: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
-    """A record of everything, for JSON: device, versions, ceilings, rows.
+    """Time kernels and return a record for JSON: device, versions, ceilings, rows.
 
     Args:
-      on_record: called with the record so far after each case: a run that is stopped loses one.
-      cases: by operation; None takes those that each operation times.
+      on_record: called with the record so far after each case: a stopped run loses one case.
+      cases: by operation; None takes each operation's `TIMED`.
 
-    Cost: mostly compiling, and checking on the host.
+    Cost: mostly compilation, and checks on the host.
     """
     on_progress("ceilings")
     ceilings = {
@@ -95,12 +95,12 @@ def time_kernels(
 
 
 def gpu_timer() -> Timer:
-    """Times by CUPTI; ValueError where there is no GPU."""
+    """Return a timer by CUPTI; raise ValueError if there is no GPU."""
     device = jax.devices()[0]
     if device.platform != "gpu":
         raise ValueError(
-            f"the device at hand is {device.device_kind!r}. It needs an NVIDIA GPU; cases that "
-            "none has run are marked so in docs/generated/kernels.md."
+            f"the local device is {device.device_kind!r}. Timing needs an NVIDIA GPU; "
+            "docs/generated/kernels.md marks the cases that no GPU has run."
         )
     from jax.experimental.mosaic.gpu import profiler
 
@@ -113,8 +113,8 @@ def gpu_timer() -> Timer:
 
 
 def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
-    peers = BASELINES[operation]
-    arrays = tuple(map(jnp.asarray, peers.draw(case, 0)))
+    baselines = BASELINES[operation]
+    arrays = tuple(map(jnp.asarray, baselines.draw(case, 0)))
     floor_s, bound_by = max(
         (case.flops / ceilings["tflops"] / 1e12, "flops"),
         (case.bytes_accessed / ceilings["gb_per_s"] / 1e9, "bytes"),
@@ -125,11 +125,11 @@ def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
             return Timing(operation, case.name, name, why_not=call)
         run = jax.jit(call)
         try:
-            error = peers.error(case, run(*arrays), *arrays)
+            error = baselines.error(case, run(*arrays), *arrays)
             if not error < _WRONG:  # NaN is not
                 raise ArithmeticError(f"wrong: its relative error against float64 is {error:.1e}")
             seconds = timer(run, arrays)
-        # A peer that cannot is a result, whatever it raises.
+        # A baseline's failure is recorded, not raised.
         except Exception as problem:
             why_not = " ".join(str(problem).split())[:200]
             return Timing(operation, case.name, name, why_not=why_not)
@@ -143,11 +143,11 @@ def _time(operation: str, case, ceilings, timer: Timer) -> list[Timing]:
             error=error,
         )  # fmt: skip
 
-    return [time_one(name, call) for name, call in peers.baselines(case).items()]
+    return [time_one(name, call) for name, call in baselines.baselines(case).items()]
 
 
 def product_tflops(timer: Timer, size: int) -> float:
-    """The rate of a product of random bfloat16 matrices, size x size."""
+    """Measure the rate of a product of random bfloat16 matrices, size x size, in TFLOP/s."""
     keys = jax.random.split(jax.random.key(0))
     x, y = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in keys)
     seconds = timer(jax.jit(jnp.matmul), (x, y))
@@ -155,7 +155,7 @@ def product_tflops(timer: Timer, size: int) -> float:
 
 
 def copy_gb_per_s(timer: Timer, copy_bytes: int) -> float:
-    """The rate of a copy, read and written; bits are flipped so that XLA makes one."""
+    """Measure the rate of a copy, read plus write, in GB/s; flipped bits force XLA to copy."""
     x = jax.random.bits(jax.random.key(1), (copy_bytes // 4,), jnp.uint32)
     seconds = timer(jax.jit(lambda x: ~x), (x,))
     return 2.0 * x.nbytes / float(np.median(seconds)) / 1e9

@@ -1,1 +1,1 @@
-"""What stays in a GPU's L2 cache between two steps: measured, and its page."""
+"""Measurement of what stays in a GPU's L2 cache between two steps, and its page."""

@@ -1,7 +1,7 @@
-"""How much of what a step read is still in the L2 cache at the next step, measured on this GPU.
+"""Measure on this GPU how much of what a step read is still in the L2 cache at the next step.
 
-A program flushes the cache, reads a working set (weights of a layer, say), reads other bytes (keys
-and values), reads the working set again, and once more at once. Times are of single kernels.
+A program flushes the cache, reads a working set (a layer's weights, say), reads other bytes (keys
+and values), reads the working set again, and immediately once more. Times are of single kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,26 +22,26 @@ from parallax.studies.kernels.timing import Progress, Timer
 # (function, arguments) -> for each of several calls, (name, seconds) of its kernels in order.
 SequenceTimer = Callable[[Callable, tuple], list[list[tuple[str, float]]]]
 KERNELS = ("flush", "cold", "between", "again", "hot")
-# Read between two readings of the working set, as shares of the L2 cache.
+# Bytes read between two reads of the working set, as shares of the L2 cache.
 BETWEEN = (0.0, 0.25, 0.5, 1.0, 2.0)
 _SETS_OF_L2 = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _FLUSH_OF_L2 = 4
-# Below this share of the cold time, what a cache could save drowns in the spread of launches.
+# Below this share of the cold time, the cache's saving is lost in the variation of launches.
 _LEAST_GAIN = 0.1
 _CALLS = 20
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
-_TOKENS = 4  # of a microbatch
+_TOKENS = 4  # per microbatch
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Medians of one program's kernels, seconds (tag: measured).
+    """The median times of one program's kernels, seconds (tag: measured).
 
     Attributes:
-      working_bytes: read three times.
-      between_bytes: other bytes read after the first time; the third time nothing is.
-      cold_s, again_s, hot_s: first (after a flush), second and third time.
-      low_s, high_s: 10th and 90th percentile of the second.
+      working_bytes: bytes of the working set, read three times.
+      between_bytes: other bytes read between the first and the second read.
+      cold_s, again_s, hot_s: first (after a flush), second and third read.
+      low_s, high_s: 10th and 90th percentile of the second read.
     """
 
     working_bytes: int
@@ -54,21 +54,24 @@ class Reading:
 
 
 def working_sets(l2_bytes: int) -> list[int]:
-    """Bytes of the sets that are read: 1 MB, doubled up to a quarter of the cache, then finer, to
-    four times the cache; whole chunks of the reading kernel."""
+    """Return the bytes of the working sets, in whole chunks of the reading kernel.
+
+    They double from 1 MB up to a quarter of the cache, then grow in finer steps to four times the
+    cache.
+    """
     doubled = [1 << n for n in range(20, 40) if 1 << n < l2_bytes // 4]
     return [_whole(n) for n in (*doubled, *(share * l2_bytes for share in _SETS_OF_L2))]
 
 
 def resident_shares(readings: Sequence[Reading], l2_bytes: int) -> list[float | None]:
-    """Of each working set, the share that the second reading found in the cache (tag: measured).
+    """Compute the share of each working set that the second read found in the cache.
 
-    share = (t_cold - t_again) / (t_cold - t_hot), each a median. t_hot is of the whole set in the
-    cache: the third reading of sets of at most half of the cache; of a larger set, what the
-    straight line through theirs says (a launch, and a time for each byte): as fast as a cache large
-    enough would be. Nothing is cut to 0..1: what lies outside shows how far the measurement is off.
-    None where t_cold - t_hot is less than a tenth of t_cold, as in sets that a launch takes longer
-    than; and of larger sets without two smaller ones.
+    The tag is measured. share = (t_cold - t_again) / (t_cold - t_hot), each a median. t_hot is the
+    time with the whole set in the cache: the third read for sets of at most half the cache; for
+    larger sets, the straight line through those (a launch, and a time per byte), as for a cache
+    that is large enough. Shares are not clipped to 0..1: values outside show the measurement's
+    error. None if t_cold - t_hot is less than a tenth of t_cold, as in sets that take less time
+    than a launch; and for larger sets if there are no two smaller ones.
     """
     fitting = [r for r in readings if r.working_bytes <= l2_bytes / 2]
     line = None
@@ -96,14 +99,14 @@ def measure_residency(
     sets: Sequence[int] | None = None,
     mlps: Sequence[Case] | None = None,
 ) -> dict[str, Any]:
-    """A record for JSON: device, versions, readings with their shares, steps of the MLP.
+    """Measure and return a record for JSON: device, versions, readings with shares, MLP steps.
 
     Args:
-      l2_bytes: of the device.
+      l2_bytes: bytes of the device's L2 cache.
       sets: bytes of the working sets; None is `working_sets`.
-      mlps: None is `mlp_cases`.
+      mlps: cases of the MLP; None is `mlp_cases`.
 
-    Cost: minutes on a GPU, most of them compiling.
+    Cost: minutes on a GPU, most of them compilation.
     """  # fmt: skip
     sets = working_sets(l2_bytes) if sets is None else [_whole(n) for n in sets]
     readings = []
@@ -130,24 +133,24 @@ def measure_residency(
 
 
 def read(working: int, between: int, flush: int, timer: SequenceTimer) -> Reading:
-    """One program, timed.
+    """Time one program.
 
     Raises:
       ValueError: the timer's kernels are not those of the program.
     """
     keys = jax.random.split(jax.random.key(0), 3)
-    mine, others, rest = map(_buffer, keys, (working, between, flush))
+    work_set, others, rest = map(_buffer, keys, (working, between, flush))
 
     @jax.jit
-    def run(mine, others, rest):
-        # Each waits for the one before: it takes its sums.
+    def run(work_set, others, rest):
+        # Each kernel waits for the one before, whose sums it takes.
         sums = jnp.zeros((1, LANES), jnp.int32)
-        for name, data in zip(KERNELS, (rest, mine, others, mine, mine), strict=True):
+        for name, data in zip(KERNELS, (rest, work_set, others, work_set, work_set), strict=True):
             if data.size:
                 sums = streaming_read(data, sums, name=f"read_{name}")
         return sums
 
-    calls = [_by_name(kernels, bool(between)) for kernels in timer(run, (mine, others, rest))]
+    calls = [_by_name(kernels, bool(between)) for kernels in timer(run, (work_set, others, rest))]
     times = {name: [call[name] for call in calls] for name in ("cold", "again", "hot")}
     cold, again, hot = (float(np.median(times[name])) for name in times)
     low, high = (float(x) for x in np.percentile(times["again"], (10, 90)))
@@ -155,8 +158,10 @@ def read(working: int, between: int, flush: int, timer: SequenceTimer) -> Readin
 
 
 def mlp_cases(l2_bytes: int) -> list[Case]:
-    """The MLP's kernel over microbatches: weights of a quarter of the cache, of all of it, and of a
-    full-size layer."""
+    """Return cases of the MLP's kernel by microbatches.
+
+    Weights take a quarter of the cache, all of it, or are those of a full-size layer.
+    """
     d_model = 1024
     widths = [int(share * l2_bytes) // (4 * d_model) // 64 * 64 for share in (0.25, 1.0)]
     sizes = [*((d_model, width) for width in widths), (8192, 32_768)]
@@ -168,18 +173,18 @@ def mlp_cases(l2_bytes: int) -> list[Case]:
 
 
 def gpu_at_hand() -> tuple[int, SequenceTimer]:
-    """Bytes of its L2 cache, and CUPTI's timer of single kernels.
+    """Return the bytes of the local GPU's L2 cache, and CUPTI's timer of single kernels.
 
     Raises:
-      ValueError: it is no Hopper GPU that is known here.
+      ValueError: the device is no known Hopper GPU.
     """
     kind = jax.devices()[0].device_kind
     gpu = next((g for g in GPUS.values() if g.device_kind == kind), None)
     if gpu is None or gpu.compute_capability != (9, 0):
         known = ", ".join(g.device_kind for g in GPUS.values() if g.compute_capability == (9, 0))
         raise ValueError(
-            f"the device at hand is {kind!r}. It needs an NVIDIA Hopper GPU: {known}; without a "
-            "record docs/generated/l2_residency.md says that none has run it yet."
+            f"the local device is {kind!r}. The measurement needs an NVIDIA Hopper GPU: {known}; "
+            "without a record docs/generated/l2_residency.md says that none has run it yet."
         )
     from jax.experimental.mosaic.gpu import profiler
 
@@ -193,25 +198,25 @@ def gpu_at_hand() -> tuple[int, SequenceTimer]:
 
 
 def _by_name(kernels: Sequence[tuple[str, float]], between: bool) -> dict[str, float]:
-    """Seconds of our kernels in one call, by the last part of their names."""
+    """Return the seconds of the reading kernels in one call, by the last part of their names."""
     expected = [name for name in KERNELS if between or name != "between"]
-    found = [
+    reads = [
         (name, seconds)
         for kernel, seconds in kernels
         for name in KERNELS
         if f"read_{name}" in kernel
     ]
-    if [name for name, _ in found] != expected:
+    if [name for name, _ in reads] != expected:
         seen = ", ".join(name for name, _ in kernels)
         raise ValueError(
             f"l2_residency: expected kernels {', '.join(f'read_{x}' for x in expected)} in this "
-            f"order, the profiler saw {seen}. Times cannot be told apart; nothing is written."
+            f"order, the profiler saw {seen}. Times cannot be attributed; nothing is written."
         )
-    return dict(found)
+    return dict(reads)
 
 
 def _step(case: Case, timer: Timer) -> dict[str, Any]:
-    """The MLP's kernels, call after call."""
+    """Time the MLP's kernels in consecutive calls."""
     arrays = tuple(map(jnp.asarray, inputs(case, 0)))
     seconds = timer(jax.jit(program(case, "mosaic")), arrays)
     low, median, high = (float(x) for x in np.percentile(seconds, (10, 50, 90)))
@@ -231,5 +236,5 @@ def _buffer(key, n_bytes: int) -> jax.Array:
 
 
 def _whole(n_bytes: float) -> int:
-    """Up to whole chunks of the reading kernel."""
+    """Round up to whole chunks of the reading kernel."""
     return -(-int(n_bytes) // CHUNK_BYTES) * CHUNK_BYTES

@@ -1,4 +1,4 @@
-"""The page of the records that `parallax l2_residency` left under benchmarks/.
+"""Generator of the page of the records that `parallax l2_residency` left under benchmarks/.
 
 python -m parallax.studies.l2_residency.page       writes it; run it after adding a record
 """
@@ -30,17 +30,17 @@ Shares outside of 0 to 1 are left as they are: they show the error."""
 
 
 def records(root: Path = ROOT) -> list[dict[str, Any]]:
-    """What GPUs measured: benchmarks/<gpu>/l2_residency-<date>.json, oldest first."""
+    """Read the GPUs' records, benchmarks/<gpu>/l2_residency-<date>.json, oldest first."""
     files = sorted((root / "benchmarks").glob("*/l2_residency-*.json"), key=lambda file: file.name)
     return [json.loads(file.read_text("utf-8")) | {"file": file.stem} for file in files]
 
 
-def page(found: Sequence[Mapping[str, Any]]) -> str:
-    """The whole page."""
+def page(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Render the whole page."""
     lines = [HEAD, ""]
-    if not found:
+    if not measured:
         lines += [f"Measured: {NOT_RUN}. No GPU has run it; nothing is guessed in its place.", ""]
-    for record in found:
+    for record in measured:
         versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items())
         lines += [
             f"## {record['device']}, {record['l2_bytes'] / 1e6:.1f} MB of L2 cache",
@@ -55,19 +55,19 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tables(record: Mapping[str, Any]) -> tuple[DataTable, DataTable]:
-    """Shares by working set and bytes between; steps of the MLP by microbatches."""
+    """Return two tables: shares by working set and bytes between; MLP steps by microbatches."""
     l2, readings = record["l2_bytes"], record["readings"]
     between = list(dict.fromkeys(r["between_bytes"] for r in readings))
     rows = []
     for working in dict.fromkeys(r["working_bytes"] for r in readings):
-        mine = {r["between_bytes"]: r for r in readings if r["working_bytes"] == working}
-        first = mine[between[0]]
+        reads = {r["between_bytes"]: r for r in readings if r["working_bytes"] == working}
+        first = reads[between[0]]
         rows.append(
             (
                 Cell(f"{working / 1e6:.1f} ({working / l2:.2f} of L2)"),
                 Cell(f"{working / first['cold_s'] / 1e9:.0f}"),
                 Cell(f"{working / first['hot_s'] / 1e9:.0f}"),
-                *(Cell(_share(mine.get(n, {}).get("resident_share"))) for n in between),
+                *(Cell(_share(reads.get(n, {}).get("resident_share"))) for n in between),
             )
         )
     shares = DataTable(
@@ -79,7 +79,7 @@ def tables(record: Mapping[str, Any]) -> tuple[DataTable, DataTable]:
             *((f"after {n / l2:g} of L2", "measured") for n in between),
         ),
         tuple(rows),
-        ("-: the cache could save less than a tenth of the time, so that no share can be told.",),
+        ("-: the cache could save less than a tenth of the time, so the share is unknown.",),
     )
     steps = DataTable(
         "The cache-tiled MLP's kernel, call after call",
@@ -104,7 +104,7 @@ def tables(record: Mapping[str, Any]) -> tuple[DataTable, DataTable]:
 
 
 def plot(record: Mapping[str, Any], name: str = "l2_residency") -> str:
-    """Resident share against the working set, a line for each amount read between."""
+    """Plot the resident share against the working set, with a line per amount read between."""
     figure, (ax,) = new_figure(7.2, 3.0)
     l2, styles = record["l2_bytes"], ("-", "--")
     between = dict.fromkeys(r["between_bytes"] for r in record["readings"])
@@ -130,10 +130,10 @@ def plot(record: Mapping[str, Any], name: str = "l2_residency") -> str:
 
 
 def write(root: Path = ROOT) -> None:
-    """The page and a plot for each record, into docs/generated."""
-    found = records(root)
-    (root / "docs" / "generated" / "l2_residency.md").write_text(page(found), "utf-8")
-    for record in found:
+    """Write the page, and a plot per record, into docs/generated."""
+    measured = records(root)
+    (root / "docs" / "generated" / "l2_residency.md").write_text(page(measured), "utf-8")
+    for record in measured:
         svg = as_file(plot(record, record["file"]))
         (root / "docs" / "generated" / f"{record['file']}.svg").write_text(svg, "utf-8")
 

@@ -1,1 +1,1 @@
-"""Which of two strategies is faster on the devices here, by paired runs."""
+"""Comparison of two strategies' speed on the local devices, by paired runs."""

@@ -1,7 +1,7 @@
-"""Which of two is faster, by pairs: both run in each pair, in an order drawn for it.
+"""Comparison of two callables' speed by pairs: both run in each pair, in a random order.
 
-What drifts slowly (clocks, temperature, neighbours) meets both of a pair alike and leaves their
-ratio; what order decides (caches, allocators) is drawn away.
+Slow drift (clocks, temperature, other processes) affects both runs of a pair alike and cancels in
+their ratio; effects of the order (caches, allocators) average out.
 """
 
 import functools
@@ -31,11 +31,11 @@ LEAST_PAIRS = 2
 
 @dataclass(frozen=True)
 class PairedRuns:
-    """Pairs of times (tag: measured).
+    """The times of paired runs (tag: measured).
 
     Attributes:
-      first_s, second_s: of each pair, seconds.
-      first_ran_first: of each pair.
+      first_s, second_s: seconds of the two callables in each pair.
+      first_ran_first: whether the first callable ran first, in each pair.
       ratio: second over first: the geometric mean of the pairs' ratios with its 95 % interval.
     """
 
@@ -46,7 +46,7 @@ class PairedRuns:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves 1 out."""
+        """Whether the interval excludes 1."""
         low, high = self.ratio.low, self.ratio.high
         return low is not None and high is not None and not low <= 1 <= high
 
@@ -60,17 +60,17 @@ def run_pairs(
     wait: Callable[[Any], Any] = lambda found: found,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PairedRuns:
-    """Times two callables against each other.
+    """Time two callables against each other.
 
     Args:
-      first, second: what is compared; each is called twice before, and once a pair.
-      pairs: how many, from 2 on.
-      seed: of the orders: the first one runs first in half of the pairs, drawn which.
-      wait: until a call's result is there, such as jax.block_until_ready; it is timed with it.
-      clock: seconds.
+      first, second: the callables; each is called twice to warm up, and once per pair.
+      pairs: number of pairs, at least 2.
+      seed: seed of the orders: the first one runs first in a random half of the pairs.
+      wait: blocks until a call's result is ready, such as jax.block_until_ready; timed too.
+      clock: returns seconds.
 
     Raises:
-      ValueError: fewer than two pairs: there is no interval.
+      ValueError: fewer than two pairs, for which there is no interval.
 
     Cost: pairs + 2 calls of each.
     """
@@ -105,16 +105,16 @@ def measure_pairs(
     *,
     on_progress: Progress = lambda line: None,
 ) -> tuple[PairedRuns, str]:
-    """Forward passes of one model under two strategies, on the devices at hand.
+    """Time forward passes of one model under two strategies on the local devices, in pairs.
 
     Args:
-      config: of both.
-      strategies, workloads: what is compared; the devices must be enough for each.
-      text: bytes enough for a batch.
-      pairs, seed: as `run_pairs` takes them.
+      config: the model of both.
+      strategies, workloads: the two sides; there must be enough devices for each.
+      text: enough bytes for a batch.
+      pairs, seed: as in `run_pairs`.
 
     Returns:
-      The runs, and the devices' kind.
+      The runs, and the device kind.
 
     Raises:
       ValueError: too few devices or pairs.
@@ -131,10 +131,10 @@ def measure_pairs(
 
 
 def paired_ratio(first_s: ArrayLike, second_s: ArrayLike) -> Figure:
-    """Geometric mean of second/first over pairs, with a 95 % interval (Student's t of the logs).
+    """Compute the geometric mean of second/first over pairs, with a 95 % interval.
 
-    Logs make a ratio and its inverse the same distance from 1, and a factor that both of a pair
-    share falls out.
+    The interval is Student's t of the logarithms: with these a ratio and its inverse are equally
+    far from 1, and a factor that both runs of a pair share cancels.
 
     Args:
       first_s, second_s: seconds of each pair, in the same order.
@@ -145,7 +145,7 @@ def paired_ratio(first_s: ArrayLike, second_s: ArrayLike) -> Figure:
     first, second = (np.asarray(x, np.float64) for x in (first_s, second_s))
     if first.shape != second.shape or first.ndim != 1 or len(first) < LEAST_PAIRS:
         raise ValueError(
-            f"paired_ratio: expected as many times of both, at least {LEAST_PAIRS}; got "
+            f"paired_ratio: expected equally many times of both, at least {LEAST_PAIRS}; got "
             f"{first.size} and {second.size}."
         )
     if not (np.minimum(first, second) > 0).all():

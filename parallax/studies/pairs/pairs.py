@@ -1,4 +1,4 @@
-"""Two strategies against each other on the devices at hand: paired runs as one call."""
+"""Comparison of two strategies on the local devices: paired runs as one call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ from parallax.studies.pairs.paired_runs import LEAST_PAIRS, PairedRuns, measure_
 from parallax.workload import Workload
 
 VIRTUAL = (
-    "These devices are virtual, threads of one CPU, and the model is the small one: the ratio is "
-    "of this machine and says nothing about GPUs."
+    "These devices are virtual, threads of one CPU, and the model is the small one: the ratio "
+    "holds for this machine and says nothing about GPUs."
 )
 
 
 @dataclass(frozen=True)
 class PairsReport:
-    """What paired runs found (tag: measured).
+    """The result of paired runs of two strategies (tag: measured).
 
     Attributes:
-      names: of the two strategies; a ratio is the second's time over the first's.
-      model, workloads: that ran.
-      device: its kind.
-      virtual: the devices are threads of a CPU.
+      names: names of the two strategies; a ratio is the second's time over the first's.
+      model, workloads: what ran.
+      device: device kind.
+      virtual: whether the devices are threads of a CPU.
       runs: the pairs.
     """
 
@@ -48,7 +48,7 @@ class PairsReport:
     runs: PairedRuns
 
     def table(self) -> RenderableType:
-        """A few lines."""
+        """Render the result in a few lines."""
         runs, ratio = self.runs, self.runs.ratio
         assert ratio.low is not None
         assert ratio.high is not None
@@ -60,18 +60,18 @@ class PairsReport:
             step = confidence_interval(list(seconds))
             low, high = step.low, step.high
             half = "" if low is None or high is None else f" ± {words.in_seconds((high - low) / 2)}"
-            lines.append(f"  {name}: {words.in_seconds(step.value)}{half} a step")
+            lines.append(f"  {name}: {words.in_seconds(step.value)}{half} per step")
         faster = self.names[0] if ratio.value > 1 else self.names[1]
         verdict = f": {faster} is faster" if runs.decided else ": not decided"
         lines += [
             f"  {self.names[1]} / {self.names[0]}: {ratio.value:.3f}, {ratio.low:.3f} to "
             f"{ratio.high:.3f} ({ratio.note}; measured){'' if self.virtual else verdict}.",
         ]
-        found: list[RenderableType] = [Text(line) for line in lines]
-        return Group(*found, *([Text(VIRTUAL, style="yellow")] if self.virtual else []))
+        rendered: list[RenderableType] = [Text(line) for line in lines]
+        return Group(*rendered, *([Text(VIRTUAL, style="yellow")] if self.virtual else []))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, every pair in it."""
+        """Return plain data, including every pair."""
         data = encode(self)
         runs = data.pop("runs")
         return {"pairs_version": 1, **data, "ratio": runs["ratio"], **runs}
@@ -96,19 +96,19 @@ def compare_pairs(
     seed: int = 0,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> PairsReport:
-    """Times two strategies in pairs; what drifts meets both alike.
+    """Time two strategies in pairs, so that slow drift affects both alike.
 
     Args:
       paper: a name of PAPERS; its baseline and its own system are compared.
-      model, mesh, batch, seq_len, microbatches, packed, small: as `compare` takes them.
+      model, mesh, batch, seq_len, microbatches, packed, small: as in `compare`.
       dtype, compression, cluster, text: likewise.
-      strategies: two, as `compare` takes them.
-      pairs: how many, from 2 on.
-      seed: of the drawn orders.
+      strategies: two strategies, as in `compare`.
+      pairs: number of pairs, at least 2.
+      seed: seed of the random orders.
       on_progress: called with a line whenever something starts.
 
     Raises:
-      ValueError: not two strategies, or what `compare` refuses; one of them cannot run.
+      ValueError: not two strategies, input that `compare` refuses, or a strategy that cannot run.
     """
     request = PairsRequest(
         paper=paper,
@@ -132,19 +132,19 @@ def compare_pairs(
 
 
 def run_pairs(request: PairsRequest, *, on_progress: Callable[[str], None]) -> PairsReport:
-    """Times what a request asks for, as `compare_pairs` does."""
+    """Time the two strategies of a request, as `compare_pairs` does."""
     if request.pairs < LEAST_PAIRS:
         raise ValueError(
             f"compare_pairs: pairs must be at least {LEAST_PAIRS}, got {request.pairs}."
         )
-    found = resolve(request.comparison(_two_strategies(request)))
-    for why in found.refused.values():
+    comparison = resolve(request.comparison(_two_strategies(request)))
+    for why in comparison.refused.values():
         raise ValueError(why["measure"])
-    (one, work), (two, other) = found.small_cases if found.virtual else found.cases
-    config, environment = found.config, {}
-    if found.virtual:
-        name = f"{found.small_config.name} in float32"
-        config = found.small_config.replace(name=name, dtype="float32")
+    (one, work), (two, other) = comparison.small_cases if comparison.virtual else comparison.cases
+    config, environment = comparison.config, {}
+    if comparison.virtual:
+        name = f"{comparison.small_config.name} in float32"
+        config = comparison.small_config.replace(name=name, dtype="float32")
         environment = cpu_environment(max(one.mesh.size, two.mesh.size), fast_code=True)
         environment["JAX_ENABLE_X64"] = "0"
     text, _ = read_text(request.text, max(work.tokens, other.tokens))
@@ -153,11 +153,11 @@ def run_pairs(request: PairsRequest, *, on_progress: Callable[[str], None]) -> P
         environment=environment, on_progress=on_progress,
     )  # fmt: skip
     names = one.name, two.name
-    return PairsReport(names, config.name, (work, other), device, found.virtual, runs)
+    return PairsReport(names, config.name, (work, other), device, comparison.virtual, runs)
 
 
 def _two_strategies(request: PairsRequest) -> Sequence[str | Strategy]:
-    """Those asked for, or the paper's baseline and its own."""
+    """Return the requested strategies, or the paper's baseline and its own system."""
     strategies = request.strategies
     if strategies is None and request.paper is not None:
         paper = find_paper(request.paper)

@@ -1,4 +1,4 @@
-"""Real text, at hand offline: what a model is trained on, and what it has never seen."""
+"""Real text that is available offline, split into a training and a held-out part."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,12 @@ _SPACE = ord(" ")
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Bytes as tokens, in two parts that share no paragraph.
+    """A text's bytes as tokens, in two parts that share no paragraph.
 
     Attributes:
-      name: what the text is.
+      name: description of the text.
       train, validation: 1-D int32.
-      sha256: of both parts.
+      sha256: hash of both parts.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Corpus:
     sha256: str
 
     def windows(self, length: int, most: int | None = None) -> np.ndarray:
-        """[n, length] of the validation part, one after the other; the rest is left out.
+        """Return consecutive windows of the validation part, [n, length], without the remainder.
 
         Raises:
           ValueError: fewer than two windows.
@@ -45,16 +45,16 @@ class Corpus:
         return self.validation[: count * length].reshape(count, length)[:most]
 
     def batch(self, rng: np.random.Generator, batch: int, length: int) -> np.ndarray:
-        """[batch, length] of the training part, from anywhere."""
+        """Draw windows of the training part at random positions, [batch, length]."""
         starts = rng.integers(0, len(self.train) - length + 1, batch)
         return self.train[starts[:, None] + np.arange(length)]
 
 
 @dataclass(frozen=True, eq=False)
 class Cloze:
-    """Which of four continuations is the text's own: [items, 4, L]; the first one is.
+    """A task: which of four continuations is the text's own, [items, 4, L]; the first one is.
 
-    The others are taken from elsewhere in the held-out text. All begin where a word does.
+    The others come from elsewhere in the held-out text. All begin at the start of a word.
     """
 
     candidates: np.ndarray
@@ -62,16 +62,16 @@ class Cloze:
 
     @property
     def chance(self) -> float:
-        """Share of right answers of whoever guesses."""
+        """Share of right answers by guessing."""
         return 1 / self.candidates.shape[1]
 
 
 def read_corpus(paths: Sequence[str | Path] | None) -> Corpus:
-    """Text, each paragraph once, split.
+    """Read text, drop repeated paragraphs, and split it.
 
     Args:
       paths: files of text, or of byte tokens; the last tenth of each is held out. None is Python's
-        own language reference, of which whole topics are.
+        own language reference, of which whole topics are held out.
 
     Raises:
       ValueError: files that cannot be read, or too little text.
@@ -79,27 +79,27 @@ def read_corpus(paths: Sequence[str | Path] | None) -> Corpus:
     if paths is None:
         from pydoc_data.topics import topics
 
-        found = _once(topics[name].encode() for name in sorted(topics))
-        train, held_out = _by_document(found)
+        documents = _once(topics[name].encode() for name in sorted(topics))
+        train, held_out = _by_document(documents)
         name = DEFAULT_NAME
     else:
         files = read_files(list(paths), BYTE_VOCAB)
-        found = _once(x.astype(np.uint8).tobytes() for x in files.arrays)
-        cuts = [int(len(x) * (1 - _HELD_OUT)) for x in found]
-        train = b"\n\n".join(x[:cut] for x, cut in zip(found, cuts, strict=True))
-        held_out = b"\n\n".join(x[cut:] for x, cut in zip(found, cuts, strict=True))
+        documents = _once(x.astype(np.uint8).tobytes() for x in files.arrays)
+        cuts = [int(len(x) * (1 - _HELD_OUT)) for x in documents]
+        train = b"\n\n".join(x[:cut] for x, cut in zip(documents, cuts, strict=True))
+        held_out = b"\n\n".join(x[cut:] for x, cut in zip(documents, cuts, strict=True))
         name = ", ".join(Path(n).name for n in files.names)
     digest = hashlib.sha256(train + b"\0" + held_out).hexdigest()
     return Corpus(name, _tokens(train), _tokens(held_out), digest)
 
 
 def cloze(corpus: Corpus, items: int, length: int, continuation: int, seed: int = 0) -> Cloze:
-    """Questions of one right and three wrong continuations, from the held-out text.
+    """Make questions of one right and three wrong continuations from the held-out text.
 
     Args:
-      items: how many.
+      items: number of questions.
       length: bytes of context and continuation together.
-      continuation: bytes of it.
+      continuation: bytes of the continuation.
 
     Raises:
       ValueError: too little held-out text.
@@ -123,15 +123,15 @@ def cloze(corpus: Corpus, items: int, length: int, continuation: int, seed: int 
         if len(others) < 3:
             raise ValueError(f"data {corpus.name}: the text repeats itself. Give another one.")
         row[:, :context] = text[start - context : start]
-        for place, s in zip(row, (start, *others), strict=True):
-            place[context:] = text[s : s + continuation]
+        for candidate, s in zip(row, (start, *others), strict=True):
+            candidate[context:] = text[s : s + continuation]
     return Cloze(out, continuation)
 
 
 def _once(documents: Iterable[bytes]) -> list[bytes]:
-    """Documents without paragraphs that were seen before: nothing held out is trained on."""
+    """Drop repeated paragraphs from documents, so that nothing held out is trained on."""
     seen: set[bytes] = set()
-    found = []
+    unique = []
     for document in documents:
         kept = []
         for paragraph in document.split(b"\n\n"):
@@ -140,12 +140,12 @@ def _once(documents: Iterable[bytes]) -> list[bytes]:
                 seen.add(key)
                 kept.append(paragraph)
         if kept:
-            found.append(b"\n\n".join(kept))
-    return found
+            unique.append(b"\n\n".join(kept))
+    return unique
 
 
 def _by_document(documents: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Whole documents, in an order drawn once, are held out until they are a tenth of all."""
+    """Hold out whole documents, in a fixed random order, until they are a tenth of the text."""
     room = _HELD_OUT * sum(map(len, documents))
     held_out: set[int] = set()
     for i in np.random.default_rng(0).permutation(len(documents)):

@@ -1,4 +1,4 @@
-"""Training and looking at a small model on one device: the same steps for every format."""
+"""Training and evaluation of a small model on one device, with the same steps for every format."""
 
 import functools
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from parallax.studies.quality.corpus import Cloze, Corpus
 from parallax.studies.quality.storing import masked, masks, rounding, seen_in_training
 from parallax.workload import Workload
 
-_AT_ONCE = 32  # windows of one evaluation call
+_AT_ONCE = 32  # windows per evaluation call
 _NOTHING = np.zeros((0, 0), np.int32)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Held-out loss as a run goes on: nats a byte after so many steps."""
+    """The held-out loss during a run: nats per byte after a number of steps."""
 
     steps: tuple[int, ...]
     nats: tuple[float, ...]
 
     def steps_to(self, target: float) -> float | None:
-        """Steps until the loss was first at most `target`, between two looks in proportion."""
+        """Return the steps until the loss was first at most `target`, interpolated linearly."""
         for i, nats in enumerate(self.nats):
             if nats <= target:
                 if i == 0:
@@ -45,11 +45,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Looked:
-    """What a model does on held-out text.
+    """The evaluation of a model on held-out text.
 
     Attributes:
-      nats: cross-entropy a byte of every window, [n].
-      next_byte: share of bytes of every window that were the likeliest, [n].
+      nats: cross-entropy per byte of every window, [n].
+      next_byte: share of each window's bytes that the model found likeliest, [n].
       logits: [n, L, V] float32.
     """
 
@@ -64,12 +64,12 @@ class Looked:
 
 
 class Bench:
-    """One model, one corpus, one device: compiled steps are shared by all that is measured.
+    """A model, a corpus and a device, with compiled steps that all measurements share.
 
     Args:
-      config: in float32, without experts.
-      corpus: of bytes.
-      batch, seq_len: of a training step; evaluation has windows of seq_len.
+      config: a model in float32, without experts.
+      corpus: the text, as bytes.
+      batch, seq_len: sizes of a training step; evaluation windows have seq_len bytes.
     """
 
     def __init__(self, config: ModelConfig, corpus: Corpus, batch: int, seq_len: int):
@@ -77,13 +77,13 @@ class Bench:
         strategy = data_parallel(1)
         self.mesh = strategy.mesh.build(jax.devices()[:1])
         self.sharded = ShardedTransformer(config, strategy, Workload(batch, seq_len))
-        # One sharding for all that programs take and give: another one would compile them again.
-        self._here = NamedSharding(self.mesh, PartitionSpec())
+        # One sharding for all arguments and results: another one would compile programs again.
+        self._sharding = NamedSharding(self.mesh, PartitionSpec())
         self._step = functools.cache(self._make_step)
         self._logits: dict[ModelConfig, Callable[..., jax.Array]] = {}
 
     def init(self, seed: int) -> nnx.State:
-        """Random weights."""
+        """Draw random weights."""
         return self.sharded.init(jax.random.key(seed), self.mesh)
 
     def fit(
@@ -92,34 +92,34 @@ class Bench:
         windows: np.ndarray = _NOTHING,
         on_step: Callable[[int, float], None] = lambda n, x: None,
     ) -> tuple[nnx.State, Curve]:  # fmt: skip
-        """Trains for at least one step, and looks at the held-out loss now and then.
+        """Train for at least one step, and evaluate the held-out loss at intervals.
 
         Args:
-          params: to start from; they stay usable.
-          formats: trained through, see `seen_in_training`: sparse matrices keep the largest weights
-            of `params`. None is the plain model.
-          seed: of the batches: equal seeds, equal batches.
-          look_every: steps between looks; 0 is never.
-          windows: that are looked at.
+          params: initial parameters; they stay usable.
+          formats: formats to train through, see `seen_in_training`: sparse matrices keep the
+            largest weights of `params`. None is the plain model.
+          seed: seed of the batches: equal seeds give equal batches.
+          look_every: steps between evaluations; 0 is never.
+          windows: evaluation windows.
 
         Returns:
-          The parameters, masks applied (compress them to have their format), and the curve.
+          The parameters, masks applied (compressing them gives their format), and the curve.
 
         Raises:
           ValueError: a loss that is not finite.
         """
         see = seen_in_training(rounding(formats))
         run, start = self._step(steps, optimizer, rounding(formats))
-        kept = self._place(masks(params, formats or ("float16", "float16")))
-        # Steps write over what they are given.
-        params = self._place(jax.tree.map(jnp.copy, params))
+        kept = self._shard(masks(params, formats or ("float16", "float16")))
+        # Steps donate their arguments.
+        params = self._shard(jax.tree.map(jnp.copy, params))
         opt_state = start(params)
         rng = np.random.default_rng(seed)
         looks: list[tuple[int, float]] = []
         loss: Any = 0.0
         for done in range(1, steps + 1):
             tokens = self.corpus.batch(rng, self.batch, self.seq_len)
-            params, opt_state, loss = run(params, opt_state, kept, self._place(tokens))
+            params, opt_state, loss = run(params, opt_state, kept, self._shard(tokens))
             on_step(done, loss)
             if look_every and done % look_every == 0:
                 looks.append((done, float(self.look(see(params, kept), windows).nats.mean())))
@@ -131,7 +131,7 @@ class Bench:
     def look(
         self, params: nnx.State, windows: np.ndarray, config: ModelConfig | None = None
     ) -> Looked:
-        """Held-out windows [n, L] through a model; `config` where it is stored compressed."""
+        """Evaluate a model on held-out windows [n, L]; `config` if it is stored compressed."""
         logits = self.logits(params, windows, config)
         right = logits[:, :-1].argmax(-1) == windows[:, 1:]
         return Looked(self._nats(logits, windows).mean(1), right.mean(1), logits)
@@ -139,7 +139,7 @@ class Bench:
     def answer(
         self, params: nnx.State, task: Cloze, config: ModelConfig | None = None
     ) -> np.ndarray:
-        """1 where the text's own continuation is the likeliest of an item's, else 0; [items]."""
+        """Return 1 per item if its own continuation is the likeliest of four, else 0; [items]."""
         items, choices, length = task.candidates.shape
         rows = task.candidates.reshape(items * choices, length)
         nats = self._nats(self.logits(params, rows, config), rows)[:, -task.continuation :].sum(1)
@@ -149,27 +149,27 @@ class Bench:
     def logits(
         self, params: nnx.State, windows: np.ndarray, config: ModelConfig | None = None
     ) -> np.ndarray:
-        """[n, L, V] float32."""
+        """Compute the logits of windows [n, L]: [n, L, V] float32."""
         config = config or self.config
         if config not in self._logits:
             sharded = ShardedTransformer(
                 config, self.sharded.strategy, Workload(_AT_ONCE, self.seq_len)
             )
             self._logits[config] = jax.jit(sharded.forward(self.mesh, "all"))
-        params, found = self._place(params), []
+        params, parts = self._shard(params), []
         for first in range(0, len(windows), _AT_ONCE):
             rows = windows[first : first + _AT_ONCE]
-            filled = np.zeros((_AT_ONCE, self.seq_len), np.int32)  # one shape, one program
-            filled[: len(rows)] = rows
-            found.append(np.asarray(self._logits[config](params, self._place(filled)))[: len(rows)])
-        return np.concatenate(found)
+            padded = np.zeros((_AT_ONCE, self.seq_len), np.int32)  # one shape, one program
+            padded[: len(rows)] = rows
+            parts.append(np.asarray(self._logits[config](params, self._shard(padded)))[: len(rows)])
+        return np.concatenate(parts)
 
-    def _place(self, tree: Any) -> Any:
-        return jax.device_put(tree, self._here)
+    def _shard(self, tree: Any) -> Any:
+        return jax.device_put(tree, self._sharding)
 
     @staticmethod
     def _nats(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """[n, L - 1]: of each next byte."""
+        """Compute the cross-entropy of each next byte, [n, L - 1]."""
         return np.concatenate(
             [
                 np.asarray(cross_entropy(jnp.asarray(logits[i : i + 64, :-1]),
@@ -179,7 +179,7 @@ class Bench:
         )  # fmt: skip
 
     def _make_step(self, steps: int, optimizer: Adamw, rounded: tuple[str, str] | None):
-        """(a jitted step, its optimizer's start)."""
+        """Return a jitted step, and the function that makes its optimizer's initial state."""
         transform = optimizer.build(steps)
         loss = self.sharded.loss(self.mesh)
         see = seen_in_training(rounded)
@@ -187,10 +187,10 @@ class Bench:
         def of_params(params, kept, tokens):
             return loss(see(params, kept), tokens)
 
-        @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=self._here)
+        @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=self._sharding)
         def run(params: Any, opt_state, kept, tokens):
             value, grads = jax.value_and_grad(of_params)(params, kept, tokens)
             updates, opt_state = transform.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state, value
 
-        return run, jax.jit(transform.init, out_shardings=self._here)
+        return run, jax.jit(transform.init, out_shardings=self._sharding)

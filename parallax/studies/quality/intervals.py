@@ -1,4 +1,4 @@
-"""How sure a mean is: 95 % intervals, of differences in pairs."""
+"""95 % intervals of means, of perplexities and of ratios; differences are paired."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ _RESAMPLES = 2000
 
 
 def mean_interval(values: np.ndarray, unit: str, scale: float = 1.0, seed: int = 0) -> Figure:
-    """The mean of independent observations with a 95 % bootstrap interval.
+    """Compute the mean of independent observations with a 95 % bootstrap interval.
 
     Args:
-      values: one an observation, or differences of paired ones: the pairs are drawn together.
-      unit: of the mean times `scale`.
+      values: one per observation, or differences of paired ones: pairs are resampled together.
+      unit: unit of the mean times `scale`.
 
     Reference: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993 (percentiles).
     """
@@ -23,21 +23,21 @@ def mean_interval(values: np.ndarray, unit: str, scale: float = 1.0, seed: int =
 
 
 def exp_interval(values: np.ndarray, unit: str, *, growth: bool = False, seed: int = 0) -> Figure:
-    """exp of the mean, with its interval: a perplexity of nats.
+    """Compute exp of the mean with its interval: the perplexity of values in nats.
 
     Args:
-      growth: of differences: by how many per cent the perplexity is higher.
+      growth: values are differences; return by how many per cent the perplexity is higher.
     """
 
-    def turn(x):
+    def transform(x):
         return float(100 * np.expm1(x) if growth else np.exp(x))
 
     low, high = np.percentile(_means(values, seed), [2.5, 97.5])
-    return Figure(turn(np.mean(values)), unit, "measured", turn(low), turn(high))
+    return Figure(transform(np.mean(values)), unit, "measured", transform(low), transform(high))
 
 
 def ratio_interval(ratios: np.ndarray) -> Figure:
-    """The geometric mean of a few ratios; Student's 95 % interval of their logarithms.
+    """Compute the geometric mean of a few ratios, with Student's 95 % interval of the logarithms.
 
     Raises:
       ValueError: ratios that are not positive.
@@ -59,7 +59,7 @@ def ratio_interval(ratios: np.ndarray) -> Figure:
 
 
 def _means(values: np.ndarray, seed: int) -> np.ndarray:
-    """Means of so many resamples of the observations."""
+    """Compute the means of bootstrap resamples of the observations."""
     values = np.asarray(values, float)
     rng = np.random.default_rng(seed)
     return values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].mean(1)

@@ -1,4 +1,4 @@
-"""How far every matrix's product is off when its weight is stored in a format."""
+"""Errors of every matrix's product, and of every block, when weights are stored in a format."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from parallax.models.transformer import abstract_transformer
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.studies.quality.results import BlockError, MatrixError
 
-_OUTPUTS_AT_ONCE = 2048  # of a wide matrix; they do not know of each other
+_OUTPUTS_AT_ONCE = 2048  # outputs of a wide matrix, which are independent of each other
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Recording(Split):
 def matrix_inputs(
     config: ModelConfig, params: nnx.State, tokens: np.ndarray
 ) -> Iterator[tuple[int, Parameter, jax.Array, jax.Array]]:
-    """Layer and matrix of every layer: which, its weight, and the activations that it meets.
+    """Yield the layer number, matrix, weight and input activations of every matrix of every layer.
 
     Args:
       config, params: a Transformer without experts, on one device.
@@ -74,7 +74,7 @@ def matrix_inputs(
 def trained_errors(
     config: ModelConfig, params: nnx.State, tokens: np.ndarray, formats: tuple[str, ...]
 ) -> tuple[MatrixError, ...]:
-    """Of every layer and matrix of a trained model, on the activations that it meets."""
+    """Compute the errors of every layer and matrix of a trained model, on its own activations."""
     return tuple(
         MatrixError(
             "trained", layer, m.path[-1], tuple(w.shape), form,
@@ -89,29 +89,31 @@ def block_errors(
     config: ModelConfig, params: nnx.State, tokens: np.ndarray,
     formats: Iterable[tuple[str, str]],
 ) -> tuple[BlockError, ...]:  # fmt: skip
-    """Of every block's output, given the input that it has in the dense model, in each pair.
+    """Compute the error of every block's output, given the dense model's input, per format pair.
 
     Args:
-      config, params: of a Transformer on one device, stacked layers.
+      config, params: a Transformer on one device, with stacked layers.
       tokens: [B, L].
     """
     model: Any = nnx.merge(abstract_transformer(config)[0], params)
     x_BLD = model.embed(jnp.asarray(tokens), None, UNSPLIT)
-    found, pairs = [], tuple(formats)
+    errors, pairs = [], tuple(formats)
     for layer in range(config.num_layers):
         one = jax.tree.map(lambda w, layer=layer: w[layer : layer + 1], params["layers"])
         y_BLD = x_BLD
         for pair in pairs:
             error, y_BLD = block_error(config, one, pair, x_BLD)
-            found.append(BlockError(layer, pair, error))
+            errors.append(BlockError(layer, pair, error))
         x_BLD = y_BLD
-    return tuple(found)
+    return tuple(errors)
 
 
 def normal_errors(
     config: ModelConfig, formats: tuple[str, ...], tokens: int = 64, seed: int = 0
 ) -> tuple[MatrixError, ...]:
-    """Of one matrix of each of a model's shapes at full size: normal weights, normal activations.
+    """Compute the error of one matrix per shape of a full-size model, with normal random values.
+
+    Both weights and activations are drawn from a normal distribution.
 
     Cost: the largest matrix in float32, a part of its outputs at a time.
     """
@@ -127,7 +129,7 @@ def normal_errors(
 
 
 def _normal_error(shape: tuple[int, int], form: str, tokens: int, seed: int) -> float:
-    """As `relative_error` of the whole matrix, from pieces of its outputs."""
+    """Compute `relative_error` of the whole matrix from pieces of its outputs."""
     inputs, outputs = shape
     key_x, key_w = jax.random.split(jax.random.key(seed))
     x = jax.random.normal(key_x, (tokens, inputs), jnp.float32)
@@ -135,6 +137,6 @@ def _normal_error(shape: tuple[int, int], form: str, tokens: int, seed: int) -> 
     for first in range(0, outputs, _OUTPUTS_AT_ONCE):
         count = min(_OUTPUTS_AT_ONCE, outputs - first)
         w = jax.random.normal(jax.random.fold_in(key_w, first), (inputs, count), jnp.float32)
-        # Pieces have outputs of equal size: squares of relative errors average.
+        # Outputs have equal magnitude, so squares of the pieces' relative errors average.
         squares.append((relative_error(w * inputs**-0.5, parse_format(form), x) ** 2, count))
     return float(np.sqrt(sum(s * n for s, n in squares) / outputs))

@@ -1,4 +1,4 @@
-"""Train a small model, store it every way, measure what that costs: one record."""
+"""Train a small model, store it in every format, and measure the cost in one record."""
 
 import dataclasses
 import datetime
@@ -41,7 +41,7 @@ from parallax.studies.quality.saying import sentences
 from parallax.studies.quality.storing import compressed, rounding
 
 PAPERS_FORMATS = ("int8", "int8+2:4")
-# Rows of the table: (attention, MLP). The first one is what all others are held against.
+# Rows of the table: (attention, MLP). The first one is the baseline of all others.
 ROWS: dict[str, tuple[str, str]] = {
     "float16": ("float16", "float16"),
     "int8": ("int8", "int8"),
@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[str, str]] = {
     "int8+2:4": ("int8+2:4", "int8+2:4"),
     "int4+2:4": ("int4+2:4", "int4+2:4"),
 }
-# The paper's head_dim, so that the very formats of a 4096-wide layer can be stored.
+# The paper's head_dim, so that exactly the formats of a 4096-wide layer can be stored.
 MODEL = ModelConfig(
     "compress_quality", num_layers=2, d_model=128, num_heads=2, num_kv_heads=2, head_dim=128,
     d_ff=512, vocab_size=256, mlp="gated", dtype="float32",
@@ -60,25 +60,25 @@ MODEL = ModelConfig(
 _ERROR_FORMATS = ("int8", "w8a8", "int4", "float16+2:4", "int8+2:4", "int4+2:4")
 _FULL_SIZE_FORMATS = ("int8", "w8a8", "int4")
 _FULL_SIZE = PAPERS["compressed_layerwise"].config
-_CONTINUATION = 16  # bytes, of the task
+_CONTINUATION = 16  # bytes, in the task
 _ERROR_WINDOWS = 8
 Line = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of what is measured.
+    """The sizes of a measurement.
 
     Attributes:
-      steps: that the model is trained for.
-      tune_steps: more, through each format; 0 leaves those rows out.
-      race_steps, race_seeds: dense against compressed from the start; 0 leaves that out.
-      batch, seq_len: of a training step; held-out windows have seq_len bytes.
-      windows: of held-out text at most. items: of the task.
-      learning_rate: of AdamW, warmed up over a twentieth of the steps, cosine to a tenth.
-      budget_share: of the layers' float16 bytes, for the mildest mix.
-      full_size: whether errors on the paper's full-size shapes are measured too.
-      seed: of everything drawn.
+      steps: training steps of the model.
+      tune_steps: further steps through each format; 0 omits those rows.
+      race_steps, race_seeds: steps and seeds of dense against compressed training; 0 omits it.
+      batch, seq_len: sizes of a training step; held-out windows have seq_len bytes.
+      windows: most windows of held-out text. items: questions of the task.
+      learning_rate: AdamW's, warmed up over a twentieth of the steps, cosine decay to a tenth.
+      budget_share: share of the layers' float16 bytes, for the mixed-precision assignment.
+      full_size: whether to measure errors on the paper's full-size shapes too.
+      seed: seed of everything random.
     """
 
     steps: int = 1500
@@ -113,7 +113,7 @@ class Settings:
             )
 
     def optimizer(self, steps: int, share: float = 1.0) -> Adamw:
-        """AdamW for so many steps, at a share of the learning rate."""
+        """Return AdamW for a number of steps, at a share of the learning rate."""
         return Adamw(share * self.learning_rate, warmup_steps=max(1, steps // 20))
 
 
@@ -121,13 +121,13 @@ def measure(
     data: list[str] | None = None, settings: Settings | None = None, *,
     config: ModelConfig = MODEL, command: str = "", on_progress: Line = lambda line: None,
 ) -> QualityRecord:  # fmt: skip
-    """Everything that `parallax compress_quality` shows.
+    """Measure everything that `parallax compress_quality` shows.
 
     Args:
       data: files of text; None is Python's language reference.
       settings: sizes.
-      config: of the model: float32, 256 tokens, no experts, sizes that all formats divide.
-      command: for the record.
+      config: the model: float32, 256 tokens, no experts, sizes that all formats divide.
+      command: the command line, for the record.
       on_progress: called with a line whenever something starts.
 
     Raises:
@@ -144,7 +144,7 @@ def measure(
 
     def said(done: int, loss: Any) -> None:
         if done % every == 0:
-            on_progress(f"step {done}/{settings.steps}: {float(loss):.3f} nats a byte")
+            on_progress(f"step {done}/{settings.steps}: {float(loss):.3f} nats per byte")
 
     params, _ = bench.fit(
         bench.init(settings.seed), settings.steps, settings.optimizer(settings.steps),
@@ -156,7 +156,7 @@ def measure(
     errors = trained_errors(config, params, windows[:_ERROR_WINDOWS], _ERROR_FORMATS)
     on_progress("errors of every block's output")
     blocks = block_errors(config, params, windows[:_ERROR_WINDOWS], ROWS.values())
-    found, mixes = _mixes(bench, params, windows, baseline, settings, on_progress)
+    sensitivity, mixes = _mixes(bench, params, windows, baseline, settings, on_progress)
     if settings.full_size:
         on_progress("errors at full size: normal weights")
         errors += normal_errors(_FULL_SIZE, _FULL_SIZE_FORMATS)
@@ -171,13 +171,13 @@ def measure(
         {k: float(v) for k, v in dataclasses.asdict(settings).items()},
         Text(corpus.name, corpus.sha256, len(corpus.train), len(corpus.validation), len(windows),
              settings.seq_len),
-        task.chance, settings.items, tuple(scores), race, errors, found, mixes,
+        task.chance, settings.items, tuple(scores), race, errors, sensitivity, mixes,
         sentences(scores, race, errors), blocks,
     )  # fmt: skip
 
 
 class _Scorer:
-    """Rows of the table; the first of each kind is the baseline of the others."""
+    """Scores rows of the table; the first of each kind is the baseline of the others."""
 
     def __init__(self, bench: Bench, windows: np.ndarray, task: Cloze):
         self.bench, self.windows, self.task = bench, windows, task
@@ -185,13 +185,13 @@ class _Scorer:
         self._right = np.zeros(0)
 
     def rows(self, params: nnx.State, *, tuned: bool, on_progress: Line) -> Iterator[Score]:
-        """Every format of the same parameters."""
+        """Score every format of the same parameters."""
         for label in ROWS:
             on_progress(f"measuring {label}{', tuned' if tuned else ''}")
             yield self.score(label, params, tuned)
 
     def score(self, label: str, params: nnx.State, tuned: bool) -> Score:
-        """One row; `float16` becomes the baseline of what follows."""
+        """Score one row; `float16` becomes the baseline of what follows."""
         formats, layers = ROWS[label], self.bench.config.num_layers
         stored, config = compressed(params, self.bench.config, formats)
         looked = self.bench.look(stored, self.windows, config)
@@ -218,11 +218,11 @@ class _Scorer:
 def _tuned(
     bench: Bench, params: nnx.State, scorer: _Scorer, settings: Settings, on_progress: Line
 ) -> Iterator[Score]:
-    """Rows after a few more steps through each format; float16 gets as many."""
+    """Score rows after some more steps through each format; float16 gets the same number."""
     steps = settings.tune_steps
     known: dict[Any, nnx.State] = {}
     for label, formats in ROWS.items():
-        # What trains alike is trained once: int8 with and without rounded activations.
+        # Formats that train alike are trained once: int8 with and without rounded activations.
         alike = rounding(formats), tuple("+" in name for name in formats)
         if alike not in known:
             on_progress(f"tuning {label}: {steps} steps")
@@ -237,7 +237,7 @@ def _tuned(
 def run_race(
     bench: Bench, windows: np.ndarray, settings: Settings, on_progress: Line = lambda line: None
 ) -> Race:
-    """Dense against compressed from the start: same weights, same batches, a seed each.
+    """Train dense against compressed from the start: same weights and batches, per seed.
 
     The target is the lowest held-out loss that every run reached.
     """
@@ -268,15 +268,15 @@ def _mixes(
     on_progress: Line,
 ) -> tuple[tuple[Sensitivity, ...], tuple[MixFound, ...]]:  # fmt: skip
     on_progress("sensitivity of every layer's parts to every format")
-    found = tuple(sensitivities(bench, params, windows, baseline, (*LISTED, *STRONGER)))
-    on_progress("the mildest mixes under budgets")
-    at_hand = bench, params, windows, baseline, found
+    measured = tuple(sensitivities(bench, params, windows, baseline, (*LISTED, *STRONGER)))
+    on_progress("mixed-precision assignments under budgets")
+    inputs = bench, params, windows, baseline, measured
     paper = "a layer of compressed_layerwise"
-    return found, (
-        trained_mix(*at_hand, settings.budget_share),
-        full_size_mix(*at_hand, _FULL_SIZE, 144_100_000, LISTED, f"{paper} in 144.1 MB"),
-        full_size_mix(*at_hand, _FULL_SIZE, 49_500_000, LISTED, f"{paper} in 49.5 MB"),
-        full_size_mix(*at_hand, _FULL_SIZE, 49_500_000, (*LISTED, *STRONGER),
+    return measured, (
+        trained_mix(*inputs, settings.budget_share),
+        full_size_mix(*inputs, _FULL_SIZE, 144_100_000, LISTED, f"{paper} in 144.1 MB"),
+        full_size_mix(*inputs, _FULL_SIZE, 49_500_000, LISTED, f"{paper} in 49.5 MB"),
+        full_size_mix(*inputs, _FULL_SIZE, 49_500_000, (*LISTED, *STRONGER),
                       f"{paper} in 49.5 MB, stronger formats allowed"),
     )  # fmt: skip
 

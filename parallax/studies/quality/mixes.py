@@ -1,4 +1,4 @@
-"""How much each part of each layer minds a format, and the mildest mix that a budget allows."""
+"""Sensitivity of each layer's parts to a format, and mixed-precision assignments under a budget."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -15,13 +15,13 @@ from parallax.studies.quality.intervals import exp_interval, mean_interval
 from parallax.studies.quality.results import MixFound, Sensitivity
 from parallax.studies.quality.storing import Formats, store
 
-# Formats that a layer may have, and such as keep one weight of four or eight.
+# Formats that a layer may have, and stronger ones that keep one weight of four or eight.
 LISTED = ("float16", "float16+2:4", "int8", "int8+2:4", "int4", "int4+2:4")
 STRONGER = ("int8+1:4", "int4+1:4", "int8+1:8", "int4+1:8")
 
 
 def rest_bytes(config: ModelConfig) -> int:
-    """Of one layer's norms, which stay float16."""
+    """Return the bytes of one layer's norms, which stay float16."""
     return layer_footprints(config, "float16")[0].weights - sum(
         part_bytes(config, part, "float16") for part in PARTS
     )
@@ -31,7 +31,7 @@ def sensitivities(
     bench: Bench, params: nnx.State, windows: np.ndarray, baseline: np.ndarray,
     formats: Sequence[str],
 ) -> Iterator[Sensitivity]:  # fmt: skip
-    """Held-out loss with one part of one layer in a format and all else in float16.
+    """Measure the held-out loss with one part of one layer in a format and all else in float16.
 
     Args:
       baseline: nats of every window in float16.
@@ -50,7 +50,7 @@ def sensitivities(
 
 
 def _damage(found: Sequence[Sensitivity], part: str, form: str, layer: int | None) -> float:
-    """Of a part in a format; of all layers' mean where none is given. Below zero is noise."""
+    """Return the loss that a part in a format adds, in a layer or (None) on average; at least 0."""
     of = [s.nats.value for s in found
           if (s.part, s.format) == (part, form) and layer in (None, s.layer)]  # fmt: skip
     return max(0.0, fmean(of))
@@ -60,7 +60,7 @@ def trained_mix(
     bench: Bench, params: nnx.State, windows: np.ndarray, baseline: np.ndarray,
     found: Sequence[Sensitivity], budget_share: float,
 ) -> MixFound:  # fmt: skip
-    """The mildest mix for the trained model under a share of its layers' float16 bytes."""
+    """Assign formats to the trained model under a share of its layers' float16 bytes."""
     config = bench.config.replace(dtype="float16")
     rest = config.num_layers * rest_bytes(config)
     whole = sum(f.weights for f in layer_footprints(config, "float16"))
@@ -92,11 +92,12 @@ def full_size_mix(
     bench: Bench, params: nnx.State, windows: np.ndarray, baseline: np.ndarray,
     found: Sequence[Sensitivity], full: ModelConfig, budget: int, formats: Sequence[str], what: str,
 ) -> MixFound:  # fmt: skip
-    """The mildest pair of formats for one layer at full size, by the trained model's sensitivities,
-    and what the trained model loses with that pair in all layers.
+    """Assign a pair of formats to one full-size layer, by the trained model's sensitivities.
+
+    Also measures what the trained model loses with that pair in all layers.
 
     Args:
-      full: of equal layers.
+      full: a full-size model of equal layers.
       budget: bytes of one layer's weights.
       formats: to choose from.
     """

@@ -1,4 +1,4 @@
-"""What storing weights in fewer bits cost a trained model, as frozen values; written and read.
+"""The measured quality cost of compressed weights, as frozen values that are written and read.
 
 Figures are tagged `measured`, with 95 % intervals, except where a byte count is `derived`.
 """
@@ -17,12 +17,12 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Text:
-    """What was trained and measured on.
+    """The text used for training and measurement.
 
     Attributes:
-      name, sha256: of the text.
-      train_bytes, validation_bytes: of its two parts.
-      windows, window_bytes: that perplexity is measured on.
+      name, sha256: name and hash of the text.
+      train_bytes, validation_bytes: bytes of its two parts.
+      windows, window_bytes: number and size of the windows for perplexity.
     """
 
     name: str
@@ -35,20 +35,20 @@ class Text:
 
 @dataclass(frozen=True)
 class Score:
-    """One way to store the model's matrices.
+    """The scores of one way to store the model's matrices.
 
     Attributes:
-      label: as the table has it.
-      formats: of attention and MLP.
-      tuned: trained a little more through the format before it was stored.
-      layer_bytes: of one layer of this model.
-      bits_per_byte, perplexity: of held-out text; perplexity is of a byte.
-      increase: of perplexity over float16 with the same amount of training, per cent, paired.
-      accuracy: of the task, share of right answers. accuracy_change: against float16, paired, in
+      label: label of the table's row.
+      formats: formats of attention and MLP.
+      tuned: whether the model was trained some more through the format before it was stored.
+      layer_bytes: bytes of one layer of this model.
+      bits_per_byte, perplexity: of held-out text; perplexity is per byte.
+      increase: increase of perplexity over float16 with equal training, per cent, paired.
+      accuracy: share of the task's right answers. accuracy_change: against float16, paired, in
         percentage points.
-      next_byte: share of bytes that were the likeliest.
-      agreement: share of positions where the likeliest byte is float16's.
-      logits_error: relative L2 against float16's logits.
+      next_byte: share of bytes that the model found likeliest.
+      agreement: share of positions whose likeliest byte is the same as float16's.
+      logits_error: relative L2 error against float16's logits.
     """
 
     label: str
@@ -67,8 +67,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of the race to a loss: held-out nats a byte after so many steps, and steps to the
-    target; None where it was not reached."""
+    """One seed of the race to a loss.
+
+    It has held-out nats per byte after numbers of steps, and the steps to the target (None where it
+    was not reached).
+    """
 
     seed: int
     steps: tuple[int, ...]
@@ -80,13 +83,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Race:
-    """Steps to a loss, dense against trained compressed from the start.
+    """The steps to a loss of dense training against training compressed from the start.
 
     Attributes:
-      formats: of the compressed runs.
-      target_nats: held-out loss a byte, the lowest that every run reached.
-      runs: a seed each.
-      ratio: steps compressed over steps dense.
+      formats: formats of the compressed runs.
+      target_nats: held-out loss per byte, the lowest that every run reached.
+      runs: one per seed.
+      ratio: compressed steps over dense steps.
     """
 
     formats: tuple[str, str]
@@ -97,15 +100,15 @@ class Race:
 
 @dataclass(frozen=True)
 class MatrixError:
-    """Relative L2 error of one matrix's product.
+    """The relative L2 error of one matrix's product.
 
     Attributes:
-      weights: "trained", or "normal" ones at full size.
-      layer: of the trained model; None for normal weights.
-      matrix: its name, or its part.
-      shape: of the weight.
-      format: it is stored in.
-      error: relative L2 of the output.
+      weights: "trained" weights, or "normal" ones at full size.
+      layer: layer of the trained model; None for normal weights.
+      matrix: name of the matrix, or its part.
+      shape: shape of the weight.
+      format: storage format.
+      error: relative L2 error of the output.
     """
 
     weights: str
@@ -118,13 +121,14 @@ class MatrixError:
 
 @dataclass(frozen=True)
 class BlockError:
-    """Relative L2 error of one trained block's output, residual stream included, with its matrices
-    in formats and the dense block's input.
+    """The relative L2 error of one trained block's output, including the residual stream.
+
+    The block's matrices are stored in formats, and its input is that of the dense model.
 
     Attributes:
-      layer: its number.
-      formats: of attention and MLP.
-      error: relative L2 of the output.
+      layer: number of the layer.
+      formats: formats of attention and MLP.
+      error: relative L2 error of the output.
     """
 
     layer: int
@@ -134,12 +138,12 @@ class BlockError:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Perplexity's increase when one part of one layer is stored in a format, nothing else.
+    """The increase of loss when only one part of one layer is stored in a format.
 
     Attributes:
-      layer, part, format: which.
-      n_bytes: that the part then takes.
-      nats: more a byte of held-out text, with its interval.
+      layer, part, format: the part and its format.
+      n_bytes: bytes of the part in this format.
+      nats: increase per byte of held-out text, with its interval.
     """
 
     layer: int
@@ -151,19 +155,19 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class MixFound:
-    """The mildest mix under a budget.
+    """The mixed-precision assignment with the least loss under a budget.
 
     Attributes:
-      what: it is a mix for.
-      formats: of every layer, attention and MLP; one pair where layers are equal; () where nothing
+      what: description of the model or layer.
+      formats: per layer, formats of attention and MLP; one pair if layers are equal; () if nothing
         fits.
-      budget_bytes: of one layer (the paper's) or of all layers (the trained model's).
-      n_bytes: of weights that the mix takes, or the smallest possible where nothing fits.
-      bits_a_weight: of n_bytes.
-      predicted: sum of sensitivities, nats a byte; None where there are none.
-      increase: of perplexity that the trained model has with these formats, per cent; None where
+      budget_bytes: budget of one layer (the paper's) or of all layers (the trained model's).
+      n_bytes: bytes of the weights, or the least possible if nothing fits.
+      bits_a_weight: bits per weight that n_bytes amounts to.
+      predicted: sum of sensitivities, nats per byte; None if nothing fits.
+      increase: increase of the trained model's perplexity with these formats, per cent; None if
         nothing fits.
-      note: in one line.
+      note: one line.
     """
 
     what: str
@@ -178,17 +182,17 @@ class MixFound:
 
 @dataclass(frozen=True)
 class QualityRecord:
-    """Everything `parallax compress_quality` measured.
+    """Everything that one run of `parallax compress_quality` measured.
 
     Attributes:
-      date: UTC, ISO. command: that made it. versions: of what computed it. seconds: it took.
+      date: UTC, ISO. command: command line. versions: of packages. seconds: duration.
       model: fields of the ModelConfig.
       settings: steps and sizes.
-      text: trained and measured on.
-      chance: of the task, share of right answers by guessing. items: of the task.
+      text: text used for training and measurement.
+      chance: share of the task's right answers by guessing. items: number of its questions.
       scores, race, errors, sensitivities, mixes: results.
-      says: what they mean beside the paper's claims, a sentence each.
-      blocks: errors of every block's output; () in records from before there were any.
+      says: sentences on what they mean for the paper's claims.
+      blocks: errors of every block's output; () in older records, which have none.
     """
 
     date: str
@@ -209,11 +213,11 @@ class QualityRecord:
     blocks: tuple[BlockError, ...] = later((), omit=True)
 
     def to_json(self) -> str:
-        """As a file has it; numbers in full."""
+        """Return the record as the text of its file, with numbers in full precision."""
         return json.dumps(FILE.encode(self), indent=1) + "\n"
 
     def score(self, label: str, tuned: bool = False) -> Score:
-        """The row of a format. ValueError if there is none."""
+        """Return the row of a format; raise ValueError if there is none."""
         for score in self.scores:
             if (score.label, score.tuned) == (label, tuned):
                 return score
@@ -228,11 +232,11 @@ FILE = FileFormat(
 
 
 def load_record(path: str | Path) -> QualityRecord:
-    """Reads what `QualityRecord.to_json` wrote.
+    """Read a record that `QualityRecord.to_json` wrote.
 
     Raises:
-      ValueError: not there, not JSON, of another layout, a field that is missing, unknown or of
-        another type, a number that is not finite, an interval that does not hold its value.
+      ValueError: a missing file, no JSON, another layout, a field that is missing, unknown or of
+        another type, a number that is not finite, an interval that does not contain its value.
     """
     record = FILE.load(path)
     _check_intervals(record, f"quality record {path}")
@@ -241,18 +245,18 @@ def load_record(path: str | Path) -> QualityRecord:
     return record
 
 
-def _check_intervals(value: Any, where: str) -> None:
-    """Raises ValueError for a figure that is outside of its own interval."""
+def _check_intervals(value: Any, context: str) -> None:
+    """Raise ValueError for a figure that is outside of its own interval."""
     if isinstance(value, Figure):
         low, high = value.low, value.high
         slack = 1e-9 * (1 + abs(value.value))
         if (low is None) != (high is None) or (
             low is not None and high is not None and not low - slack <= value.value <= high + slack
         ):
-            raise ValueError(f"{where}: {low} to {high} is no interval of {value.value}.")
+            raise ValueError(f"{context}: {low} to {high} is no interval of {value.value}.")
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            _check_intervals(getattr(value, field.name), f"{where}: {field.name}")
+            _check_intervals(getattr(value, field.name), f"{context}: {field.name}")
     elif isinstance(value, tuple):
         for i, inner in enumerate(value):
-            _check_intervals(inner, f"{where}[{i}]")
+            _check_intervals(inner, f"{context}[{i}]")

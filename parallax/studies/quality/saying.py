@@ -1,4 +1,4 @@
-"""What was measured, beside what the paper claims, in sentences."""
+"""Sentences that set the measured figures beside the paper's claims."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ CANNOT = (
 def sentences(
     scores: Sequence[Score], race: Race | None, errors: Sequence[MatrixError]
 ) -> tuple[str, ...]:
-    """One a claim, and what they are worth."""
+    """Return a sentence per claim, and one on how far the measurements apply."""
     said = [CANNOT]
     rows = [s for s in scores if s.label == "paper's"]
     for score in rows:
@@ -46,18 +46,18 @@ def sentences(
             f"{race.target_nats:.3f} nats a byte: {interval(race.ratio, 2)} times the steps "
             f"({race.ratio.note}); the interval {same} 1."
         )
-    for weights, where in (("trained", "the trained model"), ("normal", "normal weights at 4096")):
-        found = [e.error for e in errors if (e.weights, e.format) == (weights, "int8")]
-        if found:
+    for weights, name in (("trained", "the trained model"), ("normal", "normal weights at 4096")):
+        of_weights = [e.error for e in errors if (e.weights, e.format) == (weights, "int8")]
+        if of_weights:
             said.append(
-                f"INT8, one scale an output channel: the worst matrix of {where} is off by "
-                f"{max(found):.2e} relative L2, of {len(found)}; the limit is 1e-2."
+                f"INT8, one scale an output channel: the worst matrix of {name} is off by "
+                f"{max(of_weights):.2e} relative L2, of {len(of_weights)}; the limit is 1e-2."
             )
     return tuple(said)
 
 
 def interval(figure: Figure, digits: int, scale: float = 1.0) -> str:
-    """`value [low, high]`."""
+    """Format a figure as `value [low, high]`."""
     value = f"{figure.value * scale:.{digits}f}"
     if figure.low is None or figure.high is None:
         return value
@@ -65,17 +65,17 @@ def interval(figure: Figure, digits: int, scale: float = 1.0) -> str:
 
 
 def percent(figure: Figure) -> str:
-    """Of a change in per cent, with its sign and interval."""
+    """Format a change in per cent, with its sign and interval."""
     return _signed(figure, "%")
 
 
 def points(figure: Figure) -> str:
-    """Of a change in percentage points."""
+    """Format a change in percentage points, with its sign and interval."""
     return _signed(figure, "points")
 
 
 def share(figure: Figure) -> str:
-    """A share in per cent."""
+    """Format a share in per cent, with its interval."""
     return f"{interval(figure, 2, 100)} %"
 
 

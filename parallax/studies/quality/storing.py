@@ -1,7 +1,7 @@
-"""A model's parameters as their storage format leaves them, and training through that.
+"""A model's parameters as rounded by their storage format, and training through that rounding.
 
-Everything stays an array of the model's dtype: what changes is which values it can have. So rows of
-a table differ in stored weights alone, and the arithmetic is the same.
+Everything stays an array of the model's dtype; only the values it can take change. So rows of a
+table differ in stored weights alone, and the arithmetic is the same.
 """
 
 import functools
@@ -17,17 +17,17 @@ from parallax.compression.sparsity import mask
 from parallax.models.compressing import compress_params
 from parallax.models.config import PARTS, ModelConfig
 
-Formats = Sequence[tuple[str, str]]  # of every layer: its attention's, its MLP's
+Formats = Sequence[tuple[str, str]]  # per layer: its attention's and its MLP's
 Inputs = tuple[int, ...]  # dims of one layer's matrix that its product sums over
-REST = "float16"  # of norms and tables, in every row
+REST = "float16"  # dtype of norms and tables, in every row
 
 
 def store(params: nnx.State, formats: Formats) -> nnx.State:
-    """Every matrix compressed and back; norms and tables rounded to float16.
+    """Compress and decompress every matrix, and round norms and tables to float16.
 
     Args:
-      params: of a Transformer without experts, stacked layers, on one device.
-      formats: of every layer.
+      params: parameters of a Transformer without experts, stacked layers, on one device.
+      formats: formats per layer.
 
     Raises:
       ValueError: sizes that a format cannot store.
@@ -48,25 +48,26 @@ def store(params: nnx.State, formats: Formats) -> nnx.State:
 def compressed(
     params: nnx.State, config: ModelConfig, formats: tuple[str, str]
 ) -> tuple[nnx.State, ModelConfig]:
-    """The same parameters as a model that stores them compressed, as it would be deployed.
+    """Return the same parameters stored compressed, as they would be deployed.
 
     Args:
-      config: of the parameters; its dtype stays that of the arithmetic.
-      formats: of attention and MLP, in all layers.
+      config: config of the parameters; its dtype stays that of the arithmetic.
+      formats: formats of attention and MLP, in all layers.
 
     Returns:
-      What is stored, and the config that reads it; norms and tables are rounded to float16.
+      The stored parameters, and the config that reads them; norms and tables are rounded to
+      float16.
     """
-    found = config.replace(compression=formats)
+    stored = config.replace(compression=formats)
 
     def round_rest(w, part: str | None, inputs: Inputs):
         return w.astype(REST).astype(w.dtype) if part is None else w
 
-    return compress_params(_changed(params, round_rest), found), found
+    return compress_params(_changed(params, round_rest), stored), stored
 
 
 def masks(params: nnx.State, formats: tuple[str, str]) -> nnx.State:
-    """True where a weight stays: of matrices in an N:M format the largest, elsewhere all."""
+    """Return masks of the weights to keep: the largest of N:M matrices, all others' weights."""
 
     def make(w, part: str | None, inputs: Inputs):
         form = None if part is None else parse_format(formats[PARTS.index(part)])
@@ -78,7 +79,7 @@ def masks(params: nnx.State, formats: tuple[str, str]) -> nnx.State:
 
 
 def masked(params: nnx.State, kept: nnx.State) -> nnx.State:
-    """Weights that do not stay are zero."""
+    """Set weights that are not kept to zero."""
 
     def change(w, keep):
         return jnp.where(keep, w, jnp.zeros((), w.dtype))
@@ -87,7 +88,10 @@ def masked(params: nnx.State, kept: nnx.State) -> nnx.State:
 
 
 def rounding(formats: tuple[str, str] | None) -> tuple[str, str] | None:
-    """Formats without their sparse part, which masks do: fewer programs. None if none rounds."""
+    """Drop the sparse part of formats, which masks cover; return None if no format rounds.
+
+    Fewer distinct formats are fewer programs.
+    """
     if formats is None:
         return None
     # Training rounds no activations.
@@ -98,13 +102,14 @@ def rounding(formats: tuple[str, str] | None) -> tuple[str, str] | None:
 
 
 def seen_in_training(formats: tuple[str, str] | None) -> Callable[[Any, Any], Any]:
-    """(params, masks) -> the parameters that a training step's forward pass sees.
+    """Return a function (params, masks) -> the parameters of a training step's forward pass.
 
-    Masks are exact: what they leave out gets no gradient. Rounding to integers is passed through
-    (straight-through): the loss is the rounded model's, the gradient goes to what was rounded.
+    Masks are exact: weights that they drop get no gradient. Rounding to integers uses a
+    straight-through gradient: the loss is the rounded model's, the gradient goes to the weights
+    before rounding.
 
     Args:
-      formats: that round, see `rounding`, in all layers; None trains the model as it is.
+      formats: rounding formats, see `rounding`, in all layers; None trains the model as it is.
 
     Reference: Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic
       Neurons", 2013 (straight-through); Jacob et al., "Quantization and Training of Neural Networks
@@ -120,7 +125,7 @@ def seen_in_training(formats: tuple[str, str] | None) -> Callable[[Any, Any], An
 
 def _rounded_through(params, formats: tuple[str, str]):
     def change(w, part: str | None, inputs: Inputs):
-        # Masks have done the sparse part: zeros stay zeros, and the largest stays the largest.
+        # Masks have already applied sparsity: zeros stay zeros, and the largest stays the largest.
         form = None if part is None else parse_format(formats[PARTS.index(part)])
         if form is None or form.group is None:
             return w
@@ -140,7 +145,7 @@ def _round_trip(w: jax.Array, form: Format, inputs: tuple[int, ...]) -> jax.Arra
 
 
 def _changed(params: nnx.State, change: Callable[[Any, str | None, Inputs], Any]) -> nnx.State:
-    """`change(array, part, inputs)` of every parameter, as `models.weights.weight` marked it."""
+    """Apply `change(array, part, inputs)` to every parameter, with the marks of `weight`."""
 
     def one(_, w: nnx.Variable):
         facts = w.get_metadata()

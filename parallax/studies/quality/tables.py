@@ -1,4 +1,4 @@
-"""A quality record as tables: on a terminal, and as one page."""
+"""Tables of a quality record, on a terminal and as one page."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ _DERIVED = ("KB a layer", "budget", "bytes", "bits a weight", "predicted")
 
 
 def record_table(record: QualityRecord) -> RenderableType:
-    """The whole record as one rich renderable."""
+    """Render the whole record as one rich renderable."""
     parts: list[RenderableType] = [Text(TITLE, style="bold"), Text(described(record), style="dim")]
     for grid in tables(record):
         parts += [Text(), grid_table(grid)]
@@ -32,7 +32,7 @@ def record_table(record: QualityRecord) -> RenderableType:
 
 
 def record_page(record: QualityRecord) -> str:
-    """The record as one HTML document that needs nothing else."""
+    """Render the record as one self-contained HTML document."""
     return render(
         "quality.html.j2", Path(__file__).parent,
         title=TITLE, described=described(record), claims=_CLAIMS, says=record.says,
@@ -43,7 +43,7 @@ def record_page(record: QualityRecord) -> str:
 
 
 def described(record: QualityRecord) -> str:
-    """What was trained and measured, on what, in two sentences."""
+    """Describe in two sentences what was trained and measured, and on what text."""
     text = record.text
     return (
         f"{record.model['num_layers']} layers, {record.model['d_model']} wide, trained for "
@@ -55,7 +55,7 @@ def described(record: QualityRecord) -> str:
 
 
 def tables(record: QualityRecord) -> tuple[DataTable, ...]:
-    """All that have a row, in order."""
+    """Return all tables that have a row, in order."""
     return tuple(grid for grid in _tables(record) if grid.rows)
 
 
@@ -104,13 +104,12 @@ def _race(race: Race) -> DataTable:
 
 def _errors(record: QualityRecord) -> DataTable:
     formats = tuple(dict.fromkeys(e.format for e in record.errors))
-    found: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float]] = {}
     for e in record.errors:
-        where = f"{e.weights} {e.matrix}" if e.layer is None else f"layer {e.layer} {e.matrix}"
-        found.setdefault(f"{where} {list(e.shape)}", {})[e.format] = e.error
+        name = f"{e.weights} {e.matrix}" if e.layer is None else f"layer {e.layer} {e.matrix}"
+        errors.setdefault(f"{name} {list(e.shape)}", {})[e.format] = e.error
     rows = (
-        (where, *(f"{of[f]:.1e}" if f in of else "" for f in formats))
-        for where, of in found.items()
+        (name, *(f"{of[f]:.1e}" if f in of else "" for f in formats)) for name, of in errors.items()
     )
     title = "Relative L2 error of a matrix's product"
     return _grid(title, ("matrix", *formats), tuple(rows))
@@ -119,8 +118,8 @@ def _errors(record: QualityRecord) -> DataTable:
 def _blocks(record: QualityRecord) -> DataTable:
     pairs = tuple(dict.fromkeys(b.formats for b in record.blocks))
     layers = tuple(dict.fromkeys(b.layer for b in record.blocks))
-    found = {(b.layer, b.formats): f"{b.error:.1e}" for b in record.blocks}
-    rows = ((f"layer {n}", *(found.get((n, pair), "") for pair in pairs)) for n in layers)
+    errors = {(b.layer, b.formats): f"{b.error:.1e}" for b in record.blocks}
+    rows = ((f"layer {n}", *(errors.get((n, pair), "") for pair in pairs)) for n in layers)
     return _grid(
         "Relative L2 error of a block's output, given the dense block's input",
         ("block", *map(_pair, pairs)), tuple(rows), "the residual stream is part of the output",
@@ -129,11 +128,11 @@ def _blocks(record: QualityRecord) -> DataTable:
 
 def _sensitivities(record: QualityRecord) -> DataTable:
     formats = tuple(dict.fromkeys(s.format for s in record.sensitivities))
-    found: dict[str, list[str]] = {}
+    cells: dict[str, list[str]] = {}
     for s in record.sensitivities:
-        found.setdefault(f"layer {s.layer} {s.part}", []).append(f"{s.nats.value:+.4f}")
+        cells.setdefault(f"layer {s.layer} {s.part}", []).append(f"{s.nats.value:+.4f}")
     title = "One part of one layer in a format: held-out nats a byte more"
-    return _grid(title, ("part", *formats), tuple((k, *v) for k, v in found.items()))
+    return _grid(title, ("part", *formats), tuple((k, *v) for k, v in cells.items()))
 
 
 def _mixes(record: QualityRecord) -> DataTable:

@@ -1,1 +1,1 @@
-"""Where layer-wise deployment wins: the grid, its record, conclusions and page."""
+"""The study of where layer-wise deployment wins: its grid, record, conclusions and page."""

@@ -1,4 +1,4 @@
-"""What a study of regimes says, in sentences built from its places."""
+"""The conclusions of a study of regimes, as sentences built from its places."""
 
 import dataclasses
 import statistics
@@ -19,24 +19,24 @@ _PHASES = ("prefill", "decode")
 
 
 def conclusions(places: Sequence[Place]) -> tuple[str, ...]:
-    """Plain sentences; each is about these places and changes with them.
+    """Return the conclusions as plain sentences, each computed from the places.
 
     Args:
-      places: of one study, at least one.
+      places: places of one study, at least one.
     """
     if not places:
-        raise ValueError("conclusions: there are no places to speak of.")
-    found = [
+        raise ValueError("conclusions: expected at least one place, got none.")
+    lines = [
         _overall(places), _where_it_wins(places), *_against(places, BASELINE),
         *_against(places, NO_COMMUNICATION), _kept_full(places), _attention(places),
-        *_packing(places), _as_the_paper_compares(places), _cache(places), _wiring(places),
+        *_packing(places), _as_the_paper_compares(places), _cache(places), _interconnect(places),
     ]  # fmt: skip
-    return tuple(line for line in found if line)
+    return tuple(line for line in lines if line)
 
 
 def _overall(places: Sequence[Place]) -> str:
-    n, mine = len(places), len(wins(places, LAYERWISE))
-    start = f"Layer-wise is the fastest in {_of(mine, n)} places"
+    n, won = len(places), len(wins(places, LAYERWISE))
+    start = f"Layer-wise is the fastest in {_of(won, n)} places"
     others = [f"{_SAID[name]} in {len(wins(places, name)):,}" for name in NAMES[1:]]
     nothing = sum(not p.winner for p in places)
     rest = f"; nothing fits in {nothing:,}" if nothing else ""
@@ -44,30 +44,30 @@ def _overall(places: Sequence[Place]) -> str:
 
 
 def _where_it_wins(places: Sequence[Place]) -> str:
-    mine = wins(places, LAYERWISE)
-    if not mine:
+    won = wins(places, LAYERWISE)
+    if not won:
         return "There is no place in this study where layer-wise is the choice."
-    parts = [f"phase {_values(mine, 'phase')}", f"batch {_values(mine, 'batch')}",
-             f"width {_values(mine, 'width')}", f"{_values(mine, 'depth')} layers",
-             _values(mine, "attention"), f"weights in {_values(mine, 'stored')}"]  # fmt: skip
-    out = sum(NO_COMMUNICATION not in p.seconds for p in mine)
-    leads = [x for p in mine if (x := p.lead_over(*NAMES[1:])) is not None]
+    parts = [f"phase {_values(won, 'phase')}", f"batch {_values(won, 'batch')}",
+             f"width {_values(won, 'width')}", f"{_values(won, 'depth')} layers",
+             _values(won, "attention"), f"weights in {_values(won, 'stored')}"]  # fmt: skip
+    out = sum(NO_COMMUNICATION not in p.seconds for p in won)
+    leads = [x for p in won if (x := p.lead_over(*NAMES[1:])) is not None]
     by = f" It leads by {_range(leads)} times." if leads else ""
     return (
-        f"It wins at: {'; '.join(parts)}.{by} In {_of(out, len(mine))} of these places a whole "
+        f"It wins at: {'; '.join(parts)}.{by} In {_of(out, len(won))} of these places a whole "
         "model does not fit one device, so data parallelism is out."
     )
 
 
 def _against(places: Sequence[Place], rival: str) -> Iterable[str]:
     for phase in _PHASES:
-        mine = [p for p in places if p.phase == phase]
-        leads = _leads(mine, rival)
+        of_phase = [p for p in places if p.phase == phase]
+        leads = _leads(of_phase, rival)
         if not leads:
             continue
         ahead = [p for p, lead in leads if lead > 1]
         middle = statistics.median(lead for _, lead in leads)
-        best, lead = max(leads, key=lambda found: found[1])
+        best, lead = max(leads, key=lambda pair: pair[1])
         said = f"{phase.capitalize()} against {_SAID[rival]}: ahead in "
         said += f"{_of(len(ahead), len(leads))} places that both run; at a median of "
         said += f"{middle:.2f} times its speed, at best at {lead:.2f} ({_place(best)}). "
@@ -75,12 +75,12 @@ def _against(places: Sequence[Place], rival: str) -> Iterable[str]:
 
 
 def _from_batch(leads: Sequence[tuple[Place, float]]) -> str:
-    """From which batch on it is ahead in most places."""
+    """Say from which batch on layer-wise is ahead in most places."""
     batches = sorted({p.batch for p, _ in leads})
     most = {}
     for b in batches:
-        here = [lead > 1 for p, lead in leads if p.batch == b]
-        most[b] = sum(here) * 2 > len(here)
+        ahead = [lead > 1 for p, lead in leads if p.batch == b]
+        most[b] = sum(ahead) * 2 > len(ahead)
     if not any(most.values()):
         return "At no batch is it ahead in most places."
     if all(most.values()):
@@ -88,12 +88,12 @@ def _from_batch(leads: Sequence[tuple[Place, float]]) -> str:
     first = next(b for b in batches if all(most[x] for x in batches if x >= b) or b == batches[-1])
     if most[first]:
         return f"From batch {first:,} on it is ahead in most places, below it is not."
-    where = ", ".join(f"{b:,}" for b in batches if most[b])
-    return f"It is ahead in most places only at batch {where}."
+    some = ", ".join(f"{b:,}" for b in batches if most[b])
+    return f"It is ahead in most places only at batch {some}."
 
 
 def _kept_full(places: Sequence[Place]) -> str:
-    """What other requests in the gaps of pipelines would change."""
+    """Say what would change if other requests filled the pipelines' bubbles."""
     said = []
     for phase in _PHASES:
         full = [dataclasses.replace(p, seconds=p.steady_s) for p in places if p.phase == phase]
@@ -113,15 +113,15 @@ def _kept_full(places: Sequence[Place]) -> str:
 
 
 def _attention(places: Sequence[Place]) -> str:
-    found = {}
+    by_name = {}
     for name in ("MHA", "GQA"):
         leads = [lead for _, lead in _leads([p for p in places if p.attention == name], BASELINE)]
         if leads:
-            found[name] = sum(x > 1 for x in leads), len(leads), statistics.median(leads)
-    if len(found) < 2:
+            by_name[name] = sum(x > 1 for x in leads), len(leads), statistics.median(leads)
+    if len(by_name) < 2:
         return ""
     said = [f"{name} {_of(ahead, n)} (at a median of {middle:.2f} times its speed)"
-            for name, (ahead, n, middle) in found.items()]  # fmt: skip
+            for name, (ahead, n, middle) in by_name.items()]  # fmt: skip
     return f"Ahead of TP x PP by attention: {'; '.join(said)}."
 
 
@@ -150,7 +150,7 @@ def _packing(places: Sequence[Place]) -> Iterable[str]:
 
 
 def _as_the_paper_compares(places: Sequence[Place]) -> str:
-    """Packed layer-wise beside the baseline in the model's own dtype."""
+    """Compare packed layer-wise with the baseline in the model's own dtype."""
     dense = {_key(p): p for p in places if not p.unpacking}
     said = []
     for unpacking, how in (("xla", "unpacked by XLA"), ("kernel", "by a kernel (assumed)")):
@@ -176,15 +176,15 @@ def _cache(places: Sequence[Place]) -> str:
     kept = [p for p in places if p.hit_rate > 0.5]
     if not kept:
         return "In no place does the L2 cache keep a layer's weights until the next microbatch."
-    mine = len(wins(kept, LAYERWISE))
+    won = len(wins(kept, LAYERWISE))
     return (
         f"In {_of(len(kept), len(places))} places the L2 cache keeps most of a layer's weights "
         f"(width {_values(kept, 'width')}, {_values(kept, 'depth')} layers); layer-wise is the "
-        f"fastest in {mine or 'none'} of them."
+        f"fastest in {won or 'none'} of them."
     )
 
 
-def _wiring(places: Sequence[Place]) -> str:
+def _interconnect(places: Sequence[Place]) -> str:
     names = list(dict.fromkeys(p.cluster for p in places))
     said = []
     for name in names:
@@ -192,7 +192,7 @@ def _wiring(places: Sequence[Place]) -> str:
         if leads:
             ahead = sum(x > 1 for x in leads)
             said.append(f"{name} {_of(ahead, len(leads))}")
-    return f"Ahead of TP x PP by wiring: {'; '.join(said)}." if len(said) > 1 else ""
+    return f"Ahead of TP x PP by interconnect: {'; '.join(said)}." if len(said) > 1 else ""
 
 
 def _leads(places: Iterable[Place], rival: str) -> list[tuple[Place, float]]:

@@ -1,7 +1,7 @@
-"""Where layer-wise deployment wins and where not: every place of a grid, by closed form.
+"""The study of where layer-wise deployment wins: every place of a grid, by the analytical model.
 
-Beside it stand the papers' baseline (tensor parallelism x pipeline) and data parallelism, which
-sends nothing, with the same weights in the same format.
+It is compared with the papers' baseline (tensor parallelism x pipeline) and with data parallelism,
+which sends nothing, with the same weights in the same format.
 """
 
 import itertools
@@ -40,32 +40,32 @@ def study(
     *,
     rates: Rates | str | Path | None = None,
 ) -> tuple[Place, ...]:
-    """Every place of the grid.
+    """Evaluate every place of the grid.
 
     Args:
-      grid: what is asked.
+      grid: the grid of places.
       on_progress: called with a line whenever something starts.
       rates: constants of the clusters' GPU, or a file of them; None takes those shipped.
 
     Raises:
       ValueError: rates of another GPU than a cluster's.
 
-    Cost: some ten milliseconds a place and strategy.
+    Cost: some ten milliseconds per place and strategy.
     """
-    found: list[Place] = []
+    places: list[Place] = []
     clusters = {name: cluster(name) for name in grid.clusters}
-    given = {name: resolve_rates(rates, where) for name, where in clusters.items()}
+    given = {name: resolve_rates(rates, target) for name, target in clusters.items()}
     for name, phase in itertools.product(grid.clusters, grid.phases):
         on_progress(f"{name}: {phase}")
-        where, constants = clusters[name], given[name]
+        target, constants = clusters[name], given[name]
         for attention, stored in itertools.product(grid.attentions, grid.stored):
             for unpacking in grid.unpackings if STORED[stored] else ("",):
-                found += _map(grid, where, phase, attention, stored, unpacking, constants)
-    return tuple(found)
+                places += _map(grid, target, phase, attention, stored, unpacking, constants)
+    return tuple(places)
 
 
 def _map(
-    grid: Grid, where: Cluster, phase: Phase, attention: Attention, stored: str,
+    grid: Grid, cluster: Cluster, phase: Phase, attention: Attention, stored: str,
     unpacking: Unpacking | Literal[""], rates: Rates | None,
 ) -> Iterator[Place]:  # fmt: skip
     weights = PackedWeights(STORED[stored], unpacking or "xla")
@@ -74,11 +74,11 @@ def _map(
         seconds, steady, why_not, hits = {}, {}, {}, 0.0
         for name in NAMES:
             try:
-                strategy = strategy_for(name, config, where, batch)
+                strategy = strategy_for(name, config, cluster, batch)
                 best = fastest(
                     config,
                     strategy,
-                    where,
+                    cluster,
                     phase,
                     batch,
                     grid.seq_len,
@@ -92,15 +92,17 @@ def _map(
             if name in PIPELINES:
                 steady[name] = best.steady_s
             if name == LAYERWISE:
-                constants = rates or rates_of(where.gpu.name)
-                hits = weight_reads(best.estimate.work, where, constants).hit_rate
-        yield Place(where.name, phase, attention, stored, unpacking, depth, batch, width, seconds,
+                constants = rates or rates_of(cluster.gpu.name)
+                hits = weight_reads(best.estimate.work, cluster, constants).hit_rate
+        yield Place(cluster.name, phase, attention, stored, unpacking, depth, batch, width, seconds,
                     steady, hits, why_not)  # fmt: skip
 
 
 def model(width: int, attention: Attention, depth: int) -> ModelConfig:
-    """Gated layers, an MLP four times as wide, heads of 128: the compressed paper's shape
-    at any width."""
+    """Return a model in the shape of the compressed paper, at any width.
+
+    It has gated layers, an MLP four times as wide, and heads of 128.
+    """
     heads = width // HEAD_DIM
     return ModelConfig(
         f"{width} wide, {attention}", num_layers=depth, d_model=width, num_heads=heads,
@@ -109,12 +111,17 @@ def model(width: int, attention: Attention, depth: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def strategy_for(name: str, config: ModelConfig, where: Cluster, batch: int) -> Strategy:
-    """The strategy over the whole cluster; data parallelism over as many devices as there are
-    sequences. Tensor parallelism keeps all keys on every device where a group has more devices."""
+def strategy_for(name: str, config: ModelConfig, cluster: Cluster, batch: int) -> Strategy:
+    """Return a strategy over the whole cluster.
+
+    Data parallelism uses a number of devices that divides the batch. Tensor parallelism keeps all
+    keys on every device if the device count does not divide the key heads.
+    """
     if name == NO_COMMUNICATION:
-        return data_parallel(math.gcd(batch, where.devices))
-    made = build(name, devices=where.devices, node_size=where.gpus_per_node, cluster=where.name)
+        return data_parallel(math.gcd(batch, cluster.devices))
+    made = build(
+        name, devices=cluster.devices, node_size=cluster.gpus_per_node, cluster=cluster.name
+    )
     if name != BASELINE or config.num_kv_heads % made.mesh["tensor"] == 0:
         return made
     stages = dict(made.mesh.axes).get("stage", 1)

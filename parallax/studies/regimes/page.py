@@ -1,4 +1,4 @@
-"""A study of regimes as a table, a page, Markdown and files."""
+"""Renderings of a study of regimes: a table, a page, Markdown and files."""
 
 import json
 import statistics
@@ -30,11 +30,11 @@ _UNPACKED = {"": "", "xla": " (XLA)", "kernel": " (kernel, assumed)"}
 
 @dataclass(frozen=True)
 class RegimesReport:
-    """A study, to print, show and save.
+    """A study to print, show and save.
 
     Attributes:
-      grid, places: what was asked, and found.
-      made: command and date, of a record; empty of a run.
+      grid, places: the grid, and the result at each place.
+      made: command and date of a record; empty for a new run.
     """
 
     grid: Grid
@@ -42,7 +42,7 @@ class RegimesReport:
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> RenderableType:
-        """For a rich console of 110 columns."""
+        """Render the report for a rich console of 110 columns."""
         parts: list[RenderableType] = [Text(TITLE, style="bold"), Text(self.asked), Text()]
         for grid in self._tables():
             parts += [grid_table(grid), Text()]
@@ -52,7 +52,7 @@ class RegimesReport:
         return Group(*parts)
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """regimes.json, .md, .html, and two plots as .svg."""
+        """Save regimes.json, .md, .html, and two plots as .svg."""
         record = {**self.made, **to_record(self.grid, self.places)}
         return save_files(folder, {
             "regimes.json": json.dumps(record) + "\n",
@@ -62,7 +62,7 @@ class RegimesReport:
         })  # fmt: skip
 
     def markdown(self) -> str:
-        """The page docs/generated/regimes.md is."""
+        """Render the page docs/generated/regimes.md."""
         lines = [f"# {TITLE}", "", self.asked, ""]
         if self.made:
             lines += [_HEAD.format(**self.made), ""]
@@ -76,14 +76,17 @@ class RegimesReport:
 
     @property
     def asked(self) -> str:
-        """The grid in a sentence."""
+        """The grid in one sentence."""
         g = self.grid
-        wires, phases, attentions = (" and ".join(x) for x in (g.clusters, g.phases, g.attentions))
+        clusters, phases, attentions = (
+            " and ".join(x) for x in (g.clusters, g.phases, g.attentions)
+        )
         return (
             f"{len(self.places):,} places: {phases}; batch {_list(g.batches)}; width "
             f"{_list(g.widths)}; {_list(g.depths)} layers; {attentions}; weights in "
-            f"{'; '.join(g.stored)}; {g.seq_len:,} tokens a sequence; on {wires}. Each strategy at "
-            "the best of up to five numbers of microbatches, TP x PP as 8 x 2; closed form."
+            f"{'; '.join(g.stored)}; {g.seq_len:,} tokens per sequence; on {clusters}. Each "
+            "strategy at the best of up to five numbers of microbatches, TP x PP as 8 x 2; by the "
+            "analytical model."
         )
 
     def _tables(self) -> tuple[Table, ...]:
@@ -104,14 +107,15 @@ class RegimesReport:
 
 
 NOTES = (
-    "modelled: closed forms priced by the cost model, which is fitted to published figures "
-    "(docs/generated/accuracy.md); time between nodes has no published measurement behind it.",
+    "modelled: synthetic traces whose cost is estimated by the cost model, which is fitted to "
+    "published figures (docs/generated/accuracy.md); no published measurement validates time "
+    "between nodes.",
     "Weights that the cost model finds in the L2 cache from the tick before are read from there, "
     "for every strategy alike.",
     "Packed weights are unpacked as XLA does it (read packed, written dense, read dense), or by a "
-    "kernel that unpacks in registers: that one is assumed, it is not built.",
-    "A decoding step begins and ends with an empty pipeline, as our programs do; S stages and M "
-    "microbatches take M + S - 1 ticks; a sentence above says what pipelines kept full would do.",
+    "kernel that unpacks in registers: that kernel is assumed, not built.",
+    "A decoding step begins and ends with an empty pipeline, as in Parallax's programs; S stages "
+    "and M microbatches take M + S - 1 ticks; a sentence above says what full pipelines would do.",
     "Data parallelism takes as many devices as there are sequences, up to all.",
 )
 _HEAD = (
@@ -122,10 +126,10 @@ _HEAD = (
 
 
 def load(path: str | Path) -> RegimesReport:
-    """A report from its regimes.json.
+    """Load a report from its regimes.json.
 
     Raises:
-      ValueError: no such file, or not one of this version.
+      ValueError: a missing file, or one of another version.
     """
     data = read_json(path, f"regimes record {path}", "Run parallax regimes again.")
     if not isinstance(data, dict):
@@ -141,15 +145,15 @@ def _counts(places: Sequence[Place], what: str, title: str, key) -> Table:
     heads: Heads = (("phase", None), ("layers", None), (what, None), ("places", None),
              *((f"{LABELS[n]} first", "modelled") for n in NAMES), ("nothing fits", "modelled"),
              ("ahead of TP x PP", "modelled"), ("speed, median", "modelled"))  # fmt: skip
-    return Table(title, heads, tuple(_count(names, mine) for names, mine in groups.items()))
+    return Table(title, heads, tuple(_count(names, group) for names, group in groups.items()))
 
 
-def _count(names: tuple[str, ...], mine: Sequence[Place]) -> tuple[Cell, ...]:
-    leads = [x for p in mine if (x := p.lead_over(BASELINE)) is not None]
-    first = [len(wins(mine, n)) for n in NAMES]
-    nothing = sum(not p.winner for p in mine)
+def _count(names: tuple[str, ...], places: Sequence[Place]) -> tuple[Cell, ...]:
+    leads = [x for p in places if (x := p.lead_over(BASELINE)) is not None]
+    first = [len(wins(places, n)) for n in NAMES]
+    nothing = sum(not p.winner for p in places)
     return (
-        *map(Cell, names), Cell(f"{len(mine)}"),
+        *map(Cell, names), Cell(f"{len(places)}"),
         Cell(f"{first[0]}", "good" if first[0] else "plain"), *(Cell(f"{n}") for n in first[1:]),
         Cell(f"{nothing}"), Cell(f"{sum(x > 1 for x in leads)} of {len(leads)}"),
         Cell(f"{statistics.median(leads):.2f}x" if leads else "-"),
@@ -157,7 +161,7 @@ def _count(names: tuple[str, ...], mine: Sequence[Place]) -> tuple[Cell, ...]:
 
 
 def _crossed(places: Sequence[Place]) -> Table:
-    """Layer-wise's speed over the baseline's, batch against width."""
+    """Tabulate layer-wise's speed over the baseline's, batch against width."""
     widths = sorted({p.width for p in places})
     rows = []
     for phase in dict.fromkeys(p.phase for p in places):
@@ -185,9 +189,9 @@ def _list(values: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    found = load(sys.argv[1])
+    report = load(sys.argv[1])
     folder = Path(sys.argv[2])
-    (folder / "regimes.md").write_text(found.markdown(), encoding="utf-8")
+    (folder / "regimes.md").write_text(report.markdown(), encoding="utf-8")
     for name, plot in (("regimes", winner_plot), ("regimes_baseline", baseline_plot)):
-        svg = as_file(plot(found.places, name))
+        svg = as_file(plot(report.places, name))
         (folder / f"{name}.svg").write_text(svg, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The values of a study of regimes: what is asked, as a grid, and what is found at each place."""
+"""The values of a study of regimes: the grid, and the result at each of its places."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ NAMES = (LAYERWISE, BASELINE, NO_COMMUNICATION)
 PIPELINES = (LAYERWISE, BASELINE)
 Attention = Literal["MHA", "GQA"]
 HEAD_DIM, GROUP = 128, 8  # queries that share a key in GQA
-# Formats of the attention's and of the MLP's matrices, by the name of the storage.
+# Formats of the attention's and the MLP's matrices, by the name of the storage.
 STORED: dict[str, tuple[str, str] | None] = {
     "float16": None,
     "int8": ("int8", "int8"),
@@ -22,13 +22,13 @@ STORED: dict[str, tuple[str, str] | None] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """What is asked: every combination.
+    """The grid of a study: every combination of its values.
 
     Attributes:
-      clusters: by name. phases: prefill, decode.
+      clusters: names. phases: prefill, decode.
       attentions: MHA, GQA. stored: names of STORED.
-      unpackings: of what is packed: as XLA does, as a kernel would.
-      batches: sequences. widths: d_model. depths: layers. seq_len: tokens of a prompt, or in the
+      unpackings: how packed weights are unpacked: as XLA does, or as a kernel would.
+      batches: sequences. widths: d_model. depths: layers. seq_len: tokens in a prompt, or in the
         cache.
     """
 
@@ -56,20 +56,20 @@ class Grid:
             raise ValueError(f"regimes: batches, depths and seq_len are at least 1; got {bad}.")
 
     def replace(self, **changes: Any) -> "Grid":
-        """The same with some axes changed."""
+        """Return the same grid with some axes changed."""
         return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True)
 class Place:
-    """One place of the grid (tag: modelled).
+    """The result at one place of the grid (tag: modelled).
 
     Attributes:
-      cluster, phase, attention, stored, unpacking, depth, batch, width: where; unpacking is ""
-        where weights are dense.
-      seconds: strategy -> of a prefill of the batch, or of one decoding step.
-      steady_s: strategy -> the same if other requests kept it full, of PIPELINES.
-      hit_rate: layer-wise's weight reads that the L2 cache serves; 0 where it cannot run.
+      cluster, phase, attention, stored, unpacking, depth, batch, width: coordinates of the place;
+        unpacking is "" if weights are dense.
+      seconds: strategy -> seconds of a prefill of the batch, or of one decoding step.
+      steady_s: strategy of PIPELINES -> the same if other requests kept the pipeline full.
+      hit_rate: share of layer-wise's weight reads that the L2 cache serves; 0 if it cannot run.
       why_not: strategy -> why it cannot run, or does not fit.
     """
 
@@ -88,18 +88,20 @@ class Place:
 
     @property
     def winner(self) -> str:
-        """The fastest; "" where nothing runs."""
+        """Name of the fastest strategy; "" if none runs."""
         return min(self.seconds, key=lambda n: self.seconds[n]) if self.seconds else ""
 
     def lead_over(self, *others: str) -> float | None:
-        """How many times longer the fastest of `others` takes than layer-wise; below 1 layer-wise
-        is behind. None where layer-wise or all of them cannot run."""
-        them = [self.seconds[n] for n in others if n in self.seconds]
-        if LAYERWISE not in self.seconds or not them:
+        """Compute the fastest of `others`' time over layer-wise's.
+
+        Below 1, layer-wise is slower. None if layer-wise, or all of the others, cannot run.
+        """
+        times = [self.seconds[n] for n in others if n in self.seconds]
+        if LAYERWISE not in self.seconds or not times:
             return None
-        return min(them) / self.seconds[LAYERWISE]
+        return min(times) / self.seconds[LAYERWISE]
 
 
 def wins(places: Sequence[Place], name: str) -> list[Place]:
-    """Places where a strategy is the fastest."""
+    """Return the places where a strategy is the fastest."""
     return [p for p in places if p.winner == name]

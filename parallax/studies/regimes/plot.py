@@ -1,4 +1,4 @@
-"""Maps of a study of regimes: a panel a storage, batch across and width up."""
+"""Maps of a study of regimes: a panel per storage, batch across and width up."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,36 +20,36 @@ _STYLES: dict[str, dict[str, Any]] = {
     _BEHIND: {"marker": "s", "color": SERIES[0], "linewidths": 0},
     _NOTHING: {"marker": "x", "color": MUTED, "linewidths": 0.8},
 }
-# A lead up to so many times, and the size of its mark.
+# (a lead up to this ratio, the size of its mark).
 _SIZES = ((1.1, 12.0), (1.3, 25.0), (1.8, 42.0))
 _SHOWN = ("float16", "int8, MLP int8+2:4", "int4+2:4")
 
 
 def winner_plot(places: Sequence[Place], name: str) -> str:
-    """Who is the fastest; the mark is larger where the second is further behind."""
+    """Plot the fastest strategy per place; the mark grows with its lead over the second."""
     return _panels(places, name, "fastest strategy", _winner)
 
 
 def baseline_plot(places: Sequence[Place], name: str) -> str:
-    """Layer-wise against the baseline: larger marks where they are further apart."""
+    """Plot layer-wise against the baseline; the mark grows with the ratio of their times."""
     return _panels(places, name, "layer-wise against TP x PP", _against)
 
 
 def panels(places: Sequence[Place]) -> dict[tuple, list[Place]]:
-    """(phase, depth, stored, unpacking) -> places, of the first cluster and attention."""
+    """Group places by (phase, depth, stored, unpacking), for the first cluster and attention."""
     first = places[0]
-    found: dict[tuple, list[Place]] = {}
+    by_panel: dict[tuple, list[Place]] = {}
     for p in places:
         same = (p.cluster, p.attention) == (first.cluster, first.attention)
         if same and p.stored in _SHOWN:
-            found.setdefault((p.phase, p.depth, p.stored, p.unpacking), []).append(p)
-    return found
+            by_panel.setdefault((p.phase, p.depth, p.stored, p.unpacking), []).append(p)
+    return by_panel
 
 
 def _panels(places: Sequence[Place], name: str, what: str, of) -> str:
-    found = panels(places)
-    rows = list(dict.fromkeys(key[:2] for key in found))
-    columns = list(dict.fromkeys(key[2:] for key in found))
+    by_panel = panels(places)
+    rows = list(dict.fromkeys(key[:2] for key in by_panel))
+    columns = list(dict.fromkeys(key[2:] for key in by_panel))
     figure, axes = new_figure(
         1.2 + 1.75 * len(columns), 0.9 + 1.35 * len(rows), len(rows), len(columns)
     )
@@ -58,9 +58,9 @@ def _panels(places: Sequence[Place], name: str, what: str, of) -> str:
     for i, ax in enumerate(axes):
         (phase, depth), (stored, unpacking) = rows[i // len(columns)], columns[i % len(columns)]
         marks: dict[tuple[str, float], list[tuple[int, int]]] = {}
-        for p in found.get((phase, depth, stored, unpacking), ()):
-            place = batches.index(p.batch), widths.index(p.width)
-            marks.setdefault(of(p), []).append(place)
+        for p in by_panel.get((phase, depth, stored, unpacking), ()):
+            point = batches.index(p.batch), widths.index(p.width)
+            marks.setdefault(of(p), []).append(point)
         for (label, size), points in marks.items():
             ax.scatter(*zip(*points, strict=True), s=size, label=label, **_STYLES[label])
         ax.set_xlim(-0.6, len(batches) - 0.4)
@@ -84,7 +84,7 @@ def _panels(places: Sequence[Place], name: str, what: str, of) -> str:
 
 
 def _winner(p: Place) -> tuple[str, float]:
-    """(label, size of its mark)."""
+    """Return the label of a place, and the size of its mark."""
     if not p.winner:
         return _NOTHING, 10.0
     times = sorted(p.seconds.values())
@@ -99,16 +99,16 @@ def _against(p: Place) -> tuple[str, float]:
 
 
 def _size(lead: float) -> float:
-    """Few sizes: a mark is then drawn once and used many times."""
+    """Return one of a few sizes, so that a mark is drawn once and used many times."""
     return next((size for most, size in _SIZES if lead <= most), 60.0)
 
 
 def _unique(axes) -> tuple[list, list]:
-    """A handle a label, the largest mark, in the order of _STYLES."""
-    found: dict[str, Any] = {}
+    """Return one handle per label, of the largest mark, in the order of _STYLES."""
+    by_panel: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            if label not in found or handle.get_sizes()[0] > found[label].get_sizes()[0]:
-                found[label] = handle
-    labels = [label for label in _STYLES if label in found]
-    return [found[label] for label in labels], labels
+            if label not in by_panel or handle.get_sizes()[0] > by_panel[label].get_sizes()[0]:
+                by_panel[label] = handle
+    labels = [label for label in _STYLES if label in by_panel]
+    return [by_panel[label] for label in labels], labels

@@ -1,4 +1,4 @@
-"""A study of regimes as plain data: a list of seconds a map and strategy, and back."""
+"""Conversion of a study of regimes to and from plain data: seconds per map and strategy."""
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -14,16 +14,16 @@ _SAID = "regimes record", "Run parallax regimes again."
 
 
 def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
-    """For a JSON file. Places lie in the order of `study`: batches inside widths inside maps."""
+    """Convert to JSON data. Places are in the order of `study`: by map, then width, then batch."""
     maps = []
     for names, group in groupby(places, key=lambda p: tuple(getattr(p, n) for n in _OF_MAP)):
-        mine = list(group)
+        of_map = list(group)
         maps.append({
             **dict(zip(_OF_MAP, names, strict=True)),
-            "seconds": {n: [_rounded(p.seconds.get(n)) for p in mine] for n in NAMES},
-            "steady_s": {n: [_rounded(p.steady_s.get(n)) for p in mine] for n in PIPELINES},
-            "hit_rate": [_rounded(p.hit_rate) for p in mine],
-            "why_not": {n: {str(i): p.why_not[n] for i, p in enumerate(mine) if n in p.why_not}
+            "seconds": {n: [_rounded(p.seconds.get(n)) for p in of_map] for n in NAMES},
+            "steady_s": {n: [_rounded(p.steady_s.get(n)) for p in of_map] for n in PIPELINES},
+            "hit_rate": [_rounded(p.hit_rate) for p in of_map],
+            "why_not": {n: {str(i): p.why_not[n] for i, p in enumerate(of_map) if n in p.why_not}
                         for n in NAMES},
         })  # fmt: skip
     return {"record_version": RECORD_VERSION, "tag": "modelled", "unit": "s",
@@ -31,7 +31,7 @@ def to_record(grid: Grid, places: Iterable[Place]) -> dict[str, Any]:
 
 
 def from_record(data: Mapping[str, Any]) -> tuple[Grid, tuple[Place, ...]]:
-    """What `to_record` made, read back; seconds are rounded to five digits.
+    """Read back the result of `to_record`; seconds are rounded to five digits.
 
     Raises:
       ValueError: data of another shape.

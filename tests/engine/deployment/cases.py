@@ -14,6 +14,8 @@ CONFIG = ModelConfig(
     "tiny", num_layers=4, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=64,
     vocab_size=256, mlp="gated", dtype="float64", max_seq_len=24,
 )  # fmt: skip
+TWO = CONFIG.replace(num_layers=2)
+MIXED = (("float64", "float64"), *[("int8", "int8+2:4")] * 2, ("int4/8", "float64"))
 PROMPTS = [list(b"def f("), list(b"import jax.numpy"), list(b"x")]
 
 
@@ -37,3 +39,18 @@ def deployment(devices=4, spares=0, config=CONFIG, weights=None, **options):
 
 def tokens(continuations):
     return [c.tokens for c in continuations]
+
+
+def generate(made, **options):
+    return made.generate(PROMPTS, max_new_tokens=NEW, **options)
+
+
+def losing(made, *losses):
+    """An `on_moment` that loses devices at moments."""
+    waiting = dict(losses)
+
+    def on_moment(moment):
+        if moment in waiting:
+            made.lose(waiting.pop(moment))
+
+    return on_moment

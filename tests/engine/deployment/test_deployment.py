@@ -1,4 +1,4 @@
-"""Deployment: the unsharded model's tokens, whatever is lost; what is gone is not read."""
+"""Deployment: the unsharded model's tokens, whatever is lost; nothing reads a lost device."""
 
 import random
 
@@ -15,11 +15,21 @@ from parallax.engine.deployment.trials import lose_at_random
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
 from parallax.models.compressing import compress_params
-from tests.engine.deployment.cases import CONFIG, NEW, PROMPTS, deployment, expected, params, tokens
+from tests.engine.deployment.cases import (
+    CONFIG,
+    MIXED,
+    NEW,
+    PROMPTS,
+    TWO,
+    deployment,
+    expected,
+    generate,
+    losing,
+    params,
+    tokens,
+)
 
 pytestmark = pytest.mark.slow
-
-MIXED = (("float64", "float64"), *[("int8", "int8+2:4")] * 2, ("int4/8", "float64"))
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +44,6 @@ def without():
     made = deployment(4)
     made.prepare()
     return made
-
-
-def generate(made, **options):
-    return made.generate(PROMPTS, max_new_tokens=NEW, **options)
-
-
-def losing(made, *losses):
-    """An `on_moment` that loses devices at moments."""
-    waiting = dict(losses)
-
-    def on_moment(moment):
-        if moment in waiting:
-            made.lose(waiting.pop(moment))
-
-    return on_moment
 
 
 def test_tokens_are_the_unsharded_models(with_spare):
@@ -143,42 +138,6 @@ def test_reads_of_what_is_gone_are_refused(with_spare):
     with_spare.repair(served.recoveries[0].lost[0])
 
 
-@pytest.mark.parametrize(
-    "losses",
-    [
-        ((Moment(1, 0, 0), 0), (Moment(1, 0, 2), 1)),  # one after the other in one step
-        ((Moment(0, 1, 3), 3), (Moment(4, 1, 1), 0)),  # last in a prefill, first while decoding
-        ((Moment(0, 1, 2), 2), (Moment(1, 1, 1), 3), (Moment(5, 0, 0), 1)),
-    ],
-)
-def test_several_losses_in_a_row(losses):
-    made = deployment(4)
-    served = generate(made, on_moment=losing(made, *losses))
-    assert served.continuations == expected()
-    assert {d for r in served.recoveries for d in r.lost} == {d for _, d in losses}
-    assert not {d for _, d in losses} & set(made.layout.devices)
-    assert made.device_bytes("weights")[losses[0][1]] == 0
-
-
-def test_a_spare_that_is_gone_itself_is_found_out():
-    made = deployment(5, spares=1)
-    served = generate(made, on_moment=losing(made, (Moment(1, 0, 0), 4), (Moment(2, 1, 2), 1)))
-    assert served.continuations == expected()
-    (found,) = served.recoveries
-    assert found.lost == (1, 4)
-    assert found.spares == ()
-    assert made.layout.devices == (0, 2, 3)
-
-
-def test_a_spare_lost_between_calls_is_noticed():
-    made = deployment(5, spares=1)
-    made.lose(4)
-    served = generate(made)
-    assert served.continuations == expected()
-    assert [(r.lost, r.layers, r.moved_layers) for r in made.recoveries] == [((4,), (), ())]
-    assert made.spares == ()
-
-
 def test_every_layer_its_own_formats():
     made = deployment(3, formats=MIXED)
     dense = unsharded_params(made.chain.host, MIXED)
@@ -186,9 +145,6 @@ def test_every_layer_its_own_formats():
     assert right != expected()  # compression is another function
     served = generate(made, on_moment=losing(made, (Moment(3, 1, 1), made.layout.devices[1])))
     assert served.continuations == right
-
-
-TWO = CONFIG.replace(num_layers=2)
 
 
 def test_rounded_activations_too():
@@ -230,27 +186,6 @@ def test_compressed_bytes_are_placements_and_move_as_such():
     assert found.device_to_device_bytes == 0
 
 
-def test_the_last_device_s_head_moves_too():
-    made = deployment(4)
-    made.lose(3)
-    made.settle()
-    end = CONFIG.vocab_size * CONFIG.d_model * 8 + CONFIG.d_model * 8
-    layer = made.chain.sizes.footprints(made.layout.formats)[3].weights
-    assert made.recoveries[0].host_to_device_bytes == layer + end
-
-
-def test_a_replica_on_a_spare_need_not_move():
-    made = deployment(5, spares=1)
-    lost = made.layout.devices[2]
-    held = made.replicate(made.layout.layers_on(lost), 4)
-    assert held == made.device_bytes()[4] > 0
-    made.lose(lost)
-    made.settle()
-    (found,) = made.recoveries
-    assert found.spares == (4,)
-    assert found.host_to_device_bytes == found.device_to_device_bytes == 0
-
-
 def test_what_is_compiled_ahead_is_not_compiled_again(without):
     """The next layouts of a deployment that was prepared cost nothing to compile."""
     layouts = likely_layouts(without.chain)
@@ -283,16 +218,6 @@ def test_greedy_leaves_the_last_devices_as_spares():
     assert generate(made).continuations == expected()
 
 
-TIED = CONFIG.replace(tie_embeddings=True, positions="learned", num_layers=2, norm="layernorm",
-                      mlp="gelu", bias=True)  # fmt: skip
-
-
-def test_tied_tables_are_on_both_ends_and_survive_the_first():
-    made = deployment(3, spares=1, config=TIED)
-    served = generate(made, on_moment=losing(made, (Moment(3, 0, 1), 0)))
-    assert served.continuations == expected(TIED)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -313,69 +238,6 @@ def test_bad_input_is_one_clear_error(options, message):
         deployment(weights=params(), **options)
 
 
-def test_what_cannot_be_lost_repaired_or_continued():
-    made = deployment(1)
-    with pytest.raises(ValueError, match="no device 1; the deployment has 0 to 0"):
-        made.lose(1)
-    with pytest.raises(ValueError, match="is not lost"):
-        made.repair(0)
-    with pytest.raises(ValueError, match="room for 4"):
-        made.generate([[1]] * 5, max_new_tokens=1)
-    with pytest.raises(ValueError, match="room for 24"):
-        made.generate([[1] * 20], max_new_tokens=5)
-    with pytest.raises(ValueError, match="is not a spare"):
-        made.replicate([0], 0)
-    made.lose(0)
-    with pytest.raises(ValueError, match="lost already"):
-        made.lose(0)
-    with pytest.raises(ValueError, match="no device is left"):
-        made.generate([[1]], max_new_tokens=1)
-    made.repair(0)
-    assert generate(made).continuations == expected()
-    made.lose(0)
-    made.repair(0)  # before anybody noticed
-    recoveries = made.recoveries
-    assert generate(made).continuations == expected()
-    assert made.recoveries == recoveries == ()
-
-
-@pytest.mark.parametrize("spares", [0, 1])
-@pytest.mark.parametrize("moment", [Moment(0, 0, 2), Moment(0, 1, 1), Moment(2, 1, 3)])
-def test_a_switch_that_meets_a_loss_recovers_with_what_is_running(spares, moment):
-    """`on_moment` switches a layer of a device that is gone: keys of both microbatches are there
-    again, the pass runs again, and the layer is switched, once."""
-    made = deployment(4 + spares, spares=spares)
-    made.prepare_switch([1], ("int8", "int8"))
-    done = []
-
-    def on_moment(now):
-        if now == moment and not done:
-            made.lose(1)
-            done.append(made.switch(1, number=now.number))
-
-    served = generate(made, on_moment=on_moment)
-    assert [len(c.tokens) for c in served.continuations] == [NEW] * len(PROMPTS)
-    for got, free in zip(served.continuations, expected(), strict=True):
-        assert got.tokens[: moment.number] == free.tokens[: moment.number]
-    assert served.switches == tuple(done)
-    assert [r.lost for r in served.recoveries] == [(1,)]
-
-
-def test_a_switch_that_meets_a_loss_before_the_prefill_is_the_switched_model():
-    made, calm = (deployment(4) for _ in range(2))
-    for one in (made, calm):
-        one.prepare_switch([1], ("int8", "int8+2:4"))
-    calm.switch(1)
-    right, done = generate(calm).continuations, []
-
-    def on_moment(now):
-        if now == Moment(0, 0, 3) and not done:
-            made.lose(1)
-            done.append(made.switch(1))
-
-    assert generate(made, on_moment=on_moment).continuations == right != expected()
-
-
 def test_copies_on_a_spare_add_up_to_its_budget():
     layer = deployment(4).chain.sizes.footprints((("float64", "float64"),) * 4)[0]
     table = CONFIG.vocab_size * CONFIG.d_model * 8 + CONFIG.d_model * 8
@@ -388,15 +250,3 @@ def test_copies_on_a_spare_add_up_to_its_budget():
     assert made.device_bytes("weights")[4] == fitting * layer.weights
     with pytest.raises(ValueError, match=r"bytes more, device 4 holds \d+ and its budget"):
         made.replicate([fitting], 4)
-
-
-def test_a_loss_in_bfloat16_changes_nothing_here():
-    """Without near-ties: random weights. In general keys computed again may differ in rounding."""
-    config = TWO.replace(dtype="bfloat16")
-    made = deployment(3, spares=1, config=config)
-    right = generate(made).continuations
-    served = generate(made, on_moment=losing(made, (Moment(3, 1, 1), 1)))
-    assert len(served.recoveries) == 1
-    assert served.recoveries[0].recomputed_tokens > 0
-    assert [c.tokens[:3] for c in served.continuations] == [c.tokens[:3] for c in right]
-    assert served.continuations == right

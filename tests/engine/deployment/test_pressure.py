@@ -1,4 +1,4 @@
-"""Cache pressure: stronger formats when a rate stays low, back when it is high, no flapping."""
+"""Cache pressure: stronger formats when the hit rate stays low, back when high, no flapping."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The committed record of benchmarks/deployment.py says what the documents say of it."""
+"""The documents' figures are those of the committed record of benchmarks/deployment.py."""
 
 import copy
 import importlib.util

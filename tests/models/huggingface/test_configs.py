@@ -1,4 +1,4 @@
-"""config.json: what we would compute otherwise is refused by name, and nothing else."""
+"""config.json: settings that would change the result are refused by name, and no others."""
 
 import contextlib
 import json

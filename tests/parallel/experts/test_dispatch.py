@@ -1,4 +1,4 @@
-"""Places of choices: nothing lost, nothing twice, each expert's rows together."""
+"""Positions of routed rows: none lost, none twice, each expert's rows contiguous."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Replayed routing: balanced or skewed, always the same, and its plain summaries."""
+"""Fixed routing: balanced or skewed, deterministic, and its plain summaries."""
 
 import numpy as np
 import pytest

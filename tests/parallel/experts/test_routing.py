@@ -1,4 +1,4 @@
-"""Routers: gates, replayed choices, statistics that add up, and the load-balancing loss."""
+"""Routers: gates, fixed choices, statistics that add up, and the load-balancing loss."""
 
 import jax
 import jax.numpy as jnp

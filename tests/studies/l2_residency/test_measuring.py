@@ -1,4 +1,4 @@
-"""What stays in the cache: the arithmetic, table, plot and page, on made-up times."""
+"""L2 residency: the arithmetic, table, plot and page, on made-up times."""
 
 import json
 import re

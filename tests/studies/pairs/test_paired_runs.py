@@ -1,4 +1,4 @@
-"""The interval of a paired ratio holds the truth as often as it says, whatever drifts."""
+"""The interval of a paired ratio covers the true value as often as it claims, despite drift."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they say."""
+"""Intervals cover the true value as often as they claim."""
 
 import numpy as np
 import pytest

@@ -133,7 +133,7 @@ def test_the_cache_is_spoken_of():
     kept = dataclasses.replace(place(), hit_rate=1.0)
     assert any("the fastest in 1 of them" in line for line in conclusions([kept]))
     assert any("In no place does the L2 cache keep" in line for line in conclusions([place()]))
-    with pytest.raises(ValueError, match="no places"):
+    with pytest.raises(ValueError, match="expected at least one place"):
         conclusions([])
 
 

@@ -1,4 +1,4 @@
-"""What the items of the plan run on: the GPU at hand, or a rehearsal on a CPU."""
+"""The device that the plan's items run on: the local GPU, or a rehearsal on a CPU."""
 
 import functools
 from collections.abc import Callable
@@ -10,21 +10,21 @@ import jax.numpy as jnp
 from parallax.kernels.operations import BASELINES, OPERATIONS
 
 _CALLS = 20
-# (name, seconds) of each launch of one call.
+# (name, seconds) of each kernel launch of one call.
 Launches = list[tuple[str, float]]
-# What Mosaic adds to the name of a kernel.
+# The text that Mosaic adds to a kernel's name.
 MOSAIC = "mosaic_gpu"
 
 
 class Bench(NamedTuple):
-    """One of the two.
+    """The functions and sizes with which items run, on a GPU or in a rehearsal.
 
     Attributes:
       check_as: the implementation that is checked.
       measure: (name, function, arguments) -> the launches of each of several calls.
-      read: as `streaming_read`.
+      read: a function like `streaming_read`.
       shrink: (operation, case) -> the case to run in its place.
-      draw: (operation, case) -> what all baselines take.
+      draw: (operation, case) -> the inputs of all baselines.
       product, copy_bytes, read_bytes: sizes of the ceilings and the streaming read.
     """
 
@@ -39,7 +39,7 @@ class Bench(NamedTuple):
 
 
 def on_gpu() -> Bench:
-    """Kernels, full sizes, and times by CUPTI."""
+    """Return the bench of a GPU: kernels, full sizes, and times by CUPTI."""
     from jax.experimental.mosaic.gpu import profiler
 
     from parallax.kernels.streaming_read import streaming_read
@@ -55,7 +55,7 @@ def on_gpu() -> Bench:
 
 
 def rehearsal() -> Bench:
-    """Tiny cases by XLA in place of kernels, and made-up times, XLA's twice those of others."""
+    """Return the bench of a rehearsal: tiny cases by XLA, and made-up times, the longest XLA's."""
 
     def measure(name, function, arguments):
         del function, arguments
@@ -72,7 +72,7 @@ def rehearsal() -> Bench:
 
 
 def draw(operation: str, case: Any) -> tuple[jax.Array, ...]:
-    """Random arrays on the device. Heads or sequences repeat: drawing on the host takes long."""
+    """Return random arrays on the device; heads or sequences repeat, to draw less on the host."""
     drawn = BASELINES[operation].draw
     if operation == "decode_attention":
         few, repeat = case._replace(batch=1), functools.partial(_repeat, axis=0, times=case.batch)
@@ -83,7 +83,7 @@ def draw(operation: str, case: Any) -> tuple[jax.Array, ...]:
     assert step.heads == step.kv_heads, "one head stands for all"
     few = step._replace(heads=1, kv_heads=1)
     arrays = drawn(few if step is case else case._replace(step=few), 0)
-    # Sums of rows are [B, H, L], the others [B, L, H, K].
+    # Sums per row are [B, H, L], the others [B, L, H, K].
     return tuple(_repeat(x, axis=x.ndim - 2, times=step.heads) for x in arrays)
 
 

@@ -1,4 +1,4 @@
-"""One group of the plan in a process of its own: lines appended to the record, each flushed.
+"""Run one group of the plan in its own process, appending flushed lines to the record.
 
 python -m parallax.studies.kernels.gpu_minutes.group NAME --record=FILE --until=TIME [--rehearse]
 """
@@ -16,12 +16,12 @@ from parallax.studies.kernels.gpu_minutes.bench import Bench, on_gpu, rehearsal
 from parallax.studies.kernels.gpu_minutes.plan import Group, group_named
 from parallax.studies.kernels.gpu_minutes.work import do
 
-# To leave before a process is killed.
+# Time to leave before the process is killed.
 _MARGIN_S = 1.0
 
 
 def append(record: Path, line: dict[str, Any]) -> None:
-    """Adds a line that outlives this process."""
+    """Append a line that survives the death of this process."""
     with record.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -29,17 +29,17 @@ def append(record: Path, line: dict[str, Any]) -> None:
 
 
 def end_of_item(group: str, item: str, status: str, **more: Any) -> dict[str, Any]:
-    """The line that ends an item."""
+    """Return the line that ends an item."""
     return {"kind": "item", "group": group, "item": item, "status": status, **more}
 
 
 def run_group(
     group: Group, record: Path, until: float, bench: Bench, clock: Callable[[], float] = time.time
 ) -> None:
-    """Does the items in order, as many as there is time for.
+    """Run the items in order, as many as there is time for.
 
     Args:
-      until: when the process will be killed, by the clock.
+      until: time at which the process will be killed, by `clock`.
     """
     for item in group.items:
         start = clock()
@@ -49,7 +49,7 @@ def run_group(
         try:
             for line in do(item, bench):
                 append(record, line)
-        # The next item may well work.
+        # The next item may still work.
         except Exception as problem:
             traceback.print_exc()
             status, why = "failed", {"why": " ".join(str(problem).split())[:300]}
@@ -65,9 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--rehearse", action="store_true")
-    asked = parser.parse_args(arguments)
-    bench = rehearsal() if asked.rehearse else on_gpu()
-    run_group(group_named(asked.name), asked.record, asked.until, bench)
+    options = parser.parse_args(arguments)
+    bench = rehearsal() if options.rehearse else on_gpu()
+    run_group(group_named(options.name), options.record, options.until, bench)
 
 
 if __name__ == "__main__":

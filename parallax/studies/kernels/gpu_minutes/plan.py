@@ -1,7 +1,7 @@
-"""The plan as data: parts, groups and items, the most needed first.
+"""The plan of a GPU run as data: parts, groups and items, the most needed first.
 
-A group is a process of its own, killed when its time is up, so that a kernel that hangs takes only
-its group with it.
+A group is a process of its own, killed when its time is up, so that a kernel that hangs costs only
+its group.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -14,15 +14,15 @@ from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
 
 
 class Item(NamedTuple):
-    """One thing to do.
+    """One task of the plan.
 
     Attributes:
-      work: what: "smoke" (versions, a streaming read), "ceilings" (a product, a copy), "check"
+      work: its kind: "smoke" (versions, a streaming read), "ceilings" (a product, a copy), "check"
         (against float64), "time" (beside baselines), "profile" (each launch of a call).
-      operation: of `kernels.operations`; "" of the first two.
-      case: of that operation.
+      operation: a name of `kernels.operations`; "" for the first two.
+      case: a case of that operation.
       baselines: names of the operation's `baselines` to time; () takes all.
-      seconds: time to leave for it: with less left, it is not begun.
+      seconds: time it needs: with less left, it is not started.
     """
 
     work: Literal["smoke", "ceilings", "check", "time", "profile"]
@@ -37,10 +37,10 @@ class Item(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Items that share a process, in order.
+    """The items that share a process, in order.
 
     Attributes:
-      limit_s: the time after which it is killed, the start of Python and JAX included.
+      limit_s: seconds after which the process is killed, including the start of Python and JAX.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Group(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one command runs.
+    """The groups that one command runs.
 
     Attributes:
-      deadline_s: the time after which nothing runs any more.
+      deadline_s: seconds after which nothing runs any more.
     """
 
     deadline_s: float
     groups: tuple[Group, ...]
 
 
-_CHECKED, _TIMED = 4, 16  # heads; 10,000 tokens of four in float64 take a GPU a second or so
+_CHECKED, _TIMED = 4, 16  # heads; 10,000 tokens of four heads in float64 take a GPU about a second
 
 
 def _attention(
@@ -75,7 +75,7 @@ def _checks(operation: str, cases) -> tuple[Item, ...]:
 
 
 def _attention_checks(head_dim: int, small: int = 1, cuts: bool = True) -> tuple[Item, ...]:
-    """Some small cases, a piece of a ring, whole sequences with both masks, and the other cuts."""
+    """Return checks of small cases, a ring's piece, whole sequences by mask, and other tilings."""
     few = [c for c in forward.SMALL if c.head_dim == head_dim and c.tile is None][:small]
     cases = (
         *few,
@@ -159,5 +159,5 @@ PARTS = {1: FIRST, 2: SECOND}
 
 
 def group_named(name: str) -> Group:
-    """The group of any part."""
+    """Return the group of a name, from any part."""
     return next(group for part in PARTS.values() for group in part.groups if group.name == name)

@@ -1,4 +1,4 @@
-"""Runs a part of the plan: one process a group, killed when its time is up, and a deadline."""
+"""Run a part of the plan: one process per group, killed when its time is up, and a deadline."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 from parallax.studies.kernels.gpu_minutes.group import append, end_of_item
 from parallax.studies.kernels.gpu_minutes.plan import Group, Part
 
-# Between asking a process to end and ending it.
+# Seconds between SIGTERM and SIGKILL.
 _GRACE_S = 5
-# A group is not begun with less.
+# A group is not started with less time.
 _LEAST_S = 12
-# How `timeout` says that it had to end a process: asked, or killed.
+# Exit statuses of `timeout` if it ended the process: by SIGTERM, or by SIGKILL.
 _KILLED = (124, 137)
 LOG = "log.txt"
 
@@ -31,11 +31,11 @@ def run_part(
     clock: Callable[[], float] = time.monotonic,
     on_progress: Callable[[str], None] = print,
 ) -> None:
-    """Runs the groups in order until the part's deadline; every item leaves a line.
+    """Run the groups in order until the part's deadline; every item leaves a line.
 
     Args:
       record: the file that groups append to.
-      start: runs a group.
+      start: runs a group and returns its exit status.
     """
     deadline = clock() + part.deadline_s
     for group in part.groups:
@@ -48,7 +48,7 @@ def run_part(
 
 
 def start_group(command: Sequence[str], record: Path, *, rehearse: bool = False) -> Start:
-    """Starts `command NAME --record= --until=` under `timeout`, with its output in a log."""
+    """Return a function that runs `command NAME --record= --until=` under `timeout`, with a log."""
 
     def start(group: Group, limit_s: float) -> int:
         options = [f"--record={record}", f"--until={time.time() + limit_s:.1f}"]
@@ -68,7 +68,7 @@ GROUP = (sys.executable, "-m", "parallax.studies.kernels.gpu_minutes.group")
 
 
 def _name_the_rest(group: Group, record: Path, status: int | None) -> None:
-    """Lines for the items that have none: the first one is what a group ended on."""
+    """Append lines for the items that have none: the group ended on the first one."""
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     ended = {
         line["item"]
@@ -84,7 +84,7 @@ def _name_the_rest(group: Group, record: Path, status: int | None) -> None:
 
 
 def _environment(rehearse: bool) -> dict[str, str]:
-    """This process's variables, with this checkout and one platform."""
+    """Return this process's environment, with this checkout and one platform."""
     changed = {
         "JAX_PLATFORMS": "cuda",
         "JAX_ENABLE_X64": "0",

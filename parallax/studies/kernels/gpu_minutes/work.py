@@ -1,4 +1,4 @@
-"""What each item of the plan does: lines of the record, one by one."""
+"""The work of each item of the plan, which yields lines of the record one by one."""
 
 import datetime
 import functools
@@ -21,7 +21,7 @@ from parallax.studies.kernels.gpu_minutes.plan import Item
 from parallax.studies.kernels.timing import copy_gb_per_s, product_tflops
 
 Lines = Iterator[dict[str, Any]]
-# What `dispatch.choose` calls the operations that it calls otherwise.
+# Names of operations in `dispatch.choose`, where they differ.
 DISPATCHED = {
     "ring_attention": "attention_step",
     "ring_attention_backward": "attention_step_backward",
@@ -29,7 +29,7 @@ DISPATCHED = {
 
 
 def do(item: Item, bench: Bench) -> Lines:
-    """Does an item; yields each line of the record as soon as it is known."""
+    """Run an item and yield each line of the record as soon as it is known."""
     work = {"smoke": _smoke, "ceilings": _ceilings, "check": _check, "time": _time,
             "profile": _profile}  # fmt: skip
     return work[item.work](item, bench)
@@ -41,7 +41,7 @@ def _smoke(item: Item, bench: Bench) -> Lines:
     after = jnp.zeros((1, 128), jnp.int32)
     run = jax.jit(bench.read).lower(data, after).compile()
     if not np.array_equal(np.asarray(run(data, after)).sum(0), data.sum(0)):
-        raise ArithmeticError("the streaming read added up something else")
+        raise ArithmeticError("the streaming read's sums are wrong")
     on_device = jnp.asarray(data)
     seconds = _whole(bench.measure("streaming_read", run, (on_device, after)))
     versions = installed_versions("jaxlib", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
@@ -88,7 +88,7 @@ def _time(item: Item, bench: Bench) -> Lines:
             compiled, calls, why_not = None, None, " ".join(str(problem).split())[:200]
         else:
             why_not = None
-        # Where cuDNN has no backward alone, "cudnn, with its forward".
+        # cuDNN's backward is named "cudnn, with its forward".
         short = "cudnn" if name.startswith("cudnn") else name
         seconds[short] = None if calls is None else _whole(calls)
         if not name.startswith("mosaic"):
@@ -128,7 +128,7 @@ def _measured(
 
 
 def _whole(calls: list[Launches], named: str = "") -> float:
-    """Median seconds of a call's launches whose names have `named` in them."""
+    """Return the median seconds of a call's launches whose names contain `named`."""
     return float(np.median([sum(s for name, s in launches if named in name) for launches in calls]))
 
 
@@ -138,7 +138,7 @@ def _run(item: Item, kind: Kind, compiled: Any) -> Run:
 
 
 def _setting(compiled: Any) -> dict[str, Any]:
-    """On what, and with what, a program ran."""
+    """Return the device and the versions with which a program ran."""
     assembler = None if compiled is None else assembler_of(compiled)
     version, source = (None, None) if assembler is None else assembler
     return {
@@ -156,6 +156,6 @@ def _without_cut(case: Any) -> Any:
 
 @functools.lru_cache(1)
 def _expected(operation: str, case: Any) -> tuple[tuple, list[np.ndarray]]:
-    """Inputs and outputs in float64, once for the cuts of a case, which follow each other."""
+    """Return inputs and float64 outputs, computed once for consecutive tilings of a case."""
     arrays = OPERATIONS[operation].inputs(case, 0)
     return arrays, reference(OPERATIONS[operation], case, arrays)
