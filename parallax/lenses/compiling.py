@@ -1,4 +1,4 @@
-"""The compile lens: the real CUDA program of a cluster, made with no GPU, and what it says."""
+"""The compile lens: it compiles a cluster's real CUDA program without a GPU, and reads it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +27,12 @@ from parallax.programs.load_balance import LoadBalance
 from parallax.results.lens_results import Compilation, Difference, Memory
 from parallax.workload import Workload
 
-# Memory the compiler is told of when only the collectives are read: it never has to rematerialise,
-# which would duplicate them.
+# The device memory that the compiler assumes when only the collectives are read: enough that it
+# never rematerialises, which would duplicate them.
 AMPLE_BYTES = 1 << 50
-# Without a GPU nothing is autotuned, and XLA then takes its own kernels for every matrix product. A
-# run times both and mostly takes the library's for large ones, which read a layer's weights where
-# they lie in their stack; its own need them copied out first.
+# Without a GPU nothing is autotuned, and XLA uses its own kernels for every matrix product. A run
+# on a GPU times both and mostly uses the library's for large products. These read a layer's weights
+# in place in their stack; XLA's own need a copy first.
 LIBRARY_GEMMS = {
     "xla_gpu_enable_triton_gemm": False,
     "xla_disable_hlo_passes": "cublas-pad-for-gemms",
@@ -60,27 +60,27 @@ def compile_for(
     said: Sequence[str] = (),
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
-    """Compiles a function of whole arrays for a cluster and reads the program. Runs in a child.
+    """Compile a function of whole arrays for a cluster and read the program; runs in a child.
 
     Args:
-      cluster: real or imagined GPUs; the mesh must have as many devices.
+      cluster: the GPUs, real or imagined; the mesh must have as many devices.
       function: called as function(mesh) -> the function to jit.
       shapes: called as shapes(mesh) -> arguments as ShapeDtypeStructs with shardings.
-      mesh: mesh axes.
-      workload: what one call runs, for the report.
+      mesh: the mesh axes and their sizes.
+      workload: the workload of one call, for the report.
       phase: "prefill", "decode" or "train", for the report.
-      transfers: closed form to hold the ledger against; None if there is none.
-      kv_cache_bytes: of the run, a device: what a decoding step reads, a prefill could keep.
-      weight_bytes: read from device memory in one call; None takes every parameter once.
-      partitioner: in one line, who chose the collectives.
-      donate: arguments whose memory the results may take.
-      said: notes of the caller's.
-      compiler_options: for XLA; a note in the result names them.
-      load_balance: of the strategy, for the report.
-      trips, ragged_bytes: what routed tokens decide: see `parallax.hlo.read_ledger`.
+      transfers: the closed form to compare the ledger with; None if there is none.
+      kv_cache_bytes: the KV cache per device that a decoding step reads or a prefill could keep.
+      weight_bytes: bytes of weights read per device and call; None takes every parameter once.
+      partitioner: the origin of the collectives, in one line.
+      donate: positions of arguments whose memory the results may take.
+      compiler_options: options for XLA; a note in the result names them.
+      trips, ragged_bytes: the figures that routing decides, see `parallax.hlo.read_ledger`.
+      load_balance: the load balance of the strategy, for the report.
+      said: notes from the caller.
 
     Raises:
-      ValueError: a mesh that the cluster does not have devices for.
+      ValueError: a mesh and a cluster with different numbers of devices.
     """
     import jax
 
@@ -123,7 +123,7 @@ def compile_for(
         unpriced = str(error)
     if flops.low != flops.high:
         notes.append(
-            f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
+            f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs per device, "
             "the larger is shown"
         )
     notes += said
@@ -137,13 +137,13 @@ def compile_for(
         notes.append(f"FLOPs of custom call {target!r} are not counted")
     differences: tuple[Difference, ...] = ()
     if transfers is not None:
-        found = ledger.by_kind_and_axes()
+        compiled_totals = ledger.by_kind_and_axes()
         traced_totals = jaxpr_ledger(
             traced.jaxpr, axes, ragged_bytes=ragged_bytes
         ).by_kind_and_axes()
         differences = (
-            *_differences("closed form", _by_kind(transfers), found),
-            *_differences("jaxpr", traced_totals, found),
+            *_differences("closed form", _by_kind(transfers), compiled_totals),
+            *_differences("jaxpr", traced_totals, compiled_totals),
         )
     return Compilation(
         cluster=cluster.name,
@@ -172,7 +172,7 @@ def compile_for(
 
 
 def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
-    """Raises ValueError unless the mesh has exactly the cluster's devices."""
+    """Raise ValueError unless the mesh has as many devices as the cluster."""
     if mesh.size != cluster.devices:
         raise ValueError(
             f"mesh {mesh} has {mesh.size} devices, cluster {cluster.name} has {cluster.devices}. "
@@ -182,7 +182,7 @@ def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
 
 
 def _parameters(first: Any) -> Any:
-    """Parameters alone, of a function's first argument: a training step's has optimizer state."""
+    """Return the parameters in a function's first argument, without any optimizer state."""
     return getattr(first, "params", first)
 
 
@@ -201,8 +201,8 @@ def _by_kind(transfers: Sequence[Transfer]) -> dict[tuple[str, tuple[str, ...] |
     return totals
 
 
-def _differences(witness: str, expected: Totals, found: Totals) -> list[Difference]:
+def _differences(cross_check: str, expected: Totals, compiled: Totals) -> list[Difference]:
     return [
-        Difference(kind, axes or (), a, b, witness)
-        for kind, axes, a, b in differing_totals(expected, found)
+        Difference(kind, axes or (), a, b, cross_check)
+        for kind, axes, a, b in differing_totals(expected, compiled)
     ]
