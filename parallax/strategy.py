@@ -101,7 +101,7 @@ class Strategy:
 
     @property
     def approximation(self) -> str:
-        """What this strategy computes differently from the unsharded model; "" if nothing."""
+        """The differences from the unsharded model's computation, in words; "" if none."""
         parts = (self.attention, self.experts)
         return "; ".join(a for a in (getattr(p, "approximation", "") for p in parts) if a)
 

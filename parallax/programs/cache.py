@@ -118,7 +118,7 @@ class ShardedCache:
 
     @functools.cached_property
     def layout(self) -> KvLayout:
-        """How this batch's cache is spread over the mesh."""
+        """The layout of this batch's cache over the mesh."""
         strategy = self.sharded.strategy
         layout = strategy.attention.kv_layout()
         rows, axes = self.workload.batch // strategy.split().count("act_batch"), ()

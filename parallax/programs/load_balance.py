@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoadBalance:
-    """How evenly a strategy spreads a program (tag: derived).
+    """The load balance of a program over a strategy's devices (tag: derived).
 
     Attributes:
       replication: the average replication factor of a weight; 1 if every weight is on one device.
