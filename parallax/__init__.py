@@ -1,10 +1,11 @@
-"""Parallax: know which way of splitting a model is right before renting the GPUs.
+"""Compare the ways of splitting a model over a GPU cluster before renting the GPUs.
 
     import parallax as px
     report = px.compare(paper="ring_sp", small=True)
     program = px.Program(px.PAPERS["ring_sp"].config, px.strategies.ring_sequence(16))
 
-Importing starts no device and sets no environment variable; what is used is imported on first use.
+Importing this package starts no device and sets no environment variable. Each public name is
+imported on first use.
 """
 
 import importlib
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from parallax.strategies import STRATEGIES
     from parallax.strategy import Strategy
 
-# Public name -> where it lives; "" is a module of its own.
+# Public name -> the module that defines it; "" marks a name that is itself a module.
 _SURFACE = {
     "CLUSTERS": "parallax.meshes.cluster",
     "Cluster": "parallax.meshes.cluster",

@@ -1,4 +1,4 @@
-"""A checkout without symbolic links, said in one line instead of as a missing module."""
+"""The check for a checkout without symbolic links, which would fail as a missing module."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ LINKED_FOLDERS = ("experiments", "kernels", "meshes")
 
 
 def refuse_text_links(package: Path) -> None:
-    """Raises if git wrote a linked folder of the package as a text file.
+    """Raise ImportError if git wrote a linked folder of the package as a text file.
 
     Args:
       package: the folder of the `parallax` package.

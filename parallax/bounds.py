@@ -1,12 +1,15 @@
-"""Closed forms: bytes that leave a device, and FLOPs, of the pieces strategies are made of."""
+"""The closed forms of the collectives' bytes and of attention's FLOPs.
+
+A byte counts where it leaves a device.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-# Wire bytes follow ring algorithms. S is the full array: of an all-gather what is gathered, of a
-# reduce-scatter what goes in. How much of a ragged all-to-all's buffer leaves is data: all of it at
-# most, where no row goes to two devices.
+# Wire bytes follow ring algorithms. S is the full array: the output of an all-gather, the input of
+# a reduce-scatter. Data decide how much of a ragged all-to-all's buffer leaves the device: at most
+# all of it, since no row goes to two devices.
 _WIRE = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -18,7 +21,7 @@ _WIRE = {
 
 
 def wire_bytes(kind: str, group_size: int, payload_bytes: float) -> float:
-    """Bytes leaving a device in one collective.
+    """Return the bytes that leave a device in one collective.
 
     Args:
       kind: HLO name, e.g. "all-reduce".
@@ -28,19 +31,19 @@ def wire_bytes(kind: str, group_size: int, payload_bytes: float) -> float:
     return 0.0 if group_size == 1 else _WIRE[kind](group_size) * payload_bytes
 
 
-# What a transfer is for: code asks for this, a report prints `what`. A role that a forward pass or
-# a decoding step sends also needs a place in `parallax.analytic.places`.
+# The purpose of a transfer. Code reads the role, reports print `Transfer.what`. A role that a
+# forward pass or a decoding step sends also needs a place in `parallax.analytic.places`.
 Role = Literal[
-    # Of every tick of a pipeline, outside of the layers; without a pipeline, of every microbatch.
+    # Outside of the layers: once per tick of a pipeline, or once per microbatch without one.
     "lookup", "stage_handoff", "last_stage", "last_position",
-    # Of a layer around attention and around the MLP, which hand over a sum of partial products.
+    # In each layer, around attention and the MLP, whose outputs are partial sums.
     "attention_gather", "attention_sum", "mlp_gather", "mlp_sum", "qk_norm_sum",
     # Inside attention, over whole sequences and against a cache.
     "queries", "keys_values", "outputs", "scores", "ring_hop", "segment_ids",
     "new_slices", "new_tokens", "softmax_merge",
-    # Inside experts; those of a relay are the second step of two.
+    # Between experts; the node_rows of a relay are the first step of two.
     "expert_choices", "expert_gates", "expert_rows", "node_rows",
-    # Of a training step alone.
+    # In training steps only.
     "unembedding_gather", "loss", "balance_loss",
     "attention_gradient", "mlp_gradient", "ring_gradient", "scores_gradient",
     "stage_handoff_gradient", "unembedding_gradient", "gradient_sum",
@@ -49,14 +52,14 @@ Role = Literal[
 
 @dataclass(frozen=True)
 class Transfer:
-    """One kind of communication a program is expected to make, from a closed form.
+    """One kind of communication that a program is expected to make, from a closed form.
 
     Attributes:
-      role: what it is for.
-      what: the same in words for a report, e.g. "keys and values around the ring".
+      role: its purpose.
+      what: the purpose in words for a report, e.g. "keys and values around the ring".
       kind: HLO name of the collective.
       axes: mesh axes it runs over.
-      wire_bytes: bytes leaving a device over the whole program (a device that does send).
+      wire_bytes: bytes leaving a device (one that sends at all) over the whole program.
       count: executions over the whole program.
       minimum_bytes: the least any implementation of this strategy must send for this purpose.
     """
@@ -80,7 +83,15 @@ def transfer(
     count: int,
     needed: float | None = None,
 ) -> Transfer:
-    """A Transfer of `count` equal collectives, of which `needed` (None: all) are unavoidable."""
+    """Return a Transfer of `count` equal collectives, of which `needed` are unavoidable.
+
+    Args:
+      role, what, kind, axes: as in `Transfer`.
+      group_size: devices that take part in one collective.
+      payload_bytes: the full array of one collective.
+      count: executions over the whole program.
+      needed: None is all of them.
+    """
     each = wire_bytes(kind, group_size, payload_bytes)
     return Transfer(
         role, what, kind, axes, each * count, count,
@@ -89,11 +100,11 @@ def transfer(
 
 
 def totals(transfers: Iterable[Transfer]) -> tuple[float, float]:
-    """(bytes a device sends, closed-form minimum) over all transfers."""
+    """Return (bytes sent per device, closed-form minimum) summed over all transfers."""
     transfers = tuple(transfers)
     return sum(t.wire_bytes for t in transfers), sum(t.minimum_bytes for t in transfers)
 
 
 def attention_flops(batch: int, q_len: int, kv_len: int, heads: int, head_dim: int) -> float:
-    """FLOPs of Q K^T and P V without a mask: 4 B L M H K."""
+    """Return the FLOPs of Q K^T and P V without a mask: 4 B L M H K."""
     return 4.0 * batch * q_len * kv_len * heads * head_dim

@@ -1,7 +1,7 @@
-"""Translate frozen values to JSON and back, strictly, for every file that this library writes.
+"""The strict translation of frozen values to JSON and back, for every file this library writes.
 
-A dataclass is an object of its fields, a tuple a list, and a class with `parse` its text. A member
-of a tagged union has its name beside its fields. Nothing else is guessed or converted.
+A dataclass becomes an object of its fields, a tuple a list, and a class with `parse` its text. A
+member of a tagged union has its name beside its fields. Nothing else is guessed or converted.
 """
 
 import dataclasses
@@ -22,105 +22,105 @@ _UNIONS: dict[Any, Mapping[str, type]] = {}
 
 
 def later(default: Any, *, omit: bool = False) -> Any:
-    """A dataclass field that files from before there was one do not have.
+    """Return a dataclass field that older files may lack.
 
     Args:
-      default: what those files mean.
-      omit: files of today leave it out too while it is the default.
+      default: the meaning of files without the field.
+      omit: new files leave the field out too while it has its default.
     """
     return dataclasses.field(default=default, metadata={_LATER: True, _OMIT: omit})
 
 
 def pairs() -> Any:
-    """A dataclass field of (name, value) pairs, empty by default, that files hold as an object."""
+    """Return a dataclass field of (name, value) pairs that files hold as an object; default ()."""
     return dataclasses.field(default=(), metadata={_PAIRS: True})
 
 
 def tagged_union(union: Any, tag: str, members: Mapping[str, type]) -> None:
-    """Declares that values annotated as `union` are of these classes, told apart by a tag.
+    """Register the classes that a value annotated as `union` may have, distinguished by a tag.
 
     Args:
       union: a protocol or base class.
-      tag: the field that files have beside the member's own.
-      members: the tag's value -> class; a class belongs to one union.
+      tag: the field that files hold beside the member's own fields.
+      members: value of the tag -> class; a class belongs to one union.
     """
     _UNIONS[union] = members
     _TAGS.update({cls: (tag, name) for name, cls in members.items()})
 
 
 def encode(value: Any) -> Any:
-    """The plain data that JSON holds: objects, lists, text, numbers, truths and null."""
+    """Return a value as plain JSON data: objects, lists, strings, numbers, booleans and null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if hasattr(value, "parse"):
             return str(value)
-        found = dict([_TAGS[type(value)]] if type(value) in _TAGS else [])
+        data = dict([_TAGS[type(value)]] if type(value) in _TAGS else [])
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)
             if field.metadata.get(_OMIT) and inner == field.default:
                 continue
-            found[field.name] = encode(dict(inner) if _PAIRS in field.metadata else inner)
-        return found
+            data[field.name] = encode(dict(inner) if _PAIRS in field.metadata else inner)
+        return data
     if isinstance(value, Mapping):
         return {key: encode(inner) for key, inner in value.items()}
     return [encode(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def number(value: float, unit: str, tag: str) -> dict[str, Any]:
-    """One quantity. JSON has no infinity: null stands for what is not finite."""
+    """Return one quantity as plain data. JSON has no infinity: null stands for it and for NaN."""
     return {"value": value if math.isfinite(value) else None, "unit": unit, "tag": tag}
 
 
-def decode[T](kind: type[T], data: Any, where: str, next_step: str = "") -> T:
-    """The value that `encode` made this of.
+def decode[T](kind: type[T], data: Any, context: str, next_step: str = "") -> T:
+    """Return the value that `encode` turned into `data`.
 
     Args:
       kind: a frozen dataclass.
-      data: what a JSON file holds.
-      where: the file, or what else to name in an error.
-      next_step: what to do about it, in a sentence.
+      data: the contents of a JSON file.
+      context: the file, or other source, that errors name.
+      next_step: a sentence that errors end with: what to do.
 
     Raises:
-      ValueError: fields missing or unknown, a type or choice that is none of the field's, a number
-        that is not finite, or what the value itself refuses; one line with the field's path.
+      ValueError: missing or unknown fields, a type or choice that the field does not allow, a
+        number that is not finite, or a check of the value itself; one line with the field's path.
     """
     try:
         return _converter().structure(data, kind)
     except Exception as error:  # the converter's groups, and whatever a value's own checks raise
         path, said = _first(error)
-        line = ": ".join(part for part in (where, path, said) if part)
+        line = ": ".join(part for part in (context, path, said) if part)
         raise ValueError(f"{line} {next_step}".rstrip()) from None
 
 
-def read_json(path: str | Path, where: str, next_step: str) -> Any:
-    """What a JSON file holds. ValueError where it cannot be read or is not JSON."""
+def read_json(path: str | Path, context: str, next_step: str) -> Any:
+    """Return the contents of a JSON file. ValueError if it cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{where}: {error.strerror}. {next_step}") from None
+        raise ValueError(f"{context}: {error.strerror}. {next_step}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}. {next_step}") from None
+        raise ValueError(f"{context}: not JSON: {error}. {next_step}") from None
 
 
-def check_version(data: Any, field: str, version: int, where: str, next_step: str) -> None:
-    """ValueError unless the data is an object that says this version."""
+def check_version(data: Any, field: str, version: int, context: str, next_step: str) -> None:
+    """Raise ValueError unless the data is an object with this version."""
     if not isinstance(data, dict) or field not in data:
-        raise ValueError(f"{where}: missing fields {[field]}. {next_step}")
+        raise ValueError(f"{context}: missing fields {[field]}. {next_step}")
     if type(data[field]) is not int or data[field] != version:
         raise ValueError(
-            f"{where}: {field} is {data[field]!r}, this Parallax reads {version}. {next_step}"
+            f"{context}: {field} is {data[field]!r}, this Parallax reads {version}. {next_step}"
         )
 
 
 @dataclass(frozen=True)
 class FileFormat[T]:
-    """One kind of file.
+    """The format of one kind of file.
 
     Attributes:
-      kind: of the value in it.
-      name: what errors call the file.
-      version_field, version: where the file says its version, and the one written now.
-      next_step: what to do about a file that cannot be read, in a sentence.
-      older: makes the data of an older version into this one's; leaves other data alone.
+      kind: the class of the value in the file.
+      name: the file's name in errors.
+      version_field, version: the field that holds the version, and the version written now.
+      next_step: a sentence for errors: what to do about a file that cannot be read.
+      older: converts the data of an older version to this one; leaves other data unchanged.
     """
 
     kind: type[T]
@@ -131,37 +131,37 @@ class FileFormat[T]:
     older: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data
 
     def encode(self, value: T) -> dict[str, Any]:
-        """The value's plain data, with its version."""
+        """Return the value as plain data, with the version."""
         return {self.version_field: self.version, **encode(value)}
 
-    def decode(self, data: Any, where: str = "") -> T:
-        """The value of plain data. ValueError as `codec.decode`, or for another version."""
-        where = where or self.name
+    def decode(self, data: Any, context: str = "") -> T:
+        """Return the value of plain data. ValueError as in `decode`, or for another version."""
+        context = context or self.name
         if not isinstance(data, dict):
             said = f"not a {self.name}: expected an object with fields, got {type(data).__name__}"
-            raise ValueError(f"{where}: {said}. {self.next_step}")
+            raise ValueError(f"{context}: {said}. {self.next_step}")
         data = self.older(data)
-        check_version(data, self.version_field, self.version, where, self.next_step)
+        check_version(data, self.version_field, self.version, context, self.next_step)
         rest = {name: inner for name, inner in data.items() if name != self.version_field}
-        return decode(self.kind, rest, where, self.next_step)
+        return decode(self.kind, rest, context, self.next_step)
 
     def load(self, path: str | Path) -> T:
-        """Reads a file. ValueError where it is not there, not JSON, or not of this format."""
-        where = f"{self.name} {path}"
-        return self.decode(read_json(path, where, self.next_step), where)
+        """Read a file. ValueError if it does not exist, is not JSON or has another format."""
+        context = f"{self.name} {path}"
+        return self.decode(read_json(path, context, self.next_step), context)
 
     def save(self, value: T, path: str | Path, indent: int = 1) -> None:
-        """Writes a file."""
+        """Write a file."""
         text = json.dumps(self.encode(value), indent=indent) + "\n"
         Path(path).write_text(text, encoding="utf-8")
 
 
 class _Step(str):
-    """A note on an exception: the key or index at which it was raised."""
+    """The key or index at which an exception was raised, attached to it as a note."""
 
 
 def _first(error: BaseException) -> tuple[str, str]:
-    """The path to the first thing that is wrong, and what is wrong with it."""
+    """Return the path of the first error, and its message."""
     steps = [
         getattr(note, "name", note)
         for note in reversed(getattr(error, "__notes__", []))
@@ -257,7 +257,7 @@ def _converter() -> Any:
 
     for kind in (str, int, float, bool):
         converter.register_structure_hook(kind, scalar)
-    # The last one that fits is taken.
+    # The converter takes the last registered hook that applies.
     converter.register_structure_hook_factory(dataclasses.is_dataclass, of_dataclass)
     for origins, hook in (
         ((Literal,), literal), ((tuple,), of_tuple), ((dict, Mapping), mapping),
@@ -274,7 +274,7 @@ def _converter() -> Any:
 
 
 def _holds(kind: Any, data: Any) -> bool:
-    """Whether JSON's kind of data can be a value of this type, for a union to choose."""
+    """Return whether JSON data can be a value of `kind`, so that a union can choose a member."""
     origin = typing.get_origin(kind) or kind
     if origin is Literal:
         return any(_holds(type(choice), data) for choice in typing.get_args(kind))

@@ -1,4 +1,4 @@
-"""Program: a model under a strategy, seen through the lenses."""
+"""The `Program`: a model under a strategy, seen through the lenses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,15 +34,15 @@ def _quiet(line: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What can be verified, compiled, predicted and measured.
+    """A model under a strategy, which the lenses verify, compile, predict and measure.
 
     Args:
       model: a ModelConfig, or a zero-argument constructor of any NNX module with logical axes that
-        maps tokens [B, L] to [B, L, ...]. It is never materialised for compile.
-      strategy: how it is split.
+        maps tokens [B, L] to [B, L, ...]. Compiling never materialises it.
+      strategy: how the model is split.
 
-    A ModelConfig runs in one `shard_map` with the strategy's parts; a user module is partitioned by
-    XLA from the strategy's rules, and its results say so.
+    A ModelConfig runs in one `shard_map` with the strategy's parts. XLA partitions a user module
+    from the strategy's rules, and the results say so.
     """
 
     model: ModelConfig | Callable[[], nnx.Module]
@@ -58,18 +58,23 @@ class Program:
     def workload(
         self, batch: int, seq_len: int, microbatches: int | None = None, packed: bool = False
     ) -> Workload:
-        """The workload as this strategy runs it.
+        """Return the workload with this strategy's number of microbatches.
 
         Args:
-          batch, seq_len: over all devices.
-          microbatches: None takes the strategy's own, else 1.
+          batch, seq_len: sequences over all devices, and tokens per sequence.
+          microbatches: None takes the strategy's own number, or 1 if it has none.
+          packed: segment ids are given.
         """
         own = getattr(self.strategy.layers, "microbatches", None)
         count = microbatches if microbatches is not None else own if own is not None else 1
         return Workload(batch, seq_len, count, packed)
 
     def sharded(self, workload: Workload) -> ShardedTransformer | ShardedModule:
-        """The model as functions of sharded arrays. ValueError on sizes that do not divide."""
+        """Return the model as functions of sharded arrays.
+
+        Raises:
+          ValueError: sizes that do not divide.
+        """
         return make_step(self.model, self.strategy, workload).sharded
 
     def verify(
@@ -83,15 +88,15 @@ class Program:
         dtypes: Sequence[str] | None = None,
         on_progress: Progress = _quiet,
     ) -> Verification:
-        """Logits and gradients against the unsharded model, on virtual CPU devices in a child.
+        """Compare logits and gradients with the unsharded model, on virtual CPU devices in a child.
 
         Args:
           batch, seq_len, microbatches, packed: the workload; the model must fit a laptop.
-          text: path of a UTF-8 file, or None for Python's standard library.
-          dtypes: None is float64 and the model's own.
+          text: the path of a UTF-8 file; None takes the sources of Python's standard library.
+          dtypes: the dtypes to compare in; None takes float64 and the model's own.
 
         Raises:
-          ValueError: sizes the strategy cannot divide, a text that is not there.
+          ValueError: sizes that the strategy cannot divide, or a text file that does not exist.
         """
         workload = self.workload(batch, seq_len, microbatches, packed)
         self.sharded(workload)
@@ -121,19 +126,19 @@ class Program:
         remat: Remat = "microbatch",
         on_progress: Progress = _quiet,
     ) -> Compilation:
-        """The real CUDA program for a cluster, made in a child with no GPU.
+        """Compile the real CUDA program for a cluster, in a child process that needs no GPU.
 
         Args:
-          cluster_name: as `parallax list clusters` has them.
+          cluster_name: a name that `parallax list clusters` prints, or a Cluster.
           batch, seq_len, microbatches, packed: the workload.
           phase: "prefill" (one forward pass to last-position logits), "decode" (a new token of
-            every sequence after prompts of seq_len tokens, microbatches being the strategy's), or
+            every sequence after prompts of seq_len tokens, in the strategy's own microbatches), or
             "train" (a step of AdamW with float32 parameters).
           remat: what a training step recomputes: "none", "microbatch" or "layer".
 
         Raises:
-          ValueError: sizes that do not divide, a mesh of another size than the cluster.
-          ModuleNotFoundError: the compiler is not installed; says how to get it.
+          ValueError: sizes that do not divide, or a mesh and a cluster of different sizes.
+          ModuleNotFoundError: the compiler is not installed; the message says how to get it.
         """
         devices = cluster(cluster_name) if isinstance(cluster_name, str) else cluster_name
         check_devices(devices, self.strategy.mesh)
@@ -147,14 +152,14 @@ class Program:
         )  # fmt: skip
 
     def predict(self, compilation: Compilation, rates: Rates | None = None) -> Prediction:
-        """Modelled time and energy of a compiled program of this model, beside its roofline.
+        """Predict the time and energy of a compiled program of this model, and its roofline.
 
         Args:
-          compilation: what `compile` returned.
-          rates: of the GPU, such as `Rates.load` reads; None takes those shipped for it.
+          compilation: the result of `compile`.
+          rates: the GPU's rates, as `Rates.load` reads them; None takes those shipped for it.
 
         Raises:
-          ValueError: a program that cannot be priced; says why.
+          ValueError: a program whose cost cannot be estimated; the message says why.
         """
         workload = compilation.workload
         whole = replace(workload, microbatches=1)
@@ -180,13 +185,14 @@ class Program:
         text: str | None = None,
         on_progress: Progress = _quiet,
     ) -> Measurement:
-        """Time of a forward pass to last-position logits on the devices at hand, in a child.
+        """Measure a forward pass to last-position logits on this machine's devices, in a child.
 
         Args:
           batch, seq_len, microbatches: the workload.
-          repeats: timed steps, after two that are not.
-          virtual: on virtual CPU devices instead, as many as the mesh needs. Their times say
-            nothing about how strategies compare.
+          repeats: timed steps, after two untimed ones.
+          text: as in `verify`.
+          virtual: use as many virtual CPU devices as the mesh needs. Their times say nothing
+            about how strategies compare.
 
         Raises:
           ValueError: fewer devices than the mesh needs.
@@ -216,7 +222,7 @@ def compile_program(
     *,
     on_progress: Progress,
 ) -> Compilation:
-    """Compiles one program in this process: what `Program.compile` runs in its child."""
+    """Compile one program in this process, as `Program.compile` does in its child process."""
     step = make_step(model, strategy, workload, phase, remat)
     return compile_step(step, cluster, on_progress=on_progress)
 
@@ -224,7 +230,7 @@ def compile_program(
 def compile_step(
     step: ModelStep, cluster: Cluster, *, on_progress: Progress = _quiet
 ) -> Compilation:
-    """Compiles a step for a cluster, in this process, and holds it against what is derived."""
+    """Compile a step for a cluster in this process, and compare it with its derived figures."""
     strategy, routing = step.sharded.strategy, step.routing
     on_progress(f"{strategy.name} for {cluster.name}")
     return compile_for(

@@ -1,4 +1,8 @@
-"""Rules: which mesh axis splits which logical axis, in which phase, with the three checks."""
+"""The rules of a strategy: which mesh axes split each logical axis, checked in three ways.
+
+The checks: the mesh has every mesh axis (`Rules.check_mesh`), no mesh axis splits two dims of one
+array (`Rules.spec`), and the sizes of the mesh axes divide the dim (`check_divides`).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,7 +17,7 @@ Phase = Literal["train", "prefill", "decode"]
 
 @dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axis, a tuple of them (major first), or None: replicated.
+    """The mesh axes of each logical axis: one name, a tuple (major first), or None (replicated).
 
     Attributes:
       embed: rows of weights that read the residual stream.
@@ -21,13 +25,14 @@ class Rules:
       mlp: hidden width of the MLP, or of each expert.
       expert: the experts of a layer.
       vocab: columns of the unembedding, so also the last dim of the logits.
-      lookup: width of the token and position tables. A looked-up row is gathered to full width.
+      lookup: width of the token and position tables. Looked-up rows are all-gathered to full width.
       layers: the stack of blocks.
-      act_batch, act_seq, act_embed, act_heads, act_kv_heads, act_mlp, act_vocab: of activations.
+      act_batch, act_seq, act_embed, act_heads, act_kv_heads, act_mlp, act_vocab: the dims of
+        activations.
       act_norm_seq: a further split of the sequence for the residual stream and its norms only
         (Megatron sequence parallelism).
-      decode: what differs while decoding, as (logical axis, mesh axes) pairs; a sequence of one
-        token cannot be split.
+      decode: the logical axes that are split differently while decoding, as (logical axis, mesh
+        axes) pairs; a sequence of one token cannot be split.
       extra: (logical axis, mesh axes) pairs for axes that only a user module names.
     """
 
@@ -58,7 +63,7 @@ class Rules:
             self._require_known(name, "Rules.decode")
 
     def table(self, phase: Phase = "prefill") -> dict[str, tuple[str, ...]]:
-        """Every logical axis with its mesh axes in one phase; () is replicated."""
+        """Return the mesh axes of every logical axis in one phase; () is replicated."""
         table = {name: _as_tuple(getattr(self, name)) for name in LOGICAL_AXES}
         table |= {name: _as_tuple(axes) for name, axes in _pairs(self.extra)}
         if phase == "decode":
@@ -66,17 +71,22 @@ class Rules:
         return table
 
     def axes(self, name: str, phase: Phase = "prefill", *, where: str = "Rules") -> tuple[str, ...]:
-        """Mesh axes of one logical axis. Raises ValueError on a name the rules do not have."""
+        """Return the mesh axes of one logical axis. ValueError for a name the rules do not have."""
         self._require_known(name, where)
         return self.table(phase)[name]
 
     def spec(
         self, names: Sequence[str | None], phase: Phase = "prefill", *, where: str = "Rules"
     ) -> tuple[tuple[str, ...], ...]:
-        """Mesh axes of each dim of one array.
+        """Return the mesh axes of each dim of one array.
+
+        Args:
+          names: the logical axis of each dim; None is replicated.
+          phase: "train", "prefill" or "decode".
+          where: the start of an error message.
 
         Raises:
-          ValueError: a logical axis the rules do not name, or a mesh axis used for two dims.
+          ValueError: a logical axis unknown to the rules, or a mesh axis that splits two dims.
         """
         spec = tuple(() if n is None else self.axes(n, phase, where=where) for n in names)
         seen: dict[str, str | None] = {}
@@ -92,7 +102,7 @@ class Rules:
         return spec
 
     def check_mesh(self, mesh_axes: Mapping[str, int], where: str) -> None:
-        """Raises ValueError if the rules name a mesh axis that the mesh does not have."""
+        """Raise ValueError if the rules name a mesh axis that the mesh does not have."""
         for phase in ("prefill", "decode"):
             for name, axes in self.table(phase).items():
                 for axis in axes:
@@ -104,7 +114,7 @@ class Rules:
                         )
 
     def replace(self, **changes: Axes) -> "Rules":
-        """The same rules with some logical axes mapped anew."""
+        """Return a copy of these rules with some logical axes mapped differently."""
         for name in changes:
             if name not in ("decode", "extra"):
                 self._require_known(name, "Rules.replace", standard_only=True)
@@ -136,7 +146,7 @@ LOGICAL_AXES = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in 
 def check_divides(
     size: int, axes: Sequence[str], mesh_axes: Mapping[str, int], *, where: str, name: str
 ) -> None:
-    """Raises ValueError unless the mesh axes' sizes divide one dim."""
+    """Raise ValueError unless the sizes of the mesh axes divide the size of one dim."""
     parts = 1
     for axis in axes:
         parts *= mesh_axes[axis]

@@ -1,4 +1,4 @@
-"""A strategy: how a model is split over a mesh, as data that prints and fits in a file."""
+"""The `Strategy`: how a model is split over a mesh, as data that prints and fits in a file."""
 
 import dataclasses
 import functools
@@ -17,26 +17,26 @@ from parallax.parallel.split import Remat, Split
 from parallax.rules import Phase, Rules
 
 FILE_VERSION = 3
-# What None does not take by itself, and a strategy may ask for.
+# Opt-in kernel implementations.
 KERNELS = ("mosaic", "cudnn")
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Named parts over a mesh.
+    """The way a model is split: a mesh, rules and parts, under a name.
 
     Attributes:
       name: what reports call it.
       mesh: the device mesh.
       rules: logical axis -> mesh axes, per phase.
       attention: how attention crosses devices.
-      experts: how tokens and experts meet; without experts in the model it says nothing.
-      layers: how the stack of layers and the microbatches do.
+      experts: how tokens reach their experts; unused if the model has no experts.
+      layers: how the stack of layers and the microbatches cross devices.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
-      kernels: what computes wherever it can, on GPUs, and XLA the rest. "mosaic": our kernels for
-        Hopper, validated or not (docs/generated/kernels.md); layers in slabs then have no gradient.
-        "cudnn": the library's attention of whole sequences. None: the fastest that is validated,
-        see `kernels.dispatch`.
+      kernels: the kernels that run on GPUs wherever they can; XLA computes the rest. "mosaic": our
+        kernels for Hopper, validated or not (docs/generated/kernels.md); layers in weight tiles
+        then have no gradient. "cudnn": the library's attention of whole sequences. None: the
+        fastest validated implementation, see `kernels.dispatch`.
 
     Raises:
       ValueError: rules and parts that contradict each other or the mesh.
@@ -101,25 +101,25 @@ class Strategy:
 
     @property
     def approximation(self) -> str:
-        """What is computed otherwise than the unsharded model does; "" if nothing."""
+        """The differences from the unsharded model's computation, in words; "" if none."""
         parts = (self.attention, self.experts)
         return "; ".join(a for a in (getattr(p, "approximation", "") for p in parts) if a)
 
     @property
     def compiler_options(self) -> dict[str, bool | int]:
-        """What to pass to `jax.jit(..., compiler_options=)` on GPUs; mostly nothing."""
-        found = (getattr(p, "compiler_options", {}) for p in (self.experts, self.layers))
-        return {name: value for options in found for name, value in options.items()}
+        """The options for `jax.jit(..., compiler_options=)` on GPUs; usually none."""
+        of_parts = (getattr(p, "compiler_options", {}) for p in (self.experts, self.layers))
+        return {name: value for options in of_parts for name, value in options.items()}
 
     @property
     def mesh_axes(self) -> dict[str, int]:
-        """Mesh axis -> size."""
+        """The size of each mesh axis, keyed by name."""
         return dict(self.mesh.axes)
 
     def split(
         self, phase: Phase = "prefill", remat: Remat = "none", platform: Platform = "cpu"
     ) -> Split:
-        """What model code sees of this strategy in one phase."""
+        """Return this strategy's view for model code in one phase."""
         return Split(
             axes=self.rules.table(phase),
             mesh_axes=self.mesh_axes,
@@ -131,7 +131,7 @@ class Strategy:
         )
 
     def enabling(self, function: Callable) -> Callable:
-        """`function`, traced with this strategy's kernels enabled."""
+        """Return `function`, traced with this strategy's kernels enabled."""
 
         @functools.wraps(function)
         def traced(*args, **kwargs):
@@ -141,45 +141,49 @@ class Strategy:
         return traced
 
     def layer_groups(self, num_layers: int) -> tuple[int, ...]:
-        """Layers of each stage, in order. Raises ValueError if they cannot be dealt out."""
+        """Return the number of layers of each stage, in order.
+
+        Raises:
+          ValueError: layers that the stages cannot share.
+        """
         try:
             return self.layers.groups(num_layers, self.split().count("layers"))
         except ValueError as error:
             raise ValueError(f"Strategy '{self.name}': {error}") from None
 
     def replace(self, **changes: Any) -> "Strategy":
-        """The same strategy with some fields changed."""
+        """Return a copy of this strategy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as a strategy file holds it."""
+        """Return the strategy as plain data, as a strategy file holds it."""
         return FILE.encode(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "strategy") -> "Strategy":
-        """Inverse of `to_dict`.
+        """Return the strategy that `to_dict` encoded.
 
         Raises:
-          ValueError: a field missing or unknown, a part or version that does not exist.
+          ValueError: a missing or unknown field, or a part or version that does not exist.
         """
         return FILE.decode(data, where)
 
     def save(self, path: str | Path) -> None:
-        """Writes a strategy file (JSON)."""
+        """Write a strategy file (JSON)."""
         FILE.save(self, path, indent=2)
 
     @classmethod
     def load(cls, path: str | Path) -> "Strategy":
-        """Reads a strategy file.
+        """Read a strategy file.
 
         Raises:
-          ValueError: not there, not JSON, or not a strategy.
+          ValueError: a file that does not exist, is not JSON or is not a strategy.
         """
         return FILE.load(path)
 
 
 def _of_this_version(data: dict[str, Any]) -> dict[str, Any]:
-    """A file of version 1 or 2 with what came later, as it was meant then."""
+    """Return the data of a version 1 or 2 file with the defaults of the fields added since."""
     if data.get("strategy_version") == 1:
         data = _of_version_2(data)
     if data.get("strategy_version") == 2:

@@ -1,18 +1,18 @@
-"""How much is run at once."""
+"""The workload of one call of a program: its batch, sequence length and microbatches."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is run: batch sequences of seq_len tokens, cut into microbatches.
+    """The batch of one call: sequences of equal length, cut into microbatches.
 
     Attributes:
       batch: sequences over all devices.
-      seq_len: tokens of a sequence.
-      microbatches: how many pieces the batch is cut into on each device.
+      seq_len: tokens per sequence.
+      microbatches: pieces that each device's share of the batch is cut into.
       packed: segment ids are given (packed or padded sequences).
-      replayed: every token's experts are given, instead of the routers' own choices.
+      replayed: the routing is fixed: every token's experts are given, not chosen by the routers.
     """
 
     batch: int

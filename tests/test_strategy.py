@@ -94,7 +94,7 @@ def test_layers_in_slabs_are_data(tmp_path):
     assert Strategy.load(tmp_path / "tiled.json") == tiled
     assert tiled.layers == CacheTiled(4, 16, 2, Pipeline("stage", None, "overlapped"))
     assert tiled.layers.ticks(8, 4) == 4 + 2 * 3
-    with pytest.raises(ValueError, match="rounds of 2 do not divide 7 microbatches"):
+    with pytest.raises(ValueError, match="groups of 2 do not divide 7 microbatches"):
         tiled.layers.rounds(7, 4)
     assert tiled.layers.rounds(1, 4) == 1  # fewer than a round are one
     assert CacheTiled().rounds(8, 1) == 1
@@ -110,16 +110,16 @@ def test_layers_in_slabs_are_data(tmp_path):
 @pytest.mark.parametrize(
     ("made", "changes", "message"),
     [
-        (cache_tiled(data_parallel(2), 3, 1), {}, "slabs of attention .* Use a divisor of 8"),
+        (cache_tiled(data_parallel(2), 3, 1), {}, "tiles of attention .* Use a divisor of 8"),
         (cache_tiled(data_parallel(2), 8, 1), {"num_kv_heads": 2}, "Use a divisor of 2"),
         (cache_tiled(tensor_pipeline(4, 1, split_kv_heads=False), 2, 1), {"num_kv_heads": 2},
          "shares all of them with others. Use a divisor of 1"),
         (cache_tiled(data_parallel(2), 1, 3), {}, "do not divide the 128 columns"),
-        (cache_tiled(two_level(2, 2), 1, 2), {}, "shares out heads by itself"),
-        (cache_tiled(data_parallel(2), 1, 2), {"num_experts": 4}, "experts are not cut"),
-        (cache_tiled(data_parallel(2), 1, 2), {"compression": ("w8a8", "w8a8")}, "a slab does not"),
+        (cache_tiled(two_level(2, 2), 1, 2), {}, "distributes heads itself"),
+        (cache_tiled(data_parallel(2), 1, 2), {"num_experts": 4}, "experts cannot be cut"),
+        (cache_tiled(data_parallel(2), 1, 2), {"compression": ("w8a8", "w8a8")}, "tile does not"),
         (cache_tiled(data_parallel(2), 1, 32), {"compression": ("int8", "int8+2:4")},
-         "a slab of the MLP's last matrix"),
+         "a weight tile of the MLP's last matrix"),
     ],
 )  # fmt: skip
 def test_slabs_that_cannot_be_cut_are_refused(made, changes, message):

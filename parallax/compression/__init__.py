@@ -1,6 +1,6 @@
-"""Weights stored in fewer bits: INT8, grouped INT4, N:M sparsity, combined.
+"""The quantization and sparsity of weights: INT8, grouped INT4, N:M sparsity, and combinations.
 
-Knows no model and no mesh: weights are arrays, and a format says how one is stored.
+This package knows no model and no mesh: weights are arrays, and a format says how one is stored.
 """
 
 from parallax.compression.formats import FORMATS, Format, parse_format

@@ -1,4 +1,4 @@
-"""Activations as int8 with a scale a token (W8A8): the largest magnitude is 127."""
+"""The quantization of activations to int8 with one scale per token (W8A8)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,18 @@ from jax import lax
 
 
 def int8_step(x: jax.Array, summed: tuple[int, ...], axes: tuple[str, ...] = ()) -> jax.Array:
-    """What one integer stands for, of every row of activations.
+    """Return the quantization step of every row of activations.
 
     Args:
-      x: floating point.
-      summed: dims that the product sums over; a row is all of them.
-      axes: mesh axes that split what is summed: a row's largest magnitude is one over all of them.
+      x: activations, floating point.
+      summed: dims that the product sums over; they make up a row.
+      axes: mesh axes that split the summed dims: a row's largest magnitude is that over all shards.
 
     Returns:
-      x's dims, 1 where summed, float32 (float64 for float64 x). Rounding has no slope: the backward
-      pass takes it as given.
+      x's dims, 1 where summed, float32 (float64 for float64 x): a row's largest magnitude becomes
+      127. The backward pass treats the step as a constant.
 
-    Cost: with `axes` an all-reduce of one number a row (its maximum).
+    Cost: with `axes` an all-reduce of one number per row (its maximum).
     """
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     largest = lax.stop_gradient(jnp.abs(x).max(summed, keepdims=True).astype(wide))
@@ -27,5 +27,5 @@ def int8_step(x: jax.Array, summed: tuple[int, ...], axes: tuple[str, ...] = ())
 
 
 def int8_rounded(x: jax.Array, step: jax.Array) -> jax.Array:
-    """Integers from -127 to 127, in the dtype of `step`."""
+    """Return x rounded to integers from -127 to 127, in the dtype of `step`."""
     return jnp.round(x.astype(step.dtype) / step)

@@ -1,4 +1,4 @@
-"""How far a product is off because of the format its weight is stored in."""
+"""The errors of products whose weights are stored in a format."""
 
 import functools
 
@@ -13,25 +13,25 @@ from parallax.compression.packed import compress, decompress
 def relative_error(
     w: jax.Array, form: Format, x: jax.Array, inputs: tuple[int, ...] = (0,)
 ) -> float:
-    """Relative L2 error of x @ w with w stored in a format.
+    """Return the relative L2 error of x @ w with w stored in a format.
 
     Args:
-      w: of any dims, floating point.
-      form: how it is stored; where it rounds activations (w8a8), x is rounded too.
-      x: [..., inputs of w], activations that the weight meets.
+      w: a weight of any dims, floating point.
+      form: its format; w8a8 rounds x too.
+      x: [..., inputs of w], the weight's input activations.
       inputs: leading dims of w that the product sums over.
 
     Returns:
       ||x @ stored(w) - x @ w|| / ||x @ w||, both products in float32 (float64 for float64 x).
 
     Raises:
-      ValueError: inputs that the format cannot store or that x does not have.
+      ValueError: inputs that the format cannot store, or that do not match x.
     """
     sizes = tuple(w.shape[i] for i in inputs)
     if inputs != tuple(range(len(inputs))) or x.shape[x.ndim - len(inputs) :] != sizes:
         raise ValueError(
             f"relative_error: x ends with {tuple(x.shape[x.ndim - len(inputs) :])}, the weight's "
-            f"inputs (dims {inputs}) are {sizes}. Give the activations that this weight meets."
+            f"inputs (dims {inputs}) are {sizes}. Give this weight's input activations."
         )
     return float(_error(w, x, form, inputs))
 
@@ -46,20 +46,20 @@ def _error(w: jax.Array, x: jax.Array, form: Format, inputs: tuple[int, ...]) ->
         step = int8_step(x, tuple(range(x.ndim - len(inputs), x.ndim)))
         seen = int8_rounded(x, step) * step
     exact = jnp.tensordot(x, w.astype(wide), axes=len(inputs))
-    found = jnp.tensordot(seen, stored, axes=len(inputs))
-    return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+    rounded = jnp.tensordot(seen, stored, axes=len(inputs))
+    return jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "inputs"))
 def weight_error(w: jax.Array, form: Format, inputs: tuple[int, ...]) -> jax.Array:
-    """Relative L2 error of a weight stored in a format, a scalar; 0 for a weight of zeros.
+    """Return the relative L2 error of a weight stored in a format; 0 for a weight of zeros.
 
-    Of a product with activations that are independent, of zero mean and of one size it is also the
-    expected error. Activations stay as they are, also in w8a8.
+    It is also the expected error of a product with activations that are independent, of zero mean
+    and of equal variance. Activations are not rounded, not even in w8a8.
 
     Raises:
       ValueError: inputs that the format cannot store.
     """
     wide = jnp.float64 if w.dtype == jnp.float64 else jnp.float32
-    off = decompress(compress(w, form, inputs), form, inputs[-1], wide) - w.astype(wide)
-    return jnp.linalg.norm(off) / jnp.maximum(jnp.linalg.norm(w.astype(wide)), 1e-30)
+    error = decompress(compress(w, form, inputs), form, inputs[-1], wide) - w.astype(wide)
+    return jnp.linalg.norm(error) / jnp.maximum(jnp.linalg.norm(w.astype(wide)), 1e-30)

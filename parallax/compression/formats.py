@@ -1,4 +1,4 @@
-"""How a weight matrix is stored, to the byte: values, scales, positions of what sparsity kept."""
+"""The storage formats of weight matrices, to the byte: values, scales and sparsity positions."""
 
 import math
 import re
@@ -22,16 +22,16 @@ _INT4_GROUP = 128
 
 @dataclass(frozen=True)
 class Format:
-    """One way to store a matrix [inputs, outputs].
+    """A format that stores a matrix [inputs, outputs].
 
     Attributes:
-      name: as tables and flags have it.
-      bits: of one stored value.
-      group: inputs that share a scale with each output; 0 is all of them (one scale an output
+      name: the name in tables and flags.
+      bits: bits per stored value.
+      group: inputs that share a scale for each output; 0 is all of them (one scale per output
         channel), None is no scale.
-      kept, of: N:M sparsity along the inputs: `kept` of every `of` values; equal where dense.
-      activation_bits: activations are rounded to, with a scale a token, before the product; None
-        leaves them.
+      kept, of: N:M sparsity along the inputs: `kept` of every `of` values; equal if dense.
+      activation_bits: bits that activations are rounded to before the product, with one scale per
+        token; None leaves them unchanged.
     """
 
     name: str
@@ -43,26 +43,26 @@ class Format:
 
     @property
     def sparse(self) -> bool:
-        """Not all values are stored."""
+        """Whether only some of the values are stored."""
         return self.kept < self.of
 
     @property
     def position_bits(self) -> int:
-        """Of one kept value: where in its run it stands."""
+        """The bits per kept value that store its position in its run."""
         return (self.of - 1).bit_length() if self.sparse else 0
 
     @property
     def multiple(self) -> int:
-        """Inputs come in multiples of this: whole runs, whole groups, whole bytes an output."""
+        """The number that inputs must be a multiple of: whole runs, groups and bytes."""
         run_bits = self.kept * self.bits, self.kept * self.position_bits
         bytes_run = [self.of * 8 // math.gcd(bits, 8) for bits in run_bits if bits]
         return math.lcm(self.of, self.group or 1, *bytes_run)
 
     def n_bytes(self, inputs: int, outputs: int) -> int:
-        """Bytes of one matrix: packed values, packed positions, float32 scales.
+        """Return the bytes of one matrix: packed values, packed positions, float32 scales.
 
         Raises:
-          ValueError: inputs that are no multiple of `multiple`.
+          ValueError: inputs that are not a multiple of `multiple`.
         """
         self.check(inputs)
         values = inputs // self.of * self.kept * outputs
@@ -71,29 +71,29 @@ class Format:
             return packed
         return packed + inputs // (self.group or inputs) * outputs * _SCALE_BYTES
 
-    def check(self, inputs: int, where: str = "a matrix") -> None:
-        """ValueError unless a matrix with that many inputs can be stored so."""
+    def check(self, inputs: int, context: str = "a matrix") -> None:
+        """Raise ValueError unless the format can store a matrix with that many inputs."""
         if inputs < 1 or inputs % self.multiple:
             raise ValueError(
-                f"{where}: format {self.name!r} stores inputs in multiples of {self.multiple} "
+                f"{context}: format {self.name!r} stores inputs in multiples of {self.multiple} "
                 f"(whole runs, groups and bytes), got {inputs}. Use a multiple of {self.multiple}, "
                 "or another format."
             )
 
     @property
     def bits_a_weight(self) -> float:
-        """Of a large matrix, scales left out."""
+        """The bits per weight of a large matrix, without scales."""
         return (self.bits + self.position_bits) * self.kept / self.of
 
 
 def parse_format(name: str) -> Format:
-    """`DTYPE[/GROUP][+N:M]`, as `int8`, `int4/64`, `float16+2:4`, `int8+4:8`.
+    """Parse `DTYPE[/GROUP][+N:M]`, such as `int8`, `int4/64`, `float16+2:4` or `int8+4:8`.
 
-    DTYPE is float64, float32, float16, bfloat16, int8 (one scale an output channel), w8a8 (int8,
-    activations too, one scale a token) or int4 (one scale a group of 128 inputs, or of GROUP).
+    DTYPE is float64, float32, float16, bfloat16, int8 (one scale per output channel), w8a8 (int8
+    activations too, one scale per token) or int4 (one scale per group of 128 inputs, or of GROUP).
 
     Raises:
-      ValueError: anything else.
+      ValueError: any other text.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -118,7 +118,7 @@ def parse_format(name: str) -> Format:
     return Format(name, _BITS[dtype], shared, kept, of, 8 if dtype == "w8a8" else None)
 
 
-# The mildest first: what a search tries in this order.
+# In the order in which a search tries them: the least compressed first.
 FORMATS: dict[str, Format] = {}
 for _name in ("float32", "float16", "bfloat16", "float16+2:4", "int8", "int8+2:4", "int4",
               "int4+2:4"):  # fmt: skip

@@ -1,7 +1,7 @@
-"""The mildest mix of formats under a budget: one choice a slot, the least damage in all, exactly.
+"""The mixed-precision assignment: one format per slot, the least total damage under a budget.
 
-A slot is whatever has a format of its own: a layer's attention, its MLP. Damages add up: that is an
-assumption about the model, and whoever applies a mix should measure what it comes to.
+A slot is anything with a format of its own: a layer's attention, its MLP. That damages add up is an
+assumption about the model: measure the error of an assignment that you use.
 """
 
 import math
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store a slot.
+    """One format that a slot can have.
 
     Attributes:
-      name: of the format.
-      n_bytes: that the slot then takes.
-      damage: predicted, in any unit that adds up over slots.
+      name: the format.
+      n_bytes: the slot's bytes in this format.
+      damage: the predicted damage, in any unit that adds up over slots.
     """
 
     name: str
@@ -26,18 +26,18 @@ class Choice:
     def __post_init__(self):
         if self.n_bytes < 0 or not math.isfinite(self.damage):
             raise ValueError(
-                f"Choice {self.name!r}: expected bytes from 0 on and a finite damage, got "
+                f"Choice {self.name!r}: expected n_bytes of at least 0 and a finite damage, got "
                 f"{self.n_bytes} and {self.damage}."
             )
 
 
 @dataclass(frozen=True)
 class Mix:
-    """One choice a slot.
+    """The assignment of one format to each slot.
 
     Attributes:
-      names: of the formats, in order of the slots.
-      n_bytes, damage: of all slots.
+      names: the formats, in the order of the slots.
+      n_bytes, damage: totals over all slots.
     """
 
     names: tuple[str, ...]
@@ -46,18 +46,18 @@ class Mix:
 
 
 def mildest_mix(slots: Sequence[Sequence[Choice]], budget: int) -> Mix:
-    """The choices that do the least damage and together take at most `budget` bytes.
+    """Return the assignment with the least damage that takes at most `budget` bytes.
 
-    Optimal, not greedy: a dynamic programme over slots keeps every pair (bytes, damage) that no
-    other beats in both. What cannot beat a solution at hand is left out early, by the Lagrangian
-    bound of the slots to come. Of equal damage the fewest bytes are taken.
+    The result is optimal: a dynamic program over slots keeps every pair (bytes, damage) that no
+    other dominates, and prunes pairs that cannot beat a known solution by the Lagrangian bound of
+    the remaining slots. Of equal damage, the fewest bytes win.
 
     Args:
-      slots: choices of each.
-      budget: bytes of one device.
+      slots: the choices of each slot.
+      budget: bytes on one device.
 
     Raises:
-      ValueError: no slot, a slot without choices, or a budget that the smallest ones pass.
+      ValueError: no slot, a slot without choices, or a budget below the smallest choices' bytes.
 
     Cost: slots x choices x pairs kept; 32 slots of 12 choices take about 0.1 s.
 
@@ -76,11 +76,11 @@ def mildest_mix(slots: Sequence[Sequence[Choice]], budget: int) -> Mix:
             f"budget of {budget}. Raise it, or allow stronger formats."
         )
     fronts = [_front([(c.n_bytes, c.damage, (c,)) for c in slot]) for slot in slots]
-    price, upper = _price(fronts, budget)
-    # The least that slots from i on add to damage + price * bytes, and their fewest bytes.
+    multiplier, upper = _multiplier(fronts, budget)
+    # The least that slots from i on add to damage + multiplier * bytes, and their fewest bytes.
     bounds, fewest = [0.0], [0]
     for front in reversed(fronts):
-        bounds.append(bounds[-1] + min(d + price * b for b, d, _ in front))
+        bounds.append(bounds[-1] + min(d + multiplier * b for b, d, _ in front))
         fewest.append(fewest[-1] + front[0][0])
     bounds.reverse()
     fewest.reverse()
@@ -92,10 +92,10 @@ def mildest_mix(slots: Sequence[Sequence[Choice]], budget: int) -> Mix:
             for b0, d0, chosen in states
             for b1, d1, choice in front
             if (b := b0 + b1) + fewest[i + 1] <= budget
-            and (d := d0 + d1) + price * (b - budget) + bounds[i + 1] <= upper + slack
+            and (d := d0 + d1) + multiplier * (b - budget) + bounds[i + 1] <= upper + slack
         ]
         states = _front(grown)
-    n_bytes, damage, chosen = states[-1]  # the least damage is the last of a front
+    n_bytes, damage, chosen = states[-1]  # the last state of a front has the least damage
     return Mix(tuple(c.name for c in chosen), n_bytes, damage)
 
 
@@ -103,7 +103,7 @@ _State = tuple[int, float, tuple[Choice, ...]]
 
 
 def _front(states: list[_State]) -> list[_State]:
-    """Those that no other beats in bytes and damage, by rising bytes and falling damage."""
+    """Return the states that no other dominates, by rising bytes and falling damage."""
     kept: list[_State] = []
     for state in sorted(states, key=lambda s: s[:2]):
         if not kept or state[1] < kept[-1][1]:
@@ -111,11 +111,11 @@ def _front(states: list[_State]) -> list[_State]:
     return kept
 
 
-def _price(fronts: Sequence[list[_State]], budget: int) -> tuple[float, float]:
-    """A damage a byte that makes the Lagrangian bound good, and the damage of a mix that fits."""
+def _multiplier(fronts: Sequence[list[_State]], budget: int) -> tuple[float, float]:
+    """Return the Lagrange multiplier, damage per byte, and the damage of one fitting assignment."""
 
-    def at(price: float) -> tuple[int, float]:
-        best = [min(front, key=lambda s: (s[1] + price * s[0], s[0])) for front in fronts]
+    def at(multiplier: float) -> tuple[int, float]:
+        best = [min(front, key=lambda s: (s[1] + multiplier * s[0], s[0])) for front in fronts]
         return sum(b for b, _, _ in best), math.fsum(d for _, d, _ in best)
 
     low, high = 0.0, 1.0
@@ -124,7 +124,7 @@ def _price(fronts: Sequence[list[_State]], budget: int) -> tuple[float, float]:
         return low, damage
     while at(high)[0] > budget:
         low, high = high, high * 8
-        if high > 1e300:  # bytes alone decide: the smallest of each
+        if high > 1e300:  # only bytes matter: take the smallest of each
             return 0.0, math.fsum(front[0][1] for front in fronts)
     for _ in range(100):
         middle = (low + high) / 2

@@ -1,6 +1,7 @@
-"""A weight as it is stored: packed values, positions of what sparsity kept, scales; and back.
+"""The compression of a weight to packed values, sparsity positions and scales, and back.
 
-Rounding to integers is qwix's, symmetric, by the largest magnitude; packing and N:M are ours.
+Rounding to integers is qwix's: symmetric, scaled by the largest magnitude. Packing and N:M sparsity
+are our own.
 """
 
 from typing import Any, NamedTuple
@@ -14,12 +15,12 @@ from parallax.compression.formats import Format
 
 
 class Packed(NamedTuple):
-    """One weight. Every array has the weight's dims; the packed dim is shorter.
+    """The stored arrays of one weight, each with the weight's dims; the packed dim is shorter.
 
     Attributes:
-      values: int8, uint8 (two int4 a byte), or a float dtype without integers.
-      positions: uint8, packed; None where dense.
-      scales: float32, 1 where inputs share a scale; None without integers.
+      values: int8, uint8 (two int4 per byte), or a float dtype in formats without integers.
+      positions: uint8, packed; None if dense.
+      scales: float32, size 1 where inputs share a scale; None in formats without integers.
     """
 
     values: Any
@@ -28,19 +29,19 @@ class Packed(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Of all arrays."""
+        """The bytes of all arrays."""
         return sum(x.size * x.dtype.itemsize for x in self if x is not None)
 
 
 def compress(w: jax.Array, form: Format, inputs: tuple[int, ...]) -> Packed:
-    """A weight in a format.
+    """Compress a weight in a format.
 
     Args:
-      w: of any dims, floating point.
-      form: how.
-      inputs: dims that a product sums over; runs and groups lie along the last of them, and one
-        scale an output channel is one over all of them. Dims that are neither (experts) have
-        scales of their own, as outputs do.
+      w: a weight of any dims, floating point.
+      form: the format.
+      inputs: dims that a product sums over. Runs and groups lie along the last of them; a scale
+        per output channel covers all of them. Other dims (experts) have scales of their own, as
+        outputs do.
 
     Raises:
       ValueError: inputs that runs, groups or bytes do not divide.
@@ -65,17 +66,17 @@ def compress(w: jax.Array, form: Format, inputs: tuple[int, ...]) -> Packed:
 
 
 def decompress(packed: Packed, form: Format, axis: int, dtype) -> jax.Array:
-    """The weight that a product meets: zeros where nothing was kept, scaled, rounded once.
+    """Return the weight for a product: zeros where nothing was kept, scaled, rounded once.
 
     Args:
-      packed: whole, or a shard that begins and ends at whole bytes and groups.
-      form: that it was packed in.
-      axis: of the packed dim.
-      dtype: of the result; scaled in float32, or in float64 if that is asked for.
+      packed: a whole weight, or a shard that begins and ends at whole bytes and groups.
+      form: the format that it was packed in.
+      axis: the packed dim.
+      dtype: dtype of the result; scaled in float32, or in float64 for a float64 result.
 
     Raises:
-      ValueError: arrays that do not belong together: another format's, or a shard cut through
-        a byte or a group.
+      ValueError: arrays that do not match: of another format, or of a shard that splits a byte or
+        a group.
     """
     values, positions, scales = packed
     check_shapes(packed, form, axis)
@@ -94,51 +95,52 @@ def decompress(packed: Packed, form: Format, axis: int, dtype) -> jax.Array:
     return (values.astype(wide) * scales.astype(wide)).astype(dtype)
 
 
-def check_packed(packed: Packed, form: Format, axis: int, where: str) -> None:
-    """ValueError unless arrays from outside are what `compress` writes: runs name each place once
-    and in order, scales are finite and not negative."""
-    check_shapes(packed, form, axis, where)
+def check_packed(packed: Packed, form: Format, axis: int, context: str) -> None:
+    """Raise ValueError unless external arrays are as `compress` writes them.
+
+    The positions of a run ascend, and scales are finite and not negative.
+    """
+    check_shapes(packed, form, axis, context)
     if packed.scales is not None:
-        check_scales(packed.scales, where)
+        check_scales(packed.scales, context)
     if packed.positions is not None:
-        check_positions(packed.positions, form, axis, where)
+        check_positions(packed.positions, form, axis, context)
 
 
-def check_scales(scales, where: str) -> None:
-    """ValueError unless they are finite and not negative."""
+def check_scales(scales, context: str) -> None:
+    """Raise ValueError unless scales are finite and not negative."""
     scales = np.asarray(scales)
     if not (np.isfinite(scales) & (scales >= 0)).all():
-        raise ValueError(f"{where}: scales must be finite and not negative. The file is damaged.")
+        raise ValueError(f"{context}: scales must be finite and not negative. The file is damaged.")
 
 
-def check_positions(positions, form: Format, axis: int, where: str) -> None:
-    """ValueError unless packed positions, of a whole weight or a shard, name each place of a run
-    once and in order."""
+def check_positions(positions, form: Format, axis: int, context: str) -> None:
+    """Raise ValueError unless the packed positions of a weight or shard ascend in each run."""
     places = np.moveaxis(np.asarray(bits.unpack(positions, form.position_bits, axis)), axis, -1)
     runs = places.reshape(*places.shape[:-1], -1, form.kept).astype(int)
     if bool((np.diff(runs, axis=-1) <= 0).any()) or bool((runs >= form.of).any()):
         raise ValueError(
-            f"{where}: positions of kept weights must ascend inside each run of {form.of} and stay "
-            f"below {form.of}. The file is damaged, or of another format than {form.name}."
+            f"{context}: positions of kept weights must ascend inside each run of {form.of} and "
+            f"stay below {form.of}. The file is damaged, or of another format than {form.name}."
         )
 
 
 def _integers(w: jax.Array, form: Format, inputs: tuple[int, ...]):
-    """(int8 values in the format's range, float32 scales)."""
-    import qwix  # a second to import, needed by what compresses alone
+    """Return (int8 values in the format's range, float32 scales)."""
+    import qwix  # takes a second to import, and only compression needs it
 
     shared = inputs[-1:] if form.group else inputs
-    found = qwix.quantize(
+    quantized = qwix.quantize(
         w.astype(jnp.float32),
         jnp.int4 if form.bits == 4 else jnp.int8,
         channelwise_axes=tuple(d for d in range(w.ndim) if d not in shared),
         tiled_axes={inputs[-1]: form.group} if form.group else {},
     )
-    return found.qvalue.astype(jnp.int8), found.scale.astype(jnp.float32)
+    return quantized.qvalue.astype(jnp.int8), quantized.scale.astype(jnp.float32)
 
 
-def check_shapes(packed: Packed, form: Format, axis: int, where: str = "packed weight") -> None:
-    """ValueError unless arrays, or their shapes, can be one weight or a shard of one."""
+def check_shapes(packed: Packed, form: Format, axis: int, context: str = "packed weight") -> None:
+    """Raise ValueError unless the shapes of arrays can be those of one weight or shard."""
     values, positions, scales = packed
     stored = values.shape[axis] * (2 if form.bits == 4 else 1)
     wrong = (positions is not None) != form.sparse or (scales is not None) != (
@@ -153,7 +155,7 @@ def check_shapes(packed: Packed, form: Format, axis: int, where: str = "packed w
     if wrong:
         shapes = [None if x is None else tuple(x.shape) for x in packed]
         raise ValueError(
-            f"{where}: values, positions and scales of shapes {shapes} are no weight of format "
-            f"{form.name} packed along dim {axis}; a shard has to begin and end at whole groups of "
-            f"{form.multiple} inputs. Use fewer shards, or another format."
+            f"{context}: values, positions and scales of shapes {shapes} are not a weight of "
+            f"format {form.name} packed along dim {axis}; a shard has to begin and end at whole "
+            f"groups of {form.multiple} inputs. Use fewer shards, or another format."
         )

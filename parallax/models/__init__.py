@@ -1,1 +1,1 @@
-"""Models: what is computed. They declare logical axes and know no mesh axis."""
+"""The models: what is computed. They name logical axes and know no mesh axis."""

@@ -1,7 +1,8 @@
-"""One transformer block: attention and MLP, each behind a norm and beside the residual stream.
+"""The transformer block: attention and MLP, each after a norm and added to the residual stream.
 
-Shapes: B batch, L tokens, D model width, H query heads, G key/value heads, K head_dim, F MLP width;
-inside a split each is this device's share of it.
+Layer code names logical axes; `Split` knows the mesh axes. Shapes: B batch, L tokens, D model
+width, H query heads, G key/value heads, K head_dim, F MLP width; inside a split, each is this
+device's share.
 """
 
 import functools
@@ -21,7 +22,7 @@ from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
 class Attention(nnx.Module):
-    """Multi-head or grouped-query attention."""
+    """Multi-head or grouped-query attention: projections, attention and the output matrix."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -43,7 +44,7 @@ class Attention(nnx.Module):
         self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split,
         cache: CachedLayer | None = None,
     ):  # fmt: skip
-        """([B, L, D], keys and values of these tokens as a cache holds them)."""
+        """Return (attention's output [B, L, D], these tokens' keys and values for a cache)."""
         qkv = self.project(x_BLD, angles, split)
         out_BLHK, kv = self.attend(*qkv, segment_ids_BL, split, cache)
         y_BLD = split.contract(
@@ -52,11 +53,11 @@ class Attention(nnx.Module):
         return self.with_bias(y_BLD), kv
 
     def with_bias(self, y_BLD):
-        """The sum over heads with what is added once, after it."""
+        """Add the output bias to the sum over heads, once, after that sum."""
         return y_BLD + self.out_bias_D[...][None, None] if self.config.bias else y_BLD
 
     def project(self, x_BLD, angles: Rotation | None, split: Split):
-        """Queries, keys and values as attention takes them: [B, L, H, K] and twice [B, L, G, K]."""
+        """Return queries [B, L, H, K], keys and values [B, L, G, K], normed and rotated."""
         config = self.config
         q_BLHK = product(x_BLD, self.q_DHK[...], "bld,dhk->blhk")
         k_BLGK = product(x_BLD, self.k_DGK[...], "bld,dgk->blgk")
@@ -76,7 +77,7 @@ class Attention(nnx.Module):
 
     def attend(self, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, split: Split,
                cache: CachedLayer | None = None):  # fmt: skip
-        """Before it is multiplied and summed: ([B, L, H, K], keys and values to be cached)."""
+        """Return (heads' outputs [B, L, H, K], keys and values to be cached)."""
         if cache is not None:
             return split.attend_cached(q_BLHK, k_BLGK, v_BLGK, cache)
         out_BLHK = split.attend(
@@ -88,25 +89,25 @@ class Attention(nnx.Module):
 def attention_shape(
     config: ModelConfig, split: Split, batch: int, seq_len: int, *, packed: bool
 ) -> AttentionShape:
-    """Sizes of one call of a layer's attention, as its part is asked.
+    """Return the sizes of one call of a layer's attention, for the strategy's attention part.
 
     Args:
-      config, split: of the model and how it is split.
-      batch: sequences of one call on one device.
-      seq_len: tokens of a whole sequence.
-      packed: segment ids are at hand.
+      config, split: the model, and how it is split.
+      batch: sequences in one call on one device.
+      seq_len: tokens in a whole sequence.
+      packed: segment ids are given.
     """
     heads = config.num_heads // split.count("heads")
     kv_heads = config.num_kv_heads // split.count("kv_heads")
     if split.over("heads") and not split.over("kv_heads"):
-        kv_heads = max(1, heads * kv_heads // config.num_heads)  # as Split.match_kv_heads keeps
+        kv_heads = max(1, heads * kv_heads // config.num_heads)  # see Split.match_kv_heads
     return AttentionShape(
         batch, seq_len, heads, kv_heads, config.head_dim, config.item_bytes, packed, config.causal
     )
 
 
 class Mlp(nnx.Module):
-    """Two matrices with GELU, or three with a SiLU gate."""
+    """The MLP: two matrices with GELU, or three with a SiLU gate."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         d, f, dtype = config.d_model, config.d_ff, config.dtype
@@ -128,11 +129,11 @@ class Mlp(nnx.Module):
         return self.with_bias(split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp"))
 
     def with_bias(self, y_BLD):
-        """The sum over the MLP's width with what is added once, after it."""
+        """Add the output bias to the sum over the MLP's width, once, after that sum."""
         return y_BLD + self.down_bias_D[...][None, None] if self.has_bias else y_BLD
 
     def hidden(self, x_BLD, split: Split):
-        """[B, L, F] after the activation."""
+        """Return the hidden activations [B, L, F]."""
         h_BLF = product(x_BLD, self.up_DF[...], "bld,df->blf")
         if self.has_bias:
             h_BLF = h_BLF + self.up_bias_F[...][None, None]
@@ -147,7 +148,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) or a mixture of experts."""
+    """The pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) or a mixture of experts."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.attention_norm = Norm(config)
@@ -159,10 +160,11 @@ class Block(nnx.Module):
         self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, expert_ids_BLk=None,
         cache: CachedLayer | None = None,
     ):  # fmt: skip
-        """([B, L, D], what the router did; () without experts).
+        """Return (the residual stream [B, L, D], the router's statistics or ()).
 
-        Where `split.kv` says that keys and values are cached, the second is a pair of that and
-        them: of all tokens [B, L, G, K], or with a `cache` of the new one, `cached_attention`.
+        If `split.kv` is set, keys and values are cached, and the second is a pair of the statistics
+        and them: those of all tokens [B, L, G, K], or with a `cache` those of the new token, as
+        `cached_attention` returns them.
         """
         with jax.named_scope("attention"):
             h_BLD = split.enter(self.attention_norm(x_BLD), "heads", "head_dim")

@@ -1,4 +1,4 @@
-"""How far a block's output is off when its matrices are stored in formats."""
+"""The error of a block's output when its matrices are quantized or sparse."""
 
 import functools
 
@@ -18,30 +18,31 @@ Formats = tuple[str, str]
 def block_error(
     config: ModelConfig, dense: nnx.State, formats: Formats, x_BLD: jax.Array
 ) -> tuple[float, jax.Array]:
-    """Relative L2 error of a block's output, residual stream included, given the dense block's
-    input; and the dense block's output.
+    """Return the relative L2 error of a compressed block's output, and the dense block's output.
+
+    The output includes the residual stream, and both blocks get the same input.
 
     Args:
       config: the model, without `compression`.
       dense: the layer's parameters, each with a leading dim of 1.
-      formats: of attention and MLP; where they round activations (w8a8), the block does.
-      x_BLD: what the dense block takes.
+      formats: the formats of attention and MLP; with w8a8 the block rounds activations too.
+      x_BLD: the dense block's input, [B, L, D].
 
     Returns:
       ||stored(x) - dense(x)|| / ||dense(x)||, both computed in float32 (float64 for float64), and
       dense(x) in that dtype.
 
     Raises:
-      ValueError: sizes that a format cannot have.
+      ValueError: sizes that a format cannot store.
 
-    Cost: one layer dense in float32, twice, beside the compressed one.
+    Cost: memory for one dense layer in float32, twice, besides the compressed one.
     """
     error, y_BLD = _compared(config, formats)(dense, x_BLD)
     return float(error), y_BLD
 
 
 def random_input(config: ModelConfig, tokens: int = 64, seed: int = 0) -> jax.Array:
-    """[1, tokens, D] normal, every token of unit RMS, float32 (float64 for float64)."""
+    """Return normal noise [1, tokens, D], every token of unit RMS, in float32 or wider."""
     x_BLD = jax.random.normal(jax.random.key(seed), (1, tokens, config.d_model), _wide(config))
     return x_BLD * jax.lax.rsqrt(jnp.mean(x_BLD**2, axis=-1, keepdims=True))
 
@@ -55,7 +56,7 @@ def _compared(config: ModelConfig, formats: Formats):
     one, stored = config.replace(num_layers=1), layer_config(config, formats)
 
     def output(config: ModelConfig, layer: nnx.State, x_BLD):
-        # Arithmetic is wide; what is stored was rounded from the model's own dtype.
+        # Arithmetic is wide; the stored weights were rounded from the model's own dtype.
         config = config.replace(dtype=_wide(config))
         graph, shapes = abstract_transformer(config)
         model = nnx.merge(graph, nnx.State({**shapes, "layers": cast(layer, config.dtype)}))

@@ -1,6 +1,6 @@
-"""Compressed weights of one program: saved from any sharding, loaded into any.
+"""The compressed weights of one program, saved from any sharding and loaded into any.
 
-Arrays are stored as they lie on devices, bit for bit; `compressed_folder` has the layout.
+Arrays are stored bit for bit as devices hold them; `compressed_folder` has the layout.
 """
 
 from pathlib import Path
@@ -31,16 +31,16 @@ from parallax.parallel.stage_layers import layers_in_place
 def save_compressed(
     folder: str | Path, model: Placed, params: nnx.State, *, tokenizer_from: Path | None = None
 ) -> None:
-    """Writes parameters of a config with `compression`.
+    """Write the parameters of a model with `compression`.
 
     Args:
-      folder: made here; it appears when it is complete.
+      folder: the folder to make; it appears when it is complete.
       model: a `ShardedTransformer`.
-      params: as it lays them out, in any sharding.
+      params: the model's parameters, in any sharding.
       tokenizer_from: a folder whose tokenizer files are copied.
 
     Raises:
-      ValueError: the folder exists, nothing is compressed, other processes hold part of it.
+      ValueError: the folder exists, nothing is compressed, or other processes hold part of it.
 
     Cost: the host holds one layer at a time.
     """
@@ -57,12 +57,12 @@ def save_compressed(
         return {tensor_name(p, number): _whole(leaves[p], (rows[number],)) for p in stacked}
 
     def rest() -> dict[str, np.ndarray]:
-        found = {}
+        arrays = {}
         for path in (p for p in leaves if p[0] != "layers"):
             real = tuple(slice(0, n) for n in sizes[path].shape)
-            # The library writes memory as it lies, whatever the strides.
-            found[tensor_name(path)] = np.ascontiguousarray(_whole(leaves[path], ())[real])
-        return found
+            # The library writes raw memory and ignores strides.
+            arrays[tensor_name(path)] = np.ascontiguousarray(_whole(leaves[path], ())[real])
+        return arrays
 
     stored = StoredModel(config, (config.compression,) * config.num_layers)
     layers = (layer(number) for number in range(config.num_layers))
@@ -70,7 +70,7 @@ def save_compressed(
 
 
 def read_compressed_config(folder: str | Path) -> ModelConfig:
-    """The model of a folder, for one program.
+    """Return the model of a folder, for one program.
 
     Raises:
       ValueError: not a folder of compressed weights that this version reads, or one whose layers
@@ -86,16 +86,16 @@ def read_compressed_config(folder: str | Path) -> ModelConfig:
 
 
 def load_compressed(folder: str | Path, model: Placed, mesh) -> nnx.State:
-    """Parameters under a strategy, each device's shards read from the files.
+    """Load parameters under a strategy; each device's shards are read from the files.
 
     Args:
-      folder: of `save_compressed`.
+      folder: a folder that `save_compressed` wrote.
       model: a `ShardedTransformer` of the folder's own config.
       mesh: real or virtual devices.
 
     Raises:
-      ValueError: another model's folder; tensors missing, unexpected, of another shape or dtype;
-        positions or scales that are damaged; layers of different formats.
+      ValueError: another model's folder; tensors that are missing, unexpected or of another shape
+        or dtype; damaged positions or scales; layers of different formats.
     """
     folder = Path(folder)
     own, asked = read_compressed_config(folder), model.config
@@ -121,7 +121,7 @@ def load_compressed(folder: str | Path, model: Placed, mesh) -> nnx.State:
 
 
 class _Shards:
-    """Reads slices of one array, checked."""
+    """The reader of one array's slices, which checks them."""
 
     def __init__(self, files: TensorFiles, path: tuple, rows: np.ndarray, weights: dict):
         self.files, self.path, self.rows = files, path, rows
@@ -134,12 +134,12 @@ class _Shards:
             real = tuple(
                 slice(min(s.start, n), min(s.stop, n)) for s, n in zip(index, shape, strict=True)
             )
-            found = self.files.read(tensor_name(self.path), real)
-            out[tuple(slice(0, n) for n in found.shape)] = found
+            x = self.files.read(tensor_name(self.path), real)
+            out[tuple(slice(0, n) for n in x.shape)] = x
             return out
         for at, row in enumerate(range(index[0].start, index[0].stop)):
             layer = int(self.rows[row])
-            if layer >= 0:  # else one of zeros, which fills up a stage
+            if layer >= 0:  # otherwise a layer of zeros, which pads a stage
                 name = tensor_name(self.path, layer)
                 which = self.path[-1]
                 out[at] = read_checked(self.files, name, index[1:], self.packed, which)

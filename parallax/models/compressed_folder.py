@@ -1,7 +1,7 @@
-"""The layout of a folder of compressed weights: its files, their names, and what is in each.
+"""The layout of a folder of compressed weights: its files, their names and their contents.
 
-One safetensors file a layer, one for the rest, compressed.json. Every layer may have its own
-formats, and its file can be read alone.
+A folder has one safetensors file per layer, one for the rest, and compressed.json. Every layer may
+have its own formats, and its file can be read alone.
 """
 
 import itertools
@@ -36,11 +36,11 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What compressed.json says.
+    """The contents of compressed.json: a model, and how its layers are stored.
 
     Attributes:
-      config: the model; its `compression` is None where layers have different formats.
-      formats: of every layer's attention and MLP.
+      config: the model; its `compression` is None if layers have different formats.
+      formats: the formats of every layer's attention and MLP.
     """
 
     config: ModelConfig
@@ -48,8 +48,11 @@ class StoredModel:
 
     @classmethod
     def of(cls, config: ModelConfig, formats: Iterable[tuple[str, str]]) -> "StoredModel":
-        """Of a dense model's config. ValueError: sizes that a format cannot have, or formats that
-        all are the model's own dtype."""
+        """Return a dense model with these formats.
+
+        Raises:
+          ValueError: sizes that a format cannot store, or formats that are all the model's dtype.
+        """
         pairs = tuple((attention, mlp) for attention, mlp in formats)
         config = config.replace(compression=None)
         if set(pairs) == {(config.dtype, config.dtype)}:
@@ -64,37 +67,39 @@ class StoredModel:
 
     @property
     def mixed(self) -> bool:
-        """Layers have different formats."""
+        """Whether layers have different formats."""
         return self.config.compression is None
 
     def layer_model(self, layer: int) -> ModelConfig:
-        """The model with this layer alone, as it is stored."""
+        """Return the model with this layer alone, as it is stored."""
         if self.mixed:
             return layer_config(self.config, self.formats[layer])
         return self.config.replace(num_layers=1)
 
 
 @dataclass(frozen=True)
-class _Said:
-    """compressed.json; `layers` has the formats of each layer where they are not all the same."""
+class _FileFields:
+    """The fields of compressed.json; `layers` has each layer's formats if they differ."""
 
     kind: Literal["parallax compressed weights"]
     model: ModelConfig
     layers: tuple[tuple[str, str], ...] | None = later(None, omit=True)
 
 
-_FORMAT = FileFormat(_Said, _KIND, "version", 1, "Compress the model again with this version.")
+_FORMAT = FileFormat(
+    _FileFields, _KIND, "version", 1, "Compress the model again with this version."
+)
 
 
 def read_stored(folder: str | Path) -> StoredModel:
-    """The model of a folder, and its formats.
+    """Return the model of a folder, and its formats.
 
     Raises:
       ValueError: not a folder of compressed weights that this version reads.
     """
     path = Path(folder) / FILE
-    said = _FORMAT.load(path)
-    config, pairs = said.model, said.layers
+    fields = _FORMAT.load(path)
+    config, pairs = fields.model, fields.layers
     if pairs is None:
         if config.compression is None:
             raise ValueError(f"{path}: its model names no compression.")
@@ -118,14 +123,14 @@ def write_stored(
     layers: Iterable[Arrays],
     tokenizer_from: Path | None = None,
 ) -> None:
-    """Writes a folder, one layer at a time.
+    """Write a folder, one layer at a time.
 
     Args:
-      folder: made here; it appears when it is complete.
+      folder: the folder to make; it appears when it is complete.
       stored: the model.
-      params: where the arrays are from; all of it has to be in this process.
-      rest: gives the arrays beside the layers', by `tensor_name`.
-      layers: of each layer its arrays, by `tensor_name`.
+      params: the parameters that the arrays are from; all of them have to be in this process.
+      rest: returns the arrays outside the layers, keyed by `tensor_name`.
+      layers: each layer's arrays, keyed by `tensor_name`.
       tokenizer_from: a folder whose tokenizer files are copied.
 
     Raises:
@@ -139,16 +144,16 @@ def write_stored(
         save_file(dict(arrays), partial / _layer_file(layer))
     if tokenizer_from is not None:
         copy_tokenizer(Path(tokenizer_from), partial)
-    said = _Said(_KIND, stored.config, stored.formats if stored.mixed else None)
-    _FORMAT.save(said, partial / FILE, indent=2)
+    fields = _FileFields(_KIND, stored.config, stored.formats if stored.mixed else None)
+    _FORMAT.save(fields, partial / FILE, indent=2)
     partial.rename(folder)
 
 
 def find_tensors(folder: str | Path, stored: StoredModel) -> TensorFiles:
-    """All tensors of a folder, their names, shapes and dtypes checked.
+    """Find all tensors of a folder, and check their names, shapes and dtypes.
 
     Raises:
-      ValueError: files or tensors missing, unexpected, of another shape or dtype.
+      ValueError: files or tensors that are missing, unexpected or of another shape or dtype.
     """
     folder = Path(folder)
     layers = range(stored.config.num_layers)
@@ -176,7 +181,7 @@ def find_tensors(folder: str | Path, stored: StoredModel) -> TensorFiles:
 
 
 def read_rest(files: TensorFiles, stored: StoredModel) -> nnx.State:
-    """All parameters beside the layers', NumPy arrays."""
+    """Read all parameters outside the layers, as NumPy arrays."""
     flat = nnx.to_flat_state(abstract_transformer(stored.config)[1])
     return nnx.from_flat_state([
         (path, like.replace(_whole(files, tensor_name(path), None, "")))
@@ -185,21 +190,21 @@ def read_rest(files: TensorFiles, stored: StoredModel) -> nnx.State:
 
 
 def read_layer(files: TensorFiles, stored: StoredModel, layer: int) -> nnx.State:
-    """One layer as it is stored, NumPy arrays with a leading dim of 1.
+    """Read one layer as it is stored, as NumPy arrays with a leading dim of 1.
 
     Raises:
-      ValueError: positions or scales that are damaged.
+      ValueError: damaged positions or scales.
     """
     one = stored.layer_model(layer)
     packed = packed_weights(one)
 
     def leaf(path, like):
-        found = _whole(files, tensor_name(path, layer), packed.get(path[:-1]), path[-1])
-        return like.replace(found[None])
+        x = _whole(files, tensor_name(path, layer), packed.get(path[:-1]), path[-1])
+        return like.replace(x[None])
 
     flat = nnx.to_flat_state(abstract_transformer(one)[1])
-    found = [(path, leaf(path, like)) for path, like in flat if path[0] == "layers"]
-    return nnx.from_flat_state(found)["layers"]
+    leaves = [(path, leaf(path, like)) for path, like in flat if path[0] == "layers"]
+    return nnx.from_flat_state(leaves)["layers"]
 
 
 def _whole(files: TensorFiles, name: str, packed: PackedWeight | None, which: str) -> np.ndarray:
@@ -209,30 +214,34 @@ def _whole(files: TensorFiles, name: str, packed: PackedWeight | None, which: st
 def read_checked(
     files: TensorFiles, name: str, index: Index, packed: PackedWeight | None, which: str
 ) -> np.ndarray:
-    """A slice of a tensor.
+    """Read a slice of a tensor, and check positions and scales.
 
     Args:
-      packed: whose array `which` it is; None for one that is not compressed.
+      files: the folder's tensors.
+      name: the tensor.
+      index: the slice.
+      packed: the weight that the tensor belongs to; None if it is not compressed.
+      which: the array of `packed` that the tensor holds.
 
     Raises:
-      ValueError: positions or scales that are damaged.
+      ValueError: damaged positions or scales.
     """
-    found = files.read(name, index)
-    where = f"{files.folder}: {name}"
+    x = files.read(name, index)
+    context = f"{files.folder}: {name}"
     if packed is not None and which == "scales":
-        check_scales(found, where)
+        check_scales(x, context)
     if packed is not None and which == "positions":
-        check_positions(found, packed.form, packed.inputs[-1], where)
-    return found
+        check_positions(x, packed.form, packed.inputs[-1], context)
+    return x
 
 
 def shapes(config: ModelConfig) -> dict[tuple, jax.ShapeDtypeStruct]:
-    """Of every parameter, by path."""
+    """Return the shape of every parameter, keyed by path."""
     return {path: x.get_value() for path, x in nnx.to_flat_state(abstract_transformer(config)[1])}
 
 
 def tensor_name(path: tuple, layer: int | None = None) -> str:
-    """In the files, of a parameter or of one layer's."""
+    """Return the tensor name in the files of a parameter, or of one layer's slice of it."""
     if layer is None:
         return "/".join(path)
     return "/".join((path[0], str(layer), *path[1:]))

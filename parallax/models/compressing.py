@@ -1,4 +1,4 @@
-"""A model's weights, compressed: parameters of one config to those of another."""
+"""The compression of a model's weights: a dense model's parameters to a compressed model's."""
 
 import functools
 from typing import Any
@@ -13,29 +13,31 @@ from parallax.models.transformer import abstract_transformer
 
 
 def compress_params(dense: nnx.State, config: ModelConfig) -> nnx.State:
-    """Parameters of `config` from those of the same model without compression.
+    """Return the parameters of `config` from those of the same model without compression.
 
     Args:
-      dense: of `config.replace(compression=None)`, of any float dtype, filled up for stages or not.
-      config: with `compression`.
+      dense: parameters of `config.replace(compression=None)`, of any float dtype, padded for
+        stages or not.
+      config: the model, with `compression`.
 
-    To be jitted, with `out_shardings` where the weights are split.
+    Jit it, with `out_shardings` if the weights are split.
     """
     flat: dict[tuple, Any] = dict(nnx.to_flat_state(dense))
-    for path, where in packed_weights(config).items():
+    for path, like in packed_weights(config).items():
         weight = flat.pop(path)
-        packed = _compress_stack(weight[...], where)
-        for name in where.names:
-            flat[(*path, name)] = getattr(where, name).replace(getattr(packed, name))
+        packed = _compress_stack(weight[...], like)
+        for name in like.names:
+            flat[(*path, name)] = getattr(like, name).replace(getattr(packed, name))
     return nnx.from_flat_state(list(flat.items()))
 
 
 def layer_config(config: ModelConfig, formats: tuple[str, str]) -> ModelConfig:
-    """The model with one layer, whose attention's and MLP's matrices have these formats; both of
-    the model's dtype leave it dense.
+    """Return the model with one layer, whose attention and MLP matrices have these formats.
+
+    A layer whose formats are both the model's dtype is dense.
 
     Raises:
-      ValueError: sizes that a format cannot have.
+      ValueError: sizes that a format cannot store.
     """
     dense = formats == (config.dtype, config.dtype)
     return config.replace(num_layers=1, compression=None if dense else formats)
@@ -43,7 +45,7 @@ def layer_config(config: ModelConfig, formats: tuple[str, str]) -> ModelConfig:
 
 @functools.lru_cache(maxsize=64)
 def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
-    """Every compressed weight of a model, abstract, by the path of what it stands for."""
+    """Return every compressed weight of a model, abstract, keyed by the dense weight's path."""
     model = nnx.merge(*abstract_transformer(config))
     return {
         tuple(path): module
@@ -52,6 +54,6 @@ def packed_weights(config: ModelConfig) -> dict[tuple, PackedWeight]:
     }
 
 
-def _compress_stack(w: jax.Array, where: PackedWeight) -> Packed:
-    """Of a stack of layers, [N, ...]."""
-    return jax.vmap(lambda w: compress(w, where.form, where.inputs))(w)
+def _compress_stack(w: jax.Array, like: PackedWeight) -> Packed:
+    """Compress the weights of a stack of layers, [N, ...]."""
+    return jax.vmap(lambda w: compress(w, like.form, like.inputs))(w)

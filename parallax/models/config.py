@@ -1,4 +1,4 @@
-"""What a transformer is: sizes and choices, as one frozen value."""
+"""The configuration of a transformer: sizes and choices, as one frozen value."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ DType = Literal["float16", "bfloat16", "float32", "float64"]
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 BYTE_VOCAB = 256
-PARTS = ("attention", "mlp")  # of a layer, as `ModelConfig.compression` has their formats
+PARTS = ("attention", "mlp")  # the parts of a layer, in the order of `ModelConfig.compression`
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for longer texts than a model was first trained on.
+    """The scaling of rotary frequencies for texts longer than those of a model's first training.
 
     Attributes:
       kind: "linear" divides all frequencies by `factor`; "llama3" divides the slow ones, leaves the
-        fast ones, and goes from one to the other in between.
+        fast ones unchanged, and interpolates in between.
       factor: at least 1.
-      low_freq_factor, high_freq_factor: of "llama3": turns a pair makes in original_max_seq_len
-        tokens, below and above which it counts as slow and fast.
-      original_max_seq_len: of "llama3", tokens.
+      low_freq_factor, high_freq_factor: for "llama3": a pair that makes fewer turns than the first
+        in original_max_seq_len tokens is slow, one that makes more than the second is fast.
+      original_max_seq_len: for "llama3": the sequence length of the first training, tokens.
 
     Reference: Chen et al., "Extending Context Window via Position Interpolation", 2023 (linear);
       Grattafiori et al., "The Llama 3 Herd of Models", 2024 (llama3).
@@ -51,7 +51,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder or encoder transformer with grouped-query attention.
+    """The configuration of a decoder or encoder transformer with grouped-query attention.
 
     Attributes:
       num_layers: transformer blocks, stacked and scanned.
@@ -64,19 +64,21 @@ class ModelConfig:
       mlp: "gelu" (two matrices) or "gated" (three matrices, SiLU gate).
       norm: "rmsnorm" or "layernorm"; computed in float32 or wider.
       positions: "rope", "learned" (a table of max_seq_len rows) or "none".
-      causal: a token sees itself and earlier ones; otherwise every token.
-      dtype: of parameters and activations.
+      causal: a token sees itself and earlier tokens; otherwise all tokens.
+      dtype: dtype of parameters and activations.
       max_seq_len: rows of the learned position table, tokens.
-      num_experts: MLPs of a layer, of width d_ff each; 0 is one MLP without a router.
-      experts_per_token: MLPs a token passes (top-k).
-      load_balance: weight of the routers' load-balancing loss (each layer's, added up).
+      num_experts: MLPs per layer, each of width d_ff; 0 is one MLP without a router.
+      experts_per_token: MLPs that each token passes through (top-k).
+      load_balance: weight of the routers' load-balancing loss, summed over layers.
       qk_norm: RMSNorm of every query and key head over head_dim, before positions.
-      bias: all matrices of attention and MLP add a bias; not beside experts.
-      tie_embeddings: the unembedding is the token table, transposed: one parameter.
-      rope_scaling: of positions="rope"; None leaves the frequencies as they are.
+      bias: all matrices of attention and MLP add a bias; not with experts.
+      tie_embeddings: the unembedding is the transposed token table, the same parameter.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: scaling for positions="rope"; None leaves the frequencies unchanged.
+      norm_epsilon: added to a norm's variance.
       compression: formats in which the matrices of attention and of the MLP (all experts) are
         stored, as `parallax.compression.parse_format` reads them; None is `dtype`. Norms, biases,
-        routers and tables stay in `dtype`. Another function than the model's that was compressed.
+        routers and tables stay in `dtype`. A compressed model computes another function.
     """
 
     name: str
@@ -122,16 +124,17 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"ModelConfig '{self.name}': num_kv_heads={self.num_kv_heads} does not divide "
-                f"num_heads={self.num_heads}. Every key/value head serves as many query heads."
+                f"num_heads={self.num_heads}. Every key/value head serves the same number of query "
+                "heads."
             )
         if self.num_experts and self.experts_per_token > self.num_experts:
             raise ValueError(
-                f"ModelConfig '{self.name}': a token cannot pass {self.experts_per_token} of "
-                f"{self.num_experts} experts. Use experts_per_token of at most num_experts."
+                f"ModelConfig '{self.name}': a token cannot pass through {self.experts_per_token} "
+                f"of {self.num_experts} experts. Use experts_per_token of at most num_experts."
             )
         if self.bias and self.num_experts:
             raise ValueError(
-                f"ModelConfig '{self.name}': experts have no biases here. Use bias=False."
+                f"ModelConfig '{self.name}': experts with biases are not supported. Use bias=False."
             )
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError(
@@ -145,30 +148,30 @@ class ModelConfig:
             )
 
     def _check_compression(self, *names: str) -> None:
-        where = f"ModelConfig '{self.name}': compression"
+        context = f"ModelConfig '{self.name}': compression"
         if len(names) != 2:
             raise ValueError(
-                f"{where} names two formats, attention and MLP; got {self.compression}."
+                f"{context} needs two formats, attention and MLP; got {self.compression}."
             )
         attention, mlp = (parse_format(name) for name in names)
-        attention.check(self.d_model, f"{where}: d_model")
-        attention.check(self.head_dim, f"{where}: head_dim, inputs of a head's output matrix")
-        mlp.check(self.d_model, f"{where}: d_model")
-        mlp.check(self.d_ff, f"{where}: d_ff")
+        attention.check(self.d_model, f"{context}: d_model")
+        attention.check(self.head_dim, f"{context}: head_dim, inputs of a head's output matrix")
+        mlp.check(self.d_model, f"{context}: d_model")
+        mlp.check(self.d_ff, f"{context}: d_ff")
         if self.num_experts and mlp.activation_bits:
             raise ValueError(
-                f"{where}: experts multiply in the model's dtype. Use int8 instead of w8a8."
+                f"{context}: experts multiply in the model's dtype. Use int8 instead of w8a8."
             )
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one parameter or activation."""
+        """The bytes of one parameter or activation."""
         return ITEM_BYTES[self.dtype]
 
     @property
     def num_params(self) -> int:
-        """Parameters in all, embeddings and norms included."""
-        # Loaded here: a table of sizes is read off the model, which is made from a config.
+        """The number of parameters, embeddings and norms included."""
+        # Imported here: the table of sizes comes from the model, which is made from a config.
         from parallax.models.parameters import end_parameters
 
         ends = sum(p.size for p in end_parameters(self))
@@ -176,29 +179,29 @@ class ModelConfig:
 
     @property
     def layer_params(self) -> int:
-        """Parameters of one layer: attention, MLP or experts with their router, norms."""
+        """The number of parameters of one layer: attention, MLP or experts with router, norms."""
         from parallax.models.parameters import layer_parameters
 
         return sum(p.size for p in layer_parameters(self))
 
     def replace(self, **changes) -> "ModelConfig":
-        """The same model with some fields changed."""
+        """Return a copy of this config with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as files hold it."""
+        """Return the config as plain data, as files hold it."""
         return codec.encode(self)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "model") -> "ModelConfig":
-        """Inverse of `to_dict`. ValueError on fields that are missing, unknown or wrong."""
+        """Return the config that `to_dict` encoded. ValueError for missing or wrong fields."""
         return codec.decode(cls, data, where)
 
     def small(self, head_dim: int = 8, max_seq_len: int = 80) -> "ModelConfig":
-        """The same shape at a width a laptop runs: layers, heads and ratios stay, head_dim shrinks.
+        """Return the model at a width for laptops: layers, heads and ratios stay, head_dim shrinks.
 
-        The vocabulary becomes the 256 byte values: any text is a batch of tokens. A head
-        no wider than head_dim stays as it is, and widths that do not shrink evenly round up.
+        The vocabulary becomes the 256 byte values, so that any text is a batch of tokens. A head
+        no wider than head_dim keeps its width, and widths that do not shrink evenly round up.
         """
         shrink = max(1, self.head_dim // head_dim)
         return self.replace(
@@ -215,7 +218,7 @@ class ModelConfig:
 
 
 def _small_format(name: str, inputs: int) -> str:
-    """The same format with groups of no more inputs than a small head has."""
+    """Return the same format with groups of no more inputs than a small head has."""
     group = parse_format(name).group
     if not group or group <= inputs:
         return name

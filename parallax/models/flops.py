@@ -1,4 +1,4 @@
-"""FLOPs that a model needs, however it is split: what MFU is a share of."""
+"""The FLOPs that a model needs however it is split, of which MFU is a share."""
 
 from parallax.models.config import ModelConfig
 from parallax.models.parameters import end_parameters, layer_parameters
@@ -12,16 +12,16 @@ def model_flops(
     known_tokens: int = 0,
     unembedded: int = 1,
 ) -> float:
-    """FLOPs of a forward pass's matrix products over all devices, no masked pair counted.
+    """Return the FLOPs of a forward pass's matrix products over all devices, masked pairs excluded.
 
     Args:
       config: the model.
-      batch, seq_len: sequences, and tokens of each that are computed.
-      known_tokens: of each sequence before these; their keys and values are there.
-      unembedded: positions of each sequence that have logits.
+      batch, seq_len: sequences, and computed tokens per sequence.
+      known_tokens: earlier tokens per sequence, whose keys and values are cached.
+      unembedded: positions per sequence that have logits.
     """
     layer = float(sum(p.flops_per_token for p in layer_parameters(config)))
-    # A tied table is multiplied as an unembedding of its own would be.
+    # A tied table has the same product as a separate unembedding.
     ends = end_parameters(config.replace(tie_embeddings=False))
     unembedding = float(sum(p.flops_per_token for p in ends))
     tokens = batch * seq_len

@@ -1,6 +1,7 @@
-"""A mixture of experts in place of the MLP: a router, and E MLPs of which a token passes k.
+"""The mixture of experts that replaces the MLP: a router, and E MLPs of which each token uses k.
 
-Shapes: B batch, L tokens of each, T in all; D model width, E experts, F width of one, k choices.
+Shapes: B batch, L tokens per sequence, T = B L tokens; D model width, E experts, F width of an
+expert, k choices per token.
 """
 
 import functools
@@ -17,7 +18,7 @@ from parallax.parallel.split import Split
 
 
 class Moe(nnx.Module):
-    """`config.num_experts` MLPs; each token's `config.experts_per_token` outputs are weighted."""
+    """The weighted sum of `config.experts_per_token` out of `config.num_experts` MLPs per token."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -30,25 +31,25 @@ class Moe(nnx.Module):
             self.gate_EDF = matrix((e, d, f), ("expert", "embed", "mlp"), d)
 
     def __call__(self, x_BLD, split: Split, expert_ids_BLk=None) -> tuple[jax.Array, Any]:
-        """The mixture, and what the router did.
+        """Return the mixture, and the router's statistics.
 
         Args:
           x_BLD: this device's tokens.
-          split: its `experts` part says how tokens and experts meet.
-          expert_ids_BLk: choices to replay instead of the router's own.
+          split: its `experts` part says how tokens reach their experts.
+          expert_ids_BLk: fixed routing instead of the router's own choices.
 
         Returns:
-          [B, L, D], and RouterStats (with the choices [T, k] if `split.record_choices`).
+          [B, L, D], and RouterStats (paired with the choices [T, k] if `split.record_choices`).
         """
         config = self.config
         x_TD = x_BLD.reshape(-1, x_BLD.shape[-1])
         wide = jnp.float64 if x_TD.dtype == jnp.float64 else jnp.float32
         with jax.named_scope("router"):
             logits_TE = x_TD.astype(wide) @ self.router_DE[...].astype(wide)
-            replayed = None
+            fixed_ids = None
             if expert_ids_BLk is not None:
-                replayed = expert_ids_BLk.reshape(-1, expert_ids_BLk.shape[-1])
-            routing = route(logits_TE, config.experts_per_token, replayed)
+                fixed_ids = expert_ids_BLk.reshape(-1, expert_ids_BLk.shape[-1])
+            routing = route(logits_TE, config.experts_per_token, fixed_ids)
         gate = self.gate_EDF[...] if config.mlp == "gated" else None
         y_TD, dropped = split.experts.run(
             x_TD, routing, ExpertWeights(self.up_EDF[...], self.down_EFD[...], gate),

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm over the model width, RMSNorm over a head's; in float32 or wider."""
+"""The norms: RMSNorm and LayerNorm over the model width, RMSNorm over head_dim."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +10,10 @@ from parallax.parallel.split import Split
 
 
 class Norm(nnx.Module):
-    """`config.norm` over the last dim, with a learned scale (and shift for LayerNorm)."""
+    """The norm of `config.norm` over the last dim, with learned scale (LayerNorm: and shift).
+
+    It computes in float32 or wider.
+    """
 
     def __init__(self, config: ModelConfig):
         self.kind, self.epsilon = config.norm, config.norm_epsilon
@@ -33,7 +36,10 @@ class Norm(nnx.Module):
 
 
 class HeadNorm(nnx.Module):
-    """RMSNorm of query and key heads over head_dim, which may be split, with learned scales."""
+    """The RMSNorm of query and key heads over a head_dim that may be split, with learned scales.
+
+    It computes in float32 or wider.
+    """
 
     def __init__(self, config: ModelConfig):
         self.head_dim, self.epsilon = config.head_dim, config.norm_epsilon
@@ -44,9 +50,9 @@ class HeadNorm(nnx.Module):
     def __call__(
         self, q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], split: Split
     ) -> tuple[Float[Array, "b l h k"], Float[Array, "b l g k"]]:
-        """q and k, each head of unit root mean square, times its scale.
+        """Return q and k with each head at unit root mean square times its scale.
 
-        Cost: where head_dim is split, an all-reduce of the sums of squares, [B, L, H + G] in
+        Cost: if head_dim is split, an all-reduce of the sums of squares, [B, L, H + G] in
           float32 (float64 for float64 inputs).
 
         Reference: Henry et al., "Query-Key Normalization for Transformers", 2020, as RMSNorm.

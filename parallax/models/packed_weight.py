@@ -1,4 +1,4 @@
-"""A weight that is stored compressed and read as if it were not."""
+"""The packed weight: stored compressed, and read as if it were not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from parallax.parallel.products import Int8Weight
 
 
 class Stored(nnx.Variable):
-    """An array as it is stored: never cast to the model's dtype, never trained."""
+    """A stored array, which is never cast to the model's dtype and never trained."""
 
 
 class PackedWeight(nnx.Module):
-    """In place of an nnx.Param: `weight[...]` is what a product takes.
+    """A compressed weight in place of an nnx.Param; products take `weight[...]`.
 
     Args:
       dense: the weight.
-      names: its logical axes; what is stored has the same dims and carries the same ones.
-      form: how it is stored.
+      names: its logical axes; the stored arrays have the same dims and carry the same axes.
+      form: the format that stores it.
       inputs: dims that its product sums over; see `compress`.
-      dtype: of the weight that `[...]` gives.
+      dtype: dtype of the weight that `[...]` returns.
 
     Raises:
       ValueError: inputs that the format does not divide.
@@ -43,20 +43,20 @@ class PackedWeight(nnx.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the arrays that this format stores."""
+        """The names of the arrays that this format stores."""
         return tuple(name for name in Packed._fields if hasattr(self, name))
 
     @property
     def packed(self) -> Packed:
-        """What is stored."""
+        """The stored arrays."""
         return _packed({name: getattr(self, name)[...] for name in self.names})
 
     def decompressed(self, arrays: Mapping[str, jax.Array], dtype: str) -> jax.Array:
-        """The weight that such arrays hold."""
+        """Return the weight that arrays of this format hold."""
         return decompress(_packed(arrays), self.form, self.inputs[-1], dtype)
 
     def __getitem__(self, index) -> Any:
-        """The weight, with `...`: an array, or integers where activations are rounded too."""
+        """Return the weight for `...`: an array, or integers if activations are rounded too."""
         assert index is Ellipsis, "a packed weight is read whole"
         if self.form.activation_bits:
             packed = self.packed

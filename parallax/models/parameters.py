@@ -1,6 +1,7 @@
-"""The table of a model's parameters, read off the abstract model: everyone who counts asks it.
+"""The table of a model's parameters, read from the abstract model: the only source of sizes.
 
-A layer's matrices are listed where the layer is made (`parallax/models/block.py`) and nowhere else.
+A layer's matrices are listed where the layer is defined (`parallax/models/block.py`) and nowhere
+else.
 """
 
 import functools
@@ -14,17 +15,17 @@ from parallax.models.config import PARTS, ModelConfig
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a layer or of a model's ends, whole.
+    """One whole parameter of a layer, or of a model's ends (tables, last norm, unembedding).
 
     Attributes:
-      path: in the model's state, such as ("layers", "mlp", "up_DF").
-      axes: logical axis of each dim, without the stack of layers.
-      shape: sizes of these dims, of one layer.
-      inputs: dims that its product with activations sums over; () where it is not a matrix, and of
-        a table, tied or not.
-      part: "attention" or "mlp": which format of `ModelConfig.compression` stores it; None leaves
-        it in the model's dtype.
-      flops_per_token: of its product, forward; of experts' matrices those that a token passes.
+      path: the path in the model's state, such as ("layers", "mlp", "up_DF").
+      axes: the logical axis of each dim, without the stack of layers.
+      shape: the sizes of these dims, for one layer.
+      inputs: dims that its product with activations sums over; () if it is no matrix or if it is a
+        table, tied or not.
+      part: "attention" or "mlp": the format of `ModelConfig.compression` that stores it; None
+        leaves it in the model's dtype.
+      flops_per_token: FLOPs per token of its product, forward; for experts, of those a token uses.
     """
 
     path: tuple[str, ...]
@@ -36,31 +37,31 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """Its name without letters for dims: "up" of up_DF."""
+        """The name without the letters of its dims: "up" for up_DF."""
         return self.path[-1].split("_")[0]
 
     @property
     def size(self) -> int:
-        """Elements of one layer's."""
+        """The number of elements, for one layer."""
         return math.prod(self.shape)
 
     @property
     def input_axes(self) -> tuple[str | None, ...]:
-        """Logical axes of `inputs`."""
+        """The logical axes of `inputs`."""
         return tuple(self.axes[i] for i in self.inputs)
 
     @property
     def reads_stream(self) -> bool:
-        """Whether it multiplies rows of the residual stream."""
+        """Whether the parameter multiplies rows of the residual stream."""
         return self.input_axes == ("embed",)
 
     @property
     def count(self) -> int:
-        """Matrices side by side: one of each expert."""
+        """The number of matrices in the parameter: one per expert."""
         return self.matrices()[2]
 
     def matrices(self, shape: tuple[int, ...] | None = None) -> tuple[int, int, int]:
-        """(inputs, outputs, how many) of the whole parameter, or of a device's share of it."""
+        """Return (inputs, outputs, number of matrices) of the parameter, or of a shard's shape."""
         shape = shape or self.shape
         inputs = math.prod(shape[i] for i in self.inputs)
         count = math.prod(n for n, axis in zip(shape, self.axes, strict=True) if axis == "expert")
@@ -68,60 +69,60 @@ class Parameter:
 
 
 def layer_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Every parameter of one layer, in the order in which the layer declares them."""
+    """Return every parameter of one layer, in the order of their definitions."""
     return tuple(p for p in model_parameters(config) if p.path[0] == "layers")
 
 
 def layer_matrices(config: ModelConfig, part: str | None = None) -> tuple[Parameter, ...]:
-    """The matrices of a layer, or of one part of it, that formats store: no router.
+    """Return the matrices of a layer, or of one part of it, that formats store: no router.
 
-    Of a part those that read the residual stream come first, as a token meets them.
+    In each part, those that read the residual stream come first, in the order of the computation.
     """
     wanted = PARTS if part is None else (part,)
-    found = [p for p in layer_parameters(config) if p.part in wanted]
-    return tuple(sorted(found, key=lambda p: (PARTS.index(p.part), not p.reads_stream)))
+    matrices = [p for p in layer_parameters(config) if p.part in wanted]
+    return tuple(sorted(matrices, key=lambda p: (PARTS.index(p.part), not p.reads_stream)))
 
 
 def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Every parameter outside the layers: tables, the last norm, the unembedding."""
+    """Return every parameter outside the layers: tables, the last norm, the unembedding."""
     return tuple(p for p in model_parameters(config) if p.path[0] != "layers")
 
 
 def model_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Every parameter of a model, those of its layers once.
+    """Return every parameter of a model, those of its layers once.
 
-    Cost: a layer is traced once for all models whose layers are alike, some 50 ms.
+    Cost: one layer is traced once for all models with equal layers, about 50 ms.
     """
-    # What no shape depends on is left out, so that models that differ in it share one table.
+    # Fields that no shape depends on are reset, so that models differing only there share a table.
     return _read(config.replace(name="", num_layers=1, dtype="float32", compression=None))
 
 
 @functools.lru_cache(maxsize=256)
 def _read(config: ModelConfig) -> tuple[Parameter, ...]:
-    # Loaded here: who holds a ModelConfig needs no Flax.
+    # Imported here: users of a ModelConfig alone need no Flax.
     import jax
     from flax import nnx
 
     from parallax.models.block import Block
     from parallax.models.transformer import Transformer
 
-    found: list[Parameter] = []
+    parameters: list[Parameter] = []
 
     def make():
         rngs = nnx.Rngs(params=0)
         ends = vars(Transformer(config, rngs=rngs)) | {"layers": Block(config, rngs=rngs)}
-        found.extend(_parameters(ends, config, ()))
+        parameters.extend(_parameters(ends, config, ()))
 
     with nnx.use_eager_sharding(False):
         jax.eval_shape(make)
-    _check_names(found)
-    return tuple(found)
+    _check_names(parameters)
+    return tuple(parameters)
 
 
-def _check_names(found: list[Parameter]) -> None:
+def _check_names(parameters: list[Parameter]) -> None:
     """Raises ValueError where two matrices of a layer have one name: estimates would mix them."""
     matrices: dict[str, Parameter] = {}
-    for parameter in found:
+    for parameter in parameters:
         if parameter.path[0] == "layers" and parameter.part is not None:
             other = matrices.setdefault(parameter.name, parameter)
             if other is not parameter:

@@ -1,4 +1,4 @@
-"""Positions: where a token stands, and rotary embeddings of it."""
+"""The positions of tokens, and their rotary embeddings."""
 
 import math
 
@@ -12,11 +12,11 @@ from parallax.parallel.split import UNSPLIT, Split
 
 
 def token_positions(seq_len: int, segment_ids: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
-    """Position of each token in its own document, of whole sequences.
+    """Return the position of each token in its own document, for whole sequences.
 
     Args:
-      seq_len: tokens of a sequence.
-      segment_ids: [B, L] of whole sequences, or None for one document a sequence.
+      seq_len: tokens per sequence.
+      segment_ids: [B, L] for whole sequences, or None for one document per sequence.
 
     Returns:
       [B, L] int32 ([1, L] without segments).
@@ -32,7 +32,7 @@ def token_positions(seq_len: int, segment_ids: Int[Array, "b l"] | None) -> Int[
 
 
 class Rotation(tuple[jax.Array, jax.Array]):
-    """cos and sin of the angles, each [B or 1, L, 1, K / 2]."""
+    """The cosines and sines of rotation angles, each [B or 1, L, 1, K / 2]."""
 
 
 def rotation(
@@ -43,18 +43,18 @@ def rotation(
     split: Split = UNSPLIT,
     scaling: RopeScaling | None = None,
 ) -> Rotation:
-    """Angles of rotary embeddings, for the pairs of `head_dim` that this device has.
+    """Return the angles of rotary embeddings for this device's pairs of `head_dim`.
 
     Args:
       positions: [B, L] or [1, L].
-      head_dim: K, even, whole; pair i of K / 2 turns by positions * theta ** (-2 i / K).
+      head_dim: the whole K, even; pair i of K / 2 turns by positions * theta ** (-2 i / K).
       theta: base of the frequencies.
-      dtype: of the activations; angles are float32 or wider.
-      split: where it splits 'head_dim', a device has one slice's pairs.
-      scaling: of the frequencies.
+      dtype: dtype of the activations; angles are float32 or wider.
+      split: if it splits 'head_dim', a device has one slice's pairs.
+      scaling: scaling of the frequencies.
 
     Raises:
-      ValueError: slices that would cut a pair in two.
+      ValueError: slices that would split a pair.
     """
     check_whole_pairs(head_dim, split)
     wide = jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
@@ -80,9 +80,9 @@ def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
 
 
 def rotate(x: Float[Array, "b l h k"], angles: Rotation | None) -> Float[Array, "b l h k"]:
-    """x with each pair (2i, 2i + 1) turned by its angle; None leaves x alone.
+    """Return x with each pair (2i, 2i + 1) rotated by its angle; None leaves x unchanged.
 
-    Neighbours are pairs, so that a slice of head_dim holds whole pairs.
+    A pair's elements are adjacent, so that a slice of head_dim holds whole pairs.
 
     Reference: Su et al., "RoFormer", 2021; the layout of its equation 34 (half-split checkpoints,
       such as Llama's in Hugging Face's layout, need the columns of q and k permuted).
@@ -97,11 +97,11 @@ def rotate(x: Float[Array, "b l h k"], angles: Rotation | None) -> Float[Array, 
 
 
 def check_whole_pairs(head_dim: int, split: Split) -> None:
-    """Raises ValueError where the mesh axes of 'head_dim' would cut a pair in two."""
+    """Raise ValueError if the mesh axes of 'head_dim' would split a pair."""
     slices = split.count("head_dim")
     if head_dim // 2 % slices:
         raise ValueError(
-            f"RoPE turns pairs: head_dim {head_dim} over {slices} devices of mesh axes "
+            f"RoPE rotates pairs: head_dim {head_dim} over {slices} devices of mesh axes "
             f"{split.over('head_dim')} gives slices that are not a whole number of pairs. Use a "
             f"head_dim that is a multiple of {2 * slices}, or positions='learned' or 'none'."
         )

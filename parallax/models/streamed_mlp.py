@@ -1,4 +1,4 @@
-"""The MLP of a layer in a stack as one kernel that reads each weight once, where there is one."""
+"""The MLP of a stacked layer as one kernel that reads each weight once, if one is available."""
 
 import math
 from typing import Any
@@ -14,22 +14,22 @@ from parallax.models.packed_weight import PackedWeight
 
 
 def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array | None:
-    """Rows of all microbatches through a layer's MLP, its last bias left out.
+    """Run all microbatches' rows through a layer's MLP, without its last bias.
 
     Args:
-      h: [..., D], of the model's dtype.
-      mlp: of any layer: what is stored how.
-      stacked: its state, of all layers.
-      layer: which.
+      h: [..., D], in the model's dtype.
+      mlp: the MLP of any layer, for its formats.
+      stacked: the state of all layers' MLPs.
+      layer: index of the layer.
 
     Returns:
-      [..., D], sums in float32 of this device's share of the width. None where the kernel cannot
-      do this, or is neither validated nor enabled (`Strategy.kernels`).
+      [..., D] in float32: sums over this device's share of the MLP's width. None if the kernel
+      does not support these weights, or is neither validated nor enabled (`Strategy.kernels`).
     """
-    found = [_matrix(mlp, stacked, name) for name in ("up", "down", "gate")[: 2 + mlp.gated]]
-    matrices = [matrix for matrix in found if matrix is not None]
+    wanted = [_matrix(mlp, stacked, name) for name in ("up", "down", "gate")[: 2 + mlp.gated]]
+    matrices = [matrix for matrix in wanted if matrix is not None]
     rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
-    if len(matrices) < len(found):
+    if len(matrices) < len(wanted):
         if "mosaic" in dispatch.enabled():
             reason = "it has 16-bit and INT8 weights only"
             dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
@@ -38,7 +38,7 @@ def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array
         return None
     up, down, *gate = matrices
     activation = "silu" if mlp.gated else "gelu"
-    # Devices that share the width add it once, after their sums.
+    # Devices that share the width add the bias once, after the sum over devices.
     down = down._replace(bias=None)
     return cache_tiled_mlp(rows, up, down, *gate, layer=layer, activation=activation).reshape(
         h.shape
@@ -46,7 +46,7 @@ def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array
 
 
 def _matrix(mlp: Mlp, stacked: Any, name: str) -> Matrix | None:
-    """As the kernel's operation takes it; None for a format that it does not know."""
+    """Return a matrix as the kernel's operation takes it; None for an unsupported format."""
     name, letters = (f"{name}_FD", "D") if name == "down" else (f"{name}_DF", "F")
     bias = None
     if mlp.has_bias:

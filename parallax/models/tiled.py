@@ -1,8 +1,8 @@
-"""The same layers in another order: a slab of weights serves all microbatches before the next one.
+"""The layers in cache-tiled order: each weight tile runs all microbatches before the next tile.
 
-A layer's attention is cut by heads and its MLP by width, as tensor parallelism cuts them over
-devices, here over time. Shapes: R microbatches of a round, b sequences of each, L tokens, D model
-width, N layers, T slabs.
+A layer's attention is cut by heads and its MLP by width, as in tensor parallelism, but over time
+instead of devices. Shapes: R microbatches in a group, b sequences per microbatch, L tokens, D model
+width, N layers, T weight tiles.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ from parallax.parallel.split import Split
 from parallax.parallel.tiles import Tiles
 from parallax.parallel.varying import vary_over, varying_axes
 
-# microbatch of the round -> what its attention needs: angles, segment ids
+# microbatch of the group -> the inputs of its attention: angles, segment ids
 Own = Callable[[Any], tuple[Rotation | None, Any]]
-# (layer, slab, microbatch) -> the cache that this slab's heads attend to
+# (layer, weight tile, microbatch) -> the cache that this tile's heads attend to
 Cached = Callable[[Any, Any, Any], CachedLayer]
 
 
@@ -42,64 +42,67 @@ def tiled_layers(
     tiles: Tiles,
     cached: Cached | None = None,
 ) -> tuple[jax.Array, Any]:
-    """A round through a stack of layers, slab by slab.
+    """Run a microbatch group through a stack of layers, weight tile by weight tile.
 
     Args:
-      layers: stacked.
-      config: of the model.
+      layers: the stacked layers.
+      config: the model.
       x_RBLD: [R, b, L, D].
-      own: what microbatches have of their own.
-      split: how it is split over devices.
-      tiles: slabs of a layer; checked (`check_tiles`).
-      cached: where new tokens attend to cached ones.
+      own: the inputs that each microbatch has of its own.
+      split: how the model is split over devices.
+      tiles: weight tiles per layer, which `check_tiles` has checked.
+      cached: the cache, if new tokens attend to cached ones.
 
     Returns:
-      [R, b, L, D], and what layers return beside it, each leaf with leading [R, N].
+      [R, b, L, D], and the layers' other results, each leaf with leading [R, N].
 
-    Terms of slabs are added up in float32 or wider, and summed over devices once. The MLP may be
-    one kernel (`streamed_mlp`), which cuts slabs of its own.
-    Cost: each slab is read from device memory once a round, and copied beside; every microbatch
-      reads its rows, and reads and writes their sum, once a slab.
+    The terms of weight tiles are added up in float32 or wider, and summed over devices once. The
+    MLP may be one kernel (`streamed_mlp`), which cuts tiles of its own.
+
+    Cost: each tile is read from device memory, and copied, once per group; every microbatch reads
+      its rows, and reads and writes their sum, once per tile.
     """
     stacked: Any = nnx.split(layers)[1]
-    rounds, wide = x_RBLD.shape[0], accumulator_dtype(jnp.dtype(config.dtype))
+    microbatches, wide = x_RBLD.shape[0], accumulator_dtype(jnp.dtype(config.dtype))
     depth = len(jax.tree.leaves(stacked)[0])
     keep = jax.checkpoint_policies.save_only_these_names(KEPT)
 
     def cut(n, name: str, tile, count: int, dim: str) -> Any:
-        """The module of one slab of one layer."""
-        state = nnx.map_state(lambda path, w: _slab(w, n, tile, count, dim), stacked[name])
+        """Return the module of one weight tile of one layer."""
+        state = nnx.map_state(lambda path, w: _tile_of(w, n, tile, count, dim), stacked[name])
         return nnx.merge(nnx.split(getattr(layers, name))[0], cast(state, config.dtype))
 
     def whole(n, name: str) -> Any:
         return cut(n, name, 0, 1, "")
 
-    def slabs(h_RBLD, count: int, of_slab: Callable):
-        """Sum of all slabs' terms of all microbatches, [R, b, L, D], and what they return beside
-        it, leaves [T, ...]: `of_slab(tile, rows, sums)` -> the sums, and beside."""
+    def run_tiles(h_RBLD, count: int, of_tile: Callable):
+        """Sum the terms of all weight tiles for all microbatches, [R, b, L, D].
+
+        `of_tile(tile, rows, sums)` returns the sums and other results, here leaves [T, ...].
+        """
         zeros = vary_over(jnp.zeros(h_RBLD.shape, wide), varying_axes(h_RBLD))
-        # A gradient would otherwise keep every slab of every round: a copy of all weights each.
-        slab = jax.checkpoint(of_slab, prevent_cse=False, policy=keep)
-        return lax.scan(lambda sums, tile: slab(tile, h_RBLD, sums), zeros, _numbers(count))
+        # A gradient would otherwise keep every tile of every group: a copy of all weights each.
+        run_tile = jax.checkpoint(of_tile, prevent_cse=False, policy=keep)
+        return lax.scan(lambda sums, tile: run_tile(tile, h_RBLD, sums), zeros, _numbers(count))
 
     def each(function: Callable, *of_all: Any) -> Any:
-        """`function(r, ...)` of every microbatch, one after the other, stacked."""
-        return lax.map(lambda rows: function(*rows), (_numbers(rounds), *of_all))
+        """Map `function(r, ...)` over the microbatches in turn, and stack the results."""
+        return lax.map(lambda rows: function(*rows), (_numbers(microbatches), *of_all))
 
     def added(sums, function: Callable, *of_all: Any):
-        """Sums with every microbatch's term, in place."""
+        """Add every microbatch's term to the sums, in place."""
 
         def one(sums, rows):
             r, *own = rows
             return lax.dynamic_update_index_in_dim(sums, _at(sums, r) + function(*own), r, 0), None
 
-        return lax.scan(one, sums, (_numbers(rounds), *of_all))[0]
+        return lax.scan(one, sums, (_numbers(microbatches), *of_all))[0]
 
     def half(x_RBLD, n, name: str, axes: tuple[str, ...], through: Callable):
         norm, end = whole(n, f"{name}_norm"), whole(n, name)
         rows = x_RBLD.reshape(-1, *x_RBLD.shape[2:])
         h = split.enter(norm(rows), *axes)
-        y, beside = through(h.reshape(rounds, -1, *h.shape[1:]))
+        y, beside = through(h.reshape(microbatches, -1, *h.shape[1:]))
         y = y.astype(config.dtype).reshape(-1, *h.shape[1:])
         rows = rows + end.with_bias(split.sum(y, *axes))
         return rows.reshape(x_RBLD.shape), beside
@@ -112,8 +115,8 @@ def tiled_layers(
                 cache = None if cached is None else cached(n, tile, r)
                 return module.attend(q, k, v, own(r)[1], split, cache)
 
-            # Each loop has its matrices in the cache: keys and values that are read between them
-            # would push them out.
+            # Each loop keeps its matrices in the cache: keys and values read in between would evict
+            # them.
             qkv = each(lambda r, h: module.project(h, own(r)[0], split), h_RBLD)
             out_RBLHK, kv = each(attend, *qkv)
             out_HKD = module.out_HKD[...]
@@ -130,12 +133,12 @@ def tiled_layers(
             return added(sums, term, h_RBLD), ()
 
         def attention(h_RBLD):
-            return slabs(h_RBLD, tiles.attention, heads)
+            return run_tiles(h_RBLD, tiles.attention, heads)
 
         def mlp(h_RBLD):
             assert isinstance(layers.mlp, Mlp)
             sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
-            return slabs(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
+            return run_tiles(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
 
         with jax.named_scope("attention"):
             names = "heads", "head_dim"
@@ -150,17 +153,17 @@ def tiled_layers(
     return x_RBLD, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), beside)
 
 
-def own_of(angles: Rotation | None, segment_ids_BL, rounds: int) -> Own:
-    """What each of so many microbatches has of its own, cut from what all of them have.
+def own_of(angles: Rotation | None, segment_ids_BL, count: int) -> Own:
+    """Return the function that selects one microbatch's inputs from those of all.
 
     Args:
       angles: [R b, L, ...], or [1, L, ...] for all.
       segment_ids_BL: [R b, L] or None.
-      rounds: R.
+      count: R.
     """
 
     def of(x, r):
-        return x if x is None or x.shape[0] == 1 else _at(x.reshape(rounds, -1, *x.shape[1:]), r)
+        return x if x is None or x.shape[0] == 1 else _at(x.reshape(count, -1, *x.shape[1:]), r)
 
     def own(r):
         turned = None if angles is None else Rotation((of(angles[0], r), of(angles[1], r)))
@@ -170,17 +173,20 @@ def own_of(angles: Rotation | None, segment_ids_BL, rounds: int) -> Own:
 
 
 def check_tiles(config: ModelConfig, split: Split, tiles: Tiles) -> None:
-    """ValueError unless every slab holds whole heads, each with its key/value head, of a dense
-    layer, and a share of the MLP's width."""
-    where = f"CacheTiled: model '{config.name}'"
+    """Raise ValueError unless a dense layer can be cut into these weight tiles.
+
+    Every tile has to hold whole heads, each with its key/value head, and an equal share of the
+    MLP's width.
+    """
+    context = f"CacheTiled: model '{config.name}'"
     if config.num_experts:
         raise ValueError(
-            f"{where}: experts are not cut into slabs: which of them a microbatch needs, data "
-            "decides. Use layers=Scan() or Pipeline()."
+            f"{context}: experts cannot be cut into weight tiles, because data decide which of "
+            "them a microbatch needs. Use layers=Scan() or Pipeline()."
         )
     if hasattr(split.attention, "inner"):
         raise ValueError(
-            f"{where}: attention={split.attention} shares out heads by itself. Use Local() or "
+            f"{context}: attention={split.attention} distributes heads itself. Use Local() or "
             "Ring(), or layers=Scan() or Pipeline()."
         )
     kv_heads = config.num_kv_heads // split.count("kv_heads")
@@ -189,35 +195,35 @@ def check_tiles(config: ModelConfig, split: Split, tiles: Tiles) -> None:
         held = f"holds {kv_heads}" if together else "shares all of them with others"
         divisor = kv_heads if together else 1
         raise ValueError(
-            f"{where}: {tiles.attention} slabs of attention must hold whole groups of heads that "
-            f"share a key/value head; a device {held}. Use a divisor of {divisor}."
+            f"{context}: {tiles.attention} weight tiles of attention must hold whole groups of "
+            f"heads that share a key/value head; a device {held}. Use a divisor of {divisor}."
         )
     formats = [parse_format(name) for name in config.compression or ()]
     if any(form.activation_bits for form in formats):
         raise ValueError(
-            f"{where}: formats {config.compression} round a token's activations by the largest of "
-            "all of them, which a slab does not see. Use formats that leave activations alone."
+            f"{context}: formats {config.compression} round a token's activations by the largest "
+            "of all of them, which a weight tile does not see. Use formats that do not round them."
         )
     width = config.d_ff // split.count("mlp")
     if width % tiles.mlp:
         raise ValueError(
-            f"{where}: {tiles.mlp} slabs of the MLP do not divide the {width} columns a device "
-            f"holds. Use a divisor of {width}."
+            f"{context}: {tiles.mlp} weight tiles of the MLP do not divide the {width} columns on "
+            f"a device. Use a divisor of {width}."
         )
     for form in formats[1:]:
-        form.check(width // tiles.mlp, f"{where}: a slab of the MLP's last matrix")
+        form.check(width // tiles.mlp, f"{context}: a weight tile of the MLP's last matrix")
 
 
 def _decompressed(module: Any) -> Any:
-    """The module with whole weights: a slab is decompressed once, not in every product."""
+    """Decompress a module's weights once per weight tile, instead of in every product."""
     for name, weight in list(vars(module).items()):
         if isinstance(weight, PackedWeight):
             setattr(module, name, nnx.data(nnx.Param(weight[...])))
     return module
 
 
-def _slab(w: Any, n, tile, count: int, dim: str) -> Any:
-    """Of a stacked parameter, layer n's share `tile` of `count` of the dims of that name."""
+def _tile_of(w: Any, n, tile, count: int, dim: str) -> Any:
+    """Return share `tile` of `count` of a stacked parameter's dim, for layer n."""
     names = (dim, "kv_heads") if dim == "heads" else (dim,)
     axes, value = w.out_sharding[1:], w[...]
     sizes = [s // count if a in names else s for s, a in zip(value.shape[1:], axes, strict=True)]
@@ -240,6 +246,6 @@ def _numbers(count: int) -> jax.Array:
 
 
 def _join_heads(x_TRbGK: jax.Array) -> jax.Array:
-    """Keys or values of all slabs, [T, R, b, ..., G, K], as of all heads, [R, b, ..., G, K]."""
+    """Join the tiles' keys or values [T, R, b, ..., G, K] to all heads' [R, b, ..., G, K]."""
     x = jnp.moveaxis(x_TRbGK, 0, -3)
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])

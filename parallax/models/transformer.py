@@ -1,7 +1,7 @@
-"""The transformer: tables, stacked blocks under scan, unembedding.
+"""The transformer: tables, stacked blocks under a scan, unembedding.
 
-Its three parts (`embed`, `blocks`, `head`) are what strategies run on local shards; `__call__` runs
-them unsplit. Shapes: B batch, L tokens, D model width, V vocabulary.
+Strategies run its three parts (`embed`, `blocks`, `head`) on local shards; `__call__` runs them
+unsplit. Shapes: B batch, L tokens, D model width, V vocabulary.
 """
 
 import functools
@@ -26,7 +26,7 @@ from parallax.parallel.tiles import Round
 
 
 class Transformer(nnx.Module):
-    """A dense transformer made from a ModelConfig.
+    """A transformer made from a ModelConfig.
 
     Args:
       config: sizes and choices.
@@ -38,7 +38,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         d, v = config.d_model, config.vocab_size
-        # A table that is also the unembedding is drawn as that: logits of about unit size.
+        # A tied table is initialised as an unembedding, for logits of about unit size.
         fan_in = d if config.tie_embeddings else 1
         table = functools.partial(weight, config, rngs, names=(None, "lookup"), inputs=())
         self.tokens_VD = table((v, d), fan_in=fan_in)
@@ -52,10 +52,11 @@ class Transformer(nnx.Module):
     def embed(
         self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None, split: Split
     ) -> Float[Array, "b l d"]:
-        """Rows of the tables for this device's tokens, at its share of the width.
+        """Look up this device's tokens in the tables, at its share of the width.
 
         Args:
-          tokens_BL, segment_ids_BL: whole sequences; a device picks its own tokens, once, here.
+          tokens_BL, segment_ids_BL: whole sequences; here each device selects its own tokens.
+          split: how the model is split.
 
         Returns:
           [B, L / seq, D / lookup].
@@ -68,7 +69,7 @@ class Transformer(nnx.Module):
     def look_up(
         self, tokens_BL: Int[Array, "b l"], positions_BL: Int[Array, "#b l"], split: Split
     ) -> Float[Array, "b l d"]:
-        """Rows of the tables for tokens at positions, both this device's: [B, L, D / lookup]."""
+        """Look up this device's tokens, at its positions, in the tables: [B, L, D / lookup]."""
         x = jnp.take(self.tokens_VD[...], tokens_BL, axis=0)
         if self.config.positions == "learned":
             x = x + jnp.take(self.positions_LD[...], positions_BL, axis=0)
@@ -84,18 +85,19 @@ class Transformer(nnx.Module):
         expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
         round: Round | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
-        """Through the layers this device holds; local activations.
+        """Run local activations through the layers that this device holds.
 
         Args:
           x_BLD: this device's tokens.
-          segment_ids_BL: of whole sequences.
-          split: how.
-          seq_len: tokens of a whole sequence.
-          expert_ids_NBLk: of whole sequences: choices of this device's layers to replay.
-          round: that x is several microbatches of, to go slab by slab: see `through_slabs`.
+          segment_ids_BL: segment ids of whole sequences.
+          split: how the model is split.
+          seq_len: tokens in a whole sequence.
+          expert_ids_NBLk: fixed routing of whole sequences in this device's layers.
+          round: the microbatch group that x holds, to run weight tile by weight tile; see
+            `through_slabs`.
 
         Returns:
-          [B, L, D], and what each layer's router did, stacked; () without experts.
+          [B, L, D], and the layers' router statistics, stacked; () without experts.
 
         Weights wider than `config.dtype` (a training step's) are cast one layer at a time.
         """
@@ -116,10 +118,11 @@ class Transformer(nnx.Module):
         expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
         cache: CachedLayers | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
-        """As `blocks`, of tokens whose positions, segments and choices are this device's own.
+        """Run `blocks` on positions, segment ids and choices that are already this device's own.
 
         Args:
-          cache: of these layers: then x is one new token of each sequence, [B, 1, D].
+          x_BLD, positions_BL, split, segment_ids_BL, expert_ids_NBLk: as in `blocks`.
+          cache: the cache of these layers; x is then one new token per sequence, [B, 1, D].
         """
         config, angles = self.config, self._angles(positions_BL, split)
         graph, stacked = nnx.split(self.layers)
@@ -131,7 +134,7 @@ class Transformer(nnx.Module):
             own = None if cache is None else cache.of_layer(*kv)
             return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
 
-        # One layer alone is recomputed as its microbatch is.
+        # A single layer is recomputed with its microbatch already.
         if split.remat == "layer" and len(jax.tree.leaves(stacked)[0]) > 1:
             keep = jax.checkpoint_policies.save_only_these_names(KEPT)
             layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
@@ -146,10 +149,10 @@ class Transformer(nnx.Module):
         segment_ids_BL: Int[Array, "b l"] | None = None,
         cached: Cached | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
-        """As `through_layers`, of all microbatches of a round, in the order of `tiled_layers`.
+        """Run `through_layers` on all microbatches of a group, in the order of `tiled_layers`.
 
         Returns:
-          [B, L, D], and what layers return beside it, leaves with a leading microbatch and layer.
+          [B, L, D], and the layers' other results, leaves with a leading microbatch and layer.
         """
         own = own_of(self._angles(positions_BL, split), segment_ids_BL, round.microbatches)
         x_RBLD = x_BLD.reshape(round.microbatches, -1, *x_BLD.shape[1:])
@@ -168,7 +171,7 @@ class Transformer(nnx.Module):
         )  # fmt: skip
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
-        """Logits of this device's share of the vocabulary."""
+        """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
             tied = self.config.tie_embeddings
             unembed_DV = (self.tokens_VD[...].T if tied else self.unembed_DV[...]).astype(
@@ -184,7 +187,7 @@ class Transformer(nnx.Module):
         split: Split = UNSPLIT,
         expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
     ) -> tuple[Float[Array, "b l v"], Any]:
-        """Logits of every position on one device, and what each layer's router did."""
+        """Return every position's logits on one device, and each layer's router statistics."""
         x = self.embed(tokens_BL, segment_ids_BL, split)
         x, stats = self.blocks(x, segment_ids_BL, split, tokens_BL.shape[1], expert_ids_NBLk)
         return self.head(x, split), stats
@@ -192,20 +195,20 @@ class Transformer(nnx.Module):
     def __call__(
         self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None = None
     ) -> Float[Array, "b l v"]:
-        """Logits of every position, [B, L, V], on one device."""
+        """Return the logits of every position, [B, L, V], on one device."""
         return self.run(tokens_BL, segment_ids_BL)[0]
 
 
 @functools.lru_cache(maxsize=64)
 def abstract_transformer(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Graph and shapes of a Transformer; no parameter is made."""
+    """Return the graph and shapes of a Transformer, without making its parameters."""
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
         return nnx.split(model)
 
 
 def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Array:
-    """-inf in the columns that fill up a vocabulary which its devices do not divide."""
+    """Set the logits of a vocabulary's padding columns to -inf."""
     shards, local = split.count("vocab"), logits_BV.shape[-1]
     if shards * local == vocab_size:
         return logits_BV
@@ -217,7 +220,7 @@ def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Ar
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Block:
-    """`num_layers` blocks as one, each parameter with a leading "layers" dim."""
+    """Make `num_layers` blocks as one, each parameter with a leading "layers" dim."""
 
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})

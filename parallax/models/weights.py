@@ -1,4 +1,4 @@
-"""How weights are drawn, and stored."""
+"""The initialisation and storage of weights."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from parallax.models.packed_weight import PackedWeight, Stored
 
 
 def bias(shape, names, dtype: str) -> nnx.Param:
-    """Zeros that carry their logical axes."""
+    """Return a bias of zeros that carries its logical axes."""
     return nnx.Param(jnp.zeros(shape, dtype), out_sharding=names)
 
 
@@ -20,13 +20,18 @@ def weight(
     config: ModelConfig, rngs: nnx.Rngs, shape, names, fan_in: int, *,
     inputs: tuple[int, ...] = (0,), part: str | None = None,
 ) -> Any:  # fmt: skip
-    """A normal matrix of standard deviation fan_in ** -0.5 that carries what `Parameter` lists.
+    """Return a normal matrix of standard deviation fan_in ** -0.5 with its metadata.
+
+    It carries the axes, inputs and part that `Parameter` lists.
 
     Args:
+      config: the model.
+      rngs: a stream named "params".
       shape, names: sizes of its dims, and their logical axes.
-      inputs: dims that its product sums over; () of a table.
-      part: of PARTS: stored in this part's format of `config.compression`, where there is one, as a
-        PackedWeight; None is always an nnx.Param.
+      fan_in: the number of inputs that an output sums over.
+      inputs: dims that its product sums over; () for a table.
+      part: one of PARTS: the weight is a PackedWeight in this part's format of
+        `config.compression`, if that is set; None is always an nnx.Param.
     """
     wide = jnp.float64 if config.dtype == "float64" else jnp.float32
     value = jax.random.normal(rngs.params(), shape, wide) * jnp.asarray(fan_in**-0.5, wide)
@@ -38,7 +43,7 @@ def weight(
 
 
 def cast(state: nnx.State, dtype: str) -> nnx.State:
-    """Parameters in a dtype; what is stored compressed stays as it is."""
+    """Cast parameters to a dtype, except compressed ones."""
     return nnx.map_state(
         lambda _, w: w if isinstance(w, Stored) else w.replace(w[...].astype(dtype)), state
     )

@@ -1,4 +1,4 @@
-"""The mathematics inside `shard_map`: importable on its own, in anyone's shard_map."""
+"""The computation inside `shard_map`, which can be imported alone into any shard_map."""
 
 from parallax.parallel.order import ORDERS, local_positions, to_order, undo_order
 from parallax.parallel.ring_attention import ring_attention

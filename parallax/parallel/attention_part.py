@@ -1,7 +1,7 @@
-"""What a strategy says about attention, and of which sizes: the protocol of the parts.
+"""The protocol of a strategy's attention part, and the sizes that it works on.
 
-Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; inside a split each is this
-device's share of it.
+Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; inside a split, each is
+this device's share.
 """
 
 import math
@@ -22,15 +22,15 @@ Sizes = Mapping[str, int]  # mesh axis -> size, in mesh order
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sizes of one attention call on one device, before the sequence or head_dim is split.
+    """The sizes of one attention call on one device, before the sequence or head_dim is split.
 
     Attributes:
       batch: sequences on this device.
-      seq_len: tokens of a whole sequence.
-      heads, kv_heads: on this device, as they arrive at the part.
-      head_dim: whole, of queries and keys.
-      item_bytes: of queries, keys and values.
-      packed: segment ids are at hand.
+      seq_len: tokens in a whole sequence.
+      heads, kv_heads: heads on this device, as the part receives them.
+      head_dim: the whole width of queries and keys.
+      item_bytes: bytes per element of queries, keys and values.
+      packed: segment ids are given.
       is_causal: a query sees its own and earlier positions.
       value_dim: width of the values; None is head_dim.
     """
@@ -47,28 +47,28 @@ class AttentionShape:
 
     @property
     def accumulator_bytes(self) -> int:
-        """Of one score or one gradient of a key on its way: float32, or float64 for float64."""
+        """The bytes of a score or a travelling key gradient: float32, or float64 for float64."""
         return max(4, self.item_bytes)
 
     @property
     def values(self) -> int:
-        """Width of the values."""
+        """The width of the values."""
         return self.head_dim if self.value_dim is None else self.value_dim
 
     def work(self, scores: int, block: int) -> "AttentionWork":
-        """Of so many scores a head, in blocks of so many tokens."""
+        """Return the work of `scores` scores per head, in blocks of `block` tokens."""
         rows = self.batch * self.heads
         return AttentionWork(rows * scores, self.head_dim + self.values, rows, block)
 
 
 class AttentionWork(NamedTuple):
-    """What one forward call computes on the busiest device.
+    """The work of one forward call on the busiest device.
 
     Attributes:
-      scores: of all its heads, whole blocks.
-      width: elements of head_dim and of the values that go with a score.
-      rows: heads of all its sequences, whose blocks are computed together.
-      block: tokens of a block of queries or keys.
+      scores: scores of all heads, in whole blocks.
+      width: elements of head_dim and of the values per score.
+      rows: heads of all sequences, whose blocks are computed together.
+      block: tokens in a block of queries or keys.
     """
 
     scores: int
@@ -78,21 +78,21 @@ class AttentionWork(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of Q K^T and P V."""
+        """The FLOPs of Q K^T and P V."""
         return 2.0 * self.scores * self.width
 
 
 @dataclass(frozen=True)
 class KvLayout:
-    """How one layer's cached keys and values are spread over devices, beside their heads.
+    """The layout of one layer's cached keys and values over devices, besides their heads.
 
     Attributes:
-      seq_axes: mesh axes over which slots are dealt out.
-      batch_axes: of seq_axes, first ones: those that the sequences are split over outside of
-        attention, so that a device computes a share of the batch, and queries are gathered.
-      slice_axes: mesh axes that hold slices of every head's width: partial scores are summed.
-      spread_axes: mesh axes that hold slices outside of attention and slots of whole heads inside:
-        queries are gathered along their width, outputs scattered.
+      seq_axes: mesh axes that split the slots.
+      batch_axes: the leading seq_axes that split the sequences outside of attention, so that a
+        device computes a share of the batch; queries are all-gathered over them.
+      slice_axes: mesh axes that split every head's width: partial scores are summed over them.
+      spread_axes: mesh axes that split the width outside of attention and the slots of whole heads
+        inside: queries are all-gathered along their width, outputs reduce-scattered.
     """
 
     seq_axes: tuple[str, ...] = ()
@@ -102,39 +102,39 @@ class KvLayout:
 
     @property
     def slot_axes(self) -> tuple[str, ...]:
-        """Mesh axes over which slots are dealt out, major first."""
+        """The mesh axes that split the slots, major first."""
         return self.seq_axes + self.spread_axes
 
     @property
     def replicated_axes(self) -> tuple[str, ...]:
-        """Of seq_axes, those along which every device computes the same sequences."""
+        """The seq_axes along which every device computes the same sequences."""
         return self.seq_axes[len(self.batch_axes) :]
 
 
 class AttentionPart(Protocol):
-    """What a strategy says about attention. Parts nest: most have an `inner` one."""
+    """The protocol of an attention part. Parts nest: some have an `inner` part."""
 
     @property
     def seq_axes(self) -> tuple[str, ...]:
-        """Mesh axes over which this part expects the sequence to be split, major first."""
+        """The mesh axes over which this part expects the sequence to be split, major first."""
         ...
 
     @property
     def slice_axes(self) -> tuple[str, ...]:
-        """Mesh axes over which it expects head_dim to be split."""
+        """The mesh axes over which this part expects head_dim to be split."""
         ...
 
     @property
     def approximation(self) -> str:
-        """ "" where the result is the unsharded model's, else in one line what it is instead."""
+        """The difference from the unsharded model's result, in one line; "" if there is none."""
         ...
 
     def positions(self, index: Any, local_length: int, sizes: Sizes) -> Any:
-        """Positions in the whole sequence of a device's tokens, [L / seq] int32.
+        """Return the positions of a device's tokens in the whole sequence, [L / seq] int32.
 
         Args:
-          index: of the device over seq_axes together; a Python integer gives a NumPy array.
-          local_length: tokens it has.
+          index: the device's index over all seq_axes; a Python integer gives a NumPy array.
+          local_length: tokens per device.
           sizes: mesh axis -> size.
         """
         ...
@@ -142,12 +142,13 @@ class AttentionPart(Protocol):
     def attend(
         self, q, k, v, *, is_causal: bool, segment_ids, partial_over: str | None = None
     ) -> jax.Array:
-        """Attention of this device's tokens, in the layout of q. Call it inside `jax.shard_map`.
+        """Return attention's output in the layout of q. Call it inside `jax.shard_map`.
 
         Args:
           q, k, v: [B, L, H, K] and [B, L, G, K], this device's shares.
-          segment_ids: [B, L] of this device's tokens, or None.
-          partial_over: mesh axis that holds slices of K: see `ring_attention`.
+          is_causal: a query sees its own and earlier positions.
+          segment_ids: [B, L] for this device's tokens, or None.
+          partial_over: mesh axis that splits K: see `ring_attention`.
 
         Raises:
           ValueError: shapes that this part cannot split.
@@ -155,44 +156,46 @@ class AttentionPart(Protocol):
         ...
 
     def kv_layout(self) -> KvLayout:
-        """How keys and values are cached for decoding."""
+        """Return the layout of cached keys and values for decoding."""
         ...
 
     def work(self, shape: AttentionShape, sizes: Sizes) -> AttentionWork:
-        """What the busiest device computes in one forward call."""
+        """Return the work of the busiest device in one forward call."""
         ...
 
     def transfers(self, shape: AttentionShape, sizes: Sizes, calls: int) -> tuple[Transfer, ...]:
-        """Closed form of what `calls` forward calls move."""
+        """Return the closed form of what `calls` forward calls send."""
         ...
 
     def recompute_transfers(
         self, shape: AttentionShape, sizes: Sizes, calls: int
     ) -> tuple[Transfer, ...]:
-        """Of `transfers`, what a layer recomputed for its gradient sends again: nothing of the
-        attention itself, whose result is kept (`KEPT`)."""
+        """Return the part of `transfers` that a layer recomputed for its gradient sends again.
+
+        Attention itself sends nothing again, because its result is kept (`KEPT`).
+        """
         ...
 
     def backward_transfers(
         self, shape: AttentionShape, sizes: Sizes, calls: int
     ) -> tuple[Transfer, ...]:
-        """Closed form of what the backward passes of `calls` calls move, no forward repeated."""
+        """Return the closed form of what `calls` backward passes send, without forward passes."""
         ...
 
 
 def size_over(sizes: Sizes, axes: tuple[str, ...]) -> int:
-    """Devices along some mesh axes together."""
+    """Return the number of devices along some mesh axes together."""
     return math.prod(sizes[a] for a in axes)
 
 
 def sizes_here() -> dict[str, int]:
-    """Mesh axis -> size of the `jax.shard_map` around the caller, in mesh order."""
+    """Return the size of each mesh axis of the enclosing `jax.shard_map`, in mesh order."""
     return dict(jax.sharding.get_abstract_mesh().shape)
 
 
 @dataclass(frozen=True)
 class Local:
-    """Every device holds whole sequences and whole heads: nothing moves."""
+    """The attention part for whole sequences and whole heads on every device: nothing moves."""
 
     @property
     def seq_axes(self) -> tuple[str, ...]:

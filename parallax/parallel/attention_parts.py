@@ -1,4 +1,4 @@
-"""How attention crosses devices, as data: every part by the name that strategy files use."""
+"""The attention parts of strategies, by the names that strategy files use."""
 
 from parallax.parallel.attention_part import AttentionPart, AttentionShape, Local
 from parallax.parallel.head_slices import HeadSlices

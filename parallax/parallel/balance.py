@@ -1,4 +1,4 @@
-"""Statistics of routers, of microbatches and devices together."""
+"""The totals of router statistics over microbatches and devices."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,18 @@ from parallax.parallel.varying import vary_over
 def total_stats(
     stats: RouterStats, tokens: tuple[str, ...], alike: tuple[str, ...] = ()
 ) -> RouterStats:
-    """RouterStats [M, layers, ...] of microbatches on each device -> [layers, ...] of all.
+    """Add up each device's RouterStats [M, layers, ...] to the totals [layers, ...].
 
     Args:
-      stats: with a leading M. Fields may be None.
-      tokens: mesh axes that split the tokens: counts of their devices add up.
-      alike: mesh axes whose devices counted the same tokens, each of them all.
+      stats: statistics with a leading M. Fields may be None.
+      tokens: mesh axes that split the tokens: the counts of their devices add up.
+      alike: mesh axes whose devices all counted the same tokens.
 
     Cost: an all-reduce of every field over all these axes.
     """
-    once = 1
+    repeats = 1
     for axis in alike:
-        once *= lax.axis_size(axis)
+        repeats *= lax.axis_size(axis)
     axes = (*tokens, *alike)
 
     def total(x):
@@ -30,7 +30,7 @@ def total_stats(
         if not axes:
             return x
         x = lax.psum(vary_over(x, axes), axes)
-        return x // once if jnp.issubdtype(x.dtype, jnp.integer) else x / once
+        return x // repeats if jnp.issubdtype(x.dtype, jnp.integer) else x / repeats
 
     margin = None if stats.smallest_margin is None else stats.smallest_margin.min(0)
     if axes and margin is not None:

@@ -1,9 +1,8 @@
-"""Which slots of a device's cache hold a token: spans of slots, from lengths and steps alone.
+"""The spans of cache slots that hold a token, which follow from lengths and steps alone.
 
-A device has the prompts' tokens in its first slots, in the order in which a pass held them, and new
-ones behind. An order is a few runs of positions in a row (one; two in zigzag), and a prompt that
-ends early ends in each of them.
-Shapes: B sequences, P slots of the prompt, S runs.
+A device's first slots hold the prompts' tokens, in the order of the prefill; new tokens come after
+them. An order consists of a few runs of consecutive positions (one; two in zigzag), and a shorter
+prompt ends early in each of them. Shapes: B sequences, P slots of the prompt, S runs.
 """
 
 import jax
@@ -12,33 +11,33 @@ import numpy as np
 
 
 def runs_of(positions: np.ndarray) -> np.ndarray:
-    """Runs of consecutive positions in each device's slots.
+    """Return the runs of consecutive positions in each device's slots.
 
     Args:
-      positions: [devices, P], of the tokens in their slots.
+      positions: [devices, P], the positions of the tokens in the slots.
 
     Returns:
-      [devices, S, 3] int32: first slot, its position, slots; filled up with empty runs.
+      [devices, S, 3] int32: first slot, its position, number of slots; padded with empty runs.
     """
-    found = []
+    device_runs = []
     for of_device in positions:
         starts = np.flatnonzero(np.diff(of_device, prepend=of_device[0] - 2) != 1)
         counts = np.diff(starts, append=len(of_device))
-        found.append(np.stack([starts, of_device[starts], counts], axis=1))
-    filled = np.zeros((len(found), max(map(len, found)), 3), np.int32)
-    for device, runs in enumerate(found):
-        filled[device, : len(runs)] = runs
-    return filled
+        device_runs.append(np.stack([starts, of_device[starts], counts], axis=1))
+    padded = np.zeros((len(device_runs), max(map(len, device_runs)), 3), np.int32)
+    for device, runs in enumerate(device_runs):
+        padded[device, : len(runs)] = runs
+    return padded
 
 
 def slot_spans(runs, lengths: jax.Array, first_new: int, new: jax.Array) -> jax.Array:
-    """[B, S + 1, 2]: (start, end) of slots that hold a token, of each run and of new tokens.
+    """Return the (start, end) of the slots with tokens, per run and for new ones, [B, S + 1, 2].
 
     Args:
-      runs: [S, 3], of this device.
-      lengths: [B], tokens of each prompt.
+      runs: [S, 3], this device's runs.
+      lengths: [B], tokens per prompt.
       first_new: slot of the first new token.
-      new: scalar, tokens that this device keeps by now.
+      new: scalar, new tokens that this device has kept so far.
     """
     slots, positions, counts = (jnp.asarray(runs[:, i], jnp.int32)[None] for i in range(3))
     held = jnp.clip(lengths[:, None] - positions, 0, counts)

@@ -1,9 +1,9 @@
-"""Attention of one new token to cached keys: the cache stays where it is, the query travels.
+"""The attention of one new token to cached keys: the cache stays in place, the query travels.
 
-Every device attends from all its sequences' queries to the slots it holds, and partial softmaxes
-are combined over the devices that hold other slots of the same sequences.
-Shapes: B sequences of the cache on this device, b of them (or all) outside of attention; H query
-heads, G key/value heads, C slots, S spans of slots, K head_dim, V width of the values.
+Every device attends from the queries of all its sequences to its slots, and partial softmaxes are
+combined over the devices that hold other slots of the same sequences. Shapes: B sequences in the
+cache on this device, b of them (or all) outside of attention; H query heads, G key/value heads, C
+slots, S spans of slots, K head_dim, V width of the values.
 """
 
 import math
@@ -25,16 +25,16 @@ from parallax.parallel.attention_part import AttentionShape, KvLayout, Sizes, si
 
 
 class CachedLayer(NamedTuple):
-    """What one layer's attention reads.
+    """One layer's cache, as its attention reads it.
 
     Attributes:
-      keys: [B, G, C, K] of this device's slots, at positions already.
+      keys: [B, G, C, K] in this device's slots, already rotated by position.
       values: [B, G, C, V].
-      spans: [B, S, 2], which slots hold a token: start <= i < end of each (start, end).
-      keeps: scalar bool, whether this device will keep the new token (one of those that share the
-        slots does).
-      rows: [B], where keys and values have more rows than there are sequences, which are theirs.
-      implementation: of `parallax.kernels.decode_attention`, which names those that can.
+      spans: [B, S, 2], the slots that hold a token: start <= i < end for each (start, end).
+      keeps: scalar bool, whether this device keeps the new token (one device of those that split
+        the slots does).
+      rows: [B], the sequences' rows, if keys and values have more rows than there are sequences.
+      implementation: an implementation of `parallax.kernels.decode_attention`; None chooses.
     """
 
     keys: Float[Array, "b g c k"]
@@ -46,10 +46,10 @@ class CachedLayer(NamedTuple):
 
 
 def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
-    """Whether attention to these picks `CachedLayer.rows` by itself, reading no others.
+    """Return whether attention to these selects `CachedLayer.rows` itself and reads no others.
 
-    Our kernel does, and XLA would copy what is picked for it. XLA reads what is picked where it
-    lies, and would copy rows to pick them itself.
+    Our kernel does, because XLA would copy rows that are selected for it. XLA's own attention
+    reads selected rows in place, and would copy rows to select them itself.
     """
     cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
     if cannot is not None:
@@ -59,12 +59,12 @@ def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
 
 
 class CachedLayers(NamedTuple):
-    """A stack of layers' cache.
+    """The cache of a stack of layers.
 
     Attributes:
       keys, values: [N, ...], stacked.
-      of_layer: (one layer's keys, values) -> what its attention reads. Picking sequences there, and
-        not of all layers before, lets XLA read them where they lie.
+      of_layer: (one layer's keys, values) -> its CachedLayer. Selecting sequences there, and not
+        for all layers beforehand, lets XLA read them in place.
     """
 
     keys: jax.Array
@@ -81,18 +81,18 @@ def cached_attention(
     *,
     scale: float | None = None,
 ) -> tuple[Float[Array, "b 1 h v"], tuple[jax.Array, jax.Array]]:
-    """Exact attention of one new token of every sequence. Call it inside `jax.shard_map`.
+    """Return exact attention of one new token per sequence. Call it inside `jax.shard_map`.
 
     Args:
-      q, k, v: of the new token, [b, 1, H, K], [b, 1, G, K], [b, 1, G, V]; K and V are slices where
+      q, k, v: the new token's [b, 1, H, K], [b, 1, G, K] and [b, 1, G, V]; K and V are slices if
         the layout says so.
-      cache: of this layer.
-      layout: how it is spread.
-      scale: of the scores; None is (whole) head_dim ** -0.5.
+      cache: this layer's cache.
+      layout: the layout of the cache over devices.
+      scale: scale of the scores; None is (whole) head_dim ** -0.5.
 
     Returns:
-      [b, 1, H, V] in q's dtype, as q is laid out, and the new token's keys and values [B, G, K] and
-      [B, G, V] as the cache holds them, on every device that shares the slots.
+      [b, 1, H, V] in q's dtype and sharding, and the new token's keys and values [B, G, K] and
+      [B, G, V] in the cache's sharding, on every device that shares the slots.
 
     Cost: `cached_transfers`; 2 B H (C + 1) (K + V) FLOPs; reads B G C (K + V) elements once.
     Reference: partial softmaxes as in Milakov and Gimelshein, 2018; queries that travel instead of
@@ -115,7 +115,7 @@ def cached_attention(
 
 
 def _gathered(x_b1HK: jax.Array, layout: KvLayout) -> jax.Array:
-    """New queries, keys and values as the cache's devices need them."""
+    """All-gather new queries, keys and values as the cache's devices need them."""
     if layout.spread_axes:
         x_b1HK = lax.all_gather(x_b1HK, layout.spread_axes, axis=3, tiled=True)
     if layout.batch_axes:
@@ -124,7 +124,7 @@ def _gathered(x_b1HK: jax.Array, layout: KvLayout) -> jax.Array:
 
 
 def _weigh(partial: Carry, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Outputs and sums as if m had been the largest score."""
+    """Rescale outputs and sums as if m were the largest score."""
     weight = jnp.exp(partial.m - finite(m))
     return partial.o * weight[..., None], partial.l * weight
 
@@ -147,7 +147,7 @@ def _over_spread(partial: Carry, axes: tuple[str, ...]) -> Carry:
 
 
 def _over_batch(partial: Carry, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """(outputs, sums) of a device's own sequences, from all devices' partial softmaxes."""
+    """Return (outputs, sums) of a device's own sequences from all devices' partial softmaxes."""
     if not axes:
         return partial.o, partial.l
     shards = lax.axis_size(axes)
@@ -162,22 +162,22 @@ def _over_batch(partial: Carry, axes: tuple[str, ...]) -> tuple[jax.Array, jax.A
 def cached_transfers(
     layout: KvLayout, shape: AttentionShape, sizes: Sizes, calls: int
 ) -> tuple[Transfer, ...]:
-    """Closed form of what `calls` calls of `cached_attention` move.
+    """Return the closed form of what `calls` calls of `cached_attention` send.
 
     Args:
-      layout: of the cache.
-      shape: of one call: `batch` sequences outside of attention, `seq_len` slots of one
-        sequence on all devices together, whole head_dim.
+      layout: the layout of the cache over devices.
+      shape: sizes of one call: `batch` sequences outside of attention, `seq_len` slots per
+        sequence over all devices, whole head_dim.
       sizes: mesh axis -> size.
-      calls: how many.
+      calls: number of calls.
     """
-    found: list[Transfer] = []
+    transfers: list[Transfer] = []
     wide, item = shape.accumulator_bytes, shape.item_bytes
 
     def add(role: Role, what: str, kind: str, axes: tuple[str, ...], elements: float, each: int):
         size = size_over(sizes, axes)
         if axes and size > 1:
-            found.append(transfer(role, what, kind, axes, size, elements * each, calls))
+            transfers.append(transfer(role, what, kind, axes, size, elements * each, calls))
 
     rows = shape.batch
     slices = size_over(sizes, layout.slice_axes) * size_over(sizes, layout.spread_axes)
@@ -201,9 +201,9 @@ def cached_transfers(
         out + sums, wide)  # fmt: skip
     add("softmax_merge", "partial softmaxes of all sequences", "all-to-all", layout.batch_axes,
         out + sums, wide)  # fmt: skip
-    return tuple(found)
+    return tuple(transfers)
 
 
 def slots_of(tokens: int, devices: int) -> int:
-    """Slots a device needs for its share of so many tokens."""
+    """Return the slots per device for its share of the tokens."""
     return math.ceil(tokens / devices)

@@ -1,4 +1,4 @@
-"""Cross-entropy of logits whose vocabulary may be split over mesh axes."""
+"""The cross-entropy of logits whose vocabulary may be split over mesh axes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from jaxtyping import Array, Float, Int
 def cross_entropy(
     logits: Float[Array, "*b v"], labels: Int[Array, "*b"], vocab_axes: tuple[str, ...] = ()
 ) -> Float[Array, "*b"]:
-    """-log softmax(logits)[label] of each token.
+    """Return -log softmax(logits)[label] for each token.
 
     Args:
       logits: [..., V / n], this device's contiguous share of the vocabulary.
       labels: [...], token ids over the whole vocabulary.
-      vocab_axes: mesh axes the vocabulary is split over, major first; () if it is whole.
+      vocab_axes: mesh axes that split the vocabulary, major first; () if it is whole.
 
     Returns:
       [...] in float32 (float64 for float64 logits), the same on every device of `vocab_axes`.
 
-    Cost: three all-reduces of [...] (a maximum and two sums) where the vocabulary is split.
+    Cost: three all-reduces of [...] (a maximum and two sums) if the vocabulary is split.
     """
     logits = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
     width = logits.shape[-1]
@@ -41,10 +41,10 @@ def cross_entropy(
 def next_token_labels(
     tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Labels and weights of whole sequences: the next token, where it is of the same document.
+    """Return labels and weights for whole sequences: the next token, if in the same document.
 
     Args:
-      tokens_BL, segment_ids_BL: [B, L]; segment 0 is padding and has no weight.
+      tokens_BL, segment_ids_BL: [B, L]; segment 0 is padding and has weight 0.
 
     Returns:
       labels [B, L] int32 and weights [B, L] bool.

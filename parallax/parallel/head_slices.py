@@ -1,7 +1,7 @@
-"""Each head's width split over a mesh axis: the second level of two-level attention.
+"""The split of each head's width over a mesh axis: the second level of two-level attention.
 
-Q K^T of a slice is a partial score. Four ways on from there, as data: see `HeadSlices`.
-Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; m slices of a head.
+Q K^T of a slice is a partial score. `HeadSlices` describes the four ways to continue from there.
+Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; m slices per head.
 """
 
 import contextlib
@@ -33,25 +33,25 @@ Reduction = Literal["auto", "exchange", "scores", "gather", "local"]
 
 @dataclass(frozen=True)
 class HeadSlices:
-    """Every device of `axis` has a slice of each head's width.
+    """The attention part for heads whose width is split over the devices on `axis`.
 
     Attributes:
       axis: mesh axis of the slices.
-      reduction: how slices become attention. Exact:
-        "exchange": all-to-alls turn slices of all heads into whole heads of some, and back; where
-          heads run out, into query shards of a head beside all its keys.
+      reduction: how attention is computed from slices. Exact:
+        "exchange": all-to-alls exchange slices of all heads for some whole heads, and back; if
+          there are fewer heads than devices, for query shards of a head with all its keys.
         "scores": partial scores are summed block by block, forward and again backward.
-        "gather": queries and keys become whole on every device, values stay slices; every device
-          computes all scores.
+        "gather": queries and keys are all-gathered, values stay slices; every device computes all
+          scores.
         "auto": the cheapest of these by closed forms at the cluster's rates (`resolve`).
         An approximation: "local" treats every slice as a head of its own.
       inner: how attention crosses the other mesh axes.
-      cluster: whose rates decide "auto".
+      cluster: the cluster whose rates decide "auto".
 
     Raises:
-      ValueError: an unknown reduction, an inner part that splits head_dim as well.
+      ValueError: an unknown reduction, or an inner part that splits head_dim as well.
 
-    Cost: see `transfers`; with T tokens and width in elements a device sends, forward,
+    Cost: see `transfers`; for T tokens and widths in elements, a device sends in a forward pass
       exchange (m - 1) / m T (2 H K / m + 2 m G' K / m), where a destination reads G' heads;
       gather (m - 1) / m T (H + G) K; scores 2 (m - 1) / m H L L in float32 (about half if causal).
     Reference: paper `two_level`.
@@ -71,7 +71,7 @@ class HeadSlices:
         if self.inner.slice_axes:
             raise ValueError(
                 f"HeadSlices: inner={self.inner} splits head_dim too, over "
-                f"{self.inner.slice_axes}. Make one mesh axis of the slices."
+                f"{self.inner.slice_axes}. Use one mesh axis for all slices."
             )
 
     @property
@@ -92,16 +92,16 @@ class HeadSlices:
         return self.inner.positions(index, local_length, sizes)
 
     def resolve(self, shape: AttentionShape, sizes) -> str:
-        """The reduction that runs: for "auto" the cheapest exact one, the first of equals.
+        """Return the reduction that runs: for "auto", the cheapest exact one, the first of equals.
 
         Raises:
-          ValueError: none can run.
+          ValueError: no exact reduction can run.
         """
         if self.reduction != "auto":
             return self.reduction
         costs = {}
         for name in get_args(Exact):
-            # What cannot split this shape says so by ValueError, and is no candidate.
+            # A reduction that cannot split this shape raises ValueError and is no candidate.
             with contextlib.suppress(ValueError):
                 part = dataclasses.replace(self, reduction=name)
                 costs[name] = seconds(part, shape, sizes, self.cluster)
@@ -152,8 +152,10 @@ class HeadSlices:
         return undo_order(to.leave(out, self.axis), to.shards, order)
 
     def kv_layout(self) -> KvLayout:
-        """Slices stay slices for "scores" (and "local"); otherwise slots of whole heads are dealt
-        out, which moves less from about 1.25 head_dim slots on: a sum of scores grows with them.
+        """Return the layout: slices for "scores" and "local", otherwise slots of whole heads.
+
+        Splitting slots moves less than slices from about 1.25 head_dim slots on, because a sum of
+        scores grows with the number of slots.
         """
         inner = self.inner.kv_layout()
         if self.reduction == "local":
@@ -173,7 +175,7 @@ class HeadSlices:
         return self.inner.work(inner, sizes)
 
     def inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:
-        """Sizes of attention as the inner part sees it."""
+        """Return the sizes of attention that the inner part sees."""
         reduction, m = self.resolve(shape, sizes), sizes[self.axis]
         if reduction == "exchange":
             to = self._exchange(shape, sizes)
@@ -199,7 +201,7 @@ class HeadSlices:
         return self._own(shape, sizes, calls, backward=True) + inner
 
     def _own(self, shape: AttentionShape, sizes, calls, *, backward: bool):
-        """The transfers of this level alone."""
+        """Return the transfers of this level, without the inner part's."""
         reduction, m = self.resolve(shape, sizes), sizes[self.axis]
         tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
         item = shape.item_bytes
@@ -236,19 +238,19 @@ class HeadSlices:
         )  # fmt: skip
 
     def _exchange(self, shape: AttentionShape, sizes) -> SliceExchange:
-        """How this shape's slices are exchanged. Raises ValueError where they cannot be."""
+        """Return the exchange for this shape's slices. ValueError if there is none."""
         to = SliceExchange.of(shape.heads, shape.kv_heads, sizes[self.axis])
-        why = (
+        context = (
             f"HeadSlices('{self.axis}'): exchange makes {to.parts} part(s) of {shape.heads} heads "
             f"for {sizes[self.axis]} devices, so each takes one of {to.shards} query shards"
         )
         if to.shards > 1 and not isinstance(self.inner, Local):
             raise ValueError(
-                f"{why}, which inner={self.inner} does not split. Use a multiple of "
+                f"{context}, which inner={self.inner} does not split. Use a multiple of "
                 f"{sizes[self.axis]} heads, or reduction='gather' or 'scores'."
             )
         if shape.seq_len % to.shards:
             raise ValueError(
-                f"{why}, which do not divide {shape.seq_len} tokens. Use a multiple of them."
+                f"{context}, which do not divide {shape.seq_len} tokens. Use a multiple of them."
             )
         return to

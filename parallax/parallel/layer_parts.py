@@ -1,11 +1,11 @@
-"""How a stack of layers crosses devices and microbatches, as data.
+"""The layer parts of strategies: how a stack of layers runs over devices and microbatches.
 
-A part runs four functions of a model on the local shards of one manual map:
+A part runs four functions of a model on the local shards of one `shard_map`:
   embed(inputs)     -> [b, L, D / lookup], this device's share of the width
   blocks(x, inputs) -> [b, L, D] through the layers this device holds, and a pytree of statistics;
-    blocks(x, inputs, round) of [R b, L, D], the microbatches of a round, slab by slab: statistics
-    then have a leading R
-  keep(x, inputs)   -> what the model's end needs of the last layer's result: [b, D] or [b, L, D]
+    blocks(x, inputs, round) runs a microbatch group [R b, L, D] weight tile by weight tile, and the
+    statistics then have a leading R
+  keep(x, inputs)   -> the part of the last layer's result that the head needs: [b, D] or [b, L, D]
   finish(kept, inputs) -> a pytree of results (logits, or sums of losses)
 Inputs are a pytree whose leaves have the batch first.
 Shapes: B sequences on this device, M microbatches, b = B / M, S stages.
@@ -27,7 +27,7 @@ Handoff = Literal["auto", "lockstep", "overlapped"]
 
 
 class StackFunctions(NamedTuple):
-    """The model as a layer part sees it; see the module's first lines."""
+    """The functions of a model that a layer part runs; the module's docstring describes them."""
 
     embed: Callable[[Any], jax.Array]
     blocks: Callable[..., tuple[jax.Array, Any]]
@@ -36,34 +36,34 @@ class StackFunctions(NamedTuple):
 
 
 class LayerPart(Protocol):
-    """What a strategy says about the stack of layers."""
+    """The protocol of a layer part."""
 
     @property
     def stage_axes(self) -> tuple[str, ...]:
-        """Mesh axes over which this part expects the layers to be split."""
+        """The mesh axes over which this part expects the layers to be split."""
         ...
 
     def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
-        """Layers of each stage, in order. ValueError if they cannot be dealt out."""
+        """Return the number of layers of each stage, in order. ValueError if they cannot fit."""
         ...
 
     def run(
         self, functions: StackFunctions, inputs: Any, microbatches: int, split: Split
     ) -> tuple[Any, Any]:
-        """All microbatches.
+        """Run all microbatches.
 
         Returns:
-          Results of `finish`, each leaf with a leading number of rounds, the same on every stage;
-          statistics of this device's layers, each leaf with a leading M.
+          Results of `finish`, each leaf with a leading number of microbatch groups, the same on
+          every stage; statistics of this device's layers, each leaf with a leading M.
         """
         ...
 
     def rounds(self, microbatches: int, stages: int) -> int:
-        """Passes through the layers that the microbatches are gathered into; mostly M."""
+        """Return the number of microbatch groups, M unless a part runs several at once."""
         ...
 
     def ticks(self, microbatches: int, stages: int) -> int:
-        """How often a device runs its layers in one forward pass."""
+        """Return how many times a device runs its layers in one forward pass."""
         ...
 
 
@@ -72,13 +72,13 @@ def _cut(inputs: Any, microbatches: int) -> Any:
 
 
 def _remember(body: Callable, split: Split) -> Callable:
-    """`body` of a loop over microbatches, its inside recomputed in the backward pass if asked."""
+    """Return the body of a loop over microbatches, rematerialised if the split asks for it."""
     return body if split.remat == "none" else jax.checkpoint(body, prevent_cse=False)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Every device holds all layers (its shard of each) and runs the microbatches one by one."""
+    """The layer part in which each device holds its shard of all layers and scans microbatches."""
 
     @property
     def stage_axes(self) -> tuple[str, ...]:
@@ -104,20 +104,21 @@ class Scan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """GPipe: contiguous layers over `axis`, a microbatch moves on one stage after the other.
+    """The GPipe pipeline: contiguous layers over `axis`; microbatches pass from stage to stage.
 
-    Tokens are embedded inside the tick, and a handoff sends each device's share of the width
-    (`lookup`), gathered again by the receiving stage in the same all-gather that widens embeddings.
-    Every tick's last layer is summed to all stages, so that the unembedding can be split over them.
+    Tokens are embedded inside the tick. A handoff sends each device's share of the width
+    (`lookup`), and the receiving stage uses the same all-gather for it as for embeddings. The last
+    layer's result of every tick is summed to all stages, so that the unembedding can be split
+    over them.
 
     Attributes:
       axis: mesh axis of the stages.
-      microbatches: M, or None for what the caller or the paper says.
+      microbatches: M; None takes the caller's or the paper's number.
       handoff: "lockstep" takes M + S - 1 ticks and waits for each handoff; "overlapped" sends the
-        result of one tick during the next, so that it travels beside that tick's layers, and takes
-        M + 2 (S - 1) ticks; "auto" overlaps where that adds at most a quarter, M >= 4 (S - 1).
-        Beside collectives inside the layers XLA waits for the transfer all the same.
-      layers: layers of each stage, in order; None deals them out evenly. Stages run in lock-step,
+        result of one tick during the next tick's layers, and takes M + 2 (S - 1) ticks; "auto"
+        overlaps if that adds at most a quarter, M >= 4 (S - 1). If the layers have collectives of
+        their own, XLA waits for the transfer all the same.
+      layers: layers of each stage, in order; None distributes them evenly. Stages run in lock-step,
         so a shorter one also executes layers of zeros, which change nothing.
 
     Reference: Huang et al., "GPipe", 2019.
@@ -155,14 +156,14 @@ class Pipeline:
             return self.layers
         if num_layers < stages:
             raise ValueError(
-                f"Pipeline: {num_layers} layers cannot fill {stages} stages. Use at most "
+                f"Pipeline: {num_layers} layers are fewer than {stages} stages. Use at most "
                 f"{num_layers} stages."
             )
         short, longer = divmod(num_layers, stages)
         return (short + 1,) * longer + (short,) * (stages - longer)
 
     def lag(self, microbatches: int, stages: int) -> int:
-        """Ticks between a stage's work on a microbatch and the next stage's."""
+        """Return the ticks between a stage's work on a microbatch and the next stage's."""
         overlapped = self.handoff == "overlapped"
         if self.handoff == "auto":
             overlapped = stages > 1 and microbatches >= 4 * (stages - 1)
@@ -181,8 +182,8 @@ class Pipeline:
         inputs = _cut(inputs, microbatches)
 
         def at(index):
-            # Before its first and after its last microbatch a stage works on a neighbour's: its
-            # result is never kept, and lock-step devices would otherwise idle.
+            # Before its first and after its last microbatch, a stage repeats that one: devices run
+            # in lock-step, and the result is never kept.
             index = jnp.clip(index, 0, microbatches - 1)
             return jax.tree.map(
                 lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), inputs
@@ -199,9 +200,9 @@ class Pipeline:
             mine = vary_over(functions.embed(microbatch), varying_axes(received))
             x = split.widen(jnp.where(me == 0, mine, received))
             y, statistics = functions.blocks(x, microbatch)
-            # Without the barrier XLA moves the transfer behind the layers, beside its use. On y it
-            # also keeps the last stage's sum out of its way, but would send again what a
-            # microbatch recomputes.
+            # Without the barrier XLA moves the transfer after the layers, next to its use. One on y
+            # also keeps the last stage's sum apart from it, but would repeat the transfer when a
+            # microbatch is recomputed.
             if lag == 2 and split.remat == "none":
                 arriving, y = lax.optimization_barrier((arriving, y))
             share = split.narrow(y)
@@ -228,24 +229,25 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class CacheTiled:
-    """Slab by slab: a slab of a layer's weights serves all microbatches of a round before the next.
+    """The cache-tiled order: each weight tile of a layer runs all microbatches of a group in turn.
 
-    Attention is cut by heads and the MLP by width, so that a slab fits a cache: the same result,
-    and weights are read from device memory once a round instead of once a microbatch.
-    `placement.tiles_under` says how many slabs a budget asks for.
+    Attention is cut by heads and the MLP by width, so that a weight tile fits in a cache. The
+    result is the same, and weights are read from device memory once per microbatch group instead
+    of once per microbatch. `placement.tiles_under` computes the number of tiles from a budget.
 
     Attributes:
-      attention: slabs of a layer's attention; whole groups of heads that share a key/value head.
-      mlp: slabs of its MLP.
-      round: microbatches of a round, a divisor of the microbatches (all, where there are fewer).
-        None is all of them; with stages the most that leave each stage a round.
-      inner: what runs the rounds: `Scan()`, or a `Pipeline` that hands rounds on.
+      attention: weight tiles of a layer's attention, each of whole groups of heads that share a
+        key/value head.
+      mlp: weight tiles of its MLP.
+      round: microbatches per group, a divisor of the microbatches (all, if there are fewer). None
+        is all of them; with stages, the most that leave each stage a group.
+      inner: the part that runs the groups: `Scan()`, or a `Pipeline` that hands groups on.
 
-    Cost: beside the layer's, every microbatch reads its rows and reads and writes float32 sums once
-      a slab, so slabs of fewer bytes than that are a loss: see `placement.tile_traffic`.
-      Made for inference: gradients pass and are exact, but each slab of each layer adds to a
-      gradient of the whole stack. Where the strategy asks for `kernels`, a Hopper GPU's MLP is one
-      kernel (`kernels.cache_tiled_mlp`) with slabs of its own, which has no gradient.
+    Cost: in addition to the layer's cost, every microbatch reads its rows, and reads and writes
+      float32 sums, once per weight tile, so tiles with fewer bytes than that are a loss: see
+      `placement.tile_traffic`. Made for inference: gradients are exact, but each tile of each
+      layer adds to a gradient of the whole stack. If the strategy enables `kernels`, a Hopper GPU's
+      MLP is one kernel (`kernels.cache_tiled_mlp`) with tiles of its own, which has no gradient.
     """
 
     attention: int = 1
@@ -267,18 +269,21 @@ class CacheTiled:
 
     @property
     def tiles(self) -> Tiles:
-        """Slabs of one layer."""
+        """The weight tiles of one layer."""
         return Tiles(self.attention, self.mlp)
 
     @property
     def compiler_options(self) -> dict[str, int]:
-        """What XLA has to be told, as `jax.jit(..., compiler_options=)` takes it: it would merge
-        products with the same rows, and for that put their matrices side by side every time."""
+        """The XLA options for `jax.jit(..., compiler_options=)`.
+
+        They stop XLA from merging products with the same rows, for which it would concatenate their
+        matrices every time.
+        """
         return {"xla_gpu_dot_merger_threshold_mb": 0}
 
     @property
     def microbatches(self) -> int | None:
-        """The inner part's own."""
+        """The number of microbatches of the inner part."""
         return getattr(self.inner, "microbatches", None)
 
     @property
@@ -289,16 +294,16 @@ class CacheTiled:
         return self.inner.groups(num_layers, stages)
 
     def lag(self, microbatches: int, stages: int) -> int:
-        """Of rounds; see `Pipeline`."""
+        """Return the lag of microbatch groups; see `Pipeline.lag`."""
         return self.inner.lag(microbatches, stages) if isinstance(self.inner, Pipeline) else 1
 
     def rounds(self, microbatches: int, stages: int) -> int:
         if self.round is not None:
-            # A decoding step may have fewer microbatches than a round of the prompts'.
+            # A decoding step may have fewer microbatches than a group of the prefill.
             most = min(self.round, microbatches)
             if microbatches % most:
                 raise ValueError(
-                    f"CacheTiled: rounds of {self.round} do not divide {microbatches} "
+                    f"CacheTiled: groups of {self.round} do not divide {microbatches} "
                     f"microbatches. Use a divisor of {microbatches}, or round=None."
                 )
             return microbatches // most
@@ -309,10 +314,10 @@ class CacheTiled:
         return self.inner.ticks(self.rounds(microbatches, stages), stages)
 
     def run(self, functions, inputs, microbatches, split):
-        rounds = self.rounds(microbatches, split.count("layers"))
-        round = Round(microbatches // rounds, self.tiles)
-        tiled = functions._replace(blocks=lambda x, inputs: functions.blocks(x, inputs, round))
-        results, statistics = self.inner.run(tiled, inputs, rounds, split)
+        groups = self.rounds(microbatches, split.count("layers"))
+        group = Round(microbatches // groups, self.tiles)
+        tiled = functions._replace(blocks=lambda x, inputs: functions.blocks(x, inputs, group))
+        results, statistics = self.inner.run(tiled, inputs, groups, split)
         return results, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), statistics)
 
 

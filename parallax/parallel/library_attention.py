@@ -1,6 +1,6 @@
-"""Whole attention by cuDNN, for a sequence that no mesh axis splits: what it can do, and the call.
+"""The attention of cuDNN, for a sequence that no mesh axis splits.
 
-cuDNN gives no partial softmax, so rings keep their own step.
+cuDNN returns no partial softmax, so rings use their own step.
 """
 
 import ctypes.util
@@ -9,14 +9,14 @@ import importlib.util
 import jax
 
 _DTYPES = ("float16", "bfloat16")
-# With no GPU at hand JAX does not know what the program's GPU can, and takes the lesser one.
+# Without a GPU, JAX does not know the capability of the program's GPU and uses the smaller limit.
 WIDEST, WIDEST_COMPILED = 256, 128
 
 
 def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) -> str | None:
-    """Why cuDNN cannot do this, in a few words; None if it can. Arguments as of `ring_attention`.
+    """Return why cuDNN cannot do this, in a few words; None if it can.
 
-    What it says of head_dim holds for Hopper GPUs.
+    The arguments are those of `ring_attention`. The limits on head_dim are those of Hopper GPUs.
     """
     if axes:
         return f"the sequence is split over {', '.join(axes)}, and it returns no partial softmax"
@@ -40,16 +40,16 @@ def unsupported(q, k, v, axes: tuple[str, ...], segments: bool, partial_over) ->
 
 
 def is_installed() -> bool:
-    """Whether cuDNN is here: as a package, or on the system."""
+    """Return whether cuDNN is installed, as a package or on the system."""
     has_package = _find_spec("nvidia.cudnn") is not None
     return has_package or ctypes.util.find_library("cudnn") is not None
 
 
 def attend(q, k, v, *, is_causal: bool, scale: float) -> jax.Array:
-    """[B, L, H, K] of q [B, L, H, K] and k, v [B, L, G, K], and its gradients, by cuDNN.
+    """Return attention [B, L, H, K] of q [B, L, H, K] and k, v [B, L, G, K], by cuDNN.
 
-    A layer that recomputes itself computes this again: what its backward pass needs has no name
-    that a rematerialisation policy could keep.
+    It is differentiable. A rematerialised layer computes it again, because the residuals of its
+    backward pass have no name that a rematerialisation policy could keep.
     """
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=is_causal, scale=scale, implementation="cudnn"
@@ -59,5 +59,5 @@ def attend(q, k, v, *, is_causal: bool, scale: float) -> jax.Array:
 def _find_spec(name: str):
     try:
         return importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # not even the package above it
+    except ModuleNotFoundError:  # the parent package is missing too
         return None

@@ -1,9 +1,9 @@
-"""Which tokens of a sequence a device of the ring holds.
+"""The orders of tokens: which tokens of a sequence each device of a ring holds.
 
 natural: device i holds the i-th contiguous piece.
 zigzag:  the sequence is cut into 2P chunks and device i holds chunks i and 2P-1-i, so that under a
          causal mask every device has the same work. Chunks 0..P-1 have floor(L/2P) tokens and
-         chunks P..2P-1 have ceil(L/2P); any L that the devices divide will do.
+         chunks P..2P-1 have ceil(L/2P), for any L that the devices divide.
 """
 
 from typing import Any, Literal, get_args
@@ -18,22 +18,22 @@ ORDERS: tuple[str, ...] = get_args(Order)
 
 
 def check_order(order: str) -> None:
-    """Raises ValueError on an order that does not exist."""
+    """Raise ValueError for an unknown order."""
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}.")
 
 
 def chunk_lengths(local_length: int) -> tuple[int, int]:
-    """Tokens of a device's early and late zigzag chunk."""
+    """Return the numbers of tokens of a device's early and late zigzag chunks."""
     return local_length // 2, local_length - local_length // 2
 
 
 def local_positions(
     index: Int[Array, ""] | int, local_length: int, ring_size: int, order: str
 ) -> Int[Array, " local_length"]:
-    """Positions in the whole sequence of the tokens that device `index` holds, [L / P] int32.
+    """Return the positions in the whole sequence of a device's tokens, [L / P] int32.
 
-    A Python integer as index gives a NumPy array, known when the program is made.
+    A Python integer as index gives a NumPy array, known at trace time.
     """
     check_order(order)
     numpy = numpy_of(index)
@@ -47,7 +47,7 @@ def local_positions(
 
 
 def numpy_of(index: Any) -> Any:
-    """NumPy for an index that is a number, jax.numpy for one that a program computes."""
+    """Return NumPy for an index that is a number, jax.numpy for a traced one."""
     return np if isinstance(index, int | np.integer) else jnp
 
 
@@ -62,12 +62,13 @@ def _permutation(length: int, ring_size: int, order: str) -> np.ndarray:
 
 
 def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
-    """Permutes a whole sequence so that contiguous pieces are what each device of a ring holds.
+    """Permute a whole sequence so that each device of a ring holds a contiguous piece.
 
     Args:
       x: any array with the sequence in dim `axis`.
       ring_size: devices of the ring.
-      order: "natural" (nothing to do) or "zigzag".
+      order: "natural" (no permutation) or "zigzag".
+      axis: the sequence's dim.
 
     Returns:
       The same shape; shard it contiguously over the ring.
@@ -76,16 +77,17 @@ def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Arr
 
 
 def undo_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
-    """Inverse of `to_order`."""
+    """Permute a sequence back to its natural order: inverse of `to_order`."""
     return undo_positions(x, _permutation(x.shape[axis], ring_size, order), axis)
 
 
 def undo_positions(x: jax.Array, positions: np.ndarray, axis: int = 1) -> jax.Array:
-    """x in the order of the sequence.
+    """Permute x to the natural order of the sequence.
 
     Args:
-      x: with the tokens at `positions` in dim `axis`.
-      positions: each of 0 .. L - 1 once, known when the program is made.
+      x: an array whose dim `axis` holds the tokens at `positions`.
+      positions: a permutation of 0 .. L - 1, known at trace time.
+      axis: the sequence's dim.
     """
     if np.array_equal(positions, np.arange(len(positions))):
         return x

@@ -1,6 +1,6 @@
-"""Which chunks of queries and keys meet at each hop of a path, in which order of tokens.
+"""The pairs of query and key chunks that each hop of a path computes, by order of tokens.
 
-Written once for forward and backward: a "pair" is `step(queries, keys, accumulator, **mask)` on one
+Forward and backward share this code: a pair is `step(queries, keys, accumulator, **mask)` on one
 chunk of queries and one chunk of keys, and an accumulator is whatever the step returns.
 """
 
@@ -17,7 +17,7 @@ from parallax.parallel.ring import OWN
 
 
 class Accumulators(NamedTuple):
-    """What the pairs build up, by chunk of queries and by chunk of keys (None: nothing there)."""
+    """The accumulators of each query chunk and of each key chunk (None: keys have none)."""
 
     of_queries: list[Any]
     of_keys: list[Any] | None
@@ -39,12 +39,12 @@ class Pairs:
     """The visible pairs of one sequence split into `size` pieces.
 
     Args:
-      size: pieces, a static integer.
+      size: number of pieces, static.
       me: index of this device's piece.
-      length: tokens of a piece.
-      is_causal, order: the mask, and which tokens a piece has.
-      may_branch: False where a step communicates: hidden work is then done and dropped, since a
-        collective in a branch that only some devices take would wait for ever.
+      length: tokens per piece.
+      is_causal, order: the mask, and the order of tokens in pieces.
+      may_branch: False if a step communicates: masked work is then computed and dropped, since a
+        collective in a branch that only some devices take would deadlock.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Pairs:
         self.lengths: tuple[int, ...] = chunk_lengths(length) if self.zigzag else (length,)
 
     def cut_all(self, *arrays_and_axes: tuple[jax.Array | None, int]) -> list[tuple]:
-        """The arrays (None passes) cut into this order's chunks along each one's token axis."""
+        """Cut arrays into this order's chunks, each along its token axis; None stays None."""
         chunks, start = [], 0
         for length in self.lengths:
             chunks.append(
@@ -71,7 +71,7 @@ class Pairs:
     def visit(
         self, source: Any, step: Callable, queries: Sequence, keys: Sequence, acc: Accumulators
     ) -> Accumulators:
-        """All visible pairs with the keys of `source` (OWN, or the index of their device)."""
+        """Run all visible pairs with the keys of `source` (OWN, or the index of their device)."""
 
         def pair(acc, q, kv, causal):
             if not (self.lengths[q] and self.lengths[kv]):
@@ -90,14 +90,15 @@ class Pairs:
             acc = pair(acc, early, early, True)
             acc = pair(acc, late, early, False)
             return pair(acc, late, late, True)
-        # Late queries always see early keys. Besides, early queries see early keys of earlier
-        # devices, or late queries the late keys of later ones: pairs of one shape, chosen by data
-        # rather than by a branch, so that all devices do the same work and none waits for its host.
+        # Late queries always see early keys. In addition, early queries see the early keys of
+        # earlier devices, or late queries the late keys of later ones. Both pairs have one shape,
+        # and data choose between them instead of a branch, so that all devices do the same work and
+        # none waits for its host.
         acc = pair(acc, late, early, False)
         return self._either(source < self.me, step, queries, keys, acc)
 
     def _either(self, first, step, queries, keys, acc):
-        """Pair (0, 0) where `first`, else pair (1, 1), in one computation of the larger's shape."""
+        """Run pair (0, 0) if `first`, else pair (1, 1), in one step of the larger pair's shape."""
 
         def choose(a, b):
             return jax.tree.map(lambda x, y: jnp.where(first, _pad_like(x, y), y), a, b)
@@ -118,7 +119,7 @@ class Pairs:
 
 
 def scores_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
-    """Scores of one head that the busiest device computes over all hops, whole blocks."""
+    """Return the scores per head of the busiest device over all hops, in whole blocks."""
 
     def area(queries: int, keys: int, causal: bool = False) -> int:
         return score_elements(queries, keys, causal) if queries and keys else 0
@@ -131,7 +132,7 @@ def scores_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
 
 
 def block_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
-    """Tokens of a block that those scores are computed in."""
+    """Return the tokens per block in which `scores_of_pairs` are computed."""
     if is_causal and order == "zigzag" and size > 1:
         length = max(chunk_lengths(length))
     return block_size(length)

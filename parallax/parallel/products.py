@@ -1,6 +1,6 @@
-"""Products of activations and weights, where a weight may be integers with scales.
+"""The products of activations and weights, which may be integers with scales.
 
-The einsum letters of a spec are dims of local shards.
+The einsum letters of a spec name the dims of local shards.
 """
 
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from parallax.compression.activations import int8_rounded, int8_step
 
 
 class Int8Weight(NamedTuple):
-    """A weight whose product is one of integers.
+    """An int8 weight, whose product is one of integers.
 
     Attributes:
-      values: int8, the weight's dims.
-      scales: float32, the same dims, 1 where the product sums.
+      values: int8, with the weight's dims.
+      scales: float32, the same dims, size 1 where the product sums.
     """
 
     values: Any
@@ -26,16 +26,16 @@ class Int8Weight(NamedTuple):
 def product(
     x: jax.Array, w: jax.Array | Int8Weight, spec: str, axes: tuple[str, ...] = ()
 ) -> jax.Array:
-    """`einsum(spec, x, w)` of local shards, in x's dtype.
+    """Return `einsum(spec, x, w)` of local shards, in x's dtype.
 
     Args:
       x: activations, floating point.
-      w: an array, or int8: then x is rounded to int8 too, by the largest magnitude of each token's
-        row, and sums are exact in int32.
+      w: an array, or an Int8Weight: then x is rounded to int8 too, by the largest magnitude of each
+        token's row, and sums are exact in int32.
       spec: two inputs, one output.
-      axes: mesh axes that split what is summed: a row's largest magnitude is one over all of them.
+      axes: mesh axes that split the summed dims: a row's largest magnitude is that over all shards.
 
-    Cost: with integers and `axes` an all-reduce of one number a row (its maximum).
+    Cost: with integers and `axes` an all-reduce of one number per row (its maximum).
 
     Reference: Dettmers et al., "LLM.int8()", 2022 (vector-wise scales).
     """
@@ -53,7 +53,7 @@ def product(
 
 
 def _at(scales: jax.Array, letters: str, output: str) -> jax.Array:
-    """Scales with the dims of the output, in its order, 1 where they have none."""
+    """Return scales with the dims of the output, in its order, size 1 for missing dims."""
     kept = [letter for letter in output if letter in letters]
     squeezed = scales.squeeze(tuple(i for i, a in enumerate(letters) if a not in output))
     order = [letter for letter in letters if letter in output]

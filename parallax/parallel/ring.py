@@ -1,9 +1,9 @@
-"""Who holds which keys, and how they reach the queries: by travelling, or by being cut out.
+"""The paths by which queries reach all keys: keys travel around rings, or are local already.
 
 A path folds `hop(state, kv, source) -> (state, share)` over all devices' keys. `source` is the
-index of the device whose keys these are, or OWN, known when the program is made. A `share` is what
-a hop adds to its keys (their gradients; an empty tree forward); a path returns the shares summed
-where the keys came from.
+index of the device that the keys are from, or OWN, which is known at trace time. A `share` is what
+a hop adds to its keys' results (their gradients; an empty tree forward); a path returns the shares
+summed on the device that the keys came from.
 """
 
 from collections.abc import Callable
@@ -25,43 +25,43 @@ def _as_is(shares: Any) -> Any:
 
 
 class Path(Protocol):
-    """What attention needs of either path."""
+    """The protocol of a path."""
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Mesh axes over which what it folds differs."""
+        """The mesh axes over which the folded keys differ."""
         ...
 
     @property
     def size(self) -> int:
-        """Into how many pieces the sequence of the keys is split."""
+        """The number of pieces that the sequence of the keys is split into."""
         ...
 
     def index(self) -> Any:
-        """Which piece this device's queries are."""
+        """Return the index of the piece that this device's queries are."""
         ...
 
     def travel(
         self, kv: Any, hop: Hop, state: Any, home: Home = _as_is, unroll: int = 1
     ) -> tuple[Any, Any]:
-        """Folds `hop` over all pieces. Returns the state, and the shares at home.
+        """Fold `hop` over all pieces, and return the state and the shares at home.
 
-        `home` is applied to complete shares before they are sent home for the last time. `unroll`
-        hops are written out in one iteration of a loop: with 2, the state of a custom call goes to
-        and fro between two buffers, where it would be copied once a hop.
+        `home` is applied to complete shares before their last send, home. `unroll` hops make up one
+        iteration of a loop: with 2, the state of a custom call alternates between two buffers
+        instead of being copied once per hop.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Around:
-    """Keys travel around rings: one for each mesh axis, each inside the one before it.
+    """The path on which keys travel around nested rings, one per mesh axis, the first outermost.
 
     Attributes:
-      axes: mesh axes, major first; () is a device alone.
+      axes: mesh axes, major first; () is a single device.
 
-    Cost: for sizes n1, n2, ... a ring sends its keys (its own n - 1) times for every place of the
-      rings around it, and shares n times (not at all in a ring of one).
+    Cost: for every place of the rings around it, a ring of n sends its keys n - 1 times and shares
+      n times (not at all in a ring of one).
     """
 
     axes: tuple[str, ...]
@@ -94,12 +94,12 @@ class Around:
 
 
 def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home, unroll: int) -> tuple[Any, Any]:
-    """One ring. Every send starts before the work of its hop; the last hop sends no keys."""
+    """Fold over one ring. A send starts before its hop's work; the last hop sends no keys."""
     size, me = lax.axis_size(axis), lax.axis_index(axis)
     send = partial(_send, axis, [(i, (i + 1) % size) for i in range(size)])
 
     def one(state, shares, kv, back):
-        """Shares travel one hop behind their keys; a device's own joins on arrival."""
+        """Run one hop; shares travel one hop behind their keys, and add up on arrival."""
         arrived = send(shares)
         state, share = hop(state, kv, (me - back) % size)
         return state, jax.tree.map(jnp.add, arrived, share)
@@ -111,8 +111,8 @@ def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home, unroll: int) -
 
     received = send(kv)
     state, shares = hop(state, kv, OWN)
-    # Nothing of the next place may start earlier: its keys have this whole hop, which may be a ring
-    # of its own, to arrive.
+    # The next place must not start earlier, so that its keys have this whole hop, which may be an
+    # inner ring, to arrive.
     state, received = lax.optimization_barrier((state, received))
     if size > 2:
         carry, backs = (state, shares, received), jnp.arange(1, size - 1, dtype=jnp.int32)
@@ -122,17 +122,17 @@ def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home, unroll: int) -
 
 
 def _send(axis: str, pairs: list[tuple[int, int]], tree: Any) -> Any:
-    """`tree` as the previous device of the ring had it."""
+    """Send `tree` to the next device of the ring, and return the previous device's."""
     return jax.tree.map(lambda x: lax.ppermute(x, axis, pairs), tree)
 
 
 @dataclass(frozen=True)
 class QueryShards:
-    """Every device has all keys, its queries are one of `size` shards: nothing travels.
+    """The path for devices with all keys and one of `size` shards of the queries: nothing travels.
 
     Attributes:
       axis: mesh axis of the shards; device i has shard i % size.
-      size: how many.
+      size: number of shards.
     """
 
     axis: str

@@ -1,8 +1,8 @@
-"""Ring attention: keys and values travel around mesh axes, queries stay.
+"""The ring attention: keys and values travel around mesh axes while queries stay.
 
-Hop 0 attends to a device's own keys while the neighbours' are already on the way; P - 1 sends of K
-and of V in their stored dtype are all the forward pass moves. One device is a ring of one, so local
-attention is the same code, and so are shards of queries that have all keys at hand.
+Hop 0 attends to a device's own keys while its neighbour's keys are already travelling. A forward
+pass moves nothing but P - 1 sends of K and V in their stored dtype. One device is a ring of one, so
+local attention is the same code, and so is a shard of the queries with all keys on its device.
 
 Shapes: B batch, L local query tokens, H query heads, G key/value heads, K head_dim, V width of the
 values; P ring size.
@@ -32,8 +32,8 @@ from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import Around, Path, QueryShards
 from parallax.parallel.varying import vary_alike
 
-# The name, for rematerialisation policies, of results and log-sum-exps: a layer that keeps them
-# need not attend (nor let its keys travel) again.
+# The name of results and log-sum-exps for rematerialisation policies: a layer that keeps them does
+# not repeat attention, nor the sends of its keys.
 KEPT = "attention_result"
 
 
@@ -67,45 +67,46 @@ def ring_attention(
     partial_over: str | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b l h v"]:
-    """Exact attention over a sequence split across mesh axes. Call it inside `jax.shard_map`.
+    """Compute exact attention over a sequence split across mesh axes, inside `jax.shard_map`.
 
     Args:
       q: [B, L, H, K], this device's queries.
-      k, v: [B, L, G, K] and [B, L, G, V], this device's keys and values; G divides H and stays G
-        on the wire.
-      axis_name: mesh axis the sequence is split over; several, major first, for rings inside
-        rings; or None for a sequence that is whole.
+      k, v: [B, L, G, K] and [B, L, G, V], this device's keys and values; G divides H, and only G
+        heads travel.
+      axis_name: mesh axis that splits the sequence; several, major first, for nested rings; or
+        None for a whole sequence.
       is_causal: a query sees keys at its own and earlier positions.
-      scale: of the scores; None is head_dim ** -0.5.
-      segment_ids: [B, L] of this device's tokens; tokens of different ids do not see each other.
+      scale: scale of the scores; None is head_dim ** -0.5.
+      segment_ids: [B, L] for this device's tokens; tokens with different ids do not see each other.
       order: "natural" (contiguous pieces), or "zigzag": the inputs are already permuted by
         `to_order`, and a causal mask costs every device the same.
       partial_over: mesh axis over which K and V are split: partial scores are summed over it, and
-        head_dim counts the whole K.
+        head_dim is the whole K.
       implementation: of the step, "mosaic" or "xla", see `parallax.kernels.ring_attention`; or
-        "cudnn", the library's attention of a whole sequence. None takes the fastest that can and is
-        validated (`parallax.kernels.dispatch`).
+        "cudnn", the library's attention of a whole sequence. None takes the fastest validated one
+        that supports the inputs (`parallax.kernels.dispatch`).
 
     Returns:
       [B, L, H, V] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
       float64 inputs).
 
     Raises:
-      ValueError: shapes that do not fit, an unknown order.
-      NotImplementedError: an implementation that cannot do this, naming one that can.
+      ValueError: shapes that do not match, or an unknown order.
+      NotImplementedError: an implementation that does not support this; the error names one that
+        does.
 
-    Cost: a device sends (P-1) B L G (K + V) elements of k's dtype forward; backward those again and
-      P B L G (K + V) float32 elements. Of two mesh axes N x S the outer one takes N - 1 sends (N
-      backward), the inner one N (S - 1) (N S): the slow link is crossed once a node.
-      FLOPs 2 B L (P L) H (K + V) forward, 2.5 times that backward (3.5 times by "mosaic", 4.5 for
-      heads of 512, which makes scores again rather than add to them); causal skips what it masks:
-      zigzag (P + 0.5) / 2P of it on every device, natural on average the same but up to all of it
-      on the last device. Differentiable once in reverse mode. With partial_over all scores are
-      summed besides, and a natural causal ring skips nothing but its own half.
+    Cost: a device sends (P-1) B L G (K + V) elements of k's dtype forward; backward, those again
+      and P B L G (K + V) float32 elements. Over two mesh axes N x S, the outer one has N - 1 sends
+      (N backward), the inner one N (S - 1) (N S backward): keys cross the slow link once per node.
+      FLOPs are 2 B L (P L) H (K + V) forward and 2.5 times that backward (3.5 times by "mosaic",
+      4.5 for heads of 512, which recompute scores). A causal mask skips masked blocks: zigzag
+      computes (P + 0.5) / 2P of the FLOPs on every device, natural the same on average but up to
+      all of them on the last device. Differentiable once in reverse mode. With partial_over, all
+      scores are also summed, and a natural causal ring skips only its own half.
 
     Reference: Liu, Zaharia and Abbeel, "Ring Attention with Blockwise Transformers", 2023;
-      zigzag order as in Brandon et al., "Striped Attention", 2023, with two chunks a device; double
-      ring as in Gu et al., "LoongTrain", 2024.
+      zigzag order as in Brandon et al., "Striped Attention", 2023, with two chunks per device;
+      double ring as in Gu et al., "LoongTrain", 2024.
     """
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     return _attend(
@@ -125,12 +126,12 @@ def query_shard_attention(
     segment_ids: Int[Array, "b m"] | None,
     order: str,
 ) -> Float[Array, "b l h v"]:
-    """Exact attention of one shard of the queries to all keys. Call it inside `jax.shard_map`.
+    """Compute exact attention of one shard of the queries to all keys, inside `jax.shard_map`.
 
     Args:
       q: [B, M / shards, H, K]; the device with index i on `axis_name` has shard i % shards.
       k, v: [B, M, G, K] and [B, M, G, V] of the whole sequence, permuted by `to_order`.
-      Others as in `ring_attention`; segment_ids are those of k.
+      Others: as in `ring_attention`; segment_ids are those of k.
 
     Cost: nothing moves; FLOPs are those of one device of a ring of `shards`.
     """
@@ -162,7 +163,7 @@ def _attend(
     if chosen == "cudnn":
         return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
     by_kernel = chosen == "mosaic"
-    # Steps take no other, and why not has been recorded.
+    # Steps use no other kernel; the reasons have been recorded.
     enabled = dispatch.enabled() if by_kernel else ()
     static = _Static(
         path, is_causal, float(scale), order, partial_over, implementation, by_kernel, enabled
@@ -176,7 +177,7 @@ def _attention(static, q, k, v, q_ids, kv_ids):
 
 
 def _as_enabled(run: Callable) -> Callable:
-    """`run`, with what was enabled when attention was called: gradients are traced later."""
+    """Run with the kernels enabled at the call of attention, since gradients are traced later."""
 
     @functools.wraps(run)
     def traced(static, *args):
@@ -189,7 +190,7 @@ def _as_enabled(run: Callable) -> Callable:
 @_as_enabled
 def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     pairs = static.pairs(q.shape[1])
-    # Padded once here, or each step would copy the queries and the carry to and fro.
+    # Padded once here, so that steps need not copy the queries and the carry each time.
     rows = TILES[q.shape[-1]].cluster_queries if static.by_kernel else 1
     queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
@@ -260,19 +261,21 @@ _attention.defvjp(_forward, _backward)
 
 
 def _joined(k, v):
-    """Keys and values as one array, side by side along their width: what travels together has to
-    be one transfer, since XLA lets one be on its way at a time and waits for the others."""
+    """Join keys and values into one array along their width, so that they travel together.
+
+    XLA has one transfer in flight at a time and waits for the others.
+    """
     return jnp.concatenate([k, v], axis=-1)
 
 
 def pad_queries(q: jax.Array, rows: int) -> jax.Array:
-    """Queries [B, L, H, K] with zeros behind them, up to a multiple of `rows`."""
+    """Pad queries [B, L, H, K] with zeros at the end, to a multiple of `rows`."""
     missing = -q.shape[1] % rows
     return jnp.pad(q, [(0, 0), (0, missing), (0, 0), (0, 0)]) if missing else q
 
 
 def _cut_keys(pairs: Pairs, kv: tuple, k: jax.Array) -> list["Keys"]:
-    """The chunks of joined keys and values, and of their segment ids."""
+    """Cut joined keys and values, and their segment ids, into chunks."""
     joined, ids = kv
     width = k.shape[-1]
     return [Keys(*x) for x in pairs.cut_all((joined[..., :width], 1), (joined[..., width:], 1),
@@ -280,7 +283,7 @@ def _cut_keys(pairs: Pairs, kv: tuple, k: jax.Array) -> list["Keys"]:
 
 
 class Queries(NamedTuple):
-    """What stays: one chunk of queries and all that has its length."""
+    """One chunk of queries, which stays, and all arrays of its length."""
 
     q: jax.Array
     segment_ids: jax.Array | None
@@ -290,7 +293,7 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """What travels: one chunk of keys, values and, for packed sequences, segment ids."""
+    """One chunk of keys and values, which travels, with segment ids for packed sequences."""
 
     k: jax.Array
     v: jax.Array

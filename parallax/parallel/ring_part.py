@@ -1,4 +1,4 @@
-"""The sequence split over mesh axes, keys and values travelling: `Ring` as a strategy's part."""
+"""The attention part for a sequence split over mesh axes, around which keys and values travel."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from parallax.parallel.ring_attention import ring_attention
 
 @dataclass(frozen=True)
 class Ring:
-    """The sequence is split over `axis`; keys and values travel around it.
+    """The ring attention part: the sequence is split over `axis`; keys and values travel around it.
 
     Attributes:
-      axis: mesh axis of the ring, or several, major first: ("node", "seq") is a double ring, where
-        each device swaps its keys with the next node once while they go around inside its own.
-      order: "natural", or "zigzag", which balances a causal mask.
+      axis: mesh axis of the ring, or several, major first: ("node", "seq") is a double ring, in
+        which keys rotate inside a node while each device swaps them with the next node once.
+      order: "natural", or "zigzag", which balances the load of a causal mask.
 
     Cost: see `ring_attention`.
     """
@@ -30,8 +30,8 @@ class Ring:
             object.__setattr__(self, "axis", tuple(self.axis))
         if not self.seq_axes or len(set(self.seq_axes)) != len(self.seq_axes):
             raise ValueError(
-                f"Ring: expected a mesh axis or different ones, major first; got {self.axis!r}. "
-                "Write for example Ring(('node', 'seq'))."
+                f"Ring: expected one mesh axis or several different ones, major first; got "
+                f"{self.axis!r}. Write for example Ring(('node', 'seq'))."
             )
 
     @property
@@ -66,11 +66,11 @@ class Ring:
 
     def transfers(self, shape, sizes, calls):
         both = _both(shape, shape.item_bytes)
-        found = self._sends("ring_hop", "keys and values", both, sizes, calls)
+        sends = self._sends("ring_hop", "keys and values", both, sizes, calls)
         if shape.packed:
             ids = shape.batch * shape.seq_len * 4
-            found += self._sends("ring_hop", "segment ids", ids, sizes, calls)
-        return found
+            sends += self._sends("ring_hop", "segment ids", ids, sizes, calls)
+        return sends
 
     def recompute_transfers(self, shape, sizes, calls):
         return ()
@@ -85,30 +85,30 @@ class Ring:
     def _sends(
         self, role: Role, what, whole_bytes, sizes, arrays: int, home_bytes: float | None = None
     ):
-        """In a ring of n: n - 1 sends of what visits, n of what also comes home.
+        """Return the sends of rings: in a ring of n, n - 1 of keys, n of gradients that come home.
 
-        `home_bytes`: of the outermost ring's last send, when nothing more is added.
+        `home_bytes` are those of the outermost ring's last send, after which nothing is added.
         """
-        shards, rounds, found = size_over(sizes, self.seq_axes), arrays, ()
+        shards, passes, transfers = size_over(sizes, self.seq_axes), arrays, ()
         for axis in self.seq_axes:
             n = sizes[axis]
             if n == 1:
                 continue
 
-            def sends(said, payload, count, axis=axis, n=n):
+            def send(said, payload, count, axis=axis, n=n):
                 moved = payload / shards
                 return (transfer(role, said, "collective-permute", (axis,), n, moved, count),)
 
-            outermost = rounds == arrays
-            wide = n - 1 if home_bytes is None or outermost else n
-            found += sends(f"{what} around '{axis}'", whole_bytes, rounds * wide)
+            outermost = passes == arrays
+            hops = n - 1 if home_bytes is None or outermost else n
+            transfers += send(f"{what} around '{axis}'", whole_bytes, passes * hops)
             if home_bytes is not None and outermost:
-                found += sends(f"{what} home", home_bytes, rounds)
-            rounds *= n
-        return found
+                transfers += send(f"{what} home", home_bytes, passes)
+            passes *= n
+        return transfers
 
 
 def _both(shape, item_bytes: int) -> float:
-    """Bytes of keys and values of whole sequences."""
+    """Return the bytes of keys and values of whole sequences."""
     width = shape.head_dim + shape.values
     return shape.batch * shape.seq_len * shape.kv_heads * width * item_bytes

@@ -1,8 +1,8 @@
-"""How one forward pass is split: what model code asks instead of naming a mesh axis.
+"""The split of one forward pass, which model code uses instead of naming mesh axes.
 
-Inside the one manual map, arrays are local shards and layer code names logical axes only. The same
-code runs unsplit (`UNSPLIT`), where every answer is "over nothing".
-Shapes: B batch, L tokens, D model width, H heads, G key/value heads, K head_dim.
+Inside the one `shard_map`, arrays are local shards and layer code names logical axes only. The same
+code runs unsplit with `UNSPLIT`, in which no axis is split. Shapes: B batch, L tokens, D model
+width, H heads, G key/value heads, K head_dim.
 """
 
 import dataclasses
@@ -21,25 +21,26 @@ from parallax.parallel.products import Int8Weight, product
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import narrow, widen
 
-# What the backward pass recomputes: nothing, the inside of a microbatch's pass, or that and then
-# each layer's.
+# What the backward pass recomputes: nothing, a microbatch's forward pass, or that and then each
+# layer's own.
 Remat = Literal["none", "microbatch", "layer"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Mesh axes of every logical axis in the phase at hand, and the attention part.
+    """The mesh axes of every logical axis in one phase, and the strategy's parts.
 
     Attributes:
-      axes: logical axis -> mesh axes; a name that is not there is not split.
+      axes: logical axis -> mesh axes; a missing name is not split.
       mesh_axes: mesh axis -> size.
       attention: how attention crosses devices.
-      experts: how tokens and experts meet.
+      experts: how tokens reach their experts.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
       remat: what a backward pass recomputes instead of keeping.
-      platform: that the program is for: "gpu" has exchanges that "cpu" emulates.
-      record_choices: layers return every token's chosen experts beside their statistics.
-      kv: how keys and values are cached: layers return them beside their statistics. None: not.
+      platform: the program's platform: "gpu" has exchanges that "cpu" emulates.
+      record_choices: layers return every token's chosen experts with their statistics.
+      kv: the layout of cached keys and values, which layers then return with their statistics;
+        None caches nothing.
     """
 
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -53,15 +54,15 @@ class Split:
     kv: KvLayout | None = None
 
     def replace(self, **changes) -> "Split":
-        """The same split with some fields changed."""
+        """Return a copy of this split with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def over(self, *names: str) -> tuple[str, ...]:
-        """Mesh axes that split these logical axes."""
+        """Return the mesh axes that split these logical axes."""
         return tuple(axis for name in names for axis in self.axes.get(name, ()))
 
     def count(self, *names: str) -> int:
-        """Into how many shards these logical axes are split."""
+        """Return the number of shards that these logical axes are split into."""
         shards = 1
         for axis in self.over(*names):
             shards *= self.mesh_axes[axis]
@@ -70,15 +71,15 @@ class Split:
     def contract(
         self, x: jax.Array, w: jax.Array | Int8Weight, spec: str, *, over: str | tuple[str, ...]
     ) -> jax.Array:
-        """`product(x, w, spec)` whose contracted dims may be split: then it sums over devices.
+        """Return `product(x, w, spec)`, summed over devices if contracted dims are split.
 
         Args:
           x, w: local shards.
           spec: einsum of the local shards; the output is [B, L, D], a term of the residual stream.
-          over: logical axes that are contracted.
+          over: the contracted logical axes.
 
         Returns:
-          [B, L, D]; [B, L / n, D] where the residual stream is split over the same mesh axes
+          [B, L, D]; [B, L / n, D] if the residual stream is split over the same mesh axes
           (`act_norm_seq`, Megatron sequence parallelism).
 
         Cost: an all-reduce of the output over the mesh axes of `over`, or a reduce-scatter.
@@ -87,9 +88,9 @@ class Split:
         return self.sum(product(x, w, spec, self.over(*names)), *names)
 
     def sum(self, y: jax.Array, *names: str) -> jax.Array:
-        """Partial sums of a term of the residual stream, summed over what splits these names.
+        """Sum a term of the residual stream over the mesh axes that split these logical axes.
 
-        Cost: as of `contract`.
+        Cost: as in `contract`.
         """
         axes = self.over(*names)
         if not axes:
@@ -105,18 +106,18 @@ class Split:
 
     @property
     def expert_sums(self) -> tuple[str, ...]:
-        """Logical axes over which the outputs of experts are partial sums."""
+        """The logical axes over which the outputs of experts are partial sums."""
         return ("mlp",) if self.experts.exchange_axes else ("mlp", "expert")
 
     def enter(self, x_BLD: jax.Array, *names: str) -> jax.Array:
-        """The residual stream as a block's matrices need it: the device's whole sequence piece.
+        """Return the residual stream for a block's matrices: this device's whole sequence piece.
 
         Args:
           x_BLD: [B, L / norm_seq, D].
-          names: logical axes that split the matrices it meets.
+          names: logical axes that split the matrices that it is multiplied by.
 
-        Cost: with sequence-parallel norms an all-gather. Backward, a reduce-scatter, or one
-          all-reduce over the mesh axes of `names`, however many matrices follow.
+        Cost: with sequence-parallel norms an all-gather, and backward a reduce-scatter; otherwise
+          backward one all-reduce over the mesh axes of `names`, however many matrices follow.
         """
         axes = self.over("act_norm_seq")
         if axes:
@@ -124,7 +125,7 @@ class Split:
         return vary_over(x_BLD, self.over(*names))
 
     def widen(self, x_Bd: jax.Array) -> jax.Array:
-        """Shares of the model width (`lookup`), the last dim, gathered to full width.
+        """All-gather local shards of the model width (`lookup`), the last dim, to full width.
 
         Cost: an all-gather; nothing backward.
         """
@@ -132,7 +133,7 @@ class Split:
         return widen(x_Bd, axes) if axes else x_Bd
 
     def narrow(self, x_BD: jax.Array) -> jax.Array:
-        """This device's share of the model width: inverse of `widen`.
+        """Return this device's local shard of the model width: inverse of `widen`.
 
         Cost: nothing; an all-gather backward.
         """
@@ -140,13 +141,13 @@ class Split:
         return narrow(x_BD, axes) if axes else x_BD
 
     def positions(self, seq_len: int) -> jax.Array:
-        """Positions of this device's tokens where attention sees them, [L / seq] int32."""
+        """Return the positions of this device's tokens in attention, [L / seq] int32."""
         axes = self.over("act_seq")
         index, length = lax.axis_index(axes) if axes else 0, seq_len // self.count("act_seq")
         return jnp.asarray(self.attention.positions(index, length, self.mesh_axes))
 
     def residual_positions(self, seq_len: int) -> jax.Array:
-        """Positions of this device's tokens in the residual stream, [L / seq / norm_seq] int32."""
+        """Return the positions of this device's residual stream, [L / seq / norm_seq] int32."""
         positions = self.positions(seq_len)
         axes = self.over("act_norm_seq")
         if not axes:
@@ -155,9 +156,9 @@ class Split:
         return lax.dynamic_slice_in_dim(positions, lax.axis_index(axes) * length, length)
 
     def last_token(self, x_BLD: jax.Array, seq_len: int) -> jax.Array:
-        """[B, D] of the sequence's last position, on every device.
+        """Return the sequence's last position, [B, D], on every device.
 
-        Cost: an all-reduce of [B, D] where the sequence is split.
+        Cost: an all-reduce of [B, D] if the sequence is split.
         """
         last = x_BLD[:, -1]
         axes = self.over("act_seq", "act_norm_seq")
@@ -167,52 +168,52 @@ class Split:
         return lax.psum(jnp.where(mine, last, jnp.zeros_like(last)), axes)
 
     def token_at(self, x_BLD: jax.Array, positions_B: jax.Array, seq_len: int) -> jax.Array:
-        """[B, D] of one position of each sequence, on every device.
+        """Return one position of each sequence, [B, D], on every device.
 
-        Cost: as of `last_token`.
+        Cost: as in `last_token`.
         """
         mine = self.residual_positions(seq_len)[None, :, None] == positions_B[:, None, None]
-        found = jnp.where(mine, x_BLD, jnp.zeros_like(x_BLD)).sum(1)
+        token = jnp.where(mine, x_BLD, jnp.zeros_like(x_BLD)).sum(1)
         axes = self.over("act_seq", "act_norm_seq")
-        return lax.psum(found, axes) if axes else found
+        return lax.psum(token, axes) if axes else token
 
     def match_kv_heads(self, kv: jax.Array, kv_heads: int, heads: int) -> jax.Array:
-        """The key/value heads that this device's query heads read, [B, L, G', K].
+        """Return the key/value heads that this device's query heads read, [B, L, G', K].
 
-        Where `heads` is split and `kv_heads` is not (fewer key/value heads than devices), every
-        device computes all key/value heads and keeps those its query heads use.
+        If `heads` is split and `kv_heads` is not (fewer key/value heads than devices), every
+        device computes all key/value heads and keeps those that its query heads use.
         """
         if self.over("kv_heads") or not self.over("heads"):
             return kv
         local_heads, group = heads // self.count("heads"), heads // kv_heads
         if local_heads % group and group % local_heads:
             raise ValueError(
-                f"Split: {local_heads} query heads a device straddle groups of {group} that share "
-                f"a key/value head. Split 'heads' over {kv_heads} devices or a multiple that "
+                f"Split: {local_heads} query heads per device straddle groups of {group} that "
+                f"share a key/value head. Split 'heads' over {kv_heads} devices or a multiple that "
                 "divides the group."
             )
         first = lax.axis_index(self.over("heads")) * local_heads // group
         return lax.dynamic_slice_in_dim(kv, first, max(1, local_heads // group), axis=2)
 
     def attend(self, q, k, v, *, is_causal: bool, segment_ids=None) -> jax.Array:
-        """Attention of this device's query heads and tokens, [B, L, H, K]."""
+        """Return attention's output for this device's query heads and tokens, [B, L, H, K]."""
         with jax.named_scope("attention_core"):
             return self.attention.attend(q, k, v, is_causal=is_causal, segment_ids=segment_ids)
 
     def attend_cached(self, q, k, v, cache: CachedLayer):
-        """Attention of one new token of each sequence, and its keys and values for the cache."""
+        """Return attention of one new token per sequence, and its keys and values to cache."""
         assert self.kv is not None
         with jax.named_scope("attention_core"):
             return cached_attention(q, k, v, cache, self.kv)
 
     def assert_sharding(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
-        """Names an activation's dims, and checks that it differs only over what splits them.
+        """Assert that an activation differs only over the mesh axes that split its dims.
 
         Args:
           x: a local shard.
-          names: for each dim its logical axis, or several that split it one after the other.
+          names: the logical axis of each dim, or several that split it in turn.
 
-        A missing sum over a mesh axis shows here, at trace time, as an axis too many.
+        A missing sum over a mesh axis fails here, at trace time, as an extra axis.
         """
         if len(names) != x.ndim:
             raise AssertionError(f"{names} name {len(names)} dims, the array has {x.ndim}")
@@ -224,7 +225,7 @@ class Split:
         return x
 
 
-# The residual stream's token dim: split as attention sees it, then further between blocks.
+# The logical axes of the residual stream's token dim: attention's split, then that between blocks.
 RESIDUAL_SEQ = ("act_seq", "act_norm_seq")
 
 UNSPLIT = Split()

@@ -1,6 +1,6 @@
-"""Stacked layers laid out for pipeline stages of unequal depth.
+"""The padding of stacked layers for pipeline stages of unequal depth.
 
-Every stage holds as many layers as the longest; a shorter one is filled up with layers of zeros. A
+Every stage holds as many layers as the longest; shorter ones are padded with layers of zeros. A
 pre-norm block of zeros adds nothing to the residual stream, so the function stays the same.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def pad_layers(x: jax.Array, groups: tuple[int, ...]) -> jax.Array:
-    """[N, ...] layers in order -> [S * max(groups), ...], stage s with its groups[s] layers first.
+    """Pad layers [N, ...] to [S * max(groups), ...], each stage's own groups[s] layers first.
 
     Args:
       x: stacked layers, N = sum(groups).
@@ -25,19 +25,19 @@ def pad_layers(x: jax.Array, groups: tuple[int, ...]) -> jax.Array:
 
 
 def unpad_layers(x: jax.Array, groups: tuple[int, ...]) -> jax.Array:
-    """Inverse of `pad_layers`: the layers of zeros are left out."""
+    """Remove the layers of zeros: inverse of `pad_layers`."""
     return x if len(set(groups)) <= 1 else jnp.take(x, _places(groups), axis=0)
 
 
 def layers_in_place(groups: tuple[int, ...]) -> np.ndarray:
-    """Which layer `pad_layers` puts in each row, [S * max(groups)]; -1 is one of zeros."""
+    """Return the layer in each row of padded layers, [S * max(groups)]; -1 is a layer of zeros."""
     rows = np.full(len(groups) * max(groups), -1)
     rows[_places(groups)] = np.arange(sum(groups))
     return rows
 
 
 def padded_layers(groups: tuple[int, ...]) -> int:
-    """Layers of zeros over all stages."""
+    """Return the number of layers of zeros over all stages."""
     return len(groups) * max(groups) - sum(groups)
 
 

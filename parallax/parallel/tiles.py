@@ -1,14 +1,14 @@
-"""Into how many slabs a layer's weights are cut, and what goes through each together, as data."""
+"""The weight tiles of a layer, and the microbatch groups that run through them, as values."""
 
 from typing import NamedTuple
 
 
 class Tiles(NamedTuple):
-    """Slabs of one layer.
+    """The numbers of weight tiles in one layer.
 
     Attributes:
-      attention: by heads.
-      mlp: by width.
+      attention: tiles of attention, cut by heads.
+      mlp: tiles of the MLP, cut by width.
     """
 
     attention: int
@@ -16,11 +16,11 @@ class Tiles(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Microbatches that a slab serves before the next one.
+    """A microbatch group: the microbatches that run through one weight tile before the next.
 
     Attributes:
-      microbatches: how many, one after the other.
-      tiles: slabs of each layer.
+      microbatches: number of microbatches, which run one after another.
+      tiles: weight tiles of each layer.
     """
 
     microbatches: int

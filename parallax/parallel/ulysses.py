@@ -1,4 +1,4 @@
-"""The sequence split over a mesh axis, traded for heads while attention runs."""
+"""The attention part that exchanges a split of the sequence for a split of the heads."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from parallax.parallel.order import numpy_of
 
 @dataclass(frozen=True)
 class Ulysses:
-    """All-to-all from tokens to heads, attention over longer pieces of fewer heads, and back.
+    """The Ulysses attention part: all-to-alls from tokens to heads, attention, and back.
 
-    The sequence is split over the inner part's mesh axes and then over `axis`. Every device gets
-    the key/value heads that its query heads read: where there are fewer than devices, the same one
-    goes to several.
+    Attention sees longer pieces of fewer heads. The sequence is split over the inner part's mesh
+    axes and then over `axis`. Every device gets the key/value heads that its query heads read; if
+    there are fewer than devices, several devices get the same head.
 
     Attributes:
       axis: mesh axis; its size divides the query heads.
       inner: how attention crosses the other mesh axes.
 
-    Cost: of a device's q, k, v and output each (P - 1) / P, by all-to-all; backward again. Keys and
-      values count P G' heads, where a part of the query heads reads G'.
+    Cost: (P - 1) / P of a device's q, k, v and output each, by all-to-all, and again backward. Keys
+      and values count P G' heads, where a part of the query heads reads G'.
     Reference: Jacobs et al., "DeepSpeed Ulysses", 2023.
     """
 
@@ -80,14 +80,14 @@ class Ulysses:
         return self._forward(shape, sizes, calls) + inner
 
     def _forward(self, shape, sizes, calls):
-        found = self._exchanges(shape, sizes, calls)
+        transfers = self._exchanges(shape, sizes, calls)
         if shape.packed and sizes[self.axis] > 1:
             ids = shape.batch * shape.seq_len // size_over(sizes, self.inner.seq_axes) * 4
-            found += (
+            transfers += (
                 transfer("segment_ids", "segment ids of the sequence", "all-gather", (self.axis,),
                          sizes[self.axis], ids, calls),
             )  # fmt: skip
-        return found
+        return transfers
 
     def backward_transfers(self, shape, sizes, calls):
         inner = self.inner.backward_transfers(self._inner_shape(shape, sizes), sizes, calls)
@@ -95,7 +95,7 @@ class Ulysses:
 
     def _exchanges(self, shape, sizes, calls):
         size, inner = sizes[self.axis], self._inner_shape(shape, sizes)
-        # Where head_dim is split as well, what travels here is this device's slice of it.
+        # If head_dim is split as well, only this device's slice of it travels here.
         slices = size_over(sizes, self.slice_axes)
         tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
         token = tokens * size * shape.item_bytes

@@ -1,4 +1,4 @@
-"""Manual-axes types: over which mesh axes a value differs between devices."""
+"""The varying mesh axes of values: those over which a value differs between devices."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from jax import lax
 
 
 def varying_axes(x) -> frozenset[str]:
-    """Mesh axes over which `x` is typed as different on each device; empty outside shard_map."""
+    """Return the mesh axes over which `x` is typed as varying; empty outside shard_map."""
     return frozenset(jax.typeof(x).manual_axis_type.varying)
 
 
 def vary_over(x, axes):
-    """`x` typed as varying over `axes` too. No communication forward; backward sums over them."""
+    """Type `x` as varying over `axes` too. Nothing moves forward; backward sums over them."""
     missing = tuple(a for a in axes if a not in varying_axes(x))
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def vary_alike(*arrays: Any, also: tuple[str, ...] = ()) -> tuple[Any, ...]:
-    """All arrays (None passes) typed as varying over the union of their axes, and over `also`."""
+    """Type all arrays as varying over the union of their axes and `also`; None stays None."""
     union = set(also)
     for x in arrays:
         if x is not None:

@@ -1,7 +1,8 @@
-"""Whole rows and this device's share of them: two maps, each with the other as its gradient.
+"""The all-gather of a row's shards and the selection of a local shard, each other's gradient.
 
-A row that is the same on all devices of `axes` has one gradient, of which a share's gradient is a
-piece: an all-gather puts it together. JAX's own rule for a slice sums padded rows, twice the bytes.
+A row that is the same on all devices of `axes` has one gradient, and the gradient of a local shard
+is a piece of it: an all-gather assembles it. JAX's own rule for a slice would sum padded rows and
+send twice the bytes.
 """
 
 import functools
@@ -14,13 +15,13 @@ Axes = tuple[str, ...]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def widen(x: jax.Array, axes: Axes) -> jax.Array:
-    """[..., D / n] that differs over `axes` -> [..., D], the same on all of their devices."""
+    """All-gather local shards [..., D / n] over `axes` to rows [..., D] on all of their devices."""
     return lax.all_gather(x, axes, axis=x.ndim - 1, tiled=True, to="invarying")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def narrow(x: jax.Array, axes: Axes) -> jax.Array:
-    """[..., D], the same on all devices of `axes` -> [..., D / n], this device's share."""
+    """Return this device's local shard [..., D / n] of rows [..., D] replicated over `axes`."""
     width = x.shape[-1] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * width, width, axis=x.ndim - 1)
 

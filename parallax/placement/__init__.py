@@ -1,6 +1,7 @@
-"""Which layers on which device: bytes of every layer, and contiguous groups under a budget.
+"""The placement of layers on devices: bytes per layer, and contiguous groups under a budget.
 
-Knows no strategy and no mesh: layers are bytes and costs, devices are budgets and speeds.
+This package knows no strategy and no mesh: layers are bytes and costs, devices are budgets and
+speeds.
 """
 
 from parallax.placement.budget import Budget, parse_budget

@@ -1,4 +1,4 @@
-"""Bytes of one layer on its device: weights by format, keys and values, activations, workspace."""
+"""The bytes of a layer on its device: weights by format, KV cache, activations, workspace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from parallax.models.parameters import Parameter, layer_matrices, layer_paramete
 
 @dataclass(frozen=True)
 class Footprint:
-    """One layer, bytes.
+    """The bytes of one layer.
 
     Attributes:
-      weights: matrices in their format, with scales and positions, and norms and biases.
-      kv: keys and values of all tokens at hand.
-      activations: what a pass through the layer holds at most.
-      workspace: for libraries, as given.
-      formats: of the attention's matrices, and of the MLP's.
+      weights: matrices in their formats, with scales and positions, and norms and biases.
+      kv: cached keys and values.
+      activations: the peak of a pass through the layer.
+      workspace: the workspace of libraries, as given.
+      formats: the formats of attention's and of the MLP's matrices.
     """
 
     weights: int
@@ -32,13 +32,13 @@ class Footprint:
 
 
 def stored_bytes(matrix: Parameter, form: str) -> int:
-    """Bytes of one layer's matrix, or of those of all its experts, in a format."""
+    """Return the bytes of a layer's matrix (of all experts, if it has experts) in a format."""
     inputs, outputs, count = matrix.matrices()
     return count * parse_format(form).n_bytes(inputs, outputs)
 
 
 def part_bytes(config: ModelConfig, part: str, form: str) -> int:
-    """Bytes of one layer's attention or MLP matrices in a format; a router is not among them."""
+    """Return the bytes of a layer's attention or MLP matrices, without router, in a format."""
     return sum(stored_bytes(matrix, form) for matrix in layer_matrices(config, part))
 
 
@@ -50,18 +50,18 @@ def layer_footprints(
     cached_tokens: int = 0,
     workspace: int = 0,
 ) -> tuple[Footprint, ...]:
-    """Every layer's bytes.
+    """Return the bytes of every layer.
 
     Args:
       config: the model.
-      formats: one for all matrices, or a layer's (attention, MLP) each; the
-        model's own dtype leaves a matrix as it is.
-      tokens: of a microbatch in the layer.
-      cached_tokens: whose keys and values are at hand, of all sequences.
-      workspace: bytes.
+      formats: one format for all matrices, or (attention, MLP) for each layer; the model's own
+        dtype leaves a matrix uncompressed.
+      tokens: tokens of a microbatch in the layer.
+      cached_tokens: tokens of all sequences whose keys and values are cached.
+      workspace: bytes of libraries' workspace.
 
     Raises:
-      ValueError: an unknown format, as many formats as there are no layers, sizes that runs or
+      ValueError: an unknown format, another number of formats than layers, or sizes that runs or
         groups do not divide.
     """
     if isinstance(formats, str):
@@ -82,7 +82,7 @@ def _layer(
     config: ModelConfig, formats: tuple[str, str], tokens: int, cached: int, workspace: int
 ) -> Footprint:
     if formats != (config.dtype, config.dtype):
-        config.replace(compression=formats)  # what a model cannot store has no bytes
+        config.replace(compression=formats)  # ValueError for sizes that a format cannot store
     matrices = sum(part_bytes(config, *of) for of in zip(PARTS, formats, strict=True))
     others = (p for p in layer_parameters(config) if p.part is None)  # norms, biases, a router
     rest = sum(p.size for p in others) * config.item_bytes
@@ -91,7 +91,7 @@ def _layer(
 
 
 def _activations(config: ModelConfig, tokens: int) -> int:
-    """Residual stream in and out beside the larger of queries, keys, values and the MLP's rows."""
+    """Return the bytes of the residual stream in and out, plus the larger of QKV and MLP rows."""
     item, d = config.item_bytes, config.d_model
     heads, wide = (
         sum(m.matrices()[1] for m in layer_matrices(config, part) if m.reads_stream)

@@ -1,7 +1,7 @@
-"""Contiguous groups of layers, one a device: the papers' greedy rule, and the optimum.
+"""The contiguous groups of layers, one per device: the papers' greedy rule, and the optimum.
 
-A group costs the sum of its layers' costs over its device's speed; a placement costs as much as its
-slowest group, which all others wait for.
+The cost of a group is the sum of its layers' costs divided by its device's speed; the cost of a
+placement is that of its slowest group, which all others wait for.
 """
 
 import bisect
@@ -13,7 +13,7 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Device:
-    """What one device takes: at most `budget` bytes, at `speed` (1 is a cost a second)."""
+    """A device with a budget in bytes and a speed (1 is one unit of cost per second)."""
 
     budget: float
     speed: float = 1.0
@@ -27,11 +27,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Placement:
-    """Groups in order of devices.
+    """The groups of layers, in the order of devices.
 
     Attributes:
-      stops: of device i the layers stops[i - 1] to stops[i]; equal where it has none.
-      cost: of the slowest group.
+      stops: device i has the layers from stops[i - 1] up to stops[i]; equal if it has none.
+      cost: the cost of the slowest group.
     """
 
     stops: tuple[int, ...]
@@ -39,19 +39,19 @@ class Placement:
 
     @property
     def groups(self) -> tuple[range, ...]:
-        """Layers of each device, in order."""
+        """The layers of each device, in order."""
         return tuple(range(a, b) for a, b in zip((0, *self.stops), self.stops, strict=False))
 
 
 def greedy(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Device]) -> Placement:
-    """The papers' rule: a device takes layers as long as they fit its budget.
+    """Place layers by the papers' rule: a device takes layers as long as they fit its budget.
 
     Args:
-      sizes, costs: of every layer, in order: bytes, and what is added up.
-      devices: in order.
+      sizes, costs: bytes and cost of every layer, in order.
+      devices: the devices, in order.
 
     Raises:
-      ValueError: layers that are left over, or one that fits no device it could go to.
+      ValueError: layers that are left over, such as one that fits no device it could go to.
     """
     _check(sizes, costs, devices)
     prefix = list(accumulate(sizes, initial=0.0))
@@ -68,21 +68,21 @@ def greedy(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Dev
 
 
 def optimal(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Device]) -> Placement:
-    """The placement whose slowest group costs least.
+    """Return the placement whose slowest group costs least.
 
     Args: as for `greedy`.
 
     Raises:
       ValueError: no placement keeps every budget.
 
-    Cost: for N layers on P devices P log N a guess, about 60 guesses and as many exact ones as the
-      last of them leaves.
+    Cost: for N layers on P devices, P log N per guess; about 60 guesses, and then exact steps until
+      the next smaller cost fails.
     """
     _check(sizes, costs, devices)
     bytes_to, cost_to = (list(accumulate(x, initial=0.0)) for x in (sizes, costs))
 
     def fill(limit: float) -> list[int] | None:
-        """Every device takes all it may: if that leaves layers, nothing keeps this limit."""
+        """Fill every device up to the limit; None if layers are left, so that none keeps it."""
         stops, at = [], 0
         for d in devices:
             by_bytes = bisect.bisect_right(bytes_to, bytes_to[at] + d.budget * (1 + 1e-12), lo=at)
@@ -94,20 +94,21 @@ def optimal(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[De
     high = cost_to[-1] / min(d.speed for d in devices)
     best = fill(math.inf)
     if best is None:
-        greedy(sizes, costs, devices)  # says which layer is left
+        greedy(sizes, costs, devices)  # its error names the layer that is left
         raise ValueError("optimal: no placement keeps every budget.")
     low = 0.0
     for _ in range(60):
         middle = (low + high) / 2
-        found = fill(middle)
-        low, high, best = (middle, high, best) if found is None else (low, middle, found)
-    # What is left is below rounding; the answer is a sum of layers, and the next smaller one fails.
+        filled = fill(middle)
+        low, high, best = (middle, high, best) if filled is None else (low, middle, filled)
+    # The interval is now below rounding. The optimum is a sum of layers: step to smaller ones until
+    # one fails.
     cost = _cost(best, costs, devices)
-    while (found := fill(math.nextafter(cost, 0.0))) is not None:
-        smaller = _cost(found, costs, devices)
+    while (filled := fill(math.nextafter(cost, 0.0))) is not None:
+        smaller = _cost(filled, costs, devices)
         if smaller >= cost:
             break
-        best, cost = found, smaller
+        best, cost = filled, smaller
     return Placement(tuple(best), cost)
 
 
@@ -124,4 +125,4 @@ def _check(sizes: Sequence[float], costs: Sequence[float], devices: Sequence[Dev
             f"{len(costs)} costs, {len(devices)} devices."
         )
     if (least := min(*sizes, *costs)) < 0:
-        raise ValueError(f"placement: bytes and costs go from 0 on, got {least:.6g}.")
+        raise ValueError(f"placement: bytes and costs must be at least 0, got {least:.6g}.")

@@ -1,4 +1,4 @@
-"""Placing again: among the placements that cost no more than a limit, the one that moves least."""
+"""The placement that moves the fewest bytes among those that cost no more than a limit."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -14,18 +14,20 @@ def least_moved(
     held: Sequence[Collection[int]],
     limit: float,
 ) -> Placement:
-    """The placement with a layer or more on every device that brings the fewest bytes to devices
-    which do not hold them; of equals the evenest, by the sum of squared costs.
+    """Return the placement, at least one layer per device, that moves the fewest bytes.
+
+    A layer's bytes are moved if its device does not hold it. Of equal placements, the one with the
+    best load balance wins: the smallest sum of squared costs.
 
     Args:
       sizes, costs, devices: as for `optimal`.
-      held: of every device, the layers it has already.
-      limit: no group costs more, such as `optimal(...).cost`.
+      held: for every device, the layers that it holds already.
+      limit: the most that any group may cost, such as `optimal(...).cost`.
 
     Raises:
-      ValueError: fewer layers than devices, or no such placement.
+      ValueError: fewer layers than devices, or no placement within the limit and budgets.
 
-    Cost: for N layers on P devices N P times the layers of the largest group that fits.
+    Cost: for N layers on P devices, N P times the layers of the largest group that fits.
     """
     if len(sizes) < len(devices):
         raise ValueError(
@@ -34,14 +36,14 @@ def least_moved(
         )
     bytes_to, cost_to = (list(accumulate(x, initial=0.0)) for x in (sizes, costs))
     limit *= 1 + 1e-12
-    # best[j]: (bytes moved, squares, stops) with the first j layers on the devices so far.
+    # best[j]: (bytes moved, sum of squares, stops) with the first j layers on the devices so far.
     best: list[tuple[float, float, tuple[int, ...]] | None] = [None] * (len(sizes) + 1)
     best[0] = (0.0, 0.0, ())
     for number, (device, mine) in enumerate(zip(devices, held, strict=True)):
         moved_to = list(
             accumulate((0.0 if i in mine else s for i, s in enumerate(sizes)), initial=0.0)
         )
-        found: list[tuple[float, float, tuple[int, ...]] | None] = [None] * len(best)
+        extended: list[tuple[float, float, tuple[int, ...]] | None] = [None] * len(best)
         for start, before in enumerate(best):
             if before is None:
                 continue
@@ -52,15 +54,15 @@ def least_moved(
                     break
                 moved = before[0] + moved_to[stop] - moved_to[start]
                 entry = (moved, before[1] + cost * cost, (*before[2], stop))
-                old = found[stop]
+                old = extended[stop]
                 if old is None or entry < old:
-                    found[stop] = entry
-        if not any(found):
+                    extended[stop] = entry
+        if not any(extended):
             raise ValueError(
                 f"least_moved: device {number} (budget {device.budget:.6g} bytes) can take no "
-                "layer of its own. Raise its budget, compress its layers, or leave it out."
+                "layer. Raise its budget, compress its layers, or leave it out."
             )
-        best = found
+        best = extended
     if best[-1] is None:
         raise ValueError("least_moved: no placement keeps every budget and gives each a layer.")
     stops = best[-1][2]

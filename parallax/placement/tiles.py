@@ -1,4 +1,4 @@
-"""Slabs of a layer under a budget, and the bytes that serving microbatches slab by slab saves."""
+"""The weight tiles of a layer under a budget, and the memory traffic that they save."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.parameters import layer_matrices
 from parallax.parallel.tiles import Tiles
 
-_SUM_BYTES = 4  # of one element of the slabs' sum; 8 in a float64 model
+_SUM_BYTES = 4  # bytes per element of the sum over weight tiles; 8 in a float64 model
 
 
 def tiles_under(
@@ -18,23 +18,25 @@ def tiles_under(
     heads: int = 1,
     width: int = 1,
 ) -> Tiles:
-    """The fewest slabs of a dense layer of which each fits the budget.
+    """Return the fewest weight tiles of a dense layer that each fit the budget.
 
     Args:
       config: the model.
-      budget: bytes a slab may take, such as `parse_budget("l2", gpu).n_bytes`.
-      formats: of the attention's matrices and of the MLP's; None is the model's dtype.
+      budget: the most bytes per weight tile, such as `parse_budget("l2", gpu).n_bytes`.
+      formats: formats of attention's and of the MLP's matrices; None is the model's dtype.
       heads, width: devices over which heads and the MLP's width are split.
 
-    Of attention the matrices of queries, keys and values have to fit together, and then the output
-    matrix alone: attention is between them. Of an MLP all of them.
+    In attention, the matrices of queries, keys and values have to fit together, and the output
+    matrix on its own, since attention runs between them. In an MLP, all matrices have to fit
+    together.
 
     Raises:
-      ValueError: experts, or a slab of one key/value head (or of one column) that does not fit.
+      ValueError: a model with experts, or a tile of one key/value head (or one column) that does
+        not fit.
     """
     if config.num_experts:
         raise ValueError(
-            f"tiles_under: model '{config.name}' has experts, which are not cut into slabs."
+            f"tiles_under: model '{config.name}' has experts, which weight tiles do not support."
         )
     for name, parts, whole in (
         ("heads", heads, config.num_kv_heads),
@@ -49,7 +51,7 @@ def tiles_under(
     kv_heads, columns = config.num_kv_heads // heads, config.d_ff // width
 
     def tile_bytes(part: str, form: str, cut: int) -> tuple[int, int]:
-        """Of one tile's matrices that read the residual stream, and of those that write it."""
+        """Return a tile's bytes in matrices that read the residual stream, and that write it."""
         read = written = 0
         for matrix in layer_matrices(config, part):
             inputs, outputs, _ = matrix.matrices()
@@ -59,30 +61,30 @@ def tiles_under(
                 written += _n_bytes(form, inputs // cut, outputs)
         return read, written
 
-    def attention_slab(count: int) -> int:
+    def attention_tile(count: int) -> int:
         return max(tile_bytes("attention", of_attention, count * heads))
 
-    def mlp_slab(count: int) -> int:
+    def mlp_tile(count: int) -> int:
         return sum(tile_bytes("mlp", of_mlp, count * width))
 
     return Tiles(
-        _fewest(attention_slab, kv_heads, budget, f"{config.name}: one key/value head's attention"),
-        _fewest(mlp_slab, columns, budget, f"{config.name}: one column of the MLP"),
+        _fewest(attention_tile, kv_heads, budget, f"{config.name}: one key/value head's attention"),
+        _fewest(mlp_tile, columns, budget, f"{config.name}: one column of the MLP"),
     )
 
 
 @dataclass(frozen=True)
 class TileTraffic:
-    """Device memory of one layer and one round, bytes (tag: derived).
+    """The device memory traffic of one layer and one microbatch group, bytes (tag: derived).
 
     Attributes:
-      weights: of the layer on its device.
-      once_each: weights as the ordinary order reads them: once a microbatch.
-      once_a_round: weights slab by slab: read once, and for each copy of a slab written once.
-      activations: rows and sums that microbatches read and write once a slab, where no cache holds
+      weights: weights of the layer on its device.
+      once_each: weights in the ordinary order: read once per microbatch.
+      once_a_round: weights tile by tile: read once per group, and written once per copy of a tile.
+      activations: rows and sums that microbatches read and write once per tile, if no cache holds
         them.
-      held: of them, what would have to stay in the cache beside a slab for `activations` to be
-        nothing.
+      held: activations that would have to stay in the cache beside a tile for `activations` to be
+        zero.
     """
 
     weights: int
@@ -93,12 +95,12 @@ class TileTraffic:
 
     @property
     def saved(self) -> int:
-        """Bytes saved where no cache holds activations; negative where tiling is a loss."""
+        """The bytes saved if no cache holds activations; negative if tiling is a loss."""
         return self.once_each - self.once_a_round - self.activations
 
     @property
     def saved_at_most(self) -> int:
-        """Bytes saved where the cache holds activations beside the slab."""
+        """The bytes saved if the cache holds activations beside the weight tile."""
         return self.once_each - self.once_a_round
 
 
@@ -111,35 +113,38 @@ def tile_traffic(
     weights: int | None = None,
     copies: int = 1,
 ) -> TileTraffic:
-    """What one layer and one round read and write in each order.
+    """Return the memory traffic of one layer and one microbatch group in each order.
 
     Args:
-      config: of the layer.
-      tiles: slabs of it.
-      tokens: of one microbatch on one device.
-      microbatches: of the round.
+      config: the model.
+      tiles: weight tiles of the layer.
+      tokens: tokens of one microbatch on one device.
+      microbatches: microbatches in the group.
       weights: bytes of the layer's matrices on the device; None is all of them, uncompressed.
-      copies: of each slab, made beside it: one as XLA compiles it, none in a kernel of its own.
+      copies: copies made of each tile: one as XLA compiles it, none in a dedicated kernel.
 
-    Tiling saves bytes up to about `most_tokens` tokens a microbatch.
+    Tiling saves bytes up to about `most_tokens` tokens per microbatch.
     """
     if weights is None:
         weights = sum(m.size for m in layer_matrices(config)) * config.item_bytes
     wide = max(_SUM_BYTES, config.item_bytes)
     row = config.d_model * (config.item_bytes + 2 * wide)
-    slabs = tiles.attention + tiles.mlp
+    count = tiles.attention + tiles.mlp
     return TileTraffic(
         weights=weights,
         once_each=microbatches * weights,
         once_a_round=(1 + copies) * weights,
-        activations=slabs * microbatches * tokens * row,
+        activations=count * microbatches * tokens * row,
         held=microbatches * tokens * config.d_model * (config.item_bytes + wide),
     )
 
 
 def most_tokens(config: ModelConfig, tiles: Tiles, microbatches: int, *, copies: int = 1) -> float:
-    """Tokens of a microbatch up to which tiling saves bytes, where no cache holds activations: a
-    slab's bytes over those of a row, times the share of readings that a round saves."""
+    """Return the tokens per microbatch up to which tiling saves bytes, without a cache.
+
+    It is a weight tile's bytes over those of a row of activations, times the share of reads that a
+    microbatch group saves.
+    """
     one = tile_traffic(config, tiles, 1, microbatches, copies=copies)
     return max(0.0, one.saved_at_most / one.activations)
 
@@ -148,22 +153,22 @@ def _n_bytes(name: str, inputs: int, outputs: int) -> int:
     return parse_format(name).n_bytes(inputs, outputs)
 
 
-def _fewest(slab, most: int, budget: int, where: str) -> int:
-    """The smallest divisor of `most` whose slabs fit."""
+def _fewest(tile_bytes, most: int, budget: int, name: str) -> int:
+    """Return the smallest divisor of `most` whose weight tiles fit."""
     least, cannot = 0, None
     for count in range(1, most + 1):
         if most % count:
             continue
         try:
-            least = slab(count)
+            least = tile_bytes(count)
         except ValueError as error:
-            cannot = error  # this format has no slabs of that size
+            cannot = error  # the format cannot store a tile of that size
             continue
         if least <= budget:
             return count
     if not least and cannot is not None:
         raise cannot
     raise ValueError(
-        f"tiles_under: {where} takes {least} bytes, the budget is {budget}. Compress it, or raise "
+        f"tiles_under: {name} takes {least} bytes, the budget is {budget}. Compress it, or raise "
         "the budget."
     )

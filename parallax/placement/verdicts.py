@@ -1,4 +1,4 @@
-"""What each group comes to against its budget: fits, by how much not, what would make it fit."""
+"""The verdicts on groups of layers: whether each fits its budget, and what would make it fit."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from parallax.placement.footprint import Footprint, layer_footprints
 
 @dataclass(frozen=True)
 class GroupVerdict:
-    """One group.
+    """The verdict on one group.
 
     Attributes:
-      layers: of the model.
-      n_bytes, budget: what it takes, and may.
-      would_fit: the mildest format of FORMATS whose weights would make it fit; "" if it fits, or
-        none would.
-      tiles: pieces its weights have to be cut into so that each fits beside the rest; 1 if it fits,
-        0 where the rest alone does not.
+      layers: layers of the model.
+      n_bytes, budget: bytes that the group takes, and may take.
+      would_fit: the least compressed of FORMATS whose weights would make it fit; "" if it fits
+        already, or if no format would.
+      tiles: pieces that its weights have to be cut into so that each fits beside the rest; 1 if
+        the group fits, 0 if the rest alone does not.
     """
 
     layers: range
@@ -30,7 +30,7 @@ class GroupVerdict:
 
     @property
     def over(self) -> int:
-        """Bytes too many; 0 if it fits."""
+        """The bytes over the budget; 0 if it fits."""
         return max(0, self.n_bytes - self.budget)
 
     @property
@@ -44,27 +44,27 @@ def verdicts(
     groups: Sequence[range],
     budgets: Sequence[int],
 ) -> tuple[GroupVerdict, ...]:
-    """Every group against its device's budget.
+    """Return the verdict on every group and its device's budget.
 
     Args:
-      config: of the layers.
-      footprints: of every layer.
-      groups, budgets: one a device.
+      config: the model.
+      footprints: bytes of every layer.
+      groups, budgets: layers and bytes of each device.
     """
-    found = []
+    of_groups = []
     for layers, budget in zip(groups, budgets, strict=True):
         mine = [footprints[i] for i in layers]
         total = sum(f.total for f in mine)
         rest = sum(f.total - f.weights for f in mine)
         fits = total <= budget
-        found.append(
+        of_groups.append(
             GroupVerdict(
                 layers, total, budget,
                 "" if fits else _would_fit(config, len(mine), rest, budget, total),
                 1 if fits else _tiles(total - rest, budget - rest),
             )
         )  # fmt: skip
-    return tuple(found)
+    return tuple(of_groups)
 
 
 def _would_fit(config: ModelConfig, count: int, rest: int, budget: int, total: int) -> str:
@@ -72,7 +72,7 @@ def _would_fit(config: ModelConfig, count: int, rest: int, budget: int, total: i
         try:
             weights = layer_footprints(config, name)[0].weights
         except ValueError:
-            continue  # sizes that this format cannot have
+            continue  # sizes that this format cannot store
         size = rest + count * weights
         if size <= budget and size < total:
             return name

@@ -1,1 +1,1 @@
-"""A model under a strategy, as functions of whole arrays: parameters, cache and steps."""
+"""The programs of a model under a strategy: functions of whole arrays, parameters and caches."""

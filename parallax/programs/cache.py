@@ -1,8 +1,8 @@
 """The KV cache of a model under a strategy: where its slots are, and how many bytes they take.
 
-Keys and values stay on the devices that computed them, or go where the strategy's attention part
-says, once, behind the prompt (`KvLayout`); new tokens' are dealt out over the same devices in turn.
-Shapes: B sequences, C slots, N layers, G key/value heads, K head_dim.
+Keys and values of the prompt stay on the devices that computed them, or move once, after the
+prompt, as the strategy's attention part says (`KvLayout`); those of new tokens go to the same
+devices in turn. Shapes: B sequences, C slots, N layers, G key/value heads, K head_dim.
 """
 
 import functools
@@ -27,12 +27,12 @@ from parallax.workload import Workload
 
 
 class KvCache(NamedTuple):
-    """Keys and values of all layers, and which slots hold them.
+    """The keys and values of all layers, and the positions of the next tokens.
 
     Attributes:
-      keys, values: [N, B, G, C, K], N with the layers that fill up shorter stages. Which slots hold
-        a token follows from positions and steps (`parallel/cache_slots.py`).
-      positions: [B] int32, of each sequence's next token.
+      keys, values: [N, B, G, C, K], N including the layers that pad shorter stages. Positions and
+        steps determine which slots hold a token (`parallel/cache_slots.py`).
+      positions: [B] int32, the position of each sequence's next token.
       steps: scalar int32, tokens decoded so far.
     """
 
@@ -49,15 +49,15 @@ class ShardedCache:
     Attributes:
       sharded: the model, with the prompts' workload: batch, tokens of the longest prompt (a
         multiple of `prompt_multiple`), microbatches of the prefill.
-      new_tokens: slots for what is decoded; more steps than that lose keys, the caller counts.
-      microbatches: of a decoding step; None is as many as there are stages, or the next fewer that
-        divide a device's sequences.
+      new_tokens: slots for decoded tokens. More steps than that lose keys; the caller has to count.
+      microbatches: microbatches of a decoding step; None takes as many as there are stages, or the
+        next smaller number that divides a device's sequences.
 
     Raises:
-      ValueError: a model that is not causal, sizes that do not divide.
+      ValueError: a model that is not causal, or sizes that do not divide.
 
-    A batch that the mesh axes of the sequence divide is dealt out over them while decoding, outside
-    of attention; otherwise every device of these axes computes all of its sequences.
+    While decoding, a batch that the sequence's mesh axes divide is split over them outside of
+    attention; otherwise every device on these axes computes all sequences.
     """
 
     sharded: ShardedTransformer
@@ -73,7 +73,9 @@ class ShardedCache:
                 "config.replace(causal=True)."
             )
         if workload.packed or workload.replayed:
-            raise ValueError(f"{context}: prompts are neither packed nor replayed; got {workload}.")
+            raise ValueError(
+                f"{context}: prompts must be neither packed nor of fixed routing; got {workload}."
+            )
         if self.new_tokens < 1:
             raise ValueError(f"{context}: new_tokens must be at least 1, got {self.new_tokens}.")
         table = strategy.rules.table("decode")
@@ -84,7 +86,7 @@ class ShardedCache:
             )
         if workload.seq_len % prompt_multiple(strategy):
             raise ValueError(
-                f"{context}: prompts of {workload.seq_len} tokens cannot be dealt out. Pad them to "
+                f"{context}: prompts of {workload.seq_len} tokens do not split evenly. Pad them to "
                 f"a multiple of {prompt_multiple(strategy)}."
             )
         if config.positions == "learned" and workload.seq_len + self.new_tokens > (
@@ -99,7 +101,7 @@ class ShardedCache:
         ]
         if config.num_experts and missing:
             raise ValueError(
-                f"{context}: experts are reached over mesh axes {tuple(missing)}, which must then "
+                f"{context}: experts are reached over mesh axes {tuple(missing)}, which must "
                 f"split the sequences: {workload.batch} do not divide. Pad the batch to a multiple "
                 f"of {batch_multiple(strategy)}."
             )
@@ -116,7 +118,7 @@ class ShardedCache:
 
     @functools.cached_property
     def layout(self) -> KvLayout:
-        """How this batch's cache is spread over the mesh."""
+        """The layout of this batch's cache over the mesh."""
         strategy = self.sharded.strategy
         layout = strategy.attention.kv_layout()
         rows, axes = self.workload.batch // strategy.split().count("act_batch"), ()
@@ -128,11 +130,11 @@ class ShardedCache:
 
     @functools.cached_property
     def split(self) -> Split:
-        """What model code sees in a decoding step."""
+        """The split that model code sees in a decoding step."""
         return self.step_split("cpu")
 
     def step_split(self, platform: Platform) -> Split:
-        """What model code sees in a decoding step on a platform."""
+        """Return the split that model code sees in a decoding step on a platform."""
         split = self.sharded.strategy.split("decode", platform=platform)
         axes = dict(split.axes)
         axes["act_batch"] = axes["act_batch"] + self.layout.batch_axes
@@ -153,10 +155,10 @@ class ShardedCache:
 
     @property
     def slots(self) -> tuple[int, int]:
-        """Slots a device has for one sequence: of the prompt, of new tokens.
+        """The slots per device for one sequence: (for the prompt, for new tokens).
 
-        In eights, which our kernel asks for, where the strategy enables our kernels or the record
-        validates this one.
+        Their sum is a multiple of 8, as our kernel requires, if the strategy enables our kernels or
+        the record validates this one.
         """
         devices = size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
         prompt, new = self.workload.seq_len // devices, slots_of(self.new_tokens, devices)
@@ -166,7 +168,7 @@ class ShardedCache:
 
     @property
     def attention_shape(self) -> AttentionShape:
-        """Sizes of one attention call of a step: sequences outside of attention, slots of all."""
+        """The sizes of one attention call in a step: sequences outside attention, all slots."""
         slots = sum(self.slots) * size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
         batch = self.rows // self.step_microbatches
         return attention_shape(self.sharded.config, self.split, batch, slots, packed=False)
@@ -195,7 +197,7 @@ class ShardedCache:
         )  # fmt: skip
 
     def abstract_cache(self, mesh) -> KvCache:
-        """The shapes of the cache with their shardings on `mesh`."""
+        """Return the shapes of the cache with their shardings on `mesh`."""
         return jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
@@ -204,7 +206,7 @@ class ShardedCache:
         )  # fmt: skip
 
     def kv_bytes(self) -> int:
-        """Bytes of keys and values a device holds (and reads in one step)."""
+        """Return the bytes of keys and values that a device holds, and reads in one step."""
         mesh = self.sharded.strategy.mesh.abstract()
         return sum(
             x.dtype.itemsize * math.prod(NamedSharding(mesh, spec).shard_shape(x.shape))
@@ -213,13 +215,13 @@ class ShardedCache:
 
 
 def prompt_multiple(strategy: Strategy) -> int:
-    """The number that the padded length of prompts must be a multiple of."""
+    """Return the number that the padded length of prompts must be a multiple of."""
     spread = strategy.attention.kv_layout().spread_axes
     return strategy.split().count("act_seq", "act_norm_seq") * size_over(strategy.mesh_axes, spread)
 
 
 def batch_multiple(strategy: Strategy) -> int:
-    """The number that the batch must be a multiple of: devices that split it or swap experts."""
+    """Return the number of devices that split the batch or exchange tokens; it divides a batch."""
     split = strategy.split()
     over = dict.fromkeys((*split.over("act_batch"), *strategy.experts.exchange_axes))
     return size_over(strategy.mesh_axes, tuple(over))

@@ -1,8 +1,9 @@
-"""Closed forms of what a strategy's programs send: the pieces of `bounds`, put together.
+"""The closed forms of the bytes that a strategy's programs send, assembled from `bounds`.
 
-They walk the model as the one `shard_map` does: tables, attention, the two contractions of a block,
-handoffs, the model's end; and for a training step what the backward pass recomputes, its own
-collectives, and the sums of gradients. The compiled ledger must equal them, by kind and mesh axes.
+They follow the model as the one `shard_map` runs it: tables, attention, the two contractions of a
+block, handoffs, the model's end; and in a training step the backward pass: what it recomputes, its
+own collectives, and the sums of gradients. The compiled ledger must equal them, by kind and mesh
+axes.
 Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 """
 
@@ -27,25 +28,25 @@ from parallax.workload import Workload
 def forward_transfers(
     config: ModelConfig, strategy: Strategy, workload: Workload, *, platform: Platform = "gpu"
 ) -> tuple[Transfer, ...]:
-    """What one forward pass to last-position logits sends.
+    """Return the transfers of one forward pass to last-position logits.
 
     Args:
-      config: the model at its real size.
-      strategy: any whose parts have closed forms.
-      workload: with this strategy's microbatches.
-      platform: that the program is for; "cpu" emulates ragged exchanges by dense ones.
+      config: the model at its full size.
+      strategy: a strategy whose parts have closed forms.
+      workload: the workload in this strategy's microbatches.
+      platform: the program's platform; "cpu" emulates ragged exchanges by dense ones.
 
     Returns:
-      One Transfer per purpose, bytes leaving a device over the whole pass. `minimum_bytes` leaves
-      out what pipeline bubbles and padded layers repeat.
+      One Transfer per purpose, with the bytes leaving a device over the whole pass.
+      `minimum_bytes` leaves out what pipeline bubbles and padded layers repeat.
     """
-    walk = PassShape(config, strategy, workload, platform)
-    walk.stack(passes=1)
-    last = walk.b * config.d_model * walk.item
-    seq = walk.over("act_seq", "act_norm_seq")
-    walk.add("last_position", "last position", "all-reduce", seq, last)
-    walk.end(last, passes=1)
-    return tuple(walk.transfers)
+    shape = PassShape(config, strategy, workload, platform)
+    shape.stack(passes=1)
+    last = shape.b * config.d_model * shape.item
+    seq = shape.over("act_seq", "act_norm_seq")
+    shape.add("last_position", "last position", "all-reduce", seq, last)
+    shape.end(last, passes=1)
+    return tuple(shape.transfers)
 
 
 def train_transfers(
@@ -57,55 +58,55 @@ def train_transfers(
     *,
     platform: Platform = "gpu",
 ) -> tuple[Transfer, ...]:
-    """What one training step sends: forward, what is recomputed, backward, sums of gradients.
+    """Return the transfers of one training step: forward, recomputed, backward, gradient sums.
 
     Args:
       config, strategy, workload, platform: as in `forward_transfers`.
       remat: what the backward pass recomputes.
-      param_bytes: of one parameter and its gradient, as the optimizer keeps them.
+      param_bytes: bytes per parameter, and per gradient, as the optimizer keeps them.
 
     Returns:
       One Transfer per purpose. `minimum_bytes` counts one forward pass and one backward pass
-      without bubbles: what rematerialisation sends again is no minimum.
+      without bubbles: what rematerialisation sends again does not count.
     """
-    walk = PassShape(config, strategy, workload, platform)
+    shape = PassShape(config, strategy, workload, platform)
     passes = 1 if remat == "none" else 2
-    walk.stack(passes, again=remat == "layer" and walk.layers > 1)
-    walk.stack_backward()
-    whole = walk.residual * walk.item
-    walk.add("unembedding_gather", "gather after the last layer", "all-gather",
-             walk.over("act_norm_seq"), whole, passes)  # fmt: skip
-    walk.end(whole, passes)
-    walk.end_backward(whole)
-    walk.cross_entropy(passes)
-    walk.routers()
-    walk.gradients(param_bytes)
-    return tuple(walk.transfers)
+    shape.stack(passes, again=remat == "layer" and shape.layers > 1)
+    shape.stack_backward()
+    whole = shape.residual * shape.item
+    shape.add("unembedding_gather", "gather after the last layer", "all-gather",
+             shape.over("act_norm_seq"), whole, passes)  # fmt: skip
+    shape.end(whole, passes)
+    shape.end_backward(whole)
+    shape.cross_entropy(passes)
+    shape.routers()
+    shape.gradients(param_bytes)
+    return tuple(shape.transfers)
 
 
 def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[Transfer, ...]:
-    """What one decoding step sends: a new token of every sequence.
+    """Return the transfers of one decoding step: a new token of every sequence.
 
     Returns:
-      One Transfer per purpose, bytes leaving a device over the step. `minimum_bytes` leaves out
-      what pipeline bubbles and padded layers repeat.
+      One Transfer per purpose, with the bytes leaving a device over the step. `minimum_bytes`
+      leaves out what pipeline bubbles and padded layers repeat.
     """
     sharded = decoder.sharded
-    walk = PassShape(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
-    walk.stack(passes=1)
-    walk.end(walk.b * sharded.config.d_model * walk.item, passes=1)
-    return tuple(walk.transfers)
+    shape = PassShape(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
+    shape.stack(passes=1)
+    shape.end(shape.b * sharded.config.d_model * shape.item, passes=1)
+    return tuple(shape.transfers)
 
 
 @dataclass(frozen=True)
 class ExpectedRouting:
-    """What a program with experts does when every expert is chosen as often (tag: derived).
+    """The data-dependent figures of a program with experts under uniform routing (tag: derived).
 
     Attributes:
-      trips: named scope of a loop over tiles -> how many it runs.
+      trips: named scope of a loop over tiles -> its trip count.
       sent: mesh axes of a ragged exchange -> share of its buffer that leaves a device.
       utilisation: share of the rows in experts' tiles that are tokens.
-      exchange: as what tokens travel to their experts in this program; "" if they stay.
+      exchange: the exchange by which tokens reach their experts in this program; "" if none.
     """
 
     trips: dict[str, float]
@@ -115,7 +116,7 @@ class ExpectedRouting:
 
     @property
     def note(self) -> str:
-        """In one line, for a report."""
+        """The note for a report, in one line."""
         said = (
             "every expert is chosen as often (derived): FLOPs of experts and bytes of ragged "
             f"exchanges follow, and {100 * self.utilisation:.3g} % of the rows in tiles are tokens"
@@ -125,7 +126,7 @@ class ExpectedRouting:
         return said + (" (verify emulates it by a dense one)" if self.exchange == "ragged" else "")
 
     def ragged_bytes(self, collective: Any) -> float | None:
-        """Bytes that leave a device in one ragged exchange of a ledger."""
+        """Return the bytes that leave a device in one ragged exchange of a ledger."""
         share = self.sent.get(collective.axes or ())
         return None if share is None else share * collective.payload_bytes
 
@@ -133,40 +134,40 @@ class ExpectedRouting:
 def expected_routing(
     config: ModelConfig, strategy: Strategy, workload: Workload, decoder: Decoder | None = None
 ) -> ExpectedRouting | None:
-    """What data decides in this program, under uniform routing; None without experts.
+    """Return a program's data-dependent figures under uniform routing; None without experts.
 
     With a `decoder` the program is its step, otherwise a forward pass or training step.
     """
     if not config.num_experts:
         return None
-    walk = PassShape(config, strategy, workload, "gpu", decoder)
+    shape = PassShape(config, strategy, workload, "gpu", decoder)
     part: Any = strategy.experts
     sizes = strategy.mesh_axes
-    trips: dict[str, float] = {TILES_SCOPE: part.tiles(walk.expert_shape, sizes)}
+    trips: dict[str, float] = {TILES_SCOPE: part.tiles(shape.expert_shape, sizes)}
     sent: dict[tuple[str, ...], float] = {}
     if getattr(part, "exchange", "") == "ragged":
         dense = dataclasses.replace(part, exchange="dense")
-        buffers = {(t.role, t.axes): t for t in dense.transfers(walk.expert_shape, sizes, 1)}
-        for t in part.transfers(walk.expert_shape, sizes, 1):
+        buffers = {(t.role, t.axes): t for t in dense.transfers(shape.expert_shape, sizes, 1)}
+        for t in part.transfers(shape.expert_shape, sizes, 1):
             if t.kind == "ragged-all-to-all":
                 devices = math.prod(sizes[a] for a in t.axes)
                 buffer = buffers[t.role, t.axes].wire_bytes * devices / (devices - 1)
                 sent[t.axes] = t.wire_bytes / buffer
-    shape, tile = walk.expert_shape, part.tile
-    _, each = chunk_tokens(shape.tokens, part.chunks)
+    experts = shape.expert_shape
+    _, each = chunk_tokens(experts.tokens, part.chunks)
     senders = math.prod(sizes[a] for a in part.exchange_axes)
-    rows = each * shape.top_k * senders / shape.num_experts
+    rows = each * experts.top_k * senders / experts.num_experts
     exchange = part.compiled_exchange("gpu") if part.exchange_axes else ""
-    return ExpectedRouting(trips, sent, rows / (trips[TILES_SCOPE] * tile), exchange)
+    return ExpectedRouting(trips, sent, rows / (trips[TILES_SCOPE] * part.tile), exchange)
 
 
 class _SummedPart(NamedTuple):
-    """A part of a layer whose outputs are partial products: how they are summed.
+    """One part of a layer whose outputs are partial sums, and how devices sum them.
 
     Attributes:
       what: the part's name.
-      axes: mesh axes its output is summed over.
-      sums: how often.
+      axes: mesh axes that its output is summed over.
+      sums: how many times per layer and tick.
       gather, sum, gradient: roles of its transfers.
     """
 
@@ -180,7 +181,7 @@ class _SummedPart(NamedTuple):
 
 @dataclass
 class PassShape:
-    """The sizes of one program, and its transfers as far as they have been counted."""
+    """The sizes of one program, and the transfers counted so far."""
 
     config: ModelConfig
     strategy: Strategy
@@ -226,7 +227,7 @@ class PassShape:
         self, role: Role, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float,
         passes: int = 1, *, per_layer: bool = False,
     ) -> None:  # fmt: skip
-        """Add a collective of every tick (and layer), run `passes` times in all."""
+        """Add one collective per tick (and layer), run in `passes` passes."""
         if not axes or not passes:
             return
         times = self.layers if per_layer else 1
@@ -237,8 +238,10 @@ class PassShape:
         )  # fmt: skip
 
     def stack(self, passes: int, again: bool = False) -> None:
-        """Add embedding, layers and handoffs, `passes` times; with `again` also each layer on its
-        own, up to what its gradient needs."""
+        """Add embedding, layers and handoffs in `passes` passes.
+
+        With `again`, each layer is also recomputed on its own, as far as its gradient needs.
+        """
         whole, item = self.residual * self.item, self.wire_item
         self.add("lookup", "widen embeddings and handoffs", "all-gather", self.over("lookup"),
                  whole, passes)  # fmt: skip
@@ -278,9 +281,9 @@ class PassShape:
             self.add(role, "widen the handoff's gradient", "all-gather", self.over("lookup"), whole)
 
     def _parts_summed(self, passes: int, again: bool) -> "tuple[_SummedPart, _SummedPart]":
-        """A layer's attention and MLP.
+        """Return a layer's attention and MLP.
 
-        A layer recomputed on its own stops before its last sum, whose result nobody reads.
+        A layer that is recomputed on its own stops before its last sum, whose result is not needed.
         """
         return (
             _SummedPart("attention", self.over("heads", "head_dim"), passes + again,
@@ -290,7 +293,7 @@ class PassShape:
         )  # fmt: skip
 
     def _parts(self, closed_form: str, passes: int) -> None:
-        """Add what the attention and expert parts move in `passes` passes through all layers."""
+        """Add the attention and expert parts' transfers in `passes` passes through all layers."""
         calls = passes * self.ticks * self.layers
         config, split = self.config, self.split
         attention = attention_shape(
@@ -315,7 +318,7 @@ class PassShape:
             self.transfers.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
 
     def end(self, payload_bytes: float, passes: int) -> None:
-        """Add the last stage's result to all stages, a share of the width each."""
+        """Add the sum that gives every stage the last stage's result, a share of the width each."""
         stage, shares = self.over("layers"), self.split.count("lookup")
         self.add("last_stage", "last stage's result", "all-reduce", stage, payload_bytes / shares,
                  passes)  # fmt: skip
@@ -334,19 +337,19 @@ class PassShape:
         self.add(role, "gradient into the head", "all-reduce", axes, whole)
 
     def cross_entropy(self, passes: int) -> None:
-        """Add what the loss sums."""
+        """Add the sums of the loss."""
         vocab, row = self.over("vocab"), self.tokens * self.wide
         self.add("loss", "maximum and sum of the softmax", "all-reduce", vocab, 2 * row, passes)
         self.add("loss", "label's logit", "all-reduce", vocab, row)
         self._once("loss", "mean loss", self.over("act_batch", "act_seq"), 2 * self.wide)
 
     def routers(self) -> None:
-        """Add statistics of all routers for the load-balancing loss, once per step."""
+        """Add the sums of all routers' statistics for the load-balancing loss, once per step."""
         config, tokens = self.config, self.over("act_batch", "act_seq")
         if not config.num_experts:
             return
         alike = tuple(a for a in self.over("mlp", "expert") if a not in tokens)
-        # Of the five statistics the loss needs an expert's tokens and probabilities.
+        # Of the five statistics, the loss needs the tokens and probabilities of each expert.
         self._once("balance_loss", "routers' statistics", (*tokens, *alike),
                    self.layers * config.num_experts * (4 + self.wide))  # fmt: skip
         self._once("balance_loss", "load-balancing loss", self.over("layers"), self.wide)
@@ -358,7 +361,7 @@ class PassShape:
             self.transfers.append(transfer(role, what, "all-reduce", axes, size, payload_bytes, 1))
 
     def gradients(self, param_bytes: int) -> None:
-        """Add one sum per parameter over the devices that used it for different tokens or heads."""
+        """Add one sum per gradient over the devices that used the parameter for different work."""
         sharded = ShardedTransformer(self.config, self.strategy, self.workload)
         for axes, size in sharded.gradient_sums().items():
             what = f"gradients over {', '.join(axes)}"
@@ -366,12 +369,12 @@ class PassShape:
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int) -> float:
-    """The bytes per device of the run's whole KV cache, spread evenly."""
+    """Return the bytes per device of the run's whole KV cache, spread evenly."""
     row = 2 * config.num_kv_heads * config.head_dim * config.num_layers * config.item_bytes
     return workload.tokens * row / devices
 
 
 def full_attention_flops(config: ModelConfig, workload: Workload, devices: int) -> float:
-    """The FLOPs per device of all layers' attention without a mask, spread evenly."""
+    """Return the FLOPs per device of all layers' attention without a mask, spread evenly."""
     heads = config.num_heads * config.head_dim * config.num_layers
     return 4.0 * workload.batch * workload.seq_len**2 * heads / devices

@@ -1,4 +1,4 @@
-"""Decoding under a strategy: prompts into a cache, then one token of every sequence a step.
+"""The decoder: prompts fill a cache, then each step decodes one token of every sequence.
 
 Shapes: B sequences, L tokens of the longest prompt, C slots, N layers, G key/value heads, K
 head_dim; M microbatches.
@@ -30,14 +30,14 @@ from parallax.programs.sharded_model import platform_of
 
 @dataclass(frozen=True)
 class Decoder(ShardedCache):
-    """A model that decodes under a strategy, from its `ShardedCache`."""
+    """A model that decodes under a strategy, with its `ShardedCache`."""
 
     def weight_bytes(self) -> float:
-        """Bytes of weights that a device reads in one step: its layers once per tick."""
+        """Return the bytes of weights that a device reads in one step: its layers once per tick."""
         return self.sharded.weight_bytes(self.step_microbatches)
 
     def token_sharding(self, mesh) -> NamedSharding:
-        """The sharding of a step's tokens [B]."""
+        """Return the sharding of a step's tokens [B]."""
         return NamedSharding(mesh, self._token_spec)
 
     @property
@@ -45,9 +45,9 @@ class Decoder(ShardedCache):
         return PartitionSpec(mesh_entry(self.split.over("act_batch")))
 
     def prefill(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
-        """(params, tokens [B, L], lengths [B]) -> the cache, logits [B, V] of each last token.
+        """Return the function (params, tokens [B, L], lengths [B]) -> cache, last logits [B, V].
 
-        Prompts are padded behind; lengths (int32, at least 1) say how much of a row is prompt.
+        Prompts are padded at the end; lengths (int32, at least 1) are those of the prompts.
         """
         over = self.sharded.strategy.split().over
         batch = mesh_entry(over("act_batch"))
@@ -60,10 +60,12 @@ class Decoder(ShardedCache):
         return self._whole(mapped, mesh)
 
     def step(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
-        """(params, cache, tokens [B]) -> the cache with these tokens, logits [B, V] of the next.
+        """Return the function (params, cache, tokens [B]) -> cache, next logits [B, V].
 
-        Jit it with `donate_argnums=1`: the cache is changed in place.
-        Cost: `communication.decode_transfers`; reads `weight_bytes` and `kv_bytes`.
+        The new cache holds these tokens too. Jit it with `donate_argnums=1`: the cache is changed
+        in place.
+
+        Cost: sends `communication.decode_transfers`; reads `weight_bytes` and `kv_bytes`.
         """
         over = self.split.over
         logits = PartitionSpec(mesh_entry(over("act_batch")), mesh_entry(over("vocab")))
@@ -79,7 +81,7 @@ class Decoder(ShardedCache):
         return self.sharded.strategy.enabling(functools.partial(body, platform=platform_of(mesh)))
 
     def _whole(self, mapped: Callable, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
-        """Wraps the `shard_map`: parameters as it takes them, logits without padded columns."""
+        """Wrap the `shard_map`: untie the parameters before it, drop padded columns after it."""
 
         def run(params, *inputs):
             cache, logits = mapped(self.sharded.untie(params, mesh), *inputs)
@@ -106,7 +108,7 @@ class Decoder(ShardedCache):
         return cache, logits.reshape(-1, logits.shape[-1])
 
     def _prompt_slots(self, x_MNBLGK: jax.Array) -> jax.Array:
-        """Keys or values of the prompts as the cache holds them, with room for new tokens."""
+        """Return keys or values of the prompts as the cache holds them, with new tokens' slots."""
         x_NMBGLK = jnp.moveaxis(jnp.swapaxes(x_MNBLGK, 3, 4), 0, 1)
         x_NBGLK = x_NMBGLK.reshape(x_NMBGLK.shape[0], -1, *x_NMBGLK.shape[3:])
         if axes := self.layout.spread_axes:
@@ -115,7 +117,7 @@ class Decoder(ShardedCache):
 
     @functools.cached_property
     def _runs(self) -> np.ndarray:
-        """[devices of the slots, S, 3], see `runs_of`."""
+        """The runs of positions in each device's slots, [devices, S, 3]; see `runs_of`."""
         strategy, workload = self.sharded.strategy, self.workload
         split = strategy.split()
         pieces = split.count("act_seq")
@@ -145,7 +147,7 @@ class Decoder(ShardedCache):
         def blocks(x, inputs, round=None):
             _, positions, numbers = inputs
             if round is not None:
-                return slabs(x, positions, numbers.reshape(round.microbatches, -1)[:, 0], round)
+                return tiled(x, positions, numbers.reshape(round.microbatches, -1)[:, 0], round)
             take = functools.partial(rows.take, number=numbers[0])
 
             def of_layer(keys, values):
@@ -157,23 +159,23 @@ class Decoder(ShardedCache):
             layers = CachedLayers(cache.keys, cache.values, of_layer)
             return model.through_layers(x, positions[:, None], split, cache=layers)
 
-        def slabs(x, positions, numbers, round):
+        def tiled(x, positions, numbers, group):
             def cached(layer, tile, r):
                 number = lax.dynamic_index_in_dim(numbers, r, keepdims=False)
                 take = functools.partial(
                     rows.take_heads, layer=layer, number=number, tile=tile,
-                    tiles=round.tiles.attention,
+                    tiles=group.tiles.attention,
                 )  # fmt: skip
-                # A slab's heads do not lie together, and would be copied for another kernel.
+                # A weight tile's heads are not contiguous: any other kernel would need a copy.
                 if "mosaic" in dispatch.enabled():
-                    reason = "heads of a slab are not together"
+                    reason = "heads of a weight tile are not contiguous"
                     dispatch.record_refusal("decode_attention", "mosaic", reason)
                 return CachedLayer(
                     take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
                     implementation="xla",
                 )  # fmt: skip
 
-            return model.through_slabs(x, positions[:, None], split, round, cached=cached)
+            return model.through_slabs(x, positions[:, None], split, group, cached=cached)
 
         functions = StackFunctions(
             embed=lambda inputs: model.look_up(inputs[0][:, None], inputs[1][:, None], split),
@@ -199,18 +201,18 @@ class Decoder(ShardedCache):
 
 
 class _Rows(NamedTuple):
-    """The cache's sequences, cut as microbatches meet them: `shares` of each gathered together.
+    """The cache's sequences, cut into microbatches of several devices' shares.
 
     Attributes:
       shares: devices whose queries are gathered.
-      microbatches: of every device's share.
+      microbatches: microbatches in every device's share.
     """
 
     shares: int
     microbatches: int
 
     def take(self, x: jax.Array, number) -> jax.Array:
-        """Of all sequences [B, ...], one microbatch's of all shares."""
+        """Return one microbatch of all shares, from all sequences [B, ...]."""
         if self.microbatches == 1:
             return x
         x = x.reshape(self.shares, self.microbatches, -1, *x.shape[1:])
@@ -218,9 +220,9 @@ class _Rows(NamedTuple):
         return x.reshape(-1, *x.shape[2:])
 
     def take_heads(self, x: jax.Array, layer, number, tile, tiles: int) -> jax.Array:
-        """Of all layers' keys or values [N, B, G, C, K], one slab's heads of one microbatch.
+        """Return one weight tile's heads of one microbatch, from all layers [N, B, G, C, K].
 
-        In one slice, which depends on the microbatch: XLA would move one that does not out of the
+        It is one slice that depends on the microbatch: XLA would move any other slice out of the
         loop over microbatches, and copy the cache for it.
         """
         layers, _, heads, *rest = x.shape
@@ -231,7 +233,7 @@ class _Rows(NamedTuple):
         return lax.dynamic_slice(x, tuple(starts), sizes).reshape(-1, width, *rest)
 
     def join(self, x: jax.Array) -> jax.Array:
-        """Of microbatches and layers [M, N, b, ...], all sequences of each layer [N, B, ...]."""
+        """Join the microbatches [M, N, b, ...] into all sequences of each layer [N, B, ...]."""
         microbatches, layers, _, *rest = x.shape
         x = x.reshape(microbatches, layers, self.shares, -1, *rest)
         return jnp.moveaxis(x, 0, 2).reshape(layers, -1, *rest)

@@ -1,17 +1,16 @@
-"""How evenly a strategy spreads a program over its devices, as a value."""
+"""The load balance of a program: how evenly a strategy spreads it over the devices."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LoadBalance:
-    """How evenly a strategy spreads a program (tag: derived).
+    """The load balance of a program over a strategy's devices (tag: derived).
 
     Attributes:
-      replication: the replication factor of a weight, on average: 1 if every weight is on one
-        device.
-      bubble: ticks beyond the useful ones, as a share of these.
-      padded_share: of the layers that devices execute, those of zeros that pad shorter stages.
+      replication: the average replication factor of a weight; 1 if every weight is on one device.
+      bubble: ticks beyond the useful ones, as a share of the useful ones.
+      padded_share: share of the executed layers that are zeros, which pad shorter stages.
     """
 
     replication: float

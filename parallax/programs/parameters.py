@@ -1,6 +1,6 @@
-"""A Transformer's parameters under a strategy: how they are laid out, padded, tied and counted.
+"""The parameters of a Transformer under a strategy: layout, padding, tying and sizes.
 
-Nothing is materialised until `init`.
+Nothing is materialised before `init`.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from parallax.parallel.stage_layers import layers_in_place, pad_layers, unpad_la
 from parallax.rules import Phase, check_divides
 from parallax.strategy import Strategy
 
-# Logical axes over which devices use a parameter for different work: its gradient is summed over
-# them, once, at the end of the backward pass.
+# The logical axes over which devices use a parameter for different work. Its gradient is summed
+# over them once, at the end of the backward pass.
 TOKENS = ("act_batch", "act_seq")
 _DIFFERENT_WORK = {
     "tokens_VD": (*TOKENS, "act_norm_seq", "layers"),
     "positions_LD": (*TOKENS, "act_norm_seq", "layers"),
     "attention": (*TOKENS, "heads", "head_dim"),
     "mlp": (*TOKENS, "mlp", "expert"),
-    # Biases of what is summed over devices are added once, after the sum.
+    # The bias of a sum over devices is added once, after that sum.
     "out_bias_D": (*TOKENS, "act_norm_seq"),
     "down_bias_D": (*TOKENS, "act_norm_seq"),
     "attention_norm": (*TOKENS, "act_norm_seq"),
@@ -46,18 +46,20 @@ _DIFFERENT_WORK = {
 def param_specs(
     state: nnx.State, strategy: Strategy, phase: Phase = "prefill", root: str = "params"
 ) -> nnx.State:
-    """PartitionSpec of every parameter, from its logical axes.
+    """Return the PartitionSpec of every parameter, from its logical axes.
 
     Args:
       state: parameters (arrays or shapes) that carry `out_sharding` names.
-      strategy: its rules are applied, and checked.
+      strategy: the strategy whose rules are applied, and checked.
+      phase: "train", "prefill" or "decode".
+      root: the start of a parameter's path in errors.
 
     Returns:
       The same tree with a PartitionSpec for every array.
 
     Raises:
-      ValueError: a logical axis the rules do not name, a mesh axis used twice in one array, or a
-        size that does not divide.
+      ValueError: a logical axis that the rules do not have, a mesh axis that splits two dims of an
+        array, or a size that does not divide.
     """
 
     def spec(path, variable):
@@ -75,17 +77,17 @@ def param_specs(
 
 
 def mesh_entry(axes: tuple[str, ...]):
-    """Mesh axes of one dim as a PartitionSpec has them."""
+    """Return the mesh axes of one dim as an entry of a PartitionSpec."""
     return None if not axes else axes[0] if len(axes) == 1 else axes
 
 
 @dataclass(frozen=True)
 class ShardedParameters:
-    """The parameters of a model as a strategy lays them out.
+    """The parameters of a model as a strategy shards them.
 
     Attributes:
       config: the model.
-      strategy: how it is split.
+      strategy: how the model is split.
 
     Raises:
       ValueError: sizes that the strategy cannot divide.
@@ -100,34 +102,39 @@ class ShardedParameters:
 
     @functools.cached_property
     def groups(self) -> tuple[int, ...]:
-        """Layers of each stage."""
+        """The number of layers of each stage."""
         return self.strategy.layer_groups(self.config.num_layers)
 
     @functools.cached_property
     def shapes(self) -> nnx.State:
-        """Shapes of the parameters as the strategy lays them out (see `place`)."""
+        """The global shapes of the sharded parameters (see `place`)."""
         state = abstract_transformer(self.config)[1]
         return jax.eval_shape(self.place, state)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
-        """PartitionSpec of every parameter."""
+        """The PartitionSpec of every parameter."""
         return param_specs(self.shapes, self.strategy)
 
     def place(self, state: nnx.State) -> nnx.State:
-        """A model's parameters as this strategy lays them out: shorter stages are filled up, and a
-        vocabulary that its devices do not divide."""
+        """Return a model's parameters padded for sharding.
+
+        Shorter stages are padded with layers of zeros, and a vocabulary that its devices do not
+        divide with columns of zeros.
+        """
         layers = functools.partial(pad_layers, groups=self.groups)
-        return _change(state, layers, lambda w: _fill_columns(w, self.columns))
+        return _change(state, layers, lambda w: _pad_columns(w, self.columns))
 
     def unplace(self, state: nnx.State) -> nnx.State:
-        """Inverse of `place`, also for gradients: the model's own parameters."""
+        """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
         layers = functools.partial(unpad_layers, groups=self.groups)
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
 
     def zero_padding(self, state: nnx.State) -> nnx.State:
-        """Placed parameters or gradients with zeros in the layers that fill up shorter stages: a
-        bias of theirs has a gradient."""
+        """Return padded parameters or gradients with zeros in the padding layers.
+
+        A bias of a padding layer has a gradient, which must not change it.
+        """
         real = layers_in_place(self.groups) >= 0
         if real.all():
             return state
@@ -140,26 +147,26 @@ class ShardedParameters:
 
     @property
     def columns(self) -> int:
-        """Of the unembedding as it is laid out."""
+        """The number of columns of the unembedding, padding included."""
         shards = self.strategy.split().count("vocab")
         return -(-self.config.vocab_size // shards) * shards
 
     @functools.cached_property
     def untied(self) -> Self:
-        """The same with an unembedding of its own: what runs inside of the map."""
+        """The same model with an unembedding of its own, as the `shard_map` runs it."""
         if not self.config.tie_embeddings:
             return self
         return dataclasses.replace(self, config=self.config.replace(tie_embeddings=False))
 
     def untie(self, state: nnx.State, mesh) -> nnx.State:
-        """Parameters of `untied`. A table that is also the unembedding gets there as one.
+        """Return the parameters of `untied`: a tied table is transposed into an unembedding.
 
-        Cost: of a tied model, what XLA makes of transposing the table from its shares of the width
-          to shares of the vocabulary; `jax.grad` brings both uses' gradients together.
+        Cost: for a tied model, the collectives that XLA chooses to transpose the table from shares
+          of the width to shares of the vocabulary; `jax.grad` adds up the gradients of both uses.
         """
         if not self.config.tie_embeddings:
             return state
-        # Filled up while whole rows are at hand, so that what travels is even.
+        # Padded while rows are whole, so that every device sends an equal share.
         table: Any = state["tokens_VD"]
         held: Any = self.specs["tokens_VD"]
         needed: Any = self.untied.specs["unembed_DV"]
@@ -173,7 +180,7 @@ class ShardedParameters:
         return nnx.from_flat_state(flat)
 
     def abstract_state(self, mesh) -> nnx.State:
-        """Shapes of the parameters with their shardings on `mesh`."""
+        """Return the shapes of the parameters with their shardings on `mesh`."""
         return jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
@@ -182,7 +189,7 @@ class ShardedParameters:
         )  # fmt: skip
 
     def init(self, key: jax.Array, mesh) -> nnx.State:
-        """Parameters, made in place: every device makes only its shards."""
+        """Initialise the parameters in place: every device makes only its own shards."""
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs)
 
         @functools.partial(jax.jit, out_shardings=shardings)
@@ -193,13 +200,13 @@ class ShardedParameters:
         return make(key)
 
     def shard_bytes(self) -> nnx.State:
-        """Bytes of every parameter that a device holds, as they are stored."""
+        """Return the bytes of every parameter's shard on one device, as stored."""
         return jax.tree.map(
             lambda x, spec: self._shard_size(x, spec) * x.dtype.itemsize, self.shapes, self.specs
         )
 
     def gradient_sums(self) -> dict[tuple[str, ...], int]:
-        """Elements a device sums after a backward pass, by the mesh axes it sums them over."""
+        """Return the elements per device that gradient sums add up, keyed by their mesh axes."""
         split = self.strategy.split("train")
         sums: dict[tuple[str, ...], int] = {}
         leaves = jax.tree.leaves(self.shapes), jax.tree.leaves(self.specs)
@@ -215,7 +222,7 @@ class ShardedParameters:
         return x.size // math.prod(self.strategy.mesh_axes[a] for a in _axes(spec))
 
     def _check_packed(self) -> None:
-        """A device's shard of a compressed weight has to be one that it can read alone."""
+        """Raise ValueError unless a device can decompress its shard of each weight on its own."""
         if self.config.compression is None:
             return
         shapes, specs = (dict(nnx.to_flat_state(x)) for x in (self.shapes, self.specs))
@@ -235,7 +242,7 @@ class ShardedParameters:
 
 
 def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:
-    """Parameters with stacked layers and the unembedding changed."""
+    """Apply one function to each stacked layer array and another to the unembedding."""
 
     def change(path, w):
         how = layers if path[0] == "layers" else columns if path[0] == "unembed_DV" else None
@@ -244,13 +251,13 @@ def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:
     return nnx.map_state(change, state)
 
 
-def _fill_columns(w_DV: jax.Array, columns: int) -> jax.Array:
+def _pad_columns(w_DV: jax.Array, columns: int) -> jax.Array:
     missing = columns - w_DV.shape[1]
     return jnp.pad(w_DV, ((0, 0), (0, missing))) if missing else w_DV
 
 
 def different_work(path, split: Split) -> tuple[str, ...]:
-    """Mesh axes over which devices use the parameter at this path for different work."""
+    """Return the mesh axes over which devices use the parameter at a path for different work."""
     name = next((name for name in reversed(path) if name in _DIFFERENT_WORK), None)
     if name is None:
         raise LookupError(
@@ -262,7 +269,7 @@ def different_work(path, split: Split) -> tuple[str, ...]:
 
 
 def _axes(spec: PartitionSpec) -> tuple[str, ...]:
-    """All mesh axes a PartitionSpec names."""
+    """Return all mesh axes that a PartitionSpec names."""
     return tuple(
         a for entry in spec if entry for a in ((entry,) if isinstance(entry, str) else entry)
     )

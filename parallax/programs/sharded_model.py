@@ -1,7 +1,7 @@
-"""The one manual map: a Transformer under a strategy as functions of whole arrays.
+"""A Transformer under a strategy, as functions of whole arrays around one `shard_map`.
 
-`jax.shard_map` over all mesh axes goes around the whole model and `jax.grad` outside of it, so the
-collectives of the jaxpr are those of the compiled program.
+`jax.shard_map` over all mesh axes wraps the whole model and `jax.grad` goes outside of it, so the
+collectives in the jaxpr are those of the compiled program.
 """
 
 import functools
@@ -43,7 +43,7 @@ class ShardedTransformer(ShardedParameters):
 
     Attributes:
       config, strategy: the model, and how it is split.
-      workload: batch, length and microbatches; checked against the strategy when made.
+      workload: batch, length and microbatches; `check_workload` checks them.
 
     Raises:
       ValueError: sizes that the strategy cannot divide.
@@ -62,12 +62,16 @@ class ShardedTransformer(ShardedParameters):
 
     @property
     def partitioner(self) -> str:
-        """In one line, who chose the collectives."""
+        """The origin of the collectives, in one line for a report."""
         return "one shard_map around the model"
 
     def abstract_inputs(self, mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes with their shardings: tokens [B, L]; segment ids [B, L] if packed; experts of each
-        token and layer [B, L, N, k] if replayed."""
+        """Return the shapes of the inputs with their shardings on `mesh`.
+
+        Returns:
+          Tokens [B, L] int32; if packed, segment ids [B, L]; with fixed routing, the expert ids of
+          each token and layer [B, L, N, k].
+        """
         shape = (self.workload.batch, self.workload.seq_len)
         choices = (self.config.num_layers, self.config.experts_per_token)
         shapes = [shape, *([shape] if self.workload.packed else [])]
@@ -78,16 +82,15 @@ class ShardedTransformer(ShardedParameters):
         )
 
     def forward(self, mesh, outputs: Outputs = "last") -> Callable[..., jax.Array]:
-        """Tokens in, logits out.
+        """Return the forward pass: tokens in, logits out.
 
         Args:
           mesh: a mesh with the strategy's axes.
-          outputs: "last" gives [B, V] of the last position; "all" gives [B, L, V] in the natural
-            order of tokens.
+          outputs: "last" gives the last position's logits [B, V]; "all" gives [B, L, V] in the
+            order of the tokens.
 
         Returns:
-          A function (state, tokens [B, L], segment_ids [B, L] if packed, expert ids [B, L, N, k] if
-          replayed) -> logits, to be jitted.
+          A function (state, *inputs) -> logits, to be jitted; inputs as in `abstract_inputs`.
         """
         body = functools.partial(self._logits, outputs=outputs, platform=platform_of(mesh))
         mapped = self._map(mesh, body, self._logits_spec(outputs))
@@ -99,17 +102,23 @@ class ShardedTransformer(ShardedParameters):
         return run
 
     def loss(self, mesh, remat: Remat = "none") -> Callable[..., jax.Array]:
-        """(state, *inputs) -> mean next-token cross-entropy, with the routers' load-balancing loss.
+        """Return the function (state, *inputs) -> loss, to be jitted or differentiated.
+
+        The loss is the mean next-token cross-entropy, plus the routers' load-balancing loss.
 
         Args:
-          remat: what its gradient recomputes: nothing, a microbatch's pass, or each layer's too.
+          mesh: a mesh with the strategy's axes.
+          remat: what the gradient recomputes: "none"; "microbatch", a microbatch's forward pass; or
+            "layer", each layer's as well.
         """
         body = functools.partial(self._loss, remat=remat, platform=platform_of(mesh))
         return self._map(mesh, body, PartitionSpec())
 
     def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-        """As `loss`, with the logits of all positions [B, L, V] and RouterStats of all layers (())
-        beside it."""
+        """Return the function (state, *inputs) -> loss, (logits [B, L, V], RouterStats or ()).
+
+        The loss is that of `loss`; the statistics are those of all layers.
+        """
         specs = PartitionSpec(), self._logits_spec("all"), PartitionSpec()
         body = functools.partial(self._loss, everything=True, platform=platform_of(mesh))
         mapped = self._map(mesh, body, specs)
@@ -128,11 +137,11 @@ class ShardedTransformer(ShardedParameters):
         return PartitionSpec(batch, mesh_entry(table["act_seq"]), vocab)
 
     def of_vocabulary(self, logits: jax.Array) -> jax.Array:
-        """Logits without the columns that fill up the vocabulary."""
+        """Return logits without the padding columns of the vocabulary."""
         return logits[..., : self.config.vocab_size]
 
     def _natural(self, logits: jax.Array) -> jax.Array:
-        """Logits of all positions in the order of the tokens."""
+        """Return the logits of all positions in the order of the tokens."""
         shards = self.strategy.split().count("act_seq")
         length = self.workload.seq_len // shards
         part, mesh = self.strategy.attention, self.strategy.mesh_axes
@@ -140,12 +149,13 @@ class ShardedTransformer(ShardedParameters):
         return undo_positions(logits, np.concatenate(held))
 
     def weight_bytes(self, microbatches: int | None = None) -> float:
-        """Bytes of weights that a device reads in one forward pass: its layers once per tick, its
-        share of the unembedding once. A bound that holds while no cache keeps a layer between
-        microbatches.
+        """Return the bytes of weights that a device reads in one forward pass.
+
+        It reads its layers once per tick and its share of the unembedding once, as long as no cache
+        keeps a layer between microbatches.
 
         Args:
-          microbatches: of the pass; None takes the workload's.
+          microbatches: microbatches of the pass; None takes the workload's.
         """
         ticks = self.strategy.layers.ticks(
             self.workload.microbatches if microbatches is None else microbatches,
@@ -171,7 +181,7 @@ class ShardedTransformer(ShardedParameters):
         return lambda state, *inputs: mapped(self.untie(state, mesh), *inputs)
 
     def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable):
-        """Results of all microbatches and what this device's routers did, with a leading M each."""
+        """Return all microbatches' results and this device's router statistics, leading M each."""
         graph = abstract_transformer(self.untied.config)[0]
         model, seq_len = nnx.merge(graph, state), self.workload.seq_len
 
@@ -190,14 +200,14 @@ class ShardedTransformer(ShardedParameters):
         return self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)
 
     def _unpack(self, inputs) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-        """(tokens, segment ids, expert ids); None where the workload has none."""
+        """Return (tokens, segment ids, expert ids), None for those that the workload lacks."""
         rest = list(inputs)
         tokens = rest.pop(0)
         segment_ids = rest.pop(0) if self.workload.packed else None
         return tokens, segment_ids, rest.pop(0) if self.workload.replayed else None
 
     def _of_stage(self, x, split: Split):
-        """Of an array with a leading N (all layers), this device's layers."""
+        """Return this device's layers of an array with a leading N (all layers)."""
         axes = split.over("layers")
         if not axes:
             return x
@@ -231,8 +241,8 @@ class ShardedTransformer(ShardedParameters):
             sums = (losses * weights).sum(), weights.sum()
             return sums, logits if everything else ()
 
-        # Varied here rather than where they are used: devices add up their own gradients over
-        # layers and microbatches, and sum them once.
+        # Typed as varying here, not at each use: a device adds up its own gradients over layers and
+        # microbatches, and devices then sum them once.
         state = nnx.map_state(
             lambda path, w: w.replace(vary_over(w[...], different_work(path, split))), state
         )
@@ -249,7 +259,7 @@ class ShardedTransformer(ShardedParameters):
         return (loss, _join(logits), stats) if everything else loss
 
     def _balance(self, stats: RouterStats, split: Split):
-        """The load-balancing loss of all layers, and their RouterStats [N, ...] on every device."""
+        """Return the load-balancing loss of all layers and their RouterStats [N, ...]."""
         tokens = split.over(*TOKENS)
         alike = tuple(a for a in split.over("mlp", "expert") if a not in tokens)
         stats = total_stats(stats, tokens, alike)
@@ -274,7 +284,7 @@ class ShardedTransformer(ShardedParameters):
 
 
 def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) -> None:
-    """ValueError where a model and a strategy cannot run a workload, saying what would do."""
+    """Raise ValueError if a model under a strategy cannot run a workload; the error says why."""
     split = strategy.split()
     where = f"Strategy '{strategy.name}'"
     mesh = strategy.mesh_axes
@@ -296,14 +306,14 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
         )
     if workload.replayed and not config.num_experts:
         raise ValueError(
-            f"Model '{config.name}' has no experts to replay choices of. Use a workload "
+            f"Model '{config.name}' has no experts to fix the routing of. Use a workload "
             "without replayed=True."
         )
     calls = attention_shape(
         config, split, local // workload.microbatches, workload.seq_len,
         packed=workload.packed,
     )  # fmt: skip
-    strategy.attention.work(calls, mesh)  # what it cannot split it refuses here
+    strategy.attention.work(calls, mesh)  # raises ValueError for shapes that it cannot split
     if (tiles := getattr(strategy.layers, "tiles", None)) is not None:
         try:
             check_tiles(config, split, tiles)
@@ -317,10 +327,10 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
 
 
 def _join(x: jax.Array) -> jax.Array:
-    """Microbatches [M, b, ...] one after the other, [B, ...]."""
+    """Join the microbatches [M, b, ...] in order, [B, ...]."""
     return x.reshape(-1, *x.shape[2:])
 
 
 def platform_of(mesh) -> Platform:
-    """What a mesh's devices are, virtual ones of a topology included."""
+    """Return the platform of a mesh's devices, which may be virtual ones of a topology."""
     return "cpu" if mesh.devices.flat[0].platform == "cpu" else "gpu"

@@ -1,4 +1,4 @@
-"""A training step of a Transformer under a strategy: loss, gradients, optimizer."""
+"""The training step of a Transformer under a strategy: loss, gradients and optimizer."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LEARNING_RATE = 3e-4
 
 
 class TrainState(NamedTuple):
-    """What a step reads and writes: parameters, and the optimizer's state of the same shardings."""
+    """The state of training: parameters, and the optimizer's state in the same shardings."""
 
     params: nnx.State
     opt_state: Any
@@ -32,11 +32,14 @@ class TrainStep:
     Attributes:
       sharded: the model under a strategy.
       optimizer: any optax transformation that works leaf by leaf.
-      remat: what the backward pass recomputes: "none"; "microbatch", of which only the first
-        layer's input is kept; or "layer", which then also recomputes each layer on its own, for one
+      remat: what the backward pass recomputes: "none"; "microbatch", which keeps only the input of
+        a microbatch's first layer; or "layer", which also recomputes each layer on its own, for one
         more forward pass of work.
-      param_dtype: of parameters, gradients and optimizer state; layers are cast to the model's
-        dtype as they are used, so gradients of microbatches add up in param_dtype.
+      param_dtype: dtype of parameters, gradients and optimizer state; layers are cast to the
+        model's dtype as they are used, so gradients of microbatches add up in param_dtype.
+
+      Raises:
+        ValueError: a model with compressed weights.
     """
 
     sharded: ShardedTransformer
@@ -56,16 +59,16 @@ class TrainStep:
 
     @property
     def param_bytes(self) -> int:
-        """Bytes of one parameter, and of its gradient."""
+        """The bytes of one parameter, and of its gradient."""
         return ITEM_BYTES[self.param_dtype]
 
     @property
     def passes(self) -> int:
-        """Forward passes that one step runs: one, and what is recomputed."""
+        """The number of forward passes in one step, recomputed ones included."""
         return {"none": 1, "microbatch": 2, "layer": 3}[self.remat]
 
     def shardings(self, mesh) -> TrainState:
-        """NamedShardings: a parameter's are also its gradient's and its optimizer state's."""
+        """Return the NamedShardings: a parameter's gradient and optimizer state share its own."""
         to_sharding = functools.partial(NamedSharding, mesh)
         params = jax.tree.map(to_sharding, self.sharded.specs)
         opt_state = optax.tree_utils.tree_map_params(
@@ -80,18 +83,18 @@ class TrainStep:
         return TrainState(params, jax.eval_shape(self.optimizer.init, params))
 
     def abstract_state(self, mesh) -> TrainState:
-        """Shapes with their shardings on `mesh`."""
+        """Return the shapes of the state with their shardings on `mesh`."""
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             self._shapes, self.shardings(mesh),
         )  # fmt: skip
 
     def init(self, key: jax.Array, mesh) -> TrainState:
-        """Parameters and optimizer state, made in place: every device makes only its shards."""
+        """Initialise the state in place: every device makes only its own shards."""
         return self.start(self.sharded.init(key, mesh), mesh)
 
     def start(self, params: nnx.State, mesh) -> TrainState:
-        """The state before the first step, from parameters already laid out by `place`."""
+        """Return the state before the first step, from parameters that are already sharded."""
 
         def make(params):
             params = self._cast(params)
@@ -100,7 +103,7 @@ class TrainStep:
         return jax.jit(make, out_shardings=self.shardings(mesh))(params)
 
     def gradients(self, mesh) -> Callable[..., tuple[jax.Array, nnx.State]]:
-        """(params, tokens, segment_ids if packed) -> mean loss and its gradients, to be jitted."""
+        """Return the function (params, *inputs) -> mean loss, gradients; to be jitted."""
         exact = jax.value_and_grad(self.sharded.loss(mesh, self.remat))
 
         def run(params: nnx.State, *inputs: jax.Array) -> tuple[jax.Array, nnx.State]:
@@ -110,7 +113,7 @@ class TrainStep:
         return run
 
     def step(self, mesh) -> Callable[..., tuple[TrainState, jax.Array]]:
-        """(state, tokens, segment_ids if packed) -> the next state and the loss. See `whole_step`.
+        """Return the function (state, *inputs) -> next state, loss; see also `whole_step`.
 
         Jit it with `donate_argnums=0` and `out_shardings=(step.shardings(mesh), None)`.
 
@@ -125,7 +128,10 @@ class TrainStep:
         return run
 
     def whole_step(self, mesh) -> Callable[..., tuple[TrainState, tuple[jax.Array, jax.Array]]]:
-        """As `step`, with the gradients' L2 norm (before any clipping) beside the loss."""
+        """Return the function (state, *inputs) -> next state, (loss, L2 norm of the gradients).
+
+        It is `step` with the gradients' norm, before any clipping.
+        """
         gradients = self.gradients(mesh)
 
         def run(state: TrainState, *inputs: jax.Array):
@@ -137,9 +143,11 @@ class TrainStep:
         return run
 
     def weight_bytes(self) -> float:
-        """Bytes of parameters a device reads or writes in one step: every pass reads its layers
-        once a tick, the backward pass twice (for both of its products); the optimizer reads
-        parameters, gradients and state, and writes them."""
+        """Return the bytes of parameters that a device reads or writes in one step.
+
+        Every pass reads its layers once per tick, the backward pass twice (for both of its
+        products); the optimizer reads parameters, gradients and state, and writes them.
+        """
         sharded = self.sharded
         wide = self.param_bytes / sharded.config.item_bytes
         state = jax.tree.map(

@@ -1,6 +1,6 @@
-"""User modules: any NNX module with logical axes, partitioned by XLA from the rules.
+"""The programs of user modules: NNX modules with logical axes, partitioned by XLA from rules.
 
-The module computes logits from tokens, [B, L] int32 -> [B, L, ...]. Its parameters are placed by
+The module computes logits from tokens, [B, L] int32 -> [B, L, ...]. Its parameters are sharded by
 their logical axes, its inputs by `act_batch` and `act_seq`; XLA chooses the collectives.
 """
 
@@ -27,13 +27,14 @@ class ShardedModule:
     """A user module under a strategy, for one workload.
 
     Attributes:
-      construct: makes the module; called under `nnx.eval_shape` unless it is really run.
-      strategy: its rules and mesh are used. Its parts are not: they belong to our own model.
+      construct: makes the module; called under `nnx.eval_shape` unless the module is run.
+      strategy: the strategy, of which the rules and mesh are used. Its parts belong to our own
+        model and are not used.
       workload: batch and length; microbatches must be 1.
 
     Raises:
-      ValueError: sizes or axes that the rules cannot place, a constructor that changes what was
-        made outside of it.
+      ValueError: sizes or axes that the rules cannot shard, or a constructor that changes
+        something made outside of it.
       NotImplementedError: a strategy whose layers are a pipeline.
     """
 
@@ -63,7 +64,7 @@ class ShardedModule:
 
     @property
     def partitioner(self) -> str:
-        """In one line, who chose the collectives."""
+        """The origin of the collectives, in one line for a report."""
         note = "GSPMD from the rules"
         if not isinstance(self.strategy.attention, Local):
             note += (
@@ -90,16 +91,16 @@ class ShardedModule:
 
     @functools.cached_property
     def abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
-        """Graph and shapes of the module."""
+        """The graph and shapes of the module."""
         return nnx.split(self._shapes)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
-        """PartitionSpec of every parameter."""
+        """The PartitionSpec of every parameter."""
         return param_specs(self.abstract[1], self.strategy)
 
     def abstract_state(self, mesh) -> nnx.State:
-        """Shapes of the parameters with their shardings on `mesh`."""
+        """Return the shapes of the parameters with their shardings on `mesh`."""
         return jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
@@ -108,23 +109,23 @@ class ShardedModule:
         )  # fmt: skip
 
     def abstract_inputs(self, mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shape of the tokens with its sharding."""
+        """Return the shape of the tokens with its sharding on `mesh`."""
         shape = (self.workload.batch, self.workload.seq_len)
         sharding = NamedSharding(mesh, self._input_spec)
         return (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),)
 
     def init(self) -> nnx.State:
-        """Parameters on one device, as the constructor makes them."""
+        """Return the parameters on one device, as the constructor makes them."""
         with nnx.use_eager_sharding(False):
             return nnx.split(self.construct())[1]
 
     def init_sharded(self, mesh) -> nnx.State:
-        """Parameters as the constructor makes them, each device making what it holds."""
+        """Return the parameters as the constructor makes them; each device makes its own shards."""
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs)
         return jax.jit(self.init, out_shardings=shardings)()
 
     def forward(self, mesh, outputs: str = "all") -> Callable[..., jax.Array]:
-        """(state, tokens [B, L]) -> the module's output; `outputs="last"` takes position L - 1."""
+        """Return the function (state, tokens [B, L]) -> output; "last" takes its last position."""
 
         def run(state, tokens):
             tokens = jax.lax.with_sharding_constraint(tokens, NamedSharding(mesh, self._input_spec))
@@ -134,7 +135,7 @@ class ShardedModule:
         return run
 
     def reference(self, state: nnx.State, tokens: jax.Array) -> jax.Array:
-        """The same module on one device."""
+        """Return the module's output on one device."""
         return nnx.merge(self.abstract[0], state)(tokens)
 
     @property

@@ -1,4 +1,4 @@
-"""The partitioning systems: one file and one constructor each, for any number of devices."""
+"""The partitioning strategies: one file and one constructor each, for any number of devices."""
 
 from parallax.strategies.cache_tiled import cache_tiled
 from parallax.strategies.data_parallel import data_parallel

@@ -1,4 +1,4 @@
-"""Whole sequences on every device: nothing to communicate once the batch reaches the devices."""
+"""The data-parallel strategy: whole sequences per device, no communication in a forward pass."""
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.rules import Rules
@@ -6,12 +6,12 @@ from parallax.strategy import Strategy
 
 
 def data_parallel(devices: int = 16) -> Strategy:
-    """The batch over `data`, weights replicated.
+    """Split the batch over `data` and replicate the weights.
 
     Args:
-      devices: they divide the batch.
+      devices: devices in all; they divide the batch.
 
-    Cost: no communication forward. The baseline that any other split has to beat when weights fit
-      a device and the batch is at least the devices.
+    Cost: no communication in a forward pass. This is the baseline that any other split has to beat
+      when the weights fit on a device and every device has at least one sequence.
     """
     return Strategy("data_parallel", MeshSpec({"data": devices}), Rules(act_batch="data"))

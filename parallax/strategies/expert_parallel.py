@@ -1,4 +1,4 @@
-"""Experts on devices of their own, tokens travel to them (paper `cross_node_ep`)."""
+"""The expert-parallel strategy: tokens travel to the devices of their experts (`cross_node_ep`)."""
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.experts import ExchangeExperts
@@ -16,22 +16,21 @@ def expert_parallel(
     chunks: int = 4,
     tile: int = 512,
 ) -> Strategy:
-    """The batch and the experts of each layer over the same devices; everything else replicated.
+    """Split the batch and each layer's experts over the same devices; replicate everything else.
 
     Args:
-      devices: they divide the experts and the batch; one expert of each layer a device if there are
-        as many.
-      nodes: more than 1 sends a token once to each node that has an expert of its, and from there
-        on inside the node.
-      exchange: "dense" sends buffers with room for every choice, "ragged" the rows there are (GPU;
-        emulated elsewhere, and the report says so).
+      devices: devices in all. They divide the batch and the number of experts.
+      nodes: more than 1 sends a token once to each node that holds any of its experts, and from
+        there to the experts inside the node.
+      exchange: "dense" sends buffers with room for every choice, "ragged" only the rows in use (on
+        GPUs; emulated elsewhere, and the report says so).
       capacity_factor: None drops nothing; a number bounds each expert's rows and drops the rest,
-        which is another model.
+        which makes it another model.
       chunks: pieces of a device's tokens: experts work on one while others travel.
       tile: rows of one expert that are multiplied at once.
 
-    Cost: per layer and token k rows of the width to other devices and back; dense and dropless, a
-      whole buffer of as many rows as tokens for every device.
+    Cost: per layer and token, k rows of the model width to other devices and back; if dense and
+      dropless, a whole buffer of as many rows as tokens for every device.
     Reference: paper `cross_node_ep`; Lepikhin et al., "GShard", 2020.
     """
     if nodes > 1:

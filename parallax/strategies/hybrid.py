@@ -1,4 +1,4 @@
-"""Strategies combined: the product of their meshes, the union of their rules, nested parts."""
+"""The combination of strategies: the product of meshes, the union of rules, nested parts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,40 +13,40 @@ from parallax.strategy import Strategy
 
 
 def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
-    """Several strategies at once, for example `hybrid(layerwise(2), ring_sequence(8))`.
+    """Combine several strategies, for example `hybrid(layerwise(2), ring_sequence(8))`.
 
     Args:
-      strategies: over different mesh axes. Of parts that nest (`HeadSlices`, `Ulysses`) the first
-        given is the outermost.
-      name: None joins the names with "+".
+      strategies: strategies over different mesh axes. If parts nest (`HeadSlices`, `Ulysses`), the
+        first strategy's is the outermost.
+      name: name of the result; None joins the names with "+".
 
     Raises:
-      ValueError: a mesh axis that two of them use, or parts that cannot both be: two rings, two
+      ValueError: a mesh axis that two of them use, or parts that exclude each other: two rings, two
         pipelines, two ways to reach experts.
     """
     name = name or "+".join(s.name for s in strategies)
-    where = f"hybrid '{name}'"
+    context = f"hybrid '{name}'"
     sizes: dict[str, int] = {}
     for strategy in strategies:
         for axis, size in strategy.mesh.axes:
             if axis in sizes:
                 raise ValueError(
-                    f"{where}: mesh axis '{axis}' is used twice. Combine strategies over different "
-                    "mesh axes."
+                    f"{context}: mesh axis '{axis}' is used twice. Combine strategies over "
+                    "different mesh axes."
                 )
             sizes[axis] = size
-    attention = _nested([s.attention for s in strategies], where)
+    attention = _nested([s.attention for s in strategies], context)
     rules = _united([s.rules for s in strategies], attention.seq_axes)
     wires = {s.reduce_dtype for s in strategies if s.reduce_dtype is not None}
     if len(wires) > 1:
-        raise ValueError(f"{where}: reduce_dtype is {' and '.join(sorted(wires))}. Use one.")
+        raise ValueError(f"{context}: reduce_dtype is {' and '.join(sorted(wires))}. Use one.")
     return Strategy(
         name,
         MeshSpec({axis: sizes[axis] for axis in MESH_AXES if axis in sizes}),
         rules,
         attention=attention,
-        experts=_only([s.experts for s in strategies], LocalExperts(), "experts", where),
-        layers=_only([s.layers for s in strategies], Scan(), "layers", where),
+        experts=_only([s.experts for s in strategies], LocalExperts(), "experts", context),
+        layers=_only([s.layers for s in strategies], Scan(), "layers", context),
         reduce_dtype=next(iter(wires), None),
     )
 
@@ -68,20 +68,21 @@ def _pairs(named: Mapping[str, Axes] | tuple[tuple[str, Axes], ...]):
     return named.items() if isinstance(named, Mapping) else named
 
 
-def _nested(parts: list[Any], where: str) -> AttentionPart:
+def _nested(parts: list[Any], context: str) -> AttentionPart:
     wrapping = [p for p in parts if hasattr(p, "inner")]
-    inner = _only([p for p in parts if p not in wrapping], Local(), "attention", where)
-    for part in reversed(wrapping):  # dataclasses with an `inner` part
+    inner = _only([p for p in parts if p not in wrapping], Local(), "attention", context)
+    for part in reversed(wrapping):
         if part.inner != Local():
             raise ValueError(
-                f"{where}: {part} has an inner part already. Combine it without, or write it whole."
+                f"{context}: {part} already has an inner part. Give it without one, or give the "
+                "nested part as a single strategy's."
             )
         inner = dataclasses.replace(part, inner=inner)
     return inner
 
 
-def _only(parts: list[Any], nothing: Any, what: str, where: str) -> Any:
+def _only(parts: list[Any], nothing: Any, what: str, context: str) -> Any:
     chosen = [p for p in parts if p != nothing]
     if len(chosen) > 1:
-        raise ValueError(f"{where}: {what} cannot be {chosen[0]} and {chosen[1]} at once.")
+        raise ValueError(f"{context}: {what} cannot be {chosen[0]} and {chosen[1]} at once.")
     return chosen[0] if chosen else nothing

@@ -1,4 +1,4 @@
-"""Layer-wise deployment: contiguous groups of layers, one group a device (`cache_layerwise`)."""
+"""The layer-wise strategy: one contiguous group of layers per device (paper `cache_layerwise`)."""
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.layer_parts import Handoff, Pipeline
@@ -13,17 +13,17 @@ def layerwise(
     microbatches: int | None = None,
     handoff: Handoff = "auto",
 ) -> Strategy:
-    """Whole layers on each device; microbatches travel from device to device.
+    """Place whole layers on each device; microbatches travel from device to device.
 
     Args:
-      stages: devices.
-      layers: layers of each, in order; None deals the model's layers out evenly.
-      microbatches: None is what the caller or the paper says.
+      stages: devices, one per stage.
+      layers: layers of each stage, in order; None distributes the model's layers evenly.
+      microbatches: None takes the caller's or the paper's number.
       handoff: "lockstep" (M + S - 1 ticks), "overlapped" (M + 2 (S - 1) ticks, each handoff beside
         the next tick's layers), or "auto": overlapped where M >= 4 (S - 1).
 
-    Cost: one handoff [b, L, D] a tick; nothing inside a layer. Bubble (S - 1) / M, twice that when
-      overlapped; a stage shorter than the longest waits, and executes layers of zeros meanwhile.
+    Cost: one handoff [b, L, D] per tick; nothing inside a layer. The bubble is (S - 1) / M, twice
+      that when overlapped; stages shorter than the longest execute layers of zeros meanwhile.
     Reference: papers `cache_layerwise` and `compressed_layerwise`.
     """
     return Strategy(

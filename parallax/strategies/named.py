@@ -1,4 +1,4 @@
-"""Strategies by name, over a given mesh or filling a cluster, as flags and papers ask for them."""
+"""The registry of strategies, built by name over a given mesh or to fill a cluster."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -20,15 +20,15 @@ from parallax.strategy import Strategy
 
 
 class Named(NamedTuple):
-    """One entry of the registry: what flags, lists, papers and `parallax plan` know of it.
+    """One entry of the registry, as flags, lists, papers and `parallax plan` see it.
 
     Attributes:
-      says: what it is, in one line.
+      says: the description, in one line.
       axes: the mesh axes it may have; one that a mesh leaves out has size 1.
       over: (sizes of all its axes, name of the cluster) -> the strategy.
-      fill: (devices of a cluster, devices of a node) -> sizes that fill it.
-      slots: what `parallax plan` tries it for, and which sizes; {} is only compared by name.
-      reading_of: the entry that this is another reading of; maps of strategies show that one.
+      fill: (devices per cluster, devices per node) -> sizes that fill the cluster.
+      slots: the slots that `parallax plan` tries it for, and their sizes; {} for none.
+      reading_of: the entry that this one is a variant of; maps of strategies show that one.
     """
 
     says: str
@@ -50,7 +50,7 @@ def _square(devices: int) -> Sizes:
 
 
 def _slices(share: Share) -> Iterator[Sizes]:
-    """Head groups times slices that leave every slice whole pairs to rotate."""
+    """Yield head groups times slices whose slices hold whole pairs to rotate."""
     if share.all_ways or share.devices > share.kv_heads:
         for n in (2, 4, 8, 16):
             if share.devices % n == 0 and share.head_dim % (2 * n) == 0:
@@ -66,28 +66,28 @@ STRATEGIES: dict[str, Named] = {
     "tensor_pipeline": Named(
         "tensor parallelism inside a node, pipeline stages between nodes: the papers' baseline",
         ("stage", "tensor"),
-        lambda n, where: tensor_pipeline(n["tensor"], n["stage"]),
+        lambda n, cluster: tensor_pipeline(n["tensor"], n["stage"]),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
         {"layers": along("stage"), "heads": along("tensor")},
     ),
     "tensor_pipeline_colocated": Named(
-        "the baseline with whole experts dealt out over the tensor axis (a reading of the paper)",
+        "the baseline with whole experts spread over the tensor axis (a reading of the paper)",
         ("stage", "tensor"),
-        lambda n, where: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
+        lambda n, cluster: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
         reading_of="tensor_pipeline",
     ),
     "ring_sequence": Named(
         "ring attention over the sequence: keys and values travel, weights are replicated",
         ("node", "seq"),
-        lambda n, where: ring_sequence(n["node"] * n["seq"], nodes=n["node"]),
+        lambda n, cluster: ring_sequence(n["node"] * n["seq"], nodes=n["node"]),
         lambda devices, node: {"seq": devices},
         {"sequence": along("seq")},
     ),
     "double_ring": Named(
         "a ring inside each node while every GPU swaps its keys with the next node once",
         ("node", "seq"),
-        lambda n, where: ring_sequence(n["node"] * n["seq"], nodes=n["node"]).replace(
+        lambda n, cluster: ring_sequence(n["node"] * n["seq"], nodes=n["node"]).replace(
             name="double_ring"
         ),
         lambda devices, node: _by_node(devices, node, "seq", "node"),
@@ -96,14 +96,14 @@ STRATEGIES: dict[str, Named] = {
     "ulysses": Named(
         "the sequence over all devices, all-to-alls give attention whole sequences of few heads",
         ("seq",),
-        lambda n, where: ulysses(n["seq"]),
+        lambda n, cluster: ulysses(n["seq"]),
         lambda devices, node: {"seq": devices},
         {"sequence": _whole_heads},
     ),
     "ulysses_ring": Named(
         "all-to-alls inside a node, keys and values around a ring of nodes",
         ("node", "seq"),
-        lambda n, where: ulysses(n["node"] * n["seq"], nodes=n["node"]).replace(
+        lambda n, cluster: ulysses(n["node"] * n["seq"], nodes=n["node"]).replace(
             name="ulysses_ring"
         ),
         lambda devices, node: _by_node(devices, node, "seq", "node"),
@@ -111,37 +111,37 @@ STRATEGIES: dict[str, Named] = {
     "two_level": Named(
         "head groups x slices of every head; the rest of a layer over both",
         ("head_group", "head_slice"),
-        lambda n, where: two_level(n["head_group"], n["head_slice"], cluster=where),
+        lambda n, cluster: two_level(n["head_group"], n["head_slice"], cluster=cluster),
         lambda devices, node: _square(devices),
         {"heads": _slices},
     ),
     "layerwise": Named(
-        "contiguous layers, one group a device; microbatches travel from device to device",
+        "contiguous layers, one group per device; microbatches travel from device to device",
         ("stage",),
-        lambda n, where: layerwise(n["stage"]),
+        lambda n, cluster: layerwise(n["stage"]),
         lambda devices, node: {"stage": devices},
         {"layers": along("stage")},
     ),
     "expert_parallel": Named(
         "experts on devices of their own, the batch over the same devices, tokens travel",
         ("expert",),
-        lambda n, where: expert_parallel(n["expert"]),
+        lambda n, cluster: expert_parallel(n["expert"]),
         lambda devices, node: {"expert": devices},
         {"experts": along("expert")},
     ),
     "expert_parallel_nodes": Named(
-        "expert_parallel that sends a token once to a node, and only the rows there are",
+        "expert_parallel that sends a token once to each node, and only the rows in use",
         ("node", "expert"),
-        lambda n, where: expert_parallel(
+        lambda n, cluster: expert_parallel(
             n["node"] * n["expert"], nodes=n["node"], exchange="ragged"
         ).replace(name="expert_parallel_nodes"),
         lambda devices, node: _by_node(devices, node, "expert", "node"),
         {"experts": across_nodes("expert", "node")},
     ),
     "data_parallel": Named(
-        "the batch over all devices, weights replicated: nothing to send forward",
+        "the batch over all devices, weights replicated: a forward pass sends nothing",
         ("data",),
-        lambda n, where: data_parallel(n["data"]),
+        lambda n, cluster: data_parallel(n["data"]),
         lambda devices, node: {"data": devices},
         {"data": along("data")},
     ),
@@ -156,14 +156,15 @@ def build(
     node_size: int = 8,
     cluster: str = DEFAULT_CLUSTER,
 ) -> Strategy:
-    """A strategy by name.
+    """Build a strategy by name.
 
     Args:
-      name: of STRATEGIES, or several joined by "+" for a hybrid, which needs `mesh`.
-      mesh: its axes must be the strategy's; None fills the cluster.
-      devices: of the cluster.
-      node_size: devices that share a fast link; tensor groups and inner rings stay inside.
-      cluster: whose rates decide where a strategy chooses by modelled time.
+      name: a name in STRATEGIES, or several joined by "+" for a hybrid, which needs `mesh`.
+      mesh: a mesh over the strategy's axes; None fills the cluster.
+      devices: devices in the cluster.
+      node_size: devices per node, which share a fast link; tensor groups and inner rings stay
+        inside a node.
+      cluster: the cluster whose rates decide where a strategy chooses by modelled time.
 
     Raises:
       ValueError: an unknown name, or a mesh with other axes.
@@ -189,7 +190,7 @@ def build(
 
 
 def check_name(name: str) -> list[str]:
-    """The names of STRATEGIES that a name joins by "+". ValueError if one is unknown."""
+    """Return the names in STRATEGIES that a name joins by "+". ValueError if one is unknown."""
     names = name.split("+")
     for part in names:
         if part not in STRATEGIES:
@@ -201,6 +202,6 @@ def check_name(name: str) -> list[str]:
 
 
 def sized(name: str, sizes: Sizes, cluster: str = DEFAULT_CLUSTER) -> Strategy:
-    """A registered strategy whose mesh axes have these sizes, 1 where none is given."""
+    """Return a registered strategy whose mesh axes have these sizes, 1 where none is given."""
     named = STRATEGIES[name]
     return named.over({axis: sizes.get(axis, 1) for axis in named.axes}, cluster)

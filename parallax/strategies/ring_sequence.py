@@ -1,4 +1,4 @@
-"""Ring attention with sequence parallelism (paper `ring_sp`)."""
+"""The ring-sequence strategy: ring attention with sequence parallelism (paper `ring_sp`)."""
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import Ring
@@ -8,21 +8,21 @@ from parallax.strategy import Strategy
 
 
 def ring_sequence(devices: int = 16, *, order: Order = "zigzag", nodes: int = 1) -> Strategy:
-    """Everything is split over the sequence; keys and values rotate; weights are replicated.
+    """Split everything over the sequence, rotate keys and values, and replicate the weights.
 
     Args:
-      devices: in all. They divide the sequence length.
-      order: "zigzag" gives every device the same share of a causal mask; without a mask both
-        orders cost the same.
-      nodes: more than 1 is a double ring: keys rotate inside a node while every device swaps its
-        own with the next node, once a node. They divide the devices.
+      devices: devices in all. They divide the sequence length.
+      order: "zigzag" gives every device the same share of a causal mask's work; "natural" leaves
+        tokens in contiguous pieces. Without a mask both cost the same.
+      nodes: more than 1 makes a double ring: keys rotate inside each node while every device swaps
+        its keys with the next node, once per rotation. They divide the devices.
 
     Raises:
       ValueError: nodes that do not divide the devices.
 
-    Cost: per layer and microbatch a device sends 2 (P-1)/P b L kv_heads head_dim elements in their
-      stored dtype, in P - 1 hops, while it attends to what the hop before brought; of N nodes'
-      double ring N - 1 hops are between nodes, where one ring has P - 1 on every node's last link.
+    Cost: per layer and microbatch, each of P devices sends 2 (P-1)/P b L kv_heads head_dim elements
+      in their stored dtype, in P - 1 hops, each while it attends to the keys of the hop before. A
+      double ring over N nodes crosses between nodes in N - 1 hops; a single ring, in all P - 1.
     Reference: paper `ring_sp`; Liu, Zaharia and Abbeel, "Ring Attention", 2023; Gu et al.,
       "LoongTrain", 2024.
     """

@@ -1,4 +1,4 @@
-"""Megatron tensor parallelism inside a node, GPipe stages between nodes: the papers' baseline."""
+"""The papers' baseline: Megatron tensor parallelism inside a node, GPipe stages between nodes."""
 
 from typing import Literal
 
@@ -18,21 +18,22 @@ def tensor_pipeline(
     reduce_dtype: str | None = None,
     experts: Literal["tensor", "colocated"] = "tensor",
 ) -> Strategy:
-    """Column- and row-parallel matrices over `tensor`, contiguous layers over `stage`.
+    """Split matrices by columns and rows over `tensor`, and contiguous layers over `stage`.
 
     Args:
-      tensor: devices of a tensor group, kept inside a node. They divide heads, kv_heads, d_ff.
+      tensor: devices in a tensor group, kept inside a node. They divide heads, kv_heads and d_ff.
       stage: pipeline stages. They divide the number of layers.
-      microbatches: GPipe's M; None is what the caller or the paper says.
-      sequence_parallel_norms: residual stream and norms split over the sequence too (off, as in
-        the papers): reduce-scatter and all-gather instead of all-reduce, less memory.
+      microbatches: GPipe's M; None takes the caller's or the paper's number.
+      sequence_parallel_norms: also split the residual stream and norms over the sequence, which
+        replaces an all-reduce by a reduce-scatter and an all-gather and saves memory (off, as in
+        the papers).
       split_kv_heads: False computes all key/value heads on every device, for kv_heads < tensor.
-      reduce_dtype: dtype of partial sums on the wire.
-      experts: of a model with experts, "tensor" splits each over `tensor`, "colocated" deals whole
-        experts out over it; either way a device runs them on all its tokens that chose them.
+      reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
+      experts: in a model with experts, "tensor" splits each over `tensor`, "colocated" spreads
+        whole experts over it; either way a device runs them on all its tokens that chose them.
 
-    Cost: per layer and microbatch two all-reduces of [b, L, D] over `tensor`; per tick one handoff
-      of a tensor rank's share [b, L, D / tensor] over `stage` and one all-gather of it.
+    Cost: two all-reduces of [b, L, D] over `tensor` per layer and microbatch; one handoff of a
+      tensor rank's share [b, L, D / tensor] over `stage` per tick, and one all-gather of it.
     Reference: Shoeybi et al., "Megatron-LM", 2019; Huang et al., "GPipe", 2019; Korthikanti et al.,
       "Reducing Activation Recomputation", 2022 (sequence-parallel norms).
     """

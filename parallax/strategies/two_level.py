@@ -1,4 +1,4 @@
-"""Heads in groups and each head in slices (paper `two_level`): more devices than heads."""
+"""The two-level strategy: groups of heads, and slices of each head (paper `two_level`)."""
 
 from parallax.meshes.cluster import DEFAULT_CLUSTER
 from parallax.meshes.mesh import MeshSpec
@@ -15,18 +15,20 @@ def two_level(
     cluster: str = DEFAULT_CLUSTER,
     split_kv_heads: bool = True,
 ) -> Strategy:
-    """Head groups over `head_group`, slices of every head over `head_slice`, the rest over both.
+    """Split heads over `head_group`, each head's width over `head_slice`, and the rest over both.
 
     Args:
-      groups: they divide heads and kv_heads.
-      slices: they divide head_dim, and groups * slices divides d_ff, the vocabulary and d_model.
-      reduction: how slices of a head become attention, see `HeadSlices`; "local" is another model.
-      cluster: whose rates decide "auto".
+      groups: groups of heads; they divide heads and kv_heads.
+      slices: slices of each head; they divide head_dim, and groups * slices divides d_ff, the
+        vocabulary and d_model.
+      reduction: how slices of a head become attention, see `HeadSlices`; "local" makes it another
+        model.
+      cluster: the cluster whose rates decide "auto".
       split_kv_heads: False computes all key/value heads of a slice in every group, for
         kv_heads < groups.
 
-    Cost: per layer and microbatch two all-reduces of [b, L, D] over both mesh axes, and what
-      `HeadSlices.transfers` says over `head_slice`, inside a node if slices divide its devices.
+    Cost: two all-reduces of [b, L, D] over both mesh axes per layer and microbatch, and the
+      transfers of `HeadSlices` over `head_slice`, inside a node if slices divide its devices.
     Reference: paper `two_level`.
     """
     both = ("head_group", "head_slice")

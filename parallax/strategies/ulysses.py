@@ -1,4 +1,4 @@
-"""The sequence split over devices, attention over whole sequences of few heads each."""
+"""The Ulysses strategy: the sequence is split, but attention sees whole sequences of few heads."""
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import Ring, Ulysses
@@ -8,19 +8,20 @@ from parallax.strategy import Strategy
 
 
 def ulysses(devices: int = 16, *, nodes: int = 1, order: Order = "zigzag") -> Strategy:
-    """Everything is split over the sequence; all-to-alls give attention whole sequences.
+    """Split everything over the sequence; all-to-alls give attention whole sequences.
 
     Args:
-      devices: in all. They divide the sequence length; those of a node divide the query heads.
+      devices: devices in all. They divide the sequence length; those in a node divide the query
+        heads.
       nodes: more than 1 keeps the all-to-alls inside a node, and keys and values travel around a
         ring of nodes. They divide the devices.
-      order: of the tokens in that ring.
+      order: order of the tokens in that ring.
 
     Raises:
       ValueError: nodes that do not divide the devices.
 
-    Cost: per layer and microbatch all-to-alls of a device's q, k, v and output; with fewer
-      key/value heads than devices each device receives the ones it needs.
+    Cost: all-to-alls of a device's q, k, v and output per layer and microbatch; with fewer
+      key/value heads than devices, each device receives those that it needs.
     Reference: Jacobs et al., "DeepSpeed Ulysses", 2023; with a ring, Fang and Zhao, "USP", 2024.
     """
     if nodes < 1 or devices % nodes:

@@ -55,7 +55,7 @@ def test_pieces_of_a_wide_matrix_are_the_matrix(monkeypatch):
 
 
 def test_activations_of_another_weight():
-    with pytest.raises(ValueError, match="Give the activations that this weight meets"):
+    with pytest.raises(ValueError, match="Give this weight's input activations"):
         relative_error(drawn(64, 8), parse_format("int8"), drawn(5, 32))
     with pytest.raises(ValueError, match="multiples of"):
         relative_error(drawn(60, 8), parse_format("int4"), drawn(5, 60))

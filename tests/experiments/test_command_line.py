@@ -99,7 +99,7 @@ BAD = {
         "mesh seq=16 is for strategies given by name",
     ),
     "sentence": (["--paper=ring_sp", "--batch=0"], "positive integer. See parallax compare"),
-    "budget": (["--paper=ring_sp", "--budget=0"], "nothing fits into no bytes"),
+    "budget": (["--paper=ring_sp", "--budget=0"], "nothing fits in zero bytes"),
     "budget's name": (["--paper=ring_sp", "--budget=l3"], "budget 'l3': expected l2, smem"),
     "format": (["--paper=ring_sp", "--compression=int3"], "unknown format 'int3'"),
     "formats": (["--paper=ring_sp", "--compression=int8,int8,int8"], "expected one format, or"),

@@ -67,7 +67,7 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
     [
         ([], "--model is missing"),
         (["--model=ring_sp"], "has no tokenizer. Use small=True"),
-        (["--device_budget=0"], "nothing fits into no bytes"),
+        (["--device_budget=0"], "nothing fits in zero bytes"),
         (["--device_budget=1kB", "--devices=2"], "layer 0 takes"),
         (["--devices=5"], "4 layers for 5 devices"),
         (["--devices=17"], "17 devices are asked for, this process has 16"),

@@ -61,5 +61,5 @@ def test_query_heads_that_straddle_groups_are_refused():
     kv = draw((1, 4, 4, 2), 0)  # 24 query heads in groups of 6; 3 heads a device
     found = on_tensor(lambda kv: SPLIT.match_kv_heads(kv, 4, 24), P(), P(None, None, "tensor"))(kv)
     np.testing.assert_array_equal(found, jnp.repeat(kv, 2, axis=2))
-    with pytest.raises(ValueError, match="3 query heads a device straddle groups of 2"):
+    with pytest.raises(ValueError, match="3 query heads per device straddle groups of 2"):
         on_tensor(lambda kv: SPLIT.match_kv_heads(kv, 12, 24), P(), P())(draw((1, 4, 12, 2), 0))

@@ -98,7 +98,7 @@ def test_a_layer_that_fits_nowhere_is_named():
         ([1.0], [1.0], [], "0 devices"),
         ([], [], [Device(1)], "0 sizes"),
         ([1.0], [1.0, 2.0], [Device(1)], "2 costs"),
-        ([1.0, -2.0], [1.0, 1.0], [Device(1)], "from 0 on, got -2"),
+        ([1.0, -2.0], [1.0, 1.0], [Device(1)], "at least 0, got -2"),
     ],
 )
 @pytest.mark.parametrize("rule", [greedy, optimal])

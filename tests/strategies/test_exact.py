@@ -182,19 +182,19 @@ def drop_a_node(patch):
     return "double_ring"
 
 
-def drop_a_slab(patch):
-    exact = tiled._slab
+def drop_a_tile(patch):
+    exact = tiled._tile_of
 
-    def slab(w, n, tile, count, dim):
+    def tile_of(w, n, tile, count, dim):
         found = exact(w, n, tile, count, dim)
         return found.replace(found[...] * (jnp.asarray(tile) != count - 1).astype(found.dtype))
 
-    patch.setattr(tiled, "_slab", slab)
+    patch.setattr(tiled, "_tile_of", tile_of)
     return "tiled stages"
 
 
 MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, drop_a_node,
-             drop_a_slab]  # fmt: skip
+             drop_a_tile]  # fmt: skip
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS,

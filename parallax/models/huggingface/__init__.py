@@ -1,6 +1,7 @@
-"""Published weights: folders in Hugging Face's layout, to and from a Transformer under a strategy.
+"""The reading and writing of folders in Hugging Face's layout, under any strategy.
 
-Llama, GPT-2, Qwen3 and Mixtral; config.json, *.safetensors and tokenizer.json, nothing pickled.
+Supported are Llama, GPT-2, Qwen3 and Mixtral, from config.json, *.safetensors and tokenizer.json;
+pickled files are not read.
 """
 
 from parallax.models.huggingface.configs import read_config

@@ -1,6 +1,7 @@
-"""config.json to ModelConfig and back. What we would compute otherwise is refused by name.
+"""The translation of config.json to ModelConfig and back.
 
-Fields whose defaults differ between families must be there; published files have them.
+Settings that this model would compute differently are refused by name. Fields whose defaults differ
+between families are required; published files have them.
 """
 
 import dataclasses
@@ -12,25 +13,26 @@ from parallax.models.huggingface.fields import Fields, read_fields
 
 FAMILIES = ("llama", "gpt2", "qwen3", "mixtral")
 _DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16", "float64")
-# What a folder must give back of a config: all but what it says elsewhere or only where it counts.
+# The fields that a folder must give back of a config: all but what it holds elsewhere, or holds
+# only where it counts.
 _HELD = {f.name for f in dataclasses.fields(ModelConfig)} - {
     "name", "dtype", "compression", "rope_theta", "rope_scaling", "experts_per_token",
     "load_balance",
 }  # fmt: skip
-# One function under several names: GELU by tanh, x * sigmoid(x).
+# The names of one function: GELU by tanh, and x * sigmoid(x).
 _GELU, _SILU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), ("silu", "swish")
 
 
 def read_config(folder: str | Path, dtype: DType | None = None) -> ModelConfig:
-    """The model that a folder's config.json describes.
+    """Return the model that a folder's config.json describes.
 
     Args:
       folder: a folder, or its config.json.
-      dtype: of parameters and activations; None is the file's own, float32 if it names none.
+      dtype: dtype of parameters and activations; None takes the file's, or float32 if it has none.
 
     Raises:
-      ValueError: not there, not JSON, of another family, or with settings that this model does not
-        have; all of them are named.
+      ValueError: a file that is missing, not JSON or of another family, or unsupported settings,
+        all of which are named.
     """
     path = Path(folder)
     path = path / "config.json" if path.is_dir() else path
@@ -49,10 +51,10 @@ def read_config(folder: str | Path, dtype: DType | None = None) -> ModelConfig:
 
 
 def to_fields(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a model: the family that computes what it does.
+    """Return the fields of config.json for a model, in the family that computes the same.
 
     Raises:
-      ValueError: no family does.
+      ValueError: no family computes the same.
     """
     family = family_of(config)
     values = _fields_of(config, family)
@@ -108,7 +110,7 @@ def _fields_of(config: ModelConfig, family: str) -> dict[str, Any]:
 
 
 def family_of(config: ModelConfig) -> str:
-    """Of FAMILIES, the one that computes what this model does. ValueError if none does."""
+    """Return the family that computes the same as a model. ValueError if none does."""
     if config.causal:
         new = config.norm == "rmsnorm" and config.positions == "rope" and config.mlp == "gated"
         mixes = config.experts_per_token > 1 and not config.qk_norm
@@ -121,9 +123,9 @@ def family_of(config: ModelConfig) -> str:
             return "gpt2"
     raise ValueError(
         f"Model '{config.name}' is none of {', '.join(FAMILIES)}: these have rmsnorm, rope, a "
-        "gated mlp, no bias and at least two experts a token if any, or (gpt2) layernorm, learned "
-        "positions, gelu and bias; all are causal. Save it as a checkpoint of parallax train "
-        "instead."
+        "gated mlp, no bias and at least two experts per token if any, or (gpt2) layernorm, "
+        "learned positions, gelu and bias; all are causal. Save it as a checkpoint of parallax "
+        "train instead."
     )
 
 
@@ -142,10 +144,10 @@ def _scaling_fields(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def _dtype(fields: Fields) -> DType:
-    found = fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"
-    if found not in _DTYPES:
-        raise ValueError(f"{fields.path}: dtype is {found!r}, expected {', '.join(_DTYPES)}.")
-    return found
+    dtype = fields.values.get("dtype") or fields.values.get("torch_dtype") or "float32"
+    if dtype not in _DTYPES:
+        raise ValueError(f"{fields.path}: dtype is {dtype!r}, expected {', '.join(_DTYPES)}.")
+    return dtype
 
 
 def _llama_like(fields: Fields, family: str) -> ModelConfig:
@@ -204,14 +206,16 @@ def _all_full(layers: Any) -> bool:
 
 
 def _rope(fields: Fields, family: str) -> tuple[float, RopeScaling | None]:
-    """Base and scaling: older files keep them apart, newer ones in `rope_parameters`."""
+    """Return base and scaling, separate in older files, in `rope_parameters` in newer ones."""
     older, newer = fields.inner("rope_scaling"), fields.inner("rope_parameters")
     base = {"rope_theta": fields.values.get("rope_theta")}
     rope = Fields(fields.path, base | older.values | newer.values)
     theta = rope.number("rope_theta", 10_000.0 if family == "llama" else None)
     rope.values.pop("rope_theta")
     if any(isinstance(value, dict) for value in rope.values.values()):
-        raise ValueError(f"{fields.path}: rope differs from layer to layer; here it is one.")
+        raise ValueError(
+            f"{fields.path}: rope differs between layers; only one for all layers is supported."
+        )
     for place in (fields, rope):
         place.refuse("partial_rotary_factor", lambda x: x in (None, 1), "whole heads turn")
     rope.finish()
@@ -227,7 +231,7 @@ def _rope(fields: Fields, family: str) -> tuple[float, RopeScaling | None]:
             rope.number("high_freq_factor"), rope.integer("original_max_position_embeddings"),
         )  # fmt: skip
     raise ValueError(
-        f"{fields.path}: rope type {kind!r} is not known here; default, linear and llama3 are."
+        f"{fields.path}: rope type {kind!r} is not supported; default, linear and llama3 are."
     )
 
 

@@ -1,4 +1,4 @@
-"""What each family calls its tensors."""
+"""The names and layouts of each family's tensors."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from parallax.models.huggingface.configs import family_of
 from parallax.models.huggingface.tensors import Layout, Piece
 
 _NORM = Layout("d", ("d",))
-# A weight of a torch.nn.Linear has its outputs first.
+# The weight of a torch.nn.Linear has its outputs first.
 _LLAMA = {
     "input_layernorm.weight": (("attention_norm", "scale"), _NORM),
     "self_attn.q_proj.weight": (("attention", "q_DHK"), Layout("dhk", ("hk", "d"), halves=True)),
@@ -34,7 +34,7 @@ _EXPERT = {
     "w3.weight": (("mlp", "up_EDF"), _UP),
     "w2.weight": (("mlp", "down_EFD"), _DOWN),
 }
-# GPT-2's own layer has its inputs first, and queries, keys and values in one.
+# GPT-2's own linear layer has its inputs first, and queries, keys and values in one tensor.
 _GPT2 = {
     "ln_1.weight": (("attention_norm", "scale"), _NORM),
     "ln_1.bias": (("attention_norm", "shift"), _NORM),
@@ -49,13 +49,13 @@ _GPT2 = {
 }
 _FUSED = (("q_DHK", "q_bias_HK", "h"), ("k_DGK", "k_bias_GK", "g"), ("v_DGK", "v_bias_GK", "g"))
 
-# Tensors that files may hold beside the parameters: constants that the model does not learn.
+# Tensors that files may hold besides the parameters: constants that are not learned.
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 HEAD = "lm_head.weight"
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
-    """Size of each of our dims."""
+    """Return the size of each of our dims, keyed by its letter."""
     return {
         "d": config.d_model, "h": config.num_heads, "g": config.num_kv_heads,
         "k": config.head_dim, "f": config.d_ff, "v": config.vocab_size, "l": config.max_seq_len,
@@ -64,9 +64,9 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
 
 
 def pieces_of(config: ModelConfig) -> list[Piece]:
-    """Every tensor of a model's folder, as pieces of our parameters, layer after layer.
+    """Return every tensor of a model's folder as pieces of our parameters, layer by layer.
 
-    A tied unembedding is no tensor of its own.
+    A tied unembedding has no tensor of its own.
     """
     return list((_gpt2 if family_of(config) == "gpt2" else _llama_like)(config))
 

@@ -1,4 +1,4 @@
-"""Fields of one JSON file, taken with their types; what is wrong is said with file and field."""
+"""The typed fields of a JSON file, with errors that name the file and the field."""
 
 import json
 import sys
@@ -10,14 +10,13 @@ _MOST = 2**31 - 1
 
 
 class Fields:
-    """Fields of one JSON object.
+    """The fields of one JSON object.
 
     Args:
-      path: of the file, for messages.
+      path: the file, for error messages.
       values: name -> value.
 
-    Settings that would compute something else are collected by `refuse` and raised by `finish`, so
-    that one error names all of them.
+    `refuse` collects unsupported settings and `finish` raises, so that one error names all of them.
     """
 
     def __init__(self, path: Path, values: dict[str, Any]):
@@ -25,7 +24,7 @@ class Fields:
         self._refused: list[str] = []
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A positive integer; `default`, if there is one, where the field is null or not there."""
+        """Return a positive integer; `default`, if given, for a null or missing field."""
         value = self.values.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
@@ -33,7 +32,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None, *, or_zero: bool = False) -> float:
-        """A positive number, or zero where that is allowed; `default` as of `integer`."""
+        """Return a positive number, or zero if allowed; `default` as in `integer`."""
         value = self.values.get(name)
         value = default if value is None else value
         least = 0 if or_zero else sys.float_info.min
@@ -43,7 +42,7 @@ class Fields:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false; `default` as of `integer`."""
+        """Return true or false; `default` as in `integer`."""
         value = self.values.get(name)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -51,7 +50,7 @@ class Fields:
         return value
 
     def inner(self, name: str) -> "Fields":
-        """Of a field that holds an object; of none where it is null or not there."""
+        """Return the fields of a field that holds an object; none for a null or missing field."""
         value = self.values.get(name)
         value = {} if value is None else value
         if not isinstance(value, dict):
@@ -59,18 +58,18 @@ class Fields:
         return Fields(self.path, value)
 
     def refuse(self, name: str, is_ours: Callable[[Any], bool], ours: str) -> None:
-        """Notes a field that is set to what this model does not do.
+        """Record a field whose setting this model does not support.
 
         Args:
-          name: of the field; one that is not there is fine.
-          is_ours: of its value.
-          ours: what this model has instead, in words.
+          name: the field; a missing one is accepted.
+          is_ours: whether the model supports a value.
+          ours: the supported setting, in words.
         """
         if name in self.values and not is_ours(self.values[name]):
-            self._refused.append(f"{name} is {self.values[name]!r} (here: {ours})")
+            self._refused.append(f"{name} is {self.values[name]!r} (Parallax: {ours})")
 
     def finish(self) -> None:
-        """Raises ValueError that names all that was refused."""
+        """Raise a ValueError that names all refused fields, if there are any."""
         if self._refused:
             raise ValueError(
                 f"{self.path}: {'; '.join(self._refused)}. This model would compute something "
@@ -79,14 +78,14 @@ class Fields:
 
 
 def read_fields(path: Path, *, hint: str) -> Fields:
-    """The object in a JSON file.
+    """Return the fields of the object in a JSON file.
 
     Args:
-      path: of the file.
-      hint: what to do where it is not there.
+      path: the file.
+      hint: what to do if it does not exist, for the error.
 
     Raises:
-      ValueError: no file, or no JSON object in it.
+      ValueError: a missing file, or one without a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

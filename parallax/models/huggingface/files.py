@@ -1,4 +1,4 @@
-"""The tensors of a folder's *.safetensors: names, shapes, and slices read one at a time."""
+"""The tensors in a folder's *.safetensors: names, shapes, and slices read one at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from parallax.models.huggingface.tensors import Index
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head."
 ONE = "model.safetensors"
-_MOST = 20  # names in a message
+_MOST = 20  # the most names in an error message
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class TensorFiles:
-    """Where every tensor is.
+    """The location of every tensor in a folder.
 
     Attributes:
-      folder: they are in.
+      folder: the folder.
       file_of: name of a tensor -> its file.
       shapes: name -> shape.
-      dtypes: name -> what safetensors calls it, such as "BF16".
-      prefix: that every name begins with here and not in the files, but for the head's.
+      dtypes: name -> safetensors' name of the dtype, such as "BF16".
+      prefix: the start of every name here, except the head's, that the names in the files lack.
     """
 
     folder: Path
@@ -35,7 +35,7 @@ class TensorFiles:
     prefix: str = ""
 
     def prefixed(self, prefix: str) -> "TensorFiles":
-        """The same under longer names: files of a model without its head leave out their start."""
+        """Return the same tensors under prefixed names, which headless models' files shorten."""
 
         def long(names):
             return {n if n.startswith(HEAD) else prefix + n: x for n, x in names.items()}
@@ -44,39 +44,40 @@ class TensorFiles:
         return TensorFiles(self.folder, *tables, prefix)
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """A slice of one tensor. The file is opened for it alone: what was read of it does not stay
-        in this process's memory.
+        """Read a slice of one tensor.
+
+        The file is closed again, so that the pages read do not stay in this process's memory.
 
         Raises:
-          ValueError: the file cannot be read any more.
+          ValueError: a file that cannot be read any more.
         """
         from safetensors import SafetensorError, safe_open
 
         path = self.file_of[name]
         try:
             with safe_open(path, framework="np") as file:
-                found = file.get_slice(name.removeprefix(self.prefix))
+                tensor = file.get_slice(name.removeprefix(self.prefix))
                 (first, *rest) = index
-                return found[index if rest else first]
+                return tensor[index if rest else first]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: tensor {name} cannot be read: {error}.") from None
 
 
 def find_tensors(folder: str | Path) -> TensorFiles:
-    """Opens all files of a folder and checks their headers.
+    """Open all files of a folder and check their headers.
 
     Raises:
-      ValueError: no file, a broken one, a name in two of them, or an index that does not agree.
+      ValueError: no file, a broken file, a name in two files, or an index that does not match.
     """
     folder = Path(folder)
     return read_headers(folder, _paths(folder))
 
 
 def read_headers(folder: Path, paths: Iterable[Path]) -> TensorFiles:
-    """Opens these files of a folder and checks their headers.
+    """Open the given files of a folder and check their headers.
 
     Raises:
-      ValueError: a broken file, or a name in two of them.
+      ValueError: a broken file, or a name in two files.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -86,17 +87,17 @@ def read_headers(folder: Path, paths: Iterable[Path]) -> TensorFiles:
     for path in paths:
         try:
             with safe_open(path, framework="np") as file:
-                found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                found = {n: (tuple(x.get_shape()), x.get_dtype()) for n, x in found.items()}
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                headers = {n: (tuple(x.get_shape()), x.get_dtype()) for n, x in slices.items()}
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path}: not a whole safetensors file: {error}. Fetch it again."
             ) from None
-        if twice := sorted(set(found) & set(shapes)):
+        if twice := sorted(set(headers) & set(shapes)):
             raise ValueError(f"{path}: tensor {twice[0]} is also in {file_of[twice[0]].name}.")
-        file_of |= dict.fromkeys(found, path)
-        shapes |= {name: shape for name, (shape, _) in found.items()}
-        dtypes |= {name: dtype for name, (_, dtype) in found.items()}
+        file_of |= dict.fromkeys(headers, path)
+        shapes |= {name: shape for name, (shape, _) in headers.items()}
+        dtypes |= {name: dtype for name, (_, dtype) in headers.items()}
     return TensorFiles(folder, file_of, shapes, dtypes)
 
 
@@ -110,7 +111,7 @@ def _paths(folder: Path) -> list[Path]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder}: {INDEX} names {_some(missing)}, not there. Fetch the rest."
+                f"{folder}: {INDEX} names {_some(missing)}, which do not exist. Fetch the rest."
             )
         return [folder / name for name in names]
     if (folder / ONE).is_file():
@@ -131,8 +132,11 @@ def check_names(
     *,
     floats: bool = True,
 ) -> None:
-    """Raises ValueError that names all missing, unexpected and mis-shaped tensors, and with
-    `floats` those that are none: numbers of a quantised model mean nothing without its scales."""
+    """Raise a ValueError that names all missing, unexpected and mis-shaped tensors.
+
+    With `floats` it also names tensors that are not floating point: the integers of a quantized
+    model mean nothing without its scales.
+    """
     ignored = tuple(ignored)
     missing = [name for name in expected if name not in files.shapes]
     unexpected = [n for n in files.shapes if n not in expected and not n.endswith(ignored)]
@@ -141,7 +145,7 @@ def check_names(
         for name, shape in expected.items()
         if files.shapes.get(name, shape) != shape
     ]
-    coded = [
+    not_floats = [
         f"{n} {files.dtypes[n]}"
         for n in expected
         if floats and files.dtypes.get(n, "F32") not in _FLOATS
@@ -149,7 +153,7 @@ def check_names(
     said = [
         f"{len(names)} {what}: {_some(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected),
-                            ("of another shape", shaped), (f"not {', '.join(_FLOATS)}", coded))
+                            ("of another shape", shaped), (f"not {', '.join(_FLOATS)}", not_floats))
         if names
     ]  # fmt: skip
     if said:

@@ -1,4 +1,4 @@
-"""Loading a folder's weights onto devices, each one its own shards."""
+"""The loading of a folder's weights onto devices, each device its own shards."""
 
 import math
 from pathlib import Path
@@ -17,17 +17,18 @@ from parallax.parallel.stage_layers import layers_in_place
 
 
 class Placed(Protocol):
-    """A model as a strategy lays it out: a `ShardedTransformer`.
+    """A sharded model, in practice a `ShardedTransformer`.
 
     Attributes:
-      shapes, specs: State of shapes and of PartitionSpecs of the parameters.
-      groups: layers of each stage.
+      config: the model.
+      shapes, specs: States of the parameters' shapes and PartitionSpecs.
+      groups: the number of layers of each stage.
     """
 
     @property
     def config(self) -> ModelConfig: ...
 
-    # Any: pyright takes no cached_property for a property of the same type.
+    # Any, because pyright rejects a cached_property for a property of the same type.
     @property
     def shapes(self) -> Any: ...
     @property
@@ -37,10 +38,10 @@ class Placed(Protocol):
 
 
 def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
-    """A folder's weights as parameters under a strategy.
+    """Load a folder's weights as parameters under a strategy.
 
     Args:
-      folder: with *.safetensors that belong to `model.config` (`read_config`).
+      folder: a folder with *.safetensors that belong to `model.config` (`read_config`).
       model: a `ShardedTransformer`; weights are cast to its config's dtype.
       mesh: real or virtual devices.
 
@@ -48,10 +49,10 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
       Parameters with the strategy's shardings.
 
     Raises:
-      ValueError: tensors missing, unexpected or of another shape, a broken file.
+      ValueError: tensors that are missing, unexpected or of another shape, or a broken file.
 
-    Cost: a device's shards are read from the files once for all devices that hold the same. Beside
-      what is on devices, the host holds one shard of one parameter at a time.
+    Cost: a shard is read from the files once for all devices that hold it. Besides the arrays on
+      devices, the host holds one shard of one parameter at a time.
     """
     config = model.config
     pieces = pieces_of(config)
@@ -79,7 +80,7 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
 
 
 def on_devices(like: Any, sharding: NamedSharding, read: "Shards") -> jax.Array:
-    """One parameter, shard after shard."""
+    """Make one parameter on its devices, shard by shard."""
     holders: dict[Index, list] = {}
     for device, index in sharding.addressable_devices_indices_map(like.shape).items():
         assert index is not None
@@ -94,20 +95,20 @@ def on_devices(like: Any, sharding: NamedSharding, read: "Shards") -> jax.Array:
 
 
 class Shards(Protocol):
-    """Gives slices of one parameter."""
+    """The source of one parameter's slices."""
 
     def shard(self, index: Index, dtype) -> np.ndarray: ...
 
 
 class _Shards:
-    """Reads slices of one of our parameters."""
+    """The reader of one of our parameters' slices."""
 
     def __init__(self, files: TensorFiles, pieces: dict, sizes: dict, rows: np.ndarray, stacked):
         self.files, self.pieces, self.sizes, self.rows = files, pieces, sizes, rows
         self.stacked = stacked
 
     def shard(self, index: Index, dtype) -> np.ndarray:
-        """The slice; zeros where layers or columns fill up."""
+        """Read a slice, with zeros in padding layers and columns."""
         out = np.zeros([s.stop - s.start for s in index], dtype)
         leading = len(next(iter(self.pieces)))
         for at in np.ndindex(*out.shape[:leading]):
@@ -127,9 +128,9 @@ class _Shards:
         )
         if not math.prod(s.stop - s.start for s in index):
             return
-        found = self.files.read(piece.name, layout.cut(self.sizes, index))
-        found = layout.take(found, self.sizes, index)
-        out[tuple(slice(0, n) for n in found.shape)] = found
+        x = self.files.read(piece.name, layout.cut(self.sizes, index))
+        x = layout.take(x, self.sizes, index)
+        out[tuple(slice(0, n) for n in x.shape)] = x
 
 
 def _with_prefix(files: TensorFiles, pieces: list[Piece]) -> TensorFiles:
@@ -139,7 +140,7 @@ def _with_prefix(files: TensorFiles, pieces: list[Piece]) -> TensorFiles:
 
 
 def _check_tied(files: TensorFiles, table: str, rows: int = 4096) -> None:
-    """Some folders hold a tied unembedding a second time. ValueError where it is another one."""
+    """Raise ValueError if a folder's second copy of a tied unembedding differs from the table."""
     height, width = files.shapes[table]
     for row in range(0, height, rows):
         index = slice(row, min(row + rows, height)), slice(0, width)

@@ -1,4 +1,4 @@
-"""A safetensors file written one tensor at a time: the library's own writer wants all of them."""
+"""The writer of safetensors files one tensor at a time; the library's own needs all at once."""
 
 import json
 import math
@@ -21,13 +21,13 @@ def write_tensors(
     dtype: DType,
     tensor: Callable[[str], np.ndarray],
 ) -> None:
-    """Writes a whole safetensors file, the same bytes as the library's.
+    """Write a whole safetensors file, with the same bytes as the library's writer.
 
     Args:
-      path: of the file.
+      path: the file.
       shapes: name -> shape of every tensor.
-      dtype: of all of them.
-      tensor: makes one by its name; it is asked once for each, after the one before is written.
+      dtype: dtype of all tensors.
+      tensor: makes a tensor by its name; called once for each, after the previous one is written.
     """
     offset = 0
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

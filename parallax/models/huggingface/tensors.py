@@ -1,4 +1,4 @@
-"""One tensor of a folder as a piece of one of our parameters, to and fro, whole or a slice.
+"""The conversion between a folder's tensors and pieces of our parameters, whole or in slices.
 
 Our dims: d model width, h heads, g key/value heads, k head_dim, f MLP width, v vocabulary, l
 positions, e experts.
@@ -15,14 +15,15 @@ Index = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor's dims are ours.
+    """The mapping between the dims of a tensor and those of our parameter.
 
     Attributes:
       ours: dims of our parameter, such as "dhk".
-      theirs: dims of the tensor, several that are merged in one together: ("hk", "d").
-      halves: k is stored as (first of all pairs, second of all pairs) and turns as such; here pairs
-        are neighbours.
-      part, parts: of a tensor that holds several of equal size along its last dim.
+      theirs: dims of the tensor; merged dims share an entry: ("hk", "d").
+      halves: the tensor stores the first elements of all rotary pairs, then the second ones; ours
+        stores the elements of a pair side by side.
+      part, parts: index and number of equal parts along the last dim of a tensor that holds
+        several parameters.
     """
 
     ours: str
@@ -32,25 +33,27 @@ class Layout:
     parts: int = 1
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Return the shape of the whole tensor."""
         shape = [math.prod(sizes[d] for d in merged) for merged in self.theirs]
         shape[-1] *= self.parts
         return tuple(shape)
 
     def cut(self, sizes: Mapping[str, int], index: Index) -> Index:
-        """Where a slice of our parameter lies in the tensor; of merged dims the whole of all but
-        the first, which `take` cuts."""
+        """Return the slice of the tensor that contains a slice of our parameter.
+
+        Of merged dims only the first is sliced; `take` slices the others.
+        """
         wanted = dict(zip(self.ours, index, strict=True))
-        found = []
+        slices = []
         for dim, merged in enumerate(self.theirs):
             inner = math.prod(sizes[d] for d in merged[1:])
             first = wanted[merged[0]] if self._is_cut(merged[0]) else slice(0, sizes[merged[0]])
             start = self.part * sizes[merged[0]] * inner if dim == len(self.theirs) - 1 else 0
-            found.append(slice(start + first.start * inner, start + first.stop * inner))
-        return tuple(found)
+            slices.append(slice(start + first.start * inner, start + first.stop * inner))
+        return tuple(slices)
 
     def take(self, x: np.ndarray, sizes: Mapping[str, int], index: Index) -> np.ndarray:
-        """Of what lies at `cut`, our slice, in our order of dims."""
+        """Return our slice, in our order of dims, from the tensor's slice at `cut`."""
         wanted = dict(zip(self.ours, index, strict=True))
         dims = "".join(self.theirs)
         shape = []
@@ -66,11 +69,11 @@ class Layout:
         return x.transpose([dims.index(d) for d in self.ours])
 
     def _is_cut(self, outer: str) -> bool:
-        """Whether a slice of this dim is one of the tensor: columns in halves are dealt out."""
+        """Return whether the tensor can be sliced along this dim: not along k in halves."""
         return not (self.halves and outer == "k")
 
     def put(self, x: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """Inverse: our whole parameter as the tensor, or its part of it."""
+        """Return our whole parameter as the tensor, or as its part of the tensor."""
         dims = "".join(self.theirs)
         x = x.transpose([self.ours.index(d) for d in dims])
         if self.halves:
@@ -79,19 +82,19 @@ class Layout:
 
 
 def _neighbours(head_dim: int) -> np.ndarray:
-    """Where in halves our columns 0, 1, 2, ... come from."""
+    """Return the column in halves of each of our columns 0, 1, 2, ..."""
     return np.arange(head_dim).reshape(2, -1).T.reshape(-1)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor (or a part of one) that is our parameter `leaf` at `at` (a layer, an expert).
+    """A tensor, or part of one, that holds our parameter `leaf` for one layer and expert.
 
     Attributes:
-      name: of the tensor.
-      leaf: path of our parameter.
-      at: leading indices into it.
-      layout: of the rest.
+      name: the tensor's name.
+      leaf: the path of our parameter.
+      at: leading indices into it: a layer, an expert, or none.
+      layout: the layout of the remaining dims.
     """
 
     name: str
@@ -101,5 +104,5 @@ class Piece:
 
 
 def shapes_of(pieces: Sequence[Piece], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor."""
+    """Return the shape of every tensor, keyed by name."""
     return {piece.name: piece.layout.shape(sizes) for piece in pieces}

@@ -1,4 +1,4 @@
-"""Text to tokens and back: a folder's tokenizer.json, or bytes."""
+"""The tokenizers: a folder's tokenizer.json, or bytes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,25 +9,25 @@ from parallax.models.huggingface.fields import read_fields
 
 
 class Tokenizer(Protocol):
-    """What generate and train need of a tokenizer."""
+    """The protocol of a tokenizer for generation and training."""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text."""
+        """The ids that end a text."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, with what the model expects before it."""
+        """Return the ids of a text, with any prefix that the model expects."""
         ...
 
     def decode(self, tokens: list[int]) -> str:
-        """Text of ids, special ones left out."""
+        """Return the text of ids, without special ones."""
         ...
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """UTF-8 bytes are tokens, as in models with 256 of them."""
+    """The tokenizer whose tokens are UTF-8 bytes, for models with 256 tokens."""
 
     stop_tokens: tuple[int, ...] = ()
 
@@ -40,7 +40,7 @@ class ByteTokenizer:
 
 @dataclass(frozen=True, eq=False)
 class _FileTokenizer:
-    """A tokenizer.json."""
+    """The tokenizer of a tokenizer.json."""
 
     rust: Any
     stop_tokens: tuple[int, ...]
@@ -53,14 +53,14 @@ class _FileTokenizer:
 
 
 def read_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a folder.
+    """Return the tokenizer of a folder.
 
     Args:
-      folder: with tokenizer.json; without any tokenizer, a model with 256 tokens reads bytes.
-      vocab_size: of the model.
+      folder: a folder with tokenizer.json; without a tokenizer, a model of 256 tokens reads bytes.
+      vocab_size: the number of tokens of the model.
 
     Raises:
-      ValueError: no tokenizer, one of another kind, a broken one, or one with more tokens than the
+      ValueError: no tokenizer, an unsupported or broken one, or one with more tokens than the
         model.
     """
     folder = Path(folder)
@@ -70,14 +70,14 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
                   if (folder / n).is_file()]  # fmt: skip
         if others:
             raise ValueError(
-                f"{folder}: {others[0]} is a tokenizer of a kind that is not read here. Save it as "
+                f"{folder}: {others[0]} is a tokenizer of an unsupported kind. Save it as "
                 "tokenizer.json (a fast tokenizer's save_pretrained does)."
             )
         if vocab_size == BYTE_VOCAB:
             return ByteTokenizer()
         raise ValueError(
-            f"{folder}: no tokenizer.json, and the model's {vocab_size} tokens are not bytes. Put "
-            "the model's tokenizer.json there."
+            f"{folder}: no tokenizer.json, and the model's {vocab_size} tokens are not bytes. Add "
+            "the model's tokenizer.json to it."
         )
     from tokenizers import Tokenizer as Rust
 
@@ -96,16 +96,16 @@ def read_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
 
 
 def _stop_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
-    """eos_token_id of generation_config.json, else of config.json."""
+    """Return eos_token_id of generation_config.json, or else of config.json."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if not path.is_file():
             continue
-        found = read_fields(path, hint="").values.get("eos_token_id")
-        ids = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+        end = read_fields(path, hint="").values.get("eos_token_id")
+        ids = tuple(end) if isinstance(end, list) else () if end is None else (end,)
         if any(type(t) is not int or not 0 <= t < vocab_size for t in ids):
             raise ValueError(
-                f"{path}: eos_token_id {found!r} is not of the vocabulary, 0 to {vocab_size - 1}."
+                f"{path}: eos_token_id {end!r} is not in the vocabulary, 0 to {vocab_size - 1}."
             )
         if ids:
             return ids

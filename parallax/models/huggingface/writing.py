@@ -1,4 +1,4 @@
-"""Saving parameters as a folder that other libraries load."""
+"""The saving of parameters as a folder that other libraries load."""
 
 import json
 import math
@@ -34,20 +34,20 @@ def save(
     tokenizer_from: str | Path | None = None,
     max_file_bytes: int = 4_000_000_000,
 ) -> None:
-    """Writes config.json and *.safetensors, in the model's own dtype.
+    """Write config.json and *.safetensors, in the model's own dtype.
 
     Args:
-      folder: made here; it appears when it is complete.
+      folder: the folder to make; it appears when it is complete.
       model: a `ShardedTransformer`.
-      params: as it lays them out, in any sharding; wider ones, as training has, are rounded.
+      params: the model's parameters, in any sharding; wider ones, as in training, are rounded.
       tokenizer_from: a folder whose tokenizer files, and special tokens of config.json, are copied.
-      max_file_bytes: of one file; a tensor that is larger gets one of its own.
+      max_file_bytes: the most bytes per file; a larger tensor gets a file of its own.
 
     Raises:
-      ValueError: the folder exists, or no family computes what this model does, or other processes
+      ValueError: the folder exists, no family computes the same as this model, or other processes
         hold part of the parameters.
 
-    Cost: beside what is on devices, the host holds one tensor at a time.
+    Cost: besides the arrays on devices, the host holds one tensor at a time.
     """
     fields = to_fields(model.config)
     files = _deal_out(model, max_file_bytes)
@@ -70,14 +70,14 @@ def save(
 
 
 def begin_folder(folder: str | Path, params: nnx.State) -> Path:
-    """Where to write what is renamed to `folder` when it is complete.
+    """Make and return the folder to write to, which is renamed to `folder` when complete.
 
     Raises:
       ValueError: the folder exists, or other processes hold part of the parameters.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ValueError(f"{folder}: exists. Give a folder that is not there yet.")
+        raise ValueError(f"{folder}: exists already. Give a folder that does not exist.")
     if not all(x.is_fully_addressable for x in jax.tree.leaves(params)):
         raise ValueError(
             f"{folder}: other processes hold part of the parameters. Save a checkpoint there, and "
@@ -90,18 +90,18 @@ def begin_folder(folder: str | Path, params: nnx.State) -> Path:
 
 
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
-    """Copies tokenizer files; returns what config.json says of special tokens."""
+    """Copy tokenizer files, and return the special tokens of config.json."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
     if not (source / "config.json").is_file():
         return {}
-    said = read_fields(source / "config.json", hint="").values
-    return {name: said[name] for name in SPECIAL_TOKENS if name in said}
+    fields = read_fields(source / "config.json", hint="").values
+    return {name: fields[name] for name in SPECIAL_TOKENS if name in fields}
 
 
 def _deal_out(model: Placed, max_file_bytes: int) -> list[list[str]]:
-    """Names of each file's tensors."""
+    """Return the names of each file's tensors."""
     shapes = shapes_of(pieces_of(model.config), sizes_of(model.config))
     files: list[list[str]] = [[]]
     room = max_file_bytes
@@ -116,7 +116,7 @@ def _deal_out(model: Placed, max_file_bytes: int) -> list[list[str]]:
 
 
 class _Tensors:
-    """Makes each tensor of a folder from the parameters' shards."""
+    """The maker of a folder's tensors from the parameters' shards."""
 
     def __init__(self, model: Placed, params: nnx.State):
         self.sizes = sizes_of(model.config)
@@ -136,12 +136,12 @@ class _Tensors:
         if piece.leaf[0] == "layers":
             at = (self.rows[at[0]], *at[1:])
         real = tuple(slice(0, self.sizes[d]) for d in piece.layout.ours)
-        found = on_host(self.leaves[piece.leaf], at, self.dtype)
-        return piece.layout.put(found[real], self.sizes)
+        x = on_host(self.leaves[piece.leaf], at, self.dtype)
+        return piece.layout.put(x[real], self.sizes)
 
 
 def on_host(x: jax.Array, at: tuple[int, ...], dtype: DType) -> np.ndarray:
-    """x[at], put together from the devices that hold it: none of them gets more than it has."""
+    """Return x[at] on the host, assembled from shards; no device receives any data."""
     out = np.empty(x.shape[len(at) :], dtype)
     for shard in x.addressable_shards:
         index = [slice(*s.indices(n)[:2]) for s, n in zip(shard.index, x.shape, strict=True)]

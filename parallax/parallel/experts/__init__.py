@@ -1,4 +1,4 @@
-"""Mixture of experts inside `shard_map`: routing, experts, and the exchanges between devices."""
+"""The mixture of experts inside `shard_map`: routing, experts, and exchanges between devices."""
 
 from parallax.parallel.experts.chunks import ExpertShape
 from parallax.parallel.experts.exchange import Platform

@@ -1,6 +1,6 @@
-"""Sizes that follow from shapes alone, for the program and its closed forms: chunks and capacities.
+"""The chunk sizes and capacities that follow from shapes, for programs and their closed forms.
 
-Shapes: T tokens a device a call, k choices, E experts; P devices, or N nodes of R devices each.
+Shapes: T tokens per device and call, k choices, E experts; P devices, or N nodes of R devices each.
 """
 
 import math
@@ -15,10 +15,15 @@ from parallax.parallel.experts.dispatch import Capacity
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """Sizes of one call on one device.
+    """The sizes of one call on one device.
 
-    Attributes: tokens of this device; width D; top_k choices a token; num_experts of the layer;
-    item_bytes of a row's elements; gate_bytes of a gate (4, or 8 in float64).
+    Attributes:
+      tokens: tokens on this device.
+      width: D, the model width.
+      top_k: choices per token.
+      num_experts: experts in the layer.
+      item_bytes: bytes per element of a row.
+      gate_bytes: bytes per gate: 4, or 8 in float64.
     """
 
     tokens: int
@@ -30,13 +35,13 @@ class ExpertShape:
 
 
 def chunk_tokens(tokens: int, chunks: int) -> tuple[int, int]:
-    """(chunks, tokens of each): as many chunks as asked for, fewer if there are fewer tokens."""
+    """Return (chunks, tokens per chunk): `chunks`, or fewer if there are fewer tokens."""
     each = math.ceil(tokens / max(1, min(chunks, tokens)))
     return math.ceil(tokens / each), each
 
 
 def cut(x: jax.Array, chunks: int, each: int, fill=0) -> jax.Array:
-    """[T, ...] into [chunks, each, ...], the last filled up."""
+    """Cut [T, ...] into [chunks, each, ...], with the last chunk padded by `fill`."""
     missing = chunks * each - x.shape[0]
     if missing:
         tail = jnp.full((missing, *x.shape[1:]), fill, x.dtype)
@@ -45,17 +50,20 @@ def cut(x: jax.Array, chunks: int, each: int, fill=0) -> jax.Array:
 
 
 def join(x: jax.Array, tokens: int) -> jax.Array:
-    """Inverse of `cut`."""
+    """Join chunks back into [T, ...]: inverse of `cut`."""
     return x.reshape(-1, *x.shape[2:])[:tokens]
 
 
 def devices_of(axes: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-    """How many devices these mesh axes make."""
+    """Return the number of devices along these mesh axes together."""
     return math.prod(sizes[axis] for axis in axes)
 
 
 def share_of_node(num_experts: int, nodes: int, top_k: int) -> float:
-    """Chance that a token with uniform choices needs a given node: 1 - C(E - E/N, k) / C(E, k)."""
+    """Return the probability that a uniformly routed token needs a given node.
+
+    It is 1 - C(E - E/N, k) / C(E, k).
+    """
     elsewhere = num_experts - num_experts // nodes
     return 1.0 - math.comb(elsewhere, top_k) / math.comb(num_experts, top_k)
 
@@ -63,7 +71,7 @@ def share_of_node(num_experts: int, nodes: int, top_k: int) -> float:
 def node_capacity(
     tokens: int, top_k: int, num_experts: int, nodes: int, factor: float | None
 ) -> Capacity:
-    """Places of the first step: tokens for each node."""
+    """Return the capacity of the first step: tokens for each node."""
     if factor is None:
         return Capacity(tokens, None)
     rows = min(tokens, math.ceil(factor * tokens * share_of_node(num_experts, nodes, top_k)))
@@ -73,9 +81,12 @@ def node_capacity(
 def relay_capacity(
     tokens: int, top_k: int, num_experts: int, nodes: int, ranks: int, factor: float | None
 ) -> Capacity:
-    """Places of the second step: rows for each device of the node, of all N nodes' tokens.
+    """Return the capacity of the second step: rows for each device of a node, from all nodes.
 
-    Args: of the whole exchange; tokens of one chunk on one device.
+    Args:
+      tokens: tokens of one chunk on one device.
+      top_k, num_experts, nodes, ranks: sizes of the whole exchange.
+      factor: capacity factor; None is dropless.
     """
     arrived = nodes * node_capacity(tokens, top_k, num_experts, nodes, factor).rows
     here = num_experts // (nodes * ranks)

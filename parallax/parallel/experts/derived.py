@@ -1,6 +1,6 @@
-"""What a ragged exchange sends for choices that are known, derived without running it.
+"""The bytes that a ragged exchange sends for known choices, derived without running it.
 
-Plain numpy. Shapes: P devices, N nodes of R devices each.
+Plain NumPy. Shapes: P devices, N nodes of R devices each.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ BytesByAxes = dict[tuple[str, ...], np.ndarray]
 def flat_bytes(
     axes: tuple[str, ...], shape: ExpertShape, sizes: Mapping[str, int], ids_Tk: np.ndarray
 ) -> BytesByAxes:
-    """Bytes of rows that leave each device in one dropless forward call, there and home.
+    """Return the bytes of rows that leave each device in one dropless forward call, both ways.
 
     Args:
       axes: mesh axes of the exchange.
-      shape: of one device.
+      shape: sizes on one device.
       sizes: mesh axis -> size.
       ids_Tk: choices of all devices' tokens, device by device.
 
@@ -28,7 +28,7 @@ def flat_bytes(
       Mesh axes -> [P].
 
     Raises:
-      ValueError: choices of another number of tokens.
+      ValueError: choices for another number of tokens.
     """
     devices = _check_tokens(axes, shape, sizes, ids_Tk)
     rows = rows_between(ids_Tk, shape.num_experts, devices)
@@ -38,13 +38,13 @@ def flat_bytes(
 def node_bytes(
     axes: tuple[str, ...], shape: ExpertShape, sizes: Mapping[str, int], ids_Tk: np.ndarray
 ) -> BytesByAxes:
-    """As `flat_bytes`, by relays: between nodes over axes[0], inside them over axes[1]."""
+    """Return the bytes of `flat_bytes` with relays: between nodes on axes[0], inside on axes[1]."""
     devices = _check_tokens(axes, shape, sizes, ids_Tk)
     nodes, ranks = (sizes[axis] for axis in axes)
     per_row = shape.width * shape.item_bytes
     rows = rows_between(ids_Tk, shape.num_experts, devices)
     to_nodes = rows_to_nodes(ids_Tk, shape.num_experts, nodes, devices)
-    # Between nodes, devices of one rank; inside, what a relay has of all nodes' tokens.
+    # Between nodes, devices of one rank exchange; inside a node, a relay sends all nodes' tokens.
     between = to_nodes.reshape(nodes, ranks, nodes)
     within = rows.reshape(nodes, ranks, nodes, ranks).sum(axis=0)  # [rank, node, rank]
     by_rank = np.stack([_leaving(between[:, r]) for r in range(ranks)], axis=1)
@@ -56,7 +56,7 @@ def node_bytes(
 
 
 def _leaving(rows_PP: np.ndarray) -> np.ndarray:
-    """Rows that leave each device: its own to others, and others' outputs home."""
+    """Return the rows that leave each device: its own to others, and others' outputs home."""
     return rows_PP.sum(axis=1) + rows_PP.sum(axis=0) - 2 * np.diag(rows_PP)
 
 

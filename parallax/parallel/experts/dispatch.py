@@ -1,8 +1,8 @@
-"""From choices to places: which row of which device's buffer a token's choice travels in.
+"""The mapping from choices to places: the device and buffer row that each choice travels in.
 
-Every exchange uses the same offsets: a device has C places for each destination, filled from the
-first on and sorted by expert. Rows are moved by gathers only, forward and backward.
-Shapes: T tokens, k choices, D width, P destinations with e experts each, C places for each.
+Every exchange uses the same offsets: a device has C places per destination, filled from the first
+on and sorted by expert. Rows move by gathers only, forward and backward. Shapes: T tokens, k
+choices, D width, P destinations with e experts each, C places for each.
 """
 # ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
 
@@ -16,11 +16,11 @@ from parallax.kernels.ring_attention.reference import accumulator_dtype
 
 
 class Capacity(NamedTuple):
-    """Places in a buffer.
+    """The number of places in a buffer.
 
     Attributes:
-      rows: C, places for each destination.
-      per_expert: choices an expert takes from this device; None: all that are made.
+      rows: C, places per destination.
+      per_expert: the most choices that an expert takes from this device; None is all of them.
     """
 
     rows: int
@@ -30,15 +30,15 @@ class Capacity(NamedTuple):
 def capacity(
     tokens: int, top_k: int, num_experts: int, devices: int, factor: float | None = None
 ) -> Capacity:
-    """Places for the choices of so many tokens.
+    """Return the places for the choices of `tokens` tokens.
 
     Args:
       tokens: T.
       top_k: k.
       num_experts: E.
       devices: P.
-      factor: None is dropless: places for whatever the router chooses. Otherwise each expert takes
-        ceil(factor T k / E).
+      factor: None is dropless: places for any choices of the router. Otherwise each expert takes
+        at most ceil(factor T k / E).
     """
     here = num_experts // devices
     dropless = tokens * min(top_k, here)
@@ -49,13 +49,13 @@ def capacity(
 
 
 class Offsets(NamedTuple):
-    """Where choices go.
+    """The places of choices.
 
     Attributes:
-      place_Tk: [T, k] int32, p C + c where the choice is row c for destination p; P C: nowhere.
-      choice_PC: [P, C] int32, the choice t k + j in each place; -1: empty.
-      rows_Pe: [P, e] int32, rows for each expert; those of a destination come one after the other.
-      dropped: int32, choices for which there was no place.
+      place_Tk: [T, k] int32, p C + c if the choice is row c for destination p; P C is nowhere.
+      choice_PC: [P, C] int32, the choice t k + j in each place; -1 is empty.
+      rows_Pe: [P, e] int32, rows for each expert, consecutive in each destination.
+      dropped: int32, choices without a place.
     """
 
     place_Tk: jax.Array
@@ -65,14 +65,14 @@ class Offsets(NamedTuple):
 
 
 def offsets(ids_Tk: jax.Array, num_experts: int, devices: int, places: Capacity) -> Offsets:
-    """Sorts choices by expert; where an expert's places are full, later tokens get none.
+    """Sort choices by expert; once an expert's places are full, later tokens get none.
 
     Args:
-      ids_Tk: [T, k] int32, experts that are distinct in a token; anything outside [0, E) travels
-        nowhere and is not counted.
+      ids_Tk: [T, k] int32, distinct experts per token; a value outside [0, E) travels nowhere and
+        is not counted.
       num_experts: E.
       devices: P, each with E / P consecutive experts.
-      places: of `capacity`.
+      places: the result of `capacity`.
     """
     ids = ids_Tk.reshape(-1)
     wanted = jnp.logical_and(ids >= 0, ids < num_experts)
@@ -99,7 +99,7 @@ def offsets(ids_Tk: jax.Array, num_experts: int, devices: int, places: Capacity)
 
 
 def experts_of_rows(rows_Pe: jax.Array, places: int) -> jax.Array:
-    """The expert (0 to e - 1) of each of C rows that came from each device, [P, C]; -1: empty."""
+    """Return the expert (0 to e - 1) of each row from each device, [P, C]; -1 is empty."""
     ends_Pe = jnp.cumsum(rows_Pe, axis=1, dtype=jnp.int32)
     row_C = jnp.arange(places, dtype=jnp.int32)
     passed_PC = (row_C[None, :, None] >= ends_Pe[:, None, :]).sum(axis=2, dtype=jnp.int32)
@@ -108,17 +108,17 @@ def experts_of_rows(rows_Pe: jax.Array, places: int) -> jax.Array:
 
 @jax.custom_vjp
 def pack(x_TD: jax.Array, places: Offsets) -> jax.Array:
-    """Tokens into their places: [T, D] -> [P, C, D], zeros where a place is empty."""
+    """Put tokens into their places: [T, D] -> [P, C, D], zeros in empty places."""
     tokens, top_k = places.place_Tk.shape
     choice_PC = places.choice_PC
-    # One past the last token where a place is empty.
+    # The index after the last token marks an empty place.
     token_PC = jnp.where(choice_PC >= 0, choice_PC // top_k, tokens)
     return x_TD.at[token_PC].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp
 def unpack(rows_PCD: jax.Array, places: Offsets) -> jax.Array:
-    """Rows back to their choices: [P, C, D] -> [T, k, D], zeros for what travelled nowhere."""
+    """Return rows to their choices: [P, C, D] -> [T, k, D], zeros for choices without a place."""
     flat = rows_PCD.reshape(-1, rows_PCD.shape[-1])
     return flat.at[places.place_Tk].get(mode="fill", fill_value=0)
 
@@ -134,13 +134,16 @@ def _unpack_backward(places: Offsets, d_TkD):
     return flat.at[choice].get(mode="fill", fill_value=0), None
 
 
-# Each is the other's transpose, so backward gathers as well, where JAX's own rule would scatter.
+# Each is the other's transpose, so the backward pass gathers too. JAX's own rule would scatter.
 pack.defvjp(lambda x, places: (pack(x, places), places), _pack_backward)
 unpack.defvjp(lambda rows, places: (unpack(rows, places), places), _unpack_backward)
 
 
 def combine(rows_PCD: jax.Array, gates_Tk: jax.Array, places: Offsets) -> jax.Array:
-    """y_t = sum_j gate_tj row(place_tj), [T, D] in the rows' dtype; summed in float32 or wider."""
+    """Return y_t = sum_j gate_tj row(place_tj), [T, D] in the rows' dtype.
+
+    It is summed in float32 or wider.
+    """
     return _gated_sum(unpack(rows_PCD, places), gates_Tk)
 
 
@@ -160,11 +163,11 @@ def _gated_sum_backward(saved, d_TD):
     return d_rows.astype(rows_TkD.dtype), d_gates.astype(gates_Tk.dtype)
 
 
-# JAX's own rule would keep the rows for backward in the wide dtype.
+# JAX's own rule would keep the rows for the backward pass in the wide dtype.
 _gated_sum.defvjp(lambda rows, gates: (_gated_sum(rows, gates), (rows, gates)), _gated_sum_backward)
 
 
 def first_of_each(key_R: jax.Array, experts: int) -> jax.Array:
-    """[e + 1] int32: how many keys are below 0, 1, ..., e. One comparison with each, no loop."""
+    """Return the number of keys below 0, 1, ..., e, [e + 1] int32, by comparisons, not a loop."""
     bounds = jnp.arange(experts + 1, dtype=jnp.int32)
     return (key_R[None, :] < bounds[:, None]).sum(axis=1, dtype=jnp.int32)

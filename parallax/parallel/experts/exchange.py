@@ -1,9 +1,9 @@
-"""Rows between devices: each has a block of places for every other, and they swap blocks.
+"""The exchange of rows: every device has a block of places for every other, and they swap blocks.
 
-The same offsets and counts drive both exchanges. "dense" sends whole blocks, empty places included;
-"ragged" sends the rows that are there. The CPU backend has no ragged exchange: there it is emulated
-by the dense one, and `compiled_as` says so.
-Shapes: P devices of the exchange, C places for each, D width.
+Both exchanges use the same offsets and counts. "dense" sends whole blocks, empty places included;
+"ragged" sends only the rows in use. The CPU backend has no ragged exchange: there it is emulated by
+the dense one, and `compiled_as` says so. Shapes: P devices in the exchange, C places for each, D
+width.
 """
 # ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
 
@@ -21,10 +21,10 @@ CompiledAs = Literal["dense", "ragged", "ragged, emulated by dense"]
 
 
 def compiled_as(exchange: ExchangeKind, platform: Platform) -> CompiledAs:
-    """What an exchange really is on a platform.
+    """Return the exchange that a platform really compiles.
 
     Raises:
-      ValueError: an exchange or platform that does not exist.
+      ValueError: an unknown exchange or platform.
     """
     if exchange not in ("dense", "ragged"):
         raise ValueError(f"unknown exchange {exchange!r}. Use 'dense' or 'ragged'.")
@@ -36,19 +36,19 @@ def compiled_as(exchange: ExchangeKind, platform: Platform) -> CompiledAs:
 
 
 def exchange_blocks(blocks_nPX: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Block p of dim 1 goes to device p; block p of the result came from it. Any trailing dims.
+    """Send block p of dim 1 to device p, and return the blocks received, block p from device p.
 
-    Cost: (P-1)/P of the array leaves a device.
+    The array may have any trailing dims. Cost: (P-1)/P of the array leaves a device.
     """
     return lax.all_to_all(blocks_nPX, axes, split_axis=1, concat_axis=1, tiled=True)
 
 
 class Rows(NamedTuple):
-    """Rows that travel.
+    """The rows of one exchange.
 
     Attributes:
-      rows_PCD: [P, C, D], block p for device p; in each the rows come first, then zeros.
-      sent_P, received_P: [P] int32, how many rows are in each block that goes, that comes.
+      rows_PCD: [P, C, D], block p for device p; in each block, rows come first, then zeros.
+      sent_P, received_P: [P] int32, the numbers of rows in each sent and each received block.
     """
 
     rows_PCD: jax.Array
@@ -59,21 +59,21 @@ class Rows(NamedTuple):
 def exchange_rows(
     parcels: Sequence[Rows], *, axes: tuple[str, ...], compiled: CompiledAs
 ) -> list[jax.Array]:
-    """Swaps blocks of rows of several purposes, in one collective.
+    """Exchange the blocks of rows of several parcels in one collective.
 
-    One, so that a compiler that runs one collective at a time has all of them beside one loop of
-    experts; two would come one after the other, and only one of them have work beside it.
+    In programs that run one collective at a time, a single collective overlaps with one loop of
+    experts; of two, which run one after the other, only one would.
 
     Args:
-      parcels: of equal P and D.
+      parcels: rows of equal P and D.
       axes: mesh axes of the exchange, major first.
-      compiled: of `compiled_as`.
+      compiled: the result of `compiled_as`.
 
     Returns:
-      For each parcel [P, C, D]: block p came from device p, zeros after its rows.
+      [P, C, D] for each parcel: block p is from device p, with zeros after its rows.
 
-    Cost: (P-1)/P of the arrays leaves a device; ragged: their rows for others. Backward the same,
-      with sent and received exchanged.
+    Cost: (P-1)/P of the arrays leaves a device; if ragged, the rows for other devices. Backward
+      the same, with sent and received swapped.
     """
     places = [p.rows_PCD.shape[1] for p in parcels]
     rows = _concatenate([p.rows_PCD for p in parcels])
@@ -93,12 +93,12 @@ def _concatenate(blocks: list[jax.Array]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _ragged(axes, places, rows_PCD, sent_Pm, received_Pm):
-    """m parcels for each device, the j-th in places[j] places of its block."""
+    """Exchange m parcels per device, the j-th in places[j] places of its block."""
     devices, block, width = rows_PCD.shape
     starts_m = jnp.array([sum(places[:j]) for j in range(len(places))], jnp.int32)
     block_P = jnp.arange(devices, dtype=jnp.int32) * block
     starts_Pm = block_P[:, None] + starts_m[None, :]
-    # Every device keeps a block for every other one, so where rows land is known beforehand.
+    # Every device keeps a block for every other one, so the target places are known in advance.
     mine_m = lax.axis_index(axes).astype(jnp.int32) * block + starts_m
     mine_Pm = jnp.zeros_like(starts_Pm) + mine_m[None, :]
     flat = rows_PCD.reshape(-1, width)
@@ -114,7 +114,7 @@ def _ragged_forward(axes, places, rows, sent, received):
 
 
 def _ragged_backward(axes, places, counts, d_rows):
-    # What came goes back to where it came from: the same exchange, its counts exchanged.
+    # Received rows return to their senders: the same exchange with the counts swapped.
     sent, received = counts
     return _ragged(axes, places, d_rows, received, sent), None, None
 

@@ -1,6 +1,6 @@
-"""How a layer of experts crosses devices, as data, each part with its closed forms.
+"""The expert parts of strategies: how a layer of experts runs over devices, with closed forms.
 
-Shapes: T tokens on this device, D width, E experts, k choices a token.
+Shapes: T tokens on this device, D width, E experts, k choices per token.
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ TILE = 512
 
 
 class ExpertPart(Protocol):
-    """What a strategy says about experts."""
+    """The protocol of an expert part."""
 
     @property
     def exchange_axes(self) -> tuple[str, ...]:
-        """Mesh axes over which tokens travel; () if they stay."""
+        """The mesh axes over which tokens travel; () if they stay."""
         ...
 
     def run(
@@ -59,57 +59,59 @@ class ExpertPart(Protocol):
         expert_axes: tuple[str, ...],
         platform: Platform,
     ) -> tuple[jax.Array, jax.Array]:
-        """This device's tokens through their experts.
+        """Run this device's tokens through their experts.
 
         Args:
           x_TD: [T, D].
-          routing: of these tokens, over all E experts.
-          weights: of this device's experts, E / (devices of expert_axes) of them, consecutive.
+          routing: the routing of these tokens, over all E experts.
+          weights: weights of this device's E / (devices on expert_axes) consecutive experts.
           num_experts: E.
           expert_axes: mesh axes that split the experts, major first.
-          platform: that the program is compiled for.
+          platform: the platform that the program is compiled for.
 
         Returns:
-          ([T, D] in x's dtype, choices this device dropped, int32). The first is a partial sum over
-          mesh axes that split F, and over those that split the experts if tokens stay; the caller
-          sums it, and the second over mesh axes that split the tokens.
+          ([T, D] in x's dtype, choices that this device dropped, int32). The first is a partial sum
+          over mesh axes that split F, and over those that split the experts if tokens stay. The
+          caller sums it, and sums the second over mesh axes that split the tokens.
 
         Raises:
-          ValueError: experts and mesh axes that do not fit.
+          ValueError: experts and mesh axes that do not match.
         """
         ...
 
     def tiles(self, shape: ExpertShape, sizes: Mapping[str, int]) -> int:
-        """Tiles of one expert and chunk when every expert is chosen as often."""
+        """Return the tiles per expert and chunk under uniform routing."""
         ...
 
     def transfers(
         self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
     ) -> tuple[Transfer, ...]:
-        """Closed form of what `calls` forward calls send; not what the caller sums."""
+        """Return the closed form of what `calls` forward calls send, without the caller's sums."""
         ...
 
     def recompute_transfers(
         self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
     ) -> tuple[Transfer, ...]:
-        """Of `transfers`, what a layer recomputed for its gradient sends again."""
+        """Return the part of `transfers` that a layer recomputed for its gradient sends again."""
         ...
 
     def backward_transfers(
         self, shape: ExpertShape, sizes: Mapping[str, int], calls: int, platform: Platform = "gpu"
     ) -> tuple[Transfer, ...]:
-        """Closed form of what `calls` backward calls send beyond forward ones; not the sums of
-        gradients over mesh axes that weights or tokens are the same on."""
+        """Return the closed form of what `calls` backward calls send, without forward calls.
+
+        Sums of gradients over mesh axes that replicate weights or tokens are not included.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class LocalExperts:
-    """Tokens stay: each device runs its experts on those of its tokens that chose them.
+    """The expert part in which tokens stay: a device runs its experts on its own tokens.
 
     Attributes:
       tile: rows of one expert that are multiplied at once.
-      chunks: tokens are run in so many pieces, which bounds the memory of their rows.
+      chunks: pieces in which tokens run, which bounds the memory of their rows.
     """
 
     tile: int = TILE
@@ -161,22 +163,23 @@ class LocalExperts:
 
 @dataclass(frozen=True)
 class ExchangeExperts:
-    """Tokens travel to the device that has their expert, and its output home.
+    """The expert part in which tokens travel to their experts' devices, and outputs back home.
 
     Attributes:
       axis: mesh axis that splits the experts, or several, major first.
-      exchange: "dense" sends buffers with room for every choice, "ragged" the rows there are.
-      capacity_factor: None drops nothing; otherwise an expert takes ceil(factor t k / E) choices of
-        each device and chunk of t tokens, and later tokens' are dropped: another model. Node-aware:
-        a node takes its expected share of a device's tokens, an expert that of a relay's choices.
+      exchange: "dense" sends buffers with room for every choice, "ragged" only the rows in use.
+      capacity_factor: None drops nothing; otherwise an expert takes at most ceil(factor t k / E)
+        choices from each device and chunk of t tokens and drops later ones, which makes it another
+        model. If node-aware, a node takes the factor times its expected share of a device's tokens,
+        and an expert that of a relay's choices.
       chunks: pieces of a device's tokens; one chunk's experts run while others' rows travel.
       node_aware: two steps over axis=(node axis, axis inside a node), so that a token enters
-        another node once, and its node's gated outputs leave as one row.
+        another node once, and the gated outputs of that node return as one row.
       tile: rows of one expert that are multiplied at once.
 
-    Cost: a device sends at least 2 k D (P-1)/P elements a token forward, and that again backward;
-      dense sends its buffers: P min(k, e) / k times as much, or capacity_factor times. A GPU
-      program runs ragged exchanges beside the experts only with XLA's option
+    Cost: a device sends at least 2 k D (P-1)/P elements per token forward, and again backward;
+      dense sends whole buffers: P min(k, e) / k times as much, or capacity_factor times. A GPU
+      program overlaps ragged exchanges with experts only with XLA's option
       xla_gpu_enable_latency_hiding_scheduler.
 
     Reference: Lepikhin et al., "GShard", 2020 (capacity); node-limited sends as in DeepSeek-AI,
@@ -212,20 +215,22 @@ class ExchangeExperts:
 
     @property
     def approximation(self) -> str:
-        """ "" where no choice can be dropped, else in one line what is."""
+        """The choices that may be dropped, in one line; "" if none."""
         if self.capacity_factor is None:
             return ""
         return f"experts take {self.capacity_factor:g} times their even share and drop the rest"
 
     @property
     def compiler_options(self) -> dict[str, bool]:
-        """What XLA has to be told, as `jax.jit(..., compiler_options=)` takes it: it does not let
-        a ragged exchange run beside experts otherwise."""
+        """The XLA options for `jax.jit(..., compiler_options=)`.
+
+        Without them XLA does not overlap a ragged exchange with experts.
+        """
         ragged = self.exchange == "ragged"
         return {"xla_gpu_enable_latency_hiding_scheduler": True} if ragged else {}
 
     def compiled_exchange(self, platform: Platform) -> CompiledAs:
-        """What the exchange really is on a platform, in words for a report."""
+        """Return the exchange that a platform really compiles, in words for a report."""
         return compiled_as(self.exchange, platform)
 
     def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
@@ -247,23 +252,23 @@ class ExchangeExperts:
         return closed_form(self._setting(platform), shape, sizes, calls)
 
     def recompute_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
-        found = self.transfers(shape, sizes, calls, platform)
+        forward = self.transfers(shape, sizes, calls, platform)
         if not self.node_aware:
-            return found
+            return forward
         # The sums that relays send home are the result itself, which no gradient needs: those of
-        # the last chunk, which travel alone, are not sent again. (Where XLA sees that nobody reads
-        # the chunk before it either, a program sends still less, and the report says so.)
+        # the last chunk, which travel alone, are not sent again. (If XLA finds that the chunk
+        # before it is not read either, a program sends even less, and the report says so.)
         n, _ = chunk_tokens(shape.tokens, self.chunks)
         share = (2 * n - 1) / (2 * n)
         return tuple(
             dataclasses.replace(t, wire_bytes=t.wire_bytes * share, count=t.count - calls)
             if t.role == "node_rows"
             else t
-            for t in found
+            for t in forward
         )
 
     def backward_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
-        # Rows and gates have gradients, which travel back; counts and choices have none.
+        # Rows and gates have gradients, which travel back; counts and choices do not.
         return tuple(
             t for t in self.transfers(shape, sizes, calls, platform) if t.role != "expert_choices"
         )
@@ -271,23 +276,25 @@ class ExchangeExperts:
     def derived_bytes(
         self, shape: ExpertShape, sizes: Mapping[str, int], ids_Tk: np.ndarray
     ) -> dict[tuple[str, ...], np.ndarray]:
-        """Bytes of rows that leave each device in one dropless ragged forward call, there and home.
+        """Return the bytes of rows that leave each device in one dropless ragged forward call.
+
+        They include the rows' way to their experts and the outputs' way home.
 
         Args:
-          shape: of one device.
+          shape: sizes on one device.
           sizes: mesh axis -> size.
-          ids_Tk: replayed choices of all devices' tokens, device by device.
+          ids_Tk: the fixed routing of all devices' tokens, device by device.
 
         Returns:
           Mesh axes -> [P].
 
         Raises:
-          ValueError: a capacity (what it drops is not known here), or tokens that do not fit.
+          ValueError: a capacity factor, whose drops are unknown, or another number of tokens.
         """
         if self.capacity_factor is not None:
             raise ValueError(
-                f"derived_bytes: expected no capacity, got capacity_factor {self.capacity_factor}: "
-                "what it drops is not known here."
+                f"derived_bytes: expected no capacity, got capacity_factor {self.capacity_factor}, "
+                "whose dropped choices are unknown. Use capacity_factor=None."
             )
         derive = node_bytes if self.node_aware else flat_bytes
         return derive(self.exchange_axes, shape, sizes, ids_Tk)
@@ -298,7 +305,7 @@ class ExchangeExperts:
 
 
 def _tiles(part, shape: ExpertShape, senders: int) -> int:
-    """Whole tiles of the rows that one expert gets of all senders' chunks."""
+    """Return the whole tiles of the rows that one expert gets from all senders' chunks."""
     _, each = chunk_tokens(shape.tokens, part.chunks)
     return math.ceil(each * shape.top_k * senders / shape.num_experts / part.tile)
 
@@ -311,7 +318,7 @@ def _check_positive(part, *names: str) -> None:
 
 
 def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int) -> int:
-    """Experts a device; raises ValueError unless these are its weights."""
+    """Return the experts per device. ValueError if the weights are those of another number."""
     here = weights.up_eDF.shape[0]
     if here * devices != num_experts:
         raise ValueError(
@@ -325,10 +332,10 @@ def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int)
 def _vary_alike(
     x_TD: jax.Array, routing: Routing, weights: ExpertWeights, axes: tuple[str, ...]
 ) -> tuple[jax.Array, Routing, ExpertWeights]:
-    """Arrays with gradients typed as varying over one set of mesh axes, before any loop.
+    """Type arrays with gradients as varying over one set of mesh axes, before any loop.
 
-    Gradients of what several devices share are then summed once, after the loop. Choices stay the
-    same where they are, and with them the count of what is dropped.
+    Gradients of replicated arrays are then summed once, after the loop. Choices vary only over
+    `axes`, and so does the count of dropped ones.
     """
     arrays = (x_TD, routing.gates_Tk, weights)
     union = sorted(set(axes).union(*map(varying_axes, jax.tree.leaves((arrays, routing.ids_Tk)))))

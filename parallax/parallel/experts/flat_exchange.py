@@ -1,7 +1,7 @@
-"""Tokens to the device that has their expert and back, in one step over any mesh axes.
+"""The exchange of tokens with their experts' devices in one step, over any mesh axes.
 
 Shapes: T tokens on this device in n chunks of t, k choices, D width; P devices with e experts each,
-C places for each.
+C places per device.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from parallax.parallel.experts.routing import Routing
 
 
 class Setting(NamedTuple):
-    """How an exchange runs: mesh axes, what it is compiled as, capacity factor, chunks, tile."""
+    """The settings of an exchange: mesh axes, compiled kind, capacity factor, chunks and tile."""
 
     axes: tuple[str, ...]
     compiled: CompiledAs
@@ -38,9 +38,9 @@ class Setting(NamedTuple):
 def flat_exchange(
     setting: Setting, x_TD: jax.Array, routing: Routing, weights: ExpertWeights, num_experts: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(this device's tokens through their experts [T, D], choices dropped).
+    """Return (experts' outputs for this device's tokens [T, D], choices dropped).
 
-    What has gradients must be typed as varying over the same mesh axes.
+    All arrays with gradients must be typed as varying over the same mesh axes.
     """
     devices = lax.axis_size(setting.axes)
     tokens, top_k = routing.ids_Tk.shape
@@ -92,7 +92,7 @@ def run_experts(
     sink: ExpertWeights,
     tile: int,
 ) -> jax.Array:
-    """Rows as they came from each device through this device's experts, [P, C, D]."""
+    """Run rows received from each device through this device's experts, [P, C, D]."""
     expert_PC = experts_of_rows(arriving_Pe, rows_PCD.shape[1])
     flat = rows_PCD.reshape(-1, rows_PCD.shape[-1])
     y, _ = grouped_mlp(flat, expert_PC.reshape(-1), weights, tile=tile, sink=sink)
@@ -100,7 +100,7 @@ def run_experts(
 
 
 def flat_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> tuple[Transfer, ...]:
-    """Closed form of what `calls` forward calls send, in the order they send it."""
+    """Return the closed form of what `calls` forward calls send, in the order of sending."""
     devices = devices_of(setting.axes, sizes)
     n, each = chunk_tokens(shape.tokens, setting.chunks)
     places = capacity(each, shape.top_k, shape.num_experts, devices, setting.capacity_factor)
@@ -130,12 +130,15 @@ def row_transfer(
     needed: float,
     count: int,
 ) -> Transfer:
-    """Exchanges of rows: whole buffers, or the rows there are where that is compiled.
+    """Return the Transfer of exchanges of rows: whole buffers, or if ragged, the rows in use.
 
     Args:
+      role, what, axes: as in `Transfer`.
+      setting: the settings of the exchange.
+      devices: devices in the exchange.
       buffers: bytes of all buffers, the part for this device included.
-      needed: bytes of the rows that uniform choices make, this device's own included.
-      count: collectives.
+      needed: bytes of the rows in use under uniform routing, this device's own included.
+      count: number of collectives.
     """
     minimum = transfer(role, what, "all-to-all", axes, devices, needed, 1).wire_bytes
     if setting.compiled == "ragged":

@@ -1,9 +1,9 @@
-"""Each row through the MLP of its own expert, at a cost that follows the rows.
+"""The grouped MLP: each row runs through its own expert, at a cost proportional to the rows.
 
-Rows are sorted by expert and each expert's are run in tiles of equal size, in a loop as long as
-there are tiles: how many rows an expert gets is data, and nothing is computed for rows not there.
-Shapes: R rows, of which some are empty; e experts here, D model width, F MLP width (here, where it
-is split).
+Rows are sorted by expert, and each expert's rows run in tiles of equal size, in a loop over its
+tiles. Data decide how many rows an expert gets, and nothing is computed for empty rows. Shapes: R
+rows, of which some are empty; e experts on this device, D model width, F MLP width (this device's
+share, if it is split).
 """
 # ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
 
@@ -23,9 +23,11 @@ SCOPE = "expert_tiles"
 
 
 class ExpertWeights(NamedTuple):
-    """Matrices of the experts on this device: with a gate SiLU-gated, without one GELU.
+    """The matrices of the experts on this device: SiLU-gated with a gate, GELU without one.
 
-    Attributes: up_eDF [e, D, F]; down_eFD [e, F, D]; gate_eDF [e, D, F] or None.
+    Attributes:
+      up_eDF, gate_eDF: [e, D, F]; no gate is None.
+      down_eFD: [e, F, D].
     """
 
     up_eDF: jax.Array
@@ -41,27 +43,27 @@ def grouped_mlp(
     tile: int,
     sink: ExpertWeights | None = None,
 ) -> tuple[Float[Array, "r d"], jax.Array]:
-    """Rows through the MLP of their expert.
+    """Run rows through the MLPs of their experts.
 
     Args:
       x_RD: [R, D].
-      expert_R: [R] int32, expert on this device (0 to e - 1) of each row; anything else is an empty
-        row, whose result is 0.
-      weights: of this device's experts. They may be the same over mesh axes that `x_RD` differs
-        over: their gradient is then summed over these.
-      tile: rows of one expert that are multiplied at once; R if that is less.
-      sink: what `gradient_sink` made of these weights, if several calls share them.
+      expert_R: [R] int32, the expert on this device (0 to e - 1) of each row; any other value marks
+        an empty row, whose result is 0.
+      weights: the weights of this device's experts. They may be replicated over mesh axes that
+        `x_RD` varies over: their gradient is then summed over these.
+      tile: rows of one expert that are multiplied at once, at most R.
+      sink: the result of `gradient_sink` for these weights, if several calls share them.
 
     Returns:
-      ([R, D] in x's dtype, rows executed: whole tiles, int32). Where F is split the first is a
+      ([R, D] in x's dtype, rows executed in whole tiles, int32). If F is split, the first is a
       partial sum.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not match.
 
-    Cost: 4 D F FLOPs a row executed (6 gated) forward, 3 times that backward: hidden activations
-      are computed again. Gradients of weights are added up in float32 or wider. Differentiable
-      once in reverse mode.
+    Cost: 4 D F FLOPs per executed row (6 D F gated) forward and 3 times that backward, which
+      recomputes hidden activations. Gradients of weights add up in float32 or wider.
+      Differentiable once in reverse mode.
 
     Reference: rows sorted by expert and padded to blocks as in Gale et al., "MegaBlocks", 2022.
     """
@@ -76,7 +78,7 @@ def grouped_mlp(
 
 @jax.custom_vjp
 def gradient_sink(weights: ExpertWeights) -> tuple[ExpertWeights, ExpertWeights]:
-    """(weights for `grouped_mlp`, zeros in float32 or wider that take their gradient).
+    """Return (weights for `grouped_mlp`, zeros in float32 or wider that take their gradient).
 
     Calls in a loop would otherwise add up gradients in the weights' own dtype.
     """
@@ -85,7 +87,7 @@ def gradient_sink(weights: ExpertWeights) -> tuple[ExpertWeights, ExpertWeights]
 
 gradient_sink.defvjp(
     lambda weights: (gradient_sink(weights), None),
-    # Of `grouped_mlp`'s two arguments only the sink has a gradient; the other is for other uses.
+    # In `grouped_mlp` only the sink has a gradient; other uses may add one to the weights.
     lambda _, grads: (jax.tree.map(lambda own, total: own + total.astype(own.dtype), *grads),),
 )
 
@@ -95,7 +97,7 @@ def _wide_zeros(x):
 
 
 class _Tiles(NamedTuple):
-    """Rows by expert: `order` lists rows (padded by a tile), expert j's are count_e[j] of them."""
+    """The rows sorted by expert in `order` (padded by a tile): count_e[j] rows for expert j."""
 
     order: jax.Array
     first_e: jax.Array
@@ -111,17 +113,19 @@ def _sort(expert_R, experts: int, tile: int) -> _Tiles:
 
 
 def _over_tiles(tiles: _Tiles, tile: int, per_expert, visit, state, accumulator):
-    """Folds `visit(state, accumulator, weights, rows)` over the tiles, expert by expert.
+    """Fold `visit(state, accumulator, weights, rows)` over the tiles, expert by expert.
 
     Args:
-      per_expert: tree of [e, ...]; `visit` gets one expert's.
-      state: carried through all tiles.
-      accumulator: function of one expert's `per_expert` -> what is carried through its tiles.
+      tiles: the sorted rows.
+      tile: rows per tile.
+      per_expert: tree of [e, ...]; `visit` gets one expert's slice.
+      state: the value carried through all tiles.
+      accumulator: one expert's slice of `per_expert` -> the value carried through its tiles.
 
     Returns:
       (state, [e, ...] of each expert's accumulator).
     """
-    rows_there = tiles.order.shape[0] - tile
+    num_rows = tiles.order.shape[0] - tile
     within = jnp.arange(tile, dtype=jnp.int32)
 
     def expert(state, inputs):
@@ -130,8 +134,8 @@ def _over_tiles(tiles: _Tiles, tile: int, per_expert, visit, state, accumulator)
         def body(carry):
             start, state, total = carry
             rows = lax.dynamic_slice(tiles.order, (first + start,), (tile,))
-            # Past the expert's last row: distinct rows that are not there, never read or written.
-            rows = jnp.where(start + within < count, rows, rows_there + within)
+            # After the expert's last row: distinct indices out of range, never read or written.
+            rows = jnp.where(start + within < count, rows, num_rows + within)
             state, total = visit(state, total, mine, rows)
             return start + tile, state, total
 
@@ -154,7 +158,7 @@ def _put(y_RD, rows, values):
 
 
 def _hidden(up_rF, gate_rF):
-    """The MLP's hidden activations, as of a dense block."""
+    """Return the MLP's hidden activations, as in a dense block."""
     return jax.nn.gelu(up_rF) if gate_rF is None else up_rF * jax.nn.silu(gate_rF)
 
 

@@ -1,11 +1,10 @@
-"""Tokens to their experts in two steps, so that a token enters another node once.
+"""The exchange of tokens with their experts in two steps, so that a token enters a node once.
 
-Step 1 sends a token to the device of its own rank in each node that has any of its experts, with
-the choices and gates there. That relay sends a row for each choice to the device that has the
-expert (step 2), sums the gated outputs of its node, and sends one row a token home.
-Shapes: T tokens on this device in n chunks of t, k choices, D width, N nodes of R devices with e
-experts each; B places for each node, so N B tokens may arrive at a relay; C places for each device
-of the node.
+Step 1 sends a token, with its choices and gates in that node, to the device of its own rank in each
+node that holds any of its experts. That relay sends a row for each choice to the expert's device
+(step 2), sums the gated outputs of its node, and sends one row per token home. Shapes: T tokens on
+this device in n chunks of t, k choices, D width, N nodes of R devices with e experts each; B places
+per node, so N B tokens may arrive at a relay; C places per device of the node.
 """
 # ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
 
@@ -35,10 +34,13 @@ from parallax.parallel.experts.routing import Routing
 
 
 class NodeStep(NamedTuple):
-    """Where tokens of one chunk go among the nodes.
+    """The nodes that the tokens of one chunk go to.
 
-    Attributes: to: places of tokens, with nodes as choices; ids_NBk: int32, choices in that node,
-    counted from its first expert, -1: none; gates_NBk; dropped: choices of tokens without a place.
+    Attributes:
+      to: places of tokens, with nodes as choices.
+      ids_NBk: int32, choices in that node, counted from its first expert; -1 is none.
+      gates_NBk: gates of these choices.
+      dropped: choices of tokens without a place.
     """
 
     to: Offsets
@@ -48,7 +50,7 @@ class NodeStep(NamedTuple):
 
 
 def node_step(ids_tk, gates_tk, num_experts: int, nodes: int, factor: float | None) -> NodeStep:
-    """The first step of one chunk: its tokens, each to every node it needs, once."""
+    """Return the first step of one chunk: each token goes once to every node that it needs."""
     tokens, top_k = ids_tk.shape
     here = num_experts // nodes
     node_N = jnp.arange(nodes, dtype=jnp.int32)
@@ -69,9 +71,9 @@ def node_step(ids_tk, gates_tk, num_experts: int, nodes: int, factor: float | No
 def node_exchange(
     setting: Setting, x_TD: jax.Array, routing: Routing, weights: ExpertWeights, num_experts: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(this device's tokens through their experts [T, D], choices dropped on this device).
+    """Return (experts' outputs for this device's tokens [T, D], choices dropped on this device).
 
-    What has gradients must be typed as varying over the same mesh axes.
+    All arrays with gradients must be typed as varying over the same mesh axes.
     """
     node, inner = setting.axes[:1], setting.axes[1:]
     nodes, ranks = lax.axis_size(node), lax.axis_size(inner)
@@ -83,7 +85,8 @@ def node_exchange(
     step = jax.vmap(lambda ids, gates: node_step(ids, gates, num_experts, nodes, factor))(
         ids_ntk, gates_ntk
     )
-    # What is small travels for all chunks at once, before the rows: then every count is known.
+    # Choices and gates are small and travel for all chunks at once, before the rows, so that every
+    # count is known.
     with jax.named_scope("expert_counts"):
         ids_nNBk = exchange_blocks(step.ids_NBk, node)
         gates_nNBk = exchange_blocks(step.gates_NBk, node)
@@ -96,7 +99,7 @@ def node_exchange(
     )
     with jax.named_scope("expert_counts"):
         arriving_nRe = exchange_blocks(to.rows_Pe, inner)
-    # Small exchanges are over before the first tick: none takes a place beside the experts.
+    # Small exchanges finish before the first tick, so that none takes the slot beside the experts.
     to, gates_nMk, arriving_nRe = lax.optimization_barrier((to, gates_nMk, arriving_nRe))
     sent_nR = to.rows_Pe.sum(axis=2, dtype=jnp.int32)
     received_nR = arriving_nRe.sum(axis=2, dtype=jnp.int32)
@@ -114,8 +117,8 @@ def node_exchange(
         parcel = Rows(rows, sent, received)
         return exchange_rows([parcel], axes=inner, compiled=setting.compiled)[0]
 
-    # The links between nodes are the slow ones: it is their exchange that has the experts beside
-    # it, in programs that run one collective at a time. Exchanges inside nodes come before, after.
+    # Links between nodes are slow: in programs that run one collective at a time, it is their
+    # exchange that overlaps with the experts. Exchanges inside nodes run before and after.
     def dispatch(rows_MD, chunk):
         _, to, sent, received, _ = chunk
         with jax.named_scope("dispatch"):
@@ -165,9 +168,9 @@ def node_exchange(
 
 
 def node_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> tuple[Transfer, ...]:
-    """Closed form of what `calls` forward calls send.
+    """Return the closed form of what `calls` forward calls send.
 
-    The least between nodes is one row for each token and other node that it needs, there and back.
+    The minimum between nodes is one row per token and needed other node, each way.
     """
     node, inner = setting.axes[:1], setting.axes[1:]
     nodes, ranks = sizes[node[0]], sizes[inner[0]]

@@ -1,8 +1,8 @@
-"""A software pipeline over chunks: stages of neighbouring chunks run at once.
+"""The software pipeline over chunks, in which stages of consecutive chunks run at once.
 
-In one tick stage s works on chunk t - s, from what the tick before left. Nothing in a tick depends
-on another stage in it, so one chunk's matrix products run while other chunks' rows travel, those
-that come and those that go home together.
+In tick t, stage s works on chunk t - s, from the results of the tick before. No stage depends on
+another in the same tick, so one chunk's matrix products run while other chunks' rows travel:
+arriving rows and rows on their way home together.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from parallax.parallel.experts.exchange import CompiledAs, exchange_rows
 
 
 class Stage(NamedTuple):
-    """One step of a chunk.
+    """One stage of a chunk.
 
-    Its three functions take what goes on and this chunk's inputs, and return what goes on.
+    Its three functions take the carried value and this chunk's inputs, and return the next value.
 
     Attributes:
       inputs: tree of [chunks, ...].
-      before: the exchange of the tick; of a stage that sends, returns Rows. The first stage's gets
-        None.
-      beside: the exchange; of a stage that sends, it is the exchange itself.
-      after: it.
-      sends: takes part in the exchange.
+      before: runs before the tick's exchange; in a stage that sends, it returns Rows. The first
+        stage's gets None.
+      beside: runs beside the exchange; unused in a stage that sends, whose exchange runs instead.
+      after: runs after the exchange.
+      sends: whether the stage takes part in the exchange.
     """
 
     inputs: Any
@@ -39,24 +39,24 @@ class Stage(NamedTuple):
 def pipelined(
     stages: Sequence[Stage], chunks: int, axes: tuple[str, ...], compiled: CompiledAs
 ) -> Any:
-    """Every chunk through all stages, in chunks + stages - 1 ticks.
+    """Run every chunk through all stages, in chunks + stages - 1 ticks.
 
     Args:
-      stages: in order; a stage's result has the same shapes for every chunk.
-      chunks: how many.
+      stages: the stages, in order; a stage's result has the same shapes for every chunk.
+      chunks: number of chunks.
       axes: mesh axes over which rows travel.
-      compiled: as what their exchange is compiled.
+      compiled: the compiled kind of their exchange.
 
     Returns:
-      What the last stage returned, stacked: [chunks, ...]. Every stage runs once a chunk.
+      The last stage's results, stacked: [chunks, ...]. Every stage runs once per chunk.
     """
     depth = len(stages)
 
     def tick(waiting: Sequence, inputs: dict[int, Any]) -> list:
-        """What stages 0, 1, ... return; stage s takes what s - 1 returned a tick before."""
+        """Return the results of all stages; stage s takes that of s - 1 from the tick before."""
         x = {s: stages[s].before(waiting[s - 1] if s else None, i) for s, i in inputs.items()}
-        # Whatever else could run beside the exchange runs before or after it: that leaves the slot
-        # beside it to the experts in programs that run one collective at a time.
+        # Everything else runs before or after the exchange, so that in programs that run one
+        # collective at a time only the experts overlap with it.
         x = lax.optimization_barrier(x)
         together = [s for s in inputs if stages[s].sends]
         beside = {s: stages[s].beside(x[s], i) for s, i in inputs.items() if s not in together}
@@ -98,5 +98,5 @@ def pipelined(
 
 
 def exchanges(chunks: int, first: int, last: int) -> int:
-    """How many collectives a pipeline makes whose stages `first` and `last` send."""
+    """Return the number of collectives of a pipeline whose stages `first` and `last` send."""
     return len({chunk + stage for chunk in range(chunks) for stage in (first, last)})

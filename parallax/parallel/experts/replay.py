@@ -1,6 +1,6 @@
-"""Choices made beforehand: a routing to replay, the same under every strategy, and what it costs.
+"""The fixed routing, which is the same under every strategy, and its costs.
 
-Plain numpy: nothing here is traced. Shapes: T tokens, E experts, k choices a token, P devices.
+Plain NumPy: nothing here is traced. Shapes: T tokens, E experts, k choices per token, P devices.
 """
 
 import math
@@ -13,18 +13,18 @@ _BLOCK_TOKENS = 1 << 18  # keeps the random numbers of millions of tokens out of
 def replayed_ids(
     kind: str, tokens: int, num_experts: int, top_k: int, seed: int = 0, layer: int = 0
 ) -> np.ndarray:
-    """Choices of a layer's tokens, [T, k] int32, k distinct experts each.
+    """Return fixed choices for a layer's tokens, [T, k] int32, k distinct experts each.
 
     Args:
-      kind: "uniform": every expert exactly as often, in each aligned block of E / gcd(E, k) tokens;
-        or "lognormal:SIGMA": experts as popular as exp(SIGMA z) for normal z, drawn for each layer.
+      kind: "uniform": every expert equally often in each aligned block of E / gcd(E, k) tokens; or
+        "lognormal:SIGMA": experts with popularity exp(SIGMA z) for normal z, drawn for each layer.
       tokens: T.
       num_experts: E.
       top_k: k.
-      seed, layer: the same ones give the same choices.
+      seed, layer: equal values give equal choices.
 
     Raises:
-      ValueError: a kind that does not exist, or more choices than experts.
+      ValueError: an unknown kind, or more choices than experts.
     """
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"replayed_ids: {top_k} choices of {num_experts} experts. Use fewer.")
@@ -64,34 +64,35 @@ def _lognormal(
     parts = []
     for first in range(0, tokens, _BLOCK_TOKENS):
         count = min(_BLOCK_TOKENS, tokens - first)
-        # The k largest of logits plus Gumbel noise are k draws without replacement.
+        # The k largest logits plus Gumbel noise are k draws without replacement.
         noisy = logits + random.gumbel(size=(count, experts))
         parts.append(np.argsort(-noisy, axis=1)[:, :k])
     return np.concatenate(parts or [np.zeros((0, k))]).astype(np.int32)
 
 
 def load_per_expert(ids_Tk: np.ndarray, num_experts: int) -> np.ndarray:
-    """Choices that went to each expert, [E]; -1 is no choice."""
+    """Return the number of choices of each expert, [E]; -1 is no choice."""
     ids = np.asarray(ids_Tk).reshape(-1)
     return np.bincount(ids[ids >= 0], minlength=num_experts)
 
 
 def max_over_mean(load_E: np.ndarray) -> float:
-    """How much more the busiest has than the average; 1 is even."""
+    """Return the largest load over the mean load; 1 is balanced."""
     return float(np.max(load_E) / np.mean(load_E))
 
 
 def expert_flop_utilisation(load_CE: np.ndarray, devices: int, tile: int) -> float:
-    """Rows that had to be computed over rows that devices in lock-step have time to compute.
+    """Return the needed rows over the rows that devices in lock-step have time to compute.
 
     Args:
-      load_CE: [E], or [calls, E]: rows to each expert in each grouped MLP that devices run at once
-        (a chunk of a microbatch of a layer).
+      load_CE: [E], or [calls, E]: rows for each expert in each grouped MLP that devices run at once
+        (a chunk of a microbatch in a layer).
       devices: P; each has E / P consecutive experts.
-      tile: an expert's rows are computed in whole tiles.
+      tile: rows per tile; an expert's rows are computed in whole tiles.
 
     Returns:
-      Above 0, at most 1: loses to partly filled tiles and to waiting for the fullest device.
+      A number above 0, at most 1. It falls with partly filled tiles and with waiting for the
+      device with the largest load.
     """
     load = np.atleast_2d(load_CE)
     executed = -(-load // tile) * tile
@@ -100,10 +101,10 @@ def expert_flop_utilisation(load_CE: np.ndarray, devices: int, tile: int) -> flo
 
 
 def rows_between(ids_Tk: np.ndarray, num_experts: int, devices: int) -> np.ndarray:
-    """Rows from each device to each, [P, P]: one for each choice, the device's own included.
+    """Return the rows from each device to each, [P, P]: one per choice, its own included.
 
     Args:
-      ids_Tk: [T, k] of all devices' tokens, in contiguous equal pieces; -1 is no choice.
+      ids_Tk: [T, k] for all devices' tokens, in contiguous equal pieces; -1 is no choice.
       num_experts: E, in contiguous equal pieces.
       devices: P.
 
@@ -117,9 +118,10 @@ def rows_between(ids_Tk: np.ndarray, num_experts: int, devices: int) -> np.ndarr
 
 
 def rows_to_nodes(ids_Tk: np.ndarray, num_experts: int, nodes: int, devices: int) -> np.ndarray:
-    """Tokens of each device that need each node, [P, nodes]: once, however many experts there.
+    """Return the number of tokens of each device that need each node, [P, nodes].
 
-    Args: as of `rows_between`; devices count node by node.
+    A token counts once per node, however many of its experts are there. Args are as in
+    `rows_between`; devices are numbered node by node.
 
     Raises:
       ValueError: devices that do not divide experts and tokens.
@@ -133,7 +135,7 @@ def rows_to_nodes(ids_Tk: np.ndarray, num_experts: int, nodes: int, devices: int
 
 
 def rows_to_other_devices(ids_Tk: np.ndarray, num_experts: int, devices: int) -> np.ndarray:
-    """Rows each device sends away, [P]: one for each choice whose expert is on another device."""
+    """Return the rows that each device sends, [P]: one per choice on another device."""
     rows = rows_between(ids_Tk, num_experts, devices)
     return rows.sum(axis=1) - np.diag(rows)
 
@@ -141,14 +143,14 @@ def rows_to_other_devices(ids_Tk: np.ndarray, num_experts: int, devices: int) ->
 def rows_to_other_nodes(
     ids_Tk: np.ndarray, num_experts: int, nodes: int, devices: int
 ) -> np.ndarray:
-    """Rows each device sends to other nodes, [P], if a token goes to a node once at most."""
+    """Return the rows that each device sends to other nodes, [P], at most one per token each."""
     rows = rows_to_nodes(ids_Tk, num_experts, nodes, devices)
     own = np.arange(devices) // (devices // nodes)
     return rows.sum(axis=1) - rows[np.arange(devices), own]
 
 
 def _with_homes(ids_Tk: np.ndarray, num_experts: int, devices: int) -> tuple[np.ndarray, ...]:
-    """(choices, device each was made on), both [T, k]."""
+    """Return (choices, the device of each choice's token), both [T, k]."""
     ids = np.asarray(ids_Tk)
     tokens = len(ids)
     if num_experts % devices or tokens % devices:

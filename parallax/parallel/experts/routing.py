@@ -1,6 +1,6 @@
-"""Which experts a token goes to, with what weight, and what a router's choices add up to.
+"""The routing of tokens to experts, their gates, and the statistics of routers.
 
-Shapes: T tokens on this device, E experts, k choices a token.
+Shapes: T tokens on this device, E experts, k choices per token.
 """
 # ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
 
@@ -17,11 +17,11 @@ from parallax.parallel.varying import vary_over
 
 
 class Routing(NamedTuple):
-    """Choices of each token.
+    """The choices of each token.
 
     Attributes:
-      ids_Tk: [T, k] int32, distinct experts of a token; -1 is no choice.
-      gates_Tk: [T, k], what each expert's output is multiplied with; float32 or wider.
+      ids_Tk: [T, k] int32, distinct experts per token; -1 is no choice.
+      gates_Tk: [T, k], the factors of the experts' outputs; float32 or wider.
     """
 
     ids_Tk: jax.Array
@@ -29,27 +29,27 @@ class Routing(NamedTuple):
 
 
 def probabilities(logits_TE: Float[Array, "t e"]) -> Float[Array, "t e"]:
-    """Softmax over the experts, in float32 or wider."""
+    """Return the softmax over the experts, in float32 or wider."""
     return jax.nn.softmax(logits_TE.astype(accumulator_dtype(logits_TE.dtype)), axis=-1)
 
 
 def route(
     logits_TE: Float[Array, "t e"], top_k: int, replay_ids_Tk: Int[Array, "t k"] | None = None
 ) -> Routing:
-    """The k most probable experts of each token, and their gates.
+    """Choose the k most probable experts of each token, and their gates.
 
     Args:
       logits_TE: [T, E] of the router.
-      top_k: choices a token. With one, the gate is the expert's probability; with more, the chosen
-        experts' probabilities are divided by their sum.
-      replay_ids_Tk: [T, k] choices to make instead of the router's own; in each token distinct, or
+      top_k: choices per token. With one, the gate is the expert's probability; with more, the
+        chosen experts' probabilities are divided by their sum.
+      replay_ids_Tk: [T, k] fixed routing instead of the router's own choices, distinct per token,
         -1 for none. Gates still come from the router's probabilities.
 
     Returns:
       A Routing, differentiable through its gates.
 
     Raises:
-      ValueError: more choices than experts, replayed choices of another shape.
+      ValueError: more choices than experts, or fixed routing of another shape.
 
     Reference: one choice as in Fedus et al., "Switch Transformers", 2021, section 2.1; several as
       in Jiang et al., "Mixtral of Experts", 2024, section 2.1.
@@ -57,7 +57,7 @@ def route(
     tokens, experts = logits_TE.shape
     if not 1 <= top_k <= experts:
         raise ValueError(
-            f"route: {top_k} choices a token of {experts} experts. Use 1 to {experts}."
+            f"route: {top_k} choices per token of {experts} experts. Use 1 to {experts}."
         )
     p_TE = probabilities(logits_TE)
     if replay_ids_Tk is None:
@@ -65,8 +65,8 @@ def route(
     else:
         if replay_ids_Tk.shape != (tokens, top_k):
             raise ValueError(
-                f"route: replayed choices must be [T, k] = {(tokens, top_k)}, got "
-                f"{replay_ids_Tk.shape}. Cut them as the tokens are cut."
+                f"route: fixed routing must be [T, k] = {(tokens, top_k)}, got "
+                f"{replay_ids_Tk.shape}. Cut it as the tokens are cut."
             )
         ids_Tk = replay_ids_Tk
     ids_Tk = ids_Tk.astype(jnp.int32)
@@ -78,14 +78,15 @@ def route(
 
 
 class RouterStats(NamedTuple):
-    """What routers did, as sums: those of microbatches, layers and devices add up.
+    """The statistics of routers, which add up over microbatches, layers and devices.
 
     Attributes:
-      tokens_E: [E] int32, choices that went to each expert (before any is dropped).
+      tokens_E: [E] int32, choices of each expert (before any is dropped).
       probability_E: [E], sum over tokens of the router's probability; differentiable.
-      smallest_margin: probability of the k-th choice minus that of the next; infinite if k = E.
-      flips: int32, choices that are not among the router's own k (replayed choices only).
-      dropped: int32, choices dropped for want of capacity.
+      smallest_margin: the least difference between the probabilities of a token's k-th choice and
+        the next; infinite if k = E.
+      flips: int32, choices that are not among the router's own k (fixed routing only).
+      dropped: int32, choices dropped for lack of capacity.
     """
 
     tokens_E: jax.Array
@@ -95,7 +96,7 @@ class RouterStats(NamedTuple):
     dropped: jax.Array
 
     def merge(self, other: "RouterStats") -> "RouterStats":
-        """Both together."""
+        """Return the statistics of both together."""
         return RouterStats(
             self.tokens_E + other.tokens_E,
             self.probability_E + other.probability_E,
@@ -105,10 +106,10 @@ class RouterStats(NamedTuple):
         )
 
     def over(self, axes: Sequence[str]) -> "RouterStats":
-        """All devices of these mesh axes together, the same on each.
+        """Return the statistics of all devices on these mesh axes, the same on each.
 
         Args:
-          axes: mesh axes that split the tokens, and only those: what several devices count alike
+          axes: mesh axes that split the tokens, and no others: tokens that several devices count
             would be counted several times.
 
         Cost: an all-reduce of each field.
@@ -118,13 +119,13 @@ class RouterStats(NamedTuple):
         axes = tuple(axes)
         varied = RouterStats(*(vary_over(x, axes) for x in self))
         sums = lax.psum(varied._replace(smallest_margin=None), axes)
-        # The least of all devices has no derivative rule, and needs none.
+        # The minimum over devices has no derivative rule, and needs none.
         margin = lax.pmin(lax.stop_gradient(varied.smallest_margin), axes)
         return sums._replace(smallest_margin=margin)
 
     @staticmethod
     def empty(num_experts: int, dtype: str = "float32") -> "RouterStats":
-        """Of no tokens at all: where a merge starts."""
+        """Return the statistics of no tokens, from which a merge starts."""
         zero = jnp.zeros((), jnp.int32)
         return RouterStats(
             jnp.zeros(num_experts, jnp.int32),
@@ -138,11 +139,11 @@ class RouterStats(NamedTuple):
 def router_stats(
     logits_TE: Float[Array, "t e"], routing: Routing, dropped: jax.Array | int = 0
 ) -> RouterStats:
-    """Sums over this device's tokens.
+    """Return the router statistics of this device's tokens.
 
     Args:
       logits_TE: [T, E] of the router.
-      routing: what `route` made of them.
+      routing: the result of `route` for them.
       dropped: choices that an exchange with limited capacity dropped.
     """
     p_TE = probabilities(logits_TE)
@@ -168,12 +169,12 @@ def router_stats(
 
 
 def load_balancing_loss(stats: RouterStats, tokens: int, top_k: int) -> jax.Array:
-    """E sum_e f_e P_e: 1 where tokens and probabilities are even, up to E where one expert has all.
+    """Return E sum_e f_e P_e: 1 for uniform routing, up to E if one expert has all tokens.
 
     Args:
-      stats: summed over everything the loss is of, so that no split of the tokens changes it.
-      tokens: how many that were, counted once for each router they passed.
-      top_k: choices a token.
+      stats: statistics summed over the whole batch, so that no split of the tokens changes them.
+      tokens: number of tokens, counted once per router that they pass.
+      top_k: choices per token.
 
     Returns:
       A scalar in the probabilities' dtype; differentiable through P_e.

@@ -1,7 +1,7 @@
-"""Steps: what one call of a prefill, a decoding step or a training step runs, and what is derived.
+"""The steps: what one call of a prefill, decoding or training step runs, and its derived figures.
 
-`make_step` asks once which phase is meant; a lens, an estimate or a record then asks the step. A
-new phase, or a new way to run one, is a class beside these.
+`make_step` alone decides by phase; lenses, estimates and records then use the step. A new phase, or
+a new way to run one, is another class beside these.
 """
 
 from parallax.programs.steps.making import make_step

@@ -1,4 +1,4 @@
-"""The one place that asks which phase is meant."""
+"""The constructor of steps, the one place that decides by phase."""
 
 from collections.abc import Callable
 from typing import get_args, overload
@@ -19,10 +19,10 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 _NOT_OF_MODULES: dict[Phase, str] = {
-    "train": "a training step of a user module is not made here. Write the step yourself and pass "
+    "train": "a training step of a user module is not supported. Write the step yourself and pass "
     "it to compile_for.",
-    "decode": "a user module has no KV cache that is known here. Write the decoding step yourself "
-    "and pass it to compile_for.",
+    "decode": "the KV cache of a user module is unknown. Write the decoding step yourself and pass "
+    "it to compile_for.",
 }
 
 
@@ -43,19 +43,19 @@ def make_step(
     phase: Phase = "prefill",
     remat: Remat = "microbatch",
 ) -> ModelStep:
-    """The step of a model under a strategy in one phase.
+    """Return the step of a model under a strategy in one phase.
 
     Args:
       model: a ModelConfig, or a function that makes a user module.
-      strategy: how it is split.
-      workload: batch, length and microbatches; of a decoding step those of its prompts, and it
-        takes its own microbatches, as many as there are stages (see `with_microbatches`).
+      strategy: how the model is split.
+      workload: batch, length and microbatches. Those of a decoding step are its prompts'; the step
+        has its own number of microbatches, one per stage (see `with_microbatches`).
       phase: "prefill", "decode" or "train".
       remat: what a training step recomputes.
 
     Raises:
-      ValueError: an unknown phase, sizes that do not divide, a model that the phase cannot take.
-      NotImplementedError: a phase that is not made here for a user module.
+      ValueError: an unknown phase, sizes that do not divide, or a model that cannot run the phase.
+      NotImplementedError: a phase that user modules do not support.
     """
     if phase not in get_args(Phase):
         raise ValueError(f"phase must be one of {', '.join(get_args(Phase))}; got {phase!r}.")

@@ -1,4 +1,4 @@
-"""What a step is: the protocol that a prefill, a decoding step and a training step fulfil."""
+"""The protocol of a step, which a prefill, a decoding step and a training step implement."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from parallax.workload import Workload
 
 
 class ModelStep(Protocol):
-    """What a phase is: the function that one call runs, its arguments, and its derived figures.
+    """One phase of a model: the function that a call runs, its arguments and its derived figures.
 
-    Bytes are of one device, FLOPs and tokens of all of them.
+    Bytes are those of one device, FLOPs and tokens those of all devices.
 
     Attributes:
-      phase: what records call it.
+      phase: the phase's name in records.
       donated: positions of the arguments whose memory the results may take.
     """
 
@@ -29,13 +29,13 @@ class ModelStep(Protocol):
     @property
     @abstractmethod
     def sharded(self) -> ShardedTransformer | ShardedModule:
-        """The model under its strategy; a decoding step's with the workload of its prompts."""
+        """The model under its strategy; in a decoding step, with the workload of the prompts."""
         ...
 
     @property
     @abstractmethod
     def workload(self) -> Workload:
-        """What one call runs, in the step's own microbatches."""
+        """The workload of one call, in the step's own microbatches."""
         ...
 
     @property
@@ -47,68 +47,68 @@ class ModelStep(Protocol):
     @property
     @abstractmethod
     def compiler_options(self) -> dict[str, bool | int]:
-        """Options of XLA that a run of this step needs."""
+        """The XLA options that a run of this step needs."""
         ...
 
     @property
     @abstractmethod
     def notes(self) -> tuple[str, ...]:
-        """What a report says about the derived figures."""
+        """The notes of a report about the derived figures."""
         ...
 
     @property
     @abstractmethod
     def routing(self) -> ExpectedRouting | None:
-        """What data decides in this step, under uniform routing; None without experts."""
+        """The data-dependent figures under uniform routing; None without experts."""
         ...
 
     @property
     @abstractmethod
     def unmodelled(self) -> str:
-        """Why there is no analytical model of this step's time; "" where there is one."""
+        """The reason why this step's time has no analytical model; "" if it has one."""
         ...
 
     @abstractmethod
     def with_microbatches(self, microbatches: int) -> Self:
-        """The same step in another number of microbatches. ValueError if it does not divide."""
+        """Return the same step in another number of microbatches. ValueError if uneven."""
         ...
 
     @abstractmethod
     def function(self, mesh) -> Callable[..., Any]:
-        """The function of whole arrays on `mesh`, to be jitted."""
+        """Return the function of whole arrays on `mesh`, to be jitted."""
         ...
 
     @abstractmethod
     def arguments(self, mesh) -> tuple[Any, ...]:
-        """The function's arguments: shapes with their shardings on `mesh`."""
+        """Return the function's arguments: shapes with their shardings on `mesh`."""
         ...
 
     @abstractmethod
     def state(self, mesh) -> Any:
-        """The function's first argument, drawn anew, on the devices of `mesh`."""
+        """Return the function's first argument, newly initialised on the devices of `mesh`."""
         ...
 
     @abstractmethod
     def transfers(self) -> tuple[Transfer, ...] | None:
-        """What one call sends (derived); None where XLA chooses some of its collectives."""
+        """Return one call's transfers (derived); None if XLA chooses some of its collectives."""
         ...
 
     @abstractmethod
     def weight_bytes(self) -> float | None:
-        """Bytes of weights that one call reads; None where they are not known."""
+        """Return the bytes of weights that one call reads; None if unknown."""
         ...
 
     @abstractmethod
     def kv_cache_bytes(self) -> float:
-        """Bytes of the KV cache that one call reads, or that a prefill could keep."""
+        """Return the bytes of the KV cache that one call reads, or that a prefill could keep."""
         ...
 
     @abstractmethod
     def useful_flops(self) -> float | None:
-        """FLOPs that the model needs, nothing repeated; None where they are not known."""
+        """Return the FLOPs that the model needs, nothing repeated; None if unknown."""
         ...
 
     @abstractmethod
     def load_balance(self) -> LoadBalance | None:
-        """How evenly the strategy spreads the step; None where it is not known."""
+        """Return the load balance of the step over the devices; None if unknown."""
         ...

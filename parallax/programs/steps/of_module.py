@@ -1,4 +1,4 @@
-"""The step of a user module: XLA partitions it, and nothing is derived of it."""
+"""The step of a user module, which XLA partitions and for which nothing is derived."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,12 @@ from parallax.workload import Workload
 
 @dataclass(frozen=True)
 class ModulePrefill:
-    """One forward pass of a user module; its step, `function`, takes the last position."""
+    """The forward pass of a user module; `function` returns the last position."""
 
     sharded: ShardedModule
     phase: ClassVar[Phase] = "prefill"
     donated: ClassVar[tuple[int, ...]] = ()
-    # The fastest, so that a roofline holds for any other.
+    # The fastest dtype, so that the roofline is a bound for any other.
     dtype: str = field(default="bfloat16", init=False)
     notes: tuple[str, ...] = field(default=(), init=False)
     routing: None = field(default=None, init=False)

@@ -33,11 +33,11 @@ from parallax.workload import Workload
 
 
 class TransformerStep(ModelStep):
-    """What the steps of a Transformer share. Each holds the `program` that makes its functions.
+    """The common part of a Transformer's steps; each holds the `program` that makes its functions.
 
     Attributes:
-      is_chained: whether the next call needs this one's results, so that it cannot start in the
-        gaps of a pipeline before these are there.
+      is_chained: whether the next call needs this one's results, so that it cannot start earlier,
+        in the gaps of a pipeline.
     """
 
     donated: ClassVar[tuple[int, ...]] = ()
@@ -50,7 +50,7 @@ class TransformerStep(ModelStep):
 
     @property
     def decoder(self) -> Decoder | None:
-        """The decoder whose cache the step reads; None where there is none."""
+        """The decoder whose cache the step reads; None if it reads none."""
         return None
 
     @property
@@ -97,7 +97,7 @@ class TransformerStep(ModelStep):
     def unmodelled(self) -> str:
         if isinstance(self.strategy.layers, CacheTiled):
             return (
-                f"strategy '{self.strategy.name}' runs layers in weight tiles, of which there is "
+                f"strategy '{self.strategy.name}' runs layers in weight tiles, for which there is "
                 "no analytical model of time. Compile the program and predict that, or give the "
                 "strategy with its inner layers."
             )
@@ -111,7 +111,7 @@ class TransformerStep(ModelStep):
 
     @abstractmethod
     def of_shard_map(self) -> tuple[Transfer, ...]:
-        """What the one `shard_map` around the model sends."""
+        """Return the transfers of the one `shard_map` around the model."""
 
     def kv_cache_bytes(self) -> float:
         return 0.0
@@ -133,7 +133,7 @@ class TransformerStep(ModelStep):
 
 @dataclass(frozen=True)
 class Prefill(TransformerStep):
-    """One forward pass of whole sequences to last-position logits."""
+    """The forward pass of whole sequences to last-position logits."""
 
     program: ShardedTransformer
     phase: ClassVar[Phase] = "prefill"
@@ -166,7 +166,7 @@ class Prefill(TransformerStep):
 
 @dataclass(frozen=True)
 class Decoding(TransformerStep):
-    """A new token of every sequence, after prompts of the workload's length."""
+    """The decoding step: a new token of every sequence, after prompts of the workload's length."""
 
     program: Decoder
     phase: ClassVar[Phase] = "decode"
@@ -183,7 +183,7 @@ class Decoding(TransformerStep):
 
     @property
     def held(self) -> ShardedTransformer:
-        """A step holds its own few tokens, not a prompt's: one of each sequence on a device."""
+        """The model with the step's own workload: one token per sequence and device, no prompts."""
         devices = self.strategy.split().count("act_seq")
         workload = Workload(self.workload.batch, devices)
         return ShardedTransformer(self.config, self.strategy, workload)
@@ -224,7 +224,7 @@ class Decoding(TransformerStep):
 
 @dataclass(frozen=True)
 class Training(TransformerStep):
-    """Loss, gradients and the optimizer's update of one batch."""
+    """The training step: loss, gradients and the optimizer's update for one batch."""
 
     program: TrainStep
     phase: ClassVar[Phase] = "train"
@@ -262,7 +262,7 @@ class Training(TransformerStep):
         return self.program.weight_bytes()
 
     def useful_flops(self) -> float:
-        """The backward pass counts as twice the forward pass, which unembeds every position."""
+        """Return three forward passes' FLOPs: backward counts twice; every position has logits."""
         batch, seq_len = self.workload.batch, self.workload.seq_len
         return 3 * model_flops(self.config, batch, seq_len, unembedded=seq_len)
 
@@ -272,13 +272,13 @@ def _in_microbatches(sharded: ShardedTransformer, microbatches: int) -> ShardedT
 
 
 def _chosen_by_xla(sharded: ShardedTransformer) -> str:
-    """What moves outside of the one `shard_map`, where nothing derived counts it; "" if nothing."""
+    """Return what moves outside of the one `shard_map`, without a closed form; "" if nothing."""
     moved = []
     if sharded.config.tie_embeddings:
         moved.append("the token table reaches the unembedding")
     if sharded.columns != sharded.config.vocab_size:
         moved.append(
-            f"columns that fill up a vocabulary of {sharded.config.vocab_size} to "
+            f"columns that pad a vocabulary of {sharded.config.vocab_size} to "
             f"{sharded.columns} are cut off the logits"
         )
     said = " and ".join(moved)

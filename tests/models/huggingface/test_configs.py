@@ -59,7 +59,10 @@ def change(folder, **fields):
             "low_freq_factor must be a pos",
         ),
         ({"rope_parameters": {"factor": 4.0}}, "rope type None"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "from layer to layer"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "differs between layers",
+        ),
         ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": [4.0]}, r"rope_scaling must be an object, got \[4.0\]"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
@@ -126,7 +129,7 @@ def test_one_expert_a_token_is_weighted_otherwise(tmp_path):
     """Mixtral divides gates by their sum, which makes one gate 1; here it stays a probability."""
     fields = fields_of(GOLDEN / "mixtral") | {"num_experts_per_tok": 1}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match=r"num_experts_per_tok is 1 \(here: one choice is"):
+    with pytest.raises(ValueError, match=r"num_experts_per_tok is 1 \(Parallax: one choice is"):
         huggingface.read_config(tmp_path)
     one = huggingface.read_config(GOLDEN / "mixtral").replace(experts_per_token=1)
     with pytest.raises(ValueError, match=f"is none of {', '.join(FAMILIES)}"):

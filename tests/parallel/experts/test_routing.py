@@ -46,9 +46,9 @@ def test_replayed_choices_take_the_routers_gates():
     np.testing.assert_allclose(routing.gates_Tk, pair / pair.sum(1, keepdims=True), rtol=1e-14)
     slope = jax.grad(lambda a: (route(a, 2, jnp.asarray(ids)).gates_Tk[:, 0]).sum())(logits)
     assert jnp.abs(slope).max() > 1e-3
-    with pytest.raises(ValueError, match="replayed choices must be"):
+    with pytest.raises(ValueError, match="fixed routing must be"):
         route(logits, 1, jnp.asarray(ids))
-    with pytest.raises(ValueError, match="9 choices a token of 8 experts"):
+    with pytest.raises(ValueError, match="9 choices per token of 8 experts"):
         route(logits, 9)
 
 
