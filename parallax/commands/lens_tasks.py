@@ -49,18 +49,13 @@ class Refusal:
     why: str
 
 
-def verify_all(tasks: Sequence[VerifyTask], *, on_progress: Progress) -> list[list[Verification]]:
-    """Verifies every task in this process, one after the other: the verify lens's child."""
-    found = []
-    for task in tasks:
-        verify = verify_decoding if task.phase == "decode" else verify_transformer
-        found.append(
-            verify(
-                task.config, task.cases, task.text, task.text_name, task.dtypes,
-                on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
-            )
-        )  # fmt: skip
-    return found
+def verify_task(task: VerifyTask, *, on_progress: Progress) -> list[Verification]:
+    """Verifies the strategies of one comparison in this process: the verify lens's child."""
+    verify = verify_decoding if task.phase == "decode" else verify_transformer
+    return verify(
+        task.config, task.cases, task.text, task.text_name, task.dtypes,
+        on_progress=lambda line: on_progress(f"{task.config.name}: {line}"),
+    )  # fmt: skip
 
 
 def compile_all(

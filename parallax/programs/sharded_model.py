@@ -107,11 +107,15 @@ class ShardedTransformer(ShardedParameters):
         body = functools.partial(self._loss, remat=remat, platform=platform_of(mesh))
         return self._map(mesh, body, PartitionSpec())
 
-    def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
+    def loss_and_logits(
+        self, mesh, remat: Remat = "none"
+    ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
         """As `loss`, with the logits of all positions [B, L, V] and RouterStats of all layers (())
         beside it."""
         specs = PartitionSpec(), self._logits_spec("all"), PartitionSpec()
-        body = functools.partial(self._loss, everything=True, platform=platform_of(mesh))
+        body = functools.partial(
+            self._loss, remat=remat, everything=True, platform=platform_of(mesh)
+        )
         mapped = self._map(mesh, body, specs)
 
         def run(state, *inputs):
