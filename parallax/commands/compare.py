@@ -4,12 +4,13 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_all
+from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_task
 from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs, resolve
 from parallax.commands.sweep import one_line, run_sweep
 from parallax.cost import Rates
@@ -153,7 +154,8 @@ def compare_papers(
     Raises:
       ValueError: as `compare`, for any of the papers, before any work starts.
 
-    Cost: minutes; one child process verifies them all while another compiles.
+    Cost: minutes; two child processes at a time: one compiles for all, the others verify a paper
+    each.
     """
     known = {f.name for f in fields(CompareRequest)} - {"paper"}
     if unknown := sorted(set(options) - known):
@@ -254,7 +256,9 @@ def _result(
 def run_comparisons(
     comparisons: Sequence[ResolvedComparison], *, on_progress: Progress
 ) -> list[Report]:
-    """Run all lenses: every verification in one child process, every compilation in another.
+    """Run all lenses, two child processes at a time.
+
+    All compilations share one child, and each comparison's verifications have one of their own.
 
     Args:
       comparisons: what `resolve` returned.
@@ -274,7 +278,10 @@ def run_comparisons(
             on_progress(line)
 
     runs = [_Run(comparison) for comparison in comparisons]
-    _run_beside((lambda: _verify(runs, report_line), lambda: _compile(runs, report_line)))
+    verifications = [
+        partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
+    ]
+    _run_beside([partial(_compile, runs, report_line), *verifications])
     for run in runs:
         _measure(run, report_line)  # runs alone: nothing else may use the machine
     if all(run.is_empty for run in runs):
@@ -285,12 +292,16 @@ def run_comparisons(
 
 
 def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs concurrently. The first that fails, or Ctrl-C, ends the children of all."""
+    """Run jobs two at a time: a job's child needs about one core, and up to 3.5 GB of memory.
+
+    The first that fails, or Ctrl-C, ends the children of all.
+    """
     with ThreadPoolExecutor(max_workers=2) as pool:
         try:
-            for done in [pool.submit(job) for job in jobs]:
+            for done in as_completed([pool.submit(job) for job in jobs]):
                 done.result()
         except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             end_children()
             raise
 
@@ -302,24 +313,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | installed_versions(*names)
 
 
-def _verify(runs: Sequence[_Run], on_progress: Progress) -> None:
-    asked = [run for run in runs if "verify" in run.comparison.lenses]
-    if not asked:
-        return
-    tasks = []
-    for one in (run.comparison for run in asked):
-        text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
-        dtypes = tuple(dict.fromkeys(("float64", one.config.dtype)))
-        phase = one.request.phase
-        tasks.append(VerifyTask(phase, one.small_config, one.small_cases, text, name, dtypes))
-    verified = run_in_child(
-        verify_all, tasks,
-        environment=cpu_environment(max(s.mesh.size for task in tasks for s, _ in task.cases)),
+def _verify(run: _Run, on_progress: Progress) -> None:
+    one = run.comparison
+    text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
+    dtypes = tuple(dict.fromkeys(("float64", one.config.dtype)))
+    task = VerifyTask(one.request.phase, one.small_config, one.small_cases, text, name, dtypes)
+    rows = run_in_child(
+        verify_task, task,
+        environment=cpu_environment(max(s.mesh.size for s, _ in task.cases)),
         on_progress=lambda line: on_progress(f"verify: {line}"),
     )  # fmt: skip
-    for run, task, rows in zip(asked, tasks, verified, strict=True):
-        for (strategy, _), row in zip(task.cases, rows, strict=True):
-            run.values[strategy.name]["verification"] = row
+    for (strategy, _), row in zip(task.cases, rows, strict=True):
+        run.values[strategy.name]["verification"] = row
 
 
 def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:

@@ -49,18 +49,13 @@ class Refusal:
     why: str
 
 
-def verify_all(tasks: Sequence[VerifyTask], *, on_progress: Progress) -> list[list[Verification]]:
-    """Verify every task in this process, one after another, as the verify lens's child does."""
-    found = []
-    for task in tasks:
-        verify = verify_decoding if task.phase == "decode" else verify_transformer
-        found.append(
-            verify(
-                task.config, task.cases, task.text, task.text_name, task.dtypes,
-                on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
-            )
-        )  # fmt: skip
-    return found
+def verify_task(task: VerifyTask, *, on_progress: Progress) -> list[Verification]:
+    """Verify the strategies of one comparison in this process, as the verify lens's child does."""
+    verify = verify_decoding if task.phase == "decode" else verify_transformer
+    return verify(
+        task.config, task.cases, task.text, task.text_name, task.dtypes,
+        on_progress=lambda line: on_progress(f"{task.config.name}: {line}"),
+    )  # fmt: skip
 
 
 def compile_all(

@@ -170,7 +170,9 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
     mesh = program.strategy.mesh.build(jax.devices()[: program.strategy.mesh.size])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
     scale = _LOSS_SCALE.get(program.config.dtype, 1.0)
-    loss_and_logits = program.loss_and_logits(mesh)
+    # What all microbatches keep for the backward pass, on all virtual devices at once, is most of
+    # the memory of this process; running a microbatch again is faster than filling that memory.
+    loss_and_logits = program.loss_and_logits(mesh, remat="microbatch")
 
     def loss(trained, stored):
         mean, found = loss_and_logits(nnx.merge_state(trained, stored), *inputs)

@@ -114,13 +114,17 @@ class ShardedTransformer(ShardedParameters):
         body = functools.partial(self._loss, remat=remat, platform=platform_of(mesh))
         return self._map(mesh, body, PartitionSpec())
 
-    def loss_and_logits(self, mesh) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
+    def loss_and_logits(
+        self, mesh, remat: Remat = "none"
+    ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
         """Return the function (state, *inputs) -> loss, (logits [B, L, V], RouterStats or ()).
 
         The loss is that of `loss`; the statistics are those of all layers.
         """
         specs = PartitionSpec(), self._logits_spec("all"), PartitionSpec()
-        body = functools.partial(self._loss, everything=True, platform=platform_of(mesh))
+        body = functools.partial(
+            self._loss, remat=remat, everything=True, platform=platform_of(mesh)
+        )
         mapped = self._map(mesh, body, specs)
 
         def run(state, *inputs):
