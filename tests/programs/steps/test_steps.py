@@ -134,7 +134,7 @@ def test_a_user_module_has_a_prefill_alone():
     assert nothing == (None,) * 4
     with pytest.raises(NotImplementedError, match="a training step of a user module"):
         make_step(make, data_parallel(2), Workload(4, 8), "train")
-    with pytest.raises(NotImplementedError, match="a user module has no KV cache"):
+    with pytest.raises(NotImplementedError, match="KV cache of a user module is unknown"):
         make_step(make, data_parallel(2), Workload(4, 8), "decode")
     with pytest.raises(ValueError, match="runs its batch whole"):
         step.with_microbatches(2)
