@@ -148,8 +148,8 @@ def main(flags: Flags) -> int:
     check_writable(flags.out)
     budget = _budget(flags.device_budget)
     dtype = _use_devices(flags)
-    from parallax.commands.compare import versions
     from parallax.engine.deployment.deploying import PROMPTS, deploy
+    from parallax.lenses.environment import versions
 
     with ProgressLines() as progress:
         record = deploy(

@@ -1,6 +1,5 @@
 """The `compare` command: strategies side by side through the lenses, a paper's or one's own."""
 
-import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +17,8 @@ from parallax.lenses.child import Progress, end_children, run_in_child
 from parallax.lenses.environment import (
     compile_environment,
     cpu_environment,
-    installed_versions,
     missing_compiler,
+    versions,
 )
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.text import read_text
@@ -304,13 +303,6 @@ def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             end_children()
             raise
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that determine the numbers."""
-    names = ("jax", "jaxlib", "flax", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin",
-             "nvidia-cuda-nvcc-cu12", "parallax-sharding")  # fmt: skip
-    return {"python": platform.python_version()} | installed_versions(*names)
 
 
 def _verify(run: _Run, on_progress: Progress) -> None:

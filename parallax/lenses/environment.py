@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import shutil
 
@@ -95,3 +96,10 @@ def installed_versions(*names: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that determine the numbers."""
+    names = ("jax", "jaxlib", "flax", "numpy", "jax-cuda12-plugin", "jax-cuda13-plugin",
+             "nvidia-cuda-nvcc-cu12", "parallax-sharding")  # fmt: skip
+    return {"python": platform.python_version()} | installed_versions(*names)
