@@ -291,7 +291,7 @@ def run_comparisons(
 
 
 def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs two at a time: a job's child needs about one core, and up to 3.5 GB of memory.
+    """Run jobs two at a time.
 
     The first that fails, or Ctrl-C, ends the children of all.
     """

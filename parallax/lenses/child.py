@@ -7,7 +7,6 @@ lines and one result come back (pickle). Nothing is read from a file.
 """
 
 import contextlib
-import gc
 import os
 import pickle
 import struct
@@ -130,9 +129,6 @@ def _main() -> None:
     try:
         path, function, args = pickle.loads(task)
         sys.path[:] = path
-        # Tracing makes millions of objects and little garbage: collecting as often as Python's
-        # default does took a twentieth of the time.
-        gc.set_threshold(100_000)
         send("result", function(*args, on_progress=lambda line: send("progress", line)))
     except _USER_ERRORS as error:
         send("user_error", type(error)(*error.args))

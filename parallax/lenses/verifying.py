@@ -170,8 +170,8 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
     mesh = program.strategy.mesh.build(jax.devices()[: program.strategy.mesh.size])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
     scale = _LOSS_SCALE.get(program.config.dtype, 1.0)
-    # What all microbatches keep for the backward pass, on all virtual devices at once, is most of
-    # the memory of this process; running a microbatch again is faster than filling that memory.
+    # What all microbatches keep for the backward pass, on all virtual devices at once, takes
+    # gigabytes in a pipeline of many ticks.
     loss_and_logits = program.loss_and_logits(mesh, remat="microbatch")
 
     def loss(trained, stored):
