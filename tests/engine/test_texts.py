@@ -58,7 +58,7 @@ def test_a_papers_small_model_has_random_weights_and_says_so():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "nope"}, "'nope' is neither a paper .*ring_sp.* nor a folder"),
+        ({"model": "nope"}, "'nope' is neither a paper .*ring_sp.* nor an existing folder"),
         ({"model": "ring_sp"}, "no weights and no tokenizer"),
         ({"model": LLAMA, "small": True}, "a model's own weights"),
         ({"model": LLAMA, "strategy": "ring_sequence", "mesh": "seq=32"}, "needs 32 devices"),

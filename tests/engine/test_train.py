@@ -129,8 +129,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(data, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 8}, "other data: batch 16, here 8"),
-        ({"seed": 1}, "other data: seed 0, here 1"),
+        ({"batch": 8}, "different data: batch 16, here 8"),
+        ({"seed": 1}, "different data: seed 0, here 1"),
         ({"steps": 6}, "6 steps are done, 6 are asked for"),
         ({"steps": 0}, "steps must be a positive integer"),
         ({"seq_len": 30, "strategy": STRATEGIES["ring_sequence"]}, "does not divide 30"),

@@ -24,7 +24,7 @@ def parallax(*arguments, cwd):
 
 BAD = {
     "paper": (["--paper=x"], "unknown paper 'x'. Use one of: ring_sp"),
-    "layers": (["--paper=ring_sp", "--strategies=layerwise"], "4 layers cannot fill 16 stages"),
+    "layers": (["--paper=ring_sp", "--strategies=layerwise"], "4 layers are fewer than 16 stages"),
     "hybrid": (
         ["--paper=ring_sp", "--strategies=ring_sequence+data_parallel"],
         "a hybrid needs a mesh",

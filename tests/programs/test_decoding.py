@@ -16,7 +16,7 @@ from parallax.lenses.verify_decoding import decode, greedy
 from parallax.lenses.verifying import cast, draw, relative_error
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel import cached_attention as cached
-from parallax.programs import decoding
+from parallax.programs import cache, decoding
 from parallax.programs.cache import batch_multiple, prompt_multiple
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
@@ -197,7 +197,7 @@ def see_padding(patch):
 
 def lose_the_last_key(patch):
     patch.setattr(cached, "slots_of", lambda tokens, devices: 1)
-    patch.setattr(decoding, "slots_of", lambda tokens, devices: 1)
+    patch.setattr(cache, "slots_of", lambda tokens, devices: 1)
     return "two_level"
 
 

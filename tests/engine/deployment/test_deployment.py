@@ -223,7 +223,7 @@ def test_greedy_leaves_the_last_devices_as_spares():
     [
         ({"devices": 5}, "4 layers for 5 devices"),
         ({"devices": 3, "spares": 3}, "3 spares of 3 devices"),
-        ({"budget": 0}, "budget 0: nothing fits in zero bytes"),
+        ({"budget": 0}, "budget 0: nothing fits into no bytes"),
         ({"budget": 50_000}, r"layer 0 takes \d+ bytes .* a device has 50000"),
         ({"devices": 2, "budget": 180_000}, "do not fit 2 devices of 180000 bytes"),
         ({"formats": "int3"}, "unknown format 'int3'"),
