@@ -16,7 +16,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from parallax.cost import price, rates_of
+from parallax.cost import estimate_cost, rates_of
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
@@ -82,7 +82,7 @@ def one(name, phase, kind, microbatches, round, formats, *, on_progress) -> dict
     assert found.work is not None, found.unpriced
     assert found.differences == (), found.differences
     rates = rates_of(target.gpu.name)
-    cost = price(found.work, target, rates, loops_reuse_cache=True)
+    cost = estimate_cost(found.work, target, rates, loops_reuse_cache=True)
     split = strategy.split()
     tokens = step.tokens // split.count("act_batch") // microbatches
     derived = tile_traffic(config, tiles, tokens, round or 1)

@@ -9,7 +9,7 @@ from parallax.analytic.mlp import expert_mlp, plain_mlp
 from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.analytic.places import check_sent_once
 from parallax.analytic.trace import Trace
-from parallax.cost import Cost, Rates, price, rates_of
+from parallax.cost import Cost, Rates, estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
 from parallax.programs.steps import ModelStep, TransformerStep
@@ -70,7 +70,7 @@ def estimate(
     work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
-    return Estimate(price(work, cluster, rates, resident=kept), step.tokens, work)
+    return Estimate(estimate_cost(work, cluster, rates, resident=kept), step.tokens, work)
 
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:

@@ -12,8 +12,8 @@ from rich.table import Table, box
 from rich.text import Text
 
 from parallax.codec import number
-from parallax.cost import Cost, Rates, error_bar, joules, price, rates_of
-from parallax.cost.pricing import kernel_costs
+from parallax.cost import Cost, Rates, error_bar, estimate_cost, joules, rates_of
+from parallax.cost.estimating import kernel_costs
 from parallax.cost.totals import unvalidated
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
 from parallax.hlo.execution_trace import ExecutionTrace
@@ -150,7 +150,7 @@ def inspect_text(
     if isinstance(rates, str | Path):
         rates = Rates.load(rates)
     rates = rates or rates_of(base.gpu.name)
-    cost = price(work, base, rates)
+    cost = estimate_cost(work, base, rates)
     counted = (cost.seconds, cost.flops, cost.memory_bytes, cost.link_bytes)
     if not all(map(math.isfinite, counted)):
         raise HloError(

@@ -1,10 +1,11 @@
 """The cost model: seconds, joules and error bars of compiled work on a GPU, whatever the strategy.
 
-`price` takes the execution trace of any program (`parallax.hlo.read_trace`) and a GPU's rates.
+`estimate_cost` takes the execution trace of any program (`parallax.hlo.read_trace`) and the
+rates of a GPU.
 """
 
-from parallax.cost.pricing import Cost, price
+from parallax.cost.estimating import Cost, estimate_cost
 from parallax.cost.rates import Rates, rates_of
 from parallax.cost.totals import error_bar, joules
 
-__all__ = ["Cost", "Rates", "error_bar", "joules", "price", "rates_of"]
+__all__ = ["Cost", "Rates", "error_bar", "estimate_cost", "joules", "rates_of"]

@@ -1,6 +1,6 @@
 """The error bar and the energy of a cost, and the parts that no measurement validates."""
 
-from parallax.cost.pricing import HAND_WRITTEN_SHARE, Cost
+from parallax.cost.estimating import KERNEL_EFFICIENCY, Cost
 from parallax.cost.rates import Rates
 from parallax.hlo.execution_trace import ExecutionTrace
 
@@ -31,7 +31,7 @@ def unvalidated(*works: ExecutionTrace, crosses_nodes: bool) -> str:
         parts.append("time between nodes")
     if any(work.hand_written for work in works):
         parts.append(
-            f"time of hand-written kernels ({HAND_WRITTEN_SHARE:.0%} of the rate of matrix "
+            f"time of hand-written kernels ({KERNEL_EFFICIENCY:.0%} of the rate of matrix "
             "products, assumed)"
         )
     return " and ".join(parts)

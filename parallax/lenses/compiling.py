@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parallax.bounds import Transfer
+from parallax.cost.estimating import KERNEL_EFFICIENCY
 from parallax.cost.links import all_link_bytes
-from parallax.cost.pricing import HAND_WRITTEN_SHARE
 from parallax.hlo.compare import Totals, differing_totals
 from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
@@ -134,7 +134,7 @@ def compile_for(
     if kernels := declared_kernels(module):
         notes.append(
             f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "
-            f"{HAND_WRITTEN_SHARE:.0%} of the rate of products (assumed: no GPU has run them)"
+            f"{KERNEL_EFFICIENCY:.0%} of the rate of products (assumed: no GPU has run them)"
         )
     for target in uncounted_calls(module):
         notes.append(f"FLOPs of custom call {target!r} are not counted")

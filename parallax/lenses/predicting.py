@@ -1,6 +1,6 @@
 """The predict lens: the cost model's estimate for a compiled program, with its roofline."""
 
-from parallax.cost import Rates, error_bar, joules, price, rates_of
+from parallax.cost import Rates, error_bar, estimate_cost, joules, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
 from parallax.cost.totals import unvalidated
 from parallax.meshes.cluster import Cluster
@@ -32,7 +32,7 @@ def predict(
     if compilation.work is None:
         raise ValueError(f"this program cannot be priced: {compilation.unpriced}")
     rates = rates or rates_of(cluster.gpu.name)
-    cost = price(compilation.work, cluster, rates)
+    cost = estimate_cost(compilation.work, cluster, rates)
     bound = roofline(compilation, cluster, dtype)
     low, high = error_bar(cost, rates)
     between = any(crosses_nodes(c, cluster) for c in compilation.collectives)

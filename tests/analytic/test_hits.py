@@ -3,7 +3,7 @@
 import pytest
 
 from parallax.analytic import PackedWeights, estimate, weight_reads
-from parallax.cost import price, rates_of
+from parallax.cost import estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Kernel, Loop
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
@@ -64,7 +64,7 @@ def test_what_stays_is_read_faster():
     work = made_up(0.5 * ROOM, 0.1 * ROOM)
     kept = weight_reads(work, WHERE, RATES).resident
     assert kept == {"a.w": 0.5 * ROOM}
-    cold, warm = (price(work, WHERE, RATES, resident=r).seconds for r in (None, kept))
+    cold, warm = (estimate_cost(work, WHERE, RATES, resident=r).seconds for r in (None, kept))
     apart = 0.5 * ROOM * (1 / RATES.memory_bytes_per_s - 1 / RATES.l2_bytes_per_s)
     assert cold - warm == pytest.approx(4 * apart)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from parallax.bounds import wire_bytes
 from parallax.cost import measurements, rates_of
 from parallax.cost.collectives import collective_seconds, exchange_seconds, send_seconds
+from parallax.cost.estimating import attention_rate, kernel_cost
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import least_link_bytes
-from parallax.cost.pricing import attention_rate, kernel_cost
 from parallax.hlo.collectives import Collective
 from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.execution_trace import Gemm, Kernel

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parallax.analytic import estimate
 from parallax.bounds import wire_bytes
-from parallax.cost import price, rates_of
+from parallax.cost import estimate_cost, rates_of
 from parallax.cost.links import all_link_bytes
 from parallax.hlo.collectives import Collective
 from parallax.hlo.execution_trace import (
@@ -109,7 +109,7 @@ def bigger(what, more, read):
 
 
 def seconds(work):
-    return price(work, WHERE, rates_of("h100")).seconds
+    return estimate_cost(work, WHERE, rates_of("h100")).seconds
 
 
 def changed(work, name, steps):
@@ -148,7 +148,7 @@ def test_more_work_is_never_faster(work, data):
 @few
 @given(works())
 def test_no_program_beats_its_roofline(work):
-    cost = price(work, WHERE, rates_of("h100"))
+    cost = estimate_cost(work, WHERE, rates_of("h100"))
     assert sum(cost.terms.values()) == pytest.approx(cost.seconds, rel=1e-9, abs=1e-15)
     assert min(cost.terms.values(), default=0.0) >= 0
     assert cost.seconds * SLACK >= cost.flops / WHERE.gpu.bf16_flops

@@ -24,7 +24,7 @@ def compile_steps(cases, *, on_progress):
     import jax
     import jax.numpy as jnp
 
-    from parallax.cost import price, rates_of
+    from parallax.cost import estimate_cost, rates_of
     from parallax.lenses.compiling import compile_for
     from parallax.meshes.cluster import cluster
     from parallax.programs.communication import decode_transfers
@@ -52,7 +52,7 @@ def compile_steps(cases, *, on_progress):
             compiler_options=strategy.compiler_options,
         )  # fmt: skip
         assert found.work is not None, found.unpriced
-        cost = price(found.work, where, rates_of(where.gpu.name), loops_reuse_cache=True)
+        cost = estimate_cost(found.work, where, rates_of(where.gpu.name), loops_reuse_cache=True)
         return found, cost, decoder.kv_bytes(), decoder.weight_bytes()
 
     return [compile_one(*case) for case in cases]

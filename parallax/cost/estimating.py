@@ -24,7 +24,7 @@ from parallax.meshes.cluster import Cluster
 _ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
 # Kernel efficiency of hand-written kernels, as a share of the rate of large products. Assumed until
 # a GPU has run ours; it is the target of attention at head_dim 512.
-HAND_WRITTEN_SHARE = 0.6
+KERNEL_EFFICIENCY = 0.6
 _INDEX_BYTES = 8  # largest scalar that says where a slice begins
 
 
@@ -79,7 +79,7 @@ class Cost:
         return max(0.0, self.communication_s - self.exposed_s)
 
 
-def price(
+def estimate_cost(
     work: ExecutionTrace,
     cluster: Cluster,
     rates: Rates,
@@ -147,7 +147,7 @@ def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0)
         seconds = max(flops / attention_rate(rates, kernel.attention.head_dim), moving)
         return _launched("attention", seconds, rates, flops, far)
     if kernel.flops:
-        rate = HAND_WRITTEN_SHARE * rates.gemm_rates("f16").flops_per_s
+        rate = KERNEL_EFFICIENCY * rates.gemm_rates("f16").flops_per_s
         seconds = max(kernel.flops / rate, moving)
         term = "matrix products" if kernel.computes == "products" else "attention"
         return _launched(term, seconds, rates, kernel.flops, far)

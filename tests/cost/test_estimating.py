@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from parallax.cost import price, rates_of
+from parallax.cost import estimate_cost, rates_of
 from parallax.cost.rates import LinkRates
 from parallax.hlo.collectives import Collective
 from parallax.hlo.execution_trace import (
@@ -31,7 +31,7 @@ _NEW = itertools.count()
 
 
 def run(*steps, rates=RATES, **others):
-    cost = price(ExecutionTrace("main", {"main": steps, **others}, 16), WHERE, rates)
+    cost = estimate_cost(ExecutionTrace("main", {"main": steps, **others}, 16), WHERE, rates)
     assert sum(cost.terms.values()) == pytest.approx(cost.seconds)
     return cost
 
@@ -140,7 +140,7 @@ def reused(*body, held, before=(), count=4):
     """Bytes that a loop takes from device memory where it may reuse the cache."""
     steps = {"main": (*before, Loop("l", count, "body", "test", True, held)), "body": body,
              "test": ()}  # fmt: skip
-    return price(
+    return estimate_cost(
         ExecutionTrace("main", steps, 16), WHERE, RATES, loops_reuse_cache=True
     ).memory_bytes
 
