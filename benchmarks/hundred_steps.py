@@ -38,7 +38,7 @@ def losses(config, strategy, microbatches: int, dtype: str, batches):
     step = TrainStep(sharded, Adamw(3e-3, warmup_steps=10).build(STEPS), param_dtype=dtype)
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
     shardings = step.shardings(mesh)
-    params = jax.jit(sharded.place, out_shardings=shardings.params)(
+    params = jax.jit(sharded.shard, out_shardings=shardings.params)(
         cast(draw(config.replace(dtype="float32")), dtype)
     )
     run = jax.jit(

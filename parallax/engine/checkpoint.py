@@ -162,7 +162,7 @@ class Checkpoints:
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
 
         def make(params):
-            return jax.tree.map(lambda x: x.astype(dtype), sharded.place(params))
+            return jax.tree.map(lambda x: x.astype(dtype), sharded.shard(params))
 
         return jax.jit(make, out_shardings=shardings)(state)
 

@@ -53,13 +53,13 @@ def placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
 
 @functools.lru_cache(maxsize=16)
 def _unsharding(sharded: ShardedTransformer) -> Callable[[TrainState], TrainState]:
-    return jax.jit(functools.partial(_over_params, sharded.unplace))
+    return jax.jit(functools.partial(_over_params, sharded.unshard))
 
 
 @functools.lru_cache(maxsize=16)
 def _sharding(train: TrainStep, mesh) -> Callable[[TrainState], TrainState]:
-    place = functools.partial(_over_params, train.sharded.place)
-    return jax.jit(place, out_shardings=train.shardings(mesh))
+    shard = functools.partial(_over_params, train.sharded.shard)
+    return jax.jit(shard, out_shardings=train.shardings(mesh))
 
 
 def abstract_whole(train: TrainStep, mesh) -> TrainState:
@@ -67,7 +67,7 @@ def abstract_whole(train: TrainStep, mesh) -> TrainState:
     placed = train.abstract_state(mesh)
     if _is_unpadded(train.sharded):
         return placed
-    shapes = jax.eval_shape(functools.partial(_over_params, train.sharded.unplace), placed)
+    shapes = jax.eval_shape(functools.partial(_over_params, train.sharded.unshard), placed)
 
     def sharded(x, like):
         spec = [

@@ -145,7 +145,7 @@ def decode(
     sharded = decoder.sharded
     mesh = sharded.strategy.mesh.build(jax.devices()[: sharded.strategy.mesh.size])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
-    params = jax.jit(sharded.place, out_shardings=shardings)(state)
+    params = jax.jit(sharded.shard, out_shardings=shardings)(state)
     prefill, step = decoder.prefill(mesh), decoder.step(mesh)
     alike = functools.partial(
         lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec())

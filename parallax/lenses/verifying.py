@@ -179,8 +179,8 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
         return mean * jnp.asarray(scale, mean.dtype), found
 
     step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(_trained(shardings)[0], None))
-    placed = jax.jit(program.place, out_shardings=shardings)(state)
-    return _run(step, _trained(placed), scale, program.unplace)
+    placed = jax.jit(program.shard, out_shardings=shardings)(state)
+    return _run(step, _trained(placed), scale, program.unshard)
 
 
 def _trained(state: nnx.State) -> tuple[nnx.State, ...]:
@@ -188,10 +188,10 @@ def _trained(state: nnx.State) -> tuple[nnx.State, ...]:
     return nnx.split_state(state, nnx.Param, ...)
 
 
-def _run(step, states, scale, unplace=lambda gradients: gradients):
+def _run(step, states, scale, unshard=lambda gradients: gradients):
     """Run a step, and return (logits, gradients, routing), the first two in float64 numpy."""
     gradients, (logits, routing) = jax.device_get(step(*states))
-    gradients = unplace(gradients)
+    gradients = unshard(gradients)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
     return np.asarray(logits, np.float64), wide, routing
 

@@ -109,14 +109,14 @@ class ShardedParameters:
     def shapes(self) -> nnx.State:
         """The global shapes of the sharded parameters (see `place`)."""
         state = abstract_transformer(self.config)[1]
-        return jax.eval_shape(self.place, state)
+        return jax.eval_shape(self.shard, state)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
         """The PartitionSpec of every parameter."""
         return param_specs(self.shapes, self.strategy)
 
-    def place(self, state: nnx.State) -> nnx.State:
+    def shard(self, state: nnx.State) -> nnx.State:
         """Return a model's parameters padded for sharding.
 
         Shorter stages are padded with layers of zeros, and a vocabulary that its devices do not
@@ -125,7 +125,7 @@ class ShardedParameters:
         layers = functools.partial(pad_layers, groups=self.groups)
         return _change(state, layers, lambda w: _pad_columns(w, self.columns))
 
-    def unplace(self, state: nnx.State) -> nnx.State:
+    def unshard(self, state: nnx.State) -> nnx.State:
         """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
         layers = functools.partial(unpad_layers, groups=self.groups)
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
@@ -195,7 +195,7 @@ class ShardedParameters:
         @functools.partial(jax.jit, out_shardings=shardings)
         def make(key):
             with nnx.use_eager_sharding(False):
-                return self.place(nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=key)))[1])
+                return self.shard(nnx.split(Transformer(self.config, rngs=nnx.Rngs(params=key)))[1])
 
         return make(key)
 

@@ -33,7 +33,7 @@ def stored(tmp_path_factory):
     params = model.init(jax.random.key(0), mesh)
     folder = tmp_path_factory.mktemp("stored") / "weights"
     save_compressed(folder, model, params)
-    return folder, jax.device_get(model.unplace(params))
+    return folder, jax.device_get(model.unshard(params))
 
 
 def copy(folder, tmp_path):
@@ -50,7 +50,7 @@ def test_the_same_bits_under_another_strategy(stored, strategy):
     folder, params = stored
     assert read_compressed_config(folder) == CONFIG
     model, mesh = sharded(strategy)
-    found = model.unplace(load_compressed(folder, model, mesh))
+    found = model.unshard(load_compressed(folder, model, mesh))
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)

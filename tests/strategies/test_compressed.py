@@ -94,7 +94,7 @@ def test_weights_compress_under_any_strategy():
     shardings = [
         jax.tree.map(lambda spec: NamedSharding(mesh, spec), s.specs) for s in (plain, sharded)
     ]
-    placed = jax.jit(plain.place, out_shardings=shardings[0])(dense)
+    placed = jax.jit(plain.shard, out_shardings=shardings[0])(dense)
     found = jax.jit(lambda s: compress_params(s, config), out_shardings=shardings[1])(placed)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -126,7 +126,7 @@ def check_exact(sizes, seq, exchange, config, workload):
         nnx.split(model)[1]
     )
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
-    state = jax.device_put(program.place(nnx.split(model)[1]), shardings)
+    state = jax.device_put(program.shard(nnx.split(model)[1]), shardings)
     found = traced.lower().compile()(
         state, jax.device_put(tokens, NamedSharding(mesh, program._input_specs[0]))
     )
