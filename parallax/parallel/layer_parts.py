@@ -95,7 +95,7 @@ class Scan:
 
     def run(self, functions, inputs, microbatches, split):
         def one(_, microbatch):
-            x = split.widen(functions.embed(microbatch))
+            x = split.gather_width(functions.embed(microbatch))
             y, statistics = functions.blocks(x, microbatch)
             return None, (functions.finish(functions.keep(y, microbatch), microbatch), statistics)
 
@@ -198,21 +198,21 @@ class Pipeline:
             arriving = send(share) if lag == 2 else None
             microbatch = at(number - lag * me)
             mine = vary_over(functions.embed(microbatch), varying_axes(received))
-            x = split.widen(jnp.where(me == 0, mine, received))
+            x = split.gather_width(jnp.where(me == 0, mine, received))
             y, statistics = functions.blocks(x, microbatch)
             # Without the barrier XLA moves the transfer after the layers, next to its use. One on y
             # also keeps the last stage's sum apart from it, but would repeat the transfer when a
             # microbatch is recomputed.
             if lag == 2 and split.remat == "none":
                 arriving, y = lax.optimization_barrier((arriving, y))
-            share = split.narrow(y)
+            share = split.shard_width(y)
             if lag == 1:
                 arriving, share = send(share), None
             elif split.remat != "none":
                 arriving, share = lax.optimization_barrier((arriving, share))
             kept = functions.keep(y, microbatch)
-            kept = split.narrow(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
-            last = split.widen(lax.psum(kept, self.axis))
+            kept = split.shard_width(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
+            last = split.gather_width(lax.psum(kept, self.axis))
             result = functions.finish(last, at(number - lag * (stages - 1)))
             return (arriving, share), (result, statistics)
 

@@ -19,7 +19,7 @@ from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_att
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.products import Int8Weight, product
 from parallax.parallel.varying import vary_over, varying_axes
-from parallax.parallel.width import narrow, widen
+from parallax.parallel.width import gather_width, shard_width
 
 # What the backward pass recomputes: nothing, a microbatch's forward pass, or that and then each
 # layer's own.
@@ -124,21 +124,21 @@ class Split:
             return lax.all_gather(x_BLD, axes, axis=1, tiled=True)
         return vary_over(x_BLD, self.over(*names))
 
-    def widen(self, x_Bd: jax.Array) -> jax.Array:
+    def gather_width(self, x_Bd: jax.Array) -> jax.Array:
         """All-gather local shards of the model width (`lookup`), the last dim, to full width.
 
         Cost: an all-gather; nothing backward.
         """
         axes = self.over("lookup")
-        return widen(x_Bd, axes) if axes else x_Bd
+        return gather_width(x_Bd, axes) if axes else x_Bd
 
-    def narrow(self, x_BD: jax.Array) -> jax.Array:
-        """Return this device's local shard of the model width: inverse of `widen`.
+    def shard_width(self, x_BD: jax.Array) -> jax.Array:
+        """Return this device's local shard of the model width: inverse of `gather_width`.
 
         Cost: nothing; an all-gather backward.
         """
         axes = self.over("lookup")
-        return narrow(x_BD, axes) if axes else x_BD
+        return shard_width(x_BD, axes) if axes else x_BD
 
     def positions(self, seq_len: int) -> jax.Array:
         """Return the positions of this device's tokens in attention, [L / seq] int32."""

@@ -14,17 +14,21 @@ Axes = tuple[str, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def widen(x: jax.Array, axes: Axes) -> jax.Array:
+def gather_width(x: jax.Array, axes: Axes) -> jax.Array:
     """All-gather local shards [..., D / n] over `axes` to rows [..., D] on all of their devices."""
     return lax.all_gather(x, axes, axis=x.ndim - 1, tiled=True, to="invarying")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def narrow(x: jax.Array, axes: Axes) -> jax.Array:
+def shard_width(x: jax.Array, axes: Axes) -> jax.Array:
     """Return this device's local shard [..., D / n] of rows [..., D] replicated over `axes`."""
     width = x.shape[-1] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * width, width, axis=x.ndim - 1)
 
 
-widen.defvjp(lambda x, axes: (widen(x, axes), None), lambda axes, _, dy: (narrow(dy, axes),))
-narrow.defvjp(lambda x, axes: (narrow(x, axes), None), lambda axes, _, dy: (widen(dy, axes),))
+gather_width.defvjp(
+    lambda x, axes: (gather_width(x, axes), None), lambda axes, _, dy: (shard_width(dy, axes),)
+)
+shard_width.defvjp(
+    lambda x, axes: (shard_width(x, axes), None), lambda axes, _, dy: (gather_width(dy, axes),)
+)

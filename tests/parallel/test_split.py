@@ -40,7 +40,7 @@ def test_contract_sums_over_what_splits(reduce_dtype):
 
 def test_widen_undoes_narrow():
     x = draw((2, 3, 16), 0)
-    found = on_tensor(lambda x: SPLIT.widen(SPLIT.narrow(x)), P(), P())(x)
+    found = on_tensor(lambda x: SPLIT.gather_width(SPLIT.shard_width(x)), P(), P())(x)
     np.testing.assert_array_equal(found, x)
 
 

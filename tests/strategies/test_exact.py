@@ -162,7 +162,7 @@ def drop_a_tensor_rank(patch):
 
 
 def drop_a_handoff(patch):
-    patch.setattr(Split, "narrow", lambda self, x: jnp.zeros_like(x[..., : x.shape[-1] // 8])
+    patch.setattr(Split, "shard_width", lambda self, x: jnp.zeros_like(x[..., : x.shape[-1] // 8])
                   + 0 * lax.axis_index("tensor").astype(x.dtype))  # fmt: skip
     return "tensor_pipeline"
 
