@@ -95,10 +95,10 @@ def test_layers_in_slabs_are_data(tmp_path):
     assert tiled.layers == CacheTiled(4, 16, 2, Pipeline("stage", None, "overlapped"))
     assert tiled.layers.ticks(8, 4) == 4 + 2 * 3
     with pytest.raises(ValueError, match="groups of 2 do not divide 7 microbatches"):
-        tiled.layers.rounds(7, 4)
-    assert tiled.layers.rounds(1, 4) == 1  # fewer than a round are one
-    assert CacheTiled().rounds(8, 1) == 1
-    assert CacheTiled(inner=Pipeline("stage")).rounds(8, 4) == 4
+        tiled.layers.microbatch_groups(7, 4)
+    assert tiled.layers.microbatch_groups(1, 4) == 1  # fewer than a round are one
+    assert CacheTiled().microbatch_groups(8, 1) == 1
+    assert CacheTiled(inner=Pipeline("stage")).microbatch_groups(8, 4) == 4
     with pytest.raises(ValueError, match="mlp must be an integer of at least 1, got 0"):
         CacheTiled(mlp=0)
     with pytest.raises(ValueError, match=r"inner must be Scan\(\) or Pipeline"):

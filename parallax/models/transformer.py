@@ -22,7 +22,7 @@ from parallax.models.weights import cast, weight
 from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
-from parallax.parallel.tiles import Round
+from parallax.parallel.tiles import MicrobatchGroup
 
 
 class Transformer(nnx.Module):
@@ -83,7 +83,7 @@ class Transformer(nnx.Module):
         split: Split,
         seq_len: int,
         expert_ids_NBLk: Int[Array, "n b l k"] | None = None,
-        round: Round | None = None,
+        round: MicrobatchGroup | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
         """Run local activations through the layers that this device holds.
 
@@ -94,7 +94,7 @@ class Transformer(nnx.Module):
           seq_len: tokens in a whole sequence.
           expert_ids_NBLk: fixed routing of whole sequences in this device's layers.
           round: the microbatch group that x holds, to run weight tile by weight tile; see
-            `through_slabs`.
+            `through_weight_tiles`.
 
         Returns:
           [B, L, D], and the layers' router statistics, stacked; () without experts.
@@ -105,7 +105,7 @@ class Transformer(nnx.Module):
         positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
         segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
         if round is not None:
-            return self.through_slabs(x_BLD, positions, split, round, segments)
+            return self.through_weight_tiles(x_BLD, positions, split, round, segments)
         ids = None if expert_ids_NBLk is None else jnp.take(expert_ids_NBLk, mine, axis=2)
         return self.through_layers(x_BLD, positions, split, segments, ids)
 
@@ -140,12 +140,12 @@ class Transformer(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
         return lax.scan(layer, x_BLD, (stacked, expert_ids_NBLk, kv))
 
-    def through_slabs(
+    def through_weight_tiles(
         self,
         x_BLD: Float[Array, "b l d"],
         positions_BL: Int[Array, "#b l"],
         split: Split,
-        round: Round,
+        round: MicrobatchGroup,
         segment_ids_BL: Int[Array, "b l"] | None = None,
         cached: Cached | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from parallax.parallel.split import Split
-from parallax.parallel.tiles import Round, Tiles
+from parallax.parallel.tiles import MicrobatchGroup, Tiles
 from parallax.parallel.varying import vary_over, varying_axes
 
 Handoff = Literal["auto", "lockstep", "overlapped"]
@@ -58,7 +58,7 @@ class LayerPart(Protocol):
         """
         ...
 
-    def rounds(self, microbatches: int, stages: int) -> int:
+    def microbatch_groups(self, microbatches: int, stages: int) -> int:
         """Return the number of microbatch groups, M unless a part runs several at once."""
         ...
 
@@ -87,7 +87,7 @@ class Scan:
     def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
         return (num_layers,)
 
-    def rounds(self, microbatches: int, stages: int) -> int:
+    def microbatch_groups(self, microbatches: int, stages: int) -> int:
         return microbatches
 
     def ticks(self, microbatches: int, stages: int) -> int:
@@ -169,7 +169,7 @@ class Pipeline:
             overlapped = stages > 1 and microbatches >= 4 * (stages - 1)
         return 2 if overlapped else 1
 
-    def rounds(self, microbatches: int, stages: int) -> int:
+    def microbatch_groups(self, microbatches: int, stages: int) -> int:
         return microbatches
 
     def ticks(self, microbatches: int, stages: int) -> int:
@@ -297,7 +297,7 @@ class CacheTiled:
         """Return the lag of microbatch groups; see `Pipeline.lag`."""
         return self.inner.lag(microbatches, stages) if isinstance(self.inner, Pipeline) else 1
 
-    def rounds(self, microbatches: int, stages: int) -> int:
+    def microbatch_groups(self, microbatches: int, stages: int) -> int:
         if self.round is not None:
             # A decoding step may have fewer microbatches than a group of the prefill.
             most = min(self.round, microbatches)
@@ -311,11 +311,11 @@ class CacheTiled:
         return microbatches // max(n for n in range(1, most + 1) if microbatches % n == 0)
 
     def ticks(self, microbatches: int, stages: int) -> int:
-        return self.inner.ticks(self.rounds(microbatches, stages), stages)
+        return self.inner.ticks(self.microbatch_groups(microbatches, stages), stages)
 
     def run(self, functions, inputs, microbatches, split):
-        groups = self.rounds(microbatches, split.count("layers"))
-        group = Round(microbatches // groups, self.tiles)
+        groups = self.microbatch_groups(microbatches, split.count("layers"))
+        group = MicrobatchGroup(microbatches // groups, self.tiles)
         tiled = functions._replace(blocks=lambda x, inputs: functions.blocks(x, inputs, group))
         results, statistics = self.inner.run(tiled, inputs, groups, split)
         return results, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), statistics)

@@ -15,7 +15,7 @@ class Tiles(NamedTuple):
     mlp: int
 
 
-class Round(NamedTuple):
+class MicrobatchGroup(NamedTuple):
     """A microbatch group: the microbatches that run through one weight tile before the next.
 
     Attributes:

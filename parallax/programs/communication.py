@@ -197,7 +197,7 @@ class PassShape:
         stages = self.split.count("layers")
         microbatches = self.workload.microbatches if step is None else step.step_microbatches
         layers = self.strategy.layers
-        self.useful = layers.rounds(microbatches, stages)
+        self.useful = layers.microbatch_groups(microbatches, stages)
         self.ticks = layers.ticks(microbatches, stages)
         groups = self.strategy.layer_groups(self.config.num_layers)
         self.layers = max(groups)

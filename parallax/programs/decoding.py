@@ -175,7 +175,7 @@ class Decoder(ShardedCache):
                     implementation="xla",
                 )  # fmt: skip
 
-            return model.through_slabs(x, positions[:, None], split, group, cached=cached)
+            return model.through_weight_tiles(x, positions[:, None], split, group, cached=cached)
 
         functions = StackFunctions(
             embed=lambda inputs: model.look_up(inputs[0][:, None], inputs[1][:, None], split),

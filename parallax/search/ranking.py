@@ -150,7 +150,7 @@ def _estimated(
         groups = sharded.groups
         one = Candidate(
             strategy, microbatches, timing, memory <= cluster.usable_bytes,
-            bubble=ticks / strategy.layers.rounds(microbatches, stages) - 1,
+            bubble=ticks / strategy.layers.microbatch_groups(microbatches, stages) - 1,
             padded=padded_layers(groups) / (len(groups) * max(groups)),
             runs=(base.batch, base.seq_len),
             compression=request.model.compression,

@@ -126,7 +126,7 @@ class TransformerStep(ModelStep):
         groups = sharded.groups
         return LoadBalance(
             replication=on_device * strategy.mesh.size / whole,
-            bubble=ticks / strategy.layers.rounds(microbatches, stages) - 1,
+            bubble=ticks / strategy.layers.microbatch_groups(microbatches, stages) - 1,
             padded_share=padded_layers(groups) / (len(groups) * max(groups)),
         )
 
