@@ -67,8 +67,8 @@ def reference(
     Returns:
       Logits [B, L, V]; (RouterStats per layer, expert choices [B, L, N, k]), or () without experts.
     """
-    replayed = None if expert_ids_BLNk is None else jnp.moveaxis(expert_ids_BLNk, 2, 0)
-    logits, stats = model.run(tokens_BL, segment_ids_BL, _TEXTBOOK, replayed)
+    fixed_ids = None if expert_ids_BLNk is None else jnp.moveaxis(expert_ids_BLNk, 2, 0)
+    logits, stats = model.run(tokens_BL, segment_ids_BL, _TEXTBOOK, fixed_ids)
     if not model.config.num_experts:
         return logits, ()
     stats, ids_NTk = stats

@@ -66,9 +66,9 @@ def verify_transformer(
     for dtype in dict.fromkeys(["float64", *dtypes]):
         on_progress(f"unsharded model in {dtype}")
         # Near-ties flip in lower precision, so there the float64 reference's routing is fixed.
-        replayed = () if dtype == "float64" else _choices(references["float64"][2])
+        fixed_ids = () if dtype == "float64" else _choices(references["float64"][2])
         references[dtype] = _reference(
-            config.replace(dtype=dtype), cast(drawn, dtype), inputs, replayed
+            config.replace(dtype=dtype), cast(drawn, dtype), inputs, fixed_ids
         )
     exact = references["float64"]
     off_dense = None
@@ -86,19 +86,19 @@ def verify_transformer(
         flips: dict[str, float] = {}
         for dtype in dtypes:
             on_progress(f"{strategy.name} in {dtype}")
-            replayed = () if dtype == "float64" else _choices(exact[2])
+            fixed_ids = () if dtype == "float64" else _choices(exact[2])
             program = ShardedTransformer(
                 config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(replayed))
             )
-            found = _sharded(program, cast(drawn, dtype), (*inputs, *replayed))
+            found = _sharded(program, cast(drawn, dtype), (*inputs, *fixed_ids))
             own = references[dtype]
             rows.append(
                 judge(dtype, relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
                       relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
             )  # fmt: skip
             routed = found[2]
-            if replayed:
-                flips[dtype] = float(found[2].flips.sum() / replayed[0].size)
+            if fixed_ids:
+                flips[dtype] = float(found[2].flips.sum() / fixed_ids[0].size)
         results.append(
             Verification(
                 model=config.name,
@@ -145,14 +145,14 @@ def draw(config: ModelConfig) -> nnx.State:
     return make()
 
 
-def _reference(config: ModelConfig, state: nnx.State, inputs, replayed=()):
+def _reference(config: ModelConfig, state: nnx.State, inputs, fixed_ids=()):
     graph = abstract_transformer(config)[0]
     scale = _LOSS_SCALE.get(config.dtype, 1.0)
     segment_ids = inputs[1] if len(inputs) > 1 else None
 
     def loss(trained, stored):
         state = nnx.merge_state(trained, stored)
-        logits, routing = reference(nnx.merge(graph, state), inputs[0], segment_ids, *replayed)
+        logits, routing = reference(nnx.merge(graph, state), inputs[0], segment_ids, *fixed_ids)
         labels, weights = next_token_labels(inputs[0], segment_ids)
         losses = cross_entropy(logits, labels)
         weights = weights.astype(losses.dtype)

@@ -8,9 +8,9 @@ from parallax.parallel.experts.expert_parts import (
     ExpertPart,
     LocalExperts,
 )
+from parallax.parallel.experts.fixed_routing import fixed_expert_ids
 from parallax.parallel.experts.grouped_mlp import SCOPE as TILES_SCOPE
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, grouped_mlp
-from parallax.parallel.experts.replay import replayed_ids
 from parallax.parallel.experts.routing import (
     RouterStats,
     Routing,
@@ -30,9 +30,9 @@ __all__ = [
     "Platform",
     "RouterStats",
     "Routing",
+    "fixed_expert_ids",
     "grouped_mlp",
     "load_balancing_loss",
-    "replayed_ids",
     "route",
     "router_stats",
 ]

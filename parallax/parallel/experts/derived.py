@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from parallax.parallel.experts.chunks import ExpertShape, devices_of
-from parallax.parallel.experts.replay import rows_between, rows_to_nodes
+from parallax.parallel.experts.fixed_routing import rows_between, rows_to_nodes
 
 BytesByAxes = dict[tuple[str, ...], np.ndarray]
 

@@ -34,7 +34,7 @@ def probabilities(logits_TE: Float[Array, "t e"]) -> Float[Array, "t e"]:
 
 
 def route(
-    logits_TE: Float[Array, "t e"], top_k: int, replay_ids_Tk: Int[Array, "t k"] | None = None
+    logits_TE: Float[Array, "t e"], top_k: int, fixed_ids_Tk: Int[Array, "t k"] | None = None
 ) -> Routing:
     """Choose the k most probable experts of each token, and their gates.
 
@@ -42,7 +42,7 @@ def route(
       logits_TE: [T, E] of the router.
       top_k: choices per token. With one, the gate is the expert's probability; with more, the
         chosen experts' probabilities are divided by their sum.
-      replay_ids_Tk: [T, k] fixed routing instead of the router's own choices, distinct per token,
+      fixed_ids_Tk: [T, k] fixed routing instead of the router's own choices, distinct per token,
         -1 for none. Gates still come from the router's probabilities.
 
     Returns:
@@ -60,15 +60,15 @@ def route(
             f"route: {top_k} choices per token of {experts} experts. Use 1 to {experts}."
         )
     p_TE = probabilities(logits_TE)
-    if replay_ids_Tk is None:
+    if fixed_ids_Tk is None:
         ids_Tk = lax.top_k(lax.stop_gradient(p_TE), top_k)[1]
     else:
-        if replay_ids_Tk.shape != (tokens, top_k):
+        if fixed_ids_Tk.shape != (tokens, top_k):
             raise ValueError(
                 f"route: fixed routing must be [T, k] = {(tokens, top_k)}, got "
-                f"{replay_ids_Tk.shape}. Cut it as the tokens are cut."
+                f"{fixed_ids_Tk.shape}. Cut it as the tokens are cut."
             )
-        ids_Tk = replay_ids_Tk
+        ids_Tk = fixed_ids_Tk
     ids_Tk = ids_Tk.astype(jnp.int32)
     gates_Tk = jnp.take_along_axis(p_TE, jnp.maximum(ids_Tk, 0), axis=1)
     gates_Tk = jnp.where(ids_Tk >= 0, gates_Tk, 0)

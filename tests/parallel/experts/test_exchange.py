@@ -9,8 +9,8 @@ from jax import lax
 from parallax.parallel.experts import ExchangeExperts, route
 from parallax.parallel.experts.chunks import node_capacity
 from parallax.parallel.experts.dispatch import capacity, offsets
+from parallax.parallel.experts.fixed_routing import fixed_expert_ids, rows_between, rows_to_nodes
 from parallax.parallel.experts.node_exchange import node_step
-from parallax.parallel.experts.replay import replayed_ids, rows_between, rows_to_nodes
 from tests.parallel.experts.textbook import (
     distance,
     draw,
@@ -74,7 +74,7 @@ def test_ragged_sends_the_right_rows(monkeypatch, node_aware):
 def test_rows_sent_are_the_choices_there_are():
     """Flat: a row for each choice. Node-aware: one for each token and node, the least there is."""
     devices, each = 8, TOKENS // 8
-    ids = replayed_ids("lognormal:1", TOKENS, EXPERTS, 3, seed=6)
+    ids = fixed_expert_ids("lognormal:1", TOKENS, EXPERTS, 3, seed=6)
     pieces = jnp.asarray(ids).reshape(devices, each, 3)
     flat = jax.vmap(lambda i: offsets(i, EXPERTS, devices, capacity(each, 3, EXPERTS, devices)))
     sent = flat(pieces).rows_Pe.sum(axis=2)

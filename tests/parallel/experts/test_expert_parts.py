@@ -13,7 +13,7 @@ from parallax.parallel.experts import (
     ExchangeExperts,
     ExpertWeights,
     LocalExperts,
-    replayed_ids,
+    fixed_expert_ids,
     route,
 )
 from tests.parallel.experts.textbook import (
@@ -136,7 +136,7 @@ def test_in_microbatches_that_are_recomputed():
 
 
 def test_replayed_choices_are_those_made():
-    ids = jnp.asarray(replayed_ids("lognormal:1", TOKENS, 8, 2, seed=3))
+    ids = jnp.asarray(fixed_expert_ids("lognormal:1", TOKENS, 8, 2, seed=3))
     run = sharded(exchange(), {"expert": 4}, top_k=2, experts=8, gated=False)
     args, d_out = inputs(8, False, None), draw(TOKENS, WIDTH, seed=2)
     found = with_gradients(lambda *a: run(*a, ids)[0], d_out)(*args)
@@ -171,7 +171,7 @@ def masked_mixture(x, logits, weights, ids, kept):
 def test_capacity_drops_later_tokens_and_counts_them():
     devices, experts, chunks, factor = 4, 8, 2, 0.75
     part = exchange(capacity_factor=factor, chunks=chunks)
-    ids = replayed_ids("lognormal:1", TOKENS, experts, 2, seed=5)
+    ids = fixed_expert_ids("lognormal:1", TOKENS, experts, 2, seed=5)
     each = TOKENS // devices // chunks
     room = int(np.ceil(factor * each * 2 / experts))
     kept = np.concatenate([
@@ -197,7 +197,7 @@ def test_node_aware_capacity_counts_every_choice_it_drops():
     part = exchange(axis=NODES, node_aware=True, capacity_factor=0.5, chunks=2)
     experts = 8
     run = sharded(part, {"node": 2, "expert": 4}, top_k=2, experts=experts, gated=False)
-    ids = jnp.asarray(replayed_ids("lognormal:1", 96, experts, 2, seed=5))
+    ids = jnp.asarray(fixed_expert_ids("lognormal:1", 96, experts, 2, seed=5))
     # Every expert returns gelu(1) of a token that is 1.
     weights = ExpertWeights(jnp.full((experts, 1, 1), 1.0), jnp.full((experts, 1, 1), 1.0))
     x, logits = jnp.ones((96, 1)), jnp.zeros((96, experts))
@@ -213,7 +213,7 @@ def test_capacity_that_is_ample_drops_nothing(factor):
     part = exchange(axis=NODES, node_aware=True, capacity_factor=factor)
     run = sharded(part, {"node": 2, "expert": 4}, top_k=2, experts=8, gated=False)
     args = inputs(8, False, None)
-    ids = jnp.asarray(replayed_ids("uniform", TOKENS, 8, 2))
+    ids = jnp.asarray(fixed_expert_ids("uniform", TOKENS, 8, 2))
     y, dropped = jax.jit(run)(*args, ids)
     expected = mixture(args[0], args[1], args[2], 2, ids)
     assert dropped == 0

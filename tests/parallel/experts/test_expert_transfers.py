@@ -6,7 +6,7 @@ import pytest
 
 from parallax.bounds import totals
 from parallax.hlo.jaxpr import jaxpr_ledger
-from parallax.parallel.experts import ExchangeExperts, ExpertShape, LocalExperts, replayed_ids
+from parallax.parallel.experts import ExchangeExperts, ExpertShape, LocalExperts, fixed_expert_ids
 from tests.parallel.experts.textbook import draw, expert_weights, sharded
 
 pytestmark = pytest.mark.slow
@@ -100,9 +100,9 @@ def test_the_least_is_two_rows_for_each_choice_that_leaves(top_k):
 
 
 def test_uniform_choices_need_what_the_closed_form_says():
-    """Derived from replayed choices, on average over devices."""
+    """Derived from fixed_ids choices, on average over devices."""
     tokens, experts, axes = 4096, 16, {"node": 2, "expert": 8}
-    ids = replayed_ids("uniform", 16 * tokens, experts, 2)
+    ids = fixed_expert_ids("uniform", 16 * tokens, experts, 2)
     shape = ExpertShape(tokens, 64, 2, experts, item_bytes=2)
     for part in (
         ExchangeExperts(NODES, exchange="ragged"),
@@ -122,7 +122,7 @@ def test_derived_bytes_by_a_loop():
     """A token enters another node once, is relayed to its experts, and comes home as one row."""
     nodes, ranks, tokens, experts = 2, 4, 16, 16
     devices, here = nodes * ranks, experts // (nodes * ranks)
-    ids = replayed_ids("lognormal:1", devices * tokens, experts, 3, seed=2)
+    ids = fixed_expert_ids("lognormal:1", devices * tokens, experts, 3, seed=2)
     flat, between, within = (np.zeros(devices, int) for _ in range(3))
     for t, row in enumerate(ids):
         home = t // tokens

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from parallax.parallel.experts import (
     RouterStats,
+    fixed_expert_ids,
     load_balancing_loss,
-    replayed_ids,
     route,
     router_stats,
 )
@@ -39,7 +39,7 @@ def test_one_choice_has_its_probability_and_several_share_one():
 
 def test_replayed_choices_take_the_routers_gates():
     logits = draw(TOKENS, EXPERTS)
-    ids = replayed_ids("uniform", TOKENS, EXPERTS, 2)
+    ids = fixed_expert_ids("uniform", TOKENS, EXPERTS, 2)
     routing = jax.jit(lambda a: route(a, 2, jnp.asarray(ids)))(logits)
     np.testing.assert_array_equal(routing.ids_Tk, ids)
     pair = np.take_along_axis(softmax(np.asarray(logits)), ids, 1)
@@ -73,7 +73,7 @@ def test_stats_by_hand():
 def test_any_split_adds_up_to_the_unsharded(axes, microbatches):
     logits = draw(TOKENS, EXPERTS)
     names = tuple(axes)
-    ids = jnp.asarray(replayed_ids("lognormal:0.7", TOKENS, EXPERTS, 2))
+    ids = jnp.asarray(fixed_expert_ids("lognormal:0.7", TOKENS, EXPERTS, 2))
 
     def stats_of(logits, ids):
         return router_stats(logits, route(logits, 2, ids), dropped=1)
@@ -104,9 +104,9 @@ def test_any_split_adds_up_to_the_unsharded(axes, microbatches):
 
 
 def test_load_balancing_loss_is_one_where_even_and_largest_where_one_has_all():
-    even = router_stats(jnp.zeros((TOKENS, EXPERTS)), route(
-        jnp.zeros((TOKENS, EXPERTS)), 2, jnp.asarray(replayed_ids("uniform", TOKENS, EXPERTS, 2))
-    ))  # fmt: skip
+    ids = jnp.asarray(fixed_expert_ids("uniform", TOKENS, EXPERTS, 2))
+    logits = jnp.zeros((TOKENS, EXPERTS))
+    even = router_stats(logits, route(logits, 2, ids))
     assert load_balancing_loss(even, TOKENS, 2) == pytest.approx(1.0, rel=1e-14)
     logits = jnp.zeros((TOKENS, EXPERTS)).at[:, 3].set(50.0)
     one = router_stats(logits, route(logits, 1))

@@ -49,7 +49,7 @@ def mesh_of(axes):
 
 
 def sharded(part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=None) -> Any:
-    """(x, logits, weights, replayed ids or None) -> ([T, D], dropped), by a part on a mesh.
+    """(x, logits, weights, fixed_ids ids or None) -> ([T, D], dropped), by a part on a mesh.
 
     Args:
       axes: mesh axis -> size.

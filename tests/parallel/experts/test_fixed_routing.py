@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from parallax.parallel.experts.replay import (
+from parallax.parallel.experts.fixed_routing import (
     expert_flop_utilisation,
+    fixed_expert_ids,
     load_per_expert,
     max_over_mean,
-    replayed_ids,
     rows_between,
     rows_to_nodes,
     rows_to_other_devices,
@@ -18,7 +18,7 @@ from parallax.parallel.experts.replay import (
 @pytest.mark.parametrize(("experts", "top_k"), [(16, 1), (16, 2), (8, 3), (6, 4)])
 def test_uniform_is_even_in_every_block(experts, top_k):
     block = experts // np.gcd(experts, top_k)
-    ids = replayed_ids("uniform", 12 * block, experts, top_k, seed=1)
+    ids = fixed_expert_ids("uniform", 12 * block, experts, top_k, seed=1)
     assert ids.dtype == np.int32
     assert all(len(set(row)) == top_k for row in ids)
     for piece in ids.reshape(12, block, top_k):
@@ -29,32 +29,34 @@ def test_uniform_is_even_in_every_block(experts, top_k):
 
 def test_skew_grows_with_sigma():
     loads = [
-        max_over_mean(load_per_expert(replayed_ids(f"lognormal:{s}", 20_000, 16, 2, seed=1), 16))
+        max_over_mean(
+            load_per_expert(fixed_expert_ids(f"lognormal:{s}", 20_000, 16, 2, seed=1), 16)
+        )
         for s in (0, 0.5, 1)
     ]
     assert loads[0] == pytest.approx(1, abs=0.1)
     assert loads[0] < loads[1] < loads[2]
-    ids = replayed_ids("lognormal:1", 1000, 16, 3)
+    ids = fixed_expert_ids("lognormal:1", 1000, 16, 3)
     assert all(len(set(row)) == 3 for row in ids)
 
 
 def test_same_seed_same_choices_and_every_layer_its_own():
     for kind in ("uniform", "lognormal:0.5"):
-        first = replayed_ids(kind, 64, 8, 2, seed=1, layer=0)
-        np.testing.assert_array_equal(first, replayed_ids(kind, 64, 8, 2, seed=1, layer=0))
-        assert (first != replayed_ids(kind, 64, 8, 2, seed=1, layer=1)).any()
-        assert (first != replayed_ids(kind, 64, 8, 2, seed=2, layer=0)).any()
+        first = fixed_expert_ids(kind, 64, 8, 2, seed=1, layer=0)
+        np.testing.assert_array_equal(first, fixed_expert_ids(kind, 64, 8, 2, seed=1, layer=0))
+        assert (first != fixed_expert_ids(kind, 64, 8, 2, seed=1, layer=1)).any()
+        assert (first != fixed_expert_ids(kind, 64, 8, 2, seed=2, layer=0)).any()
 
 
 @pytest.mark.parametrize("kind", ["even", "lognormal", "lognormal:x", "lognormal:-1", "uniform:2"])
 def test_kinds_that_do_not_exist(kind):
     with pytest.raises(ValueError, match="expected 'uniform' or 'lognormal:SIGMA'"):
-        replayed_ids(kind, 4, 4, 1)
+        fixed_expert_ids(kind, 4, 4, 1)
 
 
 def test_rows_between_devices_and_nodes_by_a_loop():
     experts, devices, nodes, tokens = 16, 8, 2, 64
-    ids = replayed_ids("lognormal:1", tokens, experts, 3, seed=4)
+    ids = fixed_expert_ids("lognormal:1", tokens, experts, 3, seed=4)
     ids[5, 1] = -1
     rows, once = np.zeros((devices, devices), int), np.zeros((devices, nodes), int)
     for t in range(tokens):

@@ -10,7 +10,7 @@ import numpy as np
 _BLOCK_TOKENS = 1 << 18  # keeps the random numbers of millions of tokens out of memory
 
 
-def replayed_ids(
+def fixed_expert_ids(
     kind: str, tokens: int, num_experts: int, top_k: int, seed: int = 0, layer: int = 0
 ) -> np.ndarray:
     """Return fixed choices for a layer's tokens, [T, k] int32, k distinct experts each.
@@ -27,7 +27,7 @@ def replayed_ids(
       ValueError: an unknown kind, or more choices than experts.
     """
     if not 1 <= top_k <= num_experts:
-        raise ValueError(f"replayed_ids: {top_k} choices of {num_experts} experts. Use fewer.")
+        raise ValueError(f"fixed_expert_ids: {top_k} choices of {num_experts} experts. Use fewer.")
     random = np.random.default_rng([seed, layer])
     if kind == "uniform":
         return _uniform(random, tokens, num_experts, top_k)
@@ -38,8 +38,8 @@ def replayed_ids(
         sigma = math.nan
     if name != "lognormal" or not 0 <= sigma < math.inf:
         raise ValueError(
-            f"replayed_ids: unknown kind {kind!r}, expected 'uniform' or 'lognormal:SIGMA' with "
-            "SIGMA >= 0, for example 'lognormal:0.5'."
+            f"fixed_expert_ids: unknown kind {kind!r}, expected 'uniform' or 'lognormal:SIGMA' "
+            "with SIGMA >= 0, for example 'lognormal:0.5'."
         )
     return _lognormal(random, tokens, num_experts, top_k, sigma)
 
