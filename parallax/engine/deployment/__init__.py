@@ -5,14 +5,14 @@ from parallax.engine.deployment.failover import Recovery
 from parallax.engine.deployment.layout import Layout
 from parallax.engine.deployment.memory import DeviceLost
 from parallax.engine.deployment.pressure import Pressure
-from parallax.engine.deployment.requests import Moment
+from parallax.engine.deployment.requests import Event
 from parallax.engine.deployment.switching import Switch
 
 __all__ = [
     "Deployment",
     "DeviceLost",
+    "Event",
     "Layout",
-    "Moment",
     "Pressure",
     "Recovery",
     "Served",

@@ -224,7 +224,7 @@ def _unsharded_continuations(made: Deployment, prompts, max_new_tokens: int):
 def _trial_dict(trial: Trial) -> dict[str, Any]:
     recovery = encode(trial.recovery)
     return {
-        **encode(trial.moment),
+        **encode(trial.event),
         "device": trial.device,
         "lost_requests": trial.lost_requests,
         "changed_tokens": trial.changed_tokens,

@@ -23,8 +23,8 @@ from parallax.engine.deployment.layout import Layout, Rule
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import Monitor, Pressure
 from parallax.engine.deployment.requests import (
+    Event,
     Microbatch,
-    Moment,
     PassInterrupted,
     Progress,
     add_tokens,
@@ -185,7 +185,7 @@ class Deployment:
         return prepare_layers(self.chain, tuple(layers), formats, where)
 
     def switch(self, layer: int, reason: str = "asked for", number: int | None = None) -> Switch:
-        """Switch a prepared layer to its other formats; may be called from `on_moment`.
+        """Switch a prepared layer to its other formats; may be called from `on_event`.
 
         A loss that is noticed meanwhile is recovered first.
 
@@ -244,7 +244,7 @@ class Deployment:
         stop_tokens: Sequence[int] = (),
         pressure: Pressure | None = None,
         on_token: OnToken = lambda prompt, token: None,
-        on_moment: Callable[[Moment], None] = lambda moment: None,
+        on_event: Callable[[Event], None] = lambda event: None,
     ) -> Served:
         """Continue every prompt greedily, whatever devices are lost meanwhile.
 
@@ -258,7 +258,7 @@ class Deployment:
           stop_tokens: ids that end a sequence; not part of the result.
           pressure: when prepared layers are switched; None means never.
           on_token: called with (number of the prompt, token).
-          on_moment: called before each device runs; it may call `lose` and `switch`. It is called
+          on_event: called before each device runs; it may call `lose` and `switch`. It is called
             again in a pass that is repeated after a loss.
 
         Raises:
@@ -279,7 +279,7 @@ class Deployment:
         self._running = microbatches
         try:
             times = self._serve(
-                progress, max_new_tokens, frozenset(stop_tokens), monitor, on_token, on_moment
+                progress, max_new_tokens, frozenset(stop_tokens), monitor, on_token, on_event
             )
         finally:
             self._running = ()
@@ -309,7 +309,7 @@ class Deployment:
         stops: frozenset[int],
         monitor: Monitor | None,
         on_token: OnToken,
-        on_moment: Callable[[Moment], None],
+        on_event: Callable[[Event], None],
     ) -> list[float]:
         """Serve until no request is running; return the seconds until each step was done."""
         start, times = time.perf_counter(), []
@@ -318,9 +318,9 @@ class Deployment:
             if not running:
                 return times
             for microbatch in running:
-                self._pass(microbatch, number, on_moment)
+                self._pass(microbatch, number, on_event)
             for microbatch in running:
-                chosen = self._chosen(microbatch, number, on_moment)
+                chosen = self._chosen(microbatch, number, on_event)
                 for prompt, token in add_tokens(
                     microbatch, chosen, progress, max_new_tokens, stops
                 ):
@@ -330,12 +330,12 @@ class Deployment:
                 self._relieve(monitor, number + 1)
         raise AssertionError("count() does not end")
 
-    def _pass(self, microbatch: Microbatch, number: int, on_moment) -> None:
+    def _pass(self, microbatch: Microbatch, number: int, on_event) -> None:
         """Run a pass until it completes; a pass that a loss interrupted is run again."""
 
         def before(stage: int) -> None:
             recoveries = len(self._recoveries)
-            on_moment(Moment(number, microbatch.number, stage))
+            on_event(Event(number, microbatch.number, stage))
             if len(self._recoveries) > recoveries:  # a loss in this pass: layers have moved
                 raise PassInterrupted
 
@@ -351,7 +351,7 @@ class Deployment:
                 microbatch.prefilled = True
                 return
 
-    def _chosen(self, microbatch: Microbatch, number: int, on_moment) -> np.ndarray:
+    def _chosen(self, microbatch: Microbatch, number: int, on_event) -> np.ndarray:
         """Return the next tokens of a microbatch whose pass is done."""
         name = ("chosen", microbatch.number)
         while True:
@@ -361,7 +361,7 @@ class Deployment:
                     return np.asarray(last.pop(name))
             except DeviceLost as lost:
                 self._recover(lost)
-            self._pass(microbatch, number, on_moment)
+            self._pass(microbatch, number, on_event)
 
     def _relieve(self, monitor: Monitor, number: int) -> None:
         """Read the pressure once; recover from a loss that is noticed meanwhile."""

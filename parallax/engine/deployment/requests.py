@@ -10,7 +10,7 @@ Finished = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Moment:
+class Event:
     """The event just before one device of the chain runs.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from parallax.engine.deployment.deployment import Deployment
 from parallax.engine.deployment.failover import Recovery
-from parallax.engine.deployment.requests import Moment
+from parallax.engine.deployment.requests import Event
 from parallax.engine.deployment.switching import Switch
 from parallax.engine.generate import Continuation
 
@@ -19,14 +19,14 @@ class Trial:
     """The loss of one device in one run.
 
     Attributes:
-      moment: the event before which the device was lost.
+      event: the event before which the device was lost.
       device: the number of the lost device.
       lost_requests: the number of prompts without all their tokens.
       changed_tokens: the number of prompts whose tokens are not the expected ones.
       recovery: the recovery from the loss.
     """
 
-    moment: Moment
+    event: Event
     device: int
     lost_requests: int
     changed_tokens: int
@@ -58,37 +58,37 @@ def lose_at_random(
         chain = deployment.layout.devices
         device = draw.choice(chain) if devices is None else devices[number % len(devices)]
         last = 0 if number < _IN_PREFILL else max_new_tokens - 1
-        moment = Moment(
+        event = Event(
             draw.randint(min(1, last), last),
             draw.randrange(microbatches),
             draw.randrange(len(chain)),
         )
-        moment = Moment(0, 0, 0) if number == 0 else moment
-        trials.append(_trial(deployment, prompts, expected, max_new_tokens, moment, device))
+        event = Event(0, 0, 0) if number == 0 else event
+        trials.append(_trial(deployment, prompts, expected, max_new_tokens, event, device))
         deployment.repair(device)
     return trials
 
 
 def _trial(
-    deployment: Deployment, prompts, expected, max_new_tokens: int, moment: Moment, device: int
+    deployment: Deployment, prompts, expected, max_new_tokens: int, event: Event, device: int
 ) -> Trial:
     gone = False
 
-    def on_moment(now: Moment) -> None:
+    def on_event(now: Event) -> None:
         nonlocal gone
-        if not gone and now == moment:
+        if not gone and now == event:
             gone = True
             deployment.lose(device)
 
     before = len(deployment.recoveries)
-    served = deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
+    served = deployment.generate(prompts, max_new_tokens=max_new_tokens, on_event=on_event)
     if not gone:
-        raise ValueError(f"{moment} never came: the requests ended before it.")
+        raise ValueError(f"{event} never came: the requests ended before it.")
     # A device that is lost after its last use is noticed in the next call.
     deployment.settle()
     pairs = list(zip(served.continuations, expected, strict=True))
     return Trial(
-        moment, device,
+        event, device,
         sum(len(got.tokens) < len(right.tokens) for got, right in pairs),
         sum(got.tokens[: len(right.tokens)] != right.tokens for got, right in pairs),
         deployment.recoveries[before],
@@ -117,11 +117,11 @@ def switch_while_serving(
         raise ValueError("no layers to switch. Prepare some.")
     switches: list[Switch] = []
 
-    def on_moment(now: Moment) -> None:
+    def on_event(now: Event) -> None:
         if len(switches) < count and (now.microbatch, now.stage) == (0, 0) and now.number:
             layer = layers[len(switches) // 2 % len(layers)]
             switches.append(deployment.switch(layer, "one of many", now.number))
 
     while len(switches) < count:
-        deployment.generate(prompts, max_new_tokens=max_new_tokens, on_moment=on_moment)
+        deployment.generate(prompts, max_new_tokens=max_new_tokens, on_event=on_event)
     return switches

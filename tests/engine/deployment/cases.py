@@ -46,11 +46,11 @@ def generate(made, **options):
 
 
 def losing(made, *losses):
-    """An `on_moment` that loses devices at moments."""
+    """An `on_event` that loses devices at events."""
     waiting = dict(losses)
 
-    def on_moment(moment):
-        if moment in waiting:
-            made.lose(waiting.pop(moment))
+    def on_event(event):
+        if event in waiting:
+            made.lose(waiting.pop(event))
 
-    return on_moment
+    return on_event

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from parallax.engine.deployment import Deployment, DeviceLost, Moment
+from parallax.engine.deployment import Deployment, DeviceLost, Event
 from parallax.engine.deployment.chain import compile_chain
 from parallax.engine.deployment.failover import likely_layouts
 from parallax.engine.deployment.reference import unsharded_params, unsharded_tokens
@@ -68,9 +68,9 @@ def test_twenty_random_moments_change_nothing(request, fixture, seed):
     made = request.getfixturevalue(fixture)
     before = made.layout
     trials = lose_at_random(made, PROMPTS, expected(), NEW, 20, seed=seed, prepare=True)
-    assert trials[0].moment == Moment(0, 0, 0)
-    assert len({t.moment for t in trials}) > 12
-    assert {t.moment.number for t in trials} >= {0, 1, 2}
+    assert trials[0].event == Event(0, 0, 0)
+    assert len({t.event for t in trials}) > 12
+    assert {t.event.number for t in trials} >= {0, 1, 2}
     assert [(t.lost_requests, t.changed_tokens) for t in trials] == [(0, 0)] * 20
     for trial in trials:
         found = trial.recovery
@@ -116,8 +116,8 @@ def test_sixteen_devices_and_seventeen():
 def test_reads_of_what_is_gone_are_refused(with_spare):
     held = []
 
-    def on_moment(moment):
-        if moment == Moment(2, 0, 1) and not held:  # it comes again after the recovery
+    def on_event(event):
+        if event == Event(2, 0, 1) and not held:  # it comes again after the recovery
             memory = with_spare.chain.memories[with_spare.layout.devices[2]]
             names = memory.names()
             assert {"weights", "kv"} <= {name[0] for name in names}
@@ -129,7 +129,7 @@ def test_reads_of_what_is_gone_are_refused(with_spare):
             with pytest.raises(DeviceLost):
                 memory.put(("x", 0), np.zeros(1))
 
-    served = generate(with_spare, on_moment=on_moment)
+    served = generate(with_spare, on_event=on_event)
     assert served.continuations == expected()
     assert held
     assert all(x.is_deleted() for x in held)
@@ -143,7 +143,7 @@ def test_every_layer_its_own_formats():
     dense = unsharded_params(made.chain.host, MIXED)
     right = unsharded_tokens(CONFIG, dense, PROMPTS, NEW)
     assert right != expected()  # compression is another function
-    served = generate(made, on_moment=losing(made, (Moment(3, 1, 1), made.layout.devices[1])))
+    served = generate(made, on_event=losing(made, (Event(3, 1, 1), made.layout.devices[1])))
     assert served.continuations == right
 
 
@@ -158,11 +158,11 @@ def test_rounded_activations_too():
 def test_bytes_are_placements(with_spare):
     seen = []
 
-    def on_moment(moment):
-        if moment == Moment(2, 0, 0):
+    def on_event(event):
+        if event == Event(2, 0, 0):
             seen.append([with_spare.device_bytes(kind) for kind in ("weights", "kv")])
 
-    generate(with_spare, on_moment=on_moment)
+    generate(with_spare, on_event=on_event)
     footprints = with_spare.chain.sizes.footprints(with_spare.layout.formats)
     for kind, held in zip(("weights", "kv"), seen[0], strict=True):
         for device, group in zip(with_spare.layout.devices, with_spare.layout.groups, strict=True):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.engine.deployment import Moment
+from parallax.engine.deployment import Event
 from tests.engine.deployment.cases import (
     CONFIG,
     NEW,
@@ -23,14 +23,14 @@ TIED = CONFIG.replace(tie_embeddings=True, positions="learned", num_layers=2, no
 @pytest.mark.parametrize(
     "losses",
     [
-        ((Moment(1, 0, 0), 0), (Moment(1, 0, 2), 1)),  # one after the other in one step
-        ((Moment(0, 1, 3), 3), (Moment(4, 1, 1), 0)),  # last in a prefill, first while decoding
-        ((Moment(0, 1, 2), 2), (Moment(1, 1, 1), 3), (Moment(5, 0, 0), 1)),
+        ((Event(1, 0, 0), 0), (Event(1, 0, 2), 1)),  # one after the other in one step
+        ((Event(0, 1, 3), 3), (Event(4, 1, 1), 0)),  # last in a prefill, first while decoding
+        ((Event(0, 1, 2), 2), (Event(1, 1, 1), 3), (Event(5, 0, 0), 1)),
     ],
 )
 def test_several_losses_in_a_row(losses):
     made = deployment(4)
-    served = generate(made, on_moment=losing(made, *losses))
+    served = generate(made, on_event=losing(made, *losses))
     assert served.continuations == expected()
     assert {d for r in served.recoveries for d in r.lost} == {d for _, d in losses}
     assert not {d for _, d in losses} & set(made.layout.devices)
@@ -39,7 +39,7 @@ def test_several_losses_in_a_row(losses):
 
 def test_a_spare_that_is_gone_itself_is_found_out():
     made = deployment(5, spares=1)
-    served = generate(made, on_moment=losing(made, (Moment(1, 0, 0), 4), (Moment(2, 1, 2), 1)))
+    served = generate(made, on_event=losing(made, (Event(1, 0, 0), 4), (Event(2, 1, 2), 1)))
     assert served.continuations == expected()
     (found,) = served.recoveries
     assert found.lost == (1, 4)
@@ -79,7 +79,7 @@ def test_a_replica_on_a_spare_need_not_move():
 
 def test_tied_tables_are_on_both_ends_and_survive_the_first():
     made = deployment(3, spares=1, config=TIED)
-    served = generate(made, on_moment=losing(made, (Moment(3, 0, 1), 0)))
+    served = generate(made, on_event=losing(made, (Event(3, 0, 1), 0)))
     assert served.continuations == expected(TIED)
 
 
@@ -110,23 +110,23 @@ def test_what_cannot_be_lost_repaired_or_continued():
 
 
 @pytest.mark.parametrize("spares", [0, 1])
-@pytest.mark.parametrize("moment", [Moment(0, 0, 2), Moment(0, 1, 1), Moment(2, 1, 3)])
-def test_a_switch_that_meets_a_loss_recovers_with_what_is_running(spares, moment):
-    """`on_moment` switches a layer of a device that is gone: keys of both microbatches are there
+@pytest.mark.parametrize("event", [Event(0, 0, 2), Event(0, 1, 1), Event(2, 1, 3)])
+def test_a_switch_that_meets_a_loss_recovers_with_what_is_running(spares, event):
+    """`on_event` switches a layer of a device that is gone: keys of both microbatches are there
     again, the pass runs again, and the layer is switched, once."""
     made = deployment(4 + spares, spares=spares)
     made.prepare_switch([1], ("int8", "int8"))
     done = []
 
-    def on_moment(now):
-        if now == moment and not done:
+    def on_event(now):
+        if now == event and not done:
             made.lose(1)
             done.append(made.switch(1, number=now.number))
 
-    served = generate(made, on_moment=on_moment)
+    served = generate(made, on_event=on_event)
     assert [len(c.tokens) for c in served.continuations] == [NEW] * len(PROMPTS)
     for got, free in zip(served.continuations, expected(), strict=True):
-        assert got.tokens[: moment.number] == free.tokens[: moment.number]
+        assert got.tokens[: event.number] == free.tokens[: event.number]
     assert served.switches == tuple(done)
     assert [r.lost for r in served.recoveries] == [(1,)]
 
@@ -138,12 +138,12 @@ def test_a_switch_that_meets_a_loss_before_the_prefill_is_the_switched_model():
     calm.switch(1)
     right, done = generate(calm).continuations, []
 
-    def on_moment(now):
-        if now == Moment(0, 0, 3) and not done:
+    def on_event(now):
+        if now == Event(0, 0, 3) and not done:
             made.lose(1)
             done.append(made.switch(1))
 
-    assert generate(made, on_moment=on_moment).continuations == right != expected()
+    assert generate(made, on_event=on_event).continuations == right != expected()
 
 
 def test_a_loss_in_bfloat16_changes_nothing_here():
@@ -151,7 +151,7 @@ def test_a_loss_in_bfloat16_changes_nothing_here():
     config = TWO.replace(dtype="bfloat16")
     made = deployment(3, spares=1, config=config)
     right = generate(made).continuations
-    served = generate(made, on_moment=losing(made, (Moment(3, 1, 1), 1)))
+    served = generate(made, on_event=losing(made, (Event(3, 1, 1), 1)))
     assert len(served.recoveries) == 1
     assert served.recoveries[0].recomputed_tokens > 0
     assert [c.tokens[:3] for c in served.continuations] == [c.tokens[:3] for c in right]

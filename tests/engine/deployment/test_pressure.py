@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.engine.deployment import Moment, Pressure
+from parallax.engine.deployment import Event, Pressure
 from parallax.engine.deployment.memory import DeviceLost, DeviceMemory
 from parallax.engine.deployment.pressure import step_bytes
 from parallax.engine.deployment.stages import programs_compiled
@@ -124,11 +124,11 @@ def test_a_loss_while_switched_keeps_the_formats(made):
     found.switch(1)
     gone = []
 
-    def on_moment(moment):
-        if moment == Moment(2, 0, 1) and not gone:
+    def on_event(event):
+        if event == Event(2, 0, 1) and not gone:
             gone.append(found.lose(1))
 
-    served = generate(found, on_moment=on_moment)
+    served = generate(found, on_event=on_event)
     switch_repeatedly(made, 1, 1)
     right = generate(made)
     back_to_dense(made)
@@ -190,7 +190,7 @@ def one_layer_budget():
 
 
 def test_a_switch_from_the_host_never_holds_both(monkeypatch):
-    """Also for a moment: the larger copy comes when the smaller one is gone."""
+    """Also for a event: the larger copy comes when the smaller one is gone."""
     budget = one_layer_budget()
     made, most = deployment(2, config=TWO, budget=budget), []
     made.prepare_switch([0, 1], STRONG, where="host")
