@@ -81,7 +81,7 @@ class Format:
             )
 
     @property
-    def bits_a_weight(self) -> float:
+    def bits_per_weight(self) -> float:
         """The bits per weight of a large matrix, without scales."""
         return (self.bits + self.position_bits) * self.kept / self.of
 

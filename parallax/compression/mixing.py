@@ -45,7 +45,7 @@ class Mix:
     damage: float
 
 
-def mildest_mix(slots: Sequence[Sequence[Choice]], budget: int) -> Mix:
+def assign_mix(slots: Sequence[Sequence[Choice]], budget: int) -> Mix:
     """Return the assignment with the least damage that takes at most `budget` bytes.
 
     The result is optimal: a dynamic program over slots keeps every pair (bytes, damage) that no
@@ -66,13 +66,13 @@ def mildest_mix(slots: Sequence[Sequence[Choice]], budget: int) -> Mix:
     """
     if not slots or not all(slots):
         raise ValueError(
-            f"mildest_mix: expected at least one choice for each of at least one slot, got "
+            f"assign_mix: expected at least one choice for each of at least one slot, got "
             f"{[len(s) for s in slots]}."
         )
     least = sum(min(c.n_bytes for c in slot) for slot in slots)
     if least > budget:
         raise ValueError(
-            f"mildest_mix: the smallest formats take {least} bytes, {least - budget} more than the "
+            f"assign_mix: the smallest formats take {least} bytes, {least - budget} more than the "
             f"budget of {budget}. Raise it, or allow stronger formats."
         )
     fronts = [_front([(c.n_bytes, c.damage, (c,)) for c in slot]) for slot in slots]

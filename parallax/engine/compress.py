@@ -10,6 +10,7 @@ from flax import nnx
 
 from parallax.compression import parse_format
 from parallax.compression.errors import weight_error
+from parallax.engine.assigning import assign_formats
 from parallax.engine.compressed import CompressedFolder, CompressedLayer, CompressedMatrix
 from parallax.engine.layer_formats import (
     Formats,
@@ -17,7 +18,6 @@ from parallax.engine.layer_formats import (
     parse_layer_formats,
     store_layer,
 )
-from parallax.engine.mildest import mildest_formats
 from parallax.engine.weights import load_params
 from parallax.models.block_errors import block_error, random_input
 from parallax.models.compressed_folder import StoredModel, tensor_name, write_stored
@@ -50,7 +50,7 @@ def compress(
       layer_formats: formats of some layers, such as "0-3=int8,int8+2:4", which override
         `compression`; the model's own dtype leaves a matrix as it is.
       budget: in place of formats: bytes of all layers' matrices ("40MB", or a number), or a share
-        of their dense bytes ("0.3x"). `mildest_formats` then chooses each layer's formats;
+        of their dense bytes ("0.3x"). `assign_formats` then chooses each layer's formats;
         the damage that it minimizes is a proxy.
       on_progress: called with a line whenever something starts.
 
@@ -83,7 +83,7 @@ def compress(
     damages: tuple[float | None, ...] = (None,) * config.num_layers
     if stored is None:
         assert budget is not None
-        chosen = mildest_formats(config, dense["layers"], budget, on_progress=on_progress)
+        chosen = assign_formats(config, dense["layers"], budget, on_progress=on_progress)
         stored, damages = StoredModel.of(config, chosen.formats), chosen.damages
     on_progress(f"writing {config.num_layers} layers to {out}")
     layers = _Layers(config, stored.formats, dense["layers"], damages)

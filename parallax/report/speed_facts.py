@@ -102,7 +102,7 @@ def _measured(r: StrategyResult) -> Cell | None:
 
 
 def _measured_energy(r: StrategyResult) -> Cell | None:
-    energy = r.measurement and r.measurement.energy_a_token_j
+    energy = r.measurement and r.measurement.energy_per_token_j
     return Cell(f"{words.digits(energy.value)} J") if energy else None
 
 

@@ -80,7 +80,7 @@ def _seconds(
 ) -> dict[str, float]:  # fmt: skip
     seconds = {}
     # Strategies that cannot run on the cluster are left out.
-    for name in (name for name, named in STRATEGIES.items() if not named.reading_of):
+    for name in (name for name, named in STRATEGIES.items() if not named.variant_of):
         try:
             strategy = build(name, devices=cluster.devices, node_size=cluster.gpus_per_node,
                              cluster=cluster.name).replace(kernels=kernels)  # fmt: skip

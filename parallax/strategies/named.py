@@ -28,7 +28,7 @@ class Named(NamedTuple):
       over: (sizes of all its axes, name of the cluster) -> the strategy.
       fill: (devices per cluster, devices per node) -> sizes that fill the cluster.
       slots: the slots that `parallax plan` tries it for, and their sizes; {} for none.
-      reading_of: the entry that this one is a variant of; maps of strategies show that one.
+      variant_of: the entry that this one is a variant of; maps of strategies show that one.
     """
 
     says: str
@@ -36,7 +36,7 @@ class Named(NamedTuple):
     over: Callable[[Sizes, str], Strategy]
     fill: Callable[[int, int], Sizes]
     slots: Mapping[Slot, Ways] = MappingProxyType({})
-    reading_of: str = ""
+    variant_of: str = ""
 
 
 def _by_node(devices: int, node_size: int, inner: str, outer: str) -> Sizes:
@@ -75,7 +75,7 @@ STRATEGIES: dict[str, Named] = {
         ("stage", "tensor"),
         lambda n, cluster: tensor_pipeline(n["tensor"], n["stage"], experts="colocated"),
         lambda devices, node: _by_node(devices, min(node, 8), "tensor", "stage"),
-        reading_of="tensor_pipeline",
+        variant_of="tensor_pipeline",
     ),
     "ring_sequence": Named(
         "ring attention over the sequence: keys and values travel, weights are replicated",

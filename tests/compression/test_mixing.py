@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallax.compression.mixing import Choice, mildest_mix
+from parallax.compression.mixing import Choice, assign_mix
 
 CHOICE = st.tuples(st.integers(0, 30), st.floats(-1, 10, allow_nan=False))
 SLOTS = st.lists(st.lists(CHOICE, min_size=1, max_size=4), min_size=1, max_size=5)
@@ -32,9 +32,9 @@ def test_nothing_is_milder(slots, budget):
     best = every_mix(slots, budget)
     if best is None:
         with pytest.raises(ValueError, match="more than the budget"):
-            mildest_mix(slots, budget)
+            assign_mix(slots, budget)
         return
-    found = mildest_mix(slots, budget)
+    found = assign_mix(slots, budget)
     assert found.n_bytes <= budget
     assert found.damage == pytest.approx(best[0], abs=1e-9)
     picked = [slot[int(name)] for slot, name in zip(slots, found.names, strict=True)]
@@ -46,7 +46,7 @@ def test_greedy_would_be_wrong():
     """The cheapest damage a byte saved goes first and leaves a slot that then has to be ruined."""
     a = [Choice("whole", 10, 0.0), Choice("half", 5, 1.0)]
     b = [Choice("whole", 10, 0.0), Choice("half", 4, 1.1)]
-    found = mildest_mix([a, b], 14)
+    found = assign_mix([a, b], 14)
     assert found.names == ("whole", "half")
     assert found.damage == 1.1
 
@@ -59,14 +59,14 @@ def test_sixteen_layers_of_unlike_sensitivity_end():
          for j, s in enumerate(sizes)]
         for k in range(32)
     ]  # fmt: skip
-    found = mildest_mix(slots, 32 * 250)
+    found = assign_mix(slots, 32 * 250)
     assert found.n_bytes <= 32 * 250
 
 
 @pytest.mark.parametrize("slots", [[], [[]], [[Choice("a", 1, 0.0)], []]])
 def test_nothing_to_choose_from(slots):
     with pytest.raises(ValueError, match="at least one choice"):
-        mildest_mix(slots, 10)
+        assign_mix(slots, 10)
 
 
 def test_damage_that_nobody_measured():

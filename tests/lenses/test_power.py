@@ -67,6 +67,6 @@ def test_nothing_where_there_is_no_counter(nvml):
 def test_energy_a_token():
     step = Figure(1.0, "s", "measured")
     found = Measurement("h", 2, "m", Workload(4, 10), step, 3, Figure(80.0, "J", "measured"))
-    assert found.energy_a_token_j is not None
-    assert found.energy_a_token_j.value == 2.0
-    assert Measurement("h", 2, "m", Workload(4, 10), step, 3).energy_a_token_j is None
+    assert found.energy_per_token_j is not None
+    assert found.energy_per_token_j.value == 2.0
+    assert Measurement("h", 2, "m", Workload(4, 10), step, 3).energy_per_token_j is None

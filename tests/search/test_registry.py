@@ -80,8 +80,8 @@ def test_what_an_entry_offers_a_slot_is_what_it_can_build(name):
     """All devices of a share, over axes that the entry has; readings are of other entries."""
     named = STRATEGIES[name]
     assert set(named.slots) <= set(SLOTS)
-    assert named.reading_of in ("", *STRATEGIES)
-    assert not (named.reading_of and named.slots)
+    assert named.variant_of in ("", *STRATEGIES)
+    assert not (named.variant_of and named.slots)
     for ways in named.slots.values():
         for devices in (2, 6, 8, 16):
             for sizes in ways(Share(devices, 4, 16, 4, 64, all_ways=True)):

@@ -37,7 +37,7 @@ from parallax.studies.quality.results import (
     Sensitivity,
     Text,
 )
-from parallax.studies.quality.saying import sentences
+from parallax.studies.quality.sentences import sentences
 from parallax.studies.quality.storing import compressed, rounding
 
 PAPERS_FORMATS = ("int8", "int8+2:4")

@@ -6,7 +6,7 @@ from statistics import fmean
 import numpy as np
 from flax import nnx
 
-from parallax.compression.mixing import Choice, mildest_mix
+from parallax.compression.mixing import Choice, assign_mix
 from parallax.models.config import PARTS, ModelConfig
 from parallax.placement import layer_footprints
 from parallax.placement.footprint import part_bytes
@@ -78,7 +78,7 @@ def trained_mix(
     if least > budget:
         note = f"no mix fits: the smallest formats take {least} bytes"
         return MixFound(what, (), budget, least, least * 8 / weights, None, None, note)
-    mix = mildest_mix(slots, budget - rest)
+    mix = assign_mix(slots, budget - rest)
     pairs = tuple(zip(mix.names[::2], mix.names[1::2], strict=True))
     total = mix.n_bytes + rest
     return MixFound(
@@ -116,7 +116,7 @@ def full_size_mix(
             f"{pair[0]} and {pair[1]}"
         )
         return MixFound(what, (), budget, least, least * 8 / weights, None, None, note)
-    mix = mildest_mix(slots, budget - rest)
+    mix = assign_mix(slots, budget - rest)
     pair = (mix.names[0], mix.names[1])
     total = mix.n_bytes + rest
     layers = [pair] * bench.config.num_layers

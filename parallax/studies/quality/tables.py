@@ -12,7 +12,7 @@ from parallax.report.grid import DataTable, grid_html, grid_table
 from parallax.report.templates import render
 from parallax.results.lens_results import Tag
 from parallax.studies.quality.results import QualityRecord, Race
-from parallax.studies.quality.saying import interval, percent, points, share
+from parallax.studies.quality.sentences import interval, percent, points, share
 
 TITLE = "What storing weights in fewer bits costs"
 _CLAIMS = "Beside the paper's claims"
@@ -140,7 +140,7 @@ def _mixes(record: QualityRecord) -> DataTable:
         (
             mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
             f"{mix.budget_bytes / 1e6:.3f} MB", f"{mix.n_bytes / 1e6:.3f} MB",
-            f"{mix.bits_a_weight:.2f}",
+            f"{mix.bits_per_weight:.2f}",
             "" if mix.predicted is None else f"{100 * math.expm1(mix.predicted):+.1f} %",
             "" if mix.increase is None else percent(mix.increase),
         )

@@ -9,7 +9,7 @@ import pytest
 
 from parallax.results.lens_results import Figure
 from parallax.studies.quality.results import MatrixError, Race, Run, Score, load_record
-from parallax.studies.quality.saying import CANNOT, sentences
+from parallax.studies.quality.sentences import CANNOT, sentences
 
 ROOT = Path(__file__).resolve().parents[3]
 EXACT = Figure(0.0, "%", "measured", 0.0, 0.0)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from parallax.compression import parse_format
 from parallax.compression.errors import weight_error
-from parallax.compression.mixing import Choice, mildest_mix
+from parallax.compression.mixing import Choice, assign_mix
 from parallax.engine.layer_formats import Formats
 from parallax.models.compressing import layer_config
 from parallax.models.config import PARTS, ModelConfig
@@ -44,7 +44,7 @@ class MildestFormats:
     budget_bytes: int
 
 
-def mildest_formats(
+def assign_formats(
     config: ModelConfig,
     layers: nnx.State,
     budget: int | str,
@@ -91,7 +91,7 @@ def mildest_formats(
          for name in allowed[part]]
         for layer in range(config.num_layers) for part in PARTS
     ]  # fmt: skip
-    mix = mildest_mix(slots, n_bytes)
+    mix = assign_mix(slots, n_bytes)
     chosen = [
         next(c.damage for c in slot if c.name == name)
         for slot, name in zip(slots, mix.names, strict=True)
