@@ -68,7 +68,7 @@ def multiply(rows: int, queries: int, body) -> jax.Array:
     return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((rows, queries), jnp.float32))
 
 
-def soften(state: State, scores: jax.Array, counts: jax.Array, scale: float):
+def online_softmax(state: State, scores: jax.Array, counts: jax.Array, scale: float):
     """Update the online softmax; return m, l, the factor of earlier sums, and the weights p."""
     scores = jnp.where(counts, scores * (scale * LOG2_E), -jnp.inf)
     m = jnp.maximum(state.m, scores.max(axis=0))
@@ -154,7 +154,8 @@ def kernel(q, k, v, numbers, o, m, l, *, problem: Problem):
             scores = scores_of(j)
             row, start, end = place(spans, first + j, keys)
             slots = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=SUMS) + row
-            m, l, shrink, p = soften(state, scores, (slots >= start) & (slots < end), problem.scale)
+            counts = (slots >= start) & (slots < end)
+            m, l, shrink, p = online_softmax(state, scores, counts, problem.scale)
             p_mem.transpose((1, 0))[...] = p.astype(problem.dtype)
             plgpu.commit_smem()
             acc = []

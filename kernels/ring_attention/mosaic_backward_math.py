@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from parallax.kernels.chip import ROWS
 from parallax.kernels.interpreting import interpreter
 from parallax.kernels.ring_attention.backward_tiles import Pass
-from parallax.kernels.ring_attention.mosaic_backward_parts import Ring, Walk, nought
+from parallax.kernels.ring_attention.mosaic_backward_parts import MovingBlocks, Ring, opaque_zero
 from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, Problem
 
 # The layout of one value per column of a block of scores.
@@ -29,7 +29,7 @@ def columns_of(ref) -> jax.Array:
     return plgpu.load(ref, layout=COLUMN, optimized=False)
 
 
-def hide(scores, walk: Walk, first_row, first_column) -> jax.Array:
+def hide(scores, walk: MovingBlocks, first_row, first_column) -> jax.Array:
     """Set scores of a block to -inf where the query does not see the key.
 
     A branch skips this for most blocks, which are visible whole.
@@ -58,13 +58,13 @@ def hide(scores, walk: Walk, first_row, first_column) -> jax.Array:
     return lax.cond(hides, hidden, lambda scores: scores, scores)
 
 
-def weights(scores, lse, walk: Walk) -> jax.Array:
+def weights(scores, lse, walk: MovingBlocks) -> jax.Array:
     """Compute P of a block of scores."""
     factor = walk.problem.scale * LOG2_E
     return jnp.exp2(scores * factor - _spread(lse, scores.shape, walk.cut))
 
 
-def gradient(p, dp, delta, walk: Walk) -> jax.Array:
+def gradient(p, dp, delta, walk: MovingBlocks) -> jax.Array:
     """Compute dS, the gradient of the unscaled scores, float32. `delta` is scaled already."""
     return p * (dp * walk.problem.scale - _spread(delta, p.shape, walk.cut))
 
@@ -101,7 +101,7 @@ def product_of_ring(fixed, ring: Ring, step, *, keep: bool = False) -> jax.Array
             number = step * pieces + piece
             slot = ring.wait(number)
             moving = ring.memory.at[slot].transpose((1, 0))
-            plgpu.wgmma(out, fixed.at[piece + nought(step)], moving)
+            plgpu.wgmma(out, fixed.at[piece + opaque_zero(step)], moving)
             if piece and not keep:
                 plgpu.wgmma_wait(1)
                 ring.release(number - 1)

@@ -19,7 +19,7 @@ from parallax.kernels.ring_attention.backward_tiles import CHUNK, WIDE, Pass
 from parallax.kernels.ring_attention.mosaic_backward_parts import (
     Ring,
     block_of,
-    rings_barriers,
+    ring_barriers,
 )
 from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem
 
@@ -186,8 +186,8 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         plgpu.Barrier(),
         plgpu.Barrier(),
         inputs(stages_1, cut.moving, WIDE),
-        rings_barriers(stages_1, copies_1, readers=2, cluster=cut.cluster),
+        ring_barriers(stages_1, copies_1, readers=2, cluster=cut.cluster),
         inputs(stages_2, cut.moving, chunk),
-        rings_barriers(stages_2, 1, readers=1 if halves else 2, cluster=cut.cluster),
+        ring_barriers(stages_2, 1, readers=1 if halves else 2, cluster=cut.cluster),
         collective_axes="warpgroup",
     )

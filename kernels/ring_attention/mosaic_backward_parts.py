@@ -22,7 +22,7 @@ from parallax.kernels.ring_attention.mosaic_parts import Problem
 CLUSTER = "cluster"
 
 
-class Walk(NamedTuple):
+class MovingBlocks(NamedTuple):
     """The blocks of moving rows that some fixed row of a cluster is multiplied by.
 
     Attributes:
@@ -70,7 +70,7 @@ class Block(NamedTuple):
     h: jax.Array
     first: jax.Array
     part: jax.Array
-    walk: Walk
+    walk: MovingBlocks
 
 
 def block_of(arrays: tuple, problem: Problem, cut: Pass, q_length: int) -> Block:
@@ -83,7 +83,7 @@ def block_of(arrays: tuple, problem: Problem, cut: Pass, q_length: int) -> Block
         block = lax.axis_size("rows") - 1 - block
     h, part = (f(lax.axis_index("heads"), i32(cut.parts)) for f in (lax.div, lax.rem))
     first = block * (cut.fixed * cut.cluster)
-    walk = _walk(problem, cut, limit[0], h, first, q_length)
+    walk = _moving_blocks(problem, cut, limit[0], h, first, q_length)
     if cut.cluster > 1:
         first += lax.axis_index(CLUSTER) * cut.fixed
     return Block(
@@ -92,17 +92,17 @@ def block_of(arrays: tuple, problem: Problem, cut: Pass, q_length: int) -> Block
     )  # fmt: skip
 
 
-def _walk(problem: Problem, cut: Pass, limit, head, first, q_length: int) -> Walk:
+def _moving_blocks(problem: Problem, cut: Pass, limit, head, first, q_length: int) -> MovingBlocks:
     """Return the moving blocks of a cluster's fixed rows, which start at row `first` of `head`."""
     moving = i32(cut.moving)
     if cut.keys_fixed:
         first_block = lax.div(first, moving) if problem.is_causal else i32(0)
         blocks = -(-q_length // cut.moving) - first_block
         steps = jnp.where(first < limit, blocks * problem.heads_per_kv, 1)
-        return Walk(problem, cut, limit, head, first_block, blocks, steps)
+        return MovingBlocks(problem, cut, limit, head, first_block, blocks, steps)
     seen = jnp.minimum(limit, first + cut.fixed * cut.cluster) if problem.is_causal else limit
     blocks = jnp.maximum(lax.div(seen + (moving - 1), moving), 1)
-    return Walk(problem, cut, limit, head, i32(0), blocks, blocks)
+    return MovingBlocks(problem, cut, limit, head, i32(0), blocks, blocks)
 
 
 class Ring(NamedTuple):
@@ -123,7 +123,7 @@ class Ring(NamedTuple):
 
     def slot(self, number) -> jax.Array:
         """Return the stage that holds a block, by the block's number."""
-        return lax.rem(number, i32(self.stages)) + nought(number)
+        return lax.rem(number, i32(self.stages)) + opaque_zero(number)
 
     def wait(self, number) -> jax.Array:
         """Wait until a block has arrived, and return its stage."""
@@ -163,7 +163,7 @@ class Ring(NamedTuple):
             plgpu.barrier_wait(self.empty.at[self.slot(number)])
 
 
-def rings_barriers(stages: int, copies: int, readers: int, cluster: int) -> tuple[Any, Any]:
+def ring_barriers(stages: int, copies: int, readers: int, cluster: int) -> tuple[Any, Any]:
     """Return the barriers `full` and `empty` of a ring.
 
     Args:
@@ -177,7 +177,7 @@ def rings_barriers(stages: int, copies: int, readers: int, cluster: int) -> tupl
     )
 
 
-def nought(step) -> jax.Array:
+def opaque_zero(step) -> jax.Array:
     """Return 0 for every step below 2^30, which the compiler cannot know.
 
     Addresses of operands that do not move would otherwise be computed once and kept: 64 bits for

@@ -15,8 +15,8 @@ from parallax.kernels.ring_attention.backward_tiles import Pass
 from parallax.kernels.ring_attention.mosaic_backward_parts import (
     Ring,
     block_of,
-    nought,
-    rings_barriers,
+    opaque_zero,
+    ring_barriers,
 )
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 
@@ -72,7 +72,7 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
                 row_sums = [block_math.rows_of(x, (b, h, rows)) for x in sums]
 
             def step(t, accs: tuple[jax.Array, ...]):
-                again = warpgroup + nought(t)
+                again = warpgroup + opaque_zero(t)
                 stage_1 = ring_1.wait(t)
                 moving_1 = memory_1.at[stage_1]
 
@@ -122,8 +122,8 @@ def kernel(*arrays, problem: Problem, cut: Pass, q_length: int):
         plgpu.SMEM((len(sums), stages_1, cut.moving), "float32"),
         plgpu.Barrier(num_barriers=2, num_arrivals=len(fixed)),
         inputs(stages_1, cut.moving, problem.width),
-        rings_barriers(stages_1, copies_1, readers=2, cluster=cut.cluster),
+        ring_barriers(stages_1, copies_1, readers=2, cluster=cut.cluster),
         inputs(stages_2, cut.moving, columns),
-        rings_barriers(stages_2, 1, readers=2, cluster=cut.cluster),
+        ring_barriers(stages_2, 1, readers=2, cluster=cut.cluster),
         collective_axes="warpgroup",
     )

@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
 from parallax.kernels.chip import ROWS
-from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, State, down, finite
+from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, State, finite, per_row
 from parallax.kernels.ring_attention.tiles import CHUNK
 
 WARPGROUPS = 2
@@ -28,7 +28,7 @@ class Carries(NamedTuple):
     l: Any
 
 
-class Place(NamedTuple):
+class CarryTile(NamedTuple):
     """The 64 rows and the output columns of one warpgroup."""
 
     batch: Any
@@ -68,7 +68,7 @@ def rows_barriers(tiles: int) -> Any:
     return plgpu.Barrier(num_arrivals=2, num_barriers=tiles)
 
 
-def start(old: Carries, place: Place, memory, arrived, copies: Any = True) -> State:
+def start(old: Carries, carry_tile: CarryTile, memory, arrived, copies: Any = True) -> State:
     """Return the state before any block: nothing added, maxima and sums of the carry.
 
     Args:
@@ -79,30 +79,30 @@ def start(old: Carries, place: Place, memory, arrived, copies: Any = True) -> St
     @pl.when(copies)
     def _():
         for x, source in enumerate((old.m, old.l)):
-            plgpu.copy_gmem_to_smem(source.at[place.rows], memory.at[x], arrived)
+            plgpu.copy_gmem_to_smem(source.at[carry_tile.rows], memory.at[x], arrived)
 
     plgpu.barrier_wait(arrived)
     m, l = (plgpu.load(memory.at[x], layout=ROW, optimized=False) for x in range(2))
-    acc = jnp.zeros((ROWS, place.columns), jnp.float32)
+    acc = jnp.zeros((ROWS, carry_tile.columns), jnp.float32)
     return State(plgpu.layout_cast(acc, SCORES), m * LOG2_E, l)
 
 
-def prefetch(old: Carries, place: Place) -> None:
+def prefetch(old: Carries, carry_tile: CarryTile) -> None:
     """Prefetch the old output from device memory to L2, for `load`."""
-    plgpu.async_prefetch(old.o.at[(*place.rows, pl.ds(place.column, place.columns))])
+    plgpu.async_prefetch(old.o.at[(*carry_tile.rows, pl.ds(carry_tile.column, carry_tile.columns))])
 
 
-def load(old: Carries, place: Place, half: int, warpgroup: int, memory, arrived) -> None:
+def load(old: Carries, carry_tile: CarryTile, half: int, warpgroup: int, memory, arrived) -> None:
     """Start the copies of one half, whose memory must be free."""
-    for x, piece in enumerate(place.chunks(half)):
+    for x, piece in enumerate(carry_tile.chunks(half)):
         plgpu.copy_gmem_to_smem(
             old.o.at[piece], memory.at[warpgroup, x], arrived.at[half * WARPGROUPS + warpgroup]
         )
 
 
 def add_and_store(
-    new: Carries, place: Place, state: State, m_old: jax.Array, warpgroup, memories, arrived,
-    rows_memory, copies_rows: Any = True,
+    new: Carries, carry_tile: CarryTile, state: State, m_old: jax.Array, warpgroup, memories,
+    arrived, rows_memory, copies_rows: Any = True,
 ) -> None:  # fmt: skip
     """Write the new carry. Copies stop at the last row of o: none beyond is read or written.
 
@@ -117,17 +117,17 @@ def add_and_store(
         rows_memory[1] = state.l
         plgpu.commit_smem()
         for x, target in enumerate((new.m, new.l)):
-            plgpu.copy_smem_to_gmem(rows_memory.at[x], target.at[place.rows])
+            plgpu.copy_smem_to_gmem(rows_memory.at[x], target.at[carry_tile.rows])
 
     keep = jnp.exp2(m_old - finite(state.m))
     start = 0
     for half, memory in enumerate(memories):
-        pieces = place.chunks(half)
+        pieces = carry_tile.chunks(half)
         plgpu.barrier_wait(arrived.at[half * WARPGROUPS + warpgroup])
         for x in range(len(pieces)):
             o = plgpu.load(memory.at[warpgroup, x], layout=SCORES)
             part = state.acc[:, start : start + CHUNK]
-            memory[warpgroup, x] = o * down(keep, o.shape) + part
+            memory[warpgroup, x] = o * per_row(keep, o.shape) + part
             start += CHUNK
         plgpu.commit_smem()
         for x, piece in enumerate(pieces):

@@ -20,7 +20,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from parallax.kernels.chip import ROWS
 from parallax.kernels.hopper import i32
 from parallax.kernels.interpreting import interpreter
-from parallax.kernels.ring_attention.mosaic_parts import SCORES, Problem, State, down, soften
+from parallax.kernels.ring_attention.mosaic_parts import (
+    SCORES,
+    Problem,
+    State,
+    online_softmax,
+    per_row,
+)
 
 
 class Blocks(NamedTuple):
@@ -60,8 +66,8 @@ def walk(blocks: Blocks, steps, state: State, problem: Problem) -> State:
             return out[...]
 
         scores = blocks.scores(j, pl.run_scoped(multiply, blocks.accumulator()))
-        m, l, p, shrink = soften(state.m, state.l, scores, problem)
-        acc = state.acc * down(shrink, state.acc.shape)
+        m, l, p, shrink = online_softmax(state.m, state.l, scores, problem)
+        acc = state.acc * per_row(shrink, state.acc.shape)
         # None of this may move past take_turn: the other warpgroup would wait for it.
         acc, m, l, p = lax.optimization_barrier((acc, m, l, p.astype(problem.dtype)))
         values = blocks.values(j)
@@ -86,14 +92,14 @@ def walk_ahead(blocks: Blocks, steps, state: State, problem: Problem) -> State:
 
     blocks.prepare(i32(-1))
     scores = blocks.scores(zero, pl.run_scoped(first, blocks.accumulator()))
-    m, l, p, _ = soften(state.m, state.l, scores, problem)
+    m, l, p, _ = online_softmax(state.m, state.l, scores, problem)
     blocks.prepare(zero)
 
     def step(j, carried):
         state, p = carried
         state, p, shrink = multiply_both(blocks, j, state, p, problem)
         blocks.free(j - 1)
-        return state._replace(acc=state.acc * down(shrink, state.acc.shape)), p
+        return state._replace(acc=state.acc * per_row(shrink, state.acc.shape)), p
 
     # The accumulator is still empty: nothing to rescale.
     start = State(state.acc, m, l), p.astype(problem.dtype)
@@ -121,7 +127,7 @@ def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Proble
         scores = pl.run_scoped(multiply, blocks.accumulator())
         acc = add(state.acc, p, blocks.values(j - 1))
         blocks.pass_turn()
-        m, l, p, shrink = soften(state.m, state.l, blocks.scores(j, scores), problem)
+        m, l, p, shrink = online_softmax(state.m, state.l, blocks.scores(j, scores), problem)
         blocks.prepare(j)
         return State(acc, m, l), p.astype(problem.dtype), shrink
 
@@ -131,14 +137,14 @@ def multiply_both(blocks: Blocks, j, state: State, p: jax.Array, problem: Proble
         values = blocks.values(j - 1)
 
         def meanwhile(refs):
-            acc, *softened = refs
+            acc, *updated = refs
             plgpu.wgmma(acc, p, values)
             blocks.pass_turn()
             # At most the second product is still under way. The barriers keep the code between them
             # in place: arithmetic on registers moves freely otherwise.
             scores = lax.optimization_barrier(plgpu.wgmma_accumulator_load(product, wait_n=1))
-            new = soften(state.m, state.l, blocks.scores(j, scores), problem)
-            for ref, value in zip(softened, lax.optimization_barrier(new), strict=True):
+            new = online_softmax(state.m, state.l, blocks.scores(j, scores), problem)
+            for ref, value in zip(updated, lax.optimization_barrier(new), strict=True):
                 ref[...] = value
             # `prepare` waits, hence branches, and the assembler does not move the wait for the
             # second product over a branch. Without it, that wait came before the exponentials.

@@ -43,7 +43,7 @@ class State(NamedTuple):
     l: jax.Array
 
 
-class Here(NamedTuple):
+class BlockWork(NamedTuple):
     """The work of one thread block.
 
     Attributes:
@@ -62,7 +62,7 @@ class Here(NamedTuple):
     steps: jax.Array
 
 
-def here(problem: Problem, tile: Tile, limit) -> Here:
+def block_work(problem: Problem, tile: Tile, limit) -> BlockWork:
     """Return this block's work, from the grid's axes "batch", "heads" and "rows" (the fastest)."""
     block, head = lax.axis_index("rows"), lax.axis_index("heads")
     if problem.is_causal:  # the rows with the most work first
@@ -71,7 +71,7 @@ def here(problem: Problem, tile: Tile, limit) -> Here:
     seen = jnp.minimum(limit, first_row + tile.cluster_queries) if problem.is_causal else limit
     if tile.cluster > 1:
         first_row += lax.axis_index("cluster") * tile.queries
-    return Here(
+    return BlockWork(
         lax.axis_index("batch"), head, lax.div(head, i32(problem.heads_per_kv)), first_row, limit,
         jnp.maximum(lax.div(seen + (tile.keys - 1), i32(tile.keys)), 1),
     )  # fmt: skip
@@ -82,7 +82,7 @@ def multicast(tile: Tile) -> dict:
     return {} if tile.cluster == 1 else {"collective_axes": "cluster"}
 
 
-def in_order(
+def fetch_in_order(
     steps, tile: Tile, fetch_keys: Callable, fetch_values: Callable, near_the_end: Callable
 ) -> None:
     """Fetch all blocks in the order of use: with `ahead`, keys come one block before values."""
@@ -104,7 +104,7 @@ def free_barriers(tile: Tile, arrivals: int, count: int) -> Any:
     )
 
 
-def down(rows: jax.Array, shape) -> jax.Array:
+def per_row(rows: jax.Array, shape) -> jax.Array:
     """Broadcast a value per row to all columns of a shape."""
     return lax.broadcast_in_dim(rows, shape, [0])
 
@@ -145,11 +145,11 @@ def finite(m: jax.Array) -> jax.Array:
     return jnp.where(m == -jnp.inf, 0.0, m)
 
 
-def soften(m: jax.Array, l: jax.Array, scores: jax.Array, problem: Problem) -> tuple:
+def online_softmax(m: jax.Array, l: jax.Array, scores: jax.Array, problem: Problem) -> tuple:
     """Update the online softmax; return m, l, float32 weights p, and the factor of older sums."""
     factor = problem.scale * LOG2_E
     m_new = jnp.maximum(m, scores.max(axis=1) * factor)
     base = finite(m_new)
-    p = jnp.exp2(scores * factor - down(base, scores.shape))
+    p = jnp.exp2(scores * factor - per_row(base, scores.shape))
     shrink = jnp.exp2(m - base)
     return m_new, l * shrink + p.sum(axis=1), p, shrink

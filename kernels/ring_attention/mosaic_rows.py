@@ -11,7 +11,7 @@ from parallax.kernels.chip import ROWS
 from parallax.kernels.hopper import i32
 from parallax.kernels.ring_attention import mosaic_carry as carry
 from parallax.kernels.ring_attention import mosaic_parts as parts
-from parallax.kernels.ring_attention.mosaic_carry import WARPGROUPS, Carries, Place
+from parallax.kernels.ring_attention.mosaic_carry import WARPGROUPS, Carries, CarryTile
 from parallax.kernels.ring_attention.mosaic_loop import Blocks, walk, walk_ahead
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.tiles import Tile
@@ -24,9 +24,9 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
     old, new, stages = Carries(o, m, l), Carries(o_new, m_new, l_new), tile.stages
     warpgroup = lax.axis_index("warpgroup")
 
-    def place_of(work, warpgroup) -> Place:
+    def carry_tile_of(work, warpgroup) -> CarryTile:
         row = work.first_row + warpgroup * ROWS
-        return Place(work.batch, work.head, row, 0, problem.width)
+        return CarryTile(work.batch, work.head, row, 0, problem.width)
 
     def scope(
         q_mem, k_union, v_union, ml_mem, q_full, k_full, v_full, k_empty, v_empty, o_full, ml_full,
@@ -36,7 +36,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
-            work = parts.here(problem, tile, limit[0])
+            work = parts.block_work(problem, tile, limit[0])
 
             def fetch(j, source, memory, full, empty):
                 stage = lax.rem(j, i32(stages))
@@ -48,9 +48,9 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
             def prefetch():
                 for w in range(WARPGROUPS):
-                    carry.prefetch(old, place_of(work, w))
+                    carry.prefetch(old, carry_tile_of(work, w))
 
-            parts.in_order(
+            parts.fetch_in_order(
                 work.steps, tile, lambda j: fetch(j, k, k_mem, k_full, k_empty),
                 lambda j: fetch(j, v, v_mem, v_full, v_empty), prefetch,
             )  # fmt: skip
@@ -61,12 +61,12 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                     plgpu.barrier_wait(empty.at[lax.rem(j, i32(stages))])
 
                 for warpgroup in range(WARPGROUPS):
-                    carry.load(old, place_of(work, warpgroup), half, warpgroup, memory, o_full)
+                    carry.load(old, carry_tile_of(work, warpgroup), half, warpgroup, memory, o_full)
 
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            work = parts.here(problem, tile, limit[0])
-            own = place_of(work, warpgroup)
+            work = parts.block_work(problem, tile, limit[0])
+            own = carry_tile_of(work, warpgroup)
             plgpu.copy_gmem_to_smem(
                 q.at[work.batch, pl.ds(own.row, ROWS), work.head],
                 q_mem.at[warpgroup],

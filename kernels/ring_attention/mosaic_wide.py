@@ -16,7 +16,7 @@ from parallax.kernels import hopper
 from parallax.kernels.chip import ROWS
 from parallax.kernels.ring_attention import mosaic_carry as carry
 from parallax.kernels.ring_attention import mosaic_parts as parts
-from parallax.kernels.ring_attention.mosaic_carry import WARPGROUPS, Carries, Place
+from parallax.kernels.ring_attention.mosaic_carry import WARPGROUPS, Carries, CarryTile
 from parallax.kernels.ring_attention.mosaic_loop import Blocks, walk, walk_ahead
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.tiles import CHUNK, Tile
@@ -30,8 +30,8 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
     half = problem.width // WARPGROUPS
     warpgroup = lax.axis_index("warpgroup")
 
-    def place_of(work, warpgroup) -> Place:
-        return Place(work.batch, work.head, work.first_row, warpgroup * half, half)
+    def carry_tile_of(work, warpgroup) -> CarryTile:
+        return CarryTile(work.batch, work.head, work.first_row, warpgroup * half, half)
 
     def scope(
         q_mem, k_union, v_union, exchange, q_full, k_full, v_full, k_empty, v_empty, o_full,
@@ -41,7 +41,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
         def load():
             plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
-            work = parts.here(problem, tile, limit[0])
+            work = parts.block_work(problem, tile, limit[0])
 
             def fetch(j, source, memory, full, empty):
                 for w in range(WARPGROUPS):
@@ -54,9 +54,9 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
 
             def prefetch():
                 for w in range(WARPGROUPS):
-                    carry.prefetch(old, place_of(work, w))
+                    carry.prefetch(old, carry_tile_of(work, w))
 
-            parts.in_order(
+            parts.fetch_in_order(
                 work.steps, tile, lambda j: fetch(j, k, k_mem, k_full, k_empty),
                 lambda j: fetch(j, v, v_mem, v_full, v_empty), prefetch,
             )  # fmt: skip
@@ -66,11 +66,11 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                 for w in range(WARPGROUPS):
                     plgpu.barrier_wait(empty.at[w])
                 for w in range(WARPGROUPS):
-                    carry.load(old, place_of(work, w), which, w, memory, o_full)
+                    carry.load(old, carry_tile_of(work, w), which, w, memory, o_full)
 
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            work = parts.here(problem, tile, limit[0])
+            work = parts.block_work(problem, tile, limit[0])
             rows = pl.ds(work.first_row, ROWS)
             plgpu.copy_gmem_to_smem(
                 q.at[work.batch, rows, work.head, pl.ds(warpgroup * half, half)],
@@ -78,7 +78,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
                 q_full.at[warpgroup],
             )  # fmt: skip
             state = carry.start(
-                old, place_of(work, warpgroup), ml_mem.at[0], ml_full.at[0], warpgroup == 0
+                old, carry_tile_of(work, warpgroup), ml_mem.at[0], ml_full.at[0], warpgroup == 0
             )
             plgpu.barrier_arrive(read)
             plgpu.barrier_wait(q_full.at[warpgroup])
@@ -123,7 +123,7 @@ def kernel(q, k, v, o, m, l, limit, o_new, m_new, l_new, *, problem: Problem, ti
             blocks = Blocks(tile.keys, multiply, scores, values, release, prepare, no_turn, no_turn)
             added = (walk_ahead if tile.ahead else walk)(blocks, work.steps, state, problem)
             carry.add_and_store(
-                new, place_of(work, warpgroup), added, state.m, warpgroup, (o_first, o_second),
+                new, carry_tile_of(work, warpgroup), added, state.m, warpgroup, (o_first, o_second),
                 o_full, ml_mem.at[0], copies_rows=warpgroup == 0,
             )  # fmt: skip
 
