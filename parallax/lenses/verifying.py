@@ -88,7 +88,7 @@ def verify_transformer(
             on_progress(f"{strategy.name} in {dtype}")
             fixed_ids = () if dtype == "float64" else _choices(exact[2])
             program = ShardedTransformer(
-                config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(replayed))
+                config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(fixed_ids))
             )
             found = _sharded(program, cast(drawn, dtype), (*inputs, *fixed_ids))
             own = references[dtype]

@@ -311,7 +311,7 @@ class Measurement:
     energy_j: Figure | None = None
 
     @property
-    def energy_a_token_j(self) -> Figure | None:
+    def energy_per_token_j(self) -> Figure | None:
         """The energy per token of a step, in joules."""
         e = self.energy_j
         return e and Figure(e.value / self.workload.tokens, "J", "measured", note=e.note)

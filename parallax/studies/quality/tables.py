@@ -140,7 +140,7 @@ def _mixes(record: QualityRecord) -> DataTable:
         (
             mix.what, "; ".join(map(_pair, mix.formats)) or mix.note,
             f"{mix.budget_bytes / 1e6:.3f} MB", f"{mix.n_bytes / 1e6:.3f} MB",
-            f"{mix.bits_per_weight:.2f}",
+            f"{mix.bits_a_weight:.2f}",
             "" if mix.predicted is None else f"{100 * math.expm1(mix.predicted):+.1f} %",
             "" if mix.increase is None else percent(mix.increase),
         )

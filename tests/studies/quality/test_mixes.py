@@ -67,14 +67,14 @@ def test_no_listed_format_reaches_the_papers_figure():
     assert mix.increase is None
     assert mix.n_bytes == WEIGHTS * 13 // 32 + mixes.rest_bytes(FULL) > 2 * mix.budget_bytes
     assert "none of float16" in mix.note
-    assert mix.bits_per_weight == pytest.approx(3.25, abs=1e-3)
+    assert mix.bits_a_weight == pytest.approx(3.25, abs=1e-3)
 
 
 def test_stronger_formats_reach_it():
     mix = full(ALL, 49_500_000)
     assert 0 < mix.n_bytes <= mix.budget_bytes
     assert len(mix.formats) == 1
-    assert mix.bits_per_weight < 8 * 49.5e6 / WEIGHTS < 1.48
+    assert mix.bits_a_weight < 8 * 49.5e6 / WEIGHTS < 1.48
     assert all(":8" in form or ":4" in form for form in mix.formats[0])
     assert mix.increase is not None
     assert mix.increase.value == pytest.approx(100 * np.expm1(0.1))
