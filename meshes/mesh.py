@@ -6,6 +6,7 @@ Importing this module does not import JAX; `build` and `abstract` do.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     import jax
     from jax.sharding import AbstractMesh, Mesh
 
+# The axes that our own strategies use, farthest communication first.
 MESH_AXES = ("data", "stage", "node", "tensor", "seq", "expert", "head_group", "head_slice")
 
 _SINGLE = "single"
+_NAME = re.compile(r"[^\s=,]+")
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -27,10 +30,12 @@ class MeshSpec:
     every `tensor` group inside one node. `MeshSpec({})` is one device and prints as `single`.
 
     Args:
-      axes: mesh axis name -> size (devices along it), in order; names from `MESH_AXES`.
+      axes: mesh axis name -> size (devices along it), in order. Strategies use the names of
+        `MESH_AXES`; meshes of other programs may have any.
 
     Raises:
-      ValueError: an unknown or repeated name, or a size that is not a positive integer.
+      ValueError: a name that is empty, repeated or holds `=`, `,` or white space, or a size that is
+        not a positive integer.
     """
 
     axes: tuple[tuple[str, int], ...]
@@ -38,9 +43,11 @@ class MeshSpec:
     def __init__(self, axes: Mapping[str, int] | Iterable[tuple[str, int]]) -> None:
         pairs = tuple(axes.items() if isinstance(axes, Mapping) else axes)
         for index, (name, size) in enumerate(pairs):
-            if name not in MESH_AXES:
-                known = ", ".join(MESH_AXES)
-                raise ValueError(f"MeshSpec: unknown mesh axis {name!r}. Use one of: {known}.")
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"MeshSpec: mesh axis {name!r}: expected a name without `=`, `,` and "
+                    "white space, such as data."
+                )
             if name in dict(pairs[:index]):
                 raise ValueError(f"MeshSpec: mesh axis {name!r} is given twice. Give it once.")
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:

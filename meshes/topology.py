@@ -1,17 +1,22 @@
 """Descriptions of a cluster's devices, which the CUDA compiler takes in place of real ones.
 
-This needs the `aot` extra, and a process in which JAX has not yet started on another platform
-(`JAX_PLATFORMS=cpu` and `JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1` in its environment).
+This needs the `aot` extra. It works in any process, also one where JAX already runs elsewhere.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from parallax.meshes.cluster import Cluster
 
 if TYPE_CHECKING:
     import jax
+
+# Without it the plugin looks for libraries that only a machine with a GPU needs.
+_NO_GPU = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
 
 
 def topology_devices(cluster: Cluster, memory_bytes: int | None = None) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
@@ -21,6 +26,18 @@ def topology_devices(cluster: Cluster, memory_bytes: int | None = None) -> list[
       cluster: the cluster to describe.
       memory_bytes: device memory that the compiler plans for; None takes the GPU's own.
     """
+    os.environ.setdefault(_NO_GPU, "1")
+    try:
+        devices = _described(cluster, memory_bytes)
+    except NotImplementedError:
+        # JAX looked for plugins before this variable was set, and found one that it left out.
+        _register_plugin()
+        devices = _described(cluster, memory_bytes)
+    assert len(devices) == cluster.devices, (len(devices), cluster)
+    return devices
+
+
+def _described(cluster: Cluster, memory_bytes: int | None) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     from jax.experimental import topologies
 
     described = topologies.get_topology_desc(
@@ -29,6 +46,12 @@ def topology_devices(cluster: Cluster, memory_bytes: int | None = None) -> list[
         target_config=cluster.gpu.target_config(memory_bytes),
         topology=cluster.topology,
     )
-    devices = list(described.devices)
-    assert len(devices) == cluster.devices, (len(devices), cluster)
-    return devices
+    return list(described.devices)
+
+
+def _register_plugin() -> None:
+    for version in (12, 13):
+        name = f"jax_plugins.xla_cuda{version}"
+        if importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(name):
+            importlib.import_module(name).initialize()
+            return

@@ -141,7 +141,7 @@ class Program:
           ModuleNotFoundError: the compiler is not installed; the message says how to get it.
         """
         devices = cluster(cluster_name) if isinstance(cluster_name, str) else cluster_name
-        check_devices(devices, self.strategy.mesh)
+        check_devices(devices, self.strategy.mesh_axes)
         workload = self.workload(batch, seq_len, microbatches, packed)
         make_step(self.model, self.strategy, workload, phase, remat)
         if missing := missing_compiler():
@@ -249,6 +249,6 @@ def compile_step(
         trips=routing and routing.trips,
         ragged_bytes=routing and routing.ragged_bytes,
         load_balance=step.load_balance(),
-        said=step.notes,
+        notes=step.notes,
         on_progress=on_progress,
     )

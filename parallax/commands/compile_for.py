@@ -1,68 +1,88 @@
 """The compile and predict lenses for any JAX function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parallax.cost import Rates
-from parallax.lenses.child import Progress, run_in_child
-from parallax.lenses.compiling import check_devices
-from parallax.lenses.compiling import compile_for as _compile_for
-from parallax.lenses.environment import compile_environment, missing_compiler
+from parallax.lenses.child import Progress
+from parallax.lenses.environment import missing_compiler
 from parallax.lenses.predicting import predict as _predict
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
-from parallax.meshes.mesh import MeshSpec
 from parallax.results.lens_results import Compilation, Prediction
-from parallax.workload import Workload
 
 
 def compile_for(
     cluster: str | Cluster,
     fn: Callable[..., Any],
-    *shapes: Any,
-    mesh: MeshSpec | Mapping[str, int] | str,
+    *args: Any,
+    mesh: Any = None,
     in_specs: Any = None,
+    out_shardings: Any = None,
+    donate: int | Sequence[int] = (),
     manual: bool = False,
     out_specs: Any = None,
+    trips: Mapping[str, float] | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compile any JAX function for a cluster, without a GPU, and read the program.
 
+    The program is the one that `jax.jit(fn)` makes on that cluster under `jax.set_mesh`: the
+    function is traced and lowered in this process. Only the devices need not exist.
+
     Args:
       cluster: a name or a Cluster with as many devices as the mesh.
-      fn: called with arrays of these shapes. It travels to a child process (cloudpickle).
-      shapes: a pytree of `jax.ShapeDtypeStruct` (or arrays) for each argument.
-      mesh: mesh axis -> size, such as {"data": 16} or "data=2,tensor=8".
-      in_specs: a PartitionSpec (or pytree of them) for each argument; None replicates all.
+      fn: a function, or what `jax.jit` made of one: its donation, static arguments and shardings
+        hold. Flax and Equinox modules may be arguments, or be called in it.
+      args: its arguments: pytrees of `jax.ShapeDtypeStruct`, arrays or numbers. Shardings that they
+        have are kept, also those over virtual CPU devices. Leaves that are no arrays (an activation
+        function in a module) are held fixed.
+      mesh: mesh axis -> size, such as {"data": 16} or "data=2,model=8", with any names; or a
+        `jax.sharding.Mesh` or `AbstractMesh`, whose axis types then hold. None takes the mesh of
+        the arguments' shardings, or of `jax.set_mesh`.
+      in_specs: for each argument a PartitionSpec, a NamedSharding or None (replicated), or a prefix
+        tree of them. None keeps the arguments' own shardings; those without are left to XLA.
+      out_shardings: of the results, as in `jax.jit`; None leaves them to XLA.
+      donate: positions of arguments whose memory the results may reuse, as `donate_argnums`.
       manual: wraps `fn` in one `jax.shard_map` over all mesh axes with in_specs and out_specs;
-        otherwise XLA partitions it from in_specs.
-      out_specs: of the shard_map; only with manual.
+        otherwise XLA partitions it.
+      out_specs: of the shard_map; without manual the same as out_shardings.
+      trips: named scope -> iterations of a loop that stops on data, see `px.inspect_text`.
 
     Returns:
       A Compilation: memory, ledger, FLOPs, timeline. There is no closed form to compare it with.
 
     Raises:
-      ValueError: the mesh is not of the cluster's size, or the specs do not match the shapes.
+      ValueError: the mesh is not of the cluster's size, or the specs do not match the arguments;
+        the message names the argument.
       ModuleNotFoundError: the compiler is not installed; says how to get it.
 
     Example:
       compiled = px.compile_for("h100_2x8", f, x, w, mesh={"data": 16}, in_specs=(P("data"), P()))
     """
     target = find_cluster(cluster) if isinstance(cluster, str) else cluster
-    spec = _mesh(mesh)
-    check_devices(target, spec)
-    if manual != (out_specs is not None):
-        raise ValueError("compile_for: out_specs and manual=True go together. Give both or none.")
-    specs = (None,) * len(shapes) if in_specs is None else tuple(in_specs)
-    if len(specs) != len(shapes):
-        raise ValueError(
-            f"compile_for: {len(specs)} in_specs for {len(shapes)} arguments. Give one for each."
-        )
+    if manual and out_specs is None:
+        raise ValueError("compile_for: manual=True needs out_specs, as jax.shard_map does.")
+    if not manual and out_specs is not None:
+        if out_shardings is not None:
+            raise ValueError("compile_for: out_specs and out_shardings are given. Give one.")
+        out_shardings, out_specs = out_specs, None
     if missing := missing_compiler():
         raise ModuleNotFoundError(missing)
-    return run_in_child(
-        _compile, target, fn, shapes, spec, specs, out_specs,
-        environment=compile_environment(), on_progress=on_progress,
+    # Only now: a process that never asks for it does not load JAX's tracing.
+    from parallax.lenses.compiling import compile_lowered
+    from parallax.lenses.user_function import UserCall, lower_call
+
+    call = UserCall(
+        fn, args, in_specs=None if in_specs is None else tuple(in_specs),
+        out_shardings=out_shardings, donate=(donate,) if isinstance(donate, int) else tuple(donate),
+        manual_out=out_specs,
+    )  # fmt: skip
+    program = lower_call(call, target, mesh)
+    on_progress(f"compiling for {target.name}")
+    return compile_lowered(
+        target, program.lowered, program.axes, trips=trips, notes=program.notes,
+        on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -83,38 +103,3 @@ def predict(
       ValueError: the cost of the program cannot be estimated; the message says why.
     """
     return _predict(compilation, find_cluster(compilation.cluster), dtype, rates)
-
-
-def _mesh(mesh: MeshSpec | Mapping[str, int] | str) -> MeshSpec:
-    if isinstance(mesh, MeshSpec):
-        return mesh
-    return MeshSpec.parse(mesh) if isinstance(mesh, str) else MeshSpec(mesh)
-
-
-def _compile(cluster, fn, shapes, spec, in_specs, out_specs, *, on_progress) -> Compilation:
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    def arguments(mesh):
-        def with_shardings(specs, tree):
-            whole = PartitionSpec() if specs is None else specs
-            if isinstance(whole, PartitionSpec):
-                return jax.tree.map(lambda x: _struct(x, NamedSharding(mesh, whole)), tree)
-            return jax.tree.map(lambda x, s: _struct(x, NamedSharding(mesh, s)), tree, whole)
-
-        return tuple(with_shardings(s, x) for s, x in zip(in_specs, shapes, strict=True))
-
-    def function(mesh):
-        if out_specs is None:
-            return fn
-        whole = tuple(PartitionSpec() if s is None else s for s in in_specs)
-        return jax.shard_map(fn, mesh=mesh, in_specs=whole, out_specs=out_specs)
-
-    return _compile_for(cluster, function, arguments, spec, workload=Workload(1, 1),
-                        on_progress=on_progress)  # fmt: skip
-
-
-def _struct(x, sharding):
-    import jax
-
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

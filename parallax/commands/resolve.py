@@ -265,7 +265,7 @@ def _why_not(
     try:
         if request.sweep is None:
             if compiles:
-                check_devices(cluster, strategy.mesh)
+                check_devices(cluster, strategy.mesh_axes)
             full.check(strategy, new_tokens=int(compiles and decodes))
         if "verify" in lenses:
             small.check(strategy, new_tokens=NEW_TOKENS if decodes else 0)

@@ -131,7 +131,7 @@ def make_tasks(
                 else:
                     workload = replace(base, **{asked.axis: value})
                 point = replace(point, cluster=here.name, mesh=str(made.mesh))
-                check_devices(here, made.mesh)
+                check_devices(here, made.mesh_axes)
                 workload = fit(made, workload)
                 check(made, workload)
                 tasks.append(SweepTask(replace(point, workload=workload), made, here))

@@ -1,7 +1,9 @@
 """The compile lens: compiles the real CUDA program for a cluster, without a GPU, and reads it."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from parallax.bounds import Transfer
@@ -57,7 +59,7 @@ def compile_for(
     trips: Mapping[str, float] | None = None,
     ragged_bytes: RaggedBytes | None = None,
     load_balance: LoadBalance | None = None,
-    said: Sequence[str] = (),
+    notes: Sequence[str] = (),
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compile a function of whole arrays for a cluster and read the program; run it in a child.
@@ -76,7 +78,7 @@ def compile_for(
         parameter once.
       partitioner: who chose the collectives, in one line.
       donate: positions of the arguments whose memory the results may reuse.
-      said: further notes of the caller, for the result.
+      notes: further notes of the caller, for the result.
       compiler_options: XLA options; a note in the result names them.
       load_balance: load balance of the strategy, for the report.
       trips, ragged_bytes: trip counts and bytes that depend on routed tokens, see
@@ -88,15 +90,65 @@ def compile_for(
     import jax
 
     start = time.perf_counter()
-    check_devices(cluster, mesh)
+    check_devices(cluster, dict(mesh.axes))
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
     with dispatch.refusals() as refused:
         traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
-    options = dict(compiler_options or {})
-    device_ids = [device.id for device in built.devices.flat]
-    compiled = compile_text(traced.lower(), LIBRARY_GEMMS | options, cluster, device_ids)
+    axes = dict(mesh.axes)
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
+    found = compile_lowered(
+        cluster, traced.lower(), axes, parameter_bytes=parameter_bytes, options=compiler_options,
+        trips=trips, ragged_bytes=ragged_bytes, notes=(*notes, *sorted(refused)),
+        on_progress=on_progress,
+    )  # fmt: skip
+    differences: tuple[Difference, ...] = ()
+    if transfers is not None:
+        ledger = found.ledger.by_kind_and_axes()
+        written = jaxpr_ledger(traced.jaxpr, axes, ragged_bytes=ragged_bytes).by_kind_and_axes()
+        differences = (
+            *_differences("closed form", _by_kind(transfers), ledger),
+            *_differences("jaxpr", written, ledger),
+        )
+    return replace(
+        found,
+        workload=workload,
+        phase=phase,
+        transfers=transfers or (),
+        has_closed_form=transfers is not None,
+        differences=differences,
+        weight_bytes=float(parameter_bytes if weight_bytes is None else weight_bytes),
+        kv_cache_bytes=kv_cache_bytes,
+        partitioner=partitioner,
+        seconds=time.perf_counter() - start,
+        evenness=load_balance,
+    )
+
+
+def compile_lowered(
+    cluster: Cluster,
+    lowered: Any,
+    axes: Mapping[str, int],
+    *,
+    parameter_bytes: int = 0,
+    options: Mapping[str, bool | int] | None = None,
+    trips: Mapping[str, float] | None = None,
+    ragged_bytes: RaggedBytes | None = None,
+    notes: Sequence[str] = (),
+    on_progress: Progress = lambda line: None,
+) -> Compilation:
+    """Compile a lowered program of any function for a cluster and read it, in this process.
+
+    Args:
+      cluster: the GPUs to compile for, which need not exist.
+      lowered: a `jax.stages.Lowered` for CUDA.
+      axes: mesh axis -> size, in the order of the program's devices.
+      parameter_bytes: bytes of parameters per device, for the report.
+      options, trips, ragged_bytes, notes: as for `compile_for`.
+    """
+    start = time.perf_counter()
+    options = dict(options or {})
+    compiled = compile_text(lowered, LIBRARY_GEMMS | options, cluster)
     memory = Memory(
         argument_bytes=compiled.argument_bytes,
         output_bytes=compiled.output_bytes,
@@ -106,17 +158,12 @@ def compile_for(
         capacity_bytes=cluster.gpu.memory_bytes,
         usable_fraction=cluster.usable_fraction,
     )
-    notes = [f"compiled with {name}={value}; a run needs it too" for name, value in options.items()]
+    said = [f"compiled with {name}={value}; a run needs it too" for name, value in options.items()]
     if not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
-        notes.append("collectives are read from a compile with ample memory: this one does not fit")
-        ample = mesh.build(topology_devices(cluster, AMPLE_BYTES)[: mesh.size])
-        again = jax.jit(function(ample), donate_argnums=donate).lower(*shapes(ample))
-        compiled = compile_text(
-            again, LIBRARY_GEMMS | options, cluster, device_ids, memory_bytes=AMPLE_BYTES
-        )
+        said.append("collectives are read from a compile with ample memory: this one does not fit")
+        compiled = compile_text(lowered, LIBRARY_GEMMS | options, cluster, AMPLE_BYTES)
     module = parse_module(compiled.text)
-    axes = dict(mesh.axes)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)
     flops = module_flops(module, trips=trips)
     work, unpriced = None, ""
@@ -125,62 +172,52 @@ def compile_for(
     except HloError as error:
         unpriced = str(error)
     if flops.low != flops.high:
-        notes.append(
+        said.append(
             f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
             "the larger is shown"
         )
-    notes += said
-    notes += sorted(refused)
+    said += notes
     if kernels := declared_kernels(module):
-        notes.append(
+        said.append(
             f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "
             f"{KERNEL_EFFICIENCY:.0%} of the rate of products (assumed: no GPU has run them)"
         )
     for target in uncounted_calls(module):
-        notes.append(f"FLOPs of custom call {target!r} are not counted")
-    differences: tuple[Difference, ...] = ()
-    if transfers is not None:
-        found = ledger.by_kind_and_axes()
-        traced_totals = jaxpr_ledger(
-            traced.jaxpr, axes, ragged_bytes=ragged_bytes
-        ).by_kind_and_axes()
-        differences = (
-            *_differences("closed form", _by_kind(transfers), found),
-            *_differences("jaxpr", traced_totals, found),
-        )
+        said.append(f"FLOPs of custom call {target!r} are not counted")
     return Compilation(
         cluster=cluster.name,
-        mesh=str(mesh),
-        workload=workload,
-        phase=phase,
+        mesh=",".join(f"{name}={size}" for name, size in axes.items()) or "single",
+        workload=Workload(1, 1),
+        phase="call",
         memory=memory,
         collectives=tuple(ledger),
-        transfers=transfers or (),
-        has_closed_form=transfers is not None,
-        differences=differences,
+        transfers=(),
+        has_closed_form=False,
+        differences=(),
         gemm_flops=flops.high,
         attention_flops=module_flops(module, ATTENTION_SCOPE, trips).high,
-        weight_bytes=float(parameter_bytes if weight_bytes is None else weight_bytes),
-        kv_cache_bytes=kv_cache_bytes,
-        partitioner=partitioner,
+        weight_bytes=0.0,
+        kv_cache_bytes=0.0,
+        partitioner="the function's own",
         timeline=busiest_timeline(module, ledger, cluster, trips),
         seconds=time.perf_counter() - start,
-        notes=tuple(notes),
+        notes=tuple(said),
         flop_imbalance=flops.high / ((flops.low + flops.high) / 2) if flops.high else 1.0,
-        evenness=load_balance,
         link_bytes=all_link_bytes(ledger, cluster),
         work=work,
         unpriced=unpriced,
     )
 
 
-def check_devices(cluster: Cluster, mesh: MeshSpec) -> None:
-    """Raise ValueError unless the mesh has as many devices as the cluster."""
-    if mesh.size != cluster.devices:
+def check_devices(cluster: Cluster, axes: Mapping[str, int]) -> None:
+    """Raise ValueError unless a mesh of these axes has as many devices as the cluster."""
+    size = math.prod(axes.values())
+    if size != cluster.devices:
+        mesh = ",".join(f"{name}={n}" for name, n in axes.items()) or "single"
         raise ValueError(
-            f"mesh {mesh} has {mesh.size} devices, cluster {cluster.name} has {cluster.devices}. "
-            f"Change the mesh, or use a cluster of {mesh.size}, for example "
-            f"{cluster.gpu.name}_{max(1, mesh.size // 8)}x8."
+            f"mesh {mesh} has {size} devices, cluster {cluster.name} has {cluster.devices}. "
+            f"Change the mesh, or use a cluster of {size}, for example "
+            f"{cluster.gpu.name}_{max(1, size // 8)}x{min(8, size)}."
         )
 
 

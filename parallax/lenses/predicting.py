@@ -53,7 +53,7 @@ def predict(
         phase=compilation.phase,
         step_s=Figure(step, "s", "modelled", low, high, note),
         tokens_per_s=Figure(
-            tokens / step, "tokens/s", "modelled", tokens / high, tokens / low, note
+            tokens / step, compilation.rate_unit, "modelled", tokens / high, tokens / low, note
         ),
         terms_s=dict(sorted(terms.items(), key=lambda term: -term[1])),
         exposed_s=Figure(cost.exposed_s, "s", "modelled"),
@@ -104,7 +104,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
         terms_s=terms,
         step_s=Figure(step, "s", "modelled", low=step, note=note),
         tokens_per_s=Figure(
-            compilation.tokens / step, "tokens/s", "modelled",
+            compilation.tokens / step, compilation.rate_unit, "modelled",
             high=compilation.tokens / step, note=f"upper bound, set by {bound}",
         ),
     )  # fmt: skip

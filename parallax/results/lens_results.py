@@ -175,7 +175,8 @@ class Compilation:
     """The result of the compile lens: the real CUDA program of one strategy for a cluster.
 
     `phase` is "prefill" (a forward pass to last-position logits), "decode" (one new token per
-    sequence) or "train" (a step). `kv_cache_bytes` per device are held and read by a decoding step;
+    sequence), "train" (a step) or "call" (of a user's function, whose tokens are unknown: it counts
+    as one). `kv_cache_bytes` per device are held and read by a decoding step;
     a prefill could keep them. `link_bytes` are what the busiest device sends over "nvlink" and
     "nic". `work` is the execution trace that cost estimation takes; None, with the reason in
     `unpriced`, where the program cannot be read. `flop_imbalance` is the busiest device's FLOPs
@@ -210,6 +211,11 @@ class Compilation:
     def tokens(self) -> int:
         """The tokens that one call handles: one per sequence in a decoding step."""
         return self.workload.batch if self.reads_cache else self.workload.tokens
+
+    @property
+    def rate_unit(self) -> str:
+        """The unit of a rate: tokens per second, or calls where the tokens are unknown."""
+        return "calls/s" if self.phase == "call" else "tokens/s"
 
     @property
     def reads_cache(self) -> bool:

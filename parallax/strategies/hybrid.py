@@ -42,7 +42,7 @@ def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
         raise ValueError(f"{context}: reduce_dtype is {' and '.join(sorted(wires))}. Use one.")
     return Strategy(
         name,
-        MeshSpec({axis: sizes[axis] for axis in MESH_AXES if axis in sizes}),
+        MeshSpec({axis: sizes[axis] for axis in (*MESH_AXES, *sizes) if axis in sizes}),
         rules,
         attention=attention,
         experts=_only([s.experts for s in strategies], LocalExperts(), "experts", context),
