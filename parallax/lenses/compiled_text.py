@@ -5,26 +5,34 @@ lens keeps what it needs of one in the same folder (`JAX_COMPILATION_CACHE_DIR`)
 if that is unset or not a local folder.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax._src import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
+from parallax.lenses.compiler_log import compiler_warnings
 from parallax.lenses.environment import installed_versions
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.topology import topology_devices
 
 # What decides the program besides its text. Raise _VERSION when the content of a file changes.
-_VERSION = 1
+_VERSION = 2
 _COMPILERS = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin",
               "jax-cuda13-pjrt", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc")  # fmt: skip
+
+# A custom partitioner: the text holds the address of a Python function, which says nothing of it.
+_CALLS_BACK = "CustomSPMDPartitioning"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,7 @@ class CompiledText:
       text: the HLO text of the compiled module.
       argument_bytes, output_bytes, temp_bytes, alias_bytes: memory per device; aliased bytes are
         counted in both the arguments and the outputs.
+      warnings: what XLA's partitioner warned of.
     """
 
     text: str
@@ -42,6 +51,7 @@ class CompiledText:
     output_bytes: int
     temp_bytes: int
     alias_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def compile_text(
@@ -59,21 +69,22 @@ def compile_text(
       cluster: the GPUs compiled for, absent here.
       memory_bytes: device memory that the compiler plans for; None is the GPU's own.
     """
-    import jax
-
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if not folder or "://" in folder:
+    text = lowered.as_text(debug_info=True) if folder and "://" not in folder else ""
+    if not text or _CALLS_BACK in text:
         return _compile(lowered, options, cluster, memory_bytes)
     key = hashlib.sha256()
     for part in (
         _VERSION, installed_versions(*_COMPILERS), os.environ.get("XLA_FLAGS", ""),
+        os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", ""),
         cluster.gpu.name, cluster.gpu.target_config(memory_bytes), cluster.topology,
-        sorted(options.items()), lowered.as_text(debug_info=True),
+        sorted(options.items()), text,
     ):  # fmt: skip
         key.update(repr(part).encode())
     file = Path(folder) / f"parallax-{key.hexdigest()}.json.gz"
     if file.exists():
-        return CompiledText(**json.loads(gzip.decompress(file.read_bytes())))
+        kept = json.loads(gzip.decompress(file.read_bytes()))
+        return CompiledText(**kept | {"warnings": tuple(kept["warnings"])})
     found = _compile(lowered, options, cluster, memory_bytes)
     data = gzip.compress(json.dumps(dataclasses.asdict(found)).encode(), compresslevel=1)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +110,8 @@ def _compile(
     arguments["backend"] = devices[0].client
     for name in ("in_shardings", "out_shardings"):
         arguments[name] = tuple(_without_devices(s) for s in arguments[name])
-    compiled = lowered.compile(dict(options), device_assignment=devices)
+    with compiler_warnings() as warnings, _jax_cache_left_alone():
+        compiled = lowered.compile(dict(options), device_assignment=devices)
     memory = compiled.memory_analysis()
     return CompiledText(
         text=compiled.as_text(),
@@ -107,7 +119,28 @@ def _compile(
         output_bytes=int(memory.output_size_in_bytes),
         temp_bytes=int(memory.temp_size_in_bytes),
         alias_bytes=int(memory.alias_size_in_bytes),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+@contextlib.contextmanager
+def _jax_cache_left_alone() -> Iterator[None]:
+    """Keep JAX's persistent cache as it is for the process's own programs.
+
+    JAX decides by the first program whether this process uses the cache, and it cannot read back a
+    program for an absent GPU.
+    """
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+        return
+    compilation_cache.is_cache_used(jax.devices()[0].client)
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _without_devices(sharding: Any) -> Any:

@@ -35,7 +35,7 @@ def compile_environment() -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "0",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_CPP_MIN_LOG_LEVEL": "1",  # the partitioner warns of what it replicates
         # JAX's cache cannot read such programs back. `compiled_text` keeps them in the same folder
         # under a hash of their text, which therefore must not hold the caller's line numbers.
         "JAX_ENABLE_COMPILATION_CACHE": "0",

@@ -69,6 +69,8 @@ def test_anyones_function_compiles(aot):
     assert (reduce.kind, reduce.axes) == ("all-reduce", ("tensor",))
     assert reduce.payload_bytes == 2048 * 8192 * 2
     assert found.gemm_flops == 2 * 2048 * 8192 * 1024
+    rate = px.predict(found).tokens_per_s
+    assert (rate.unit, rate.value) == ("calls/s", pytest.approx(1 / px.predict(found).step_s.value))
     manual = px.compile_for(
         "h100_2x8", lambda x: jax.lax.psum(x, "tensor"), x, mesh="data=2,tensor=8",
         in_specs=(P("data", "tensor"),), manual=True, out_specs=P("data", None),
@@ -115,8 +117,10 @@ def test_bad_calls_are_named():
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 8})
     with pytest.raises(ValueError, match="2 in_specs for 0 arguments"):
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 16}, in_specs=(None, None))
-    with pytest.raises(ValueError, match="out_specs and manual=True go together"):
+    with pytest.raises(ValueError, match="manual=True needs out_specs"):
         px.compile_for("h100_2x8", lambda: 0, mesh={"data": 16}, manual=True)
+    with pytest.raises(ValueError, match="no mesh: give mesh="):
+        px.compile_for("h100_2x8", lambda: 0)
     with pytest.raises(ValueError, match="ModelConfig or a function that makes an NNX module"):
         px.Program("ring_sp", px.strategies.data_parallel(2))  # pyright: ignore[reportArgumentType]
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import pytest
 
+from parallax.lenses import compiled_text
 from parallax.lenses.compiled_text import CompiledText, compile_text
 from parallax.meshes.cluster import cluster
 
@@ -17,12 +18,15 @@ class Lowered:
 
     def __init__(self, text="module"):
         self.text, self.compiled = text, 0
+        arguments = dict(num_devices=2, in_shardings=(), out_shardings=())
+        self._lowering = SimpleNamespace(compile_args=arguments)
 
     def as_text(self, *, debug_info):
         assert debug_info  # scopes decide which products are attention's
         return self.text
 
-    def compile(self, options):
+    def compile(self, options, *, device_assignment):
+        assert len(device_assignment) == 2
         self.compiled += 1
         sizes = {f"{name}_size_in_bytes": size for name, size in BYTES.items()}
         return SimpleNamespace(
@@ -32,14 +36,16 @@ class Lowered:
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    devices = [SimpleNamespace(client=None)] * 16
+    monkeypatch.setattr(compiled_text, "topology_devices", lambda *_: devices)
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
     yield tmp_path / "programs"
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-FIRST: dict[str, Any] = dict(options={"flag": True}, cluster=cluster("h100_2x8"), device_ids=[0, 1])
+FIRST: dict[str, Any] = dict(options={"flag": True}, cluster=cluster("h100_2x8"))
 
 
 def test_what_was_compiled_is_read_back(folder):
@@ -56,7 +62,6 @@ def test_what_was_compiled_is_read_back(folder):
     [
         {"options": {"flag": False}},
         {"cluster": cluster("h100_1x8")},
-        {"device_ids": [1, 0]},
         {"memory_bytes": 1 << 50},
     ],
     ids=lambda change: next(iter(change)),
@@ -75,6 +80,13 @@ def test_another_text_or_other_flags_of_the_process_too(folder, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_other")
     compile_text(same, **FIRST)
     assert (other.compiled, same.compiled) == (1, 1)
+
+
+def test_a_program_with_callbacks_of_this_process_is_not_kept(folder):
+    lowered = Lowered('custom_call @CustomSPMDPartitioning(%0) {backend_config = "140213"}')
+    for _ in range(2):
+        compile_text(lowered, **FIRST)
+    assert lowered.compiled == 2
 
 
 @pytest.mark.parametrize("nowhere", [None, "gs://bucket/programs"])

@@ -79,7 +79,9 @@ def test_build_wants_exactly_its_devices():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"x": 2}, "unknown mesh axis 'x'. Use one of: data, stage"),
+        ({"a=b": 2}, "mesh axis 'a=b': expected a name without"),
+        ({"": 2}, "mesh axis '': expected a name without"),
+        ({3: 2}, "mesh axis 3: expected a name without"),
         ([("seq", 2), ("seq", 2)], "'seq' is given twice"),
         ({"seq": 0}, "size 0, expected an integer >= 1"),
         ({"seq": 2.0}, r"size 2\.0, expected an integer"),
