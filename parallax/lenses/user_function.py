@@ -149,7 +149,8 @@ def _mesh_in_sight(args: tuple, cluster: Cluster) -> MeshLike:
 def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
     specs = call.in_specs
     args = abstract_arguments(call.args, specs, mesh)
-    fn, said = call.fn, list(notes)
+    fn: Any = call.fn
+    said = list(notes)
     if call.manual_out is not None:
         whole = tuple(PartitionSpec() if s is None else s for s in specs or ())
         fn = jax.shard_map(fn, mesh=mesh, in_specs=whole, out_specs=call.manual_out)

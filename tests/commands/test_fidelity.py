@@ -105,7 +105,7 @@ def saves_a_name(x, w):
     return jax.grad(lambda x: jax.checkpoint(layer, policy=keep)(x).astype(jnp.float32).sum())(x)
 
 
-@custom_partitioning
+@custom_partitioning  # pyright: ignore[reportCallIssue]
 def by_rows(x):
     return jnp.cumsum(x, axis=1)
 
@@ -143,8 +143,9 @@ RULES = (("batch", "data"), ("seq", "model"), ("mlp", "model"))
 
 def linen_constraints(x, up, down):
     with nn.logical_axis_rules(RULES):
-        hidden = nn.with_logical_constraint(jax.nn.gelu(x @ up), ("batch", None, "mlp"))
-        return x + nn.with_logical_constraint(hidden @ down, ("batch", "seq", None))
+        constrain = nn.spmd.with_logical_constraint
+        hidden = constrain(jax.nn.gelu(x @ up), ("batch", None, "mlp"))
+        return x + constrain(hidden @ down, ("batch", "seq", None))
 
 
 class Net(nnx.Module):
@@ -269,7 +270,9 @@ def everyones_promotion():
 def test_the_program_is_jaxs_own(name, aot):
     case = CASES[name]
     own = compiled_by_jax(case)
-    memory, module = own.memory_analysis(), parse_module(own.as_text())
+    memory, text = own.memory_analysis(), own.as_text()
+    assert text is not None
+    module = parse_module(text)
     options = dict(case.options)
     found = px.compile_for(
         "h100_1x8", case.fn, *case.args, mesh=case.mesh, in_specs=case.specs,
