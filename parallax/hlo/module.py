@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from parallax.hlo.shapes import HloError, Shape
+from parallax.hlo.source import Frame, SourceTables
 
 # Attributes that name computations.
 CALLING = (
@@ -13,7 +14,7 @@ CALLING = (
     "false_computation", "called_computations", "select", "scatter",
 )  # fmt: skip
 _PRODUCTS = ("dot", "custom-call", "convolution", "ragged-dot", "scaled-dot")
-_NAME = re.compile(r"%([^\s,(){}]+)")
+_NAME = re.compile(r"%?([^\s,(){}%]+)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Instruction:
         """JAX's name stack of the op in the Python program; "" if the text has none."""
         match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
         return match.group(1) if match else ""
+
+    @property
+    def is_spmd_generated(self) -> bool:
+        """Whether the partitioner made it: no line of the Python program asks for it."""
+        return 'is_spmd_generated="true"' in self.attributes.get("frontend_attributes", "")
 
     def calls(self) -> dict[str, tuple[str, ...]]:
         """Return the called computations by attribute: calls, body, condition, to_apply, ..."""
@@ -105,6 +111,7 @@ class Module:
     attributes: Mapping[str, str]
     computations: Mapping[str, Computation]
     entry: str
+    sources: SourceTables = field(default_factory=SourceTables, compare=False, repr=False)
     _memo: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -114,6 +121,10 @@ class Module:
     @property
     def num_partitions(self) -> int:
         return int(self.attributes.get("num_partitions", "1"))
+
+    def frames(self, instruction: Instruction) -> tuple[Frame, ...]:
+        """Return the source lines of an instruction, innermost first; () where none are known."""
+        return self.sources.frames_of(instruction.attributes.get("metadata", ""))
 
     def computation(self, name: str) -> Computation:
         """Return the computation of that name; HloError if there is none."""
