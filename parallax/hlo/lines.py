@@ -46,6 +46,8 @@ def module_lines(text: str) -> list[str]:
 
 
 def _hint(line: str) -> str:
+    if not line:
+        return " The text is empty."
     what = next((what for starts, what in _OTHERS if line.startswith(starts)), "")
     said = f" This is {what}." if what else ""
     return f"{said} Give compiled.as_text(), or XLA's *after_optimizations.txt."

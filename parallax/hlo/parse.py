@@ -6,6 +6,7 @@ from parallax.hlo.limits import MAX_DEVICES, short
 from parallax.hlo.lines import module_lines
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.operands import elements, parse_operands, skip_balanced, split_commas
+from parallax.hlo.platform import platform_of
 from parallax.hlo.shapes import HloError, parse_shape
 from parallax.hlo.source import TABLES, SourceTables, is_table_row, read_tables
 from parallax.hlo.validate import check_module
@@ -16,6 +17,7 @@ _COMPUTATION = re.compile(r"(ENTRY )?\s*%?([^\s(){}%]+)\s*(\(.* -> .*)?\{")
 _END = re.compile(r'\}(, execution_thread="[^"]*")?')
 _INSTRUCTION = re.compile(r"(ROOT )?\s*%?([^\s%]+) = ")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 _KEY = re.compile(r"[A-Za-z0-9_\-]+")
 
 
@@ -33,7 +35,7 @@ def parse_module(text: str) -> Module:
     entry, computations, tables = _computations(lines, start + 1)
     if entry is None:
         raise HloError(f"module {name}: no ENTRY computation: text is cut off.")
-    module = Module(name, attributes, computations, entry, tables)
+    module = Module(name, attributes, computations, entry, tables, platform_of(text))
     check_module(module)
     return module
 
@@ -132,6 +134,7 @@ def _instruction(line: str, number: int, known: dict[str, Instruction]) -> Instr
         is_root=bool(head[1]),
         line=number,
         parameter=int(inside) if opcode[1] == "parameter" else -1,
+        literal=int(inside) if opcode[1] == "constant" and _INTEGER.fullmatch(inside) else None,
     )
 
 
