@@ -8,6 +8,9 @@ Sources, per GPU unless stated otherwise:
   L2 bandwidth: an upper bound, 64 bytes per clock into every SM at the boost clock (1.98, 1.41,
     1.965 GHz); measured rates are about half of it.
   NVLink, one direction: 18 links of 25 GB/s (H100, H200), 12 of 25 (A100), 18 of 50 (B200).
+  PCIe, one direction: 16 lanes of generation 5 (H100, H200, B200) or 4 (A100), 32 or 16 GT/s per
+    lane, 128 bits of data in 130.
+  FP8: datasheets, dense; a GPU without FP8 units converts and multiplies in 16 bits.
   TDP: datasheets, maximum configuration.
 """
 
@@ -34,6 +37,7 @@ class Gpu:
       fp32_flops: FLOP/s in float32 outside the tensor cores.
       fp64_flops: FLOP/s in float64, tensor cores included.
       int8_flops: dense tensor-core operations/s in INT8.
+      fp8_flops: dense tensor-core FLOP/s on FP8 inputs.
       hbm_bytes_per_s: device memory bandwidth.
       memory_bytes: device memory that a program sees; equal to the target config's.
       l2_bytes: size of the L2 cache.
@@ -42,6 +46,7 @@ class Gpu:
       smem_bytes: shared memory of one SM.
       nvlink_bytes_per_s: NVLink bandwidth in one direction.
       nic_bytes_per_s: network bandwidth per GPU in one direction, in the usual eight-GPU server.
+      pcie_bytes_per_s: PCIe bandwidth between a GPU and its host in one direction.
       tdp_w: board power limit, watts.
       target: file name of the target config in `meshes/targets`.
     """
@@ -54,6 +59,7 @@ class Gpu:
     fp32_flops: float
     fp64_flops: float
     int8_flops: float
+    fp8_flops: float
     hbm_bytes_per_s: float
     memory_bytes: int
     l2_bytes: int
@@ -62,6 +68,7 @@ class Gpu:
     smem_bytes: int
     nvlink_bytes_per_s: float
     nic_bytes_per_s: float
+    pcie_bytes_per_s: float
     tdp_w: float
     target: str
 
@@ -69,8 +76,9 @@ class Gpu:
         """Return the peak FLOP/s (int8: operations/s) of a matrix product with inputs of `dtype`.
 
         Args:
-          dtype: a NumPy-style name (`bfloat16`, `float16`, `float32`, `float64`, `int8`), or
-            `tensorfloat32` for float32 inputs under JAX's TensorFloat-32 precision.
+          dtype: a NumPy-style name (`bfloat16`, `float16`, `float32`, `float64`, `int8`),
+            `float8` for any format of FP8, or `tensorfloat32` for float32 inputs under JAX's
+            TensorFloat-32 precision.
 
         Raises:
           ValueError: there is no figure for the dtype.
@@ -82,6 +90,7 @@ class Gpu:
             "float32": self.fp32_flops,
             "float64": self.fp64_flops,
             "int8": self.int8_flops,
+            "float8": self.fp8_flops,
         }
         if dtype not in rates:
             raise ValueError(
@@ -105,6 +114,7 @@ class Gpu:
         return text
 
 
+_PCIE_5, _PCIE_4 = (16 * transfers / 8 * 128 / 130 for transfers in (32e9, 16e9))
 _HOPPER = {
     "compute_capability": (9, 0),
     "bf16_flops": 989e12,
@@ -112,12 +122,14 @@ _HOPPER = {
     "fp32_flops": 67e12,
     "fp64_flops": 67e12,
     "int8_flops": 1978e12,
+    "fp8_flops": 1978e12,
     "l2_bytes_per_s": 132 * 64 * 1.98e9,
     "sm_count": 132,
     "smem_bytes": 233_472,
     "nvlink_bytes_per_s": 450e9,
     # DGX H100 and H200: eight ConnectX-7 of 400 Gb/s for eight GPUs.
     "nic_bytes_per_s": 50e9,
+    "pcie_bytes_per_s": _PCIE_5,
     "tdp_w": 700.0,
 }
 
@@ -151,6 +163,7 @@ GPUS = {
             fp32_flops=19.5e12,
             fp64_flops=19.5e12,
             int8_flops=624e12,
+            fp8_flops=312e12,
             hbm_bytes_per_s=2.03904e12,
             memory_bytes=85_100_068_864,
             l2_bytes=41_943_040,
@@ -160,6 +173,7 @@ GPUS = {
             nvlink_bytes_per_s=300e9,
             # DGX A100: eight ConnectX-6 of 200 Gb/s for eight GPUs.
             nic_bytes_per_s=25e9,
+            pcie_bytes_per_s=_PCIE_4,
             tdp_w=400.0,
             target="a100_sxm.txtpb",
         ),
@@ -172,6 +186,7 @@ GPUS = {
             fp32_flops=75e12,
             fp64_flops=37e12,
             int8_flops=4500e12,
+            fp8_flops=4500e12,
             hbm_bytes_per_s=7.67232e12,
             memory_bytes=191_514_411_008,
             l2_bytes=132_644_864,
@@ -182,6 +197,7 @@ GPUS = {
             # DGX B200: eight ConnectX-7 of 400 Gb/s for eight GPUs (its user guide); servers with
             # 800 Gb/s cards exist: `dataclasses.replace(cluster, nic_bytes_per_s=100e9)`.
             nic_bytes_per_s=50e9,
+            pcie_bytes_per_s=_PCIE_5,
             tdp_w=1000.0,
             target="b200_sxm.txtpb",
         ),

@@ -6,6 +6,7 @@ rates of a GPU.
 
 from parallax.cost.estimating import Cost, estimate_cost
 from parallax.cost.rates import Rates, rates_of
-from parallax.cost.totals import error_bar, joules
+from parallax.cost.totals import error_bar, joules, known_error_bar
 
-__all__ = ["Cost", "Rates", "error_bar", "estimate_cost", "joules", "rates_of"]
+__all__ = ["Cost", "Rates", "error_bar", "estimate_cost", "joules", "known_error_bar",
+           "rates_of"]  # fmt: skip

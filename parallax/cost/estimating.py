@@ -21,7 +21,6 @@ from parallax.hlo.execution_trace import (
 )
 from parallax.meshes.cluster import Cluster
 
-_ITEM_BYTES = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
 # Kernel efficiency of hand-written kernels, as a share of the rate of large products. Assumed until
 # a GPU has run ours; it is the target of attention at head_dim 512.
 KERNEL_EFFICIENCY = 0.6
@@ -35,10 +34,11 @@ class Cost:
     Attributes:
       seconds: time from start to end.
       terms: parts of `seconds`, in seconds, that add up to it: matrix products, attention, memory,
-        launches, exposed communication.
+        host copies, launches, exposed communication.
       communication_s: time of all collectives, hidden or not.
       flops, memory_bytes, link_bytes: work done, for the energy.
       network_s: time of the collectives that cross nodes.
+      to_host_bytes, from_host_bytes: bytes copied over PCIe in each direction.
     """
 
     seconds: float = 0.0
@@ -48,6 +48,8 @@ class Cost:
     memory_bytes: float = 0.0
     link_bytes: float = 0.0
     network_s: float = 0.0
+    to_host_bytes: float = 0.0
+    from_host_bytes: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         names = dict.fromkeys([*self.terms, *other.terms])
@@ -59,13 +61,15 @@ class Cost:
             self.memory_bytes + other.memory_bytes,
             self.link_bytes + other.link_bytes,
             self.network_s + other.network_s,
+            self.to_host_bytes + other.to_host_bytes,
+            self.from_host_bytes + other.from_host_bytes,
         )
 
     def times(self, n: float) -> "Cost":
         return Cost(
             self.seconds * n, {name: s * n for name, s in self.terms.items()},
             self.communication_s * n, self.flops * n, self.memory_bytes * n, self.link_bytes * n,
-            self.network_s * n,
+            self.network_s * n, self.to_host_bytes * n, self.from_host_bytes * n,
         )  # fmt: skip
 
     @property
@@ -109,30 +113,33 @@ def kernel_costs(
     A branch counts its more expensive side. Launch gaps are included, caches are left out.
     """
     clock, costs = _Clock(work, cluster, rates), {}
-
-    def visit(computation: str, times: float) -> None:
-        for step in work.steps[computation]:
-            kernel = getattr(step, "what", step)
-            if isinstance(kernel, Kernel):
-                name = kernel.op_name or kernel.name
-                count, seconds = costs.get(name, (0.0, 0.0))
-                each = kernel_cost(kernel, cluster.gpu.sm_count, rates).seconds
-                costs[name] = count + times, seconds + times * each
-            elif isinstance(step, Loop):
-                visit(step.body, times * step.count)
-                visit(step.condition, times * step.count)
-            elif isinstance(step, Choice):
-                visit(max(step.branches, key=lambda b: clock.of(b).seconds), times)
-            elif isinstance(step, Call):
-                visit(step.name, times)
-
-    visit(work.entry, 1.0)
+    for kernel, times in work.launches(lambda sides: max(sides, key=lambda b: clock.of(b).seconds)):
+        name = kernel.op_name or kernel.name
+        count, seconds = costs.get(name, (0.0, 0.0))
+        each = kernel_cost(kernel, cluster.gpu.sm_count, rates).seconds
+        costs[name] = count + times, seconds + times * each
     return costs
 
 
 def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0) -> Cost:
     """Estimate the cost of one launch, of whose bytes `in_l2` are in the L2 cache."""
-    far = kernel.n_bytes - in_l2
+    host = kernel.to_host_bytes + kernel.from_host_bytes
+    far = max(0.0, kernel.n_bytes - in_l2 - host) if host else kernel.n_bytes - in_l2
+    cost = _on_device(kernel, sm_count, rates, far, in_l2)
+    if not host:
+        return cost
+    # PCIe moves bytes in both directions at once, beside the device's memory.
+    copying = max(kernel.to_host_bytes, kernel.from_host_bytes) / rates.host_bytes_per_s
+    waiting = Cost()
+    if (more := copying + rates.launch_s - cost.seconds) > 0:
+        waiting = Cost(more, {"host copies": more})
+    return replace(
+        cost + waiting, to_host_bytes=kernel.to_host_bytes, from_host_bytes=kernel.from_host_bytes
+    )
+
+
+def _on_device(kernel: Kernel, sm_count: int, rates: Rates, far: float, in_l2: float) -> Cost:
+    """Estimate the cost of one launch that moves `far` bytes through memory."""
     moving = far / rates.memory_bytes_per_s + in_l2 / rates.l2_bytes_per_s
     if kernel.gemms:
         term, size = "matrix products", moving * rates.memory_bytes_per_s
@@ -199,8 +206,9 @@ class _Clock:
 
     def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
         total, exposed = Cost(), 0.0
-        wire_free = copy_free = 0.0
-        finish: dict[str, tuple[float, bool]] = {}
+        wire_free = 0.0
+        copies_free = dict.fromkeys(("memory", "to host", "from host"), 0.0)
+        finish: dict[str, tuple[float, str]] = {}
         now = 0.0
         sm_count = self.cluster.gpu.sm_count
         for step in steps:
@@ -218,7 +226,7 @@ class _Clock:
                 if isinstance(step.what, Send):
                     seconds = collective_seconds(step.what.collective, self.cluster, self.rates)
                     wire_free = max(now, wire_free) + seconds
-                    finish[step.name] = wire_free, True
+                    finish[step.name] = wire_free, "wire"
                     total += self.sent(step.what, seconds)
                 elif step.what.gemms or step.what.attention or step.what.flops:
                     # Products on another stream share the SMs: no faster than one after another.
@@ -227,16 +235,18 @@ class _Clock:
                     now += cost.seconds
                 else:
                     cost = kernel_cost(step.what, sm_count, self.rates)
-                    copy_free = max(now, copy_free) + cost.seconds
-                    finish[step.name] = copy_free, False
-                    total += Cost(flops=cost.flops, memory_bytes=cost.memory_bytes)
+                    stream = _copy_stream(step.what)
+                    copies_free[stream] = max(now, copies_free[stream]) + cost.seconds
+                    finish[step.name] = copies_free[stream], stream
+                    total += replace(cost, seconds=0.0, terms={})
             elif isinstance(step, Wait):
-                done, sending = finish.pop(step.name, (now, True))
+                done, stream = finish.pop(step.name, (now, "wire"))
                 if done > now:
-                    if sending:
+                    if stream == "wire":
                         exposed += done - now
                     else:
-                        total += Cost(0.0, {"memory": done - now})
+                        term = "memory" if stream == "memory" else "host copies"
+                        total += Cost(0.0, {term: done - now})
                     now = done
             else:
                 cost = self.nested(step, cache)
@@ -245,7 +255,8 @@ class _Clock:
                 # Its collectives share the link with those already in flight.
                 wire_free += cost.communication_s if wire_free > now - cost.seconds else 0.0
         # One link and one memory: work that overlaps does not double their bandwidth.
-        sent = max([now, total.communication_s, *(done for done, wire in finish.values() if wire)])
+        wired = (done for done, stream in finish.values() if stream == "wire")
+        sent = max([now, total.communication_s, *wired])
         exposed += sent - now
         end = max([sent, *(done for done, _ in finish.values())])
         terms = dict(total.terms)
@@ -254,6 +265,10 @@ class _Clock:
         end = max(end, total.memory_bytes / self.rates.memory_bytes_per_s)
         if end > sent:
             terms["memory"] = terms.get("memory", 0.0) + end - sent
+        copied = max(total.to_host_bytes, total.from_host_bytes) / self.rates.host_bytes_per_s
+        if copied > end:
+            terms["host copies"] = terms.get("host copies", 0.0) + copied - end
+            end = copied
         return replace(total, seconds=end, terms=terms)
 
     def sent(self, step: Send, seconds: float) -> Cost:
@@ -289,6 +304,13 @@ class _Clock:
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
         return self.of(step.name)
+
+
+def _copy_stream(kernel: Kernel) -> str:
+    """Return the stream of an async copy: each direction over PCIe has its own."""
+    if kernel.to_host_bytes:
+        return "to host"
+    return "from host" if kernel.from_host_bytes else "memory"
 
 
 def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...]) -> list[str]:

@@ -16,6 +16,9 @@ _SHIPPED = Path(__file__).parent / "shipped"
 TERMS = ("matrix products", "attention", "memory", "launches", "communication")
 
 LINKS = frozenset({"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p", "network"})
+# Share of PCIe's bandwidth that copies of pinned memory reach: 55 of 63 GB/s between an H100 and
+# its host, as NVIDIA's nvbandwidth prints (memcpy by copy engines). Taken for other GPUs too.
+HOST_COPY_EFFICIENCY = 0.87
 _DIVISORS = ("flops_per_s", "bytes_per_s", "half_bytes")
 
 
@@ -96,14 +99,25 @@ class Rates:
         _check(self)
 
     def gemm_rates(self, dtype: str) -> GemmRates:
-        """Return the rates of products in a dtype; ValueError if nobody measured or derived it."""
+        """Return the rates of products in a dtype; ValueError if nobody measured or derived it.
+
+        FP8 ("f8") has INT8's, which GPUs with FP8 units multiply as fast; others use 16 bits.
+        """
         same = {"bf16": "f16"}.get(dtype, dtype)
+        if dtype == "f8" and dtype not in self.gemm:
+            gpu = GPUS[self.gpu]
+            same = "s8" if gpu.fp8_flops == gpu.int8_flops and "s8" in self.gemm else "f16"
         if same not in self.gemm:
             raise ValueError(
                 f"rates {self.name!r}: no matrix product rate for {dtype}. Known: "
                 f"{', '.join(self.gemm)}. Calibrate with that dtype."
             )
         return self.gemm[same]
+
+    @property
+    def host_bytes_per_s(self) -> float:
+        """The bytes per second of a copy to or from the host's memory, in one direction."""
+        return HOST_COPY_EFFICIENCY * GPUS[self.gpu].pcie_bytes_per_s
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as in a calibration file."""

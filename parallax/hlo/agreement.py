@@ -31,6 +31,8 @@ def check_agreement(module: Module) -> None:
 
 def _check_header(computation: Computation) -> None:
     """Check a header such as `(p: f32[8], ...) -> f32[8]` against the parameters and ROOT."""
+    if not computation.header:  # short forms leave it out
+        return
     parameters, _, result = computation.header.rpartition(" -> ")
     stated = parse_shape(_PARAMETER_NAME.sub(r"\1", parameters))
     if (stated.elements, parse_shape(result)) != _signature(computation):

@@ -20,7 +20,8 @@ class Collective:
       wire_bytes: bytes leaving a device in one execution, under ring algorithms. For a permute,
         those of a device that sends; for a ragged all-to-all, those that the caller derived, or the
         buffer.
-      count: executions in one run, loops multiplied out.
+      count: executions in one run, loops multiplied out. A branch is taken, and a loop of unknown
+        trip count runs once each time it is reached.
       dtype: HLO name of the dtype.
       op_name: name stack of the op in the Python program.
       is_async: whether the compiled program starts it and waits for it in two instructions.
@@ -31,6 +32,9 @@ class Collective:
       parts: (dtype, bytes of the payload) where XLA joined arrays of several dtypes; () otherwise.
       name: name of the HLO instruction, unique in its program; "" in a jaxpr's ledger.
       is_bound: whether wire_bytes is an upper bound, as the rows sent depend on data.
+      in_branch: whether it runs in a branch that depends on data, and so may not run at all.
+      open_loop: name and line of the loop of unknown trip count around it: `count` is then per
+        iteration of that loop; "" if there is none.
     """
 
     kind: str
@@ -38,7 +42,7 @@ class Collective:
     group_size: int
     payload_bytes: int
     wire_bytes: float
-    count: int
+    count: float
     dtype: str
     op_name: str
     is_async: bool = False
@@ -49,6 +53,13 @@ class Collective:
     parts: tuple[tuple[str, int], ...] = ()
     name: str = ""
     is_bound: bool = False
+    in_branch: bool = False
+    open_loop: str = ""
+
+    @property
+    def low_count(self) -> float:
+        """The fewest executions in one run: none where a branch may not be taken."""
+        return 0 if self.in_branch else self.count
 
     @property
     def ragged(self) -> bool:
@@ -87,6 +98,16 @@ class Ledger:
     def is_bound(self) -> bool:
         """Whether totals are upper bounds, as bytes of a ragged all-to-all depend on data."""
         return any(c.is_bound for c in self)
+
+    @property
+    def open_loops(self) -> tuple[str, ...]:
+        """The loops of unknown trip count that send: totals count one iteration of each."""
+        return tuple(sorted({c.open_loop for c in self} - {""}))
+
+    @property
+    def low_total(self) -> float:
+        """The bytes leaving a device in one run in which no branch with a collective is taken."""
+        return sum(c.wire_bytes * c.low_count for c in self)
 
     def total(self, kind: str | None = None, axes: tuple[str, ...] | None = None) -> float:
         """Sum the bytes leaving a device in one run, for one kind and one set of axes if given."""

@@ -4,7 +4,7 @@ A trace holds what cost estimation needs and nothing else: it is small, frozen a
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from parallax.hlo.collectives import Collective
@@ -15,13 +15,17 @@ from parallax.hlo.traffic import Reads
 
 @dataclass(frozen=True)
 class Gemm:
-    """One batched matrix product [m, k] x [k, n]; `dtype` is the HLO dtype of the operands."""
+    """One batched matrix product [m, k] x [k, n], or the convolution that it computes.
+
+    `dtype` is what the units multiply, see `parallax.hlo.products.Product`.
+    """
 
     batch: int
     m: int
     n: int
     k: int
     dtype: str
+    is_convolution: bool = False
 
     @property
     def flops(self) -> float:
@@ -41,7 +45,10 @@ class Kernel:
       flops: FLOPs declared by a hand-written kernel; 0 for others.
       computes: what a hand-written kernel's FLOPs compute.
       op_name: name stack of the op in the Python program.
-      unknown: target of a custom call of which only the bytes are known; "" otherwise.
+      unknown: target of a custom call, or an opcode, of which only the bytes are known; ""
+        otherwise.
+      to_host_bytes, from_host_bytes: those of its bytes that it writes to and reads from the host's
+        memory.
       weights, kv_cache: the arrays read that hold stored weights, and keys and values; known in
         synthetic traces alone.
     """
@@ -57,6 +64,8 @@ class Kernel:
     unknown: str = ""
     weights: tuple[str, ...] = ()
     kv_cache: tuple[str, ...] = ()
+    to_host_bytes: float = 0.0
+    from_host_bytes: float = 0.0
 
     @property
     def n_bytes(self) -> float:
@@ -134,17 +143,64 @@ class ExecutionTrace:
       entry: name of the entry computation.
       steps: computation -> its steps.
       devices: number of devices that run the program.
-      unpriced: targets of custom calls of which only the bytes are known.
+      unpriced: targets of custom calls, and other work, of which only the bytes are known.
+      open_loops: loops of unknown trip count, by name and line: each runs once when it is reached.
     """
 
     entry: str
     steps: Mapping[str, tuple[Step, ...]] = field(repr=False)
     devices: int = 1
     unpriced: tuple[str, ...] = ()
+    open_loops: tuple[str, ...] = ()
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """All kernels that its computations launch, each once."""
+        steps = (getattr(x, "what", x) for x in itertools.chain(*self.steps.values()))
+        return tuple(x for x in steps if isinstance(x, Kernel))
 
     @property
     def hand_written(self) -> bool:
         """Whether any kernel's cost is what its author declares."""
-        steps = itertools.chain(*self.steps.values())
-        kernels = (x.what if isinstance(x, Start) else x for x in steps)
-        return any(isinstance(x, Kernel) and x.flops for x in kernels)
+        return any(kernel.flops for kernel in self.kernels)
+
+    @property
+    def touches_host(self) -> bool:
+        """Whether any kernel copies to or from the host's memory."""
+        return any(kernel.to_host_bytes or kernel.from_host_bytes for kernel in self.kernels)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether any kernel is a convolution."""
+        return any(gemm.is_convolution for kernel in self.kernels for gemm in kernel.gemms)
+
+    @property
+    def product_dtypes(self) -> frozenset[str]:
+        """The dtypes of its matrix products."""
+        return frozenset(gemm.dtype for kernel in self.kernels for gemm in kernel.gemms)
+
+    def launches(self, taken: Callable[[tuple[str, ...]], str]) -> Iterator[tuple[Kernel, float]]:
+        """Yield every launch and its executions; `taken` chooses the side that a branch runs."""
+
+        def visit(computation: str, times: float) -> Iterator[tuple[Kernel, float]]:
+            for step in self.steps[computation]:
+                kernel = getattr(step, "what", step)
+                if isinstance(kernel, Kernel):
+                    yield kernel, times
+                elif isinstance(step, Loop):
+                    yield from visit(step.body, times * step.count)
+                    yield from visit(step.condition, times * step.count)
+                elif isinstance(step, Choice):
+                    yield from visit(taken(step.branches), times)
+                elif isinstance(step, Call):
+                    yield from visit(step.name, times)
+
+        yield from visit(self.entry, 1.0)
+
+    def dtype_flops(self) -> dict[str, float]:
+        """Count the FLOPs of products in one run by dtype; a branch counts its first side."""
+        flops: dict[str, float] = {}
+        for kernel, times in self.launches(lambda sides: sides[0]):
+            for gemm in kernel.gemms:
+                flops[gemm.dtype] = flops.get(gemm.dtype, 0.0) + times * gemm.flops
+        return flops

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from parallax.hlo.limits import MAX_MESH_AXES, short
+from parallax.hlo.limits import MAX_DEVICES, MAX_MESH_AXES, short
 from parallax.hlo.shapes import HloError
 
 Groups = tuple[tuple[int, ...], ...]
@@ -144,6 +144,18 @@ def _device_ids(text: str, attribute: str, num_devices: int) -> np.ndarray:
         _check_size(dims, num_devices, attribute)
         return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(-1)
     return np.array(_numbers(text, attribute))
+
+
+def least_devices(text: str) -> int:
+    """Return the fewest devices that the text of groups, pairs or a sharding can be about."""
+    if mesh := re.search(r"mesh\[((?:'[^']+'=\d{1,9},?\s*)+)\]", text):
+        numbers = [int(size) for _, size in _AXIS.findall(mesh[1])]
+    elif iota := re.search(r"<=\[([0-9,]{1,200})\]", text):
+        numbers = [int(n) for n in re.findall(r"\d{1,9}", iota[1])]
+    else:
+        places = re.sub(r"devices=\[[0-9,]*\]", "", text)
+        numbers = [1 + max((int(n) for n in re.findall(r"\b\d{1,6}\b", places)), default=0)]
+    return min(math.prod(numbers), MAX_DEVICES)
 
 
 def parse_pairs(text: str) -> tuple[tuple[int, int], ...]:

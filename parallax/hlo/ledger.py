@@ -40,12 +40,11 @@ def read_ledger(
         execution, derived from the routing. None, or a result of None, counts the whole buffer as
         an upper bound. The collective's axes and payload_bytes identify it: the CUDA compiler drops
         op_name from these.
-      trips: as for `module_flops`, for loops between a start and its done. A collective inside
-        such a loop is refused all the same.
+      trips: as for `module_flops`. Without a trip count a loop's collectives are counted for one
+        iteration, and name the loop; those in a branch are counted as if it is taken, and say so.
 
     Raises:
-      HloError: a collective whose count depends on data, or that is not understood, or a mesh of
-        another size than the program's.
+      HloError: a collective that is not understood, or a mesh of another size than the program's.
     """
     module = parse_module(program) if isinstance(program, str) else program
     devices = math.prod(mesh_axes.values())
@@ -56,22 +55,18 @@ def read_ledger(
         )
     wrapped = _wrapped_in_start(module, trips)
     found = []
-    for computation, count, branch in executions(module):
+    for computation, count, branch, loop in executions(module, trips):
         for position, instruction in enumerate(computation.instructions):
             kind = _kind(instruction)
             if kind is None:
                 continue
-            if count < 0 or branch:
-                why = "inside a branch" if branch else "in a loop of unknown trip count"
-                raise HloError(
-                    f"line {instruction.line}: %{instruction.name} ({kind}) is {why}: how often it "
-                    "runs is unknown."
-                )
             between = wrapped.get(computation.name)
             if between is None and _is_async(instruction):
                 between = _between(module, computation, position, trips)
             moved = _collective(module, computation, instruction, kind, mesh_axes)
-            moved = with_ragged_bytes(dataclasses.replace(moved, count=int(count)), ragged_bytes)
+            whole = int(count) if count == int(count) else count
+            moved = dataclasses.replace(moved, count=whole, in_branch=branch, open_loop=loop)
+            moved = with_ragged_bytes(moved, ragged_bytes)
             if between is not None:
                 moved = dataclasses.replace(
                     moved, is_async=True, gemms_between=between.gemms, flops_between=between.low

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from parallax.hlo.groups import least_devices
+from parallax.hlo.platform import Platform
 from parallax.hlo.shapes import HloError, Shape
+from parallax.hlo.source import Frame, SourceTables
 
 # Attributes that name computations.
 CALLING = (
@@ -13,15 +16,16 @@ CALLING = (
     "false_computation", "called_computations", "select", "scatter",
 )  # fmt: skip
 _PRODUCTS = ("dot", "custom-call", "convolution", "ragged-dot", "scaled-dot")
-_NAME = re.compile(r"%([^\s,(){}]+)")
+_NAME = re.compile(r"%?([^\s,(){}%]+)")
 
 
 @dataclass(frozen=True)
 class Instruction:
     """One instruction of a computation.
 
-    `operands` are names of other instructions there, `line` is the line in the text, and
-    `parameter` is the number of a parameter, -1 for anything else.
+    `operands` are names of other instructions there, `line` is the line in the text, `parameter`
+    is the number of a parameter, -1 for anything else, and `literal` the value of a constant that
+    is one integer, None for anything else.
     """
 
     name: str
@@ -32,12 +36,18 @@ class Instruction:
     is_root: bool = False
     line: int = field(default=0, compare=False)
     parameter: int = -1
+    literal: int | None = None
 
     @property
     def op_name(self) -> str:
         """JAX's name stack of the op in the Python program; "" if the text has none."""
         match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
         return match.group(1) if match else ""
+
+    @property
+    def is_spmd_generated(self) -> bool:
+        """Whether the partitioner made it: no line of the Python program asks for it."""
+        return 'is_spmd_generated="true"' in self.attributes.get("frontend_attributes", "")
 
     def calls(self) -> dict[str, tuple[str, ...]]:
         """Return the called computations by attribute: calls, body, condition, to_apply, ..."""
@@ -99,13 +109,22 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A parsed HLO module."""
+    """A parsed HLO module; `platform` is what it was compiled for, "" if the text does not show."""
 
     name: str
     attributes: Mapping[str, str]
     computations: Mapping[str, Computation]
     entry: str
+    sources: SourceTables = field(default_factory=SourceTables, compare=False, repr=False)
+    platform: Platform = ""
     _memo: dict = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether its shapes are one device's: before that, arrays are whole and have shardings."""
+        entry = self.computations[self.entry]
+        named = self.is_scheduled or self.entry.endswith("_spmd")
+        return named or not any("sharding" in i.attributes for i in entry.instructions)
 
     @property
     def is_scheduled(self) -> bool:
@@ -113,7 +132,21 @@ class Module:
 
     @property
     def num_partitions(self) -> int:
-        return int(self.attributes.get("num_partitions", "1"))
+        """The number of devices; before optimisation it may follow from the groups alone."""
+        if "num_partitions" in self.attributes or self.is_scheduled:
+            return int(self.attributes.get("num_partitions", "1"))
+        return self._devices_of_groups
+
+    @cached_property
+    def _devices_of_groups(self) -> int:
+        keys = ("replica_groups", "source_target_pairs", "sharding")
+        everything = (i for c in self.computations.values() for i in c.instructions)
+        texts = (i.attributes[key] for i in everything for key in keys if key in i.attributes)
+        return max(map(least_devices, texts), default=1)
+
+    def frames(self, instruction: Instruction) -> tuple[Frame, ...]:
+        """Return the source lines of an instruction, innermost first; () where none are known."""
+        return self.sources.frames_of(instruction.attributes.get("metadata", ""))
 
     def computation(self, name: str) -> Computation:
         """Return the computation of that name; HloError if there is none."""

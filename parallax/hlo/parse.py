@@ -2,82 +2,86 @@
 
 import re
 
-from parallax.hlo.limits import MAX_DEVICES, MAX_LINE, MAX_TEXT, short
+from parallax.hlo.limits import MAX_DEVICES, short
+from parallax.hlo.lines import module_lines
 from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.operands import elements, parse_operands, skip_balanced, split_commas
+from parallax.hlo.platform import platform_of
 from parallax.hlo.shapes import HloError, parse_shape
+from parallax.hlo.source import TABLES, SourceTables, is_table_row, read_tables
 from parallax.hlo.validate import check_module
 
 __all__ = ["Computation", "HloError", "Instruction", "Module", "parse_module"]
 
-_COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) (?=\()")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
-_OPCODE = re.compile(r"([a-z][a-z0-9\-]*)\(")
-_OPERANDS = re.compile(r"(?:(?:, )?(?:/\*index=\d+\*/)?%[^\s,(){}]+)*")
-_OPERAND = re.compile(r"%([^\s,(){}]+)")
+_COMPUTATION = re.compile(r"(ENTRY )?\s*%?([^\s(){}%]+)\s*(\(.* -> .*)?\{")
+_END = re.compile(r'\}(, execution_thread="[^"]*")?')
+_INSTRUCTION = re.compile(r"(ROOT )?\s*%?([^\s%]+) = ")
+_OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 _KEY = re.compile(r"[A-Za-z0-9_\-]+")
-_DELIMITER = re.compile(r'[(){}\[\],"]')
-_OPENING, _CLOSING = "({[", ")}]"
-# Tables between the module's header and its computations, which name source lines.
-_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 
 def parse_module(text: str) -> Module:
-    """Parse `compiled.as_text()`.
+    """Parse `compiled.as_text()`, or a dump of XLA's.
 
     Raises:
       HloError: the text has anything that is not understood; names the line.
     """
-    if len(text) > MAX_TEXT:
-        raise HloError(f"text of {len(text)} characters: expected {MAX_TEXT} at most.")
-    lines = text.split("\n")
-    if len(longest := max(lines, key=len)) > MAX_LINE:
-        raise HloError(
-            f"line {lines.index(longest) + 1}: {len(longest)} characters, expected {MAX_LINE} at "
-            "most."
-        )
-    if not lines[0].startswith("HloModule "):
-        raise HloError(f"line 1: expected 'HloModule NAME, ...', got {lines[0][:60]!r}.")
-    name, _, rest = lines[0].removeprefix("HloModule ").partition(",")
-    attributes = _attributes(rest, 1)
-    _check_devices(attributes)
-    entry, computations = _computations(lines)
+    lines = module_lines(text)
+    start = next(n for n, line in enumerate(lines) if line)
+    name, _, rest = lines[start].removeprefix("HloModule ").partition(",")
+    attributes = _attributes(rest, start + 1)
+    _check_devices(attributes, start + 1)
+    entry, computations, tables = _computations(lines, start + 1)
     if entry is None:
         raise HloError(f"module {name}: no ENTRY computation: text is cut off.")
-    module = Module(name, attributes, computations, entry)
+    module = Module(name, attributes, computations, entry, tables, platform_of(text))
     check_module(module)
     return module
 
 
-def _check_devices(attributes: dict[str, str]) -> None:
+def _check_devices(attributes: dict[str, str], number: int) -> None:
     partitions = attributes.get("num_partitions", "1")
     if not (re.fullmatch(r"[0-9]{1,9}", partitions) and 1 <= int(partitions) <= MAX_DEVICES):
         raise HloError(
-            f"line 1: num_partitions={short(partitions)}: expected a number from 1 to "
+            f"line {number}: num_partitions={short(partitions)}: expected a number from 1 to "
             f"{MAX_DEVICES}."
         )
     if attributes.get("replica_count", "1") != "1":
-        raise HloError("line 1: replica_count over 1 (pmap) is not understood. Use shard_map.")
+        raise HloError(
+            f"line {number}: replica_count over 1 (pmap) is not understood. Use shard_map."
+        )
 
 
-def _computations(lines: list[str]) -> tuple[str | None, dict[str, Computation]]:
-    """Return the name of the ENTRY computation, None without one, and all computations."""
+def _computations(
+    lines: list[str], start: int
+) -> tuple[str | None, dict[str, Computation], SourceTables]:
+    """Return the name of the ENTRY computation, None without one, all computations, the tables."""
     computations: dict[str, Computation] = {}
-    entry, header, instructions, in_table = None, None, [], False
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            in_table = False
+    tables: dict[str, list[str]] = {}
+    entry, header, table = None, None, None
+    known: dict[str, Instruction] = {}
+    instructions: list[Instruction] = []
+    for number, line in enumerate(lines[start:], start + 1):
+        if not line:
+            table = None
         elif header is not None:
-            if line == "}":
+            if _END.fullmatch(line):
                 computations[header[2]] = Computation(
-                    header[2], tuple(instructions), header.string[header.end() : -2]
+                    header[2], tuple(instructions), (header[3] or "").strip()
                 )
                 header = None
             else:
-                instructions.append(_instruction(line, number))
-        elif line in _TABLES:
-            in_table = True
-        elif not in_table:
-            header, instructions = _header(line, number), []
+                new = _instruction(line, number, known)
+                made = [*elements(new.operands, number, known), new]
+                instructions += made
+                known.update((i.name, i) for i in made)
+        elif line in TABLES:
+            table = tables.setdefault(line, [])
+        elif table is not None and is_table_row(line):
+            table.append(line)
+        else:
+            header, instructions, known, table = _header(line, number), [], {}, None
             if header[2] in computations:
                 raise HloError(f"line {number}: computation %{header[2]} is defined twice.")
             if header[1] and entry is not None:
@@ -87,35 +91,33 @@ def _computations(lines: list[str]) -> tuple[str | None, dict[str, Computation]]
         raise HloError(
             f"line {len(lines)}: computation %{header[2]} does not end: text is cut off."
         )
-    return entry, computations
+    return entry, computations, read_tables(tables)
 
 
 def _header(line: str, number: int) -> re.Match:
-    """Match a computation's first line, `[ENTRY ]%NAME (parameters) -> result {`."""
-    match = _COMPUTATION.match(line)
-    if match is None or " -> " not in line or not line.endswith(" {"):
+    """Match a computation's first line, `[ENTRY ]%NAME [(parameters) -> result ]{`."""
+    match = _COMPUTATION.fullmatch(line)
+    if match is None:
         raise HloError(f"line {number}: expected a computation, got {line[:80]!r}.")
     return match
 
 
-def _instruction(line: str, number: int) -> Instruction:
+def _instruction(line: str, number: int, known: dict[str, Instruction]) -> Instruction:
     head = _INSTRUCTION.match(line)
     if head is None:
         raise HloError(f"line {number}: expected '%name = shape opcode(...)', got {line[:80]!r}.")
     at = head.end()
-    shape_end = _skip_balanced(line, at, number) if line[at : at + 1] == "(" else line.find(" ", at)
-    opcode = _OPCODE.match(line, shape_end + 1)
+    shape_end = skip_balanced(line, at, number) if line[at : at + 1] == "(" else line.find(" ", at)
+    opcode = _OPCODE.match(line, shape_end)
     if shape_end < 0 or opcode is None:
         raise HloError(
             f"line {number}: expected a shape and an opcode, got {line[at : at + 80]!r}."
         )
-    operands_end = _skip_balanced(line, opcode.end() - 1, number)
+    operands_end = skip_balanced(line, opcode.end() - 1, number)
     inside = line[opcode.end() : operands_end - 1]
     literal = opcode[1] in ("constant", "parameter")
     if opcode[1] == "parameter" and not re.fullmatch(r"[0-9]{1,9}", inside):
         raise HloError(f"line {number}: expected parameter(N), got {inside[:40]!r}.")
-    if not literal and not _OPERANDS.fullmatch(inside):
-        raise HloError(f"line {number}: expected operands '%a, %b', got {inside[:80]!r}.")
     rest = line[operands_end:]
     if rest and not rest.startswith(","):
         raise HloError(f"line {number}: expected attributes after operands, got {rest[:60]!r}.")
@@ -127,54 +129,18 @@ def _instruction(line: str, number: int) -> Instruction:
         name=head[2],
         opcode=opcode[1],
         shape=shape,
-        operands=() if literal else tuple(_OPERAND.findall(inside)),
+        operands=() if literal else parse_operands(inside, number, known),
         attributes=_attributes(rest[1:], number),
         is_root=bool(head[1]),
         line=number,
         parameter=int(inside) if opcode[1] == "parameter" else -1,
-    )
-
-
-def _skip_balanced(line: str, start: int, number: int) -> int:
-    """Return the position after the bracket that closes the one at `start`, skipping quotes."""
-    depth, quoted = 0, False
-    for match in _DELIMITER.finditer(line, start):
-        char = match[0]
-        if char == '"':
-            if not (quoted and line[match.start() - 1] == "\\"):
-                quoted = not quoted
-        elif not quoted and char in _OPENING:
-            depth += 1
-        elif not quoted and char in _CLOSING:
-            depth -= 1
-            if depth == 0:
-                return match.end()
-    raise HloError(
-        f"line {number}: a bracket or quote does not close: {line[start : start + 60]!r}."
+        literal=int(inside) if opcode[1] == "constant" and _INTEGER.fullmatch(inside) else None,
     )
 
 
 def _attributes(text: str, number: int) -> dict[str, str]:
-    attributes, depth, quoted, start = {}, 0, False, 0
-    pieces = []
-    for match in _DELIMITER.finditer(text):
-        char = match[0]
-        if char == '"':
-            if not (quoted and text[match.start() - 1] == "\\"):
-                quoted = not quoted
-        elif quoted:
-            continue
-        elif char in _OPENING:
-            depth += 1
-        elif char in _CLOSING:
-            depth -= 1
-        elif depth == 0:
-            pieces.append(text[start : match.start()])
-            start = match.end()
-    if depth or quoted:
-        raise HloError(f"line {number}: attributes do not close: {text[:80]!r}.")
-    pieces.append(text[start:])
-    for piece in pieces:
+    attributes: dict[str, str] = {}
+    for piece in split_commas(text, number):
         if piece.strip():
             key, equals, value = piece.strip().partition("=")
             if not equals or not _KEY.fullmatch(key) or key in attributes:

@@ -1,6 +1,5 @@
 """The reader of execution traces: a scheduled module as steps; unknown forms are refused."""
 
-import math
 import re
 from dataclasses import dataclass, field
 
@@ -20,17 +19,13 @@ from parallax.hlo.execution_trace import (
     Step,
     Wait,
 )
-from parallax.hlo.flops import (
-    Trips,
-    custom_call_target,
-    dot_dims,
-    expected_trips,
-    trip_count,
-)
+from parallax.hlo.library import passes, unknown_call
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.opcodes import OPCODES
+from parallax.hlo.products import custom_call_target, product
 from parallax.hlo.shapes import HloError, Shape
-from parallax.hlo.traffic import result_shape, traffic
+from parallax.hlo.traffic import host_traffic, result_shape, traffic
+from parallax.hlo.trip_counts import Trips, expected_trips, loop_name, trip_count
 
 _FREE = frozenset({
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id",
@@ -39,10 +34,6 @@ _FREE = frozenset({
 })  # fmt: skip
 _SENDING = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
             "ragged-all-to-all")  # fmt: skip
-# Custom calls that launch nothing measurable, or whose bytes are all of their cost.
-_COPYING = re.compile(
-    r"(Sharding|annotate_device_placement|AllocateBuffer|MoveToHost|MoveToDevice)"
-)
 _STAGE = re.compile(r"-(start|update|done)$")
 
 
@@ -55,8 +46,7 @@ def read_trace(module: Module, ledger: Ledger, trips: Trips | None = None) -> Ex
       trips: as for `read_ledger`.
 
     Raises:
-      HloError: the module is not scheduled, a loop's trip count is unknown, or the cost of
-        something is not understood.
+      HloError: the module is not scheduled, or the cost of something is not understood.
     """
     if not module.is_scheduled:
         raise HloError(
@@ -72,7 +62,10 @@ def read_trace(module: Module, ledger: Ledger, trips: Trips | None = None) -> Ex
     reader.read(module.entry)
     unknown = {k.unknown for steps in reader.steps.values() for s in steps
                if isinstance(k := getattr(s, "what", s), Kernel) and k.unknown}  # fmt: skip
-    return ExecutionTrace(module.entry, reader.steps, module.num_partitions, tuple(sorted(unknown)))
+    return ExecutionTrace(
+        module.entry, reader.steps, module.num_partitions, tuple(sorted(unknown)),
+        tuple(sorted(reader.open_loops)),
+    )  # fmt: skip
 
 
 @dataclass
@@ -83,6 +76,7 @@ class _Reader:
     collectives: dict[str, Collective]
     trips: Trips | None
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    open_loops: set[str] = field(default_factory=set)
 
     def read(self, name: str) -> None:
         """Read the steps of a computation and of all that it runs."""
@@ -135,14 +129,12 @@ class _Reader:
         body, condition = calls["body"][0], calls["condition"][0]
         self.read(body)
         self.read(condition)
-        count = expected_trips(i, self.trips)
+        count = expected_trips(self.module, computation, i, self.trips)
         if count is None:
-            raise HloError(
-                f"line {i.line}: %{i.name}: a loop of unknown trip count, op_name {i.op_name!r}. "
-                "Pass trips={scope: executions each time it is reached}, with a named scope right "
-                "around the loop."
-            )
-        known, held = trip_count(i) is not None, self.held(computation, i, body)
+            self.open_loops.add(loop_name(i))
+            count = 1.0
+        known = trip_count(self.module, computation, i) is not None
+        held = self.held(computation, i, body)
         return [Loop(i.name, float(count), body, condition, known, held)]
 
     def held(
@@ -207,23 +199,23 @@ class _Reader:
 
     def kernel(self, computation: Computation, i: Instruction) -> Kernel:
         base = i.opcode.removesuffix("-start")
-        if base in ("send", "recv", "infeed", "outfeed", "collective-broadcast"):
+        if base == "collective-broadcast":
             raise HloError(f"line {i.line}: %{i.name}: the cost of {base} is not understood.")
         reads, written = traffic(self.module, computation, i)
         makers = self.makers(computation)
         reads = tuple((makers[name], size) for name, size in reads)
+        to_host, from_host = host_traffic(computation, i, reads, written)
         gemms = self.gemms(computation, i)
-        made = {"reads": reads, "written_bytes": written, "op_name": i.op_name}
-        if base == "custom-call":
-            return _custom_call(computation, i, gemms, made)
+        made = {"reads": reads, "written_bytes": written, "op_name": i.op_name,
+                "to_host_bytes": to_host, "from_host_bytes": from_host}  # fmt: skip
+        if base == "custom-call" or unknown_call(computation, i):
+            return _library_call(computation, i, gemms, made)
         declared = self.declared_inside(i)
         if declared is not None:
             return _hand_written(i, declared, made)
-        if base == "sort":
-            size = max((math.prod(s.dims) for s in computation.operand_shapes(i)), default=1)
-            passes = max(1.0, math.log2(max(2, size)))
-            reads = tuple((n, b * passes) for n, b in reads)
-            made |= {"reads": reads, "written_bytes": written * passes}
+        if (times := passes(self.module, computation, i)) > 1.0:
+            reads = tuple((n, b * times) for n, b in reads)
+            made |= {"reads": reads, "written_bytes": written * times}
         return Kernel(i.name, gemms=gemms, **made)
 
     def declared_inside(self, i: Instruction) -> Declared | None:
@@ -250,11 +242,9 @@ class _Reader:
 
     def gemms(self, computation: Computation, i: Instruction) -> tuple[Gemm, ...]:
         """Return the matrix products of one launch, however deep in fusions."""
-        dims = dot_dims(computation, i)
-        if dims is not None:
-            return (Gemm(*dims, dtype=_product_dtype(computation, i)),)
-        if i.opcode in ("convolution", "ragged-dot", "scaled-dot"):
-            raise HloError(f"line {i.line}: %{i.name}: the cost of {i.opcode} is not understood.")
+        found = product(computation, i)
+        if found is not None:
+            return (Gemm(*found),)
         if i.opcode.removesuffix("-start") != "fusion":
             return ()
         name = i.calls()["calls"][0]
@@ -267,8 +257,7 @@ class _Reader:
         return self.module._memo[key]
 
 
-def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: dict) -> Kernel:
-    target = custom_call_target(i)
+def _library_call(computation: Computation, i: Instruction, gemms: tuple, made: dict) -> Kernel:
     if gemms:
         # A library's workspace is scratch, not traffic.
         made["written_bytes"] = float(_first(result_shape(i)).n_bytes)
@@ -279,8 +268,9 @@ def _custom_call(computation: Computation, i: Instruction, gemms: tuple, made: d
     declared = declared_cost(i)
     if declared is not None:
         return _hand_written(i, declared, made)
-    unknown = "" if _COPYING.match(target) else target
-    return Kernel(i.name, unknown=unknown, **made)
+    if custom_call_target(i) == "AllocateBuffer" and result_shape(i).host_bytes:
+        made |= {"written_bytes": 0.0, "to_host_bytes": 0.0}  # memory is set aside, not written
+    return Kernel(i.name, unknown=unknown_call(computation, i), **made)
 
 
 def _hand_written(i: Instruction, declared: Declared, made: dict) -> Kernel:
@@ -292,14 +282,3 @@ def _hand_written(i: Instruction, declared: Declared, made: dict) -> Kernel:
 
 def _first(shape: Shape) -> Shape:
     return shape.elements[0] if shape.elements else shape
-
-
-def _product_dtype(computation: Computation, i: Instruction) -> str:
-    """Return the dtype that tensor cores multiply: TF32 for float32 unless precision is highest."""
-    kinds = {s.dtype for s in computation.operand_shapes(i)[:2]}
-    widest = max(kinds, key=lambda d: ("s8", "f16", "bf16", "f32", "f64").index(d)
-                 if d in ("s8", "f16", "bf16", "f32", "f64") else -1)  # fmt: skip
-    if widest == "f32":
-        asked = i.attributes.get("operand_precision", "") + i.attributes.get("backend_config", "")
-        return "f32" if "highest" in asked.lower() else "tf32"
-    return widest

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from parallax.hlo.limits import (
     MAX_DIGITS,
@@ -20,6 +20,7 @@ _BITS = {
     "c64": 64, "c128": 128, "token": 0, "opaque": 0,
 }  # fmt: skip
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
+_HOST = re.compile(r"S\(5\)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
@@ -29,11 +30,22 @@ class HloError(ValueError):
 
 @dataclass(frozen=True)
 class Shape:
-    """An array's dtype (HLO name) and dims, or a tuple of shapes (dtype "tuple")."""
+    """An array's dtype (HLO name) and dims, or a tuple of shapes (dtype "tuple").
+
+    `on_host` is whether the layout puts the array in the host's memory.
+    """
 
     dtype: str
     dims: tuple[int, ...] = ()
     elements: tuple["Shape", ...] = ()
+    on_host: bool = field(default=False, compare=False)
+
+    @property
+    def host_bytes(self) -> int:
+        """The bytes of the array, or of all arrays in the tuple, in the host's memory."""
+        if self.dtype == "tuple":
+            return sum(e.host_bytes for e in self.elements)
+        return self.n_bytes if self.on_host else 0
 
     @property
     def n_bytes(self) -> int:
@@ -79,7 +91,7 @@ def _shape_at(text: str, start: int, depth: int = 0) -> tuple[Shape, int]:
     match = _ARRAY.match(text, start)
     if match is None:
         raise HloError(f"shape {short(text)}: expected dtype[dims] at column {start}.")
-    dtype, dims, _ = match.groups()
+    dtype, dims, layout = match.groups()
     if dtype not in _BITS:
         raise HloError(f"shape {short(text)}: unknown dtype {dtype!r}.")
     parts = dims.split(",") if dims else []
@@ -90,4 +102,5 @@ def _shape_at(text: str, start: int, depth: int = 0) -> tuple[Shape, int]:
     sizes = tuple(int(part) for part in parts)
     if math.prod(size or 1 for size in sizes) > MAX_ELEMENTS:
         raise HloError(f"shape {short(text)}: over {MAX_ELEMENTS} elements.")
-    return Shape(dtype, sizes), match.end()
+    on_host = layout is not None and _HOST.search(layout) is not None
+    return Shape(dtype, sizes, on_host=on_host), match.end()

@@ -6,9 +6,9 @@ an array that it updates in place. Needed elements are traced from the root back
 
 import math
 
-from parallax.hlo.flops import CUBLAS as _CUBLAS
-from parallax.hlo.flops import custom_call_target
 from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.products import CUBLAS as _CUBLAS
+from parallax.hlo.products import custom_call_target
 from parallax.hlo.shapes import HloError, Shape
 
 # These read as many elements of the first operand as the result has.
@@ -50,11 +50,27 @@ def traffic(
     return tuple(zip(instruction.operands, reads, strict=True)), written
 
 
+def host_traffic(
+    computation: Computation, instruction: Instruction, reads: Reads, written: float
+) -> tuple[float, float]:
+    """Count the bytes of a launch's `traffic` that go to the host's memory, and come from it."""
+    operands, result = computation.operand_shapes(instruction), result_shape(instruction)
+    target = custom_call_target(instruction)
+    share = result.host_bytes / result.n_bytes if result.n_bytes else 0.0
+    to_host = written * (1.0 if target == "MoveToHost" else share)
+    from_host = sum(
+        size
+        for shape, (_, size) in zip(operands, reads, strict=True)
+        if shape.on_host or target == "MoveToDevice"
+    )
+    return to_host, from_host
+
+
 def result_shape(instruction: Instruction) -> Shape:
     """Return the shape of the result; for an async start without its operands and context."""
     elements = instruction.shape.elements
     if instruction.opcode.endswith("-start") and len(elements) > 1:
-        return elements[1]
+        return elements[0] if instruction.opcode == "copy-start" else elements[1]
     return instruction.shape
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from parallax.bounds import Transfer
 from parallax.cost.estimating import KERNEL_EFFICIENCY
 from parallax.cost.links import all_link_bytes
+from parallax.hlo.caveats import branch_caveats, open_caveats
 from parallax.hlo.compare import Totals, differing_totals
 from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
@@ -171,11 +172,8 @@ def compile_lowered(
         work = read_trace(module, ledger, trips)
     except HloError as error:
         unpriced = str(error)
-    if flops.low != flops.high:
-        said.append(
-            f"a branch depends on data: {flops.low:.4g} to {flops.high:.4g} FLOPs a device, "
-            "the larger is shown"
-        )
+    said += branch_caveats(ledger, flops)
+    said += open_caveats(flops.open | set(ledger.open_loops))
     said += notes
     if kernels := declared_kernels(module):
         said.append(

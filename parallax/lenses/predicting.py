@@ -1,8 +1,9 @@
 """The predict lens: the cost model's estimate for a compiled program, with its roofline."""
 
-from parallax.cost import Rates, error_bar, estimate_cost, joules, rates_of
+from parallax.cost import Rates, estimate_cost, joules, known_error_bar, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
 from parallax.cost.totals import unvalidated
+from parallax.hlo.caveats import open_caveats
 from parallax.meshes.cluster import Cluster
 from parallax.results.lens_results import Bound, Compilation, Figure, Prediction
 
@@ -34,11 +35,15 @@ def predict(
     rates = rates or rates_of(cluster.gpu.name)
     cost = estimate_cost(compilation.work, cluster, rates)
     bound = roofline(compilation, cluster, dtype)
-    low, high = error_bar(cost, rates)
+    low, high = known_error_bar(cost, rates, compilation.work)
     between = any(crosses_nodes(c, cluster) for c in compilation.collectives)
-    note = f"80 % error bar; {rates.name} rates {rates.version}"
+    bar = "80 % error bar"
+    if high is None:
+        bar = "lower bound, no error bar" if low is None else "lower bound, no upper end of its bar"
+    note = f"{bar}; {rates.name} rates {rates.version}"
     tokens, step = compilation.tokens, max(cost.seconds, bound.step_s.value)
-    low, high = max(low, bound.step_s.value), max(high, step)
+    low = low and max(low, bound.step_s.value)
+    high = high and max(high, step)
     terms = dict(cost.terms)
     if step > cost.seconds:
         terms["up to the roofline"] = step - cost.seconds
@@ -46,14 +51,18 @@ def predict(
     if useful_flops is not None:
         peak = cluster.gpu.peak_flops(dtype) * cluster.devices
         mfu = Figure(useful_flops / (step * peak), "1", "modelled")
-    notes = [f"only the bytes of custom call {t!r} are priced" for t in compilation.work.unpriced]
     return Prediction(
         rates=f"{rates.name} {rates.version}",
         cluster=cluster.name,
         phase=compilation.phase,
         step_s=Figure(step, "s", "modelled", low, high, note),
         tokens_per_s=Figure(
-            tokens / step, compilation.rate_unit, "modelled", tokens / high, tokens / low, note
+            tokens / step,
+            compilation.rate_unit,
+            "modelled",
+            high and tokens / high,
+            low and tokens / low,
+            note,
         ),
         terms_s=dict(sorted(terms.items(), key=lambda term: -term[1])),
         exposed_s=Figure(cost.exposed_s, "s", "modelled"),
@@ -69,7 +78,7 @@ def predict(
         mfu=mfu,
         unvalidated=unvalidated(compilation.work, crosses_nodes=between),
         estimate_s=estimate_s,
-        notes=tuple(notes),
+        notes=open_caveats(compilation.work.open_loops, compilation.work.unpriced),
     )
 
 
@@ -91,7 +100,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
         ("L2", gpu.l2_bytes_per_s) if size <= gpu.l2_bytes else ("HBM", gpu.hbm_bytes_per_s)
     )
     terms = {
-        "compute": compilation.gemm_flops / gpu.peak_flops(dtype),
+        "compute": _compute_seconds(compilation, cluster, dtype),
         f"{what} from {level}": size / rate,
         "NVLink": links["nvlink"] / gpu.nvlink_bytes_per_s,
         "network": links["nic"] / cluster.nic_bytes_per_s,
@@ -108,3 +117,14 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
             high=compilation.tokens / step, note=f"upper bound, set by {bound}",
         ),
     )  # fmt: skip
+
+
+def _compute_seconds(compilation: Compilation, cluster: Cluster, dtype: str) -> float:
+    """Compute the seconds of all products at peak rates: 8-bit ones at theirs, the rest at one."""
+    gpu, eight = cluster.gpu, {"f8": "float8", "s8": "int8"}
+    narrow = {} if compilation.work is None else compilation.work.dtype_flops()
+    faster = {d: f for d, f in narrow.items() if d in eight}
+    # A branch's products may be in the one account and not in the other.
+    rest = max(0.0, compilation.gemm_flops - sum(faster.values()))
+    seconds = rest / gpu.peak_flops(dtype)
+    return seconds + sum(flops / gpu.peak_flops(eight[d]) for d, flops in faster.items())

@@ -61,7 +61,7 @@ def busiest_timeline(
 
 def _busiest(module: Module, trips: Trips | None) -> Computation | None:
     best: tuple[tuple[float, float], Computation] | None = None
-    for computation, count, _ in executions(module, trips):
+    for computation, count, _, _ in executions(module, trips):
         if computation.name == module.entry or count <= 0:
             continue
         own, sent = 0.0, 0.0

@@ -152,10 +152,13 @@ def _fast(result: StrategyResult) -> Answer:
     if prediction is None:
         return _not_run(result, "predict")
     step = prediction.step_s
-    assert step.low is not None
-    assert step.high is not None
     headline = words.in_tokens_per_s(prediction.tokens_per_s.value)
-    bar = f"{words.in_seconds(step.low)} to {words.in_seconds(step.high)}"
+    if step.low is None:
+        bar = "at least, some of it unpriced"
+    elif step.high is None:
+        bar = "at least, a loop's trip count being unknown"
+    else:
+        bar = f"{words.in_seconds(step.low)} to {words.in_seconds(step.high)}"
     parts = [
         Part(f"{words.STEPS[prediction.phase]} {words.in_seconds(step.value)}, {bar}", "modelled")
     ]

@@ -201,13 +201,16 @@ def _combine(
     """Combine the figures of a whole request: a prefill, and a step for every further token."""
     tokens = request.batch * request.output_len
 
-    def whole(ttft_s: float | None, tpot_s: float | None) -> float:
-        return (ttft_s or 0.0) + (request.output_len - 1) * (tpot_s or 0.0)
+    def whole(ttft_s: float, tpot_s: float) -> float:
+        return ttft_s + (request.output_len - 1) * tpot_s
+
+    def rate_at(ttft_s: float | None, tpot_s: float | None) -> float | None:
+        return None if ttft_s is None or tpot_s is None else tokens / whole(ttft_s, tpot_s)
 
     step = tpot or Figure(0.0, "s", "modelled", 0.0, 0.0)
     rate = Figure(
         tokens / whole(ttft.value, step.value), "tokens/s", "modelled",
-        tokens / whole(ttft.high, step.high), tokens / whole(ttft.low, step.low),
+        rate_at(ttft.high, step.high), rate_at(ttft.low, step.low),
     )  # fmt: skip
     return Timing(
         ttft, tpot, rate, Figure(energy / tokens, "J", "modelled"), Figure(memory, "B", tag), terms,

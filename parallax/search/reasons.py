@@ -11,6 +11,7 @@ _SAID = {
     "matrix products": "matrix products",
     "memory": "passes over memory",
     "attention": "attention",
+    "host copies": "copies to and from the host",
     "launches": "kernel launches",
 }
 

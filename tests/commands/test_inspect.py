@@ -5,7 +5,6 @@ import json
 import pytest
 
 from parallax.commands.inspect import inspect_text
-from parallax.hlo import HloError
 from tests.lenses.test_timeline import TEXT
 
 
@@ -37,8 +36,6 @@ def test_another_cluster_and_rates_change_the_time_only():
     [
         ("", {}, "expected 'HloModule"),
         (TEXT[:-40], {}, "line"),
-        (TEXT.replace("is_scheduled=true, ", ""), {}, "not scheduled"),
-        (TEXT.replace('{"known_trip_count":{"n":"3"}}', "{}"), {}, "unknown trip count"),
         (TEXT, {"cluster": "h100_4x8"}, "runs on 16 devices, cluster h100_4x8 has 32"),
         (TEXT, {"mesh": "data=4"}, "compiled for 16 partitions"),
         (TEXT, {"cluster": "abacus"}, "unknown cluster"),
@@ -49,13 +46,30 @@ def test_what_is_not_understood_is_refused(text, changes, says):
         inspect_text(text, **changes)
 
 
-def test_a_loop_of_data_is_told_by_trips():
-    """One that sends nothing; how often a collective runs is never taken on trust."""
-    lines = [line for line in TEXT.splitlines() if "%send" not in line]
-    text = "\n".join(lines).replace("fusion(%come, %gemm)", "fusion(%x, %gemm)").replace(
+def test_a_loop_of_data_counts_once_or_takes_its_trips():
+    text = TEXT.replace(
         'backend_config={"known_trip_count":{"n":"3"}}', 'metadata={op_name="jit(f)/tiles/while"}'
-    )  # fmt: skip
-    with pytest.raises(HloError, match="unknown trip count"):
-        inspect_text(text)
-    two, four = (inspect_text(text, trips={"tiles": n}).cost.seconds for n in (2, 4))
-    assert four == pytest.approx(2 * two, rel=1e-6)
+    )
+    once = inspect_text(text)
+    assert once.error_bar[0] is not None
+    assert once.error_bar[1] is None
+    (note,) = once.notes
+    assert "loop tiles (line 27) of unknown trip count" in note
+    assert once.ledger.open_loops == ("tiles (line 27)",)
+    two, four = (inspect_text(text, trips={"tiles": n}) for n in (2, 4))
+    assert four.cost.seconds == pytest.approx(2 * two.cost.seconds, rel=1e-6)
+    assert [c.count for found in (once, two, four) for c in found.ledger] == [1, 2, 4]
+    assert two.gemm_flops == 2 * once.gemm_flops
+    assert two.notes == ()
+    assert None not in two.error_bar
+
+
+def test_a_text_before_scheduling_has_counts_and_no_time():
+    found = inspect_text(TEXT.replace("is_scheduled=true, ", ""))
+    scheduled = inspect_text(TEXT)
+    assert found.cost is None
+    assert "not scheduled" in found.untimed
+    assert "compiled.as_text()" in found.untimed
+    assert found.gemm_flops == scheduled.gemm_flops
+    assert found.ledger.total() == scheduled.ledger.total()
+    assert json.loads(json.dumps(found.to_dict()))["step"] is None

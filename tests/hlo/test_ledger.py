@@ -132,7 +132,7 @@ def _conditional(compiler, body):
     )
 
 
-def test_what_depends_on_data_is_refused(compiler):
+def test_what_depends_on_data_is_counted_and_says_so(compiler):
     def branch(x, w, p):
         return lax.cond(p > 0, lambda: lax.psum(x @ w, "b"), lambda: x)
 
@@ -141,12 +141,20 @@ def test_what_depends_on_data_is_refused(compiler):
             lambda c: c[0] < p, lambda c: (c[0] + 1, lax.psum(c[1] @ w, "b")), (jnp.int32(0), x)
         )[1]
 
-    for body, why in ((branch, "inside a branch"), (loop, "unknown trip count")):
+    for body, low, is_open in ((branch, 0, False), (loop, 1, True)):
         case = _conditional(compiler, body)
-        with pytest.raises(HloError, match=why):
-            read_ledger(case.text, case.axes)
+        ledger = read_ledger(case.text, case.axes)
+        (moved,) = ledger
+        assert (moved.kind, moved.count, moved.low_count) == ("all-reduce", 1, low)
+        assert bool(moved.open_loop) == bool(ledger.open_loops) == is_open
+        assert (ledger.low_total == 0) == (low == 0)
+        flops = module_flops(parse_module(case.text))
+        assert (flops.low, flops.high) == (low * 2 * 16**3, 2 * 16**3)
+        assert flops.open == frozenset(ledger.open_loops)
         with pytest.raises(HloError, match="how often it runs is unknown"):
             jaxpr_ledger(case.jaxpr, case.axes)
+    (moved,) = read_ledger(case.text, case.axes, trips={"while": 2.5})
+    assert (moved.count, moved.open_loop) == (2.5, "")
 
 
 def test_flops_of_a_branch_are_a_range(compiler):

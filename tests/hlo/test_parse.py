@@ -53,7 +53,7 @@ def test_a_module_by_hand():
         (" dot(", " dit(", "line 12.*not understood"),
         ("dot(%r, %p)", "dot(%r)", "expected two operands"),
         ("dot(%r, %p)", "dot(%r, %q)", "line 12: %d takes %q"),
-        ("dot(%r, %p)", "dot(%r, p)", "line 12: expected operands"),
+        ("dot(%r, %p)", "dot(%r, (p))", "line 12: expected operands"),
         ("f32[8,8]{1,0} dot", "f32[8,9]{1,0} dot", "is not"),
         ("%r = f32[8,4]", "%r = f32[8,5]", "line 11.*bytes back"),
         ("{{0,1},{2,3}}", "{{0,1},{2,4}}", "line 11.*each once"),

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from parallax.hlo import HloError, compare, jaxpr_ledger, parse_module, read_ledger
+from parallax.hlo.caveats import open_caveats
 from parallax.hlo.flops import executions, module_flops
 
 P = PartitionSpec
@@ -121,10 +122,11 @@ def test_flops_of_tiles_are_those_of_the_trips_given(routed):
 
 
 @pytest.mark.parametrize("trips", [None, {}, {"other": 1}, {"": 1}])
-def test_without_trips_the_message_says_what_to_pass(routed, trips):
-    module = parse_module(routed.text)
-    with pytest.raises(HloError, match=r"expert_tiles/while'. Pass trips=\{scope"):
-        module_flops(module, trips=trips)
+def test_without_trips_a_loop_counts_once_and_says_what_to_pass(routed, trips):
+    flops = module_flops(parse_module(routed.text), trips=trips)
+    assert flops.high == 3 * TILE_FLOPS
+    (note,) = open_caveats(flops.open)
+    assert "'expert_tiles': iterations" in note
 
 
 @pytest.mark.parametrize("wrong", [-1, float("inf"), float("nan")])
@@ -143,10 +145,10 @@ def test_two_scopes_that_disagree_about_a_loop_are_refused(routed):
 
 def test_executions_are_open_until_trips_are_given(routed):
     module = parse_module(routed.text)
-    assert -1 in {count for _, count, _ in executions(module)}
-    counts = {count for _, count, _ in executions(module, TRIPS)}
-    assert 7.5 in counts
-    assert -1 not in counts
+    assert {e.loop.split(" ")[0] for e in executions(module)} == {"", "expert_tiles"}
+    given = list(executions(module, TRIPS))
+    assert 7.5 in {e.count for e in given}
+    assert {e.loop for e in given} == {""}
 
 
 def test_a_loop_in_a_loop_needs_a_scope_of_its_own(cuda):
@@ -173,14 +175,15 @@ def test_a_loop_in_a_loop_needs_a_scope_of_its_own(cuda):
         ((4,), jnp.int32),
     )
     module = parse_module(case.text)
-    with pytest.raises(HloError, match="inner_tiles"):
-        module_flops(module, trips={"outer_tiles": 2})
+    outer = module_flops(module, trips={"outer_tiles": 2})
+    assert outer.high == 2 * TILE_FLOPS
+    assert [name.split(" ")[0] for name in outer.open] == ["inner_tiles"]
     both_trips = {"outer_tiles": 2, "inner_tiles": 5}
     assert module_flops(module, trips=both_trips).high == 2 * 5 * TILE_FLOPS
     assert len(jaxpr_ledger(case.jaxpr, AXES)) == 0
 
 
-def test_a_collective_in_such_a_loop_stays_refused(cuda):
+def test_a_collective_in_such_a_loop_takes_its_trips(cuda):
     def body(x, n):
         with jax.named_scope("expert_tiles"):
             return lax.while_loop(
@@ -192,9 +195,10 @@ def test_a_collective_in_such_a_loop_stays_refused(cuda):
         body, mesh=mesh, in_specs=(P("a"), P()), out_specs=P("a"), check_vma=False
     )
     case = cuda(mapped, mesh, ((64, 16), jnp.float32, "a"), ((), jnp.int32))
-    for trips in (None, {"expert_tiles": 1}, {"expert_tiles": 2.0}):
-        with pytest.raises(HloError, match="unknown trip count"):
-            read_ledger(case.text, AXES, trips=trips)
+    for trips, count in ((None, 1), ({"expert_tiles": 1}, 1), ({"expert_tiles": 2.5}, 2.5)):
+        (moved,) = read_ledger(case.text, AXES, trips=trips)
+        assert moved.count == count
+        assert moved.open_loop.startswith("expert_tiles ") == (trips is None)
 
 
 SYNC = """\
@@ -271,8 +275,8 @@ def test_tiles_between_start_and_done_count_with_their_trips():
     # The number of products is rounded up.
     assert (moved.gemms_between, moved.flops_between) == (3, 2.5 * 2 * 8**3)
     for trips in (None, {"layers": 2.5}):
-        with pytest.raises(HloError, match="Pass trips"):
-            read_ledger(TILES, SMALL, trips=trips)
+        (moved,) = read_ledger(TILES, SMALL, trips=trips)
+        assert (moved.gemms_between, moved.flops_between) == (1, 2 * 8**3)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_loop_of_routed_length_is_drawn_where_its_trips_are_given():
     events = busiest_timeline(module, ledger, where, {"tiles": 0.5})
     assert events == busiest_timeline(parse_module(TEXT), ledger, where)
     assert len(events) == 3
-    assert busiest_timeline(module, ledger, where) == ()
+    assert busiest_timeline(module, ledger, where) == events  # one iteration is drawn either way
 
 
 def test_transfers_of_one_place_in_the_python_program_keep_their_own_widths():

@@ -1,0 +1,146 @@
+"""The trip counts of loops: those that the compiler knows, that the text shows, or a caller gives.
+
+The trip count of a loop that depends on data (over tiles of routed rows, say) is not in the
+program. Callers that know it pass `trips`: named scope -> iterations each time the loop is reached,
+as derived from the routing; an average may be fractional.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+from parallax.hlo.limits import MAX_DIGITS, MAX_TRIPS, short
+from parallax.hlo.module import Computation, Instruction, Module
+from parallax.hlo.shapes import HloError
+
+Trips = Mapping[str, float]
+# A loop's own scope is the part of its op_name after those of the loops around it.
+_LOOP_BODY = "/while/body/"
+_SAME = ("bitcast", "copy", "convert", "reshape")
+
+
+def trip_count(module: Module, computation: Computation, i: Instruction) -> int | None:
+    """Return a while loop's trip count if the compiler knows it or its counter shows it."""
+    config = i.attributes.get("backend_config", "")
+    match = re.search(r'\\?"known_trip_count\\?":\{\\?"n\\?":\\?"([^"\\]*)\\?"\}', config)
+    if match is None:
+        return _counted(module, computation, i)
+    count = match.group(1)
+    if not (re.fullmatch(r"[0-9]+", count) and len(count) <= MAX_DIGITS) or int(count) > MAX_TRIPS:
+        raise HloError(
+            f"line {i.line}: %{i.name}: trip count {short(count)}: expected a "
+            f"number from 0 to {MAX_TRIPS}."
+        )
+    return int(count)
+
+
+def expected_trips(
+    module: Module, computation: Computation, i: Instruction, trips: Trips | None
+) -> float | None:
+    """Return a loop's trip count from the compiler, or else from `trips`; None where neither knows.
+
+    Raises:
+      HloError: scopes disagree about a loop, or a count is not a finite non-negative number.
+    """
+    known = trip_count(module, computation, i)
+    if known is not None or not trips:
+        return known
+    own = i.op_name.rpartition(_LOOP_BODY)[2]
+    matching = {s: n for s, n in trips.items() if s and (s in own or s.lstrip("%") == i.name)}
+    if len(set(matching.values())) > 1:
+        raise HloError(f"%{i.name}: trips name one loop twice, {matching}, in {own!r}.")
+    count = next(iter(matching.values()), None)
+    if count is not None and not 0 <= count < math.inf:
+        raise HloError(f"trips {matching}: expected trip counts, finite and not negative.")
+    return count
+
+
+def loop_name(i: Instruction) -> str:
+    """Return what `trips` may call a loop, and its line, such as `generate (line 12)`.
+
+    That is the named scope right around it, or the instruction's name where there is none.
+    """
+    scope = i.op_name.rpartition(_LOOP_BODY)[2].removesuffix("/while").rpartition("/")[2]
+    plain = re.fullmatch(r"[A-Za-z0-9_.\-]+", scope) and scope not in ("while", "shard_map")
+    return f"{scope if plain else i.name} (line {i.line})"
+
+
+def _counted(module: Module, computation: Computation, i: Instruction) -> int | None:
+    """Return the trip count of a loop over a counter: from a constant, by a constant, to another.
+
+    Newer compilers write it into the text; older ones, and dumps before optimisation, do not.
+    """
+    calls = i.calls()
+    if len(i.operands) != 1 or not ("condition" in calls and "body" in calls):
+        return None
+    condition, body = (module.computation(calls[key][0]) for key in ("condition", "body"))
+    test = _Value(module, condition, _root(condition))
+    if test.i.opcode != "compare" or len(test.i.operands) != 2:
+        return None
+    counter, limit = (test.operand(n) for n in (0, 1))
+    index, end = counter.element(), limit.constant()
+    if index is None or end is None:
+        return None
+    initial = computation.by_name[i.operands[0]]
+    new = _root(body)
+    if initial.opcode != "tuple" or new.opcode != "tuple" or index >= len(new.operands):
+        return None
+    start = _Value(module, computation, computation.by_name[initial.operands[index]]).constant()
+    step = _Value(module, body, body.by_name[new.operands[index]])
+    if start is None or step.i.opcode != "add" or len(step.i.operands) != 2:
+        return None
+    parts = [step.operand(n) for n in (0, 1)]
+    by = next((p.constant() for p in parts if p.element() is None), None)
+    if by is None or by <= 0 or index not in [p.element() for p in parts]:
+        return None
+    direction = test.i.attributes.get("direction")
+    if direction not in ("LT", "LE"):
+        return None
+    return max(0, -(-(end + (direction == "LE") - start) // by))
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(i for i in computation.instructions if i.is_root)
+
+
+class _Value:
+    """The value of an instruction, followed through copies and into the fusion that makes it."""
+
+    def __init__(self, module: Module, computation: Computation, i: Instruction, outer=()):
+        self.module, self.computation, self.i, self.outer = module, computation, i, outer
+        self._follow()
+
+    def _follow(self) -> None:
+        for _ in range(1000):
+            calls = self.i.calls()
+            if self.i.opcode in _SAME and len(self.i.operands) == 1:
+                self.i = self.computation.by_name[self.i.operands[0]]
+            elif self.i.opcode == "parameter" and self.outer:
+                self.computation, name, self.outer = self._argument()
+                self.i = self.computation.by_name[name]
+            elif self.i.opcode in ("fusion", "call") and ("calls" in calls or "to_apply" in calls):
+                called = self.module.computation((calls.get("calls") or calls["to_apply"])[0])
+                self.outer = (self.computation, self.i.operands, self.outer)
+                self.computation, self.i = called, _root(called)
+            else:
+                return
+
+    def _argument(self):
+        computation, operands, outer = self.outer
+        number = min(self.i.parameter, len(operands) - 1)
+        return computation, operands[number], outer
+
+    def operand(self, n: int) -> "_Value":
+        i = self.computation.by_name[self.i.operands[n]]
+        return _Value(self.module, self.computation, i, self.outer)
+
+    def constant(self) -> int | None:
+        return self.i.literal if self.i.opcode == "constant" else None
+
+    def element(self) -> int | None:
+        """Return which element of the computation's one parameter it is; None for anything else."""
+        if self.outer or self.i.opcode != "get-tuple-element":
+            return None
+        source = self.computation.by_name[self.i.operands[0]]
+        index = self.i.attributes.get("index", "")
+        return int(index) if source.parameter >= 0 and index.isdigit() else None
