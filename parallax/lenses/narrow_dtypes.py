@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import source_info_util
-from jax.extend.core import (  # pyright: ignore[reportPrivateImportUsage]
-    ClosedJaxpr,
-    Jaxpr,
-    Literal,
-)
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
 
 # Primitives whose results are exact: they move values, or choose among them.
 _EXACT = {
@@ -67,7 +63,7 @@ def narrow_dtypes(closed: ClosedJaxpr, parameters: Sequence[str]) -> list[Narrow
     return [NarrowDtype(dtype, *map(tuple, found[dtype])) for dtype in ordered]
 
 
-def _roundings(jaxpr: Jaxpr, names: Mapping[Any, str]) -> Iterator[tuple[str, str, str]]:
+def _roundings(jaxpr: Any, names: Mapping[Any, str]) -> Iterator[tuple[str, str, str]]:
     """Yield (dtype, parameter or "", source line) of every equation that rounds."""
     known = dict(names)
     for eqn in jaxpr.eqns:
@@ -107,7 +103,7 @@ def widened(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
     return lambda *args: _run(closed.jaxpr, closed.consts, args)
 
 
-def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(x):
@@ -155,7 +151,8 @@ def _bind(eqn: Any, inputs: Sequence[Any], params: Mapping[str, Any]) -> Sequenc
 
 def _wide_parameter(x: Any) -> Any:
     if isinstance(x, ClosedJaxpr):
-        shapes = [jax.ShapeDtypeStruct(a.shape, _wide_dtype(a.dtype)) for a in x.in_avals]
+        avals: Any = x.in_avals
+        shapes = [jax.ShapeDtypeStruct(a.shape, _wide_dtype(a.dtype)) for a in avals]
         return jax.make_jaxpr(widened(x))(*shapes)
     if isinstance(x, Jaxpr):
         return _wide_parameter(ClosedJaxpr(x, ())).jaxpr

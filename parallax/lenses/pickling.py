@@ -28,9 +28,9 @@ class _Pickler(cloudpickle.Pickler):
     """
 
     def reducer_override(self, obj: Any) -> Any:
-        reduced = super().reducer_override(obj)
+        reduced: Any = super().reducer_override(obj)
         is_class = isinstance(obj, type) and type(obj) not in (type, abc.ABCMeta)
-        if is_class and dataclasses.is_dataclass(obj) and isinstance(reduced, tuple):
+        if is_class and hasattr(obj, "__dataclass_fields__") and isinstance(reduced, tuple):
             constructor, (metaclass, name, bases, namespace, *more), *state = reduced
             namespace = _fields(obj) | namespace
             return (constructor, (metaclass, name, bases, namespace, *more), *state)

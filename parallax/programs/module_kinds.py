@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 Names = tuple[str | None, ...]
@@ -137,10 +138,11 @@ def _nnx(construct: Callable[[], nnx.Module]) -> UserModule:
     def split():
         module = _with_plain_arrays(construct())
         graph, state = nnx.split(module)
+        dtypes = ((*item, getattr(item[1], "dtype", None)) for item in nnx.iter_modules(module))
         parts = tuple(
-            ("/".join(map(str, path)), f"nnx.{type(part).__name__}", jnp.dtype(part.dtype).name)
-            for path, part in nnx.iter_modules(module)
-            if _is_floating_dtype(getattr(part, "dtype", None))
+            ("/".join(map(str, path)), f"nnx.{type(part).__name__}", jnp.dtype(dtype).name)
+            for path, part, dtype in dtypes
+            if _is_floating_dtype(dtype)
         )
         found.append((type(module).__name__, graph, parts))
         return state
@@ -170,7 +172,7 @@ def _with_plain_arrays(module: nnx.Module) -> nnx.Module:
     """
     for _, part in nnx.iter_modules(module):
         for name, value in list(vars(part).items()):
-            if isinstance(value, jax.core.Tracer):
+            if isinstance(value, Tracer):
                 setattr(part, name, nnx.data(value))
     return module
 

@@ -4,6 +4,7 @@ The module computes logits from tokens, [B, L] int32 -> [B, L, ...]. Its paramet
 their logical axes, its inputs by `act_batch` and `act_seq`; XLA chooses the collectives.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class ShardedModule:
         rules = self.strategy.rules
         more = {axis: axis for axis in self.strategy.mesh_axes if axis not in rules.table()}
         more |= dict.fromkeys(self._unknown_names)
-        return rules.replace(extra=(*rules.extra, *more.items())) if more else rules
+        return dataclasses.replace(rules, extra={**dict(rules.extra), **more})
 
     @functools.cached_property
     def specs(self) -> Any:

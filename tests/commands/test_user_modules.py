@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from flax.linen.spmd import with_logical_constraint
 
 import parallax as px
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
+from parallax.programs.user_module import ShardedModule
 from parallax.workload import Workload
 
 pytestmark = pytest.mark.slow
@@ -31,9 +33,9 @@ class Block(nn.Module):
         down = nn.with_partitioning(LECUN, ("tensor", None))  # a mesh axis stands for itself
         h = nn.LayerNorm(use_bias=False)(x)
         h = nn.Dense(128, use_bias=False, dtype=self.dtype, kernel_init=up)(h)
-        h = nn.with_logical_constraint(nn.gelu(h), ("batch", None, "mlp"))
+        h = with_logical_constraint(nn.gelu(h), ("batch", None, "mlp"))
         h = nn.Dense(64, use_bias=False, dtype=self.dtype, kernel_init=down)(h)
-        return x + nn.Dropout(0.2, deterministic=False)(h), None
+        return x + nn.Dropout(0.2, deterministic=False)(h).astype(x.dtype), None
 
 
 class Linen(nn.Module):
@@ -52,7 +54,7 @@ class Linen(nn.Module):
         )(self.dtype)(x, None)  # fmt: skip
         x = nn.BatchNorm(use_running_average=False)(x)
         self.sow("intermediates", "x", x)
-        x = nn.with_logical_constraint(x, (self.batch, None, None))
+        x = with_logical_constraint(x, (self.batch, None, None))
         head = nn.with_logical_partitioning(LECUN, (self.embed, "vocab"))
         return nn.Dense(256, use_bias=False, kernel_init=head)(x)
 
@@ -60,12 +62,12 @@ class Linen(nn.Module):
 class MakesDataclasses(type):
     """A metaclass as Equinox has: a class becomes a dataclass and a pytree when it is made."""
 
-    fields: dict[type, tuple[str, ...]] = {}
+    fields: ClassVar[dict[type, tuple[str, ...]]] = {}
 
     def __new__(cls, name, bases, namespace):
         made = super().__new__(cls, name, bases, namespace)
         dataclasses.dataclass(init="__init__" not in namespace, eq=False)(made)
-        names = tuple(field.name for field in dataclasses.fields(made))
+        names = tuple(field.name for field in dataclasses.fields(made))  # pyright: ignore[reportArgumentType]
         cls.fields[made] = names
         jax.tree_util.register_pytree_with_keys(
             made,
@@ -86,6 +88,8 @@ def pytree_module():
         bias: Any
         scale: float = 1.0
 
+    affine: Any = Affine
+
     class Mlp(metaclass=MakesDataclasses):
         table: Any
         layers: Any
@@ -99,8 +103,8 @@ def pytree_module():
             keys = jax.random.split(jax.random.key(0), 3)
             self.table = jax.random.normal(keys[0], (256, 64)) / 8
             self.layers = [
-                Affine(jax.random.normal(keys[1], (64, 128)) / 8, jnp.zeros(128)),
-                Affine(jax.random.normal(keys[2], (128, 64)) / 8, jnp.zeros(64), 0.5),
+                affine(jax.random.normal(keys[1], (64, 128)) / 8, jnp.zeros(128)),
+                affine(jax.random.normal(keys[2], (128, 64)) / 8, jnp.zeros(64), 0.5),
             ]
             self.act, self.key = jax.nn.gelu, jax.random.key(7)
             self.calls = jnp.zeros((), jnp.int32)
@@ -195,9 +199,8 @@ def test_data_parallelism_replicates_and_needs_no_note():
         return nnx.Sequential(nnx.Embed(9, 8, rngs=nnx.Rngs(0)),
                               nnx.Linear(8, 8, rngs=nnx.Rngs(0), kernel_init=init))  # fmt: skip
 
-    sharded = px.Program(make, px.strategies.data_parallel(2)).sharded(Workload(4, 32))
-    assert sharded.notes == ()
-    sharded = px.Program(make, TENSOR).sharded(Workload(4, 32))
+    assert ShardedModule(make, px.strategies.data_parallel(2), Workload(4, 32)).notes == ()
+    sharded = ShardedModule(make, TENSOR, Workload(4, 32))
     assert sharded.notes[0].startswith("2 of 3 parameters (320 B) carry no logical axes")
 
 
@@ -223,7 +226,7 @@ def test_bad_logical_axes_are_one_clear_error(name):
 def test_what_is_no_module_is_one_clear_error():
     for model in (pytree_module()(), nnx.Linear(2, 2, rngs=nnx.Rngs(0))):
         with pytest.raises(ValueError, match=r"Write Program\(lambda: MyModule\(\.\.\.\)"):
-            px.Program(model, TENSOR)
+            px.Program(model, TENSOR)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="must make an NNX module, a Linen module or a callable"):
         px.Program(lambda: 3, TENSOR).sharded(Workload(4, 32))  # pyright: ignore
     config = px.PAPERS["ring_sp"].config.small()

@@ -203,6 +203,7 @@ class WrongBias(Net):
 
     def __call__(self, tokens):
         x = super().__call__(tokens)
+        assert self.up.bias is not None
         return x + self.up.bias[:64].astype(x.dtype) if is_split() else x
 
 
