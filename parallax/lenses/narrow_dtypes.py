@@ -28,8 +28,8 @@ _CALLS = {
     "call", "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
     "custom_vjp_call_jaxpr", "jit", "pjit", "remat", "remat2",
 }  # fmt: skip
-# Primitives that depend on the bits of a float, or whose body names mesh axes or memory.
-_KEPT_AS_WRITTEN = {"bitcast_convert_type", "pallas_call", "shard_map"}
+# Primitives that depend on the bits of a float, or whose body names memory.
+_KEPT_AS_WRITTEN = {"bitcast_convert_type", "pallas_call"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _roundings(jaxpr: Any, names: Mapping[Any, str]) -> Iterator[tuple[str, str,
 def widened(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
     """Return the function of a traced program with float64 in place of every narrower float.
 
-    It takes and returns flat lists. A `shard_map` and a kernel inside stay as written.
+    It takes and returns flat lists. A kernel inside stays as written.
     """
     return lambda *args: _run(closed.jaxpr, closed.consts, args)
 
@@ -106,7 +106,7 @@ def widened(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
-    def read(x):
+    def read(x: Any) -> Any:
         return _wide(np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x])
 
     for eqn in jaxpr.eqns:
@@ -124,6 +124,8 @@ def _equation(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
     if name in _CALLS:
         (body,) = _bodies(eqn)
         return _run(body.jaxpr, body.consts, inputs)
+    if name == "shard_map":
+        return _shard_map(eqn, inputs)
     if name in _KEPT_AS_WRITTEN:
         return _as_written(eqn, inputs)
     try:
@@ -131,6 +133,20 @@ def _equation(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
     except (TypeError, NotImplementedError):
         # A primitive that has no float64 version.
         return _as_written(eqn, inputs)
+
+
+def _shard_map(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
+    (body,) = _bodies(eqn)
+    params = eqn.params
+    manual = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+    return jax.shard_map(
+        lambda *args: tuple(_run(body.jaxpr, body.consts, args)),
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        axis_names=set(manual),
+        check_vma=params["check_vma"],
+    )(*inputs)
 
 
 def _as_written(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
@@ -152,8 +168,7 @@ def _bind(eqn: Any, inputs: Sequence[Any], params: Mapping[str, Any]) -> Sequenc
 def _wide_parameter(x: Any) -> Any:
     if isinstance(x, ClosedJaxpr):
         avals: Any = x.in_avals
-        shapes = [jax.ShapeDtypeStruct(a.shape, _wide_dtype(a.dtype)) for a in avals]
-        return jax.make_jaxpr(widened(x))(*shapes)
+        return jax.make_jaxpr(widened(x))(*map(_wide_shape, avals))
     if isinstance(x, Jaxpr):
         return _wide_parameter(ClosedJaxpr(x, ())).jaxpr
     if type(x) is tuple:
@@ -176,6 +191,12 @@ def _bodies(eqn: Any) -> list[ClosedJaxpr]:
 
 def _wide(x: Any) -> Any:
     return jnp.asarray(x, jnp.float64) if _is_narrow(getattr(x, "dtype", None)) else x
+
+
+def _wide_shape(aval: Any) -> jax.ShapeDtypeStruct:
+    # In a shard_map a type has the mesh axes over which values differ: `vma` before JAX 0.12.
+    manual = {"manual_axis_type": aval.mat} if hasattr(aval, "mat") else {"vma": aval.vma}
+    return jax.ShapeDtypeStruct(aval.shape, _wide_dtype(aval.dtype), **manual)
 
 
 def _wide_dtype(dtype: Any) -> Any:

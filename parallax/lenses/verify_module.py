@@ -50,7 +50,7 @@ def verify_module(
     trained, rest = _split(module, jax.tree.map(_widen, program.init()))
     paths = [leaf.path for leaf in module.leaves if leaf.is_trained]
     on_progress("unsharded module in float64")
-    out = jax.eval_shape(program.reference, _join(module, trained, rest), tokens)
+    out = _output_shape(program, mesh, _join(module, trained, rest), tokens)
     weights = jax.random.normal(jax.random.key(1), out.shape, jnp.float64).astype(out.dtype)
     arguments = trained, rest, tokens, weights
     traced = jax.jit(_projected(module, program.reference)).trace(*arguments)
@@ -78,6 +78,19 @@ def verify_module(
         seconds=time.perf_counter() - start,
         notes=(*_failures(row, module), *(_in_words(n, module) for n in narrow), *notes),
     )
+
+
+def _output_shape(program: ShardedModule, mesh, state: Any, tokens: jax.Array) -> Any:
+    """Return the shape of the output; ValueError if it is another one on the mesh."""
+    whole = jax.eval_shape(program.reference, state, tokens)
+    found = jax.eval_shape(program.forward(mesh), state, tokens)
+    if (found.shape, found.dtype) != (whole.shape, whole.dtype):
+        raise ValueError(
+            f"verify: {program.name} returns {found.dtype}{list(found.shape)} on the mesh and "
+            f"{whole.dtype}{list(whole.shape)} on one device. Look for a shard_map inside whose "
+            "out_specs do not give the whole array."
+        )
+    return whole
 
 
 def _judged(dtype: str, found, exact, own, paths: list[str]) -> Exactness:

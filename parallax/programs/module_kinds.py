@@ -33,13 +33,19 @@ class Leaf:
       path: its path, such as "layers/0/kernel".
       shape: its shape and dtype.
       names: the logical axis of each dim; None where the module names none.
-      is_trained: whether it is a parameter: floating-point, and neither a statistic nor a cache.
+      is_parameter: whether it is neither a statistic, a cache, a key nor a count. Integers of two
+        dims or more are quantized weights.
     """
 
     path: str
     shape: jax.ShapeDtypeStruct
     names: Names | None
-    is_trained: bool
+    is_parameter: bool
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a gradient."""
+        return self.is_parameter and jnp.issubdtype(self.shape.dtype, jnp.floating)
 
     @property
     def nbytes(self) -> int:
@@ -158,10 +164,10 @@ def _nnx(construct: Callable[[], nnx.Module]) -> UserModule:
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     for path, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_variable):
         names = getattr(variable, "out_sharding", None) if is_variable(variable) else None
-        is_trained = is_variable(variable) and not isinstance(variable, _UNTRAINED)
+        is_parameter = is_variable(variable) and not isinstance(variable, _UNTRAINED)
         for inner, array in jax.tree_util.tree_leaves_with_path(variable):
             # Behind the variable's own value: the path into a variable that holds a tree.
-            leaves.append(_leaf((*path, *inner[1:]), array, names, is_trained))
+            leaves.append(_leaf((*path, *inner[1:]), array, names, is_parameter))
     return UserModule(name, "NNX", state, tuple(leaves), make, run, parts)
 
 
@@ -193,9 +199,9 @@ def _linen(module: nn.Module, tokens: jax.ShapeDtypeStruct) -> UserModule:
     leaves = []
     shapes = jax.eval_shape(boxed)
     for path, box in jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_box):
-        is_trained = path[0].key not in _UNTRAINED_COLLECTIONS
+        is_parameter = path[0].key not in _UNTRAINED_COLLECTIONS
         array = box.unbox() if is_box(box) else box
-        leaves.append(_leaf(path, array, getattr(box, "names", None), is_trained))
+        leaves.append(_leaf(path, array, getattr(box, "names", None), is_parameter))
     make = jax.jit(lambda: nn.meta.unbox(boxed()))
     name = type(module).__name__
     return UserModule(name, "Linen", nn.meta.unbox(shapes), tuple(leaves), make, run)
@@ -228,15 +234,17 @@ def _pytree(construct: Callable[[], Any]) -> UserModule:
     return UserModule(name, "pytree", shapes, leaves, make, run)
 
 
-def _leaf(path, array: jax.ShapeDtypeStruct, names: Any, is_trained: bool) -> Leaf:
+def _leaf(path, array: jax.ShapeDtypeStruct, names: Any, is_parameter: bool) -> Leaf:
     text = jax.tree_util.keystr(path, simple=True, separator="/")
     if isinstance(names, NamedSharding):
         names = names.spec
     if isinstance(names, PartitionSpec):
         names = (*names, *(None,) * (array.ndim - len(names)))
-    is_floating = jnp.issubdtype(array.dtype, jnp.floating)
+    is_weight = jnp.issubdtype(array.dtype, jnp.floating) or (
+        jnp.issubdtype(array.dtype, jnp.integer) and array.ndim >= 2
+    )
     shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
-    return Leaf(text, shape, None if names is None else tuple(names), is_trained and is_floating)
+    return Leaf(text, shape, None if names is None else tuple(names), is_parameter and is_weight)
 
 
 def _named(

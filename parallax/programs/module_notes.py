@@ -19,8 +19,8 @@ def replication_note(module: UserModule, strategy: Strategy) -> str:
     named = {name for leaf in module.leaves for name in leaf.names or ()}
     weights = named | {name for name in LOGICAL_AXES if not name.startswith("act_")}
     used = {a for name, axes in strategy.rules.table().items() if name in weights for a in axes}
-    unnamed = [leaf for leaf in module.leaves if leaf.is_trained and leaf.names is None]
-    parameters = sum(leaf.is_trained for leaf in module.leaves)
+    unnamed = [leaf for leaf in module.leaves if leaf.is_parameter and leaf.names is None]
+    parameters = sum(leaf.is_parameter for leaf in module.leaves)
     if not used and not named:
         used = set(strategy.mesh_axes)
     axes = [axis for axis in strategy.mesh_axes if axis in used]

@@ -245,3 +245,31 @@ def test_a_class_of_a_script_has_its_fields_where_its_metaclass_reads_them():
 
     names = run_in_child(_fields_in_the_child, Sizes, environment=cpu_environment(1))
     assert names[0] == ("rows", "names")
+
+
+def test_an_equinox_module_of_a_script():
+    eqx = pytest.importorskip("equinox")
+
+    class Mlp(eqx.Module):
+        table: Any
+        mlp: Any
+        drop: Any
+        key: Any
+        name: str = eqx.field(static=True)
+
+        def __init__(self):
+            keys = jax.random.split(jax.random.key(0))
+            self.table = jax.random.normal(keys[0], (256, 64)) / 8
+            self.mlp = eqx.nn.MLP(64, 64, 128, depth=1, key=keys[1])
+            self.drop, self.key, self.name = eqx.nn.Dropout(0.2), jax.random.key(3), "mlp"
+
+        def __call__(self, tokens):
+            x = self.table[tokens]
+            return self.drop(x + jax.vmap(jax.vmap(self.mlp))(x), key=self.key)
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        axes = {"mlp/layers/0/weight": ("mlp", "embed"), "mlp/layers/1/weight": ("embed", "mlp")}
+        program = px.Program(Mlp, TENSOR, logical_axes=axes)
+        found = program.verify(batch=4, seq_len=32)
+    assert found.exact
+    assert found.notes[0].startswith("3 of 5 parameters")

@@ -1,5 +1,7 @@
 """The verify lens on user modules of every kind: dtypes, dropout, statistics, keys, loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -85,6 +87,20 @@ class Gain(nnx.Module):
         return self.norm(x * self.gain[...].astype(x.dtype))
 
 
+class Quantized(nnx.Module):
+    """Integer weights, split by their names, in a shard_map that names the mesh's axes."""
+
+    def __init__(self, rngs, dtype):
+        self.weight = nnx.Param(jnp.ones((64, 128), jnp.int8), out_sharding=("embed", "mlp"))
+        self.scale = nnx.Param(jnp.full((128,), 0.01, jnp.float32), out_sharding=("mlp",))
+
+    def __call__(self, x):
+        spec = jax.P("data", None, "tensor")
+        x = x @ self.weight[...].astype(x.dtype) * self.scale[...].astype(x.dtype)
+        x = jax.lax.with_sharding_constraint(x, spec)
+        return jax.shard_map(jnp.tanh, in_specs=spec, out_specs=spec)(x)
+
+
 class Stack(nnx.Module):
     """Layers stacked by `nnx.vmap` and run by `nnx.scan`."""
 
@@ -163,6 +179,7 @@ KINDS = {
     "stack": (Stack, None, "float64", ""),
     "stack float32": (Stack, F32, "float32", "params of part/layers (nnx.Linear dtype=float32)"),
     "state": (State, None, "float64", ""),
+    "quantized": (Quantized, None, "float64", ""),
     "gain": (Gain, F32, "float32", "params of up"),
     "loops": (of(loops), None, "float32", "(loops)"),
     "kernel": (of(attention_in_bfloat16), None, "bfloat16", "(attention_in_bfloat16)"),
@@ -235,6 +252,40 @@ def test_a_module_that_returns_more_than_an_array_is_refused():
 
     with pytest.raises(ValueError, match="Pair returned a tuple; expected one array"):
         verify(Pair)
+
+
+class Ring(Net):
+    """The library's own attention around the ring, in the module's own shard_map."""
+
+    def __call__(self, tokens):
+        x = super().__call__(tokens).astype(jnp.bfloat16)
+        q = x.reshape(*x.shape[:2], 4, 16)
+        attend = functools.partial(px.parallel.ring_attention, axis_name="seq", is_causal=True)
+        spec = jax.P(None, "seq")
+        return jax.shard_map(lambda q: attend(q, q, q), in_specs=spec, out_specs=spec)(q)
+
+
+def test_the_float64_reference_reaches_into_a_shard_map():
+    ring = px.strategies.ring_sequence(8)
+    found = verify_module(Ring, ring, Workload(4, 32), TEXT, "a text")
+    assert found.exact
+    assert found.rows[0].dtype == "bfloat16"
+    assert found.rows[0].reference_error > 1e-3  # rounding inside counts as the module's own
+
+
+def test_another_output_on_the_mesh_is_refused():
+    class Summed(Net):
+        def __call__(self, tokens):
+            spec = jax.P("data", None, "tensor")
+            add = jax.shard_map(
+                lambda x: jax.lax.psum(x, "tensor"), in_specs=spec, out_specs=jax.P("data")
+            )
+            return add(super().__call__(tokens))
+
+    with pytest.raises(
+        ValueError, match=r"float64\[4, 32, 16\] on the mesh and float64\[4, 32, 64"
+    ):
+        verify(Summed)
 
 
 def test_a_module_without_parameters_has_no_gradients():
