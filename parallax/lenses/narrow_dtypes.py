@@ -106,8 +106,9 @@ def widened(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
-    def read(x: Any) -> Any:
-        return _wide(np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x])
+    def read(x):
+        aval: Any = x.aval
+        return _wide(np.asarray(x.val, aval.dtype) if isinstance(x, Literal) else values[x])
 
     for eqn in jaxpr.eqns:
         inputs = [read(x) for x in eqn.invars]
