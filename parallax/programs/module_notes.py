@@ -16,14 +16,9 @@ def replication_note(module: UserModule, strategy: Strategy) -> str:
     replicated parameter is what the strategy wants, and only a module that names no axis at all is
     noted.
     """
-    named = {name for leaf in module.leaves for name in leaf.names or ()}
-    weights = named | {name for name in LOGICAL_AXES if not name.startswith("act_")}
-    used = {a for name, axes in strategy.rules.table().items() if name in weights for a in axes}
     unnamed = [leaf for leaf in module.leaves if leaf.is_parameter and leaf.names is None]
     parameters = sum(leaf.is_parameter for leaf in module.leaves)
-    if not used and not named:
-        used = set(strategy.mesh_axes)
-    axes = [axis for axis in strategy.mesh_axes if axis in used]
+    axes = _axes_of_weights(module, strategy)
     if not unnamed or not axes:
         return ""
     sizes = ", ".join(f"{axis}={strategy.mesh_axes[axis]}" for axis in axes)
@@ -34,6 +29,16 @@ def replication_note(module: UserModule, strategy: Strategy) -> str:
         f"replicated over {sizes}: {_list([leaf.path for leaf in largest])}. Name their dims in "
         "the module, or with Program(..., logical_axes={path: names})"
     )
+
+
+def _axes_of_weights(module: UserModule, strategy: Strategy) -> list[str]:
+    """Return the mesh axes that split weights; all of them if the module names no axis."""
+    named = {name for leaf in module.leaves for name in leaf.names or ()}
+    weights = named | {name for name in LOGICAL_AXES if not name.startswith("act_")}
+    used = {a for name, axes in strategy.rules.table().items() if name in weights for a in axes}
+    if not used and not named:
+        used = set(strategy.mesh_axes)
+    return [axis for axis in strategy.mesh_axes if axis in used]
 
 
 def unknown_names_note(names: Collection[str]) -> str:
