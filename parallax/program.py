@@ -1,9 +1,10 @@
 """The `Program`: a model under a strategy, seen through the lenses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import flax.linen as nn
 from flax import nnx
 
 from parallax.analytic import estimate
@@ -19,6 +20,7 @@ from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.parallel.split import Remat
+from parallax.programs.module_kinds import WithLogicalAxes, has_arrays
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps import ModelStep, make_step
 from parallax.programs.user_module import ShardedModule
@@ -37,23 +39,42 @@ class Program:
     """A model under a strategy, which the lenses verify, compile, predict and measure.
 
     Args:
-      model: a ModelConfig, or a zero-argument constructor of any NNX module with logical axes that
-        maps tokens [B, L] to [B, L, ...]. Compiling never materialises it.
+      model: a ModelConfig, a Linen module, or a zero-argument constructor of any NNX module, Linen
+        module or callable pytree (such as an Equinox module) that maps tokens [B, L] to
+        [B, L, ...]. Compiling never materialises it.
       strategy: how the model is split.
+      logical_axes: logical axes of a user module's arrays by path, for a module that names none or
+        other ones: {"layers/*/weight": ("mlp", "embed")}. A key is a glob of paths, the first that
+        matches counts; a value names every dim, None is not split.
 
     A ModelConfig runs in one `shard_map` with the strategy's parts. XLA partitions a user module
-    from the strategy's rules, and the results say so.
+    from the strategy's rules, and the results say so. Parameters without logical axes are
+    replicated, and the results' notes name them.
     """
 
-    model: ModelConfig | Callable[[], nnx.Module]
+    model: ModelConfig | Callable[[], Any] | nn.Module
     strategy: Strategy
+    logical_axes: Mapping[str, Sequence[str | None]] | None = None
 
     def __post_init__(self):
-        if not isinstance(self.model, ModelConfig) and not callable(self.model):
+        if isinstance(self.model, ModelConfig):
+            if self.logical_axes:
+                raise ValueError("Program: logical_axes are those of user modules; leave them out.")
+        elif isinstance(self.model, nnx.Module) or not callable(self.model) or (
+            has_arrays(self.model)
+        ):  # fmt: skip
             raise ValueError(
-                f"Program: model must be a ModelConfig or a function that makes an NNX module, got "
-                f"{type(self.model).__name__}. Write Program(lambda: MyModule(...), strategy)."
+                "Program: model must be a ModelConfig or a function that makes an NNX module, a "
+                f"Linen module or a callable pytree, got {type(self.model).__name__}. Write "
+                "Program(lambda: MyModule(...), strategy)."
             )
+
+    @property
+    def _source(self) -> Any:
+        """The model with its logical axes, as a step takes it."""
+        if not self.logical_axes:
+            return self.model
+        return WithLogicalAxes.of(self.model, self.logical_axes)
 
     def workload(
         self, batch: int, seq_len: int, microbatches: int | None = None, packed: bool = False
@@ -75,7 +96,7 @@ class Program:
         Raises:
           ValueError: sizes that do not divide.
         """
-        return make_step(self.model, self.strategy, workload).sharded
+        return make_step(self._source, self.strategy, workload).sharded
 
     def verify(
         self,
@@ -110,7 +131,7 @@ class Program:
                 environment=environment, on_progress=on_progress,
             )[0]  # fmt: skip
         return run_in_child(
-            verify_module, self.model, self.strategy, workload, data, name,
+            verify_module, self._source, self.strategy, workload, data, name,
             environment=environment, on_progress=on_progress,
         )  # fmt: skip
 
@@ -143,11 +164,11 @@ class Program:
         devices = cluster(cluster_name) if isinstance(cluster_name, str) else cluster_name
         check_devices(devices, self.strategy.mesh_axes)
         workload = self.workload(batch, seq_len, microbatches, packed)
-        make_step(self.model, self.strategy, workload, phase, remat)
+        make_step(self._source, self.strategy, workload, phase, remat)
         if missing := missing_compiler():
             raise ModuleNotFoundError(missing)
         return run_in_child(
-            compile_program, self.model, self.strategy, workload, devices, phase, remat,
+            compile_program, self._source, self.strategy, workload, devices, phase, remat,
             environment=compile_environment(), on_progress=on_progress,
         )  # fmt: skip
 
@@ -163,7 +184,7 @@ class Program:
         """
         workload = compilation.workload
         whole = replace(workload, microbatches=1)
-        step = make_step(self.model, self.strategy, whole, cast(Phase, compilation.phase))
+        step = make_step(self._source, self.strategy, whole, cast(Phase, compilation.phase))
         step = step.with_microbatches(workload.microbatches)
         devices, estimate_s = cluster(compilation.cluster), None
         if not step.unmodelled:
@@ -207,7 +228,7 @@ class Program:
             # A constructor's default dtype is then float32, as on a GPU and in `compile`.
             environment["JAX_ENABLE_X64"] = "0"
         return run_in_child(
-            measure_prefill, self.model, self.strategy, workload, data, repeats,
+            measure_prefill, self._source, self.strategy, workload, data, repeats,
             environment=environment, on_progress=on_progress,
         )  # fmt: skip
 

@@ -51,9 +51,9 @@ def run_in_child(
       ValueError, NotImplementedError, ModuleNotFoundError: as the function raised them.
       ChildError: any other failure, with the child's traceback or the end of its log.
     """
-    import cloudpickle
+    from parallax.lenses.pickling import dumps
 
-    task = cloudpickle.dumps((sys.path, function, args))
+    task = dumps((sys.path, function, args))
     command = [sys.executable, "-m", "parallax.lenses.child"]
     variables = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (

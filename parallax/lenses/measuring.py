@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from scipy import stats
 
@@ -15,6 +15,7 @@ from parallax.lenses.child import Progress
 from parallax.lenses.power import LEAST_S, read_energy
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
+from parallax.programs.module_kinds import Constructor
 from parallax.programs.steps import ModelStep, make_step
 from parallax.results.lens_results import Figure, Measurement
 from parallax.strategy import Strategy
@@ -25,7 +26,7 @@ _CONFIDENCE = 0.95
 
 
 def measure_prefill(
-    model: ModelConfig | Callable[[], nnx.Module],
+    model: ModelConfig | Constructor,
     strategy: Strategy,
     workload: Workload,
     text: bytes,
@@ -50,7 +51,8 @@ def measure_prefill(
     mesh = mesh_at_hand(strategy)
     step = make_step(model, strategy, workload)
     function, arguments = on_devices(step, mesh, text)
-    return _measure(function, arguments, repeats, step.sharded.name, mesh, workload)
+    measured = _measure(function, arguments, repeats, step.sharded.name, mesh, workload)
+    return measured if isinstance(model, ModelConfig) else replace(measured, notes=step.notes)
 
 
 def on_devices(

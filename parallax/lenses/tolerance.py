@@ -7,6 +7,8 @@ FLOAT64_LIMIT = 1e-11
 # Other dtypes: at most FACTOR times the unsharded model's own error in that dtype, plus a floor.
 FACTOR = 2.0
 FLOORS = {"float32": 1e-6, "bfloat16": 2e-3, "float16": 5e-4}
+# User modules may compute in dtypes that the library's own model does not: the unit roundoff.
+FLOORS |= {"float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
 
 
 def judge(
@@ -15,8 +17,12 @@ def judge(
     gradients_error: float | None,
     reference_logits_error: float = 0.0,
     reference_gradients_error: float = 0.0,
+    worst_parameter: str = "",
 ) -> Exactness:
-    """Judge errors by the table; all are relative L2 errors against the float64 reference."""
+    """Judge errors by the table; all are relative L2 errors against the float64 reference.
+
+    `worst_parameter` is the path of the parameter whose gradient has the error.
+    """
     if dtype == "float64":
         logits_limit = gradients_limit = FLOAT64_LIMIT
     else:
@@ -29,4 +35,5 @@ def judge(
         logits_limit=logits_limit,
         gradients_limit=None if gradients_error is None else gradients_limit,
         reference_error=reference_logits_error,
+        worst_parameter=worst_parameter,
     )

@@ -210,15 +210,33 @@ def relative_error(found: np.ndarray, exact: np.ndarray, least: float = 0.0) -> 
 
 
 def worst_error(found: Any, exact: Any) -> float:
-    """Compute the largest relative L2 error over all parameters' gradients.
+    """Compute the largest relative L2 error over all parameters' gradients."""
+    return max(parameter_errors(jax.tree.leaves(found), jax.tree.leaves(exact)))
+
+
+def parameter_errors(
+    found: Sequence[np.ndarray],
+    exact: Sequence[np.ndarray],
+    own: Sequence[np.ndarray] | None = None,
+    dtype: str = "float64",
+) -> list[float]:
+    """Compute the relative L2 error of every parameter's gradient.
 
     A gradient that is 0 up to rounding (a key bias shifts all scores of a query alike) is judged
-    relative to all gradients together.
-    """
-    whole = float(np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(exact)]))
+    relative to all gradients together: in float64 one that is smaller than rounding errors are,
+    in a lower dtype also one that the unsharded model itself does not resolve there, with an error
+    above the square root of the dtype's epsilon (less than half of its digits are right).
 
-    def error(a, b):
-        is_zero = np.linalg.norm(b) <= _ROUNDING * whole
+    Args:
+      found, exact: gradients, and the same of the unsharded model in float64.
+      own: the gradients of the unsharded model in `dtype`; None if they are `exact`.
+      dtype: the dtype that `found` is computed in.
+    """
+    resolved = float(jnp.finfo(dtype).eps) ** 0.5
+    whole = float(np.linalg.norm([np.linalg.norm(x) for x in exact]))
+
+    def error(a, b, c):
+        is_zero = np.linalg.norm(b) <= _ROUNDING * whole or relative_error(c, b) > resolved
         return relative_error(a, b, whole if is_zero else 0.0)
 
-    return max(jax.tree.leaves(jax.tree.map(error, found, exact)))
+    return list(map(error, found, exact, exact if own is None else own))

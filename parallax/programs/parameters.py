@@ -6,7 +6,7 @@ Nothing is materialised before `init`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.split import Split
 from parallax.parallel.stage_layers import layers_in_place, pad_layers, unpad_layers
-from parallax.rules import Phase, check_divides
+from parallax.rules import Phase, Rules, check_divides
 from parallax.strategy import Strategy
 
 # The logical axes over which devices use a parameter for different work. Its gradient is summed
@@ -65,15 +65,37 @@ def param_specs(
     def spec(path, variable):
         where = f"Strategy '{strategy.name}': {root}/{'/'.join(str(p) for p in path)}"
         names = getattr(variable, "out_sharding", None) or (None,) * variable.ndim
-        axes = strategy.rules.spec(names, phase, where=where)
-        for dim, (name, split) in enumerate(zip(names, axes, strict=True)):
-            check_divides(
-                variable.shape[dim], split, strategy.mesh_axes,
-                where=f"{where} dim {dim}", name=str(name),
-            )  # fmt: skip
-        return variable.replace(PartitionSpec(*(mesh_entry(a) for a in axes)))
+        shape, rules = variable.shape, strategy.rules
+        return variable.replace(
+            array_spec(shape, names, rules, strategy.mesh_axes, where=where, phase=phase)
+        )
 
     return nnx.map_state(spec, state)
+
+
+def array_spec(
+    shape: Sequence[int],
+    names: Sequence[str | None],
+    rules: Rules,
+    mesh_axes: Mapping[str, int],
+    *,
+    where: str,
+    phase: Phase = "prefill",
+) -> PartitionSpec:
+    """Return the PartitionSpec of one array, from the logical axis of each dim.
+
+    Raises:
+      ValueError: as of `param_specs`, or another number of names than of dims.
+    """
+    if len(names) != len(shape):
+        raise ValueError(
+            f"{where}: shape {tuple(shape)} has {len(shape)} dims, but {len(names)} logical axes "
+            f"{tuple(names)}. Name every dim; None is not split."
+        )
+    axes = rules.spec(names, phase, where=where)
+    for dim, (name, split) in enumerate(zip(names, axes, strict=True)):
+        check_divides(shape[dim], split, mesh_axes, where=f"{where} dim {dim}", name=str(name))
+    return PartitionSpec(*(mesh_entry(a) for a in axes))
 
 
 def mesh_entry(axes: tuple[str, ...]):

@@ -51,6 +51,7 @@ class Exactness:
         gradients is the worst over all parameters, None without gradients (decoding).
       logits_limit, gradients_limit: the largest errors allowed (the tolerance table).
       reference_error: the unsharded model's own logits error in this dtype; 0 in float64.
+      worst_parameter: the path of the parameter whose gradient has the error; "" if not recorded.
     """
 
     dtype: str
@@ -59,6 +60,7 @@ class Exactness:
     logits_limit: float
     gradients_limit: float | None
     reference_error: float
+    worst_parameter: str = ""
 
     @property
     def passed(self) -> bool:
@@ -98,6 +100,8 @@ class Verification:
     for a pass over whole sequences.
     `off_dense` is the error of a compressed model against the dense one: the relative L2 error of
     float64 logits, both unsharded; None for a dense model, and for decoding.
+    `notes` say, one line each, why a user module is not exact, what it computes in less than
+    float64, and which of its parameters the rules do not split.
     """
 
     model: str
@@ -112,6 +116,7 @@ class Verification:
     router: RouterFacts | None = None
     same_tokens: bool | None = None
     off_dense: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -305,7 +310,8 @@ class Prediction:
 class Measurement:
     """The result of the measure lens: a step on the local devices.
 
-    `energy_j` is joules per step on all devices, by their counters; None without counters.
+    `energy_j` is joules per step on all devices, by their counters; None without counters. `notes`
+    are caveats, one line each.
     """
 
     device: str
@@ -315,6 +321,7 @@ class Measurement:
     step_s: Figure
     repeats: int
     energy_j: Figure | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def energy_per_token_j(self) -> Figure | None:

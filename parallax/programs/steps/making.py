@@ -1,13 +1,11 @@
 """The constructor of steps, the one place that decides by phase."""
 
-from collections.abc import Callable
 from typing import get_args, overload
-
-from flax import nnx
 
 from parallax.models.config import ModelConfig
 from parallax.parallel.split import Remat
 from parallax.programs.decoding import Decoder
+from parallax.programs.module_kinds import Constructor
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps.model_step import ModelStep
 from parallax.programs.steps.of_module import ModulePrefill
@@ -33,11 +31,11 @@ def make_step(
 ) -> TransformerStep: ...  # fmt: skip
 @overload
 def make_step(
-    model: Callable[[], nnx.Module], strategy: Strategy, workload: Workload,
+    model: Constructor, strategy: Strategy, workload: Workload,
     phase: Phase = "prefill", remat: Remat = "microbatch",
 ) -> ModulePrefill: ...  # fmt: skip
 def make_step(
-    model: ModelConfig | Callable[[], nnx.Module],
+    model: ModelConfig | Constructor,
     strategy: Strategy,
     workload: Workload,
     phase: Phase = "prefill",
@@ -46,7 +44,7 @@ def make_step(
     """Return the step of a model under a strategy in one phase.
 
     Args:
-      model: a ModelConfig, or a function that makes a user module.
+      model: a ModelConfig, or what makes a user module.
       strategy: how the model is split.
       workload: batch, length and microbatches. Those of a decoding step are its prompts'; the step
         has its own number of microbatches, one per stage (see `with_microbatches`).

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from flax import nnx
-
 from parallax.programs.user_module import ShardedModule
 from parallax.rules import Phase
 from parallax.workload import Workload
@@ -20,7 +18,6 @@ class ModulePrefill:
     donated: ClassVar[tuple[int, ...]] = ()
     # The fastest dtype, so that the roofline is a bound for any other.
     dtype: str = field(default="bfloat16", init=False)
-    notes: tuple[str, ...] = field(default=(), init=False)
     routing: None = field(default=None, init=False)
     unmodelled: str = field(default="a user module has no analytical model of time", init=False)
 
@@ -32,6 +29,10 @@ class ModulePrefill:
     def compiler_options(self) -> dict[str, bool | int]:
         return {}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.sharded.notes
+
     def with_microbatches(self, microbatches: int) -> Self:
         workload = replace(self.workload, microbatches=microbatches)
         return type(self)(replace(self.sharded, workload=workload))
@@ -42,7 +43,7 @@ class ModulePrefill:
     def arguments(self, mesh) -> tuple[Any, ...]:
         return self.sharded.abstract_state(mesh), *self.sharded.abstract_inputs(mesh)
 
-    def state(self, mesh) -> nnx.State:
+    def state(self, mesh) -> Any:
         return self.sharded.init_sharded(mesh)
 
     def transfers(self) -> None:
