@@ -40,14 +40,20 @@ class UserProgram:
     """A user's function, lowered.
 
     Attributes:
-      lowered: the `jax.stages.Lowered` program.
-      axes: mesh axis -> size, in order.
+      traced, lowered: the `jax.stages.Traced` and `Lowered` program.
+      mesh: the mesh it was traced under.
       notes: what a reader of the result must know, in sentences.
     """
 
+    traced: Any
     lowered: Any
-    axes: Mapping[str, int]
+    mesh: Mesh
     notes: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The size of each mesh axis, in order."""
+        return dict(self.mesh.shape)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
         traced = getattr(traced, "traced", traced)  # nnx.jit keeps JAX's inside its own
         # For CUDA, whatever the devices of the user's mesh are.
         lowered = traced.lower(lowering_platforms=("cuda",))
-    return UserProgram(lowered, dict(mesh.shape), tuple(said))
+    return UserProgram(traced, lowered, mesh, tuple(said))
 
 
 def _is_filtered(fn: Any) -> bool:

@@ -1,0 +1,123 @@
+"""What a program's text alone says: sums in loops, needed collectives, the partitioner's warnings."""
+
+import re
+from collections.abc import Iterable
+
+from parallax.explain.compiled import Program
+from parallax.explain.dataflow import accumulates, operand_origins
+from parallax.explain.findings import Finding, Saving
+from parallax.explain.source_lines import SourceLine, users_line
+from parallax.hlo.collectives import Collective
+
+LEAST_SHARE = 0.005
+_WARNING = re.compile(
+    r"Involuntary full rematerialization.*? from sharding (?P<before>\{.*?\}) to (?P<after>\{.*?\}) "
+    r"efficiently for HLO operation %(?P<name>\S+) = (?P<shape>\S+).*?"
+    r"metadata=(?P<metadata>\{[^}]*\})"
+)
+
+
+def sums_per_iteration(program: Program) -> list[Finding]:
+    """Find sums over devices in a loop that only adds them up: one after the loop is enough."""
+    groups: dict[tuple[SourceLine | None, float], list[Collective]] = {}
+    for c in program.ledger:
+        if c.kind not in ("all-reduce", "reduce-scatter") or c.count < 2:
+            continue
+        computation, _ = program.homes[c.name]
+        if accumulates(program.module, computation, c):
+            groups.setdefault((program.line_of(c), c.count), []).append(c)
+    found = []
+    for (line, count), members in groups.items():
+        share = 1 - 1 / count
+        seconds = (program.seconds - program.without({c.name for c in members})) * share
+        sent = sum(c.total_bytes for c in members) * share
+        if seconds < LEAST_SHARE * program.seconds:
+            continue
+        found.append(
+            Finding(
+                "sum in each iteration",
+                f"gradients are summed over devices in each of {count:,.0f} iterations, and the "
+                "loop only adds the sums up",
+                "add up each device's own gradients (in jax.shard_map, weights cast to varying) "
+                "and sum over devices once, after the loop",
+                line=line,
+                saving=Saving(seconds, sent, 0.0, "modelled"),
+                **_totals(program, members),
+            )  # fmt: skip
+        )
+    return found
+
+
+def needed_collectives(program: Program, explained: Iterable[Finding]) -> list[Finding]:
+    """Return what is sent and no finding is about, by line: written by the user, or needed."""
+    taken = {f.line._replace(function="") for f in explained if f.line is not None}
+    groups: dict[tuple, list[Collective]] = {}
+    for c in program.ledger:
+        line = program.line_of(c)
+        if line is not None and line._replace(function="") in taken:
+            continue
+        groups.setdefault((line, c.kind, c.axes, _why(program, c)), []).append(c)
+    rows = [
+        Finding(
+            kind, _what(members), needed=why, line=line, **_totals(program, members)
+        )
+        for (line, kind, _, why), members in groups.items()
+    ]  # fmt: skip
+    return sorted(rows, key=lambda f: -f.seconds)
+
+
+def _why(program: Program, c: Collective) -> str:
+    if program.is_written(c):
+        return "written in the program"
+    computation, i = program.homes[c.name]
+    if c.kind == "all-gather" and operand_origins(program.module, computation, i):
+        return "a sharded argument is gathered for its product: (n - 1)/n of its bytes arrive"
+    if c.kind in ("all-reduce", "reduce-scatter"):
+        factor = "2 (n - 1)/n" if c.kind == "all-reduce" else "(n - 1)/n"
+        return f"partial results of the devices are summed: {factor} of their bytes leave a device"
+    return "the partitioner moves an array from one split to another"
+
+
+def _what(members: list[Collective]) -> str:
+    c = members[0]
+    over = ", ".join(c.axes) if c.axes else f"groups of {c.group_size}"
+    return f"{c.kind} over {over}"
+
+
+def _totals(program: Program, members: list[Collective]) -> dict:
+    seconds = sum(program.collective_s(c) for c in members)
+    exposed = program.seconds - program.without({c.name for c in members})
+    return {
+        "sent_bytes": sum(c.total_bytes for c in members),
+        "count": sum(c.count for c in members),
+        "seconds": seconds,
+        "exposed_s": max(0.0, min(seconds, exposed)),
+        "axes": members[0].axes or (),
+    }
+
+
+def rematerializations(program: Program) -> list[Finding]:
+    """Return a finding for each "involuntary full rematerialization" that XLA warned of."""
+    found = {}
+    for text in program.warnings:
+        match = _WARNING.search(text)
+        if match is None:
+            continue
+        line = users_line(program.module.sources.frames_of(match["metadata"]))
+        what = (
+            f"the partitioner cannot go from {_sharding(match['before'])} to "
+            f"{_sharding(match['after'])} and makes {match['shape'].split('{')[0]} whole on every "
+            "device (XLA: involuntary full rematerialization)"
+        )
+        found[what, line] = Finding(
+            "full rematerialization", what,
+            "constrain the value where it is made to the split it is used in, or go there in two "
+            "steps, one mesh axis at a time", line=line,
+        )  # fmt: skip
+    return list(found.values())
+
+
+def _sharding(text: str) -> str:
+    """Shorten "{mesh['data'=4], [{'data'}, {}]}" to its dims."""
+    match = re.search(r", (\[.*\])\}$", text)
+    return match[1] if match else text
