@@ -8,8 +8,10 @@ from parallax.explain.source_lines import SourceLine
 from parallax.hlo.module import Computation, Instruction
 
 # These name memory that another instruction has.
-_ALIASES = ("bitcast", "get-tuple-element", "tuple", "parameter", "while", "conditional", "constant",
-            "optimization-barrier", "after-all", "partition-id", "call")  # fmt: skip
+_ALIASES = (
+    "bitcast", "get-tuple-element", "tuple", "parameter", "while", "conditional", "constant",
+    "optimization-barrier", "after-all", "partition-id", "call",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _replicated_arguments(s: Subject) -> Iterator[Candidate]:
         peers = _peers(s, i)
         for variant, spec in _specs_like(s, i, peers):
             groups.setdefault((_root(s, i), variant), {})[i] = spec
-    for (root, variant), specs in groups.items():
+    for (root, _), specs in groups.items():
         size = sum(s.local_bytes(i) for i in specs)
         share = size / s.program.memory_bytes
         if share < LEAST_MEMORY:
@@ -107,7 +107,6 @@ def _replicated_arguments(s: Subject) -> Iterator[Candidate]:
             argument=name if not more else root, share=share, specs=specs, results=results,
             group=f"replicated {root}",
         )  # fmt: skip
-        del variant
 
 
 def _peers(s: Subject, i: int) -> list[int]:
@@ -369,7 +368,7 @@ def _activations(s: Subject) -> Iterator[Candidate]:
     if stakes and first is not None:
         # Where a split is lost at the start, the lines after it are moved too.
         key = first._replace(function="")
-        stakes[key] = max(stakes.values()) + stakes.get(key, 0.0)
+        stakes[key] = max(stakes.values())
     for line, share in stakes.items():
         here = [e for e in s.at(line) if len(e.shape) > 1 and e.dtype in _FLOATS]
         if share < LEAST_TIME or not here or any("shard_map" in map(str, e.path) for e in here):
@@ -394,9 +393,10 @@ def _first_activation(s: Subject) -> SourceLine | None:
     for e in s.equations:
         if any(e.holds) and e.name != "dot_general" and e.name != "gather":
             continue
-        if e.dtype in _FLOATS and len(e.shape) > 1 and e.shape[0] % max(2, batch) == 0:
-            if e.line is not None and math.prod(e.shape) > 1 << 20 and not inner_jaxprs(e.eqn):
-                return e.line
+        batched = e.dtype in _FLOATS and len(e.shape) > 1 and e.shape[0] % max(2, batch) == 0
+        large = math.prod(e.shape) > 1 << 20 and not inner_jaxprs(e.eqn)
+        if batched and large and e.line is not None:
+            return e.line
     return None
 
 

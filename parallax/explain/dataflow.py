@@ -1,4 +1,4 @@
-"""Where the operands of a collective come from, and where its result goes, in a compiled program."""
+"""Where a collective's operands come from and its result goes, in a compiled program."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,10 @@ from parallax.hlo.collectives import Collective
 from parallax.hlo.module import Computation, Instruction, Module
 
 # These pass on one operand's values, moved, cast or in part.
-_MOVING = ("bitcast", "copy", "convert", "reshape", "transpose", "optimization-barrier", "all-gather",
-           "all-gather-done", "copy-done", "async-done", "collective-permute-done")  # fmt: skip
+_MOVING = (
+    "bitcast", "copy", "convert", "reshape", "transpose", "optimization-barrier", "all-gather",
+    "all-gather-done", "copy-done", "async-done", "collective-permute-done",
+)  # fmt: skip
 _SLICING = ("slice", "dynamic-slice", "gather")
 _MAX_STEPS = 200
 
@@ -98,9 +100,9 @@ def _through_tuple(
         body = module.computation(source.calls()["body"][0])
         root = next(x for x in body.instructions if x.is_root)
         before = computation.by_name[source.operands[0]]
-        if root.opcode == "tuple" and before.opcode == "tuple":
-            if _passes_on(body, root.operands[index], index):
-                return computation, before.operands[index]
+        tuples = root.opcode == before.opcode == "tuple"
+        if tuples and _passes_on(body, root.operands[index], index):
+            return computation, before.operands[index]
         return None
     if source.opcode in ("optimization-barrier",) and source.operands:
         return computation, source.operands[min(index, len(source.operands) - 1)]

@@ -1,4 +1,4 @@
-"""What a program's text alone says: sums in loops, needed collectives, the partitioner's warnings."""
+"""What a program's text alone says: sums in loops, needed collectives, warnings of XLA."""
 
 import re
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from parallax.hlo.collectives import Collective
 
 LEAST_SHARE = 0.005
 _WARNING = re.compile(
-    r"Involuntary full rematerialization.*? from sharding (?P<before>\{.*?\}) to (?P<after>\{.*?\}) "
-    r"efficiently for HLO operation %(?P<name>\S+) = (?P<shape>\S+).*?"
+    r"Involuntary full rematerialization.*? from sharding (?P<before>\{.*?\}) "
+    r"to (?P<after>\{.*?\}) efficiently for HLO operation %(?P<name>\S+) = (?P<shape>\S+).*?"
     r"metadata=(?P<metadata>\{[^}]*\})"
 )
 
@@ -43,7 +43,7 @@ def sums_per_iteration(program: Program) -> list[Finding]:
                 line=line,
                 saving=Saving(seconds, sent, 0.0, "modelled"),
                 **_totals(program, members),
-            )  # fmt: skip
+            )
         )
     return found
 

@@ -74,7 +74,7 @@ class Subject:
         return tuple(a for a in self.axes if a not in self.batch_axes)
 
     def _data(self, kind: Any) -> list[int]:
-        """Return the arguments that are data: no state, and never the second factor of a product."""
+        """Return the arguments that are data: no state, never the second factor of a product."""
         factors = {
             i for e in self.equations if e.name == "dot_general" and len(e.holds) > 1
             for i in e.holds[1]
