@@ -20,7 +20,8 @@ from parallax.meshes.cluster import Cluster
 # Operations of JAX that are collectives: what they make, the user wrote.
 WRITTEN = (
     "psum", "psum2", "psum_invariant", "pmax", "pmin", "pmean", "all_gather",
-    "all_gather_invariant", "all_gather_reduced", "reduce_scatter", "unreduced_psum", "unreduced_reduce_scatter",
+    "all_gather_invariant", "all_gather_reduced", "reduce_scatter",
+    "unreduced_psum", "unreduced_reduce_scatter",
     "all_to_all", "ppermute", "pbroadcast", "pshuffle", "ragged_all_to_all", "psend", "precv",
 )  # fmt: skip
 
