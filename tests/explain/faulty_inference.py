@@ -47,7 +47,8 @@ def wrong_spec_order():
     }  # fmt: skip
     return Case(
         "wrong_spec_order", "wrong spec order", "h100_2x8", make_scorer(False), args, options,
-        **marked(__file__, "wrong_spec_order"), fixed=Mended(make_scorer(True), args, options), saves="time",
+        **marked(__file__, "wrong_spec_order"), fixed=Mended(make_scorer(True), args, options),
+        saves="time",
     )  # fmt: skip
 
 
@@ -110,8 +111,8 @@ def there_and_back():
     }  # fmt: skip
     return Case(
         "there_and_back", "resharding there and back", "h100_1x8", make_explicit(False), args,
-        options, **marked(__file__, "there_and_back"), fixed=Mended(make_explicit(True), args, options),
-        saves="time",
+        options, **marked(__file__, "there_and_back"),
+        fixed=Mended(make_explicit(True), args, options), saves="time",
     )  # fmt: skip
 
 
@@ -164,8 +165,8 @@ def replicated_parameter():
     faulty = make_tower(None)
     return Case(
         "replicated_parameter", "replicated parameter", "h100_1x8", faulty.fn, faulty.args,
-        faulty.options, argument="state['layers'][0]['gate']", fixed=make_tower((None, "model")),
-        saves="memory",
+        faulty.options, argument="state['layers'][0]['gate'].value",
+        fixed=make_tower((None, "model")), saves="memory",
     )  # fmt: skip
 
 
@@ -256,5 +257,6 @@ def copied_cache():
     }  # fmt: skip
     return Case(
         "copied_cache", "copied KV cache", "h100_1x8", make_decode(False), args, options,
-        **marked(__file__, "copied_cache"), fixed=Mended(make_decode(True), args, options), saves="memory",
+        **marked(__file__, "copied_cache"), fixed=Mended(make_decode(True), args, options),
+        saves="memory",
     )  # fmt: skip

@@ -20,6 +20,7 @@ from tests.explain.layers import (
     decoder_layer,
     mlp,
     norm,
+    tensor_layer,
     tokens,
     train_step,
     trained,
@@ -171,7 +172,7 @@ def make_tensor_loss(mended):
     def loss(params, batch):
         inputs, labels = batch
         x_BLD = constrain(params["embed"][inputs], P("data", None, None))
-        x_BLD, _ = lax.scan(jax.checkpoint(decoder_layer), x_BLD, params["layers"])
+        x_BLD, _ = lax.scan(tensor_layer, x_BLD, params["layers"])
         logits_BLV = x_BLD @ params["head"]
         logits_BLV = constrain(logits_BLV, P("data", None, vocabulary))  # fault: unsharded_logits
         return cross_entropy(logits_BLV, labels)

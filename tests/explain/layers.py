@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from tests.explain.case import array
@@ -105,12 +106,12 @@ def tokens(batch, length):
     return array(batch, length, dtype=jnp.int32), array(batch, length, dtype=jnp.int32)
 
 
-def trained(params, specs, batch, mesh, state_specs=None):
-    """Return arguments and options of a training step with donated state."""
+def trained(params, specs, batch, mesh, state_specs=None, split="data"):
+    """Return arguments and options of a step with donated state and a batch split over `split`."""
     states = moment_specs(params, specs) if state_specs is None else state_specs
     args = (params, moments(params), batch)
     options = {
-        "mesh": mesh, "in_specs": (specs, states, P("data")),
+        "mesh": mesh, "in_specs": (specs, states, P(split)),
         "out_shardings": (specs, states, P()), "donate": (0, 1),
     }  # fmt: skip
     return args, options
@@ -118,6 +119,12 @@ def trained(params, specs, batch, mesh, state_specs=None):
 
 def decoder_layer(x_BLD, w):
     """One layer on a batch split over `data`."""
-    x_BLD = x_BLD + attention(norm(x_BLD, w["norm1"]), w)
+    mixed_BLD = attention(norm(x_BLD, w["norm1"]), w)
+    x_BLD = x_BLD + checkpoint_name(mixed_BLD, "mixed")
     x_BLD = x_BLD + mlp(norm(x_BLD, w["norm2"]), w)
     return constrain(x_BLD, P("data", None, None)), None
+
+
+# Recomputes a layer but for the sum over `model` after attention, which would be sent again.
+SAVE_SUM = jax.checkpoint_policies.save_only_these_names("mixed")
+tensor_layer = jax.checkpoint(decoder_layer, policy=SAVE_SUM)
