@@ -1,12 +1,13 @@
 """Training steps as users write them, without a fault: what they send is needed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.linen import spmd
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -177,9 +178,9 @@ class LinenMLP(nn.Module):
             return self.param(name, init, shape, jnp.bfloat16)
 
         h_BF = jax.nn.gelu(x_BD @ matrix("up", (8192, 32_768), ("embed", "mlp")))
-        h_BF = nn.with_logical_constraint(h_BF, ("batch", "mlp"))
+        h_BF = spmd.with_logical_constraint(h_BF, ("batch", "mlp"))
         y_BD = h_BF @ matrix("down", (32_768, 8192), ("mlp", "embed"))
-        return nn.with_logical_constraint(x_BD + y_BD, ("batch", "embed"))
+        return spmd.with_logical_constraint(x_BD + y_BD, ("batch", "embed"))
 
 
 RULES = (("batch", "data"), ("mlp", "model"), ("embed", None))
@@ -188,7 +189,7 @@ RULES = (("batch", "data"), ("mlp", "model"), ("embed", None))
 def linen_logical_axes():
     module = LinenMLP()
     boxed = jax.eval_shape(module.init, jax.random.key(0), array(8, 8192))
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+    specs = spmd.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
 
     def loss(params, batch):
         x_BD, y_BD = batch
@@ -274,7 +275,7 @@ def one_device():
 class TrainState(NamedTuple):
     """Weights and moments, as a plain pytree."""
 
-    params: dict
+    params: Any
     opt_state: optax.OptState
 
 

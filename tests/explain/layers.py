@@ -106,7 +106,7 @@ def tokens(batch, length):
     return array(batch, length, dtype=jnp.int32), array(batch, length, dtype=jnp.int32)
 
 
-def trained(params, specs, batch, mesh, state_specs=None, split="data"):
+def trained(params, specs, batch, mesh, state_specs=None, split: str | None = "data"):
     """Return arguments and options of a step with donated state and a batch split over `split`."""
     states = moment_specs(params, specs) if state_specs is None else state_specs
     args = (params, moments(params), batch)
