@@ -8,10 +8,11 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from parallax.explain.dataflow import operand_origins
-from parallax.explain.edits import Edit, inner_jaxprs
-from parallax.explain.equations import Equation, scan_counts
+from parallax.explain.edits import Edit, inner_jaxprs, scan_counts
+from parallax.explain.equations import Equation, stacked_caches
 from parallax.explain.source_lines import SourceLine
 from parallax.explain.subject import Subject
+from parallax.explain.warnings import warned_splits
 from parallax.hlo.collectives import Collective
 
 # Shares of a program's time and memory below which nothing is tried.
@@ -57,6 +58,8 @@ def candidates(subject: Subject) -> list[Candidate]:
         *_early_casts(subject),
         *_invariant_gathers(subject),
         *_narrow_sums(subject),
+        *_stacked_caches(subject),
+        *_two_steps(subject),
         *_constraints(subject),
         *_argument_orders(subject),
         *_activations(subject),
@@ -199,10 +202,39 @@ def _invariant_gathers(s: Subject) -> Iterator[Candidate]:
                         f"{name} is gathered in each of {c.count:,.0f} iterations, and none "
                         "changes it",
                         f"gather {name} once before the loop: constrain it to {_text(spec)} there",
-                        line=s.program.line_of(c), share=_share(s, [c]),
+                        line=s.program.line_of(c) or _use(s, e, argument), share=_share(s, [c]),
                         edits=(Edit(e.path, "constrain operand", spec, position),),
                         group=f"invariant {name}",
                     )  # fmt: skip
+
+
+def _use(s: Subject, loop: Equation, argument: int) -> SourceLine | None:
+    """Return the line of the first product in a loop that takes an argument."""
+    for e in s.equations:
+        inside = e.path[: len(loop.path)] == loop.path
+        if inside and e.name == "dot_general" and any(argument in h for h in e.holds):
+            return e.line
+    return None
+
+
+def _stacked_caches(s: Subject) -> Iterator[Candidate]:
+    """Caches that a scan takes layer by layer and stacks anew."""
+    for e in s.equations:
+        pairs = stacked_caches(e.eqn) if e.name == "scan" and not e.manual else []
+        size = sum(
+            math.prod(v.aval.shape) * v.aval.dtype.itemsize / s.devices
+            for v in (e.eqn.outvars[r] for _, r in pairs)
+        )
+        share = size / max(1, s.program.memory_bytes)
+        if pairs and share >= LEAST_MEMORY:
+            yield Candidate(
+                "cache copied",
+                "the scan takes the cache layer by layer and stacks a new one beside the old",
+                "carry the whole cache through the scan and write each layer's part in place: "
+                "cache.at[i].set(...)",
+                line=e.line, share=share, edits=(Edit(e.path, "carry", pairs=tuple(pairs)),),
+                group=f"cache {e.line}",
+            )  # fmt: skip
 
 
 def _narrow_sums(s: Subject) -> Iterator[Candidate]:
@@ -252,7 +284,7 @@ def _constraints(s: Subject) -> Iterator[Candidate]:
             continue
         sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
         spec = getattr(sharding, "spec", None)
-        if spec is None or "shard_map" in map(str, e.path):
+        if spec is None or e.manual:
             continue
         share = max(_share(s, _sent_around(s, e)), _memory_share(s, e))
         if share < LEAST_TIME:
@@ -278,6 +310,69 @@ def _constraints(s: Subject) -> Iterator[Candidate]:
                     f"write {_text(other)} instead of {written}",
                     line=e.line, share=share, edits=edits, group=f"line {e.line}",
                 )  # fmt: skip
+
+
+def _two_steps(s: Subject) -> Iterator[Candidate]:
+    """Ways around a full rematerialization: one more split between the two."""
+    for before, after, line in warned_splits(s.program):
+        for e in s.equations:
+            sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
+            spec = getattr(sharding, "spec", None)
+            if e.name not in _CONSTRAINTS or spec is None:
+                continue
+            if _axes_of(_padded(spec, len(e.shape))) != after or not _follows(s, e, line):
+                continue
+            for between in _between(before, after):
+                if not _divides(list(between), e.shape, s):
+                    continue
+                middle = PartitionSpec(*between)
+                yield Candidate(
+                    "full rematerialization",
+                    f"the partitioner cannot go from {_text(_entries(before))} to {_text(spec)} "
+                    "and makes the array whole on every device on the way (XLA: involuntary full "
+                    "rematerialization)",
+                    f"go there in two steps: constrain to {_text(middle)} before {_text(spec)}",
+                    line=e.line, share=0.5,
+                    edits=(Edit(e.path, "constrain operand", middle, 0),),
+                    group=f"remat {e.line}",
+                )  # fmt: skip
+
+
+def _follows(s: Subject, e: Equation, line: SourceLine | None) -> bool:
+    """Return whether a constraint takes what a line makes, or is on that line."""
+    if line is None or (e.line is not None and e.line[:2] == line[:2]):
+        return True
+    return any(m.line is not None and m.line[:2] == line[:2] for m in _makers(s, e))
+
+
+Split = tuple[tuple[str, ...], ...]
+
+
+def _axes_of(entries: tuple[Any, ...]) -> Split:
+    return tuple(() if e is None else e if isinstance(e, tuple) else (e,) for e in entries)
+
+
+def _entries(split: Split) -> tuple[Any, ...]:
+    return tuple(None if not axes else axes[0] if len(axes) == 1 else axes for axes in split)
+
+
+def _between(before: Split, after: Split) -> list[tuple[Any, ...]]:
+    """Return splits on the way: all axes where some are wanted, or one axis moved at a time."""
+    found: list[Split] = []
+    for dim, axes in enumerate(after):
+        if axes:
+            lost = tuple(a for part in before for a in part if not any(a in x for x in after))
+            more = list(after)
+            more[dim] = (*axes, *lost)
+            found.append(tuple(more))
+    for dim, axes in enumerate(before):
+        for axis in axes:
+            target = next((d for d, part in enumerate(after) if axis in part), None)
+            if target is not None and target != dim:
+                moved = [tuple(a for a in part if a != axis) for part in before]
+                moved[target] = (*moved[target], axis)
+                found.append(tuple(moved))
+    return [_entries(x) for x in dict.fromkeys(found) if x not in (before, after)]
 
 
 def _sent_around(s: Subject, e: Equation) -> list[Collective]:
@@ -307,33 +402,33 @@ def _memory_share(s: Subject, e: Equation) -> float:
 
 
 def _argument_orders(s: Subject) -> Iterator[Candidate]:
-    """Arguments split over the right axes in the wrong order or dim."""
+    """Arguments split over the right axes in the wrong order or dim; those alike together."""
+    groups: dict[tuple, list[int]] = {}
     for i, x in enumerate(s.flat.args):
         spec = s.flat.spec(i)
-        if spec is None or not any(spec) or len(x.shape) < 2 or i in s.state:
-            continue
-        sent = _sent_for(s, i)
-        share = _share(s, sent)
+        if spec is not None and any(spec) and len(x.shape) > 1 and i not in s.state:
+            groups.setdefault((_root(s, i), x.shape, spec), []).append(i)
+    for (_, shape, spec), members in groups.items():
+        share = _share(s, _sent_for(s, members))
         if share < LEAST_TIME:
             continue
-        name = s.flat.names[i]
-        for other in _swapped(PartitionSpec(*spec), x.shape, s):
+        name, more = s.flat.names[members[0]], f" and {len(members) - 1} alike"
+        name += more if len(members) > 1 else ""
+        for other in _swapped(PartitionSpec(*spec), shape, s):
             yield Candidate(
                 "argument split another way",
-                f"{name} is split by {_text(spec)}, and the products want it otherwise",
+                f"{name}: split by {_text(spec)}, and the products want it otherwise",
                 f"split {name} by {_text(other)}",
-                argument=name, share=share, specs={i: other},
-                results={r: other for r, (a, _) in s.updates.items()
-                         if a == i and s.flat.out_shardings[r] is not None},
-                group=f"order {name}",
+                argument=s.flat.names[members[0]], share=share / 2,
+                specs=dict.fromkeys(members, other), group=f"order {name}",
             )  # fmt: skip
 
 
-def _sent_for(s: Subject, argument: int) -> list[Collective]:
-    """Return the partitioner's collectives at lines that take an argument."""
+def _sent_for(s: Subject, arguments: list[int]) -> list[Collective]:
+    """Return the partitioner's collectives at lines that take any of some arguments."""
     lines = {
         e.line._replace(function="") for e in s.equations
-        if e.line is not None and any(argument in h for h in e.holds)
+        if e.line is not None and any(h & set(arguments) for h in e.holds)
     }  # fmt: skip
     return [
         c for c in s.program.ledger
@@ -371,7 +466,7 @@ def _activations(s: Subject) -> Iterator[Candidate]:
         stakes[key] = max(stakes.values())
     for line, share in stakes.items():
         here = [e for e in s.at(line) if len(e.shape) > 1 and e.dtype in _FLOATS]
-        if share < LEAST_TIME or not here or any("shard_map" in map(str, e.path) for e in here):
+        if share < LEAST_TIME or not here or any(e.manual for e in here):
             continue
         if any(e.name in _CONSTRAINTS for e in here):
             continue  # the constraint is what to change

@@ -1,7 +1,7 @@
 """Changes of a jaxpr that a user could make in the source: shardings asserted or removed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -22,15 +22,18 @@ class Edit:
       path: where the equation is.
       action: "constrain" its result to `spec`; "constrain operand" number `operand` to it; "drop" a
         sharding constraint, or replace its sharding where `spec` is given; "narrow" its float32
-        result (of a product) or operands (of a sum over devices) to bfloat16.
+        result (of a product) or operands (of a sum over devices) to bfloat16; "carry" the inputs
+        of a scan that it updates and stacks, see `pairs`.
       spec: the PartitionSpec to assert.
       operand: position of an operand.
+      pairs: (operand, result) of each array to carry.
     """
 
     path: Path
-    action: Literal["constrain", "constrain operand", "drop", "narrow"]
+    action: Literal["constrain", "constrain operand", "drop", "narrow", "carry"]
     spec: PartitionSpec | None = None
     operand: int = 0
+    pairs: tuple[tuple[int, int], ...] = ()
 
 
 def inner_jaxprs(eqn: Any) -> list[tuple[str, int, Any]]:
@@ -48,6 +51,14 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return a jaxpr without its constants, and the constants."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     return inner, tuple(getattr(jaxpr, "consts", ()) or ())
+
+
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of a scan's operands are constants, and how many are carried."""
+    if "num_consts" in params:  # before JAX 0.12
+        return params["num_consts"], params["num_carry"]
+    consts, carried, _ = (len(list(part)) for part in params["ft_in"].unpack())
+    return consts, carried
 
 
 def evaluate(jaxpr: Any, args: Sequence[Any], edits: Sequence[Edit], mesh: Mesh) -> list[Any]:
@@ -87,18 +98,71 @@ class _Evaluation:
         if isinstance(params, tuple):  # before JAX 0.12: functions, parameters
             functions, params = params
             operands = [*functions, *operands]
+        if below and eqn.primitive.name == "shard_map":
+            return self.mapped(eqn, operands, below)
         if below:
             params = params | self.changed_inner(eqn, below)
         actions = {e.action: e for e in here}
         if "drop" in actions:
             edit = actions["drop"]
             return [operands[0] if edit.spec is None else self.constrain(operands[0], edit.spec)]
+        if "carry" in actions:
+            return self.carried(eqn, operands, dict(actions["carry"].pairs))
         if "narrow" in actions:
             return self.narrowed(eqn, operands, params)
         results = eqn.primitive.bind(*operands, **params)
         results = list(results) if eqn.primitive.multiple_results else [results]
         if "constrain" in actions:
             results[0] = self.constrain(results[0], actions["constrain"].spec)
+        return results
+
+    def mapped(self, eqn: Any, operands: list, edits: list[Edit]) -> list[Any]:
+        """Bind a shard_map with edits inside it."""
+        params, (_, _, inner) = eqn.params, inner_jaxprs(eqn)[0]
+        own = tuple(replace(e, path=e.path[3:]) for e in edits)
+        return jax.shard_map(
+            lambda *args: self.run(inner, args, own),
+            mesh=params["mesh"],
+            in_specs=tuple(params["in_specs"]),
+            out_specs=list(params["out_specs"]),
+            axis_names=frozenset(params["manual_axes"]),
+            check_vma=params["check_vma"],
+        )(*operands)
+
+    def carried(self, eqn: Any, operands: list, pairs: dict[int, int]) -> list[Any]:
+        """Bind a scan that carries some of its inputs and writes them in place."""
+        params = eqn.params
+        consts, carried = scan_counts(params)
+        first = consts + carried
+        others = [i for i in range(first, len(operands)) if i not in pairs]
+
+        def body(carry, inputs):
+            index, state, caches = carry
+            given = dict(zip(others, inputs, strict=True))
+            given |= {
+                i: lax.dynamic_index_in_dim(c, index, keepdims=False)
+                for i, c in zip(pairs, caches, strict=True)
+            }
+            rest = [given[i] for i in range(first, len(operands))]
+            results = self.run(params["jaxpr"], [*operands[:consts], *state, *rest], ())
+            caches = [
+                lax.dynamic_update_index_in_dim(c, results[r], index, 0)
+                for c, r in zip(caches, pairs.values(), strict=True)
+            ]
+            step = -1 if params["reverse"] else 1
+            stacked = [x for r, x in enumerate(results) if r >= carried and r not in pairs.values()]
+            return (index + step, results[:carried], caches), stacked
+
+        start = params["length"] - 1 if params["reverse"] else 0
+        carry = (jax.numpy.int32(start), operands[consts:first], [operands[i] for i in pairs])
+        (_, state, caches), stacked = lax.scan(
+            body, carry, [operands[i] for i in others], length=params["length"],
+            reverse=params["reverse"],
+        )  # fmt: skip
+        results, rest = [*state], iter(stacked)
+        written = dict(zip(pairs.values(), caches, strict=True))
+        for position in range(carried, len(eqn.outvars)):
+            results.append(written[position] if position in written else next(rest))
         return results
 
     def narrowed(self, eqn: Any, operands: list, params: dict) -> list[Any]:
@@ -125,11 +189,7 @@ class _Evaluation:
         changed: dict[str, Any] = {}
         for name, position, inner in inner_jaxprs(eqn):
             prefix = (name, position)
-            own = tuple(
-                Edit(e.path[3:], e.action, e.spec, e.operand)
-                for e in edits
-                if e.path[1:3] == prefix
-            )
+            own = tuple(replace(e, path=e.path[3:]) for e in edits if e.path[1:3] == prefix)
             if not own:
                 continue
             traced = self.traced_again(inner, own)
@@ -150,6 +210,7 @@ class _Evaluation:
         structs = [
             jax.ShapeDtypeStruct(
                 a.shape, a.dtype, weak_type=getattr(a, "weak_type", False),
+                **({"vma": a.vma} if getattr(a, "vma", None) else {}),
                 **({"sharding": NamedSharding(self.mesh, a.sharding.spec)}
                    if AxisType.Explicit in self.mesh.axis_types else {}),
             )

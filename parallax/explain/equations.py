@@ -1,7 +1,7 @@
 """The equations of a traced program: where they are, how often they run, what they derive from."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from jax._src import source_info_util
 from jax.extend import core
 
-from parallax.explain.edits import Path, inner_jaxprs, open_jaxpr
+from parallax.explain.edits import Path, inner_jaxprs, open_jaxpr, scan_counts
 from parallax.explain.source_lines import SourceLine, users_line
 from parallax.hlo.source import Frame
 
@@ -38,6 +38,7 @@ class Equation:
       path: where it is, see `Edit`.
       eqn: JAX's own.
       times: executions in one run, loops of known length multiplied out.
+      manual: whether it is inside a `jax.shard_map`.
       holds: for each operand, the arguments whose values it holds, moved or cast.
     """
 
@@ -45,6 +46,7 @@ class Equation:
     eqn: Any
     times: float
     holds: tuple[Origins, ...]
+    manual: bool = False
 
     @property
     def name(self) -> str:
@@ -87,10 +89,12 @@ def equations(jaxpr: Any, holds: Sequence[Origins]) -> list[Equation]:
       jaxpr: the program.
       holds: for each of its variables, the arguments whose values it holds.
     """
-    return list(_walk(jaxpr, tuple(holds), (), 1.0))
+    return list(_walk(jaxpr, tuple(holds), (), 1.0, False))
 
 
-def _walk(jaxpr: Any, holds: tuple[Origins, ...], path: Path, times: float) -> Iterator[Equation]:
+def _walk(
+    jaxpr: Any, holds: tuple[Origins, ...], path: Path, times: float, manual: bool
+) -> Iterator[Equation]:
     inner, _ = open_jaxpr(jaxpr)
     known: dict[Any, Origins] = dict(zip(inner.invars, holds, strict=False))
 
@@ -100,10 +104,11 @@ def _walk(jaxpr: Any, holds: tuple[Origins, ...], path: Path, times: float) -> I
     for index, eqn in enumerate(inner.eqns):
         operands = tuple(of(v) for v in eqn.invars)
         here = (*path, index)
-        yield Equation(here, eqn, times, operands)
+        yield Equation(here, eqn, times, operands, manual)
+        inside = manual or eqn.primitive.name == "shard_map"
         for name, position, called in inner_jaxprs(eqn):
             passed, repeats = _passed(eqn, name, called, operands)
-            yield from _walk(called, passed, (*here, name, position), times * repeats)
+            yield from _walk(called, passed, (*here, name, position), times * repeats, inside)
         if eqn.primitive.name in _MOVING and operands:
             known[eqn.outvars[0]] = operands[0]
 
@@ -124,14 +129,6 @@ def _passed(eqn: Any, name: str, called: Any, operands: tuple) -> tuple[tuple, f
     if kind == "cond":
         return operands[1:], 1.0
     return (operands if len(operands) == count else (_NONE,) * count), 1.0
-
-
-def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many of a scan's operands are constants, and how many are carried."""
-    if "num_consts" in params:  # before JAX 0.12
-        return params["num_consts"], params["num_carry"]
-    consts, carried, _ = (len(list(part)) for part in params["ft_in"].unpack())
-    return consts, carried
 
 
 def updated_arguments(jaxpr: Any, arguments: Sequence[Any]) -> dict[int, tuple[int, bool]]:
@@ -157,6 +154,24 @@ def updated_arguments(jaxpr: Any, arguments: Sequence[Any]) -> dict[int, tuple[i
                 found[position] = (argument, in_place)
                 taken.add(argument)
                 break
+    return found
+
+
+def stacked_caches(eqn: Any) -> list[tuple[int, int]]:
+    """Find the inputs of a scan that it updates in place and stacks again: (operand, result)."""
+    consts, carried = scan_counts(eqn.params)
+    inner, _ = open_jaxpr(eqn.params["jaxpr"])
+    seeds = [
+        frozenset({(i, False)}) if i >= consts + carried else frozenset()
+        for i in range(len(inner.invars))
+    ]
+    found = []
+    for position, origins in enumerate(_updates(inner, seeds)):
+        written = sorted(i for i, in_place in origins if in_place)
+        if position >= carried and written:
+            operand = eqn.invars[written[0]].aval
+            if operand.shape == eqn.outvars[position].aval.shape:
+                found.append((written[0], position))
     return found
 
 

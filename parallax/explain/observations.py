@@ -1,20 +1,15 @@
 """What a program's text alone says: sums in loops, needed collectives, warnings of XLA."""
 
-import re
 from collections.abc import Iterable
 
 from parallax.explain.compiled import Program
 from parallax.explain.dataflow import accumulates, operand_origins
 from parallax.explain.findings import Finding, Saving
-from parallax.explain.source_lines import SourceLine, users_line
+from parallax.explain.source_lines import SourceLine
+from parallax.explain.warnings import warned_splits
 from parallax.hlo.collectives import Collective
 
 LEAST_SHARE = 0.005
-_WARNING = re.compile(
-    r"Involuntary full rematerialization.*? from sharding (?P<before>\{.*?\}) "
-    r"to (?P<after>\{.*?\}) efficiently for HLO operation %(?P<name>\S+) = (?P<shape>\S+).*?"
-    r"metadata=(?P<metadata>\{[^}]*\})"
-)
 
 
 def sums_per_iteration(program: Program) -> list[Finding]:
@@ -98,26 +93,19 @@ def _totals(program: Program, members: list[Collective]) -> dict:
 
 def rematerializations(program: Program) -> list[Finding]:
     """Return a finding for each "involuntary full rematerialization" that XLA warned of."""
-    found = {}
-    for text in program.warnings:
-        match = _WARNING.search(text)
-        if match is None:
-            continue
-        line = users_line(program.module.sources.frames_of(match["metadata"]))
+    found = []
+    for before, after, line in warned_splits(program):
         what = (
-            f"the partitioner cannot go from {_sharding(match['before'])} to "
-            f"{_sharding(match['after'])} and makes {match['shape'].split('{')[0]} whole on every "
-            "device (XLA: involuntary full rematerialization)"
+            f"the partitioner cannot go from {_text(before)} to {_text(after)} and makes the array "
+            "whole on every device on the way (XLA: involuntary full rematerialization)"
         )
-        found[what, line] = Finding(
-            "full rematerialization", what,
+        fix = (
             "constrain the value where it is made to the split it is used in, or go there in two "
-            "steps, one mesh axis at a time", line=line,
-        )  # fmt: skip
-    return list(found.values())
+            "steps, one mesh axis at a time"
+        )
+        found.append(Finding("full rematerialization", what, fix, line=line))
+    return list(dict.fromkeys(found))
 
 
-def _sharding(text: str) -> str:
-    """Shorten "{mesh['data'=4], [{'data'}, {}]}" to its dims."""
-    match = re.search(r", (\[.*\])\}$", text)
-    return match[1] if match else text
+def _text(split: tuple[tuple[str, ...], ...]) -> str:
+    return f"P({', '.join('None' if not a else repr(a[0] if len(a) == 1 else a) for a in split)})"

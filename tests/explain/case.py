@@ -69,18 +69,13 @@ def compile_case(case: Case) -> Compilation:
 
 @contextlib.contextmanager
 def defaults() -> Iterator[None]:
-    """Run under JAX's defaults: 32 bits, standard promotion and all optimizations."""
-    most = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        with (
-            jax.enable_x64(False),
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-        ):
-            yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", most)
+    """Run under JAX's defaults for numbers: 32 bits, and promotion of dtypes and ranks."""
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
 
 
 def marked(file: str, name: str) -> dict[str, Any]:

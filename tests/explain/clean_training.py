@@ -21,6 +21,7 @@ from tests.explain.layers import (
     cross_entropy,
     decoder,
     decoder_layer,
+    decoder_loss,
     layer_shapes,
     mlp,
     moment_specs,
@@ -31,14 +32,6 @@ from tests.explain.layers import (
     train_step,
     trained,
 )
-
-
-def decoder_loss(params, batch):
-    inputs, labels = batch
-    x_BLD = constrain(params["embed"][inputs], P("data", None, None))
-    x_BLD, _ = lax.scan(jax.checkpoint(decoder_layer), x_BLD, params["layers"])
-    return cross_entropy(x_BLD @ params["head"], labels)
-
 
 # A small model under data parallelism: one gradient sum; its state is small beside activations.
 

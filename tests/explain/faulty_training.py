@@ -17,7 +17,7 @@ from tests.explain.layers import (
     constrain,
     cross_entropy,
     decoder,
-    decoder_layer,
+    decoder_loss,
     mlp,
     norm,
     tensor_layer,
@@ -29,16 +29,9 @@ from tests.explain.layers import (
 # FSDP with remat: the weights are split, AdamW's state was put on every GPU.
 
 
-def fsdp_loss(params, batch):
-    inputs, labels = batch
-    x_BLD = constrain(params["embed"][inputs], P("data", None, None))
-    x_BLD, _ = lax.scan(jax.checkpoint(decoder_layer), x_BLD, params["layers"])
-    return cross_entropy(x_BLD @ params["head"], labels)
-
-
 def replicated_optimizer_state():
     params = decoder(8, D=4096, F=16_384, H=32, V=32_768)
-    step, batch, mesh = train_step(fsdp_loss), tokens(16, 2048), {"data": 8}
+    step, batch, mesh = train_step(decoder_loss), tokens(16, 2048), {"data": 8}
     args, options = trained(params, FSDP, batch, mesh, state_specs=P())
     fixed = Mended(step, *trained(params, FSDP, batch, mesh))
     return Case(

@@ -128,3 +128,11 @@ def decoder_layer(x_BLD, w):
 # Recomputes a layer but for the sum over `model` after attention, which would be sent again.
 SAVE_SUM = jax.checkpoint_policies.save_only_these_names("mixed")
 tensor_layer = jax.checkpoint(decoder_layer, policy=SAVE_SUM)
+
+
+def decoder_loss(params, batch):
+    """Return the loss of a decoder on a batch split over `data`; layers are recomputed."""
+    inputs, labels = batch
+    x_BLD = constrain(params["embed"][inputs], P("data", None, None))
+    x_BLD, _ = lax.scan(jax.checkpoint(decoder_layer), x_BLD, params["layers"])
+    return cross_entropy(x_BLD @ params["head"], labels)
