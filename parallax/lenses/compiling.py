@@ -20,6 +20,7 @@ from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.compiled_text import compile_text
+from parallax.lenses.lowering import lower, missing_libraries
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -92,11 +93,11 @@ def compile_for(
     check_devices(cluster, mesh)
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
-    with dispatch.refusals() as refused:
+    with dispatch.refusals() as refused, missing_libraries():
         traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     options = dict(compiler_options or {})
     device_ids = [device.id for device in built.devices.flat]
-    compiled = compile_text(traced.lower(), LIBRARY_GEMMS | options, cluster, device_ids)
+    compiled = compile_text(lower(traced), LIBRARY_GEMMS | options, cluster, device_ids)
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     memory = Memory(
         argument_bytes=compiled.argument_bytes,
@@ -112,9 +113,9 @@ def compile_for(
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         notes.append("collectives are read from a compile with ample memory: this one does not fit")
         ample = mesh.build(topology_devices(cluster, AMPLE_BYTES)[: mesh.size])
-        again = jax.jit(function(ample), donate_argnums=donate).lower(*shapes(ample))
+        again = jax.jit(function(ample), donate_argnums=donate).trace(*shapes(ample))
         compiled = compile_text(
-            again, LIBRARY_GEMMS | options, cluster, device_ids, memory_bytes=AMPLE_BYTES
+            lower(again), LIBRARY_GEMMS | options, cluster, device_ids, memory_bytes=AMPLE_BYTES
         )
     module = parse_module(compiled.text)
     axes = dict(mesh.axes)
