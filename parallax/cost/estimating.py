@@ -24,6 +24,8 @@ from parallax.meshes.cluster import Cluster
 # Kernel efficiency of hand-written kernels, as a share of the rate of large products. Assumed until
 # a GPU has run ours; it is the target of attention at head_dim 512.
 KERNEL_EFFICIENCY = 0.6
+# Share of the float32 rate that convolutions outside the tensor cores reach; assumed.
+DIRECT_EFFICIENCY = 0.5
 _INDEX_BYTES = 8  # largest scalar that says where a slice begins
 
 
@@ -163,7 +165,13 @@ def _on_device(kernel: Kernel, sm_count: int, rates: Rates, far: float, in_l2: f
 
 def _product_seconds(gemm: Gemm, sm_count: int, rates: Rates, n_bytes: float) -> float:
     own = rates.gemm_rates(gemm.dtype)
-    return gemm_seconds(own, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
+    tiled = gemm_seconds(own, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
+    if not gemm.is_convolution:
+        return tiled
+    # Groups of few features leave tiles empty: a library then convolves outside the tensor cores.
+    rate = DIRECT_EFFICIENCY * rates.gemm_rates("f32").flops_per_s
+    direct = own.start_s + max(gemm.flops / rate, n_bytes / own.bytes_per_s)
+    return min(tiled, direct)
 
 
 def attention_rate(rates: Rates, head_dim: int) -> float:
