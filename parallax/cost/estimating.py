@@ -126,7 +126,9 @@ def kernel_costs(
 def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0) -> Cost:
     """Estimate the cost of one launch, of whose bytes `in_l2` are in the L2 cache."""
     host = kernel.to_host_bytes + kernel.from_host_bytes
-    far = max(0.0, kernel.n_bytes - in_l2 - host) if host else kernel.n_bytes - in_l2
+    if host:  # which of its arrays are the host's is not known here, so none is found in the cache
+        in_l2 = 0.0
+    far = kernel.n_bytes - in_l2 - host
     cost = _on_device(kernel, sm_count, rates, far, in_l2)
     if not host:
         return cost

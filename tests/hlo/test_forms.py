@@ -9,7 +9,9 @@ from parallax.commands.inspect import inspect_text
 from parallax.hlo import HloError, parse_module
 from tests.hlo.test_fuzz import TEXTS, account, read
 
-_DEFINITION = re.compile(r"^  (?:ROOT )?%(\S+) = (\(.*?\)|\S+) (?=[a-z][a-z0-9\-]*\()", re.MULTILINE)
+_DEFINITION = re.compile(
+    r"^  (?:ROOT )?%(\S+) = (\(.*?\)|\S+) (?=[a-z][a-z0-9\-]*\()", re.MULTILINE
+)
 _NO_PERCENT = re.compile(r'%(?=[A-Za-z_])(?=(?:[^"\n]*"[^"\n]*")*[^"\n]*$)', re.MULTILINE)
 
 
