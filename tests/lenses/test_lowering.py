@@ -47,3 +47,32 @@ def test_a_missing_library_is_one_line():
         raise RuntimeError("cuDNN not found.")
     with pytest.raises(RuntimeError, match="another"), missing_libraries():
         raise RuntimeError("another")
+
+
+def _generate(x, w):
+    """A loop until a value stops it, and a branch around a sum over devices."""
+    with jax.named_scope("generate"):
+        x = jax.lax.while_loop(lambda x: jnp.max(x) < 1e9, lambda x: jnp.tanh(x @ w) @ w.T, x)
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w.T, lambda: x)
+
+
+def test_a_loop_until_a_value_and_a_branch_keep_memory_ledger_and_flops():
+    if missing := missing_compiler():
+        pytest.skip(missing)
+    compiled = px.compile_for(
+        "h100_1x8", _generate, SHAPE, jax.ShapeDtypeStruct((256, 512), jnp.float32),
+        mesh={"tensor": 8}, in_specs=(None, jax.sharding.PartitionSpec(None, "tensor")),
+    )  # fmt: skip
+    assert compiled.memory.total_bytes > 0
+    assert compiled.gemm_flops == 2 * 2 * 2 * 256 * 256 * 64
+    looped = [c for c in compiled.collectives if c.open_loop]
+    branched = [c for c in compiled.collectives if c.in_branch]
+    assert looped
+    assert branched
+    assert {c.open_loop.split(" ")[0] for c in looped} == {"generate"}
+    assert {c.low_count for c in branched} == {0}
+    assert any("trips={'generate': iterations}" in note for note in compiled.notes)
+    assert any("in branches" in note for note in compiled.notes)
+    step = px.predict(compiled).step_s
+    assert step.low is not None
+    assert step.high is None
