@@ -217,7 +217,7 @@ class _Clock:
     def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
         total, exposed = Cost(), 0.0
         wire_free = 0.0
-        copies_free = dict.fromkeys(("memory", "to host", "from host"), 0.0)
+        copies_free: dict[str, float] = {"memory": 0.0, "to host": 0.0, "from host": 0.0}
         finish: dict[str, tuple[float, str]] = {}
         now = 0.0
         sm_count = self.cluster.gpu.sm_count

@@ -64,8 +64,8 @@ def kernels(draw):
             st.booleans(),
         ), max_size=2)))  # fmt: skip
     elif kind == "attention":
-        more["attention"] = FusedAttention(*draw(st.tuples(*[upto(6)] * 4)), draw(upto(9)), 1.0,
-                                           "bf16", 2)  # fmt: skip
+        batch, heads, q_len, kv_len, width = draw(st.tuples(*[upto(6)] * 4, upto(9)))
+        more["attention"] = FusedAttention(batch, heads, q_len, kv_len, width, 1.0, "bf16", 2)
     elif kind == "by hand":
         more["flops"] = float(draw(upto(36)))
     return Kernel(name, tuple(reads), written, **more)

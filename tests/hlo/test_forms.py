@@ -91,7 +91,7 @@ def test_a_form_is_read_the_same(form, name, whole):
     assert text != TEXTS[name]
     found = read(text)
     assert account(found) == whole[name]
-    assert found.cost is not None
+    assert found.timed is not None
     assert found.cost.seconds == pytest.approx(read(TEXTS[name]).cost.seconds, rel=1e-12)
 
 
@@ -136,4 +136,4 @@ def test_the_dump_of_the_pinned_jax_is_read():
         ("reduce-scatter", 4096 * 4096 * 2 * 7 / 8), ("all-reduce", 2 * 4096 * 4096 * 2 * 7 / 8),
     ]  # fmt: skip
     assert found.gemm_flops == 2 * 2 * 4096 * 4096 * 512
-    assert found.cost is not None
+    assert found.timed is not None

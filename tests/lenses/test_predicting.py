@@ -98,7 +98,9 @@ def test_what_cannot_be_priced_is_refused_with_its_reason():
 
 
 def test_a_loop_of_unknown_trip_count_has_a_lower_bound_and_no_upper_end():
-    work = dataclasses.replace(priced().work, open_loops=("generate (line 12)",))
+    work = priced().work
+    assert work is not None
+    work = dataclasses.replace(work, open_loops=("generate (line 12)",))
     found = predict(priced(work=work), WHERE, "float16")
     plain = predict(priced(), WHERE, "float16")
     assert (found.step_s.value, found.step_s.low) == (plain.step_s.value, plain.step_s.low)
