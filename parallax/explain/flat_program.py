@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parallax.explain.edits import Edit, evaluate
+from parallax.lenses.lowering import lower
 from parallax.lenses.user_function import UserProgram
 
 
@@ -109,4 +110,4 @@ def lower_flat(flat: FlatProgram, edits: Sequence[Edit] = ()) -> Any:
     donated = tuple(i for i, d in enumerate(flat.donated) if d)
     with jax.set_mesh(flat.mesh):
         jitted = jax.jit(run, donate_argnums=donated, out_shardings=list(flat.out_shardings))
-        return jitted.trace(*flat.args).lower(lowering_platforms=("cuda",))
+        return lower(jitted.trace(*flat.args))

@@ -22,6 +22,7 @@ from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.compiled_text import compile_text
+from parallax.lenses.lowering import lower, missing_libraries
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -94,12 +95,12 @@ def compile_for(
     check_devices(cluster, dict(mesh.axes))
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
-    with dispatch.refusals() as refused:
+    with dispatch.refusals() as refused, missing_libraries():
         traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     axes = dict(mesh.axes)
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     found = compile_lowered(
-        cluster, traced.lower(), axes, parameter_bytes=parameter_bytes, options=compiler_options,
+        cluster, lower(traced), axes, parameter_bytes=parameter_bytes, options=compiler_options,
         trips=trips, ragged_bytes=ragged_bytes, notes=(*notes, *sorted(refused)),
         on_progress=on_progress,
     )  # fmt: skip

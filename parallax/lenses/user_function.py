@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from parallax.lenses.compiling import check_devices
+from parallax.lenses.lowering import lower, missing_libraries
 from parallax.lenses.user_arguments import (
     Specs,
     abstract_arguments,
@@ -176,11 +177,10 @@ def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
             "compile_for: the function was made by jax.jit, and donate= and out_shardings= are "
             "its own to give: jax.jit(fn, donate_argnums=..., out_shardings=...)."
         )
-    with jax.set_mesh(mesh), _one_line():
+    with jax.set_mesh(mesh), _one_line(), missing_libraries():
         traced = fn.trace(*args)
         traced = getattr(traced, "traced", traced)  # nnx.jit keeps JAX's inside its own
-        # For CUDA, whatever the devices of the user's mesh are.
-        lowered = traced.lower(lowering_platforms=("cuda",))
+        lowered = lower(traced)
     return UserProgram(traced, lowered, mesh, tuple(said))
 
 
