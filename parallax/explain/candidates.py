@@ -107,7 +107,7 @@ def _replicated_arguments(s: Subject) -> Iterator[Candidate]:
             "replicated argument",
             f"{name}{more}: whole on every device of mesh axes that split its like",
             f"shard {name} by {_text(specs[largest])}{' and the others alike' if more else ''}",
-            argument=name if not more else root, share=share, specs=specs, results=results,
+            argument=name, share=share, specs=specs, results=results,
             group=f"replicated {root}",
         )  # fmt: skip
 

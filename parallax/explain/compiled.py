@@ -122,12 +122,12 @@ def flops_by_line(program: Program, trips: Trips | None = None) -> dict[SourceLi
     """Return the FLOPs of matrix products that one device executes, by source line."""
     totals: dict[SourceLine, float] = {}
     for run in executions(program.module, trips):
-        computation, count = run.computation, run.count
+        computation, count = run.computation, run.times
         for i in computation.instructions:
             if i.calls() or i.opcode.endswith(("-done", "-update")):
                 continue
             found = instruction_flops(program.module, computation, i, trips=trips).high
             line = program.line(i) if found else None
             if line is not None:
-                totals[line] = totals.get(line, 0.0) + found * max(count, 1)
+                totals[line] = totals.get(line, 0.0) + found * count
     return totals

@@ -8,10 +8,17 @@ from parallax.hlo.module import Computation, Instruction, Module
 # These pass on one operand's values, moved, cast or in part.
 _MOVING = (
     "bitcast", "copy", "convert", "reshape", "transpose", "optimization-barrier", "all-gather",
-    "all-gather-done", "copy-done", "async-done", "collective-permute-done",
+    "all-gather-done", "copy-done", "fusion-done", "copy-start", "async-done", "collective-permute-done",
 )  # fmt: skip
 _SLICING = ("slice", "dynamic-slice", "gather")
+_SUMMING = {
+    *_MOVING, *_SLICING, "add", "tuple", "get-tuple-element", "dynamic-update-slice", "parameter",
+    "constant", "broadcast", "multiply", "select", "compare", "subtract", "clamp", "maximum",
+    "minimum", "all-reduce-done", "reduce-scatter-done", "iota", "and", "pad",
+    "fusion-done",
+}  # fmt: skip
 _MAX_STEPS = 200
+_MAX_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def origin(module: Module, computation: Computation, name: str) -> Origin | None
             continue
         if i.opcode in _SLICING:
             invariant = invariant and i.opcode == "slice"
-        elif i.opcode == "fusion":
+        elif i.opcode.removesuffix("-start") == "fusion":
             inner = module.computation(i.calls()["calls"][0])
             chosen = _moved_operand(inner)
             if chosen is None:
@@ -85,7 +92,7 @@ def _through_tuple(
     module: Module, computation: Computation, i: Instruction
 ) -> tuple[Computation, str] | None:
     """Step from an element of a tuple to what was put there; None if an iteration changes it."""
-    index = int(i.attributes.get("index", "0"))
+    index = _index(i)
     source = computation.by_name[i.operands[0]]
     if source.opcode == "tuple":
         return computation, source.operands[index]
@@ -115,7 +122,7 @@ def _passes_on(body: Computation, name: str, index: int) -> bool:
     i = body.by_name[name]
     while i.opcode in ("copy", "bitcast"):
         i = body.by_name[i.operands[0]]
-    if i.opcode != "get-tuple-element" or int(i.attributes.get("index", "-1")) != index:
+    if i.opcode != "get-tuple-element" or _index(i) != index:
         return False
     return body.by_name[i.operands[0]].opcode == "parameter"
 
@@ -140,35 +147,62 @@ def operand_origins(module: Module, computation: Computation, i: Instruction) ->
     return [x for x in found if x is not None]
 
 
-def accumulates(module: Module, computation: Computation, collective: Collective) -> bool:
-    """Return whether a loop only adds a collective's result to what it carries.
+def accumulating_loop(
+    module: Module, computation: Computation, collective: Collective
+) -> Computation | None:
+    """Return the body of the loop that only adds a collective's results up; None if none does.
 
-    Then one collective after the loop gives the same sum. What is sent must not depend on what is
-    carried there: a residual stream is a sum too.
+    Then one collective after that loop gives the same sum. What is sent must not depend on what is
+    carried there: a residual stream is a sum too. Inner loops may stack the results.
     """
-    if computation.name not in callers(module):
-        return False
-    root = next(x for x in computation.instructions if x.is_root)
+    starts = [collective.name]
+    for _ in range(_MAX_DEPTH):
+        if computation.name not in callers(module):
+            return None
+        uses = [_use(module, computation, start) for start in starts]
+        if any(use is None for use in uses):
+            return None
+        stacked = [k for use in uses for k, adds in use.items() if not adds]  # pyright: ignore[reportOptionalMemberAccess]
+        if not stacked:
+            return computation if any(uses) else None
+        computation, loop = callers(module)[computation.name]
+        starts = [
+            i.name for i in computation.instructions
+            if i.opcode == "get-tuple-element" and i.operands[0] == loop.name
+            and _index(i) in stacked
+        ]  # fmt: skip
+        if not starts:
+            return None
+    return None
+
+
+def _index(i: Instruction) -> int:
+    return int(i.attributes.get("index", "-1"))
+
+
+def _use(module: Module, body: Computation, start: str) -> dict[int, bool] | None:
+    """Return what a loop does with a value: element -> whether it adds it up, else stacks it.
+
+    None where it does anything else with it.
+    """
+    root = next(x for x in body.instructions if x.is_root)
     if root.opcode != "tuple":
-        return False
-    start = computation.by_name[collective.name]
-    carried = {
-        i.name: int(i.attributes.get("index", "-1"))
-        for i in computation.instructions
-        if i.opcode == "get-tuple-element"
-        and computation.by_name[i.operands[0]].opcode == "parameter"
-    }
-    before = _ancestors(computation, start.name)
+        return None
+    own = {
+        _index(i): i.name for i in body.instructions
+        if i.opcode == "get-tuple-element" and body.by_name[i.operands[0]].opcode == "parameter"
+    }  # fmt: skip
+    before, found = _ancestors(body, start), {}
     for index, name in enumerate(root.operands):
-        above = _ancestors(computation, name, stop=start.name)
-        if start.name not in above:
+        above = _ancestors(body, name, stop=start)
+        if start not in above:
             continue
-        own = [g for g, k in carried.items() if k == index]
-        if any(g in before for g in own) or not any(g in above for g in own):
-            return False
-        if not _only_adds(module, computation, name, start.name):
-            return False
-    return True
+        carried = own.get(index)
+        kinds = _kinds(module, body, name, start)
+        if carried is None or carried not in above or carried in before or kinds is None:
+            return None
+        found[index] = "dynamic-update-slice" not in kinds
+    return found
 
 
 def _ancestors(computation: Computation, name: str, stop: str = "") -> set[str]:
@@ -183,20 +217,15 @@ def _ancestors(computation: Computation, name: str, stop: str = "") -> set[str]:
     return seen
 
 
-def _only_adds(module: Module, computation: Computation, name: str, start: str) -> bool:
-    """Return whether only sums and moves lie between a collective and a result."""
+def _kinds(module: Module, computation: Computation, name: str, start: str) -> set[str] | None:
+    """Return the operations between a value and a result; None if one is no sum, move or write."""
+    found: set[str] = set()
     for at in _ancestors(computation, name, stop=start):
         i = computation.by_name[at]
         if at == start or start not in _ancestors(computation, at, stop=start):
             continue
-        if i.opcode == "fusion":
-            inner = module.computation(i.calls()["calls"][0])
-            kinds = {x.opcode for x in inner.instructions}
-            if not kinds <= {"parameter", "add", "tuple", "constant", *_MOVING, *_SLICING,
-                             "get-tuple-element", "dynamic-update-slice", "broadcast", "multiply",
-                             "select", "compare"}:  # fmt: skip
-                return False
-        elif i.opcode not in ("add", "tuple", "get-tuple-element", "all-reduce-done",
-                              "reduce-scatter-done", "async-done", *_MOVING):  # fmt: skip
-            return False
-    return True
+        inside = [i]
+        if i.opcode.removesuffix("-start") == "fusion":
+            inside = module.computation(i.calls()["calls"][0]).instructions
+        found |= {x.opcode for x in inside}
+    return found if found <= _SUMMING else None

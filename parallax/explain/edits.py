@@ -125,7 +125,7 @@ class _Evaluation:
             mesh=params["mesh"],
             in_specs=tuple(params["in_specs"]),
             out_specs=list(params["out_specs"]),
-            axis_names=frozenset(params["manual_axes"]),
+            axis_names=frozenset(params.get("newly_manual_axes", params.get("manual_axes"))),
             check_vma=params["check_vma"],
         )(*operands)
 
@@ -210,7 +210,7 @@ class _Evaluation:
         structs = [
             jax.ShapeDtypeStruct(
                 a.shape, a.dtype, weak_type=getattr(a, "weak_type", False),
-                **({"vma": a.vma} if getattr(a, "vma", None) else {}),
+                **_varying(a),
                 **({"sharding": NamedSharding(self.mesh, a.sharding.spec)}
                    if AxisType.Explicit in self.mesh.axis_types else {}),
             )
@@ -219,3 +219,10 @@ class _Evaluation:
         made = jax.make_jaxpr(lambda *args: self.run(jaxpr, args, edits))(*structs)
         is_open = hasattr(jaxpr, "eqns") and not hasattr(made, "eqns")
         return made.jaxpr if is_open else made
+
+
+def _varying(aval: Any) -> dict[str, Any]:
+    """Return over which axes of a shard_map an array varies, as an option of ShapeDtypeStruct."""
+    kind = getattr(aval, "mat", aval)
+    axes = getattr(kind, "varying", getattr(kind, "vma", None))
+    return {"vma": axes} if axes else {}

@@ -68,12 +68,8 @@ def explain_lowered(
     helping = improvements(subject, tried)
     found = [*helping, *sums_per_iteration(program)]
     found.sort(key=lambda f: -_lost(f, program))
-    lines = {f.line and f.line._replace(function="") for f in found}
-    warned = [
-        f for f in rematerializations(program)
-        if f.line is None or f.line._replace(function="") not in lines
-    ]  # fmt: skip
-    found += warned
+    mended = {f.what for f in found}
+    found += [f for f in rematerializations(program) if f.what not in mended]
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
         (*user.notes, *notes),

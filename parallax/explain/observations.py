@@ -3,27 +3,32 @@
 from collections.abc import Iterable
 
 from parallax.explain.compiled import Program
-from parallax.explain.dataflow import accumulates, operand_origins
+from parallax.explain.dataflow import accumulating_loop, callers, operand_origins
 from parallax.explain.findings import Finding, Saving
-from parallax.explain.source_lines import SourceLine
+from parallax.explain.source_lines import SourceLine, users_line
 from parallax.explain.warnings import warned_splits
 from parallax.hlo.collectives import Collective
+from parallax.hlo.flops import executions
+from parallax.hlo.module import Instruction
 
 LEAST_SHARE = 0.005
 
 
 def sums_per_iteration(program: Program) -> list[Finding]:
     """Find sums over devices in a loop that only adds them up: one after the loop is enough."""
+    times = {run.computation.name: run.times for run in executions(program.module)}
     groups: dict[tuple[SourceLine | None, float], list[Collective]] = {}
     for c in program.ledger:
         if c.kind not in ("all-reduce", "reduce-scatter") or c.count < 2:
             continue
-        computation, _ = program.homes[c.name]
-        if accumulates(program.module, computation, c):
-            groups.setdefault((program.line_of(c), c.count), []).append(c)
+        body = accumulating_loop(program.module, program.homes[c.name][0], c)
+        if body is not None:
+            outer, loop = callers(program.module)[body.name]
+            count = times.get(body.name, 0.0) / max(1.0, times.get(outer.name, 1.0))
+            groups.setdefault((_inside(program, c, loop), count), []).append(c)
     found = []
     for (line, count), members in groups.items():
-        share = 1 - 1 / count
+        share = 1 - 1 / max(1.0, count)
         seconds = (program.seconds - program.without({c.name for c in members})) * share
         sent = sum(c.total_bytes for c in members) * share
         if seconds < LEAST_SHARE * program.seconds:
@@ -41,6 +46,16 @@ def sums_per_iteration(program: Program) -> list[Finding]:
             )
         )
     return found
+
+
+def _inside(program: Program, c: Collective, loop: Instruction) -> SourceLine | None:
+    """Return the line of the loop's body that leads to a collective."""
+    own = program.module.frames(program.homes[c.name][1])
+    around = {(f.file, f.line) for f in program.module.frames(loop)[:1]}
+    for position, frame in enumerate(own):
+        if (frame.file, frame.line) in around and position:
+            return users_line(own[position - 1 :: -1][:1]) or program.line_of(c)
+    return program.line_of(c)
 
 
 def needed_collectives(program: Program, explained: Iterable[Finding]) -> list[Finding]:
