@@ -23,6 +23,7 @@ def explain(
     out_specs: Any = None,
     trips: Mapping[str, float] | None = None,
     rates: Rates | str | Path | None = None,
+    tries: int = 12,
     budget_s: float = 40.0,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explanation:
@@ -37,7 +38,8 @@ def explain(
         `compile_for`.
       rates: constants of the GPU, or a file that `parallax calibrate` wrote; None takes those
         shipped for it.
-      budget_s: seconds for trying changes, besides compiling the program itself; 0 tries none.
+      tries, budget_s: how many changes are compiled, and for how many seconds, besides the program
+        itself; 0 tries none.
 
     Returns:
       An Explanation: `.findings`, most lost first; `.table()` for a terminal; `.save(folder)` for
@@ -50,6 +52,7 @@ def explain(
       px.explain("h100_2x8", train_step, params, opt_state, batch, mesh={"data": 16}).table()
     """
     from parallax.explain.explaining import explain_lowered
+    from parallax.explain.trying import Budget
 
     target = find_cluster(cluster) if isinstance(cluster, str) else cluster
     if isinstance(rates, str | Path):
@@ -59,7 +62,7 @@ def explain(
         donate=donate, manual=manual, out_specs=out_specs,
     )  # fmt: skip
     found = explain_lowered(
-        program, target, rates or rates_of(target.gpu.name), trips=trips, budget_s=budget_s,
-        on_progress=on_progress,
+        program, target, rates or rates_of(target.gpu.name), trips=trips,
+        budget=Budget(tries, budget_s), on_progress=on_progress,
     )  # fmt: skip
     return Explanation(found)

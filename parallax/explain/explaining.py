@@ -11,7 +11,7 @@ from parallax.explain.findings import Finding
 from parallax.explain.flat_program import flat_program
 from parallax.explain.observations import needed_collectives, rematerializations, sums_per_iteration
 from parallax.explain.subject import Subject
-from parallax.explain.trying import improvements, try_candidates
+from parallax.explain.trying import Budget, improvements, try_candidates
 from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
 from parallax.lenses.user_function import UserProgram
@@ -41,7 +41,7 @@ def explain_lowered(
     rates: Rates,
     *,
     trips: Mapping[str, float] | None = None,
-    budget_s: float = 40.0,
+    budget: Budget = Budget(),
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explained:
     """Explain a lowered program: compile it, then the changes that may help, one by one."""
@@ -63,7 +63,7 @@ def explain_lowered(
     program = compile_program(user.lowered)
     subject = Subject(flat_program(user), program)
     tried, notes = try_candidates(
-        subject, candidates(subject), compile_program, budget_s, on_progress
+        subject, candidates(subject), compile_program, budget, on_progress
     )
     helping = improvements(subject, tried)
     found = [*helping, *sums_per_iteration(program)]

@@ -20,6 +20,17 @@ Compile = Callable[[object], Program]
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How many changes may be compiled, and for how many seconds."""
+
+    tries: int = 12
+    seconds: float = 40.0
+
+    def __str__(self) -> str:
+        return f"{self.tries} tries or {self.seconds:.0f} s"
+
+
+@dataclass(frozen=True)
 class Tried:
     """A candidate with the program it gives."""
 
@@ -59,10 +70,10 @@ def try_candidates(
     subject: Subject,
     candidates: Iterable[Candidate],
     compile_program: Compile,
-    budget_s: float,
+    budget: Budget,
     on_progress: Callable[[str], None],
 ) -> tuple[list[Tried], list[str]]:
-    """Compile candidates one by one until the time is up.
+    """Compile candidates one by one until the budget is used up.
 
     Returns:
       What could be compiled; and notes of what was not tried.
@@ -70,9 +81,9 @@ def try_candidates(
     start, tried, notes = time.perf_counter(), [], []
     waiting = list(candidates)
     for position, candidate in enumerate(waiting):
-        if time.perf_counter() - start > budget_s:
+        if position >= budget.tries or time.perf_counter() - start > budget.seconds:
             notes.append(
-                f"{len(waiting) - position} further changes were not tried: {budget_s:.0f} s are up"
+                f"{len(waiting) - position} further changes were not tried: {budget} were used up"
             )
             break
         on_progress(f"trying: {candidate.fix}")

@@ -15,6 +15,7 @@ from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
+from parallax.hlo.module import Module
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
 from parallax.hlo.read_trace import read_trace
@@ -176,6 +177,7 @@ def compile_lowered(
     said += branch_caveats(ledger, flops)
     said += open_caveats(flops.open | set(ledger.open_loops))
     said += notes
+    said += _rematerialized(module, compiled.warnings)
     if kernels := declared_kernels(module):
         said.append(
             f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "
@@ -206,6 +208,19 @@ def compile_lowered(
         work=work,
         unpriced=unpriced,
     )
+
+
+def _rematerialized(module: Module, warnings: Sequence[str]) -> list[str]:
+    """Say how many full rematerializations XLA warned of, and where the first is."""
+    found = [w for w in warnings if "Involuntary full rematerialization" in w]
+    if not found:
+        return []
+    frames = module.sources.frames_of(found[0])
+    first = f", first at {frames[0].file}:{frames[0].line}" if frames else ""
+    return [
+        f"XLA warns of {len(found)} involuntary full rematerializations (an array is made whole on "
+        f"every device on the way between two splits){first}; px.explain shows ways around"
+    ]
 
 
 def check_devices(cluster: Cluster, axes: Mapping[str, int]) -> None:
