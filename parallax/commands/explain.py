@@ -62,7 +62,7 @@ def explain(
         donate=donate, manual=manual, out_specs=out_specs,
     )  # fmt: skip
     found = explain_lowered(
-        program, target, rates or rates_of(target.gpu.name), trips=trips,
-        budget=Budget(tries, budget_s), on_progress=on_progress,
+        program, target, rates or rates_of(target.gpu.name), Budget(tries, budget_s), trips=trips,
+        on_progress=on_progress,
     )  # fmt: skip
     return Explanation(found)

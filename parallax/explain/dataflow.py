@@ -8,7 +8,8 @@ from parallax.hlo.module import Computation, Instruction, Module
 # These pass on one operand's values, moved, cast or in part.
 _MOVING = (
     "bitcast", "copy", "convert", "reshape", "transpose", "optimization-barrier", "all-gather",
-    "all-gather-done", "copy-done", "fusion-done", "copy-start", "async-done", "collective-permute-done",
+    "all-gather-done", "copy-start", "copy-done", "fusion-done", "async-done",
+    "collective-permute-done",
 )  # fmt: skip
 _SLICING = ("slice", "dynamic-slice", "gather")
 _SUMMING = {

@@ -39,9 +39,9 @@ def explain_lowered(
     user: UserProgram,
     cluster: Cluster,
     rates: Rates,
+    budget: Budget,
     *,
     trips: Mapping[str, float] | None = None,
-    budget: Budget = Budget(),
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explained:
     """Explain a lowered program: compile it, then the changes that may help, one by one."""
