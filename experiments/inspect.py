@@ -4,12 +4,15 @@
   parallax inspect FILE.hlo --cluster=h200_2x8 --mesh=data=2,tensor=8
   parallax inspect FILE.hlo --trips=expert_tiles=10
 
-FILE is the text of a scheduled CUDA module: `compiled.as_text()` in JAX, or the
-*after_optimizations.txt of XLA_FLAGS=--xla_dump_to=DIR. The program may be anyone's.
+FILE is the text of a compiled module: `compiled.as_text()` in JAX 0.4 to 0.12, or a file of
+XLA_FLAGS=--xla_dump_to=DIR. The program may be anyone's. A module that is not scheduled
+(*before_optimizations.txt), or compiled for a CPU or TPU, has its collectives, FLOPs and bytes
+counted and no time.
 
 Hardware: any; the program is not run.
 Result: collectives, the most expensive kernels and the modelled time, on one page; with --json=FILE
-all of it in a file. An instruction that is not understood is refused, never guessed.
+all of it in a file. An instruction that is not understood is refused, never guessed; what a library
+does is called unpriced where only its bytes are known, and the time then has no error bar.
 Exit status: 0 ok; 2 bad input.
 """
 
@@ -34,7 +37,7 @@ class Flags(Command):
 
     hlo: str = option(
         None,
-        "Text of a scheduled CUDA module; also without --hlo=.",
+        "Text of a compiled module; also without --hlo=.",
         missing="Write parallax inspect FILE.hlo.",
         positional=True,
     )

@@ -26,7 +26,7 @@ ROOMS = [
     {"placement", "strategies", "programs"},
     {"analytic", "results"},
     {"papers", "lenses"},
-    {"program", "requests"},
+    {"program", "requests", "explain"},
     {"search"},
     {"report"},
     {"engine", "commands"},

@@ -1,7 +1,7 @@
 """The compile and predict lenses for any JAX function."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallax.cost import Rates
 from parallax.lenses.child import Progress
@@ -10,6 +10,9 @@ from parallax.lenses.predicting import predict as _predict
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.results.lens_results import Compilation, Prediction
+
+if TYPE_CHECKING:
+    from parallax.lenses.user_function import UserProgram
 
 
 def compile_for(
@@ -60,17 +63,47 @@ def compile_for(
     Example:
       compiled = px.compile_for("h100_2x8", f, x, w, mesh={"data": 16}, in_specs=(P("data"), P()))
     """
+    from parallax.lenses.compiling import compile_lowered
+
     target = find_cluster(cluster) if isinstance(cluster, str) else cluster
+    program = lowered_call(
+        "compile_for", target, fn, args, mesh, in_specs=in_specs, out_shardings=out_shardings,
+        donate=donate, manual=manual, out_specs=out_specs,
+    )  # fmt: skip
+    on_progress(f"compiling for {target.name}")
+    return compile_lowered(
+        target, program.lowered, program.axes, trips=trips, notes=program.notes,
+        on_progress=on_progress,
+    )  # fmt: skip
+
+
+def lowered_call(
+    caller: str,
+    cluster: Cluster,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    mesh: Any,
+    *,
+    in_specs: Any,
+    out_shardings: Any,
+    donate: int | Sequence[int],
+    manual: bool,
+    out_specs: Any,
+) -> "UserProgram":
+    """Lower a call as `compile_for` and `explain` take it; `caller` starts error messages.
+
+    Raises:
+      ValueError, ModuleNotFoundError: as `compile_for` says.
+    """
     if manual and out_specs is None:
-        raise ValueError("compile_for: manual=True needs out_specs, as jax.shard_map does.")
+        raise ValueError(f"{caller}: manual=True needs out_specs, as jax.shard_map does.")
     if not manual and out_specs is not None:
         if out_shardings is not None:
-            raise ValueError("compile_for: out_specs and out_shardings are given. Give one.")
+            raise ValueError(f"{caller}: out_specs and out_shardings are given. Give one.")
         out_shardings, out_specs = out_specs, None
     if missing := missing_compiler():
         raise ModuleNotFoundError(missing)
     # Only now: a process that never asks for it does not load JAX's tracing.
-    from parallax.lenses.compiling import compile_lowered
     from parallax.lenses.user_function import UserCall, lower_call
 
     call = UserCall(
@@ -78,12 +111,7 @@ def compile_for(
         out_shardings=out_shardings, donate=(donate,) if isinstance(donate, int) else tuple(donate),
         manual_out=out_specs,
     )  # fmt: skip
-    program = lower_call(call, target, mesh)
-    on_progress(f"compiling for {target.name}")
-    return compile_lowered(
-        target, program.lowered, program.axes, trips=trips, notes=program.notes,
-        on_progress=on_progress,
-    )  # fmt: skip
+    return lower_call(call, cluster, mesh)
 
 
 def predict(

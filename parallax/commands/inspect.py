@@ -42,7 +42,7 @@ class Inspection:
       cluster: the GPUs and interconnect of the cost estimate.
       devices: number of devices that run it.
       ledger: its collectives.
-      work, cost: its kernels, and what one run costs per device; None where `untimed` says why.
+      timed: its kernels, and what one run costs per device; None where `untimed` says why.
       rates: the constants of the cost model in use.
       flops: FLOPs of matrix products per device; a range where a branch depends on data.
       argument_bytes, result_bytes: bytes of its arguments and results per device.
@@ -54,13 +54,27 @@ class Inspection:
     cluster: Cluster
     devices: int
     ledger: Ledger
-    work: ExecutionTrace | None
-    cost: Cost | None
+    timed: tuple[ExecutionTrace, Cost] | None
     rates: Rates
     flops: Flops
     argument_bytes: int
     result_bytes: int
     untimed: str = ""
+
+    @property
+    def work(self) -> ExecutionTrace:
+        """The kernels of the program; ValueError with the reason where it has no time."""
+        return self._timed()[0]
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of one run per device; ValueError with the reason where it has no time."""
+        return self._timed()[1]
+
+    def _timed(self) -> tuple[ExecutionTrace, Cost]:
+        if self.timed is None:
+            raise ValueError(f"module {self.name}: no time: {self.untimed}")
+        return self.timed
 
     @property
     def gemm_flops(self) -> float:
@@ -70,13 +84,13 @@ class Inspection:
     @property
     def error_bar(self) -> tuple[float | None, float | None]:
         """The 80 % interval of the seconds; None for an end that nothing known bounds."""
-        if self.cost is None or self.work is None:
+        if self.timed is None:
             return None, None
         return known_error_bar(self.cost, self.rates, self.work)
 
     def kernels(self) -> list[tuple[str, float, float]]:
         """Return the name, executions and total seconds of each kernel, most expensive first."""
-        if self.work is None:
+        if self.timed is None:
             return []
         costs = kernel_costs(self.work, self.cluster, self.rates)
         return sorted(((n, c, s) for n, (c, s) in costs.items()), key=lambda row: -row[2])
@@ -84,16 +98,17 @@ class Inspection:
     @property
     def unvalidated(self) -> str:
         """The part of its time that no published measurement validates; "" if there is none."""
-        if self.cost is None or self.work is None:
+        if self.timed is None:
             return ""
         return unvalidated(self.work, crosses_nodes=self.cost.network_s > 0)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What its figures leave open, in one line each."""
-        timed = () if self.work is None else self.work.open_loops
+        timed, unpriced = (), ()
+        if self.timed is not None:
+            timed, unpriced = self.work.open_loops, self.work.unpriced
         loops = {*self.flops.open, *self.ledger.open_loops, *timed}
-        unpriced = () if self.work is None else self.work.unpriced
         return (*branch_caveats(self.ledger, self.flops), *open_caveats(loops, unpriced))
 
     def table(self) -> RenderableType:
@@ -109,13 +124,13 @@ class Inspection:
         parts.append(Text(f"{words.in_bytes(self.argument_bytes)} of arguments and "
                           f"{words.in_bytes(self.result_bytes)} of results {unit}"))  # fmt: skip
         parts += [Text(), _collectives(self.ledger)]
-        if self.cost is not None:
+        if self.timed is not None:
             parts += [Text(), self._kernel_table(self.cost)]
         parts += [Text(note, style="yellow") for note in self.notes]
         return Group(*parts)
 
     def _time(self) -> list[RenderableType]:
-        if self.cost is None:
+        if self.timed is None:
             return [Text(f"no time: {self.untimed}", style="yellow")]
         low, high = self.error_bar
         step = words.in_seconds(self.cost.seconds)
@@ -146,7 +161,7 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; every number has its unit and tag."""
-        (low, high), cost = self.error_bar, self.cost
+        (low, high), cost = self.error_bar, None if self.timed is None else self.cost
         return {
             "inspection_version": 1, "module": self.name, "devices": self.devices,
             "platform": self.platform, "untimed": self.untimed, "notes": list(self.notes),
@@ -167,7 +182,7 @@ class Inspection:
             ],
             "kernels": [{"what": n, "count": c, "time": number(s, "s", "modelled")}
                         for n, c, s in self.kernels()],
-            "unpriced": [] if self.work is None else list(self.work.unpriced),
+            "unpriced": [] if self.timed is None else list(self.work.unpriced),
         }  # fmt: skip
 
 
@@ -211,7 +226,7 @@ def inspect_text(
     if isinstance(rates, str | Path):
         rates = Rates.load(rates)
     rates = rates or rates_of(base.gpu.name)
-    untimed, work, cost = _untimed(module), None, None
+    untimed, timed = _untimed(module), None
     if untimed:
         check_agreement(module)
     else:
@@ -222,9 +237,10 @@ def inspect_text(
             raise HloError(
                 f"module {module.name}: its time comes to {cost.seconds} s: its loops are too long."
             )
+        timed = work, cost
     entry = module.computation(module.entry).instructions
     return Inspection(
-        module.name, module.platform, base, devices, ledger, work, cost, rates,
+        module.name, module.platform, base, devices, ledger, timed, rates,
         module_flops(module, trips=trips),
         sum(i.shape.n_bytes for i in entry if i.parameter >= 0),
         sum(i.shape.n_bytes for i in entry if i.is_root), untimed,

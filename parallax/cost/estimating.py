@@ -24,6 +24,8 @@ from parallax.meshes.cluster import Cluster
 # Kernel efficiency of hand-written kernels, as a share of the rate of large products. Assumed until
 # a GPU has run ours; it is the target of attention at head_dim 512.
 KERNEL_EFFICIENCY = 0.6
+# Share of the float32 rate that convolutions outside the tensor cores reach; assumed.
+DIRECT_EFFICIENCY = 0.5
 _INDEX_BYTES = 8  # largest scalar that says where a slice begins
 
 
@@ -124,7 +126,9 @@ def kernel_costs(
 def kernel_cost(kernel: Kernel, sm_count: int, rates: Rates, in_l2: float = 0.0) -> Cost:
     """Estimate the cost of one launch, of whose bytes `in_l2` are in the L2 cache."""
     host = kernel.to_host_bytes + kernel.from_host_bytes
-    far = max(0.0, kernel.n_bytes - in_l2 - host) if host else kernel.n_bytes - in_l2
+    if host:  # which of its arrays are the host's is not known here, so none is found in the cache
+        in_l2 = 0.0
+    far = kernel.n_bytes - in_l2 - host
     cost = _on_device(kernel, sm_count, rates, far, in_l2)
     if not host:
         return cost
@@ -163,7 +167,13 @@ def _on_device(kernel: Kernel, sm_count: int, rates: Rates, far: float, in_l2: f
 
 def _product_seconds(gemm: Gemm, sm_count: int, rates: Rates, n_bytes: float) -> float:
     own = rates.gemm_rates(gemm.dtype)
-    return gemm_seconds(own, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
+    tiled = gemm_seconds(own, sm_count, gemm.batch, gemm.m, gemm.n, gemm.k, n_bytes)
+    if not gemm.is_convolution:
+        return tiled
+    # Groups of few features leave tiles empty: a library then convolves outside the tensor cores.
+    rate = DIRECT_EFFICIENCY * rates.gemm_rates("f32").flops_per_s
+    direct = own.start_s + max(gemm.flops / rate, n_bytes / own.bytes_per_s)
+    return min(tiled, direct)
 
 
 def attention_rate(rates: Rates, head_dim: int) -> float:
@@ -207,7 +217,7 @@ class _Clock:
     def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
         total, exposed = Cost(), 0.0
         wire_free = 0.0
-        copies_free = dict.fromkeys(("memory", "to host", "from host"), 0.0)
+        copies_free: dict[str, float] = {"memory": 0.0, "to host": 0.0, "from host": 0.0}
         finish: dict[str, tuple[float, str]] = {}
         now = 0.0
         sm_count = self.cluster.gpu.sm_count

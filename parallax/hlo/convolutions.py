@@ -69,7 +69,10 @@ def _count(i: Instruction, key: str) -> int:
 def _window(i: Instruction, rank: int) -> list[tuple[int, int, int, int, int, int]]:
     """Return (size, stride, padding before and after, lhs and rhs dilation) of each spatial dim."""
     text = i.attributes.get("window", "{}").strip("{}")
-    fields = dict(part.partition("=")[::2] for part in text.split())
+    fields: dict[str, str] = {}
+    for part in text.split():
+        key, _, value = part.partition("=")
+        fields[key] = value
 
     def numbers(key: str, default: str) -> list[list[int]]:
         parts = fields.get(key, "x".join([default] * rank)).split("x") if rank else []

@@ -160,13 +160,13 @@ class Execution(NamedTuple):
 
     Attributes:
       computation: the computation.
-      count: its executions; loops of unknown trip count run once, branches are taken.
+      times: its executions; loops of unknown trip count run once, branches are taken.
       branch: whether it is inside a branch, which may not be taken.
       loop: the name of the innermost loop of unknown trip count around it; "" if there is none.
     """
 
     computation: Computation
-    count: float
+    times: float
     branch: bool
     loop: str
 

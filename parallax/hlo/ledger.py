@@ -77,7 +77,8 @@ def read_ledger(
 
 def _kind(instruction: Instruction) -> str | None:
     base = instruction.opcode.removesuffix("-start")
-    if base.removesuffix("-done") in _REFUSED:
+    to_host = instruction.attributes.get("is_host_transfer") == "true"
+    if base.removesuffix("-done") in _REFUSED and not to_host:
         raise HloError(
             f"line {instruction.line}: %{instruction.name}: {instruction.opcode} is not "
             "understood: no closed form says how many bytes leave a device."

@@ -118,7 +118,7 @@ def _instruction(line: str, number: int, known: dict[str, Instruction]) -> Instr
     literal = opcode[1] in ("constant", "parameter")
     if opcode[1] == "parameter" and not re.fullmatch(r"[0-9]{1,9}", inside):
         raise HloError(f"line {number}: expected parameter(N), got {inside[:40]!r}.")
-    rest = line[operands_end:]
+    rest = line[operands_end:].lstrip()
     if rest and not rest.startswith(","):
         raise HloError(f"line {number}: expected attributes after operands, got {rest[:60]!r}.")
     try:

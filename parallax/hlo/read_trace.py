@@ -208,14 +208,14 @@ class _Reader:
         gemms = self.gemms(computation, i)
         made = {"reads": reads, "written_bytes": written, "op_name": i.op_name,
                 "to_host_bytes": to_host, "from_host_bytes": from_host}  # fmt: skip
+        if (times := passes(self.module, computation, i)) > 1.0:
+            reads = tuple((n, b * times) for n, b in reads)
+            made |= {"reads": reads, "written_bytes": written * times}
         if base == "custom-call" or unknown_call(computation, i):
             return _library_call(computation, i, gemms, made)
         declared = self.declared_inside(i)
         if declared is not None:
             return _hand_written(i, declared, made)
-        if (times := passes(self.module, computation, i)) > 1.0:
-            reads = tuple((n, b * times) for n, b in reads)
-            made |= {"reads": reads, "written_bytes": written * times}
         return Kernel(i.name, gemms=gemms, **made)
 
     def declared_inside(self, i: Instruction) -> Declared | None:

@@ -22,7 +22,7 @@ class DtypeRow:
     kind: str
     axes: tuple[str, ...] | None
     dtype: str
-    count: int
+    count: float
     total_bytes: float
     async_bytes: float
     overlapped_bytes: float

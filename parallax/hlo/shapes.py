@@ -19,8 +19,7 @@ _BITS = {
     "f8e5m2": 8, "f8e5m2fnuz": 8, "f8e8m0fnu": 8, "f16": 16, "bf16": 16, "f32": 32, "f64": 64,
     "c64": 64, "c128": 128, "token": 0, "opaque": 0,
 }  # fmt: skip
-_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
-_HOST = re.compile(r"S\(5\)")
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\}|)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
@@ -102,5 +101,4 @@ def _shape_at(text: str, start: int, depth: int = 0) -> tuple[Shape, int]:
     sizes = tuple(int(part) for part in parts)
     if math.prod(size or 1 for size in sizes) > MAX_ELEMENTS:
         raise HloError(f"shape {short(text)}: over {MAX_ELEMENTS} elements.")
-    on_host = layout is not None and _HOST.search(layout) is not None
-    return Shape(dtype, sizes, on_host=on_host), match.end()
+    return Shape(dtype, sizes, on_host="S(5)" in layout), match.end()

@@ -68,7 +68,7 @@ def read_tables(rows: Mapping[str, list[str]]) -> SourceTables:
                 row = {key: int(n) for key, n in _NUMBER.findall(match[3])}
                 numbers[table][int(match[1])] = row
     locations = {
-        n: tuple(row.get(key, 0) for key in ("file_name_id", "function_name_id", "line"))
+        n: (row.get("file_name_id", 0), row.get("function_name_id", 0), row.get("line", 0))
         for n, row in numbers["FileLocations"].items()
     }
     parents = {n: row.get("parent_frame_id", 0) for n, row in numbers["StackFrames"].items()}

@@ -74,29 +74,34 @@ def _counted(module: Module, computation: Computation, i: Instruction) -> int | 
     if len(i.operands) != 1 or not ("condition" in calls and "body" in calls):
         return None
     condition, body = (module.computation(calls[key][0]) for key in ("condition", "body"))
-    test = _Value(module, condition, _root(condition))
-    if test.i.opcode != "compare" or len(test.i.operands) != 2:
+    limit = _limit(_Value(module, condition, _root(condition)))
+    initial, new = computation.by_name[i.operands[0]], _root(body)
+    if limit is None or not initial.opcode == new.opcode == "tuple":
         return None
-    counter, limit = (test.operand(n) for n in (0, 1))
-    index, end = counter.element(), limit.constant()
-    if index is None or end is None:
-        return None
-    initial = computation.by_name[i.operands[0]]
-    new = _root(body)
-    if initial.opcode != "tuple" or new.opcode != "tuple" or index >= len(new.operands):
+    index, end = limit
+    if index >= min(len(initial.operands), len(new.operands)):
         return None
     start = _Value(module, computation, computation.by_name[initial.operands[index]]).constant()
-    step = _Value(module, body, body.by_name[new.operands[index]])
-    if start is None or step.i.opcode != "add" or len(step.i.operands) != 2:
+    step = _step(_Value(module, body, body.by_name[new.operands[index]]), index)
+    return None if start is None or step is None else max(0, -(-(end - start) // step))
+
+
+def _limit(test: "_Value") -> tuple[int, int] | None:
+    """Return which element of the state a condition wants below which constant."""
+    below = {"LT": 0, "LE": 1}.get(test.i.attributes.get("direction", ""))
+    if test.i.opcode != "compare" or len(test.i.operands) != 2 or below is None:
         return None
-    parts = [step.operand(n) for n in (0, 1)]
-    by = next((p.constant() for p in parts if p.element() is None), None)
-    if by is None or by <= 0 or index not in [p.element() for p in parts]:
+    index, end = test.operand(0).element(), test.operand(1).constant()
+    return None if index is None or end is None else (index, end + below)
+
+
+def _step(new: "_Value", index: int) -> int | None:
+    """Return the positive constant that an iteration adds to an element of the state."""
+    if new.i.opcode != "add" or len(new.i.operands) != 2:
         return None
-    direction = test.i.attributes.get("direction")
-    if direction not in ("LT", "LE"):
-        return None
-    return max(0, -(-(end + (direction == "LE") - start) // by))
+    parts = [new.operand(n) for n in (0, 1)]
+    steps = [p.constant() for p in parts if p.element() != index]
+    return steps[0] if len(steps) == 1 and (steps[0] or 0) > 0 else None
 
 
 def _root(computation: Computation) -> Instruction:

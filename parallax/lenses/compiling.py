@@ -15,6 +15,7 @@ from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.hlo.ledger import read_ledger
+from parallax.hlo.module import Module
 from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
 from parallax.hlo.read_trace import read_trace
@@ -22,6 +23,7 @@ from parallax.hlo.shapes import HloError
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.compiled_text import compile_text
+from parallax.lenses.lowering import lower, missing_libraries
 from parallax.lenses.timeline import busiest_timeline
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
@@ -94,12 +96,12 @@ def compile_for(
     check_devices(cluster, dict(mesh.axes))
     built = mesh.build(topology_devices(cluster)[: mesh.size])
     arguments = shapes(built)
-    with dispatch.refusals() as refused:
+    with dispatch.refusals() as refused, missing_libraries():
         traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
     axes = dict(mesh.axes)
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     found = compile_lowered(
-        cluster, traced.lower(), axes, parameter_bytes=parameter_bytes, options=compiler_options,
+        cluster, lower(traced), axes, parameter_bytes=parameter_bytes, options=compiler_options,
         trips=trips, ragged_bytes=ragged_bytes, notes=(*notes, *sorted(refused)),
         on_progress=on_progress,
     )  # fmt: skip
@@ -175,6 +177,7 @@ def compile_lowered(
     said += branch_caveats(ledger, flops)
     said += open_caveats(flops.open | set(ledger.open_loops))
     said += notes
+    said += _rematerialized(module, compiled.warnings)
     if kernels := declared_kernels(module):
         said.append(
             f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "
@@ -205,6 +208,19 @@ def compile_lowered(
         work=work,
         unpriced=unpriced,
     )
+
+
+def _rematerialized(module: Module, warnings: Sequence[str]) -> list[str]:
+    """Say how many full rematerializations XLA warned of, and where the first is."""
+    found = [w for w in warnings if "Involuntary full rematerialization" in w]
+    if not found:
+        return []
+    frames = module.sources.frames_of(found[0])
+    first = f", first at {frames[0].file}:{frames[0].line}" if frames else ""
+    return [
+        f"XLA warns of {len(found)} involuntary full rematerializations (an array is made whole on "
+        f"every device on the way between two splits){first}; px.explain shows ways around"
+    ]
 
 
 def check_devices(cluster: Cluster, axes: Mapping[str, int]) -> None:

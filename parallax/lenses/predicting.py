@@ -1,5 +1,7 @@
 """The predict lens: the cost model's estimate for a compiled program, with its roofline."""
 
+import math
+
 from parallax.cost import Rates, estimate_cost, joules, known_error_bar, rates_of
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
 from parallax.cost.totals import unvalidated
@@ -107,14 +109,15 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
     }
     step = max(terms.values())
     bound = max(terms, key=lambda name: terms[name])
+    most = compilation.tokens / step if step else math.inf  # a program that computes nothing
     note = f"lower bound, set by {bound}; nothing is added for latency, overlap or efficiency"
     return Bound(
         cluster=cluster.name,
         terms_s=terms,
         step_s=Figure(step, "s", "modelled", low=step, note=note),
         tokens_per_s=Figure(
-            compilation.tokens / step, compilation.rate_unit, "modelled",
-            high=compilation.tokens / step, note=f"upper bound, set by {bound}",
+            most, compilation.rate_unit, "modelled",
+            high=most, note=f"upper bound, set by {bound}",
         ),
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from parallax.lenses.compiling import check_devices
+from parallax.lenses.lowering import lower, missing_libraries
 from parallax.lenses.user_arguments import (
     Specs,
     abstract_arguments,
@@ -40,14 +41,20 @@ class UserProgram:
     """A user's function, lowered.
 
     Attributes:
-      lowered: the `jax.stages.Lowered` program.
-      axes: mesh axis -> size, in order.
+      traced, lowered: the `jax.stages.Traced` and `Lowered` program.
+      mesh: the mesh it was traced under.
       notes: what a reader of the result must know, in sentences.
     """
 
+    traced: Any
     lowered: Any
-    axes: Mapping[str, int]
+    mesh: Mesh
     notes: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The size of each mesh axis, in order."""
+        return dict(self.mesh.shape)
 
 
 @dataclass(frozen=True)
@@ -170,12 +177,11 @@ def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
             "compile_for: the function was made by jax.jit, and donate= and out_shardings= are "
             "its own to give: jax.jit(fn, donate_argnums=..., out_shardings=...)."
         )
-    with jax.set_mesh(mesh), _one_line():
+    with jax.set_mesh(mesh), _one_line(), missing_libraries():
         traced = fn.trace(*args)
         traced = getattr(traced, "traced", traced)  # nnx.jit keeps JAX's inside its own
-        # For CUDA, whatever the devices of the user's mesh are.
-        lowered = traced.lower(lowering_platforms=("cuda",))
-    return UserProgram(lowered, dict(mesh.shape), tuple(said))
+        lowered = lower(traced)
+    return UserProgram(traced, lowered, mesh, tuple(said))
 
 
 def _is_filtered(fn: Any) -> bool:

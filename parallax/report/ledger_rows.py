@@ -23,11 +23,11 @@ class LedgerRow:
     kind: str
     axes: tuple[str, ...] | None
     what: str
-    count: int
+    count: float
     moved_bytes: float
     minimum_bytes: float | None
-    async_count: int
-    overlapped_count: int
+    async_count: float
+    overlapped_count: float
     flops_between: float
     places: tuple[str, ...]
 

@@ -104,7 +104,7 @@ def percent(share: float) -> str:
     return f"{value:.1f} %" if value >= 0.1 else "<0.1 %"
 
 
-def share_of(part: int, whole: int) -> str:
+def share_of(part: float, whole: float) -> str:
     """Format a part of a whole: none, all, or 3 of 5."""
     return "none" if not part else "all" if part == whole else f"{part:,} of {whole:,}"
 

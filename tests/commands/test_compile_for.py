@@ -146,3 +146,21 @@ def test_each_device_makes_only_its_own_parameters():
     shards = [x.addressable_shards[0].data.shape for x in jax.tree.leaves(state)]
     assert (64, 32) in shards  # of up [64, 256]
     assert (32, 64) in shards
+
+
+def test_a_function_that_multiplies_nothing_is_predicted(aot):
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16)
+    found = px.compile_for("h100_1x1", lambda x: x + 1, x, mesh={})
+    assert px.predict(found).bound.step_s.value == 0
+    assert px.predict(found).step_s.value > 2 * 4096 * 4096 * 2 / 3.35e12
+
+
+def test_a_full_rematerialization_is_said(aot):
+    def function(x):
+        return jax.lax.with_sharding_constraint(x * 2, P(("data", "model")))
+
+    x = jax.ShapeDtypeStruct((64, 2048, 2048), jnp.bfloat16)
+    found = px.compile_for(
+        "h100_1x8", function, x, mesh={"data": 4, "model": 2}, in_specs=(P(None, "data", "model"),)
+    )
+    assert any("1 involuntary full rematerializations" in note for note in found.notes), found.notes

@@ -67,7 +67,7 @@ def test_a_loop_of_data_counts_once_or_takes_its_trips():
 def test_a_text_before_scheduling_has_counts_and_no_time():
     found = inspect_text(TEXT.replace("is_scheduled=true, ", ""))
     scheduled = inspect_text(TEXT)
-    assert found.cost is None
+    assert found.timed is None
     assert "not scheduled" in found.untimed
     assert "compiled.as_text()" in found.untimed
     assert found.gemm_flops == scheduled.gemm_flops

@@ -22,9 +22,9 @@ from tests.cost.drawn import NODE_KINDS, SLACK, few, upto
 
 PEAK = {
     "s8": "int8", "f16": "float16", "bf16": "bfloat16", "tf32": "tensorfloat32", "f32": "float32",
-    "f64": "float64",
+    "f64": "float64", "f8": "float8",
 }  # fmt: skip
-ITEM = {"s8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
+ITEM = {"s8": 1, "f8": 1, "f16": 2, "bf16": 2, "tf32": 4, "f32": 4, "f64": 8}
 
 gpus = st.sampled_from(sorted(GPUS))
 
@@ -37,10 +37,11 @@ def least_seconds(gpu, n_bytes, in_l2):
 
 
 @few
-@given(gpus, st.sampled_from(sorted(PEAK)), upto(5), upto(15), upto(15), upto(15), st.booleans())
-def test_no_product_beats_its_roofline(name, dtype, batch, m, n, k, in_l2):
+@given(gpus, st.sampled_from(sorted(PEAK)), upto(5), upto(15), upto(15), upto(15), st.booleans(),
+       st.booleans())  # fmt: skip
+def test_no_product_beats_its_roofline(name, dtype, batch, m, n, k, in_l2, convolves):
     gpu, rates = GPUS[name], rates_of(name)
-    gemm = Gemm(batch, m, n, k, dtype)
+    gemm = Gemm(batch, m, n, k, dtype, convolves)
     a, b, c = (float(batch * x * ITEM[dtype]) for x in (m * k, k * n, m * n))
     kernel = Kernel("x", (("a", a), ("b", b)), c, (gemm,))
     hit = a + b if in_l2 and a + b <= gpu.l2_bytes else 0.0

@@ -39,7 +39,8 @@ def account(found):
 
 
 def figures(found):
-    if (cost := found.cost) is not None:  # a text without its is_scheduled=true has no time
+    if found.timed is not None:  # a text without its is_scheduled=true has no time
+        cost = found.cost
         yield from (cost.seconds, cost.communication_s, cost.flops, cost.memory_bytes)
         yield from (cost.link_bytes, cost.network_s, *cost.terms.values())
     yield found.gemm_flops

@@ -147,7 +147,7 @@ def test_executions_are_open_until_trips_are_given(routed):
     module = parse_module(routed.text)
     assert {e.loop.split(" ")[0] for e in executions(module)} == {"", "expert_tiles"}
     given = list(executions(module, TRIPS))
-    assert 7.5 in {e.count for e in given}
+    assert 7.5 in {e.times for e in given}
     assert {e.loop for e in given} == {""}
 
 

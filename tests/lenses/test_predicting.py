@@ -95,3 +95,25 @@ def test_a_working_set_that_a_cache_holds_is_bound_by_the_cache():
 def test_what_cannot_be_priced_is_refused_with_its_reason():
     with pytest.raises(ValueError, match="cannot be priced: a loop of unknown trip count"):
         predict(priced(work=None, unpriced="a loop of unknown trip count"), WHERE, "float16")
+
+
+def test_a_loop_of_unknown_trip_count_has_a_lower_bound_and_no_upper_end():
+    work = priced().work
+    assert work is not None
+    work = dataclasses.replace(work, open_loops=("generate (line 12)",))
+    found = predict(priced(work=work), WHERE, "float16")
+    plain = predict(priced(), WHERE, "float16")
+    assert (found.step_s.value, found.step_s.low) == (plain.step_s.value, plain.step_s.low)
+    assert found.step_s.high is None
+    assert found.tokens_per_s.low is None
+    assert "lower bound" in found.step_s.note
+    (note,) = found.notes
+    assert "trips={'generate': iterations}" in note
+
+
+def test_products_of_8_bits_have_their_own_peak_in_the_roofline():
+    kernel = Kernel("k", (), 0.0, (Gemm(1, 4096, 4096, 4096, "f8"),))
+    flops = kernel.gemms[0].flops
+    made = priced(work=ExecutionTrace("e", {"e": (kernel,)}, 16), gemm_flops=2 * flops)
+    compute = roofline(made, WHERE, "bfloat16").terms_s["compute"]
+    assert compute == pytest.approx(flops / WHERE.gpu.fp8_flops + flops / WHERE.gpu.bf16_flops)

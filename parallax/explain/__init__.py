@@ -1,0 +1,1 @@
+"""Explanations of compiled programs: what the compiler did, at which line, and what would help."""

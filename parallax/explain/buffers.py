@@ -1,0 +1,115 @@
+"""The largest arrays in memory at a program's peak, by liveness in its schedule."""
+
+import math
+from dataclasses import dataclass
+
+from parallax.explain.compiled import Program
+from parallax.explain.source_lines import SourceLine
+from parallax.hlo.module import Computation, Instruction
+
+# These name memory that another instruction has.
+_ALIASES = (
+    "bitcast", "get-tuple-element", "tuple", "parameter", "while", "conditional", "constant",
+    "optimization-barrier", "after-all", "partition-id", "call",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An array that is in memory at the peak.
+
+    Attributes:
+      n_bytes: bytes per device; elements: elements per device.
+      what: the operation in the Python program.
+      line: the user's line.
+    """
+
+    n_bytes: int
+    elements: int
+    dtype: str
+    what: str
+    line: SourceLine | None
+
+
+def peak_buffers(program: Program, most: int = 10) -> list[Buffer]:
+    """Return the largest arrays of the program's temporary memory at its peak, largest first."""
+    live = _Peak(program).of(program.module.entry)[1]
+    live.sort(key=lambda i: -_size(i))
+    return [
+        Buffer(
+            _size(i), _elements(i), _array(i).dtype, i.op_name.rpartition("/")[2], program.line(i)
+        )
+        for i in live[:most]
+        if _size(i)
+    ]
+
+
+class _Peak:
+    """The largest sets of arrays alive at once, of each computation once."""
+
+    def __init__(self, program: Program):
+        self.module, self.known = program.module, {}
+
+    def of(self, name: str) -> tuple[int, list[Instruction]]:
+        """Return the bytes and arrays of a computation's own peak, with those of its callees."""
+        if name not in self.known:
+            self.known[name] = self._find(self.module.computation(name))
+        return self.known[name]
+
+    def _find(self, computation: Computation) -> tuple[int, list[Instruction]]:
+        owners: dict[str, frozenset[str]] = {}
+        last: dict[str, int] = {}
+        for position, i in enumerate(computation.instructions):
+            reached = frozenset().union(*(owners.get(o, frozenset()) for o in i.operands))
+            owned = _owns(i, computation)
+            owners[i.name] = frozenset({i.name}) if owned else reached
+            for name in reached | owners[i.name]:
+                last[name] = position
+            if i.is_root:
+                for name in owners[i.name]:
+                    last[name] = len(computation.instructions)
+        live: dict[str, Instruction] = {}
+        total, best, at_best = 0, (0, []), []
+        for position, i in enumerate(computation.instructions):
+            if owners[i.name] == frozenset({i.name}):
+                live[i.name] = i
+                total += _size(i)
+            inside, inner = 0, []
+            if i.opcode in ("while", "conditional", "call"):
+                called = [n for names in i.calls().values() for n in names]
+                inside, inner = max(
+                    (self.of(n) for n in called), key=lambda x: x[0], default=(0, [])
+                )
+            if total + inside > best[0]:
+                best, at_best = (total + inside, inner), list(live.values())
+            for name in [n for n in live if last.get(n, 0) <= position]:
+                total -= _size(live.pop(name))
+        return best[0], at_best + best[1]
+
+
+def _owns(i: Instruction, computation: Computation) -> bool:
+    if i.opcode in _ALIASES or i.opcode.endswith(("-done", "-update")):
+        return False
+    if i.opcode == "dynamic-update-slice":
+        return False
+    # A fusion that writes a part of its operand writes it in place.
+    in_place = i.opcode == "fusion" and "dynamic-update-slice" in i.op_name + i.name
+    same = any(computation.by_name[o].shape == i.shape for o in i.operands)
+    return not (in_place and same)
+
+
+def _array(i: Instruction):
+    elements = i.shape.elements
+    if i.opcode.endswith("-start") and len(elements) > 1:
+        return elements[1].elements[0] if elements[1].elements else elements[1]
+    return elements[0] if elements else i.shape
+
+
+def _size(i: Instruction) -> int:
+    if i.opcode.endswith("-start"):
+        return _array(i).n_bytes
+    return i.shape.n_bytes - i.shape.host_bytes
+
+
+def _elements(i: Instruction) -> int:
+    return math.prod(_array(i).dims)

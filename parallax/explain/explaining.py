@@ -1,0 +1,85 @@
+"""Explaining a program: reading it, trying changes, and sorting what was found."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from parallax.cost import Rates
+from parallax.explain.candidates import candidates
+from parallax.explain.compiled import Program, read_program
+from parallax.explain.findings import Finding
+from parallax.explain.flat_program import flat_program
+from parallax.explain.observations import needed_collectives, rematerializations, sums_per_iteration
+from parallax.explain.subject import Subject
+from parallax.explain.trying import Budget, improvements, try_candidates
+from parallax.lenses.compiled_text import compile_text
+from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
+from parallax.lenses.user_function import UserProgram
+from parallax.meshes.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What was found about a program.
+
+    Attributes:
+      program: the program as it was compiled.
+      findings: what costs and what would help, most lost first.
+      needed: what is sent besides, and why.
+      notes: what was not tried, and other caveats.
+    """
+
+    program: Program
+    findings: tuple[Finding, ...]
+    needed: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def explain_lowered(
+    user: UserProgram,
+    cluster: Cluster,
+    rates: Rates,
+    budget: Budget,
+    *,
+    trips: Mapping[str, float] | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> Explained:
+    """Explain a lowered program: compile it, then the changes that may help, one by one."""
+
+    def compile_program(lowered: object) -> Program:
+        compiled = compile_text(lowered, LIBRARY_GEMMS, cluster)
+        memory = (
+            compiled.argument_bytes + compiled.output_bytes + compiled.temp_bytes
+            - compiled.alias_bytes
+        )  # fmt: skip
+        if memory > cluster.usable_fraction * cluster.gpu.memory_bytes:
+            ample = compile_text(lowered, LIBRARY_GEMMS, cluster, AMPLE_BYTES)
+            compiled = dataclasses.replace(compiled, text=ample.text)
+        return read_program(
+            compiled.text, user.axes, cluster, rates, memory, compiled.warnings, trips
+        )
+
+    on_progress(f"compiling for {cluster.name}")
+    program = compile_program(user.lowered)
+    subject = Subject(flat_program(user), program)
+    tried, notes = try_candidates(
+        subject, candidates(subject), compile_program, budget, on_progress
+    )
+    helping = improvements(subject, tried)
+    found = [*helping, *sums_per_iteration(program)]
+    found.sort(key=lambda f: -_lost(f, program))
+    mended = {f.what for f in found}
+    found += [f for f in rematerializations(program) if f.what not in mended]
+    return Explained(
+        program, tuple(found), tuple(needed_collectives(program, found)),
+        (*user.notes, *notes),
+    )  # fmt: skip
+
+
+def _lost(finding: Finding, program: Program) -> float:
+    if finding.saving is None:
+        return 0.0
+    return max(
+        finding.saving.seconds / program.seconds,
+        finding.saving.memory_bytes / max(1, program.memory_bytes),
+    )
