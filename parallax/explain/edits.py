@@ -207,15 +207,14 @@ class _Evaluation:
         if inner.constvars and not consts:
             raise NotImplementedError("a jaxpr whose constants are not known")
         avals = [v.aval for v in inner.invars]
-        structs = [
-            jax.ShapeDtypeStruct(
-                a.shape, a.dtype, weak_type=getattr(a, "weak_type", False),
-                **_varying(a),
-                **({"sharding": NamedSharding(self.mesh, a.sharding.spec)}
-                   if AxisType.Explicit in self.mesh.axis_types else {}),
-            )
-            for a in avals
-        ]  # fmt: skip
+        explicit = AxisType.Explicit in self.mesh.axis_types
+        structs = []
+        for a in avals:
+            options = _varying(a)
+            if explicit:
+                options["sharding"] = NamedSharding(self.mesh, a.sharding.spec)
+            weak = getattr(a, "weak_type", False)
+            structs.append(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=weak, **options))
         made = jax.make_jaxpr(lambda *args: self.run(jaxpr, args, edits))(*structs)
         is_open = hasattr(jaxpr, "eqns") and not hasattr(made, "eqns")
         return made.jaxpr if is_open else made

@@ -120,6 +120,24 @@ class Subject:
         return found
 
     @cached_property
+    def makers(self) -> dict[int, Equation]:
+        """The equation that makes each variable, by the variable's id."""
+        return {id(v): e for e in self.equations for v in e.eqn.outvars}
+
+    @cached_property
+    def takers(self) -> dict[int, list[Equation]]:
+        """The equations that take each variable, by the variable's id."""
+        found: dict[int, list[Equation]] = {}
+        for e in self.equations:
+            for v in e.eqn.invars:
+                found.setdefault(id(v), []).append(e)
+        return found
+
+    def made_by(self, e: Equation) -> list[Equation]:
+        """Return the equations that make an equation's operands."""
+        return [self.makers[id(v)] for v in e.eqn.invars if id(v) in self.makers]
+
+    @cached_property
     def by_line(self) -> dict[SourceLine, list[Equation]]:
         """The equations of each source line."""
         found: dict[SourceLine, list[Equation]] = {}

@@ -1,0 +1,126 @@
+"""Changes of the constraints that a user wrote: dropped, written another way, in two steps."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.sharding import PartitionSpec
+
+from parallax.explain.candidate import LEAST_TIME, Candidate, share_of
+from parallax.explain.edits import Edit
+from parallax.explain.equations import Equation
+from parallax.explain.source_lines import SourceLine
+from parallax.explain.specs import Split, axes_of, divides, entries, padded, swapped, text
+from parallax.explain.subject import Subject
+from parallax.explain.warnings import warned_splits
+from parallax.hlo.collectives import Collective
+
+CONSTRAINTS = ("sharding_constraint", "reshard")
+
+
+def costly_constraints(s: Subject) -> Iterator[Candidate]:
+    """Constraints of the user's that cost more than they help: dropped, or split another way."""
+    for e in s.equations:
+        if e.name not in CONSTRAINTS or e.line is None:
+            continue
+        sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
+        spec = getattr(sharding, "spec", None)
+        if spec is None or e.manual:
+            continue
+        share = max(share_of(s, _sent_around(s, e)), _memory_share(s, e))
+        if share < LEAST_TIME:
+            continue
+        twins = [x for x in s.at(e.line) if x.name == e.name]
+        written = text(spec)
+        yield Candidate(
+            "costly constraint",
+            f"{written} makes the partitioner move the array",
+            f"leave the constraint {written} away",
+            line=e.line, share=share, edits=tuple(Edit(x.path, "drop") for x in twins),
+            group=f"line {e.line}",
+        )  # fmt: skip
+        options = [*swapped(spec, e.shape, s.axes), *s.activation_specs(e.shape)]
+        for other in options:
+            if padded(other, len(e.shape)) != padded(spec, len(e.shape)):
+                edits = tuple(
+                    Edit(x.path, "drop", other) for x in twins if len(x.shape) == len(e.shape)
+                )
+                yield Candidate(
+                    "constraint of another order",
+                    f"{written} makes the partitioner move the array or keep it whole",
+                    f"write {text(other)} instead of {written}",
+                    line=e.line, share=share, edits=edits, group=f"line {e.line}",
+                )  # fmt: skip
+
+
+def two_steps(s: Subject) -> Iterator[Candidate]:
+    """Ways around a full rematerialization: one more split between the two."""
+    for before, after, line in warned_splits(s.program):
+        for e in s.equations:
+            sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
+            spec = getattr(sharding, "spec", None)
+            if e.name not in CONSTRAINTS or spec is None:
+                continue
+            if axes_of(padded(spec, len(e.shape))) != after or not _follows(s, e, line):
+                continue
+            for between in _between(before, after):
+                if not divides(list(between), e.shape, s.axes):
+                    continue
+                middle = PartitionSpec(*between)
+                yield Candidate(
+                    "full rematerialization",
+                    f"the partitioner cannot go from {text(entries(before))} to {text(spec)} "
+                    "and makes the array whole on every device on the way (XLA: involuntary full "
+                    "rematerialization)",
+                    f"go there in two steps: constrain to {text(middle)} before {text(spec)}",
+                    line=e.line, share=0.5,
+                    edits=(Edit(e.path, "constrain operand", middle, 0),),
+                    group=f"remat {e.line}",
+                )  # fmt: skip
+
+
+def _follows(s: Subject, e: Equation, line: SourceLine | None) -> bool:
+    """Return whether a constraint takes what a line makes, or is on that line."""
+    if line is None or (e.line is not None and e.line[:2] == line[:2]):
+        return True
+    return any(m.line is not None and m.line[:2] == line[:2] for m in s.made_by(e))
+
+
+def _between(before: Split, after: Split) -> list[tuple[Any, ...]]:
+    """Return splits on the way: all axes where some are wanted, or one axis moved at a time."""
+    found: list[Split] = []
+    for dim, axes in enumerate(after):
+        if axes:
+            lost = tuple(a for part in before for a in part if not any(a in x for x in after))
+            more = list(after)
+            more[dim] = (*axes, *lost)
+            found.append(tuple(more))
+    for dim, axes in enumerate(before):
+        for axis in axes:
+            target = next((d for d, part in enumerate(after) if axis in part), None)
+            if target is not None and target != dim:
+                moved = [tuple(a for a in part if a != axis) for part in before]
+                moved[target] = (*moved[target], axis)
+                found.append(tuple(moved))
+    return [entries(x) for x in dict.fromkeys(found) if x not in (before, after)]
+
+
+def _sent_around(s: Subject, e: Equation) -> list[Collective]:
+    """Return the collectives of a line, and of the lines that make and take its values."""
+    taken = [x for v in e.eqn.outvars for x in s.takers.get(id(v), ())]
+    lines = {x.line and x.line._replace(function="") for x in (e, *s.made_by(e), *taken)}
+    return [
+        c for c in s.program.ledger
+        if not s.program.is_written(c)
+        and (line := s.program.line_of(c)) is not None
+        and line._replace(function="") in lines
+    ]  # fmt: skip
+
+
+def _memory_share(s: Subject, e: Equation) -> float:
+    """Return the share of memory of the arrays that a line has at the peak, if not fully split."""
+    whole = math.prod(e.shape)
+    return sum(
+        b.n_bytes for b in s.buffers
+        if b.line and e.line and b.line[:2] == e.line[:2] and b.elements * s.devices > whole
+    ) / max(1, s.program.memory_bytes)  # fmt: skip
