@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from flax import nnx
 
 from parallax.analytic import estimate
 from parallax.cost import Rates
 from parallax.lenses.child import Progress, run_in_child
-from parallax.lenses.compiling import check_devices, compile_for
+from parallax.lenses.compiling import check_devices
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.predicting import predict
@@ -18,12 +19,10 @@ from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
-from parallax.parallel.split import Remat
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.programs.steps import ModelStep, make_step
+from parallax.programs.steps import Phase, Remat, make_step
 from parallax.programs.user_module import ShardedModule
 from parallax.results.lens_results import Compilation, Figure, Measurement, Prediction, Verification
-from parallax.rules import Phase
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -210,45 +209,3 @@ class Program:
             measure_prefill, self.model, self.strategy, workload, data, repeats,
             environment=environment, on_progress=on_progress,
         )  # fmt: skip
-
-
-def compile_program(
-    model: Any,
-    strategy: Strategy,
-    workload: Workload,
-    cluster: Cluster,
-    phase: Phase = "prefill",
-    remat: Remat = "microbatch",
-    *,
-    on_progress: Progress,
-) -> Compilation:
-    """Compile one program in this process, as `Program.compile` does in its child process."""
-    step = make_step(model, strategy, workload, phase, remat)
-    return compile_step(step, cluster, on_progress=on_progress)
-
-
-def compile_step(
-    step: ModelStep, cluster: Cluster, *, on_progress: Progress = _quiet
-) -> Compilation:
-    """Compile a step for a cluster in this process, and compare it with its derived figures."""
-    strategy, routing = step.sharded.strategy, step.routing
-    on_progress(f"{strategy.name} for {cluster.name}")
-    return compile_for(
-        cluster,
-        step.function,
-        step.arguments,
-        strategy.mesh,
-        workload=step.workload,
-        phase=step.phase,
-        transfers=step.transfers(),
-        kv_cache_bytes=step.kv_cache_bytes(),
-        weight_bytes=step.weight_bytes(),
-        partitioner=step.sharded.partitioner,
-        donate=step.donated,
-        compiler_options=step.compiler_options,
-        trips=routing and routing.trips,
-        ragged_bytes=routing and routing.ragged_bytes,
-        load_balance=step.load_balance(),
-        notes=step.notes,
-        on_progress=on_progress,
-    )

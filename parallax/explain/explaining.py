@@ -27,12 +27,14 @@ class Explained:
       findings: what costs and what would help, most lost first.
       needed: what is sent besides, and why.
       notes: what was not tried, and other caveats.
+      subject: the program as it was traced; None for the text of a compiled module alone.
     """
 
     program: Program
     findings: tuple[Finding, ...]
     needed: tuple[Finding, ...]
     notes: tuple[str, ...]
+    subject: Subject | None = None
 
 
 def explain_lowered(
@@ -76,7 +78,7 @@ def explain_lowered(
     found += warned
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
-        (*user.notes, *notes),
+        (*user.notes, *notes), subject,
     )  # fmt: skip
 
 
