@@ -50,9 +50,23 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return inner, tuple(getattr(jaxpr, "consts", ()) or ())
 
 
+def manual_axes(params: Any) -> frozenset[str]:
+    """Return the mesh axes that a `jax.shard_map` is over, from its equation's parameters."""
+    for name in ("newly_manual_axes", "manual_axes"):  # the latter before JAX 0.12
+        if name in params:
+            return frozenset(params[name])
+    return frozenset(params["mesh"].axis_names)
+
+
 def evaluate(jaxpr: Any, args: Sequence[Any], edits: Sequence[Edit], mesh: Mesh) -> list[Any]:
     """Evaluate a jaxpr with edits; under `jax.jit` this traces the changed program."""
     return _Evaluation(mesh).run(jaxpr, args, tuple(edits))
+
+
+def _varies(aval: Any) -> bool:
+    """Return whether an array inside `jax.shard_map` has its own values on each device."""
+    kind = getattr(aval, "manual_axis_type", None)
+    return bool(getattr(kind, "varying", None) or getattr(aval, "vma", None))
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,8 @@ class _Evaluation:
         if isinstance(params, tuple):  # before JAX 0.12: functions, parameters
             functions, params = params
             operands = [*functions, *operands]
+        if below and eqn.primitive.name == "shard_map":
+            return self.in_shard_map(eqn, operands, below)
         if below:
             params = params | self.changed_inner(eqn, below)
         actions = {e.action: e for e in here}
@@ -100,6 +116,17 @@ class _Evaluation:
         if "constrain" in actions:
             results[0] = self.constrain(results[0], actions["constrain"].spec)
         return results
+
+    def in_shard_map(self, eqn: Any, operands: list, below: list[Edit]) -> list[Any]:
+        """Trace a `jax.shard_map` again with edits inside, so that its axes have their names."""
+        params = eqn.params
+        own = tuple(Edit(e.path[3:], e.action, e.spec, e.operand) for e in below)
+        mapped = jax.shard_map(
+            lambda *args: tuple(self.run(params["jaxpr"], args, own)), mesh=params["mesh"],
+            in_specs=tuple(params["in_specs"]), out_specs=tuple(params["out_specs"]),
+            axis_names=manual_axes(params), check_vma=params.get("check_vma", True),
+        )  # fmt: skip
+        return list(mapped(*operands))
 
     def narrowed(self, eqn: Any, operands: list, params: dict) -> list[Any]:
         narrow = jax.numpy.bfloat16
@@ -147,6 +174,8 @@ class _Evaluation:
         if inner.constvars and not consts:
             raise NotImplementedError("a jaxpr whose constants are not known")
         avals = [v.aval for v in inner.invars]
+        if any(_varies(a) for a in avals):
+            raise NotImplementedError("an operation in a loop or call inside jax.shard_map")
         structs = [
             jax.ShapeDtypeStruct(
                 a.shape, a.dtype, weak_type=getattr(a, "weak_type", False),

@@ -43,19 +43,25 @@ def explain_lowered(
     rates: Rates,
     *,
     trips: Mapping[str, float] | None = None,
+    options: Mapping[str, bool | int] | None = None,
     budget_s: float = 40.0,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explained:
-    """Explain a lowered program: compile it, then the changes that may help, one by one."""
+    """Explain a lowered program: compile it, then the changes that may help, one by one.
+
+    Args:
+      options: XLA options that a run of it needs.
+    """
+    flags = LIBRARY_GEMMS | dict(options or {})
 
     def compile_program(lowered: object) -> Program:
-        compiled = compile_text(lowered, LIBRARY_GEMMS, cluster)
+        compiled = compile_text(lowered, flags, cluster)
         memory = (
             compiled.argument_bytes + compiled.output_bytes + compiled.temp_bytes
             - compiled.alias_bytes
         )  # fmt: skip
         if memory > cluster.usable_fraction * cluster.gpu.memory_bytes:
-            ample = compile_text(lowered, LIBRARY_GEMMS, cluster, AMPLE_BYTES)
+            ample = compile_text(lowered, flags, cluster, AMPLE_BYTES)
             compiled = dataclasses.replace(compiled, text=ample.text)
         return read_program(
             compiled.text, user.axes, cluster, rates, memory, compiled.warnings, trips

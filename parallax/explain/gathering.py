@@ -6,6 +6,7 @@ from parallax.cost import known_error_bar
 from parallax.cost.totals import unvalidated
 from parallax.explain.buffers import peak_buffers
 from parallax.explain.compiled import Program, flops_by_line
+from parallax.explain.edits import manual_axes
 from parallax.explain.equations import Equation
 from parallax.explain.explaining import Explained
 from parallax.explain.facts import Facts, LineFlops, PeakBuffer, TimedOperation
@@ -74,7 +75,7 @@ def needed_flops(
     Inside `jax.shard_map` arrays are parts already: they are divided by the axes left to XLA alone.
     Lines in a loop that stops on data are left out: their trip count is not known.
     """
-    manual = {e.path: _manual_axes(e, axes) for e in equations if e.name == "shard_map"}
+    manual = {e.path: manual_axes(e.eqn.params) for e in equations if e.name == "shard_map"}
     open_loops = {e.path for e in equations if e.name == "while"}
     found: dict[SourceLine, float] = {}
     unknown: set[SourceLine] = set()
@@ -91,11 +92,6 @@ def needed_flops(
             parts *= 1 if axis in inside else size
         found[line] = found.get(line, 0.0) + e.flops * e.times / parts
     return {line: flops for line, flops in found.items() if line not in unknown}
-
-
-def _manual_axes(e: Equation, axes: Mapping[str, int]) -> frozenset[str]:
-    named = e.eqn.params.get("manual_axes")
-    return frozenset(axes) if named is None else frozenset(named)
 
 
 def _timeline(program: Program, trips: Trips | None) -> tuple[tuple[TimedOperation, ...], str]:

@@ -1,14 +1,17 @@
-"""Compiling a model under a strategy, in this process."""
+"""Lowering and compiling a model under a strategy, in this process."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallax.lenses.child import Progress
-from parallax.lenses.compiling import compile_for
+from parallax.lenses.compiling import compile_for, trace_function
 from parallax.meshes.cluster import Cluster
 from parallax.programs.steps import ModelStep, Phase, Remat, make_step
 from parallax.results.lens_results import Compilation
 from parallax.strategy import Strategy
 from parallax.workload import Workload
+
+if TYPE_CHECKING:
+    from parallax.lenses.user_function import UserProgram
 
 
 def _quiet(line: str) -> None:
@@ -55,3 +58,18 @@ def compile_step(
         notes=step.notes,
         on_progress=on_progress,
     )
+
+
+def lower_step(step: ModelStep, cluster: Cluster) -> "UserProgram":
+    """Trace and lower a step for a cluster in this process.
+
+    Raises:
+      ValueError: the strategy's mesh and the cluster differ in their number of devices.
+    """
+    from parallax.lenses.user_function import UserProgram
+
+    mesh = step.sharded.strategy.mesh
+    traced, built, _, refused = trace_function(
+        cluster, step.function, step.arguments, mesh, step.donated
+    )
+    return UserProgram(traced, traced.lower(), built, (*step.notes, *refused))

@@ -79,10 +79,10 @@ def _buffers(facts: Facts) -> Iterator[RenderableType]:
         return
     yield Text()
     heads = {"largest temporary arrays at the peak": 50, "made by": None}
-    table = _table(heads, ("per device (compiled)",))
+    table = _table(heads, ("per device\ncompiled",))
     for buffer in facts.buffers:
         table.add_row(
-            _place(buffer.line), f"{buffer.what} ({buffer.dtype})", words.in_bytes(buffer.n_bytes)
+            _place(buffer.line), f"{buffer.what or '-'} ({buffer.dtype})", words.in_bytes(buffer.n_bytes)
         )
     yield table
 
@@ -91,7 +91,7 @@ def _flops(facts: Facts) -> Iterator[RenderableType]:
     if not facts.flops:
         return
     yield Text()
-    numbers = ("per device (compiled)", "whole / devices (derived)", "times")
+    numbers = ("per device\ncompiled", "whole / devices\nderived", "times")
     table = _table({"FLOPs of products, by line": 50}, numbers)
     for row in facts.flops[:MOST_ROWS]:
         ratio = row.flops / row.needed if row.needed else None
@@ -110,7 +110,7 @@ def _splits(name: str, splits: Sequence[ArraySplit], facts: Facts) -> Iterator[R
         return
     yield Text()
     heads = {f"{name} as compiled, largest first": 34, "array": None, "split": None, "": None}
-    table = _table(heads, ("copies", "per device"))
+    table = _table(heads, ("copies", "per device\ncompiled"))
     for split in sorted(splits, key=lambda s: -s.n_bytes)[:MOST_ROWS]:
         table.add_row(
             split.name, dims_of(split), split_of(split), decided_by(split),
