@@ -54,7 +54,8 @@ def _finding(f: Finding) -> dict[str, Any]:
     saving = f.saving
     return {
         "kind": f.kind, "what": f.what, "fix": f.fix, "where": _line(f.line),
-        "argument": f.argument, "needed": f.needed, "axes": list(f.axes), "count": f.count,
+        "argument": f.argument, "needed": f.needed, "axes": list(f.axes),
+        "count": number(f.count, "1", "compiled"),
         "sent": number(f.sent_bytes, "B", "compiled"),
         "seconds": number(f.seconds, "s", "modelled"),
         "exposed": number(f.exposed_s, "s", "modelled"),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 7.6
-_LABELLED = 0.012  # share of the schedule from which a line has room for its number
+# Shares of the schedule: from which a line has room for its number, and the width of a letter.
+_LABELLED, _LETTER = 0.012, 0.011
 _MOST_ARGUMENTS, _MOST_DEVICES = 4, 128
 
 
@@ -51,36 +52,59 @@ def schedule_plot(facts: Facts) -> str:
     return to_svg(figure, "schedule", "Schedule of the program with the lines of code")
 
 
-def _write_lines(ax: Axes, events: list[TimedOperation], y: float, end: float, scale: float):
+def _write_lines(
+    ax: Axes, events: list[TimedOperation], y: float, end: float, scale: float
+) -> None:
     """Write under a lane the line of each stretch that is long enough."""
-    for line, members in itertools.groupby(events, key=lambda e: e.line and e.line[:2]):
-        stretch = list(members)
-        width = stretch[-1].stop_s - stretch[0].start_s
+    for stretch in _stretches(events):
+        first, last, line = stretch[0], stretch[-1], stretch[0].line
+        width = last.stop_s - first.start_s
         if line is None or width < _LABELLED * end:
             continue
-        middle = (stretch[0].start_s + stretch[-1].stop_s) / 2 / scale
-        full = str(stretch[0].line)
-        has_room = width > 0.011 * (len(full) + 1) * end
+        has_room = width > _LETTER * (len(str(line)) + 1) * end
         ax.annotate(
-            full.replace("$", "\\$") if has_room else f":{line[1]}", (middle, y - 0.24),
-            ha="center", va="top", color=MUTED, fontsize=FONT_SIZE - 2.5,
-            rotation=0 if has_room else 90,
+            str(line).replace("$", "\\$") if has_room else f":{line.line}",
+            ((first.start_s + last.stop_s) / 2 / scale, y - 0.24), ha="center", va="top",
+            color=MUTED, fontsize=FONT_SIZE - 2.5, rotation=0 if has_room else 90,
         )  # fmt: skip
 
 
+def _stretches(events: list[TimedOperation]) -> list[list[TimedOperation]]:
+    """Return runs of events of one source line without a gap."""
+    found: list[list[TimedOperation]] = []
+    for event in events:
+        before = found[-1][-1] if found else None
+        if before and before.line == event.line and event.start_s <= before.stop_s * (1 + 1e-9):
+            found[-1].append(event)
+        else:
+            found.append([event])
+    return found
+
+
 def mesh_plot(facts: Facts) -> str:
-    """Plot the mesh once for each of the largest arguments, with the part each device holds."""
+    """Plot the mesh for each of the largest arguments, with the part that each device holds.
+
+    Arguments of the same shape and split are drawn once; "" where nothing can be drawn.
+    """
     axes = {name: size for name, size in facts.axes.items() if size > 1}
-    shown = [
-        s for s in sorted(facts.arguments, key=lambda s: -s.n_bytes * _parts(s, axes))
-        if s.axes and all(a in axes for names in s.axes for a in names)
-    ][:_MOST_ARGUMENTS]  # fmt: skip
+    alike: dict[tuple, list[ArraySplit]] = {}
+    for s in facts.arguments:
+        if s.axes and all(a in axes for names in s.axes for a in names):
+            alike.setdefault((s.dtype, s.dims, s.axes), []).append(s)
+    shown = sorted(alike.values(), key=lambda group: -sum(s.n_bytes for s in group))
+    shown = shown[:_MOST_ARGUMENTS]
     if not shown or not axes or math.prod(axes.values()) > _MOST_DEVICES:
         return ""
     rows = math.prod(list(axes.values())[:-1])
     figure, panels = new_figure(_WIDTH, len(shown) * (0.75 + 0.24 * rows), rows=len(shown))
-    for ax, split in zip(panels, shown, strict=True):
-        _draw_shards(ax, split, axes, facts)
+    for ax, group in zip(panels, shown, strict=True):
+        _draw_shards(ax, group[0], axes)
+        more = f" and {len(group) - 1} alike" if len(group) > 1 else ""
+        title = (
+            f"{group[0].name}{more}:  {dims_of(group[0])}  {split_of(group[0])}  "
+            f"copies: {copies_of(group[0], facts)}"
+        )
+        ax.set_title(title.replace("$", "\\$"), loc="left", color=INK, fontsize=FONT_SIZE)
     return to_svg(figure, "mesh", "The mesh with the shards of the largest arguments")
 
 
@@ -88,7 +112,7 @@ def _parts(split: ArraySplit, axes: dict[str, int]) -> int:
     return math.prod(axes.get(a, 1) for names in split.axes for a in names)
 
 
-def _draw_shards(ax: Axes, split: ArraySplit, axes: dict[str, int], facts: Facts) -> None:
+def _draw_shards(ax: Axes, split: ArraySplit, axes: dict[str, int]) -> None:
     *outer, last = axes
     used = [a for names in split.axes for a in names]
     parts = _parts(split, axes)
@@ -111,5 +135,3 @@ def _draw_shards(ax: Axes, split: ArraySplit, axes: dict[str, int], facts: Facts
     ax.set_xticks([c + 0.5 for c in range(axes[last])],
                   [f"{last}={c}" if c == 0 else str(c) for c in range(axes[last])])  # fmt: skip
     ax.spines["bottom"].set_visible(False)
-    title = f"{split.name}  {dims_of(split)}  {split_of(split)}  copies: {copies_of(split, facts)}"
-    ax.set_title(title.replace("$", "\\$"), loc="left", color=INK, fontsize=FONT_SIZE)

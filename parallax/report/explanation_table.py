@@ -82,7 +82,9 @@ def _buffers(facts: Facts) -> Iterator[RenderableType]:
     table = _table(heads, ("per device\ncompiled",))
     for buffer in facts.buffers:
         table.add_row(
-            _place(buffer.line), f"{buffer.what or '-'} ({buffer.dtype})", words.in_bytes(buffer.n_bytes)
+            _place(buffer.line),
+            f"{buffer.what or '-'} ({buffer.dtype})",
+            words.in_bytes(buffer.n_bytes),
         )
     yield table
 
