@@ -123,10 +123,10 @@ def _splits(name: str, splits: Sequence[ArraySplit], facts: Facts) -> Iterator[R
 
 
 def _table(texts: Mapping[str, int | None], numbers: Sequence[str] = ()) -> Table:
-    """Make a table with columns of text, each with its width or None, and then of numbers."""
+    """Make a table with columns of text, each with its largest width, and then of numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head, width in texts.items():
-        table.add_column(head, width=width, overflow="fold")
+        table.add_column(head, max_width=width, overflow="fold")
     for head in numbers:
         table.add_column(head, justify="right", no_wrap=True)
     return table

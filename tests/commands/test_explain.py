@@ -69,7 +69,7 @@ def test_the_command_explains_a_dump(tmp_path, capsys):
     [
         ([], "nothing to explain. Write parallax explain FILE.hlo"),
         (["none.hlo"], "none.hlo: No such file or directory"),
-        (["--paper=ring_sp"], "one program is explained, and 3 strategies are named"),
+        (["--paper=ring_sp"], "one program is explained, and 4 strategies are named"),
         (["--paper=ring_sp", "--remat=layer"], "remat: phase prefill has no backward pass"),
         (["a.hlo", "--phase=train"], "phase: a text is explained"),
     ],
