@@ -18,11 +18,11 @@ from typing import Any
 
 from parallax.cost import estimate_cost, rates_of
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_step
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.placement import most_tokens, parse_budget, tile_traffic, tiles_under
-from parallax.program import compile_step
 from parallax.programs.steps import make_step
 from parallax.strategies import cache_tiled, data_parallel, layerwise
 

@@ -12,10 +12,10 @@ from parallax.bounds import Transfer
 from parallax.commands.resolve import fit_microbatches
 from parallax.hlo.rows import dtype_rows
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
-from parallax.program import compile_program
 from parallax.programs.steps import make_step
 from parallax.report import words
 from parallax.results.lens_results import Compilation

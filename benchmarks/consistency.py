@@ -19,13 +19,13 @@ from scipy.stats import kendalltau
 from parallax.analytic import estimate
 from parallax.commands.resolve import fit_microbatches
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
-from parallax.program import compile_program
 from parallax.programs.steps import make_step
 from parallax.rules import Phase
 from parallax.strategies import build

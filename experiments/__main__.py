@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "bench_kernels": "our GPU kernels against baselines, on the GPU at hand",
     "l2_residency": "what stays in the GPU's L2 cache between two steps, measured",
     "inspect": "any compiled program, from its text: what it sends, how long it should take",
+    "explain": "any sharded program, by source line: what the compiler did, and what would help",
     "claims": "every figure of the papers, derived again and held against the machine's limits",
     "compress_quality": "what quantization and sparsity cost a model trained here, measured",
     "generate": "continue prompts with a published model, under any strategy",

@@ -17,11 +17,11 @@ Exit status: 0 ok; 2 bad input.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from parallax.commands.inspect import inspect_text
+from parallax.experiments.dump import mesh_words, parse_trips, read_dump, trips_option
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import check_file
 from parallax.experiments.output import show
@@ -42,14 +42,8 @@ class Flags(Command):
         positional=True,
     )
     cluster: str | None = shared.cluster("nodes of eight H100", "What the cost is estimated for")
-    mesh: str | None = option(
-        None, "Mesh axes of its devices: axis=size,... Unset: those that the program names."
-    )
-    trips: tuple[str, ...] = option(
-        (),
-        "Trip counts of loops whose length depends on data: scope=count, separated by commas.",
-        "list",
-    )
+    mesh: str | None = option(None, mesh_words())
+    trips: tuple[str, ...] = trips_option()
     rates: str | None = shared.rates()
     json: str | None = shared.json_file()
 
@@ -57,16 +51,11 @@ class Flags(Command):
 def main(flags: Flags) -> int:
     """Inspect the program that the flags name."""
     check_file(flags.json)
-    try:
-        text = Path(flags.hlo).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{flags.hlo}: {why}. Give the text of a compiled module.") from None
     inspection = inspect_text(
-        text,
+        read_dump(flags.hlo),
         cluster=flags.cluster,
         mesh=flags.mesh,
-        trips=_trips(flags.trips),
+        trips=parse_trips(flags.trips),
         rates=flags.rates,
     )
     if flags.json is not None:
@@ -74,16 +63,3 @@ def main(flags: Flags) -> int:
         Path(flags.json).write_text(record, encoding="utf-8")
     show(inspection.table(), WIDTH)
     return 0
-
-
-def _trips(pairs: Sequence[str]) -> dict[str, float]:
-    trips = {}
-    for pair in pairs:
-        scope, equals, count = pair.partition("=")
-        try:
-            trips[scope] = float(count)
-        except ValueError:
-            equals = ""
-        if not (scope and equals):
-            raise ValueError(f"--trips: expected scope=count, got {pair!r}.")
-    return trips

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from parallax import parallel, strategies
     from parallax.commands.compare import compare, compare_papers
     from parallax.commands.compile_for import compile_for, predict
+    from parallax.commands.explain import explain, explain_text
     from parallax.commands.inspect import inspect_text
     from parallax.commands.plan import plan
     from parallax.cost import Rates
@@ -64,6 +65,8 @@ _SURFACE = {
     "compare_papers": "parallax.commands.compare",
     "compile_for": "parallax.commands.compile_for",
     "compress": "parallax.engine.compress",
+    "explain": "parallax.commands.explain",
+    "explain_text": "parallax.commands.explain",
     "generate": "parallax.engine.texts",
     "huggingface": "parallax.models",
     "inspect_text": "parallax.commands.inspect",
@@ -96,6 +99,8 @@ __all__ = [
     "compare_papers",
     "compile_for",
     "compress",
+    "explain",
+    "explain_text",
     "generate",
     "huggingface",
     "inspect_text",

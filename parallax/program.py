@@ -8,9 +8,11 @@ import flax.linen as nn
 from flax import nnx
 
 from parallax.analytic import estimate
-from parallax.cost import Rates
+from parallax.cost import Rates, rates_of
+from parallax.explain.facts import Facts
 from parallax.lenses.child import Progress, run_in_child
-from parallax.lenses.compiling import check_devices, compile_for
+from parallax.lenses.compiling import check_devices
+from parallax.lenses.compiling_steps import compile_program, lower_step
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.predicting import predict
@@ -19,13 +21,12 @@ from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
-from parallax.parallel.split import Remat
 from parallax.programs.module_kinds import WithLogicalAxes, has_arrays
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.programs.steps import ModelStep, make_step
+from parallax.programs.steps import Phase, Remat, make_step
 from parallax.programs.user_module import ShardedModule
+from parallax.report.explanation import Explanation
 from parallax.results.lens_results import Compilation, Figure, Measurement, Prediction, Verification
-from parallax.rules import Phase
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -172,6 +173,43 @@ class Program:
             environment=compile_environment(), on_progress=on_progress,
         )  # fmt: skip
 
+    def explain(
+        self,
+        cluster_name: str | Cluster = "h100_2x8",
+        *,
+        batch: int,
+        seq_len: int,
+        microbatches: int | None = None,
+        packed: bool = False,
+        phase: Phase = "prefill",
+        remat: Remat = "microbatch",
+        rates: Rates | None = None,
+        budget_s: float = 40.0,
+        on_progress: Progress = _quiet,
+    ) -> Explanation:
+        """Explain what the compiler makes of this program, by source line, in a child process.
+
+        Args:
+          cluster_name, batch, seq_len, microbatches, packed, phase, remat: as for `compile`.
+          rates: the GPU's rates; None takes those shipped for it.
+          budget_s: seconds for trying changes, besides compiling the program; 0 tries none.
+
+        Raises:
+          ValueError, ModuleNotFoundError: as `compile`.
+        """
+        devices = cluster(cluster_name) if isinstance(cluster_name, str) else cluster_name
+        check_devices(devices, self.strategy.mesh_axes)
+        workload = self.workload(batch, seq_len, microbatches, packed)
+        make_step(self.model, self.strategy, workload, phase, remat)
+        if missing := missing_compiler():
+            raise ModuleNotFoundError(missing)
+        facts = run_in_child(
+            explain_program, self.model, self.strategy, workload, devices, phase, remat,
+            rates or rates_of(devices.gpu.name), budget_s, on_progress=on_progress,
+            environment=compile_environment() | {"JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "10"},
+        )  # fmt: skip
+        return Explanation(facts)
+
     def predict(self, compilation: Compilation, rates: Rates | None = None) -> Prediction:
         """Predict the time and energy of a compiled program of this model, and its roofline.
 
@@ -233,43 +271,28 @@ class Program:
         )  # fmt: skip
 
 
-def compile_program(
+def explain_program(
     model: Any,
     strategy: Strategy,
     workload: Workload,
     cluster: Cluster,
-    phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    phase: Phase,
+    remat: Remat,
+    rates: Rates,
+    budget_s: float,
     *,
     on_progress: Progress,
-) -> Compilation:
-    """Compile one program in this process, as `Program.compile` does in its child process."""
+) -> Facts:
+    """Explain one program in this process, as `Program.explain` does in its child process."""
+    from parallax.explain.explaining import explain_lowered
+    from parallax.explain.gathering import gather_facts
+    from parallax.explain.trying import Budget
+
     step = make_step(model, strategy, workload, phase, remat)
-    return compile_step(step, cluster, on_progress=on_progress)
-
-
-def compile_step(
-    step: ModelStep, cluster: Cluster, *, on_progress: Progress = _quiet
-) -> Compilation:
-    """Compile a step for a cluster in this process, and compare it with its derived figures."""
-    strategy, routing = step.sharded.strategy, step.routing
-    on_progress(f"{strategy.name} for {cluster.name}")
-    return compile_for(
-        cluster,
-        step.function,
-        step.arguments,
-        strategy.mesh,
-        workload=step.workload,
-        phase=step.phase,
-        transfers=step.transfers(),
-        kv_cache_bytes=step.kv_cache_bytes(),
-        weight_bytes=step.weight_bytes(),
-        partitioner=step.sharded.partitioner,
-        donate=step.donated,
-        compiler_options=step.compiler_options,
-        trips=routing and routing.trips,
-        ragged_bytes=routing and routing.ragged_bytes,
-        load_balance=step.load_balance(),
-        notes=step.notes,
+    program, trips = lower_step(step, cluster), step.routing and step.routing.trips
+    found = explain_lowered(
+        program, cluster, rates, Budget(seconds=budget_s), trips=trips,
+        options=step.compiler_options,
         on_progress=on_progress,
-    )
+    )  # fmt: skip
+    return gather_facts(found, program.axes, trips)

@@ -3,10 +3,10 @@
 import pytest
 
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
-from parallax.program import compile_program
 from parallax.programs.communication import expected_routing
 from parallax.strategies import build, expert_parallel
 from parallax.workload import Workload

@@ -26,9 +26,10 @@ ROOMS = [
     {"placement", "strategies", "programs"},
     {"analytic", "results"},
     {"papers", "lenses"},
-    {"program", "requests", "explain"},
+    {"requests", "explain"},
     {"search"},
     {"report"},
+    {"program"},
     {"engine", "commands"},
     {"studies"},
     {"experiments"},
@@ -50,6 +51,9 @@ MAY_ONLY_IMPORT = {
         "papers.paper",
         "papers.results",
         "search.results",
+        "explain.facts",
+        "explain.findings",
+        "explain.source_lines",
     },
 }
 

@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from parallax.commands.compile_for import lowered_call
+from parallax.commands.inspect import (
+    check_finite,
+    cluster_of,
+    load_rates,
+    mesh_axes,
+    why_untimed,
+)
 from parallax.cost import Rates, rates_of
+from parallax.hlo import parse_module
+from parallax.hlo.caveats import branch_caveats, open_caveats
+from parallax.hlo.flops import module_flops
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.report.explanation import Explanation
@@ -52,11 +62,13 @@ def explain(
       px.explain("h100_2x8", train_step, params, opt_state, batch, mesh={"data": 16}).table()
     """
     from parallax.explain.explaining import explain_lowered
+    from parallax.explain.gathering import gather_facts
     from parallax.explain.trying import Budget
 
-    target = find_cluster(cluster) if isinstance(cluster, str) else cluster
-    if isinstance(rates, str | Path):
-        rates = Rates.load(rates)
+    target, rates = (
+        find_cluster(cluster) if isinstance(cluster, str) else cluster,
+        load_rates(rates),
+    )
     program = lowered_call(
         "explain", target, fn, args, mesh, in_specs=in_specs, out_shardings=out_shardings,
         donate=donate, manual=manual, out_specs=out_specs,
@@ -65,4 +77,48 @@ def explain(
         program, target, rates or rates_of(target.gpu.name), Budget(tries, budget_s), trips=trips,
         on_progress=on_progress,
     )  # fmt: skip
-    return Explanation(found)
+    return Explanation(gather_facts(found, program.axes, trips))
+
+
+def explain_text(
+    text: str,
+    *,
+    cluster: str | Cluster | None = None,
+    mesh: str | None = None,
+    trips: Mapping[str, float] | None = None,
+    rates: Rates | str | Path | None = None,
+) -> Explanation:
+    """Explain a compiled module from its text alone, which is not trusted; nothing is tried.
+
+    The text has the collectives, the largest temporary arrays and the FLOPs of each source line,
+    and the sums that a loop repeats. It has no memory of the whole program and no warnings.
+
+    Args:
+      text, cluster, mesh, trips, rates: as for `px.inspect_text`.
+
+    Raises:
+      ValueError: the text is truncated, hostile or not understood (HloError), not scheduled or not
+        for a GPU, or the cluster has another size.
+    """
+    from parallax.explain.compiled import read_program
+    from parallax.explain.explaining import Explained
+    from parallax.explain.gathering import gather_facts
+    from parallax.explain.observations import needed_collectives, sums_per_iteration
+
+    module = parse_module(text)
+    axes = mesh_axes(text, mesh, module.num_partitions)
+    base, rates = cluster_of(module, cluster), load_rates(rates)
+    if why := why_untimed(module):
+        raise ValueError(f"explain: {why}")
+    program = read_program(text, axes, base, rates or rates_of(base.gpu.name), trips=trips)
+    check_finite(module, program.cost)
+    flops = module_flops(module, trips=trips)
+    loops = {*flops.open, *program.ledger.open_loops, *program.work.open_loops}
+    notes = (
+        "only the text is known: no change was tried (px.explain does, from the function)",
+        *branch_caveats(program.ledger, flops), *open_caveats(loops, program.work.unpriced),
+    )  # fmt: skip
+    found = sums_per_iteration(program)
+    needed = needed_collectives(program, found)
+    explained = Explained(program, tuple(found), tuple(needed), notes)
+    return Explanation(gather_facts(explained, axes, trips))

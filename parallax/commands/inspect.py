@@ -214,29 +214,16 @@ def inspect_text(
     """
     module = parse_module(text)
     devices = module.num_partitions
-    ledger = read_ledger(module, _axes(text, mesh, devices), trips=trips)
-    base = find_cluster(cluster or "h100_2x8") if not isinstance(cluster, Cluster) else cluster
-    if cluster is None:
-        base = scaled(base, devices)
-    if base.devices != devices:
-        raise ValueError(
-            f"module {module.name} runs on {devices} devices, cluster {base.name} has "
-            f"{base.devices}. Use one of {devices}."
-        )
-    if isinstance(rates, str | Path):
-        rates = Rates.load(rates)
+    ledger = read_ledger(module, mesh_axes(text, mesh, devices), trips=trips)
+    base, rates = cluster_of(module, cluster), load_rates(rates)
     rates = rates or rates_of(base.gpu.name)
-    untimed, timed = _untimed(module), None
+    untimed, timed = why_untimed(module), None
     if untimed:
         check_agreement(module)
     else:
         work = read_trace(module, ledger, trips)
         cost = estimate_cost(work, base, rates)
-        counted = (cost.seconds, cost.flops, cost.memory_bytes, cost.link_bytes)
-        if not all(map(math.isfinite, counted)):
-            raise HloError(
-                f"module {module.name}: its time comes to {cost.seconds} s: its loops are too long."
-            )
+        check_finite(module, cost)
         timed = work, cost
     entry = module.computation(module.entry).instructions
     return Inspection(
@@ -247,7 +234,38 @@ def inspect_text(
     )  # fmt: skip
 
 
-def _untimed(module: Module) -> str:
+def cluster_of(module: Module, cluster: str | Cluster | None) -> Cluster:
+    """Return the cluster that a module's cost is estimated for; None takes nodes of eight H100.
+
+    Raises:
+      ValueError: the cluster is unknown, or of another size.
+    """
+    base = find_cluster(cluster or "h100_2x8") if not isinstance(cluster, Cluster) else cluster
+    if cluster is None:
+        base = scaled(base, module.num_partitions)
+    if base.devices != module.num_partitions:
+        raise ValueError(
+            f"module {module.name} runs on {module.num_partitions} devices, cluster {base.name} "
+            f"has {base.devices}. Use one of {module.num_partitions}."
+        )
+    return base
+
+
+def load_rates(rates: Rates | str | Path | None) -> Rates | None:
+    """Return rates as they were given, or read from the file that was."""
+    return Rates.load(rates) if isinstance(rates, str | Path) else rates
+
+
+def check_finite(module: Module, cost: Cost) -> None:
+    """Raise HloError if loops of a module are too long for its cost to be a number."""
+    counted = (cost.seconds, cost.flops, cost.memory_bytes, cost.link_bytes)
+    if not all(map(math.isfinite, counted)):
+        raise HloError(
+            f"module {module.name}: its time comes to {cost.seconds} s: its loops are too long."
+        )
+
+
+def why_untimed(module: Module) -> str:
     """Return why a module's time cannot be estimated, in one line; "" if it can."""
     if module.platform in ("cpu", "tpu"):
         return (
@@ -267,7 +285,8 @@ def _untimed(module: Module) -> str:
     return ""
 
 
-def _axes(text: str, mesh: str | None, devices: int) -> dict[str, int]:
+def mesh_axes(text: str, mesh: str | None, devices: int) -> dict[str, int]:
+    """Return the mesh axes that were given, or those that a text names, or one over all devices."""
     if mesh is not None:
         return dict(MeshSpec.parse(mesh).axes)
     named = _MESH.search(text)

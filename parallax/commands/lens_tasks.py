@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from parallax.commands.resolve import REFUSALS, Cases
 from parallax.commands.sweep import one_line
 from parallax.lenses.child import Progress
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
 from parallax.parallel.split import Remat
-from parallax.program import compile_program
 from parallax.results.lens_results import Compilation, Verification
 from parallax.rules import Phase
 from parallax.strategy import Strategy

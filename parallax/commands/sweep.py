@@ -9,12 +9,12 @@ from typing import Any
 from parallax.cost import Rates
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.parallel.split import Remat
-from parallax.program import compile_program
 from parallax.results.lens_results import Compilation, Figure, Prediction
 from parallax.results.sweep_results import Axis, PointFigures, Sweep, SweepPoint
 from parallax.rules import Phase

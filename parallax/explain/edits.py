@@ -53,6 +53,11 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     return inner, tuple(getattr(jaxpr, "consts", ()) or ())
 
 
+def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
+    """Return the mesh axes that a `jax.shard_map` is over, from its equation's parameters."""
+    return frozenset(params.get("newly_manual_axes", params.get("manual_axes", ())))
+
+
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many of a scan's operands are constants, and how many are carried."""
     if "num_consts" in params:  # before JAX 0.12
@@ -125,7 +130,7 @@ class _Evaluation:
             mesh=params["mesh"],
             in_specs=tuple(params["in_specs"]),
             out_specs=list(params["out_specs"]),
-            axis_names=frozenset(params.get("newly_manual_axes", params.get("manual_axes"))),
+            axis_names=manual_axes(params),
             check_vma=params["check_vma"],
         )(*operands)
 

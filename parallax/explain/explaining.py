@@ -27,12 +27,14 @@ class Explained:
       findings: what costs and what would help, most lost first.
       needed: what is sent besides, and why.
       notes: what was not tried, and other caveats.
+      subject: the program as it was traced; None for the text of a compiled module alone.
     """
 
     program: Program
     findings: tuple[Finding, ...]
     needed: tuple[Finding, ...]
     notes: tuple[str, ...]
+    subject: Subject | None = None
 
 
 def explain_lowered(
@@ -42,18 +44,24 @@ def explain_lowered(
     budget: Budget,
     *,
     trips: Mapping[str, float] | None = None,
+    options: Mapping[str, bool | int] | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explained:
-    """Explain a lowered program: compile it, then the changes that may help, one by one."""
+    """Explain a lowered program: compile it, then the changes that may help, one by one.
+
+    Args:
+      options: XLA options that a run of it needs.
+    """
+    flags = LIBRARY_GEMMS | dict(options or {})
 
     def compile_program(lowered: object) -> Program:
-        compiled = compile_text(lowered, LIBRARY_GEMMS, cluster)
+        compiled = compile_text(lowered, flags, cluster)
         memory = (
             compiled.argument_bytes + compiled.output_bytes + compiled.temp_bytes
             - compiled.alias_bytes
         )  # fmt: skip
         if memory > cluster.usable_fraction * cluster.gpu.memory_bytes:
-            ample = compile_text(lowered, LIBRARY_GEMMS, cluster, AMPLE_BYTES)
+            ample = compile_text(lowered, flags, cluster, AMPLE_BYTES)
             compiled = dataclasses.replace(compiled, text=ample.text)
         return read_program(
             compiled.text, user.axes, cluster, rates, memory, compiled.warnings, trips
@@ -72,7 +80,7 @@ def explain_lowered(
     found += [f for f in rematerializations(program) if f.what not in mended]
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
-        (*user.notes, *notes),
+        (*user.notes, *notes), subject,
     )  # fmt: skip
 
 

@@ -92,17 +92,12 @@ def compile_for(
     """
     import jax
 
-    start = time.perf_counter()
-    check_devices(cluster, dict(mesh.axes))
-    built = mesh.build(topology_devices(cluster)[: mesh.size])
-    arguments = shapes(built)
-    with dispatch.refusals() as refused, missing_libraries():
-        traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
-    axes = dict(mesh.axes)
+    start, axes = time.perf_counter(), dict(mesh.axes)
+    traced, _, arguments, refused = trace_function(cluster, function, shapes, mesh, donate)
     parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
     found = compile_lowered(
         cluster, lower(traced), axes, parameter_bytes=parameter_bytes, options=compiler_options,
-        trips=trips, ragged_bytes=ragged_bytes, notes=(*notes, *sorted(refused)),
+        trips=trips, ragged_bytes=ragged_bytes, notes=(*notes, *refused),
         on_progress=on_progress,
     )  # fmt: skip
     differences: tuple[Difference, ...] = ()
@@ -126,6 +121,34 @@ def compile_for(
         seconds=time.perf_counter() - start,
         evenness=load_balance,
     )
+
+
+def trace_function(
+    cluster: Cluster,
+    function: Callable[[Any], Callable],
+    shapes: Callable[[Any], tuple],
+    mesh: MeshSpec,
+    donate: tuple[int, ...] = (),
+) -> tuple[Any, Any, tuple, list[str]]:
+    """Trace a function of whole arrays for a cluster.
+
+    Args:
+      cluster, function, shapes, mesh, donate: as for `compile_for`.
+
+    Returns:
+      The `jax.stages.Traced` program, its mesh, its arguments, and why kernels were refused.
+
+    Raises:
+      ValueError: the mesh and the cluster differ in their number of devices.
+    """
+    import jax
+
+    check_devices(cluster, dict(mesh.axes))
+    built = mesh.build(topology_devices(cluster)[: mesh.size])
+    arguments = shapes(built)
+    with dispatch.refusals() as refused, missing_libraries():
+        traced = jax.jit(function(built), donate_argnums=donate).trace(*arguments)
+    return traced, built, arguments, sorted(refused)
 
 
 def compile_lowered(

@@ -23,9 +23,14 @@ def busiest_timeline(
     rates. A loop inside the body is one event with the FLOPs of all its iterations; `trips` gives
     trip counts that depend on data (see `module_flops`).
     """
-    body = _busiest(module, trips)
-    if body is None:
-        return ()
+    body = busiest_body(module, trips)
+    return () if body is None else timeline_of(body, module, ledger, cluster, trips)
+
+
+def timeline_of(
+    body: Computation, module: Module, ledger: Ledger, cluster: Cluster, trips: Trips | None = None
+) -> tuple[TimelineEvent, ...]:
+    """Schedule one computation of a module, as `busiest_timeline` does a loop body."""
     by_name = {c.name: c for c in ledger}
     now, wire_free = 0.0, 0.0
     open_until: dict[str, float] = {}
@@ -59,7 +64,8 @@ def busiest_timeline(
     return tuple(events)
 
 
-def _busiest(module: Module, trips: Trips | None) -> Computation | None:
+def busiest_body(module: Module, trips: Trips | None = None) -> Computation | None:
+    """Return the loop body that sends the most bytes, or has the most FLOPs; None without any."""
     best: tuple[tuple[float, float], Computation] | None = None
     for computation, count, _, _ in executions(module, trips):
         if computation.name == module.entry or count <= 0:

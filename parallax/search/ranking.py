@@ -9,11 +9,11 @@ from parallax.analytic import Estimate, estimate, estimate_bytes
 from parallax.cost import Rates, error_bar, joules, rates_of
 from parallax.cost.totals import unvalidated
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster
 from parallax.parallel.stage_layers import padded_layers
-from parallax.program import compile_program
 from parallax.programs.cache import batch_multiple, prompt_multiple
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer

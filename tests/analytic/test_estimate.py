@@ -11,12 +11,13 @@ from parallax.analytic.sends import groups_over, one_send
 from parallax.cost.links import link_bytes
 from parallax.hlo.execution_trace import Kernel
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment, missing_compiler
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.papers import PAPERS
-from parallax.program import Program, compile_program
+from parallax.program import Program
 from parallax.programs.communication import forward_transfers
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps import make_step

@@ -9,11 +9,11 @@ from parallax.analytic.packed_weights import device_matrices
 from parallax.compression import parse_format
 from parallax.hlo.execution_trace import Kernel
 from parallax.lenses.child import run_in_child
+from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment, missing_compiler
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
-from parallax.program import compile_program
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps import Decoding, make_step

@@ -46,6 +46,7 @@ ENOUGH = {
     "compress": ["--model=a", "--budget=0.3x", "--out=small"],
     "deploy": ["--model=a"],
     "generate": ["--model=a", "--prompt=b", "--json=c.json"],
+    "explain": ["a.hlo"],
     "inspect": ["a.hlo"],
     "plan": ["--model=a", "--batch=1", "--prompt_len=1"],
     "train": ["--model=a", "--data=b", "--workdir=run"],

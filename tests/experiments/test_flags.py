@@ -87,6 +87,7 @@ def test_a_file_of_flags_is_read_and_is_as_strict(tmp_path):
 IGNORED = {
     "plan": (["--model=a", "--batch=1", "--prompt_len=1", "--output_len=1", "--max_tpot_s=1"],
              "max_tpot_s: output_len is 1"),
+    "explain": (["a.hlo", "--batch=2"], "batch: a text is explained"),
     "generate": (["--model=a", "--seed=3"], "seed: at temperature 0 nothing is drawn"),
     "compress_quality": (["--race_steps=0", "--race_seeds=2"], "race_seeds: race_steps is 0"),
     "deploy": (["--model=a", "--stronger=int4"], "stronger: neither switches nor pressure"),

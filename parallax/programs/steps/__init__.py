@@ -4,16 +4,20 @@
 a new way to run one, is another class beside these.
 """
 
+from parallax.parallel.split import Remat
 from parallax.programs.steps.making import make_step
 from parallax.programs.steps.model_step import ModelStep
 from parallax.programs.steps.of_module import ModulePrefill
 from parallax.programs.steps.of_transformer import Decoding, Prefill, Training, TransformerStep
+from parallax.rules import Phase
 
 __all__ = [
     "Decoding",
     "ModelStep",
     "ModulePrefill",
+    "Phase",
     "Prefill",
+    "Remat",
     "Training",
     "TransformerStep",
     "make_step",

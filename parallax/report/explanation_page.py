@@ -1,0 +1,40 @@
+"""An explanation as one self-contained HTML page: no network, no script, light and dark."""
+
+from parallax.explain.facts import Facts
+from parallax.report import words
+from parallax.report.explanation_plots import mesh_plot, schedule_plot
+from parallax.report.explanation_words import (
+    NOTHING,
+    copies_of,
+    decided_by,
+    dims_of,
+    headline,
+    needed_words,
+    place,
+    saving_lines,
+    split_of,
+)
+from parallax.report.templates import render
+
+
+def explanation_page(facts: Facts) -> str:
+    """Render an explanation as a whole HTML document."""
+    return render(
+        "explanation.html.j2",
+        title=f"Explained: {facts.name}",
+        headline=headline(facts),
+        nothing=NOTHING,
+        facts=facts,
+        findings=[(f, place(f.line, f.argument), saving_lines(f, facts)) for f in facts.findings],
+        needed=[(f, place(f.line, f.argument), needed_words(f)) for f in facts.needed],
+        buffers=[(b, place(b.line)) for b in facts.buffers],
+        flops=[(row, place(row.line)) for row in facts.flops],
+        splits=[
+            (name, [(s, dims_of(s), split_of(s), copies_of(s, facts), decided_by(s))
+                    for s in sorted(splits, key=lambda s: -s.n_bytes)])
+            for name, splits in (("Arguments", facts.arguments), ("Results", facts.results))
+        ],
+        schedule=schedule_plot(facts),
+        mesh=mesh_plot(facts),
+        words=words,
+    )  # fmt: skip
