@@ -57,17 +57,18 @@ def replicated_arguments(s: Subject) -> Iterator[Candidate]:
 
 
 def _peers(s: Subject, i: int) -> list[int]:
-    """Return the arguments that an argument could be split like: state, or weights beside it."""
+    """Return the arguments that an argument could be split like: the weights of its kind.
+
+    An optimizer's state is split like the weights. Weights that are whole beside split optimizer
+    state are ZeRO's, and meant.
+    """
+    weights = s.weights - {i}
     if i in s.state:
-        return [j for j in s.state if j != i and len(s.flat.args[j].shape) > 1]
+        return [j for j in weights if j in s.state]
     whole = root(s, i)
     if whole == s.flat.names[i]:  # an array alone: other arrays that are no data
-        weights = {
-            j for e in s.equations if e.name == "dot_general" and len(e.holds) > 1
-            for j in e.holds[1]
-        }  # fmt: skip
-        return [j for j in weights if j != i and i in weights and j not in s.state]
-    return [j for j in range(len(s.flat.args)) if j != i and root(s, j) == whole]
+        return [j for j in weights if i in s.weights and j not in s.state]
+    return [j for j in weights if root(s, j) == whole]
 
 
 def _specs_like(s: Subject, i: int, peers: list[int]) -> Iterator[tuple[str, PartitionSpec]]:

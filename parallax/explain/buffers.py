@@ -36,9 +36,7 @@ def peak_buffers(program: Program, most: int = 10) -> list[Buffer]:
     live = _Peak(program).of(program.module.entry)[1]
     live.sort(key=lambda i: -_size(i))
     return [
-        Buffer(
-            _size(i), _elements(i), _array(i).dtype, i.op_name.rpartition("/")[2], program.line(i)
-        )
+        Buffer(_size(i), _elements(i), _array(i).dtype, i.primitive, program.line(i))
         for i in live[:most]
         if _size(i)
     ]
@@ -93,7 +91,7 @@ def _owns(i: Instruction, computation: Computation) -> bool:
     if i.opcode == "dynamic-update-slice":
         return False
     # A fusion that writes a part of its operand writes it in place.
-    in_place = i.opcode == "fusion" and "dynamic-update-slice" in i.op_name + i.name
+    in_place = i.opcode == "fusion" and "dynamic-update-slice" in i.name
     same = any(computation.by_name[o].shape == i.shape for o in i.operands)
     return not (in_place and same)
 

@@ -76,7 +76,7 @@ class Program:
         instruction = self.homes[collective.name][1]
         if instruction.is_spmd_generated:
             return False
-        return collective.op_name.rpartition("/")[2].split("[")[0] in WRITTEN
+        return collective.primitive in WRITTEN
 
     def collective_s(self, collective: Collective) -> float:
         """Return the modelled seconds of all executions of a collective, hidden or not."""

@@ -76,12 +76,17 @@ def explain_lowered(
     helping = improvements(subject, tried)
     found = [*helping, *sums_per_iteration(program)]
     found.sort(key=lambda f: -_lost(f, program))
-    mended = {f.what for f in found}
-    found += [f for f in rematerializations(program) if f.what not in mended]
+    mended = {_warning(f) for f in found}
+    found += [f for f in rematerializations(program) if _warning(f) not in mended]
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
         (*user.notes, *notes), subject,
     )  # fmt: skip
+
+
+def _warning(finding: Finding) -> Finding:
+    """Return a finding without where it is and what helps, as two of the same warning share it."""
+    return dataclasses.replace(finding, line=None, fix="", saving=None)
 
 
 def _lost(finding: Finding, program: Program) -> float:

@@ -73,12 +73,18 @@ class Subject:
         """The mesh axes that split weights and not the batch."""
         return tuple(a for a in self.axes if a not in self.batch_axes)
 
+    @cached_property
+    def weights(self) -> frozenset[int]:
+        """The arguments that are factors of products: parameters, where they are state."""
+        return self._factors(1) | (self._factors(0) & self.state)
+
+    def _factors(self, operand: int) -> frozenset[int]:
+        products = (e for e in self.equations if e.name == "dot_general" and len(e.holds) > operand)
+        return frozenset(i for e in products for i in e.holds[operand])
+
     def _data(self, kind: Any) -> list[int]:
         """Return the arguments that are data: no state, never the second factor of a product."""
-        factors = {
-            i for e in self.equations if e.name == "dot_general" and len(e.holds) > 1
-            for i in e.holds[1]
-        }  # fmt: skip
+        factors = self._factors(1)
         return [
             i for i, x in enumerate(self.flat.args)
             if _is(x, kind) and x.shape and i not in self.state

@@ -57,6 +57,11 @@ class Collective:
     open_loop: str = ""
 
     @property
+    def primitive(self) -> str:
+        """The JAX operation it comes from, such as "psum"; "" if the text has no name."""
+        return self.op_name.rpartition("/")[2].partition("[")[0]
+
+    @property
     def low_count(self) -> float:
         """The fewest executions in one run: none where a branch may not be taken."""
         return 0 if self.in_branch else self.count

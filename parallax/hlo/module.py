@@ -45,6 +45,11 @@ class Instruction:
         return match.group(1) if match else ""
 
     @property
+    def primitive(self) -> str:
+        """The JAX operation it comes from, such as "dot_general"; "" if the text has none."""
+        return self.op_name.rpartition("/")[2].partition("[")[0]
+
+    @property
     def is_spmd_generated(self) -> bool:
         """Whether the partitioner made it: no line of the Python program asks for it."""
         return 'is_spmd_generated="true"' in self.attributes.get("frontend_attributes", "")
