@@ -75,8 +75,9 @@ class Subject:
 
     @cached_property
     def weights(self) -> frozenset[int]:
-        """The arguments that are factors of products: parameters, where they are state."""
-        return self._factors(1) | (self._factors(0) & self.state)
+        """The arguments that are factors of products, or tables that rows are taken of."""
+        tables = {i for e in self.equations if e.name == "gather" for i in e.holds[0]}
+        return self._factors(1) | ((self._factors(0) | tables) & self.state)
 
     def _factors(self, operand: int) -> frozenset[int]:
         products = (e for e in self.equations if e.name == "dot_general" and len(e.holds) > operand)
