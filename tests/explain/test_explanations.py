@@ -1,4 +1,4 @@
-"""Faults are found at their line with what mending them saves, and clean programs raise no alarm."""
+"""Faults are found at their line with what mending them saves; clean programs raise no alarm."""
 
 import math
 
