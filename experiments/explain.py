@@ -70,7 +70,10 @@ class Flags(Command):
     )  # fmt: skip
     remat: str = shared.remat(" Only with --phase=train.")
     budget: float = option(
-        40.0, "Seconds for trying changes that may help; 0 tries none.", "number", unit="s"
+        55.0,
+        "Seconds that all may take, changes that may help too; 0 tries none.",
+        "number",
+        unit="s",
     )
     out: str | None = option(None, "Folder for report.html and explanation.json. Unset: none.")
     json: str | None = shared.json_file()

@@ -184,7 +184,7 @@ class Program:
         phase: Phase = "prefill",
         remat: Remat = "microbatch",
         rates: Rates | None = None,
-        budget_s: float = 40.0,
+        budget_s: float = 55.0,
         on_progress: Progress = _quiet,
     ) -> Explanation:
         """Explain what the compiler makes of this program, by source line, in a child process.
@@ -192,7 +192,7 @@ class Program:
         Args:
           cluster_name, batch, seq_len, microbatches, packed, phase, remat: as for `compile`.
           rates: the GPU's rates; None takes those shipped for it.
-          budget_s: seconds for trying changes, besides compiling the program; 0 tries none.
+          budget_s: about how many seconds all may take; 0 tries no changes.
 
         Raises:
           ValueError, ModuleNotFoundError: as `compile`.

@@ -34,7 +34,7 @@ def explain(
     trips: Mapping[str, float] | None = None,
     rates: Rates | str | Path | None = None,
     tries: int = 12,
-    budget_s: float = 40.0,
+    budget_s: float = 55.0,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explanation:
     """Explain what the compiler makes of a function on a cluster, by source line.
@@ -48,8 +48,8 @@ def explain(
         `compile_for`.
       rates: constants of the GPU, or a file that `parallax calibrate` wrote; None takes those
         shipped for it.
-      tries, budget_s: how many changes are compiled, and for how many seconds, besides the program
-        itself; 0 tries none.
+      tries, budget_s: how many changes are compiled, and about how many seconds all may take; 0
+        tries none.
 
     Returns:
       An Explanation: `.findings`, most lost first; `.table()` for a terminal; `.save(folder)` for

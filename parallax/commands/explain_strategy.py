@@ -14,7 +14,7 @@ def explain_strategy(
 
     Args:
       request: what `parallax compare` takes, with one strategy.
-      budget_s: seconds for trying changes.
+      budget_s: about how many seconds all may take.
 
     Raises:
       ValueError: an unknown name, sizes that do not divide, or another number of strategies.

@@ -1,6 +1,7 @@
 """Explaining a program: reading it, trying changes, and sorting what was found."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -67,11 +68,12 @@ def explain_lowered(
             compiled.text, user.axes, cluster, rates, memory, compiled.warnings, trips
         )
 
+    start = time.perf_counter()
     on_progress(f"compiling for {cluster.name}")
     program = compile_program(user.lowered)
     subject = Subject(flat_program(user), program)
     tried, notes = try_candidates(
-        subject, candidates(subject), compile_program, budget, on_progress
+        subject, candidates(subject), compile_program, budget, start, on_progress
     )
     helping = improvements(subject, tried)
     found = [*helping, *sums_per_iteration(program)]

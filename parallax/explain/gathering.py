@@ -97,7 +97,7 @@ def needed_flops(
 def _timeline(program: Program, trips: Trips | None) -> tuple[tuple[TimedOperation, ...], str]:
     """Schedule the busiest loop body or, where more time is outside of loops, the whole program."""
     module, entry = program.module, program.module.computation(program.module.entry)
-    counts = {run.computation.name: run.count for run in executions(module, trips)}
+    counts = {run.computation.name: run.times for run in executions(module, trips)}
     found = []
     for body in (entry, busiest_body(module, trips)):
         if body is None:

@@ -21,10 +21,10 @@ Compile = Callable[[object], Program]
 
 @dataclass(frozen=True)
 class Budget:
-    """How many changes may be compiled, and for how many seconds."""
+    """How many changes may be compiled, and how many seconds an explanation may take."""
 
     tries: int = 12
-    seconds: float = 40.0
+    seconds: float = 55.0
 
     def __str__(self) -> str:
         return f"{self.tries} tries or {self.seconds:.0f} s"
@@ -71,17 +71,24 @@ def try_candidates(
     candidates: Iterable[Candidate],
     compile_program: Compile,
     budget: Budget,
+    start: float,
     on_progress: Callable[[str], None],
 ) -> tuple[list[Tried], list[str]]:
     """Compile candidates one by one until the budget is used up.
 
+    No try starts that, taking as long as the last compilation, would end after the budget's
+    seconds; they count from `start`, when the program's own compilation began.
+
     Returns:
       What could be compiled; and notes of what was not tried.
     """
-    start, tried, notes = time.perf_counter(), [], []
+    tried, notes = [], []
+    began = start
     waiting = list(candidates)
     for position, candidate in enumerate(waiting):
-        if position >= budget.tries or time.perf_counter() - start > budget.seconds:
+        now = time.perf_counter()
+        last, began = now - began, now
+        if position >= budget.tries or now - start + last > budget.seconds:
             notes.append(
                 f"{len(waiting) - position} further changes were not tried: {budget} were used up"
             )

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 # A log line of the partitioner: its level, date, time, thread and place, then the message.
 _WARNING = re.compile(r"^[WE]\d{4} .*?spmd_partitioner[^\]]*\] (.*)$")
-# Lines about the GPU that is not there.
-_NO_GPU = re.compile(r"^[IWE]\d{4} .*(cuda_executor|cuda_platform|cudart_stub|cuda_dnn|cuda_blas)")
+# Lines about the GPU that is not there, and about memory: a compilation says if it fits.
+_KNOWN = re.compile(
+    r"^[IWE]\d{4} .*(cuda_executor|cuda_platform|cudart_stub|cuda_dnn|cuda_blas|hlo_remat)"
+)
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ def compiler_warnings() -> Iterator[list[str]]:
             for line in log.read().decode(errors="replace").splitlines(keepends=True):
                 if match := _WARNING.match(line.rstrip("\r\n")):
                     found.append(match[1])
-                elif not _NO_GPU.match(line):
+                elif not _KNOWN.match(line):
                     os.write(2, line.encode())
             os.close(own)
 
