@@ -66,10 +66,13 @@ class _Peak:
             if i.is_root:
                 for name in owners[i.name]:
                     last[name] = len(computation.instructions)
+        results = frozenset()
+        if computation.name == self.module.entry:  # results are no temporary memory
+            results = owners[next(i.name for i in computation.instructions if i.is_root)]
         live: dict[str, Instruction] = {}
         total, best, at_best = 0, (0, []), []
         for position, i in enumerate(computation.instructions):
-            if owners[i.name] == frozenset({i.name}):
+            if owners[i.name] == frozenset({i.name}) and i.name not in results:
                 live[i.name] = i
                 total += _size(i)
             inside, inner = 0, []

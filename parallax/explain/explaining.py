@@ -55,22 +55,27 @@ def explain_lowered(
     """
     flags = LIBRARY_GEMMS | dict(options or {})
 
+    limit, said = None, ()
+
     def compile_program(lowered: object) -> Program:
-        compiled = compile_text(lowered, flags, cluster)
-        memory = (
-            compiled.argument_bytes + compiled.output_bytes + compiled.temp_bytes
-            - compiled.alias_bytes
-        )  # fmt: skip
-        if memory > cluster.usable_fraction * cluster.gpu.memory_bytes:
-            ample = compile_text(lowered, flags, cluster, AMPLE_BYTES)
-            compiled = dataclasses.replace(compiled, text=ample.text)
+        compiled = compile_text(lowered, flags, cluster, limit)
         return read_program(
-            compiled.text, user.axes, cluster, rates, memory, compiled.warnings, trips
+            compiled.text, user.axes, cluster, rates, compiled.total_bytes, compiled.warnings, trips
         )
 
     start = time.perf_counter()
     on_progress(f"compiling for {cluster.name}")
     program = compile_program(user.lowered)
+    usable = cluster.usable_fraction * cluster.gpu.memory_bytes
+    if program.memory_bytes > usable:
+        # XLA computes again what it cannot keep: all programs are compared without that.
+        limit = AMPLE_BYTES
+        said = (
+            f"does not fit: {program.memory_bytes / 1e9:.1f} GB of {usable / 1e9:.1f} usable; all "
+            "figures are of compilations with ample memory",
+        )
+        on_progress("does not fit: compiling with ample memory")
+        program = compile_program(user.lowered)
     subject = Subject(flat_program(user), program)
     tried, notes = try_candidates(
         subject, candidates(subject), compile_program, budget, start, on_progress
@@ -82,7 +87,7 @@ def explain_lowered(
     found += [f for f in rematerializations(program) if _warning(f) not in mended]
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
-        (*user.notes, *notes), subject,
+        (*user.notes, *said, *notes), subject,
     )  # fmt: skip
 
 

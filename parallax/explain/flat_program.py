@@ -68,7 +68,8 @@ def flat_program(program: UserProgram) -> FlatProgram:
         )
         for i, a in enumerate(avals)
     )  # fmt: skip
-    names = tuple(jaxpr.debug_info.safe_arg_names(len(jaxpr.invars)))[len(consts) :]
+    named = jaxpr.debug_info.safe_arg_names(len(jaxpr.invars))
+    names = tuple(str(name) for name in named)[len(consts) :]
     return FlatProgram(
         jaxpr, program.mesh, consts, structs, names,
         tuple(params["donated_invars"])[len(consts) :],

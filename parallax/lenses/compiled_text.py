@@ -53,6 +53,11 @@ class CompiledText:
     alias_bytes: int
     warnings: tuple[str, ...] = ()
 
+    @property
+    def total_bytes(self) -> int:
+        """The memory per device."""
+        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+
 
 def compile_text(
     lowered: Any,
