@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import parallax as px
-from parallax.explain.edits import Edit, evaluate, inner_jaxprs, open_jaxpr
-from parallax.explain.equations import equations, updated_arguments
+from parallax.explanations.edits import Edit, evaluate, inner_jaxprs, open_jaxpr
+from parallax.explanations.equations import equations, updated_arguments
 
 MESH = px.MeshSpec({"data": 4, "model": 4}).build()
 

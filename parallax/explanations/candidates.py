@@ -1,12 +1,12 @@
 """All changes that may help, from what was compiled: each is tried by compiling it."""
 
-from parallax.explain.activations import activations
-from parallax.explain.arguments import argument_orders, donations, replicated_arguments
-from parallax.explain.candidate import Candidate
-from parallax.explain.constraints import costly_constraints, two_steps
-from parallax.explain.loops import copied_caches, invariant_gathers
-from parallax.explain.precision import early_casts, narrow_sums
-from parallax.explain.subject import Subject
+from parallax.explanations.activations import activations
+from parallax.explanations.arguments import argument_orders, donations, replicated_arguments
+from parallax.explanations.candidate import Candidate
+from parallax.explanations.constraints import costly_constraints, two_steps
+from parallax.explanations.loops import copied_caches, invariant_gathers
+from parallax.explanations.precision import early_casts, narrow_sums
+from parallax.explanations.subject import Subject
 
 
 def candidates(subject: Subject) -> list[Candidate]:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator
 
-from parallax.explain.candidate import LEAST_TIME, Candidate, share_of
-from parallax.explain.constraints import CONSTRAINTS
-from parallax.explain.edits import Edit, inner_jaxprs
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.specs import text
-from parallax.explain.subject import Subject
+from parallax.explanations.candidate import LEAST_TIME, Candidate, share_of
+from parallax.explanations.constraints import CONSTRAINTS
+from parallax.explanations.edits import Edit, inner_jaxprs
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.specs import text
+from parallax.explanations.subject import Subject
 from parallax.hlo.collectives import Collective
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from jax.sharding import PartitionSpec
 
-from parallax.explain.edits import Edit
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.subject import Subject
+from parallax.explanations.edits import Edit
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.subject import Subject
 from parallax.hlo.collectives import Collective
 
 # Shares of a program's time and memory below which nothing is tried.

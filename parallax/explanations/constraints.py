@@ -6,13 +6,13 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from parallax.explain.candidate import LEAST_TIME, Candidate, share_of
-from parallax.explain.edits import Edit
-from parallax.explain.equations import Equation
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.specs import Split, axes_of, divides, entries, padded, swapped, text
-from parallax.explain.subject import Subject
-from parallax.explain.warnings import warned_splits
+from parallax.explanations.candidate import LEAST_TIME, Candidate, share_of
+from parallax.explanations.edits import Edit
+from parallax.explanations.equations import Equation
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.specs import Split, axes_of, divides, entries, padded, swapped, text
+from parallax.explanations.subject import Subject
+from parallax.explanations.warnings import warned_splits
 from parallax.hlo.collectives import Collective
 
 CONSTRAINTS = ("sharding_constraint", "reshard")

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parallax.explain.compiled import Program
-from parallax.explain.facts import ArraySplit
-from parallax.explain.flat_program import FlatProgram
+from parallax.explanations.compiled import Program
+from parallax.explanations.facts import ArraySplit
+from parallax.explanations.flat_program import FlatProgram
 from parallax.hlo.shapes import Shape
 
 UNKNOWN_AXES = "?"

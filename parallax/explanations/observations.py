@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from parallax.explain.compiled import Program
-from parallax.explain.dataflow import accumulating_loop, callers, operand_origins
-from parallax.explain.findings import Finding, Saving
-from parallax.explain.source_lines import SourceLine, users_line
-from parallax.explain.warnings import warned_splits
+from parallax.explanations.compiled import Program
+from parallax.explanations.dataflow import accumulating_loop, callers, operand_origins
+from parallax.explanations.findings import Finding, Saving
+from parallax.explanations.source_lines import SourceLine, users_line
+from parallax.explanations.warnings import warned_splits
 from parallax.hlo.collectives import Collective
 from parallax.hlo.flops import executions
 from parallax.hlo.module import Instruction

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator
 
-from parallax.explain.candidate import LEAST_MEMORY, Candidate, share_of
-from parallax.explain.dataflow import operand_origins
-from parallax.explain.edits import Edit, scan_counts
-from parallax.explain.equations import Equation, stacked_caches
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.specs import text, without
-from parallax.explain.subject import Subject
+from parallax.explanations.candidate import LEAST_MEMORY, Candidate, share_of
+from parallax.explanations.dataflow import operand_origins
+from parallax.explanations.edits import Edit, scan_counts
+from parallax.explanations.equations import Equation, stacked_caches
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.specs import text, without
+from parallax.explanations.subject import Subject
 
 
 def invariant_gathers(s: Subject) -> Iterator[Candidate]:

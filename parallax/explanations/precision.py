@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from jax.sharding import PartitionSpec
 
-from parallax.explain.candidate import LEAST_TIME, Candidate, share_of
-from parallax.explain.dataflow import operand_origins
-from parallax.explain.edits import Edit
-from parallax.explain.equations import Equation
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.subject import Subject
+from parallax.explanations.candidate import LEAST_TIME, Candidate, share_of
+from parallax.explanations.dataflow import operand_origins
+from parallax.explanations.edits import Edit
+from parallax.explanations.equations import Equation
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.subject import Subject
 from parallax.hlo.collectives import Collective
 
 WIDE = ("f32", "f64")

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from parallax.explain.compiled import Program
-from parallax.explain.source_lines import SourceLine, users_line
+from parallax.explanations.compiled import Program
+from parallax.explanations.source_lines import SourceLine, users_line
 
 _WARNING = re.compile(
     r"Involuntary full rematerialization.*? from sharding (?P<before>\{.*?\}) "
