@@ -28,6 +28,7 @@ class Explained:
       needed: what is sent besides, and why.
       notes: what was not tried, and other caveats.
       subject: the program as it was traced; None for the text of a compiled module alone.
+      untried: the number of changes that might help and were not compiled.
     """
 
     program: Program
@@ -35,6 +36,7 @@ class Explained:
     needed: tuple[Finding, ...]
     notes: tuple[str, ...]
     subject: Subject | None = None
+    untried: int = 0
 
 
 def explain_lowered(
@@ -70,9 +72,8 @@ def explain_lowered(
     on_progress(f"compiling for {cluster.name}")
     program = compile_program(user.lowered)
     subject = Subject(flat_program(user), program)
-    tried, notes = try_candidates(
-        subject, candidates(subject), compile_program, budget_s, on_progress
-    )
+    changes = candidates(subject)
+    tried, notes = try_candidates(subject, changes, compile_program, budget_s, on_progress)
     helping = improvements(subject, tried)
     found = [*helping, *sums_per_iteration(program)]
     found.sort(key=lambda f: -_lost(f, program))
@@ -84,7 +85,7 @@ def explain_lowered(
     found += warned
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
-        (*user.notes, *notes), subject,
+        (*user.notes, *notes), subject, len(changes) - len(tried),
     )  # fmt: skip
 
 
