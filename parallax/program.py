@@ -8,7 +8,7 @@ from flax import nnx
 
 from parallax.analytic import estimate
 from parallax.cost import Rates, rates_of
-from parallax.explain.facts import Facts
+from parallax.explanations.facts import Facts
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.compiling_steps import compile_program, lower_step
@@ -263,8 +263,8 @@ def explain_program(
     on_progress: Progress,
 ) -> Facts:
     """Explain one program in this process, as `Program.explain` does in its child process."""
-    from parallax.explain.explaining import explain_lowered
-    from parallax.explain.gathering import gather_facts
+    from parallax.explanations.explaining import explain_lowered
+    from parallax.explanations.gathering import gather_facts
 
     step = make_step(model, strategy, workload, phase, remat)
     program, trips = lower_step(step, cluster), step.routing and step.routing.trips

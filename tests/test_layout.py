@@ -26,7 +26,7 @@ ROOMS = [
     {"placement", "strategies", "programs"},
     {"analytic", "results"},
     {"papers", "lenses"},
-    {"requests", "explain"},
+    {"requests", "explanations"},
     {"search"},
     {"report"},
     {"program"},
@@ -51,9 +51,9 @@ MAY_ONLY_IMPORT = {
         "papers.paper",
         "papers.results",
         "search.results",
-        "explain.facts",
-        "explain.findings",
-        "explain.source_lines",
+        "explanations.facts",
+        "explanations.findings",
+        "explanations.source_lines",
     },
 }
 

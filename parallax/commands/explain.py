@@ -59,8 +59,8 @@ def explain(
     Example:
       px.explain("h100_2x8", train_step, params, opt_state, batch, mesh={"data": 16}).table()
     """
-    from parallax.explain.explaining import explain_lowered
-    from parallax.explain.gathering import gather_facts
+    from parallax.explanations.explaining import explain_lowered
+    from parallax.explanations.gathering import gather_facts
 
     target, rates = (
         find_cluster(cluster) if isinstance(cluster, str) else cluster,
@@ -97,10 +97,10 @@ def explain_text(
       ValueError: the text is truncated, hostile or not understood (HloError), not scheduled or not
         for a GPU, or the cluster has another size.
     """
-    from parallax.explain.compiled import read_program
-    from parallax.explain.explaining import Explained
-    from parallax.explain.gathering import gather_facts
-    from parallax.explain.observations import needed_collectives, sums_per_iteration
+    from parallax.explanations.compiled import read_program
+    from parallax.explanations.explaining import Explained
+    from parallax.explanations.gathering import gather_facts
+    from parallax.explanations.observations import needed_collectives, sums_per_iteration
 
     module = parse_module(text)
     axes = mesh_axes(text, mesh, module.num_partitions)

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 
-from parallax.explain.facts import Facts
-from parallax.explain.findings import Finding
+from parallax.explanations.facts import Facts
+from parallax.explanations.findings import Finding
 from parallax.report.explanation_data import explanation_data
 from parallax.report.explanation_page import explanation_page
 from parallax.report.explanation_table import explanation_parts

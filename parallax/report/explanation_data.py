@@ -3,9 +3,9 @@
 from typing import Any
 
 from parallax.codec import number
-from parallax.explain.facts import ArraySplit, Facts
-from parallax.explain.findings import Finding
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.facts import ArraySplit, Facts
+from parallax.explanations.findings import Finding
+from parallax.explanations.source_lines import SourceLine
 
 EXPLANATION_VERSION = 1
 

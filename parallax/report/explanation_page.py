@@ -1,6 +1,6 @@
 """An explanation as one self-contained HTML page: no network, no script, light and dark."""
 
-from parallax.explain.facts import Facts
+from parallax.explanations.facts import Facts
 from parallax.report import words
 from parallax.report.explanation_plots import mesh_plot, schedule_plot
 from parallax.report.explanation_words import (

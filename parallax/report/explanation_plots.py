@@ -6,7 +6,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
-from parallax.explain.facts import ArraySplit, Facts, TimedOperation
+from parallax.explanations.facts import ArraySplit, Facts, TimedOperation
 from parallax.report.explanation_words import copies_of, dims_of, split_of
 from parallax.report.plots import longest
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg

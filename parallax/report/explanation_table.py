@@ -6,8 +6,8 @@ from rich.console import RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
-from parallax.explain.facts import ArraySplit, Facts
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.facts import ArraySplit, Facts
+from parallax.explanations.source_lines import SourceLine
 from parallax.report import words
 from parallax.report.explanation_words import (
     copies_of,

@@ -2,9 +2,9 @@
 
 import math
 
-from parallax.explain.facts import ArraySplit, Facts
-from parallax.explain.findings import Finding
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.facts import ArraySplit, Facts
+from parallax.explanations.findings import Finding
+from parallax.explanations.source_lines import SourceLine
 from parallax.report import words
 
 _NAMED = 0.0005  # shares of the step or memory below this are not named

@@ -7,9 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
-from parallax.explain.facts import ArraySplit, Facts, LineFlops, PeakBuffer, TimedOperation
-from parallax.explain.findings import Finding, Saving
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.facts import ArraySplit, Facts, LineFlops, PeakBuffer, TimedOperation
+from parallax.explanations.findings import Finding, Saving
+from parallax.explanations.source_lines import SourceLine
 from parallax.meshes.cluster import cluster
 from parallax.report.explanation import WIDTH, Explanation
 from tests.report.test_html import Page

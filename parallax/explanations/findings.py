@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.source_lines import SourceLine
 
 
 @dataclass(frozen=True)

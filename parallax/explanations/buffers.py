@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from parallax.explain.compiled import Program
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.compiled import Program
+from parallax.explanations.source_lines import SourceLine
 from parallax.hlo.module import Computation, Instruction
 
 # These name memory that another instruction has.

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from parallax.cost import Cost, Rates, estimate_cost
 from parallax.cost.collectives import collective_seconds
-from parallax.explain.source_lines import SourceLine, users_line
+from parallax.explanations.source_lines import SourceLine, users_line
 from parallax.hlo.collectives import Collective, Ledger
 from parallax.hlo.execution_trace import ExecutionTrace, Send, Start, Step
 from parallax.hlo.flops import Trips, executions, instruction_flops

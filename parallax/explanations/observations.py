@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable
 
-from parallax.explain.compiled import Program
-from parallax.explain.dataflow import accumulates, operand_origins
-from parallax.explain.findings import Finding, Saving
-from parallax.explain.source_lines import SourceLine, users_line
+from parallax.explanations.compiled import Program
+from parallax.explanations.dataflow import accumulates, operand_origins
+from parallax.explanations.findings import Finding, Saving
+from parallax.explanations.source_lines import SourceLine, users_line
 from parallax.hlo.collectives import Collective
 
 LEAST_SHARE = 0.005

@@ -9,8 +9,8 @@ from typing import Any
 from jax._src import source_info_util
 from jax.extend import core
 
-from parallax.explain.edits import Path, inner_jaxprs, open_jaxpr
-from parallax.explain.source_lines import SourceLine, users_line
+from parallax.explanations.edits import Path, inner_jaxprs, open_jaxpr
+from parallax.explanations.source_lines import SourceLine, users_line
 from parallax.hlo.source import Frame
 
 Origins = frozenset[int]

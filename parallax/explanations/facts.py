@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from parallax.explain.findings import Finding
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.findings import Finding
+from parallax.explanations.source_lines import SourceLine
 from parallax.meshes.cluster import Cluster
 
 

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parallax.explain.compiled import Program
-from parallax.explain.facts import ArraySplit
-from parallax.explain.flat_program import FlatProgram
+from parallax.explanations.compiled import Program
+from parallax.explanations.facts import ArraySplit
+from parallax.explanations.flat_program import FlatProgram
 from parallax.hlo.shapes import Shape
 
 UNKNOWN_AXES = "?"
@@ -75,7 +75,7 @@ def _declared(
 ) -> tuple[tuple[str, ...], ...]:
     entries = (*spec, *(None,) * (rank - len(spec)))
     named = (e if isinstance(e, tuple) else (e,) for e in entries)
-    return tuple(tuple(a for a in names if a in sizes) for names in named)
+    return tuple(tuple(str(a) for a in names if a in sizes) for names in named)
 
 
 def _inferred(

@@ -176,11 +176,11 @@ class _Evaluation:
         avals = [v.aval for v in inner.invars]
         if any(_varies(a) for a in avals):
             raise NotImplementedError("an operation in a loop or call inside jax.shard_map")
+        is_explicit = AxisType.Explicit in self.mesh.axis_types
         structs = [
             jax.ShapeDtypeStruct(
                 a.shape, a.dtype, weak_type=getattr(a, "weak_type", False),
-                **({"sharding": NamedSharding(self.mesh, a.sharding.spec)}
-                   if AxisType.Explicit in self.mesh.axis_types else {}),
+                sharding=NamedSharding(self.mesh, a.sharding.spec) if is_explicit else None,
             )
             for a in avals
         ]  # fmt: skip

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from parallax.explain.candidates import Candidate
-from parallax.explain.compiled import Program
-from parallax.explain.findings import Finding, Saving
-from parallax.explain.flat_program import FlatProgram, lower_flat, with_specs
-from parallax.explain.subject import Subject
+from parallax.explanations.candidates import Candidate
+from parallax.explanations.compiled import Program
+from parallax.explanations.findings import Finding, Saving
+from parallax.explanations.flat_program import FlatProgram, lower_flat, with_specs
+from parallax.explanations.subject import Subject
 
 # A change is reported if it saves this share of the time or memory, and costs no more of the other
 # than that.

@@ -8,11 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from parallax.explain.buffers import Buffer, peak_buffers
-from parallax.explain.compiled import Program, flops_by_line
-from parallax.explain.equations import Equation, equations, updated_arguments
-from parallax.explain.flat_program import FlatProgram
-from parallax.explain.source_lines import SourceLine
+from parallax.explanations.buffers import Buffer, peak_buffers
+from parallax.explanations.compiled import Program, flops_by_line
+from parallax.explanations.equations import Equation, equations, updated_arguments
+from parallax.explanations.flat_program import FlatProgram
+from parallax.explanations.source_lines import SourceLine
 
 
 @dataclass(frozen=True)

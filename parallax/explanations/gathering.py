@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 
 from parallax.cost import known_error_bar
 from parallax.cost.totals import unvalidated
-from parallax.explain.buffers import peak_buffers
-from parallax.explain.compiled import Program, flops_by_line
-from parallax.explain.edits import manual_axes
-from parallax.explain.equations import Equation
-from parallax.explain.explaining import Explained
-from parallax.explain.facts import Facts, LineFlops, PeakBuffer, TimedOperation
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.splits import argument_splits, result_splits
-from parallax.explain.subject import Subject
+from parallax.explanations.buffers import peak_buffers
+from parallax.explanations.compiled import Program, flops_by_line
+from parallax.explanations.edits import manual_axes
+from parallax.explanations.equations import Equation
+from parallax.explanations.explaining import Explained
+from parallax.explanations.facts import Facts, LineFlops, PeakBuffer, TimedOperation
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.splits import argument_splits, result_splits
+from parallax.explanations.subject import Subject
 from parallax.hlo.flops import Trips, executions
 from parallax.lenses.timeline import busiest_body, timeline_of
 

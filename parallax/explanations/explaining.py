@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from parallax.cost import Rates
-from parallax.explain.candidates import candidates
-from parallax.explain.compiled import Program, read_program
-from parallax.explain.findings import Finding
-from parallax.explain.flat_program import flat_program
-from parallax.explain.observations import needed_collectives, rematerializations, sums_per_iteration
-from parallax.explain.subject import Subject
-from parallax.explain.trying import improvements, try_candidates
+from parallax.explanations.candidates import candidates
+from parallax.explanations.compiled import Program, read_program
+from parallax.explanations.findings import Finding
+from parallax.explanations.flat_program import flat_program
+from parallax.explanations.observations import needed_collectives, rematerializations, sums_per_iteration
+from parallax.explanations.subject import Subject
+from parallax.explanations.trying import improvements, try_candidates
 from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
 from parallax.lenses.user_function import UserProgram

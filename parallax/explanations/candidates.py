@@ -7,11 +7,11 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from parallax.explain.dataflow import operand_origins
-from parallax.explain.edits import Edit, inner_jaxprs
-from parallax.explain.equations import Equation, scan_counts
-from parallax.explain.source_lines import SourceLine
-from parallax.explain.subject import Subject
+from parallax.explanations.dataflow import operand_origins
+from parallax.explanations.edits import Edit, inner_jaxprs
+from parallax.explanations.equations import Equation, scan_counts
+from parallax.explanations.source_lines import SourceLine
+from parallax.explanations.subject import Subject
 from parallax.hlo.collectives import Collective
 
 # Shares of a program's time and memory below which nothing is tried.

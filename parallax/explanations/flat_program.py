@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from parallax.explain.edits import Edit, evaluate
+from parallax.explanations.edits import Edit, evaluate
 from parallax.lenses.user_function import UserProgram
 
 
