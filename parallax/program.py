@@ -286,12 +286,12 @@ def explain_program(
     """Explain one program in this process, as `Program.explain` does in its child process."""
     from parallax.explanations.explaining import explain_lowered
     from parallax.explanations.gathering import gather_facts
-    from parallax.explanations.trying import Budget
+    from parallax.explanations.trying import TryBudget
 
     step = make_step(model, strategy, workload, phase, remat)
     program, trips = lower_step(step, cluster), step.routing and step.routing.trips
     found = explain_lowered(
-        program, cluster, rates, Budget(seconds=budget_s), trips=trips,
+        program, cluster, rates, TryBudget(seconds=budget_s), trips=trips,
         options=step.compiler_options,
         on_progress=on_progress,
     )  # fmt: skip

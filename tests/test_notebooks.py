@@ -92,3 +92,17 @@ def test_ring_in_your_code(run):
     assert "busiest device on nic" in shown[5]
     assert "14 times" in shown[5]
     assert "collective-permute over ('seq',)" in shown[5]
+
+
+@pytest.mark.filterwarnings("default")
+def test_why(run):
+    shown = run("why.ipynb")
+    assert "jit_step: 8 devices" in shown[1]
+    assert "<svg" in shown[1]
+    for kind in ("replicated argument", "no constraint", "not donated"):
+        assert kind in shown[2]
+    before, after = figures(r"computed (\S+) times", shown[3])
+    assert (before, after) == (4.0, 1.0)
+    constrained, split, donated = figures(r"memory (\S+) GB", shown[4])
+    assert donated < split < constrained
+    assert "2 (n - 1)/n" in shown[5]

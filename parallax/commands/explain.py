@@ -63,7 +63,7 @@ def explain(
     """
     from parallax.explanations.explaining import explain_lowered
     from parallax.explanations.gathering import gather_facts
-    from parallax.explanations.trying import Budget
+    from parallax.explanations.trying import TryBudget
 
     target, rates = (
         find_cluster(cluster) if isinstance(cluster, str) else cluster,
@@ -74,7 +74,7 @@ def explain(
         donate=donate, manual=manual, out_specs=out_specs,
     )  # fmt: skip
     found = explain_lowered(
-        program, target, rates or rates_of(target.gpu.name), Budget(tries, budget_s), trips=trips,
+        program, target, rates or rates_of(target.gpu.name), TryBudget(tries, budget_s), trips=trips,
         on_progress=on_progress,
     )  # fmt: skip
     return Explanation(gather_facts(found, program.axes, trips))

@@ -5,7 +5,14 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from parallax.explanations.candidate import LEAST_MEMORY, LEAST_TIME, Candidate, root, roots, share_of
+from parallax.explanations.candidate import (
+    LEAST_MEMORY,
+    LEAST_TIME,
+    Candidate,
+    root,
+    roots,
+    share_of,
+)
 from parallax.explanations.specs import swapped, text
 from parallax.explanations.subject import Subject
 from parallax.hlo.collectives import Collective

@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec
 from parallax.explanations.candidate import LEAST_TIME, Candidate, share_of
 from parallax.explanations.edits import Edit
 from parallax.explanations.equations import Equation
+from parallax.explanations.partitioner_warnings import warned_splits
 from parallax.explanations.source_lines import SourceLine
 from parallax.explanations.specs import Split, axes_of, divides, entries, padded, swapped, text
 from parallax.explanations.subject import Subject
-from parallax.explanations.warnings import warned_splits
 from parallax.hlo.collectives import Collective
 
 CONSTRAINTS = ("sharding_constraint", "reshard")

@@ -10,9 +10,13 @@ from parallax.explanations.candidates import candidates
 from parallax.explanations.compiled import Program, read_program
 from parallax.explanations.findings import Finding
 from parallax.explanations.flat_program import flat_program
-from parallax.explanations.observations import needed_collectives, rematerializations, sums_per_iteration
+from parallax.explanations.observations import (
+    needed_collectives,
+    rematerializations,
+    sums_per_iteration,
+)
 from parallax.explanations.subject import Subject
-from parallax.explanations.trying import Budget, improvements, try_candidates
+from parallax.explanations.trying import TryBudget, improvements, try_candidates
 from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
 from parallax.lenses.user_function import UserProgram
@@ -42,7 +46,7 @@ def explain_lowered(
     user: UserProgram,
     cluster: Cluster,
     rates: Rates,
-    budget: Budget,
+    budget: TryBudget,
     *,
     trips: Mapping[str, float] | None = None,
     options: Mapping[str, bool | int] | None = None,

@@ -99,6 +99,7 @@ class Facts:
       findings: what costs and what would help, most lost first.
       needed: what is sent besides, and why.
       notes: what was not tried, and other caveats.
+      untried: how many changes that might help were not compiled; None for a text, where none are.
       buffers: the largest temporary arrays at the peak, largest first.
       flops: FLOPs by source line, most first.
       arguments, results: their splits.
@@ -119,6 +120,7 @@ class Facts:
     findings: tuple[Finding, ...] = ()
     needed: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    untried: int | None = 0
     buffers: tuple[PeakBuffer, ...] = ()
     flops: tuple[LineFlops, ...] = ()
     arguments: tuple[ArraySplit, ...] = ()

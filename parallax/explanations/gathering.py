@@ -39,6 +39,7 @@ def gather_facts(
         program.seconds, low, high, program.cost.exposed_s,
         unvalidated(program.work, crosses_nodes=program.cost.network_s > 0),
         program.memory_bytes, program.sent_bytes, found.findings, found.needed, found.notes,
+        untried=None if subject is None else found.untried,
         buffers=_buffers(program),
         flops=_flops(program, subject, axes, trips),
         arguments=argument_splits(program, flat), results=result_splits(program, flat),

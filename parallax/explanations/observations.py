@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from parallax.explanations.compiled import Program
 from parallax.explanations.dataflow import accumulating_loop, callers, operand_origins
 from parallax.explanations.findings import Finding, Saving
+from parallax.explanations.partitioner_warnings import warned_splits
 from parallax.explanations.source_lines import SourceLine, users_line
-from parallax.explanations.warnings import warned_splits
 from parallax.hlo.collectives import Collective
 from parallax.hlo.flops import executions
 from parallax.hlo.module import Instruction

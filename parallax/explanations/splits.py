@@ -75,7 +75,7 @@ def _declared(
 ) -> tuple[tuple[str, ...], ...]:
     entries = (*spec, *(None,) * (rank - len(spec)))
     named = (e if isinstance(e, tuple) else (e,) for e in entries)
-    return tuple(tuple(a for a in names if a in sizes) for names in named)
+    return tuple(tuple(str(a) for a in names if a in sizes) for names in named)
 
 
 def _inferred(

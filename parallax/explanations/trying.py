@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ Compile = Callable[[object], Program]
 
 
 @dataclass(frozen=True)
-class Budget:
+class TryBudget:
     """How many changes may be compiled, and how many seconds an explanation may take."""
 
     tries: int = 12
@@ -70,7 +71,7 @@ def try_candidates(
     subject: Subject,
     candidates: Iterable[Candidate],
     compile_program: Compile,
-    budget: Budget,
+    budget: TryBudget,
     start: float,
     on_progress: Callable[[str], None],
 ) -> tuple[list[Tried], list[str]]:
@@ -95,7 +96,10 @@ def try_candidates(
             break
         on_progress(f"trying: {candidate.fix}")
         try:
-            tried.append(Tried(candidate, compile_program(changed(subject.flat, candidate))))
+            with warnings.catch_warnings():  # they would be of a program that nobody wrote
+                warnings.simplefilter("ignore")
+                program = compile_program(changed(subject.flat, candidate))
+            tried.append(Tried(candidate, program))
         except Exception as error:  # JAX or XLA refuse a change in many ways; the others go on
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             notes.append(f"not tried: {candidate.fix}: {first[:160]}")

@@ -18,7 +18,7 @@ from parallax.report.files import save_files
 WIDTH = 110
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What was found about a program, and its renderings.
 
@@ -69,6 +69,10 @@ class Explanation:
         with console.capture() as text:
             console.print(self.table())
         return text.get()
+
+    def __repr__(self) -> str:
+        count = len(self.findings)
+        return f"<Explanation of {self.facts.name}: {count} findings; .table(), .save(folder)>"
 
     def _repr_html_(self) -> str:
         page = self.to_html()

@@ -40,7 +40,7 @@ def explanation_data(facts: Facts) -> dict[str, Any]:
              "start": number(e.start_s, "s", "modelled"), "stop": number(e.stop_s, "s", "modelled")}
             for e in facts.timeline
         ],
-        "notes": list(facts.notes),
+        "notes": list(facts.notes), "untried": facts.untried,
     }  # fmt: skip
 
 

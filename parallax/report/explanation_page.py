@@ -4,12 +4,12 @@ from parallax.explanations.facts import Facts
 from parallax.report import words
 from parallax.report.explanation_plots import mesh_plot, schedule_plot
 from parallax.report.explanation_words import (
-    NOTHING,
     copies_of,
     decided_by,
     dims_of,
     headline,
     needed_words,
+    nothing_found,
     place,
     saving_lines,
     split_of,
@@ -23,7 +23,7 @@ def explanation_page(facts: Facts) -> str:
         "explanation.html.j2",
         title=f"Explained: {facts.name}",
         headline=headline(facts),
-        nothing=NOTHING,
+        nothing=nothing_found(facts),
         facts=facts,
         findings=[(f, place(f.line, f.argument), saving_lines(f, facts)) for f in facts.findings],
         needed=[(f, place(f.line, f.argument), needed_words(f)) for f in facts.needed],

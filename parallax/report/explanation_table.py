@@ -10,12 +10,12 @@ from parallax.explanations.facts import ArraySplit, Facts
 from parallax.explanations.source_lines import SourceLine
 from parallax.report import words
 from parallax.report.explanation_words import (
-    NOTHING,
     copies_of,
     decided_by,
     dims_of,
     headline,
     needed_words,
+    nothing_found,
     place,
     saving_lines,
     split_of,
@@ -31,7 +31,7 @@ def explanation_parts(facts: Facts) -> Iterator[RenderableType]:
     if facts.findings:
         yield _findings(facts)
     else:
-        yield Text(NOTHING, style="green")
+        yield Text(nothing_found(facts), style="" if facts.untried else "green")
     yield from _needed(facts)
     yield from _buffers(facts)
     yield from _flops(facts)

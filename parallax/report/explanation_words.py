@@ -7,8 +7,16 @@ from parallax.explanations.findings import Finding
 from parallax.explanations.source_lines import SourceLine
 from parallax.report import words
 
-NOTHING = "nothing found that helps; what is sent is needed"
 _NAMED = 0.0005  # shares of the step or memory below this are not named
+
+
+def nothing_found(facts: Facts) -> str:
+    """Return what is said where there are no findings."""
+    if facts.untried is None:
+        return "nothing found in the text, of which no change can be tried"
+    if facts.untried:
+        return f"nothing found that helps; {facts.untried} changes were not tried"
+    return "nothing found that helps; what is sent is needed"
 
 
 def headline(facts: Facts) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from parallax.report import words
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.results.lens_results import Compilation, StrategyResult, TimelineEvent
+from parallax.results.lens_results import Compilation, StrategyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +133,17 @@ def timeline_plot(compilation: Compilation, name: str) -> str:
     return to_svg(figure, name, "Schedule of the busiest loop: compute and communication lanes")
 
 
-def longest(events: tuple[TimelineEvent, ...]) -> tuple[TimelineEvent, ...]:
+class Timed(Protocol):
+    """Anything with a place in a schedule."""
+
+    @property
+    def start_s(self) -> float: ...
+
+    @property
+    def stop_s(self) -> float: ...
+
+
+def longest[Event: Timed](events: tuple[Event, ...]) -> tuple[Event, ...]:
     """Return the longest events in order, at most MOST_EVENTS of them."""
     if len(events) <= MOST_EVENTS:
         return events

@@ -108,6 +108,10 @@ def test_no_findings_are_said_plainly(facts):
     nothing = Explanation(dataclasses.replace(facts, findings=()))
     assert "nothing found that helps; what is sent is needed" in str(nothing)
     assert "nothing found that helps; what is sent is needed" in nothing.to_html()
+    left = Explanation(dataclasses.replace(facts, findings=(), untried=3))
+    assert "nothing found that helps; 3 changes were not tried" in str(left)
+    text = Explanation(dataclasses.replace(facts, findings=(), untried=None))
+    assert "nothing found in the text, of which no change can be tried" in str(text)
 
 
 def test_a_text_without_memory_says_so(facts):
@@ -179,6 +183,7 @@ def test_it_is_saved_and_shown(facts, tmp_path):
     shown = explanation._repr_html_()
     assert shown.startswith("<style>")
     assert "</html>" not in shown
+    assert repr(explanation) == ("<Explanation of jit_step: 3 findings; .table(), .save(folder)>")
     with (tmp_path / "out").open("w") as out:
         Console(width=WIDTH, file=out).print(explanation.table())
     assert "replicated argument" in (tmp_path / "out").read_text()
