@@ -73,9 +73,10 @@ def explain(
         "explain", target, fn, args, mesh, in_specs=in_specs, out_shardings=out_shardings,
         donate=donate, manual=manual, out_specs=out_specs,
     )  # fmt: skip
+    budget = TryBudget(tries, budget_s)
+    rates = rates or rates_of(target.gpu.name)
     found = explain_lowered(
-        program, target, rates or rates_of(target.gpu.name), TryBudget(tries, budget_s), trips=trips,
-        on_progress=on_progress,
+        program, target, rates, budget, trips=trips, on_progress=on_progress
     )  # fmt: skip
     return Explanation(gather_facts(found, program.axes, trips))
 

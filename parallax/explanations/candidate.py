@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from parallax.explanations.edits import Edit
 from parallax.explanations.source_lines import SourceLine
-from parallax.explanations.subject import Subject
+from parallax.explanations.subject import Subject, root_of
 from parallax.hlo.collectives import Collective
 
 # Shares of a program's time and memory below which nothing is tried.
@@ -50,11 +50,7 @@ def share_of(s: Subject, collectives: Iterable[Collective]) -> float:
 
 def root(s: Subject, i: int) -> str:
     """Return the name of the whole argument that a leaf is of, such as "params"."""
-    name = s.flat.names[i]
-    for position, char in enumerate(name):
-        if char in "[.":
-            return name[:position]
-    return name
+    return root_of(s.flat.names[i])
 
 
 def roots(s: Subject, found: list[int]) -> str:

@@ -1,5 +1,7 @@
 """All changes that may help, from what was compiled: each is tried by compiling it."""
 
+from collections import Counter
+
 from parallax.explanations.activations import activations
 from parallax.explanations.arguments import argument_orders, donations, replicated_arguments
 from parallax.explanations.candidate import Candidate
@@ -7,6 +9,9 @@ from parallax.explanations.constraints import costly_constraints, two_steps
 from parallax.explanations.loops import copied_caches, invariant_gathers
 from parallax.explanations.precision import early_casts, narrow_sums
 from parallax.explanations.subject import Subject
+
+# The next way to mend the same thing waits for other things with less at stake.
+_LATER = 0.7
 
 
 def candidates(subject: Subject) -> list[Candidate]:
@@ -23,4 +28,9 @@ def candidates(subject: Subject) -> list[Candidate]:
         *argument_orders(subject),
         *activations(subject),
     ]
-    return sorted(found, key=lambda c: -c.share)
+    ranks: Counter[str] = Counter()
+    ordered = []
+    for candidate in sorted(found, key=lambda c: -c.share):
+        ordered.append((candidate.share * _LATER ** ranks[candidate.group], candidate))
+        ranks[candidate.group] += 1
+    return [candidate for _, candidate in sorted(ordered, key=lambda x: -x[0])]

@@ -20,46 +20,45 @@ CONSTRAINTS = ("sharding_constraint", "reshard")
 
 def costly_constraints(s: Subject) -> Iterator[Candidate]:
     """Constraints of the user's that cost more than they help: dropped, or split another way."""
+    seen = set()
     for e in s.equations:
-        if e.name not in CONSTRAINTS or e.line is None:
+        spec = _spec(e)
+        if spec is None or e.manual or e.line is None or (e.line[:2], e.shape) in seen:
             continue
-        sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
-        spec = getattr(sharding, "spec", None)
-        if spec is None or e.manual:
-            continue
+        seen.add((e.line[:2], e.shape))
         share = max(share_of(s, _sent_around(s, e)), _memory_share(s, e))
         if share < LEAST_TIME:
             continue
-        twins = [x for x in s.at(e.line) if x.name == e.name]
-        written = text(spec)
-        yield Candidate(
-            "costly constraint",
-            f"{written} makes the partitioner move the array",
-            f"leave the constraint {written} away",
-            line=e.line, share=share, edits=tuple(Edit(x.path, "drop") for x in twins),
-            group=f"line {e.line}",
-        )  # fmt: skip
-        options = [*swapped(spec, e.shape, s.axes), *s.activation_specs(e.shape)]
-        for other in options:
-            if padded(other, len(e.shape)) != padded(spec, len(e.shape)):
-                edits = tuple(
-                    Edit(x.path, "drop", other) for x in twins if len(x.shape) == len(e.shape)
-                )
-                yield Candidate(
-                    "constraint of another order",
-                    f"{written} makes the partitioner move the array or keep it whole",
-                    f"write {text(other)} instead of {written}",
-                    line=e.line, share=share, edits=edits, group=f"line {e.line}",
-                )  # fmt: skip
+        twins = [x for x in s.at(e.line) if x.name == e.name and x.shape == e.shape]
+        written, shape = text(spec), e.shape
+        others = [*s.activation_specs(shape), None, *swapped(spec, shape, s.axes)]
+        for other in others:
+            if other is not None and padded(other, len(shape)) == padded(spec, len(shape)):
+                continue
+            yield Candidate(
+                "costly constraint" if other is None else "constraint of another order",
+                f"{written} makes the partitioner move the array or keep it whole",
+                f"leave the constraint {written} away" if other is None
+                else f"write {text(other)} instead of {written}",
+                line=e.line, share=share,
+                edits=tuple(Edit(x.path, "drop", other) for x in twins), group=f"line {e.line}",
+            )  # fmt: skip
+
+
+def _spec(e: Equation) -> PartitionSpec | None:
+    """Return the split that a constraint asks for; None for other equations."""
+    if e.name not in CONSTRAINTS:
+        return None
+    sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
+    return getattr(sharding, "spec", None)
 
 
 def two_steps(s: Subject) -> Iterator[Candidate]:
     """Ways around a full rematerialization: one more split between the two."""
     for before, after, line in warned_splits(s.program):
         for e in s.equations:
-            sharding = e.eqn.params.get("sharding") or e.eqn.params.get("dst_sharding")
-            spec = getattr(sharding, "spec", None)
-            if e.name not in CONSTRAINTS or spec is None:
+            spec = _spec(e)
+            if spec is None:
                 continue
             if axes_of(padded(spec, len(e.shape))) != after or not _follows(s, e, line):
                 continue
@@ -118,9 +117,8 @@ def _sent_around(s: Subject, e: Equation) -> list[Collective]:
 
 
 def _memory_share(s: Subject, e: Equation) -> float:
-    """Return the share of memory of the arrays that a line has at the peak, if not fully split."""
+    """Return the share of memory of arrays as large as a constraint's that are not fully split."""
     whole = math.prod(e.shape)
-    return sum(
-        b.n_bytes for b in s.buffers
-        if b.line and e.line and b.line[:2] == e.line[:2] and b.elements * s.devices > whole
-    ) / max(1, s.program.memory_bytes)  # fmt: skip
+    held = (b for b in s.buffers if b.elements and whole % b.elements == 0)
+    kept = sum(b.n_bytes for b in held if whole // b.elements < s.devices)
+    return kept / max(1, s.program.memory_bytes)

@@ -33,6 +33,7 @@ class Explained:
       needed: what is sent besides, and why.
       notes: what was not tried, and other caveats.
       subject: the program as it was traced; None for the text of a compiled module alone.
+      untried: the number of changes that might help and were not compiled.
     """
 
     program: Program
@@ -40,6 +41,7 @@ class Explained:
     needed: tuple[Finding, ...]
     notes: tuple[str, ...]
     subject: Subject | None = None
+    untried: int = 0
 
 
 def explain_lowered(
@@ -81,9 +83,8 @@ def explain_lowered(
         on_progress("does not fit: compiling with ample memory")
         program = compile_program(user.lowered)
     subject = Subject(flat_program(user), program)
-    tried, notes = try_candidates(
-        subject, candidates(subject), compile_program, budget, start, on_progress
-    )
+    worth_a_try = candidates(subject)
+    tried, notes = try_candidates(subject, worth_a_try, compile_program, budget, start, on_progress)
     helping = improvements(subject, tried)
     found = [*helping, *sums_per_iteration(program)]
     found.sort(key=lambda f: -_lost(f, program))
@@ -91,7 +92,7 @@ def explain_lowered(
     found += [f for f in rematerializations(program) if _warning(f) not in mended]
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
-        (*user.notes, *said, *notes), subject,
+        (*user.notes, *said, *notes), subject, len(worth_a_try) - len(tried),
     )  # fmt: skip
 
 

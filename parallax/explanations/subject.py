@@ -1,6 +1,7 @@
 """What is explained: a program as it was traced and as it was compiled."""
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,10 +87,11 @@ class Subject:
     def _data(self, kind: Any) -> list[int]:
         """Return the arguments that are data: no state, never the second factor of a product."""
         factors = self._factors(1)
+        weighty = {root_of(self.flat.names[i]) for i in factors}
         return [
             i for i, x in enumerate(self.flat.args)
             if _is(x, kind) and x.shape and i not in self.state
-            and (kind is jnp.integer or i not in factors)
+            and (kind is jnp.integer or root_of(self.flat.names[i]) not in weighty)
         ]  # fmt: skip
 
     def global_bytes(self, argument: int) -> int:
@@ -170,6 +172,11 @@ class Subject:
     def buffers(self) -> list[Buffer]:
         """The largest arrays at the peak of memory."""
         return peak_buffers(self.program, 20)
+
+
+def root_of(name: str) -> str:
+    """Return the whole argument's name of a leaf's, "params" of "params['w']"."""
+    return re.split(r"[\[.]", name, maxsplit=1)[0]
 
 
 def _is(x: Any, kind: Any) -> bool:

@@ -11,7 +11,7 @@ from tests.explain.faulty import FAULTY
 
 # These take seconds; the others are training steps of many layers.
 QUICK = ("loop_gather", "wide_reduction", "there_and_back", "sum_per_microbatch")
-TRIES = 6
+TRIES = 8
 
 
 def explained(case):
