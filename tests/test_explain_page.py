@@ -8,7 +8,7 @@ import pytest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explain.md"
 BLOCKS = re.findall(
-    r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    r"```python\n([^`]*)```\n\n```text\n([^`]*)```", PAGE.read_text(encoding="utf-8")
 )
 KIND = re.compile(r"^    ([a-z0-9 ]+): ", re.MULTILINE)
 
@@ -22,7 +22,7 @@ def test_there_are_ten_questions():
 
 @pytest.mark.full
 def test_each_program_has_what_is_said_of_it(aot):
-    (header,) = re.findall(r"```python\n(import jax.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (header,) = re.findall(r"```python\n(import jax[^`]*)```", PAGE.read_text(encoding="utf-8"))
     names: dict = {}
     exec(header, names)
     for code, said in BLOCKS:

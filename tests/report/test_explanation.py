@@ -19,7 +19,7 @@ from tests.report.test_html import Page
 def source(tmp_path_factory):
     """A file of the user's, with characters that HTML has other uses for."""
     path = tmp_path_factory.mktemp("user") / "train.py"
-    path.write_text("h = x @ w  # a < b & $c$\ny = h.sum()\n")
+    path.write_text("h = x @ w  # <i> & $c$\ny = h.sum()\n")
     return path
 
 
@@ -155,7 +155,7 @@ def test_the_page_needs_nothing_else_and_escapes_code(facts):
     page = Page(text)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not re.search(r"https?:|@import", text)
-    assert "h = x @ w  # a < b & $c$" in "".join(page.text)
+    assert "h = x @ w  # <i> & $c$" in "".join(page.text)
     assert page.tags.count("svg") == 2
     joined = " ".join("".join(page.text).split())
     for words in ("replicated argument", "Schedule the whole program", "The mesh", "state.mu"):
