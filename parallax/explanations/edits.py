@@ -1,4 +1,4 @@
-"""Changes of a jaxpr that a user could make in the source: shardings asserted, removed, narrowed."""
+"""Changes of a jaxpr that a user could make in the source: to shardings and to dtypes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

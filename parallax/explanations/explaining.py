@@ -9,7 +9,11 @@ from parallax.explanations.candidates import candidates
 from parallax.explanations.compiled import Program, read_program
 from parallax.explanations.findings import Finding
 from parallax.explanations.flat_program import flat_program
-from parallax.explanations.observations import needed_collectives, rematerializations, sums_per_iteration
+from parallax.explanations.observations import (
+    needed_collectives,
+    rematerializations,
+    sums_per_iteration,
+)
 from parallax.explanations.subject import Subject
 from parallax.explanations.trying import improvements, try_candidates
 from parallax.lenses.compiled_text import compile_text

@@ -73,6 +73,12 @@ def test_it_starts_with_the_program_and_its_tags(said):
     )
 
 
+def test_it_says_where_memory_is_too_small(facts):
+    large = Explanation(dataclasses.replace(facts, memory_bytes=109 * 10**9))
+    text = " ".join(str(large).split())
+    assert "memory 109 GB per device (compiled): more than the 78.1 GB usable;" in text
+
+
 def test_a_finding_has_its_place_its_fix_and_its_saving(said):
     text = " ".join(said.split())
     assert "argument state" in text
