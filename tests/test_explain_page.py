@@ -31,3 +31,10 @@ def test_each_program_has_what_is_said_of_it(aot):
         found = {f.kind for f in names["why"].findings}
         found |= {"needed"} if names["why"].needed else set()
         assert set(KIND.findall(said)) <= found, code
+
+
+@pytest.mark.parametrize(("code", "said"), BLOCKS)
+def test_lines_that_are_named_are_those_of_the_program(code, said):
+    lines = code.splitlines()
+    for number, text in re.findall(r"^train\.py:(\d+)  (.*)$", said, re.MULTILINE):
+        assert lines[int(number) - 1].strip() == text
