@@ -1,4 +1,4 @@
-"""Changes of a jaxpr that a user could make in the source: shardings asserted or removed."""
+"""Changes of a jaxpr that a user could make in the source: to shardings and to dtypes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -14,11 +14,13 @@ from parallax.report.explanation_words import (
     saving_lines,
     split_of,
 )
+from parallax.report.plots import MOST_EVENTS
 from parallax.report.templates import render
 
 
 def explanation_page(facts: Facts) -> str:
     """Render an explanation as a whole HTML document."""
+    count = len(facts.timeline)
     return render(
         "explanation.html.j2",
         title=f"Explained: {facts.name}",
@@ -35,6 +37,7 @@ def explanation_page(facts: Facts) -> str:
             for name, splits in (("Arguments", facts.arguments), ("Results", facts.results))
         ],
         schedule=schedule_plot(facts),
+        drawn=f"; the {MOST_EVENTS} longest of {count:,} operations" if count > MOST_EVENTS else "",
         mesh=mesh_plot(facts),
         words=words,
     )  # fmt: skip

@@ -37,8 +37,9 @@ def explanation_parts(facts: Facts) -> Iterator[RenderableType]:
     yield from _flops(facts)
     for name, splits in (("arguments", facts.arguments), ("results", facts.results)):
         yield from _splits(name, splits, facts)
-    if facts.unvalidated:
+    if facts.unvalidated or facts.notes:
         yield Text()
+    if facts.unvalidated:
         yield Text(f"unvalidated: no measurement stands behind the {facts.unvalidated}", "dim")
     for note in facts.notes:
         yield Text(note, style="yellow")

@@ -22,7 +22,10 @@ def nothing_found(facts: Facts) -> str:
 def headline(facts: Facts) -> str:
     """Return the program, its modelled step, memory and bytes, each with its tag, in one line."""
     mesh = ",".join(f"{name}={size}" for name, size in facts.axes.items()) or "one device"
+    usable = facts.cluster.usable_bytes
+    over = f": more than the {words.in_bytes(usable)} usable"
     memory = f"memory {words.in_bytes(facts.memory_bytes)} per device (compiled)"
+    memory += over if facts.memory_bytes > usable else ""
     if not facts.memory_bytes:
         memory = "memory is not in the text"
     return (

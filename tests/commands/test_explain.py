@@ -6,8 +6,10 @@ import pytest
 
 import parallax as px
 from parallax.commands.explain import explain_text
+from parallax.commands.inspect import inspect_text
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.launch import launch
+from tests.hlo.test_versions import TEXTS
 from tests.lenses.test_timeline import TEXT
 
 LINED = TEXT.replace(
@@ -49,6 +51,20 @@ def test_a_dump_is_explained_by_source_line():
 def test_what_cannot_be_explained_is_refused(text, changes, says):
     with pytest.raises(ValueError, match=says):
         explain_text(text, **changes)
+
+
+@pytest.mark.parametrize(("version", "program"), TEXTS)
+def test_texts_of_every_version_are_explained_or_refused_in_one_line(version, program):
+    text = TEXTS[version, program]
+    if version.endswith("cuda") and not program.endswith(" before"):
+        found = explain_text(text)
+        sent = sum(f.count for f in found.findings + found.needed)
+        assert sent == sum(c.count for c in inspect_text(text).ledger)
+        assert all(f.line for f in found.needed)
+        assert str(found)
+    else:
+        with pytest.raises(ValueError, match=r"^explain: this module (is a dump|was compiled for)"):
+            explain_text(text)
 
 
 def test_the_command_explains_a_dump(tmp_path, capsys):

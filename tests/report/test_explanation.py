@@ -19,7 +19,7 @@ from tests.report.test_html import Page
 def source(tmp_path_factory):
     """A file of the user's, with characters that HTML has other uses for."""
     path = tmp_path_factory.mktemp("user") / "train.py"
-    path.write_text("h = x @ w  # a < b & $c$\ny = h.sum()\n")
+    path.write_text("h = x @ w  # <i> & $c$\ny = h.sum()\n")
     return path
 
 
@@ -71,6 +71,12 @@ def test_it_starts_with_the_program_and_its_tags(said):
         "error bar 9.00 ms to 12.0 ms); memory 1.00 GB per device (compiled); sends 400 MB per "
         "device (compiled)"
     )
+
+
+def test_it_says_where_memory_is_too_small(facts):
+    large = Explanation(dataclasses.replace(facts, memory_bytes=109 * 10**9))
+    text = " ".join(str(large).split())
+    assert "memory 109 GB per device (compiled): more than the 78.1 GB usable;" in text
 
 
 def test_a_finding_has_its_place_its_fix_and_its_saving(said):
@@ -155,7 +161,7 @@ def test_the_page_needs_nothing_else_and_escapes_code(facts):
     page = Page(text)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not re.search(r"https?:|@import", text)
-    assert "h = x @ w  # a < b & $c$" in "".join(page.text)
+    assert "h = x @ w  # <i> & $c$" in "".join(page.text)
     assert page.tags.count("svg") == 2
     joined = " ".join("".join(page.text).split())
     for words in ("replicated argument", "Schedule the whole program", "The mesh", "state.mu"):
