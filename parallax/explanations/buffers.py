@@ -55,37 +55,42 @@ class _Peak:
         return self.known[name]
 
     def _find(self, computation: Computation) -> tuple[int, list[Instruction]]:
-        owners: dict[str, frozenset[str]] = {}
-        last: dict[str, int] = {}
-        for position, i in enumerate(computation.instructions):
-            reached = frozenset().union(*(owners.get(o, frozenset()) for o in i.operands))
-            owned = _owns(i, computation)
-            owners[i.name] = frozenset({i.name}) if owned else reached
-            for name in reached | owners[i.name]:
-                last[name] = position
-            if i.is_root:
-                for name in owners[i.name]:
-                    last[name] = len(computation.instructions)
+        owners, last = _lifetimes(computation)
         results = frozenset()
         if computation.name == self.module.entry:  # results are no temporary memory
             results = owners[next(i.name for i in computation.instructions if i.is_root)]
         live: dict[str, Instruction] = {}
         total, best, at_best = 0, (0, []), []
         for position, i in enumerate(computation.instructions):
-            if owners[i.name] == frozenset({i.name}) and i.name not in results:
+            if owners[i.name] == {i.name} and i.name not in results:
                 live[i.name] = i
                 total += _size(i)
-            inside, inner = 0, []
-            if i.opcode in ("while", "conditional", "call"):
-                called = [n for names in i.calls().values() for n in names]
-                inside, inner = max(
-                    (self.of(n) for n in called), key=lambda x: x[0], default=(0, [])
-                )
+            inside, inner = self._called(i)
             if total + inside > best[0]:
                 best, at_best = (total + inside, inner), list(live.values())
             for name in [n for n in live if last.get(n, 0) <= position]:
                 total -= _size(live.pop(name))
         return best[0], at_best + best[1]
+
+    def _called(self, i: Instruction) -> tuple[int, list[Instruction]]:
+        if i.opcode not in ("while", "conditional", "call"):
+            return 0, []
+        called = [self.of(name) for names in i.calls().values() for name in names]
+        return max(called, key=lambda x: x[0], default=(0, []))
+
+
+def _lifetimes(computation: Computation) -> tuple[dict[str, frozenset[str]], dict[str, int]]:
+    """Return whose memory each instruction's value is in, and where that is used last."""
+    owners: dict[str, frozenset[str]] = {}
+    last: dict[str, int] = {}
+    for position, i in enumerate(computation.instructions):
+        reached = frozenset().union(*(owners.get(o, frozenset()) for o in i.operands))
+        owners[i.name] = frozenset({i.name}) if _owns(i, computation) else reached
+        for name in reached | owners[i.name]:
+            last[name] = position
+        if i.is_root:
+            last |= dict.fromkeys(owners[i.name], len(computation.instructions))
+    return owners, last
 
 
 def _owns(i: Instruction, computation: Computation) -> bool:
