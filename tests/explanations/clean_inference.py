@@ -7,8 +7,8 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import parallax as px
-from tests.explain.case import Case, array
-from tests.explain.layers import TENSOR_LAYERS, attention, constrain, layer_shapes, mlp, norm
+from tests.explanations.case import Case, array
+from tests.explanations.layers import TENSOR_LAYERS, attention, constrain, layer_shapes, mlp, norm
 
 HEADS = P(None, None, "model")  # of [B, L, H, K]
 LENGTH = P(None, "model")  # of [B, L, ...]

@@ -11,8 +11,8 @@ from flax.linen import spmd
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from tests.explain.case import Case, array
-from tests.explain.layers import (
+from tests.explanations.case import Case, array
+from tests.explanations.layers import (
     FSDP,
     OPTIMIZER,
     TENSOR,

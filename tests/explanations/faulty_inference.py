@@ -11,8 +11,8 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.explain.case import Case, Mended, array, marked
-from tests.explain.layers import (
+from tests.explanations.case import Case, Mended, array, marked
+from tests.explanations.layers import (
     TENSOR_LAYERS,
     attention,
     constrain,

@@ -1,6 +1,6 @@
 """Programs without a fault: an explanation should find nothing in them to change."""
 
-from tests.explain.clean_inference import INFERENCE
-from tests.explain.clean_training import TRAINING
+from tests.explanations.clean_inference import INFERENCE
+from tests.explanations.clean_training import TRAINING
 
 CLEAN = (*TRAINING, *INFERENCE)

@@ -5,9 +5,9 @@ import math
 import pytest
 
 import parallax as px
-from tests.explain.case import compile_case, defaults
-from tests.explain.clean import CLEAN
-from tests.explain.faulty import FAULTY
+from tests.explanations.case import compile_case, defaults
+from tests.explanations.clean import CLEAN
+from tests.explanations.faulty import FAULTY
 
 # These take seconds; the others are training steps of many layers.
 QUICK = ("loop_gather", "wide_reduction", "there_and_back", "sum_per_microbatch")

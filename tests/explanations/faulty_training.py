@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from tests.explain.case import Case, Mended, array, marked
-from tests.explain.layers import (
+from tests.explanations.case import Case, Mended, array, marked
+from tests.explanations.layers import (
     FSDP,
     TENSOR,
     attention,

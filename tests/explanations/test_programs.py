@@ -5,9 +5,9 @@ import pytest
 import parallax as px
 from parallax.bounds import wire_bytes
 from parallax.results.lens_results import Compilation
-from tests.explain.case import Case, compile_case
-from tests.explain.clean import CLEAN
-from tests.explain.faulty import FAULTY
+from tests.explanations.case import Case, compile_case
+from tests.explanations.clean import CLEAN
+from tests.explanations.faulty import FAULTY
 
 pytestmark = pytest.mark.slow
 

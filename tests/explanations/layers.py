@@ -13,7 +13,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from tests.explain.case import array
+from tests.explanations.case import array
 
 constrain = lax.with_sharding_constraint
 OPTIMIZER = optax.adamw(1e-4)

@@ -1,6 +1,6 @@
 """Twelve programs with one planted fault each."""
 
-from tests.explain import faulty_inference, faulty_training
+from tests.explanations import faulty_inference, faulty_training
 
 FAULTY = (
     faulty_training.replicated_optimizer_state(),
