@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from parallax.explanations.candidate import LEAST_TIME, Candidate, share_of
-from parallax.explanations.edits import Edit
+from parallax.explanations.edits import Edit, open_jaxpr
 from parallax.explanations.equations import Equation
 from parallax.explanations.partitioner_warnings import warned_splits
 from parallax.explanations.source_lines import SourceLine
@@ -21,8 +21,11 @@ CONSTRAINTS = ("sharding_constraint", "reshard")
 def costly_constraints(s: Subject) -> Iterator[Candidate]:
     """Constraints of the user's that cost more than they help: dropped, or split another way."""
     seen = set()
+    results = {id(v) for v in open_jaxpr(s.flat.jaxpr)[0].outvars}
     for e in s.equations:
         spec = _spec(e)
+        if any(id(v) in results for v in e.eqn.outvars):
+            continue  # the split that a result is asked for
         if spec is None or e.manual or e.line is None or (e.line[:2], e.shape) in seen:
             continue
         seen.add((e.line[:2], e.shape))
@@ -68,9 +71,9 @@ def two_steps(s: Subject) -> Iterator[Candidate]:
                 middle = PartitionSpec(*between)
                 yield Candidate(
                     "full rematerialization",
-                    f"the partitioner cannot go from {text(entries(before))} to {text(spec)} "
-                    "and makes the array whole on every device on the way (XLA: involuntary full "
-                    "rematerialization)",
+                    f"the partitioner cannot go from {text(entries(before))} to "
+                    f"{text(entries(after))} and makes the array whole on every device on the way "
+                    "(XLA: involuntary full rematerialization)",
                     f"go there in two steps: constrain to {text(middle)} before {text(spec)}",
                     line=e.line, share=0.5,
                     edits=(Edit(e.path, "constrain operand", middle, 0),),

@@ -45,7 +45,7 @@ class Subject:
         floats = [i for i, x in enumerate(self.flat.args) if _is(x, jnp.floating)]
         total = sum(self.global_bytes(i) for i in floats)
         updated = {i for i, _ in self.updates.values()}
-        if 2 * sum(self.global_bytes(i) for i in updated) >= total:
+        if 2 * sum(self.global_bytes(i) for i in updated) > total:
             return frozenset(updated)
         return frozenset(i for i, in_place in self.updates.values() if in_place)
 
