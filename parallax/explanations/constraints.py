@@ -39,7 +39,7 @@ def costly_constraints(s: Subject) -> Iterator[Candidate]:
             if other is not None and padded(other, len(shape)) == padded(spec, len(shape)):
                 continue
             yield Candidate(
-                "costly constraint" if other is None else "constraint of another order",
+                "costly constraint",
                 f"{written} makes the partitioner move the array or keep it whole",
                 f"leave the constraint {written} away" if other is None
                 else f"write {text(other)} instead of {written}",
