@@ -215,7 +215,9 @@ class _Evaluation:
         explicit = AxisType.Explicit in self.mesh.axis_types
         structs = []
         for a in avals:
-            options = _varying(a)
+            if _varies(a):
+                raise NotImplementedError("a change in a loop or call inside jax.shard_map")
+            options: dict[str, Any] = {}
             if explicit:
                 options["sharding"] = NamedSharding(self.mesh, a.sharding.spec)
             weak = getattr(a, "weak_type", False)
@@ -225,8 +227,7 @@ class _Evaluation:
         return made.jaxpr if is_open else made
 
 
-def _varying(aval: Any) -> dict[str, Any]:
-    """Return over which axes of a shard_map an array varies, as an option of ShapeDtypeStruct."""
-    kind = getattr(aval, "mat", aval)
-    axes = getattr(kind, "varying", getattr(kind, "vma", None))
-    return {"vma": axes} if axes else {}
+def _varies(aval: Any) -> bool:
+    """Return whether an array inside `jax.shard_map` has its own values on each device."""
+    kind = getattr(aval, "manual_axis_type", getattr(aval, "mat", None))
+    return bool(getattr(kind, "varying", None) or getattr(aval, "vma", None))
