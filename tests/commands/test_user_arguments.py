@@ -1,0 +1,165 @@
+"""Arguments, meshes and specs of user functions, as people have them."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import parallax as px
+
+pytestmark = pytest.mark.slow
+N = 512
+
+
+@pytest.fixture(autouse=True)
+def everyones_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module", params=[AxisType.Auto, AxisType.Explicit])
+def mesh(request):
+    """A mesh over virtual CPU devices of this process, as a user's script makes it."""
+    return jax.make_mesh((8,), ("data",), axis_types=(request.param,), devices=jax.devices()[:8])
+
+
+def arrays(mesh):
+    x = jax.device_put(np.ones((N, N), np.float32), NamedSharding(mesh, P("data")))
+    return jax.device_put(np.ones((N, N), np.float32), NamedSharding(mesh, P())), x
+
+
+def loss(w, x):
+    return jnp.mean((x @ w) ** 2)
+
+
+GRADIENT_SUM = {("all-reduce", ("data",)): 2 * 7 / 8 * N * N * 4}
+
+
+def sent(found):
+    return {k: v for k, v in found.ledger.by_kind_and_axes().items() if v > 100}
+
+
+def test_concrete_arrays_bring_their_mesh_and_specs(mesh, aot):
+    found = px.compile_for("h100_1x8", jax.jit(jax.grad(loss), donate_argnums=0), *arrays(mesh))
+    assert sent(found) == GRADIENT_SUM
+    assert found.memory.alias_bytes == N * N * 4
+
+
+def test_a_mesh_of_the_script_in_a_closure(mesh, aot):
+    def constrained(w, x):
+        y = x @ w
+        if mesh.axis_types == (AxisType.Auto,):
+            y = jax.lax.with_sharding_constraint(y, NamedSharding(mesh, P("data")))
+        mapped = jax.shard_map(jnp.sin, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+        return jnp.mean(mapped(y))
+
+    step = jax.grad(constrained)
+    assert sent(px.compile_for("h100_1x8", step, *arrays(mesh))) == GRADIENT_SUM
+    shapes = [jax.ShapeDtypeStruct((N, N), jnp.float32)] * 2
+    specs = (P(), P("data"))
+    found = px.compile_for("h100_1x8", step, *shapes, mesh=mesh, in_specs=specs)
+    assert sent(found) == GRADIENT_SUM
+    if mesh.axis_types == (AxisType.Auto,):
+        found = px.compile_for("h100_1x8", step, *shapes, mesh={"data": 8}, in_specs=specs)
+        assert sent(found) == GRADIENT_SUM
+
+
+def test_the_mesh_of_the_context(mesh, aot):
+    shapes = [jax.ShapeDtypeStruct((N, N), jnp.float32)] * 2
+    if mesh.axis_types != (AxisType.Auto,):
+        pytest.skip("with Explicit axes the arguments' own shardings decide, and these have none")
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(loss), in_shardings=(P(), P("data")))
+        assert sent(px.compile_for("h100_1x8", step, *shapes)) == GRADIENT_SUM
+
+
+def test_equinox_modules_are_partitioned(aot):
+    model = eqx.filter_eval_shape(lambda: eqx.nn.MLP(N, N, N, depth=2, key=jax.random.key(0)))
+    x = jax.ShapeDtypeStruct((64, N), jnp.float32)
+
+    @eqx.filter_jit(donate="all")
+    def step(model, x):
+        value, gradients = eqx.filter_value_and_grad(lambda m: jnp.mean(jax.vmap(m)(x) ** 2))(model)
+        return eqx.apply_updates(model, gradients), value
+
+    options = {"mesh": {"data": 8}, "in_specs": (None, P("data"))}
+    forward = px.compile_for("h100_1x8", lambda m, x: jax.vmap(m)(x), model, x, **options)
+    assert forward.gemm_flops == 3 * 2 * 8 * N * N
+    assert any("held fixed, such as the" in note for note in forward.notes)
+    found = px.compile_for("h100_1x8", step, model, x, **options)
+    leaves = [w for w in jax.tree.leaves(model) if hasattr(w, "shape")]
+    weights = sum(w.size * w.dtype.itemsize for w in leaves)
+    assert sent(found)["all-reduce", ("data",)] == pytest.approx(2 * 7 / 8 * weights, abs=16)
+    assert found.memory.alias_bytes >= weights
+
+
+def test_an_nnx_step_with_its_optimizer(aot):
+    def make():
+        return nnx.Linear(N, N, rngs=nnx.Rngs(0))
+
+    with nnx.use_eager_sharding(False):
+        model = nnx.eval_shape(make)
+        adam = optax.adam(1e-3)
+        optimizer = nnx.eval_shape(lambda: nnx.Optimizer(make(), adam, wrt=nnx.Param))
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        value, gradients = nnx.value_and_grad(lambda m: jnp.mean(m(x) ** 2))(model)
+        optimizer.update(model, gradients)
+        return value
+
+    x = jax.ShapeDtypeStruct((64, N), jnp.float32)
+    found = px.compile_for(
+        "h100_1x8", step, model, optimizer, x, mesh={"data": 8}, in_specs=(P(), P(), P("data"))
+    )
+    assert sent(found)["all-reduce", ("data",)] == pytest.approx(
+        2 * 7 / 8 * (N * N + N) * 4, abs=16
+    )
+
+
+REFUSED = {
+    "an axis that is not there": ((P("model"), P()), r"argument 0\['a'\]: P\('model',\) names"),
+    "more entries than dims": (
+        ({"a": P(), "b": P(None, None, "data")}, P()), r"\['b'\]: .* 3 entries"
+    ),
+    "no multiple": ((P(), P("data")), "argument 1: dim 0 of .1001, 512. is not a multiple of"),
+    "no prefix": (({"a": P()}, P()), "in_specs of argument 0 is no prefix of it"),
+    "no spec": (({"a": P(), "b": "data"}, P()), "expected a PartitionSpec, .* got str"),
+    "one too few": ((P(),), "1 in_specs for 2 arguments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_specs_that_do_not_fit_are_named(name, aot):
+    specs, message = REFUSED[name]
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    odd = jax.ShapeDtypeStruct((1001, N), jnp.float32)
+    with pytest.raises(ValueError, match=message):
+        px.compile_for(
+            "h100_1x8", lambda t, x: x @ t["a"], {"a": x, "b": x}, odd, mesh={"data": 8},
+            in_specs=specs,
+        )  # fmt: skip
+
+
+def test_devices_that_no_mesh_here_has_are_named(aot):
+    two = jax.make_mesh((2,), ("data",), devices=jax.devices()[8:10], axis_types=(AxisType.Auto,))
+
+    def step(x):
+        return jax.lax.with_sharding_constraint(x * 2, NamedSharding(two, P("data")))
+
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    with pytest.raises(ValueError, match="the function itself names devices"):
+        px.compile_for("h100_1x8", step, x, mesh={"data": 8}, in_specs=(P("data"),))
+
+
+def test_a_jitted_functions_options_are_its_own(aot):
+    step = jax.jit(functools.partial(loss))
+    with pytest.raises(ValueError, match=r"its own to give: jax\.jit\(fn, donate_argnums"):
+        px.compile_for("h100_1x1", step, *[jax.ShapeDtypeStruct((N, N), jnp.float32)] * 2, donate=0)
