@@ -1,4 +1,4 @@
-"""What XLA says while it compiles: warnings of its partitioner, which it writes to stderr alone."""
+"""What XLA warns of while it compiles, which it writes to stderr alone."""
 
 import contextlib
 import os
@@ -7,17 +7,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# A log line of the partitioner: its level, date, time, thread and place, then the message.
-_WARNING = re.compile(r"^[WE]\d{4} .*?spmd_partitioner[^\]]*\] (.*)$")
+# A log line: its level, date, time, thread and place, then the message.
+_WARNING = re.compile(r"^[WE]\d{4} .*?(?:spmd_partitioner|sort_rewriter)[^\]]*\] (.*)$")
 # Lines about the GPU that is not there, and about memory: a compilation says if it fits.
 _KNOWN = re.compile(
     r"^[IWE]\d{4} .*(cuda_executor|cuda_platform|cudart_stub|cuda_dnn|cuda_blas|hlo_remat)"
+    r"|^To avoid this, compile with a GPU present"
 )
 
 
 @contextlib.contextmanager
 def compiler_warnings() -> Iterator[list[str]]:
-    """Collect the partitioner's warnings; other lines still reach stderr when it ends.
+    """Collect warnings of the partitioner, and of sorts; other lines reach stderr when it ends.
 
     XLA writes to file descriptor 2 of the process, so what other threads write there meanwhile is
     held back as well. Nothing is collected where `TF_CPP_MIN_LOG_LEVEL` is above 1.

@@ -201,6 +201,8 @@ def compile_lowered(
     said += open_caveats(flops.open | set(ledger.open_loops))
     said += notes
     said += _rematerialized(module, compiled.warnings)
+    if any("fallback sort" in warning for warning in compiled.warnings):
+        said.append("sorts are compiled as XLA's own: on a GPU it takes the library's, faster ones")
     if kernels := declared_kernels(module):
         said.append(
             f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "

@@ -164,3 +164,10 @@ def test_a_full_rematerialization_is_said(aot):
         "h100_1x8", function, x, mesh={"data": 4, "model": 2}, in_specs=(P(None, "data", "model"),)
     )
     assert any("1 involuntary full rematerializations" in note for note in found.notes), found.notes
+
+
+def test_a_sort_that_a_gpu_would_do_faster_is_said(aot, capfd):
+    x = jax.ShapeDtypeStruct((1 << 20,), jnp.int32)
+    found = px.compile_for("h100_1x1", jnp.argsort, x, mesh={})
+    assert any("sorts are compiled as XLA's own" in note for note in found.notes), found.notes
+    assert "CUB" not in capfd.readouterr().err
