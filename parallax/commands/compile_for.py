@@ -109,7 +109,7 @@ def lowered_call(
     call = UserCall(
         fn, args, in_specs=None if in_specs is None else tuple(in_specs),
         out_shardings=out_shardings, donate=(donate,) if isinstance(donate, int) else tuple(donate),
-        manual_out=out_specs,
+        manual_out=out_specs, caller=caller,
     )  # fmt: skip
     return lower_call(call, cluster, mesh)
 

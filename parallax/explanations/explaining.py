@@ -18,6 +18,7 @@ from parallax.explanations.observations import (
 from parallax.explanations.subject import Subject
 from parallax.explanations.trying import TryBudget, improvements, try_candidates
 from parallax.lenses.compiled_text import compile_text
+from parallax.lenses.compiler_log import logs_warnings
 from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
 from parallax.lenses.user_function import UserProgram
 from parallax.meshes.cluster import Cluster
@@ -61,7 +62,7 @@ def explain_lowered(
     """
     flags = LIBRARY_GEMMS | dict(options or {})
 
-    limit, said = None, ()
+    limit, said = None, user.notes
 
     def compile_program(lowered: object) -> Program:
         compiled = compile_text(lowered, flags, cluster, limit)
@@ -77,12 +78,15 @@ def explain_lowered(
         # XLA computes again what it cannot keep: all programs are compared without that.
         limit = AMPLE_BYTES
         said = (
+            *said,
             f"does not fit: {program.memory_bytes / 1e9:.1f} GB of {usable / 1e9:.1f} usable; all "
             "figures are of compilations with ample memory",
         )
         on_progress("does not fit: compiling with ample memory")
         program = compile_program(user.lowered)
     subject = Subject(flat_program(user), program)
+    if not logs_warnings():
+        said = (*said, "XLA's warnings are off in this process: TF_CPP_MIN_LOG_LEVEL is above 1")
     worth_a_try = candidates(subject)
     tried, notes = try_candidates(subject, worth_a_try, compile_program, budget, start, on_progress)
     helping = improvements(subject, tried)
@@ -92,7 +96,7 @@ def explain_lowered(
     found += [f for f in rematerializations(program) if _warning(f) not in mended]
     return Explained(
         program, tuple(found), tuple(needed_collectives(program, found)),
-        (*user.notes, *said, *notes), subject, len(worth_a_try) - len(tried),
+        (*said, *notes), subject, len(worth_a_try) - len(tried),
     )  # fmt: skip
 
 

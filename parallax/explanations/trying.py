@@ -126,9 +126,8 @@ def improvements(subject: Subject, tried: list[Tried]) -> list[Finding]:
 
 
 def _position(subject: Subject, tried: Tried) -> tuple:
-    return min(
-        (tuple(map(str, e.path)) and e.path[0] for e in tried.candidate.edits), default=0
-    ), -tried.gain(subject.program)  # fmt: skip
+    first = min((e.path[0] for e in tried.candidate.edits), default=0)
+    return first, -tried.gain(subject.program)
 
 
 def _finding(one: Tried, before: Program) -> Finding:

@@ -21,7 +21,7 @@ import jax
 from jax._src import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
-from parallax.lenses.compiler_log import compiler_warnings
+from parallax.lenses.compiler_log import compiler_warnings, logs_warnings
 from parallax.lenses.environment import installed_versions
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.topology import topology_devices
@@ -81,7 +81,7 @@ def compile_text(
     key = hashlib.sha256()
     for part in (
         _VERSION, installed_versions(*_COMPILERS), os.environ.get("XLA_FLAGS", ""),
-        os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", ""),
+        os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", ""), logs_warnings(),
         cluster.gpu.name, cluster.gpu.target_config(memory_bytes), cluster.topology,
         sorted(options.items()), text,
     ):  # fmt: skip

@@ -28,7 +28,7 @@ def mesh_of_arguments(args: Any) -> Any:
     return None
 
 
-def abstract_arguments(args: tuple, specs: Specs | None, mesh: Mesh) -> tuple:
+def abstract_arguments(args: tuple, specs: Specs | None, mesh: Mesh, caller: str) -> tuple:
     """Return the arguments with their arrays as `jax.ShapeDtypeStruct`, sharded on `mesh`.
 
     Args:
@@ -36,6 +36,7 @@ def abstract_arguments(args: tuple, specs: Specs | None, mesh: Mesh) -> tuple:
       specs: for each argument a PartitionSpec, a NamedSharding or None (replicated), or a prefix
         tree of them. None keeps the shardings that the arrays have; an array without one is left
         to XLA, as in `jax.jit`.
+      caller: the start of error messages.
 
     Raises:
       ValueError: another number of specs than arguments, a spec that is no prefix of its argument,
@@ -45,10 +46,10 @@ def abstract_arguments(args: tuple, specs: Specs | None, mesh: Mesh) -> tuple:
         return tuple(jax.tree.map(lambda x: _abstract(x, mesh), arg) for arg in args)
     if len(specs) != len(args):
         raise ValueError(
-            f"compile_for: {len(specs)} in_specs for {len(args)} arguments. Give one for each."
+            f"{caller}: {len(specs)} in_specs for {len(args)} arguments. Give one for each."
         )
     return tuple(
-        _with_specs(arg, spec, mesh, f"argument {i}")
+        _with_specs(arg, spec, mesh, f"{caller}: argument {i}")
         for i, (arg, spec) in enumerate(zip(args, specs, strict=True))
     )
 
@@ -95,13 +96,13 @@ def _with_specs(arg: Any, specs: Any, mesh: Mesh, name: str) -> Any:
         parts = tree.flatten_up_to(arg)
     except ValueError as error:
         raise ValueError(
-            f"compile_for: in_specs of {name} is no prefix of it: {str(error).splitlines()[0]}"
+            f"{name}: its in_specs are no prefix of it: {str(error).splitlines()[0]}"
         ) from error
     made = []
     for (above, spec), part in zip(prefixes, parts, strict=True):
         if not _is_spec(spec):
             raise ValueError(
-                f"compile_for: in_specs of {name}: expected a PartitionSpec, a NamedSharding or "
+                f"{name}: its in_specs: expected a PartitionSpec, a NamedSharding or "
                 f"None, got {type(spec).__name__}."
             )
         made.append(
@@ -118,11 +119,10 @@ def _with_specs(arg: Any, specs: Any, mesh: Mesh, name: str) -> Any:
 def _checked(x: Any, spec: Any, mesh: Mesh, name: str) -> Any:
     if not is_abstract(x):
         return x
-    context = f"compile_for: {name}"
     sharding = getattr(spec, "spec", spec) or ()
     if len(sharding) > len(x.shape):
         raise ValueError(
-            f"{context}: {sharding} has {len(sharding)} entries for {len(x.shape)} dims of "
+            f"{name}: {sharding} has {len(sharding)} entries for {len(x.shape)} dims of "
             f"{tuple(x.shape)}. Give one for each dim at most."
         )
     for dim, entry in enumerate(sharding):
@@ -133,13 +133,13 @@ def _checked(x: Any, spec: Any, mesh: Mesh, name: str) -> Any:
                 continue
             if axis not in mesh.shape:
                 raise ValueError(
-                    f"{context}: {sharding} names mesh axis {axis!r}, the mesh has "
+                    f"{name}: {sharding} names mesh axis {axis!r}, the mesh has "
                     f"{', '.join(map(str, mesh.shape)) or 'none'}."
                 )
             count *= mesh.shape[axis]
         if x.shape[dim] % count:
             raise ValueError(
-                f"{context}: dim {dim} of {tuple(x.shape)} is not a multiple of the {count} "
+                f"{name}: dim {dim} of {tuple(x.shape)} is not a multiple of the {count} "
                 f"devices that {sharding} splits it over. Pad it, or leave the dim whole."
             )
     return _abstract(x, mesh, spec)

@@ -68,6 +68,7 @@ class UserCall:
       out_shardings: of the results, as `jax.jit` takes them; None leaves them to XLA.
       donate: positions of arguments whose memory the results may reuse.
       manual_out: with one `jax.shard_map` over all axes: its `out_specs`; None without.
+      caller: who was called, for error messages.
     """
 
     fn: Callable[..., Any]
@@ -76,6 +77,7 @@ class UserCall:
     out_shardings: Any = None
     donate: tuple[int, ...] = ()
     manual_out: Any = None
+    caller: str = "compile_for"
 
 
 def lower_call(call: UserCall, cluster: Cluster, mesh: MeshLike | None) -> UserProgram:
@@ -91,7 +93,7 @@ def lower_call(call: UserCall, cluster: Cluster, mesh: MeshLike | None) -> UserP
       ValueError: the mesh is not of the cluster's size, or the arguments do not fit their specs.
       TypeError: an argument that `jax.jit` would refuse.
     """
-    given = mesh if mesh is not None else _mesh_in_sight(call.args, cluster)
+    given = mesh if mesh is not None else _mesh_in_sight(call, cluster)
     built = built_mesh(given, cluster)
     if isinstance(given, Mesh | AbstractMesh):
         return _lower(call, built)
@@ -108,8 +110,8 @@ def lower_call(call: UserCall, cluster: Cluster, mesh: MeshLike | None) -> UserP
             with contextlib.suppress(ValueError):
                 return _lower(call, _over_own_devices(built))
         raise ValueError(
-            f"compile_for: the function itself names devices, and not those of mesh {given}. "
-            "Pass the mesh that it names: compile_for(..., mesh=that_mesh)."
+            f"{call.caller}: the function itself names devices, and not those of mesh {given}. "
+            f"Pass the mesh that it names: {call.caller}(..., mesh=that_mesh)."
         ) from error
 
 
@@ -137,9 +139,9 @@ def _over_own_devices(mesh: Mesh) -> Mesh:
     return Mesh(grid, mesh.axis_names, mesh.axis_types)
 
 
-def _mesh_in_sight(args: tuple, cluster: Cluster) -> MeshLike:
+def _mesh_in_sight(call: UserCall, cluster: Cluster) -> MeshLike:
     """Return the mesh of the arguments, or of the context."""
-    found = mesh_of_arguments(args)
+    found = mesh_of_arguments(call.args)
     if found is None:
         context = jax.sharding.get_mesh()
         found = context if not context.empty else jax.sharding.get_abstract_mesh()
@@ -148,14 +150,14 @@ def _mesh_in_sight(args: tuple, cluster: Cluster) -> MeshLike:
     if cluster.devices == 1:
         return {}
     raise ValueError(
-        f"compile_for: no mesh: give mesh={{axis: size, ...}} of {cluster.devices} devices, or "
+        f"{call.caller}: no mesh: give mesh={{axis: size, ...}} of {cluster.devices} devices, or "
         "arguments with shardings of their own (jax.ShapeDtypeStruct(..., sharding=...))."
     )
 
 
 def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
     specs = call.in_specs
-    args = abstract_arguments(call.args, specs, mesh)
+    args = abstract_arguments(call.args, specs, mesh, call.caller)
     fn: Any = call.fn
     said = list(notes)
     if call.manual_out is not None:
@@ -174,7 +176,7 @@ def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
         fn = jax.jit(fn, **options)
     elif donate or call.out_shardings is not None:
         raise ValueError(
-            "compile_for: the function was made by jax.jit, and donate= and out_shardings= are "
+            f"{call.caller}: the function was made by jax.jit, and donate= and out_shardings= are "
             "its own to give: jax.jit(fn, donate_argnums=..., out_shardings=...)."
         )
     with jax.set_mesh(mesh), _one_line(), missing_libraries():
@@ -202,7 +204,7 @@ def _one_line() -> Iterator[None]:
         if _NOTHING_RUNS not in str(error):
             raise
         raise ValueError(
-            "compile_for: the function runs an operation while it is traced (under "
+            "the function runs an operation while it is traced (under "
             "jax.ensure_compile_time_eval, say), and no device of this cluster is here to run it. "
             "Compute it with numpy, or before the call."
         ) from error

@@ -130,7 +130,7 @@ REFUSED = {
         ({"a": P(), "b": P(None, None, "data")}, P()), r"\['b'\]: .* 3 entries"
     ),
     "no multiple": ((P(), P("data")), "argument 1: dim 0 of .1001, 512. is not a multiple of"),
-    "no prefix": (({"a": P()}, P()), "in_specs of argument 0 is no prefix of it"),
+    "no prefix": (({"a": P()}, P()), "argument 0: its in_specs are no prefix of it"),
     "no spec": (({"a": P(), "b": "data"}, P()), "expected a PartitionSpec, .* got str"),
     "one too few": ((P(),), "1 in_specs for 2 arguments"),
 }  # fmt: skip
@@ -163,3 +163,11 @@ def test_a_jitted_functions_options_are_its_own(aot):
     step = jax.jit(functools.partial(loss))
     with pytest.raises(ValueError, match=r"its own to give: jax\.jit\(fn, donate_argnums"):
         px.compile_for("h100_1x1", step, *[jax.ShapeDtypeStruct((N, N), jnp.float32)] * 2, donate=0)
+
+
+def test_errors_name_who_was_called(aot):
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    with pytest.raises(ValueError, match=r"^explain: argument 0: P\('model',\) names mesh axis"):
+        px.explain("h100_1x8", jnp.sin, x, mesh={"data": 8}, in_specs=(P("model"),))
+    with pytest.raises(ValueError, match="^explain: no mesh"):
+        px.explain("h100_1x8", jnp.sin, x)

@@ -98,3 +98,12 @@ def test_without_a_folder_on_disk_nothing_is_kept(folder, nowhere, tmp_path, mon
         compile_text(lowered, **FIRST)
     assert lowered.compiled == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_hears_no_warnings_keeps_none_for_one_that_does(folder, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    compile_text(Lowered(), **FIRST)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    other = Lowered()
+    compile_text(other, **FIRST)
+    assert other.compiled == 1
