@@ -153,44 +153,43 @@ class _Tick:
 
     def act(self, state: _State, row: TickPlan, mine: StagePlan) -> tuple[_State, jax.Array]:
         """Run this stage's own action; return also the share that it hands on or back."""
-
-        def idle(state):
-            return state, self.empty
-
-        branches = [idle, *(lambda s, kind=kind: self.branch(kind, s, mine) for kind in ACTION_KINDS)]
-        if not self.is_uniform:
-            return lax.switch(mine.kind, branches, state)
-        share = self.empty
-        for number, branch in enumerate(branches[1:], start=1):
-            made = lax.cond(row.runs[number - 1], branch, idle, state)
-            state, share = jax.tree.map(
-                lambda new, old, own=mine.kind == number: jnp.where(own, new, old),
-                made, (state, share),
-            )  # fmt: skip
-        return state, share
-
-    def branch(self, kind: str, state: _State, mine: StagePlan) -> tuple[_State, jax.Array]:
-        with jax.named_scope(f"stage_{kind}"):
-            run = self.forward if kind == "forward" else self.backward
-            layers = self.stages.chunk(self.params.layers, mine.chunk)
-            arguments = self.microbatch(mine.microbatch), mine.chunk
-            return run(state, mine, layers, _at(state.x, mine.x), arguments, kind)
-
-    def forward(self, state, mine, layers, x, others, kind):
-        (share, penalty), kept = self.passes.forward(layers, x, *others)
+        before = state.penalty, state.gradients.layers, self.empty, self.kept(state, mine)
+        branches = [
+            lambda: before,
+            *(lambda kind=kind: self.branch(kind, state, mine) for kind in ACTION_KINDS),
+        ]
+        if self.is_uniform:
+            made = before
+            for number, branch in enumerate(branches[1:], start=1):
+                own, new = mine.kind == number, _when(row.runs[number - 1], branch, before)
+                made = jax.tree.map(lambda a, b, own=own: jnp.where(own, a, b), new, made)
+        else:
+            made = lax.switch(mine.kind, branches)
+        penalty, layers, share, kept = made
         slots = [_put(slot, mine.kept, a) for slot, a in zip(state.kept, kept, strict=True)]
-        return state._replace(penalty=state.penalty + penalty, kept=slots), share
+        gradients = state.gradients._replace(layers=layers)
+        return state._replace(penalty=penalty, gradients=gradients, kept=slots), share
 
-    def backward(self, state, mine, layers, x, others, kind):
-        splits = self.stages.schedule.splits_backward
-        which = (kind == "weights" or not splits, kind == "backward")
-        kept = [_at(slot, mine.kept) for slot in state.kept]
-        seeds = _at(state.gradient, mine.gradient), jnp.ones_like(state.penalty)
-        of_layers, of_x = self.passes.backward(layers, x, others, kept, seeds, which)
-        if of_layers is not None:
-            sums = self.stages.add_chunk(state.gradients.layers, of_layers, mine.chunk)
-            state = state._replace(gradients=state.gradients._replace(layers=sums))
-        return state, self.empty if of_x is None else of_x
+    def kept(self, state: _State, mine: StagePlan) -> list[jax.Array]:
+        return [_at(slot, mine.kept) for slot in state.kept]
+
+    def branch(self, kind: str, state: _State, mine: StagePlan):
+        """Run one kind of action: sums of penalties and gradients, a share, and what is kept."""
+        with jax.named_scope(f"stage_{kind}"):
+            layers = self.stages.chunk(self.params.layers, mine.chunk)
+            x, others = _at(state.x, mine.x), (self.microbatch(mine.microbatch), mine.chunk)
+            sums = state.gradients.layers
+            if kind == "forward":
+                (share, penalty), kept = self.passes.forward(layers, x, *others)
+                return state.penalty + penalty, sums, share, kept
+            splits = self.stages.schedule.splits_backward
+            which = (kind == "weights" or not splits, kind == "backward")
+            seeds = _at(state.gradient, mine.gradient), jnp.ones_like(state.penalty)
+            kept = self.kept(state, mine)
+            of_layers, of_x = self.passes.backward(layers, x, others, kept, seeds, which)
+            if of_layers is not None:
+                sums = self.stages.add_chunk(sums, of_layers, mine.chunk)
+            return state.penalty, sums, self.empty if of_x is None else of_x, kept
 
     def end(
         self, state: _State, row: TickPlan, mine: StagePlan, inputs: Any, share: jax.Array

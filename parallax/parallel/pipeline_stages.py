@@ -1,4 +1,4 @@
-"""The parts of a pipelined training step on one microbatch, with activations in shares of the width.
+"""The parts of a pipelined training step on one microbatch, on shares of activations.
 
 Stages hold different activations, so a share on the wire is split over the axes of the width
 (`lookup`) without that of the stages. Shapes: b sequences, L tokens, D model width.

@@ -1,4 +1,4 @@
-"""A toy model under pipeline schedules: layers with a sum over `tensor`, tables split over stages."""
+"""A toy model under pipeline schedules: sums over `tensor`, tables split over stages."""
 
 import functools
 
@@ -9,8 +9,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from parallax.meshes.mesh import MeshSpec
-from parallax.parallel.gradients import LocalParams, TrainFunctions
 from parallax.parallel.cross_entropy import cross_entropy
+from parallax.parallel.gradients import LocalParams, TrainFunctions
 from parallax.parallel.pipeline_gradients import run_schedule
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.parallel.varying import vary_over
@@ -32,14 +32,20 @@ def parameters(layers):
     )  # fmt: skip
 
 
-def functions(split, tokens):
-    """The model's functions; the penalty of a layer is a small square of its gate's products."""
+def functions(split, tokens, ring=()):
+    """The model's functions; the penalty of a layer is a small square of its gate's products.
+
+    Over the mesh axis in `ring`, layers pass an activation around and back, which changes nothing.
+    """
 
     def embed(outer, inputs):
         return jnp.take(outer["table"], inputs["tokens"], axis=0)
 
     def layer(carry, w):
         x, penalty = carry
+        for axis in ring:
+            hops = [(0, 1), (1, 0)]
+            x = lax.ppermute(lax.ppermute(x, axis, hops), axis, hops)
         hidden = jnp.tanh(split.enter(x, "mlp") @ w["up"])
         gate = jnp.einsum("bld,d->bl", x, w["gate"])
         y = x + split.sum(hidden @ w["down"], "mlp") * jnp.tanh(gate)[..., None]
@@ -83,7 +89,8 @@ def rows_of(layers, stages, chunks):
     )
 
 
-def pipelined(schedule, layers, sequences, remat="none", mesh=MESH, lookup=("stage", "tensor")):
+def pipelined(schedule, layers, sequences, remat="none", mesh=MESH, lookup=("stage", "tensor"),
+              ring=()):  # fmt: skip
     """Loss and gradients by a schedule, in the order of the layers."""
     vocab = tuple(a for a in ("stage", "tensor") if a in mesh)
     data = tuple(a for a in ("data",) if a in mesh)
@@ -97,7 +104,7 @@ def pipelined(schedule, layers, sequences, remat="none", mesh=MESH, lookup=("sta
         {"table": P(None, lookup), "head": P(None, vocab)},
         {"up": P("stage", None, mlp), "down": P("stage", mlp), "gate": P("stage")},
     )
-    parts = functions(split, sequences * LENGTH)
+    parts = functions(split, sequences * LENGTH, ring)
     different = LocalParams(
         {"table": (*data, "stage"), "head": data},
         {"up": (*data, *mlp), "down": (*data, *mlp), "gate": data},
