@@ -17,7 +17,7 @@ from jax import lax
 from parallax.parallel.gradients import LocalParams, TrainFunctions
 from parallax.parallel.pipeline_stages import PipelineStages, zeros_like_type
 from parallax.parallel.schedule_plan import StagePlan, TickPlan, plan_of
-from parallax.parallel.schedules import ACTION_KINDS, Schedule
+from parallax.parallel.schedules import Schedule
 from parallax.parallel.split import Split
 from parallax.parallel.two_passes import TwoPasses, permutes, recomputed, remembered
 from parallax.parallel.varying import vary_alike, vary_over, varying_axes
@@ -156,7 +156,7 @@ class _Tick:
         before = state.penalty, state.gradients.layers, self.empty, self.kept(state, mine)
         branches = [
             lambda: before,
-            *(lambda kind=kind: self.branch(kind, state, mine) for kind in ACTION_KINDS),
+            *(lambda k=k: self.branch(k, state, mine) for k in self.stages.schedule.kinds),
         ]
         if self.is_uniform:
             made = before

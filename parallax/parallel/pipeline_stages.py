@@ -125,7 +125,7 @@ class PipelineStages:
         pairs = [(s, s + step) for s in range(stages)]
         if self.schedule.virtual_stages == 1:
             pairs = [(a, b) for a, b in pairs if 0 <= b < stages]
-        with jax.named_scope("handoff"):
+        with jax.named_scope("handoff" if step > 0 else "handoff_back"):
             return lax.ppermute(share, self.axis, [(a, b % stages) for a, b in pairs])
 
 

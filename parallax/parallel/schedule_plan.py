@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parallax.parallel.schedules import ACTION_KINDS, Action, Schedule
+from parallax.parallel.schedules import Action, Schedule
 
 
 class StagePlan(NamedTuple):
     """What the stages do, int32 [ticks, S] each.
 
     Attributes:
-      kind: 0 is idle, then 1 + the place in ACTION_KINDS.
+      kind: 0 is idle, then 1 + the place in the schedule's kinds.
       microbatch, chunk: of the action; 0 where a stage is idle.
       x, gradient, kept: slots of the action's input, its output's gradient and what it keeps.
       x_arrives, gradient_arrives: slots for what arrives at the end of a tick; -1 is nothing.
@@ -37,7 +37,7 @@ class TickPlan(NamedTuple):
 
     Attributes:
       stages: what each stage does.
-      runs: [ticks, 3], whether any stage runs each of ACTION_KINDS.
+      runs: [ticks, kinds], whether any stage runs each kind of action.
       embeds, embeds_back: whether the first stage runs a forward or backward of the first group.
       ends: whether the last stage runs a forward of the last group.
       sends, sends_back: whether any stage hands on an activation or a gradient.
@@ -88,7 +88,7 @@ def plan_of(schedule: Schedule) -> Plan:
                 continue
             key = action.microbatch, schedule.group(stage, action)
             at = tick, stage
-            kind[at] = 1 + ACTION_KINDS.index(action.kind)
+            kind[at] = 1 + schedule.kinds.index(action.kind)
             microbatch[at], chunk[at] = action.microbatch, action.chunk
             x[at], gradient[at], kept[at] = (p[key] for p in places)
         for key, (start, _) in spans[0].items():
@@ -106,7 +106,7 @@ def plan_of(schedule: Schedule) -> Plan:
         return np.array([is_done(t, stage, kind, chunk) for t in range(schedule.ticks)])
 
     of_stages = StagePlan(kind, microbatch, chunk, x, gradient, kept, x_arrives, gradient_arrives)
-    numbers = np.arange(1, 1 + len(ACTION_KINDS))
+    numbers = np.arange(1, 1 + len(schedule.kinds))
     ticks_of = TickPlan(
         of_stages,
         runs=(kind[:, :, None] == numbers).any(1),
@@ -128,7 +128,7 @@ def _spans(schedule: Schedule, ticks: dict, stage: int) -> tuple[_Span, _Span, _
     The keys are (microbatch, group); arrays are inputs, gradients of outputs, and what is kept.
     """
     x, gradient, kept = {}, {}, {}
-    ending = "weights" if schedule.splits_backward else "backward"
+    ending = schedule.kinds[-1]
     for group in range(stage, schedule.groups, schedule.stages):
         for i in range(schedule.microbatches):
             forward, stop = ticks["forward", i, group], ticks[ending, i, group]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 ActionKind = Literal["forward", "backward", "weights"]
-ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
+ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "1f1b-lockstep"]
 ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
@@ -62,6 +62,11 @@ class Schedule:
         return self.name == "zb-h1"
 
     @property
+    def kinds(self) -> tuple[ActionKind, ...]:
+        """The kinds of its actions."""
+        return ACTION_KINDS if self.splits_backward else ACTION_KINDS[:2]
+
+    @property
     def groups(self) -> int:
         """The number of groups of layers, v S."""
         return self.virtual_stages * self.stages
@@ -69,7 +74,7 @@ class Schedule:
     @property
     def actions_per_stage(self) -> int:
         """The number of ticks in which a stage is busy."""
-        return (3 if self.splits_backward else 2) * self.virtual_stages * self.microbatches
+        return len(self.kinds) * self.virtual_stages * self.microbatches
 
     @property
     def bubble(self) -> float:
@@ -87,7 +92,7 @@ class Schedule:
         Counted from the end of the forward until the last of their gradients is done.
         """
         held = most = 0
-        last = "weights" if self.splits_backward else "backward"
+        last = self.kinds[-1]
         for row in self.rows:
             action = row[stage]
             if action is not None:
@@ -114,9 +119,12 @@ def make_schedule(
     Args:
       name: "gpipe", all forwards, then all backwards; "1f1b", one forward and one backward in turn;
         "interleaved", the same with several chunks of layers per stage, in Megatron's order;
-        "zb-h1", 1F1B with the gradients of weights moved into the bubble.
+        "zb-h1", 1F1B with the gradients of weights moved into the bubble; "1f1b-lockstep", ticks in
+        which all stages run forwards and ticks in which all run backwards in turn: as many as
+        1F1B's, of which each takes as long as all of its stages where stages wait for each other
+        in every tick, for nearly twice as many microbatches in flight.
       stages, microbatches: S and M, at least 1.
-      virtual_stages: chunks per stage, of "interleaved" alone.
+      virtual_stages: chunks per stage, more than 1 with "interleaved" and "1f1b-lockstep" alone.
 
     Raises:
       ValueError: an unknown name, or numbers that the schedule cannot have.
@@ -128,6 +136,8 @@ def make_schedule(
     _check(name, stages, microbatches, virtual_stages)
     if name == "zb-h1":
         rows = _run(stages, 1, _zero_bubble(stages, microbatches))
+    elif name == "1f1b-lockstep":
+        rows = _lockstep(stages, microbatches, virtual_stages)
     else:
         order = {"gpipe": _gpipe, "1f1b": _one_f_one_b, "interleaved": _interleaved}[name]
         orders = [order(s, stages, microbatches, virtual_stages) for s in range(stages)]
@@ -143,14 +153,18 @@ def _check(name: str, stages: int, microbatches: int, virtual_stages: int) -> No
             f"make_schedule: expected at least 1 of each, got {stages} stages, {microbatches} "
             f"microbatches and {virtual_stages} virtual stages."
         )
-    if (name == "interleaved") != (virtual_stages > 1):
+    if name == "interleaved" and virtual_stages == 1:
         raise ValueError(
-            f"make_schedule: '{name}' got {virtual_stages} virtual stages per stage. Use "
-            "'interleaved' with at least 2, or any other schedule with 1."
+            "make_schedule: 'interleaved' got 1 virtual stage per stage. Use at least 2, or '1f1b'."
         )
-    if name == "interleaved" and microbatches % stages:
+    if name in ("gpipe", "1f1b", "zb-h1") and virtual_stages > 1:
         raise ValueError(
-            f"make_schedule: 'interleaved' takes microbatches in turns of one per stage, and "
+            f"make_schedule: '{name}' got {virtual_stages} virtual stages per stage. Use 1, or "
+            "'interleaved'."
+        )
+    if virtual_stages > 1 and microbatches % stages:
+        raise ValueError(
+            f"make_schedule: virtual stages take microbatches in turns of one per stage, and "
             f"{stages} stages do not divide {microbatches} microbatches. Use a multiple of "
             f"{stages}, or '1f1b'."
         )
@@ -168,16 +182,35 @@ def _one_f_one_b(stage: int, stages: int, microbatches: int, chunks: int) -> lis
 
 
 def _interleaved(stage: int, stages: int, microbatches: int, chunks: int) -> list[Action]:
-    # Turns of S microbatches: all of them through a chunk, then through the next chunk.
+    forwards, backwards = _in_turns(stages, microbatches, chunks)
+    return _alternate(2 * (stages - 1 - stage) + (chunks - 1) * stages, forwards, backwards)
+
+
+def _in_turns(stages: int, microbatches: int, chunks: int) -> tuple[list[Action], list[Action]]:
+    """Return forwards and backwards in turns: S microbatches, through one chunk after the other."""
     turns = [
         (turn + i, chunk)
         for turn in range(0, microbatches, stages)
         for chunk in range(chunks)
-        for i in range(stages)
+        for i in range(min(stages, microbatches - turn))
     ]
     forwards = [Action("forward", i, chunk) for i, chunk in turns]
-    backwards = [Action("backward", i, chunks - 1 - chunk) for i, chunk in turns]
-    return _alternate(2 * (stages - 1 - stage) + (chunks - 1) * stages, forwards, backwards)
+    return forwards, [Action("backward", i, chunks - 1 - chunk) for i, chunk in turns]
+
+
+def _lockstep(stages: int, microbatches: int, chunks: int) -> tuple[Row, ...]:
+    """Return rows of forwards and rows of backwards in turn, without those that are idle."""
+    forwards, backwards = _in_turns(stages, microbatches, chunks)
+    first, rows = chunks * stages - 1, []  # the row of the last group's first forward
+    for number in range(first + len(backwards) + stages):
+        for actions, starts in (
+            (forwards, range(stages)),
+            (backwards, range(first + stages - 1, first - 1, -1)),
+        ):
+            places = [number - start for start in starts]
+            row = [actions[n] if 0 <= n < len(actions) else None for n in places]
+            rows += [tuple(row)] if any(row) else []
+    return tuple(rows)
 
 
 def _alternate(warm_up: int, forwards: list[Action], backwards: list[Action]) -> list[Action]:

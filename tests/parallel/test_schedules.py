@@ -17,14 +17,13 @@ CASES = [
     (name, stages, microbatches, chunks)
     for stages, microbatches in SIZES
     for name in SCHEDULES
-    for chunks in ((2, 3) if name == "interleaved" else (1,))
-    if name != "interleaved" or microbatches % stages == 0
+    for chunks in {"interleaved": (2, 3), "1f1b-lockstep": (1, 2)}.get(name, (1,))
+    if chunks == 1 or microbatches % stages == 0
 ]
 
 
 def faults(schedule):
     """What is wrong with a table: an action that is missing, repeated, or too early."""
-    kinds = ("forward", "backward", "weights")[: 3 if schedule.splits_backward else 2]
     done, found = {}, []
     for tick, row in enumerate(schedule.rows):
         for stage, action in enumerate(row):
@@ -36,7 +35,7 @@ def faults(schedule):
         for before, other in needed(kind, group, schedule.groups):
             if done.get((before, microbatch, other), 10**9) >= done[kind, microbatch, group]:
                 found.append(f"{kind, microbatch, group} before {before, other}")
-    whole = {(k, i, g) for k in kinds for i in range(schedule.microbatches)
+    whole = {(k, i, g) for k in schedule.kinds for i in range(schedule.microbatches)
              for g in range(schedule.groups)}  # fmt: skip
     return found + [f"{key} missing or unknown" for key in whole ^ set(done)]
 
@@ -52,6 +51,7 @@ def test_every_table_is_valid_and_its_figures_are_the_closed_forms(case):
         "1f1b": 2 * (m + s - 1),
         "interleaved": 2 * (v * m + s - 1),
         "zb-h1": 3 * m + s - 1 + max(0, s - m),
+        "1f1b-lockstep": 2 * (v * m + s - 1),
     }
     assert schedule.ticks == ticks[name]
     held = [schedule.in_flight(stage) for stage in range(s)]
@@ -61,11 +61,14 @@ def test_every_table_is_valid_and_its_figures_are_the_closed_forms(case):
         assert held == [min(m, s - stage) for stage in range(s)]
     elif name == "zb-h1":
         assert max(held) <= min(m, s)
+    elif name == "1f1b-lockstep":
+        assert held == [min(v * m, (v + 1) * s - 1 - 2 * stage) for stage in range(s)]
+        assert all(len({action.kind for action in row if action}) == 1 for row in schedule.rows)
     else:
         most = [2 * (s - 1 - stage) + (v - 1) * s + 1 for stage in range(s)]
         assert held == [min(n, v * m) for n in most]
-    bubble = {"interleaved": (s - 1) / (v * m), "zb-h1": (s - 1 + max(0, s - m)) / (3 * m)}
-    assert schedule.bubble == pytest.approx(bubble.get(name, (s - 1) / m))
+    bubble = (s - 1 + max(0, s - m)) / (3 * m) if name == "zb-h1" else (s - 1) / (v * m)
+    assert schedule.bubble == pytest.approx(bubble)
     assert schedule.handoffs == m * (v * s - 1)
     equal = step_time(schedule, [1.0] * s, [1.0] * s, [1.0 * schedule.splits_backward] * s)
     assert equal == (schedule.ticks, schedule.ticks)
@@ -77,6 +80,15 @@ def test_faults_are_seen():
     assert faults(dataclasses.replace(schedule, rows=(rows[1], rows[0], *rows[2:])))
     assert faults(dataclasses.replace(schedule, rows=rows[:-1]))
     assert faults(dataclasses.replace(schedule, rows=(*rows, (Action("backward", 0), None, None))))
+
+
+def test_rows_of_one_kind_are_shorter_where_stages_wait_for_each_other():
+    equal, twice = [1.0] * 4, [2.0] * 4
+    plain, rows = (make_schedule(name, 4, 8) for name in ("1f1b", "1f1b-lockstep"))
+    # 11 microbatches' forward and backward; a tick of 1F1B mostly has a backward somewhere.
+    assert step_time(plain, equal, twice, [0.0] * 4) == (33.0, 40.0)
+    assert step_time(rows, equal, twice, [0.0] * 4) == (33.0, 33.0)
+    assert (plain.peak_in_flight, rows.peak_in_flight) == (4, 7)
 
 
 def test_a_schedule_of_unequal_stages_takes_as_long_as_its_slowest():
