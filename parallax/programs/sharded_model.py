@@ -257,7 +257,8 @@ class ShardedTransformer(ShardedParameters):
         count = self._count(inputs, split)
 
         def finish(model, x, tokens, segment_ids):
-            return self._losses(model.head(x, split), tokens, segment_ids, split).sum() / count
+            losses = self._losses(model.head(x, split), tokens, segment_ids, split)
+            return losses.sum() / jnp.asarray(count, losses.dtype)
 
         # Typed as varying here, not at each use, for those who differentiate this function.
         state = vary_by_work(state, split)
@@ -316,7 +317,8 @@ class ShardedTransformer(ShardedParameters):
         def loss(outer, y, inputs):
             logits = model(outer).head(split.enter(y), split)
             losses = self._losses(logits, *self._unpack(inputs)[:2], split)
-            return losses.sum() / count, logits if everything else ()
+            mean = losses.sum() / jnp.asarray(count, losses.dtype)
+            return mean, logits if everything else ()
 
         return TrainFunctions(embed, blocks, loss)
 
