@@ -18,9 +18,9 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
-from parallax.models.weights import cast, weight
+from parallax.models.weights import gathered, in_use, weight
 from parallax.parallel.cached_attention import CachedLayers
-from parallax.parallel.ring_attention import KEPT
+from parallax.parallel.remat import rematerialised
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 from parallax.parallel.tiles import MicrobatchGroup
 
@@ -40,7 +40,8 @@ class Transformer(nnx.Module):
         d, v = config.d_model, config.vocab_size
         # A tied table is initialised as an unembedding, for logits of about unit size.
         fan_in = d if config.tie_embeddings else 1
-        table = functools.partial(weight, config, rngs, names=(None, "lookup"), inputs=())
+        names = None, ("lookup", "embed")
+        table = functools.partial(weight, config, rngs, names=names, inputs=())
         self.tokens_VD = table((v, d), fan_in=fan_in)
         if config.positions == "learned":
             self.positions_LD = table((config.max_seq_len, d), fan_in=1)
@@ -70,9 +71,9 @@ class Transformer(nnx.Module):
         self, tokens_BL: Int[Array, "b l"], positions_BL: Int[Array, "#b l"], split: Split
     ) -> Float[Array, "b l d"]:
         """Look up this device's tokens, at its positions, in the tables: [B, L, D / lookup]."""
-        x = jnp.take(self.tokens_VD[...], tokens_BL, axis=0)
+        x = split.rows_of(self.tokens_VD[...], tokens_BL)
         if self.config.positions == "learned":
-            x = x + jnp.take(self.positions_LD[...], positions_BL, axis=0)
+            x = x + split.rows_of(self.positions_LD[...], positions_BL)
         x = x.astype(self.config.dtype)
         return split.assert_sharding(x, "act_batch", RESIDUAL_SEQ, "lookup")
 
@@ -130,14 +131,12 @@ class Transformer(nnx.Module):
 
         def layer(x, of_layer):
             state, expert_ids, kv = of_layer
-            state = cast(state, config.dtype)
+            state = in_use(state, config.dtype, split, stacked=True)
             own = None if cache is None else cache.of_layer(*kv)
             return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
 
-        # A single layer is recomputed with its microbatch already.
-        if split.remat == "layer" and len(jax.tree.leaves(stacked)[0]) > 1:
-            keep = jax.checkpoint_policies.save_only_these_names(KEPT)
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
+        if split.remat is not None:
+            layer = rematerialised(layer, split.remat)
         return lax.scan(layer, x_BLD, (stacked, expert_ids_NBLk, kv))
 
     def through_weight_tiles(
@@ -173,12 +172,18 @@ class Transformer(nnx.Module):
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            tied = self.config.tie_embeddings
-            unembed_DV = (self.tokens_VD[...].T if tied else self.unembed_DV[...]).astype(
-                self.config.dtype
-            )
-            logits_BV = jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
+            norm, unembed_DV = self._end(split)
+            logits_BV = jnp.einsum("...d,dv->...v", norm(x_BD), unembed_DV)
             return _mask_padding(logits_BV, self.config.vocab_size, split)
+
+    def _end(self, split: Split) -> tuple[Norm, jax.Array]:
+        """Return the last norm and the unembedding, as they are used."""
+        dtype = self.config.dtype
+        norm = gathered(self.final_norm, split)
+        if self.config.tie_embeddings:
+            return norm, self.tokens_VD[...].T.astype(dtype)
+        w = self.unembed_DV
+        return norm, split.gather_weight(w[...].astype(dtype), w.out_sharding)
 
     def run(
         self,

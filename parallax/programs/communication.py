@@ -18,7 +18,7 @@ from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.cached_attention import cached_transfers
 from parallax.parallel.experts import TILES_SCOPE, ExpertShape, Platform
 from parallax.parallel.experts.chunks import chunk_tokens
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategy import Strategy
@@ -53,7 +53,7 @@ def train_transfers(
     config: ModelConfig,
     strategy: Strategy,
     workload: Workload,
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
     param_bytes: int = 4,
     *,
     platform: Platform = "gpu",
