@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from parallax.analytic.attention import cached_attention, projections, prompt_attention
 from parallax.analytic.hits import weight_reads
 from parallax.analytic.kernels import gemm, passes
-from parallax.analytic.mlp import expert_mlp, plain_mlp
+from parallax.analytic.layer import layer_steps
 from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.analytic.places import check_sent_once
 from parallax.analytic.trace import Trace
@@ -75,7 +74,7 @@ def estimate(
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:
     walk = trace.walk
-    layer, inner = _layer(trace)
+    layer, inner = layer_steps(trace)
     layers = Loop("layers", walk.layers, "layer", "test")
     beside = [Start(s.name, s) for s in trace.sends("handoff")] if trace.overlaps() else []
     tick: list[Step] = [
@@ -106,37 +105,3 @@ def _head(trace: Trace) -> list[Step]:
     return [passes("last", 3.0 * b * trace.config.d_model * trace.item, 0.0),
             gemm("logits", b, columns, trace.config.d_model, trace.dtype, trace.item),
             passes("put", b * columns * trace.item, b * columns * trace.item)]  # fmt: skip
-
-
-def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    t, item, r = trace.tokens, trace.item, trace.residual
-    q = float(t * trace.heads * trace.head_dim * item)
-    kv = float(t * trace.kv_heads * trace.head_dim * item)
-    turned = trace.walk.b > 1 and not trace.decoder and trace.sums()
-    # Where nothing is summed over devices, a norm is one kernel, and the residual is added in the
-    # product before it.
-    alone = not trace.sums()
-    rows = [] if alone else [passes("square", r, r / 512), passes("rows", r / 512, r / 8192)]
-    steps: list[Step] = [*trace.sends("before_attention"), *rows,
-                         passes("normed", r, r)]  # fmt: skip
-    steps += projections(trace)
-    steps += [passes("even", q / 2, q), passes("odd", q / 2, q), passes("turned q", 2 * q, q),
-              passes("k", kv, kv, "k"), passes("v", kv, kv, "v")]  # fmt: skip
-    attend = cached_attention if trace.decoder else prompt_attention
-    attention, inner = attend(trace)
-    steps += attention
-    steps += trace.products_behind("attention")
-    steps += [passes("turn", r, r)] if turned else []
-    steps += trace.sends("after_attention")
-    steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]
-    steps += [passes("normed", r, r), *trace.sends("before_mlp")]
-    if trace.config.num_experts:
-        mlp, more = expert_mlp(trace)
-        inner |= more
-        steps += mlp
-    else:
-        steps += plain_mlp(trace)
-    steps += [passes("turn", r, r)] if turned else []
-    steps += trace.sends("after_mlp")
-    last = passes("residual", r, 0.0) if alone else passes("residual", 2 * r, r)
-    return [*steps, last, passes("count", 0.0, 0.0)], inner
