@@ -71,9 +71,9 @@ class Transformer(nnx.Module):
         self, tokens_BL: Int[Array, "b l"], positions_BL: Int[Array, "#b l"], split: Split
     ) -> Float[Array, "b l d"]:
         """Look up this device's tokens, at its positions, in the tables: [B, L, D / lookup]."""
-        x = split.rows_of(self.tokens_VD[...], tokens_BL)
+        x = split.rows_of(self.tokens_VD[...], tokens_BL, self.config.dtype)
         if self.config.positions == "learned":
-            x = x + split.rows_of(self.positions_LD[...], positions_BL)
+            x = x + split.rows_of(self.positions_LD[...], positions_BL, self.config.dtype)
         x = x.astype(self.config.dtype)
         return split.assert_sharding(x, "act_batch", RESIDUAL_SEQ, "lookup")
 

@@ -5,11 +5,13 @@ The logical axis `embed` names the dim of a weight that is sharded so.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from parallax.parallel.varying import vary_over
 
 # When sharded weights are gathered: by each layer where it uses them, or all of them once a step.
 Gather = Literal["layer", "step"]
@@ -57,37 +59,60 @@ def gather_shards(
     return x
 
 
-def exchange_rows(
-    table_VD: jax.Array, ids_BL: jax.Array, axes: tuple[str, ...], tokens: tuple[str, ...]
-) -> jax.Array:
-    """Look up rows of a table whose width is split over devices, at full width.
+class RowPath(NamedTuple):
+    """The mesh axes that split a table's width, major first, by how rows cross them.
 
-    Over `tokens`, devices that look up rows of their own, each looks up its share of the width for
-    all of them, and the shares travel to whoever asked; the table stays where it is.
-
-    Args:
-      table_VD: [V, D / n], this device's share of the width.
-      ids_BL: [B, L], this device's rows.
-      axes: the mesh axes that split the width, major first.
-      tokens: mesh axes whose devices have different ids.
-
-    Returns:
-      [B, L, D].
-
-    Cost: over `tokens`, an all-gather of ids [B, L] and an all-to-all of as many bytes as the
-      result has; over other axes, an all-gather of the result. Backward the all-to-all again.
+    Attributes:
+      last, first: over these, minor and major to the others, rows are gathered by all devices.
+      exchanged: over these, devices look up rows of their own.
     """
-    first = next((i for i, axis in enumerate(axes) if axis in tokens), len(axes))
-    last = next((i for i in range(len(axes), 0, -1) if axes[i - 1] in tokens), first)
-    over = axes[first:last]
-    if not set(over) <= set(tokens):
+
+    first: tuple[str, ...]
+    exchanged: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+def row_path(axes: tuple[str, ...], tokens: tuple[str, ...]) -> RowPath:
+    """Return how looked-up rows travel; `tokens` are mesh axes whose devices have different ids.
+
+    Raises:
+      ValueError: an axis of the others between those of `tokens`.
+    """
+    own = [i for i, axis in enumerate(axes) if axis in tokens] or [len(axes)]
+    path = RowPath(axes[: own[0]], axes[own[0] : own[-1] + 1], axes[own[-1] + 1 :])
+    if not set(path.exchanged) <= set(tokens):
         raise ValueError(
             f"a table's width is split over mesh axes {axes}, and tokens over {tokens}: the axes "
             "that split both have to be neighbours."
         )
-    if not over:
-        return gather_shards(jnp.take(table_VD, ids_BL, axis=0), axes, 2, tokens)
-    rows = jnp.take(table_VD, lax.all_gather(ids_BL, over), axis=0)
-    rows = gather_shards(rows, axes[last:], 3, tokens)
-    rows = lax.all_to_all(rows, over, split_axis=0, concat_axis=3, tiled=True)[0]
-    return gather_shards(rows, axes[:first], 2, tokens)
+    return path
+
+
+def exchange_rows(table_VD: jax.Array, ids_BL: jax.Array, path: RowPath, dtype: str) -> jax.Array:
+    """Look up rows of a table whose width is split over devices, at full width.
+
+    Each device looks up its share of the width for all devices with rows of their own, and the
+    shares travel to whoever asked; the table stays where it is.
+
+    Args:
+      table_VD: [V, D / n], this device's share of the width.
+      ids_BL: [B, L], this device's rows.
+      path: the mesh axes that split the width.
+      dtype: dtype in which rows travel.
+
+    Returns:
+      [B, L, D].
+
+    Cost: over `path.exchanged`, an all-gather of ids [B, L] int32 and an all-to-all of as many
+      bytes as the result has; over others, an all-gather. Backward the all-to-all again.
+    """
+    first, over, last = path
+    if over:
+        ids_BL = lax.all_gather(vary_over(ids_BL, over), over)
+    rows = jnp.take(table_VD, ids_BL, axis=0)
+    if any(path):
+        rows = rows.astype(dtype)
+    rows = gather_shards(rows, last, rows.ndim - 1, over)
+    if over:
+        rows = lax.all_to_all(rows, over, split_axis=0, concat_axis=3, tiled=True)[0]
+    return gather_shards(rows, first, 2, over)

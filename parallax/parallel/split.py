@@ -20,10 +20,12 @@ from parallax.parallel.products import Int8Weight, product
 from parallax.parallel.remat import Remat, product_result, weight_in_use
 from parallax.parallel.sharded_weights import (
     Name,
+    RowPath,
     embed_axes,
     embed_dim,
     exchange_rows,
     gather_shards,
+    row_path,
 )
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import gather_width, shard_width
@@ -144,13 +146,20 @@ class Split:
             return w
         return weight_in_use(gather_shards(w, axes, dim, self.over("act_batch", "act_seq")))
 
-    def rows_of(self, table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
+    @property
+    def row_path(self) -> RowPath:
+        """How looked-up rows of tables travel; by default they do not."""
+        axes = embed_axes((None, ("lookup", "embed")), self.axes)
+        return row_path(axes, self.over("act_batch", "act_seq"))
+
+    def rows_of(self, table_VD: jax.Array, ids_BL: jax.Array, dtype: str) -> jax.Array:
         """Look up rows of a table at this device's share of the width: [B, L, D / lookup].
+
+        Rows that travel do so in `dtype`.
 
         Cost: see `exchange_rows` if the table is sharded over `embed` too; otherwise nothing.
         """
-        axes = embed_axes((None, ("lookup", "embed")), self.axes)
-        return exchange_rows(table_VD, ids_BL, axes, self.over("act_batch", "act_seq"))
+        return exchange_rows(table_VD, ids_BL, self.row_path, dtype)
 
     def gather_width(self, x_Bd: jax.Array) -> jax.Array:
         """All-gather local shards of the model width (`lookup`), the last dim, to full width.
