@@ -1,5 +1,6 @@
 """The cost estimate of a trace: streams of kernels, of collectives and of async copies."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -7,6 +8,7 @@ from parallax.cost.collectives import collective_seconds
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import crosses_nodes
 from parallax.cost.rates import Rates
+from parallax.hlo.branches import Taken
 from parallax.hlo.execution_trace import (
     Call,
     Choice,
@@ -308,12 +310,35 @@ class _Clock:
             return cost + Cost(synchronising, {"launches": synchronising})
         if isinstance(step, Choice):
             sides = [self.of(name) for name in step.branches]
+            if step.taken:
+                cost = _of_known_sides(sides, step.taken)
+                return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
             cost = max(sides, key=lambda c: c.seconds)
             # The link may be as busy as on the side that sends more.
             cost = replace(cost, communication_s=max(c.communication_s for c in sides))
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
         return self.of(step.name)
+
+
+def _of_known_sides(sides: list[Cost], taken: tuple[Taken, ...]) -> Cost:
+    """Estimate the mean cost of an iteration, given how often each side of a branch is taken.
+
+    An iteration takes as long as the longest side that any device takes in it; the work is that of
+    a device's own sides.
+    """
+    longest = Counter(
+        max((n for n, t in enumerate(taken) if iteration in t.iterations),
+            key=lambda n: sides[n].seconds)
+        for iteration in range(taken[0].of)
+    )  # fmt: skip
+    time = sum((sides[n].times(count / taken[0].of) for n, count in longest.items()), Cost())
+    own = [side.times(float(t.executions)) for side, t in zip(sides, taken, strict=True)]
+    work = sum(own, Cost())
+    return replace(
+        time, flops=work.flops, memory_bytes=work.memory_bytes, link_bytes=work.link_bytes,
+        to_host_bytes=work.to_host_bytes, from_host_bytes=work.from_host_bytes,
+    )  # fmt: skip
 
 
 def _copy_stream(kernel: Kernel) -> str:

@@ -14,7 +14,7 @@ Shapes: B sequences on this device, M microbatches, b = B / M, S stages.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,13 @@ from parallax.parallel.gradients import (
     accumulate,
     cut,
 )
+from parallax.parallel.pipeline_gradients import run_schedule
+from parallax.parallel.schedules import SCHEDULES, ScheduleName, make_schedule
 from parallax.parallel.split import Split
 from parallax.parallel.tiles import MicrobatchGroup, Tiles
 from parallax.parallel.varying import vary_over, varying_axes
 
 Handoff = Literal["auto", "lockstep", "overlapped"]
-ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
 
 
 class StackFunctions(NamedTuple):
@@ -156,10 +157,9 @@ class Pipeline:
     virtual_stages: int = codec.later(1, omit=True)
 
     def __post_init__(self):
-        if self.schedule not in get_args(ScheduleName):
+        if self.schedule not in SCHEDULES:
             raise ValueError(
-                f"Pipeline: schedule must be one of {', '.join(get_args(ScheduleName))}; got "
-                f"{self.schedule!r}."
+                f"Pipeline: schedule must be one of {', '.join(SCHEDULES)}; got {self.schedule!r}."
             )
         if self.virtual_stages < 1 or (self.virtual_stages > 1) != (self.schedule == "interleaved"):
             raise ValueError(
@@ -262,20 +262,9 @@ class Pipeline:
         return jax.tree.map(lambda x: x[lag * (stages - 1) :], results), statistics
 
     def gradients(self, functions, params, inputs, microbatches, split, precision):
-        def whole(params, inputs):
-            def blocks(x, inputs):
-                y, penalty, statistics = functions.blocks(params.layers, x, inputs, 0)
-                return y, (penalty, statistics)
-
-            stack = StackFunctions(
-                functools.partial(functions.embed, params.outer), blocks, lambda y, _: y,
-                lambda y, inputs: functions.loss(params.outer, y, inputs),
-            )  # fmt: skip
-            (losses, beside), (penalties, statistics) = self.run(stack, inputs, microbatches, split)
-            return (losses.sum(), penalties.sum()), (beside, statistics)
-
-        found = accumulate(whole, params, inputs, 1, precision)
-        return found._replace(beside=jax.tree.map(lambda x: x[0], found.beside))
+        stages = lax.axis_size(self.axis)
+        schedule = make_schedule(self.schedule, stages, microbatches, self.virtual_stages)
+        return run_schedule(schedule, functions, params, inputs, split, self.axis, precision)
 
 
 @dataclass(frozen=True)

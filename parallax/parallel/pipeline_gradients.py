@@ -14,13 +14,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.parallel.gradients import LocalParams, TrainFunctions
+from parallax.parallel.gradients import (
+    Gradients,
+    LocalParams,
+    Precision,
+    TrainFunctions,
+    cut,
+    typed_as,
+)
 from parallax.parallel.pipeline_stages import PipelineStages, zeros_like_type
 from parallax.parallel.schedule_plan import StagePlan, TickPlan, plan_of
 from parallax.parallel.schedules import Schedule
 from parallax.parallel.split import Split
 from parallax.parallel.two_passes import TwoPasses, permutes, recomputed, remembered
-from parallax.parallel.varying import vary_alike, vary_over, varying_axes
+from parallax.parallel.varying import vary_over, varying_axes
+
+_FLOAT32 = Precision()
 
 
 def run_schedule(
@@ -30,7 +39,8 @@ def run_schedule(
     inputs: Any,
     split: Split,
     axis: str,
-) -> tuple[jax.Array, LocalParams]:
+    precision: Precision = _FLOAT32,
+) -> Gradients:
     """Compute the loss and this device's gradients of all microbatches, by a schedule.
 
     Args:
@@ -44,10 +54,11 @@ def run_schedule(
         its stage, as shares of the width; otherwise also what `blocks` keeps for its backward pass,
         without parameters and what follows from them alone.
       axis: mesh axis of the stages.
+      precision: dtype of the sums, and scale of the loss.
 
     Returns:
-      The loss of this device's tokens, with the penalties of all stages; gradients like `params`,
-      summed over microbatches in the dtypes of `params`, and not over devices.
+      This device's terms and gradients, the same as without a pipeline; the loss and what lies
+      beside it are the same on all stages.
 
     Cost: per tick a handoff of a share of the width in each direction that any stage needs. Where
       the gradients of a stage's input and of its weights are two actions (ZB-H1), each goes back
@@ -56,34 +67,44 @@ def run_schedule(
       that any of them runs in a tick, and keep the results of their own: a permutation in a branch
       would wait for devices that do not take it.
     """
-    inputs = jax.tree.map(lambda x: x.reshape(schedule.microbatches, -1, *x.shape[1:]), inputs)
+    inputs = cut(inputs, schedule.microbatches)
     stages = PipelineStages(schedule, functions, split, axis)
     zero = jnp.int32(0)
     example = jax.tree.map(lambda x: x[0], inputs)
     share = stages.empty_share(params, example)
 
     def stage(layers, share, microbatch, chunk):
-        y, penalty = stages.layers(layers, share, microbatch, chunk)
-        return vary_over(y, sorted(varying_axes(share))), penalty
+        (y, penalty), statistics = stages.layers(layers, share, microbatch, chunk)
+        return (vary_over(y, sorted(varying_axes(share))), penalty), statistics
 
-    arguments = stages.chunk(params.layers, zero), share, example, zero
-    passes = recomputed(stage) if split.remat == "layer" else remembered(stage, *arguments)
-    penalty = zeros_like_type(jax.eval_shape(stage, *arguments)[1])
-    plan = plan_of(schedule)
+    # Each stage has a microbatch and chunk of its own.
+    own, number = jax.tree.map(lambda x: vary_over(x, [axis]), (example, zero))
+    arguments = stages.chunk(params.layers, number), share, own, number
+    passes = recomputed(stage) if split.remat == "layer" else remembered(stage, axis, *arguments)
+    (_, penalty), statistics = jax.eval_shape(stage, *arguments)
+    loss, beside = jax.eval_shape(stages.loss, params.outer, share, example)
+    plan, chunks = plan_of(schedule), schedule.virtual_stages
     start = _State(
-        loss=zeros_like_type(jax.eval_shape(stages.loss, params.outer, share, example)),
-        penalty=penalty,
-        gradients=jax.tree.map(lambda p: zeros_like_type(jax.typeof(p)), params),
+        loss=zeros_like_type(loss),
+        penalty=zeros_like_type(penalty),
+        gradients=jax.tree.map(lambda p: typed_as(0.0, p).astype(precision.sum_dtype), params),
         x=zeros_like_type(jax.typeof(share), plan.slots.x),
         gradient=zeros_like_type(jax.typeof(share), plan.slots.gradient),
         kept=[zeros_like_type(a, plan.slots.kept) for a in passes.kept],
+        beside=jax.tree.map(lambda a: zeros_like_type(a, schedule.microbatches), beside),
+        statistics=jax.tree.map(
+            lambda a: zeros_like_type(a, schedule.microbatches * chunks), statistics
+        ),
     )
-    tick = _Tick(stages, params, inputs, passes, share, permutes(stage, *arguments))
+    is_uniform = permutes(stage, *arguments)
+    tick = _Tick(stages, params, inputs, passes, share, precision.loss_scale, is_uniform)
     table = jax.tree.map(jnp.asarray, plan.ticks)
     state, _ = lax.scan(lambda state, row: (tick(state, row), None), start, table)
-    total = lax.psum(state.penalty, axis).astype(state.loss.dtype)
-    loss, total = vary_alike(state.loss, total)
-    return loss + total, state.gradients
+    statistics = jax.tree.map(
+        lambda x: x.reshape(schedule.microbatches, chunks * x.shape[1], *x.shape[2:]),
+        state.statistics,
+    )
+    return Gradients(state.loss, state.penalty, state.gradients, (state.beside, statistics))
 
 
 class _State(NamedTuple):
@@ -94,6 +115,7 @@ class _State(NamedTuple):
       gradients: sums so far, of each parameter.
       x, gradient: slots of the shares of actions' inputs, and of their outputs' gradients.
       kept: slots of what a forward keeps for its backward.
+      beside, statistics: results without gradients, of each microbatch, and of each of its chunks.
     """
 
     loss: jax.Array
@@ -102,6 +124,8 @@ class _State(NamedTuple):
     x: jax.Array
     gradient: jax.Array
     kept: list[jax.Array]
+    beside: Any
+    statistics: Any
 
 
 @dataclass(frozen=True)
@@ -111,6 +135,7 @@ class _Tick:
     Attributes:
       stages, params, inputs, passes: what it runs, and on what.
       empty: zeros of an activation on the wire.
+      scale: factor of all gradients.
       is_uniform: whether all stages run whatever any stage runs, and keep their own.
     """
 
@@ -119,6 +144,7 @@ class _Tick:
     inputs: Any
     passes: TwoPasses
     empty: jax.Array
+    scale: float
     is_uniform: bool
 
     def __call__(self, state: _State, row: TickPlan) -> _State:
@@ -153,43 +179,56 @@ class _Tick:
 
     def act(self, state: _State, row: TickPlan, mine: StagePlan) -> tuple[_State, jax.Array]:
         """Run this stage's own action; return also the share that it hands on or back."""
-        before = state.penalty, state.gradients.layers, self.empty, self.kept(state, mine)
-        branches = [
-            lambda: before,
-            *(lambda k=k: self.branch(k, state, mine) for k in self.stages.schedule.kinds),
-        ]
+        place = mine.microbatch * self.stages.schedule.virtual_stages + mine.chunk
+        statistics = jax.tree.map(lambda slots: _at(slots, place), state.statistics)
+        before = (
+            state.penalty, state.gradients.layers, self.empty, self.kept(state, mine), statistics
+        )  # fmt: skip
+        kinds = self.stages.schedule.kinds
+        runs = [lambda kind=k: self.branch(kind, state, mine, statistics) for k in kinds]
         if self.is_uniform:
             made = before
-            for number, branch in enumerate(branches[1:], start=1):
-                own, new = mine.kind == number, _when(row.runs[number - 1], branch, before)
+            for number, run in enumerate(runs):
+                own, new = mine.kind == number + 1, _when(row.runs[number], run, before)
                 made = jax.tree.map(lambda a, b, own=own: jnp.where(own, a, b), new, made)
         else:
-            made = lax.switch(mine.kind, branches)
-        penalty, layers, share, kept = made
+            made = lax.switch(mine.kind, [lambda: before, *runs])
+        penalty, layers, share, kept, statistics = made
         slots = [_put(slot, mine.kept, a) for slot, a in zip(state.kept, kept, strict=True)]
         gradients = state.gradients._replace(layers=layers)
-        return state._replace(penalty=penalty, gradients=gradients, kept=slots), share
+        statistics = jax.tree.map(
+            lambda slots, x: _put(slots, place, x), state.statistics, statistics
+        )
+        state = state._replace(
+            penalty=penalty, gradients=gradients, kept=slots, statistics=statistics
+        )
+        return state, share
 
     def kept(self, state: _State, mine: StagePlan) -> list[jax.Array]:
         return [_at(slot, mine.kept) for slot in state.kept]
 
-    def branch(self, kind: str, state: _State, mine: StagePlan):
-        """Run one kind of action: sums of penalties and gradients, a share, and what is kept."""
+    def branch(self, kind: str, state: _State, mine: StagePlan, statistics: Any):
+        """Run one kind of action.
+
+        Returns:
+          Sums of penalties and gradients, the share to hand on or back, what is kept, statistics.
+        """
         with jax.named_scope(f"stage_{kind}"):
             layers = self.stages.chunk(self.params.layers, mine.chunk)
             x, others = _at(state.x, mine.x), (self.microbatch(mine.microbatch), mine.chunk)
             sums = state.gradients.layers
             if kind == "forward":
-                (share, penalty), kept = self.passes.forward(layers, x, *others)
-                return state.penalty + penalty, sums, share, kept
+                ((y, penalty), statistics), kept = self.passes.forward(layers, x, *others)
+                return state.penalty + penalty, sums, y, kept, statistics
             splits = self.stages.schedule.splits_backward
             which = (kind == "weights" or not splits, kind == "backward")
-            seeds = _at(state.gradient, mine.gradient), jnp.ones_like(state.penalty)
+            seeds = _at(state.gradient, mine.gradient), typed_as(self.scale, state.penalty)
             kept = self.kept(state, mine)
             of_layers, of_x = self.passes.backward(layers, x, others, kept, seeds, which)
             if of_layers is not None:
                 sums = self.stages.add_chunk(sums, of_layers, mine.chunk)
-            return state.penalty, sums, self.empty if of_x is None else of_x, kept
+            share = self.empty if of_x is None else of_x
+            return state.penalty, sums, share, kept, statistics
 
     def end(
         self, state: _State, row: TickPlan, mine: StagePlan, inputs: Any, share: jax.Array
@@ -198,17 +237,23 @@ class _Tick:
 
         def run():
             with jax.named_scope("loss_of_tick"):
-                loss, back = jax.vjp(
-                    lambda outer, x: self.stages.loss(outer, x, inputs), self.params.outer, share
-                )
-                outer, gradient = back(jnp.ones_like(loss))
-                return state.loss + loss, _add(state.gradients.outer, outer), gradient
+                loss, back, beside = jax.vjp(
+                    lambda outer, x: self.stages.loss(outer, x, inputs),
+                    self.params.outer, share, has_aux=True,
+                )  # fmt: skip
+                outer, gradient = back(typed_as(self.scale, loss))
+                return state.loss + loss, _add(state.gradients.outer, outer), gradient, beside
 
-        before = state.loss, state.gradients.outer, self.empty
-        loss, outer, gradient = _when(row.ends, run, before)
-        slots = _put(state.gradient, mine.gradient, gradient, row.ends & self.stages.is_last)
-        gradients = state.gradients._replace(outer=outer)
-        return state._replace(loss=loss, gradients=gradients, gradient=slots)
+        number = row.stages.microbatch[-1]
+        beside = jax.tree.map(lambda slots: _at(slots, number), state.beside)
+        before = state.loss, state.gradients.outer, self.empty, beside
+        loss, outer, gradient, beside = _when(row.ends, run, before)
+        return state._replace(
+            loss=loss,
+            gradients=state.gradients._replace(outer=outer),
+            gradient=_put(state.gradient, mine.gradient, gradient, row.ends & self.stages.is_last),
+            beside=jax.tree.map(lambda slots, x: _put(slots, number, x), state.beside, beside),
+        )
 
     def embed_back(self, state: _State, row: TickPlan, inputs: Any, share: jax.Array) -> _State:
         """Add the gradient of the embeddings that the first stage has gone back through."""
@@ -233,7 +278,7 @@ def _when(condition: jax.Array, run: Callable[..., Any], otherwise: Any, *argume
 
 
 def _add(total: Any, more: Any) -> Any:
-    return jax.tree.map(jnp.add, total, more)
+    return jax.tree.map(lambda x, part: x + part.astype(x.dtype), total, more)
 
 
 def _at(x: jax.Array, index: jax.Array) -> jax.Array:

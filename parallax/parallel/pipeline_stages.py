@@ -71,13 +71,14 @@ class PipelineStages:
 
     def layers(
         self, layers: Any, share: jax.Array, inputs: Any, chunk: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the share of the result of a chunk's layers, and their penalty."""
-        y, penalty = self.functions.blocks(layers, self.widen(share), inputs, chunk)
-        return self.narrow(y), vary_over(jnp.asarray(penalty), [self.axis])
+    ) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        """Return the share of the result of a chunk's layers and their penalty, and statistics."""
+        y, penalty, statistics = self.functions.blocks(layers, self.widen(share), inputs, chunk)
+        statistics = jax.tree.map(lambda x: vary_over(x, [self.axis]), statistics)
+        return (self.narrow(y), vary_over(penalty, [self.axis])), statistics
 
-    def loss(self, outer: Any, share: jax.Array, inputs: Any) -> jax.Array:
-        """Return the loss of the last stage's result, which goes to all stages.
+    def loss(self, outer: Any, share: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        """Return the loss of the last stage's result, which goes to all stages, and what is beside.
 
         Cost: an all-reduce of a share over the stages, and an all-gather to full width.
         """
@@ -97,14 +98,14 @@ class PipelineStages:
         )
 
     def add_chunk(self, total: Any, more: Any, number: jax.Array) -> Any:
-        """Add the gradient of a chunk's rows to that of all rows."""
+        """Add the gradient of a chunk's rows to that of all rows, in its dtype."""
         if self.schedule.virtual_stages == 1:
-            return jax.tree.map(jnp.add, total, more)
+            return jax.tree.map(lambda x, part: x + part.astype(x.dtype), total, more)
 
         def add(x, part):
             first = number * part.shape[0]
             old = lax.dynamic_slice_in_dim(x, first, part.shape[0])
-            return lax.dynamic_update_slice_in_dim(x, old + part, first, 0)
+            return lax.dynamic_update_slice_in_dim(x, old + part.astype(x.dtype), first, 0)
 
         return jax.tree.map(add, total, more)
 
@@ -113,7 +114,7 @@ class PipelineStages:
         share = zeros_like_type(jax.eval_shape(self.embed, params.outer, inputs))
         zero = jnp.int32(0)
         layers = self.chunk(params.layers, zero)
-        made, _ = jax.eval_shape(self.layers, layers, share, inputs, zero)
+        (made, _), _ = jax.eval_shape(self.layers, layers, share, inputs, zero)
         return vary_over(share, sorted(made.manual_axis_type.varying))
 
     def hand_on(self, share: jax.Array, step: int) -> jax.Array:

@@ -14,10 +14,10 @@ from jax.interpreters import partial_eval
 
 
 class TwoPasses(NamedTuple):
-    """The two passes of a function (params, x, *others) -> outputs.
+    """The two passes of a function (params, x, *others) -> outputs, results without gradients.
 
     Attributes:
-      forward: (params, x, *others) -> outputs, list of arrays to keep.
+      forward: (params, x, *others) -> (outputs, other results), list of arrays to keep.
       backward: (params, x, others, kept, gradients of outputs, which) -> the gradients of `params`
         and `x`; `which` is a pair that says which of them are computed, the other is None.
       kept: shapes, dtypes and varying axes of the arrays to keep.
@@ -38,24 +38,29 @@ def recomputed(function: Callable[..., Any]) -> TwoPasses:
             return function(p, y, *others)
 
         chosen = [a for w, a in zip(which, (params, x), strict=True) if w]
-        found = iter(jax.vjp(of, chosen)[1](gradients)[0])
+        found = iter(jax.vjp(of, chosen, has_aux=True)[1](gradients)[0])
         return tuple(next(found) if w else None for w in which)
 
     return TwoPasses(lambda *arguments: (function(*arguments), []), backward, ())
 
 
-def remembered(function: Callable[..., Any], params: Any, x: jax.Array, *others: Any) -> TwoPasses:
+def remembered(
+    function: Callable[..., Any], axis: str, params: Any, x: jax.Array, *others: Any
+) -> TwoPasses:
     """Return two passes of which the first keeps what depends on `x` and the second needs.
 
     Args:
       function: as described in `TwoPasses`.
+      axis: a mesh axis over which `x` differs; what is the same over it does not depend on `x`.
       params, x, others: arguments of the shapes, dtypes and varying axes that it is called with.
     """
     trees: dict[str, Any] = {}
 
     def whole(params, x, *others):
-        outputs, vjp = jax.vjp(lambda p, y: function(p, y, *others), params, x)
-        flat, trees["outputs"] = jax.tree.flatten(outputs)
+        outputs, vjp, beside = jax.vjp(
+            lambda p, y: function(p, y, *others), params, x, has_aux=True
+        )
+        flat, trees["outputs"] = jax.tree.flatten((outputs, beside))
         leaves, trees["vjp"] = jax.tree.flatten(vjp)
         trees["count"] = len(flat)
         return [*flat, *leaves]
@@ -66,7 +71,10 @@ def remembered(function: Callable[..., Any], params: Any, x: jax.Array, *others:
     place_of_x = len(jax.tree.leaves(params))
     variables = jaxpr.outvars
     is_kept = [
-        n >= count and v is not jaxpr.invars[place_of_x] and _uses(jaxpr, n, place_of_x)
+        n >= count
+        and axis in v.aval.manual_axis_type.varying
+        and v is not jaxpr.invars[place_of_x]
+        and _uses(jaxpr, n, place_of_x)
         for n, v in enumerate(variables)
     ]
     first = {v: n for n, v in reversed(list(enumerate(variables))) if is_kept[n]}

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.cross_entropy import cross_entropy
-from parallax.parallel.gradients import LocalParams, TrainFunctions
+from parallax.parallel.gradients import LocalParams, Precision, TrainFunctions
 from parallax.parallel.pipeline_gradients import run_schedule
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.parallel.varying import vary_over
@@ -53,12 +53,12 @@ def functions(split, tokens, ring=()):
 
     def blocks(layers, x, inputs, chunk):
         start = vary_over(jnp.zeros((), x.dtype), split.over("act_batch", "layers"))
-        body = layer if split.remat == "none" else jax.checkpoint(layer)
-        return lax.scan(body, (x, start), layers)[0]
+        body = layer if split.remat in (None, "none") else jax.checkpoint(layer)
+        return *lax.scan(body, (x, start), layers)[0], ()
 
     def loss(outer, y, inputs):
         logits = split.enter(y, "vocab") @ outer["head"]
-        return cross_entropy(logits, inputs["labels"], split.over("vocab")).sum() / tokens
+        return cross_entropy(logits, inputs["labels"], split.over("vocab")).sum() / tokens, ()
 
     return TrainFunctions(embed, blocks, loss)
 
@@ -75,8 +75,8 @@ def reference(layers, sequences):
     parts, inputs = functions(UNSPLIT, sequences * LENGTH), batch(sequences)
 
     def whole(params):
-        y, penalty = parts.blocks(params.layers, parts.embed(params.outer, inputs), inputs, 0)
-        return parts.loss(params.outer, y, inputs) + penalty
+        y, penalty, _ = parts.blocks(params.layers, parts.embed(params.outer, inputs), inputs, 0)
+        return parts.loss(params.outer, y, inputs)[0] + penalty
 
     return jax.jit(jax.value_and_grad(whole))(parameters(layers))
 
@@ -116,15 +116,19 @@ def pipelined(schedule, layers, sequences, remat="none", mesh=MESH, lookup=("sta
             lambda axes, w: vary_over(w, axes), different, params,
             is_leaf=lambda x: is_axes(x) and not isinstance(x, LocalParams),
         )  # fmt: skip
-        loss, grads = run_schedule(schedule, parts, local, inputs, split, "stage")
+        precision = Precision("float64")
+        found = run_schedule(schedule, parts, local, inputs, split, "stage", precision)
 
         def summed(spec, g):
             named = {a for d in spec if d for a in ((d,) if isinstance(d, str) else d)}
             over = tuple(a for a in jax.typeof(g).manual_axis_type.varying if a not in named)
             return lax.psum(g, over) if over else g
 
-        grads = jax.tree.map(summed, specs, grads, is_leaf=lambda x: isinstance(x, P))
-        return lax.psum(loss, data) if data else loss, grads
+        grads = jax.tree.map(summed, specs, found.params, is_leaf=lambda x: isinstance(x, P))
+        loss = lax.psum(found.penalty, ("stage", *data)) + (
+            lax.psum(found.loss, data) if data else found.loss
+        )
+        return loss, grads
 
     mapped = jax.shard_map(
         body, mesh=MeshSpec(mesh).build(jax.devices()[: int(np.prod(list(mesh.values())))]),

@@ -1,0 +1,82 @@
+"""Training steps of whole models under pipeline schedules equal one device's."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parallax.parallel.gradients import Precision
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.strategies import (
+    data_parallel,
+    hybrid,
+    layerwise,
+    ring_sequence,
+    shard_weights,
+    tensor_pipeline,
+)
+from parallax.workload import Workload
+from tests.strategies.cases import EXPERTS, SMALL
+
+pytestmark = pytest.mark.slow
+
+BATCH, LENGTH = 8, 16
+FOUR = SMALL.replace(num_layers=4)
+TIED = FOUR.replace(tie_embeddings=True, positions="learned")
+UNEQUAL = SMALL.replace(num_layers=5)
+ROUTED = EXPERTS.replace(num_layers=4, num_experts=4, load_balance=0.1)
+
+CASES = {
+    "tied": (TIED, tensor_pipeline(2, 4), "1f1b", 1, "layer"),
+    "unequal, packed": (UNEQUAL, layerwise(4), "zb-h1", 1, "none"),
+    "experts": (ROUTED, tensor_pipeline(2, 2), "1f1b-lockstep", 1, "layer"),
+    "experts apart": (ROUTED, tensor_pipeline(2, 2, experts="colocated"), "1f1b", 1, "none"),
+    "data": (FOUR, hybrid(layerwise(2), data_parallel(2)), "gpipe", 1, "attention"),
+    "ring": (FOUR, hybrid(layerwise(2), ring_sequence(2)), "1f1b", 1, "none"),
+    "sharded weights": (
+        FOUR, shard_weights(hybrid(layerwise(2), data_parallel(2)), "data"), "zb-h1", 1, "layer",
+    ),
+}  # fmt: skip
+
+
+def gradients(config, strategy, workload, remat="none"):
+    """Loss and gradients of drawn parameters, in the layout of whole models."""
+    program = ShardedTransformer(config, strategy, workload)
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    state = program.init(jax.random.key(0), mesh)
+    tokens = jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 0, config.vocab_size, np.int32)
+    inputs = [tokens]
+    if workload.packed:
+        inputs.append(jnp.asarray(np.sort(np.arange(BATCH * LENGTH).reshape(BATCH, -1) % 3 + 1, 1)))
+    run = jax.jit(program.gradients(mesh, remat, Precision("float64")))
+    loss, grads = run(state, *(x.astype(jnp.int32) for x in inputs))
+    return loss, program.unshard(grads)
+
+
+@functools.cache
+def reference(config, packed):
+    return gradients(config, data_parallel(1), Workload(BATCH, LENGTH, 1, packed=packed))
+
+
+def scheduled(strategy, schedule, virtual_stages):
+    return dataclasses.replace(
+        strategy,
+        layers=dataclasses.replace(
+            strategy.layers, schedule=schedule, virtual_stages=virtual_stages
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_step_equals_one_device(name):
+    config, strategy, schedule, virtual_stages, remat = CASES[name]
+    strategy = scheduled(strategy, schedule, virtual_stages)
+    packed = "packed" in name
+    found = gradients(config, strategy, Workload(BATCH, LENGTH, 4, packed=packed), remat)
+    right = reference(config, packed)
+    for ours, exact in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+        ours, exact = np.asarray(ours), np.asarray(exact)
+        assert np.linalg.norm(ours - exact) <= 1e-11 * np.linalg.norm(exact)
