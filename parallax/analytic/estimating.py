@@ -1,4 +1,4 @@
-"""The estimate of a prefill or decoding step: its synthetic trace, ticks of layers of kernels."""
+"""The estimate of a step; of a prefill or decoding, its trace: ticks of layers of kernels."""
 
 from dataclasses import dataclass, field
 
@@ -8,10 +8,12 @@ from parallax.analytic.layer import layer_steps
 from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.analytic.places import check_sent_once
 from parallax.analytic.trace import Trace
+from parallax.analytic.train_trace import TrainTrace
+from parallax.analytic.training import train_steps
 from parallax.cost import Cost, Rates, estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
-from parallax.programs.steps import ModelStep, TransformerStep
+from parallax.programs.steps import ModelStep, Training, TransformerStep
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def estimate(
     """Estimate the time of one call of a step by the analytical model.
 
     Args:
-      step: a prefill of the whole batch, or a decoding step.
+      step: a prefill of the whole batch, a decoding step, or a training step.
       cluster: the GPUs; as many devices as the mesh has.
       rates: cost model constants; None uses those shipped for the GPU.
       skew: rows of the busiest expert over the mean, at least 1: the others wait for its device.
@@ -56,16 +58,20 @@ def estimate(
 
     Raises:
       ValueError: a shard of a packed weight is not a whole number of runs, groups and bytes, or the
-        step has no analytical model, such as a training step or layers in weight tiles.
+        step has no analytical model, such as layers in weight tiles.
 
     Cost: milliseconds; nothing is traced.
     """
     if step.unmodelled:
         raise ValueError(f"estimate: {step.unmodelled}")
     assert isinstance(step, TransformerStep)
-    trace = Trace(step, skew, weights or weights_of(step.config), cluster.gpu.device_kind)
-    steps = _steps(trace)
-    check_sent_once(steps, trace.transfers)
+    args = skew, weights or weights_of(step.config), cluster.gpu.device_kind
+    if isinstance(step, Training):
+        steps = train_steps(TrainTrace(step, *args))
+    else:
+        trace = Trace(step, *args)
+        steps = _steps(trace)
+        check_sent_once(steps, trace.transfers)
     work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None

@@ -47,23 +47,22 @@ def fused_step(
 
 
 def fused_backward(
-    trace: Trace, work: AttentionWork, values: int, tokens: float, hops: float
+    trace: Trace, work: AttentionWork, values: int, tokens: float, hops: float, *, again: bool
 ) -> list[Kernel]:
     """Trace the backward pass of one hop of `fused_step`; [] where XLA computes it.
 
     Our kernels compute scores again in two passes, for the queries and for keys and values: 3.5
-    times the forward FLOPs, and 4.5 times for the widest heads. cuDNN's takes 2.5 times; where a
-    layer is recomputed, its forward pass runs again, because nothing of it is kept.
+    times the forward FLOPs, and 4.5 times for the widest heads. cuDNN's takes 2.5 times, and the
+    forward pass runs again in a layer that is recomputed (`again`), because nothing of it is kept.
     """
     forward = fused_step(trace, work, values, tokens, hops)
     if not forward:
         return []
     if (call := forward[0].attention) is not None:
-        again = forward if trace.step.recomputes else []
         ((name, size),) = forward[0].reads
         reads = ((name, 2 * size),)
         back = Kernel("attention back", reads, size, attention=call._replace(products=5))
-        return [*again, back]
+        return [*(forward if again else []), back]
     times = 4.5 if values > WIDEST_ROWS else 3.5
     whole = 2 * forward[0].n_bytes
     flops = times * 2 * forward[0].flops

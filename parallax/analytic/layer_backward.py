@@ -15,17 +15,17 @@ from parallax.parallel.remat import Remat
 _WIDE = 4
 
 
-def backward_steps(trace: Trace, remat: Remat, ring: Sequence[Send]) -> tuple[list[Step], Bodies]:
+def backward_steps(trace: Trace, remat: Remat, ring: Sequence[Sequence[Send]]) -> tuple[list[Step], Bodies]:
     """Trace the backward pass of a layer, and the bodies of the loops in it.
 
     Args:
       trace: the step, as one device sees it.
       remat: what is computed again first.
-      ring: the sends of one hop of keys, values and their gradients around a ring, hop by hop.
+      ring: what is sent around a ring in each hop, keys and values with their gradients.
     """
     again, inner = _again(trace, remat)
     mlp, of_mlp = _mlp(trace)
-    attention, of_attention = _attention(trace, ring)
+    attention, of_attention = _attention(trace, ring, again=remat != "none")
     r = trace.residual
     steps = [
         *again,
@@ -84,7 +84,9 @@ def _mlp(trace: Trace) -> tuple[list[Step], Bodies]:
     return steps, {}
 
 
-def _attention(trace: Trace, ring: Sequence[Send]) -> tuple[list[Step], Bodies]:
+def _attention(
+    trace: Trace, ring: Sequence[Sequence[Send]], *, again: bool
+) -> tuple[list[Step], Bodies]:
     config, part, item = trace.config, trace.split.attention, trace.item
     shape = attention_shape(config, trace.split, trace.walk.b, trace.workload.seq_len, packed=False)
     work = part.work(shape, trace.split.mesh_axes)
@@ -95,11 +97,11 @@ def _attention(trace: Trace, ring: Sequence[Send]) -> tuple[list[Step], Bodies]:
     steps: list[Step] = [passes("delta", 2 * whole * item, 0.0)]
     tokens = whole / max(1, work.rows * shape.values)
     hops = 1 + len(ring)
-    each = fused_backward(trace, work, shape.values, tokens, hops)
+    each = fused_backward(trace, work, shape.values, tokens, hops, again=again)
     each = each or [Loop("pairs back", pairs / hops, "pair back", "test")]
-    for number, send in enumerate(ring):
-        start = Start(f"{send.name} back.{number}", send)
-        steps += [start, *each, Wait(start.name)]
+    for number, hop in enumerate(ring):
+        starts = [Start(f"{send.name} back.{number}", send) for send in hop]
+        steps += [*starts, *each, *(Wait(start.name) for start in starts)]
     steps += [*each, passes("dqkv", 3 * whole * _WIDE, 3 * whole * item)]
     pair = block_pair_backward(work.rows, work.block, width, shape.values, item, trace.dtype)
     return steps, {"pair back": pair}

@@ -9,23 +9,21 @@ from typing import NamedTuple
 from flax import nnx
 
 from parallax.analytic.packed_weights import device_matrices
+from parallax.analytic.ticks import ticks_of
 from parallax.bounds import wire_bytes
 from parallax.models.block import attention_shape
 from parallax.parallel.attention_part import size_over
-from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.remat import Remat
-from parallax.parallel.schedules import Schedule, make_schedule
-from parallax.programs.communication import PassShape
+from parallax.programs.pass_shape import PassShape
 from parallax.programs.gradient_sums import shards_of
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.strategy import Strategy
 
 _WIDE = 4
 _MOMENTS = 2  # of AdamW
 _NORMS = 2  # of a layer
 _NORM_KEEPS = 3  # a norm's input, the normalised rows and their scale's operand, in float32
 # Logits of a piece of tokens at a time, and how many arrays of that size the loss holds.
-_PIECE_BYTES, _PIECES = 256 << 20, 3
+PIECE_BYTES, _PIECES = 256 << 20, 3
 
 
 class TrainMemory(NamedTuple):
@@ -111,7 +109,7 @@ def train_memory(
     n = elements or elements_of(sharded.untied)
     sizes = _Sizes(sharded, n)
     item, strategy = sizes.item, sharded.strategy
-    schedule, several = sizes.schedule, sharded.workload.microbatches > 1
+    several = sharded.workload.microbatches > 1 or sizes.ticks is not None
     once = strategy.shards_weights and strategy.gather == "step"
     held = n.layers + n.ends
     # Of weights that were gathered once, gradients have the model's dtype until they are summed.
@@ -124,11 +122,16 @@ def train_memory(
     return TrainMemory(
         parameters=held * param_bytes,
         optimizer=_MOMENTS * n.state * param_bytes,
-        gradients=new + (summed if several or schedule is not None else 0.0),
+        gradients=new + (summed if several else 0.0),
         gathered=gathered,
         activations=sizes.in_flight(remat),
         working=sizes.working(remat),
     )
+
+
+def kept_by_layer(sharded: ShardedTransformer, elements: Elements, remat: Remat) -> float:
+    """Return the bytes that a layer keeps of one microbatch for its backward pass."""
+    return _Sizes(sharded, elements).kept(remat)
 
 
 class _Sizes:
@@ -139,7 +142,7 @@ class _Sizes:
         walk = PassShape(config, strategy, workload, "gpu")
         split, self.item, self.config = walk.split, config.item_bytes, config
         self.elements, self.depth = elements, elements.depth
-        self.schedule = schedule_of(strategy, workload.microbatches)
+        self.ticks = ticks_of(strategy, workload.microbatches)
         tokens, width = walk.tokens, config.d_model
         shape = attention_shape(config, split, walk.b, workload.seq_len, packed=workload.packed)
         share = tokens * config.head_dim / split.count("head_dim")  # elements per head
@@ -176,13 +179,13 @@ class _Sizes:
         """Return the bytes kept for all microbatches in flight."""
         layers = self.depth * self.kept(remat)
         cast = self.elements.whole_layers * self.item if remat == "none" else 0.0
-        if self.schedule is None:
+        if self.ticks is None:
             return layers + cast
-        waiting = self.schedule.peak_in_flight * self.handed * self.item * 2
-        chunks = self.schedule.virtual_stages
+        in_flight, chunks = self.ticks.in_flight, self.ticks.chunks
+        waiting = in_flight * self.handed * self.item * 2
         if remat == "layer":  # a stage is run again from its input, one chunk at a time
             return waiting + layers / chunks
-        return waiting + (self.schedule.peak_in_flight + 1) * layers / chunks + cast / chunks
+        return waiting + (in_flight + 1) * layers / chunks + cast / chunks
 
     def working(self, remat: Remat) -> float:
         """Return the bytes of the largest working set."""
@@ -193,16 +196,8 @@ class _Sizes:
         attention = (self.q + 2 * self.kv) * (_WIDE + 2 * item) + self.block * (3 * _WIDE + item)
         matrices = 2 * item * self.elements.whole_layers / self.depth
         layer = max(mlp, attention) + 3 * _WIDE * self.stream + matrices
-        logits = min(_WIDE * self.logits, _PIECE_BYTES) * _PIECES
+        logits = min(_WIDE * self.logits, PIECE_BYTES) * _PIECES
         return max(layer, logits)
-
-
-def schedule_of(strategy: Strategy, microbatches: int) -> Schedule | None:
-    """Return the pipeline schedule of a strategy's training step; None without stages."""
-    layers, stages = strategy.layers, strategy.split().count("layers")
-    if not isinstance(layers, Pipeline) or stages == 1:
-        return None
-    return make_schedule(layers.schedule, stages, microbatches, layers.virtual_stages)
 
 
 def _expert_rows(walk: PassShape) -> float:

@@ -1,7 +1,6 @@
 """The ingredients of a training step's synthetic trace: what is sent in which of its passes."""
 
 import functools
-from collections.abc import Sequence
 from typing import Literal
 
 from parallax.analytic.packed_weights import PackedWeights
@@ -9,18 +8,22 @@ from parallax.analytic.places import PLACES, Placed, placed
 from parallax.analytic.sends import one_send
 from parallax.analytic.trace import Trace
 from parallax.bounds import Role, Transfer
-from parallax.hlo.execution_trace import Loop, Send
+from parallax.hlo.execution_trace import Loop, Send, Start, Step, Wait
 from parallax.programs.communication import forward_transfers
 from parallax.programs.steps import Training
 
 # How often a transfer of a training step is sent: per layer, per microbatch, or once.
 Pace = Literal["layer", "microbatch", "step"]
 _PER_MICROBATCH: frozenset[Role] = frozenset({
-    "lookup", "stage_handoff", "stage_handoff_gradient", "last_stage", "unembedding_gather",
-    "unembedding_gradient", "loss",
+    "lookup", "table_rows", "stage_handoff", "stage_handoff_gradient", "last_stage",
+    "end_weight_gather", "end_weight_gradient", "unembedding_gather", "unembedding_gradient",
+    "loss",
 })  # fmt: skip
-_PER_STEP: frozenset[Role] = frozenset({"gradient_sum", "balance_loss"})
-_ONLY_FORWARD: frozenset[Role] = frozenset({"last_position", "last_stage"})
+_PER_STEP: frozenset[Role] = frozenset(
+    {"step_gather", "gradient_sum", "balance_loss", "parameter_gather"}
+)
+# Beside the products of a layer: XLA starts them an iteration of the scan ahead.
+_OVERLAPPED: frozenset[Role] = frozenset({"weight_gather", "weight_gradient"})
 
 
 def pace_of(role: Role) -> Pace:
@@ -34,7 +37,7 @@ class TrainTrace(Trace):
     """A training step as one device sees it.
 
     Attributes:
-      step: the step. The others are those of a `Trace`.
+      step: the step. The others are those of a `Trace`, of one microbatch's forward pass.
     """
 
     step: Training
@@ -47,46 +50,60 @@ class TrainTrace(Trace):
     def transfers(self) -> tuple[Placed, ...]:
         """The transfers of layers in the forward pass, each at its place."""
         ticks, layers = self.walk.ticks, self.walk.layers
+        forward = forward_transfers(self.config, self.strategy, self.workload)
         return tuple(
             placed(t, one_send(t, self.strategy.mesh), ticks, layers)
-            for t in forward_transfers(self.config, self.strategy, self.workload)
+            for t in forward
             if t.count and t.wire_bytes and pace_of(t.role) == "layer"
-            and t.role not in _ONLY_FORWARD and t.role in PLACES
+            and t.role in PLACES and t.role not in {"last_position", *_OVERLAPPED}
         )  # fmt: skip
 
     @functools.cached_property
     def _others(self) -> tuple[tuple[Transfer, Send, float], ...]:
-        """The transfers beside those of the forward pass, with their executions in the step."""
-        microbatches, layers = self.walk.useful, self.walk.layers
-        forward = {_key(x.transfer): x.times * microbatches * layers for x in self.transfers}
+        """The transfers beside those of the forward pass, with their executions at their pace."""
+        ticks, layers = self.walk.ticks, self.walk.layers
+        each = {"layer": ticks * layers, "microbatch": ticks, "step": 1}
+        forward = {_key(x.transfer): x.times for x in self.transfers}
         return tuple(
-            (t, one_send(t, self.strategy.mesh), t.count - forward.get(_key(t), 0))
+            (t, one_send(t, self.strategy.mesh),
+             t.count / each[pace_of(t.role)] - forward.get(_key(t), 0))
             for t in self.step.of_shard_map() if t.count and t.wire_bytes
         )  # fmt: skip
 
-    def others(self, pace: Pace, roles: Sequence[Role] = ()) -> list[tuple[Send, float]]:
-        """Return the sends at a pace, of some roles or all, with their executions at that pace."""
-        each = {"layer": self.walk.useful * self.walk.layers, "microbatch": self.walk.useful,
-                "step": 1}[pace]  # fmt: skip
-        return [(send, count / each) for t, send, count in self._others
-                if pace_of(t.role) == pace and count > 0
-                and (not roles or t.role in roles)]  # fmt: skip
+    def beside(self, *, backward: bool) -> tuple[list[Step], list[Step]]:
+        """Return the starts of what a layer sends beside its products, and the waits for them."""
+        sends = [
+            (send, count) for t, send, count in self._others
+            if t.role == "weight_gather" or (backward and t.role == "weight_gradient")
+        ]  # fmt: skip
+        starts = [
+            Start(f"{send.name} {n}.{i}", send)
+            for n, (send, count) in enumerate(sends)
+            for i in range(1 if not backward else max(1, round(count) - 1))
+        ]
+        return [*starts], [Wait(start.name) for start in starts]
 
-    def ring_back(self) -> list[Send]:
-        """Return the sends of keys, values and their gradients in the backward pass, hop by hop."""
-        return [send for send, count in self.others("layer", ("ring_gradient",))
-                for _ in range(round(count))]  # fmt: skip
+    def ring_back(self) -> list[list[Send]]:
+        """Return what rings send in the backward pass, hop by hop."""
+        found = [(send, round(count)) for t, send, count in self._others
+                 if t.role == "ring_gradient"]  # fmt: skip
+        hops = max((count for _, count in found), default=0)
+        return [[send for send, count in found if hop < count] for hop in range(hops)]
 
-    def repeated(self, pace: Pace) -> list[Loop]:
+    def repeated(self, pace: Pace) -> list[Step]:
         """Trace the sends at a pace, as often as the closed form counts them, nothing beside."""
-        overlapped = {send.name for send in self.ring_back()} if pace == "layer" else set()
-        return [Loop(send.name, count, f"send {send.name}", "nothing")
-                for send, count in self.others(pace) if send.name not in overlapped]  # fmt: skip
+        beside = {"ring_gradient", *_OVERLAPPED}
+        return [Loop(_named(t), count, _named(t), "nothing") for t, _, count in self._others
+                if pace_of(t.role) == pace and t.role not in beside and count > 0]  # fmt: skip
 
-    def bodies(self) -> dict[str, tuple[Send, ...]]:
+    def bodies(self) -> dict[str, tuple[Step, ...]]:
         """Return the bodies of the loops that `repeated` returns."""
-        return {f"send {send.name}": (send,) for _, send, _ in self._others} | {"nothing": ()}
+        return {_named(t): (send,) for t, send, _ in self._others} | {"nothing": ()}
 
 
-def _key(t: Transfer) -> tuple[str, str, tuple[str, ...]]:
-    return t.role, t.what, t.axes
+def _named(t: Transfer) -> str:
+    return f"{t.role}: {t.what}, {t.kind} over {', '.join(t.axes)}, {t.wire_bytes / t.count:.0f} B"
+
+
+def _key(t: Transfer) -> tuple[str, str, str, tuple[str, ...]]:
+    return t.role, t.what, t.kind, t.axes
