@@ -119,13 +119,12 @@ class ShardedParameters:
     @functools.cached_property
     def shapes(self) -> nnx.State:
         """The global shapes of the sharded parameters (see `place`)."""
-        state = abstract_transformer(self.config)[1]
-        return jax.eval_shape(self.shard, state)
+        return _shapes(self.config, self.groups, self.columns)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
         """The PartitionSpec of every parameter."""
-        return param_specs(self.shapes, self.strategy)
+        return _specs(self.config, self.strategy, self.groups, self.columns)
 
     @functools.cached_property
     def optimizer_specs(self) -> nnx.State:
@@ -148,8 +147,7 @@ class ShardedParameters:
         Shorter stages are padded with layers of zeros, and a vocabulary that its devices do not
         divide with columns of zeros.
         """
-        layers = functools.partial(pad_layers, groups=self.groups)
-        return _change(state, layers, lambda w: _pad_columns(w, self.columns))
+        return _padded(state, self.groups, self.columns)
 
     def unshard(self, state: nnx.State) -> nnx.State:
         """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
@@ -252,6 +250,26 @@ class ShardedParameters:
             packed = Packed(*(local((*path, name)) for name in Packed._fields))
             where = f"Strategy '{self.strategy.name}': a device's share of {'/'.join(path)}"
             check_shapes(packed, w.form, w.inputs[-1], where)
+
+
+def _padded(state: nnx.State, groups: tuple[int, ...], columns: int) -> nnx.State:
+    layers = functools.partial(pad_layers, groups=groups)
+    return _change(state, layers, lambda w: _pad_columns(w, columns))
+
+
+# A search makes thousands of models that differ in their strategies alone, and strategies that
+# differ in their schedules.
+@functools.lru_cache(maxsize=64)
+def _shapes(config: ModelConfig, groups: tuple[int, ...], columns: int) -> nnx.State:
+    whole = abstract_transformer(config)[1]
+    return jax.eval_shape(functools.partial(_padded, groups=groups, columns=columns), whole)
+
+
+@functools.lru_cache(maxsize=256)
+def _specs(
+    config: ModelConfig, strategy: Strategy, groups: tuple[int, ...], columns: int
+) -> nnx.State:
+    return param_specs(_shapes(config, groups, columns), strategy)
 
 
 def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:
