@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from parallax.analytic.fused import fused_backward
 from parallax.analytic.kernels import block_pair_backward, gemm, passes
@@ -15,26 +16,39 @@ from parallax.parallel.remat import Remat
 _WIDE = 4
 
 
-def backward_steps(trace: Trace, remat: Remat, ring: Sequence[Sequence[Send]]) -> tuple[list[Step], Bodies]:
+class SentBack(NamedTuple):
+    """What a layer's backward pass sends beside its products.
+
+    Attributes:
+      ring: keys and values around a ring with their gradients, hop by hop.
+      attention, mlp: sums of the gradients of the residual stream.
+    """
+
+    ring: Sequence[Sequence[Send]]
+    attention: Sequence[Send]
+    mlp: Sequence[Send]
+
+
+def backward_steps(trace: Trace, remat: Remat, sent: SentBack) -> tuple[list[Step], Bodies]:
     """Trace the backward pass of a layer, and the bodies of the loops in it.
 
     Args:
       trace: the step, as one device sees it.
       remat: what is computed again first.
-      ring: what is sent around a ring in each hop, keys and values with their gradients.
+      sent: what it sends.
     """
     again, inner = _again(trace, remat)
-    mlp, of_mlp = _mlp(trace)
-    attention, of_attention = _attention(trace, ring, again=remat != "none")
+    mlp, of_mlp = _mlp(trace, sent.mlp)
+    attention, of_attention = _attention(trace, sent.ring, again=remat != "none")
     r = trace.residual
     steps = [
         *again,
         *mlp,
         passes("mlp_norm back", 5 * r, 3 * r),
-        *_products(trace, "attention", reads_stream=False),
+        *_products(trace, "attention"),
         *attention,
         passes("rotated back", 2 * r, 2 * r),
-        *_products(trace, "attention", reads_stream=True),
+        *_products(trace, "attention", sent.attention),
         passes("attention_norm back", 5 * r, 3 * r),
     ]
     return steps, inner | of_mlp | of_attention
@@ -61,25 +75,39 @@ def _is_sent(step: Step) -> bool:
     return isinstance(step, Send) or (isinstance(step, Start) and isinstance(step.what, Send))
 
 
-def _products(trace: Trace, part: str, *, reads_stream: bool) -> list[Step]:
-    """Trace the gradients of a part's products, of the rows and of the weights."""
-    steps: list[Step] = []
-    for name, (n, k) in trace.matrices(part, reads_stream=reads_stream).items():
-        args = trace.dtype, trace.item
-        steps.append(gemm(f"{name} dx", trace.tokens, k, n, *args, b=f"{name}.w"))
-        steps.append(gemm(f"{name} dw", k, n, trace.tokens, *args, b=f"{name}.x"))
-    return steps
+def _products(trace: Trace, part: str, sums: Sequence[Send] | None = None) -> list[Step]:
+    """Trace the gradients of a part's products, of the rows and of the weights.
+
+    With `sums` they are the products that read the residual stream, and the sums of its gradient
+    travel beside the gradients of the weights; otherwise those that follow.
+    """
+    matrices = trace.matrices(part, reads_stream=sums is not None).items()
+    args = trace.dtype, trace.item
+    starts = [Start(f"{send.name} {n}", send) for n, send in enumerate(sums or ())]
+    return [
+        *(
+            gemm(f"{name} dx", trace.tokens, k, n, *args, b=f"{name}.w")
+            for name, (n, k) in matrices
+        ),
+        *starts,
+        *(
+            gemm(f"{name} dw", k, n, trace.tokens, *args, b=f"{name}.x")
+            for name, (n, k) in matrices
+        ),
+        *(Wait(start.name) for start in starts),
+    ]
 
 
-def _mlp(trace: Trace) -> tuple[list[Step], Bodies]:
+def _mlp(trace: Trace, sums: Sequence[Send]) -> tuple[list[Step], Bodies]:
     if trace.config.num_experts:
-        return expert_mlp_backward(trace)
+        steps, inner = expert_mlp_backward(trace)
+        return [*steps, *sums], inner
     first = trace.matrices("mlp", reads_stream=True)
     wide = len(first) * float(trace.tokens * next(iter(first.values()))[0] * trace.item)
     steps = [
-        *_products(trace, "mlp", reads_stream=False),
+        *_products(trace, "mlp"),
         passes("act back", 1.5 * wide, 1.5 * wide),
-        *_products(trace, "mlp", reads_stream=True),
+        *_products(trace, "mlp", sums),
     ]
     return steps, {}
 

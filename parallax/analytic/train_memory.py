@@ -14,8 +14,8 @@ from parallax.bounds import wire_bytes
 from parallax.models.block import attention_shape
 from parallax.parallel.attention_part import size_over
 from parallax.parallel.remat import Remat
-from parallax.programs.pass_shape import PassShape
 from parallax.programs.gradient_sums import shards_of
+from parallax.programs.pass_shape import PassShape
 from parallax.programs.sharded_model import ShardedTransformer
 
 _WIDE = 4

@@ -3,6 +3,7 @@
 import functools
 from typing import Literal
 
+from parallax.analytic.layer_backward import SentBack
 from parallax.analytic.packed_weights import PackedWeights
 from parallax.analytic.places import PLACES, Placed, placed
 from parallax.analytic.sends import one_send
@@ -24,6 +25,8 @@ _PER_STEP: frozenset[Role] = frozenset(
 )
 # Beside the products of a layer: XLA starts them an iteration of the scan ahead.
 _OVERLAPPED: frozenset[Role] = frozenset({"weight_gather", "weight_gradient"})
+
+_GRADIENTS: tuple[Role, ...] = ("attention_gradient", "mlp_gradient")
 
 
 def pace_of(role: Role) -> Pace:
@@ -83,16 +86,24 @@ class TrainTrace(Trace):
         ]
         return [*starts], [Wait(start.name) for start in starts]
 
-    def ring_back(self) -> list[list[Send]]:
-        """Return what rings send in the backward pass, hop by hop."""
-        found = [(send, round(count)) for t, send, count in self._others
-                 if t.role == "ring_gradient"]  # fmt: skip
-        hops = max((count for _, count in found), default=0)
-        return [[send for send, count in found if hop < count] for hop in range(hops)]
+    def sent_back(self) -> SentBack:
+        """Return what the backward pass of a layer sends beside its products."""
+        ring = [(send, round(count)) for t, send, count in self._others
+                if t.role == "ring_gradient"]  # fmt: skip
+        hops = max((count for _, count in ring), default=0)
+        sums = {
+            role: [send for t, send, count in self._others if t.role == role
+                   for _ in range(round(count))]
+            for role in _GRADIENTS
+        }  # fmt: skip
+        return SentBack(
+            [[send for send, count in ring if hop < count] for hop in range(hops)],
+            sums["attention_gradient"], sums["mlp_gradient"],
+        )  # fmt: skip
 
     def repeated(self, pace: Pace) -> list[Step]:
         """Trace the sends at a pace, as often as the closed form counts them, nothing beside."""
-        beside = {"ring_gradient", *_OVERLAPPED}
+        beside = {"ring_gradient", *_GRADIENTS, *_OVERLAPPED}
         return [Loop(_named(t), count, _named(t), "nothing") for t, _, count in self._others
                 if pace_of(t.role) == pace and t.role not in beside and count > 0]  # fmt: skip
 

@@ -8,7 +8,7 @@ from parallax.analytic.layer_backward import backward_steps
 from parallax.analytic.ticks import Ticks, ticks_of
 from parallax.analytic.train_memory import PIECE_BYTES, Elements, elements_of, kept_by_layer
 from parallax.analytic.train_trace import TrainTrace
-from parallax.hlo.execution_trace import Kernel, Loop, Step
+from parallax.hlo.execution_trace import Call, Kernel, Loop, Step
 
 _WIDE = 4
 _STATE = 3  # parameters and two moments
@@ -54,10 +54,29 @@ def train_steps(trace: TrainTrace) -> dict[str, tuple[Step, ...]]:
     inputs_only = tuple(s for s in back if not s.name.endswith(" dw"))
     ticks = ticks_of(strategy, trace.workload.microbatches)
     steps = _scanned(trace, sizes) if ticks is None else _staged(trace, sizes, ticks)
+    parts = parts_of(trace.walk.useful, ticks, is_uniform=bool(trace.rings()))
+    entry = [Loop(f"each {name}", n, name, "test") if n > 1 else Call(name)
+             for name, n in parts.items() if n]  # fmt: skip
     return {
-        **steps, "layer": tuple(layer), "layer back": tuple(back), "inputs back": inputs_only,
+        "entry": tuple(entry), **steps, "layer": tuple(layer), "layer back": tuple(back),
+        "inputs back": inputs_only,
         "test": (passes("test", 4.0, 1.0),), **inner, **more, **trace.bodies(),
     }  # fmt: skip
+
+
+def parts_of(microbatches: int, ticks: Ticks | None, *, is_uniform: bool) -> dict[str, float]:
+    """Return how often a step runs each of its parts, computations of its trace, in order.
+
+    Args:
+      microbatches: number of microbatches.
+      ticks: the ticks of its pipeline; None without stages.
+      is_uniform: whether all stages run whatever any stage runs.
+    """
+    if ticks is None:
+        return {"start": 1, "microbatch": microbatches, "update": 1}
+    counts = ticks.runs if is_uniform else ticks.slowest
+    each = {f"{kind} tick": n for kind, n in counts.items()}
+    return {"start": 1, **each, "end of microbatch": microbatches, "update": 1}
 
 
 def _layer(trace: TrainTrace, sizes: _Sizes) -> tuple[list[Step], Bodies]:
@@ -70,7 +89,7 @@ def _layer(trace: TrainTrace, sizes: _Sizes) -> tuple[list[Step], Bodies]:
 
 def _layer_back(trace: TrainTrace, sizes: _Sizes) -> tuple[list[Step], Bodies]:
     starts, waits = trace.beside(backward=True)
-    steps, inner = backward_steps(trace, trace.step.program.remat, trace.ring_back())
+    steps, inner = backward_steps(trace, trace.step.program.remat, trace.sent_back())
     stored = sizes.layer
     return [
         *starts, sizes.cast("cast", stored), *steps, *trace.repeated("layer"),
@@ -130,16 +149,16 @@ def _scanned(trace: TrainTrace, sizes: _Sizes) -> dict[str, tuple[Step, ...]]:
     zeros = sizes.of.layers * sizes.param + layers * sizes.kept
     microbatch = [
         *_embedded(trace), passes("zero stacks", 0.0, zeros),
-        Loop("layers", layers, "layer", "test"), *_head(trace, sizes), *trace.repeated("microbatch"),
+        Loop("layers", layers, "layer", "test"), *_head(trace, sizes),
+        *trace.repeated("microbatch"),
         Loop("layers back", layers, "layer back", "test"),
         *([_added(sizes, "add", held)] if microbatches > 1 else []),
     ]  # fmt: skip
     return {
-        "entry": (*_start(trace, sizes, microbatches > 1),
-                  Loop("microbatches", microbatches, "microbatch", "test"),
-                  *_update(trace, sizes)),
+        "start": tuple(_start(trace, sizes, microbatches > 1)),
         "microbatch": tuple(microbatch),
-    }  # fmt: skip
+        "update": tuple(_update(trace, sizes)),
+    }
 
 
 def _staged(trace: TrainTrace, sizes: _Sizes, ticks: Ticks) -> dict[str, tuple[Step, ...]]:
@@ -162,12 +181,10 @@ def _staged(trace: TrainTrace, sizes: _Sizes, ticks: Ticks) -> dict[str, tuple[S
         "backward tick": (*again, inputs) if split else (*again, back, summed),
         "weights tick": (*again, back, summed),
     }
-    counts = ticks.runs if trace.rings() else ticks.slowest
-    loops = [Loop(f"{kind} ticks", n, f"{kind} tick", "test") for kind, n in counts.items()]
     ends = [*_embedded(trace), *_head(trace, sizes), _added(sizes, "add ends", sizes.of.ends),
             *trace.repeated("microbatch")]  # fmt: skip
     return bodies | {
-        "entry": (*_start(trace, sizes, True), *loops,
-                  Loop("ends", trace.walk.useful, "end", "test"), *_update(trace, sizes)),
-        "end": tuple(ends),
-    }  # fmt: skip
+        "start": tuple(_start(trace, sizes, True)),
+        "end of microbatch": tuple(ends),
+        "update": tuple(_update(trace, sizes)),
+    }
