@@ -109,6 +109,14 @@ def estimate_cost(
     return _Clock(work, cluster, rates, resident or {}, loops_reuse_cache).of(work.entry)
 
 
+def part_costs(
+    work: ExecutionTrace, names: Iterable[str], cluster: Cluster, rates: Rates
+) -> dict[str, Cost]:
+    """Estimate the cost of one execution of each of some computations of a trace."""
+    clock = _Clock(work, cluster, rates)
+    return {name: clock.of(name) for name in names}
+
+
 def kernel_costs(
     work: ExecutionTrace, cluster: Cluster, rates: Rates
 ) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,56 @@
+"""The cost of training steps that share their parts: other schedules, microbatches and updates."""
+
+import functools
+from dataclasses import dataclass
+
+from parallax.analytic.packed_weights import weights_of
+from parallax.analytic.ticks import ticks_of
+from parallax.analytic.train_trace import TrainTrace
+from parallax.analytic.training import parts_of, train_steps
+from parallax.cost import Cost, Rates, part_costs
+from parallax.hlo.execution_trace import ExecutionTrace
+from parallax.meshes.cluster import Cluster
+from parallax.programs.steps import Training
+
+
+@dataclass(frozen=True)
+class TrainCosts:
+    """The costs of a training step's parts.
+
+    Attributes:
+      work: the synthetic trace.
+      parts: computation of the trace -> cost of one execution.
+      is_uniform: whether all stages of a pipeline run whatever any stage runs.
+    """
+
+    work: ExecutionTrace
+    parts: dict[str, Cost]
+    is_uniform: bool
+
+    @classmethod
+    def of(cls, step: Training, cluster: Cluster, rates: Rates) -> "TrainCosts":
+        """Estimate the costs of a step's parts."""
+        trace = TrainTrace(step, 1.0, weights_of(step.config), cluster.gpu.device_kind)
+        steps = train_steps(trace)
+        work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
+        ticks = ticks_of(step.strategy, step.workload.microbatches)
+        uniform = bool(trace.rings())
+        names = parts_of(trace.walk.useful, ticks, is_uniform=uniform)
+        return cls(work, part_costs(work, names, cluster, rates), uniform)
+
+    def whole(self, step: Training, update: Cost) -> tuple[Cost, float]:
+        """Add up the cost of a step with these parts, and with an update of another cost.
+
+        Returns:
+          The cost, and the time that stages idle or wait over the time that they work.
+        """
+        microbatches = step.workload.microbatches
+        ticks = ticks_of(step.strategy, microbatches)
+        counts = parts_of(microbatches, ticks, is_uniform=self.is_uniform)
+        costs = {**self.parts, "update": update}
+        cost = functools.reduce(Cost.__add__, (costs[n].times(k) for n, k in counts.items()))
+        if ticks is None:
+            return cost, 0.0
+        kinds = [f"{kind} tick" for kind in ticks.slowest]
+        each = sum(self.parts[kind].seconds for kind in kinds) * microbatches * ticks.chunks
+        return cost, sum(self.parts[k].seconds * counts[k] for k in kinds) / each - 1.0
