@@ -29,7 +29,7 @@ from parallax.parallel.gradients import (
     cut,
 )
 from parallax.parallel.pipeline_gradients import run_schedule
-from parallax.parallel.schedules import SCHEDULES, ScheduleName, make_schedule
+from parallax.parallel.schedules import SCHEDULES, Schedule, ScheduleName, make_schedule
 from parallax.parallel.split import Split
 from parallax.parallel.tiles import MicrobatchGroup, Tiles
 from parallax.parallel.varying import vary_over, varying_axes
@@ -261,9 +261,12 @@ class Pipeline:
         return jax.tree.map(lambda x: x[lag * (stages - 1) :], results), statistics
 
     def gradients(self, functions, params, inputs, microbatches, split, precision):
-        stages = lax.axis_size(self.axis)
-        schedule = make_schedule(self.schedule, stages, microbatches, self.virtual_stages)
-        return run_schedule(schedule, functions, params, inputs, split, self.axis, precision)
+        table = self.table(microbatches, lax.axis_size(self.axis))
+        return run_schedule(table, functions, params, inputs, split, self.axis, precision)
+
+    def table(self, microbatches: int, stages: int) -> Schedule:
+        """Return the schedule of a training step."""
+        return make_schedule(self.schedule, stages, microbatches, self.virtual_stages)
 
 
 @dataclass(frozen=True)

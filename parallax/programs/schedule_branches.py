@@ -1,12 +1,38 @@
-"""How often the branches of a pipeline's ticks run, by the named scopes around them."""
+"""The schedule of a training step's pipeline, and how often the branches of its ticks run."""
 
 from fractions import Fraction
 
 import numpy as np
 
 from parallax.hlo.branches import Taken
+from parallax.models.block import attention_shape
+from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.schedule_plan import plan_of
 from parallax.parallel.schedules import Schedule
+from parallax.programs.sharded_model import ShardedTransformer
+
+
+def training_schedule(sharded: ShardedTransformer) -> Schedule | None:
+    """Return the schedule of a training step; None without pipeline stages."""
+    strategy, stages = sharded.strategy, sharded.strategy.split().count("layers")
+    part = strategy.layers
+    pipeline = getattr(part, "inner", part)
+    if not isinstance(pipeline, Pipeline):
+        return None
+    return pipeline.table(part.microbatch_groups(sharded.workload.microbatches, stages), stages)
+
+
+def training_branches(sharded: ShardedTransformer) -> dict[str, Taken]:
+    """Return `schedule_branches` of a training step; empty without pipeline stages."""
+    schedule = training_schedule(sharded)
+    if schedule is None:
+        return {}
+    split, workload = sharded.strategy.split("train"), sharded.workload
+    batch = workload.batch // split.count("act_batch") // schedule.microbatches
+    shape = attention_shape(sharded.config, split, batch, workload.seq_len, packed=workload.packed)
+    moved = split.attention.transfers(shape, split.mesh_axes, 1)
+    is_uniform = any(t.kind == "collective-permute" for t in moved)
+    return schedule_branches(schedule, is_uniform=is_uniform)
 
 
 def schedule_branches(schedule: Schedule, *, is_uniform: bool = False) -> dict[str, Taken]:
