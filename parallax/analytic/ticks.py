@@ -30,6 +30,16 @@ class Ticks(NamedTuple):
     in_flight: int
     chunks: int
 
+    @property
+    def parts(self) -> dict[str, ActionKind]:
+        """The part of a step's trace that each kind of action runs.
+
+        To compute the gradients of weights on their own, those of the inputs are computed again.
+        """
+        split: dict[str, ActionKind] = {"inputs tick": "backward", "backward tick": "weights"}
+        whole: dict[str, ActionKind] = {"backward tick": "backward"}
+        return {"forward tick": "forward", **(split if "weights" in self.slowest else whole)}
+
 
 def ticks_of(strategy: Strategy, microbatches: int) -> Ticks | None:
     """Return the ticks of a strategy's training step; None without stages.

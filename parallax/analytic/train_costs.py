@@ -12,6 +12,8 @@ from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.meshes.cluster import Cluster
 from parallax.programs.steps import Training
 
+_TICKS = ("forward tick", "inputs tick", "backward tick")
+
 
 @dataclass(frozen=True)
 class TrainCosts:
@@ -19,7 +21,7 @@ class TrainCosts:
 
     Attributes:
       work: the synthetic trace.
-      parts: computation of the trace -> cost of one execution.
+      parts: computation of the trace -> cost of one execution, with one chunk per stage.
       is_uniform: whether all stages of a pipeline run whatever any stage runs.
     """
 
@@ -29,17 +31,16 @@ class TrainCosts:
 
     @classmethod
     def of(cls, step: Training, cluster: Cluster, rates: Rates) -> "TrainCosts":
-        """Estimate the costs of a step's parts."""
+        """Estimate the costs of the parts of a step, without virtual stages."""
         trace = TrainTrace(step, 1.0, weights_of(step.config), cluster.gpu.device_kind)
         steps = train_steps(trace)
         work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
-        ticks = ticks_of(step.strategy, step.workload.microbatches)
-        uniform = bool(trace.rings())
-        names = parts_of(trace.walk.useful, ticks, is_uniform=uniform)
-        return cls(work, part_costs(work, names, cluster, rates), uniform)
+        names = ("start", "microbatch", *_TICKS, "end of microbatch", "update")
+        parts = part_costs(work, [n for n in names if n in steps], cluster, rates)
+        return cls(work, parts, bool(trace.rings()))
 
     def whole(self, step: Training, update: Cost) -> tuple[Cost, float]:
-        """Add up the cost of a step with these parts, and with an update of another cost.
+        """Add up the cost of a step with these parts, in its own schedule and with its own update.
 
         Returns:
           The cost, and the time that stages idle or wait over the time that they work.
@@ -47,10 +48,11 @@ class TrainCosts:
         microbatches = step.workload.microbatches
         ticks = ticks_of(step.strategy, microbatches)
         counts = parts_of(microbatches, ticks, is_uniform=self.is_uniform)
+        if ticks is not None:
+            counts = {n: k / ticks.chunks if n in _TICKS else k for n, k in counts.items()}
         costs = {**self.parts, "update": update}
         cost = functools.reduce(Cost.__add__, (costs[n].times(k) for n, k in counts.items()))
         if ticks is None:
             return cost, 0.0
-        kinds = [f"{kind} tick" for kind in ticks.slowest]
-        each = sum(self.parts[kind].seconds for kind in kinds) * microbatches * ticks.chunks
-        return cost, sum(self.parts[k].seconds * counts[k] for k in kinds) / each - 1.0
+        busy = sum(self.parts[part].seconds for part in ticks.parts) * microbatches
+        return cost, sum(self.parts[n].seconds * counts[n] for n in ticks.parts) / busy - 1.0

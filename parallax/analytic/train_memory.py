@@ -4,6 +4,7 @@ Exact: parameters, optimizer state and sums of gradients. Estimated: what layers
 backward pass, by the list of tensors below, and the working set of one layer.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from flax import nnx
@@ -106,6 +107,17 @@ def train_memory(
       param_bytes: bytes per parameter, gradient and moment.
       elements: `elements_of` the same model and strategy, where it is known.
     """
+    return next(train_memories(sharded, [remat], param_bytes=param_bytes, elements=elements))
+
+
+def train_memories(
+    sharded: ShardedTransformer,
+    remats: Iterable[Remat],
+    *,
+    param_bytes: int = 4,
+    elements: Elements | None = None,
+) -> Iterator[TrainMemory]:
+    """Yield the `train_memory` of several choices of what is recomputed."""
     n = elements or elements_of(sharded.untied)
     sizes = _Sizes(sharded, n)
     item, strategy = sizes.item, sharded.strategy
@@ -119,14 +131,15 @@ def train_memory(
     if strategy.shards_weights:
         layers = n.whole_layers if once else 2 * n.whole_layers / n.depth
         gathered = item * (layers + n.whole_ends * once)
-    return TrainMemory(
-        parameters=held * param_bytes,
-        optimizer=_MOMENTS * n.state * param_bytes,
-        gradients=new + (summed if several else 0.0),
-        gathered=gathered,
-        activations=sizes.in_flight(remat),
-        working=sizes.working(remat),
-    )
+    for remat in remats:
+        yield TrainMemory(
+            parameters=held * param_bytes,
+            optimizer=_MOMENTS * n.state * param_bytes,
+            gradients=new + (summed if several else 0.0),
+            gathered=gathered,
+            activations=sizes.in_flight(remat),
+            working=sizes.working(remat),
+        )
 
 
 def kept_by_layer(sharded: ShardedTransformer, elements: Elements, remat: Remat) -> float:

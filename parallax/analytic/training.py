@@ -11,6 +11,7 @@ from parallax.analytic.train_trace import TrainTrace
 from parallax.hlo.execution_trace import Call, Kernel, Loop, Step
 
 _WIDE = 4
+_SLOT_COPIES = 3
 _STATE = 3  # parameters and two moments
 
 
@@ -75,7 +76,7 @@ def parts_of(microbatches: int, ticks: Ticks | None, *, is_uniform: bool) -> dic
     if ticks is None:
         return {"start": 1, "microbatch": microbatches, "update": 1}
     counts = ticks.runs if is_uniform else ticks.slowest
-    each = {f"{kind} tick": n for kind, n in counts.items()}
+    each = {part: counts.get(kind, 0) for part, kind in ticks.parts.items()}
     return {"start": 1, **each, "end of microbatch": microbatches, "update": 1}
 
 
@@ -169,17 +170,18 @@ def _staged(trace: TrainTrace, sizes: _Sizes, ticks: Ticks) -> dict[str, tuple[S
     """
     layers = sizes.of.depth / ticks.chunks
     remembers = trace.step.program.remat != "layer"
-    slot = passes("slot", layers * sizes.kept, layers * sizes.kept)
+    # What is kept for a microbatch goes into the branch, out of it, and into its slot.
+    copied = _SLOT_COPIES * layers * sizes.kept
+    slot = passes("slot", copied, copied)
     forward = Loop("layers", layers, "layer", "test")
     again = [slot] if remembers else [forward]
     back = Loop("layers back", layers, "layer back", "test")
     summed = _added(sizes, "add", sizes.of.layers / ticks.chunks)
-    split = "weights" in ticks.slowest
     inputs = Loop("inputs back", layers, "inputs back", "test")
     bodies: dict[str, tuple[Step, ...]] = {
         "forward tick": (forward, *([slot] if remembers else [])),
-        "backward tick": (*again, inputs) if split else (*again, back, summed),
-        "weights tick": (*again, back, summed),
+        "backward tick": (*again, back, summed),
+        "inputs tick": (*again, inputs),
     }
     ends = [*_embedded(trace), *_head(trace, sizes), _added(sizes, "add ends", sizes.of.ends),
             *trace.repeated("microbatch")]  # fmt: skip

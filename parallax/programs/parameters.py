@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.compression import Packed, check_shapes
+from parallax.meshes.mesh import MeshSpec
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
@@ -49,12 +50,19 @@ def param_specs(
         array, or a size that does not divide.
     """
 
+    return _specs_of(state, strategy.name, strategy.rules, strategy.mesh_axes, phase, root)
+
+
+def _specs_of(
+    state: nnx.State, name: str, rules: Rules, mesh_axes: Mapping[str, int],
+    phase: Phase | Literal["optimizer"] = "prefill", root: str = "params",
+) -> nnx.State:  # fmt: skip
     def spec(path, variable):
-        where = f"Strategy '{strategy.name}': {root}/{'/'.join(str(p) for p in path)}"
+        where = f"Strategy '{name}': {root}/{'/'.join(str(p) for p in path)}"
         names = getattr(variable, "out_sharding", None) or (None,) * variable.ndim
-        shape, rules = variable.shape, strategy.rules
+        shape = variable.shape
         return variable.replace(
-            array_spec(shape, names, rules, strategy.mesh_axes, where=where, phase=phase)
+            array_spec(shape, names, rules, mesh_axes, where=where, phase=phase)
         )
 
     return nnx.map_state(spec, state)
@@ -123,7 +131,10 @@ class ShardedParameters:
     @functools.cached_property
     def specs(self) -> nnx.State:
         """The PartitionSpec of every parameter."""
-        return _specs(self.config, self.strategy, self.groups, self.columns)
+        strategy = self.strategy
+        return _specs(
+            self.config, strategy.name, strategy.rules, strategy.mesh, self.groups, self.columns
+        )
 
     @functools.cached_property
     def optimizer_specs(self) -> nnx.State:
@@ -266,9 +277,10 @@ def _shapes(config: ModelConfig, groups: tuple[int, ...], columns: int) -> nnx.S
 
 @functools.lru_cache(maxsize=256)
 def _specs(
-    config: ModelConfig, strategy: Strategy, groups: tuple[int, ...], columns: int
-) -> nnx.State:
-    return param_specs(_shapes(config, groups, columns), strategy)
+    config: ModelConfig, name: str, rules: Rules, mesh: MeshSpec, groups: tuple[int, ...],
+    columns: int,
+) -> nnx.State:  # fmt: skip
+    return _specs_of(_shapes(config, groups, columns), name, rules, dict(mesh.axes))
 
 
 def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:

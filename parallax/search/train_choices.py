@@ -1,17 +1,17 @@
 """The candidates of one strategy in training: memory first, then the time of what fits.
 
-Pruned without a loss by the model: without stages, more microbatches only save memory; and a choice
-of remat that recomputes more only saves memory.
+Without stages, more microbatches only save memory, and so does a layer that is recomputed whole. To
+keep everything may take longer than to recompute all but matrix products, so both are tried.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from parallax.analytic.train_costs import TrainCosts
-from parallax.analytic.train_memory import Elements, TrainMemory, elements_of, train_memory
-from parallax.cost import Cost, Rates
+from parallax.analytic.train_memory import Elements, TrainMemory, elements_of, train_memories
+from parallax.cost import Cost, Rates, joules
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.meshes.cluster import Cluster
 from parallax.parallel.remat import Remat
@@ -61,7 +61,7 @@ class LayoutChoices:
     usable: float
     considered: int = 0
     estimated: int = 0
-    _costs: dict[tuple, TrainCosts] = field(default_factory=dict)
+    _costs: dict[Any, TrainCosts] = field(default_factory=dict)
 
     def of(self, layout: Layout) -> Iterator[Choice]:
         """Yield what fits of a layout with its cost; if nothing does, what needs the least memory.
@@ -84,59 +84,89 @@ class LayoutChoices:
         if not found and least is not None:
             yield least
 
+    def bound(self, strategy: Strategy) -> float:
+        """Return a score that no layout of a strategy is much better than.
+
+        It is that of the layers, the loss and what they send, in the fewest microbatches; no sums
+        of gradients, no update, no bubble.
+
+        Raises:
+          ValueError: sizes that the strategy does not divide.
+        """
+        microbatches = self._microbatches(strategy)[0]
+        sharded = self._sharded(strategy, microbatches)
+        step = Training(TrainStep(sharded, remat="attention"))
+        parts = TrainCosts.of(step, self.cluster, self.rates).parts
+        names = ("microbatch", "forward tick", "backward tick", "end of microbatch")
+        return self.score(sum((parts[n] for n in names if n in parts), Cost()).times(microbatches))
+
+    def score(self, cost: Cost) -> float:
+        """Return the score of a cost under the objective; less is better."""
+        if self.request.objective == "energy":
+            return joules(cost, self.rates)
+        return cost.seconds
+
+    def _microbatches(self, strategy: Strategy) -> list[int]:
+        """Return the numbers of microbatches to try; too few of them leave stages idle."""
+        split = strategy.split()
+        local = self.request.batch // split.count("act_batch")
+        numbers = [m for m in doubling(local) if local % m == 0]
+        return [m for m in numbers if m >= split.count("layers")] or numbers[-1:]
+
+    def priced(self, choice: Choice) -> Choice:
+        """Return a choice that does not fit with its cost all the same."""
+        self._costs.clear()
+        return self._with_cost(choice, Layout(choice.step.strategy, choice.step.strategy))
+
     def _sharded(self, strategy: Strategy, microbatches: int) -> ShardedTransformer:
         workload = Workload(self.request.batch, self.request.seq_len, microbatches)
         return ShardedTransformer(self.request.model, strategy, workload)
 
     def _fitting(self, strategy: Strategy, elements: Elements) -> Iterator[Choice]:
         """Yield the choices whose time has to be known, and what does not fit at all."""
-        split = strategy.split()
-        stages = split.count("layers")
-        local = self.request.batch // split.count("act_batch")
-        numbers = [m for m in doubling(local) if local % m == 0]
-        staged = [m for m in numbers if m >= stages] or numbers[-1:]
+        stages = strategy.split().count("layers")
         best = len(REMATS)  # recomputing more than a smaller number of microbatches is no use
-        for microbatches in numbers if stages == 1 else staged:
+        for microbatches in self._microbatches(strategy):
             for scheduled in schedules(strategy, microbatches):
-                choice = self._least_remat(scheduled, microbatches, elements)
-                place = REMATS.index(choice.step.program.remat)
-                if choice.memory.total > self.usable:
-                    yield choice
-                elif stages > 1 or place < best:
-                    best = min(best, place)
-                    yield choice
+                for choice in self._least_remats(scheduled, microbatches, elements):
+                    place = REMATS.index(choice.step.program.remat)
+                    if stages > 1 or place < best or choice.memory.total > self.usable:
+                        yield choice
+                    best = min(best, place if choice.memory.total <= self.usable else best)
             if stages == 1 and best == 0:
                 return
 
-    def _least_remat(self, strategy: Strategy, microbatches: int, elements: Elements) -> Choice:
-        """Return the choice that recomputes the least of those that fit, else the smallest."""
+    def _least_remats(
+        self, strategy: Strategy, microbatches: int, elements: Elements
+    ) -> Iterator[Choice]:
+        """Yield what recomputes the least of what fits, beside "attention"; else the smallest."""
         sharded, kept = self._sharded(strategy, microbatches), None
-        for remat in REMATS:
-            memory = train_memory(sharded, remat, elements=elements)
+        memories = train_memories(sharded, REMATS, elements=elements)
+        for remat, memory in zip(REMATS, memories, strict=True):
             self.considered += 1
-            if memory.total <= self.usable or remat == REMATS[-1]:
-                return Choice(Training(TrainStep(sharded, remat=remat)), memory, kept)
-            kept = remat, memory.total
-        raise AssertionError("REMATS is empty")
+            fits = memory.total <= self.usable
+            if fits or remat == REMATS[-1]:
+                yield Choice(Training(TrainStep(sharded, remat=remat)), memory, kept)
+            if fits and remat != REMATS[0]:
+                return
+            kept = None if fits else (remat, memory.total)
 
     def _with_cost(self, choice: Choice, layout: Layout) -> Choice:
         """Return a choice with its cost; parts are shared by schedules, and by both layouts."""
         self.estimated += 1
         step = choice.step
-        chunks = getattr(step.strategy.layers, "virtual_stages", 1)
-        splits = getattr(step.strategy.layers, "schedule", "") == "zb-h1"
-        plain = step.strategy.replace(rules=layout.strategy.rules)
-        key = plain.gather, step.workload.microbatches, step.program.remat, chunks, splits
+        plain = layout.strategy
+        key = step.workload.microbatches, step.program.remat
         if key not in self._costs:
             shared = _with_strategy(step, plain)
             self._costs[key] = TrainCosts.of(shared, self.cluster, self.rates)
         costs = self._costs[key]
         update = costs.parts["update"]
-        if plain != step.strategy:
-            own = "update", plain.gather
-            if own not in self._costs:
-                self._costs[own] = TrainCosts.of(step, self.cluster, self.rates)
-            update = self._costs[own].parts["update"]
+        if step.strategy.rules != plain.rules:
+            if "update" not in self._costs:
+                own = _with_strategy(step, layout.sharded_state)
+                self._costs["update"] = TrainCosts.of(own, self.cluster, self.rates)
+            update = self._costs["update"].parts["update"]
         cost, bubble = costs.whole(step, update)
         return choice._replace(cost=cost, bubble=bubble, work=costs.work)
 

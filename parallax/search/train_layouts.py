@@ -82,7 +82,7 @@ def _inside_nodes(strategy: Strategy, cluster: Cluster) -> tuple[Strategy, tuple
         room = max(1, cluster.gpus_per_node // inner)
         if strategy.mesh[axis] <= room:
             inside.append(axis)
-        elif axis == "data" and 1 < room and strategy.mesh[axis] % room == 0:
+        elif axis == "data" and room > 1 and strategy.mesh[axis] % room == 0:
             strategy = _cut(strategy, axis, room)
             inside.append(axis)
     whole = len(inside) == len(token_axes(strategy))
