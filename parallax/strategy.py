@@ -12,19 +12,18 @@ from parallax.kernels import dispatch
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
 from parallax.parallel.experts import EXPERT_PARTS, ExpertPart, LocalExperts, Platform
-from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
+from parallax.parallel.layer_parts import LAYER_PARTS, CacheTiled, LayerPart, Scan
 from parallax.parallel.remat import Remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.parallel.split import Split
 from parallax.rules import Phase, Rules
 
 FILE_VERSION = 4
-# XLA's options that gather the next layer's weights beside this layer's products: one collective
-# a layer, because it runs one at a time, and started in the iteration before.
+# XLA's options that gather the next layer's weights beside this layer's products: started in the
+# iteration before, and several at once.
 _PREFETCH: dict[str, bool | int] = {
-    "xla_gpu_enable_pipelined_all_gather": True,
-    "xla_gpu_all_gather_combine_threshold_bytes": 1 << 32,
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1 << 32,
+    "xla_gpu_pipeline_all_gather": 2,  # on
+    "xla_gpu_experimental_parallel_collective_overlap_limit": 8,
 }
 # Opt-in kernel implementations.
 KERNELS = ("mosaic", "cudnn")
@@ -127,6 +126,11 @@ class Strategy:
                     f"{axes}, but the tokens are split over {tuple(sorted(tokens)) or 'none'}. "
                     "Map 'embed' to these, or split the tokens over more."
                 )
+        if table["embed"] and self.gather == "layer" and isinstance(self.layers, CacheTiled):
+            raise ValueError(
+                f"Strategy '{self.name}': layers in weight tiles cannot gather sharded weights one "
+                "by one. Use gather='step'."
+            )
         different = [n for n in table if n != "embed" and table[n] != state[n]]
         if different or state["embed"][: len(table["embed"])] != table["embed"]:
             raise ValueError(
