@@ -12,7 +12,7 @@ from typing import Protocol
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
 
 _LETTERS = {"forward": "F", "backward": "B", "weights": "W"}
-_COLOURS = dict(zip(_LETTERS, (SERIES[2], SERIES[0], SERIES[1]), strict=True))
+_COLOURS = dict(zip(_LETTERS, (SERIES[2], SERIES[1], SERIES[3]), strict=True))
 _WIDTH = 7.2
 _ROW = 0.3
 # More ticks than these leave no room for the numbers of microbatches, or for the text.
