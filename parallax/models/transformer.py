@@ -18,7 +18,7 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
-from parallax.models.weights import gathered, in_use, weight
+from parallax.models.weights import gathered, gathered_weight, in_use, weight
 from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.remat import rematerialised
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
@@ -183,7 +183,7 @@ class Transformer(nnx.Module):
         if self.config.tie_embeddings:
             return norm, self.tokens_VD[...].T.astype(dtype)
         w = self.unembed_DV
-        return norm, split.gather_weight(w[...].astype(dtype), w.out_sharding)
+        return norm, gathered_weight(w.replace(w[...].astype(dtype)), split)[...]
 
     def run(
         self,
