@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parallax.parallel.gradients import Precision
+from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import (
     data_parallel,
@@ -36,6 +37,8 @@ CASES = {
     "experts apart": (ROUTED, tensor_pipeline(2, 2, experts="colocated"), "1f1b", 1, "none"),
     "data": (FOUR, hybrid(layerwise(2), data_parallel(2)), "gpipe", 1, "attention"),
     "ring": (FOUR, hybrid(layerwise(2), ring_sequence(2)), "1f1b", 1, "none"),
+    "chunks, tied": (TIED, tensor_pipeline(2, 2), "interleaved", 2, "layer"),
+    "chunks, experts": (ROUTED, tensor_pipeline(2, 2), "interleaved", 2, "none"),
     "sharded weights": (
         FOUR, shard_weights(hybrid(layerwise(2), data_parallel(2)), "data"), "zb-h1", 1, "layer",
     ),
@@ -61,6 +64,15 @@ def reference(config, packed):
     return gradients(config, data_parallel(1), Workload(BATCH, LENGTH, 1, packed=packed))
 
 
+def logits(config, strategy, microbatches):
+    """The logits of drawn parameters' forward pass."""
+    program = ShardedTransformer(config, strategy, Workload(BATCH, LENGTH, microbatches))
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    tokens = jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 0, config.vocab_size, np.int32)
+    state = program.init(jax.random.key(0), mesh)
+    return np.asarray(jax.jit(program.forward(mesh, "all"))(state, tokens))
+
+
 def scheduled(strategy, schedule, virtual_stages):
     return dataclasses.replace(
         strategy,
@@ -80,3 +92,18 @@ def test_a_training_step_equals_one_device(name):
     for ours, exact in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
         ours, exact = np.asarray(ours), np.asarray(exact)
         assert np.linalg.norm(ours - exact) <= 1e-11 * np.linalg.norm(exact)
+
+
+def test_a_forward_pass_runs_chunks_in_the_order_of_layers():
+    strategy = scheduled(tensor_pipeline(1, 2), "interleaved", 2)
+    exact = logits(FOUR, data_parallel(1), 1)
+    assert np.linalg.norm(logits(FOUR, strategy, 4) - exact) <= 1e-11 * np.linalg.norm(exact)
+
+
+def test_chunks_are_refused_where_they_cannot_be():
+    strategy = scheduled(tensor_pipeline(1, 2), "interleaved", 2)
+    with pytest.raises(ValueError, match="a multiple of 4 layers"):
+        ShardedTransformer(UNEQUAL, strategy, Workload(BATCH, LENGTH, 4))
+    program = ShardedTransformer(FOUR, strategy, Workload(BATCH, LENGTH, 4))
+    with pytest.raises(ValueError, match="chunks of layers per stage are for training"):
+        Decoder(program, 1)
