@@ -242,7 +242,7 @@ class ShardedTransformer(ShardedParameters):
         if expert_ids is not None:
             expert_ids = jnp.moveaxis(expert_ids, 2, 0)
             expert_ids = of_stage(expert_ids, split, self.groups, self.chunks)
-            if self.chunks > 1:
+            if chunk is not None and self.chunks > 1:
                 expert_ids = chunk_rows(expert_ids, chunk, self.chunks)
         return model.blocks(x, segment_ids, split, self.workload.seq_len, expert_ids, round)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parallax.parallel.gradients import Precision
+from parallax.parallel.remat import Remat
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import (
@@ -45,7 +46,7 @@ CASES = {
 }  # fmt: skip
 
 
-def gradients(config, strategy, workload, remat="none"):
+def gradients(config, strategy, workload, remat: Remat = "none"):
     """Loss and gradients of drawn parameters, in the layout of whole models."""
     program = ShardedTransformer(config, strategy, workload)
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
