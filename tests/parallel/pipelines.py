@@ -90,8 +90,10 @@ def rows_of(layers, stages, chunks):
     )
 
 
-def pipelined(schedule, layers, sequences, remat: Remat = "none", mesh=MESH, lookup=("stage", "tensor"),
-              ring=()):  # fmt: skip
+def pipelined(
+    schedule, layers, sequences, remat: Remat = "none", mesh=MESH, lookup=("stage", "tensor"),
+    ring=(),
+):  # fmt: skip
     """Loss and gradients by a schedule, in the order of the layers."""
     vocab = tuple(a for a in ("stage", "tensor") if a in mesh)
     data = tuple(a for a in ("data",) if a in mesh)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from parallax.parallel.schedules import (
@@ -121,7 +121,7 @@ def test_impossible_schedules_are_refused(arguments, message):
 
 def test_stages_hold_their_chunks_one_after_the_other():
     assert layers_in_place((4, 4), 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
-    whole = np.arange(12)
+    whole = jnp.arange(12)
     stored = pad_layers(whole, (6, 6), 3)
     assert stored.tolist() == layers_in_place((6, 6), 3).tolist()
     assert unpad_layers(stored, (6, 6), 3).tolist() == whole.tolist()

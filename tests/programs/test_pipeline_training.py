@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parallax.models.config import ModelConfig
+from parallax.parallel import pipeline_gradients, two_passes
 from parallax.parallel.gradients import Precision
 from parallax.parallel.remat import Remat
+from parallax.parallel.schedules import ScheduleName
 from parallax.programs.decoding import Decoder
+from parallax.programs.schedule_branches import (
+    schedule_branches,
+    training_branches,
+    training_schedule,
+)
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import (
     data_parallel,
@@ -20,6 +28,7 @@ from parallax.strategies import (
     shard_weights,
     tensor_pipeline,
 )
+from parallax.strategy import Strategy
 from parallax.workload import Workload
 from tests.strategies.cases import EXPERTS, SMALL
 
@@ -31,7 +40,7 @@ TIED = FOUR.replace(tie_embeddings=True, positions="learned")
 UNEQUAL = SMALL.replace(num_layers=5)
 ROUTED = EXPERTS.replace(num_layers=4, num_experts=4, load_balance=0.1)
 
-CASES = {
+CASES: dict[str, tuple[ModelConfig, Strategy, ScheduleName, int, Remat]] = {
     "tied": (TIED, tensor_pipeline(2, 4), "1f1b", 1, "layer"),
     "unequal, packed": (UNEQUAL, layerwise(4), "zb-h1", 1, "none"),
     "experts": (ROUTED, tensor_pipeline(2, 2), "1f1b-lockstep", 1, "layer"),
@@ -108,3 +117,25 @@ def test_chunks_are_refused_where_they_cannot_be():
     program = ShardedTransformer(FOUR, strategy, Workload(BATCH, LENGTH, 4))
     with pytest.raises(ValueError, match="chunks of layers per stage are for training"):
         Decoder(program, 1)
+
+
+@pytest.mark.parametrize("name", ["data", "ring"])
+def test_it_is_known_without_tracing_whether_layers_pass_data_around(name, monkeypatch):
+    config, strategy, schedule, virtual_stages, remat = CASES[name]
+    program = ShardedTransformer(
+        config, scheduled(strategy, schedule, virtual_stages), Workload(BATCH, LENGTH, 4)
+    )
+    found = []
+
+    def permutes(*arguments):
+        found.append(two_passes.permutes(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(pipeline_gradients, "permutes", permutes)
+    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    shapes = jax.eval_shape(lambda key: program.init(key, mesh), jax.random.key(0))
+    jax.eval_shape(program.gradients(mesh, remat), shapes, *program.abstract_inputs(mesh))
+    assert found == [name == "ring"]
+    table = training_schedule(program)
+    assert table is not None
+    assert training_branches(program) == schedule_branches(table, is_uniform=found[0])
