@@ -172,18 +172,18 @@ class Transformer(nnx.Module):
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            norm, unembed_DV = self._end(split)
+            norm, unembed_DV = self._end(x_BD, split)
             logits_BV = jnp.einsum("...d,dv->...v", norm(x_BD), unembed_DV)
             return _mask_padding(logits_BV, self.config.vocab_size, split)
 
-    def _end(self, split: Split) -> tuple[Norm, jax.Array]:
+    def _end(self, x_BD: jax.Array, split: Split) -> tuple[Norm, jax.Array]:
         """Return the last norm and the unembedding, as they are used."""
         dtype = self.config.dtype
-        norm = gathered(self.final_norm, split)
+        norm = gathered(self.final_norm, split, x_BD)
         if self.config.tie_embeddings:
             return norm, self.tokens_VD[...].T.astype(dtype)
         w = self.unembed_DV
-        return norm, gathered_weight(w.replace(w[...].astype(dtype)), split)[...]
+        return norm, gathered_weight(w.replace(w[...].astype(dtype)), split, x=x_BD)[...]
 
     def run(
         self,

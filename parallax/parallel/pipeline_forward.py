@@ -104,8 +104,8 @@ def run_forward(
         result = functions.finish(last, at(number - lag * (stages - 1)))
         return (arriving, share), (result, statistics)
 
-    first = functions.embed(at(0))
-    empty = vary_over(jnp.zeros_like(first), {*varying_axes(first), axis})
+    first = jax.eval_shape(lambda: functions.embed(at(0)))
+    empty = vary_over(jnp.zeros(first.shape, first.dtype), {*varying_axes(first), axis})
     ticks = jnp.arange(len(turns) + lag * (stages - 1), dtype=jnp.int32)
     waiting = (empty, empty if lag == 2 else None)
     _, (results, statistics) = lax.scan(tick, waiting, ticks)
