@@ -5,29 +5,14 @@ wrote the table of a pipeline's ticks, name the sides by the named scopes around
 """
 
 import re
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from parallax.bounds import Taken, Trips
 from parallax.hlo.module import Instruction, Module
 
 # A side's own scope is the part of an operation's name after the last side around it.
 _SIDE = re.compile(r".*/branch_\d+_fun/")
-
-
-class Taken(NamedTuple):
-    """How often one side of a branch is taken in a loop around it.
-
-    Attributes:
-      executions: by each device, per iteration.
-      iterations: those in which any device takes it. Devices wait for each other in every
-        iteration, which then takes as long as the longest side taken in it.
-      of: the number of iterations.
-    """
-
-    executions: Fraction
-    iterations: frozenset[int]
-    of: int
 
 
 class Side(NamedTuple):
@@ -35,9 +20,6 @@ class Side(NamedTuple):
 
     computation: str
     taken: Taken
-
-
-Trips = Mapping[str, float | Taken]
 
 
 def loop_trips(trips: Trips | None) -> dict[str, float]:

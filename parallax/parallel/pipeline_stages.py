@@ -14,6 +14,7 @@ from jax import lax
 from parallax.parallel.gradients import LocalParams, TrainFunctions
 from parallax.parallel.schedules import Schedule
 from parallax.parallel.split import Split
+from parallax.parallel.stage_layers import chunk_rows
 from parallax.parallel.varying import vary_over
 from parallax.parallel.width import gather_width, shard_width
 
@@ -90,12 +91,7 @@ class PipelineStages:
         chunks = self.schedule.virtual_stages
         if chunks == 1:
             return layers
-        return jax.tree.map(
-            lambda x: lax.dynamic_slice_in_dim(
-                x, number * (x.shape[0] // chunks), x.shape[0] // chunks
-            ),
-            layers,
-        )
+        return jax.tree.map(lambda x: chunk_rows(x, number, chunks), layers)
 
     def add_chunk(self, total: Any, more: Any, number: jax.Array) -> Any:
         """Add the gradient of a chunk's rows to that of all rows, in its dtype."""

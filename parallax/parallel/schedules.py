@@ -182,25 +182,32 @@ def _one_f_one_b(stage: int, stages: int, microbatches: int, chunks: int) -> lis
 
 
 def _interleaved(stage: int, stages: int, microbatches: int, chunks: int) -> list[Action]:
-    forwards, backwards = _in_turns(stages, microbatches, chunks)
+    forwards, backwards = _both_in_turns(stages, microbatches, chunks)
     return _alternate(2 * (stages - 1 - stage) + (chunks - 1) * stages, forwards, backwards)
 
 
-def _in_turns(stages: int, microbatches: int, chunks: int) -> tuple[list[Action], list[Action]]:
-    """Return forwards and backwards in turns: S microbatches, through one chunk after the other."""
-    turns = [
+def in_turns(stages: int, microbatches: int, chunks: int) -> list[tuple[int, int]]:
+    """Return (microbatch, chunk) in turns: S microbatches, through one chunk after the other."""
+    return [
         (turn + i, chunk)
         for turn in range(0, microbatches, stages)
         for chunk in range(chunks)
         for i in range(min(stages, microbatches - turn))
     ]
+
+
+def _both_in_turns(
+    stages: int, microbatches: int, chunks: int
+) -> tuple[list[Action], list[Action]]:
+    """Return the forwards and the backwards of `in_turns`; backwards begin at the last chunk."""
+    turns = in_turns(stages, microbatches, chunks)
     forwards = [Action("forward", i, chunk) for i, chunk in turns]
     return forwards, [Action("backward", i, chunks - 1 - chunk) for i, chunk in turns]
 
 
 def _lockstep(stages: int, microbatches: int, chunks: int) -> tuple[Row, ...]:
     """Return rows of forwards and rows of backwards in turn, without those that are idle."""
-    forwards, backwards = _in_turns(stages, microbatches, chunks)
+    forwards, backwards = _both_in_turns(stages, microbatches, chunks)
     first, rows = chunks * stages - 1, []  # the row of the last group's first forward
     for number in range(first + len(backwards) + stages):
         for actions, starts in (

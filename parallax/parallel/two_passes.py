@@ -39,7 +39,7 @@ def recomputed(function: Callable[..., Any]) -> TwoPasses:
 
         chosen = [a for w, a in zip(which, (params, x), strict=True) if w]
         found = iter(jax.vjp(of, chosen, has_aux=True)[1](gradients)[0])
-        return tuple(next(found) if w else None for w in which)
+        return (next(found) if which[0] else None, next(found) if which[1] else None)
 
     return TwoPasses(lambda *arguments: (function(*arguments), []), backward, ())
 
@@ -67,7 +67,8 @@ def remembered(
 
     arguments = (params, x, *others)
     closed = jax.make_jaxpr(whole)(*arguments)
-    jaxpr, count = closed.jaxpr, trees["count"]
+    jaxpr: Any = closed.jaxpr
+    count = trees["count"]
     place_of_x = len(jax.tree.leaves(params))
     variables = jaxpr.outvars
     is_kept = [
@@ -104,10 +105,11 @@ def remembered(
         traced, shape = jax.make_jaxpr(transposed, return_shape=True)(leaves, gradients)
         used = [w for w, s in zip(which, shape, strict=True) for _ in jax.tree.leaves(s)]
         found = iter(_only(traced, used)(*jax.tree.leaves((leaves, gradients))))
-        return tuple(
+        of_params, of_x = (
             jax.tree.map(lambda _: next(found), s) if w else None
             for w, s in zip(which, shape, strict=True)
         )
+        return of_params, of_x
 
     return TwoPasses(forward, backward, tuple(closed.out_avals[n] for n in order))
 

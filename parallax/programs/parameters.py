@@ -123,17 +123,23 @@ class ShardedParameters:
         """The number of layers of each stage."""
         return self.strategy.layer_groups(self.config.num_layers)
 
+    @property
+    def chunks(self) -> int:
+        """The number of chunks of layers of each stage."""
+        return self.strategy.layers.virtual_stages
+
     @functools.cached_property
     def shapes(self) -> nnx.State:
         """The global shapes of the sharded parameters (see `place`)."""
-        return _shapes(self.config, self.groups, self.columns)
+        return _shapes(self.config, self.groups, self.chunks, self.columns)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
         """The PartitionSpec of every parameter."""
         strategy = self.strategy
         return _specs(
-            self.config, strategy.name, strategy.rules, strategy.mesh, self.groups, self.columns
+            self.config, strategy.name, strategy.rules, strategy.mesh, self.groups, self.chunks,
+            self.columns,
         )
 
     @functools.cached_property
@@ -157,11 +163,11 @@ class ShardedParameters:
         Shorter stages are padded with layers of zeros, and a vocabulary that its devices do not
         divide with columns of zeros.
         """
-        return _padded(state, self.groups, self.columns)
+        return _padded(state, self.groups, self.chunks, self.columns)
 
     def unshard(self, state: nnx.State) -> nnx.State:
         """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
-        layers = functools.partial(unpad_layers, groups=self.groups)
+        layers = functools.partial(unpad_layers, groups=self.groups, chunks=self.chunks)
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
 
     def zero_padding(self, state: nnx.State) -> nnx.State:
@@ -169,7 +175,7 @@ class ShardedParameters:
 
         A bias of a padding layer has a gradient, which must not change it.
         """
-        real = layers_in_place(self.groups) >= 0
+        real = layers_in_place(self.groups, self.chunks) >= 0
         if real.all():
             return state
 
@@ -262,25 +268,27 @@ class ShardedParameters:
             check_shapes(packed, w.form, w.inputs[-1], where)
 
 
-def _padded(state: nnx.State, groups: tuple[int, ...], columns: int) -> nnx.State:
-    layers = functools.partial(pad_layers, groups=groups)
+def _padded(state: nnx.State, groups: tuple[int, ...], chunks: int, columns: int) -> nnx.State:
+    layers = functools.partial(pad_layers, groups=groups, chunks=chunks)
     return _change(state, layers, lambda w: _pad_columns(w, columns))
 
 
 # A search makes thousands of models that differ in their strategies alone, and strategies that
 # differ in their schedules.
 @functools.lru_cache(maxsize=64)
-def _shapes(config: ModelConfig, groups: tuple[int, ...], columns: int) -> nnx.State:
-    whole = abstract_transformer(config)[1]
-    return jax.eval_shape(functools.partial(_padded, groups=groups, columns=columns), whole)
+def _shapes(
+    config: ModelConfig, groups: tuple[int, ...], chunks: int, columns: int
+) -> nnx.State:  # fmt: skip
+    pad = functools.partial(_padded, groups=groups, chunks=chunks, columns=columns)
+    return jax.eval_shape(pad, abstract_transformer(config)[1])
 
 
 @functools.lru_cache(maxsize=256)
 def _specs(
     config: ModelConfig, name: str, rules: Rules, mesh: MeshSpec, groups: tuple[int, ...],
-    columns: int,
+    chunks: int, columns: int,
 ) -> nnx.State:  # fmt: skip
-    return _specs_of(_shapes(config, groups, columns), name, rules, dict(mesh.axes))
+    return _specs_of(_shapes(config, groups, chunks, columns), name, rules, dict(mesh.axes))
 
 
 def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:

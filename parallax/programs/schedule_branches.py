@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from parallax.hlo.branches import Taken
+from parallax.bounds import Taken
 from parallax.models.block import attention_shape
 from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.schedule_plan import plan_of

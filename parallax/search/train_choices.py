@@ -127,7 +127,7 @@ class LayoutChoices:
         stages = strategy.split().count("layers")
         best = len(REMATS)  # recomputing more than a smaller number of microbatches is no use
         for microbatches in self._microbatches(strategy):
-            for scheduled in schedules(strategy, microbatches):
+            for scheduled in schedules(strategy, self.request.model.num_layers, microbatches):
                 for choice in self._least_remats(scheduled, microbatches, elements):
                     place = REMATS.index(choice.step.program.remat)
                     if stages > 1 or place < best or choice.memory.total > self.usable:

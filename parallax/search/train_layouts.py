@@ -46,15 +46,15 @@ def layouts(strategy: Strategy, cluster: Cluster) -> Iterator[Layout]:
             yield _layout(shard_weights(whole, axes, gather=gather))
 
 
-def schedules(strategy: Strategy, microbatches: int) -> Iterator[Strategy]:
-    """Yield a strategy with each pipeline schedule that can take a number of microbatches."""
+def schedules(strategy: Strategy, num_layers: int, microbatches: int) -> Iterator[Strategy]:
+    """Yield a strategy with each pipeline schedule that can take these numbers."""
     layers, stages = strategy.layers, strategy.split().count("layers")
     if not isinstance(layers, Pipeline) or stages == 1:
         yield strategy
         return
     for name in SCHEDULES:
         virtual = _VIRTUAL if name == "interleaved" else 1
-        if virtual == 1 or microbatches % stages == 0:
+        if virtual == 1 or (num_layers % (virtual * stages) == microbatches % stages == 0):
             yield strategy.replace(layers=replace(layers, schedule=name, virtual_stages=virtual))
 
 

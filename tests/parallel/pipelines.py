@@ -12,6 +12,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.cross_entropy import cross_entropy
 from parallax.parallel.gradients import LocalParams, Precision, TrainFunctions
 from parallax.parallel.pipeline_gradients import run_schedule
+from parallax.parallel.remat import Remat
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.parallel.varying import vary_over
 
@@ -89,8 +90,10 @@ def rows_of(layers, stages, chunks):
     )
 
 
-def pipelined(schedule, layers, sequences, remat="none", mesh=MESH, lookup=("stage", "tensor"),
-              ring=()):  # fmt: skip
+def pipelined(
+    schedule, layers, sequences, remat: Remat = "none", mesh=MESH, lookup=("stage", "tensor"),
+    ring=(),
+):  # fmt: skip
     """Loss and gradients by a schedule, in the order of the layers."""
     vocab = tuple(a for a in ("stage", "tensor") if a in mesh)
     data = tuple(a for a in ("data",) if a in mesh)

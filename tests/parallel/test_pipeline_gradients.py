@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from parallax.parallel import pipeline_gradients
+from parallax.parallel.remat import Remat
 from parallax.parallel.schedule_plan import plan_of
 from parallax.parallel.schedules import Action, make_schedule
 from tests.parallel.pipelines import error, pipelined, reference
@@ -16,7 +17,7 @@ NAMES = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1))
 MESHES = {2: {"data": 2, "stage": 2, "tensor": 2}, 4: {"stage": 4, "tensor": 2}}
 
 
-def off(schedule, remat="none", **options):
+def off(schedule, remat: Remat = "none", **options):
     """The error of a schedule's loss and gradients against one device's."""
     mesh = MESHES[schedule.stages]
     sequences = 2 * schedule.microbatches

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 
 from parallax.parallel.schedules import (
@@ -11,6 +12,7 @@ from parallax.parallel.schedules import (
     needed,
     step_time,
 )
+from parallax.parallel.stage_layers import layers_in_place, pad_layers, unpad_layers
 
 SIZES = [(s, m) for s in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 5, 8, 16)]
 CASES = [
@@ -115,3 +117,13 @@ def test_a_schedule_of_unequal_stages_takes_as_long_as_its_slowest():
 def test_impossible_schedules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(*arguments)
+
+
+def test_stages_hold_their_chunks_one_after_the_other():
+    assert layers_in_place((4, 4), 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    whole = jnp.arange(12)
+    stored = pad_layers(whole, (6, 6), 3)
+    assert stored.tolist() == layers_in_place((6, 6), 3).tolist()
+    assert unpad_layers(stored, (6, 6), 3).tolist() == whole.tolist()
+    # Unequal stages and one chunk as before.
+    assert layers_in_place((2, 1)).tolist() == [0, 1, 2, -1]

@@ -4,8 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, Self
 
-from parallax.bounds import Transfer
-from parallax.hlo.branches import Trips
+from parallax.bounds import Transfer, Trips
 from parallax.programs.communication import ExpectedRouting
 from parallax.programs.load_balance import LoadBalance
 from parallax.programs.sharded_model import ShardedTransformer

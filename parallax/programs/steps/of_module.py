@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from parallax.hlo.branches import Trips
+from parallax.bounds import Trips
 from parallax.programs.user_module import ShardedModule
 from parallax.rules import Phase
 from parallax.workload import Workload

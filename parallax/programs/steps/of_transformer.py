@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from parallax.bounds import Transfer
-from parallax.hlo.branches import Trips
+from parallax.bounds import Transfer, Trips
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
 from parallax.models.transformer import abstract_transformer
