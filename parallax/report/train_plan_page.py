@@ -113,11 +113,16 @@ def _table(report: TrainPlanReport) -> Iterator[RenderableType]:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("")
     table.add_column("strategy, mesh, sharding", overflow="fold", ratio=1)
-    for head in _HEADS:
-        table.add_column(head, justify="right")
     shown = list(enumerate(search.ranked[:_SHOWN], 1))
-    for place, c in shown:
-        table.add_row(*_cells(place, c, report), style="bold" if not c.why else "")
+    rows = [_cells(place, c, report) for place, c in shown]
+    # Columns that say nothing here are left to the page.
+    told = [n for n, head in enumerate(_HEADS, 2)
+            if (head != "J/token" or search.request.objective == "energy")
+            and {row[n] for row in rows} - {"-", "0 %"}]  # fmt: skip
+    for n in told:
+        table.add_column(_HEADS[n - 2], justify="right")
+    for (_, c), row in zip(shown, rows, strict=True):
+        table.add_row(*row[:2], *(row[n] for n in told), style="bold" if not c.why else "")
     yield table
     yield Text()
     for place, c in shown:

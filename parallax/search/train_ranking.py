@@ -66,7 +66,7 @@ def rank_training(
     top = [c for c in ranked[:compile_top] if c.fits]
     if top:
         start = time.perf_counter()
-        again = _compiled(request, top, cluster, rates, usable, on_progress)
+        again = list(_compiled(request, top, cluster, rates, usable, on_progress))
         seconds["compiling"] = time.perf_counter() - start
         # Compiled candidates come before the others: the two kinds of times are never compared.
         ranked = sorted(again, key=lambda c: _key(request, c)) + ranked[len(top) :]
