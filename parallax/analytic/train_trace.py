@@ -26,6 +26,7 @@ _PER_STEP: frozenset[Role] = frozenset(
 # Beside the products of a layer: XLA starts them an iteration of the scan ahead.
 _OVERLAPPED: frozenset[Role] = frozenset({"weight_gather", "weight_gradient"})
 
+_RING: tuple[Role, ...] = ("ring_hop", "ring_gradient")
 _GRADIENTS: tuple[Role, ...] = ("attention_gradient", "mlp_gradient")
 
 
@@ -67,11 +68,14 @@ class TrainTrace(Trace):
         ticks, layers = self.walk.ticks, self.walk.layers
         each = {"layer": ticks * layers, "microbatch": ticks, "step": 1}
         forward = {_key(x.transfer): x.times for x in self.transfers}
-        return tuple(
-            (t, one_send(t, self.strategy.mesh),
-             t.count / each[pace_of(t.role)] - forward.get(_key(t), 0))
-            for t in self.step.of_shard_map() if t.count and t.wire_bytes
-        )  # fmt: skip
+        found = []
+        for t in self.step.of_shard_map():
+            if t.count and t.wire_bytes:
+                times = t.count / each[pace_of(t.role)]
+                sent = min(times, forward.get(_key(t), 0))
+                forward[_key(t)] = forward.get(_key(t), 0) - sent
+                found.append((t, one_send(t, self.strategy.mesh), times - sent))
+        return tuple(found)
 
     def beside(self, *, backward: bool) -> tuple[list[Step], list[Step]]:
         """Return the starts of what a layer sends beside its products, and the waits for them."""
@@ -89,7 +93,7 @@ class TrainTrace(Trace):
     def sent_back(self) -> SentBack:
         """Return what the backward pass of a layer sends beside its products."""
         ring = [(send, round(count)) for t, send, count in self._others
-                if t.role == "ring_gradient"]  # fmt: skip
+                if t.role in _RING and count > 0]  # fmt: skip
         hops = max((count for _, count in ring), default=0)
         sums = {
             role: [send for t, send, count in self._others if t.role == role
@@ -103,7 +107,7 @@ class TrainTrace(Trace):
 
     def repeated(self, pace: Pace) -> list[Step]:
         """Trace the sends at a pace, as often as the closed form counts them, nothing beside."""
-        beside = {"ring_gradient", *_GRADIENTS, *_OVERLAPPED}
+        beside = {*_RING, *_GRADIENTS, *_OVERLAPPED}
         return [Loop(_named(t), count, _named(t), "nothing") for t, _, count in self._others
                 if pace_of(t.role) == pace and t.role not in beside and count > 0]  # fmt: skip
 
