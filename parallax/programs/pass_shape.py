@@ -44,12 +44,6 @@ class SummedPart(NamedTuple):
 
 
 GATHER = "gather sharded weights"
-# Weights that the backward pass of a layer does not need again.
-_FORWARD_ONLY: dict[Remat, tuple[str, ...]] = {
-    "none": ("out_bias_D", "down_bias_D", "shift"),
-    "attention": ("down_bias_D",),
-    "layer": ("down_bias_D",),
-}
 
 
 @dataclass
@@ -202,15 +196,14 @@ class PassShape:
 
     def weights(self, remat: Remat | None) -> None:
         """Add the gathers of layers' sharded weights, forward and (with `remat`) backward."""
+        again = remat in ("attention", "layer")
         for passes in (1, 2):
-            wanted = [w for path, w in self.stacked() if passes == 1 + self._again(path, remat)]
+            # A layer's last bias is not needed to recompute it.
+            wanted = [w for path, w in self.stacked()
+                      if passes == 1 + (again and path[-1] != "down_bias_D")]  # fmt: skip
             for axes, size in self.gathered(wanted).items():
                 self._gather("weight_gather", axes, self.over("act_batch", "act_seq"),
                              size * self.item, passes, per_layer=True)  # fmt: skip
-
-    @staticmethod
-    def _again(path: tuple[Any, ...], remat: Remat | None) -> bool:
-        return remat is not None and path[-1] not in _FORWARD_ONLY[remat]
 
     def end_weights(self, norm_item: int, *, every_position: bool) -> None:
         """Add the gathers of the last norm and of the unembedding, once per tick.

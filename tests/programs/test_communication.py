@@ -49,7 +49,8 @@ CASES = {
     **{name: (DENSE.replace(bias=True), s) for name, s in SHARDED.items()},
     **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in SHARDED_EXPERTS.items()},
     "learned positions": (
-        GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True), shard_weights(ring_sequence(8), "seq"),
+        GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True),
+        shard_weights(ring_sequence(8), "seq"),
     ),
     **{f"stages {n}": (UNEQUAL.replace(dtype="float32"), s) for n, s in UNEQUAL_STAGES.items()},
     "sequence-parallel norms": (DENSE, tensor_pipeline(4, 2, sequence_parallel_norms=True)),
@@ -126,7 +127,15 @@ def test_closed_form_is_the_traced_program(name, remat):
 
 @pytest.mark.parametrize("remat", get_args(Remat))
 @pytest.mark.parametrize(
-    "name", ["tensor_pipeline", "ring_sequence", "two_level", "experts by node"]
+    "name",
+    [
+        "tensor_pipeline",
+        "ring_sequence",
+        "two_level",
+        "experts by node",
+        "fsdp",
+        "experts data x expert x fsdp",
+    ],
 )
 def test_what_is_recomputed_is_sent_again(name, remat):
     config, strategy = CASES[name]
