@@ -121,8 +121,9 @@ def schedule(more: str = "") -> Any:
     words = (
         "Order of forward and backward passes in a pipeline: all forward first (gpipe), one of "
         "each in turn (1f1b: fewer microbatches in memory), several groups of layers a stage "
-        "(interleaved: a shorter bubble, more handoffs), or weights' gradients in the bubble "
-        f"(zb-h1).{more}"
+        "(interleaved: a shorter bubble, more handoffs), weights' gradients in the bubble (zb-h1), "
+        "or all stages forward and all backward in turn (1f1b-lockstep: no stage waits for a "
+        f"longer tick of another, more in memory).{more}"
     )
     return option(None, words, "choice", choices=get_args(ScheduleName))
 
