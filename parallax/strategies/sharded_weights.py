@@ -18,7 +18,7 @@ def fsdp(devices: int = 16, *, gather: Gather = "layer") -> Strategy:
         weights are gathered once a step, in the model's dtype.
 
     Cost: with N parameters of p bytes in the model's dtype and d devices, per microbatch an
-      all-gather of (d - 1) / d N p, twice if layers are recomputed, and a reduce-scatter of as much;
+      all-gather of (d - 1) / d N p (two if layers are recomputed) and as large a reduce-scatter;
       with gather="step" one all-gather, and one reduce-scatter of float32, a step.
     Reference: Rajbhandari et al., "ZeRO", 2020 (stage 3); Zhao et al., "PyTorch FSDP", 2023.
     """
