@@ -232,14 +232,19 @@ class PassShape:
 
     def weights(self, remat: Remat | None) -> None:
         """Add the gathers of layers' sharded weights, forward and (with `remat`) backward."""
-        again = remat in ("attention", "layer")
         for passes in (1, 2):
-            # A layer's last bias is not needed to recompute it.
-            wanted = [w for path, w in self.stacked()
-                      if passes == 1 + (again and path[-1] != "down_bias_D")]  # fmt: skip
+            wanted = [w for path, w in self.stacked() if passes == 1 + self._again(path, remat)]
             for axes, size in self.gathered(wanted).items():
                 self._gather("weight_gather", axes, self.over("act_batch", "act_seq"),
                              size * self.item, passes, per_layer=True)  # fmt: skip
+
+    def _again(self, path: tuple[Any, ...], remat: Remat | None) -> bool:
+        """Whether the backward pass gathers a layer's weight again."""
+        if remat is None or (remat == "none" and not self.over("layers")):
+            return False
+        # A pipeline's stage keeps no weights between its passes.
+        unneeded = ("out_bias_D", "shift") if remat == "none" else ()
+        return path[-1] not in (*unneeded, "down_bias_D")
 
     def end_weights(self, norm_item: int, *, every_position: bool) -> None:
         """Add the gathers of the last norm and of the unembedding, once per tick.
