@@ -26,7 +26,7 @@ from parallax.parallel.pipeline_stages import PipelineStages, zeros_like_type
 from parallax.parallel.schedule_plan import StagePlan, TickPlan, plan_of
 from parallax.parallel.schedules import Schedule
 from parallax.parallel.split import Split
-from parallax.parallel.two_passes import TwoPasses, permutes, recomputed, remembered
+from parallax.parallel.two_passes import TwoPasses, permutes, pruned, two_passes
 from parallax.parallel.varying import vary_over, varying_axes
 
 _FLOAT32 = Precision()
@@ -50,9 +50,8 @@ def run_schedule(
       params: this device's parameters, typed as varying over the axes whose devices use them for
         different work.
       inputs: pytree whose leaves have the sequences first, [B, ...].
-      split: how the model is split. With remat "layer", a microbatch in flight keeps the input of
-        its stage, as shares of the width; otherwise also what `blocks` keeps for its backward pass,
-        without parameters and what follows from them alone.
+      split: how the model is split. A microbatch in flight keeps the input of its stage, and what
+        `blocks` keeps for its backward pass (`split.remat`) that depends on it: no parameters.
       axis: mesh axis of the stages.
       precision: dtype of the sums, and scale of the loss.
 
@@ -62,8 +61,8 @@ def run_schedule(
 
     Cost: per tick a handoff of a share of the width in each direction that any stage needs. Where
       the gradients of a stage's input and of its weights are two actions (ZB-H1), each goes back
-      through the whole stage: the second computes the first again, and both its forward pass where
-      remat is "layer". Where layers pass data around a ring, all stages run every kind of action
+      through the whole stage: the second computes the first again, and both recompute what remat
+      says. Where layers pass data around a ring, all stages run every kind of action
       that any of them runs in a tick, and keep the results of their own: a permutation in a branch
       would wait for devices that do not take it.
     """
@@ -80,7 +79,7 @@ def run_schedule(
     # Each stage has a microbatch and chunk of its own.
     own, number = jax.tree.map(lambda x: vary_over(x, [axis]), (example, zero))
     arguments = stages.chunk(params.layers, number), share, own, number
-    passes = recomputed(stage) if split.remat == "layer" else remembered(stage, axis, *arguments)
+    passes = two_passes(stage, axis, *arguments)
     (_, penalty), statistics = jax.eval_shape(stage, *arguments)
     loss, beside = jax.eval_shape(stages.loss, params.outer, share, example)
     plan, chunks = plan_of(schedule), schedule.virtual_stages
@@ -258,16 +257,17 @@ class _Tick:
     def embed_back(self, state: _State, row: TickPlan, inputs: Any, share: jax.Array) -> _State:
         """Add the gradient of the embeddings that the first stage has gone back through."""
 
+        def embed(outer):
+            return vary_over(self.stages.embed(outer, inputs), sorted(varying_axes(share)))
+
+        def back(outer, gradient):
+            return jax.vjp(embed, outer)[1](gradient)
+
         def run():
             with jax.named_scope("embed_of_tick_back"):
-                _, back = jax.vjp(
-                    lambda outer: vary_over(
-                        self.stages.embed(outer, inputs), sorted(varying_axes(share))
-                    ),
-                    self.params.outer,
-                )
                 used = jnp.where(self.stages.is_first, share, jnp.zeros_like(share))
-                return _add(state.gradients.outer, back(used)[0])
+                found = pruned(back, (True,), self.params.outer, used)
+                return _add(state.gradients.outer, found[0])
 
         outer = _when(row.embeds_back, run, state.gradients.outer)
         return state._replace(gradients=state.gradients._replace(outer=outer))

@@ -28,23 +28,7 @@ class TwoPasses(NamedTuple):
     kept: tuple[Any, ...]
 
 
-def recomputed(function: Callable[..., Any]) -> TwoPasses:
-    """Return two passes of which the backward pass runs the function again and nothing is kept."""
-
-    def backward(params, x, others, kept, gradients, which):
-        def of(chosen):
-            given = iter(chosen)
-            p, y = (next(given) if w else a for w, a in zip(which, (params, x), strict=True))
-            return function(p, y, *others)
-
-        chosen = [a for w, a in zip(which, (params, x), strict=True) if w]
-        found = iter(jax.vjp(of, chosen, has_aux=True)[1](gradients)[0])
-        return (next(found) if which[0] else None, next(found) if which[1] else None)
-
-    return TwoPasses(lambda *arguments: (function(*arguments), []), backward, ())
-
-
-def remembered(
+def two_passes(
     function: Callable[..., Any], axis: str, params: Any, x: jax.Array, *others: Any
 ) -> TwoPasses:
     """Return two passes of which the first keeps what depends on `x` and the second needs.
@@ -100,18 +84,23 @@ def remembered(
         def transposed(leaves, gradients):
             return jax.tree.unflatten(trees["vjp"], leaves)(gradients)
 
-        if all(which):
-            return transposed(leaves, gradients)
-        traced, shape = jax.make_jaxpr(transposed, return_shape=True)(leaves, gradients)
-        used = [w for w, s in zip(which, shape, strict=True) for _ in jax.tree.leaves(s)]
-        found = iter(_only(traced, used)(*jax.tree.leaves((leaves, gradients))))
-        of_params, of_x = (
-            jax.tree.map(lambda _: next(found), s) if w else None
-            for w, s in zip(which, shape, strict=True)
-        )
-        return of_params, of_x
+        return pruned(transposed, which, leaves, gradients)
 
     return TwoPasses(forward, backward, tuple(closed.out_avals[n] for n in order))
+
+
+def pruned(function: Callable[..., Any], which: tuple[bool, ...], *arguments: Any) -> Any:
+    """Return the results of a function that are asked for, and None for the others.
+
+    What only the others need, and what nothing needs, is left out of the program.
+    """
+    traced, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    used = [w for w, s in zip(which, shape, strict=True) for _ in jax.tree.leaves(s)]
+    found = iter(_only(traced, used)(*jax.tree.leaves(arguments)))
+    return tuple(
+        jax.tree.map(lambda _: next(found), s) if w else None
+        for w, s in zip(which, shape, strict=True)
+    )
 
 
 def _uses(jaxpr: Any, output: int, argument: int) -> bool:

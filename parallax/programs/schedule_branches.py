@@ -9,6 +9,7 @@ from parallax.models.block import attention_shape
 from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.schedule_plan import plan_of
 from parallax.parallel.schedules import Schedule
+from parallax.programs.pass_shape import Runs
 from parallax.programs.sharded_model import ShardedTransformer
 
 
@@ -33,6 +34,19 @@ def training_branches(sharded: ShardedTransformer) -> dict[str, Taken]:
     moved = split.attention.transfers(shape, split.mesh_axes, 1)
     is_uniform = any(t.kind == "collective-permute" for t in moved)
     return schedule_branches(schedule, is_uniform=is_uniform)
+
+
+def training_runs(sharded: ShardedTransformer) -> Runs | None:
+    """Return how often a device runs the parts of a training step; None without stages."""
+    branches = training_branches(sharded)
+    if not branches:
+        return None
+    runs = {scope: int(taken.executions * taken.of) for scope, taken in branches.items()}
+    backward, weights = runs["stage_backward"], runs.get("stage_weights", 0)
+    return Runs(
+        forward=runs["stage_forward"], backward=backward + weights, weights=weights or backward,
+        ends=runs["loss_of_tick"], sends=runs["handoff"], sends_back=runs["handoff_back"],
+    )  # fmt: skip
 
 
 def schedule_branches(schedule: Schedule, *, is_uniform: bool = False) -> dict[str, Taken]:

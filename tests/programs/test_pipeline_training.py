@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from parallax.models.config import ModelConfig
-from parallax.parallel import pipeline_gradients, two_passes
+from parallax.parallel import pipeline_gradients
+from parallax.parallel import two_passes as passes
 from parallax.parallel.gradients import Precision
 from parallax.parallel.remat import Remat
 from parallax.parallel.schedules import ScheduleName
@@ -128,7 +129,7 @@ def test_it_is_known_without_tracing_whether_layers_pass_data_around(name, monke
     found = []
 
     def permutes(*arguments):
-        found.append(two_passes.permutes(*arguments))
+        found.append(passes.permutes(*arguments))
         return found[-1]
 
     monkeypatch.setattr(pipeline_gradients, "permutes", permutes)
