@@ -89,13 +89,19 @@ def plan(
         max_tpot_s=max_tpot_s,
         compile_top=compile_top,
         dtype=dtype,
-        compressions=tuple(compression) if isinstance(compression, list) else (compression,),
+        compressions=_several(compression),
         kernels=kernels,
         rates=rates,
         regimes=regimes,
     )
     request.refuse_unused()
     return run_plan(request, on_progress=on_progress)
+
+
+def _several(compression: list[str] | Compression) -> tuple[Compression | str, ...]:
+    if isinstance(compression, list):
+        return tuple(compression)
+    return () if compression is None else (compression,)
 
 
 def run_plan(

@@ -85,7 +85,9 @@ class PlanRequest(Request):
         """Return what the phase makes irrelevant, and the limit of a prefill alone."""
         if self.phase == "train":
             return dict.fromkeys(_OF_SERVING, "the phase is train, which serves no prompts")
-        unused = dict.fromkeys(_OF_TRAINING, "the phase is serve, which trains on nothing")
+        unused = {}
+        if self.phase == "serve":
+            unused = dict.fromkeys(_OF_TRAINING, "the phase is serve, which trains on nothing")
         if self.output_len == 1:
             unused["max_tpot_s"] = (
                 "output_len is 1, a prefill alone, which has no time per output token"

@@ -127,10 +127,11 @@ class LayoutChoices:
         stages = strategy.split().count("layers")
         best = len(REMATS)  # recomputing more than a smaller number of microbatches is no use
         for microbatches in self._microbatches(strategy):
+            fewer = best
             for scheduled in schedules(strategy, self.request.model.num_layers, microbatches):
                 for choice in self._least_remats(scheduled, microbatches, elements):
                     place = REMATS.index(choice.step.program.remat)
-                    if stages > 1 or place < best or choice.memory.total > self.usable:
+                    if stages > 1 or place < fewer or choice.memory.total > self.usable:
                         yield choice
                     best = min(best, place if choice.memory.total <= self.usable else best)
             if stages == 1 and best == 0:
