@@ -138,7 +138,12 @@ class ShardedParameters:
         """The PartitionSpec of every parameter."""
         strategy = self.strategy
         return _specs(
-            self.config, strategy.name, strategy.rules, strategy.mesh, self.groups, self.chunks,
+            self.config,
+            strategy.name,
+            strategy.rules,
+            strategy.mesh,
+            self.groups,
+            self.chunks,
             self.columns,
         )
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, get_args
 from parallax.analytic.train_costs import TrainCosts
 from parallax.analytic.train_memory import Elements, TrainMemory, elements_of, train_memories
 from parallax.cost import Cost, Rates, joules
-from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.meshes.cluster import Cluster
 from parallax.parallel.remat import Remat
 from parallax.programs.sharded_model import ShardedTransformer
@@ -34,7 +33,8 @@ class Choice(NamedTuple):
       step: the training step.
       memory: its memory by closed form.
       kept: the next choice of remat that recomputes less, and its bytes, which do not fit.
-      cost, bubble, work: its cost, idle share and trace; None, 0 and None where it does not fit.
+      cost, bubble: its cost and idle share; None and 0 where it does not fit.
+      parts: the costs of its parts, which its cost is added up from.
     """
 
     step: Training
@@ -42,7 +42,7 @@ class Choice(NamedTuple):
     kept: tuple[Remat, float] | None
     cost: Cost | None = None
     bubble: float = 0.0
-    work: ExecutionTrace | None = None
+    parts: TrainCosts | None = None
 
 
 @dataclass
@@ -169,7 +169,7 @@ class LayoutChoices:
                 self._costs["update"] = TrainCosts.of(own, self.cluster, self.rates)
             update = self._costs["update"].parts["update"]
         cost, bubble = costs.whole(step, update)
-        return choice._replace(cost=cost, bubble=bubble, work=costs.work)
+        return choice._replace(cost=cost, bubble=bubble, parts=costs)
 
 
 def doubling(limit: int) -> Iterator[int]:

@@ -1,16 +1,14 @@
 """The ways to train under one strategy: how weights and state are sharded, and the schedule."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parallax.meshes.cluster import Cluster
-from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.schedules import SCHEDULES
-from parallax.rules import LOGICAL_AXES
-from parallax.strategies import shard_optimizer, shard_weights
+from parallax.strategies.sharded_weights import cut_axis, shard_optimizer, shard_weights
 from parallax.strategy import Strategy
 
 _VIRTUAL = 2  # stages per stage of interleaved schedules
@@ -83,23 +81,7 @@ def _inside_nodes(strategy: Strategy, cluster: Cluster) -> tuple[Strategy, tuple
         if strategy.mesh[axis] <= room:
             inside.append(axis)
         elif axis == "data" and room > 1 and strategy.mesh[axis] % room == 0:
-            strategy = _cut(strategy, axis, room)
+            strategy = cut_axis(strategy, axis, room)
             inside.append(axis)
     whole = len(inside) == len(token_axes(strategy))
     return (strategy, tuple(inside)) if inside and not whole else None
-
-
-def _cut(strategy: Strategy, axis: str, inside: int) -> Strategy:
-    """Cut a mesh axis into replicas and `inside` devices of each."""
-    sizes: list[tuple[str, int]] = []
-    for name, n in strategy.mesh.axes:
-        sizes += [("replica", n // inside), (axis, inside)] if name == axis else [(name, n)]
-    rules, table = strategy.rules, strategy.rules.table()
-
-    def cut(axes: Iterable[str]) -> tuple[str, ...]:
-        return tuple(a for one in axes for a in (("replica", one) if one == axis else (one,)))
-
-    changed: dict[str, Any] = {n: cut(table[n]) for n in LOGICAL_AXES if axis in table[n]}
-    decoding = rules.table("decode")
-    changed["decode"] = {n: cut(decoding[n]) for n in table if decoding[n] != table[n]}
-    return strategy.replace(mesh=MeshSpec(sizes), rules=rules.replace(**changed))

@@ -133,16 +133,16 @@ def _candidate(choices: LayoutChoices, choice: Choice) -> TrainCandidate:
     step = choice.step
     if choice.cost is None:
         choice = choices.priced(choice)
-    cost, work = choice.cost, choice.work
+    cost, parts = choice.cost, choice.parts
     assert cost is not None
-    assert work is not None
+    assert parts is not None
     low, high = error_bar(cost, choices.rates)
     timing = _timing(
         choices.request, choices.cluster, step.useful_flops(),
         Figure(cost.seconds, "s", "modelled", low, high),
         joules(cost, choices.rates) * choices.cluster.devices,
         Figure(choice.memory.total, "B", "derived"), cost.terms,
-        unvalidated(work, crosses_nodes=cost.network_s > 0),
+        unvalidated(parts.work, crosses_nodes=cost.network_s > 0),
     )  # fmt: skip
     return TrainCandidate(
         step.strategy, step.workload.microbatches, step.program.remat, timing,
