@@ -79,7 +79,7 @@ def _counted(name: ScheduleName, stages: int, microbatches: int, chunks: int) ->
     slowest: dict[ActionKind, int] = dict.fromkeys(schedule.kinds, 0)
     runs: dict[ActionKind, int] = dict.fromkeys(schedule.kinds, 0)
     for row in schedule.rows:
-        kinds = {action.kind for action in row if action is not None}
+        kinds: set[ActionKind] = {action.kind for action in row if action is not None}
         for kind in kinds:
             runs[kind] += 1
         slowest[next(kind for kind in reversed(schedule.kinds) if kind in kinds)] += 1

@@ -183,8 +183,8 @@ def _compiled(
         compile_training, request.model, cases, cluster,
         environment=compile_environment(), on_progress=on_progress,
     )  # fmt: skip
-    for candidate, (strategy, workload, remat), program in zip(top, cases, programs, strict=True):
-        step = make_step(request.model, strategy, workload, "train", remat)
+    for candidate, (strategy, workload, _), program in zip(top, cases, programs, strict=True):
+        step = make_step(request.model, strategy, workload, "train", candidate.remat)
         found = predict(program, cluster, request.model.dtype, rates)
         memory = program.memory.total_bytes
         timing = _timing(
