@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from parallax.models.block import Block
 from parallax.models.config import ModelConfig
@@ -20,6 +20,7 @@ from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
 from parallax.models.weights import cast, weight
 from parallax.parallel.cached_attention import CachedLayers
+from parallax.parallel.fused_cross_entropy import summed_cross_entropy
 from parallax.parallel.ring_attention import KEPT
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 from parallax.parallel.tiles import MicrobatchGroup
@@ -173,12 +174,39 @@ class Transformer(nnx.Module):
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            tied = self.config.tie_embeddings
-            unembed_DV = (self.tokens_VD[...].T if tied else self.unembed_DV[...]).astype(
-                self.config.dtype
-            )
+            unembed_DV = self.unembedding.astype(self.config.dtype)
             logits_BV = jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
             return _mask_padding(logits_BV, self.config.vocab_size, split)
+
+    @property
+    def unembedding(self) -> Float[Array, "d v"]:
+        """This device's share of the unembedding, in the dtype of the parameters."""
+        return self.tokens_VD[...].T if self.config.tie_embeddings else self.unembed_DV[...]
+
+    def summed_loss(
+        self,
+        x_BD: Float[Array, "*b d"],
+        labels_B: Int[Array, "*b"],
+        weights_B: Num[Array, "*b"],
+        split: Split,
+    ) -> Float[Array, ""]:
+        """Return the weighted sum of this device's tokens' cross-entropies; no logits are kept.
+
+        Args:
+          x_BD, labels_B, weights_B: the residual stream after the last layer, token ids, and
+            numbers or booleans.
+          split: how the model is split.
+
+        Returns:
+          A scalar, as of `summed_cross_entropy`.
+
+        Cost: as of `summed_cross_entropy`.
+        """
+        with jax.named_scope("head"):
+            rows_BD, vocab = self.final_norm(x_BD), split.over("vocab")
+            return summed_cross_entropy(
+                rows_BD, self.unembedding, labels_B, weights_B, self.config.vocab_size, vocab
+            )
 
     def run(
         self,
