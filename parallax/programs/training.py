@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ITEM_BYTES
 from parallax.parallel.split import Remat
+from parallax.programs.optimizer_state import state_shardings
 from parallax.programs.sharded_model import ShardedTransformer
 
 LEARNING_RATE = 3e-4
@@ -31,7 +32,8 @@ class TrainStep:
 
     Attributes:
       sharded: the model under a strategy.
-      optimizer: any optax transformation that works leaf by leaf.
+      optimizer: any optax transformation whose state has one value per weight, masked or not,
+        beside settings such as counts. `shardings` names what it cannot split.
       remat: what the backward pass recomputes: "none"; "microbatch", which keeps only the input of
         a microbatch's first layer; or "layer", which also recomputes each layer on its own, for one
         more forward pass of work.
@@ -71,11 +73,10 @@ class TrainStep:
         """Return the NamedShardings: a parameter's gradient and optimizer state share its own."""
         to_sharding = functools.partial(NamedSharding, mesh)
         params = jax.tree.map(to_sharding, self.sharded.specs)
-        opt_state = optax.tree_utils.tree_map_params(
-            self.optimizer, lambda _, sharding: sharding, self._shapes.opt_state, params,
-            transform_non_params=lambda _: to_sharding(PartitionSpec()),
-        )  # fmt: skip
-        return TrainState(params, opt_state)
+        shapes, replicated = self._shapes, to_sharding(PartitionSpec())
+        return TrainState(
+            params, state_shardings(shapes.opt_state, shapes.params, params, replicated)
+        )
 
     @property
     def _shapes(self) -> TrainState:
