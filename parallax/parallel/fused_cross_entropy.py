@@ -1,6 +1,6 @@
 """The summed cross-entropy of rows and an unembedding that never holds all logits.
 
-Shapes: T tokens of a piece, D model width, V this device's share of the vocabulary.
+Shapes: S tokens, N pieces of T tokens, D model width, V this device's share of the vocabulary.
 """
 
 import functools
@@ -49,11 +49,12 @@ def summed_cross_entropy(
       A scalar in float32 (float64 for float64 rows), of this device's tokens, the same on every
       device of `vocab_axes`. Logits have that dtype, and gradients of the unembedding add up in it.
 
-    Cost: with n = ceil(tokens x V x wide bytes / piece_bytes) pieces, if the vocabulary is split, n
-      all-reduces of [T] (maxima) and n of two [T] (sums, labels' logits), in the wide dtype. The
-      backward pass adds one all-reduce of x's gradient, in x's dtype, and no product: the gradients
-      are made beside the loss, in 3 x 2 x tokens x D x V FLOPs for both passes, as with all logits
-      at once. Between the passes it keeps them: x's (as large as x), and the unembedding's, wide.
+    Cost: in n = ceil(tokens x V x wide bytes / piece_bytes) pieces or fewer, all of T tokens but a
+      last one of the rest. If the vocabulary is split, each piece takes an all-reduce of [T]
+      (maxima) and one of two [T] (sums, labels' logits), in the wide dtype: 3 x tokens in all. The
+      backward pass adds one all-reduce of x's gradient, in x's dtype, and no product: gradients are
+      made beside the loss, by 3 x 2 x tokens x D x V FLOPs for both passes, as with all logits at
+      once. Between the passes it keeps them: x's (as large as x), and the unembedding's, wide.
       Without a gradient, a third of these FLOPs.
     """
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
@@ -66,20 +67,21 @@ def summed_cross_entropy(
     tokens = math.prod(labels.shape)
     count = max(1, -(-tokens * unembed_DV.shape[1] * jnp.dtype(wide).itemsize // piece_bytes))
     size = -(-tokens // count)
-
-    def pieces(array):
-        """Return [count, size, ...]; rows of zeros, of weight 0, fill up the last piece."""
-        rows = array.reshape(tokens, *array.shape[labels.ndim :])
-        if missing := count * size - tokens:
-            rows = jnp.pad(rows, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
-        return rows.reshape(count, size, *rows.shape[1:])
-
+    x_SD, labels_S, weights_S = x.reshape(tokens, -1), labels.reshape(-1), weights.reshape(-1)
     vocabulary = _Vocabulary(vocab_axes, columns)
-    return _summed(vocabulary, pieces(x), unembed_DV, pieces(labels), pieces(weights))
+
+    def pieces(first: int, last: int, size: int) -> jax.Array:
+        """Return the sum of these tokens, in pieces of one size."""
+        cut = (a[first:last].reshape(-1, size, *a.shape[1:]) for a in (x_SD, labels_S, weights_S))
+        return _summed(vocabulary, unembed_DV.astype(wide), *cut)
+
+    rest = tokens % size
+    total = pieces(0, tokens - rest, size)
+    return total + pieces(tokens - rest, tokens, rest) if rest else total
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(vocabulary, x_NTD, unembed_DV, labels_NT, weights_NT):
+def _summed(vocabulary, unembed_DV, x_NTD, labels_NT, weights_NT):
     w_DV = unembed_DV.astype(x_NTD.dtype)
 
     def piece(total, piece):
@@ -92,7 +94,7 @@ def _summed(vocabulary, x_NTD, unembed_DV, labels_NT, weights_NT):
     return lax.scan(piece, _zeros((), weights_NT), (x_NTD, labels_NT, weights_NT))[0]
 
 
-def _forward(vocabulary, x_NTD, unembed_DV, labels_NT, weights_NT):
+def _forward(vocabulary, unembed_DV, x_NTD, labels_NT, weights_NT):
     """Return the sum, and its gradients by x and the unembedding."""
     w_DV = unembed_DV.astype(x_NTD.dtype)
     wide = weights_NT.dtype
@@ -111,13 +113,13 @@ def _forward(vocabulary, x_NTD, unembed_DV, labels_NT, weights_NT):
 
     start = _zeros((), weights_NT), _zeros(w_DV.shape, w_DV, wide)
     (total, dw_DV), dx_NTD = lax.scan(piece, start, (x_NTD, labels_NT, weights_NT))
-    return total, (dx_NTD, dw_DV, jnp.zeros((), unembed_DV.dtype))
+    return total, (dw_DV, dx_NTD)
 
 
 def _backward(vocabulary, saved, gradient):
-    dx_NTD, dw_DV, like = saved
+    dw_DV, dx_NTD = saved
     dx_NTD = (dx_NTD.astype(gradient.dtype) * gradient).astype(dx_NTD.dtype)
-    return dx_NTD, (dw_DV * gradient).astype(like.dtype), None, None
+    return dw_DV * gradient, dx_NTD, None, None
 
 
 _summed.defvjp(_forward, _backward)
