@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
 
 # The axes that our own strategies use, farthest communication first.
-MESH_AXES = ("data", "stage", "node", "tensor", "seq", "expert", "head_group", "head_slice")
+MESH_AXES = (
+    "replica", "data", "stage", "node", "tensor", "seq", "expert", "head_group", "head_slice",
+)  # fmt: skip
 
 _SINGLE = "single"
 _NAME = re.compile(r"[^\s=,]+")

@@ -35,7 +35,9 @@ def wire_bytes(kind: str, group_size: int, payload_bytes: float) -> float:
 # forward pass or a decoding step sends also needs a place in `parallax.analytic.places`.
 Role = Literal[
     # Outside of the layers: once per tick of a pipeline, or once per microbatch without one.
-    "lookup", "stage_handoff", "last_stage", "last_position",
+    "lookup", "stage_handoff", "last_stage", "last_position", "table_rows",
+    # Weights sharded over devices with different tokens, in each layer or once.
+    "weight_gather", "end_weight_gather", "step_gather",
     # In each layer, around attention and the MLP, whose outputs are partial sums.
     "attention_gather", "attention_sum", "mlp_gather", "mlp_sum", "qk_norm_sum",
     # Inside attention, over whole sequences and against a cache.
@@ -47,6 +49,7 @@ Role = Literal[
     "unembedding_gather", "loss", "balance_loss",
     "attention_gradient", "mlp_gradient", "ring_gradient", "scores_gradient",
     "stage_handoff_gradient", "unembedding_gradient", "gradient_sum",
+    "weight_gradient", "end_weight_gradient", "parameter_gather",
 ]  # fmt: skip
 
 

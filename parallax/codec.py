@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _LATER, _OMIT, _PAIRS = "later", "omit", "pairs"
+_WHILE_EMPTY = {False: {}, True: {_LATER: True, _OMIT: True}}
 # Member class -> the tag and its value; union -> its members by that value.
 _TAGS: dict[type, tuple[str, str]] = {}
 _UNIONS: dict[Any, Mapping[str, type]] = {}
@@ -31,9 +32,13 @@ def later(default: Any, *, omit: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={_LATER: True, _OMIT: omit})
 
 
-def pairs() -> Any:
-    """Return a dataclass field of (name, value) pairs that files hold as an object; default ()."""
-    return dataclasses.field(default=(), metadata={_PAIRS: True})
+def pairs(*, later: bool = False) -> Any:
+    """Return a dataclass field of (name, value) pairs that files hold as an object; default ().
+
+    Args:
+      later: older files may lack it, and new ones leave it out while it is empty.
+    """
+    return dataclasses.field(default=(), metadata={_PAIRS: True} | _WHILE_EMPTY[later])
 
 
 def tagged_union(union: Any, tag: str, members: Mapping[str, type]) -> None:

@@ -145,7 +145,7 @@ class Program:
         microbatches: int | None = None,
         packed: bool = False,
         phase: Phase = "prefill",
-        remat: Remat = "microbatch",
+        remat: Remat = "layer",
         on_progress: Progress = _quiet,
     ) -> Compilation:
         """Compile the real CUDA program for a cluster, in a child process that needs no GPU.
@@ -156,7 +156,7 @@ class Program:
           phase: "prefill" (one forward pass to last-position logits), "decode" (a new token of
             every sequence after prompts of seq_len tokens, in the strategy's own microbatches), or
             "train" (a step of AdamW with float32 parameters).
-          remat: what a training step recomputes: "none", "microbatch" or "layer".
+          remat: what a training step recomputes: "none", "attention" or "layer".
 
         Raises:
           ValueError: sizes that do not divide, or a mesh and a cluster of different sizes.
@@ -182,7 +182,7 @@ class Program:
         microbatches: int | None = None,
         packed: bool = False,
         phase: Phase = "prefill",
-        remat: Remat = "microbatch",
+        remat: Remat = "layer",
         rates: Rates | None = None,
         budget_s: float = 55.0,
         on_progress: Progress = _quiet,

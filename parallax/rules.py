@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallax import codec
+from parallax.parallel.sharded_weights import Name, embed_axes, names_of
 
 Axes = str | tuple[str, ...] | None
 Phase = Literal["train", "prefill", "decode"]
@@ -20,7 +21,9 @@ class Rules:
     """The mesh axes of each logical axis: one name, a tuple (major first), or None (replicated).
 
     Attributes:
-      embed: rows of weights that read the residual stream.
+      embed: the dim of every weight that reads or writes the residual stream. Mapped to mesh axes
+        that split the tokens, weights are fully sharded (FSDP): a layer gathers them where it uses
+        them. An axis that already splits another dim of a weight is left out of that weight.
       heads, kv_heads, head_dim: query heads, key/value heads, the width of one head.
       mlp: hidden width of the MLP, or of each expert.
       expert: the experts of a layer.
@@ -33,6 +36,8 @@ class Rules:
         (Megatron sequence parallelism).
       decode: the logical axes that are split differently while decoding, as (logical axis, mesh
         axes) pairs; a sequence of one token cannot be split.
+      optimizer: the logical axes that are split differently in the optimizer's state, likewise:
+        `{"embed": "data"}` is ZeRO-1.
       extra: (logical axis, mesh axes) pairs for axes that only a user module names.
     """
 
@@ -54,20 +59,26 @@ class Rules:
     act_mlp: Axes = None
     act_vocab: Axes = None
     decode: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = codec.pairs()
+    optimizer: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = codec.pairs(later=True)
     extra: Mapping[str, Axes] | tuple[tuple[str, Axes], ...] = codec.pairs()
 
     def __post_init__(self):
         object.__setattr__(self, "decode", _pairs(self.decode))
+        object.__setattr__(self, "optimizer", _pairs(self.optimizer))
         object.__setattr__(self, "extra", _pairs(self.extra))
-        for name, _ in _pairs(self.decode):
-            self._require_known(name, "Rules.decode")
+        for where in ("decode", "optimizer"):
+            for name, _ in _pairs(getattr(self, where)):
+                self._require_known(name, f"Rules.{where}")
 
-    def table(self, phase: Phase = "prefill") -> dict[str, tuple[str, ...]]:
-        """Return the mesh axes of every logical axis in one phase; () is replicated."""
+    def table(self, phase: Phase | Literal["optimizer"] = "prefill") -> dict[str, tuple[str, ...]]:
+        """Return the mesh axes of every logical axis in one phase; () is replicated.
+
+        "optimizer" is the training phase as the optimizer's state is laid out.
+        """
         table = {name: _as_tuple(getattr(self, name)) for name in LOGICAL_AXES}
         table |= {name: _as_tuple(axes) for name, axes in _pairs(self.extra)}
-        if phase == "decode":
-            table |= {name: _as_tuple(axes) for name, axes in _pairs(self.decode)}
+        if phase in ("decode", "optimizer"):
+            table |= {name: _as_tuple(axes) for name, axes in _pairs(getattr(self, phase))}
         return table
 
     def axes(self, name: str, phase: Phase = "prefill", *, where: str = "Rules") -> tuple[str, ...]:
@@ -76,21 +87,26 @@ class Rules:
         return self.table(phase)[name]
 
     def spec(
-        self, names: Sequence[str | None], phase: Phase = "prefill", *, where: str = "Rules"
-    ) -> tuple[tuple[str, ...], ...]:
+        self, names: Sequence[Name], phase: Phase | Literal["optimizer"] = "prefill", *,
+        where: str = "Rules",
+    ) -> tuple[tuple[str, ...], ...]:  # fmt: skip
         """Return the mesh axes of each dim of one array.
 
         Args:
-          names: the logical axis of each dim; None is replicated.
-          phase: "train", "prefill" or "decode".
+          names: the logical axis of each dim, or several that split it in turn; None is replicated.
+          phase: "train", "prefill", "decode", or "optimizer" for the optimizer's state.
           where: the start of an error message.
 
         Raises:
-          ValueError: a logical axis unknown to the rules, or a mesh axis that splits two dims.
+          ValueError: a logical axis unknown to the rules, or a mesh axis that splits two dims,
+            neither of them 'embed'.
         """
-        spec = tuple(() if n is None else self.axes(n, phase, where=where) for n in names)
-        seen: dict[str, str | None] = {}
-        for name, axes in zip(names, spec, strict=True):
+        table, seen = self.table(phase), {}
+        own = embed_axes(names, table)
+
+        def axes_of(name: str) -> tuple[str, ...]:
+            self._require_known(name, where)
+            axes = own if name == "embed" else table[name]
             for axis in axes:
                 if axis in seen:
                     raise ValueError(
@@ -99,11 +115,13 @@ class Rules:
                         "None."
                     )
                 seen[axis] = name
-        return spec
+            return axes
+
+        return tuple(tuple(a for n in names_of(name) for a in axes_of(n)) for name in names)
 
     def check_mesh(self, mesh_axes: Mapping[str, int], where: str) -> None:
         """Raise ValueError if the rules name a mesh axis that the mesh does not have."""
-        for phase in ("prefill", "decode"):
+        for phase in ("prefill", "decode", "optimizer"):
             for name, axes in self.table(phase).items():
                 for axis in axes:
                     if axis not in mesh_axes:
@@ -116,7 +134,7 @@ class Rules:
     def replace(self, **changes: Axes) -> "Rules":
         """Return a copy of these rules with some logical axes mapped differently."""
         for name in changes:
-            if name not in ("decode", "extra"):
+            if name not in _PAIRED:
                 self._require_known(name, "Rules.replace", standard_only=True)
         return dataclasses.replace(self, **changes)
 
@@ -136,11 +154,14 @@ class Rules:
 
         lines = [f"{name:<13}-> {show(getattr(self, name))}" for name in LOGICAL_AXES]
         lines += [f"{name:<13}-> {show(axes)}" for name, axes in _pairs(self.extra)]
-        lines += [f"{name:<13}-> {show(axes)}   (decode)" for name, axes in _pairs(self.decode)]
+        for phase in ("decode", "optimizer"):
+            pairs = _pairs(getattr(self, phase))
+            lines += [f"{name:<13}-> {show(axes)}   ({phase})" for name, axes in pairs]
         return "\n".join(lines)
 
 
-LOGICAL_AXES = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in ("decode", "extra"))
+_PAIRED = ("decode", "optimizer", "extra")
+LOGICAL_AXES = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in _PAIRED)
 
 
 def check_divides(

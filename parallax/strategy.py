@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from parallax import codec
 from parallax.kernels import dispatch
@@ -13,10 +13,19 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
 from parallax.parallel.experts import EXPERT_PARTS, ExpertPart, LocalExperts, Platform
 from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
-from parallax.parallel.split import Remat, Split
+from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import Gather
+from parallax.parallel.split import Split
 from parallax.rules import Phase, Rules
 
 FILE_VERSION = 3
+# XLA's options that gather the next layer's weights beside this layer's products: one collective
+# a layer, because it runs one at a time, and started in the iteration before.
+_PREFETCH: dict[str, bool | int] = {
+    "xla_gpu_enable_pipelined_all_gather": True,
+    "xla_gpu_all_gather_combine_threshold_bytes": 1 << 32,
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1 << 32,
+}
 # Opt-in kernel implementations.
 KERNELS = ("mosaic", "cudnn")
 
@@ -33,6 +42,8 @@ class Strategy:
       experts: how tokens reach their experts; unused if the model has no experts.
       layers: how the stack of layers and the microbatches cross devices.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
+      gather: when weights that the rules shard over `embed` are gathered: "layer", by each layer
+        where it uses them, and again in the backward pass; "step", all of them once a step.
       kernels: the kernels that run on GPUs wherever they can; XLA computes the rest. "mosaic": our
         kernels for Hopper, validated or not (docs/generated/kernels.md); layers in weight tiles
         then have no gradient. "cudnn": the library's attention of whole sequences. None: the
@@ -49,6 +60,7 @@ class Strategy:
     experts: ExpertPart = field(default_factory=LocalExperts)
     layers: LayerPart = Scan()
     reduce_dtype: str | None = None
+    gather: Gather = codec.later("layer", omit=True)
     kernels: str | None = None
 
     def __post_init__(self):
@@ -57,11 +69,16 @@ class Strategy:
                 f"Strategy '{self.name}': kernels must be one of {', '.join(KERNELS)} or "
                 f"None; got {self.kernels!r}."
             )
+        if self.gather not in get_args(Gather):
+            raise ValueError(
+                f"Strategy '{self.name}': gather must be layer or step; got {self.gather!r}."
+            )
         self.rules.check_mesh(dict(self.mesh.axes), f"Strategy '{self.name}'")
         self._check_part("attention", self.attention.seq_axes, "act_seq")
         self._check_part("attention", self.attention.slice_axes, "head_dim")
         self._check_part("layers", self.layers.stage_axes, "layers")
         self._check_experts()
+        self._check_sharded_weights()
         table = self.rules.table()
         if table["act_norm_seq"] and table["lookup"]:
             raise ValueError(
@@ -99,6 +116,29 @@ class Strategy:
                 "Map 'act_batch' or 'act_seq' to these axes too."
             )
 
+    def _check_sharded_weights(self) -> None:
+        """Raise ValueError unless weights are sharded over devices with tokens of their own."""
+        table, state = self.rules.table("train"), self.rules.table("optimizer")
+        tokens = {*table["act_batch"], *table["act_seq"]}
+        for what, axes in (("rules", table["embed"]), ("rules.optimizer", state["embed"])):
+            if not set(axes) <= tokens:
+                raise ValueError(
+                    f"Strategy '{self.name}': {what} shard weights ('embed') over mesh axes "
+                    f"{axes}, but the tokens are split over {tuple(sorted(tokens)) or 'none'}. "
+                    "Map 'embed' to these, or split the tokens over more."
+                )
+        different = [n for n in table if n != "embed" and table[n] != state[n]]
+        if different or state["embed"][: len(table["embed"])] != table["embed"]:
+            raise ValueError(
+                f"Strategy '{self.name}': rules.optimizer={self.rules.optimizer} must map 'embed' "
+                f"to {table['embed']} and further mesh axes, and nothing else."
+            )
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether weights are sharded over devices that use them for different tokens."""
+        return bool(self.rules.table()["embed"])
+
     @property
     def approximation(self) -> str:
         """The differences from the unsharded model's computation, in words; "" if none."""
@@ -108,7 +148,9 @@ class Strategy:
     @property
     def compiler_options(self) -> dict[str, bool | int]:
         """The options for `jax.jit(..., compiler_options=)` on GPUs; usually none."""
-        of_parts = (getattr(p, "compiler_options", {}) for p in (self.experts, self.layers))
+        of_parts = [getattr(p, "compiler_options", {}) for p in (self.experts, self.layers)]
+        if self.shards_weights and self.gather == "layer":
+            of_parts.append(_PREFETCH)
         return {name: value for options in of_parts for name, value in options.items()}
 
     @property
@@ -117,7 +159,7 @@ class Strategy:
         return dict(self.mesh.axes)
 
     def split(
-        self, phase: Phase = "prefill", remat: Remat = "none", platform: Platform = "cpu"
+        self, phase: Phase = "prefill", remat: Remat | None = None, platform: Platform = "cpu"
     ) -> Split:
         """Return this strategy's view for model code in one phase."""
         return Split(

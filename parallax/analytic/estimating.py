@@ -87,7 +87,7 @@ def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:
         *(trace.sends("tick") if beside else trace.sends("tick", "handoff")),
     ]
     return {
-        "entry": (Loop("ticks", walk.ticks, "tick", "test"),),
+        "entry": (*trace.sends("start"), Loop("ticks", walk.ticks, "tick", "test")),
         "tick": tuple(tick), "layer": tuple(layer), "test": (passes("test", 4.0, 1.0),),
         **inner,
     }  # fmt: skip

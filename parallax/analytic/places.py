@@ -9,12 +9,16 @@ from parallax.bounds import Role, Transfer
 from parallax.hlo.execution_trace import Loop, Send, Start, Step
 
 Place = Literal[
-    "tick", "handoff",
+    "start", "tick", "handoff",
     "before_attention", "attention_inputs", "scores", "ring", "attention_outputs",
     "after_attention", "before_mlp", "experts", "after_mlp",
 ]  # fmt: skip
 PLACES: Mapping[Role, Place] = {
+    "step_gather": "start",
     "lookup": "tick",
+    "table_rows": "tick",
+    "end_weight_gather": "tick",
+    "weight_gather": "before_attention",
     "stage_handoff": "handoff",
     "last_stage": "tick",
     "last_position": "tick",
@@ -60,7 +64,7 @@ class Placed:
 def placed(transfer: Transfer, send: Send, ticks: int, layers: int) -> Placed:
     """Put a transfer at its place in a trace of `ticks` ticks of `layers` layers."""
     place = PLACES.get(transfer.role)
-    each = ticks if place in _PER_TICK else ticks * layers
+    each = 1 if place == "start" else ticks if place in _PER_TICK else ticks * layers
     return Placed(transfer, place, send, transfer.count // each)
 
 

@@ -8,7 +8,7 @@ from parallax.analytic.sends import one_send
 from parallax.bounds import Role
 from parallax.hlo.execution_trace import Send, Step
 from parallax.kernels.dispatch import is_hopper
-from parallax.programs.communication import PassShape
+from parallax.programs.pass_shape import PassShape
 from parallax.programs.steps import TransformerStep
 
 _HLO = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32", "float64": "f64"}

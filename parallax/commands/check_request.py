@@ -7,7 +7,7 @@ from parallax.commands.sweep import SweepAxis, parse_sweep
 from parallax.lenses.text import read_text
 from parallax.meshes.cluster import Cluster
 from parallax.papers.placing import check_budget
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.requests.compare import LENSES, SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import resolve_rates
 from parallax.rules import Phase

@@ -26,7 +26,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
 from parallax.papers.findings import findings
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.program import Program
 from parallax.report import Report
 from parallax.report.recorded import recorded_sections
@@ -56,7 +56,7 @@ def compare(
     packed: bool = False,
     small: bool = False,
     phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
     text: str | None = None,
     repeats: int = REPEATS,
     sweep: str | None = None,
@@ -90,7 +90,7 @@ def compare(
       phase: what is compiled and predicted: "prefill", a forward pass to last-position logits;
         "decode", a new token of every sequence after prompts of seq_len tokens; or "train", a step
         of AdamW with float32 parameters.
-      remat: what a training step recomputes: "none", "microbatch" or "layer".
+      remat: what a training step recomputes: "none", "attention" or "layer".
       text: a UTF-8 file for verify and measure.
       repeats: timed steps of the measure lens.
       sweep: an axis (devices, seq_len or batch) and its values, "seq_len:4k..128k" (doubling) or

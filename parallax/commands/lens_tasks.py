@@ -11,7 +11,7 @@ from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.results.lens_results import Compilation, Verification
 from parallax.rules import Phase
 from parallax.strategy import Strategy
@@ -39,7 +39,7 @@ class CompileTask:
     workload: Workload
     cluster: Cluster
     phase: Phase = "prefill"
-    remat: Remat = "microbatch"
+    remat: Remat = "layer"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.results.lens_results import Compilation, Figure, Prediction
 from parallax.results.sweep_results import Axis, PointFigures, Sweep, SweepPoint
 from parallax.rules import Phase
@@ -157,7 +157,7 @@ def run_sweep(
     config: ModelConfig,
     sweep: SweepTasks,
     phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
     rates: Rates | None = None,
     *,
     on_progress: Progress,
@@ -180,7 +180,7 @@ def compile_points(
     config: ModelConfig,
     tasks: Sequence[SweepTask],
     phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
     rates: Rates | None = None,
     *,
     on_progress: Progress,

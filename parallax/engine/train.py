@@ -22,7 +22,7 @@ from parallax.engine.optimizer import Adamw, OptimizerSettings
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.training import TrainState, TrainStep
 from parallax.requests.naming import RUN_FILE, resolve_model, resolve_strategy
@@ -72,7 +72,7 @@ def train(
     batch: int = 16,
     seq_len: int = 256,
     microbatches: int | None = None,
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
     optimizer: Optimizer | None = None,
     seed: int = 0,
     save_every: int = 100,
@@ -96,7 +96,7 @@ def train(
       batch, seq_len: sequences per step over all devices, and tokens of each.
       microbatches: gradient accumulation: pieces of a device's share of the batch, run one after
         another; None takes the strategy's own number, else 1.
-      remat: what the backward pass recomputes: "none", "microbatch" or "layer".
+      remat: what the backward pass recomputes: "none", "attention" or "layer".
       optimizer: settings (`Adamw`, `Lion`, `Muon`; None is AdamW's), or any optax transformation
         that `TrainStep` takes, with its own schedule. run.json then holds its repr alone, which
         cannot make it again, and figures lack the learning rate; a run resumes if the saved state

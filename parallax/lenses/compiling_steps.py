@@ -24,7 +24,7 @@ def compile_program(
     workload: Workload,
     cluster: Cluster,
     phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
     *,
     on_progress: Progress,
 ) -> Compilation:

@@ -24,6 +24,7 @@ from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import cast
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import load_balancing_loss
+from parallax.parallel.gradients import Precision
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.results.lens_results import Exactness, RouterFacts, Verification
 from parallax.strategy import Strategy
@@ -170,17 +171,15 @@ def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
     mesh = program.strategy.mesh.build(jax.devices()[: program.strategy.mesh.size])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
     scale = _LOSS_SCALE.get(program.config.dtype, 1.0)
-    # What all microbatches keep for the backward pass, on all virtual devices at once, takes
-    # gigabytes in a pipeline of many ticks.
-    loss_and_logits = program.loss_and_logits(mesh, remat="microbatch")
+    precision = Precision(program.config.dtype, scale)
+    differentiated = program.gradients_and_logits(mesh, "layer", precision)
 
-    def loss(trained, stored):
-        mean, found = loss_and_logits(nnx.merge_state(trained, stored), *inputs)
-        return mean * jnp.asarray(scale, mean.dtype), found
+    def step(trained, stored):
+        _, gradients, logits, routing = differentiated(nnx.merge_state(trained, stored), *inputs)
+        return gradients, (logits, routing)
 
-    step = jax.jit(jax.grad(loss, has_aux=True), out_shardings=(_trained(shardings)[0], None))
     placed = jax.jit(program.shard, out_shardings=shardings)(state)
-    return _run(step, _trained(placed), scale, program.unshard)
+    return _run(jax.jit(step), _trained(placed), scale, program.unshard)
 
 
 def _trained(state: nnx.State) -> tuple[nnx.State, ...]:

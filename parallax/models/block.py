@@ -18,6 +18,7 @@ from parallax.models.weights import bias, weight
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.products import product
+from parallax.parallel.remat import product_result
 from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
@@ -59,9 +60,9 @@ class Attention(nnx.Module):
     def project(self, x_BLD, angles: Rotation | None, split: Split):
         """Return queries [B, L, H, K], keys and values [B, L, G, K], normed and rotated."""
         config = self.config
-        q_BLHK = product(x_BLD, self.q_DHK[...], "bld,dhk->blhk")
-        k_BLGK = product(x_BLD, self.k_DGK[...], "bld,dgk->blgk")
-        v_BLGK = product(x_BLD, self.v_DGK[...], "bld,dgk->blgk")
+        q_BLHK = product_result(product(x_BLD, self.q_DHK[...], "bld,dhk->blhk"))
+        k_BLGK = product_result(product(x_BLD, self.k_DGK[...], "bld,dgk->blgk"))
+        v_BLGK = product_result(product(x_BLD, self.v_DGK[...], "bld,dgk->blgk"))
         if config.bias:
             q_BLHK = q_BLHK + self.q_bias_HK[...][None, None]
             k_BLGK = k_BLGK + self.k_bias_GK[...][None, None]
@@ -134,11 +135,11 @@ class Mlp(nnx.Module):
 
     def hidden(self, x_BLD, split: Split):
         """Return the hidden activations [B, L, F]."""
-        h_BLF = product(x_BLD, self.up_DF[...], "bld,df->blf")
+        h_BLF = product_result(product(x_BLD, self.up_DF[...], "bld,df->blf"))
         if self.has_bias:
             h_BLF = h_BLF + self.up_bias_F[...][None, None]
         if self.gated:
-            gate_BLF = product(x_BLD, self.gate_DF[...], "bld,df->blf")
+            gate_BLF = product_result(product(x_BLD, self.gate_DF[...], "bld,df->blf"))
             if self.has_bias:
                 gate_BLF = gate_BLF + self.gate_bias_F[...][None, None]
             h_BLF = h_BLF * jax.nn.silu(gate_BLF)

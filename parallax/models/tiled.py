@@ -20,9 +20,9 @@ from parallax.models.config import ModelConfig
 from parallax.models.packed_weight import PackedWeight
 from parallax.models.rope import Rotation
 from parallax.models.streamed_mlp import streamed_mlp
-from parallax.models.weights import cast
+from parallax.models.weights import in_use
 from parallax.parallel.cached_attention import CachedLayer
-from parallax.parallel.ring_attention import KEPT
+from parallax.parallel.remat import rematerialised
 from parallax.parallel.split import Split
 from parallax.parallel.tiles import Tiles
 from parallax.parallel.varying import vary_over, varying_axes
@@ -65,12 +65,12 @@ def tiled_layers(
     stacked: Any = nnx.split(layers)[1]
     microbatches, wide = x_RBLD.shape[0], accumulator_dtype(jnp.dtype(config.dtype))
     depth = len(jax.tree.leaves(stacked)[0])
-    keep = jax.checkpoint_policies.save_only_these_names(KEPT)
 
     def cut(n, name: str, tile, count: int, dim: str) -> Any:
         """Return the module of one weight tile of one layer."""
         state = nnx.map_state(lambda path, w: _tile_of(w, n, tile, count, dim), stacked[name])
-        return nnx.merge(nnx.split(getattr(layers, name))[0], cast(state, config.dtype))
+        state = in_use(state, config.dtype, split, stacked=True)
+        return nnx.merge(nnx.split(getattr(layers, name))[0], state)
 
     def whole(n, name: str) -> Any:
         return cut(n, name, 0, 1, "")
@@ -82,7 +82,7 @@ def tiled_layers(
         """
         zeros = vary_over(jnp.zeros(h_RBLD.shape, wide), varying_axes(h_RBLD))
         # A gradient would otherwise keep every tile of every group: a copy of all weights each.
-        run_tile = jax.checkpoint(of_tile, prevent_cse=False, policy=keep)
+        run_tile = rematerialised(of_tile, "layer")
         return lax.scan(lambda sums, tile: run_tile(tile, h_RBLD, sums), zeros, _numbers(count))
 
     def each(function: Callable, *of_all: Any) -> Any:
@@ -137,7 +137,9 @@ def tiled_layers(
 
         def mlp(h_RBLD):
             assert isinstance(layers.mlp, Mlp)
-            sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
+            sums = None
+            if not split.over("embed"):
+                sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
             return run_tiles(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
 
         with jax.named_scope("attention"):
@@ -147,8 +149,8 @@ def tiled_layers(
             x_RBLD, _ = half(x_RBLD, n, "mlp", ("mlp",), mlp)
         return x_RBLD, () if split.kv is None else ((), jax.tree.map(_join_heads, kv))
 
-    if split.remat == "layer" and depth > 1:
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
+    if split.remat is not None:
+        layer = rematerialised(layer, split.remat)
     x_RBLD, beside = lax.scan(layer, x_RBLD, _numbers(depth))
     return x_RBLD, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), beside)
 

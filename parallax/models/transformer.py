@@ -18,10 +18,11 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
-from parallax.models.weights import cast, weight
+from parallax.models.weights import gathered, in_use, weight
 from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.fused_cross_entropy import summed_cross_entropy
-from parallax.parallel.ring_attention import KEPT
+from parallax.parallel.remat import rematerialised
+from parallax.parallel.sharded_weights import embed_axes
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 from parallax.parallel.tiles import MicrobatchGroup
 
@@ -41,7 +42,8 @@ class Transformer(nnx.Module):
         d, v = config.d_model, config.vocab_size
         # A tied table is initialised as an unembedding, for logits of about unit size.
         fan_in = d if config.tie_embeddings else 1
-        table = functools.partial(weight, config, rngs, names=(None, "lookup"), inputs=())
+        names = None, ("lookup", "embed")
+        table = functools.partial(weight, config, rngs, names=names, inputs=())
         self.tokens_VD = table((v, d), fan_in=fan_in)
         if config.positions == "learned":
             self.positions_LD = table((config.max_seq_len, d), fan_in=1)
@@ -71,9 +73,9 @@ class Transformer(nnx.Module):
         self, tokens_BL: Int[Array, "b l"], positions_BL: Int[Array, "#b l"], split: Split
     ) -> Float[Array, "b l d"]:
         """Look up this device's tokens, at its positions, in the tables: [B, L, D / lookup]."""
-        x = jnp.take(self.tokens_VD[...], tokens_BL, axis=0)
+        x = split.rows_of(self.tokens_VD[...], tokens_BL, self.config.dtype)
         if self.config.positions == "learned":
-            x = x + jnp.take(self.positions_LD[...], positions_BL, axis=0)
+            x = x + split.rows_of(self.positions_LD[...], positions_BL, self.config.dtype)
         x = x.astype(self.config.dtype)
         return split.assert_sharding(x, "act_batch", RESIDUAL_SEQ, "lookup")
 
@@ -131,14 +133,12 @@ class Transformer(nnx.Module):
 
         def layer(x, of_layer):
             state, expert_ids, kv = of_layer
-            state = cast(state, config.dtype)
+            state = in_use(state, config.dtype, split, stacked=True)
             own = None if cache is None else cache.of_layer(*kv)
             return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
 
-        # A single layer is recomputed with its microbatch already.
-        if split.remat == "layer" and len(jax.tree.leaves(stacked)[0]) > 1:
-            keep = jax.checkpoint_policies.save_only_these_names(KEPT)
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=keep)
+        if split.remat is not None:
+            layer = rematerialised(layer, split.remat)
         return lax.scan(layer, x_BLD, (stacked, expert_ids_NBLk, kv))
 
     def through_weight_tiles(
@@ -174,14 +174,11 @@ class Transformer(nnx.Module):
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            unembed_DV = self.unembedding.astype(self.config.dtype)
-            logits_BV = jnp.einsum("...d,dv->...v", self.final_norm(x_BD), unembed_DV)
+            norm, unembed_DV = self._end(split)
+            logits_BV = jnp.einsum(
+                "...d,dv->...v", norm(x_BD), unembed_DV.astype(self.config.dtype)
+            )
             return _mask_padding(logits_BV, self.config.vocab_size, split)
-
-    @property
-    def unembedding(self) -> Float[Array, "d v"]:
-        """This device's share of the unembedding, in the dtype of the parameters."""
-        return self.tokens_VD[...].T if self.config.tie_embeddings else self.unembed_DV[...]
 
     def summed_loss(
         self,
@@ -203,10 +200,21 @@ class Transformer(nnx.Module):
         Cost: as of `summed_cross_entropy`.
         """
         with jax.named_scope("head"):
-            rows_BD, vocab = self.final_norm(x_BD), split.over("vocab")
+            norm, unembed_DV = self._end(split)
             return summed_cross_entropy(
-                rows_BD, self.unembedding, labels_B, weights_B, self.config.vocab_size, vocab
-            )
+                norm(x_BD), unembed_DV, labels_B, weights_B, self.config.vocab_size,
+                split.over("vocab"),
+            )  # fmt: skip
+
+    def _end(self, split: Split) -> tuple[Norm, jax.Array]:
+        """Return the last norm, and the unembedding: in the model's dtype if it is gathered."""
+        norm = gathered(self.final_norm, split)
+        if self.config.tie_embeddings:
+            return norm, self.tokens_VD[...].T
+        w, names = self.unembed_DV[...], self.unembed_DV.out_sharding
+        if embed_axes(names, split.axes):
+            w = w.astype(self.config.dtype)
+        return norm, split.gather_weight(w, names)
 
     def run(
         self,

@@ -9,6 +9,7 @@ from flax import nnx
 from parallax.compression import parse_format
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.packed_weight import PackedWeight, Stored
+from parallax.parallel.split import Split
 
 
 def bias(shape, names, dtype: str) -> nnx.Param:
@@ -47,3 +48,25 @@ def cast(state: nnx.State, dtype: str) -> nnx.State:
     return nnx.map_state(
         lambda _, w: w if isinstance(w, Stored) else w.replace(w[...].astype(dtype)), state
     )
+
+
+def gathered[M: nnx.Module](module: M, split: Split) -> M:
+    """Return a module whose weights, sharded over `embed`, are gathered."""
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, nnx.map_state(lambda _, w: _gathered(w, split, False), state))
+
+
+def in_use(state: nnx.State, dtype: str, split: Split, *, stacked: bool = False) -> nnx.State:
+    """Return parameters as a layer uses them: cast to a dtype, and gathered if they are sharded.
+
+    Args:
+      state: this device's shards.
+      dtype: the model's.
+      split: how the model is split.
+      stacked: they were picked from a stack of layers, whose logical axis their names still have.
+    """
+    return nnx.map_state(lambda _, w: _gathered(w, split, stacked), cast(state, dtype))
+
+
+def _gathered(w, split: Split, stacked: bool):
+    return w.replace(split.gather_weight(w[...], w.out_sharding[stacked:]))

@@ -172,7 +172,7 @@ class AttentionPart(Protocol):
     ) -> tuple[Transfer, ...]:
         """Return the part of `transfers` that a layer recomputed for its gradient sends again.
 
-        Attention itself sends nothing again, because its result is kept (`KEPT`).
+        Attention itself sends nothing again, because its result is kept (`remat.attention_result`).
         """
         ...
 

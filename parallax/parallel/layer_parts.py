@@ -6,24 +6,35 @@ A part runs four functions of a model on the local shards of one `shard_map`:
     blocks(x, inputs, round) runs a microbatch group [R b, L, D] weight tile by weight tile, and the
     statistics then have a leading R
   keep(x, inputs)   -> the part of the last layer's result that the head needs: [b, D] or [b, L, D]
-  finish(kept, inputs) -> a pytree of results (logits, or sums of losses)
+  finish(kept, inputs) -> a pytree of results (logits, or sums of losses); None finishes nothing
 Inputs are a pytree whose leaves have the batch first.
 Shapes: B sequences on this device, M microbatches, b = B / M, S stages.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from parallax import codec
+from parallax.parallel.gradients import (
+    Gradients,
+    LocalParams,
+    Precision,
+    TrainFunctions,
+    accumulate,
+    cut,
+)
 from parallax.parallel.split import Split
 from parallax.parallel.tiles import MicrobatchGroup, Tiles
 from parallax.parallel.varying import vary_over, varying_axes
 
 Handoff = Literal["auto", "lockstep", "overlapped"]
+ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
 
 
 class StackFunctions(NamedTuple):
@@ -32,7 +43,7 @@ class StackFunctions(NamedTuple):
     embed: Callable[[Any], jax.Array]
     blocks: Callable[..., tuple[jax.Array, Any]]
     keep: Callable[[jax.Array, Any], jax.Array]
-    finish: Callable[[jax.Array, Any], Any]
+    finish: Callable[[jax.Array, Any], Any] | None
 
 
 class LayerPart(Protocol):
@@ -58,6 +69,13 @@ class LayerPart(Protocol):
         """
         ...
 
+    def gradients(
+        self, functions: TrainFunctions, params: LocalParams, inputs: Any, microbatches: int,
+        split: Split, precision: Precision,
+    ) -> Gradients:  # fmt: skip
+        """Run forward and backward passes of all microbatches."""
+        ...
+
     def microbatch_groups(self, microbatches: int, stages: int) -> int:
         """Return the number of microbatch groups, M unless a part runs several at once."""
         ...
@@ -65,15 +83,6 @@ class LayerPart(Protocol):
     def ticks(self, microbatches: int, stages: int) -> int:
         """Return how many times a device runs its layers in one forward pass."""
         ...
-
-
-def _cut(inputs: Any, microbatches: int) -> Any:
-    return jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), inputs)
-
-
-def _remember(body: Callable, split: Split) -> Callable:
-    """Return the body of a loop over microbatches, rematerialised if the split asks for it."""
-    return body if split.remat == "none" else jax.checkpoint(body, prevent_cse=False)
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,20 @@ class Scan:
         def one(_, microbatch):
             x = split.gather_width(functions.embed(microbatch))
             y, statistics = functions.blocks(x, microbatch)
+            if functions.finish is None:
+                return None, ((), statistics)
             return None, (functions.finish(functions.keep(y, microbatch), microbatch), statistics)
 
-        return lax.scan(_remember(one, split), None, _cut(inputs, microbatches))[1]
+        return lax.scan(one, None, cut(inputs, microbatches))[1]
+
+    def gradients(self, functions, params, inputs, microbatches, split, precision):
+        def microbatch(params, inputs):
+            x = split.gather_width(functions.embed(params.outer, inputs))
+            y, penalty, statistics = functions.blocks(params.layers, x, inputs, 0)
+            loss, beside = functions.loss(params.outer, y, inputs)
+            return (loss, penalty), (beside, statistics)
+
+        return accumulate(microbatch, params, inputs, microbatches, precision)
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,10 @@ class Pipeline:
         result of one tick during the next tick's layers, and takes M + 2 (S - 1) ticks; "auto"
         overlaps if that adds at most a quarter, M >= 4 (S - 1). If the layers have collectives of
         their own, XLA waits for the transfer all the same.
+      schedule: the order of forward and backward passes in a training step, see
+        `schedules.make_schedule`; forward passes alone run as GPipe's.
+      virtual_stages: contiguous groups of layers that each stage has while training, with the
+        interleaved schedule.
       layers: layers of each stage, in order; None distributes them evenly. Stages run in lock-step,
         so a shorter one also executes layers of zeros, which change nothing.
 
@@ -128,8 +152,20 @@ class Pipeline:
     microbatches: int | None = None
     handoff: Handoff = "lockstep"
     layers: tuple[int, ...] | None = None
+    schedule: ScheduleName = codec.later("gpipe", omit=True)
+    virtual_stages: int = codec.later(1, omit=True)
 
     def __post_init__(self):
+        if self.schedule not in get_args(ScheduleName):
+            raise ValueError(
+                f"Pipeline: schedule must be one of {', '.join(get_args(ScheduleName))}; got "
+                f"{self.schedule!r}."
+            )
+        if self.virtual_stages < 1 or (self.virtual_stages > 1) != (self.schedule == "interleaved"):
+            raise ValueError(
+                f"Pipeline: virtual_stages={self.virtual_stages} with schedule "
+                f"{self.schedule!r}. Use 2 or more with interleaved, 1 with others."
+            )
         if self.handoff not in ("auto", "lockstep", "overlapped"):
             raise ValueError(
                 f"Pipeline: handoff must be auto, lockstep or overlapped; got {self.handoff!r}."
@@ -179,7 +215,7 @@ class Pipeline:
         stages, me = lax.axis_size(self.axis), lax.axis_index(self.axis)
         lag = self.lag(microbatches, stages)
         forward = [(i, i + 1) for i in range(stages - 1)]
-        inputs = _cut(inputs, microbatches)
+        inputs = cut(inputs, microbatches)
 
         def at(index):
             # Before its first and after its last microbatch, a stage repeats that one: devices run
@@ -201,15 +237,14 @@ class Pipeline:
             x = split.gather_width(jnp.where(me == 0, mine, received))
             y, statistics = functions.blocks(x, microbatch)
             # Without the barrier XLA moves the transfer after the layers, next to its use. One on y
-            # also keeps the last stage's sum apart from it, but would repeat the transfer when a
-            # microbatch is recomputed.
-            if lag == 2 and split.remat == "none":
+            # also keeps the last stage's sum apart from it.
+            if lag == 2:
                 arriving, y = lax.optimization_barrier((arriving, y))
             share = split.shard_width(y)
             if lag == 1:
                 arriving, share = send(share), None
-            elif split.remat != "none":
-                arriving, share = lax.optimization_barrier((arriving, share))
+            if functions.finish is None:
+                return (arriving, share), ((), statistics)
             kept = functions.keep(y, microbatch)
             kept = split.shard_width(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
             last = split.gather_width(lax.psum(kept, self.axis))
@@ -220,11 +255,27 @@ class Pipeline:
         empty = vary_over(jnp.zeros_like(first), {*varying_axes(first), self.axis})
         numbers = jnp.arange(self.ticks(microbatches, stages), dtype=jnp.int32)
         waiting = (empty, empty if lag == 2 else None)
-        _, (results, statistics) = lax.scan(_remember(tick, split), waiting, numbers)
+        _, (results, statistics) = lax.scan(tick, waiting, numbers)
         statistics = jax.tree.map(
             lambda x: lax.dynamic_slice_in_dim(x, lag * me, microbatches), statistics
         )
         return jax.tree.map(lambda x: x[lag * (stages - 1) :], results), statistics
+
+    def gradients(self, functions, params, inputs, microbatches, split, precision):
+        def whole(params, inputs):
+            def blocks(x, inputs):
+                y, penalty, statistics = functions.blocks(params.layers, x, inputs, 0)
+                return y, (penalty, statistics)
+
+            stack = StackFunctions(
+                functools.partial(functions.embed, params.outer), blocks, lambda y, _: y,
+                lambda y, inputs: functions.loss(params.outer, y, inputs),
+            )  # fmt: skip
+            (losses, beside), (penalties, statistics) = self.run(stack, inputs, microbatches, split)
+            return (losses.sum(), penalties.sum()), (beside, statistics)
+
+        found = accumulate(whole, params, inputs, 1, precision)
+        return found._replace(beside=jax.tree.map(lambda x: x[0], found.beside))
 
 
 @dataclass(frozen=True)
@@ -319,6 +370,15 @@ class CacheTiled:
         tiled = functions._replace(blocks=lambda x, inputs: functions.blocks(x, inputs, group))
         results, statistics = self.inner.run(tiled, inputs, groups, split)
         return results, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), statistics)
+
+    def gradients(self, functions, params, inputs, microbatches, split, precision):
+        groups = self.microbatch_groups(microbatches, split.count("layers"))
+        group = MicrobatchGroup(microbatches // groups, self.tiles)
+        tiled = functions._replace(blocks=functools.partial(functions.blocks, group=group))
+        found = self.inner.gradients(tiled, params, inputs, groups, split, precision)
+        beside, statistics = found.beside
+        joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), statistics)
+        return found._replace(beside=(beside, joined))
 
 
 LAYER_PARTS = {"scan": Scan, "pipeline": Pipeline, "cache_tiled": CacheTiled}

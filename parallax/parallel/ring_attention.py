@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from parallax.kernels import dispatch
@@ -29,12 +28,9 @@ from parallax.kernels.ring_attention.tiles import TILES, kind_of, unsupported
 from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
+from parallax.parallel.remat import attention_result
 from parallax.parallel.ring import Around, Path, QueryShards
 from parallax.parallel.varying import vary_alike
-
-# The name of results and log-sum-exps for rematerialisation policies: a layer that keeps them does
-# not repeat attention, nor the sends of its keys.
-KEPT = "attention_result"
 
 
 class _Static(NamedTuple):
@@ -212,7 +208,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     lengths = pairs.lengths
     out = jnp.concatenate([x[:, :n] for (x, _), n in zip(chunks, lengths, strict=True)], axis=1)
     lse = jnp.concatenate([x[:, :, :n] for (_, x), n in zip(chunks, lengths, strict=True)], axis=2)
-    out, lse = (checkpoint_name(x, KEPT) for x in (out, lse))
+    out, lse = (attention_result(x) for x in (out, lse))
     return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 

@@ -6,9 +6,8 @@ width, H heads, G key/value heads, K head_dim.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,18 @@ from parallax.parallel.attention_parts import AttentionPart, Local
 from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_attention
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.products import Int8Weight, product
+from parallax.parallel.remat import Remat, product_result, weight_in_use
+from parallax.parallel.sharded_weights import (
+    Name,
+    RowPath,
+    embed_axes,
+    embed_dim,
+    exchange_rows,
+    gather_shards,
+    row_path,
+)
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import gather_width, shard_width
-
-# What the backward pass recomputes: nothing, a microbatch's forward pass, or that and then each
-# layer's own.
-Remat = Literal["none", "microbatch", "layer"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Split:
       attention: how attention crosses devices.
       experts: how tokens reach their experts.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
-      remat: what a backward pass recomputes instead of keeping.
+      remat: what the backward pass of each layer recomputes; None where there is none.
       platform: the program's platform: "gpu" has exchanges that "cpu" emulates.
       record_choices: layers return every token's chosen experts with their statistics.
       kv: the layout of cached keys and values, which layers then return with their statistics;
@@ -48,7 +53,7 @@ class Split:
     attention: AttentionPart = Local()
     experts: ExpertPart = field(default_factory=LocalExperts)
     reduce_dtype: str | None = None
-    remat: Remat = "none"
+    remat: Remat | None = None
     platform: Platform = "cpu"
     record_choices: bool = False
     kv: KvLayout | None = None
@@ -94,7 +99,7 @@ class Split:
         """
         axes = self.over(*names)
         if not axes:
-            return y
+            return product_result(y)
         dtype = y.dtype
         if self.reduce_dtype is not None:
             y = y.astype(self.reduce_dtype)
@@ -102,7 +107,7 @@ class Split:
             y = lax.psum_scatter(y, axes, scatter_dimension=1, tiled=True)
         else:
             y = lax.psum(y, axes)
-        return y.astype(dtype)
+        return product_result(y.astype(dtype))
 
     @property
     def expert_sums(self) -> tuple[str, ...]:
@@ -123,6 +128,38 @@ class Split:
         if axes:
             return lax.all_gather(x_BLD, axes, axis=1, tiled=True)
         return vary_over(x_BLD, self.over(*names))
+
+    def gather_weight(self, w: jax.Array, names: Sequence[Name]) -> jax.Array:
+        """Gather a weight that is sharded over `embed`, for use in a layer.
+
+        Args:
+          w: a local shard.
+          names: its logical axes.
+
+        Cost: an all-gather; backward a reduce-scatter. Both are repeated where a layer is
+          recomputed; the gathered weight is never kept.
+        """
+        w = weight_in_use(w)
+        axes = embed_axes(names, self.axes)
+        dim = embed_dim(names)
+        if not axes or dim is None:
+            return w
+        return weight_in_use(gather_shards(w, axes, dim, self.over("act_batch", "act_seq")))
+
+    @property
+    def row_path(self) -> RowPath:
+        """How looked-up rows of tables travel; by default they do not."""
+        axes = embed_axes((None, ("lookup", "embed")), self.axes)
+        return row_path(axes, self.over("act_batch", "act_seq"))
+
+    def rows_of(self, table_VD: jax.Array, ids_BL: jax.Array, dtype: str) -> jax.Array:
+        """Look up rows of a table at this device's share of the width: [B, L, D / lookup].
+
+        Rows that travel do so in `dtype`.
+
+        Cost: see `exchange_rows` if the table is sharded over `embed` too; otherwise nothing.
+        """
+        return exchange_rows(table_VD, ids_BL, self.row_path, dtype)
 
     def gather_width(self, x_Bd: jax.Array) -> jax.Array:
         """All-gather local shards of the model width (`lookup`), the last dim, to full width.

@@ -91,6 +91,7 @@ class Decoder(ShardedCache):
 
     def _prefill(self, state, tokens, lengths, *, platform: Platform):
         split = self.sharded.strategy.split(platform=platform).replace(kv=self.layout)
+        state, split = self.sharded.untied.entered(state, split)
         model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
         seq_len = self.workload.seq_len
         functions = StackFunctions(
@@ -128,7 +129,8 @@ class Decoder(ShardedCache):
         return runs_of(np.reshape(positions, (-1, self.slots[0])))
 
     def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
-        split, layout, count = self.step_split(platform), self.layout, self.step_microbatches
+        layout, count = self.layout, self.step_microbatches
+        state, split = self.sharded.untied.entered(state, self.step_split(platform))
         model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
         devices = size_over(split.mesh_axes, layout.slot_axes)
         index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0

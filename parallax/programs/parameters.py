@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +20,26 @@ from parallax.compression import Packed, check_shapes
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
+from parallax.models.weights import in_use
+from parallax.parallel.sharded_weights import Name, names_of
 from parallax.parallel.split import Split
 from parallax.parallel.stage_layers import layers_in_place, pad_layers, unpad_layers
 from parallax.rules import Phase, Rules, check_divides
 from parallax.strategy import Strategy
 
-# The logical axes over which devices use a parameter for different work. Its gradient is summed
-# over them once, at the end of the backward pass.
-TOKENS = ("act_batch", "act_seq")
-_DIFFERENT_WORK = {
-    "tokens_VD": (*TOKENS, "act_norm_seq", "layers"),
-    "positions_LD": (*TOKENS, "act_norm_seq", "layers"),
-    "attention": (*TOKENS, "heads", "head_dim"),
-    "mlp": (*TOKENS, "mlp", "expert"),
-    # The bias of a sum over devices is added once, after that sum.
-    "out_bias_D": (*TOKENS, "act_norm_seq"),
-    "down_bias_D": (*TOKENS, "act_norm_seq"),
-    "attention_norm": (*TOKENS, "act_norm_seq"),
-    "mlp_norm": (*TOKENS, "act_norm_seq"),
-    "final_norm": (*TOKENS, "act_norm_seq"),
-    "unembed_DV": TOKENS,
-}
-
 
 def param_specs(
-    state: nnx.State, strategy: Strategy, phase: Phase = "prefill", root: str = "params"
+    state: nnx.State,
+    strategy: Strategy,
+    phase: Phase | Literal["optimizer"] = "prefill",
+    root: str = "params",
 ) -> nnx.State:
     """Return the PartitionSpec of every parameter, from its logical axes.
 
     Args:
       state: parameters (arrays or shapes) that carry `out_sharding` names.
       strategy: the strategy whose rules are applied, and checked.
-      phase: "train", "prefill" or "decode".
+      phase: "train", "prefill", "decode", or "optimizer" for the optimizer's state.
       root: the start of a parameter's path in errors.
 
     Returns:
@@ -75,12 +63,12 @@ def param_specs(
 
 def array_spec(
     shape: Sequence[int],
-    names: Sequence[str | None],
+    names: Sequence[Name],
     rules: Rules,
     mesh_axes: Mapping[str, int],
     *,
     where: str,
-    phase: Phase = "prefill",
+    phase: Phase | Literal["optimizer"] = "prefill",
 ) -> PartitionSpec:
     """Return the PartitionSpec of one array, from the logical axis of each dim.
 
@@ -94,7 +82,8 @@ def array_spec(
         )
     axes = rules.spec(names, phase, where=where)
     for dim, (name, split) in enumerate(zip(names, axes, strict=True)):
-        check_divides(shape[dim], split, mesh_axes, where=f"{where} dim {dim}", name=str(name))
+        said = ", ".join(names_of(name)) or "None"
+        check_divides(shape[dim], split, mesh_axes, where=f"{where} dim {dim}", name=said)
     return PartitionSpec(*(mesh_entry(a) for a in axes))
 
 
@@ -137,6 +126,21 @@ class ShardedParameters:
     def specs(self) -> nnx.State:
         """The PartitionSpec of every parameter."""
         return param_specs(self.shapes, self.strategy)
+
+    @functools.cached_property
+    def optimizer_specs(self) -> nnx.State:
+        """The PartitionSpec of every parameter's gradient and optimizer state."""
+        return param_specs(self.shapes, self.strategy, "optimizer")
+
+    def entered(self, state: nnx.State, split: Split) -> tuple[nnx.State, Split]:
+        """Return local shards as model code takes them, and its view of the split.
+
+        Weights that a strategy gathers once a step are gathered here, in the model's dtype.
+        """
+        if self.strategy.gather == "layer" or not split.over("embed"):
+            return state, split
+        whole = split.replace(axes={**split.axes, "embed": ()})
+        return in_use(state, self.config.dtype, split), whole
 
     def shard(self, state: nnx.State) -> nnx.State:
         """Return a model's parameters padded for sharding.
@@ -227,19 +231,6 @@ class ShardedParameters:
             lambda x, spec: self._shard_size(x, spec) * x.dtype.itemsize, self.shapes, self.specs
         )
 
-    def gradient_sums(self) -> dict[tuple[str, ...], int]:
-        """Return the elements per device that gradient sums add up, keyed by their mesh axes."""
-        split = self.strategy.split("train")
-        sums: dict[tuple[str, ...], int] = {}
-        leaves = jax.tree.leaves(self.shapes), jax.tree.leaves(self.specs)
-        paths = [path for path, _ in nnx.to_flat_state(self.shapes)]
-        for path, w, spec in zip(paths, *leaves, strict=True):
-            different = set(different_work(path, split)) - set(_axes(spec))
-            axes = tuple(a for a in self.strategy.mesh_axes if a in different)
-            if axes:
-                sums[axes] = sums.get(axes, 0) + self._shard_size(w, spec)
-        return sums
-
     def _shard_size(self, x, spec: PartitionSpec) -> int:
         return x.size // math.prod(self.strategy.mesh_axes[a] for a in _axes(spec))
 
@@ -276,18 +267,6 @@ def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:
 def _pad_columns(w_DV: jax.Array, columns: int) -> jax.Array:
     missing = columns - w_DV.shape[1]
     return jnp.pad(w_DV, ((0, 0), (0, missing))) if missing else w_DV
-
-
-def different_work(path, split: Split) -> tuple[str, ...]:
-    """Return the mesh axes over which devices use the parameter at a path for different work."""
-    name = next((name for name in reversed(path) if name in _DIFFERENT_WORK), None)
-    if name is None:
-        raise LookupError(
-            f"parameter {'.'.join(map(str, path))}: over which devices its gradient is summed is "
-            f"not known; known are {', '.join(_DIFFERENT_WORK)}. Add it to _DIFFERENT_WORK in "
-            "parallax/programs/parameters.py."
-        )
-    return split.over(*_DIFFERENT_WORK[name])
 
 
 def _axes(spec: PartitionSpec) -> tuple[str, ...]:

@@ -13,28 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from parallax.models.block import attention_shape
-from parallax.models.config import ModelConfig
-from parallax.models.rope import check_whole_pairs
-from parallax.models.tiled import check_tiles
-from parallax.models.transformer import abstract_transformer
-from parallax.parallel.balance import total_stats
+from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
-from parallax.parallel.experts import Platform, RouterStats, load_balancing_loss
+from parallax.parallel.experts import Platform
+from parallax.parallel.gradients import Gradients, LocalParams, Precision, TrainFunctions
 from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_positions
-from parallax.parallel.split import Remat, Split
-from parallax.parallel.stage_layers import pad_layers, unpad_layers
-from parallax.parallel.varying import vary_over
-from parallax.programs.parameters import TOKENS, ShardedParameters, different_work, mesh_entry
-from parallax.rules import check_divides
-from parallax.strategy import Strategy
+from parallax.parallel.remat import Remat
+from parallax.parallel.split import Split
+from parallax.programs.check_workload import check_workload
+from parallax.programs.gradient_sums import TOKENS, sum_gradients, vary_by_work
+from parallax.programs.parameters import ShardedParameters, mesh_entry
+from parallax.programs.router_balance import RouterBalance, of_stage, sum_over
 from parallax.workload import Workload
 
 Outputs = Literal["last", "all"]
+_FLOAT32 = Precision()
 
 
 @dataclass(frozen=True)
@@ -101,35 +97,67 @@ class ShardedTransformer(ShardedParameters):
 
         return run
 
-    def loss(self, mesh, remat: Remat = "none") -> Callable[..., jax.Array]:
-        """Return the function (state, *inputs) -> loss, to be jitted or differentiated.
+    def loss(self, mesh) -> Callable[..., jax.Array]:
+        """Return the function (state, *inputs) -> loss, to be jitted.
 
-        The loss is the mean next-token cross-entropy, plus the routers' load-balancing loss.
+        The loss is the mean next-token cross-entropy, plus the routers' load-balancing loss. It can
+        be differentiated, but `gradients` adds up those of microbatches and keeps less.
+        """
+        body = functools.partial(self._loss, platform=platform_of(mesh))
+        return self._map(mesh, body, PartitionSpec())
+
+    def gradients(
+        self, mesh, remat: Remat = "layer", precision: Precision = _FLOAT32
+    ) -> Callable[..., tuple[jax.Array, nnx.State]]:
+        """Return the function (state, *inputs) -> loss, gradients; to be jitted.
+
+        Each device runs forward and backward passes of one microbatch at a time, adds up its own
+        gradients and sums them with the others' at the end.
 
         Args:
           mesh: a mesh with the strategy's axes.
-          remat: what the gradient recomputes: "none"; "microbatch", a microbatch's forward pass; or
-            "layer", each layer's as well.
-        """
-        body = functools.partial(self._loss, remat=remat, platform=platform_of(mesh))
-        return self._map(mesh, body, PartitionSpec())
+          remat: what the backward pass of each layer recomputes.
+          precision: dtype of the gradients, and a scale that they are multiplied by.
 
-    def loss_and_logits(
-        self, mesh, remat: Remat = "none"
-    ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]:
-        """Return the function (state, *inputs) -> loss, (logits [B, L, V], RouterStats or ()).
-
-        The loss is that of `loss`; the statistics are those of all layers.
+        Returns:
+          The function; gradients are those of `nnx.Param`, laid out as the optimizer's state is
+          (`optimizer_specs`).
         """
-        specs = PartitionSpec(), self._logits_spec("all"), PartitionSpec()
+        run = self._differentiated(mesh, remat, precision, everything=False)
+        return lambda state, *inputs: run(state, *inputs)[:2]
+
+    def gradients_and_logits(
+        self, mesh, remat: Remat = "layer", precision: Precision = _FLOAT32
+    ) -> Callable[..., tuple[jax.Array, nnx.State, jax.Array, Any]]:
+        """Return `gradients` with logits [B, L, V] and RouterStats of all layers, or ()."""
+        return self._differentiated(mesh, remat, precision, everything=True)
+
+    def _differentiated(self, mesh, remat: Remat, precision: Precision, *, everything: bool):
         body = functools.partial(
-            self._loss, remat=remat, everything=True, platform=platform_of(mesh)
-        )
-        mapped = self._map(mesh, body, specs)
+            self._gradients, remat=remat, precision=precision, everything=everything,
+            platform=platform_of(mesh),
+        )  # fmt: skip
+        trained = nnx.split_state(self.untied.optimizer_specs, nnx.Param, ...)[0]
+        more = (self._logits_spec("all"), PartitionSpec()) if everything else ((), ())
+        specs = PartitionSpec(), trained, *more
+        inputs = self.untied.specs, *self._input_specs
+        mapped = jax.shard_map(
+            self.strategy.enabling(body), mesh=mesh, in_specs=inputs, out_specs=specs,
+            check_vma=True,
+        )  # fmt: skip
 
         def run(state, *inputs):
-            loss, logits, stats = mapped(state, *inputs)
-            return loss, (self._natural(self.of_vocabulary(logits)), stats)
+            params, stored = nnx.split_state(state, nnx.Param, ...)
+            untied, back = jax.vjp(
+                lambda params: self.untie(nnx.merge_state(params, stored), mesh), params
+            )
+            loss, grads, logits, stats = mapped(untied, *inputs)
+            if self.config.tie_embeddings:
+                (grads,) = back(jax.tree.map(lambda g, w: g.astype(w.dtype), grads, untied))
+            grads = self.zero_padding(grads)
+            if everything:
+                logits = self._natural(self.of_vocabulary(logits))
+            return loss, grads, logits, stats
 
         return run
 
@@ -184,24 +212,25 @@ class ShardedTransformer(ShardedParameters):
         )  # fmt: skip
         return lambda state, *inputs: mapped(self.untie(state, mesh), *inputs)
 
-    def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable):
+    def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable | None):
         """Return all microbatches' results and this device's router statistics, leading M each."""
-        graph = abstract_transformer(self.untied.config)[0]
-        model, seq_len = nnx.merge(graph, state), self.workload.seq_len
-
-        def blocks(x, inputs, round=None):
-            _, segment_ids, expert_ids = self._unpack(inputs)
-            if expert_ids is not None:
-                expert_ids = self._of_stage(jnp.moveaxis(expert_ids, 2, 0), split)
-            return model.blocks(x, segment_ids, split, seq_len, expert_ids, round)
-
+        state, split = self.untied.entered(state, split)
+        model = nnx.merge(abstract_transformer(self.untied.config)[0], state)
         functions = StackFunctions(
             embed=lambda inputs: model.embed(*self._unpack(inputs)[:2], split),
-            blocks=blocks,
+            blocks=functools.partial(self._blocks, model, split),
             keep=keep,
-            finish=lambda x, inputs: finish(model, x, *self._unpack(inputs)[:2]),
-        )
+            finish=None if finish is None else (
+                lambda x, inputs: finish(model, x, *self._unpack(inputs)[:2])
+            ),
+        )  # fmt: skip
         return self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)
+
+    def _blocks(self, model: Transformer, split: Split, x, inputs, round=None):
+        _, segment_ids, expert_ids = self._unpack(inputs)
+        if expert_ids is not None:
+            expert_ids = of_stage(jnp.moveaxis(expert_ids, 2, 0), split, self.groups)
+        return model.blocks(x, segment_ids, split, self.workload.seq_len, expert_ids, round)
 
     def _unpack(self, inputs) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         """Return (tokens, segment ids, expert ids), None for those that the workload lacks."""
@@ -209,15 +238,6 @@ class ShardedTransformer(ShardedParameters):
         tokens = rest.pop(0)
         segment_ids = rest.pop(0) if self.workload.packed else None
         return tokens, segment_ids, rest.pop(0) if self.workload.replayed else None
-
-    def _of_stage(self, x, split: Split):
-        """Return this device's layers of an array with a leading N (all layers)."""
-        axes = split.over("layers")
-        if not axes:
-            return x
-        count = max(self.groups)
-        first = lax.axis_index(axes) * count
-        return lax.dynamic_slice_in_dim(pad_layers(x, self.groups), first, count)
 
     def _logits(self, state, *inputs, outputs: Outputs, platform):
         split = self.strategy.split(platform=platform)
@@ -232,102 +252,115 @@ class ShardedTransformer(ShardedParameters):
 
         return _join(self._run(state, inputs, split, keep, finish)[0])
 
-    def _loss(self, state, *inputs, platform, remat: Remat = "none", everything: bool = False):
-        split = self.strategy.split("train", remat, platform)
-        mine = split.positions(self.workload.seq_len)
+    def _loss(self, state, *inputs, platform):
+        split = self.strategy.split("train", platform=platform)
+        count = self._count(inputs, split)
 
         def finish(model, x, tokens, segment_ids):
-            logits = model.head(x, split)
-            labels, weights = next_token_labels(tokens, segment_ids)
-            labels, weights = jnp.take(labels, mine, axis=1), jnp.take(weights, mine, axis=1)
-            losses = cross_entropy(logits, labels, split.over("vocab"))
-            weights = weights.astype(losses.dtype)
-            sums = (losses * weights).sum(), weights.sum()
-            return sums, logits if everything else ()
+            labels, weights = self._labels(tokens, segment_ids, split)
+            total = model.summed_loss(x, labels, weights, split)
+            return total / jnp.asarray(count, total.dtype)
 
-        # Typed as varying here, not at each use: a device adds up its own gradients over layers and
-        # microbatches, and devices then sum them once.
-        state = nnx.map_state(
-            lambda path, w: w.replace(vary_over(w[...], different_work(path, split))), state
-        )
-        (sums, logits), stats = self._run(state, inputs, split, lambda x, _: split.enter(x), finish)
-        axes = split.over(*TOKENS)
-        sums = tuple(vary_over(x.sum(), axes) for x in sums)
-        total, count = lax.psum(sums, axes) if axes else sums
-        loss = total / count
-        if self.config.num_experts:
-            if not everything:  # the loss needs two of the statistics
-                stats = stats._replace(smallest_margin=None, flips=None, dropped=None)
-            balance, stats = self._balance(stats, split)
-            loss = loss + balance.astype(loss.dtype)
-        return (loss, _join(logits), stats) if everything else loss
+        # Typed as varying here, not at each use, for those who differentiate this function.
+        state = vary_by_work(state, split)
+        losses, stats = self._run(state, inputs, split, lambda x, _: split.enter(x), finish)
+        loss = sum_over(losses.sum(), split.over(*TOKENS))
+        if (balance := self._balance(split)).is_used:
+            penalty = balance.term(stats.probability_E.sum(0), balance.chosen(stats.tokens_E))
+            loss += sum_over(penalty, balance.axes).astype(loss.dtype)
+        return loss
 
-    def _balance(self, stats: RouterStats, split: Split):
-        """Return the load-balancing loss of all layers and their RouterStats [N, ...]."""
-        tokens = split.over(*TOKENS)
-        alike = tuple(a for a in split.over("mlp", "expert") if a not in tokens)
-        stats = total_stats(stats, tokens, alike)
-        workload, config = self.workload, self.config
-        losses = jax.vmap(
-            lambda s: load_balancing_loss(s, workload.tokens, config.experts_per_token)
-        )(stats)
-        stage = split.over("layers")
-        if not stage:
-            return config.load_balance * losses.sum(), stats
-        real = self._of_stage(jnp.ones(config.num_layers, losses.dtype), split)
-        balance = config.load_balance * lax.psum((losses * real).sum(), stage)
-        if stats.flips is None:
-            return balance, stats
-        gathered = jax.tree.map(
-            lambda x: unpad_layers(
-                lax.all_gather(x, stage, tiled=True, to="invarying"), self.groups
-            ),
-            jax.tree.map(lax.stop_gradient, stats),
-        )
-        return balance, gathered
+    def _gradients(
+        self, state, *inputs, platform, remat: Remat, precision: Precision, everything: bool
+    ):
+        whole = self.strategy.split("train", remat, platform)
+        state, split = self.untied.entered(state, whole)
+        params, stored = nnx.split_state(state, nnx.Param, ...)
+        chosen = self._chosen(state, inputs, split)
+        functions = self._train_functions(stored, chosen, self._count(inputs, split), split,
+                                          everything)  # fmt: skip
+        found: Gradients = self.strategy.layers.gradients(
+            functions, _local(vary_by_work(params, split)), inputs, self.workload.microbatches,
+            split, precision,
+        )  # fmt: skip
+        loss = sum_over(found.loss, split.over(*TOKENS))
+        if (balance := self._balance(split)).is_used:
+            loss += sum_over(found.penalty, balance.axes).astype(loss.dtype)
+        grads = sum_gradients(nnx.merge_state(*found.params), self.strategy, whole)
+        logits, stats = found.beside
+        if everything:
+            logits, stats = _join(logits), balance.statistics(stats) if stats else ()
+        return loss, grads, logits, stats
+
+    def _train_functions(
+        self, stored: nnx.State, chosen, count, split: Split, everything: bool
+    ) -> TrainFunctions:
+        graph, whole = abstract_transformer(self.untied.config)
+        outer, layers = _local(nnx.split_state(whole, nnx.Param, ...)[0])
+        kept_outer, kept_layers = _local(stored)
+        balance = self._balance(split)
+
+        def model(outer=outer, layers=layers) -> Transformer:
+            """Return the model with some of its parameters; the others are only shapes."""
+            return nnx.merge(graph, nnx.merge_state(outer, kept_outer, layers, kept_layers))
+
+        def embed(outer, inputs):
+            return model(outer).embed(*self._unpack(inputs)[:2], split)
+
+        def blocks(layers, x, inputs, chunk, group=None):
+            y, stats = self._blocks(model(layers=layers), split, x, inputs, group)
+            penalty = jnp.zeros((), jnp.float32)
+            if balance.is_used:
+                counts = balance.chosen(stats.tokens_E[None]) if chosen is None else chosen
+                penalty = balance.term(stats.probability_E, counts)
+            return y, penalty, stats if everything else ()
+
+        def loss(outer, y, inputs):
+            tokens, segment_ids, _ = self._unpack(inputs)
+            x, whole = split.enter(y), model(outer)
+            labels, weights = self._labels(tokens, segment_ids, split)
+            if everything:
+                logits = whole.head(x, split)
+                losses = cross_entropy(logits, labels, split.over("vocab"))
+                total = (losses * weights.astype(losses.dtype)).sum()
+            else:
+                logits, total = (), whole.summed_loss(x, labels, weights, split)
+            return total / jnp.asarray(count, total.dtype), logits
+
+        return TrainFunctions(embed, blocks, loss)
+
+    def _labels(self, tokens, segment_ids, split: Split):
+        """Return the labels of this device's tokens, and their weights."""
+        mine = split.positions(self.workload.seq_len)
+        return (jnp.take(x, mine, axis=1) for x in next_token_labels(tokens, segment_ids))
+
+    def _count(self, inputs, split: Split) -> jax.Array | int:
+        """Return the number of tokens that have a next one, over all devices."""
+        if not self.workload.packed:
+            return self.workload.batch * (self.workload.seq_len - 1)
+        _, weights = self._labels(*self._unpack(inputs)[:2], split)
+        return sum_over(weights.sum(dtype=jnp.int32), split.over(*TOKENS))
+
+    def _chosen(self, state, inputs, split: Split) -> jax.Array | None:
+        """Return each layer's choices in the whole batch, [layers, E]; None if not needed.
+
+        The load-balancing loss is over the whole batch, so with several microbatches a forward pass
+        counts the choices first.
+        """
+        balance = self._balance(split)
+        if not balance.is_used or self.workload.microbatches == 1:
+            return None
+        _, stats = self._run(state, inputs, split.replace(remat=None), lambda x, _: x, None)
+        return balance.chosen(stats.tokens_E)
+
+    def _balance(self, split: Split) -> RouterBalance:
+        return RouterBalance(self.config, self.workload, split, self.groups)
 
 
-def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) -> None:
-    """Raise ValueError if a model under a strategy cannot run a workload; the error says why."""
-    split = strategy.split()
-    where = f"Strategy '{strategy.name}'"
-    mesh = strategy.mesh_axes
-    check_divides(
-        workload.batch, split.over("act_batch"), mesh,
-        where=f"{where}: tokens dim 0", name="act_batch",
-    )  # fmt: skip
-    check_divides(
-        workload.seq_len, split.over("act_seq", "act_norm_seq"), mesh,
-        where=f"{where}: tokens dim 1", name="act_seq",
-    )  # fmt: skip
-    if config.positions == "rope":
-        check_whole_pairs(config.head_dim, split)
-    local = workload.batch // split.count("act_batch")
-    if workload.microbatches < 1 or local % workload.microbatches:
-        raise ValueError(
-            f"{where}: {workload.microbatches} microbatches do not divide the {local} "
-            f"sequences a device has (batch {workload.batch}). Use a divisor of {local}."
-        )
-    if workload.replayed and not config.num_experts:
-        raise ValueError(
-            f"Model '{config.name}' has no experts to fix the routing of. Use a workload "
-            "without replayed=True."
-        )
-    calls = attention_shape(
-        config, split, local // workload.microbatches, workload.seq_len,
-        packed=workload.packed,
-    )  # fmt: skip
-    strategy.attention.work(calls, mesh)  # raises ValueError for shapes that it cannot split
-    if (tiles := getattr(strategy.layers, "tiles", None)) is not None:
-        try:
-            check_tiles(config, split, tiles)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-    if config.positions == "learned" and workload.seq_len > config.max_seq_len:
-        raise ValueError(
-            f"Model '{config.name}': seq_len {workload.seq_len} is longer than its table "
-            f"of learned positions, {config.max_seq_len}. Use at most that."
-        )
+def _local(params: nnx.State) -> LocalParams:
+    """Split parameters into those of the layers and the others."""
+    layers, outer = nnx.split_state(params, lambda path, _: path[0] == "layers", ...)
+    return LocalParams(outer, layers)
 
 
 def _join(x: jax.Array) -> jax.Array:

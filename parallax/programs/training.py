@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ITEM_BYTES
-from parallax.parallel.split import Remat
+from parallax.parallel.gradients import Precision
+from parallax.parallel.remat import Remat
+from parallax.programs.gradient_sums import gather_parameters
 from parallax.programs.optimizer_state import state_shardings
 from parallax.programs.sharded_model import ShardedTransformer
 
@@ -34,11 +37,10 @@ class TrainStep:
       sharded: the model under a strategy.
       optimizer: any optax transformation whose state has one value per weight, masked or not,
         beside settings such as counts. `shardings` names what it cannot split.
-      remat: what the backward pass recomputes: "none"; "microbatch", which keeps only the input of
-        a microbatch's first layer; or "layer", which also recomputes each layer on its own, for one
-        more forward pass of work.
+      remat: what the backward pass of each layer recomputes: "none"; "attention", all but matrix
+        products; or "layer", all but attention's result, for one more forward pass of work.
       param_dtype: dtype of parameters, gradients and optimizer state; layers are cast to the
-        model's dtype as they are used, so gradients of microbatches add up in param_dtype.
+        model's dtype as they are used, and gradients of microbatches add up in param_dtype.
 
       Raises:
         ValueError: a model with compressed weights.
@@ -48,7 +50,7 @@ class TrainStep:
     optimizer: optax.GradientTransformation = field(
         default_factory=functools.partial(optax.adamw, LEARNING_RATE)
     )
-    remat: Remat = "microbatch"
+    remat: Remat = "layer"
     param_dtype: str = "float32"
 
     def __post_init__(self):
@@ -66,16 +68,17 @@ class TrainStep:
 
     @property
     def passes(self) -> int:
-        """The number of forward passes in one step, recomputed ones included."""
-        return {"none": 1, "microbatch": 2, "layer": 3}[self.remat]
+        """The number of times that one step reads the weights forward, to recompute included."""
+        return 1 if self.remat == "none" else 2
 
     def shardings(self, mesh) -> TrainState:
-        """Return the NamedShardings: a parameter's gradient and optimizer state share its own."""
+        """Return the NamedShardings; the optimizer's state has those of `optimizer_specs`."""
         to_sharding = functools.partial(NamedSharding, mesh)
         params = jax.tree.map(to_sharding, self.sharded.specs)
+        of_state = jax.tree.map(to_sharding, self.sharded.optimizer_specs)
         shapes, replicated = self._shapes, to_sharding(PartitionSpec())
         return TrainState(
-            params, state_shardings(shapes.opt_state, shapes.params, params, replicated)
+            params, state_shardings(shapes.opt_state, shapes.params, of_state, replicated)
         )
 
     @property
@@ -104,14 +107,11 @@ class TrainStep:
         return jax.jit(make, out_shardings=self.shardings(mesh))(params)
 
     def gradients(self, mesh) -> Callable[..., tuple[jax.Array, nnx.State]]:
-        """Return the function (params, *inputs) -> mean loss, gradients; to be jitted."""
-        exact = jax.value_and_grad(self.sharded.loss(mesh, self.remat))
+        """Return the function (params, *inputs) -> mean loss, gradients; to be jitted.
 
-        def run(params: nnx.State, *inputs: jax.Array) -> tuple[jax.Array, nnx.State]:
-            loss, grads = exact(params, *inputs)
-            return loss, self.sharded.zero_padding(grads)
-
-        return run
+        The gradients are laid out as the optimizer's state is.
+        """
+        return self.sharded.gradients(mesh, self.remat, Precision(self.param_dtype))
 
     def step(self, mesh) -> Callable[..., tuple[TrainState, jax.Array]]:
         """Return the function (state, *inputs) -> next state, loss; see also `whole_step`.
@@ -134,14 +134,37 @@ class TrainStep:
         It is `step` with the gradients' norm, before any clipping.
         """
         gradients = self.gradients(mesh)
+        shard, gather = self._to_optimizer(mesh)
 
         def run(state: TrainState, *inputs: jax.Array):
             loss, grads = gradients(state.params, *inputs)
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-            params: Any = optax.apply_updates(state.params, updates)
-            return TrainState(params, opt_state), (loss, optax.tree.norm(grads))
+            params = shard(state.params)
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
+            params: Any = optax.apply_updates(params, updates)
+            return TrainState(gather(params), opt_state), (loss, optax.tree.norm(grads))
 
         return run
+
+    def _to_optimizer(self, mesh) -> tuple[Callable, Callable]:
+        """Return the functions that lay parameters out as the optimizer's state, and back.
+
+        Cost: back, an all-gather of what the state shards further than the parameters (ZeRO-1).
+        """
+        specs, of_state = self.sharded.specs, self.sharded.optimizer_specs
+        if specs == of_state:
+            return lambda params: params, lambda params: params
+
+        def shard(params):
+            return jax.tree.map(
+                lambda w, spec: lax.with_sharding_constraint(w, NamedSharding(mesh, spec)),
+                params, of_state,
+            )  # fmt: skip
+
+        gather = jax.shard_map(
+            functools.partial(gather_parameters, strategy=self.sharded.strategy),
+            mesh=mesh, in_specs=(of_state,), out_specs=specs, check_vma=True,
+        )  # fmt: skip
+        return shard, gather
 
     def weight_bytes(self) -> float:
         """Return the bytes of parameters that a device reads or writes in one step.

@@ -8,7 +8,7 @@ from typing import Any
 from parallax.cost import Rates
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.requests import shared
 from parallax.requests.option import Request, option
 from parallax.rules import Phase

@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 from parallax.models.config import DType
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.requests.option import option
 
 _FOLDER = (
@@ -79,7 +79,7 @@ def remat(more: str = "") -> Any:
     words = (
         f"Rematerialisation: what a training step recomputes instead of keeping it in memory.{more}"
     )
-    return option("microbatch", words, "choice", choices=get_args(Remat))
+    return option("layer", words, "choice", choices=get_args(Remat))
 
 
 def compression(more: str = "") -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.requests import shared
 from parallax.requests.option import Request, option
 from parallax.strategy import Strategy

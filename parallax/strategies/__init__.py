@@ -7,6 +7,7 @@ from parallax.strategies.hybrid import hybrid
 from parallax.strategies.layerwise import layerwise
 from parallax.strategies.named import STRATEGIES, build
 from parallax.strategies.ring_sequence import ring_sequence
+from parallax.strategies.sharded_weights import fsdp, hsdp, shard_optimizer, shard_weights
 from parallax.strategies.tensor_pipeline import tensor_pipeline
 from parallax.strategies.two_level import two_level
 from parallax.strategies.ulysses import ulysses
@@ -17,9 +18,13 @@ __all__ = [
     "cache_tiled",
     "data_parallel",
     "expert_parallel",
+    "fsdp",
+    "hsdp",
     "hybrid",
     "layerwise",
     "ring_sequence",
+    "shard_optimizer",
+    "shard_weights",
     "tensor_pipeline",
     "two_level",
     "ulysses",

@@ -37,6 +37,9 @@ def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
             sizes[axis] = size
     attention = _nested([s.attention for s in strategies], context)
     rules = _united([s.rules for s in strategies], attention.seq_axes)
+    gathers = {s.gather for s in strategies if s.shards_weights} or {"layer"}
+    if len(gathers) > 1:
+        raise ValueError(f"{context}: gather is {' and '.join(sorted(gathers))}. Use one.")
     wires = {s.reduce_dtype for s in strategies if s.reduce_dtype is not None}
     if len(wires) > 1:
         raise ValueError(f"{context}: reduce_dtype is {' and '.join(sorted(wires))}. Use one.")
@@ -48,6 +51,7 @@ def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
         experts=_only([s.experts for s in strategies], LocalExperts(), "experts", context),
         layers=_only([s.layers for s in strategies], Scan(), "layers", context),
         reduce_dtype=next(iter(wires), None),
+        gather=next(iter(gathers)),
     )
 
 
@@ -59,9 +63,12 @@ def _united(rules: list[Rules], seq_axes: tuple[str, ...]) -> Rules:
     prefill["act_seq"] = seq_axes or None
     decode = {name: union(name, "decode") for name in LOGICAL_AXES}
     changed = {n: axes for n, axes in decode.items() if set(axes or ()) != set(prefill[n] or ())}
+    held = prefill["embed"] or ()
+    further = [a for r in rules for a in r.table("optimizer")["embed"] if a not in held]
+    optimizer = {"embed": (*held, *further)} if further else {}
     extra = tuple(pair for r in rules for pair in _pairs(r.extra))
     known: dict[str, Any] = dict(prefill)
-    return Rules(**known, decode=changed, extra=extra)
+    return Rules(**known, decode=changed, optimizer=optimizer, extra=extra)
 
 
 def _pairs(named: Mapping[str, Axes] | tuple[tuple[str, Axes], ...]):

@@ -16,7 +16,7 @@ from parallax.meshes.cluster import cluster
 from parallax.meshes.topology import topology_devices
 from parallax.papers import paper
 from parallax.papers.memory_record import Counted, MemoryTerm, Term
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.programs.steps import make_step
 from parallax.rules import Phase
 from parallax.strategies import build
@@ -45,7 +45,7 @@ class _Case(NamedTuple):
     """A step and how to compile it; each row compares two of them."""
 
     phase: Phase
-    remat: Remat = "microbatch"
+    remat: Remat = "layer"
     donate: bool = True
     fuse: bool = True
 

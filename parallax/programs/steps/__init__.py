@@ -4,7 +4,7 @@
 a new way to run one, is another class beside these.
 """
 
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.programs.steps.making import make_step
 from parallax.programs.steps.model_step import ModelStep
 from parallax.programs.steps.of_module import ModulePrefill

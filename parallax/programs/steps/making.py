@@ -3,7 +3,7 @@
 from typing import get_args, overload
 
 from parallax.models.config import ModelConfig
-from parallax.parallel.split import Remat
+from parallax.parallel.remat import Remat
 from parallax.programs.decoding import Decoder
 from parallax.programs.module_kinds import Constructor
 from parallax.programs.sharded_model import ShardedTransformer
@@ -27,19 +27,19 @@ _NOT_OF_MODULES: dict[Phase, str] = {
 @overload
 def make_step(
     model: ModelConfig, strategy: Strategy, workload: Workload, phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
 ) -> TransformerStep: ...  # fmt: skip
 @overload
 def make_step(
     model: Constructor, strategy: Strategy, workload: Workload,
-    phase: Phase = "prefill", remat: Remat = "microbatch",
+    phase: Phase = "prefill", remat: Remat = "layer",
 ) -> ModulePrefill: ...  # fmt: skip
 def make_step(
     model: ModelConfig | Constructor,
     strategy: Strategy,
     workload: Workload,
     phase: Phase = "prefill",
-    remat: Remat = "microbatch",
+    remat: Remat = "layer",
 ) -> ModelStep:
     """Return the step of a model under a strategy in one phase.
 

@@ -20,12 +20,12 @@ from parallax.programs.communication import (
     expected_routing,
     forward_transfers,
     kv_cache_bytes,
-    train_transfers,
 )
 from parallax.programs.decoding import Decoder
 from parallax.programs.load_balance import LoadBalance
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps.model_step import ModelStep
+from parallax.programs.train_communication import train_transfers
 from parallax.programs.training import TrainState, TrainStep
 from parallax.rules import Phase
 from parallax.strategy import Strategy

@@ -7,10 +7,11 @@ from flax import nnx
 from parallax.analytic import estimate
 from parallax.meshes.cluster import cluster
 from parallax.models.config import ModelConfig
-from parallax.programs.communication import decode_transfers, forward_transfers, train_transfers
+from parallax.programs.communication import decode_transfers, forward_transfers
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps import make_step
+from parallax.programs.train_communication import train_transfers
 from parallax.strategies import build, cache_tiled, data_parallel, layerwise
 from parallax.workload import Workload
 

@@ -1,0 +1,276 @@
+"""The sizes of one program, and the transfers of its passes through the model.
+
+Shapes: b sequences of a microbatch on one device, L tokens, D model width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from parallax.bounds import Role, Transfer, transfer
+from parallax.models.block import attention_shape
+from parallax.models.config import ITEM_BYTES, ModelConfig
+from parallax.parallel.cached_attention import cached_transfers
+from parallax.parallel.experts import ExpertShape, Platform
+from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import AxisTable, embed_axes, names_of
+from parallax.programs.decoding import Decoder
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.strategy import Strategy
+from parallax.workload import Workload
+
+
+class SummedPart(NamedTuple):
+    """One part of a layer whose outputs are partial sums, and how devices sum them.
+
+    Attributes:
+      what: the part's name.
+      axes: mesh axes that its output is summed over.
+      sums: how many times per layer and tick.
+      gather, sum, gradient: roles of its transfers.
+    """
+
+    what: str
+    axes: tuple[str, ...]
+    sums: int
+    gather: Role
+    sum: Role
+    gradient: Role
+
+
+GATHER = "gather sharded weights"
+# Weights that the backward pass of a layer does not need again.
+_FORWARD_ONLY: dict[Remat, tuple[str, ...]] = {
+    "none": ("out_bias_D", "down_bias_D", "shift"),
+    "attention": ("down_bias_D",),
+    "layer": ("down_bias_D",),
+}
+
+
+@dataclass
+class PassShape:
+    """The sizes of one program, and the transfers counted so far."""
+
+    config: ModelConfig
+    strategy: Strategy
+    workload: Workload
+    platform: Platform
+    decoder: Decoder | None = None  # whose step it is; None is a pass over whole sequences
+    transfers: list[Transfer] = field(default_factory=list)
+
+    def __post_init__(self):
+        step = self.decoder
+        self.split = self.strategy.split() if step is None else step.split
+        self.seq_len = self.workload.seq_len if step is None else 1
+        if self.strategy.gather == "step":
+            self.split = self.split.replace(axes={**self.split.axes, "embed": ()})
+        self.sharded = ShardedTransformer(self.config, self.strategy, self.workload).untied
+        stages = self.split.count("layers")
+        microbatches = self.workload.microbatches if step is None else step.step_microbatches
+        layers = self.strategy.layers
+        self.useful = layers.microbatch_groups(microbatches, stages)
+        self.ticks = layers.ticks(microbatches, stages)
+        groups = self.strategy.layer_groups(self.config.num_layers)
+        self.layers = max(groups)
+        self.b = self.workload.batch // self.split.count("act_batch") // self.useful
+        self.item = self.config.item_bytes
+        self.wide = 8 if self.config.dtype == "float64" else 4  # of softmaxes and losses
+        tokens = self.b * self.seq_len // self.split.count("act_seq")
+        self.tokens, self.residual = tokens, tokens * self.config.d_model
+        wire = self.split.reduce_dtype
+        self.wire_item = self.item if wire is None else ITEM_BYTES[wire]
+
+    @property
+    def expert_shape(self) -> ExpertShape:
+        return ExpertShape(
+            tokens=self.tokens,
+            width=self.config.d_model,
+            top_k=self.config.experts_per_token,
+            num_experts=self.config.num_experts,
+            item_bytes=self.item,
+            gate_bytes=self.wide,
+        )
+
+    def over(self, *names: str) -> tuple[str, ...]:
+        return self.split.over(*names)
+
+    def add(
+        self, role: Role, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float,
+        passes: int = 1, *, per_layer: bool = False,
+    ) -> None:  # fmt: skip
+        """Add one collective per tick (and layer), run in `passes` passes."""
+        if not axes or not passes:
+            return
+        times = self.layers if per_layer else 1
+        axes = tuple(axis for axis in self.split.mesh_axes if axis in axes)
+        size = self.devices(axes)
+        self.transfers.append(
+            transfer(role, what, kind, axes, size, payload_bytes, passes * self.ticks * times,
+                     self.useful * times)
+        )  # fmt: skip
+
+    def stack(self, remat: Remat | None = None) -> None:
+        """Add embedding, layers and handoffs of one forward pass.
+
+        With `remat`, also what the backward pass of each layer sends again to recompute it.
+        """
+        whole, item = self.residual * self.item, self.wire_item
+        again = remat in ("attention", "layer")
+        self.rows_of_tables()
+        self.add("lookup", "widen embeddings and handoffs", "all-gather", self.over("lookup"),
+                 whole)  # fmt: skip
+        self.parts("transfers", 1)
+        if again:
+            self.parts("recompute_transfers", 1)
+        self.weights(remat)
+        norm_seq = self.over("act_norm_seq")
+        for part in self.parts_summed(remat):
+            kind = "all-reduce"
+            if norm_seq and norm_seq == part.axes:
+                kind = "reduce-scatter"
+                self.add(part.gather, f"gather into {part.what}", "all-gather", part.axes, whole,
+                         1 + again, per_layer=True)  # fmt: skip
+            self.add(part.sum, f"sum of {part.what}", kind, part.axes, self.residual * item,
+                     part.sums, per_layer=True)  # fmt: skip
+        handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
+        stage = self.over("layers")
+        self.add("stage_handoff", "stage handoff", "collective-permute", stage, handoff)
+
+    def parts_summed(self, remat: Remat | None = None) -> "tuple[SummedPart, SummedPart]":
+        """Return a layer's attention and MLP.
+
+        A layer that is recomputed stops before its last sum, whose result is not needed; where the
+        results of matrix products are kept, the first sum is one of them.
+        """
+        return (
+            SummedPart("attention", self.over("heads", "head_dim"), 1 + (remat == "layer"),
+                        "attention_gather", "attention_sum", "attention_gradient"),
+            SummedPart("MLP", self.over(*self.split.expert_sums), 1,
+                        "mlp_gather", "mlp_sum", "mlp_gradient"),
+        )  # fmt: skip
+
+    def parts(self, closed_form: str, passes: int) -> None:
+        """Add the attention and expert parts' transfers in `passes` passes through all layers."""
+        calls = passes * self.ticks * self.layers
+        config, split = self.config, self.split
+        attention = attention_shape(
+            config, split, self.b, self.workload.seq_len, packed=self.workload.packed
+        )
+        if config.qk_norm:
+            heads = attention.heads + config.num_kv_heads // split.count("kv_heads")
+            self.add("qk_norm_sum", "sums of squares of queries and keys", "all-reduce",
+                     self.over("head_dim"), self.tokens * heads * self.wide, passes,
+                     per_layer=True)  # fmt: skip
+        if self.decoder is None:
+            moved = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
+        else:
+            shape = self.decoder.attention_shape
+            moved = cached_transfers(self.decoder.layout, shape, split.mesh_axes, calls)
+        if config.num_experts:
+            moved += getattr(split.experts, closed_form)(
+                self.expert_shape, split.mesh_axes, calls, self.platform
+            )
+        once = 0 if closed_form == "recompute_transfers" else self.useful / (passes * self.ticks)
+        for t in moved:
+            self.transfers.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
+
+    def rows_of_tables(self) -> None:
+        """Add the rows of tables whose width is sharded over devices with other tokens."""
+        path, role = self.split.row_path, "table_rows"
+        for rows in self.looked_up():
+            share = rows * self.config.d_model * self.item / self.split.count("lookup")
+            share /= self.devices(path.first)
+            apart = self.devices(path.exchanged)
+            self.add(role, "ids of rows of tables", "all-gather", path.exchanged, 4 * rows * apart)
+            self.add(role, "rows of tables", "all-gather", path.last, share)
+            self.add(role, "rows of tables", "all-to-all", path.exchanged, share)
+            self.add(role, "rows of tables", "all-gather", path.first,
+                     share * self.devices(path.first))  # fmt: skip
+
+    def looked_up(self) -> list[int]:
+        """Return the rows that a device looks up in each table in one tick."""
+        if self.config.positions != "learned":
+            return [self.tokens]
+        alike = self.decoder is None and not self.workload.packed
+        return [self.tokens, self.tokens // (self.b if alike else 1)]
+
+    def weights(self, remat: Remat | None) -> None:
+        """Add the gathers of layers' sharded weights, forward and (with `remat`) backward."""
+        for passes in (1, 2):
+            wanted = [w for path, w in self.stacked() if passes == 1 + self._again(path, remat)]
+            for axes, size in self.gathered(wanted).items():
+                self.add("weight_gather", GATHER, "all-gather", axes,
+                         size * self.item, passes, per_layer=True)  # fmt: skip
+
+    @staticmethod
+    def _again(path: tuple[Any, ...], remat: Remat | None) -> bool:
+        return remat is not None and path[-1] not in _FORWARD_ONLY[remat]
+
+    def end_weights(self, role: Role, what: str, kind: str, norm_item: int) -> None:
+        """Add a collective of the last norm's and the unembedding's sharded weights per tick."""
+        flat = nnx.to_flat_state(self.sharded.shapes)
+        for name, item in (("final_norm", norm_item), ("unembed_DV", self.item)):
+            for axes, size in self.gathered(w for p, w in flat if p[0] == name).items():
+                self.add(role, what, kind, axes, size * item)
+
+    def step_weights(self) -> None:
+        """Add the gather of all sharded weights, once, in the model's dtype."""
+        if self.strategy.gather == "step":
+            weights = [w for _, w in nnx.to_flat_state(self.sharded.shapes)]
+            for axes, size in self.gathered(
+                weights, self.strategy.rules.table(), stacks=True
+            ).items():
+                self.once("step_gather", "gather all sharded weights", "all-gather", axes,
+                          size * self.item)  # fmt: skip
+
+    def stacked(self) -> list[tuple[tuple[Any, ...], Any]]:
+        """Return the stacked parameters of the layers, with their paths."""
+        return [(p, w) for p, w in nnx.to_flat_state(self.sharded.shapes) if p[0] == "layers"]
+
+    def gathered(
+        self, weights: Iterable[Any], table: AxisTable | None = None, *, stacks: bool = False
+    ) -> dict[tuple[str, ...], float]:
+        """Return the elements of a device's sharded weights once they are gathered, by mesh axes.
+
+        Args:
+          weights: shapes of whole parameters; of a stack of layers, one layer counts.
+          table: the mesh axes of every logical axis; None takes those of the pass.
+          stacks: count all layers of a device instead.
+        """
+        table = self.split.axes if table is None else table
+        found: dict[tuple[str, ...], float] = {}
+        for w in weights:
+            names = w.out_sharding
+            if axes := embed_axes(names, table):
+                others = [m for n in names for m in names_of(n) if m != "embed"]
+                shards = self.devices(tuple(a for m in others for a in table[m]))
+                if names[0] == "layers" and not stacks:
+                    shards *= w.shape[0] // self.devices(table["layers"])
+                found[axes] = found.get(axes, 0.0) + w.size / shards
+        return found
+
+    def devices(self, axes: tuple[str, ...]) -> int:
+        """Return the number of devices along mesh axes."""
+        return math.prod(self.split.mesh_axes[a] for a in axes)
+
+    def end(self, payload_bytes: float, passes: int = 1) -> None:
+        """Add the sum that gives every stage the last stage's result, a share of the width each."""
+        stage, shares = self.over("layers"), self.split.count("lookup")
+        self.add("last_stage", "last stage's result", "all-reduce", stage, payload_bytes / shares,
+                 passes)  # fmt: skip
+        if stage:
+            self.add("last_stage", "widen the last stage's result", "all-gather",
+                     self.over("lookup"), payload_bytes, passes)  # fmt: skip
+
+    def once(
+        self, role: Role, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float
+    ) -> None:
+        """Add one collective per program."""
+        if axes:
+            axes = tuple(a for a in self.split.mesh_axes if a in axes)
+            size = self.devices(axes)
+            self.transfers.append(transfer(role, what, kind, axes, size, payload_bytes, 1))
