@@ -21,22 +21,23 @@ from parallax.engine.whole_state import named, whole
 from parallax.models.transformer import abstract_transformer
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.training import TrainStep
-from parallax.strategies import tensor_pipeline
+from parallax.strategies import data_parallel, fsdp, shard_optimizer, tensor_pipeline
 from parallax.workload import Workload
 from tests.engine.states import BATCH, CONFIG, SEQ_LEN, STRATEGIES, assert_same, batch, mesh_of
 
 EXPERTS = CONFIG.replace(num_layers=2, num_experts=4, experts_per_token=2, bias=False)
 TENSOR, LAYERWISE = tensor_pipeline(2, 2), STRATEGIES["layerwise"]  # both pad the model
+ZERO = shard_optimizer(data_parallel(2), "data")
 RESTORED = {
-    "adamw": Adamw(1e-2, 0, moment_dtype="bfloat16"),
-    "lion": Lion(1e-2, 0),
-    "muon": Muon(1e-2, 0),
+    "adamw": (Adamw(1e-2, 0, moment_dtype="bfloat16"), TENSOR, ZERO),
+    "lion": (Lion(1e-2, 0), LAYERWISE, fsdp(2)),
+    "muon": (Muon(1e-2, 0), ZERO, LAYERWISE),
 }
 
 
 def step_of(strategy, optimizer, param_dtype="float64") -> TrainStep:
     sharded = ShardedTransformer(CONFIG, strategy, Workload(BATCH, SEQ_LEN))
-    return TrainStep(sharded, optimizer, param_dtype=param_dtype)
+    return TrainStep(sharded, optimizer, "none", param_dtype)
 
 
 def random_like(shapes, seed) -> Any:
@@ -60,9 +61,10 @@ def updated(optimizer, params, grads, steps=1):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORED)
 def test_a_state_restores_under_another_strategy_and_goes_on(name, tmp_path):
-    optimizer = RESTORED[name].build(20)
-    steps = [step_of(strategy, optimizer) for strategy in (TENSOR, LAYERWISE)]
-    meshes = [mesh_of(TENSOR), mesh_of(LAYERWISE)]
+    settings, *strategies = RESTORED[name]
+    optimizer = settings.build(20)
+    steps = [step_of(strategy, optimizer) for strategy in strategies]
+    meshes = [mesh_of(strategy) for strategy in strategies]
     run, other = (
         jax.jit(step.step(mesh), out_shardings=(step.shardings(mesh), None))
         for step, mesh in zip(steps, meshes, strict=True)
