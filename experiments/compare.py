@@ -26,7 +26,8 @@ or cannot run while others do; 2 bad input, or no strategy that can run.
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from parallax.commands.compare import run_comparisons, run_papers
+from parallax.commands.compare import run_papers
+from parallax.commands.comparing import run_comparisons
 from parallax.commands.resolve import resolve
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines

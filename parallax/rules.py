@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallax import codec
-from parallax.parallel.sharded_weights import Name, embed_axes, names_of
 
 Axes = str | tuple[str, ...] | None
 Phase = Literal["train", "prefill", "decode"]
+# The logical axis of a dim, several that split it in turn, or None.
+Name = str | tuple[str, ...] | None
+AxisTable = Mapping[str, tuple[str, ...]]  # logical axis -> mesh axes
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,25 @@ class Rules:
 
 _PAIRED = ("decode", "optimizer", "extra")
 LOGICAL_AXES = tuple(f.name for f in dataclasses.fields(Rules) if f.name not in _PAIRED)
+
+
+def names_of(name: Name) -> tuple[str, ...]:
+    """Return the logical axes that split one dim, in turn."""
+    return () if name is None else (name,) if isinstance(name, str) else name
+
+
+def embed_dim(names: Sequence[Name]) -> int | None:
+    """Return the dim that `embed` splits in an array with these logical axes; None without one."""
+    return next((dim for dim, name in enumerate(names) if "embed" in names_of(name)), None)
+
+
+def embed_axes(names: Sequence[Name], table: AxisTable) -> tuple[str, ...]:
+    """Return the mesh axes of `embed` in one array: those that split no other dim of it."""
+    if embed_dim(names) is None:
+        return ()
+    flat = [n for name in names for n in names_of(name)]
+    taken = {axis for n in flat if n != "embed" for axis in table.get(n, ())}
+    return tuple(axis for axis in table.get("embed", ()) if axis not in taken)
 
 
 def check_divides(

@@ -18,7 +18,7 @@ from parallax.parallel.sharded_weights import Gather
 from parallax.parallel.split import Split
 from parallax.rules import Phase, Rules
 
-FILE_VERSION = 3
+FILE_VERSION = 4
 # XLA's options that gather the next layer's weights beside this layer's products: one collective
 # a layer, because it runs one at a time, and started in the iteration before.
 _PREFETCH: dict[str, bool | int] = {
@@ -225,12 +225,22 @@ class Strategy:
 
 
 def _of_this_version(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data of a version 1 or 2 file with the defaults of the fields added since."""
+    """Return the data of a version 1 to 3 file with the defaults of the fields added since."""
     if data.get("strategy_version") == 1:
         data = _of_version_2(data)
     if data.get("strategy_version") == 2:
         data = {"kernels": None, **data, "strategy_version": 3}
+    if data.get("strategy_version") == 3:
+        data = {**data, "layers": _with_schedule(data.get("layers")), "strategy_version": 4}
     return data
+
+
+def _with_schedule(layers: Any) -> Any:
+    if not isinstance(layers, dict):
+        return layers
+    if layers.get("part") == "pipeline":
+        return {"schedule": "gpipe", "virtual_stages": 1, **layers}
+    return {**layers, "inner": _with_schedule(layers["inner"])} if "inner" in layers else layers
 
 
 def _of_version_2(data: dict[str, Any]) -> dict[str, Any]:

@@ -51,10 +51,23 @@ def test_unknown_name():
 
 
 def test_mesh_axis_used_twice():
-    rules = Rules(embed="tensor", mlp="tensor")
-    message = "'embed' and 'mlp' of one array both map to mesh axis 'tensor'"
+    rules = Rules(heads="tensor", mlp="tensor")
+    message = "'heads' and 'mlp' of one array both map to mesh axis 'tensor'"
     with pytest.raises(ValueError, match=message):
-        rules.spec(("embed", "mlp"))
+        rules.spec(("heads", "mlp"))
+
+
+def test_sharded_weights_yield_to_other_dims():
+    rules = Rules(embed=("data", "expert"), expert="expert", lookup="tensor")
+    assert rules.spec(("expert", "embed", "mlp")) == (("expert",), ("data",), ())
+    assert rules.spec((None, ("lookup", "embed"))) == ((), ("tensor", "data", "expert"))
+    assert rules.spec(("mlp", "embed")) == ((), ("data", "expert"))
+
+
+def test_the_optimizer_shards_further():
+    rules = Rules(act_batch="data", optimizer={"embed": "data"})
+    assert rules.spec(("embed",)) == ((),)
+    assert rules.spec(("embed",), "optimizer") == (("data",),)
 
 
 def test_size_not_divisible_in_the_words_of_the_style():

@@ -66,7 +66,7 @@ BAD_FILES = {
     "list": ("[]", "expected an object with fields, got list"),
     "fields": ("{}", "missing fields"),
     "unknown": (edited(colour="red"), r"unknown fields \['colour'\]"),
-    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 3"),
+    "version": (edited(strategy_version=9), "strategy_version is 9, this Parallax reads 4"),
     "part": (edited(attention={"part": "star"}), "expected a 'part' of local, ring"),
     "part fields": (edited(attention={"part": "ring"}), "missing fields"),
     "inner": (edited(attention=with_inner("seq")), "inner: expected a 'part' of local, ring"),

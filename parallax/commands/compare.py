@@ -1,38 +1,22 @@
 """The `compare` command: strategies side by side through the lenses, a paper's or one's own."""
 
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, fields
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_task
-from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs, resolve
-from parallax.commands.sweep import one_line, run_sweep
+from parallax.commands.comparing import run_comparisons
+from parallax.commands.resolve import resolve
 from parallax.cost import Rates
-from parallax.lenses.child import Progress, end_children, run_in_child
-from parallax.lenses.environment import (
-    compile_environment,
-    cpu_environment,
-    missing_compiler,
-    versions,
-)
-from parallax.lenses.measuring import measure_prefill
-from parallax.lenses.text import read_text
+from parallax.lenses.child import Progress
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import PAPERS
-from parallax.papers.findings import findings
+from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
-from parallax.program import Program
+from parallax.parallel.sharded_weights import Gather
 from parallax.report import Report
-from parallax.report.recorded import recorded_sections
 from parallax.requests.compare import REPEATS, CompareRequest
-from parallax.results.lens_results import Compilation, StrategyResult
-from parallax.results.sweep_results import Sweep
 from parallax.rules import Phase
 from parallax.strategy import Strategy
 
@@ -57,6 +41,11 @@ def compare(
     small: bool = False,
     phase: Phase = "prefill",
     remat: Remat = "layer",
+    shard_weights: Sequence[str] | None = None,
+    gather: Gather | None = None,
+    shard_optimizer: Sequence[str] | None = None,
+    schedule: ScheduleName | None = None,
+    virtual_stages: int | None = None,
     text: str | None = None,
     repeats: int = REPEATS,
     sweep: str | None = None,
@@ -91,6 +80,11 @@ def compare(
         "decode", a new token of every sequence after prompts of seq_len tokens; or "train", a step
         of AdamW with float32 parameters.
       remat: what a training step recomputes: "none", "attention" or "layer".
+      shard_weights: mesh axes over which all weights are sharded, among those that split the
+        tokens; ("auto",) is all of these.
+      gather: when sharded weights are gathered: "layer" or "step".
+      shard_optimizer: mesh axes over which the optimizer's state is sharded too (ZeRO-1).
+      schedule, virtual_stages: the order of passes in a pipeline's training step; see `Pipeline`.
       text: a UTF-8 file for verify and measure.
       repeats: timed steps of the measure lens.
       sweep: an axis (devices, seq_len or batch) and its values, "seq_len:4k..128k" (doubling) or
@@ -126,6 +120,11 @@ def compare(
         small=small,
         phase=phase,
         remat=remat,
+        shard_weights=shard_weights,
+        gather=gather,
+        shard_optimizer=shard_optimizer,
+        schedule=schedule,
+        virtual_stages=virtual_stages,
         text=text,
         repeats=repeats,
         sweep=sweep,
@@ -171,227 +170,3 @@ def run_papers(
     names = PAPERS if papers is None else papers
     resolved = [resolve(request.replace(paper=name)) for name in names]
     return run_comparisons(resolved, on_progress=on_progress)
-
-
-@dataclass
-class _Run:
-    """A comparison and what its lenses have found so far.
-
-    Attributes:
-      values: strategy name -> field of its result -> what a lens found.
-      refused: strategy name -> lens -> why the strategy cannot run it.
-      skipped: lens -> why it ran for no strategy.
-    """
-
-    comparison: ResolvedComparison
-    values: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refused: dict[str, dict[str, str]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    sweep: Sweep | None = None
-
-    def __post_init__(self):
-        self.values = {name: {} for name in self.comparison.names}
-        self.refused = {name: {} for name in self.comparison.names}
-        for name, why in self.comparison.refused.items():
-            self.refused[name] |= why
-
-    @property
-    def compiles(self) -> bool:
-        return bool({"compile", "predict"} & set(self.comparison.lenses))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no strategy could run any lens."""
-        return not (any(self.values.values()) or self.skipped or self.sweep)
-
-    def refuse(self, name: str, lenses: Sequence[str], why: str) -> None:
-        """Record why a strategy could not run some of the lenses that were asked for."""
-        asked = [x for x in lenses if x in self.comparison.lenses]
-        self.refused[name] |= dict.fromkeys(asked, why)
-
-    def skip(self, lenses: Sequence[str], why: str) -> None:
-        """Record why some of the lenses that were asked for run for no strategy."""
-        self.skipped |= {x: why for x in lenses if x in self.comparison.lenses}
-
-    def report(self, seconds: float) -> Report:
-        """Return the report, once all lenses have run."""
-        comparison, skipped = self.comparison, self.skipped
-        strategies = {strategy.name: strategy for strategy, _ in comparison.cases}
-        results = tuple(
-            _result(name, strategies.get(name), self.refused[name], skipped, self.values[name])
-            for name in comparison.names
-        )
-        paper, config, workload = comparison.paper, comparison.config, comparison.workload
-        cluster, budget = comparison.cluster.name, comparison.request.budget
-        return Report(
-            config=config,
-            workload=workload,
-            cluster=cluster,
-            lenses=comparison.lenses,
-            results=results,
-            request=comparison.request.to_dict(),
-            versions=versions(),
-            seconds=seconds,
-            paper=paper,
-            sweep=self.sweep,
-            findings=findings(paper, config, workload, cluster, results, budget),
-            recorded=recorded_sections(paper.name) if paper else (),
-        )
-
-
-def _result(
-    name: str, strategy: Strategy | None, refused: dict[str, str], skipped: dict[str, str],
-    values: dict[str, Any],
-) -> StrategyResult:  # fmt: skip
-    if strategy is None:
-        return StrategyResult({"name": name}, "cannot run", refused=refused)
-    described = f"mesh {strategy.mesh}, {strategy.attention}, {strategy.layers}"
-    left_out = {lens: why for lens, why in skipped.items() if lens not in refused}
-    return StrategyResult(
-        strategy.to_dict(), described, skipped=left_out, refused=refused, **values
-    )
-
-
-def run_comparisons(
-    comparisons: Sequence[ResolvedComparison], *, on_progress: Progress
-) -> list[Report]:
-    """Run all lenses, two child processes at a time.
-
-    All compilations share one child, and each comparison's verifications have one of their own.
-
-    Args:
-      comparisons: what `resolve` returned.
-      on_progress: called with a line whenever something starts.
-
-    Returns:
-      One Report per comparison; `seconds` is that of the whole run.
-
-    Raises:
-      ValueError: no strategy could run any lens.
-    """
-    start = time.perf_counter()
-    lock = threading.Lock()
-
-    def report_line(line: str) -> None:
-        with lock:
-            on_progress(line)
-
-    runs = [_Run(comparison) for comparison in comparisons]
-    verifications = [
-        partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
-    ]
-    _run_beside([partial(_compile, runs, report_line), *verifications])
-    for run in runs:
-        _measure(run, report_line)  # runs alone: nothing else may use the machine
-    if all(run.is_empty for run in runs):
-        refused = {name: why for run in runs for name, why in run.refused.items()}
-        raise ValueError(nothing_runs({n: next(iter(why.values())) for n, why in refused.items()}))
-    seconds = time.perf_counter() - start
-    return [run.report(seconds) for run in runs]
-
-
-def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs two at a time.
-
-    The first that fails, or Ctrl-C, ends the children of all.
-    """
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        try:
-            for done in as_completed([pool.submit(job) for job in jobs]):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            end_children()
-            raise
-
-
-def _verify(run: _Run, on_progress: Progress) -> None:
-    one = run.comparison
-    text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
-    dtypes = tuple(dict.fromkeys(("float64", one.config.dtype)))
-    task = VerifyTask(one.request.phase, one.small_config, one.small_cases, text, name, dtypes)
-    rows = run_in_child(
-        verify_task, task,
-        environment=cpu_environment(max(s.mesh.size for s, _ in task.cases)),
-        on_progress=lambda line: on_progress(f"verify: {line}"),
-    )  # fmt: skip
-    for (strategy, _), row in zip(task.cases, rows, strict=True):
-        run.values[strategy.name]["verification"] = row
-
-
-def _compile(runs: Sequence[_Run], on_progress: Progress) -> None:
-    def progress(line: str) -> None:
-        on_progress(f"compile: {line}")
-
-    asked = [run for run in runs if run.compiles]
-    if asked and (missing := missing_compiler()):
-        for run in asked:
-            run.skip(("compile", "predict"), missing)
-        on_progress(missing)
-        return
-    tasks, places = [], []
-    for run in asked:
-        one, request = run.comparison, run.comparison.request
-        if one.sweep is not None:
-            run.sweep = run_sweep(
-                one.config, one.sweep, request.phase, request.remat, one.rates, on_progress=progress
-            )
-            why = f"at each {run.sweep.axis} of the sweep instead"
-            run.skip(("compile", "predict"), why)
-            continue
-        for strategy, workload in one.cases:
-            tasks.append(
-                CompileTask(
-                    one.config, strategy, workload, one.cluster, request.phase, request.remat
-                )
-            )
-            places.append((run, strategy))
-    if not tasks:
-        return
-    compiled = run_in_child(
-        compile_all, tasks, environment=compile_environment(), on_progress=progress
-    )
-    for (run, strategy), compilation in zip(places, compiled, strict=True):
-        _keep(run, strategy, compilation)
-
-
-def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> None:
-    """Keep a compiled program and what the cost model predicts for it."""
-    one, values = run.comparison, run.values[strategy.name]
-    if isinstance(compiled, Refusal):
-        run.refuse(strategy.name, ("compile", "predict"), compiled.why)
-        return
-    if "compile" in one.lenses:
-        values["compilation"] = compiled
-    if "predict" not in one.lenses:
-        return
-    try:
-        values["prediction"] = Program(one.config, strategy).predict(compiled, one.rates)
-    except REFUSALS as error:
-        run.refuse(strategy.name, ("predict",), one_line(error))
-
-
-def _measure(run: _Run, on_progress: Progress) -> None:
-    if "measure" not in run.comparison.lenses:
-        return
-    one, request = run.comparison, run.comparison.request
-    text, _ = read_text(request.text, max(w.tokens for _, w in (*one.cases, *one.small_cases)))
-    for (strategy, workload), (_, small) in zip(one.cases, one.small_cases, strict=True):
-        if "measure" in run.refused[strategy.name]:
-            continue
-        config, runs = one.config, workload
-        environment: dict[str, str] = {}
-        if one.virtual:
-            # The report says so: size and dtype are not those asked for.
-            name = f"{one.small_config.name} in float32"
-            config, runs = one.small_config.replace(name=name, dtype="float32"), small
-            environment = cpu_environment(strategy.mesh.size, fast_code=True)
-            environment["JAX_ENABLE_X64"] = "0"
-        try:
-            run.values[strategy.name]["measurement"] = run_in_child(
-                measure_prefill, config, strategy, runs, text, request.repeats,
-                environment=environment,
-                on_progress=lambda line: on_progress(f"measure: {line}"),
-            )  # fmt: skip
-        except REFUSALS as error:
-            run.refuse(strategy.name, ("measure",), one_line(error))

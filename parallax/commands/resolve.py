@@ -8,6 +8,7 @@ from pathlib import Path
 from parallax.commands.check_request import (
     check_choices,
     check_inputs,
+    check_options,
     checked_lenses,
     swept_axis,
 )
@@ -35,6 +36,7 @@ from parallax.workload import Workload
 
 DEFAULT_CLUSTER = "h100_2x8"
 DEFAULT_STRATEGIES = ("tensor_pipeline", "ring_sequence", "two_level", "data_parallel")
+TRAINING_STRATEGIES = ("fsdp", "hsdp")  # compared too where the phase is train
 DEFAULT_BATCH, DEFAULT_SEQ_LEN = 16, 1024
 REFUSALS = (ValueError, NotImplementedError)  # why one strategy cannot run; the others still do
 
@@ -95,6 +97,7 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
     for strategy in filter(None, made.values()):
         if why := _why_not(strategy, request, lenses, cluster, full, small):
             refused[strategy.name] = why
+    check_options(request, list(filter(None, made.values())))
     able = [s for name, s in made.items() if s is not None and name not in refused]
     if not able:
         raise ValueError(nothing_runs(refused))
@@ -152,10 +155,12 @@ class _Maker:
     def named(self, name: str, mesh: MeshSpec | None, cluster: Cluster) -> Strategy:
         devices, node_size = cluster.devices, cluster.gpus_per_node
         made = build(name, mesh, devices=devices, node_size=node_size, cluster=cluster.name)
-        return self.with_kernels(made)
+        return self.changed(made)
 
-    def with_kernels(self, strategy: Strategy) -> Strategy:
+    def changed(self, strategy: Strategy) -> Strategy:
+        """Return a strategy with the request's kernels and training options."""
         kernels = self.request.kernels
+        strategy = self.request.training_options().apply(strategy)
         return strategy if kernels is None else strategy.replace(kernels=kernels)
 
 
@@ -194,7 +199,8 @@ def _first(*values: str | None) -> str:
 
 def _asked(request: CompareRequest, paper: Paper | None) -> tuple[str | Strategy, ...]:
     """Return the strategies asked for: those of files as values, the others as known names."""
-    given = request.strategies or (paper.strategies if paper else DEFAULT_STRATEGIES)
+    usual = DEFAULT_STRATEGIES + (TRAINING_STRATEGIES if request.phase == "train" else ())
+    given = request.strategies or (paper.strategies if paper else usual)
     if request.mesh is not None and all(has_own_mesh(s) for s in given):
         raise ValueError(
             f"mesh {request.mesh} is for strategies given by name, and all of these have a mesh of "
@@ -218,7 +224,7 @@ def _make_all(
     for one in asked:
         try:
             named = isinstance(one, str)
-            strategy = make.named(one, mesh, make.cluster) if named else make.with_kernels(one)
+            strategy = make.named(one, mesh, make.cluster) if named else make.changed(one)
             made.append((strategy.name, strategy))
         except REFUSALS as error:
             name = one if isinstance(one, str) else one.name

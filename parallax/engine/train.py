@@ -22,7 +22,9 @@ from parallax.engine.optimizer import Adamw, OptimizerSettings
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
+from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import Gather
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.training import TrainState, TrainStep
 from parallax.requests.naming import RUN_FILE, resolve_model, resolve_strategy
@@ -73,6 +75,11 @@ def train(
     seq_len: int = 256,
     microbatches: int | None = None,
     remat: Remat = "layer",
+    shard_weights: Sequence[str] | None = None,
+    gather: Gather | None = None,
+    shard_optimizer: Sequence[str] | None = None,
+    schedule: ScheduleName | None = None,
+    virtual_stages: int | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
     save_every: int = 100,
@@ -97,6 +104,11 @@ def train(
       microbatches: gradient accumulation: pieces of a device's share of the batch, run one after
         another; None takes the strategy's own number, else 1.
       remat: what the backward pass recomputes: "none", "attention" or "layer".
+      shard_weights: mesh axes over which weights are sharded, among those that split the tokens;
+        ("auto",) is all of these.
+      gather: when sharded weights are gathered: "layer" or "step".
+      shard_optimizer: mesh axes over which the optimizer's state is sharded too (ZeRO-1).
+      schedule, virtual_stages: the order of passes in a pipeline; see `Pipeline`.
       optimizer: settings (`Adamw`, `Lion`, `Muon`; None is AdamW's), or any optax transformation
         that `TrainStep` takes, with its own schedule. run.json then holds its repr alone, which
         cannot make it again, and figures lack the learning rate; a run resumes if the saved state
@@ -133,6 +145,11 @@ def train(
         seq_len=seq_len,
         microbatches=microbatches,
         remat=remat,
+        shard_weights=shard_weights,
+        gather=gather,
+        shard_optimizer=shard_optimizer,
+        schedule=schedule,
+        virtual_stages=virtual_stages,
         seed=seed,
         save_every=save_every,
         keep=keep,
@@ -216,6 +233,7 @@ class _SetUp:
 def _set_up(request: TrainRequest, optimizer: Optimizer) -> _SetUp:
     config, folder = resolve_model(request.model, dtype=request.dtype, small=request.small)
     strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
+    strategy = request.training_options().apply(strategy)
     own = getattr(strategy.layers, "microbatches", None)
     workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
     sharded = ShardedTransformer(config, strategy, workload)

@@ -18,13 +18,13 @@ from parallax.models.config import ModelConfig
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
-from parallax.models.weights import gathered, in_use, weight
+from parallax.models.weights import gathered, gathered_weight, in_use, weight
 from parallax.parallel.cached_attention import CachedLayers
 from parallax.parallel.fused_cross_entropy import summed_cross_entropy
 from parallax.parallel.remat import rematerialised
-from parallax.parallel.sharded_weights import embed_axes
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 from parallax.parallel.tiles import MicrobatchGroup
+from parallax.rules import embed_axes
 
 
 class Transformer(nnx.Module):
@@ -211,10 +211,10 @@ class Transformer(nnx.Module):
         norm = gathered(self.final_norm, split)
         if self.config.tie_embeddings:
             return norm, self.tokens_VD[...].T
-        w, names = self.unembed_DV[...], self.unembed_DV.out_sharding
-        if embed_axes(names, split.axes):
-            w = w.astype(self.config.dtype)
-        return norm, split.gather_weight(w, names)
+        w = self.unembed_DV
+        if embed_axes(w.out_sharding, split.axes):
+            w = w.replace(w[...].astype(self.config.dtype))
+        return norm, gathered_weight(w, split)[...]
 
     def run(
         self,

@@ -10,6 +10,7 @@ from parallax.compression import parse_format
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.packed_weight import PackedWeight, Stored
 from parallax.parallel.split import Split
+from parallax.rules import embed_axes, embed_dim
 
 
 def bias(shape, names, dtype: str) -> nnx.Param:
@@ -53,7 +54,7 @@ def cast(state: nnx.State, dtype: str) -> nnx.State:
 def gathered[M: nnx.Module](module: M, split: Split) -> M:
     """Return a module whose weights, sharded over `embed`, are gathered."""
     graph, state = nnx.split(module)
-    return nnx.merge(graph, nnx.map_state(lambda _, w: _gathered(w, split, False), state))
+    return nnx.merge(graph, nnx.map_state(lambda _, w: gathered_weight(w, split), state))
 
 
 def in_use(state: nnx.State, dtype: str, split: Split, *, stacked: bool = False) -> nnx.State:
@@ -65,8 +66,10 @@ def in_use(state: nnx.State, dtype: str, split: Split, *, stacked: bool = False)
       split: how the model is split.
       stacked: they were picked from a stack of layers, whose logical axis their names still have.
     """
-    return nnx.map_state(lambda _, w: _gathered(w, split, stacked), cast(state, dtype))
+    return nnx.map_state(lambda _, w: gathered_weight(w, split, stacked), cast(state, dtype))
 
 
-def _gathered(w, split: Split, stacked: bool):
-    return w.replace(split.gather_weight(w[...], w.out_sharding[stacked:]))
+def gathered_weight(w: Any, split: Split, stacked: bool = False) -> Any:
+    """Return a parameter, gathered if it is sharded; `stacked` as in `in_use`."""
+    names = w.out_sharding[stacked:]
+    return w.replace(split.gather_weight(w[...], embed_axes(names, split.axes), embed_dim(names)))

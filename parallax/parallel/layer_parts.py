@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax import codec
 from parallax.parallel.gradients import (
     Gradients,
     LocalParams,
@@ -152,8 +151,8 @@ class Pipeline:
     microbatches: int | None = None
     handoff: Handoff = "lockstep"
     layers: tuple[int, ...] | None = None
-    schedule: ScheduleName = codec.later("gpipe", omit=True)
-    virtual_stages: int = codec.later(1, omit=True)
+    schedule: ScheduleName = "gpipe"
+    virtual_stages: int = 1
 
     def __post_init__(self):
         if self.schedule not in get_args(ScheduleName):

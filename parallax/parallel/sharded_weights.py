@@ -4,7 +4,6 @@ The logical axis `embed` names the dim of a weight that is sharded so.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,28 +14,6 @@ from parallax.parallel.varying import vary_over
 
 # When sharded weights are gathered: by each layer where it uses them, or all of them once a step.
 Gather = Literal["layer", "step"]
-# The logical axis of a dim, several that split it in turn, or None.
-Name = str | tuple[str, ...] | None
-AxisTable = Mapping[str, tuple[str, ...]]  # logical axis -> mesh axes
-
-
-def names_of(name: Name) -> tuple[str, ...]:
-    """Return the logical axes that split one dim, in turn."""
-    return () if name is None else (name,) if isinstance(name, str) else name
-
-
-def embed_dim(names: Sequence[Name]) -> int | None:
-    """Return the dim that `embed` splits in an array with these logical axes; None without one."""
-    return next((dim for dim, name in enumerate(names) if "embed" in names_of(name)), None)
-
-
-def embed_axes(names: Sequence[Name], table: AxisTable) -> tuple[str, ...]:
-    """Return the mesh axes of `embed` in one array: those that split no other dim of it."""
-    if embed_dim(names) is None:
-        return ()
-    flat = [n for name in names for n in names_of(name)]
-    taken = {axis for n in flat if n != "embed" for axis in table.get(n, ())}
-    return tuple(axis for axis in table.get("embed", ()) if axis not in taken)
 
 
 def gather_shards(

@@ -6,7 +6,7 @@ width, H heads, G key/value heads, K head_dim.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import jax
@@ -18,15 +18,7 @@ from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_att
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.products import Int8Weight, product
 from parallax.parallel.remat import Remat, product_result, weight_in_use
-from parallax.parallel.sharded_weights import (
-    Name,
-    RowPath,
-    embed_axes,
-    embed_dim,
-    exchange_rows,
-    gather_shards,
-    row_path,
-)
+from parallax.parallel.sharded_weights import RowPath, exchange_rows, gather_shards, row_path
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import gather_width, shard_width
 
@@ -129,19 +121,17 @@ class Split:
             return lax.all_gather(x_BLD, axes, axis=1, tiled=True)
         return vary_over(x_BLD, self.over(*names))
 
-    def gather_weight(self, w: jax.Array, names: Sequence[Name]) -> jax.Array:
+    def gather_weight(self, w: jax.Array, axes: tuple[str, ...], dim: int | None) -> jax.Array:
         """Gather a weight that is sharded over `embed`, for use in a layer.
 
         Args:
           w: a local shard.
-          names: its logical axes.
+          axes, dim: the mesh axes of its `embed` dim, and the dim; none gather nothing.
 
         Cost: an all-gather; backward a reduce-scatter. Both are repeated where a layer is
           recomputed; the gathered weight is never kept.
         """
         w = weight_in_use(w)
-        axes = embed_axes(names, self.axes)
-        dim = embed_dim(names)
         if not axes or dim is None:
             return w
         return weight_in_use(gather_shards(w, axes, dim, self.over("act_batch", "act_seq")))
@@ -149,8 +139,7 @@ class Split:
     @property
     def row_path(self) -> RowPath:
         """How looked-up rows of tables travel; by default they do not."""
-        axes = embed_axes((None, ("lookup", "embed")), self.axes)
-        return row_path(axes, self.over("act_batch", "act_seq"))
+        return row_path(self.over("embed"), self.over("act_batch", "act_seq"))
 
     def rows_of(self, table_VD: jax.Array, ids_BL: jax.Array, dtype: str) -> jax.Array:
         """Look up rows of a table at this device's share of the width: [B, L, D / lookup].

@@ -8,10 +8,11 @@ from flax import nnx
 from jax import lax
 
 from parallax.parallel.attention_part import size_over
-from parallax.parallel.sharded_weights import Name, embed_axes, embed_dim, gather_shards
+from parallax.parallel.sharded_weights import gather_shards
 from parallax.parallel.split import Split
 from parallax.parallel.varying import vary_over
 from parallax.programs.parameters import ShardedParameters
+from parallax.rules import Name, embed_axes, embed_dim
 from parallax.strategy import Strategy
 
 # The logical axes over which devices use a parameter for different work. Its gradient is summed

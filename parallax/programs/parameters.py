@@ -21,10 +21,9 @@ from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.models.weights import in_use
-from parallax.parallel.sharded_weights import Name, names_of
 from parallax.parallel.split import Split
 from parallax.parallel.stage_layers import layers_in_place, pad_layers, unpad_layers
-from parallax.rules import Phase, Rules, check_divides
+from parallax.rules import Name, Phase, Rules, check_divides, names_of
 from parallax.strategy import Strategy
 
 

@@ -17,9 +17,9 @@ from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.cached_attention import cached_transfers
 from parallax.parallel.experts import ExpertShape, Platform
 from parallax.parallel.remat import Remat
-from parallax.parallel.sharded_weights import AxisTable, embed_axes, names_of
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
+from parallax.rules import AxisTable, embed_axes, names_of
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -8,10 +8,13 @@ from typing import Any
 from parallax.cost import Rates
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
+from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import Gather
 from parallax.requests import shared
 from parallax.requests.option import Request, option
 from parallax.rules import Phase
+from parallax.strategies import TrainingOptions
 from parallax.strategy import Strategy
 
 LENSES = ("verify", "compile", "predict", "measure")
@@ -70,6 +73,11 @@ class CompareRequest(Request):
         choices=("prefill", "decode", "train"),
     )
     remat: Remat = shared.remat(" Only with --phase=train.")
+    shard_weights: Sequence[str] | None = shared.shard_weights()
+    gather: Gather | None = shared.gather()
+    shard_optimizer: Sequence[str] | None = shared.shard_optimizer(" Only with --phase=train.")
+    schedule: ScheduleName | None = shared.schedule(" Only with --phase=train.")
+    virtual_stages: int | None = shared.virtual_stages(" Only with --phase=train.")
     text: str | None = shared.text("verify and measure")
     repeats: int = option(REPEATS, "Timed steps of the measure lens.", "whole", at_least=1)
     sweep: str | None = option(
@@ -91,6 +99,9 @@ class CompareRequest(Request):
         found = sizes_unused(self.small)
         if self.phase != "train":
             found["remat"] = f"phase {self.phase} has no backward pass that recomputes anything"
+            found["shard_optimizer"] = f"phase {self.phase} has no optimizer"
+            for name in ("schedule", "virtual_stages"):
+                found[name] = f"phase {self.phase} has no backward passes to order"
         if self.phase == "decode":
             found["microbatches"] = "a decoding step takes as many as its strategy has stages"
         if "measure" not in lenses:
@@ -103,6 +114,13 @@ class CompareRequest(Request):
             found["rates"] = "the predict lens, which takes them, is not asked for"
         return found
 
+    def training_options(self) -> TrainingOptions:
+        """Return what the request changes in every strategy."""
+        return TrainingOptions(
+            self.shard_weights, self.gather, self.shard_optimizer, self.schedule,
+            self.virtual_stages,
+        )  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that reproduces the request; values without a file give their names."""
         found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -114,6 +132,9 @@ class CompareRequest(Request):
             found["compression"] = ",".join(self.compression)
         if self.rates is not None:
             found["rates"] = self.rates.name if isinstance(self.rates, Rates) else str(self.rates)
+        for name in ("shard_weights", "shard_optimizer"):
+            value = getattr(self, name)
+            found[name] = None if value is None else list(value)
         found["mesh"] = None if self.mesh is None else str(self.mesh)
         found["lenses"] = None if self.lenses is None else list(self.lenses)
         return found
@@ -135,6 +156,14 @@ class CompareRequest(Request):
                 f"{context}: field {unknown[0]!r} of 'request' is not known here. Give a report of "
                 "this version of Parallax, or an older one."
             )
+        data = dict(data)
+        if data.get("remat") == "microbatch":  # until gradients were accumulated
+            if data.get("phase") == "train":
+                raise ValueError(
+                    f"{context}: remat 'microbatch' of 'request' is no more: a training step keeps "
+                    "one microbatch at a time. Give the flags anew, with --remat=layer."
+                )
+            del data["remat"]
         return cls(**data)
 
     def replace(self, **changes: Any) -> "CompareRequest":

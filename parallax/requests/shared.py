@@ -3,7 +3,9 @@
 from typing import Any, get_args
 
 from parallax.models.config import DType
+from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import Gather
 from parallax.requests.option import option
 
 _FOLDER = (
@@ -62,7 +64,8 @@ def seq_len(default: int | None, unset: str = "") -> Any:
 def microbatches(unset: str) -> Any:
     """Make the field for the number of microbatches."""
     words = (
-        "Microbatches that each device splits its batch into; in training, gradient accumulation. "
+        "Microbatches that each device splits its batch into; in training, gradient accumulation: "
+        "forward and backward of one after another, which keeps one's activations. "
         f"Unset: {unset}."
     )
     return option(None, words, "whole", at_least=1)
@@ -77,9 +80,56 @@ def dtype() -> Any:
 def remat(more: str = "") -> Any:
     """Make the field for rematerialisation."""
     words = (
-        f"Rematerialisation: what a training step recomputes instead of keeping it in memory.{more}"
+        "Rematerialisation: what the backward pass of each layer computes again instead of keeping "
+        "it in memory: nothing (none), all but matrix products (attention), or all but attention's "
+        f"result, from the layer's input (layer: least memory, one more forward pass).{more}"
     )
     return option("layer", words, "choice", choices=get_args(Remat))
+
+
+def shard_weights() -> Any:
+    """Make the field for the mesh axes over which weights are sharded."""
+    words = (
+        "Mesh axes over which every strategy's weights are sharded (FSDP), among those that split "
+        "its tokens, such as data or data,seq; auto: all of these. Layers gather the weights they "
+        "use. Unset: as the strategy says."
+    )
+    return option(None, words, "list")
+
+
+def gather() -> Any:
+    """Make the field for when sharded weights are gathered."""
+    words = (
+        "When sharded weights are gathered: by each layer where it uses them, forward and backward "
+        "(layer: least memory), or all of them once a step (step: least traffic). Unset: layer."
+    )
+    return option(None, words, "choice", choices=get_args(Gather))
+
+
+def shard_optimizer(more: str = "") -> Any:
+    """Make the field for the mesh axes over which the optimizer's state is sharded."""
+    words = (
+        "Mesh axes over which the optimizer's state is sharded too, among those that split the "
+        f"tokens (ZeRO-1); auto: all of these.{more}"
+    )
+    return option(None, words, "list")
+
+
+def schedule(more: str = "") -> Any:
+    """Make the field for the schedule of a pipeline."""
+    words = (
+        "Order of forward and backward passes in a pipeline: all forward first (gpipe), one of "
+        "each in turn (1f1b: fewer microbatches in memory), several groups of layers a stage "
+        "(interleaved: a shorter bubble, more handoffs), or weights' gradients in the bubble "
+        f"(zb-h1).{more}"
+    )
+    return option(None, words, "choice", choices=get_args(ScheduleName))
+
+
+def virtual_stages(more: str = "") -> Any:
+    """Make the field for the groups of layers of each stage in an interleaved pipeline."""
+    words = f"Groups of layers per stage with --schedule=interleaved. Unset: 2.{more}"
+    return option(None, words, "whole", at_least=2)
 
 
 def compression(more: str = "") -> Any:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
+from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import Gather
 from parallax.requests import shared
 from parallax.requests.option import Request, option
+from parallax.strategies import TrainingOptions
 from parallax.strategy import Strategy
 
 
@@ -39,6 +42,11 @@ class TrainRequest(Request):
     seq_len: int = shared.seq_len(256)
     microbatches: int | None = shared.microbatches("the strategy's own, or 1")
     remat: Remat = shared.remat()
+    shard_weights: Sequence[str] | None = shared.shard_weights()
+    gather: Gather | None = shared.gather()
+    shard_optimizer: Sequence[str] | None = shared.shard_optimizer()
+    schedule: ScheduleName | None = shared.schedule()
+    virtual_stages: int | None = shared.virtual_stages()
     seed: int = shared.seed()
     save_every: int = option(
         100, "Steps between checkpoints; the last step is saved too.", "whole", unit="steps",
@@ -47,3 +55,10 @@ class TrainRequest(Request):
     keep: int = option(3, "Number of newest checkpoints to keep.", "whole", at_least=1)
     dtype: DType | None = shared.dtype()
     param_dtype: DType = "float32"  # no flag: float64 if the dtype is float64
+
+    def training_options(self) -> TrainingOptions:
+        """Return what the request changes in the strategy."""
+        return TrainingOptions(
+            self.shard_weights, self.gather, self.shard_optimizer, self.schedule,
+            self.virtual_stages,
+        )  # fmt: skip

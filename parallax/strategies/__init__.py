@@ -9,11 +9,13 @@ from parallax.strategies.named import STRATEGIES, build
 from parallax.strategies.ring_sequence import ring_sequence
 from parallax.strategies.sharded_weights import fsdp, hsdp, shard_optimizer, shard_weights
 from parallax.strategies.tensor_pipeline import tensor_pipeline
+from parallax.strategies.training_options import TrainingOptions
 from parallax.strategies.two_level import two_level
 from parallax.strategies.ulysses import ulysses
 
 __all__ = [
     "STRATEGIES",
+    "TrainingOptions",
     "build",
     "cache_tiled",
     "data_parallel",

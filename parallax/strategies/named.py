@@ -12,6 +12,7 @@ from parallax.strategies.expert_parallel import expert_parallel
 from parallax.strategies.hybrid import hybrid
 from parallax.strategies.layerwise import layerwise
 from parallax.strategies.ring_sequence import ring_sequence
+from parallax.strategies.sharded_weights import fsdp, hsdp
 from parallax.strategies.slots import Share, Sizes, Slot, Ways, across_nodes, along
 from parallax.strategies.tensor_pipeline import tensor_pipeline
 from parallax.strategies.two_level import two_level
@@ -137,6 +138,20 @@ STRATEGIES: dict[str, Named] = {
         ).replace(name="expert_parallel_nodes"),
         lambda devices, node: _by_node(devices, node, "expert", "node"),
         {"experts": across_nodes("expert", "node")},
+    ),
+    "fsdp": Named(
+        "the batch over all devices, weights and optimizer state sharded over them too",
+        ("data",),
+        lambda n, cluster: fsdp(n["data"]),
+        lambda devices, node: {"data": devices},
+        variant_of="data_parallel",
+    ),
+    "hsdp": Named(
+        "fsdp inside each node, the nodes replicas that sum their gradients",
+        ("replica", "data"),
+        lambda n, cluster: hsdp(n["replica"], n["data"]),
+        lambda devices, node: _by_node(devices, node, "data", "replica"),
+        variant_of="data_parallel",
     ),
     "data_parallel": Named(
         "the batch over all devices, weights replicated: a forward pass sends nothing",

@@ -70,7 +70,7 @@ def test_a_report_of_an_older_version_still_loads():
         "paper": "ring_sp", "model": None, "strategies": ["ring_sequence"], "mesh": None,
         "batch": None, "seq_len": None, "microbatches": None, "dtype": None, "cluster": "h100_2x8",
         "lenses": ["verify"], "packed": False, "small": False, "phase": "prefill",
-        "remat": "microbatch", "text": None, "repeats": 10,
+        "remat": "layer", "text": None, "repeats": 10,
     }  # fmt: skip
     found = CompareRequest.from_dict(old, "--from_report=old.json")
     assert (found.paper, found.cluster, found.budget, found.rates) == (
@@ -86,7 +86,7 @@ def test_a_report_of_a_newer_version_is_one_clear_line():
 
 def test_what_would_be_ignored_is_refused_by_python_too():
     with pytest.raises(ValueError, match="remat: phase prefill has no backward pass"):
-        px.compare("ring_sp", remat="layer")
+        px.compare("ring_sp", remat="none")
     with pytest.raises(ValueError, match="repeats: the measure lens"):
         px.compare_papers(["ring_sp"], repeats=3)
     with pytest.raises(ValueError, match="max_tpot_s: output_len is 1, a prefill alone"):
