@@ -32,7 +32,7 @@ def summed_cross_entropy(
     weights: Num[Array, "*b"],
     columns: int,
     vocab_axes: tuple[str, ...] = (),
-    piece_bytes: int = PIECE_BYTES,
+    piece_bytes: int | None = None,
 ) -> Float[Array, ""]:
     """Return the sum over tokens of weight x -log softmax(x @ unembed)[label].
 
@@ -43,7 +43,8 @@ def summed_cross_entropy(
         has a gradient.
       columns: the real columns of the whole vocabulary; padding columns after them are left out.
       vocab_axes: mesh axes that split the vocabulary, major first; () if it is whole.
-      piece_bytes: the most that the logits of one piece of tokens take on this device.
+      piece_bytes: the most that the logits of one piece of tokens take on this device; None is
+        PIECE_BYTES.
 
     Returns:
       A scalar in float32 (float64 for float64 rows), of this device's tokens, the same on every
@@ -65,7 +66,8 @@ def summed_cross_entropy(
     labels, weights = vary_over(labels, of_tokens), vary_over(weights.astype(wide), of_tokens)
     x, unembed_DV = vary_over(x, of_products), vary_over(unembed_DV, of_products)
     tokens = math.prod(labels.shape)
-    count = max(1, -(-tokens * unembed_DV.shape[1] * jnp.dtype(wide).itemsize // piece_bytes))
+    logits_bytes = tokens * unembed_DV.shape[1] * jnp.dtype(wide).itemsize
+    count = max(1, -(-logits_bytes // (piece_bytes or PIECE_BYTES)))
     size = -(-tokens // count)
     x_SD, labels_S, weights_S = x.reshape(tokens, -1), labels.reshape(-1), weights.reshape(-1)
     vocabulary = _Vocabulary(vocab_axes, columns)
