@@ -12,7 +12,7 @@ from parallax.kernels import dispatch
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import ATTENTION_PARTS, AttentionPart, Local
 from parallax.parallel.experts import EXPERT_PARTS, ExpertPart, LocalExperts, Platform
-from parallax.parallel.layer_parts import LAYER_PARTS, LayerPart, Scan
+from parallax.parallel.layer_parts import LAYER_PARTS, CacheTiled, LayerPart, Scan
 from parallax.parallel.remat import Remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.parallel.split import Split
@@ -127,6 +127,11 @@ class Strategy:
                     f"{axes}, but the tokens are split over {tuple(sorted(tokens)) or 'none'}. "
                     "Map 'embed' to these, or split the tokens over more."
                 )
+        if table["embed"] and self.gather == "layer" and isinstance(self.layers, CacheTiled):
+            raise ValueError(
+                f"Strategy '{self.name}': layers in weight tiles cannot gather sharded weights one "
+                "by one. Use gather='step'."
+            )
         different = [n for n in table if n != "embed" and table[n] != state[n]]
         if different or state["embed"][: len(table["embed"])] != table["embed"]:
             raise ValueError(

@@ -137,9 +137,7 @@ def tiled_layers(
 
         def mlp(h_RBLD):
             assert isinstance(layers.mlp, Mlp)
-            sums = None
-            if not split.over("embed"):
-                sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
+            sums = streamed_mlp(h_RBLD, layers.mlp, stacked["mlp"], n)
             return run_tiles(h_RBLD, tiles.mlp, width) if sums is None else (sums, ())
 
         with jax.named_scope("attention"):

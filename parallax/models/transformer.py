@@ -174,10 +174,9 @@ class Transformer(nnx.Module):
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
-            norm, unembed_DV = self._end(split)
-            logits_BV = jnp.einsum(
-                "...d,dv->...v", norm(x_BD), unembed_DV.astype(self.config.dtype)
-            )
+            norm, unembed_DV = self._end(x_BD, split)
+            unembed_DV = unembed_DV.astype(self.config.dtype)
+            logits_BV = jnp.einsum("...d,dv->...v", norm(x_BD), unembed_DV)
             return _mask_padding(logits_BV, self.config.vocab_size, split)
 
     def summed_loss(
@@ -200,21 +199,21 @@ class Transformer(nnx.Module):
         Cost: as of `summed_cross_entropy`.
         """
         with jax.named_scope("head"):
-            norm, unembed_DV = self._end(split)
+            norm, unembed_DV = self._end(x_BD, split)
             return summed_cross_entropy(
                 norm(x_BD), unembed_DV, labels_B, weights_B, self.config.vocab_size,
                 split.over("vocab"),
             )  # fmt: skip
 
-    def _end(self, split: Split) -> tuple[Norm, jax.Array]:
+    def _end(self, x_BD: jax.Array, split: Split) -> tuple[Norm, jax.Array]:
         """Return the last norm, and the unembedding: in the model's dtype if it is gathered."""
-        norm = gathered(self.final_norm, split)
+        norm = gathered(self.final_norm, split, x_BD)
         if self.config.tie_embeddings:
             return norm, self.tokens_VD[...].T
         w = self.unembed_DV
         if embed_axes(w.out_sharding, split.axes):
             w = w.replace(w[...].astype(self.config.dtype))
-        return norm, gathered_weight(w, split)[...]
+        return norm, gathered_weight(w, split, x=x_BD)[...]
 
     def run(
         self,

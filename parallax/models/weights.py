@@ -51,10 +51,10 @@ def cast(state: nnx.State, dtype: str) -> nnx.State:
     )
 
 
-def gathered[M: nnx.Module](module: M, split: Split) -> M:
-    """Return a module whose weights, sharded over `embed`, are gathered."""
+def gathered[M: nnx.Module](module: M, split: Split, x: jax.Array) -> M:
+    """Return a module whose weights, sharded over `embed`, are gathered for activations `x`."""
     graph, state = nnx.split(module)
-    return nnx.merge(graph, nnx.map_state(lambda _, w: gathered_weight(w, split), state))
+    return nnx.merge(graph, nnx.map_state(lambda _, w: gathered_weight(w, split, x=x), state))
 
 
 def in_use(state: nnx.State, dtype: str, split: Split, *, stacked: bool = False) -> nnx.State:
@@ -69,7 +69,13 @@ def in_use(state: nnx.State, dtype: str, split: Split, *, stacked: bool = False)
     return nnx.map_state(lambda _, w: gathered_weight(w, split, stacked), cast(state, dtype))
 
 
-def gathered_weight(w: Any, split: Split, stacked: bool = False) -> Any:
-    """Return a parameter, gathered if it is sharded; `stacked` as in `in_use`."""
+def gathered_weight(w: Any, split: Split, stacked: bool = False, x: jax.Array | None = None) -> Any:
+    """Return a parameter, gathered if it is sharded.
+
+    Args:
+      w, split, stacked: as in `in_use`.
+      x: as in `Split.gather_weight`.
+    """
     names = w.out_sharding[stacked:]
-    return w.replace(split.gather_weight(w[...], embed_axes(names, split.axes), embed_dim(names)))
+    axes, dim = embed_axes(names, split.axes), embed_dim(names)
+    return w.replace(split.gather_weight(w[...], axes, dim, x))

@@ -250,8 +250,9 @@ class Pipeline:
             result = functions.finish(last, at(number - lag * (stages - 1)))
             return (arriving, share), (result, statistics)
 
-        first = functions.embed(at(0))
-        empty = vary_over(jnp.zeros_like(first), {*varying_axes(first), self.axis})
+        first = jax.eval_shape(lambda: functions.embed(at(0)))
+        axes = {*varying_axes(first), self.axis}
+        empty = vary_over(jnp.zeros(first.shape, first.dtype), axes)
         numbers = jnp.arange(self.ticks(microbatches, stages), dtype=jnp.int32)
         waiting = (empty, empty if lag == 2 else None)
         _, (results, statistics) = lax.scan(tick, waiting, numbers)

@@ -29,11 +29,16 @@ def gather_shards(
 
     Cost: an all-gather; backward a reduce-scatter over those of `tokens`, and nothing over others.
     """
-    for differ, run in itertools.groupby(reversed(axes), lambda axis: axis in tokens):
-        over = tuple(reversed(list(run)))
-        to: Literal["varying", "invarying"] = "varying" if differ else "invarying"
+    for over in gather_steps(axes, tokens):
+        to: Literal["varying", "invarying"] = "varying" if over[0] in tokens else "invarying"
         x = lax.all_gather(x, over, axis=dim, tiled=True, to=to)
     return x
+
+
+def gather_steps(axes: tuple[str, ...], tokens: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the mesh axes of each all-gather of `gather_shards`, minor axes first."""
+    runs = itertools.groupby(reversed(axes), lambda axis: axis in tokens)
+    return [tuple(reversed(list(run))) for _, run in runs]
 
 
 class RowPath(NamedTuple):

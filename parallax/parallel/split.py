@@ -121,12 +121,15 @@ class Split:
             return lax.all_gather(x_BLD, axes, axis=1, tiled=True)
         return vary_over(x_BLD, self.over(*names))
 
-    def gather_weight(self, w: jax.Array, axes: tuple[str, ...], dim: int | None) -> jax.Array:
+    def gather_weight(
+        self, w: jax.Array, axes: tuple[str, ...], dim: int | None, x: jax.Array | None = None
+    ) -> jax.Array:
         """Gather a weight that is sharded over `embed`, for use in a layer.
 
         Args:
           w: a local shard.
           axes, dim: the mesh axes of its `embed` dim, and the dim; none gather nothing.
+          x: the activations that use it, where they may be alike over axes that split the tokens.
 
         Cost: an all-gather; backward a reduce-scatter. Both are repeated where a layer is
           recomputed; the gathered weight is never kept.
@@ -134,7 +137,8 @@ class Split:
         w = weight_in_use(w)
         if not axes or dim is None:
             return w
-        return weight_in_use(gather_shards(w, axes, dim, self.over("act_batch", "act_seq")))
+        tokens = self.over("act_batch", "act_seq") if x is None else tuple(varying_axes(x))
+        return weight_in_use(gather_shards(w, axes, dim, tokens))
 
     @property
     def row_path(self) -> RowPath:

@@ -15,7 +15,7 @@ from parallax.models.config import ModelConfig
 from parallax.parallel.experts import TILES_SCOPE, Platform
 from parallax.parallel.experts.chunks import chunk_tokens
 from parallax.programs.decoding import Decoder
-from parallax.programs.pass_shape import GATHER, PassShape
+from parallax.programs.pass_shape import PassShape
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -42,7 +42,7 @@ def forward_transfers(
     seq = shape.over("act_seq", "act_norm_seq")
     shape.add("last_position", "last position", "all-reduce", seq, last)
     shape.end(last)
-    shape.end_weights("end_weight_gather", GATHER, "all-gather", shape.item)
+    shape.end_weights(shape.item, every_position=False)
     return tuple(shape.transfers)
 
 
@@ -58,7 +58,7 @@ def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[T
     shape.step_weights()
     shape.stack()
     shape.end(shape.b * sharded.config.d_model * shape.item)
-    shape.end_weights("end_weight_gather", GATHER, "all-gather", shape.item)
+    shape.end_weights(shape.item, every_position=False)
     return tuple(shape.transfers)
 
 

@@ -5,7 +5,7 @@ Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.parallel.cached_attention import cached_transfers
 from parallax.parallel.experts import ExpertShape, Platform
 from parallax.parallel.remat import Remat
+from parallax.parallel.sharded_weights import gather_steps
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.rules import AxisTable, embed_axes, names_of
@@ -193,29 +194,50 @@ class PassShape:
 
     def looked_up(self) -> list[int]:
         """Return the rows that a device looks up in each table in one tick."""
+        tokens = self.tokens // self.split.count("act_norm_seq")
         if self.config.positions != "learned":
-            return [self.tokens]
+            return [tokens]
         alike = self.decoder is None and not self.workload.packed
-        return [self.tokens, self.tokens // (self.b if alike else 1)]
+        return [tokens, tokens // (self.b if alike else 1)]
 
     def weights(self, remat: Remat | None) -> None:
         """Add the gathers of layers' sharded weights, forward and (with `remat`) backward."""
         for passes in (1, 2):
             wanted = [w for path, w in self.stacked() if passes == 1 + self._again(path, remat)]
             for axes, size in self.gathered(wanted).items():
-                self.add("weight_gather", GATHER, "all-gather", axes,
-                         size * self.item, passes, per_layer=True)  # fmt: skip
+                self._gather("weight_gather", axes, self.over("act_batch", "act_seq"),
+                             size * self.item, passes, per_layer=True)  # fmt: skip
 
     @staticmethod
     def _again(path: tuple[Any, ...], remat: Remat | None) -> bool:
         return remat is not None and path[-1] not in _FORWARD_ONLY[remat]
 
-    def end_weights(self, role: Role, what: str, kind: str, norm_item: int) -> None:
-        """Add a collective of the last norm's and the unembedding's sharded weights per tick."""
+    def end_weights(self, norm_item: int, *, every_position: bool) -> None:
+        """Add the gathers of the last norm and of the unembedding, once per tick.
+
+        Args:
+          norm_item: bytes of an element of the norm.
+          every_position: the devices of a sequence have tokens of their own, not all the last one.
+        """
+        tokens = self.over("act_batch", *(["act_seq"] if every_position else []))
+        for axes, size in self.ends(norm_item):
+            self._gather("end_weight_gather", axes, tokens, size)
+
+    def ends(self, norm_item: int) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Yield the mesh axes and gathered bytes of the last norm and of the unembedding."""
         flat = nnx.to_flat_state(self.sharded.shapes)
         for name, item in (("final_norm", norm_item), ("unembed_DV", self.item)):
             for axes, size in self.gathered(w for p, w in flat if p[0] == name).items():
-                self.add(role, what, kind, axes, size * item)
+                yield axes, size * item
+
+    def _gather(
+        self, role: Role, axes: tuple[str, ...], tokens: tuple[str, ...], payload_bytes: float,
+        passes: int = 1, *, per_layer: bool = False,
+    ) -> None:  # fmt: skip
+        held = payload_bytes / self.devices(axes)
+        for over in gather_steps(axes, tokens):
+            held *= self.devices(over)
+            self.add(role, GATHER, "all-gather", over, held, passes, per_layer=per_layer)
 
     def step_weights(self) -> None:
         """Add the gather of all sharded weights, once, in the model's dtype."""

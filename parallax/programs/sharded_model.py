@@ -214,7 +214,6 @@ class ShardedTransformer(ShardedParameters):
 
     def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable | None):
         """Return all microbatches' results and this device's router statistics, leading M each."""
-        state, split = self.untied.entered(state, split)
         model = nnx.merge(abstract_transformer(self.untied.config)[0], state)
         functions = StackFunctions(
             embed=lambda inputs: model.embed(*self._unpack(inputs)[:2], split),
@@ -240,7 +239,7 @@ class ShardedTransformer(ShardedParameters):
         return tokens, segment_ids, rest.pop(0) if self.workload.replayed else None
 
     def _logits(self, state, *inputs, outputs: Outputs, platform):
-        split = self.strategy.split(platform=platform)
+        state, split = self.untied.entered(state, self.strategy.split(platform=platform))
 
         def keep(x, inputs):
             if outputs == "last":
@@ -263,6 +262,7 @@ class ShardedTransformer(ShardedParameters):
 
         # Typed as varying here, not at each use, for those who differentiate this function.
         state = vary_by_work(state, split)
+        state, split = self.untied.entered(state, split)
         losses, stats = self._run(state, inputs, split, lambda x, _: split.enter(x), finish)
         loss = sum_over(losses.sum(), split.over(*TOKENS))
         if (balance := self._balance(split)).is_used:

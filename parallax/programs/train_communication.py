@@ -13,7 +13,7 @@ from parallax.models.config import ModelConfig
 from parallax.parallel.experts import Platform
 from parallax.parallel.remat import Remat
 from parallax.programs.gradient_sums import gathered_parameters, gradient_sums
-from parallax.programs.pass_shape import GATHER, PassShape
+from parallax.programs.pass_shape import PassShape
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -50,7 +50,7 @@ def train_transfers(
     shape.add("unembedding_gather", "gather after the last layer", "all-gather",
               shape.over("act_norm_seq"), shape.residual * shape.item)  # fmt: skip
     shape.end(shape.residual * shape.item / shape.split.count("act_norm_seq"))
-    shape.end_weights("end_weight_gather", GATHER, "all-gather", param_bytes)
+    shape.end_weights(param_bytes, every_position=True)
     _cross_entropy(shape)
     _layers_backward(shape)
     _ends_backward(shape, param_bytes)
@@ -93,7 +93,8 @@ def _ends_backward(shape: PassShape, param_bytes: int) -> None:
         shape.add(role, "widen the last layer's gradient", "all-gather", lookup, whole)
     axes = tuple(a for a in shape.over("vocab") if a not in norm_seq)
     shape.add(role, "gradient into the head", "all-reduce", axes, whole)
-    shape.end_weights("end_weight_gradient", _SCATTER, "reduce-scatter", param_bytes)
+    for axes, size in shape.ends(param_bytes):
+        shape.add("end_weight_gradient", _SCATTER, "reduce-scatter", axes, size)
     for rows in shape.looked_up():
         share = rows * shape.config.d_model * shape.item / shape.split.count("lookup")
         shape.add("table_rows", "gradients of rows of tables", "all-to-all",

@@ -17,11 +17,21 @@ from parallax.programs.gradient_sums import different_work
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.train_communication import train_transfers
 from parallax.programs.training import TrainStep
-from parallax.strategies import expert_parallel, layerwise, tensor_pipeline, two_level
+from parallax.strategies import (
+    expert_parallel,
+    layerwise,
+    ring_sequence,
+    shard_weights,
+    tensor_pipeline,
+    two_level,
+)
 from parallax.workload import Workload
 from tests.strategies.cases import (
     EXPERTS,
+    GQA_FULL,
     HYBRIDS,
+    SHARDED,
+    SHARDED_EXPERTS,
     SMALL,
     STRATEGIES,
     TILE,
@@ -36,6 +46,11 @@ DENSE = SMALL.replace(dtype="float32")
 CASES = {
     **{name: (DENSE, s) for name, s in (STRATEGIES | VARIANTS | HYBRIDS).items()},
     **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in WITH_EXPERTS.items()},
+    **{name: (DENSE.replace(bias=True), s) for name, s in SHARDED.items()},
+    **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in SHARDED_EXPERTS.items()},
+    "learned positions": (
+        GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True), shard_weights(ring_sequence(8), "seq"),
+    ),
     **{f"stages {n}": (UNEQUAL.replace(dtype="float32"), s) for n, s in UNEQUAL_STAGES.items()},
     "sequence-parallel norms": (DENSE, tensor_pipeline(4, 2, sequence_parallel_norms=True)),
     "whole key/value heads": (

@@ -7,9 +7,13 @@ from parallax.strategies import (
     cache_tiled,
     data_parallel,
     expert_parallel,
+    fsdp,
+    hsdp,
     hybrid,
     layerwise,
     ring_sequence,
+    shard_optimizer,
+    shard_weights,
     tensor_pipeline,
     two_level,
     ulysses,
@@ -69,6 +73,38 @@ WITH_EXPERTS = {
     "by node": expert_parallel(16, nodes=2, tile=TILE),
     "expert x tensor": hybrid(expert_parallel(8, tile=TILE), tensor_pipeline(2, 1)),
     "pipeline x expert": hybrid(layerwise(2), expert_parallel(8, tile=TILE)),
+}
+
+# Weights or optimizer state sharded over devices with different tokens, with every system.
+SHARDED = {
+    "fsdp by step": fsdp(8, gather="step"),
+    "zero-1": shard_optimizer(data_parallel(8), "data"),
+    "hsdp x zero-1": shard_optimizer(hsdp(2, 4), "replica"),
+    "ring x fsdp": shard_weights(ring_sequence(8), "seq"),
+    "ring x data x fsdp": shard_weights(
+        hybrid(data_parallel(2), ring_sequence(4)), ("data", "seq")
+    ),
+    "ulysses x zero-1": shard_optimizer(ulysses(8), "seq"),
+    "tensor x fsdp": shard_weights(
+        hybrid(data_parallel(2), tensor_pipeline(4, 1, sequence_parallel_norms=True)), "data"
+    ),
+    "pipeline x fsdp": shard_weights(hybrid(data_parallel(2), tensor_pipeline(2, 2)), "data"),
+    "pipeline x fsdp by step": shard_weights(
+        hybrid(data_parallel(2), layerwise(2)), "data", gather="step"
+    ),
+    "two_level x fsdp": shard_weights(hybrid(data_parallel(4), two_level(2, 2)), "data"),
+    "tiled x fsdp": cache_tiled(fsdp(4, gather="step"), 4, 2),
+}
+SHARDED_EXPERTS = {
+    "expert x fsdp": shard_weights(expert_parallel(8, tile=TILE), "expert"),
+    "by node x fsdp": shard_weights(expert_parallel(8, nodes=2, tile=TILE), ("node", "expert")),
+    "data x expert x fsdp": shard_weights(
+        hybrid(data_parallel(2), expert_parallel(4, tile=TILE)), ("data", "expert")
+    ),
+    "expert x zero-1": shard_optimizer(expert_parallel(8, tile=TILE), "expert"),
+    "tensor x data x fsdp": shard_weights(
+        hybrid(data_parallel(2), tensor_pipeline(4, 1)), "data", gather="step"
+    ),
 }
 
 # What runs with experts, or as a product, is tested there; whatever else the registry has, and no
