@@ -1,11 +1,12 @@
 """The closed forms of the collectives' bytes and of attention's FLOPs.
 
-A byte counts where it leaves a device.
+A byte counts where it leaves a device. Also how often loops and branches run, where that is known.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from typing import Literal, NamedTuple
 
 # Wire bytes follow ring algorithms. S is the full array: the output of an all-gather, the input of
 # a reduce-scatter. Data decide how much of a ragged all-to-all's buffer leaves the device: at most
@@ -111,3 +112,22 @@ def totals(transfers: Iterable[Transfer]) -> tuple[float, float]:
 def attention_flops(batch: int, q_len: int, kv_len: int, heads: int, head_dim: int) -> float:
     """Return the FLOPs of Q K^T and P V without a mask: 4 B L M H K."""
     return 4.0 * batch * q_len * kv_len * heads * head_dim
+
+
+class Taken(NamedTuple):
+    """How often one side of a branch is taken in a loop around it.
+
+    Attributes:
+      executions: by each device, per iteration.
+      iterations: those in which any device takes it. Devices wait for each other in every
+        iteration, which then takes as long as the longest side taken in it.
+      of: the number of iterations.
+    """
+
+    executions: Fraction
+    iterations: frozenset[int]
+    of: int
+
+
+# Named scope of a loop or of a side of a branch -> how often it runs.
+Trips = Mapping[str, float | Taken]

@@ -289,7 +289,7 @@ def explain_program(
     from parallax.explanations.trying import TryBudget
 
     step = make_step(model, strategy, workload, phase, remat)
-    program, trips = lower_step(step, cluster), step.routing and step.routing.trips
+    program, trips = lower_step(step, cluster), step.trips
     found = explain_lowered(
         program, cluster, rates, TryBudget(seconds=budget_s), trips=trips,
         options=step.compiler_options,

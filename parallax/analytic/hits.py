@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parallax.cost.estimating import Recent
 from parallax.cost.rates import Rates
+from parallax.cost.recent import Recent
 from parallax.hlo.execution_trace import ExecutionTrace, Kernel, Loop, Start
 from parallax.meshes.cluster import Cluster
 

@@ -1,12 +1,15 @@
 """The cost estimate of a trace: streams of kernels, of collectives and of async copies."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import crosses_nodes
 from parallax.cost.rates import Rates
+from parallax.cost.recent import Recent
+from parallax.hlo.branches import Taken
 from parallax.hlo.execution_trace import (
     Call,
     Choice,
@@ -208,13 +211,13 @@ class _Clock:
             self.known[name] = self.run(self.work.steps[name], self.cache())
         return self.known[name]
 
-    def cache(self) -> "Recent":
+    def cache(self) -> Recent:
         recent = Recent(self.rates.l2_share * self.cluster.gpu.l2_bytes)
         for name, size in self.resident.items():
             recent.touch(name, size)
         return recent
 
-    def run(self, steps: tuple[Step, ...], cache: "Recent") -> Cost:
+    def run(self, steps: tuple[Step, ...], cache: Recent) -> Cost:
         total, exposed = Cost(), 0.0
         wire_free = 0.0
         copies_free: dict[str, float] = {"memory": 0.0, "to host": 0.0, "from host": 0.0}
@@ -288,7 +291,7 @@ class _Clock:
             network_s=seconds if crosses else 0.0,
         )  # fmt: skip
 
-    def iterations(self, loop: Loop, before: "Recent") -> Cost:
+    def iterations(self, loop: Loop, before: Recent) -> Cost:
         """Estimate the cost of all executions of a loop's body."""
         if not (self.loops_reuse_cache and loop.held and loop.count > 1):
             return self.of(loop.body).times(loop.count)
@@ -299,7 +302,7 @@ class _Clock:
         again.take(((n, n, cache.held.get(n, 0.0)) for n in same), cache)
         return first + self.run(body, again).times(loop.count - 1)
 
-    def nested(self, step: Step, cache: "Recent") -> Cost:
+    def nested(self, step: Step, cache: Recent) -> Cost:
         if isinstance(step, Loop):
             cost = self.iterations(step, cache) + self.of(step.condition).times(step.count)
             if step.known:
@@ -308,12 +311,35 @@ class _Clock:
             return cost + Cost(synchronising, {"launches": synchronising})
         if isinstance(step, Choice):
             sides = [self.of(name) for name in step.branches]
+            if step.taken:
+                cost = _of_known_sides(sides, step.taken)
+                return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
             cost = max(sides, key=lambda c: c.seconds)
             # The link may be as busy as on the side that sends more.
             cost = replace(cost, communication_s=max(c.communication_s for c in sides))
             return cost + Cost(self.rates.loop_s, {"launches": self.rates.loop_s})
         assert isinstance(step, Call)
         return self.of(step.name)
+
+
+def _of_known_sides(sides: list[Cost], taken: tuple[Taken, ...]) -> Cost:
+    """Estimate the mean cost of an iteration, given how often each side of a branch is taken.
+
+    An iteration takes as long as the longest side that any device takes in it; the work is that of
+    a device's own sides.
+    """
+    longest = Counter(
+        max((n for n, t in enumerate(taken) if iteration in t.iterations),
+            key=lambda n: sides[n].seconds)
+        for iteration in range(taken[0].of)
+    )  # fmt: skip
+    time = sum((sides[n].times(count / taken[0].of) for n, count in longest.items()), Cost())
+    own = [side.times(float(t.executions)) for side, t in zip(sides, taken, strict=True)]
+    work = sum(own, Cost())
+    return replace(
+        time, flops=work.flops, memory_bytes=work.memory_bytes, link_bytes=work.link_bytes,
+        to_host_bytes=work.to_host_bytes, from_host_bytes=work.from_host_bytes,
+    )  # fmt: skip
 
 
 def _copy_stream(kernel: Kernel) -> str:
@@ -335,54 +361,3 @@ def _read_alike(steps: tuple[Step, ...], held: tuple[tuple[str, str, float], ...
             if not all(name in sizes for name in indices):
                 other |= {name for name, size in step.reads if size < sizes.get(name, 0.0)}
     return [name for name in sizes if name not in other]
-
-
-@dataclass
-class Recent:
-    """A model of the L2 cache: it holds the arrays written or read last, up to its size.
-
-    An array that does not fit passes through and evicts all others.
-    """
-
-    capacity: float
-    held: dict[str, float] = field(default_factory=dict)
-    used: float = 0.0
-
-    def take(self, arrays: Iterable[tuple[str, str, float]], before: "Recent") -> None:
-        """Take over another cache's arrays, given as (name here, name there, bytes).
-
-        What it holds besides takes room here under names that nothing reads.
-        """
-        here: dict[str, list[tuple[str, float]]] = {}
-        for name, there, size in arrays:
-            here.setdefault(there, []).append((name, size))
-        for there, size in before.held.items():
-            left = size
-            for name, part in here.get(there, ()):
-                self.held[name] = min(part, left)
-                left -= self.held[name]
-            self.held[f" {there}"] = left
-        self.used = before.used
-
-    def hits(self, kernel: Kernel) -> float:
-        """Return the bytes that a launch reads from the cache, and record the launch in it."""
-        hit = 0.0
-        for name, size in kernel.reads:
-            hit += min(size, self.held.get(name, 0.0))
-            self.touch(name, size)
-        self.touch(kernel.name, kernel.written_bytes)
-        return hit
-
-    def touch(self, name: str, size: float) -> None:
-        """Record that an array was written or read."""
-        before = self.held.pop(name, 0.0)
-        self.used -= before
-        size = max(size, before)
-        if size > self.capacity:
-            self.held.clear()
-            self.used = 0.0
-            return
-        self.held[name] = size
-        self.used += size
-        while self.used > self.capacity:
-            self.used -= self.held.pop(next(iter(self.held)))

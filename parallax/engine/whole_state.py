@@ -32,7 +32,8 @@ def _over_params(change: Callable[[nnx.State], Any], state: TrainState) -> Train
 
 
 def _is_unpadded(sharded: ShardedTransformer) -> bool:
-    return len(set(sharded.groups)) <= 1 and sharded.columns == sharded.config.vocab_size
+    same = len(set(sharded.groups)) <= 1 and sharded.chunks == 1
+    return same and sharded.columns == sharded.config.vocab_size
 
 
 def whole(train: TrainStep, state: TrainState) -> TrainState:

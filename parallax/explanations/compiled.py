@@ -8,9 +8,10 @@ from functools import cached_property
 from parallax.cost import Cost, Rates, estimate_cost
 from parallax.cost.collectives import collective_seconds
 from parallax.explanations.source_lines import SourceLine, users_line
+from parallax.hlo.branches import Trips
 from parallax.hlo.collectives import Collective, Ledger
 from parallax.hlo.execution_trace import ExecutionTrace, Send, Start, Step
-from parallax.hlo.flops import Trips, executions, instruction_flops
+from parallax.hlo.flops import executions, instruction_flops
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.parse import parse_module

@@ -17,6 +17,7 @@ from parallax.explanations.observations import (
 )
 from parallax.explanations.subject import Subject
 from parallax.explanations.trying import TryBudget, improvements, try_candidates
+from parallax.hlo.branches import Trips
 from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.compiler_log import logs_warnings
 from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
@@ -51,7 +52,7 @@ def explain_lowered(
     rates: Rates,
     budget: TryBudget,
     *,
-    trips: Mapping[str, float] | None = None,
+    trips: Trips | None = None,
     options: Mapping[str, bool | int] | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explained:

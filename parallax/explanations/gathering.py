@@ -13,7 +13,8 @@ from parallax.explanations.facts import Facts, LineFlops, PeakBuffer, TimedOpera
 from parallax.explanations.source_lines import SourceLine
 from parallax.explanations.splits import argument_splits, result_splits
 from parallax.explanations.subject import Subject
-from parallax.hlo.flops import Trips, executions
+from parallax.hlo.branches import Trips
+from parallax.hlo.flops import executions
 from parallax.lenses.timeline import busiest_body, timeline_of
 
 _MOST_BUFFERS = 10

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from parallax.hlo.branches import Taken
 from parallax.hlo.collectives import Collective
 from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.declared import Computes
@@ -119,10 +120,17 @@ class Loop:
 
 @dataclass(frozen=True)
 class Choice:
-    """A branch: one of several computations runs, depending on data."""
+    """A branch: one of several computations runs, depending on data.
+
+    Attributes:
+      name: name of the branch.
+      branches: the computations.
+      taken: how often each is taken; () if it is not known.
+    """
 
     name: str
     branches: tuple[str, ...]
+    taken: tuple[Taken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,10 @@ class ExecutionTrace:
         return frozenset(gemm.dtype for kernel in self.kernels for gemm in kernel.gemms)
 
     def launches(self, taken: Callable[[tuple[str, ...]], str]) -> Iterator[tuple[Kernel, float]]:
-        """Yield every launch and its executions; `taken` chooses the side that a branch runs."""
+        """Yield every launch and its executions.
+
+        `taken` chooses the side that a branch runs, where it is not known how often each does.
+        """
 
         def visit(computation: str, times: float) -> Iterator[tuple[Kernel, float]]:
             for step in self.steps[computation]:
@@ -190,6 +201,9 @@ class ExecutionTrace:
                 elif isinstance(step, Loop):
                     yield from visit(step.body, times * step.count)
                     yield from visit(step.condition, times * step.count)
+                elif isinstance(step, Choice) and step.taken:
+                    for side, how in zip(step.branches, step.taken, strict=True):
+                        yield from visit(side, times * float(how.executions))
                 elif isinstance(step, Choice):
                     yield from visit(taken(step.branches), times)
                 elif isinstance(step, Call):

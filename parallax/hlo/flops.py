@@ -4,15 +4,18 @@ Element-wise work is not counted, nor are the matrix-vector products that XLA wr
 and a reduce: a decoding step of one sequence is bound by their bytes, not by their FLOPs.
 
 The trip count of a loop that depends on data (over tiles of routed rows, say) is not in the
-program. Callers that know it pass `trips`: named scope -> iterations each time the loop is reached,
-as derived from the routing; an average may be fractional.
+program, nor how often the sides of a branch run. Callers that know it pass `trips`: named scope ->
+iterations each time the loop is reached, as derived from the routing (an average may be
+fractional), or how often a side is `Taken`.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
+from parallax.hlo.branches import Trips, sides
 from parallax.hlo.cudnn import fused_attention
 from parallax.hlo.declared import declared_cost
 from parallax.hlo.library import unknown_call
@@ -20,7 +23,7 @@ from parallax.hlo.limits import MAX_TRIPS
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.products import product
 from parallax.hlo.shapes import HloError
-from parallax.hlo.trip_counts import Trips, expected_trips, loop_name
+from parallax.hlo.trip_counts import expected_trips, loop_name
 
 # Opcodes whose called computations are applied per element and hold no matrix products.
 _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and-scatter",
@@ -29,7 +32,7 @@ _PER_ELEMENT = ("reduce", "reduce-window", "scatter", "sort", "map", "select-and
 
 @dataclass(frozen=True)
 class Flops:
-    """The FLOPs and number of matrix products; `low` to `high` where a branch depends on data.
+    """The FLOPs and number of matrix products; `low` to `high` where a branch is not known.
 
     The number is rounded up where a loop's expected trip count is fractional; FLOPs are not.
     `open` names the loops of unknown trip count that hold products: their FLOPs are those of one
@@ -38,7 +41,7 @@ class Flops:
 
     low: float = 0.0
     high: float = 0.0
-    gemms: int = 0
+    gemms: int | Fraction = 0
     open: frozenset[str] = frozenset()
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -53,6 +56,12 @@ class Flops:
             raise HloError(f"loops too long: over {MAX_TRIPS} matrix products, or FLOPs.")
         return Flops(self.low * n, self.high * n, math.ceil(self.gemms * n), self.open)
 
+    def share(self, part: Fraction) -> "Flops":
+        """Return a share of the FLOPs; that of the products stays exact until a loop ends."""
+        return Flops(
+            self.low * float(part), self.high * float(part), self.gemms * part, self.open
+        )  # fmt: skip
+
 
 def module_flops(module: Module, scope: str = "", trips: Trips | None = None) -> Flops:
     """Count the matrix-product FLOPs that one device executes in one run.
@@ -61,8 +70,9 @@ def module_flops(module: Module, scope: str = "", trips: Trips | None = None) ->
       module: the parsed module.
       scope: count only products whose op_name contains this.
       trips: part of a loop's op_name (a named scope right around it, not around an enclosing loop)
-        -> iterations each time the loop is reached. A count that the compiler knows takes
-        precedence. Without either, a loop counts once and is named in the result's `open`.
+        -> iterations each time the loop is reached; or the named scope that a side of a branch
+        begins in -> how often it is taken. A count that the compiler knows takes precedence.
+        Without either, a loop counts once and is named in the result's `open`.
 
     Raises:
       HloError: shapes and attributes of a product do not agree.
@@ -113,6 +123,9 @@ def instruction_flops(
         return _loop_flops(module, computation, instruction, sum(inside, Flops()), trips)
     names = [name for group in calls.values() for name in group]
     inside = [computation_flops(module, name, scope, trips) for name in names]
+    if opcode == "conditional" and (known := sides(module, instruction, trips)) is not None:
+        each = zip(known, inside, strict=True)
+        return sum((f.share(side.taken.executions) for side, f in each), Flops())
     if opcode == "conditional":
         return Flops(min(f.low for f in inside), max(f.high for f in inside),
                      max(f.gemms for f in inside), sum(inside, Flops()).open)  # fmt: skip
@@ -160,8 +173,8 @@ class Execution(NamedTuple):
 
     Attributes:
       computation: the computation.
-      times: its executions; loops of unknown trip count run once, branches are taken.
-      branch: whether it is inside a branch, which may not be taken.
+      times: its executions; loops of unknown trip count run once, unknown branches are taken.
+      branch: whether it is inside a branch of which it is not known how often it is taken.
       loop: the name of the innermost loop of unknown trip count around it; "" if there is none.
     """
 
@@ -197,6 +210,11 @@ def executions(module: Module, trips: Trips | None = None) -> Iterator[Execution
                     raise HloError(f"line {instruction.line}: %{instruction.name}: loops that run "
                                    f"over {MAX_TRIPS} times in all.")  # fmt: skip
             if instruction.opcode == "conditional":
+                if (known := sides(module, instruction, trips)) is not None:
+                    for side in known:
+                        executed = count * side.taken.executions
+                        yield from visit(side.computation, executed, branch, loop)
+                    continue
                 inside = True
             for key, names in instruction.calls().items():
                 if key == "to_apply" and instruction.opcode.removesuffix("-start") != "call":

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 from jax.sharding import AxisType
 
 from parallax.bounds import wire_bytes
+from parallax.hlo.branches import Trips, sides_of_jaxpr
 from parallax.hlo.collectives import RAGGED, Collective, Ledger
 from parallax.hlo.groups import axes_of_pairs
 from parallax.hlo.ragged import RaggedBytes, with_ragged_bytes
@@ -29,6 +32,7 @@ def jaxpr_ledger(
     mesh_axes: Mapping[str, int],
     *,
     ragged_bytes: RaggedBytes | None = None,
+    trips: Trips | None = None,
 ) -> Ledger:
     """Count the collectives of a traced program under one shard_map, loops multiplied out.
 
@@ -36,16 +40,23 @@ def jaxpr_ledger(
       closed_jaxpr: `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
       mesh_axes: mesh axis -> size, in mesh order.
       ragged_bytes: as for `read_ledger`, so that both count the same rows.
+      trips: as for `read_ledger`, of branches alone.
 
     Raises:
-      HloError: a collective in a branch or in a loop of unknown trip count, over an axis that
-        `mesh_axes` lacks, or one that is not understood; a shard_map that is partly automatic.
+      HloError: a collective in a branch that `trips` does not know or in a loop of unknown trip
+        count, over an axis that `mesh_axes` lacks, or one that is not understood; a shard_map that
+        is partly automatic.
     """
-    collectives = _walk(closed_jaxpr.jaxpr, 1, mesh_axes)
+    collectives = [
+        replace(c, count=int(c.count) if c.count == int(c.count) else float(c.count))
+        for c in _walk(closed_jaxpr.jaxpr, 1, mesh_axes, trips)
+    ]
     return Ledger(tuple(with_ragged_bytes(c, ragged_bytes) for c in collectives))
 
 
-def _walk(jaxpr: Any, count: int, mesh_axes: Mapping[str, int]) -> Iterator[Collective]:
+def _walk(
+    jaxpr: Any, count: float | Fraction, mesh_axes: Mapping[str, int], trips: Trips | None
+) -> Iterator[Collective]:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name in _KINDS:
@@ -56,8 +67,13 @@ def _walk(jaxpr: Any, count: int, mesh_axes: Mapping[str, int]) -> Iterator[Coll
         times = count
         if name == "scan":
             times = count * equation.params["length"]
+        if name == "cond" and (known := sides_of_jaxpr(equation.params["branches"], trips)):
+            for taken, branch in zip(known, equation.params["branches"], strict=True):
+                inner = getattr(branch, "jaxpr", branch)
+                yield from _walk(inner, times * taken.executions, mesh_axes, trips)
+            continue
         for inner in _inner(equation.params):
-            found = list(_walk(inner, times, mesh_axes))
+            found = list(_walk(inner, times, mesh_axes, trips))
             if found and name in ("cond", "while"):
                 raise HloError(
                     f"jaxpr: {found[0].kind} inside '{name}': how often it runs is unknown."

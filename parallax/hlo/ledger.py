@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from parallax.bounds import wire_bytes
+from parallax.hlo.branches import Trips
 from parallax.hlo.collectives import RAGGED, Collective, Ledger
-from parallax.hlo.flops import Flops, Trips, executions, instruction_flops
+from parallax.hlo.flops import Flops, executions, instruction_flops
 from parallax.hlo.groups import axes_of_groups, axes_of_pairs, parse_groups, parse_pairs
 from parallax.hlo.limits import MAX_BETWEEN
 from parallax.hlo.module import Computation, Instruction, Module
@@ -41,7 +42,8 @@ def read_ledger(
         an upper bound. The collective's axes and payload_bytes identify it: the CUDA compiler drops
         op_name from these.
       trips: as for `module_flops`. Without a trip count a loop's collectives are counted for one
-        iteration, and name the loop; those in a branch are counted as if it is taken, and say so.
+        iteration, and name the loop; those in a branch that `trips` does not know are counted as if
+        it is taken, and say so.
 
     Raises:
       HloError: a collective that is not understood, or a mesh of another size than the program's.
@@ -64,7 +66,7 @@ def read_ledger(
             if between is None and _is_async(instruction):
                 between = _between(module, computation, position, trips)
             moved = _collective(module, computation, instruction, kind, mesh_axes)
-            whole = int(count) if count == int(count) else count
+            whole = int(count) if count == int(count) else float(count)
             moved = dataclasses.replace(moved, count=whole, in_branch=branch, open_loop=loop)
             moved = with_ragged_bytes(moved, ragged_bytes)
             if between is not None:

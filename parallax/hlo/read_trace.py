@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from parallax.hlo.agreement import check_agreement
+from parallax.hlo.branches import Trips, sides
 from parallax.hlo.collectives import Collective, Ledger
 from parallax.hlo.cudnn import fused_attention
 from parallax.hlo.declared import Declared, declared_cost
@@ -25,7 +26,7 @@ from parallax.hlo.opcodes import OPCODES
 from parallax.hlo.products import custom_call_target, product
 from parallax.hlo.shapes import HloError, Shape
 from parallax.hlo.traffic import host_traffic, result_shape, traffic
-from parallax.hlo.trip_counts import Trips, expected_trips, loop_name, trip_count
+from parallax.hlo.trip_counts import expected_trips, loop_name, trip_count
 
 _FREE = frozenset({
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id",
@@ -102,7 +103,8 @@ class _Reader:
             names = [n for group in calls.values() for n in group]
             for name in names:
                 self.read(name)
-            return [Choice(i.name, tuple(names))]
+            known = sides(self.module, i, self.trips)
+            return [Choice(i.name, tuple(names), tuple(s.taken for s in known or ()))]
         if opcode == "call":
             name = calls["to_apply"][0]
             self.read(name)

@@ -7,13 +7,12 @@ as derived from the routing; an average may be fractional.
 
 import math
 import re
-from collections.abc import Mapping
 
+from parallax.hlo.branches import Trips, loop_trips
 from parallax.hlo.limits import MAX_DIGITS, MAX_TRIPS, short
 from parallax.hlo.module import Computation, Instruction, Module
 from parallax.hlo.shapes import HloError
 
-Trips = Mapping[str, float]
 # A loop's own scope is the part of its op_name after those of the loops around it.
 _LOOP_BODY = "/while/body/"
 _SAME = ("bitcast", "copy", "convert", "reshape")
@@ -43,10 +42,11 @@ def expected_trips(
       HloError: scopes disagree about a loop, or a count is not a finite non-negative number.
     """
     known = trip_count(module, computation, i)
-    if known is not None or not trips:
+    counts = loop_trips(trips)
+    if known is not None or not counts:
         return known
     own = i.op_name.rpartition(_LOOP_BODY)[2]
-    matching = {s: n for s, n in trips.items() if s and (s in own or s.lstrip("%") == i.name)}
+    matching = {s: n for s, n in counts.items() if s and (s in own or s.lstrip("%") == i.name)}
     if len(set(matching.values())) > 1:
         raise HloError(f"%{i.name}: trips name one loop twice, {matching}, in {own!r}.")
     count = next(iter(matching.values()), None)

@@ -9,6 +9,7 @@ from typing import Any
 from parallax.bounds import Transfer
 from parallax.cost.estimating import KERNEL_EFFICIENCY
 from parallax.cost.links import all_link_bytes
+from parallax.hlo.branches import Trips
 from parallax.hlo.caveats import branch_caveats, open_caveats
 from parallax.hlo.compare import Totals, differing_totals
 from parallax.hlo.declared import declared_kernels
@@ -59,7 +60,7 @@ def compile_for(
     partitioner: str = "the function's own",
     donate: tuple[int, ...] = (),
     compiler_options: Mapping[str, bool | int] | None = None,
-    trips: Mapping[str, float] | None = None,
+    trips: Trips | None = None,
     ragged_bytes: RaggedBytes | None = None,
     load_balance: LoadBalance | None = None,
     notes: Sequence[str] = (),
@@ -103,7 +104,9 @@ def compile_for(
     differences: tuple[Difference, ...] = ()
     if transfers is not None:
         ledger = found.ledger.by_kind_and_axes()
-        written = jaxpr_ledger(traced.jaxpr, axes, ragged_bytes=ragged_bytes).by_kind_and_axes()
+        written = jaxpr_ledger(
+            traced.jaxpr, axes, ragged_bytes=ragged_bytes, trips=trips
+        ).by_kind_and_axes()
         differences = (
             *_differences("closed form", _by_kind(transfers), ledger),
             *_differences("jaxpr", written, ledger),
@@ -158,7 +161,7 @@ def compile_lowered(
     *,
     parameter_bytes: int = 0,
     options: Mapping[str, bool | int] | None = None,
-    trips: Mapping[str, float] | None = None,
+    trips: Trips | None = None,
     ragged_bytes: RaggedBytes | None = None,
     notes: Sequence[str] = (),
     on_progress: Progress = lambda line: None,

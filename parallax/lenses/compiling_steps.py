@@ -52,7 +52,7 @@ def compile_step(
         partitioner=step.sharded.partitioner,
         donate=step.donated,
         compiler_options=step.compiler_options,
-        trips=routing and routing.trips,
+        trips=step.trips,
         ragged_bytes=routing and routing.ragged_bytes,
         load_balance=step.load_balance(),
         notes=step.notes,

@@ -1,7 +1,8 @@
 """The timeline of the busiest loop body: the compiled order, drawn at the GPU's peak rates."""
 
 from parallax.cost.links import link_seconds
-from parallax.hlo.flops import Trips, executions, instruction_flops
+from parallax.hlo.branches import Trips
+from parallax.hlo.flops import executions, instruction_flops
 from parallax.hlo.ledger import Ledger
 from parallax.hlo.module import Computation, Module
 from parallax.meshes.cluster import Cluster

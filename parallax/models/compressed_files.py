@@ -49,7 +49,9 @@ def save_compressed(
         raise ValueError(
             f"{folder}: model '{config.name}' is not compressed. Use px.huggingface.save."
         )
-    rows = {int(layer): row for row, layer in enumerate(layers_in_place(model.groups))}
+    rows = {
+        int(layer): row for row, layer in enumerate(layers_in_place(model.groups, model.chunks))
+    }
     leaves, sizes = dict(nnx.to_flat_state(params)), shapes(config)
 
     def layer(number: int) -> dict[str, np.ndarray]:
@@ -107,7 +109,7 @@ def load_compressed(folder: str | Path, model: Placed, mesh) -> nnx.State:
         )
     files = find_tensors(folder, read_stored(folder))
     weights = packed_weights(own)
-    rows = layers_in_place(model.groups)
+    rows = layers_in_place(model.groups, model.chunks)
     specs = dict(nnx.to_flat_state(model.specs))
 
     def leaf(path, like):

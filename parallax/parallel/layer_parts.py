@@ -1,23 +1,16 @@
 """The layer parts of strategies: how a stack of layers runs over devices and microbatches.
 
-A part runs four functions of a model on the local shards of one `shard_map`:
-  embed(inputs)     -> [b, L, D / lookup], this device's share of the width
-  blocks(x, inputs) -> [b, L, D] through the layers this device holds, and a pytree of statistics;
-    blocks(x, inputs, round) runs a microbatch group [R b, L, D] weight tile by weight tile, and the
-    statistics then have a leading R
-  keep(x, inputs)   -> the part of the last layer's result that the head needs: [b, D] or [b, L, D]
-  finish(kept, inputs) -> a pytree of results (logits, or sums of losses); None finishes nothing
+A part runs the functions of a model on the local shards of one `shard_map`: `StackFunctions`
+forward, and `TrainFunctions` where it also computes gradients.
 Inputs are a pytree whose leaves have the batch first.
 Shapes: B sequences on this device, M microbatches, b = B / M, S stages.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from parallax.parallel.gradients import (
@@ -28,25 +21,22 @@ from parallax.parallel.gradients import (
     accumulate,
     cut,
 )
+from parallax.parallel.pipeline_forward import StackFunctions, run_forward
+from parallax.parallel.pipeline_gradients import run_schedule
+from parallax.parallel.schedules import SCHEDULES, Schedule, ScheduleName, make_schedule
 from parallax.parallel.split import Split
 from parallax.parallel.tiles import MicrobatchGroup, Tiles
-from parallax.parallel.varying import vary_over, varying_axes
 
 Handoff = Literal["auto", "lockstep", "overlapped"]
-ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
-
-
-class StackFunctions(NamedTuple):
-    """The functions of a model that a layer part runs; the module's docstring describes them."""
-
-    embed: Callable[[Any], jax.Array]
-    blocks: Callable[..., tuple[jax.Array, Any]]
-    keep: Callable[[jax.Array, Any], jax.Array]
-    finish: Callable[[jax.Array, Any], Any] | None
 
 
 class LayerPart(Protocol):
     """The protocol of a layer part."""
+
+    @property
+    def virtual_stages(self) -> int:
+        """The number of chunks of layers on each stage; 1 without stages."""
+        ...
 
     @property
     def stage_axes(self) -> tuple[str, ...]:
@@ -91,6 +81,10 @@ class Scan:
     @property
     def stage_axes(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def virtual_stages(self) -> int:
+        return 1
 
     def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
         return (num_layers,)
@@ -155,10 +149,9 @@ class Pipeline:
     virtual_stages: int = 1
 
     def __post_init__(self):
-        if self.schedule not in get_args(ScheduleName):
+        if self.schedule not in SCHEDULES:
             raise ValueError(
-                f"Pipeline: schedule must be one of {', '.join(get_args(ScheduleName))}; got "
-                f"{self.schedule!r}."
+                f"Pipeline: schedule must be one of {', '.join(SCHEDULES)}; got {self.schedule!r}."
             )
         if self.virtual_stages < 1 or (self.virtual_stages > 1) != (self.schedule == "interleaved"):
             raise ValueError(
@@ -181,6 +174,12 @@ class Pipeline:
         return (self.axis,)
 
     def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
+        if self.virtual_stages > 1 and (self.layers or num_layers % (stages * self.virtual_stages)):
+            raise ValueError(
+                f"Pipeline: {self.virtual_stages} virtual stages on each of {stages} stages need "
+                f"layers=None and a multiple of {stages * self.virtual_stages} layers; got "
+                f"layers={self.layers}, {num_layers} layers."
+            )
         if self.layers is not None:
             if len(self.layers) != stages or sum(self.layers) != num_layers:
                 raise ValueError(
@@ -200,7 +199,9 @@ class Pipeline:
     def lag(self, microbatches: int, stages: int) -> int:
         """Return the ticks between a stage's work on a microbatch and the next stage's."""
         overlapped = self.handoff == "overlapped"
-        if self.handoff == "auto":
+        if self.virtual_stages > 1:  # the last stage hands on to the first, which waits for it
+            overlapped = False
+        elif self.handoff == "auto":
             overlapped = stages > 1 and microbatches >= 4 * (stages - 1)
         return 2 if overlapped else 1
 
@@ -208,74 +209,22 @@ class Pipeline:
         return microbatches
 
     def ticks(self, microbatches: int, stages: int) -> int:
-        return microbatches + self.lag(microbatches, stages) * (stages - 1)
+        whole = self.virtual_stages * microbatches
+        return whole + self.lag(microbatches, stages) * (stages - 1)
 
     def run(self, functions, inputs, microbatches, split):
-        stages, me = lax.axis_size(self.axis), lax.axis_index(self.axis)
-        lag = self.lag(microbatches, stages)
-        forward = [(i, i + 1) for i in range(stages - 1)]
-        inputs = cut(inputs, microbatches)
-
-        def at(index):
-            # Before its first and after its last microbatch, a stage repeats that one: devices run
-            # in lock-step, and the result is never kept.
-            index = jnp.clip(index, 0, microbatches - 1)
-            return jax.tree.map(
-                lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), inputs
-            )
-
-        def send(share):
-            with jax.named_scope("handoff"):
-                return lax.ppermute(share, self.axis, forward)
-
-        def tick(waiting, number):
-            received, share = waiting
-            arriving = send(share) if lag == 2 else None
-            microbatch = at(number - lag * me)
-            mine = vary_over(functions.embed(microbatch), varying_axes(received))
-            x = split.gather_width(jnp.where(me == 0, mine, received))
-            y, statistics = functions.blocks(x, microbatch)
-            # Without the barrier XLA moves the transfer after the layers, next to its use. One on y
-            # also keeps the last stage's sum apart from it.
-            if lag == 2:
-                arriving, y = lax.optimization_barrier((arriving, y))
-            share = split.shard_width(y)
-            if lag == 1:
-                arriving, share = send(share), None
-            if functions.finish is None:
-                return (arriving, share), ((), statistics)
-            kept = functions.keep(y, microbatch)
-            kept = split.shard_width(jnp.where(me == stages - 1, kept, jnp.zeros_like(kept)))
-            last = split.gather_width(lax.psum(kept, self.axis))
-            result = functions.finish(last, at(number - lag * (stages - 1)))
-            return (arriving, share), (result, statistics)
-
-        first = jax.eval_shape(lambda: functions.embed(at(0)))
-        axes = {*varying_axes(first), self.axis}
-        empty = vary_over(jnp.zeros(first.shape, first.dtype), axes)
-        numbers = jnp.arange(self.ticks(microbatches, stages), dtype=jnp.int32)
-        waiting = (empty, empty if lag == 2 else None)
-        _, (results, statistics) = lax.scan(tick, waiting, numbers)
-        statistics = jax.tree.map(
-            lambda x: lax.dynamic_slice_in_dim(x, lag * me, microbatches), statistics
+        lag = self.lag(microbatches, lax.axis_size(self.axis))
+        return run_forward(
+            functions, inputs, microbatches, split, self.axis, lag, self.virtual_stages
         )
-        return jax.tree.map(lambda x: x[lag * (stages - 1) :], results), statistics
 
     def gradients(self, functions, params, inputs, microbatches, split, precision):
-        def whole(params, inputs):
-            def blocks(x, inputs):
-                y, penalty, statistics = functions.blocks(params.layers, x, inputs, 0)
-                return y, (penalty, statistics)
+        table = self.table(microbatches, lax.axis_size(self.axis))
+        return run_schedule(table, functions, params, inputs, split, self.axis, precision)
 
-            stack = StackFunctions(
-                functools.partial(functions.embed, params.outer), blocks, lambda y, _: y,
-                lambda y, inputs: functions.loss(params.outer, y, inputs),
-            )  # fmt: skip
-            (losses, beside), (penalties, statistics) = self.run(stack, inputs, microbatches, split)
-            return (losses.sum(), penalties.sum()), (beside, statistics)
-
-        found = accumulate(whole, params, inputs, 1, precision)
-        return found._replace(beside=jax.tree.map(lambda x: x[0], found.beside))
+    def table(self, microbatches: int, stages: int) -> Schedule:
+        """Return the schedule of a training step."""
+        return make_schedule(self.schedule, stages, microbatches, self.virtual_stages)
 
 
 @dataclass(frozen=True)
@@ -340,6 +289,10 @@ class CacheTiled:
     @property
     def stage_axes(self) -> tuple[str, ...]:
         return self.inner.stage_axes
+
+    @property
+    def virtual_stages(self) -> int:
+        return self.inner.virtual_stages
 
     def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
         return self.inner.groups(num_layers, stages)

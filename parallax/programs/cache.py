@@ -76,6 +76,11 @@ class ShardedCache:
             raise ValueError(
                 f"{context}: prompts must be neither packed nor of fixed routing; got {workload}."
             )
+        if self.sharded.chunks > 1:
+            raise ValueError(
+                f"{context}: {self.sharded.chunks} chunks of layers per stage are for training. "
+                "Decode with another schedule: checkpoints and folders are the same."
+            )
         if self.new_tokens < 1:
             raise ValueError(f"{context}: new_tokens must be at least 1, got {self.new_tokens}.")
         table = strategy.rules.table("decode")

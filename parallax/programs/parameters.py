@@ -115,6 +115,11 @@ class ShardedParameters:
         """The number of layers of each stage."""
         return self.strategy.layer_groups(self.config.num_layers)
 
+    @property
+    def chunks(self) -> int:
+        """The number of chunks of layers of each stage."""
+        return self.strategy.layers.virtual_stages
+
     @functools.cached_property
     def shapes(self) -> nnx.State:
         """The global shapes of the sharded parameters (see `place`)."""
@@ -147,12 +152,12 @@ class ShardedParameters:
         Shorter stages are padded with layers of zeros, and a vocabulary that its devices do not
         divide with columns of zeros.
         """
-        layers = functools.partial(pad_layers, groups=self.groups)
+        layers = functools.partial(pad_layers, groups=self.groups, chunks=self.chunks)
         return _change(state, layers, lambda w: _pad_columns(w, self.columns))
 
     def unshard(self, state: nnx.State) -> nnx.State:
         """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
-        layers = functools.partial(unpad_layers, groups=self.groups)
+        layers = functools.partial(unpad_layers, groups=self.groups, chunks=self.chunks)
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
 
     def zero_padding(self, state: nnx.State) -> nnx.State:
@@ -160,7 +165,7 @@ class ShardedParameters:
 
         A bias of a padding layer has a gradient, which must not change it.
         """
-        real = layers_in_place(self.groups) >= 0
+        real = layers_in_place(self.groups, self.chunks) >= 0
         if real.all():
             return state
 

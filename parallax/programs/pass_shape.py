@@ -3,6 +3,7 @@
 Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
@@ -44,12 +45,25 @@ class SummedPart(NamedTuple):
 
 
 GATHER = "gather sharded weights"
-# Weights that the backward pass of a layer does not need again.
-_FORWARD_ONLY: dict[Remat, tuple[str, ...]] = {
-    "none": ("out_bias_D", "down_bias_D", "shift"),
-    "attention": ("down_bias_D",),
-    "layer": ("down_bias_D",),
-}
+
+
+class Runs(NamedTuple):
+    """How often a device runs the parts of a training step.
+
+    Attributes:
+      forward: its layers forward.
+      backward: its layers backward, and what that recomputes.
+      weights: the gradients of its layers' weights, in some of these or all.
+      ends: the embedding and the head.
+      sends, sends_back: handoffs.
+    """
+
+    forward: int
+    backward: int
+    weights: int
+    ends: int
+    sends: int
+    sends_back: int
 
 
 @dataclass
@@ -75,6 +89,7 @@ class PassShape:
         layers = self.strategy.layers
         self.useful = layers.microbatch_groups(microbatches, stages)
         self.ticks = layers.ticks(microbatches, stages)
+        self.run_as(Runs(*(self.ticks,) * len(Runs._fields)))
         groups = self.strategy.layer_groups(self.config.num_layers)
         self.layers = max(groups)
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful
@@ -96,6 +111,17 @@ class PassShape:
             gate_bytes=self.wide,
         )
 
+    def run_as(self, runs: Runs) -> None:
+        """Set how often the parts of a pass run."""
+        self.runs, self.ticks = runs, runs.forward
+
+    @contextlib.contextmanager
+    def running(self, times: int) -> Iterator[None]:
+        """Add what runs so many times."""
+        before, self.ticks = self.ticks, times
+        yield
+        self.ticks = before
+
     def over(self, *names: str) -> tuple[str, ...]:
         return self.split.over(*names)
 
@@ -103,14 +129,15 @@ class PassShape:
         self, role: Role, what: str, kind: str, axes: tuple[str, ...], payload_bytes: float,
         passes: int = 1, *, per_layer: bool = False,
     ) -> None:  # fmt: skip
-        """Add one collective per tick (and layer), run in `passes` passes."""
+        """Add one collective per tick (and layer); passes after the first recompute."""
         if not axes or not passes:
             return
         times = self.layers if per_layer else 1
         axes = tuple(axis for axis in self.split.mesh_axes if axis in axes)
         size = self.devices(axes)
+        runs = self.ticks + (passes - 1) * self.runs.backward
         self.transfers.append(
-            transfer(role, what, kind, axes, size, payload_bytes, passes * self.ticks * times,
+            transfer(role, what, kind, axes, size, payload_bytes, runs * times,
                      self.useful * times)
         )  # fmt: skip
 
@@ -121,12 +148,14 @@ class PassShape:
         """
         whole, item = self.residual * self.item, self.wire_item
         again = remat in ("attention", "layer")
-        self.rows_of_tables()
+        with self.running(self.runs.ends):
+            self.rows_of_tables()
         self.add("lookup", "widen embeddings and handoffs", "all-gather", self.over("lookup"),
                  whole)  # fmt: skip
-        self.parts("transfers", 1)
+        self.parts("transfers")
         if again:
-            self.parts("recompute_transfers", 1)
+            with self.running(self.runs.backward):
+                self.parts("recompute_transfers")
         self.weights(remat)
         norm_seq = self.over("act_norm_seq")
         for part in self.parts_summed(remat):
@@ -139,7 +168,8 @@ class PassShape:
                      part.sums, per_layer=True)  # fmt: skip
         handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
         stage = self.over("layers")
-        self.add("stage_handoff", "stage handoff", "collective-permute", stage, handoff)
+        with self.running(self.runs.sends):
+            self.add("stage_handoff", "stage handoff", "collective-permute", stage, handoff)
 
     def parts_summed(self, remat: Remat | None = None) -> "tuple[SummedPart, SummedPart]":
         """Return a layer's attention and MLP.
@@ -154,9 +184,9 @@ class PassShape:
                         "mlp_gather", "mlp_sum", "mlp_gradient"),
         )  # fmt: skip
 
-    def parts(self, closed_form: str, passes: int) -> None:
-        """Add the attention and expert parts' transfers in `passes` passes through all layers."""
-        calls = passes * self.ticks * self.layers
+    def parts(self, closed_form: str) -> None:
+        """Add the attention and expert parts' transfers in one pass through all layers."""
+        calls = self.ticks * self.layers
         config, split = self.config, self.split
         attention = attention_shape(
             config, split, self.b, self.workload.seq_len, packed=self.workload.packed
@@ -164,7 +194,7 @@ class PassShape:
         if config.qk_norm:
             heads = attention.heads + config.num_kv_heads // split.count("kv_heads")
             self.add("qk_norm_sum", "sums of squares of queries and keys", "all-reduce",
-                     self.over("head_dim"), self.tokens * heads * self.wide, passes,
+                     self.over("head_dim"), self.tokens * heads * self.wide,
                      per_layer=True)  # fmt: skip
         if self.decoder is None:
             moved = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
@@ -175,7 +205,7 @@ class PassShape:
             moved += getattr(split.experts, closed_form)(
                 self.expert_shape, split.mesh_axes, calls, self.platform
             )
-        once = 0 if closed_form == "recompute_transfers" else self.useful / (passes * self.ticks)
+        once = 0 if closed_form == "recompute_transfers" else self.useful / self.ticks
         for t in moved:
             self.transfers.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
 
@@ -208,9 +238,13 @@ class PassShape:
                 self._gather("weight_gather", axes, self.over("act_batch", "act_seq"),
                              size * self.item, passes, per_layer=True)  # fmt: skip
 
-    @staticmethod
-    def _again(path: tuple[Any, ...], remat: Remat | None) -> bool:
-        return remat is not None and path[-1] not in _FORWARD_ONLY[remat]
+    def _again(self, path: tuple[Any, ...], remat: Remat | None) -> bool:
+        """Whether the backward pass gathers a layer's weight again."""
+        if remat is None or (remat == "none" and not self.over("layers")):
+            return False
+        # A pipeline's stage keeps no weights between its passes.
+        unneeded = ("out_bias_D", "shift") if remat == "none" else ()
+        return path[-1] not in (*unneeded, "down_bias_D")
 
     def end_weights(self, norm_item: int, *, every_position: bool) -> None:
         """Add the gathers of the last norm and of the unembedding, once per tick.

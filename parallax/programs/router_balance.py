@@ -26,13 +26,14 @@ class RouterBalance:
 
     Attributes:
       config, workload, split: the model, its work and how it is split.
-      groups: layers of each pipeline stage.
+      groups, chunks: layers of each pipeline stage, and how many chunks they are.
     """
 
     config: ModelConfig
     workload: Workload
     split: Split
     groups: tuple[int, ...]
+    chunks: int = 1
 
     @property
     def is_used(self) -> bool:
@@ -77,7 +78,7 @@ class RouterBalance:
         mean_NE = probability_NE / (tokens * self.repeats)
         share_NE = chosen_NE.astype(mean_NE.dtype) / (tokens * config.experts_per_token)
         losses_N = config.num_experts * (lax.stop_gradient(share_NE) * mean_NE).sum(-1)
-        if self.split.over("layers"):
+        if len(set(self.groups)) > 1:  # layers of zeros have no loss
             ones = jnp.ones(config.num_layers, losses_N.dtype)
             losses_N *= of_stage(ones, self.split, self.groups)
         return config.load_balance * losses_N.sum()
@@ -90,19 +91,21 @@ class RouterBalance:
             return stats
         return jax.tree.map(
             lambda x: unpad_layers(
-                lax.all_gather(x, stage, tiled=True, to="invarying"), self.groups
+                lax.all_gather(x, stage, tiled=True, to="invarying"), self.groups, self.chunks
             ),
             stats,
         )
 
 
-def of_stage(x: jax.Array, split: Split, groups: tuple[int, ...]) -> jax.Array:
+def of_stage(x: jax.Array, split: Split, groups: tuple[int, ...], chunks: int = 1) -> jax.Array:
     """Return this device's layers of an array with a leading N (all layers)."""
     axes = split.over("layers")
     if not axes:
         return x
     count = max(groups)
-    return lax.dynamic_slice_in_dim(pad_layers(x, groups), lax.axis_index(axes) * count, count)
+    return lax.dynamic_slice_in_dim(
+        pad_layers(x, groups, chunks), lax.axis_index(axes) * count, count
+    )
 
 
 def sum_over(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -23,6 +23,7 @@ from parallax.parallel.layer_parts import StackFunctions
 from parallax.parallel.order import undo_positions
 from parallax.parallel.remat import Remat
 from parallax.parallel.split import Split
+from parallax.parallel.stage_layers import chunk_rows
 from parallax.programs.check_workload import check_workload
 from parallax.programs.gradient_sums import TOKENS, sum_gradients, vary_by_work
 from parallax.programs.parameters import ShardedParameters, mesh_entry
@@ -214,10 +215,20 @@ class ShardedTransformer(ShardedParameters):
 
     def _run(self, state, inputs, split: Split, keep: Callable, finish: Callable | None):
         """Return all microbatches' results and this device's router statistics, leading M each."""
-        model = nnx.merge(abstract_transformer(self.untied.config)[0], state)
+        graph = abstract_transformer(self.untied.config)[0]
+        model = nnx.merge(graph, state)
+
+        def blocks(x, inputs, round=None, chunk=None):
+            if chunk is None:
+                return self._blocks(model, split, x, inputs, round)
+            layers, outer = nnx.split_state(state, lambda path, _: path[0] == "layers", ...)
+            rows = jax.tree.map(lambda w: chunk_rows(w, chunk, self.chunks), layers)
+            part = nnx.merge(graph, nnx.merge_state(outer, rows))
+            return self._blocks(part, split, x, inputs, round, chunk)
+
         functions = StackFunctions(
             embed=lambda inputs: model.embed(*self._unpack(inputs)[:2], split),
-            blocks=functools.partial(self._blocks, model, split),
+            blocks=blocks,
             keep=keep,
             finish=None if finish is None else (
                 lambda x, inputs: finish(model, x, *self._unpack(inputs)[:2])
@@ -225,10 +236,13 @@ class ShardedTransformer(ShardedParameters):
         )  # fmt: skip
         return self.strategy.layers.run(functions, inputs, self.workload.microbatches, split)
 
-    def _blocks(self, model: Transformer, split: Split, x, inputs, round=None):
+    def _blocks(self, model: Transformer, split: Split, x, inputs, round=None, chunk=None):
         _, segment_ids, expert_ids = self._unpack(inputs)
         if expert_ids is not None:
-            expert_ids = of_stage(jnp.moveaxis(expert_ids, 2, 0), split, self.groups)
+            expert_ids = jnp.moveaxis(expert_ids, 2, 0)
+            expert_ids = of_stage(expert_ids, split, self.groups, self.chunks)
+            if chunk is not None and self.chunks > 1:
+                expert_ids = chunk_rows(expert_ids, chunk, self.chunks)
         return model.blocks(x, segment_ids, split, self.workload.seq_len, expert_ids, round)
 
     def _unpack(self, inputs) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
@@ -308,10 +322,12 @@ class ShardedTransformer(ShardedParameters):
             return model(outer).embed(*self._unpack(inputs)[:2], split)
 
         def blocks(layers, x, inputs, chunk, group=None):
-            y, stats = self._blocks(model(layers=layers), split, x, inputs, group)
+            y, stats = self._blocks(model(layers=layers), split, x, inputs, group, chunk)
             penalty = jnp.zeros((), jnp.float32)
             if balance.is_used:
                 counts = balance.chosen(stats.tokens_E[None]) if chosen is None else chosen
+                if chosen is not None and self.chunks > 1:
+                    counts = chunk_rows(chosen, chunk, self.chunks)
                 penalty = balance.term(stats.probability_E, counts)
             return y, penalty, stats if everything else ()
 
@@ -354,7 +370,7 @@ class ShardedTransformer(ShardedParameters):
         return balance.chosen(stats.tokens_E)
 
     def _balance(self, split: Split) -> RouterBalance:
-        return RouterBalance(self.config, self.workload, split, self.groups)
+        return RouterBalance(self.config, self.workload, split, self.groups, self.chunks)
 
 
 def _local(params: nnx.State) -> LocalParams:

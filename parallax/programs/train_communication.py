@@ -14,6 +14,7 @@ from parallax.parallel.experts import Platform
 from parallax.parallel.remat import Remat
 from parallax.programs.gradient_sums import gathered_parameters, gradient_sums
 from parallax.programs.pass_shape import PassShape
+from parallax.programs.schedule_branches import training_runs
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -46,14 +47,18 @@ def train_transfers(
     if balanced and workload.microbatches > 1:
         shape.stack()
         shape.transfers = [dataclasses.replace(t, minimum_bytes=0.0) for t in shape.transfers]
+    if (runs := training_runs(shape.sharded)) is not None:
+        shape.run_as(runs)
     shape.stack(remat)
-    shape.add("unembedding_gather", "gather after the last layer", "all-gather",
-              shape.over("act_norm_seq"), shape.residual * shape.item)  # fmt: skip
-    shape.end(shape.residual * shape.item / shape.split.count("act_norm_seq"))
-    shape.end_weights(param_bytes, every_position=True)
-    _cross_entropy(shape)
-    _layers_backward(shape)
-    _ends_backward(shape, param_bytes)
+    with shape.running(shape.runs.ends):
+        shape.add("unembedding_gather", "gather after the last layer", "all-gather",
+                  shape.over("act_norm_seq"), shape.residual * shape.item)  # fmt: skip
+        shape.end(shape.residual * shape.item / shape.split.count("act_norm_seq"))
+        shape.end_weights(param_bytes, every_position=True)
+        _cross_entropy(shape)
+        _ends_backward(shape, param_bytes)
+    with shape.running(shape.runs.backward):
+        _layers_backward(shape)
     if balanced:
         _routers(shape)
     _gradients(shape, param_bytes)
@@ -63,7 +68,7 @@ def train_transfers(
 def _layers_backward(shape: PassShape) -> None:
     """Add the backward pass through the layers and handoffs."""
     whole, norm_seq = shape.residual * shape.item, shape.over("act_norm_seq")
-    shape.parts("backward_transfers", 1)
+    shape.parts("backward_transfers")
     for part in shape.parts_summed():
         kind = "all-reduce"
         if norm_seq and norm_seq == part.axes:
@@ -72,13 +77,15 @@ def _layers_backward(shape: PassShape) -> None:
                       shape.residual * shape.wire_item, per_layer=True)  # fmt: skip
         shape.add(part.gradient, f"gradient into {part.what}", kind, part.axes, whole,
                   per_layer=True)  # fmt: skip
-    for axes, size in shape.gathered(w for _, w in shape.stacked()).items():
-        shape.add("weight_gradient", _SCATTER, "reduce-scatter", axes, size * shape.item,
-                  per_layer=True)  # fmt: skip
+    with shape.running(shape.runs.weights):
+        for axes, size in shape.gathered(w for _, w in shape.stacked()).items():
+            shape.add("weight_gradient", _SCATTER, "reduce-scatter", axes, size * shape.item,
+                      per_layer=True)  # fmt: skip
     stage = shape.over("layers")
     handoff = whole // shape.split.count("lookup") // shape.split.count("act_norm_seq")
     role: Role = "stage_handoff_gradient"
-    shape.add(role, "gradient of stage handoff", "collective-permute", stage, handoff)
+    with shape.running(shape.runs.sends_back):
+        shape.add(role, "gradient of stage handoff", "collective-permute", stage, handoff)
     if stage:
         shape.add(role, "widen the handoff's gradient", "all-gather", shape.over("lookup"), whole)
 
@@ -87,18 +94,20 @@ def _ends_backward(shape: PassShape, param_bytes: int) -> None:
     """Add the gradients from the logits to the last layer, and of looked-up rows."""
     whole = shape.residual * shape.item
     role: Role = "unembedding_gradient"
-    norm_seq, lookup = shape.over("act_norm_seq"), shape.over("lookup")
+    norm_seq = shape.over("act_norm_seq")
     shape.add(role, "gradient of the last gather", "reduce-scatter", norm_seq, whole)
-    if shape.over("layers"):
-        shape.add(role, "widen the last layer's gradient", "all-gather", lookup, whole)
     axes = tuple(a for a in shape.over("vocab") if a not in norm_seq)
     shape.add(role, "gradient into the head", "all-reduce", axes, whole)
     for axes, size in shape.ends(param_bytes):
         shape.add("end_weight_gradient", _SCATTER, "reduce-scatter", axes, size)
+    exchanged = shape.split.row_path.exchanged
     for rows in shape.looked_up():
+        if shape.over("layers"):  # the tick of the gradient is not that of the embedding
+            shape.add("table_rows", "ids of rows of tables, backward", "all-gather", exchanged,
+                      4 * rows * shape.devices(exchanged))  # fmt: skip
         share = rows * shape.config.d_model * shape.item / shape.split.count("lookup")
         shape.add("table_rows", "gradients of rows of tables", "all-to-all",
-                  shape.split.row_path.exchanged, share)  # fmt: skip
+                  exchanged, share)  # fmt: skip
 
 
 def _cross_entropy(shape: PassShape) -> None:

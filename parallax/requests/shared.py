@@ -81,8 +81,9 @@ def remat(more: str = "") -> Any:
     """Make the field for rematerialisation."""
     words = (
         "Rematerialisation: what the backward pass of each layer computes again instead of keeping "
-        "it in memory: nothing (none), all but matrix products (attention), or all but attention's "
-        f"result, from the layer's input (layer: least memory, one more forward pass).{more}"
+        "it in memory: nothing (none; sharded weights are gathered once and kept), all but matrix "
+        "products (attention), or all but attention's result, from the layer's input (layer: least "
+        f"memory, one more forward pass).{more}"
     )
     return option("layer", words, "choice", choices=get_args(Remat))
 
@@ -120,8 +121,9 @@ def schedule(more: str = "") -> Any:
     words = (
         "Order of forward and backward passes in a pipeline: all forward first (gpipe), one of "
         "each in turn (1f1b: fewer microbatches in memory), several groups of layers a stage "
-        "(interleaved: a shorter bubble, more handoffs), or weights' gradients in the bubble "
-        f"(zb-h1).{more}"
+        "(interleaved: a shorter bubble, more handoffs), weights' gradients in the bubble (zb-h1), "
+        "or all stages forward and all backward in turn (1f1b-lockstep: no stage waits for a "
+        f"longer tick of another, more in memory).{more}"
     )
     return option(None, words, "choice", choices=get_args(ScheduleName))
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+from fractions import Fraction
 
 import pytest
 
 from parallax.cost import estimate_cost, rates_of
 from parallax.cost.rates import LinkRates
+from parallax.hlo.branches import Taken
 from parallax.hlo.collectives import Collective
 from parallax.hlo.execution_trace import (
     Call,
@@ -107,6 +109,19 @@ def test_a_choice_takes_the_dearer_side_and_a_call_its_own():
     cost = run(Choice("c", ("x", "y")), x=(busy(3),), y=(busy(8),))
     assert (cost.seconds, cost.terms["memory"], cost.terms["launches"]) == (8.5, 8, 0.5)
     assert run(Call("x"), Call("x"), x=(busy(3),)).seconds == 6
+
+
+def test_an_iteration_takes_as_long_as_the_longest_side_that_any_device_takes():
+    taken = (
+        Taken(Fraction(1, 4), frozenset(), 4),
+        Taken(Fraction(1, 4), frozenset({0, 1}), 4),
+        Taken(Fraction(2, 4), frozenset({1, 2, 3}), 4),
+    )
+    body = (Choice("c", ("idle", "x", "y"), taken),)
+    cost = run(Loop("l", 4.0, "b", "t"), b=body, t=(), idle=(), x=(busy(3),), y=(busy(8), send(2)))
+    assert cost.terms == {"memory": 3 + 3 * 8, "exposed communication": 3 * 2, "launches": 4 * 0.5}
+    # The work is a device's own: one of the short side, two of the long one.
+    assert (cost.memory_bytes, cost.link_bytes) == (3 + 2 * 8, 2 * 2)
 
 
 def test_a_second_read_is_cheaper_while_the_cache_holds_the_array():

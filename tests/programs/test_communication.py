@@ -1,5 +1,6 @@
 """Closed forms equal the traced program's collectives: forward, and a training step."""
 
+import dataclasses
 from typing import get_args
 
 import jax
@@ -10,10 +11,12 @@ from parallax.bounds import totals
 from parallax.hlo.compare import differing_totals
 from parallax.hlo.jaxpr import jaxpr_ledger
 from parallax.parallel.remat import Remat
+from parallax.parallel.schedules import SCHEDULES
 from parallax.programs.cache import batch_multiple
 from parallax.programs.communication import decode_transfers, forward_transfers
 from parallax.programs.decoding import Decoder
 from parallax.programs.gradient_sums import different_work
+from parallax.programs.schedule_branches import training_branches
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.train_communication import train_transfers
 from parallax.programs.training import TrainStep
@@ -49,7 +52,8 @@ CASES = {
     **{name: (DENSE.replace(bias=True), s) for name, s in SHARDED.items()},
     **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in SHARDED_EXPERTS.items()},
     "learned positions": (
-        GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True), shard_weights(ring_sequence(8), "seq"),
+        GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True),
+        shard_weights(ring_sequence(8), "seq"),
     ),
     **{f"stages {n}": (UNEQUAL.replace(dtype="float32"), s) for n, s in UNEQUAL_STAGES.items()},
     "sequence-parallel norms": (DENSE, tensor_pipeline(4, 2, sequence_parallel_norms=True)),
@@ -99,15 +103,16 @@ def test_decoding_steps_equal_their_closed_forms(name, batch):
 def traced(config, strategy, load, remat):
     program = ShardedTransformer(config, strategy, load)
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
-    function = program.forward(mesh)
+    function, branches = program.forward(mesh), {}
     if remat is not None:
+        branches = training_branches(program)
         step = TrainStep(program, remat=remat)
         function, program = step.step(mesh), step
     state = program.abstract_state(mesh)
     arguments = state, *ShardedTransformer(config, strategy, load).abstract_inputs(mesh)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes them
         jaxpr = jax.jit(function).trace(*arguments).jaxpr
-    return jaxpr_ledger(jaxpr, strategy.mesh_axes).by_kind_and_axes()
+    return jaxpr_ledger(jaxpr, strategy.mesh_axes, trips=branches).by_kind_and_axes()
 
 
 @pytest.mark.parametrize("remat", [None, "layer"], ids=["forward", "train"])
@@ -126,7 +131,15 @@ def test_closed_form_is_the_traced_program(name, remat):
 
 @pytest.mark.parametrize("remat", get_args(Remat))
 @pytest.mark.parametrize(
-    "name", ["tensor_pipeline", "ring_sequence", "two_level", "experts by node"]
+    "name",
+    [
+        "tensor_pipeline",
+        "ring_sequence",
+        "two_level",
+        "experts by node",
+        "fsdp",
+        "experts data x expert x fsdp",
+    ],
 )
 def test_what_is_recomputed_is_sent_again(name, remat):
     config, strategy = CASES[name]
@@ -146,3 +159,20 @@ def test_gradients_of_replicated_weights_are_summed_once_by_hand():
 def test_a_parameter_of_an_unknown_place_is_named():
     with pytest.raises(LookupError, match=r"layers\.adapter\.up_DF.*Add it to _DIFFERENT_WORK"):
         different_work(("layers", "adapter", "up_DF"), tensor_pipeline(4, 2).split())
+
+
+@pytest.mark.parametrize("remat", ["none", "layer"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ["pipeline x fsdp", "pipeline x ring", "tensor_pipeline"])
+def test_every_schedule_has_its_closed_form(name, schedule, remat):
+    config, strategy = CASES[name]
+    pipeline, stages = strategy.layers, strategy.split().count("layers")
+    chunks = 2 if schedule == "interleaved" else 1
+    config = config.replace(num_layers=2 * chunks * stages)
+    strategy = dataclasses.replace(
+        strategy,
+        layers=dataclasses.replace(pipeline, schedule=schedule, virtual_stages=chunks),
+    )
+    load = workload(strategy)
+    expected = train_transfers(config, strategy, load, remat, 4, platform="cpu")
+    assert differing_totals(by_kind(expected), traced(config, strategy, load, remat)) == ()

@@ -10,7 +10,7 @@ from parallax.lenses.text import read_text
 from parallax.lenses.tolerance import FLOAT64_LIMIT, FLOORS, judge
 from parallax.lenses.verifying import verify_transformer
 from parallax.models import tiled
-from parallax.parallel import head_exchange
+from parallax.parallel import head_exchange, pipeline_stages
 from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
@@ -162,8 +162,8 @@ def drop_a_tensor_rank(patch):
 
 
 def drop_a_handoff(patch):
-    patch.setattr(Split, "shard_width", lambda self, x: jnp.zeros_like(x[..., : x.shape[-1] // 8])
-                  + 0 * lax.axis_index("tensor").astype(x.dtype))  # fmt: skip
+    patch.setattr(pipeline_stages, "shard_width", lambda x, axes: jnp.zeros_like(
+        x[..., : x.shape[-1] // 8]) + 0 * lax.axis_index("tensor").astype(x.dtype))  # fmt: skip
     return "tensor_pipeline"
 
 

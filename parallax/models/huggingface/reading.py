@@ -23,6 +23,7 @@ class Placed(Protocol):
       config: the model.
       shapes, specs: States of the parameters' shapes and PartitionSpecs.
       groups: the number of layers of each stage.
+      chunks: the number of chunks of each stage.
     """
 
     @property
@@ -35,6 +36,8 @@ class Placed(Protocol):
     def specs(self) -> Any: ...
     @property
     def groups(self) -> Any: ...
+    @property
+    def chunks(self) -> int: ...
 
 
 def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
@@ -66,7 +69,7 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     by_leaf: dict[tuple[str, ...], dict[tuple[int, ...], Piece]] = {}
     for piece in pieces:
         by_leaf.setdefault(piece.leaf, {})[piece.at] = piece
-    rows = layers_in_place(model.groups)
+    rows = layers_in_place(model.groups, model.chunks)
 
     def leaf(path, shape):
         spec = specs[path].get_value()

@@ -122,7 +122,8 @@ class _Tensors:
         self.sizes = sizes_of(model.config)
         self.dtype: DType = model.config.dtype
         self.leaves = {path: x.get_value() for path, x in nnx.to_flat_state(params)}
-        self.rows = {int(layer): row for row, layer in enumerate(layers_in_place(model.groups))}
+        rows = layers_in_place(model.groups, model.chunks)
+        self.rows = {int(layer): row for row, layer in enumerate(rows)}
         self.parts: dict[str, list[Piece]] = {}
         for piece in sorted(pieces_of(model.config), key=lambda p: p.layout.part):
             self.parts.setdefault(piece.name, []).append(piece)

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, Self
 
-from parallax.bounds import Transfer
+from parallax.bounds import Transfer, Trips
 from parallax.programs.communication import ExpectedRouting
 from parallax.programs.load_balance import LoadBalance
 from parallax.programs.sharded_model import ShardedTransformer
@@ -61,6 +61,11 @@ class ModelStep(Protocol):
     def routing(self) -> ExpectedRouting | None:
         """The data-dependent figures under uniform routing; None without experts."""
         ...
+
+    @property
+    def trips(self) -> Trips:
+        """The executions of loops and branches that depend on data, by named scope."""
+        return {} if self.routing is None else dict(self.routing.trips)
 
     @property
     @abstractmethod

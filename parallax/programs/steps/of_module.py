@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from parallax.bounds import Trips
 from parallax.programs.user_module import ShardedModule
 from parallax.rules import Phase
 from parallax.workload import Workload
@@ -24,6 +25,10 @@ class ModulePrefill:
     @property
     def workload(self) -> Workload:
         return self.sharded.workload
+
+    @property
+    def trips(self) -> Trips:
+        return {}
 
     @property
     def compiler_options(self) -> dict[str, bool | int]:

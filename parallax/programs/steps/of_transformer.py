@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from parallax.bounds import Transfer
+from parallax.bounds import Transfer, Trips
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
 from parallax.models.transformer import abstract_transformer
@@ -23,6 +23,7 @@ from parallax.programs.communication import (
 )
 from parallax.programs.decoding import Decoder
 from parallax.programs.load_balance import LoadBalance
+from parallax.programs.schedule_branches import training_branches, training_schedule
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps.model_step import ModelStep
 from parallax.programs.train_communication import train_transfers
@@ -260,6 +261,14 @@ class Training(TransformerStep):
 
     def weight_bytes(self) -> float:
         return self.program.weight_bytes()
+
+    @property
+    def trips(self) -> Trips:
+        return {**super().trips, **training_branches(self.sharded)}
+
+    def load_balance(self) -> LoadBalance:
+        schedule, balance = training_schedule(self.sharded), super().load_balance()
+        return balance if schedule is None else replace(balance, bubble=schedule.bubble)
 
     def useful_flops(self) -> float:
         """Return three forward passes' FLOPs: backward counts twice; every position has logits."""
