@@ -117,7 +117,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The GPipe pipeline: contiguous layers over `axis`; microbatches pass from stage to stage.
+    """The pipeline: contiguous layers over `axis`; microbatches pass from stage to stage.
 
     Tokens are embedded inside the tick. A handoff sends each device's share of the width
     (`lookup`), and the receiving stage uses the same all-gather for it as for embeddings. The last
