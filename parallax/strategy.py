@@ -19,12 +19,11 @@ from parallax.parallel.split import Split
 from parallax.rules import Phase, Rules
 
 FILE_VERSION = 4
-# XLA's options that gather the next layer's weights beside this layer's products: one collective
-# a layer, because it runs one at a time, and started in the iteration before.
+# XLA's options that gather the next layer's weights beside this layer's products: started in the
+# iteration before, and several at once.
 _PREFETCH: dict[str, bool | int] = {
-    "xla_gpu_enable_pipelined_all_gather": True,
-    "xla_gpu_all_gather_combine_threshold_bytes": 1 << 32,
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1 << 32,
+    "xla_gpu_pipeline_all_gather": 2,  # on
+    "xla_gpu_experimental_parallel_collective_overlap_limit": 8,
 }
 # Opt-in kernel implementations.
 KERNELS = ("mosaic", "cudnn")

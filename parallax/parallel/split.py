@@ -17,7 +17,7 @@ from parallax.parallel.attention_parts import AttentionPart, Local
 from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_attention
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.products import Int8Weight, product
-from parallax.parallel.remat import Remat, product_result, weight_in_use
+from parallax.parallel.remat import Remat, product_result
 from parallax.parallel.sharded_weights import RowPath, exchange_rows, gather_shards, row_path
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import gather_width, shard_width
@@ -131,14 +131,12 @@ class Split:
           axes, dim: the mesh axes of its `embed` dim, and the dim; none gather nothing.
           x: the activations that use it, where they may be alike over axes that split the tokens.
 
-        Cost: an all-gather; backward a reduce-scatter. Both are repeated where a layer is
-          recomputed; the gathered weight is never kept.
+        Cost: an all-gather, again where a layer is recomputed; backward a reduce-scatter.
         """
-        w = weight_in_use(w)
         if not axes or dim is None:
             return w
         tokens = self.over("act_batch", "act_seq") if x is None else tuple(varying_axes(x))
-        return weight_in_use(gather_shards(w, axes, dim, tokens))
+        return gather_shards(w, axes, dim, tokens)
 
     @property
     def row_path(self) -> RowPath:

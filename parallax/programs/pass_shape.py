@@ -45,12 +45,6 @@ class SummedPart(NamedTuple):
 
 
 GATHER = "gather sharded weights"
-# Weights that the backward pass of a layer does not need again.
-_FORWARD_ONLY: dict[Remat, tuple[str, ...]] = {
-    "none": ("out_bias_D", "down_bias_D", "shift"),
-    "attention": ("down_bias_D",),
-    "layer": ("down_bias_D",),
-}
 
 
 class Runs(NamedTuple):
@@ -245,9 +239,13 @@ class PassShape:
                 self._gather("weight_gather", axes, self.over("act_batch", "act_seq"),
                              size * self.item, passes, per_layer=True)  # fmt: skip
 
-    @staticmethod
-    def _again(path: tuple[Any, ...], remat: Remat | None) -> bool:
-        return remat is not None and path[-1] not in _FORWARD_ONLY[remat]
+    def _again(self, path: tuple[Any, ...], remat: Remat | None) -> bool:
+        """Whether the backward pass gathers a layer's weight again."""
+        if remat is None or (remat == "none" and not self.over("layers")):
+            return False
+        # A pipeline's stage keeps no weights between its passes.
+        unneeded = ("out_bias_D", "shift") if remat == "none" else ()
+        return path[-1] not in (*unneeded, "down_bias_D")
 
     def end_weights(self, norm_item: int, *, every_position: bool) -> None:
         """Add the gathers of the last norm and of the unembedding, once per tick.

@@ -81,8 +81,9 @@ def remat(more: str = "") -> Any:
     """Make the field for rematerialisation."""
     words = (
         "Rematerialisation: what the backward pass of each layer computes again instead of keeping "
-        "it in memory: nothing (none), all but matrix products (attention), or all but attention's "
-        f"result, from the layer's input (layer: least memory, one more forward pass).{more}"
+        "it in memory: nothing (none; sharded weights are gathered once and kept), all but matrix "
+        "products (attention), or all but attention's result, from the layer's input (layer: least "
+        f"memory, one more forward pass).{more}"
     )
     return option("layer", words, "choice", choices=get_args(Remat))
 

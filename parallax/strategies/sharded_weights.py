@@ -13,12 +13,13 @@ def fsdp(devices: int = 16, *, gather: Gather = "layer") -> Strategy:
 
     Args:
       devices: devices in all; they divide the batch and the model width.
-      gather: "layer": each layer gathers its weights where it uses them, once forward and once
-        backward per microbatch; "step": all weights are gathered once a step, in the model's dtype.
+      gather: "layer": each layer gathers its weights where it uses them, once per microbatch, and
+        again where the backward pass recomputes the layer (remat other than "none"); "step": all
+        weights are gathered once a step, in the model's dtype.
 
     Cost: with N parameters of p bytes in the model's dtype and d devices, per microbatch an
-      all-gather of (d - 1) / d N p in the forward and in the backward pass, and a reduce-scatter of
-      as much; with gather="step" one all-gather, and one reduce-scatter of float32, a step.
+      all-gather of (d - 1) / d N p (two if layers are recomputed) and as large a reduce-scatter;
+      with gather="step" one all-gather, and one reduce-scatter of float32, a step.
     Reference: Rajbhandari et al., "ZeRO", 2020 (stage 3); Zhao et al., "PyTorch FSDP", 2023.
     """
     return Strategy(

@@ -131,7 +131,15 @@ def test_closed_form_is_the_traced_program(name, remat):
 
 @pytest.mark.parametrize("remat", get_args(Remat))
 @pytest.mark.parametrize(
-    "name", ["tensor_pipeline", "ring_sequence", "two_level", "experts by node"]
+    "name",
+    [
+        "tensor_pipeline",
+        "ring_sequence",
+        "two_level",
+        "experts by node",
+        "fsdp",
+        "experts data x expert x fsdp",
+    ],
 )
 def test_what_is_recomputed_is_sent_again(name, remat):
     config, strategy = CASES[name]
