@@ -7,10 +7,11 @@
   parallax generate --model=runs/one --prompt="def " --strategy=layerwise --mesh=stage=2 --virtual
 
 FOLDER holds published weights (config.json, *.safetensors, tokenizer.json) to start from. Data are
-text files, or tokens in .npy (a row of integers) or .bin (uint16) files. The optimizer is AdamW
-with warmup, cosine decay and clipping; parameters and moments are float32. Checkpoints are written
-while training goes on. Ctrl-C or SIGTERM saves and exits after the current step; the same command
-resumes from there.
+text files, or tokens in .npy (a row of integers) or .bin (uint16) files. Every optimizer has a
+warmup, cosine decay and clipping. Parameters are float32, and moments too unless --moment_dtype
+says otherwise; a run resumes with the optimizer and dtypes it was saved with. Checkpoints are
+written while training goes on. Ctrl-C or SIGTERM saves and exits after the current step; the same
+command resumes from there.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices.
 Result: in --workdir, run.json (what ran), metrics.jsonl, TensorBoard event files and checkpoints.
@@ -39,19 +40,40 @@ class Flags(Command):
     """The flags of this command."""
 
     request: TrainRequest = nested(TrainRequest)
-    learning_rate: float = option(3e-4, "AdamW's learning rate at the end of the warmup.", "number")
+    optimizer: str = option(
+        "adamw",
+        "Rule of the updates. adamw: two moments per weight. lion: one moment, and updates of one "
+        "size, so a smaller learning rate. muon: orthogonalises each layer matrix's momentum, one "
+        "moment; adamw for tables, the unembedding, norms and biases.",
+        "choice", choices=("adamw", "lion", "muon"),
+    )  # fmt: skip
+    learning_rate: float | None = option(
+        None,
+        "Learning rate at the end of the warmup. Unset: 0.0003, or 0.0001 for lion.",
+        "number",
+    )
     warmup_steps: int = option(
         20,
         "Steps in which the learning rate rises from 0; a cosine takes it down to a tenth after "
         "that.",
         "whole", unit="steps", at_least=0,
     )  # fmt: skip
-    weight_decay: float = option(
-        0.1, "Weight decay of matrices and tables; norms and biases have none.", "number"
+    weight_decay: float | None = option(
+        None,
+        "Weight decay of matrices and tables; norms and biases have none. Unset: 0.1, or 0.3 for "
+        "lion.",
+        "number",
     )
     clip_norm: float = option(
         1.0, "Largest global L2 norm of the gradients; 0: no clipping.", "number"
     )
+    moment_dtype: str | None = option(
+        None,
+        "Dtype in which the optimizer's moments are kept between steps: bfloat16 halves their "
+        "memory, and rounds them to 3 digits after each step, which computes in the parameters' "
+        "dtype. Unset: the parameters' dtype.",
+        "choice", choices=("float32", "bfloat16"),
+    )  # fmt: skip
     log_every: int = option(
         10,
         "Steps between printed lines where there is no terminal.",
@@ -66,22 +88,15 @@ def main(flags: Flags) -> int:
     """Train the model that the flags ask for."""
     request = flags.request
     use_devices(request.strategy, request.mesh, flags.virtual, request.dtype)
-    from parallax.engine.optimizer import Adamw
     from parallax.engine.train import run_training
 
     if request.dtype == "float64":
         request = replace(request, param_dtype="float64")
-    optimizer = Adamw(
-        learning_rate=flags.learning_rate,
-        warmup_steps=flags.warmup_steps,
-        weight_decay=flags.weight_decay,
-        clip_norm=flags.clip_norm,
-    )
     stop = _StopOnSignal()
     with _Shown(request.steps, flags.log_every) as shown:
         run = run_training(
             request,
-            optimizer,
+            chosen_optimizer(flags),
             on_step=shown.step,
             on_progress=shown.line,
             should_stop=lambda: stop.asked_by is not None,
@@ -94,6 +109,15 @@ def main(flags: Flags) -> int:
     )
     stopped = stop.asked_by == signal.SIGINT and not run.finished
     return INTERRUPTED if stopped else 0
+
+
+def chosen_optimizer(flags: Flags) -> Any:
+    """Return the settings of the optimizer; what is unset has the optimizer's own value."""
+    from parallax.engine.optimizer import OPTIMIZERS
+
+    names = ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "moment_dtype")
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    return OPTIMIZERS[flags.optimizer](**given)
 
 
 def kept(flags: Flags) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from parallax.cost import Rates
     from parallax.engine.compress import compress
     from parallax.engine.deployment import Deployment
+    from parallax.engine.optimizer import Adamw, Lion, Muon
     from parallax.engine.texts import generate
     from parallax.engine.train import train
     from parallax.lenses.environment import virtual_devices
@@ -46,11 +47,14 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it; "" marks a name that is itself a module.
 _SURFACE = {
+    "Adamw": "parallax.engine.optimizer",
     "CLUSTERS": "parallax.meshes.cluster",
     "Cluster": "parallax.meshes.cluster",
     "Deployment": "parallax.engine.deployment",
+    "Lion": "parallax.engine.optimizer",
     "MeshSpec": "parallax.meshes.mesh",
     "ModelConfig": "parallax.models.config",
+    "Muon": "parallax.engine.optimizer",
     "PAPERS": "parallax.papers",
     "Program": "parallax.program",
     "Rates": "parallax.cost",
@@ -83,10 +87,13 @@ __all__ = [
     "CLUSTERS",
     "PAPERS",
     "STRATEGIES",
+    "Adamw",
     "Cluster",
     "Deployment",
+    "Lion",
     "MeshSpec",
     "ModelConfig",
+    "Muon",
     "Program",
     "Rates",
     "Report",

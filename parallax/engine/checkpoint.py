@@ -121,16 +121,24 @@ class Checkpoints:
           step: the step to restore; None takes the newest.
 
         Raises:
-          ValueError: there is no such checkpoint, it is broken, or its model or optimizer differs.
+          ValueError: there is no such checkpoint, it is broken, or its model, optimizer or a dtype
+            differs; nothing is cast.
         """
+        from orbax.checkpoint import v1 as ocp
+
         step = self._pick(step)
         meta = self.read_meta(step)
         where = self._where(step)
         _same_model(meta["model"], train.sharded.config, where)
         like = named(abstract_whole(train, mesh))
         try:
-            arrays = self._open().load_checkpointables(step, {"state": like})["state"]
+            saved: Any = ocp.metadata(str(where), "state").metadata
         except Exception as error:  # orbax raises errors of many types
+            raise ValueError(self._broken(step, _one_line(error))) from None
+        _same_arrays(saved, like, where)
+        try:
+            arrays = self._open().load_checkpointables(step, {"state": like})["state"]
+        except Exception as error:
             raise ValueError(self._broken(step, _one_line(error))) from None
         state = unnamed(arrays, abstract_whole(train, mesh))
         return Checkpoint(step, placed(train, state, mesh), meta)
@@ -277,6 +285,26 @@ def _same_model(saved: dict[str, Any], config: ModelConfig, path: Path) -> None:
     if different:
         raise ValueError(
             f"{path}: for another model: {'; '.join(different)}. Use the model it was saved with."
+        )
+
+
+def _same_arrays(saved: Mapping[str, Any], like: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError unless a saved state has the arrays, shapes and dtypes of `like`."""
+
+    def said(arrays, name) -> str:
+        x = arrays.get(name)
+        return "missing" if x is None else f"{x.dtype} {list(x.shape)}"
+
+    different = [
+        f"{name.removesuffix('/value')} {said(saved, name)}, here {said(like, name)}"
+        for name in sorted({*saved, *like})
+        if said(saved, name) != said(like, name)
+    ]
+    if different:
+        more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+        raise ValueError(
+            f"{path}: for another optimizer or dtype: {'; '.join(different[:3])}{more}. Use the "
+            "optimizer, its moments' dtype and the parameters' dtype that it was saved with."
         )
 
 

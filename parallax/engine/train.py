@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from parallax.codec import encode
 from parallax.engine.checkpoint import Checkpoints
 from parallax.engine.data import Batches, read_files
 from parallax.engine.metrics import Metrics
-from parallax.engine.optimizer import Adamw
+from parallax.engine.optimizer import Adamw, OptimizerSettings
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
@@ -32,6 +34,7 @@ from parallax.workload import Workload
 
 Line = Callable[[str], None]
 Figures = Mapping[str, float]
+Optimizer = OptimizerSettings | optax.GradientTransformation
 
 
 class TrainingDivergedError(ValueError):
@@ -77,7 +80,7 @@ def train(
     shard_optimizer: Sequence[str] | None = None,
     schedule: ScheduleName | None = None,
     virtual_stages: int | None = None,
-    optimizer: Adamw | None = None,
+    optimizer: Optimizer | None = None,
     seed: int = 0,
     save_every: int = 100,
     keep: int = 3,
@@ -106,14 +109,19 @@ def train(
       gather: when sharded weights are gathered: "layer" or "step".
       shard_optimizer: mesh axes over which the optimizer's state is sharded too (ZeRO-1).
       schedule, virtual_stages: the order of passes in a pipeline; see `Pipeline`.
-      optimizer: AdamW's settings.
+      optimizer: settings (`Adamw`, `Lion`, `Muon`; None is AdamW's), or any optax transformation
+        that `TrainStep` takes, with its own schedule. run.json then holds its repr alone, which
+        cannot make it again, and figures lack the learning rate; a run resumes if the saved state
+        has the arrays, shapes and dtypes of the transformation given.
       seed: seed of random weights and of the order of the data.
       save_every: steps between checkpoints; the last step is saved too.
       keep: how many of the newest checkpoints to keep.
       dtype: the dtype of activations; None takes the model's own.
-      param_dtype: the dtype of parameters, gradients and moments.
+      param_dtype: the dtype of parameters and gradients, and of moments unless the optimizer's
+        settings say otherwise.
       small: takes a paper's model at a laptop's width, with the same shape.
-      on_step: called with (steps done, loss, grad_norm, learning_rate, tokens_per_s).
+      on_step: called with the steps done and the step's figures: loss, grad_norm, learning_rate
+        and tokens_per_s.
       on_progress: called with a line whenever something starts.
       should_stop: called after each step; if it returns True, the state is saved and the run ends.
 
@@ -122,7 +130,7 @@ def train(
 
     Raises:
       ValueError: a name is unknown, a size does not divide, or the checkpoint has another model,
-        batch or data.
+        optimizer, dtype, batch or data.
       TrainingDivergedError: the loss or the gradients are not finite.
     """
     request = TrainRequest(
@@ -159,7 +167,7 @@ def train(
 
 def run_training(
     request: TrainRequest,
-    optimizer: Adamw,
+    optimizer: Optimizer,
     *,
     on_step: Callable[[int, Figures], None],
     on_progress: Line,
@@ -177,14 +185,14 @@ def run_training(
                 "another workdir."
             )
         _write_run(request, setup, optimizer)
+        is_ours = isinstance(optimizer, OptimizerSettings)
+        schedule = optimizer.schedule(steps) if is_ours else None
         with Metrics(workdir, first) as metrics:
-            loop = _Loop(
-                setup.step, setup.mesh, optimizer.schedule(steps), setup.workload, metrics, on_step
-            )
+            loop = _Loop(setup.step, setup.mesh, schedule, setup.workload, metrics, on_step)
 
             def save(done: int, state: TrainState) -> None:
                 meta = {"position": setup.position, "iterator": setup.batches.position}
-                meta["optimizer"] = encode(optimizer)
+                meta["optimizer"] = _recorded(optimizer)
                 checkpoints.save(done, setup.step, state, meta)
                 on_progress(f"step {done}: saving")
 
@@ -222,14 +230,16 @@ class _SetUp:
         return self.step.sharded
 
 
-def _set_up(request: TrainRequest, optimizer: Adamw) -> _SetUp:
+def _set_up(request: TrainRequest, optimizer: Optimizer) -> _SetUp:
     config, folder = resolve_model(request.model, dtype=request.dtype, small=request.small)
     strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
     strategy = request.training_options().apply(strategy)
     own = getattr(strategy.layers, "microbatches", None)
     workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
     sharded = ShardedTransformer(config, strategy, workload)
-    step = TrainStep(sharded, optimizer.build(request.steps), request.remat, request.param_dtype)
+    is_ours = isinstance(optimizer, OptimizerSettings)
+    transformation = optimizer.build(request.steps) if is_ours else optimizer
+    step = TrainStep(sharded, transformation, request.remat, request.param_dtype)
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
     files = read_files(request.data, config.vocab_size, find_tokenizer(config, folder))
     sharding = sharded.abstract_inputs(mesh)[0].sharding
@@ -305,10 +315,10 @@ class _Loop:
             )
         self.seconds += took
         self.losses.append(loss)
-        said = {
-            "loss": loss, "grad_norm": norm, "learning_rate": float(self.schedule(done - 1)),
-            "tokens_per_s": self.tokens / took,
-        }  # fmt: skip
+        said = {"loss": loss, "grad_norm": norm}
+        if self.schedule is not None:
+            said["learning_rate"] = float(self.schedule(done - 1))
+        said["tokens_per_s"] = self.tokens / took
         self.metrics.write(done, said)
         self.on_step(done, said)
 
@@ -339,7 +349,7 @@ def _start(
     return step.start(load_params(setup.folder, wide, mesh), mesh), 0
 
 
-def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Adamw) -> None:
+def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Optimizer) -> None:
     """Write run.json: what runs, and what to pass to run it again."""
     config, model = setup.sharded.config, request.model
     run = {
@@ -348,7 +358,7 @@ def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Adamw) -> None:
         "weights": None if setup.folder is None else str(setup.folder),
         "strategy": setup.sharded.strategy.to_dict(),
         "data": setup.position["data"],
-        "optimizer": encode(optimizer),
+        "optimizer": _recorded(optimizer),
         "steps": request.steps,
         "batch": request.batch,
         "seq_len": request.seq_len,
@@ -365,6 +375,13 @@ def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Adamw) -> None:
     workdir = Path(request.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+
+def _recorded(optimizer: Optimizer) -> Any:
+    """Return what files of a run hold of its optimizer: its settings, or the repr of another's."""
+    if isinstance(optimizer, OptimizerSettings):
+        return encode(optimizer)
+    return {"repr": re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))}
 
 
 def _check_positive(request: TrainRequest) -> None:

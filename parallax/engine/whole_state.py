@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.programs.optimizer_state import map_copies
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.training import TrainState, TrainStep
 
@@ -27,10 +28,7 @@ def unnamed(arrays: Mapping[str, Any], like: Any) -> Any:
 
 def _over_params(change: Callable[[nnx.State], Any], state: TrainState) -> TrainState:
     """Apply `change` to the parameters and to the optimizer's trees of the same structure."""
-    return jax.tree.map(
-        lambda x: change(x) if isinstance(x, nnx.State) else x,
-        state, is_leaf=lambda x: isinstance(x, nnx.State),
-    )  # fmt: skip
+    return map_copies(lambda _, copy: change(copy), lambda _, x: x, state)
 
 
 def _is_unpadded(sharded: ShardedTransformer) -> bool:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from parallax.models.block import Block
 from parallax.models.config import ModelConfig
@@ -20,9 +20,11 @@ from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
 from parallax.models.weights import gathered, gathered_weight, in_use, weight
 from parallax.parallel.cached_attention import CachedLayers
+from parallax.parallel.fused_cross_entropy import summed_cross_entropy
 from parallax.parallel.remat import rematerialised
 from parallax.parallel.split import RESIDUAL_SEQ, UNSPLIT, Split
 from parallax.parallel.tiles import MicrobatchGroup
+from parallax.rules import embed_axes
 
 
 class Transformer(nnx.Module):
@@ -173,17 +175,45 @@ class Transformer(nnx.Module):
         """Return the logits of this device's share of the vocabulary."""
         with jax.named_scope("head"):
             norm, unembed_DV = self._end(x_BD, split)
+            unembed_DV = unembed_DV.astype(self.config.dtype)
             logits_BV = jnp.einsum("...d,dv->...v", norm(x_BD), unembed_DV)
             return _mask_padding(logits_BV, self.config.vocab_size, split)
 
+    def summed_loss(
+        self,
+        x_BD: Float[Array, "*b d"],
+        labels_B: Int[Array, "*b"],
+        weights_B: Num[Array, "*b"],
+        split: Split,
+    ) -> Float[Array, ""]:
+        """Return the weighted sum of this device's tokens' cross-entropies; no logits are kept.
+
+        Args:
+          x_BD, labels_B, weights_B: the residual stream after the last layer, token ids, and
+            numbers or booleans.
+          split: how the model is split.
+
+        Returns:
+          A scalar, as of `summed_cross_entropy`.
+
+        Cost: as of `summed_cross_entropy`.
+        """
+        with jax.named_scope("head"):
+            norm, unembed_DV = self._end(x_BD, split)
+            return summed_cross_entropy(
+                norm(x_BD), unembed_DV, labels_B, weights_B, self.config.vocab_size,
+                split.over("vocab"),
+            )  # fmt: skip
+
     def _end(self, x_BD: jax.Array, split: Split) -> tuple[Norm, jax.Array]:
-        """Return the last norm and the unembedding, as they are used."""
-        dtype = self.config.dtype
+        """Return the last norm, and the unembedding: in the model's dtype if it is gathered."""
         norm = gathered(self.final_norm, split, x_BD)
         if self.config.tie_embeddings:
-            return norm, self.tokens_VD[...].T.astype(dtype)
+            return norm, self.tokens_VD[...].T
         w = self.unembed_DV
-        return norm, gathered_weight(w.replace(w[...].astype(dtype)), split, x=x_BD)[...]
+        if embed_axes(w.out_sharding, split.axes):
+            w = w.replace(w[...].astype(self.config.dtype))
+        return norm, gathered_weight(w, split, x=x_BD)[...]
 
     def run(
         self,

@@ -21,7 +21,15 @@ def cross_entropy(
 
     Cost: three all-reduces of [...] (a maximum and two sums) if the vocabulary is split.
     """
-    logits = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
+    wide = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    log_sum, label_logit = softmax_terms(logits.astype(wide), labels, vocab_axes)
+    return log_sum - label_logit
+
+
+def softmax_terms(
+    logits: Float[Array, "*b v"], labels: Int[Array, "*b"], vocab_axes: tuple[str, ...]
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """Return each token's log(sum(exp(logits))) and its label's logit, as `cross_entropy` does."""
     width = logits.shape[-1]
     top = lax.stop_gradient(logits.max(-1))
     first = 0
@@ -35,7 +43,7 @@ def cross_entropy(
     label_logit = jnp.where(here, at, jnp.zeros_like(at))
     if vocab_axes:
         total, label_logit = lax.psum((total, label_logit), vocab_axes)
-    return jnp.log(total) + top - label_logit
+    return jnp.log(total) + top, label_logit
 
 
 def next_token_labels(

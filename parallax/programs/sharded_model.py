@@ -270,8 +270,9 @@ class ShardedTransformer(ShardedParameters):
         count = self._count(inputs, split)
 
         def finish(model, x, tokens, segment_ids):
-            losses = self._losses(model.head(x, split), tokens, segment_ids, split)
-            return losses.sum() / jnp.asarray(count, losses.dtype)
+            labels, weights = self._labels(tokens, segment_ids, split)
+            total = model.summed_loss(x, labels, weights, split)
+            return total / jnp.asarray(count, total.dtype)
 
         # Typed as varying here, not at each use, for those who differentiate this function.
         state = vary_by_work(state, split)
@@ -331,10 +332,16 @@ class ShardedTransformer(ShardedParameters):
             return y, penalty, stats if everything else ()
 
         def loss(outer, y, inputs):
-            logits = model(outer).head(split.enter(y), split)
-            losses = self._losses(logits, *self._unpack(inputs)[:2], split)
-            mean = losses.sum() / jnp.asarray(count, losses.dtype)
-            return mean, logits if everything else ()
+            tokens, segment_ids, _ = self._unpack(inputs)
+            x, whole = split.enter(y), model(outer)
+            labels, weights = self._labels(tokens, segment_ids, split)
+            if everything:
+                logits = whole.head(x, split)
+                losses = cross_entropy(logits, labels, split.over("vocab"))
+                total = (losses * weights.astype(losses.dtype)).sum()
+            else:
+                logits, total = (), whole.summed_loss(x, labels, weights, split)
+            return total / jnp.asarray(count, total.dtype), logits
 
         return TrainFunctions(embed, blocks, loss)
 
@@ -342,11 +349,6 @@ class ShardedTransformer(ShardedParameters):
         """Return the labels of this device's tokens, and their weights."""
         mine = split.positions(self.workload.seq_len)
         return (jnp.take(x, mine, axis=1) for x in next_token_labels(tokens, segment_ids))
-
-    def _losses(self, logits, tokens, segment_ids, split: Split) -> jax.Array:
-        labels, weights = self._labels(tokens, segment_ids, split)
-        losses = cross_entropy(logits, labels, split.over("vocab"))
-        return losses * weights.astype(losses.dtype)
 
     def _count(self, inputs, split: Split) -> jax.Array | int:
         """Return the number of tokens that have a next one, over all devices."""

@@ -16,6 +16,7 @@ from parallax.models.config import ITEM_BYTES
 from parallax.parallel.gradients import Precision
 from parallax.parallel.remat import Remat
 from parallax.programs.gradient_sums import gather_parameters
+from parallax.programs.optimizer_state import state_shardings
 from parallax.programs.sharded_model import ShardedTransformer
 
 LEARNING_RATE = 3e-4
@@ -34,7 +35,8 @@ class TrainStep:
 
     Attributes:
       sharded: the model under a strategy.
-      optimizer: any optax transformation that works leaf by leaf.
+      optimizer: any optax transformation whose state has one value per weight, masked or not,
+        beside settings such as counts. `shardings` names what it cannot split.
       remat: what the backward pass of each layer recomputes: "none"; "attention", all but matrix
         products; or "layer", all but attention's result, for one more forward pass of work.
       param_dtype: dtype of parameters, gradients and optimizer state; layers are cast to the
@@ -74,11 +76,10 @@ class TrainStep:
         to_sharding = functools.partial(NamedSharding, mesh)
         params = jax.tree.map(to_sharding, self.sharded.specs)
         of_state = jax.tree.map(to_sharding, self.sharded.optimizer_specs)
-        opt_state = optax.tree_utils.tree_map_params(
-            self.optimizer, lambda _, sharding: sharding, self._shapes.opt_state, of_state,
-            transform_non_params=lambda _: to_sharding(PartitionSpec()),
-        )  # fmt: skip
-        return TrainState(params, opt_state)
+        shapes, replicated = self._shapes, to_sharding(PartitionSpec())
+        return TrainState(
+            params, state_shardings(shapes.opt_state, shapes.params, of_state, replicated)
+        )
 
     @property
     def _shapes(self) -> TrainState:

@@ -101,6 +101,7 @@ def test_files_of_a_run(exact):
     run = json.loads((exact.folder / "run.json").read_text())
     assert run["model_config"] == CONFIG.to_dict()
     assert run["steps"] == 6
+    assert (run["optimizer"]["kind"], run["optimizer"]["clip_norm"]) == ("adamw", 0.5)
     from tensorboardX.proto import event_pb2
 
     parse: Any = vars(event_pb2)["Event"].FromString

@@ -5,10 +5,12 @@ import io
 
 import pytest
 
+import parallax as px
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.compare import _request as compare_request
 from parallax.experiments.flags import UnknownFlagError, read_flags
 from parallax.experiments.launch import command_module, launch
+from parallax.experiments.train import Flags, chosen_optimizer
 from parallax.papers import PAPERS
 from parallax.report import Report
 from parallax.requests.option import described
@@ -130,3 +132,14 @@ def test_flags_beside_a_report_replace_what_it_asked_for(recorded):
 def test_a_flag_beside_a_report_that_would_be_ignored_is_refused(recorded):
     with pytest.raises(ValueError, match="repeats: the measure lens"):
         asked(f"--from_report={recorded}", "--repeats=3")
+
+
+def test_train_makes_the_optimizer_that_its_flags_ask_for():
+    def made(*given):
+        needed = ["--model=ring_sp", "--data=a.txt", "--workdir=run"]
+        return chosen_optimizer(read_flags(Flags, ["train", *needed, *given]))
+
+    assert made() == px.Adamw()
+    asked = made("--optimizer=lion", "--weight_decay=0.5", "--moment_dtype=bfloat16")
+    assert asked == px.Lion(weight_decay=0.5, moment_dtype="bfloat16")
+    assert made("--optimizer=muon", "--warmup_steps=0").warmup_steps == 0
