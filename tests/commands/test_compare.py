@@ -42,7 +42,7 @@ def plan(monkeypatch):
         caught.append(real(request))
         return caught[0]
 
-    monkeypatch.setattr(comparing, "resolve", keep)
+    monkeypatch.setattr("parallax.commands.compare.resolve", keep)
     monkeypatch.setattr(comparing, "ThreadPoolExecutor", stop)
 
     def run(*args, **kwargs):
