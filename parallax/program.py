@@ -222,7 +222,8 @@ class Program:
         """
         workload = compilation.workload
         whole = replace(workload, microbatches=1)
-        step = make_step(self._source, self.strategy, whole, cast(Phase, compilation.phase))
+        phase, remat = cast(Phase, compilation.phase), cast(Remat, compilation.remat or "layer")
+        step = make_step(self._source, self.strategy, whole, phase, remat)
         step = step.with_microbatches(workload.microbatches)
         devices, estimate_s = cluster(compilation.cluster), None
         if not step.unmodelled:

@@ -5,6 +5,7 @@ array (`Rules.spec`), and the sizes of the mesh axes divide the dim (`check_divi
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -77,11 +78,7 @@ class Rules:
 
         "optimizer" is the training phase as the optimizer's state is laid out.
         """
-        table = {name: _as_tuple(getattr(self, name)) for name in LOGICAL_AXES}
-        table |= {name: _as_tuple(axes) for name, axes in _pairs(self.extra)}
-        if phase in ("decode", "optimizer"):
-            table |= {name: _as_tuple(axes) for name, axes in _pairs(getattr(self, phase))}
-        return table
+        return dict(_table(self, phase))
 
     def axes(self, name: str, phase: Phase = "prefill", *, where: str = "Rules") -> tuple[str, ...]:
         """Return the mesh axes of one logical axis. ValueError for a name the rules do not have."""
@@ -183,6 +180,15 @@ def embed_axes(names: Sequence[Name], table: AxisTable) -> tuple[str, ...]:
     flat = [n for name in names for n in names_of(name)]
     taken = {axis for n in flat if n != "embed" for axis in table.get(n, ())}
     return tuple(axis for axis in table.get("embed", ()) if axis not in taken)
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(rules: Rules, phase: str) -> dict[str, tuple[str, ...]]:
+    table = {name: _as_tuple(getattr(rules, name)) for name in LOGICAL_AXES}
+    table |= {name: _as_tuple(axes) for name, axes in _pairs(rules.extra)}
+    if phase in ("decode", "optimizer"):
+        table |= {name: _as_tuple(axes) for name, axes in _pairs(getattr(rules, phase))}
+    return table
 
 
 def check_divides(

@@ -51,6 +51,7 @@ MAY_ONLY_IMPORT = {
         "papers.paper",
         "papers.results",
         "search.results",
+        "search.train_results",
         "explanations.facts",
         "explanations.findings",
         "explanations.source_lines",

@@ -1,18 +1,19 @@
-"""The estimate of a prefill or decoding step: its synthetic trace, ticks of layers of kernels."""
+"""The estimate of a step; of a prefill or decoding, its trace: ticks of layers of kernels."""
 
 from dataclasses import dataclass, field
 
-from parallax.analytic.attention import cached_attention, projections, prompt_attention
 from parallax.analytic.hits import weight_reads
 from parallax.analytic.kernels import gemm, passes
-from parallax.analytic.mlp import expert_mlp, plain_mlp
+from parallax.analytic.layer import layer_steps
 from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.analytic.places import check_sent_once
 from parallax.analytic.trace import Trace
+from parallax.analytic.train_trace import TrainTrace
+from parallax.analytic.training import train_steps
 from parallax.cost import Cost, Rates, estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
-from parallax.programs.steps import ModelStep, TransformerStep
+from parallax.programs.steps import ModelStep, Training, TransformerStep
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def estimate(
     """Estimate the time of one call of a step by the analytical model.
 
     Args:
-      step: a prefill of the whole batch, or a decoding step.
+      step: a prefill of the whole batch, a decoding step, or a training step.
       cluster: the GPUs; as many devices as the mesh has.
       rates: cost model constants; None uses those shipped for the GPU.
       skew: rows of the busiest expert over the mean, at least 1: the others wait for its device.
@@ -57,16 +58,20 @@ def estimate(
 
     Raises:
       ValueError: a shard of a packed weight is not a whole number of runs, groups and bytes, or the
-        step has no analytical model, such as a training step or layers in weight tiles.
+        step has no analytical model, such as layers in weight tiles.
 
     Cost: milliseconds; nothing is traced.
     """
     if step.unmodelled:
         raise ValueError(f"estimate: {step.unmodelled}")
     assert isinstance(step, TransformerStep)
-    trace = Trace(step, skew, weights or weights_of(step.config), cluster.gpu.device_kind)
-    steps = _steps(trace)
-    check_sent_once(steps, trace.transfers)
+    args = skew, weights or weights_of(step.config), cluster.gpu.device_kind
+    if isinstance(step, Training):
+        steps = train_steps(TrainTrace(step, *args))
+    else:
+        trace = Trace(step, *args)
+        steps = _steps(trace)
+        check_sent_once(steps, trace.transfers)
     work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
@@ -75,7 +80,7 @@ def estimate(
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:
     walk = trace.walk
-    layer, inner = _layer(trace)
+    layer, inner = layer_steps(trace)
     layers = Loop("layers", walk.layers, "layer", "test")
     beside = [Start(s.name, s) for s in trace.sends("handoff")] if trace.overlaps() else []
     tick: list[Step] = [
@@ -106,37 +111,3 @@ def _head(trace: Trace) -> list[Step]:
     return [passes("last", 3.0 * b * trace.config.d_model * trace.item, 0.0),
             gemm("logits", b, columns, trace.config.d_model, trace.dtype, trace.item),
             passes("put", b * columns * trace.item, b * columns * trace.item)]  # fmt: skip
-
-
-def _layer(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
-    t, item, r = trace.tokens, trace.item, trace.residual
-    q = float(t * trace.heads * trace.head_dim * item)
-    kv = float(t * trace.kv_heads * trace.head_dim * item)
-    turned = trace.walk.b > 1 and not trace.decoder and trace.sums()
-    # Where nothing is summed over devices, a norm is one kernel, and the residual is added in the
-    # product before it.
-    alone = not trace.sums()
-    rows = [] if alone else [passes("square", r, r / 512), passes("rows", r / 512, r / 8192)]
-    steps: list[Step] = [*trace.sends("before_attention"), *rows,
-                         passes("normed", r, r)]  # fmt: skip
-    steps += projections(trace)
-    steps += [passes("even", q / 2, q), passes("odd", q / 2, q), passes("turned q", 2 * q, q),
-              passes("k", kv, kv, "k"), passes("v", kv, kv, "v")]  # fmt: skip
-    attend = cached_attention if trace.decoder else prompt_attention
-    attention, inner = attend(trace)
-    steps += attention
-    steps += trace.products_behind("attention")
-    steps += [passes("turn", r, r)] if turned else []
-    steps += trace.sends("after_attention")
-    steps += [passes("residual", r, 0.0)] if alone else [passes("add", 2 * r, r), *rows[1:]]
-    steps += [passes("normed", r, r), *trace.sends("before_mlp")]
-    if trace.config.num_experts:
-        mlp, more = expert_mlp(trace)
-        inner |= more
-        steps += mlp
-    else:
-        steps += plain_mlp(trace)
-    steps += [passes("turn", r, r)] if turned else []
-    steps += trace.sends("after_mlp")
-    last = passes("residual", r, 0.0) if alone else passes("residual", 2 * r, r)
-    return [*steps, last, passes("count", 0.0, 0.0)], inner

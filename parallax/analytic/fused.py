@@ -11,6 +11,7 @@ from parallax.parallel.layer_parts import CacheTiled
 from parallax.parallel.library_attention import WIDEST_COMPILED
 
 _WIDE = 4  # bytes of an accumulator's element
+WIDEST_ROWS = 256  # of the kernels whose warpgroups have all of a head's width each
 _HALF = ("f16", "bf16")
 
 
@@ -43,6 +44,30 @@ def fused_step(
     moved = work.rows * tokens * width * (trace.item * (1 + 2 * keys) + 2 * _WIDE)
     part = Kernel("step", (("step.in", moved / 2),), 0.0, flops=work.flops / hops / 2)
     return [part, part]
+
+
+def fused_backward(
+    trace: Trace, work: AttentionWork, values: int, tokens: float, hops: float, *, again: bool
+) -> list[Kernel]:
+    """Trace the backward pass of one hop of `fused_step`; [] where XLA computes it.
+
+    Our kernels compute scores again in two passes, for the queries and for keys and values: 3.5
+    times the forward FLOPs, and 4.5 times for the widest heads. cuDNN's takes 2.5 times, and the
+    forward pass runs again in a layer that is recomputed (`again`), because nothing of it is kept.
+    """
+    forward = fused_step(trace, work, values, tokens, hops)
+    if not forward:
+        return []
+    if (call := forward[0].attention) is not None:
+        ((name, size),) = forward[0].reads
+        reads = ((name, 2 * size),)
+        back = Kernel("attention back", reads, size, attention=call._replace(products=5))
+        return [*(forward if again else []), back]
+    times = 4.5 if values > WIDEST_ROWS else 3.5
+    whole = 2 * forward[0].n_bytes
+    flops = times * 2 * forward[0].flops
+    return [Kernel(f"step back {i}", ((f"step back {i}.in", whole),), 0.0, flops=share * flops)
+            for i, share in enumerate((3 / 7, 4 / 7))]  # fmt: skip
 
 
 def fused_cached(trace: Trace, cache_bytes: float) -> list[Kernel]:

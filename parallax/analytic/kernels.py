@@ -62,3 +62,28 @@ def block_pair(rows: int, block: int, width: int, values: int, item: int, dtype:
         passes("m", 2 * small, small),
         passes("index", 0.0, 0.0),
     )  # fmt: skip
+
+
+def block_pair_backward(
+    rows: int, block: int, width: int, values: int, item: int, dtype: str
+) -> tuple[Kernel, ...]:
+    """Make the kernels of the backward pass of `block_pair`: scores again, and four gradients."""
+    score, query, out = rows * block * block, rows * block * width, rows * block * values
+
+    def product(name: str, n: int, k: int, a: str, b: str) -> Kernel:
+        return gemm(name, block, n, k, dtype, item, a=a, b=b, batch=rows, out_item=_WIDE)
+
+    def added(name: str, size: int) -> Kernel:
+        return passes(name, 2.0 * size * _WIDE, float(size * _WIDE), name)
+
+    return (
+        passes("qkv_ij", (2 * query + 2 * out) * item, (2 * query + 2 * out) * item, "q"),
+        product("s", block, width, "q_i", "k_j"),
+        passes("p", score * _WIDE, score * (_WIDE + item), "s"),
+        product("dv", values, block, "p", "do_i"),
+        product("dp", block, values, "do_i", "v_j"),
+        passes("ds", 2.0 * score * _WIDE, score * item, "dp"),
+        product("dq", width, block, "ds", "k_j"),
+        product("dk", width, block, "ds", "q_i"),
+        added("dv", out), added("dq", query), added("dk", query),
+    )  # fmt: skip

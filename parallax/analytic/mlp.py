@@ -1,14 +1,17 @@
 """The MLP of a layer as kernels of a trace: one MLP for all tokens, or experts with exchanges."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from parallax.analytic.kernels import passes
+from parallax.analytic.kernels import gemm, passes
 from parallax.analytic.trace import Trace
 from parallax.hlo.execution_trace import Kernel, Loop, Send, Start, Step, Wait
 from parallax.parallel.experts import TILES_SCOPE
 from parallax.parallel.experts.chunks import chunk_tokens
 from parallax.programs.communication import expected_routing
+
+_WIDE = 4
 
 
 def plain_mlp(trace: Trace) -> list[Step]:
@@ -46,6 +49,47 @@ def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
         passes("combine", 2 * rows, 2 * r),
     ]
     return steps, {"tile": _tile(trace), "expert": _expert(trace, here, matrices)}
+
+
+def expert_mlp_backward(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
+    """Trace the backward pass of the experts in chunks, sends left out."""
+    r, item = trace.residual, trace.item
+    here = trace.config.num_experts // trace.split.count("expert")
+    matrices = sum(n * k for n, k in _matrices(trace).values())
+    part: Any = trace.split.experts
+    chunks, _ = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
+    rows = r * trace.config.experts_per_token
+    wide, cut = float(here * matrices * _WIDE), float(matrices * item)
+    tiles = replace(_tiles(trace, here), name="tiles back", body="tile back")
+    each: tuple[Step, ...] = (tiles,)
+    if here > 1:
+        each = (passes("cut back", cut, cut), tiles, passes("put back", 0.0, cut))
+    chunk: list[Step] = [
+        passes("pack back", 6 * rows / chunks, 6 * rows / chunks),
+        Loop("experts back", here, "expert back", "test"), passes("dw", 2 * wide, wide),
+    ]  # fmt: skip
+    e = trace.config.num_experts
+    router = [gemm("router dx", trace.tokens, trace.config.d_model, e, trace.dtype, item),
+              gemm("router dw", trace.config.d_model, e, trace.tokens, trace.dtype, item),
+              passes("routes back", r / 2, r / 2)]  # fmt: skip
+    return [*chunk * chunks, *router], {"expert back": each, "tile back": _tile_backward(trace)}
+
+
+def _tile_backward(trace: Trace) -> tuple[Step, ...]:
+    """Trace the gradients of one expert's tile of rows: first matrices again, then two products
+    for each matrix, whose gradient adds up in float32."""
+    part: Any = trace.split.experts
+    rows, args = part.tile, (trace.dtype, trace.item)
+    moved = float(rows * trace.config.d_model * trace.item)
+    steps: list[Step] = [passes("cut rows", 2 * moved, 2 * moved)]
+    for name, (n, k) in trace.matrices("mlp", reads_stream=True).items():
+        steps += trace.weights.multiplied(name, rows, n, k, *args)
+    for name, (n, k) in _matrices(trace).items():
+        size = float(n * k)
+        steps += [gemm(f"{name} dx", rows, k, n, *args, b=f"{name}.w"),
+                  gemm(f"{name} dw", k, n, rows, *args, b=f"{name}.x"),
+                  passes(f"{name} sum", size * (_WIDE + trace.item), size * _WIDE)]  # fmt: skip
+    return (*steps, _activated(trace, rows), passes("put rows", moved, moved))
 
 
 def _matrices(trace: Trace) -> dict[str, tuple[int, int]]:
@@ -89,17 +133,22 @@ def _tile(trace: Trace) -> tuple[Step, ...]:
 
 def _expert(trace: Trace, here: int, matrices: float) -> tuple[Step, ...]:
     """Trace all tiles of one expert; the busiest device has one busy expert among those `here`."""
-    routing = expected_routing(trace.config, trace.strategy, trace.workload, trace.decoder)
-    assert routing is not None
-    busiest = 1 + (trace.skew - 1) / here
-    tiles = Loop(
-        "tiles", busiest * routing.trips[TILES_SCOPE], "tile", "test", known=False,
-        same_weights=True,
-    )  # fmt: skip
+    tiles = _tiles(trace, here)
     if here == 1:
         return (tiles,)
     # Each expert's matrices are copied out of its layer's.
     return (Start("cut", passes("cut", matrices, matrices)), Wait("cut"), tiles)
+
+
+def _tiles(trace: Trace, here: int) -> Loop:
+    """Return the loop over all tiles of one expert."""
+    routing = expected_routing(trace.config, trace.strategy, trace.workload, trace.decoder)
+    assert routing is not None
+    busiest = 1 + (trace.skew - 1) / here
+    return Loop(
+        "tiles", busiest * routing.trips[TILES_SCOPE], "tile", "test", known=False,
+        same_weights=True,
+    )  # fmt: skip
 
 
 def _in_chunks(trace: Trace, experts: Loop, rows: float) -> list[Step]:

@@ -118,12 +118,16 @@ def weights_of(config: ModelConfig) -> PackedWeights:
 def device_matrices(
     config: ModelConfig, split: Split, part: str | None = None
 ) -> Mapping[str, tuple[int, int, int]]:
-    """Return a layer's (or a part's) matrices per device: name -> (inputs, outputs, count)."""
+    """Return a layer's (or a part's) matrices per device: name -> (inputs, outputs, count).
+
+    They are those of a product: weights that are sharded over `embed` are gathered for it.
+    """
+    whole = split.replace(axes={**split.axes, "embed": ()})
 
     def local(matrix: Parameter) -> tuple[int, int, int]:
         sizes = zip(matrix.shape, matrix.axes, strict=True)
         return matrix.matrices(
-            tuple(n if axis is None else max(1, n // split.count(axis)) for n, axis in sizes)
+            tuple(n if axis is None else max(1, n // whole.count(axis)) for n, axis in sizes)
         )
 
     return {matrix.name: local(matrix) for matrix in layer_matrices(config, part)}

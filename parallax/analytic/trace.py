@@ -1,6 +1,7 @@
 """The ingredients of one device's synthetic trace: its sizes, and its transfers at their places."""
 
 import functools
+from collections.abc import Mapping
 
 from parallax.analytic.packed_weights import PackedWeights, device_matrices
 from parallax.analytic.places import Place, Placed, placed
@@ -49,6 +50,7 @@ class Trace:
         self.head_dim = config.head_dim // count("head_dim")
         able = strategy.kernels != "mosaic" or is_hopper(device_kind)
         self.kernels = strategy.kernels if able else None
+        self._sizes: dict[str, Mapping[str, tuple[int, int, int]]] = {}
         self.residual = float(self.tokens * config.d_model * self.item)
 
     @functools.cached_property
@@ -81,8 +83,9 @@ class Trace:
 
         These are the matrices that multiply the residual stream, or those that follow them.
         """
-        sizes = device_matrices(self.config, self.split, part)
-        return {name: (n, k) for name, (k, n, _) in sizes.items()
+        if part not in self._sizes:
+            self._sizes[part] = device_matrices(self.config, self.split, part)
+        return {name: (n, k) for name, (k, n, _) in self._sizes[part].items()
                 if self.weights.matrices[name].reads_stream == reads_stream}  # fmt: skip
 
     def products_behind(self, part: str) -> list[Step]:

@@ -1,7 +1,7 @@
 """The cost estimate of a trace: streams of kernels, of collectives and of async copies."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from parallax.cost.collectives import collective_seconds
@@ -108,6 +108,14 @@ def estimate_cost(
         next iteration. The shipped constants are fitted without it.
     """
     return _Clock(work, cluster, rates, resident or {}, loops_reuse_cache).of(work.entry)
+
+
+def part_costs(
+    work: ExecutionTrace, names: Iterable[str], cluster: Cluster, rates: Rates
+) -> dict[str, Cost]:
+    """Estimate the cost of one execution of each of some computations of a trace."""
+    clock = _Clock(work, cluster, rates)
+    return {name: clock.of(name) for name in names}
 
 
 def kernel_costs(

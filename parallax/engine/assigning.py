@@ -16,10 +16,10 @@ from parallax.compression import parse_format
 from parallax.compression.errors import weight_error
 from parallax.compression.mixing import Choice, assign_mix
 from parallax.engine.layer_formats import Formats
+from parallax.meshes.sizes import parse_bytes
 from parallax.models.compressing import layer_config
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import layer_matrices
-from parallax.placement.budget import parse_bytes
 from parallax.placement.footprint import part_bytes
 
 # The choices beside the model's own dtype and that dtype with 2:4, where sizes allow them.

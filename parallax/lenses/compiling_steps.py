@@ -1,11 +1,12 @@
 """Lowering and compiling a model under a strategy, in this process."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from parallax.lenses.child import Progress
 from parallax.lenses.compiling import compile_for, trace_function
 from parallax.meshes.cluster import Cluster
-from parallax.programs.steps import ModelStep, Phase, Remat, make_step
+from parallax.programs.steps import ModelStep, Phase, Remat, Training, make_step
 from parallax.results.lens_results import Compilation
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -39,7 +40,7 @@ def compile_step(
     """Compile a step for a cluster in this process, and compare it with its derived figures."""
     strategy, routing = step.sharded.strategy, step.routing
     on_progress(f"{strategy.name} for {cluster.name}")
-    return compile_for(
+    compilation = compile_for(
         cluster,
         step.function,
         step.arguments,
@@ -58,6 +59,8 @@ def compile_step(
         notes=step.notes,
         on_progress=on_progress,
     )
+    remat = step.program.remat if isinstance(step, Training) else ""
+    return replace(compilation, remat=remat)
 
 
 def lower_step(step: ModelStep, cluster: Cluster) -> "UserProgram":

@@ -6,6 +6,7 @@ Shapes: B batch, L tokens, H query heads, G key/value heads, K head_dim; m slice
 
 import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -99,18 +100,7 @@ class HeadSlices:
         """
         if self.reduction != "auto":
             return self.reduction
-        costs = {}
-        for name in get_args(Exact):
-            # A reduction that cannot split this shape raises ValueError and is no candidate.
-            with contextlib.suppress(ValueError):
-                part = dataclasses.replace(self, reduction=name)
-                costs[name] = seconds(part, shape, sizes, self.cluster)
-        if not costs:
-            raise ValueError(
-                f"HeadSlices('{self.axis}'): no exact reduction can split {shape} over "
-                f"{dict(sizes)} with inner={self.inner}. Try one by name to see why."
-            )
-        return min(costs, key=lambda name: costs[name])
+        return _cheapest(self, shape, tuple(sizes.items()))
 
     def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
         if partial_over is not None:
@@ -254,3 +244,19 @@ class HeadSlices:
                 f"{context}, which do not divide {shape.seq_len} tokens. Use a multiple of them."
             )
         return to
+
+
+@functools.lru_cache(maxsize=1024)
+def _cheapest(part: HeadSlices, shape: AttentionShape, sizes: tuple[tuple[str, int], ...]) -> str:
+    costs = {}
+    for name in get_args(Exact):
+        # A reduction that cannot split this shape raises ValueError and is no candidate.
+        with contextlib.suppress(ValueError):
+            one = dataclasses.replace(part, reduction=name)
+            costs[name] = seconds(one, shape, dict(sizes), part.cluster)
+    if not costs:
+        raise ValueError(
+            f"HeadSlices('{part.axis}'): no exact reduction can split {shape} over "
+            f"{dict(sizes)} with inner={part.inner}. Try one by name to see why."
+        )
+    return min(costs, key=lambda name: costs[name])

@@ -1,16 +1,14 @@
 """The budget of a layer group: the bytes that fit a GPU's caches, or a given number."""
 
-import re
 from dataclasses import dataclass
 
 from parallax.meshes.gpus import Gpu
+from parallax.meshes.sizes import parse_bytes
 
 # The share of the L2 cache that a persisting window may take at most on these GPUs (62.5 %).
 L2_SHARE = 0.625
 # The share of shared memory that a kernel's own stages and the driver's kilobyte per block leave.
 SMEM_SHARE = 0.9
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|Ki|Mi|Gi)B?")
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,4 @@ def parse_budget(text: str, gpu: Gpu) -> Budget:
     if set(parts := text.split("+")) <= set(caches) and len(set(parts)) == len(parts):
         chosen = [caches[part] for part in parts]
         return Budget(sum(size for size, _ in chosen), " and ".join(said for _, said in chosen))
-    return Budget(parse_bytes(text, "l2, smem, l2+smem or bytes"), "as given")
-
-
-def parse_bytes(text: str, expected: str = "bytes") -> int:
-    """Parse bytes such as `50MB` or `49.5Mi`. ValueError for any other text, or zero bytes."""
-    match = _BYTES.fullmatch(text)
-    if match is None:
-        raise ValueError(f"budget {text!r}: expected {expected} such as 50MB or 48Mi.")
-    size = int(float(match[1]) * _UNITS[match[2]])
-    if size < 1:
-        raise ValueError(f"budget {text!r}: nothing fits in zero bytes. Give at least one byte.")
-    return size
+    return Budget(parse_bytes(text, "budget", "l2, smem, l2+smem or bytes"), "as given")

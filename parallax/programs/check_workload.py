@@ -1,5 +1,7 @@
 """The check that a model under a strategy can run a workload."""
 
+import functools
+
 from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
@@ -9,6 +11,7 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 
+@functools.lru_cache(maxsize=1024)
 def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) -> None:
     """Raise ValueError if a model under a strategy cannot run a workload; the error says why."""
     split = strategy.split()

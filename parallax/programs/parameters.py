@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.compression import Packed, check_shapes
+from parallax.meshes.mesh import MeshSpec
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
@@ -49,12 +50,19 @@ def param_specs(
         array, or a size that does not divide.
     """
 
+    return _specs_of(state, strategy.name, strategy.rules, strategy.mesh_axes, phase, root)
+
+
+def _specs_of(
+    state: nnx.State, name: str, rules: Rules, mesh_axes: Mapping[str, int],
+    phase: Phase | Literal["optimizer"] = "prefill", root: str = "params",
+) -> nnx.State:  # fmt: skip
     def spec(path, variable):
-        where = f"Strategy '{strategy.name}': {root}/{'/'.join(str(p) for p in path)}"
+        where = f"Strategy '{name}': {root}/{'/'.join(str(p) for p in path)}"
         names = getattr(variable, "out_sharding", None) or (None,) * variable.ndim
-        shape, rules = variable.shape, strategy.rules
+        shape = variable.shape
         return variable.replace(
-            array_spec(shape, names, rules, strategy.mesh_axes, where=where, phase=phase)
+            array_spec(shape, names, rules, mesh_axes, where=where, phase=phase)
         )
 
     return nnx.map_state(spec, state)
@@ -123,13 +131,21 @@ class ShardedParameters:
     @functools.cached_property
     def shapes(self) -> nnx.State:
         """The global shapes of the sharded parameters (see `place`)."""
-        state = abstract_transformer(self.config)[1]
-        return jax.eval_shape(self.shard, state)
+        return _shapes(self.config, self.groups, self.chunks, self.columns)
 
     @functools.cached_property
     def specs(self) -> nnx.State:
         """The PartitionSpec of every parameter."""
-        return param_specs(self.shapes, self.strategy)
+        strategy = self.strategy
+        return _specs(
+            self.config,
+            strategy.name,
+            strategy.rules,
+            strategy.mesh,
+            self.groups,
+            self.chunks,
+            self.columns,
+        )
 
     @functools.cached_property
     def optimizer_specs(self) -> nnx.State:
@@ -152,8 +168,7 @@ class ShardedParameters:
         Shorter stages are padded with layers of zeros, and a vocabulary that its devices do not
         divide with columns of zeros.
         """
-        layers = functools.partial(pad_layers, groups=self.groups, chunks=self.chunks)
-        return _change(state, layers, lambda w: _pad_columns(w, self.columns))
+        return _padded(state, self.groups, self.chunks, self.columns)
 
     def unshard(self, state: nnx.State) -> nnx.State:
         """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
@@ -256,6 +271,29 @@ class ShardedParameters:
             packed = Packed(*(local((*path, name)) for name in Packed._fields))
             where = f"Strategy '{self.strategy.name}': a device's share of {'/'.join(path)}"
             check_shapes(packed, w.form, w.inputs[-1], where)
+
+
+def _padded(state: nnx.State, groups: tuple[int, ...], chunks: int, columns: int) -> nnx.State:
+    layers = functools.partial(pad_layers, groups=groups, chunks=chunks)
+    return _change(state, layers, lambda w: _pad_columns(w, columns))
+
+
+# A search makes thousands of models that differ in their strategies alone, and strategies that
+# differ in their schedules.
+@functools.lru_cache(maxsize=64)
+def _shapes(
+    config: ModelConfig, groups: tuple[int, ...], chunks: int, columns: int
+) -> nnx.State:  # fmt: skip
+    pad = functools.partial(_padded, groups=groups, chunks=chunks, columns=columns)
+    return jax.eval_shape(pad, abstract_transformer(config)[1])
+
+
+@functools.lru_cache(maxsize=256)
+def _specs(
+    config: ModelConfig, name: str, rules: Rules, mesh: MeshSpec, groups: tuple[int, ...],
+    chunks: int, columns: int,
+) -> nnx.State:  # fmt: skip
+    return _specs_of(_shapes(config, groups, chunks, columns), name, rules, dict(mesh.axes))
 
 
 def _change(state: nnx.State, layers: Callable, columns: Callable) -> nnx.State:

@@ -22,6 +22,7 @@ from parallax.search.results import OBJECTIVES, Candidate, RegimeMap, Search, Ti
 
 PLAN_VERSION = 1
 _SHOWN = 12
+_HEADS = ("M", "TTFT", "TPOT", "tokens/s", "J/token", "memory", "by")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class SearchReport:
     def table(self) -> RenderableType:
         """Render the candidates for a rich console of 100 columns."""
         return Group(*_table(self.search, self.cluster))
+
+    def command(self, folder: str | Path = ".") -> str:
+        """Return the command that runs the winner: none for serving, whose flags are free."""
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; every number has its unit and tag."""
@@ -87,12 +92,12 @@ def _table(search: Search, cluster: Cluster):
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("")
     table.add_column("strategy and mesh", overflow="fold", ratio=1)
-    for head in ("M", "TTFT", "TPOT", "tokens/s", "J/token", "memory", "by"):
+    for head in _HEADS:
         table.add_column(head, justify="right")
     for place, c in enumerate(search.ranked[:_SHOWN], 1):
         table.add_row(*_cells(place, c, search), style="bold" if not c.why else "")
         if c.why:
-            table.add_row("", Text(c.why, style="dim"), *[""] * 7)
+            table.add_row("", Text(c.why, style="dim"), *[""] * len(_HEADS))
     yield table
     rest = len(search.ranked) - _SHOWN
     if rest > 0:
@@ -204,6 +209,9 @@ def _page(report: SearchReport) -> str:
         "search.html.j2",
         title=f"Plan: {_asked(search)}",
         model=describe_model(search.request.model),
+        heads=("strategy and mesh", *_HEADS),
+        plotted="Throughput against TPOT",
+        plot_note="modelled; size: memory per device",
         rows=[(_cells(i, c, search), c.why) for i, c in enumerate(search.ranked[:40], 1)],
         plot=frontier_plot(search),
         maps=[(m, regime_plot(m, i)) for i, m in enumerate(report.maps)],

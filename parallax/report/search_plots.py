@@ -2,8 +2,10 @@
 
 import math
 
+from parallax.meshes.cluster import Cluster
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
 from parallax.search.results import RegimeMap, Search
+from parallax.search.train_results import TrainSearch
 
 _WIDTH, _HEIGHT = 7.6, 3.6
 _MARKS = "osD^vP*Xhp<>d8H"
@@ -37,6 +39,24 @@ def frontier_plot(search: Search) -> str:
     ax.set_ylim(bottom=0)
     said = f"{len(able)} candidates, {len(best)} on the frontier of throughput and TPOT"
     return to_svg(figure, "frontier", said)
+
+
+def memory_plot(search: TrainSearch, cluster: Cluster) -> str:
+    """Plot every way to train: tokens/s over memory per device, and the memory it may need."""
+    figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
+    ranked = search.ranked
+    for c in ranked:
+        x, y = c.timing.memory_bytes.value / 1e9, c.timing.tokens_per_s.value / cluster.devices
+        ax.scatter([x], [y], s=26, color=SERIES[0] if c.compiled else MUTED,
+                   alpha=0.9 if c.compiled else 0.35, linewidths=0)  # fmt: skip
+    usable = min(search.request.max_bytes or cluster.usable_bytes, cluster.usable_bytes)
+    ax.axvline(usable / 1e9, color=SERIES[1], linewidth=1.2)
+    ax.set_xlabel("GB per device", color=INK)
+    ax.set_ylabel("tokens/s per GPU", color=INK)
+    ax.grid(color=GRID, linewidth=0.6)
+    ax.set_ylim(bottom=0)
+    said = f"{len(ranked)} ways to train, {sum(c.fits for c in ranked)} of which fit a device"
+    return to_svg(figure, "memory", said)
 
 
 def regime_plot(regime: RegimeMap, number: int) -> str:

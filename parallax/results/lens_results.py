@@ -186,7 +186,8 @@ class Compilation:
     "nic". `work` is the execution trace that cost estimation takes; None, with the reason in
     `unpriced`, where the program cannot be read. `flop_imbalance` is the busiest device's FLOPs
     over the mean, 1 where no branch depends on data; `evenness` is the strategy's load balance,
-    None where it is unknown, as for a user module.
+    None where it is unknown, as for a user module. `remat` is what the backward pass of a training
+    step recomputes, "" in other phases.
     """
 
     cluster: str
@@ -211,6 +212,7 @@ class Compilation:
     link_bytes: Mapping[str, float] = field(default_factory=dict)
     work: ExecutionTrace | None = field(default=None, repr=False)
     unpriced: str = ""
+    remat: str = ""
 
     @property
     def tokens(self) -> int:

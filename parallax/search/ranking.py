@@ -20,7 +20,7 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps import Decoding, Prefill
 from parallax.results.lens_results import Compilation, Figure
 from parallax.search.candidates import ALL_UP_TO, candidates
-from parallax.search.reasons import why_not
+from parallax.search.reasons import short, why_not
 from parallax.search.results import Candidate, Search, SearchRequest, Timing
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -97,7 +97,7 @@ def _all_estimated(
         except (ValueError, NotImplementedError) as error:
             # An earlier estimate, with fewer microbatches, stays valid.
             if best is None:
-                refused[_short(str(error))] += 1
+                refused[short(str(error))] += 1
         if best is not None:
             estimated.append(best)
     return estimated, refused
@@ -110,12 +110,6 @@ def _key(request: SearchRequest, c: Candidate) -> tuple:
 def _too_slow(request: SearchRequest, c: Candidate) -> bool:
     tpot = c.timing.tpot_s
     return request.max_tpot_s is not None and tpot is not None and tpot.value > request.max_tpot_s
-
-
-def _short(error: str) -> str:
-    """Shorten a refusal to the part that does not name a candidate."""
-    text = error.partition(": ")[2] or error
-    return text.split(".")[0][:100]
 
 
 def _workload(request: SearchRequest, strategy: Strategy, microbatches: int) -> Workload:

@@ -1,7 +1,10 @@
 """The reason why a candidate is not the first, in one line."""
 
+from collections.abc import Mapping
+
 from parallax.meshes.cluster import Cluster
 from parallax.search.results import Candidate, SearchRequest
+from parallax.search.train_results import TrainCandidate, TrainSearchRequest
 
 _GIGA = 1e9
 # Differences below this share of the winner's time are not mentioned.
@@ -37,20 +40,57 @@ def why_not(
     mine_timing, best_timing = candidate.timing, first.timing
     if candidate.compiled is None:
         best_timing = first.closed_form
-    mine, best = mine_timing.terms_s, best_timing.terms_s
-    total = sum(best.values())
-    more = {n: mine.get(n, 0.0) - best.get(n, 0.0) for n in dict.fromkeys([*mine, *best])}
-    worst = max(more, key=lambda n: more[n])
     ratio = mine_timing.score(request.objective) / best_timing.score(request.objective)
-    text = f"{ratio:.3g}x the first's"
-    if more[worst] > _WORTH * total:
-        there, here = _s(best.get(worst, 0.0)), _s(mine.get(worst, 0.0))
-        text += f": {_SAID.get(worst, worst)} {here}, not {there}"
+    text = f"{ratio:.3g}x the first's" + _most_of_it(mine_timing.terms_s, best_timing.terms_s)
     if candidate.bubble > first.bubble + 0.02:
         text += f"; stages idle {candidate.bubble:.0%} more ticks than microbatches"
     if candidate.padded > first.padded + 0.02:
         text += f"; {candidate.padded:.0%} of its layers pad shorter stages"
     return text
+
+
+def why_not_train(
+    request: TrainSearchRequest, usable: float, candidate: TrainCandidate, first: TrainCandidate
+) -> str:
+    """Explain in one line why a way to train is not the first; "" for the winner itself."""
+    memory = candidate.timing.memory_bytes.value
+    if not candidate.fits:
+        return (
+            f"does not fit: {memory / _GIGA:.3g} GB of {usable / _GIGA:.3g} GB usable, even with "
+            f"remat {candidate.remat} and {candidate.microbatches} microbatches"
+        )
+    if candidate is first:
+        return ""
+    mine_timing, best_timing = candidate.timing, first.timing
+    if candidate.compiled is None:
+        best_timing = first.closed_form
+    ratio = mine_timing.score(request.objective) / best_timing.score(request.objective)
+    text = f"{ratio:.3g}x the first's" + _most_of_it(mine_timing.terms_s, best_timing.terms_s)
+    if candidate.bubble > first.bubble + 0.02:
+        text += f"; stages wait {candidate.bubble:.0%} of their busy time"
+    if candidate.kept_bytes is not None and candidate.kept_bytes != first.kept_bytes:
+        remat, size = candidate.kept_bytes
+        text += (
+            f"; remat {remat} does not fit: {size / _GIGA:.3g} GB, with {candidate.remat} "
+            f"{memory / _GIGA:.3g} GB"
+        )
+    return text
+
+
+def _most_of_it(mine: Mapping[str, float], best: Mapping[str, float]) -> str:
+    """Return which term is the most above the best candidate's; "" if none is worth a word."""
+    more = {n: mine.get(n, 0.0) - best.get(n, 0.0) for n in dict.fromkeys([*mine, *best])}
+    worst = max(more, key=lambda n: more[n])
+    if more[worst] <= _WORTH * sum(best.values()):
+        return ""
+    there, here = _s(best.get(worst, 0.0)), _s(mine.get(worst, 0.0))
+    return f": {_SAID.get(worst, worst)} {here}, not {there}"
+
+
+def short(error: str) -> str:
+    """Shorten a refusal to the part that does not name a candidate."""
+    text = error.partition(": ")[2] or error
+    return text.split(".")[0][:100]
 
 
 def _s(seconds: float) -> str:

@@ -1,10 +1,11 @@
 """The fully sharded strategies, and sharded weights or optimizer state for any strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.sharded_weights import Gather
-from parallax.rules import Rules
+from parallax.rules import LOGICAL_AXES, Rules
 from parallax.strategy import Strategy
 
 
@@ -81,6 +82,28 @@ def shard_optimizer(strategy: Strategy, axes: str | Sequence[str]) -> Strategy:
     further = tuple(a for a in _axes(axes) if a not in held)
     rules = strategy.rules.replace(optimizer={"embed": (*held, *further)} if further else ())
     return strategy.replace(rules=rules)
+
+
+def cut_axis(strategy: Strategy, axis: str, inside: int) -> Strategy:
+    """Return a strategy with a mesh axis cut in two: `replica`, and `inside` devices of each.
+
+    Args:
+      strategy: any strategy without an axis `replica`.
+      axis: a mesh axis that splits the batch.
+      inside: devices that keep the axis's name; a divisor of its size.
+    """
+    sizes: list[tuple[str, int]] = []
+    for name, n in strategy.mesh.axes:
+        sizes += [("replica", n // inside), (axis, inside)] if name == axis else [(name, n)]
+    rules, table = strategy.rules, strategy.rules.table()
+
+    def cut(axes: Iterable[str]) -> tuple[str, ...]:
+        return tuple(a for one in axes for a in (("replica", one) if one == axis else (one,)))
+
+    changed: dict[str, Any] = {n: cut(table[n]) for n in LOGICAL_AXES if axis in table[n]}
+    decoding = rules.table("decode")
+    changed["decode"] = {n: cut(decoding[n]) for n in table if decoding[n] != table[n]}
+    return strategy.replace(mesh=MeshSpec(sizes), rules=rules.replace(**changed))
 
 
 def _axes(axes: str | Sequence[str]) -> tuple[str, ...]:

@@ -236,10 +236,6 @@ class Training(TransformerStep):
     def sharded(self) -> ShardedTransformer:
         return self.program.sharded
 
-    @property
-    def unmodelled(self) -> str:
-        return "there is no analytical model of a training step's time. Compile it and predict that"
-
     def with_microbatches(self, microbatches: int) -> Self:
         sharded = _in_microbatches(self.sharded, microbatches)
         return type(self)(replace(self.program, sharded=sharded))
