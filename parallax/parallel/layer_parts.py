@@ -117,7 +117,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The GPipe pipeline: contiguous layers over `axis`; microbatches pass from stage to stage.
+    """The pipeline: contiguous layers over `axis`; microbatches pass from stage to stage.
 
     Tokens are embedded inside the tick. A handoff sends each device's share of the width
     (`lookup`), and the receiving stage uses the same all-gather for it as for embeddings. The last
@@ -130,11 +130,11 @@ class Pipeline:
       handoff: "lockstep" takes M + S - 1 ticks and waits for each handoff; "overlapped" sends the
         result of one tick during the next tick's layers, and takes M + 2 (S - 1) ticks; "auto"
         overlaps if that adds at most a quarter, M >= 4 (S - 1). If the layers have collectives of
-        their own, XLA waits for the transfer all the same.
+        their own, XLA waits for the transfer all the same. Of forward passes alone.
       schedule: the order of forward and backward passes in a training step, see
         `schedules.make_schedule`; forward passes alone run as GPipe's.
-      virtual_stages: contiguous groups of layers that each stage has while training, with the
-        interleaved schedule.
+      virtual_stages: chunks of layers of each stage, with the interleaved schedule; chunk c of
+        stage s is the group c S + s of the layers. Not for decoding.
       layers: layers of each stage, in order; None distributes them evenly. Stages run in lock-step,
         so a shorter one also executes layers of zeros, which change nothing.
 

@@ -91,7 +91,8 @@ class PassShape:
         self.ticks = layers.ticks(microbatches, stages)
         self.run_as(Runs(*(self.ticks,) * len(Runs._fields)))
         groups = self.strategy.layer_groups(self.config.num_layers)
-        self.layers = max(groups)
+        self.chunks = layers.virtual_stages
+        self.layers = max(groups) // self.chunks  # that run at once
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful
         self.item = self.config.item_bytes
         self.wide = 8 if self.config.dtype == "float64" else 4  # of softmaxes and losses
@@ -132,13 +133,13 @@ class PassShape:
         """Add one collective per tick (and layer); passes after the first recompute."""
         if not axes or not passes:
             return
-        times = self.layers if per_layer else 1
+        times, chunks = (self.layers, self.chunks) if per_layer else (1, 1)
         axes = tuple(axis for axis in self.split.mesh_axes if axis in axes)
         size = self.devices(axes)
         runs = self.ticks + (passes - 1) * self.runs.backward
         self.transfers.append(
             transfer(role, what, kind, axes, size, payload_bytes, runs * times,
-                     self.useful * times)
+                     self.useful * times * chunks)
         )  # fmt: skip
 
     def stack(self, remat: Remat | None = None) -> None:
@@ -205,7 +206,7 @@ class PassShape:
             moved += getattr(split.experts, closed_form)(
                 self.expert_shape, split.mesh_axes, calls, self.platform
             )
-        once = 0 if closed_form == "recompute_transfers" else self.useful / self.ticks
+        once = 0 if closed_form == "recompute_transfers" else self.useful * self.chunks / self.ticks
         for t in moved:
             self.transfers.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
 

@@ -125,7 +125,7 @@ def _routers(shape: PassShape) -> None:
     """Add the sums of routers' choices, and of the load-balancing loss."""
     config, tokens = shape.config, shape.over("act_batch", "act_seq")
     alike = tuple(a for a in shape.over("mlp", "expert") if a not in tokens)
-    choices = shape.layers * config.num_experts * 4
+    choices = shape.layers * shape.chunks * config.num_experts * 4
     what = "how often experts are chosen"
     if shape.workload.microbatches > 1:
         shape.once("balance_loss", what, "all-reduce", (*tokens, *alike), choices)
