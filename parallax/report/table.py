@@ -15,6 +15,7 @@ from parallax.report.fact_rows import fact_rows
 from parallax.report.facts import Row
 from parallax.report.grid import grid_table
 from parallax.report.ledger_rows import ledger_rows
+from parallax.report.schedule_picture import is_small, schedule_text, schedule_title
 from parallax.report.sections import sections
 from parallax.report.sentences import (
     assumption_lines,
@@ -57,6 +58,7 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
         if result.compilation is not None and result.compilation.collectives:
             yield Text()
             yield _ledger(result.name, result.compilation)
+    yield from _list("Pipeline schedules (derived)", _schedules(report.results))
     yield from _list("Notes (compiled)", notes(report.results))
     yield from _paper(report)
     yield from _sections(report)
@@ -64,6 +66,15 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
     yield from _list("Not run", left_out)
     yield Text()
     yield _verdict(report)
+
+
+def _schedules(results: tuple[StrategyResult, ...]) -> Iterator[str]:
+    """Yield each pipeline's schedule, drawn where it is small."""
+    for result in results:
+        schedule = result.training and result.training.schedule
+        if schedule is not None:
+            show = schedule_text if is_small(schedule) else schedule_title
+            yield f"{result.name}: {show(schedule)}"
 
 
 def _sections(report: Comparison) -> Iterator[RenderableType]:
