@@ -8,6 +8,8 @@ Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on
 
 import sys
 
+from communication_forms import forms_table
+
 from parallax.bounds import Transfer
 from parallax.commands.resolve import fit_microbatches
 from parallax.hlo.rows import dtype_rows
@@ -155,7 +157,7 @@ def compiled_rows(found: Compilation) -> str:
 
 def compile_sections(*, on_progress) -> list[str]:
     """Compile all programs and return the parts of the page; runs in a child."""
-    parts = [_HEAD]
+    parts = [_HEAD, forms_table()]
     for title, config, strategy, workload, phase, remat in programs():
         on_progress(title)
         found = compile_program(config, strategy, workload, cluster(CLUSTER), phase, remat,

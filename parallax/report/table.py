@@ -133,8 +133,8 @@ def _legend(phase: str) -> Text:
     lines = ["Tags: " + "; ".join(f"{tag}: {meaning}" for tag, meaning in TAGS.items()) + "."]
     lines.append(
         f"Bytes and FLOPs are of one device in {words.PHASES[phase]}; between: FLOPs of GEMMs that "
-        "the program schedules between a transfer's start and its done, which does not say that "
-        "they hide it."
+        "the program schedules between a transfer's start and its done, counted once for each "
+        "transfer under way; that does not say that they hide it."
     )
     return Text("\n".join(lines), style="dim")
 
@@ -142,13 +142,14 @@ def _legend(phase: str) -> Text:
 def _ledger(name: str, compilation: Compilation) -> Table:
     title = Text(f"Ledger of {name} on {compilation.mesh}")
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-                  pad_edge=False, padding=(0, 1), show_edge=False)  # fmt: skip
-    table.add_column("collective", min_width=19, overflow="fold")
+                  pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)  # fmt: skip
+    # Its purposes are long: without a width it would take the room of the last column.
+    table.add_column("collective", width=19, overflow="fold")
     table.add_column("axes", overflow="fold")
     heads = (("times", "compiled"), ("per device", "compiled"), ("minimum", "derived"),
              ("ratio", "compiled"), ("async", "compiled"), ("between", "compiled"))  # fmt: skip
     for head, tag in heads:
-        table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", overflow="fold")
+        table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", no_wrap=head != "async")
     for row in ledger_rows(compilation):
         minimum = "-" if row.minimum_bytes is None else words.in_bytes(row.minimum_bytes)
         share = "-" if row.ratio is None else words.ratio(row.ratio)

@@ -54,7 +54,8 @@ TRAINED: tuple[Fact, ...] = (
      _of(lambda t: words.axes_name(t.optimizer) if t.optimizer else "not sharded")),
     ("pipeline schedule", "derived", _of(_schedule)),
     ("peak in flight", "derived", _of(_in_flight)),
-    ("handoffs each way", "derived", _of(lambda t: t.schedule and f"{t.schedule.handoffs:,}")),
+    ("handoffs each way", "derived",
+     _of(lambda t: f"{t.schedule.handoffs:,}" if t.schedule else None)),
     ("rematerialisation", "derived", _of(lambda t: t.remat)),
     ("microbatches", "derived", _of(lambda t: f"{t.microbatches:,}")),
 )  # fmt: skip

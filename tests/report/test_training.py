@@ -16,10 +16,8 @@ from tests.report.test_to_dict import SCHEMA, bare_numbers
 
 KNOB = "by closed form it fits with --remat=layer (34 GB), or --microbatches=32 (21 GB)"
 FSDP = TrainingFacts(("data", "seq"), "layer", ("data", "seq"), "attention", 4, None, 2e9, 4e9, 3e9)
-PIPELINED = TrainingFacts(
-    (), "layer", ("data",), "layer", 8, make_schedule("interleaved", 2, 8, 2), 1e9, 2e9, 1e9, KNOB
-)
-IN_FLIGHT = make_schedule("interleaved", 2, 8, 2).peak_in_flight
+SCHEDULE = make_schedule("interleaved", 2, 8, 2)
+PIPELINED = TrainingFacts((), "layer", ("data",), "layer", 8, SCHEDULE, 1e9, 2e9, 1e9, KNOB)
 
 
 def trained(first=FSDP, second=PIPELINED):
@@ -53,7 +51,10 @@ def test_the_table_has_the_choices_and_the_known_memory():
     assert row(text, "optimizer sharded") == "optimizer sharded over derived data x seq data"
     wanted = "pipeline schedule derived - interleaved, 2 x 2 stages"
     assert row(text, "pipeline schedule") == wanted
-    assert row(text, "peak in flight") == f"peak in flight derived - {IN_FLIGHT} chunks of layers"
+    assert (
+        row(text, "peak in flight")
+        == f"peak in flight derived - {SCHEDULE.peak_in_flight} chunks of layers"
+    )
     assert row(text, "rematerialisation") == "rematerialisation derived attention layer"
     assert row(text, "microbatches") == "microbatches derived 4 8"
     assert (
@@ -93,7 +94,7 @@ def test_the_data_has_it_with_units_and_tags():
         "tag": "compiled",
     }
     assert second["schedule"]["name"] == "interleaved"
-    assert second["schedule"]["bubble"]["value"] == PIPELINED.schedule.bubble
+    assert second["schedule"]["bubble"]["value"] == SCHEDULE.bubble
     assert second["knob"] == KNOB
 
 
