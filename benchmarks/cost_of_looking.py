@@ -13,10 +13,9 @@ import platform
 import sys
 import time
 
-from parallax.commands.compare import versions
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling import compile_for
-from parallax.lenses.environment import compile_environment
+from parallax.lenses.environment import compile_environment, versions
 from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.programs.communication import forward_transfers

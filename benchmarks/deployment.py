@@ -18,9 +18,8 @@ import platform
 import sys
 from pathlib import Path
 
-from parallax.commands.compare import versions
 from parallax.lenses.child import run_in_child
-from parallax.lenses.environment import cpu_environment
+from parallax.lenses.environment import cpu_environment, versions
 
 CASES = {"17 devices, one spare": (17, 1), "16 devices, no spare": (16, 0)}
 

@@ -16,9 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from parallax.commands.compare import versions
 from parallax.lenses.child import run_in_child
-from parallax.lenses.environment import cpu_environment
+from parallax.lenses.environment import cpu_environment, versions
 from parallax.models.config import ModelConfig
 
 STRATEGIES = {

@@ -79,8 +79,9 @@ def _counted(name: ScheduleName, stages: int, microbatches: int, chunks: int) ->
     slowest: dict[ActionKind, int] = dict.fromkeys(schedule.kinds, 0)
     runs: dict[ActionKind, int] = dict.fromkeys(schedule.kinds, 0)
     for row in schedule.rows:
-        kinds = {action.kind for action in row if action is not None}
+        here = {action.kind for action in row if action is not None}
+        kinds: list[ActionKind] = [kind for kind in schedule.kinds if kind in here]
         for kind in kinds:
             runs[kind] += 1
-        slowest[next(kind for kind in reversed(schedule.kinds) if kind in kinds)] += 1
+        slowest[kinds[-1]] += 1
     return Ticks(slowest, runs, schedule.bubble, schedule.peak_in_flight, chunks)

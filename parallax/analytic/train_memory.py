@@ -20,7 +20,6 @@ from parallax.programs.pass_shape import PassShape
 from parallax.programs.sharded_model import ShardedTransformer
 
 _WIDE = 4
-_MOMENTS = 2  # of AdamW
 _NORMS = 2  # of a layer
 _NORM_KEEPS = 3  # a norm's input, the normalised rows and their scale's operand, in float32
 # Logits of a piece of tokens at a time, and how many arrays of that size the loss holds.
@@ -97,6 +96,7 @@ def train_memory(
     remat: Remat = "layer",
     *,
     param_bytes: int = 4,
+    state_bytes: int = 8,
     elements: Elements | None = None,
 ) -> TrainMemory:
     """Estimate the bytes per device of a training step.
@@ -104,10 +104,15 @@ def train_memory(
     Args:
       sharded: the model under a strategy, with the workload.
       remat: what the backward pass of each layer recomputes.
-      param_bytes: bytes per parameter, gradient and moment.
+      param_bytes: bytes per parameter, and per gradient.
+      state_bytes: bytes of optimizer state per parameter: two moments of AdamW in float32.
       elements: `elements_of` the same model and strategy, where it is known.
     """
-    return next(train_memories(sharded, [remat], param_bytes=param_bytes, elements=elements))
+    return next(
+        train_memories(
+            sharded, [remat], param_bytes=param_bytes, state_bytes=state_bytes, elements=elements
+        )
+    )
 
 
 def train_memories(
@@ -115,6 +120,7 @@ def train_memories(
     remats: Iterable[Remat],
     *,
     param_bytes: int = 4,
+    state_bytes: int = 8,
     elements: Elements | None = None,
 ) -> Iterator[TrainMemory]:
     """Yield the `train_memory` of several choices of what is recomputed."""
@@ -134,7 +140,7 @@ def train_memories(
     for remat in remats:
         yield TrainMemory(
             parameters=held * param_bytes,
-            optimizer=_MOMENTS * n.state * param_bytes,
+            optimizer=n.state * state_bytes,
             gradients=new + (summed if several else 0.0),
             gathered=gathered,
             activations=sizes.in_flight(remat),

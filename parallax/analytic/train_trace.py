@@ -67,7 +67,7 @@ class TrainTrace(Trace):
         """The transfers beside those of the forward pass, with their executions at their pace."""
         ticks, layers = self.walk.ticks, self.walk.layers
         each = {"layer": ticks * layers, "microbatch": ticks, "step": 1}
-        forward = {_key(x.transfer): x.times for x in self.transfers}
+        forward = {_key(x.transfer): float(x.times) for x in self.transfers}
         found = []
         for t in self.step.of_shard_map():
             if t.count and t.wire_bytes:
@@ -113,7 +113,8 @@ class TrainTrace(Trace):
 
     def bodies(self) -> dict[str, tuple[Step, ...]]:
         """Return the bodies of the loops that `repeated` returns."""
-        return {_named(t): (send,) for t, send, _ in self._others} | {"nothing": ()}
+        sent: dict[str, tuple[Step, ...]] = {_named(t): (send,) for t, send, _ in self._others}
+        return sent | {"nothing": ()}
 
 
 def _named(t: Transfer) -> str:

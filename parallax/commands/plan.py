@@ -138,7 +138,7 @@ def _for_training(
     request: PlanRequest,
     config: ModelConfig,
     cluster: Cluster,
-    rates: Rates,
+    rates: Rates | None,
     on_progress: Callable[[str], None],
 ) -> TrainPlanReport:
     assert request.seq_len is not None

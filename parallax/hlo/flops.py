@@ -123,13 +123,22 @@ def instruction_flops(
         return _loop_flops(module, computation, instruction, sum(inside, Flops()), trips)
     names = [name for group in calls.values() for name in group]
     inside = [computation_flops(module, name, scope, trips) for name in names]
-    if opcode == "conditional" and (known := sides(module, instruction, trips)) is not None:
+    if opcode == "conditional":
+        return _branch_flops(module, instruction, inside, trips)
+    return sum(inside, Flops())
+
+
+def _branch_flops(
+    module: Module, instruction: Instruction, inside: list[Flops], trips: Trips | None
+) -> Flops:
+    """Count the FLOPs of a conditional of whose sides one execution has `inside`."""
+    if (known := sides(module, instruction, trips)) is not None:
         each = zip(known, inside, strict=True)
         return sum((f.share(side.taken.executions) for side, f in each), Flops())
-    if opcode == "conditional":
-        return Flops(min(f.low for f in inside), max(f.high for f in inside),
-                     max(f.gemms for f in inside), sum(inside, Flops()).open)  # fmt: skip
-    return sum(inside, Flops())
+    return Flops(
+        min(f.low for f in inside), max(f.high for f in inside), max(f.gemms for f in inside),
+        sum(inside, Flops()).open,
+    )  # fmt: skip
 
 
 def _loop_flops(

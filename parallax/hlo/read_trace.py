@@ -100,11 +100,7 @@ class _Reader:
             return self.loop(computation, i)
         calls = i.calls()
         if opcode == "conditional":
-            names = [n for group in calls.values() for n in group]
-            for name in names:
-                self.read(name)
-            known = sides(self.module, i, self.trips)
-            return [Choice(i.name, tuple(names), tuple(s.taken for s in known or ()))]
+            return [self.choice(i)]
         if opcode == "call":
             name = calls["to_apply"][0]
             self.read(name)
@@ -125,6 +121,13 @@ class _Reader:
         if (inside := self.collective_inside(i)) is not None:
             return [*self.sent(inside)]
         return [self.kernel(computation, i)]
+
+    def choice(self, i: Instruction) -> Choice:
+        names = tuple(n for group in i.calls().values() for n in group)
+        for name in names:
+            self.read(name)
+        known = sides(self.module, i, self.trips)
+        return Choice(i.name, names, tuple(side.taken for side in known or ()))
 
     def loop(self, computation: Computation, i: Instruction) -> list[Step]:
         calls = i.calls()

@@ -117,4 +117,5 @@ def accumulate(
     shapes = jax.eval_shape(lambda x: one(jax.tree.map(lambda a: a[0], x))[:2], pieces)
     zeros = jax.tree.map(functools.partial(typed_as, 0.0), shapes)
     (terms, grads), beside = lax.scan(add, zeros, pieces)
-    return Gradients(*terms, grads, beside)
+    loss, penalty = terms
+    return Gradients(loss, penalty, grads, beside)

@@ -85,9 +85,9 @@ class PlanRequest(Request):
         """Return what the phase makes irrelevant, and the limit of a prefill alone."""
         if self.phase == "train":
             return dict.fromkeys(_OF_SERVING, "the phase is train, which serves no prompts")
-        unused = {}
+        unused: dict[str, str] = {}
         if self.phase == "serve":
-            unused = dict.fromkeys(_OF_TRAINING, "the phase is serve, which trains on nothing")
+            unused |= dict.fromkeys(_OF_TRAINING, "the phase is serve, which trains on nothing")
         if self.output_len == 1:
             unused["max_tpot_s"] = (
                 "output_len is 1, a prefill alone, which has no time per output token"
@@ -100,5 +100,12 @@ class PlanRequest(Request):
         return COMPILED[self.phase] if self.compile_top is None else self.compile_top
 
 
-_OF_SERVING = ("prompt_len", "output_len", "max_tpot_s", "compressions", "compression", "regimes")
-_OF_TRAINING = ("seq_len", "max_memory")
+_OF_SERVING: tuple[str, ...] = (
+    "prompt_len",
+    "output_len",
+    "max_tpot_s",
+    "compressions",
+    "compression",
+    "regimes",
+)
+_OF_TRAINING: tuple[str, ...] = ("seq_len", "max_memory")

@@ -31,6 +31,8 @@ from parallax.workload import Workload
 
 # Strategies are left out if a lower bound of their score is over so many times the best.
 _WORTH = 1.2
+# How many times the best are compiled, the next ones if no program of the first ones fits.
+_TRIES = 3
 Progress = Callable[[str], None]
 
 
@@ -63,13 +65,17 @@ def rank_training(
         raise ValueError(_none_splits(request, cluster, refused))
     ranked.sort(key=lambda c: _key(request, c))
     seconds = {"ranking": time.perf_counter() - start}
-    top = [c for c in ranked[:compile_top] if c.fits]
-    if top:
-        start = time.perf_counter()
-        again = list(_compiled(request, top, cluster, rates, usable, on_progress))
+    start = time.perf_counter()
+    again: list[TrainCandidate] = []
+    for _ in range(_TRIES):
+        top = [c for c in ranked[len(again) :][:compile_top] if c.fits]
+        again += _compiled(request, top, cluster, rates, usable, on_progress) if top else ()
+        if not top or any(c.fits for c in again):
+            break
+    if again:
         seconds["compiling"] = time.perf_counter() - start
         # Compiled candidates come before the others: the two kinds of times are never compared.
-        ranked = sorted(again, key=lambda c: _key(request, c)) + ranked[len(top) :]
+        ranked = sorted(again, key=lambda c: _key(request, c)) + ranked[len(again) :]
         ranked.sort(key=lambda c: not c.fits)
     first = ranked[0]
     ranked = [replace(c, why=why_not_train(request, usable, c, first)) for c in ranked]
@@ -151,7 +157,7 @@ def _candidate(choices: LayoutChoices, choice: Choice) -> TrainCandidate:
 
 
 def _timing(
-    request: TrainSearchRequest, cluster: Cluster, useful_flops: float, step_s: Figure,
+    request: TrainSearchRequest, cluster: Cluster, useful_flops: float | None, step_s: Figure,
     energy: float, memory: Figure, terms, unvalidated: str,
 ) -> TrainTiming:  # fmt: skip
     tokens = request.batch * request.seq_len
@@ -162,7 +168,7 @@ def _timing(
     )  # fmt: skip
     return TrainTiming(
         step_s, rate, Figure(energy / tokens, "J", "modelled"),
-        Figure(useful_flops / (step_s.value * peak), "1", "modelled"), memory, dict(terms),
+        Figure((useful_flops or 0.0) / (step_s.value * peak), "1", "modelled"), memory, dict(terms),
         unvalidated,
     )  # fmt: skip
 
@@ -183,8 +189,8 @@ def _compiled(
         compile_training, request.model, cases, cluster,
         environment=compile_environment(), on_progress=on_progress,
     )  # fmt: skip
-    for candidate, (strategy, workload, remat), program in zip(top, cases, programs, strict=True):
-        step = make_step(request.model, strategy, workload, "train", remat)
+    for candidate, (strategy, workload, _), program in zip(top, cases, programs, strict=True):
+        step = make_step(request.model, strategy, workload, "train", candidate.remat)
         found = predict(program, cluster, request.model.dtype, rates)
         memory = program.memory.total_bytes
         timing = _timing(

@@ -1,5 +1,6 @@
 """The fully sharded strategies, and sharded weights or optimizer state for any strategy."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -80,8 +81,8 @@ def shard_optimizer(strategy: Strategy, axes: str | Sequence[str]) -> Strategy:
     """
     held = strategy.rules.table()["embed"]
     further = tuple(a for a in _axes(axes) if a not in held)
-    rules = strategy.rules.replace(optimizer={"embed": (*held, *further)} if further else ())
-    return strategy.replace(rules=rules)
+    optimizer = {"embed": (*held, *further)} if further else {}
+    return strategy.replace(rules=dataclasses.replace(strategy.rules, optimizer=optimizer))
 
 
 def cut_axis(strategy: Strategy, axis: str, inside: int) -> Strategy:

@@ -80,10 +80,10 @@ def test_a_role_without_a_place_is_named(monkeypatch):
 
 def test_a_new_role_has_to_be_placed(monkeypatch):
     step = prefill("data_parallel")
-    role: Any = "weight_gather"
+    role: Any = "moon_gather"
     gathered = Transfer(role, "weights of a layer", "all-gather", ("data",), 64e6, 64, 64e6)
     monkeypatch.setattr(Prefill, "of_shard_map", lambda step: (gathered,))
-    with pytest.raises(AssertionError, match=r"weight_gather \('weights of a layer' over data\)"):
+    with pytest.raises(AssertionError, match=r"moon_gather \('weights of a layer' over data\)"):
         estimate(step, WHERE)
     monkeypatch.setattr(places, "PLACES", {**places.PLACES, role: "before_attention"})
     assert estimate(step, WHERE).cost.link_bytes == 64e6

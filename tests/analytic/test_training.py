@@ -1,6 +1,7 @@
 """The analytical model of a training step, held against compiled programs that were recorded."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from parallax.cost import rates_of
 from parallax.lenses.environment import missing_compiler
 from parallax.meshes.cluster import cluster
 from parallax.models.config import ModelConfig
+from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.schedules import SCHEDULES, make_schedule
 from parallax.program import Program
 from parallax.programs.sharded_model import ShardedTransformer
@@ -39,15 +41,14 @@ EXPERTS = MODEL.replace(
 )
 
 
-def scheduled(name, virtual=1):
-    strategy = layerwise(4)
-    layers = replace(strategy.layers, schedule=name, virtual_stages=virtual)
-    return strategy.replace(layers=layers)
+def scheduled(name, virtual=1, stages=4):
+    layers = Pipeline("stage", schedule=name, virtual_stages=virtual)
+    return layerwise(stages).replace(layers=layers)
 
 
 # (model, strategy, batch, tokens, microbatches, remat) -> GB that its compiled program needs, and
 # milliseconds that the cost model gives it: CUDA programs for H100s by jax 0.12, "mosaic" kernels.
-RECORD = {
+RECORD: dict[str, Any] = {
     "data, none": (MODEL, data_parallel(8), 8, 4096, 1, "none", 16.83, 53.5),
     "data, attention": (MODEL, data_parallel(8), 16, 4096, 2, "attention", 14.42, 91.5),
     "data, layer": (MODEL, data_parallel(8), 32, 4096, 4, "layer", 13.13, 181.8),
@@ -164,8 +165,7 @@ def test_ticks_of_many_microbatches_are_those_of_the_table(name, stages, microba
     virtual = 2 if name == "interleaved" else 1
     if virtual > 1 and microbatches % stages:
         pytest.skip("interleaved schedules take whole turns")
-    layers = replace(layerwise(stages).layers, schedule=name, virtual_stages=virtual)
-    ticks = ticks_of(layerwise(stages).replace(layers=layers), microbatches)
+    ticks = ticks_of(scheduled(name, virtual, stages), microbatches)
     table = make_schedule(name, stages, microbatches, virtual)
     assert ticks is not None
     assert sum(ticks.slowest.values()) == table.ticks

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 import parallax as px
-from parallax.commands import compare as comparing
-from parallax.commands import lens_tasks, resolve
+from parallax.commands import comparing, lens_tasks, resolve
 from parallax.commands.compare import compare
+from parallax.commands.resolve import resolve as resolve_request
 from parallax.cost import rates_of
 from parallax.lenses.text import DEFAULT_TEXT
 from parallax.requests.compare import CompareRequest
@@ -36,13 +36,13 @@ def plan(monkeypatch):
     def stop(*_, **__):
         raise StopHereError
 
-    real = comparing.resolve
+    real = resolve_request
 
     def keep(request):
         caught.append(real(request))
         return caught[0]
 
-    monkeypatch.setattr(comparing, "resolve", keep)
+    monkeypatch.setattr("parallax.commands.compare.resolve", keep)
     monkeypatch.setattr(comparing, "ThreadPoolExecutor", stop)
 
     def run(*args, **kwargs):

@@ -1,7 +1,7 @@
 """Closed forms equal the traced program's collectives: forward, and a training step."""
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +166,8 @@ def test_a_parameter_of_an_unknown_place_is_named():
 @pytest.mark.parametrize("name", ["pipeline x fsdp", "pipeline x ring", "tensor_pipeline"])
 def test_every_schedule_has_its_closed_form(name, schedule, remat):
     config, strategy = CASES[name]
-    pipeline, stages = strategy.layers, strategy.split().count("layers")
+    pipeline: Any = strategy.layers
+    stages = strategy.split().count("layers")
     chunks = 2 if schedule == "interleaved" else 1
     config = config.replace(num_layers=2 * chunks * stages)
     strategy = dataclasses.replace(

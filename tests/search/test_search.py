@@ -9,6 +9,7 @@ from parallax.commands.plan import plan
 from parallax.lenses.environment import missing_compiler
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
+from parallax.report.search_page import SearchReport
 from parallax.search.candidates import candidates
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
@@ -235,6 +236,7 @@ def test_a_thousand_devices_are_ranked():
 
 def test_prompts_that_are_filled_up_say_so():
     report = plan(MODEL, batch=10, prompt_len=1000, output_len=4, compile_top=0)
+    assert isinstance(report, SearchReport)
     filled = [c for c in report.search.ranked if c.runs != (10, 1000)]
     assert filled
     assert all(c.runs[0] >= 10 and c.runs[1] >= 1000 for c in filled)
@@ -245,6 +247,7 @@ def test_compression_is_a_dimension_of_the_search():
     small = PAPERS["compressed_layerwise"].config.small(head_dim=64)
     report = plan(small, batch=16, prompt_len=512, output_len=8, compile_top=0,
                   compression=["none", "int8", "int8,int8+2:4"])  # fmt: skip
+    assert isinstance(report, SearchReport)
     ranked = report.search.ranked
     kinds = {c.compression for c in ranked}
     assert kinds == {None, ("int8", "int8"), ("int8", "int8+2:4")}

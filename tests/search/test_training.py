@@ -13,6 +13,7 @@ from parallax.experiments.flags import read_flags
 from parallax.experiments.plan import Flags
 from parallax.meshes.cluster import cluster
 from parallax.models.config import ModelConfig
+from parallax.parallel.layer_parts import Pipeline
 from parallax.programs.steps import make_step
 from parallax.report.train_plan_page import TrainPlanReport
 from parallax.search.train_choices import REMATS, doubling
@@ -77,11 +78,12 @@ def test_a_cut_axis_is_one_everywhere():
 
 
 def test_stages_try_every_schedule_that_can_run():
-    names = [s.layers.schedule for s in schedules(layerwise(4), 8, 8)]
-    assert set(names) == {"gpipe", "1f1b", "interleaved", "zb-h1", "1f1b-lockstep"}
-    fewer = [s.layers.schedule for s in schedules(layerwise(4), 8, 6)]
-    assert "interleaved" not in fewer
-    assert "interleaved" not in [s.layers.schedule for s in schedules(layerwise(4), 6, 8)]
+    def names(layers, microbatches):
+        found = (s.layers for s in schedules(layerwise(4), layers, microbatches))
+        return {part.schedule for part in found if isinstance(part, Pipeline)}
+
+    assert names(8, 8) == {"gpipe", "1f1b", "interleaved", "zb-h1", "1f1b-lockstep"}
+    assert names(8, 6) == names(6, 8) == names(8, 8) - {"interleaved"}
     assert list(schedules(data_parallel(4), 8, 8)) == [data_parallel(4)]
 
 
@@ -137,9 +139,9 @@ def test_less_memory_recomputes_or_shards_more(found):
     assert held.winner.timing.memory_bytes.value <= limit
     assert held.winner.timing.step_s.value >= first.timing.step_s.value
     assert any("does not fit" in c.why and "GB usable" in c.why for c in held.ranked)
-    told = [c for c in held.ranked if c.fits and c.kept_bytes is not None]
+    told = [c.kept_bytes[1] for c in held.ranked if c.fits and c.kept_bytes is not None]
     assert told
-    assert all(c.kept_bytes[1] > limit for c in told)
+    assert min(told) > limit
 
 
 def test_nothing_fits_is_said_with_how_much_is_missing():
