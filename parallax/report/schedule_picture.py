@@ -18,7 +18,7 @@ _ROW = 0.3
 _MOST_NUMBERED = 60
 _MOST_COLUMNS, _MOST_LINES, _WIDEST = 26, 8, 96
 # Of a longer table, the first and the last ticks are drawn, this many ticks apart.
-_MOST_DRAWN, _GAP = 160, 6
+_MOST_DRAWN, _GAP = 120, 5
 
 
 def schedule_title(schedule: ScheduleTable) -> str:
@@ -67,15 +67,16 @@ def schedule_svg(schedule: ScheduleTable, name: str = "schedule") -> str:
       name: a name unique in the page.
     """
     stages, drawn = schedule.stages, _drawn(len(schedule.rows))
+    actions = [
+        (x, stage, action)
+        for x, tick in drawn
+        for stage, action in enumerate(schedule.rows[tick])
+        if action is not None
+    ]
     figure, (ax,) = new_figure(_WIDTH, 0.75 + _ROW * stages)
     for kind, letter in _LETTERS.items():
         for chunk in range(schedule.virtual_stages):
-            spans = [
-                (x, stage)
-                for x, tick in drawn
-                for stage, action in enumerate(schedule.rows[tick])
-                if action is not None and (action.kind, action.chunk) == (kind, chunk)
-            ]
+            spans = [(x, s) for x, s, a in actions if (a.kind, a.chunk) == (kind, chunk)]
             for stage in sorted({stage for _, stage in spans}):
                 ax.broken_barh(
                     [(x + 0.04, 0.92) for x, s in spans if s == stage], (stage - 0.42, 0.84),
@@ -84,11 +85,9 @@ def schedule_svg(schedule: ScheduleTable, name: str = "schedule") -> str:
                     label=f"{kind} ({letter})" if (stage, chunk) == (0, 0) else None,
                 )  # fmt: skip
     if len(drawn) <= _MOST_NUMBERED:
-        for x, tick in drawn:
-            for stage, action in enumerate(schedule.rows[tick]):
-                if action is not None:
-                    ax.text(x + 0.5, stage, str(action.microbatch), ha="center", va="center",
-                            color=INK, fontsize=FONT_SIZE - 3)  # fmt: skip
+        for x, stage, action in actions:
+            ax.text(x + 0.5, stage, str(action.microbatch), ha="center", va="center",
+                    color=INK, fontsize=FONT_SIZE - 3)  # fmt: skip
     ax.set_xlim(0, drawn[-1][0] + 1)
     ax.set_ylim(stages - 0.5, -0.5)
     ax.set_yticks(range(stages), [f"stage {stage}" for stage in range(stages)])

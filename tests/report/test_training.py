@@ -126,8 +126,8 @@ def test_a_text_that_a_terminal_would_wrap_is_not_small():
 def test_of_a_long_table_both_ends_are_drawn():
     long = make_schedule("1f1b", 16, 256)
     section = schedule_section(long, "long", "mine")
-    assert f"of {long.ticks:,} ticks the first and last 80 are drawn" in section
+    assert f"of {long.ticks:,} ticks the first and last 60 are drawn" in section
     assert section.startswith("<figure><figcaption>mine: 1f1b: 16 stages")
     assert len(section) < 400_000
-    assert f">{long.ticks - 80:,}<" in schedule_svg(long)
+    assert f">{long.ticks - 60:,}<" in schedule_svg(long)
     assert "are drawn" not in schedule_section(make_schedule("1f1b", 4, 16))
