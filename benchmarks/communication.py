@@ -8,6 +8,8 @@ Hardware: any machine with the `aot` extra; no GPU. Result: one page; minutes on
 
 import sys
 
+from communication_forms import forms_table
+
 from parallax.bounds import Transfer
 from parallax.commands.resolve import fit_microbatches
 from parallax.hlo.rows import dtype_rows
@@ -20,17 +22,27 @@ from parallax.programs.steps import make_step
 from parallax.report import words
 from parallax.results.lens_results import Compilation
 from parallax.strategies import build
+from parallax.strategies.training_options import AUTO, TrainingOptions
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 CLUSTER = "h100_2x8"
-# Training steps: paper, strategy, batch, microbatches; each layer is recomputed on its own.
+_FSDP, _PIPELINE = ("ring_sp", "fsdp", 1024, 64), ("ring_sp", "tensor_pipeline", 1024, 128)
+# Training steps: paper, strategy, batch, microbatches; each layer is recomputed on its own. The
+# strategy may have further options.
 TRAINED = (
     ("two_level", "tensor_pipeline", 1024, 128),
     ("two_level", "two_level", 1024, 128),
     ("ring_sp", "ring_sequence", 1024, 128),
     ("ring_sp", "double_ring", 1024, 128),
     ("ring_sp", "data_parallel", 1024, 64),
+    ("ring_sp", "data_parallel", 1024, 64, TrainingOptions(shard_optimizer=(AUTO,))),
+    _FSDP,
+    (*_FSDP, TrainingOptions(gather="step")),
+    ("ring_sp", "hsdp", 1024, 64),
+    (*_PIPELINE, TrainingOptions(schedule="1f1b")),
+    (*_PIPELINE, TrainingOptions(schedule="zb-h1")),
+    ("cross_node_ep", "expert_parallel", 1024, 64),
     ("cache_layerwise", "layerwise", 256, 256),
 )
 # Decoding steps: paper, strategy; one token of each of DECODED_BATCH sequences after the paper's
@@ -52,6 +64,11 @@ device over a whole pass or step, by ring algorithms; of permutes, a device that
 forms are derived, programs compiled for two nodes of eight H100 and read. "Least" leaves out what
 bubbles, padding, buffers and recomputation add. Routing of experts is uniform: bytes of ragged
 exchanges follow from it.
+
+Training steps recompute each layer (`--remat=layer`). Sharded weights are gathered by each layer,
+forward and again backward, or with `--gather=step` all of them once; looked-up rows of tables
+travel and tables do not. What is sharded, when and by which schedule: "Training" in
+[design.md](../design.md#training).
 """
 
 
@@ -63,16 +80,28 @@ def programs():
             strategy = build(name, devices=target.devices, node_size=target.gpus_per_node)
             workload = fit_microbatches(strategy, paper.workload, False)
             yield f"{paper.name}: {name}", paper.config, strategy, workload, "prefill", "none"
-        for of, name, batch, microbatches in TRAINED:
+        for of, name, batch, microbatches, *options in TRAINED:
             if of == paper.name:
                 workload = Workload(batch, paper.workload.seq_len, microbatches)
-                title = f"{paper.name}: {name}, training step"
-                yield title, paper.config, build(name), workload, "train", "layer"
+                strategy = (options or [TrainingOptions()])[0].apply(build(name))
+                title = f"{paper.name}: {name}, training step{_said(*options)}"
+                yield title, paper.config, strategy, workload, "train", "layer"
         for of, name in DECODED:
             if of == paper.name:
                 workload = Workload(DECODED_BATCH, paper.workload.seq_len)
                 title = f"{paper.name}: {name}, decoding step"
                 yield title, paper.config, build(name), workload, "decode", "none"
+
+
+def _said(options: TrainingOptions | None = None) -> str:
+    """Return the options of a training step as they are asked for, in a title."""
+    given = {} if options is None else vars(options)
+    said = (
+        f"--{name}={value if isinstance(value, str) else ','.join(value)}"
+        for name, value in given.items()
+        if value is not None
+    )
+    return "".join(f" with `{one}`" for one in said)
 
 
 def section(title, config, strategy: Strategy, workload: Workload, phase, remat) -> str:
@@ -127,7 +156,7 @@ def compiled_rows(found: Compilation) -> str:
 
 def compile_sections(*, on_progress) -> list[str]:
     """Compile all programs and return the parts of the page; runs in a child."""
-    parts = [_HEAD]
+    parts = [_HEAD, forms_table()]
     for title, config, strategy, workload, phase, remat in programs():
         on_progress(title)
         found = compile_program(config, strategy, workload, cluster(CLUSTER), phase, remat,

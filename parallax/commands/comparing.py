@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from parallax.report import Report
 from parallax.report.recorded import recorded_sections
 from parallax.results.lens_results import Compilation, StrategyResult
 from parallax.results.sweep_results import Sweep
+from parallax.search.fitting import fitting_knob, training_facts
 from parallax.strategy import Strategy
 
 
@@ -72,6 +73,8 @@ class _Run:
     def report(self, seconds: float) -> Report:
         """Return the report, once all lenses have run."""
         comparison, skipped = self.comparison, self.skipped
+        if comparison.request.phase == "train" and comparison.sweep is None:
+            _add_training(comparison, self.values)
         strategies = {strategy.name: strategy for strategy, _ in comparison.cases}
         results = tuple(
             _result(name, strategies.get(name), self.refused[name], skipped, self.values[name])
@@ -93,6 +96,18 @@ class _Run:
             findings=findings(paper, config, workload, cluster, results, budget),
             recorded=recorded_sections(paper.name) if paper else (),
         )
+
+
+def _add_training(comparison: ResolvedComparison, values: dict[str, dict[str, Any]]) -> None:
+    """Add how each strategy trains, and for one that does not fit what would make it fit."""
+    config, remat = comparison.config, comparison.request.remat
+    for strategy, workload in comparison.cases:
+        facts, found = training_facts(config, strategy, workload, remat), values[strategy.name]
+        compiled: Compilation | None = found.get("compilation")
+        if compiled is not None and not compiled.memory.fits:
+            knob = fitting_knob(config, strategy, workload, remat, comparison.cluster)
+            facts = replace(facts, knob=knob)
+        found["training"] = facts
 
 
 def _result(

@@ -1,6 +1,6 @@
 """A Transformer under a strategy, as functions of whole arrays around one `shard_map`.
 
-`jax.shard_map` over all mesh axes wraps the whole model and `jax.grad` goes outside of it, so the
+`jax.shard_map` over all mesh axes wraps the whole model, and in training its gradients too, so the
 collectives in the jaxpr are those of the compiled program.
 """
 

@@ -41,12 +41,15 @@ def _per_token(link: str) -> Callable[[Compilation], Cell | None]:
     return cell
 
 
-FIT = (
+MEMORY = (
     ("fits on a device", "compiled", _fits),
     ("memory per device", "compiled", lambda c: Cell(words.in_bytes(c.memory.total_bytes))),
     ("share of usable", "compiled",
      lambda c: Cell(words.percent(c.memory.total_bytes / c.memory.usable_bytes))),
     ("of which parameters", "compiled", lambda c: Cell(words.in_bytes(c.memory.parameter_bytes))),
+)  # fmt: skip
+
+ROOM = (
     ("replication factor", "derived",
      lambda c: Cell(words.times(c.evenness.replication)) if c.evenness else None),
     ("usable memory", "assumed", _usable),

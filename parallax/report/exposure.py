@@ -17,7 +17,8 @@ class Exposure:
       overlapped_bytes, overlapped_count: async, with matrix products between start and done.
       idle_bytes, idle_count: async, with no matrix product between.
       sync_bytes, sync_count: synchronous; the program waits.
-      flops_between: FLOPs per device between starts and dones, over all executions.
+      flops_between: FLOPs per device between starts and dones, over all executions; a product
+        beside several transfers counts for each.
     """
 
     overlapped_bytes: float

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 from parallax.papers.paper import Paper
 from parallax.report import words
-from parallax.report.compiled_facts import EXPOSED, FIT, MOVE
+from parallax.report.compiled_facts import EXPOSED, MEMORY, MOVE, ROOM
 from parallax.report.facts import Cell, Row, yes_or_no
 from parallax.report.speed_facts import EXPOSED_TIME, SPEED
+from parallax.report.training_rows import TRAIN_MEMORY, TRAINED
 from parallax.results.lens_results import (
     Compilation,
     RouterFacts,
@@ -21,7 +22,10 @@ def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple
     rows = [
         *_refused_rows(results),
         *_exact_rows(results),
-        *_rows("Fits?", results, _compiled, FIT),
+        *_rows("How trained?", results, _itself, TRAINED),
+        *_rows("Fits?", results, _compiled, MEMORY),
+        *_rows("Fits?", results, _itself, TRAIN_MEMORY),
+        *_rows("Fits?", results, _compiled, ROOM),
         *_rows("Moves?", results, _compiled, MOVE),
         *_rows("Exposed?", results, _compiled, EXPOSED),
         *_rows("Exposed?", results, _itself, EXPOSED_TIME),

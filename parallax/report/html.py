@@ -12,6 +12,7 @@ from parallax.report.fact_rows import fact_rows
 from parallax.report.grid import grid_html
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
+from parallax.report.schedule_picture import schedule_section
 from parallax.report.sections import sections
 from parallax.report.sentences import (
     describe_measurement,
@@ -74,6 +75,7 @@ def _context(report: Comparison) -> dict[str, Any]:
         "memory_plot": memory_plot(results),
         "bytes_plot": bytes_plot(results),
         "timelines": _timelines(report),
+        "schedules": _schedules(report),
         "facts": fact_rows(results, paper),
         "ledgers": [(r.name, r.compilation, ledger_rows(r.compilation))
                     for r in results if r.compilation],
@@ -100,3 +102,11 @@ def _timelines(report: Comparison) -> list[tuple[str, str, str]]:
             caption += f"; the {MOST_EVENTS} longest are drawn"
         timelines.append((result.name, timeline_plot(result.compilation, f"timeline{i}"), caption))
     return timelines
+
+
+def _schedules(report: Comparison) -> list[str]:
+    return [
+        schedule_section(result.training.schedule, f"schedule{i}", result.name)
+        for i, result in enumerate(report.results)
+        if result.training is not None and result.training.schedule is not None
+    ]

@@ -5,11 +5,10 @@ One row per stage, one column per tick: F is a forward, B a backward, W gradient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
-from typing import Protocol
 
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.results.training_facts import Action, ScheduleTable
 
 _LETTERS = {"forward": "F", "backward": "B", "weights": "W"}
 _COLOURS = dict(zip(_LETTERS, (SERIES[2], SERIES[1], SERIES[3]), strict=True))
@@ -17,48 +16,9 @@ _WIDTH = 7.2
 _ROW = 0.3
 # More ticks than these leave no room for the numbers of microbatches, or for the text.
 _MOST_NUMBERED = 60
-_MOST_COLUMNS = 26
-
-
-class Action(Protocol):
-    """One stage's work in one tick."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def microbatch(self) -> int: ...
-
-    @property
-    def chunk(self) -> int: ...
-
-
-class ScheduleTable(Protocol):
-    """A schedule as `parallel.schedules.Schedule` has it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def stages(self) -> int: ...
-
-    @property
-    def microbatches(self) -> int: ...
-
-    @property
-    def virtual_stages(self) -> int: ...
-
-    @property
-    def rows(self) -> Sequence[Sequence[Action | None]]: ...
-
-    @property
-    def bubble(self) -> float: ...
-
-    @property
-    def peak_in_flight(self) -> int: ...
-
-    @property
-    def handoffs(self) -> int: ...
+_MOST_COLUMNS, _MOST_LINES, _WIDEST = 26, 8, 96
+# Of a longer table, the first and the last ticks are drawn, this many ticks apart.
+_MOST_DRAWN, _GAP = 120, 5
 
 
 def schedule_title(schedule: ScheduleTable) -> str:
@@ -100,36 +60,40 @@ def _cell(schedule: ScheduleTable, action: Action | None) -> str:
 def schedule_svg(schedule: ScheduleTable, name: str = "schedule") -> str:
     """Return a schedule as an inline <svg>, one stage per row; later chunks are paler.
 
+    Of a long table the first and the last ticks are drawn, with a gap between them.
+
     Args:
       schedule: the table.
       name: a name unique in the page.
     """
-    stages, ticks = schedule.stages, len(schedule.rows)
+    stages, drawn = schedule.stages, _drawn(len(schedule.rows))
+    actions = [
+        (x, stage, action)
+        for x, tick in drawn
+        for stage, action in enumerate(schedule.rows[tick])
+        if action is not None
+    ]
     figure, (ax,) = new_figure(_WIDTH, 0.75 + _ROW * stages)
     for kind, letter in _LETTERS.items():
         for chunk in range(schedule.virtual_stages):
-            spans = [
-                (tick, stage)
-                for tick, row in enumerate(schedule.rows)
-                for stage, action in enumerate(row)
-                if action is not None and (action.kind, action.chunk) == (kind, chunk)
-            ]
+            spans = [(x, s) for x, s, a in actions if (a.kind, a.chunk) == (kind, chunk)]
             for stage in sorted({stage for _, stage in spans}):
                 ax.broken_barh(
-                    [(tick + 0.04, 0.92) for tick, s in spans if s == stage], (stage - 0.42, 0.84),
+                    [(x + 0.04, 0.92) for x, s in spans if s == stage], (stage - 0.42, 0.84),
                     facecolors=_COLOURS[kind], edgecolors="none",
                     alpha=1.0 - 0.5 * chunk / schedule.virtual_stages,
                     label=f"{kind} ({letter})" if (stage, chunk) == (0, 0) else None,
                 )  # fmt: skip
-    if ticks <= _MOST_NUMBERED:
-        for tick, row in enumerate(schedule.rows):
-            for stage, action in enumerate(row):
-                if action is not None:
-                    ax.text(tick + 0.5, stage, str(action.microbatch), ha="center", va="center",
-                            color=INK, fontsize=FONT_SIZE - 3)  # fmt: skip
-    ax.set_xlim(0, ticks)
+    if len(drawn) <= _MOST_NUMBERED:
+        for x, stage, action in actions:
+            ax.text(x + 0.5, stage, str(action.microbatch), ha="center", va="center",
+                    color=INK, fontsize=FONT_SIZE - 3)  # fmt: skip
+    ax.set_xlim(0, drawn[-1][0] + 1)
     ax.set_ylim(stages - 0.5, -0.5)
     ax.set_yticks(range(stages), [f"stage {stage}" for stage in range(stages)])
+    if len(drawn) < len(schedule.rows):
+        marked = [drawn[i] for i in range(0, len(drawn), 10)]
+        ax.set_xticks([x for x, _ in marked], [f"{tick:,}" for _, tick in marked])
     ax.grid(axis="x", color=GRID, linewidth=0.6)
     ax.set_xlabel("tick", color=MUTED, fontsize=FONT_SIZE)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), ncols=3, frameon=False,
@@ -138,7 +102,32 @@ def schedule_svg(schedule: ScheduleTable, name: str = "schedule") -> str:
     return to_svg(figure, name, f"Pipeline schedule {schedule_title(schedule)}")
 
 
-def schedule_section(schedule: ScheduleTable, name: str = "schedule") -> str:
-    """Return a schedule's figure with its title as HTML, for a report's page."""
-    caption = f"<figcaption>{escape(schedule_title(schedule))}</figcaption>"
+def _drawn(ticks: int) -> list[tuple[int, int]]:
+    """Return the place on the axis and the number of each tick that is drawn."""
+    if ticks <= _MOST_DRAWN:
+        return [(tick, tick) for tick in range(ticks)]
+    end = _MOST_DRAWN // 2
+    first, last = range(end), range(ticks - end, ticks)
+    return [*enumerate(first), *((end + _GAP + i, tick) for i, tick in enumerate(last))]
+
+
+def schedule_section(schedule: ScheduleTable, name: str = "schedule", of: str = "") -> str:
+    """Return a schedule's figure with its title as HTML, for a report's page.
+
+    Args:
+      schedule, name: as for `schedule_svg`.
+      of: whose schedule it is; "" says nothing.
+    """
+    ticks = len(schedule.rows)
+    cut = f"; of {ticks:,} ticks the first and last {_MOST_DRAWN // 2} are drawn"
+    title = (f"{of}: " if of else "") + schedule_title(schedule)
+    title += cut if ticks > _MOST_DRAWN else ""
+    caption = f"<figcaption>{escape(title)}</figcaption>"
     return f"<figure>{caption}{schedule_svg(schedule, name)}</figure>"
+
+
+def is_small(schedule: ScheduleTable) -> bool:
+    """Return whether a terminal has room for a schedule's text."""
+    if len(schedule.rows) > _MOST_COLUMNS or schedule.stages > _MOST_LINES:
+        return False
+    return max(map(len, schedule_text(schedule).splitlines()[1:])) <= _WIDEST

@@ -29,6 +29,7 @@ from parallax.results.lens_results import (
     Verification,
 )
 from parallax.results.sweep_results import PointFigures, Sweep, SweepPoint
+from parallax.results.training_facts import TrainingFacts
 
 type Json = dict[str, Any]
 type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
@@ -149,8 +150,41 @@ def _result(result: StrategyResult) -> Json:
         "compile": result.compilation and _compilation(result.compilation),
         "predict": result.prediction and _prediction(result.prediction),
         "measure": result.measurement and _measurement(result.measurement),
+        "training": result.training and _training(result.training, result.compilation),
         "skipped": result.skipped,
         "refused": result.refused,
+    }
+
+
+def _training(t: TrainingFacts, compilation: Compilation | None) -> Json:
+    """Return how a strategy trains, with the parts of its memory."""
+    parts = {"parameters": t.parameter_bytes, "optimizer": t.optimizer_bytes}
+    memory = {
+        name: number(size, "B", "derived")
+        for name, size in (parts | {"gradients": t.gradient_bytes}).items()
+    }
+    if compilation is not None:
+        rest = t.rest_of(compilation.memory.total_bytes)
+        memory["rest"] = number(rest, "B", "compiled")
+    s = t.schedule
+    return {
+        "weights": list(t.weights),
+        "gather": t.gather,
+        "optimizer": list(t.optimizer),
+        "remat": t.remat,
+        "microbatches": number(t.microbatches, "1", "derived"),
+        "schedule": s
+        and {
+            "name": s.name,
+            "stages": number(s.stages, "1", "derived"),
+            "virtual_stages": number(s.virtual_stages, "1", "derived"),
+            "ticks": number(len(s.rows), "1", "derived"),
+            "bubble": number(s.bubble, "1", "derived"),
+            "peak_in_flight": number(s.peak_in_flight, "1", "derived"),
+            "handoffs": number(s.handoffs, "1", "derived"),
+        },
+        "memory": memory,
+        "knob": t.knob,
     }
 
 

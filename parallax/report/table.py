@@ -15,6 +15,7 @@ from parallax.report.fact_rows import fact_rows
 from parallax.report.facts import Row
 from parallax.report.grid import grid_table
 from parallax.report.ledger_rows import ledger_rows
+from parallax.report.schedule_picture import is_small, schedule_text, schedule_title
 from parallax.report.sections import sections
 from parallax.report.sentences import (
     assumption_lines,
@@ -57,6 +58,7 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
         if result.compilation is not None and result.compilation.collectives:
             yield Text()
             yield _ledger(result.name, result.compilation)
+    yield from _list("Pipeline schedules (derived)", _schedules(report.results))
     yield from _list("Notes (compiled)", notes(report.results))
     yield from _paper(report)
     yield from _sections(report)
@@ -64,6 +66,15 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
     yield from _list("Not run", left_out)
     yield Text()
     yield _verdict(report)
+
+
+def _schedules(results: tuple[StrategyResult, ...]) -> Iterator[str]:
+    """Yield each pipeline's schedule, drawn where it is small."""
+    for result in results:
+        schedule = result.training and result.training.schedule
+        if schedule is not None:
+            show = schedule_text if is_small(schedule) else schedule_title
+            yield f"{result.name}: {show(schedule)}"
 
 
 def _sections(report: Comparison) -> Iterator[RenderableType]:
@@ -122,8 +133,8 @@ def _legend(phase: str) -> Text:
     lines = ["Tags: " + "; ".join(f"{tag}: {meaning}" for tag, meaning in TAGS.items()) + "."]
     lines.append(
         f"Bytes and FLOPs are of one device in {words.PHASES[phase]}; between: FLOPs of GEMMs that "
-        "the program schedules between a transfer's start and its done, which does not say that "
-        "they hide it."
+        "the program schedules between a transfer's start and its done, counted once for each "
+        "transfer under way; that does not say that they hide it."
     )
     return Text("\n".join(lines), style="dim")
 
@@ -131,13 +142,14 @@ def _legend(phase: str) -> Text:
 def _ledger(name: str, compilation: Compilation) -> Table:
     title = Text(f"Ledger of {name} on {compilation.mesh}")
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-                  pad_edge=False, padding=(0, 1), show_edge=False)  # fmt: skip
-    table.add_column("collective", min_width=19, overflow="fold")
+                  pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)  # fmt: skip
+    # Its purposes are long: without a width it would take the room of the last column.
+    table.add_column("collective", width=19, overflow="fold")
     table.add_column("axes", overflow="fold")
     heads = (("times", "compiled"), ("per device", "compiled"), ("minimum", "derived"),
              ("ratio", "compiled"), ("async", "compiled"), ("between", "compiled"))  # fmt: skip
     for head, tag in heads:
-        table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", overflow="fold")
+        table.add_column(f"{head}\n[dim]{tag}[/dim]", justify="right", no_wrap=head != "async")
     for row in ledger_rows(compilation):
         minimum = "-" if row.minimum_bytes is None else words.in_bytes(row.minimum_bytes)
         share = "-" if row.ratio is None else words.ratio(row.ratio)

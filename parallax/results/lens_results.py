@@ -8,6 +8,7 @@ from parallax.bounds import Transfer
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.programs.load_balance import LoadBalance
+from parallax.results.training_facts import TrainingFacts
 from parallax.workload import Workload
 
 Tag = Literal["claimed", "assumed", "derived", "compiled", "modelled", "measured"]
@@ -337,7 +338,8 @@ class StrategyResult:
     """The results of all lenses for one strategy; None where a lens did not run.
 
     `skipped` maps a lens to the reason it did not run, where the strategy is not to blame;
-    `refused` maps a lens to the reason this strategy cannot run it.
+    `refused` maps a lens to the reason this strategy cannot run it. `training` says how it trains;
+    None in other phases.
     """
 
     strategy: dict
@@ -348,6 +350,7 @@ class StrategyResult:
     measurement: Measurement | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    training: TrainingFacts | None = None
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from parallax.bounds import Transfer
 from parallax.report.fact_rows import fact_rows
 from parallax.report.ledger_rows import ledger_rows
 from parallax.results.lens_results import TAGS
@@ -64,6 +65,28 @@ def test_a_wide_ledger_is_not_cut():
     )
     text = printed(examples.report(results=(result,)))
     for piece in ("223,456", "head_group", "head_slice", "123,456", "1.23 EFLOP", "2.00 PB"):
+        assert piece in text
+
+
+def test_a_ledger_with_long_purposes_is_not_cut():
+    """Of a training step: many purposes in one row, and axes in two words."""
+    rows = tuple(
+        examples.collective("all-reduce", ("stage", "tensor"), 8.06e9 / n, n, is_async=True,
+                            gemms_between=1, flops_between=4.27e12)
+        for n in (62, 65)
+    )  # fmt: skip
+    told = ("maximum and sum of the softmax", "label's logit", "gradient into the head")
+    transfers = tuple(
+        Transfer("loss", what, "all-reduce", ("stage", "tensor"), 1e9, 1, 1e9) for what in told
+    )
+    result = examples.ring_result(
+        compilation=examples.compilation(
+            collectives=(*rows, replace(rows[0], count=2, is_async=False, flops_between=0.0)),
+            transfers=transfers,
+        )
+    )
+    text = printed(examples.report(results=(result,)))
+    for piece in ("between", "127 of 129", "542 TFLOP"):
         assert piece in text
 
 

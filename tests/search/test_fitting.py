@@ -1,0 +1,74 @@
+"""What a report says of a training step by closed form, and what would make it fit."""
+
+from dataclasses import replace
+
+import pytest
+
+import parallax as px
+from parallax.analytic.train_memory import train_memory
+from parallax.meshes.cluster import cluster
+from parallax.programs.sharded_model import ShardedTransformer
+from parallax.search.fitting import fitting_knob, training_facts
+from parallax.workload import Workload
+
+H100 = cluster("h100_2x8")
+CONFIG = px.ModelConfig(
+    name="8b", num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, head_dim=128,
+    d_ff=14336, vocab_size=128256, mlp="gated", norm="rmsnorm", positions="rope",
+    dtype="bfloat16",
+)  # fmt: skip
+WORKLOAD = Workload(64, 8192, 1)
+REPLICATED = px.strategies.data_parallel(16)
+PIPELINE = px.strategies.tensor_pipeline(8, 2)
+
+
+def gigabytes(strategy, workload=WORKLOAD):
+    return train_memory(ShardedTransformer(CONFIG, strategy, workload), "layer").total / 1e9
+
+
+def test_facts_are_those_of_the_strategy():
+    facts = training_facts(CONFIG, px.strategies.hsdp(2, 8), WORKLOAD, "attention")
+    assert (facts.weights, facts.gather, facts.optimizer) == (("data",), "layer", ("data",))
+    assert (facts.remat, facts.microbatches, facts.schedule) == ("attention", 1, None)
+    assert facts.parameter_bytes == pytest.approx(4 * CONFIG.num_params / 8, rel=1e-3)
+    assert facts.optimizer_bytes == 2 * facts.parameter_bytes
+    zero = training_facts(
+        CONFIG, px.strategies.shard_optimizer(REPLICATED, "data"), WORKLOAD, "layer"
+    )
+    assert (zero.weights, zero.optimizer) == ((), ("data",))
+    assert zero.optimizer_bytes == pytest.approx(2 * zero.parameter_bytes / 16, rel=1e-2)
+
+
+def test_a_pipeline_has_its_schedule():
+    facts = training_facts(CONFIG, PIPELINE, replace(WORKLOAD, microbatches=8), "layer")
+    assert facts.schedule is not None
+    assert (facts.schedule.name, facts.schedule.stages) == ("gpipe", 2)
+    assert facts.schedule.peak_in_flight == 8
+
+
+def test_each_change_that_is_enough_is_named_with_its_memory():
+    said = fitting_knob(CONFIG, px.strategies.fsdp(16), WORKLOAD, "none", H100)
+    least = gigabytes(px.strategies.fsdp(16))
+    assert said.startswith(f"by closed form it fits with --remat=layer ({least:.3g} GB)")
+
+
+def test_the_fewest_microbatches_that_fit_are_named():
+    said = fitting_knob(CONFIG, PIPELINE, WORKLOAD, "layer", H100)
+    fits = replace(WORKLOAD, microbatches=4)
+    assert f"--microbatches=4 ({gigabytes(PIPELINE, fits):.3g} GB)" in said
+    assert gigabytes(PIPELINE, replace(WORKLOAD, microbatches=2)) > H100.usable_bytes / 1e9
+
+
+def test_several_changes_are_named_where_one_is_not_enough():
+    said = fitting_knob(CONFIG, REPLICATED, WORKLOAD, "none", H100)
+    sharded = px.strategies.shard_weights(REPLICATED, "data")
+    assert "it fits with --remat=layer --shard_weights=auto" in said
+    assert f"({gigabytes(sharded):.3g} GB)" in said
+
+
+def test_what_helps_most_is_named_where_nothing_fits():
+    one = cluster("h100_1x1")
+    said = fitting_knob(CONFIG, px.strategies.data_parallel(1), Workload(1, 8192), "none", one)
+    assert said.startswith("by closed form it still does not fit with --remat=layer (")
+    said = fitting_knob(CONFIG, px.strategies.data_parallel(1), Workload(1, 8192), "layer", one)
+    assert said == "by closed form no change to the strategy needs less memory"
