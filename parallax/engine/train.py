@@ -184,11 +184,13 @@ def run_training(
                 f"{workdir}: {first} steps are done, {steps} are asked for. Use more steps, or "
                 "another workdir."
             )
+        on_progress("compiling the training step")
+        compiled, compile_s = _compile(setup, state)
         _write_run(request, setup, optimizer)
         is_ours = isinstance(optimizer, OptimizerSettings)
         schedule = optimizer.schedule(steps) if is_ours else None
         with Metrics(workdir, first) as metrics:
-            loop = _Loop(setup.step, setup.mesh, schedule, setup.workload, metrics, on_step)
+            loop = _Loop(compiled, schedule, setup.workload, metrics, on_step)
 
             def save(done: int, state: TrainState) -> None:
                 meta = {"position": setup.position, "iterator": setup.batches.position}
@@ -196,13 +198,11 @@ def run_training(
                 checkpoints.save(done, setup.step, state, meta)
                 on_progress(f"step {done}: saving")
 
-            on_progress("compiling the training step")
-            loop.compile(state)
             last = _run(
                 loop, state, setup.batches, first, steps, request.save_every, save, should_stop
             )
     return TrainingRun(
-        workdir, first, last, tuple(loop.losses), loop.seconds, loop.compile_s, last == steps
+        workdir, first, last, tuple(loop.losses), loop.seconds, compile_s, last == steps
     )
 
 
@@ -233,7 +233,9 @@ class _SetUp:
 def _set_up(request: TrainRequest, optimizer: Optimizer) -> _SetUp:
     config, folder = resolve_model(request.model, dtype=request.dtype, small=request.small)
     strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
-    strategy = request.training_options().apply(strategy)
+    options = request.training_options()
+    strategy = options.apply(strategy)
+    options.check([strategy])
     own = getattr(strategy.layers, "microbatches", None)
     workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
     sharded = ShardedTransformer(config, strategy, workload)
@@ -267,31 +269,31 @@ def _run(loop, state, batches, first, steps, save_every, save, should_stop) -> i
     return saved
 
 
+def _compile(setup: _SetUp, state: TrainState) -> tuple[Any, float]:
+    """Return the compiled training step, and the seconds that it took."""
+    start = time.perf_counter()
+    tokens = setup.sharded.abstract_inputs(setup.mesh)[0]
+    options: Any = setup.sharded.strategy.compiler_options
+    if setup.mesh.devices.flat[0].platform == "cpu":
+        options = None  # the compiler options are for GPUs
+    jitted = jax.jit(
+        setup.step.whole_step(setup.mesh), donate_argnums=0,
+        out_shardings=(setup.step.shardings(setup.mesh), None),
+    )  # fmt: skip
+    compiled = jitted.lower(state, tokens).compile(options)
+    return compiled, time.perf_counter() - start
+
+
 class _Loop:
     """A loop that reads metrics one step later, so that devices do not wait for the host."""
 
-    def __init__(self, step: TrainStep, mesh, schedule, workload: Workload, metrics, on_step):
-        self.train, self.mesh, self.schedule, self.metrics = step, mesh, schedule, metrics
+    def __init__(self, compiled: Any, schedule, workload: Workload, metrics, on_step):
+        self.schedule, self.metrics = schedule, metrics
         self.tokens, self.on_step = workload.tokens, on_step
         self.losses: list[float] = []
-        self.seconds, self.compile_s = 0.0, 0.0
+        self.seconds = 0.0
         self._pending: tuple[int, Any] | None = None
-        self._last = 0.0
-        self._compiled: Any = None
-
-    def compile(self, state: TrainState) -> None:
-        start = time.perf_counter()
-        tokens = self.train.sharded.abstract_inputs(self.mesh)[0]
-        options: Any = self.train.sharded.strategy.compiler_options
-        if self.mesh.devices.flat[0].platform == "cpu":
-            options = None  # the compiler options are for GPUs
-        jitted = jax.jit(
-            self.train.whole_step(self.mesh), donate_argnums=0,
-            out_shardings=(self.train.shardings(self.mesh), None),
-        )  # fmt: skip
-        self._compiled = jitted.lower(state, tokens).compile(options)
-        self.compile_s = time.perf_counter() - start
-        self._last = time.perf_counter()
+        self._compiled, self._last = compiled, time.perf_counter()
 
     def step(self, state: TrainState, tokens: jax.Array, done: int) -> TrainState:
         state, figures = self._compiled(state, tokens)

@@ -9,7 +9,7 @@ from parallax.cost import Rates
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.parallel.layer_parts import ScheduleName
-from parallax.parallel.remat import Remat
+from parallax.parallel.remat import REPLACED_REMAT, Remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.requests import shared
 from parallax.requests.option import Request, option
@@ -160,8 +160,8 @@ class CompareRequest(Request):
         if data.get("remat") == "microbatch":  # until gradients were accumulated
             if data.get("phase") == "train":
                 raise ValueError(
-                    f"{context}: remat 'microbatch' of 'request' is no more: a training step keeps "
-                    "one microbatch at a time. Give the flags anew, with --remat=layer."
+                    f"{context}: remat 'microbatch' of 'request': {REPLACED_REMAT['microbatch']}. "
+                    "Give the flags anew."
                 )
             del data["remat"]
         return cls(**data)

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from parallax.models.config import DType
 from parallax.parallel.layer_parts import ScheduleName
-from parallax.parallel.remat import Remat
+from parallax.parallel.remat import REPLACED_REMAT, Remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.requests.option import option
 
@@ -85,7 +85,7 @@ def remat(more: str = "") -> Any:
         "products (attention), or all but attention's result, from the layer's input (layer: least "
         f"memory, one more forward pass).{more}"
     )
-    return option("layer", words, "choice", choices=get_args(Remat))
+    return option("layer", words, "choice", choices=get_args(Remat), replaced=REPLACED_REMAT)
 
 
 def shard_weights() -> Any:

@@ -45,6 +45,39 @@ class TrainingOptions:
             strategy = strategy.replace(gather=self.gather)
         return self._scheduled(strategy)
 
+    def check(self, strategies: Sequence[Strategy]) -> None:
+        """Raise ValueError for an option that none of the strategies, with these options, can take.
+
+        Args:
+          strategies: results of `apply`.
+        """
+        if not strategies:
+            return
+        names = ", ".join(f"{s.name} (mesh {s.mesh})" for s in strategies)
+        shards = {
+            "shard_weights": any(s.shards_weights for s in strategies),
+            "shard_optimizer": any(s.rules.table("optimizer")["embed"] for s in strategies),
+        }
+        for option, is_taken in shards.items():
+            if getattr(self, option) is not None and not is_taken:
+                raise ValueError(
+                    f"{option} {','.join(getattr(self, option))}: nothing is sharded, as no mesh "
+                    f"axis of {names} splits the tokens. Use a strategy that splits them, alone or "
+                    "in a hybrid (data_parallel, ring_sequence), or leave it out."
+                )
+        if self.gather is not None and not shards["shard_weights"]:
+            raise ValueError(
+                f"gather {self.gather}: no weights are sharded by {names}. Shard them "
+                "(shard_weights=auto, or strategy fsdp), or leave it out."
+            )
+        staged = any(s.split().count("layers") > 1 for s in strategies)
+        for option in ("schedule", "virtual_stages"):
+            if getattr(self, option) is not None and not staged:
+                raise ValueError(
+                    f"{option} {getattr(self, option)}: no pipeline stages are in {names}. Use a "
+                    "strategy that has some, such as tensor_pipeline or layerwise, or leave it out."
+                )
+
     def _scheduled(self, strategy: Strategy) -> Strategy:
         layers = strategy.layers
         pipeline = layers.inner if isinstance(layers, CacheTiled) else layers
@@ -52,6 +85,12 @@ class TrainingOptions:
             return strategy
         schedule = self.schedule or pipeline.schedule
         virtual = self.virtual_stages or (2 if schedule == "interleaved" else 1)
+        if virtual > 1 and schedule != "interleaved":
+            raise ValueError(
+                f"Strategy '{strategy.name}': virtual_stages={virtual} are for "
+                f"schedule=interleaved; the schedule is {schedule}. Add schedule=interleaved, or "
+                "leave virtual_stages out."
+            )
         pipeline = replace(pipeline, schedule=schedule, virtual_stages=virtual)
         if isinstance(layers, CacheTiled):
             return strategy.replace(layers=replace(layers, inner=pipeline))
@@ -64,10 +103,16 @@ def _axes(asked: Sequence[str], strategy: Strategy, flag: str) -> tuple[str, ...
     useful = tuple(axis for axis in sizes if axis in tokens and sizes[axis] > 1)
     if tuple(asked) == (AUTO,):
         return useful
+    where = f"Strategy '{strategy.name}': {flag}={','.join(asked)}"
+    if not asked:
+        raise ValueError(f"{where}: the list is empty. Name mesh axes, or {AUTO}, or leave it out.")
+    if len(set(asked)) < len(asked) or AUTO in asked:
+        raise ValueError(f"{where}: expected {AUTO} alone, or mesh axes, each of them once.")
     if unknown := [axis for axis in asked if axis not in tokens]:
-        raise ValueError(
-            f"Strategy '{strategy.name}': {flag}={','.join(asked)}: mesh axis '{unknown[0]}' does "
-            f"not split its tokens; {', '.join(useful) or 'none'} of mesh {strategy.mesh} do. Use "
-            f"these, or {AUTO}."
-        )
+        others = (
+            f"{', '.join(useful)} of mesh {strategy.mesh} can be used, or {AUTO}" if useful else
+            f"no other of mesh {strategy.mesh} does. Combine it with a strategy whose axes split "
+            "them, such as data_parallel, or leave it out"
+        )  # fmt: skip
+        raise ValueError(f"{where}: mesh axis '{unknown[0]}' does not split its tokens; {others}.")
     return tuple(asked)
