@@ -75,9 +75,9 @@ def train(
     seq_len: int = 256,
     microbatches: int | None = None,
     remat: Remat = "layer",
-    shard_weights: Sequence[str] | None = None,
+    shard_weights: str | Sequence[str] | None = None,
     gather: Gather | None = None,
-    shard_optimizer: Sequence[str] | None = None,
+    shard_optimizer: str | Sequence[str] | None = None,
     schedule: ScheduleName | None = None,
     virtual_stages: int | None = None,
     optimizer: Optimizer | None = None,
@@ -104,8 +104,8 @@ def train(
       microbatches: gradient accumulation: pieces of a device's share of the batch, run one after
         another; None takes the strategy's own number, else 1.
       remat: what the backward pass recomputes: "none", "attention" or "layer".
-      shard_weights: mesh axes over which weights are sharded, among those that split the tokens;
-        ("auto",) is all of these.
+      shard_weights: mesh axes over which weights are sharded, among those that split the tokens, as
+        a list or joined by commas; "auto" is all of these.
       gather: when sharded weights are gathered: "layer" or "step".
       shard_optimizer: mesh axes over which the optimizer's state is sharded too (ZeRO-1).
       schedule, virtual_stages: the order of passes in a pipeline; see `Pipeline`.
@@ -174,7 +174,8 @@ def run_training(
     should_stop: Callable[[], bool],
 ) -> TrainingRun:
     """Train what a request asks for, as `train` does."""
-    _check_positive(request)
+    request.check()
+    _check_optimizer(optimizer)
     setup = _set_up(request, optimizer)
     workdir, steps = Path(request.workdir), request.steps
     with Checkpoints(workdir, request.keep) as checkpoints:
@@ -386,8 +387,9 @@ def _recorded(optimizer: Optimizer) -> Any:
     return {"repr": re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))}
 
 
-def _check_positive(request: TrainRequest) -> None:
-    for name in ("steps", "batch", "seq_len", "save_every", "keep"):
-        value = getattr(request, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if not (hasattr(optimizer, "init") or isinstance(optimizer, OptimizerSettings)):
+        raise ValueError(
+            f"optimizer: expected settings or an optax transformation, got {optimizer!r}. Use "
+            "px.Adamw(learning_rate), px.Lion(...), px.Muon(...) or such as optax.adamw(3e-4)."
+        )

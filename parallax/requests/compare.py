@@ -73,9 +73,11 @@ class CompareRequest(Request):
         choices=("prefill", "decode", "train"),
     )
     remat: Remat = shared.remat(" Only with --phase=train.")
-    shard_weights: Sequence[str] | None = shared.shard_weights()
+    shard_weights: str | Sequence[str] | None = shared.shard_weights()
     gather: Gather | None = shared.gather()
-    shard_optimizer: Sequence[str] | None = shared.shard_optimizer(" Only with --phase=train.")
+    shard_optimizer: str | Sequence[str] | None = shared.shard_optimizer(
+        " Only with --phase=train."
+    )
     schedule: ScheduleName | None = shared.schedule(" Only with --phase=train.")
     virtual_stages: int | None = shared.virtual_stages(" Only with --phase=train.")
     text: str | None = shared.text("verify and measure")
@@ -132,8 +134,9 @@ class CompareRequest(Request):
             found["compression"] = ",".join(self.compression)
         if self.rates is not None:
             found["rates"] = self.rates.name if isinstance(self.rates, Rates) else str(self.rates)
+        options = self.training_options()
         for name in ("shard_weights", "shard_optimizer"):
-            value = getattr(self, name)
+            value = getattr(options, name)
             found[name] = None if value is None else list(value)
         found["mesh"] = None if self.mesh is None else str(self.mesh)
         found["lenses"] = None if self.lenses is None else list(self.lenses)

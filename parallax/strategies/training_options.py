@@ -16,18 +16,25 @@ class TrainingOptions:
     """Changes to a strategy; None leaves the strategy's own.
 
     Attributes:
-      shard_weights: mesh axes over which weights are sharded; ("auto",) is all that split tokens.
+      shard_weights: mesh axes over which weights are sharded, as a list or joined by commas;
+        "auto" is all that split tokens.
       gather: when sharded weights are gathered.
-      shard_optimizer: mesh axes over which the optimizer's state is sharded; or ("auto",).
+      shard_optimizer: mesh axes over which the optimizer's state is sharded too, or "auto".
       schedule: the order of passes in a pipeline; strategies without stages have none.
       virtual_stages: groups of layers per stage with the interleaved schedule; None is 2.
     """
 
-    shard_weights: Sequence[str] | None = None
+    shard_weights: str | Sequence[str] | None = None
     gather: Gather | None = None
-    shard_optimizer: Sequence[str] | None = None
+    shard_optimizer: str | Sequence[str] | None = None
     schedule: ScheduleName | None = None
     virtual_stages: int | None = None
+
+    def __post_init__(self):
+        for name in ("shard_weights", "shard_optimizer"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, tuple(filter(None, value.split(","))))
 
     def apply(self, strategy: Strategy) -> Strategy:
         """Return the strategy with these options.

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import parallax as px
@@ -142,6 +143,24 @@ def test_runs_that_cannot_go_on_are_refused(exact, data, changes, message):
     with pytest.raises(ValueError, match=message):
         px.train(CONFIG, data, exact.folder, **(RUN | {"steps": 9} | changes))
     assert sorted(p.name for p in (exact.folder / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"microbatches": 0}, "microbatches must be a positive integer, got 0"),
+        ({"param_dtype": "float8"}, "param_dtype must be one of float16, .*; got 'float8'"),
+        ({"remat": "microbatch"}, "remat 'microbatch': it is no more"),
+        ({"optimizer": "lion"}, "expected settings or an optax transformation, got 'lion'"),
+        ({"optimizer": optax.adamw}, "optax transformation, got <function adamw"),
+        ({"gather": "layer"}, "gather layer: no weights are sharded by data_parallel"),
+        ({"shard_weights": "auto"}, "shard_weights auto: nothing is sharded"),
+    ],
+)
+def test_values_that_no_run_takes(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        px.train(CONFIG, data, tmp_path / "run", **(RUN | changes))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

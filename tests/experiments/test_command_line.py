@@ -230,6 +230,13 @@ def shown(capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_is_as_wide_as_a_page_and_keeps_its_lines(name, capsys):
+    status, text = shown(capsys, name, "--help")
+    assert status == 0
+    assert max(map(len, text.out.splitlines())) <= 100
+
+
 def test_usage_help_and_lists(capsys):
     status, text = shown(capsys)
     assert status == 0
@@ -238,7 +245,6 @@ def test_usage_help_and_lists(capsys):
     assert status == 0
     assert "--seq_len=..." in text.out
     assert "Exit status:" in text.out
-    assert max(map(len, text.out.splitlines())) <= 100
     for kind, known in {
         "models": "compressed_layerwise", "strategies": "ring_sequence",
         "clusters": "h100_nvl16", "papers": "cross_node_ep",
@@ -322,7 +328,8 @@ BAD_TRAIN = {
     "optimizer": ([*DATA, "--optimizer=foo"], "value should be one of <adamw|lion|muon>"),
     "moments": ([*DATA, "--moment_dtype=float16"], "one of <float32|bfloat16>"),
     "width": (
-        ["--strategy=fsdp", "--mesh=data=12", "--batch=12"], "(size 12), but 12 does not divide 128",
+        ["--strategy=fsdp", "--mesh=data=12", "--batch=12"],
+        "(size 12), but 12 does not divide 128. Use a multiple of 12",
     ),
     "width of the state": (
         ["--strategy=data_parallel", "--mesh=data=12", "--batch=12", "--shard_optimizer=auto"],

@@ -159,6 +159,13 @@ def test_weight_tiles_gather_once_a_step():
         cache_tiled(fsdp(4), 4, 2)
 
 
+def test_axes_are_a_list_or_joined_by_commas():
+    listed = TrainingOptions(shard_weights=("replica", "data"), shard_optimizer=["auto"])
+    assert TrainingOptions("replica,data", shard_optimizer="auto").apply(hsdp(2, 4)) == (
+        listed.apply(hsdp(2, 4))
+    )
+
+
 def test_auto_is_every_axis_of_tokens():
     strategy = TrainingOptions(shard_weights=("auto",)).apply(hsdp(2, 4))
     assert strategy.rules.table()["embed"] == ("replica", "data")
