@@ -8,6 +8,7 @@ from parallax.meshes.mesh import MESH_AXES, MeshSpec
 from parallax.parallel.attention_parts import AttentionPart, Local
 from parallax.parallel.experts import LocalExperts
 from parallax.parallel.layer_parts import Scan
+from parallax.parallel.sharded_weights import Gather
 from parallax.rules import LOGICAL_AXES, Axes, Phase, Rules
 from parallax.strategy import Strategy
 
@@ -37,7 +38,7 @@ def hybrid(*strategies: Strategy, name: str | None = None) -> Strategy:
             sizes[axis] = size
     attention = _nested([s.attention for s in strategies], context)
     rules = _united([s.rules for s in strategies], attention.seq_axes)
-    gathers = {s.gather for s in strategies if s.shards_weights} or {"layer"}
+    gathers: set[Gather] = {s.gather for s in strategies if s.shards_weights} or {"layer"}
     if len(gathers) > 1:
         raise ValueError(f"{context}: gather is {' and '.join(sorted(gathers))}. Use one.")
     wires = {s.reduce_dtype for s in strategies if s.reduce_dtype is not None}

@@ -1,6 +1,7 @@
 """The fully sharded strategies, and sharded weights or optimizer state for any strategy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.sharded_weights import Gather
@@ -79,8 +80,8 @@ def shard_optimizer(strategy: Strategy, axes: str | Sequence[str]) -> Strategy:
     """
     held = strategy.rules.table()["embed"]
     further = tuple(a for a in _axes(axes) if a not in held)
-    rules = strategy.rules.replace(optimizer={"embed": (*held, *further)} if further else ())
-    return strategy.replace(rules=rules)
+    pairs: Any = {"embed": (*held, *further)} if further else ()
+    return strategy.replace(rules=strategy.rules.replace(optimizer=pairs))
 
 
 def _axes(axes: str | Sequence[str]) -> tuple[str, ...]:
