@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -218,7 +218,8 @@ def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> Non
         run.refuse(strategy.name, ("compile", "predict"), compiled.why)
         return
     if "compile" in one.lenses:
-        values["compilation"] = compiled
+        said = one.request.training_options().notes(strategy)
+        values["compilation"] = replace(compiled, notes=(*compiled.notes, *said))
     if "predict" not in one.lenses:
         return
     try:

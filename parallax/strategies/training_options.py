@@ -10,6 +10,16 @@ from parallax.strategy import Strategy
 
 AUTO = "auto"  # all mesh axes that split the tokens
 
+_TOKENS = "Use one that splits them, alone or in a hybrid (data_parallel, ring_sequence)"
+_STAGES = "Use one that has stages, such as tensor_pipeline or layerwise"
+_ADVICE = {
+    "shard_weights": _TOKENS,
+    "shard_optimizer": _TOKENS,
+    "gather": "Shard them (shard_weights=auto, or strategy fsdp)",
+    "schedule": _STAGES,
+    "virtual_stages": _STAGES,
+}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -53,37 +63,51 @@ class TrainingOptions:
         return self._scheduled(strategy)
 
     def check(self, strategies: Sequence[Strategy]) -> None:
-        """Raise ValueError for an option that none of the strategies, with these options, can take.
+        """Raise ValueError for an option that none of the strategies can take.
 
         Args:
           strategies: results of `apply`.
         """
-        if not strategies:
-            return
+        untaken = [self.untaken(s) for s in strategies]
         names = ", ".join(f"{s.name} (mesh {s.mesh})" for s in strategies)
-        shards = {
-            "shard_weights": any(s.shards_weights for s in strategies),
-            "shard_optimizer": any(s.rules.table("optimizer")["embed"] for s in strategies),
+        for option, why in untaken[0].items() if untaken else ():
+            if all(option in u for u in untaken):
+                raise ValueError(
+                    f"{option} {self._value(option)}: {why} in {names}. {_ADVICE[option]}, or "
+                    "leave it out."
+                )
+
+    def untaken(self, strategy: Strategy) -> dict[str, str]:
+        """Return the given options that change nothing in a strategy, each with the reason.
+
+        Args:
+          strategy: a result of `apply`.
+        """
+        tokens = "nothing is sharded, as no mesh axis splits the tokens"
+        weights, stages = "no weights are sharded", "there are no pipeline stages"
+        able = {
+            "shard_weights": (strategy.shards_weights, tokens),
+            "gather": (strategy.shards_weights, weights),
+            "shard_optimizer": (bool(strategy.rules.table("optimizer")["embed"]), tokens),
+            "schedule": (strategy.split().count("layers") > 1, stages),
+            "virtual_stages": (strategy.split().count("layers") > 1, stages),
         }
-        for option, is_taken in shards.items():
-            if getattr(self, option) is not None and not is_taken:
-                raise ValueError(
-                    f"{option} {','.join(getattr(self, option))}: nothing is sharded, as no mesh "
-                    f"axis of {names} splits the tokens. Use a strategy that splits them, alone or "
-                    "in a hybrid (data_parallel, ring_sequence), or leave it out."
-                )
-        if self.gather is not None and not shards["shard_weights"]:
-            raise ValueError(
-                f"gather {self.gather}: no weights are sharded by {names}. Shard them "
-                "(shard_weights=auto, or strategy fsdp), or leave it out."
-            )
-        staged = any(s.split().count("layers") > 1 for s in strategies)
-        for option in ("schedule", "virtual_stages"):
-            if getattr(self, option) is not None and not staged:
-                raise ValueError(
-                    f"{option} {getattr(self, option)}: no pipeline stages are in {names}. Use a "
-                    "strategy that has some, such as tensor_pipeline or layerwise, or leave it out."
-                )
+        return {
+            option: why
+            for option, (is_taken, why) in able.items()
+            if getattr(self, option) is not None and not is_taken
+        }
+
+    def notes(self, strategy: Strategy) -> tuple[str, ...]:
+        """Return `untaken` as sentences."""
+        return tuple(
+            f"{option}={self._value(option)} changes nothing here: {why}"
+            for option, why in self.untaken(strategy).items()
+        )
+
+    def _value(self, option: str) -> str:
+        value = getattr(self, option)
+        return ",".join(value) if isinstance(value, tuple | list) else str(value)
 
     def _scheduled(self, strategy: Strategy) -> Strategy:
         layers = strategy.layers

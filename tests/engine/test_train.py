@@ -180,7 +180,7 @@ def test_runs_that_cannot_go_on_are_refused(exact, data, changes, message):
         ({"remat": "microbatch"}, "remat 'microbatch': it is no more"),
         ({"optimizer": "lion"}, "expected settings or an optax transformation, got 'lion'"),
         ({"optimizer": optax.adamw}, "optax transformation, got <function adamw"),
-        ({"gather": "layer"}, "gather layer: no weights are sharded by data_parallel"),
+        ({"gather": "layer"}, "gather layer: no weights are sharded in data_parallel"),
         ({"shard_weights": "auto"}, "shard_weights auto: nothing is sharded"),
     ],
 )

@@ -42,11 +42,11 @@ BAD = {
     ),
     "gather of none": (
         ["--paper=ring_sp", "--phase=train", "--strategy=data_parallel", "--gather=step"],
-        "gather step: no weights are sharded by data_parallel (mesh data=16)",
+        "gather step: no weights are sharded in data_parallel (mesh data=16). Shard them",
     ),
     "schedule of none": (
         ["--paper=ring_sp", "--phase=train", "--strategy=data_parallel", "--schedule=1f1b"],
-        "schedule 1f1b: no pipeline stages are in data_parallel",
+        "schedule 1f1b: there are no pipeline stages in data_parallel",
     ),
     "repeats": (["--paper=ring_sp", "--repeats=3"], "repeats: the measure lens"),
     "text of none": (
@@ -297,19 +297,20 @@ BAD_TRAIN = {
     "no axes": ([*DATA, "--shard_weights="], "shard_weights=: the list is empty. Name mesh axes"),
     "nothing to shard over": (
         [*TENSOR, "--shard_weights=auto"],
-        "shard_weights auto: nothing is sharded, as no mesh axis of tensor_pipeline",
+        "shard_weights auto: nothing is sharded, as no mesh axis splits the tokens in tensor_pipe",
     ),
     "no state to shard over": (
-        ["--shard_optimizer=auto"], "shard_optimizer auto: nothing is sharded, as no mesh axis of",
+        ["--shard_optimizer=auto"], "shard_optimizer auto: nothing is sharded, as no mesh axis",
     ),
-    "gather of none": ([*DATA, "--gather=step"], "gather step: no weights are sharded by"),
+    "gather of none": ([*DATA, "--gather=step"], "gather step: no weights are sharded in"),
     "schedule of none": (
-        [*DATA, "--schedule=1f1b"], "schedule 1f1b: no pipeline stages are in data_parallel",
+        [*DATA, "--schedule=1f1b"], "schedule 1f1b: there are no pipeline stages in data_parallel",
     ),
     "schedule of one stage": (
-        ["--strategy=layerwise", "--mesh=stage=1", "--schedule=gpipe"], "no pipeline stages are in",
+        ["--strategy=layerwise", "--mesh=stage=1", "--schedule=gpipe"],
+        "no pipeline stages in layerwise (mesh",
     ),
-    "virtual stages of none": ([*DATA, "--virtual_stages=2"], "virtual_stages 2: no pipeline stag"),
+    "virtual stages of none": ([*DATA, "--virtual_stages=2"], "virtual_stages 2: there are no"),
     "virtual stages of 1f1b": (
         [*STAGES, "--schedule=1f1b", "--virtual_stages=2"],
         "'layerwise+data_parallel': virtual_stages=2 are for schedule=interleaved; the schedule is "
