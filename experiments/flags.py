@@ -94,7 +94,8 @@ def _define(table: flags.FlagValues, one: Described) -> None:
     if option.kind == "whole":
         flags.DEFINE_integer(one.flag, None, "", lower_bound=option.at_least, **once)
     elif option.kind == "choice":
-        flags.DEFINE_enum(one.flag, None, option.choices, "", **once)
+        parser, serializer = _Choice(option), flags.ArgumentSerializer()
+        flags.DEFINE(parser, one.flag, None, "", serializer=serializer, **once)
     elif option.kind == "repeated":
         flags.DEFINE_multi_string(one.flag, None, "", **more)
     else:
@@ -104,6 +105,19 @@ def _define(table: flags.FlagValues, one: Described) -> None:
             "whole list": flags.DEFINE_list,
         }  # fmt: skip
         simple[option.kind](one.flag, None, "", **once)
+
+
+class _Choice(flags.EnumParser):
+    """The parser of a flag with choices; it says what replaces a value of earlier versions."""
+
+    def __init__(self, option: Option):
+        super().__init__(option.choices)
+        self._replaced = option.replaced
+
+    def parse(self, argument: str) -> str:
+        if argument in self._replaced:
+            raise ValueError(self._replaced[argument])
+        return super().parse(argument)
 
 
 def _values(table: flags.FlagValues, listed: list[Described]) -> Iterator[tuple[str, Any]]:

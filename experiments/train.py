@@ -1,9 +1,13 @@
-"""Train a model under any partitioning strategy; stop, and resume under another one.
+r"""Train a model under any partitioning strategy; stop, and resume under another one.
 
   parallax train --model=ring_sp --small --data=FILE.txt --workdir=runs/one --virtual \
       --strategy=tensor_pipeline --steps=200 --batch=16 --seq_len=128 --learning_rate=3e-3
   parallax train ... --workdir=runs/one --strategy=ring_sequence --steps=400   (goes on at 200)
-  parallax train --model=FOLDER --data=tokens.npy --workdir=runs/two --batch=32 --seq_len=1024
+  parallax train --model=FOLDER --data=tokens.npy --workdir=runs/two --strategy=fsdp \
+      --batch=32 --seq_len=1024 --optimizer=lion --moment_dtype=bfloat16
+  parallax train --model=FOLDER --data=tokens.npy --workdir=runs/three --batch=32 \
+      --strategy=layerwise+data_parallel --mesh=stage=4,data=2 --microbatches=16 \
+      --schedule=1f1b --shard_weights=auto
   parallax generate --model=runs/one --prompt="def " --strategy=layerwise --mesh=stage=2 --virtual
 
 FOLDER holds published weights (config.json, *.safetensors, tokenizer.json) to start from. Data are
@@ -12,6 +16,11 @@ warmup, cosine decay and clipping. Parameters are float32, and moments too unles
 says otherwise; a run resumes with the optimizer and dtypes it was saved with. Checkpoints are
 written while training goes on. Ctrl-C or SIGTERM saves and exits after the current step; the same
 command resumes from there.
+
+If it does not fit in memory: --microbatches=... for less of the batch at a time; --shard_optimizer
+or --shard_weights=auto to split state or weights over devices that hold the same;
+--schedule=1f1b where there are pipeline stages; --moment_dtype=bfloat16. None of these but the
+last changes the losses. With room to spare, --remat=none or --gather=step saves time.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices.
 Result: in --workdir, run.json (what ran), metrics.jsonl, TensorBoard event files and checkpoints.

@@ -8,20 +8,19 @@ from parallax.lenses.text import read_text
 from parallax.meshes.cluster import Cluster
 from parallax.papers.placing import check_budget
 from parallax.parallel.layer_parts import ScheduleName
-from parallax.parallel.remat import Remat
+from parallax.parallel.remat import check_remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.requests.compare import LENSES, SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import resolve_rates
 from parallax.rules import Phase
 from parallax.strategies import STRATEGIES
-from parallax.strategy import Strategy
 
 
 def check_choices(request: CompareRequest) -> None:
     """Raise ValueError for a value outside of its choices or range."""
+    check_remat(request.remat)
     for name, choices in (
         ("phase", get_args(Phase)),
-        ("remat", get_args(Remat)),
         ("gather", (None, *get_args(Gather))),
         ("schedule", (None, *get_args(ScheduleName))),
     ):
@@ -49,22 +48,6 @@ def check_inputs(request: CompareRequest, cluster: Cluster, lenses: Sequence[str
         check_budget(request.budget, cluster)
     if {"verify", "measure"} & set(lenses):
         read_text(request.text, 1)
-
-
-def check_options(request: CompareRequest, strategies: Sequence[Strategy]) -> None:
-    """Raise ValueError for an option of training that none of the strategies can take."""
-    if request.gather is not None and not any(s.shards_weights for s in strategies):
-        raise ValueError(
-            f"gather {request.gather}: no strategy shards its weights. Shard them "
-            "(shard_weights=auto, or strategy fsdp), or leave it out."
-        )
-    staged = any(s.layers.stage_axes for s in strategies)
-    for name in ("schedule", "virtual_stages"):
-        if getattr(request, name) is not None and strategies and not staged:
-            raise ValueError(
-                f"{name} {getattr(request, name)}: no strategy has pipeline stages. Use one that "
-                "has, such as tensor_pipeline or layerwise, or leave it out."
-            )
 
 
 def swept_axis(request: CompareRequest) -> SweepAxis | None:

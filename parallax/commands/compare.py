@@ -41,9 +41,9 @@ def compare(
     small: bool = False,
     phase: Phase = "prefill",
     remat: Remat = "layer",
-    shard_weights: Sequence[str] | None = None,
+    shard_weights: str | Sequence[str] | None = None,
     gather: Gather | None = None,
-    shard_optimizer: Sequence[str] | None = None,
+    shard_optimizer: str | Sequence[str] | None = None,
     schedule: ScheduleName | None = None,
     virtual_stages: int | None = None,
     text: str | None = None,
@@ -81,7 +81,7 @@ def compare(
         of AdamW with float32 parameters.
       remat: what a training step recomputes: "none", "attention" or "layer".
       shard_weights: mesh axes over which all weights are sharded, among those that split the
-        tokens; ("auto",) is all of these.
+        tokens, as a list or joined by commas; "auto" is all of these.
       gather: when sharded weights are gathered: "layer" or "step".
       shard_optimizer: mesh axes over which the optimizer's state is sharded too (ZeRO-1).
       schedule, virtual_stages: the order of passes in a pipeline's training step; see `Pipeline`.

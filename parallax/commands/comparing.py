@@ -233,7 +233,8 @@ def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> Non
         run.refuse(strategy.name, ("compile", "predict"), compiled.why)
         return
     if "compile" in one.lenses:
-        values["compilation"] = compiled
+        said = one.request.training_options().notes(strategy)
+        values["compilation"] = replace(compiled, notes=(*compiled.notes, *said))
     if "predict" not in one.lenses:
         return
     try:

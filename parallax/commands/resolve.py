@@ -8,7 +8,6 @@ from pathlib import Path
 from parallax.commands.check_request import (
     check_choices,
     check_inputs,
-    check_options,
     checked_lenses,
     swept_axis,
 )
@@ -97,7 +96,7 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
     for strategy in filter(None, made.values()):
         if why := _why_not(strategy, request, lenses, cluster, full, small):
             refused[strategy.name] = why
-    check_options(request, list(filter(None, made.values())))
+    request.training_options().check(list(filter(None, made.values())))
     able = [s for name, s in made.items() if s is not None and name not in refused]
     if not able:
         raise ValueError(nothing_runs(refused))

@@ -75,9 +75,9 @@ def train(
     seq_len: int = 256,
     microbatches: int | None = None,
     remat: Remat = "layer",
-    shard_weights: Sequence[str] | None = None,
+    shard_weights: str | Sequence[str] | None = None,
     gather: Gather | None = None,
-    shard_optimizer: Sequence[str] | None = None,
+    shard_optimizer: str | Sequence[str] | None = None,
     schedule: ScheduleName | None = None,
     virtual_stages: int | None = None,
     optimizer: Optimizer | None = None,
@@ -104,8 +104,8 @@ def train(
       microbatches: gradient accumulation: pieces of a device's share of the batch, run one after
         another; None takes the strategy's own number, else 1.
       remat: what the backward pass recomputes: "none", "attention" or "layer".
-      shard_weights: mesh axes over which weights are sharded, among those that split the tokens;
-        ("auto",) is all of these.
+      shard_weights: mesh axes over which weights are sharded, among those that split the tokens, as
+        a list or joined by commas; "auto" is all of these.
       gather: when sharded weights are gathered: "layer" or "step".
       shard_optimizer: mesh axes over which the optimizer's state is sharded too (ZeRO-1).
       schedule, virtual_stages: the order of passes in a pipeline; see `Pipeline`.
@@ -174,7 +174,8 @@ def run_training(
     should_stop: Callable[[], bool],
 ) -> TrainingRun:
     """Train what a request asks for, as `train` does."""
-    _check_positive(request)
+    request.check()
+    _check_optimizer(optimizer)
     setup = _set_up(request, optimizer)
     workdir, steps = Path(request.workdir), request.steps
     with Checkpoints(workdir, request.keep) as checkpoints:
@@ -184,11 +185,13 @@ def run_training(
                 f"{workdir}: {first} steps are done, {steps} are asked for. Use more steps, or "
                 "another workdir."
             )
+        on_progress("compiling the training step")
+        compiled, compile_s = _compile(setup, state)
         _write_run(request, setup, optimizer)
         is_ours = isinstance(optimizer, OptimizerSettings)
         schedule = optimizer.schedule(steps) if is_ours else None
         with Metrics(workdir, first) as metrics:
-            loop = _Loop(setup.step, setup.mesh, schedule, setup.workload, metrics, on_step)
+            loop = _Loop(compiled, schedule, setup.workload, metrics, on_step)
 
             def save(done: int, state: TrainState) -> None:
                 meta = {"position": setup.position, "iterator": setup.batches.position}
@@ -196,13 +199,11 @@ def run_training(
                 checkpoints.save(done, setup.step, state, meta)
                 on_progress(f"step {done}: saving")
 
-            on_progress("compiling the training step")
-            loop.compile(state)
             last = _run(
                 loop, state, setup.batches, first, steps, request.save_every, save, should_stop
             )
     return TrainingRun(
-        workdir, first, last, tuple(loop.losses), loop.seconds, loop.compile_s, last == steps
+        workdir, first, last, tuple(loop.losses), loop.seconds, compile_s, last == steps
     )
 
 
@@ -233,7 +234,9 @@ class _SetUp:
 def _set_up(request: TrainRequest, optimizer: Optimizer) -> _SetUp:
     config, folder = resolve_model(request.model, dtype=request.dtype, small=request.small)
     strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
-    strategy = request.training_options().apply(strategy)
+    options = request.training_options()
+    strategy = options.apply(strategy)
+    options.check([strategy])
     own = getattr(strategy.layers, "microbatches", None)
     workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
     sharded = ShardedTransformer(config, strategy, workload)
@@ -267,31 +270,31 @@ def _run(loop, state, batches, first, steps, save_every, save, should_stop) -> i
     return saved
 
 
+def _compile(setup: _SetUp, state: TrainState) -> tuple[Any, float]:
+    """Return the compiled training step, and the seconds that it took."""
+    start = time.perf_counter()
+    tokens = setup.sharded.abstract_inputs(setup.mesh)[0]
+    options: Any = setup.sharded.strategy.compiler_options
+    if setup.mesh.devices.flat[0].platform == "cpu":
+        options = None  # the compiler options are for GPUs
+    jitted = jax.jit(
+        setup.step.whole_step(setup.mesh), donate_argnums=0,
+        out_shardings=(setup.step.shardings(setup.mesh), None),
+    )  # fmt: skip
+    compiled = jitted.lower(state, tokens).compile(options)
+    return compiled, time.perf_counter() - start
+
+
 class _Loop:
     """A loop that reads metrics one step later, so that devices do not wait for the host."""
 
-    def __init__(self, step: TrainStep, mesh, schedule, workload: Workload, metrics, on_step):
-        self.train, self.mesh, self.schedule, self.metrics = step, mesh, schedule, metrics
+    def __init__(self, compiled: Any, schedule, workload: Workload, metrics, on_step):
+        self.schedule, self.metrics = schedule, metrics
         self.tokens, self.on_step = workload.tokens, on_step
         self.losses: list[float] = []
-        self.seconds, self.compile_s = 0.0, 0.0
+        self.seconds = 0.0
         self._pending: tuple[int, Any] | None = None
-        self._last = 0.0
-        self._compiled: Any = None
-
-    def compile(self, state: TrainState) -> None:
-        start = time.perf_counter()
-        tokens = self.train.sharded.abstract_inputs(self.mesh)[0]
-        options: Any = self.train.sharded.strategy.compiler_options
-        if self.mesh.devices.flat[0].platform == "cpu":
-            options = None  # the compiler options are for GPUs
-        jitted = jax.jit(
-            self.train.whole_step(self.mesh), donate_argnums=0,
-            out_shardings=(self.train.shardings(self.mesh), None),
-        )  # fmt: skip
-        self._compiled = jitted.lower(state, tokens).compile(options)
-        self.compile_s = time.perf_counter() - start
-        self._last = time.perf_counter()
+        self._compiled, self._last = compiled, time.perf_counter()
 
     def step(self, state: TrainState, tokens: jax.Array, done: int) -> TrainState:
         state, figures = self._compiled(state, tokens)
@@ -384,8 +387,9 @@ def _recorded(optimizer: Optimizer) -> Any:
     return {"repr": re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))}
 
 
-def _check_positive(request: TrainRequest) -> None:
-    for name in ("steps", "batch", "seq_len", "save_every", "keep"):
-        value = getattr(request, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if not (hasattr(optimizer, "init") or isinstance(optimizer, OptimizerSettings)):
+        raise ValueError(
+            f"optimizer: expected settings or an optax transformation, got {optimizer!r}. Use "
+            "px.Adamw(learning_rate), px.Lion(...), px.Muon(...) or such as optax.adamw(3e-4)."
+        )

@@ -1,7 +1,7 @@
 """Rematerialisation: what a layer keeps for its backward pass, and what it computes again."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -11,7 +11,20 @@ from jax.ad_checkpoint import checkpoint_name
 # except attention's result.
 Remat = Literal["none", "attention", "layer"]
 
+# Earlier values, and what to use instead.
+REPLACED_REMAT = {
+    "microbatch": "it is no more: a training step keeps one microbatch at a time by itself. Use "
+    "layer, or none with enough memory",
+}
+
 _ATTENTION, _PRODUCT = "attention_result", "product"
+
+
+def check_remat(remat: str) -> None:
+    """Raise ValueError for a choice that does not exist, or no longer."""
+    if remat not in get_args(Remat):
+        why = REPLACED_REMAT.get(remat, f"expected one of {', '.join(get_args(Remat))}")
+        raise ValueError(f"remat {remat!r}: {why}.")
 
 
 def attention_result(x: jax.Array) -> jax.Array:

@@ -164,9 +164,9 @@ def _check(name: str, stages: int, microbatches: int, virtual_stages: int) -> No
         )
     if virtual_stages > 1 and microbatches % stages:
         raise ValueError(
-            f"make_schedule: virtual stages take microbatches in turns of one per stage, and "
-            f"{stages} stages do not divide {microbatches} microbatches. Use a multiple of "
-            f"{stages}, or '1f1b'."
+            f"make_schedule: '{name}' takes microbatches in turns of one per stage, and {stages} "
+            f"stages do not divide {microbatches} microbatches. Use a multiple of {stages} "
+            "microbatches, or '1f1b'."
         )
 
 

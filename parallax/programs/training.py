@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ITEM_BYTES
 from parallax.parallel.gradients import Precision
-from parallax.parallel.remat import Remat
+from parallax.parallel.remat import Remat, check_remat
 from parallax.programs.gradient_sums import gather_parameters
 from parallax.programs.optimizer_state import state_shardings
+from parallax.programs.schedule_branches import training_schedule
 from parallax.programs.sharded_model import ShardedTransformer
 
 LEARNING_RATE = 3e-4
@@ -43,7 +44,7 @@ class TrainStep:
         model's dtype as they are used, and gradients of microbatches add up in param_dtype.
 
       Raises:
-        ValueError: a model with compressed weights.
+        ValueError: a model with compressed weights, sizes that do not divide, or an unknown remat.
     """
 
     sharded: ShardedTransformer
@@ -60,6 +61,12 @@ class TrainStep:
                 f"({', '.join(self.sharded.config.compression)}), and integers have no gradient. "
                 "Train config.replace(compression=None), then compress."
             )
+        check_remat(self.remat)
+        _ = self.sharded.optimizer_specs  # of dims that divide
+        try:
+            training_schedule(self.sharded)
+        except ValueError as error:
+            raise ValueError(f"Strategy '{self.sharded.strategy.name}': {error}") from None
 
     @property
     def param_bytes(self) -> int:

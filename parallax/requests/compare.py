@@ -9,7 +9,7 @@ from parallax.cost import Rates
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.parallel.layer_parts import ScheduleName
-from parallax.parallel.remat import Remat
+from parallax.parallel.remat import REPLACED_REMAT, Remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.requests import shared
 from parallax.requests.option import Request, option
@@ -73,9 +73,11 @@ class CompareRequest(Request):
         choices=("prefill", "decode", "train"),
     )
     remat: Remat = shared.remat(" Only with --phase=train.")
-    shard_weights: Sequence[str] | None = shared.shard_weights()
+    shard_weights: str | Sequence[str] | None = shared.shard_weights()
     gather: Gather | None = shared.gather()
-    shard_optimizer: Sequence[str] | None = shared.shard_optimizer(" Only with --phase=train.")
+    shard_optimizer: str | Sequence[str] | None = shared.shard_optimizer(
+        " Only with --phase=train."
+    )
     schedule: ScheduleName | None = shared.schedule(" Only with --phase=train.")
     virtual_stages: int | None = shared.virtual_stages(" Only with --phase=train.")
     text: str | None = shared.text("verify and measure")
@@ -132,8 +134,9 @@ class CompareRequest(Request):
             found["compression"] = ",".join(self.compression)
         if self.rates is not None:
             found["rates"] = self.rates.name if isinstance(self.rates, Rates) else str(self.rates)
+        options = self.training_options()
         for name in ("shard_weights", "shard_optimizer"):
-            value = getattr(self, name)
+            value = getattr(options, name)
             found[name] = None if value is None else list(value)
         found["mesh"] = None if self.mesh is None else str(self.mesh)
         found["lenses"] = None if self.lenses is None else list(self.lenses)
@@ -160,8 +163,8 @@ class CompareRequest(Request):
         if data.get("remat") == "microbatch":  # until gradients were accumulated
             if data.get("phase") == "train":
                 raise ValueError(
-                    f"{context}: remat 'microbatch' of 'request' is no more: a training step keeps "
-                    "one microbatch at a time. Give the flags anew, with --remat=layer."
+                    f"{context}: remat 'microbatch' of 'request': {REPLACED_REMAT['microbatch']}. "
+                    "Give the flags anew."
                 )
             del data["remat"]
         return cls(**data)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 # How a value is written: text; a whole number; a number; a switch (--small, --nosmall); one of
@@ -30,6 +31,7 @@ class Option:
       kind: how a value is written on the command line.
       unit: unit of a number, such as "tokens" or "s".
       choices: the values allowed, for kind "choice".
+      replaced: values that earlier versions had, for kind "choice", and what to use instead.
       at_least: lower bound of a whole number.
       flag: name of the flag; "" is the field's own name.
       missing: the error's advice where a required value is missing; "" where it is optional.
@@ -40,6 +42,7 @@ class Option:
     kind: Kind = "text"
     unit: str = ""
     choices: tuple[str, ...] = ()
+    replaced: Mapping[str, str] = MappingProxyType({})
     at_least: int | None = None
     flag: str = ""
     missing: str = ""

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from parallax.models.config import DType
 from parallax.parallel.layer_parts import ScheduleName
-from parallax.parallel.remat import Remat
+from parallax.parallel.remat import REPLACED_REMAT, Remat
 from parallax.parallel.sharded_weights import Gather
 from parallax.requests.option import option
 
@@ -85,7 +85,7 @@ def remat(more: str = "") -> Any:
         "products (attention), or all but attention's result, from the layer's input (layer: least "
         f"memory, one more forward pass).{more}"
     )
-    return option("layer", words, "choice", choices=get_args(Remat))
+    return option("layer", words, "choice", choices=get_args(Remat), replaced=REPLACED_REMAT)
 
 
 def shard_weights() -> Any:
@@ -111,7 +111,7 @@ def shard_optimizer(more: str = "") -> Any:
     """Make the field for the mesh axes over which the optimizer's state is sharded."""
     words = (
         "Mesh axes over which the optimizer's state is sharded too, among those that split the "
-        f"tokens (ZeRO-1); auto: all of these.{more}"
+        f"tokens (ZeRO-1); auto: all of these. Unset: as the strategy says.{more}"
     )
     return option(None, words, "list")
 
@@ -123,14 +123,17 @@ def schedule(more: str = "") -> Any:
         "each in turn (1f1b: fewer microbatches in memory), several groups of layers a stage "
         "(interleaved: a shorter bubble, more handoffs), weights' gradients in the bubble (zb-h1), "
         "or all stages forward and all backward in turn (1f1b-lockstep: no stage waits for a "
-        f"longer tick of another, more in memory).{more}"
+        f"longer tick of another, more in memory). Unset: the strategy's own, or gpipe.{more}"
     )
     return option(None, words, "choice", choices=get_args(ScheduleName))
 
 
 def virtual_stages(more: str = "") -> Any:
     """Make the field for the groups of layers of each stage in an interleaved pipeline."""
-    words = f"Groups of layers per stage with --schedule=interleaved. Unset: 2.{more}"
+    words = (
+        "Groups of layers per stage with --schedule=interleaved; stages times these divide the "
+        f"layers, and stages the microbatches. Unset: 2.{more}"
+    )
     return option(None, words, "whole", at_least=2)
 
 

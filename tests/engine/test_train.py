@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import parallax as px
@@ -85,6 +86,33 @@ def test_resumed_under_another_strategy(data, exact, tmp_path):
     assert any("saved under layerwise" in line for line in said)
 
 
+OPTIONS = [
+    {"strategy": "fsdp", "mesh": "data=8", "gather": "step", "remat": "none"},
+    {
+        "strategy": "layerwise+data_parallel", "mesh": "stage=2,data=2", "microbatches": 4,
+        "schedule": "interleaved", "shard_weights": "auto",
+    },
+    {
+        "strategy": "ring_sequence+data_parallel", "mesh": "seq=2,data=2", "microbatches": 2,
+        "shard_optimizer": "data,seq", "remat": "attention",
+    },
+    {
+        "strategy": "tensor_pipeline+data_parallel", "mesh": "stage=2,tensor=2,data=2",
+        "schedule": "1f1b", "microbatches": 4, "shard_weights": "data",
+    },
+]  # fmt: skip
+
+
+def test_resumed_with_other_options_of_training(data, tmp_path):
+    config, run = CONFIG.replace(num_layers=4), RUN | {"steps": len(OPTIONS) + 1}
+    exact = px.train(config, data, tmp_path / "exact", **run)
+    losses, folder = [], tmp_path / "run"
+    for options in OPTIONS:
+        losses += px.train(config, data, folder, should_stop=lambda: True, **run, **options).losses
+    losses += px.train(config, data, folder, **run).losses
+    assert np.abs(np.divide(losses, exact.losses) - 1).max() < 1e-11
+
+
 def test_layers_that_fill_up_stay_zeros(data, exact, tmp_path):
     strategy = STRATEGIES["layerwise"]
     px.train(CONFIG, data, tmp_path, strategy=strategy, **RUN)
@@ -142,6 +170,24 @@ def test_runs_that_cannot_go_on_are_refused(exact, data, changes, message):
     with pytest.raises(ValueError, match=message):
         px.train(CONFIG, data, exact.folder, **(RUN | {"steps": 9} | changes))
     assert sorted(p.name for p in (exact.folder / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"microbatches": 0}, "microbatches must be a positive integer, got 0"),
+        ({"param_dtype": "float8"}, "param_dtype must be one of float16, .*; got 'float8'"),
+        ({"remat": "microbatch"}, "remat 'microbatch': it is no more"),
+        ({"optimizer": "lion"}, "expected settings or an optax transformation, got 'lion'"),
+        ({"optimizer": optax.adamw}, "optax transformation, got <function adamw"),
+        ({"gather": "layer"}, "gather layer: no weights are sharded in data_parallel"),
+        ({"shard_weights": "auto"}, "shard_weights auto: nothing is sharded"),
+    ],
+)
+def test_values_that_no_run_takes(data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        px.train(CONFIG, data, tmp_path / "run", **(RUN | changes))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,18 @@ BAD = {
     "both": (["--paper=ring_sp", "--strategies=a", "--strategy=b"], "Use one of them"),
     "twice a flag": (["--batch=2", "--batch=4", "--paper=ring_sp"], "already defined as 2"),
     "remat": (["--paper=ring_sp", "--remat=layer"], "remat: phase prefill has no backward pass"),
-    "remat's default": (["--paper=ring_sp", "--remat=microbatch"], "remat: phase prefill has no"),
+    "remat of old": (
+        ["--paper=ring_sp", "--phase=train", "--remat=microbatch"],
+        "--remat=microbatch: it is no more: a training step keeps one microbatch at a time",
+    ),
+    "gather of none": (
+        ["--paper=ring_sp", "--phase=train", "--strategy=data_parallel", "--gather=step"],
+        "gather step: no weights are sharded in data_parallel (mesh data=16). Shard them",
+    ),
+    "schedule of none": (
+        ["--paper=ring_sp", "--phase=train", "--strategy=data_parallel", "--schedule=1f1b"],
+        "schedule 1f1b: there are no pipeline stages in data_parallel",
+    ),
     "repeats": (["--paper=ring_sp", "--repeats=3"], "repeats: the measure lens"),
     "text of none": (
         ["--paper=ring_sp", "--lenses=predict", "--text=a"],
@@ -219,6 +230,13 @@ def shown(capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_is_as_wide_as_a_page_and_keeps_its_lines(name, capsys):
+    status, text = shown(capsys, name, "--help")
+    assert status == 0
+    assert max(map(len, text.out.splitlines())) <= 100
+
+
 def test_usage_help_and_lists(capsys):
     status, text = shown(capsys)
     assert status == 0
@@ -227,7 +245,6 @@ def test_usage_help_and_lists(capsys):
     assert status == 0
     assert "--seq_len=..." in text.out
     assert "Exit status:" in text.out
-    assert max(map(len, text.out.splitlines())) <= 100
     for kind, known in {
         "models": "compressed_layerwise", "strategies": "ring_sequence",
         "clusters": "h100_nvl16", "papers": "cross_node_ep",
@@ -264,3 +281,76 @@ def test_generate_refuses_before_any_work(name, capsys, tmp_path, monkeypatch):
     assert message in text.err
     assert len(text.err.strip().splitlines()) == 1
     assert text.out == ""
+
+
+DATA = ["--strategy=data_parallel", "--mesh=data=8"]
+STAGES = ["--strategy=layerwise+data_parallel", "--mesh=stage=2,data=4"]
+TENSOR = ["--strategy=tensor_pipeline", "--mesh=stage=2,tensor=4"]
+BAD_TRAIN = {
+    "unknown axis": ([*DATA, "--shard_weights=foo"], "'foo' does not split its tokens; data of"),
+    "axis of products": (
+        [*TENSOR, "--shard_weights=tensor"],
+        "'tensor' does not split its tokens; no other of mesh stage=2,tensor=4 does. Combine it",
+    ),
+    "axis twice": ([*DATA, "--shard_weights=data,data"], "auto alone, or mesh axes, each of them"),
+    "auto and others": ([*DATA, "--shard_optimizer=auto,data"], "auto alone, or mesh axes, each"),
+    "no axes": ([*DATA, "--shard_weights="], "shard_weights=: the list is empty. Name mesh axes"),
+    "nothing to shard over": (
+        [*TENSOR, "--shard_weights=auto"],
+        "shard_weights auto: nothing is sharded, as no mesh axis splits the tokens in tensor_pipe",
+    ),
+    "no state to shard over": (
+        ["--shard_optimizer=auto"], "shard_optimizer auto: nothing is sharded, as no mesh axis",
+    ),
+    "gather of none": ([*DATA, "--gather=step"], "gather step: no weights are sharded in"),
+    "schedule of none": (
+        [*DATA, "--schedule=1f1b"], "schedule 1f1b: there are no pipeline stages in data_parallel",
+    ),
+    "schedule of one stage": (
+        ["--strategy=layerwise", "--mesh=stage=1", "--schedule=gpipe"],
+        "no pipeline stages in layerwise (mesh",
+    ),
+    "virtual stages of none": ([*DATA, "--virtual_stages=2"], "virtual_stages 2: there are no"),
+    "virtual stages of 1f1b": (
+        [*STAGES, "--schedule=1f1b", "--virtual_stages=2"],
+        "'layerwise+data_parallel': virtual_stages=2 are for schedule=interleaved; the schedule is "
+        "1f1b. Add schedule=interleaved",
+    ),
+    "turns of microbatches": (
+        [*STAGES, "--schedule=interleaved", "--microbatches=1"],
+        "'layerwise+data_parallel': make_schedule: 'interleaved' takes microbatches in turns of "
+        "one per stage, and 2 stages do not divide 1",
+    ),
+    "layers": (
+        [*STAGES, "--schedule=interleaved", "--virtual_stages=3", "--microbatches=2"],
+        "3 virtual stages on each of 2 stages need layers=None and a multiple of 6 layers",
+    ),
+    "remat": ([*DATA, "--remat=microbatch"], "one microbatch at a time by itself. Use layer, or"),
+    "optimizer": ([*DATA, "--optimizer=foo"], "value should be one of <adamw|lion|muon>"),
+    "moments": ([*DATA, "--moment_dtype=float16"], "one of <float32|bfloat16>"),
+    "width": (
+        ["--strategy=fsdp", "--mesh=data=12", "--batch=12"],
+        "(size 12), but 12 does not divide 128. Use a multiple of 12",
+    ),
+    "width of the state": (
+        ["--strategy=data_parallel", "--mesh=data=12", "--batch=12", "--shard_optimizer=auto"],
+        "(size 12), but 12 does not divide 128",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TRAIN)
+def test_train_refuses_before_any_work(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("words " * 1000)
+    arguments, message = BAD_TRAIN[name]
+    status, text = shown(
+        capsys, "train", "--model=ring_sp", "--small", "--data=text.txt", "--workdir=run",
+        "--steps=1", "--seq_len=16", *arguments,
+    )  # fmt: skip
+    assert status == 2
+    assert text.err.startswith("parallax train: ")
+    assert message in text.err
+    assert len(text.err.strip().splitlines()) == 1
+    assert text.out == ""
+    assert not Path("run").exists()

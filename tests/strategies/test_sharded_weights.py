@@ -177,6 +177,26 @@ def test_weight_tiles_gather_once_a_step():
         cache_tiled(fsdp(4), 4, 2)
 
 
+def test_axes_are_a_list_or_joined_by_commas():
+    listed = TrainingOptions(shard_weights=("replica", "data"), shard_optimizer=["auto"])
+    assert TrainingOptions("replica,data", shard_optimizer="auto").apply(hsdp(2, 4)) == (
+        listed.apply(hsdp(2, 4))
+    )
+
+
+def test_what_changes_nothing_is_said():
+    options = TrainingOptions("auto", schedule="1f1b")
+    strategies = [options.apply(s) for s in (tensor_pipeline(4, 2), hsdp(2, 4))]
+    options.check(strategies)  # each of them takes one
+    assert [options.notes(s) for s in strategies] == [
+        ("shard_weights=auto changes nothing here: nothing is sharded, as no mesh axis splits the "
+         "tokens",),
+        ("schedule=1f1b changes nothing here: there are no pipeline stages",),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="there are no pipeline stages in hsdp"):
+        options.check(strategies[1:])
+
+
 def test_auto_is_every_axis_of_tokens():
     strategy = TrainingOptions(shard_weights=("auto",)).apply(hsdp(2, 4))
     assert strategy.rules.table()["embed"] == ("replica", "data")
