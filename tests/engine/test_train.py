@@ -86,7 +86,7 @@ def test_resumed_under_another_strategy(data, exact, tmp_path):
     assert any("saved under layerwise" in line for line in said)
 
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {"strategy": "fsdp", "mesh": "data=8", "gather": "step", "remat": "none"},
     {
         "strategy": "layerwise+data_parallel", "mesh": "stage=2,data=2", "microbatches": 4,
@@ -104,7 +104,7 @@ OPTIONS = [
 
 
 def test_resumed_with_other_options_of_training(data, tmp_path):
-    config, run = CONFIG.replace(num_layers=4), RUN | {"steps": len(OPTIONS) + 1}
+    config, run = CONFIG.replace(num_layers=4), {**RUN, "steps": len(OPTIONS) + 1}
     exact = px.train(config, data, tmp_path / "exact", **run)
     losses, folder = [], tmp_path / "run"
     for options in OPTIONS:
