@@ -119,7 +119,9 @@ class PipelineStages:
         With chunks, the last stage hands on to the first and back.
         """
         stages = self.schedule.stages
-        pairs = [(s, s + step) for s in range(stages)]
+        # Of two stages both directions are one permutation. XLA would make one computation of the
+        # branches that they are in, and their counts would be one too; the order keeps them apart.
+        pairs = [(s, s + step) for s in range(stages)[::step]]
         if self.schedule.virtual_stages == 1:
             pairs = [(a, b) for a, b in pairs if 0 <= b < stages]
         with jax.named_scope("handoff" if step > 0 else "handoff_back"):

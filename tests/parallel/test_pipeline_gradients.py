@@ -1,11 +1,14 @@
 """The interpreter of schedules: loss and gradients of every table equal one device's."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from parallax.parallel import pipeline_gradients
+from parallax.parallel.pipeline_stages import PipelineStages
 from parallax.parallel.remat import Remat
 from parallax.parallel.schedule_plan import plan_of
 from parallax.parallel.schedules import Action, make_schedule
@@ -56,3 +59,16 @@ def test_a_handoff_one_tick_late_is_caught(monkeypatch):
 
     monkeypatch.setattr(pipeline_gradients, "plan_of", late)
     assert off(make_schedule("1f1b", 2, 4)) > 1e-2
+
+
+def test_the_handoffs_of_two_stages_stay_two_computations():
+    """Else XLA makes one of the branches around them, and their counts are one too."""
+    unused: Any = None
+    stages = PipelineStages(make_schedule("interleaved", 2, 4, 2), unused, unused, "stage")
+    after, before = (
+        jax.make_jaxpr(lambda x, step=step: stages.hand_on(x, step), axis_env=[("stage", 2)])(1.0)
+        for step in (1, -1)
+    )
+    perms = [made.eqns[-1].params["perm"] for made in (after, before)]
+    assert sorted(perms[0]) == sorted(perms[1])
+    assert perms[0] != perms[1]
