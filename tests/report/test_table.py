@@ -76,7 +76,7 @@ def test_a_ledger_with_long_purposes_is_not_cut():
         for n in (62, 65)
     )  # fmt: skip
     told = ("widen embeddings and handoffs", "widen the last stage's result",
-            "widen the handoff's gradient", "gradient into attention", "gradient into MLP")  # fmt: skip
+            "widen the handoff's gradient", "gradient into attention")  # fmt: skip
     transfers = tuple(
         Transfer("loss", what, "collective-permute", ("stage", "tensor"), 1e9, 1, 1e9)
         for what in told
