@@ -41,6 +41,7 @@ TRAINED = (
     (*_FSDP, TrainingOptions(gather="step")),
     ("ring_sp", "hsdp", 1024, 64),
     (*_PIPELINE, TrainingOptions(schedule="1f1b")),
+    (*_PIPELINE, TrainingOptions(schedule="interleaved")),
     (*_PIPELINE, TrainingOptions(schedule="zb-h1")),
     ("cross_node_ep", "expert_parallel", 1024, 64),
     ("cache_layerwise", "layerwise", 256, 256),
