@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 import parallax as px
-from parallax.commands import compare as comparing
+from parallax.commands import comparing
 from parallax.commands.resolve import resolve
 from parallax.commands.sweep import parse_sweep
 from parallax.meshes.cluster import cluster, scaled

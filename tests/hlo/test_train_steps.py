@@ -87,15 +87,15 @@ def test_both_witnesses_account_for_a_training_step(steps, name):
 
 
 def test_gradients_of_every_parameter_are_summed_in_their_dtype(steps):
-    """Once each, in the parameter's dtype; the loss and its count in float32."""
+    """Once each, in the parameter's dtype; the loss in float32."""
     step = steps("data_parallel")
     width, ff = CONFIG.d_model, CONFIG.d_ff
     matrices = 2 * (4 * width * 256 + 2 * width * ff) + 2 * width * CONFIG.vocab_size
-    scales, loss_and_count = (2 * 2 + 1) * width, 2
+    scales, loss = (2 * 2 + 1) * width, 1
     rows = {r.dtype: r.total_bytes for r in dtype_rows(read_ledger(step.text, step.axes))}
     assert rows == {
         "bf16": 2 * 15 / 16 * 2 * (matrices + scales),
-        "f32": 2 * 15 / 16 * 4 * loss_and_count,
+        "f32": 2 * 15 / 16 * 4 * loss,
     }
 
 
