@@ -1,19 +1,17 @@
 """The results of a search as a table, an HTML page and files."""
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
 from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
-from parallax.report.files import save_files
+from parallax.report.plan_report import PlanReport
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
 from parallax.report.templates import render
@@ -26,7 +24,7 @@ _HEADS = ("M", "TTFT", "TPOT", "tokens/s", "J/token", "memory", "by")
 
 
 @dataclass(frozen=True)
-class SearchReport:
+class SearchReport(PlanReport):
     """The results of a search, to print, show and save."""
 
     search: Search
@@ -53,25 +51,6 @@ class SearchReport:
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
         return _page(self)
-
-    def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write plan.json, plan.html and, if anything fits, the winner as strategy.json."""
-        files = {"plan.json": json.dumps(self.to_dict(), indent=1) + "\n",
-                 "plan.html": self.to_html()}  # fmt: skip
-        if self.winner is not None:
-            data = self.winner.strategy.to_dict()
-            files["strategy.json"] = json.dumps(data, indent=2) + "\n"
-        return save_files(folder, files)
-
-    def __str__(self) -> str:
-        console = Console(width=100, file=io.StringIO())
-        with console.capture() as text:
-            console.print(self.table())
-        return text.get()
-
-    def _repr_html_(self) -> str:
-        page = self.to_html()
-        return page[page.index("<style>") :].replace("</body>", "").replace("</html>", "")
 
 
 def _asked(search: Search) -> str:

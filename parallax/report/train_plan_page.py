@@ -1,20 +1,18 @@
 """The results of a search for the best way to train as a table, an HTML page and files."""
 
-import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table, box
 from rich.text import Text
 
 from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
-from parallax.report.files import save_files
+from parallax.report.plan_report import PlanReport
 from parallax.report.search_plots import memory_plot
 from parallax.report.sentences import describe_model
 from parallax.report.templates import render
@@ -32,7 +30,7 @@ _HEADS = ("schedule", "M", "remat", "step", "tokens/s/GPU", "MFU", "J/token", "b
 
 
 @dataclass(frozen=True)
-class TrainPlanReport:
+class TrainPlanReport(PlanReport):
     """The results of a search for the best way to train, to print, show and save.
 
     Attributes:
@@ -40,6 +38,8 @@ class TrainPlanReport:
       cluster: the cluster that was planned for.
       model: the model as a flag names it.
     """
+
+    columns: ClassVar[int] = 120
 
     search: TrainSearch
     cluster: Cluster
@@ -73,25 +73,6 @@ class TrainPlanReport:
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
         return _page(self)
-
-    def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write plan.json, plan.html and, if anything fits, the winner as strategy.json."""
-        files = {"plan.json": json.dumps(self.to_dict(), indent=1) + "\n",
-                 "plan.html": self.to_html()}  # fmt: skip
-        if self.winner is not None:
-            data = self.winner.strategy.to_dict()
-            files["strategy.json"] = json.dumps(data, indent=2) + "\n"
-        return save_files(folder, files)
-
-    def __str__(self) -> str:
-        console = Console(width=120, file=io.StringIO())
-        with console.capture() as text:
-            console.print(self.table())
-        return text.get()
-
-    def _repr_html_(self) -> str:
-        page = self.to_html()
-        return page[page.index("<style>") :].replace("</body>", "").replace("</html>", "")
 
 
 def _asked(search: TrainSearch) -> str:

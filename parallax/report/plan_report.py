@@ -1,0 +1,61 @@
+"""What the reports of all plans share: files, text for a terminal, output in a notebook."""
+
+import io
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from rich.console import Console, RenderableType
+
+from parallax.report.files import save_files
+
+
+class PlanReport(Protocol):
+    """The results of a search, to print, show and save.
+
+    Attributes:
+      columns: width of the text.
+    """
+
+    columns: ClassVar[int] = 100
+
+    @property
+    @abstractmethod
+    def winner(self) -> Any:
+        """The best candidate that fits; None if there is none."""
+        ...
+
+    @abstractmethod
+    def table(self) -> RenderableType:
+        """Render the candidates for a rich console."""
+        ...
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; every number has its unit and tag."""
+        ...
+
+    @abstractmethod
+    def to_html(self) -> str:
+        """Return one self-contained HTML page."""
+        ...
+
+    def save(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write plan.json, plan.html and, if anything fits, the winner as strategy.json."""
+        files = {"plan.json": json.dumps(self.to_dict(), indent=1) + "\n",
+                 "plan.html": self.to_html()}  # fmt: skip
+        if self.winner is not None:
+            data = self.winner.strategy.to_dict()
+            files["strategy.json"] = json.dumps(data, indent=2) + "\n"
+        return save_files(folder, files)
+
+    def __str__(self) -> str:
+        console = Console(width=self.columns, file=io.StringIO())
+        with console.capture() as text:
+            console.print(self.table())
+        return text.get()
+
+    def _repr_html_(self) -> str:
+        page = self.to_html()
+        return page[page.index("<style>") :].replace("</body>", "").replace("</html>", "")
