@@ -93,9 +93,9 @@ FORMS = (
     Form("pipeline", "handoffs of activations", _PIPELINE, "collective-permute",
          ("stage_handoff",), "(ticks with a handoff) T D p / t",
          lambda x: x.ticks * x.tokens * x.width * x.p / x.t),
-    Form("experts", "how often experts are chosen, and the balance loss", _EXPERTS, "all-reduce",
-         ("balance_loss",), "2 (d-1)/d 4 (E layers + 1)",
-         lambda x: 2 * (x.d - 1) / x.d * 4 * (x.experts * x.layers + 1)),
+    Form("experts", "how often experts are chosen", _EXPERTS, "all-reduce",
+         ("balance_loss",), "2 (d-1)/d 4 E layers",
+         lambda x: 2 * (x.d - 1) / x.d * 4 * x.experts * x.layers),
 )  # fmt: skip
 
 

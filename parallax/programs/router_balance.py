@@ -83,6 +83,19 @@ class RouterBalance:
             losses_N *= of_stage(ones, self.split, self.groups)
         return config.load_balance * losses_N.sum()
 
+    def with_penalty(self, loss: jax.Array, penalty: jax.Array | None) -> jax.Array:
+        """Return the loss over all devices, from this device's terms; None is no penalty.
+
+        Cost: an all-reduce of one number, or of two that different devices add up.
+        """
+        tokens = self.split.over(*TOKENS)
+        if penalty is None:
+            return sum_over(loss, tokens)
+        penalty = penalty.astype(loss.dtype)
+        if set(self.axes) == set(tokens):  # XLA makes one sum of two
+            return sum_over(loss + penalty, tokens)
+        return sum_over(loss, tokens) + sum_over(penalty, self.axes)
+
     def statistics(self, stats: RouterStats) -> RouterStats:
         """Return the RouterStats of all layers, devices and microbatches, [N, ...]."""
         stats = total_stats(stats, self.split.over(*TOKENS), self.alike)

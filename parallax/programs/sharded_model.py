@@ -278,11 +278,11 @@ class ShardedTransformer(ShardedParameters):
         state = vary_by_work(state, split)
         state, split = self.untied.entered(state, split)
         losses, stats = self._run(state, inputs, split, lambda x, _: split.enter(x), finish)
-        loss = sum_over(losses.sum(), split.over(*TOKENS))
-        if (balance := self._balance(split)).is_used:
-            penalty = balance.term(stats.probability_E.sum(0), balance.chosen(stats.tokens_E))
-            loss += sum_over(penalty, balance.axes).astype(loss.dtype)
-        return loss
+        balance = self._balance(split)
+        if not balance.is_used:
+            return balance.with_penalty(losses.sum(), None)
+        penalty = balance.term(stats.probability_E.sum(0), balance.chosen(stats.tokens_E))
+        return balance.with_penalty(losses.sum(), penalty)
 
     def _gradients(
         self, state, *inputs, platform, remat: Remat, precision: Precision, everything: bool
@@ -297,9 +297,8 @@ class ShardedTransformer(ShardedParameters):
             functions, _local(vary_by_work(params, split)), inputs, self.workload.microbatches,
             split, precision,
         )  # fmt: skip
-        loss = sum_over(found.loss, split.over(*TOKENS))
-        if (balance := self._balance(split)).is_used:
-            loss += sum_over(found.penalty, balance.axes).astype(loss.dtype)
+        balance = self._balance(split)
+        loss = balance.with_penalty(found.loss, found.penalty if balance.is_used else None)
         grads = sum_gradients(nnx.merge_state(*found.params), self.strategy, whole)
         logits, stats = found.beside
         if everything:

@@ -132,7 +132,8 @@ def _routers(shape: PassShape) -> None:
     else:
         shape.add("balance_loss", what, "all-reduce", (*tokens, *alike), choices)
     axes = (*tokens, *alike, *shape.over("layers"))
-    shape.once("balance_loss", "load-balancing loss", "all-reduce", axes, shape.wide)
+    if set(axes) != set(tokens):  # otherwise it is summed with the loss
+        shape.once("balance_loss", "load-balancing loss", "all-reduce", axes, shape.wide)
 
 
 def _gradients(shape: PassShape, param_bytes: int) -> None:
