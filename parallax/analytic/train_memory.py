@@ -202,8 +202,6 @@ class _Sizes:
             return layers + cast
         in_flight, chunks = self.ticks.in_flight, self.ticks.chunks
         waiting = in_flight * self.handed * self.item * 2
-        if remat == "layer":  # a stage is run again from its input, one chunk at a time
-            return waiting + layers / chunks
         return waiting + (in_flight + 1) * layers / chunks + cast / chunks
 
     def working(self, remat: Remat) -> float:

@@ -165,23 +165,21 @@ def _scanned(trace: TrainTrace, sizes: _Sizes) -> dict[str, tuple[Step, ...]]:
 def _staged(trace: TrainTrace, sizes: _Sizes, ticks: Ticks) -> dict[str, tuple[Step, ...]]:
     """Trace the ticks of a pipeline, each as long as its slowest action, and the ends beside them.
 
-    The embedding and the loss are on all stages. Where a stage keeps only its input, its backward
-    pass first runs it again; where layers pass data around a ring, all stages run every action.
+    The embedding and the loss are on all stages. What a stage keeps waits in slots; where layers
+    pass data around a ring, all stages run every action.
     """
     layers = sizes.of.depth / ticks.chunks
-    remembers = trace.step.program.remat != "layer"
     # What is kept for a microbatch goes into the branch, out of it, and into its slot.
     copied = _SLOT_COPIES * layers * sizes.kept
     slot = passes("slot", copied, copied)
     forward = Loop("layers", layers, "layer", "test")
-    again = [slot] if remembers else [forward]
     back = Loop("layers back", layers, "layer back", "test")
     summed = _added(sizes, "add", sizes.of.layers / ticks.chunks)
     inputs = Loop("inputs back", layers, "inputs back", "test")
     bodies: dict[str, tuple[Step, ...]] = {
-        "forward tick": (forward, *([slot] if remembers else [])),
-        "backward tick": (*again, back, summed),
-        "inputs tick": (*again, inputs),
+        "forward tick": (forward, slot),
+        "backward tick": (slot, back, summed),
+        "inputs tick": (slot, inputs),
     }
     ends = [*_embedded(trace), *_head(trace, sizes), _added(sizes, "add ends", sizes.of.ends),
             *trace.repeated("microbatch")]  # fmt: skip

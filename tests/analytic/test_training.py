@@ -60,8 +60,8 @@ RECORD: dict[str, Any] = {
     "tensor, data": (
         MODEL, hybrid(data_parallel(2), tensor_pipeline(4, 1)), 8, 4096, 2, "layer", 3.83, 61.1
     ),
-    "gpipe": (MODEL, scheduled("gpipe"), 8, 4096, 8, "layer", 4.76, 150.3),
-    "1f1b": (MODEL, scheduled("1f1b"), 8, 4096, 8, "layer", 4.56, 201.2),
+    "gpipe": (MODEL, scheduled("gpipe"), 8, 4096, 8, "layer", 5.30, 127.2),
+    "1f1b": (MODEL, scheduled("1f1b"), 8, 4096, 8, "layer", 4.83, 160.3),
     "lockstep": (MODEL, scheduled("1f1b-lockstep"), 8, 4096, 8, "none", 15.54, 187.8),
     "zero bubble": (MODEL, scheduled("zb-h1"), 8, 4096, 8, "none", 11.46, 248.1),
     "experts": (EXPERTS, expert_parallel(8), 16, 4096, 1, "none", 5.06, 46.1),
