@@ -9,6 +9,7 @@ from parallax.analytic.train_memory import train_memory
 from parallax.meshes.cluster import cluster
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.search.fitting import fitting_knob, training_facts
+from parallax.strategies import TrainingOptions
 from parallax.workload import Workload
 
 H100 = cluster("h100_2x8")
@@ -53,10 +54,18 @@ def test_each_change_that_is_enough_is_named_with_its_memory():
 
 
 def test_the_fewest_microbatches_that_fit_are_named():
+    strategy = TrainingOptions(schedule="1f1b").apply(PIPELINE)
+    said = fitting_knob(CONFIG, strategy, WORKLOAD, "layer", H100)
+    sizes = {m: gigabytes(strategy, replace(WORKLOAD, microbatches=m)) for m in (2, 4, 8, 16)}
+    fewest = next(m for m, size in sizes.items() if size <= H100.usable_bytes / 1e9)
+    assert f"--microbatches={fewest} ({sizes[fewest]:.3g} GB)" in said
+    assert sizes[2] > sizes[fewest]
+
+
+def test_gpipe_needs_another_schedule_too():
     said = fitting_knob(CONFIG, PIPELINE, WORKLOAD, "layer", H100)
-    fits = replace(WORKLOAD, microbatches=4)
-    assert f"--microbatches=4 ({gigabytes(PIPELINE, fits):.3g} GB)" in said
-    assert gigabytes(PIPELINE, replace(WORKLOAD, microbatches=2)) > H100.usable_bytes / 1e9
+    assert "it fits with --microbatches=" in said
+    assert "--schedule=1f1b" in said
 
 
 def test_several_changes_are_named_where_one_is_not_enough():
