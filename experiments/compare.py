@@ -4,7 +4,7 @@
   parallax compare --paper=all
   parallax compare --paper=ring_sp --cluster=h100_nvl16
   parallax compare --model=two_level --strategies=data_parallel --batch=64 --seq_len=32768
-  parallax compare --paper=two_level --phase=train --remat=layer --microbatches=128
+  parallax compare --paper=two_level --phase=train --microbatches=128 --schedule=1f1b
   parallax compare --paper=compressed_layerwise --phase=decode --compression=int8,int8+2:4
   parallax compare --strategies=ring_sequence+data_parallel --mesh=data=2,seq=8 --model=ring_sp
   parallax compare --paper=ring_sp --sweep=seq_len:4k..128k

@@ -171,7 +171,7 @@ class ShardedParameters:
         return _padded(state, self.groups, self.chunks, self.columns)
 
     def unshard(self, state: nnx.State) -> nnx.State:
-        """Return the model's own parameters, or gradients, without padding: inverse of `place`."""
+        """Return the model's own parameters, or gradients, without padding: inverse of `shard`."""
         layers = functools.partial(unpad_layers, groups=self.groups, chunks=self.chunks)
         return _change(state, layers, lambda w: w[:, : self.config.vocab_size])
 

@@ -1,6 +1,7 @@
 """The reason why a candidate is not the first, in one line."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from parallax.meshes.cluster import Cluster
 from parallax.search.results import Candidate, SearchRequest
@@ -36,17 +37,22 @@ def why_not(
         return f"TPOT {1e3 * tpot.value:.3g} ms is over the limit of {1e3 * limit:.3g} ms"
     if candidate is first:
         return ""
-    # An analytical estimate is compared with the winner's own, not with its compiled program.
-    mine_timing, best_timing = candidate.timing, first.timing
-    if candidate.compiled is None:
-        best_timing = first.closed_form
-    ratio = mine_timing.score(request.objective) / best_timing.score(request.objective)
-    text = f"{ratio:.3g}x the first's" + _most_of_it(mine_timing.terms_s, best_timing.terms_s)
+    text = _behind(request.objective, candidate, first)
     if candidate.bubble > first.bubble + 0.02:
         text += f"; stages idle {candidate.bubble:.0%} more ticks than microbatches"
     if candidate.padded > first.padded + 0.02:
         text += f"; {candidate.padded:.0%} of its layers pad shorter stages"
     return text
+
+
+def _behind[C: (Candidate, TrainCandidate)](objective: Any, candidate: C, first: C) -> str:
+    """Say how many times the first's score a candidate has, and where most of it comes from."""
+    # An analytical estimate is compared with the winner's own, not with its compiled program.
+    mine, best = candidate.timing, first.timing
+    if candidate.compiled is None:
+        best = first.closed_form
+    ratio = mine.score(objective) / best.score(objective)
+    return f"{ratio:.3g}x the first's" + _most_of_it(mine.terms_s, best.terms_s)
 
 
 def why_not_train(
@@ -61,11 +67,7 @@ def why_not_train(
         )
     if candidate is first:
         return ""
-    mine_timing, best_timing = candidate.timing, first.timing
-    if candidate.compiled is None:
-        best_timing = first.closed_form
-    ratio = mine_timing.score(request.objective) / best_timing.score(request.objective)
-    text = f"{ratio:.3g}x the first's" + _most_of_it(mine_timing.terms_s, best_timing.terms_s)
+    text = _behind(request.objective, candidate, first)
     if candidate.bubble > first.bubble + 0.02:
         text += f"; stages wait {candidate.bubble:.0%} of their busy time"
     if candidate.kept_bytes is not None and candidate.kept_bytes != first.kept_bytes:
