@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from parallax.distributed.values import on_host
 from parallax.engine.latency import Latency
-from parallax.engine.sampling import Sampling, next_tokens
+from parallax.engine.sampling import Sampling, next_tokens, same_on_all
 from parallax.models.config import ModelConfig
 from parallax.programs.cache import batch_multiple, prompt_multiple
 from parallax.programs.decoding import Decoder
@@ -130,7 +131,7 @@ class Generator:
         new: list[list[int]] = [[] for _ in prompts]
         finished: dict[int, Literal["stop", "length"]] = {}
         for number in range(1, max_new_tokens + 1):
-            host_tokens = np.asarray(chosen)
+            host_tokens = on_host(chosen)
             times.append(time.perf_counter() - start)
             if (
                 len(finished)
@@ -199,17 +200,20 @@ class Generator:
 
 @functools.lru_cache(maxsize=8)
 def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
-    tokens_sharding = decoder.token_sharding(mesh)
     prefill, step = decoder.prefill(mesh), decoder.step(mesh)
+    tokens_sharding, share = decoder.token_sharding(mesh), lambda tokens: tokens
+    if not tokens_sharding.is_fully_addressable:
+        # Every process has to see all tokens, and none may decide by a copy of its own.
+        tokens_sharding, share = same_on_all(tokens_sharding)
 
     def first(params, tokens, lengths):
         cache, logits = prefill(params, tokens, lengths)
-        return cache, next_tokens(logits, sampling, 0)
+        return cache, share(next_tokens(logits, sampling, 0))
 
     def following(params, cache, tokens):
         number = cache.steps + 1
         cache, logits = step(params, cache, tokens)
-        return cache, next_tokens(logits, sampling, number)
+        return cache, share(next_tokens(logits, sampling, number))
 
     cache = decoder.abstract_cache(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, cache)

@@ -4,10 +4,13 @@ Shapes: B sequences, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 
@@ -69,6 +72,38 @@ def next_tokens(
     rows = jnp.arange(logits_BV.shape[0], dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     return jax.vmap(jax.random.categorical)(keys, logits_BV).astype(jnp.int32)
+
+
+def same_on_all(sharding: NamedSharding) -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """Return a replicated sharding, and the function that brings tokens to it from one device each.
+
+    Devices that compute the same sequence may differ in the last bit of its logits, and so in its
+    next token where two are nearly equal. Processes that stop at different tokens would hang.
+
+    Args:
+      sharding: the sharding of the tokens [B].
+
+    Cost: one all-reduce of B integers over the whole mesh.
+    """
+    mesh, (spec,) = sharding.mesh, sharding.spec or (None,)
+    splitting = (spec,) if isinstance(spec, str) else tuple(spec or ())
+    copies = tuple(axis for axis in mesh.axis_names if axis not in splitting)
+
+    def local(tokens_b):
+        number = lax.axis_index(splitting) if splitting else 0
+        rows = math.prod(mesh.shape[axis] for axis in splitting) * tokens_b.shape[0]
+        whole_B = jnp.zeros(rows, tokens_b.dtype)
+        whole_B = lax.dynamic_update_slice_in_dim(
+            whole_B, tokens_b, number * tokens_b.shape[0], axis=0
+        )
+        if copies:
+            whole_B = jnp.where(lax.axis_index(copies) == 0, whole_B, jnp.zeros_like(whole_B))
+        return lax.psum(whole_B, mesh.axis_names)
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return replicated, jax.shard_map(
+        local, mesh=mesh, in_specs=(sharding.spec,), out_specs=PartitionSpec(), check_vma=True
+    )
 
 
 def _most_likely(logits_BV, sampling: Sampling):
