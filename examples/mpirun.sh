@@ -10,6 +10,7 @@
 # Start: examples/mpirun.sh
 # Resume: the same again. On one node, under a plan for eight GPUs (--cluster=h100_1x8 --out=plan8):
 #   PROCESSES=8 examples/mpirun.sh --strategy=plan8/strategy.json
+# Stop: Ctrl-C, or SIGTERM to this script (not to mpirun).
 # On a laptop, two processes of four virtual CPU devices (any text is data):
 #   PROCESSES=2 PER_NODE=2 HOSTFILE= examples/mpirun.sh --virtual --model=ring_sp --small \
 #     --data=README.md --strategy=tensor_pipeline --mesh=stage=2,tensor=4 --batch=8 --seq_len=64 \
@@ -24,19 +25,28 @@ version=$(mpirun --version | sed -n 's/.*Open MPI[)]* *v*\([0-9]*\)\..*/\1/p' | 
 
 options=(-np "${PROCESSES:-16}" --map-by "ppr:${PER_NODE:-8}:node:OVERSUBSCRIBE" --bind-to none)
 [[ -z $hostfile ]] || options+=(--hostfile "$hostfile")
+[[ $EUID != 0 ]] || options+=(--allow-run-as-root)
 flags=()
 if [[ ${version:-0} -ge 5 ]]; then
   first=localhost
   [[ -z $hostfile ]] || first=$(awk '!/^ *(#|$)/ { print $1; exit }' "$hostfile")
   flags+=(--coordinator="$first:${PORT:-12345}")
-else
-  # After SIGTERM, the seconds that Open MPI 4 leaves for a checkpoint before it kills.
-  options+=(--mca odls_base_sigkill_timeout 180)
 fi
-[[ $EUID != 0 ]] || options+=(--allow-run-as-root)
 
-exec mpirun "${options[@]}" -x PATH \
+# mpirun kills its processes a second after SIGTERM or Ctrl-C. Those of this node get the signal
+# instead: then all processes save a checkpoint, at the same step, and leave with status 0.
+set -m
+mpirun "${options[@]}" -x PATH \
   parallax train --distributed "${flags[@]}" \
   --model=model --data=data/train.npy --workdir="${WORKDIR:-runs/one}" \
   --strategy=plan/strategy.json --batch=64 --seq_len=8192 --remat=attention \
-  --steps=10000 --save_every=200 "$@"
+  --steps=10000 --save_every=200 "$@" </dev/null &
+pid=$!
+trap 'pkill -TERM -P "$pid"' TERM INT
+status=0
+wait "$pid" || status=$?
+while kill -0 "$pid" 2>/dev/null; do
+  status=0
+  wait "$pid" || status=$?
+done
+exit "$status"
