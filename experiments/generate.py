@@ -9,7 +9,8 @@
 FOLDER holds config.json, *.safetensors and tokenizer.json of a Llama, GPT-2, Qwen3 or Mixtral
 model. A paper's name with --small is its model at a laptop's width, with random weights.
 
-Hardware: the devices at hand; with --virtual, virtual CPU devices, whose times compare nothing.
+Hardware: the devices at hand; with --virtual, virtual CPU devices, whose times compare nothing;
+with --distributed, those of all processes, each started with this command (docs/cluster.md).
 Result: the text on standard output as it is generated; TTFT, TPOT and ITL (as MLPerf defines them),
 tokens/s and what was padded on standard error; with --json=FILE all of it in a file.
 Exit status: 0 ok; 2 bad input.
@@ -20,6 +21,8 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from parallax.distributed.agreement import together
+from parallax.distributed.processes import is_first
 from parallax.experiments.devices import use_devices
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
@@ -43,13 +46,14 @@ class Flags(Command):
 def main(flags: Flags) -> int:
     """Continue the prompts that the flags give."""
     request = flags.request
-    prompts = (*request.prompts, *_from_file(flags.prompts))
+    given = together("prompts", lambda: _from_file(flags.prompts))
+    prompts = (*request.prompts, *given)
     if not prompts:
         raise ValueError(
             "no prompt. Give --prompt=TEXT (several times for a batch) or --prompts=FILE."
         )
     request = replace(request, prompts=prompts)
-    check_file(flags.json)
+    together("--json", lambda: check_file(flags.json if is_first() else None))
     use_devices(request.strategy, request.mesh, flags.virtual, request.dtype)
     from parallax.engine.texts import run_generation
 
@@ -63,7 +67,7 @@ def main(flags: Flags) -> int:
 
         generated = run_generation(request, on_text=on_text, on_progress=progress)
     generation = generated.generation
-    if flags.json is not None:
+    if flags.json is not None and is_first():
         asked = {field.name: getattr(request, field.name) for field in fields(request)}
         record = {"request": asked, "texts": generated.texts} | asdict(generation)
         Path(flags.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

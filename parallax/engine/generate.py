@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from parallax.distributed.agreement import together
 from parallax.distributed.values import on_host
 from parallax.engine.latency import Latency
 from parallax.engine.sampling import Sampling, next_tokens, same_on_all
@@ -105,7 +106,9 @@ class Generator:
           ValueError: there is no prompt, a prompt is empty, an id is outside of the vocabulary, or
             there are more tokens than the cache or the table of learned positions has room for.
 
-        Cost: the first call of a shape compiles; then one prefill, and one step per token.
+        Cost: the first call of a shape compiles; then one prefill, and one step per token. All
+          processes of the mesh have to call it alike, and get the same tokens; for that each step
+          also sums one integer per sequence over the mesh.
         """
         sampling = sampling or Sampling()
         check_prompts(self.config, prompts, max_new_tokens, cache_len, stop_tokens)
@@ -195,14 +198,18 @@ class Generator:
 
     def _programs(self, decoder: Decoder, sampling: Sampling) -> tuple[Any, Any]:
         """Compile the prefill, (params, tokens [B, L], lengths [B]) -> (cache, [B]), and step."""
-        return _programs(decoder, sampling, self.mesh)
+        make = functools.partial(_programs, decoder, sampling, self.mesh)
+        if not self.mesh.is_multi_process:
+            return make()
+        # The first collective then waits for nobody's compiler.
+        return together("compiling prefill and decoding step", make)
 
 
 @functools.lru_cache(maxsize=8)
 def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
     prefill, step = decoder.prefill(mesh), decoder.step(mesh)
     tokens_sharding, share = decoder.token_sharding(mesh), lambda tokens: tokens
-    if not tokens_sharding.is_fully_addressable:
+    if mesh.is_multi_process:
         # Every process has to see all tokens, and none may decide by a copy of its own.
         tokens_sharding, share = same_on_all(tokens_sharding)
 

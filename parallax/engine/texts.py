@@ -1,13 +1,19 @@
 """Generation of text from text: a model and its tokenizer under a strategy."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
+from parallax.distributed.agreement import agree, gather, together
+from parallax.distributed.devices import check_every_process, node_notes, ordered_devices
+from parallax.distributed.processes import describe, process_count
 from parallax.engine.generate import Generation, Generator, check_prompts
+from parallax.engine.latency import Latency
 from parallax.engine.sampling import Sampling
 from parallax.engine.weights import find_tokenizer, load_params
 from parallax.meshes.mesh import MeshSpec
@@ -21,6 +27,8 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 OnText = Callable[[int, str], None]
+# A process is named if it takes this many times as long as process 0.
+_SLOWER = 1.1
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,9 @@ def generate(
     on_text: OnText = lambda prompt, text: None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> GeneratedText:
-    """Continue prompts under a strategy, on this process's devices.
+    """Continue prompts under a strategy, on the devices of all processes.
+
+    After `px.initialize` all processes have to call it, with the same arguments.
 
     Args:
       model: a folder with config.json, *.safetensors and tokenizer.json; the folder of a training
@@ -76,10 +86,11 @@ def generate(
       on_progress: called with a line whenever something starts.
 
     Returns:
-      Texts, tokens, and times as MLPerf defines them.
+      Texts, tokens, and times as MLPerf defines them: process 0's, and the same on all processes.
 
     Raises:
-      ValueError: a name is unknown, a prompt is empty or too long, or a size does not divide.
+      ValueError: a name is unknown, a prompt is empty or too long, or a size does not divide; on
+        all processes if on one, and if they differ or one has no device in the mesh.
 
     Example:
       px.generate("folder", "Once upon a time", strategy="ring_sequence", mesh="seq=4")
@@ -107,22 +118,11 @@ def run_generation(
     request: GenerateRequest, *, on_text: OnText, on_progress: Callable[[str], None]
 ) -> GeneratedText:
     """Continue the prompts of a request, as `generate` does."""
-    sampling = Sampling(request.temperature, request.top_k, request.top_p, request.seed)
-    config, folder = resolve_model(
-        request.model, dtype=request.dtype, small=request.small, compression=request.compression
-    )
-    strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
-    tokenizer = find_tokenizer(config, folder)
-    if tokenizer is None:
-        raise ValueError(
-            f"model '{config.name}' has no weights and no tokenizer. Use small=True (--small), "
-            "whose tokens are bytes, or a folder with weights."
-        )
-    encoded = [tokenizer.encode(text) for text in request.prompts]
-    given = request.stop_tokens
-    stops = tokenizer.stop_tokens if given is None else tuple(given)
-    check_prompts(config, encoded, request.max_new_tokens, request.cache_len, stops)
-    generator = make_generator(config, folder, strategy, on_progress)
+    devices = ordered_devices()
+    task = together("reading the model", lambda: _resolve(request, len(devices)))
+    agree("generation", _facts(request, task))
+    tokenizer, strategy = task.tokenizer, task.strategy
+    generator = make_generator(task.config, task.folder, strategy, on_progress)
     streams = [_Stream(tokenizer) for _ in request.prompts]
 
     def on_token(prompt: int, token: int) -> None:
@@ -131,18 +131,82 @@ def run_generation(
 
     on_progress(f"compiling prefill and decoding step: {strategy.name}, mesh {strategy.mesh}")
     generation = generator(
-        encoded,
+        task.encoded,
         max_new_tokens=request.max_new_tokens,
-        sampling=sampling,
-        stop_tokens=stops,
+        sampling=task.sampling,
+        stop_tokens=task.stops,
         cache_len=request.cache_len,
         on_token=on_token,
     )
     for prompt, stream in enumerate(streams):
         if piece := stream.rest():
             on_text(prompt, piece)
+    latency, slowest = _latency_of_first(generation.latency)
+    notes = (*node_notes(generator.mesh), *generation.notes, *slowest)
+    generation = replace(generation, latency=latency, notes=notes)
     continuations = generation.continuations
     return GeneratedText(tuple(tokenizer.decode(list(c.tokens)) for c in continuations), generation)
+
+
+class _Task(NamedTuple):
+    """What a request asks for, resolved and checked."""
+
+    config: ModelConfig
+    folder: Path | None
+    strategy: Strategy
+    tokenizer: Tokenizer
+    encoded: list[list[int]]
+    stops: tuple[int, ...]
+    sampling: Sampling
+
+
+def _resolve(request: GenerateRequest, devices: int) -> _Task:
+    sampling = Sampling(request.temperature, request.top_k, request.top_p, request.seed)
+    config, folder = resolve_model(
+        request.model, dtype=request.dtype, small=request.small, compression=request.compression
+    )
+    strategy = resolve_strategy(request.strategy, request.mesh, devices)
+    tokenizer = find_tokenizer(config, folder)
+    if tokenizer is None:
+        raise ValueError(
+            f"model '{config.name}' has no weights and no tokenizer. Use small=True (--small), "
+            "whose tokens are bytes, or a folder with weights."
+        )
+    encoded = [tokenizer.encode(text) for text in request.prompts]
+    given = request.stop_tokens
+    stops = tuple(tokenizer.stop_tokens) if given is None else tuple(given)
+    check_prompts(config, encoded, request.max_new_tokens, request.cache_len, stops)
+    return _Task(config, folder, strategy, tokenizer, encoded, stops, sampling)
+
+
+def _facts(request: GenerateRequest, task: _Task) -> dict[str, Any]:
+    """Return what has to be the same on all processes, as JSON."""
+    return {
+        "prompts": list(request.prompts),
+        "tokens of the prompts": [list(map(int, tokens)) for tokens in task.encoded],
+        "max_new_tokens": request.max_new_tokens,
+        "cache_len": request.cache_len,
+        "stop_tokens": list(task.stops),
+        "sampling": asdict(task.sampling),
+        "model": task.config.to_dict(),
+        "weights": task.folder is not None,
+        "strategy": task.strategy.to_dict(),
+        "float64": jax.config.jax_enable_x64,
+    }
+
+
+def _latency_of_first(own: Latency) -> tuple[Latency, tuple[str, ...]]:
+    """Return process 0's latency, on every process, and a note that says so."""
+    if process_count() == 1:
+        return own, ()
+    said = [json.loads(text) for text in gather("latency", json.dumps(asdict(own)))]
+    first = Latency(**said[0] | {"itl_s": tuple(said[0]["itl_s"])})
+    note = f"times are those of {describe(0)}"
+    seconds = [latency["total_s"] for latency in said]
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    if seconds[slowest] > _SLOWER * seconds[0]:
+        note += f"; the slowest is {describe(slowest)}, with {seconds[slowest]:.3g} s in all"
+    return first, (note,)
 
 
 def make_generator(
@@ -151,8 +215,13 @@ def make_generator(
     strategy: Strategy,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Generator:
-    """Make a Generator with a folder's weights or, without a folder, random ones (seed 0)."""
-    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
+    """Make a Generator with a folder's weights or, without a folder, random ones (seed 0).
+
+    Raises:
+      ValueError: a process would have no device of the mesh, or the weights cannot be loaded.
+    """
+    mesh = strategy.mesh.build(ordered_devices()[: strategy.mesh.size])
+    check_every_process(mesh)
     length = strategy.split().count("act_seq", "act_norm_seq")
     sharded = ShardedTransformer(config, strategy, Workload(batch_multiple(strategy), length))
     if folder is None:
