@@ -1,0 +1,95 @@
+"""Two and four processes compute what one does: steps, gradients, logits and tokens."""
+
+import functools
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from parallax.lenses.tolerance import FLOAT64_LIMIT
+from parallax.lenses.verifying import parameter_errors, relative_error
+from parallax.strategies import data_parallel
+from tests.distributed.running import free_port, run
+from tests.strategies.over_processes import ALL, NEW_TOKENS, STEPS, TWELVE, case, compute
+
+pytestmark = pytest.mark.slow
+
+# The batch over both processes; stages over both, tensors in each; slices beside data.
+FEW = ("tensor_pipeline", "data_parallel+two_level")
+
+
+@functools.lru_cache
+def unsharded(config):
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+        return compute(config, data_parallel(1))
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A folder of compiled programs for this file alone: see `_compile_once`."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def check(processes, names, folder, programs):
+    """Run strategies over processes and return what differs, with the worst error of each."""
+    port, start = free_port(), time.monotonic()
+    commands = [
+        ("-m", "tests.strategies.over_processes", port, processes, k, folder, *names)
+        for k in range(processes)
+    ]
+    ended = run(commands, folder, timeout=1200, JAX_COMPILATION_CACHE_DIR=str(programs))
+    assert [e.status for e in ended] == [0] * processes, ended[0].err[-3000:]
+    print(f"\n{processes} processes: {time.monotonic() - start:.0f} s")
+    wrong = {}
+    for name in names:
+        with np.load(folder / f"{name}.npz") as found:
+            errors = errors_of(dict(found), unsharded(case(name)[0]))
+        print(f"{name}: " + ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items()))
+        if not all(error <= FLOAT64_LIMIT for error in errors.values()):
+            wrong[name] = errors
+    return wrong
+
+
+def errors_of(found, exact):
+    """The worst relative L2 error of each kind; of tokens, the share that differs."""
+    assert found.keys() == exact.keys()
+    assert found["losses"].shape == (STEPS,)
+    assert found["tokens"].shape[1] == NEW_TOKENS
+    assert 0.3 < np.sqrt(np.mean(exact["logits"] ** 2)) < 3
+    assert exact["losses"][-1] < exact["losses"][0] - 0.1  # it learns
+    assert len(np.unique(exact["tokens"])) > 20
+    errors = {
+        "losses": float(np.abs(found["losses"] / exact["losses"] - 1).max()),
+        "logits": relative_error(found["logits"], exact["logits"]),
+        "tokens": float((found["tokens"] != exact["tokens"]).mean()),
+    }
+    for kind in ("gradient", "parameter"):
+        keys = [key for key in exact if key.startswith(kind)]
+        errors[kind] = max(parameter_errors([found[k] for k in keys], [exact[k] for k in keys]))
+    return errors
+
+
+def test_a_few_strategies_over_two_processes(tmp_path, programs):
+    assert not check(2, FEW, tmp_path, programs)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_strategy(processes, tmp_path, programs):
+    more = (TWELVE,) if processes == 2 else ()  # with four, one would have no device
+    assert not check(processes, (*ALL, *more), tmp_path, programs)
+
+
+def test_the_comparison_sees_a_changed_bit_of_the_mathematics(tmp_path):
+    """One weight in 1e-9 and one token: the smallest change that has to be seen."""
+    exact = {
+        "losses": np.array([3.0, 2.0, 1.0]), "logits": np.ones((2, 3)),
+        "tokens": np.arange(64).reshape(2, NEW_TOKENS), "gradient w": np.ones(4),
+        "parameter w": np.ones(4),
+    }  # fmt: skip
+    assert max(errors_of(exact, exact).values()) == 0
+    for key in exact:
+        found = {k: x.copy() for k, x in exact.items()}
+        found[key].flat[1] += 1 if key == "tokens" else 1e-9
+        assert max(errors_of(found, exact).values()) > FLOAT64_LIMIT, key
