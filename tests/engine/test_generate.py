@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.engine.generate import Generator
 from parallax.engine.latency import Latency, percentile
-from parallax.engine.sampling import Sampling, next_tokens
+from parallax.engine.sampling import Sampling, next_tokens, same_on_all
+from parallax.meshes.mesh import MeshSpec
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel, hybrid, layerwise, ring_sequence, tensor_pipeline
 from parallax.workload import Workload
@@ -176,3 +178,31 @@ def test_sampling_draws_what_it_says():
 def test_sampling_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("axes", [(), "data", ("data", "tensor")], ids=str)
+def test_of_copies_that_differ_one_is_taken_by_all(axes):
+    mesh = MeshSpec({"data": 2, "seq": 2, "tensor": 2}).build(jax.devices()[:8])
+    sharding = NamedSharding(mesh, PartitionSpec(axes or None))
+    rows = 8 // np.prod([mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes)] or [1])
+    # Each device has its own number in the tens, so that copies differ.
+    local = [
+        jnp.arange(index[0].start or 0, (index[0].start or 0) + int(rows), dtype=jnp.int32)
+        + 10 * device.id
+        for device, index in sharding.addressable_devices_indices_map((8,)).items()
+    ]
+    held = [
+        jax.device_put(x, d)
+        for x, d in zip(local, sharding.addressable_devices_indices_map((8,)), strict=True)
+    ]
+    tokens = jax.make_array_from_single_device_arrays((8,), sharding, held)
+    replicated, share = same_on_all(sharding)
+    found = jax.jit(share, out_shardings=replicated)(tokens)
+    of_device = {
+        (): [0] * 8,
+        "data": [0] * 4 + [4] * 4,
+        ("data", "tensor"): [0, 0, 1, 1, 4, 4, 5, 5],
+    }
+    expected = np.arange(8) + 10 * np.array(of_device[axes])
+    for shard in found.addressable_shards:
+        np.testing.assert_array_equal(shard.data, expected)
