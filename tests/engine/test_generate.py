@@ -180,29 +180,25 @@ def test_sampling_refuses(options, message):
         Sampling(**options)
 
 
-@pytest.mark.parametrize("axes", [(), "data", ("data", "tensor")], ids=str)
+COPIES = {
+    (): [0] * 8,
+    ("data",): [0] * 4 + [4] * 4,
+    ("data", "tensor"): [0, 0, 1, 1, 4, 4, 5, 5],
+}
+
+
+@pytest.mark.parametrize("axes", COPIES, ids=str)
 def test_of_copies_that_differ_one_is_taken_by_all(axes):
     mesh = MeshSpec({"data": 2, "seq": 2, "tensor": 2}).build(jax.devices()[:8])
     sharding = NamedSharding(mesh, PartitionSpec(axes or None))
-    rows = 8 // np.prod([mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes)] or [1])
-    # Each device has its own number in the tens, so that copies differ.
-    local = [
-        jnp.arange(index[0].start or 0, (index[0].start or 0) + int(rows), dtype=jnp.int32)
-        + 10 * device.id
-        for device, index in sharding.addressable_devices_indices_map((8,)).items()
-    ]
+    numbers = np.arange(8, dtype=np.int32)
+    # Each device adds ten times its own number, so that copies differ.
     held = [
-        jax.device_put(x, d)
-        for x, d in zip(local, sharding.addressable_devices_indices_map((8,)), strict=True)
+        jax.device_put(numbers[index] + np.int32(10 * device.id), device)
+        for device, index in sharding.addressable_devices_indices_map((8,)).items()
     ]
     tokens = jax.make_array_from_single_device_arrays((8,), sharding, held)
     replicated, share = same_on_all(sharding)
     found = jax.jit(share, out_shardings=replicated)(tokens)
-    of_device = {
-        (): [0] * 8,
-        "data": [0] * 4 + [4] * 4,
-        ("data", "tensor"): [0, 0, 1, 1, 4, 4, 5, 5],
-    }
-    expected = np.arange(8) + 10 * np.array(of_device[axes])
     for shard in found.addressable_shards:
-        np.testing.assert_array_equal(shard.data, expected)
+        np.testing.assert_array_equal(shard.data, numbers + 10 * np.array(COPIES[axes]))

@@ -1,6 +1,7 @@
 """Generating text over two processes: the texts of one, on both; what is refused by both."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.distributed.running import free_port, run
 
 PROMPTS = ["def f(", "import"]
 MESH = {"strategy": "data_parallel+tensor_pipeline", "mesh": "data=4,tensor=4"}
-DRAWN = {"temperature": 0.9, "top_k": 40, "seed": 3}
+DRAWN: dict[str, Any] = {"temperature": 0.9, "top_k": 40, "seed": 3}
 PROGRAM = """
 import json, sys
 import jax
@@ -43,7 +44,7 @@ def test_texts_of_one_process_and_errors_on_all(tmp_path):
     (first, _) = px.generate(
         "ring_sp", PROMPTS, small=True, max_new_tokens=8
     ).generation.continuations
-    stops = {"stop_tokens": [first.tokens[4]]}
+    stops: dict[str, Any] = {"stop_tokens": [first.tokens[4]]}
     calls = [
         {"prompts": both} | MESH | stops,
         {"prompts": both} | MESH | DRAWN,
@@ -58,7 +59,7 @@ def test_texts_of_one_process_and_errors_on_all(tmp_path):
     )  # fmt: skip
     assert [e.status for e in ended] == [0, 0], ended
     found = [json.loads(e.out.splitlines()[-1]) for e in ended]
-    for (texts, notes, itl_s, pieces), options in zip(found[0], (stops, DRAWN), strict=False):
+    for (texts, notes, itl_s, pieces), options in zip(found[0][:2], (stops, DRAWN), strict=True):
         exact = px.generate("ring_sp", PROMPTS, small=True, max_new_tokens=8, **options)
         assert tuple(texts) == exact.texts
         assert [pieces["0"], pieces["1"]] == texts
@@ -70,3 +71,24 @@ def test_texts_of_one_process_and_errors_on_all(tmp_path):
     assert "mesh stage=4 takes 4 of 16 devices, and process 1 (" in idle
     assert 'prompts is ["def f(", "other"] on process 1 (' in different
     assert unknown.startswith("unknown strategy 'nope'")
+
+
+@pytest.mark.slow
+def test_process_0_prints_and_writes(tmp_path):
+    port = free_port()
+    command = ["-m", "parallax.experiments", "generate", "--model=ring_sp", "--small", "--virtual",
+               "--strategy=data_parallel", "--mesh=data=2", "--prompt=def f(", "--json=made.json",
+               "--max_new_tokens=3", "--distributed", f"--coordinator=localhost:{port}",
+               "--num_processes=2"]  # fmt: skip
+    ended = run(
+        [[*command, "--process_id=0"], [*command, "--process_id=1"]], tmp_path,
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )  # fmt: skip
+    assert [e.status for e in ended] == [0, 0], ended
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert ended[0].out == made["texts"][0] + "\n"
+    assert "TTFT" in ended[0].err
+    assert "times are those of process 0 (" in ended[0].err
+    assert ended[1].out == ""
+    assert "TTFT" not in ended[1].err
+    assert made["texts"][0] in (tmp_path / "logs" / "process-1.log").read_text()

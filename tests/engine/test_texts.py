@@ -1,5 +1,7 @@
 """Text in, text out: folders, names, streaming; the same text under every strategy."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import parallax as px
+from parallax.engine import texts
+from parallax.engine.latency import Latency
 from parallax.engine.texts import _Stream, make_generator
 from parallax.models.huggingface import ByteTokenizer
 
@@ -79,3 +83,19 @@ def test_a_character_comes_when_it_is_whole():
     assert pieces == ["a", "", "é", "", "", "€"]
     assert stream.add(0xE2) == ""
     assert stream.rest() == "\ufffd"
+
+
+@pytest.mark.parametrize(("seconds", "named"), [((1.0, 1.05, 0.5), ""), ((1.0, 1.2, 1.1), "1")])
+def test_a_process_slower_than_process_0_is_named(monkeypatch, seconds, named):
+    said = [
+        json.dumps(asdict(Latency(10, 4, 0.1, (0.1, 0.2), total, compile_s=2.0)))
+        for total in seconds
+    ]
+    monkeypatch.setattr(texts, "process_count", lambda: 3)
+    monkeypatch.setattr(texts, "gather", lambda what, text: tuple(said))
+    own = Latency(10, 4, 0.1, (0.1, 0.2), seconds[2], compile_s=3.0)
+    latency, (note,) = texts._latency_of_first(own)
+    assert latency == Latency(10, 4, 0.1, (0.1, 0.2), 1.0, compile_s=2.0)
+    assert note.startswith("times are those of process 0")
+    assert ("the slowest is" in note) == bool(named)
+    assert not named or "process 1, with 1.2 s in all" in note
