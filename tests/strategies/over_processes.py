@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import parallax as px
+from parallax.distributed.agreement import wait_for_all
 from parallax.distributed.devices import check_every_process, ordered_devices
 from parallax.distributed.processes import is_first
 from parallax.distributed.values import on_host
@@ -71,23 +72,31 @@ def compute(config, strategy):
     optimizer = optax.chain(_keep_gradients(), optax.adamw(1e-2))
     step = TrainStep(sharded, optimizer, param_dtype="float64")
     start = _start(step.abstract_state(mesh), sharded.shard(_drawn(config)))
-    run = jax.jit(step.whole_step(mesh), out_shardings=(step.shardings(mesh), whole))
+    run = _compiled(step.whole_step(mesh), (step.shardings(mesh), whole), start, placed)
     state, losses, gradients = start, [], None
     for _ in range(STEPS):
         state, (loss, _) = run(state, placed)
         losses.append(float(loss))
         gradients = state.opt_state[0] if gradients is None else gradients
 
-    logits = jax.jit(sharded.forward(mesh, "all"), out_shardings=whole)(start.params, placed)
-    unshard = jax.jit(lambda *trees: tuple(map(sharded.unshard, trees)), out_shardings=whole)
-    found = {"losses": np.array(losses), "logits": on_host(logits)}
-    for kind, tree in zip(("gradient", "parameter"), unshard(gradients, state.params), strict=True):
+    forward = _compiled(sharded.forward(mesh, "all"), whole, start.params, placed)
+    found = {"losses": np.array(losses), "logits": on_host(forward(start.params, placed))}
+    both = gradients, state.params
+    unshard = _compiled(lambda *trees: tuple(map(sharded.unshard, trees)), whole, *both)
+    for kind, tree in zip(("gradient", "parameter"), unshard(*both), strict=True):
         for path, x in nnx.to_flat_state(tree):
             found[f"{kind} {'/'.join(map(str, path))}"] = on_host(x.get_value())
 
     prompts = [row[: PROMPT - n % 3].tolist() for n, row in enumerate(tokens)]
     made = Generator(config, strategy, start.params, mesh)(prompts, max_new_tokens=NEW_TOKENS)
     return found | {"tokens": np.array([c.tokens for c in made.continuations])}
+
+
+def _compiled(function, shardings, *arguments):
+    """Compile, and wait for all: the first collective gives up on a process after 30 s."""
+    compiled = jax.jit(function, out_shardings=shardings).lower(*arguments).compile()
+    wait_for_all("compiling")
+    return compiled
 
 
 @functools.lru_cache
