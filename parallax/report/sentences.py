@@ -98,7 +98,31 @@ def describe_measurement(results: tuple[StrategyResult, ...]) -> str:
     )
     if "cpu" in m.device.lower():
         text += " Virtual CPU devices say nothing about which strategy is faster on GPUs."
-    return text
+    if m.processes:
+        text += (
+            f" {len(m.processes)} processes; a step is over when all are done. "
+            "Slowest by its own clock: "
+        )
+        text += "; ".join(line for r in results if (line := _slowest(r))) + "."
+    said = (
+        f" {r.name}: {words.one_line(note).rstrip('.')}."
+        for r in results
+        if r.measurement
+        for note in r.measurement.notes
+    )
+    return text + "".join(said)
+
+
+def _slowest(result: StrategyResult) -> str:
+    """Return the process that took longest beside the one that took least; "" for one process."""
+    slowest = result.measurement and result.measurement.slowest
+    if result.measurement is None or slowest is None:
+        return ""
+    least = min(p.step_s.value for p in result.measurement.processes)
+    return (
+        f"{result.name}, process {slowest.process} ({slowest.host}), "
+        f"{words.in_seconds(slowest.step_s.value)} (least: {words.in_seconds(least)})"
+    )
 
 
 def assumption_lines(paper: Paper | None) -> tuple[str, ...]:

@@ -360,4 +360,8 @@ def _measurement(m: Measurement) -> Json:
         "step": _figure(m.step_s),
         "repeats": m.repeats,
         "energy": None if m.energy_j is None else _figure(m.energy_j),
+        "notes": list(m.notes),
+        "processes": [
+            {"process": p.process, "host": p.host, "step": _figure(p.step_s)} for p in m.processes
+        ],
     }

@@ -11,7 +11,7 @@ from parallax.codec import encode
 from parallax.commands.resolve import resolve
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
-from parallax.lenses.measuring import confidence_interval
+from parallax.lenses.intervals import confidence_interval
 from parallax.lenses.text import read_text
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
