@@ -11,6 +11,7 @@ from typing import Any
 from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_task
 from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs
 from parallax.commands.sweep import one_line, run_sweep
+from parallax.distributed.agreement import together
 from parallax.lenses.child import Progress, end_children, run_in_child
 from parallax.lenses.environment import (
     compile_environment,
@@ -20,6 +21,7 @@ from parallax.lenses.environment import (
 )
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.text import read_text
+from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.papers.findings import findings
 from parallax.program import Program
 from parallax.report import Report
@@ -129,6 +131,7 @@ def run_comparisons(
     """Run all lenses, two child processes at a time.
 
     All compilations share one child, and each comparison's verifications have one of their own.
+    Several processes measure, all together, and do nothing else (`checked_lenses`).
 
     Args:
       comparisons: what `resolve` returned.
@@ -247,7 +250,8 @@ def _measure(run: _Run, on_progress: Progress) -> None:
     if "measure" not in run.comparison.lenses:
         return
     one, request = run.comparison, run.comparison.request
-    text, _ = read_text(request.text, max(w.tokens for _, w in (*one.cases, *one.small_cases)))
+    most = max(w.tokens for _, w in (*one.cases, *one.small_cases))
+    text, _ = together("the text", lambda: read_text(request.text, most))
     for (strategy, workload), (_, small) in zip(one.cases, one.small_cases, strict=True):
         if "measure" in run.refused[strategy.name]:
             continue
@@ -260,7 +264,7 @@ def _measure(run: _Run, on_progress: Progress) -> None:
             environment = cpu_environment(strategy.mesh.size, fast_code=True)
             environment["JAX_ENABLE_X64"] = "0"
         try:
-            run.values[strategy.name]["measurement"] = run_in_child(
+            run.values[strategy.name]["measurement"] = run_where_devices_are(
                 measure_prefill, config, strategy, runs, text, request.repeats,
                 environment=environment,
                 on_progress=lambda line: on_progress(f"measure: {line}"),
