@@ -29,10 +29,11 @@ from pathlib import Path
 from parallax.commands.compare import run_papers
 from parallax.commands.comparing import run_comparisons
 from parallax.commands.resolve import resolve
+from parallax.distributed.agreement import together
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
-from parallax.experiments.output import show
-from parallax.report import check_writable, load_request, overview_table
+from parallax.experiments.output import on_first, show
+from parallax.report import Report, check_writable, load_request, overview_table
 from parallax.requests import shared
 from parallax.requests.compare import CompareRequest
 from parallax.requests.option import nested, option
@@ -62,15 +63,16 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Run the comparison that the flags ask for."""
-    check_writable(flags.out)
-    request = _request(flags)
+    on_first("the folder of results", lambda: check_writable(flags.out))
+    request = together("the request", lambda: _request(flags))
     if request.paper == ALL:
         return _all_papers(request, flags.out)
     with ProgressLines() as progress:
         (report,) = run_comparisons([resolve(request)], on_progress=progress)
-    written = report.save(flags.out)
+    written = on_first("the report", lambda: report.save(flags.out))
     show(report.table(), WIDTH)
-    print(f"\nwritten: {', '.join(map(str, written))} ({report.seconds:.0f} s)")
+    if written is not None:
+        print(f"\nwritten: {', '.join(map(str, written))} ({report.seconds:.0f} s)")
     return report.exit_status
 
 
@@ -78,12 +80,16 @@ def _all_papers(request: CompareRequest, out: str) -> int:
     """Show all papers on one page, and save each one's report in a folder of its own."""
     with ProgressLines() as progress:
         reports = run_papers(request, on_progress=progress)
-    for report in reports:
-        assert report.paper is not None
-        report.save(Path(out) / report.paper.name)
+    on_first("the reports", lambda: _save_all(reports, out))
     show(overview_table(reports), WIDTH)
     print(f"\nwritten: {out}/<paper>/report.html, .json ({reports[0].seconds:.0f} s)")
     return max(report.exit_status for report in reports)
+
+
+def _save_all(reports: list[Report], out: str) -> None:
+    for report in reports:
+        assert report.paper is not None
+        report.save(Path(out) / report.paper.name)
 
 
 def _request(flags: Flags) -> CompareRequest:

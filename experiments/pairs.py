@@ -21,7 +21,7 @@ from pathlib import Path
 
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
-from parallax.experiments.output import show
+from parallax.experiments.output import on_first, show
 from parallax.requests import shared
 from parallax.requests.option import nested
 from parallax.requests.pairs import PairsRequest
@@ -40,11 +40,11 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Run the pairs that the flags ask for."""
-    check_file(flags.json)
+    on_first("the file of results", lambda: check_file(flags.json))
     with ProgressLines() as progress:
         measured = run_pairs(flags.request, on_progress=progress)
     if flags.json is not None:
-        record = json.dumps(measured.to_dict(), indent=1) + "\n"
-        Path(flags.json).write_text(record, encoding="utf-8")
+        file, record = Path(flags.json), json.dumps(measured.to_dict(), indent=1) + "\n"
+        on_first("the file of results", lambda: file.write_text(record, encoding="utf-8"))
     show(measured.table(), WIDTH)
     return 0

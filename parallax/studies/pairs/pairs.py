@@ -71,9 +71,8 @@ class PairsReport:
             f"  {self.names[1]} / {self.names[0]}: {ratio.value:.3f}, {ratio.low:.3f} to "
             f"{ratio.high:.3f} ({ratio.note}; measured){'' if self.virtual else verdict}.",
         ]
-        for name, own in zip(
-            self.names, (runs.first_processes, runs.second_processes), strict=True
-        ):
+        of_both = runs.first_processes, runs.second_processes
+        for name, own in zip(self.names, of_both, strict=True):
             if own:
                 lines.append(f"  {name}, {slowest_process(own)}.")
         lines += [f"  {words.one_line(note)}" for note in self.notes]
