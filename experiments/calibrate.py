@@ -25,6 +25,8 @@ from parallax.experiments.output import on_first
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.requests import shared
+from parallax.requests.option import nested
+from parallax.requests.processes import ProcessesRequest
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Flags(Command):
     """The flags of this command."""
 
     out: str = shared.out("Folder for rates.json and measured.json.")
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:

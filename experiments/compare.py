@@ -37,6 +37,7 @@ from parallax.report import Report, check_writable, load_request, overview_table
 from parallax.requests import shared
 from parallax.requests.compare import CompareRequest
 from parallax.requests.option import nested, option
+from parallax.requests.processes import ProcessesRequest
 
 WIDTH = 100
 ALL = "all"  # as --paper: every paper on one page
@@ -56,6 +57,7 @@ class Flags(Command):
         "A report.json whose request is run again. Flags that are given beside it replace what it "
         "asked for.",
     )
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
     def check(self) -> None:
         """Leave the check to `_request`, which knows the whole request."""
