@@ -1,6 +1,7 @@
 """The fit of the links' constants, inside nodes and between them, with held-out errors."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -43,10 +44,9 @@ def fit_links(rates: Rates, measured: Measured, held_out: HeldOut) -> Rates:
     for kind in KINDS:
         if mine := [r for r in whole if r.kind == kind]:
             held_out[f"{kind} over all devices, not fitted"] = _errors(rates, mine)
-    said = f"on {measured.device}"
-    sources = _said(rates.sources, "communication", fitted_inside, said, "")
-    crossing = f"{said}, {measured.nodes} nodes"
-    sources = _said(sources, "network", fitted_between, crossing, " between nodes")
+    sources = _said(rates.sources, "communication", fitted_inside, f"on {measured.device}")
+    crossing = f"on {measured.device}, between {measured.nodes} nodes"
+    sources = _said(sources, "network", fitted_between, crossing)
     known = [*fitted_inside, *fitted_between, *(whole if fitted_between else ())]
     spreads = dict(rates.spreads)
     if known:
@@ -107,14 +107,15 @@ def _fit_between(
 
 
 def _said(
-    sources, term: str, fitted: list[MeasuredCollective], where: str, between: str
+    sources: Mapping[str, str], term: str, fitted: list[MeasuredCollective], where: str
 ) -> dict[str, str]:
     """Return the sources with that of a term: which kinds were measured, and what the rest is."""
     shipped = sources[term].removeprefix(_NOT_MEASURED)
     if not fitted:
         return {**sources, term: f"{_NOT_MEASURED}{shipped}"}
     kinds = dict.fromkeys(r.kind for r in fitted)
-    left = [kind for kind in KINDS if kind not in kinds]
     devices = max(r.devices for r in fitted)
-    said = f"measured {where}, {devices} devices per group: {', '.join(kinds)}{between}"
-    return {**sources, term: said + (f"; {', '.join(left)}: {shipped}" if left else "")}
+    said = f"measured {where}, {devices} devices per group: {', '.join(kinds)}"
+    if left := [kind for kind in KINDS if kind not in kinds]:
+        said += f"; {', '.join(left)} {_NOT_MEASURED}{shipped}"
+    return {**sources, term: said}
