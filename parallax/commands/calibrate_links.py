@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from parallax.bounds import wire_bytes
-from parallax.cost.collectives import link_seconds
+from parallax.cost.collectives import link_seconds, send_seconds
 from parallax.cost.fitting import fit_link, fit_network, predicted_collective, split, spread
 from parallax.cost.measurements import KINDS, MeasuredCollective
-from parallax.cost.rates import BETWEEN_NODES, Rates
+from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates
 from parallax.lenses.benchmarking import Measured
 
 type HeldOut = dict[str, tuple[int, float, float]]
@@ -76,17 +76,19 @@ def _fit_inside(
         rows, rest = split([r for r in measured if r.kind == kind])
         if len(rows) < _LEAST_ROWS:
             continue
-        hlo = "collective-permute" if kind == "p2p" else kind
-        link, _ = fit_link(
-            rows,
-            lambda link, r, hlo=hlo: link_seconds(
-                link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
-            ),
-        )
+        link, _ = fit_link(rows, _seconds_inside)
         rates = dataclasses.replace(rates, links={**rates.links, kind: link})
         held_out[f"{kind} inside nodes"] = _errors(rates, rest)
         fitted += rows
     return rates, fitted
+
+
+def _seconds_inside(link: LinkRates, row: MeasuredCollective) -> float:
+    """Estimate a row inside a node, as `predicted_collective` does: a message is between two."""
+    if row.kind == "p2p":
+        return send_seconds(link, row.bytes)
+    sent = wire_bytes(row.kind, row.devices, row.bytes)
+    return link_seconds(link, sent, row.bytes, row.devices)
 
 
 def _fit_between(
