@@ -1,4 +1,4 @@
-"""The fit of links finds the latency and bandwidth behind made-up times, inside and between nodes."""
+"""The fit of links finds the latency and bandwidth behind made-up times, also between nodes."""
 
 import dataclasses
 

@@ -2,7 +2,7 @@
 
   python -m tests.lenses.measuring_process PORT INDEX FILE
 
-Each has two virtual devices and a host name of its own. FILE is a text that only process 0 can read.
+Each has two virtual devices and a host name of its own. FILE is a text that process 0 can read.
 """
 
 import json
