@@ -7,7 +7,7 @@ import numpy as np
 
 from parallax.bounds import wire_bytes
 from parallax.cost.collectives import link_seconds, send_seconds
-from parallax.cost.fitting import fit_link, fit_network, predicted_collective, split, spread
+from parallax.cost.fitting import fit_link, fit_network, predicted_collective, spread
 from parallax.cost.measurements import KINDS, MeasuredCollective
 from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates
 from parallax.lenses.benchmarking import Measured
@@ -67,13 +67,25 @@ def _errors(rates: Rates, rows: list[MeasuredCollective]) -> tuple[int, float, f
     return relative_errors([predicted_collective(rates, r) for r in rows], rows)
 
 
+def _split(
+    rows: list[MeasuredCollective],
+) -> tuple[list[MeasuredCollective], list[MeasuredCollective]]:
+    """Return rows to fit and rows held out: every third size, neither the least nor the largest.
+
+    A hash of the shape, as for published rows, would leave some numbers of nodes without a fit.
+    """
+    ordered = sorted(rows, key=lambda row: row.bytes)
+    held = ordered[1:-1:3]
+    return [row for row in ordered if row not in held], held
+
+
 def _fit_inside(
     rates: Rates, measured: list[MeasuredCollective], held_out: HeldOut
 ) -> tuple[Rates, list[MeasuredCollective]]:
     """Return the rates with those inside nodes, and the rows that were fitted."""
     fitted: list[MeasuredCollective] = []
     for kind in KINDS:
-        rows, rest = split([r for r in measured if r.kind == kind])
+        rows, rest = _split([r for r in measured if r.kind == kind])
         if len(rows) < _LEAST_ROWS:
             continue
         link, _ = fit_link(rows, _seconds_inside)
@@ -97,7 +109,7 @@ def _fit_between(
     """Return the rates with those between nodes, and the rows that were fitted."""
     fitted: list[MeasuredCollective] = []
     for kind in ("p2p", *BETWEEN_NODES):
-        rows, rest = split([r for r in measured if r.kind == kind])
+        rows, rest = _split([r for r in measured if r.kind == kind])
         if len(rows) < _LEAST_ROWS:
             continue
         name = BETWEEN_NODES.get(kind, "network")
