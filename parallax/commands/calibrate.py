@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from parallax.codec import encode
 from parallax.commands.calibrate_links import HeldOut, fit_links, relative_errors
 from parallax.cost.fitting import fit_gemm, predicted_gemm, split, spread
 from parallax.cost.rates import Rates, rates_of
@@ -31,6 +32,10 @@ class Calibration:
     rates: Rates
     measured: Measured
     held_out: HeldOut
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for measured.json: every measurement, and the errors."""
+        return encode(self.measured) | {"held_out": self.held_out}
 
 
 def calibrate(

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from parallax.bounds import wire_bytes
-from parallax.cost.collectives import link_seconds, send_seconds
+from parallax.cost.collectives import kind_seconds
 from parallax.cost.fitting import fit_link, fit_network, predicted_collective, spread
 from parallax.cost.measurements import KINDS, MeasuredCollective
 from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates
@@ -97,10 +96,8 @@ def _fit_inside(
 
 def _seconds_inside(link: LinkRates, row: MeasuredCollective) -> float:
     """Estimate a row inside a node, as `predicted_collective` does: a message is between two."""
-    if row.kind == "p2p":
-        return send_seconds(link, row.bytes)
-    sent = wire_bytes(row.kind, row.devices, row.bytes)
-    return link_seconds(link, sent, row.bytes, row.devices)
+    devices = 2 if row.kind == "p2p" else row.devices
+    return kind_seconds(link, row.kind, row.bytes, devices)
 
 
 def _fit_between(
