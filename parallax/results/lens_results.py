@@ -334,6 +334,7 @@ class Measurement:
       energy_j: joules per step on all devices, by their counters; None without counters.
       notes: caveats, one line each.
       processes: each process's own time; () for one process.
+      profile: the step operation by operation; None where it was not profiled.
     """
 
     device: str
@@ -345,6 +346,7 @@ class Measurement:
     energy_j: Figure | None = None
     notes: tuple[str, ...] = ()
     processes: tuple[ProcessTime, ...] = ()
+    profile: OperationProfile | None = None
 
     @property
     def slowest(self) -> ProcessTime | None:
