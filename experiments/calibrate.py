@@ -21,9 +21,12 @@ from parallax.codec import encode
 from parallax.commands.calibrate import calibrate
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import on_first
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.requests import shared
+from parallax.requests.option import nested
+from parallax.requests.processes import ProcessesRequest
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,12 @@ class Flags(Command):
     """The flags of this command."""
 
     out: str = shared.out("Folder for rates.json and measured.json.")
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:
     """Calibrate on the devices at hand."""
-    check_writable(flags.out)
+    on_first("the folder of results", lambda: check_writable(flags.out))
     with ProgressLines() as progress:
         calibration = calibrate(on_progress=progress)
     for term, (rows, median, p90) in calibration.held_out.items():
@@ -45,6 +49,7 @@ def main(flags: Flags) -> int:
         "rates.json": json.dumps(calibration.rates.to_dict(), indent=1) + "\n",
         "measured.json": json.dumps(record, indent=1) + "\n",
     }
-    written = save_files(flags.out, files)
-    print(f"written: {', '.join(str(path) for path in written)}")
+    written = on_first("the rates", lambda: save_files(flags.out, files))
+    if written is not None:
+        print(f"written: {', '.join(str(path) for path in written)}")
     return 0

@@ -21,10 +21,11 @@ from pathlib import Path
 
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
-from parallax.experiments.output import show
+from parallax.experiments.output import on_first, show
 from parallax.requests import shared
 from parallax.requests.option import nested
 from parallax.requests.pairs import PairsRequest
+from parallax.requests.processes import ProcessesRequest
 from parallax.studies.pairs.pairs import run_pairs
 
 WIDTH = 100
@@ -36,15 +37,16 @@ class Flags(Command):
 
     request: PairsRequest = nested(PairsRequest)
     json: str | None = shared.json_file()
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:
     """Run the pairs that the flags ask for."""
-    check_file(flags.json)
+    on_first("the file of results", lambda: check_file(flags.json))
     with ProgressLines() as progress:
         measured = run_pairs(flags.request, on_progress=progress)
     if flags.json is not None:
-        record = json.dumps(measured.to_dict(), indent=1) + "\n"
-        Path(flags.json).write_text(record, encoding="utf-8")
+        file, record = Path(flags.json), json.dumps(measured.to_dict(), indent=1) + "\n"
+        on_first("the file of results", lambda: file.write_text(record, encoding="utf-8"))
     show(measured.table(), WIDTH)
     return 0

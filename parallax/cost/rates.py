@@ -77,8 +77,8 @@ class Rates:
       loop_s: seconds per iteration that the host needs to test the condition of a loop whose trip
         count depends on data.
       links: kind of collective within a node -> rates; "network" for a message between nodes over
-        one card, and "network all-reduce" (`BETWEEN_NODES`) for a kind of collective whose own rates
-        between nodes were measured.
+        one card; "network all-reduce" and the like (`BETWEEN_NODES`) for kinds of collectives
+        between nodes whose own rates were measured.
       power: constants of the energy.
       spreads: term -> 80 % interval of measured / modelled.
       sources: figure -> its source, in words.

@@ -21,7 +21,7 @@ LOST = 3
 _BEAT_S = 1.0
 # Without a beat for so long a process counts as lost, sooner if a collective has failed already.
 _SILENT_S, _SILENT_AFTER_ERROR_S = 20.0, 8.0
-_READ_VERDICT_S = 5.0
+_READ_VERDICT_S, _OWN_ERROR_FIRST_S = 5.0, 1.5
 _LAGGING_S = 60.0
 _BEAT, _LEFT, _SEEN = "parallax/beat", "parallax/left", "parallax/seen"
 _VERDICT = "parallax/verdict"
@@ -39,6 +39,7 @@ class _Watch:
     def __init__(self, say: Callable[[str], None]):
         self.say = say
         self.step = 0
+        self.failing = False
         self.ended = threading.Event()
         self.threads: list[threading.Thread] = []
         self.answered = time.monotonic()
@@ -89,6 +90,8 @@ def fail(line: str, status: int) -> None:
       line: the error, one line; the others say it with this process's number and host.
       status: the exit status of all.
     """
+    if _watch is not None:
+        _watch.failing = True
     _post(Verdict(line, status), blamed=True)
     if process_index():
         time.sleep(_SILENT_S)  # the watch ends this process as soon as it reads the verdict
@@ -146,7 +149,7 @@ class _Peers:
 
     def __init__(self):
         self.beats: dict[int, tuple[str, float]] = {}
-        self.failed_since: float | None = None
+        self.blamed_since: float | None = None
         self.lagging: set[int] = set()
         self.moved: dict[int, tuple[int, float]] = {}
 
@@ -158,9 +161,14 @@ class _Peers:
             if self.beats.get(process, ("",))[0] != beat:
                 self.beats[process] = beat, now
         left = {k: json.loads(text) for k, text in _read_all(_LEFT).items()}
-        for process, error in sorted(left.items()):
-            if error["blamed"] and process:
-                return Verdict(f"{describe(process)}: {error['line']}", error["status"])
+        blamed = [p for p, error in sorted(left.items()) if error["blamed"] and p]
+        if blamed:
+            self.blamed_since = self.blamed_since or now
+            # An error that all processes have is process 0's to say.
+            if now - self.blamed_since > _OWN_ERROR_FIRST_S and not watch.failing:
+                error = left[blamed[0]]
+                return Verdict(f"{describe(blamed[0])}: {error['line']}", error["status"])
+            return None
         silent_s = _SILENT_AFTER_ERROR_S if left else _SILENT_S
         silent = [p for p, (_, at) in sorted(self.beats.items()) if now - at > silent_s]
         if silent:

@@ -21,7 +21,6 @@ from parallax.lenses.link_benchmarks import Nodes, measure_links, nodes_at_hand
 from parallax.lenses.loop_times import seconds_each
 from parallax.lenses.power import read_power
 
-
 # (batch, m, n, k): shapes of decode and prefill, square ones, long and short contracting dims.
 SHAPES = (
     *((1, m, 8192, 8192) for m in (1, 8, 16, 64, 128, 256, 1024, 4096, 8192)),

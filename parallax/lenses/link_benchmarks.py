@@ -87,8 +87,8 @@ def _check_even(nodes: Nodes) -> None:
     sizes = [len(node) for node in nodes]
     if len(set(sizes)) > 1:
         raise ValueError(
-            f"calibrate: the nodes have {', '.join(map(str, sizes))} devices, and groups over nodes "
-            "need equally many of each. Start the same number of processes and GPUs on every node."
+            f"calibrate: the nodes have {', '.join(map(str, sizes))} devices, and groups over "
+            "nodes need equally many of each. Start all nodes with the same number of GPUs."
         )
 
 
@@ -106,9 +106,7 @@ def _kinds(axes: Axes, n: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
     return kinds
 
 
-def _seconds(
-    mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elements: int
-) -> float:
+def _seconds(mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elements: int) -> float:
     """Time one collective of float32 buffers of `elements` per device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     x = jax.make_array_from_callback(

@@ -88,7 +88,7 @@ def on_devices(
         for x in map(np.asarray, arrays)
     )
     arguments = (step.state(mesh), *inputs)
-    # Compiled before the first step: a process must not wait in a collective for another's compiler.
+    # Compiled before the first step: no process waits in a collective for another's compiler.
     return jax.jit(step.function(mesh)).lower(*arguments).compile(), arguments
 
 

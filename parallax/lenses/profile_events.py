@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,13 +133,13 @@ def _of_gpus(planes: Iterable[Any]) -> DeviceTrace:
                  stats.get("hlo_module", ""), int(match[1]))
                 for e in line.events for stats in (dict(e.stats),)
             ]  # fmt: skip
-            found += _counted_once(events, Counter())
+            found += _counted_once(events, defaultdict(float))
     return DeviceTrace(tuple(found))
 
 
 def _of_cpus(planes: Iterable[Any]) -> DeviceTrace:
     found: list[DeviceEvent] = []
-    runtime: Counter[str] = Counter()
+    runtime: defaultdict[str, float] = defaultdict(float)
     for line in (x for plane in planes if plane.name == _HOST for x in plane.lines):
         events, runs = [], False
         for e in line.events:
@@ -151,11 +151,11 @@ def _of_cpus(planes: Iterable[Any]) -> DeviceTrace:
                            stats.get("hlo_module", ""), device))  # fmt: skip
         if runs:
             found += _counted_once(events, runtime)
-    named = ((name, ns) for name, ns in runtime.most_common() if ns > 0)
+    named = sorted(((name, ns) for name, ns in runtime.items() if ns > 0), key=lambda x: -x[1])
     return DeviceTrace(tuple(found), dict(named))
 
 
-def _counted_once(events: list[tuple], runtime: Counter[str]) -> Iterator[DeviceEvent]:
+def _counted_once(events: list[tuple], runtime: defaultdict[str, float]) -> Iterator[DeviceEvent]:
     """Yield the device events of one line, each with its own time.
 
     Spans without a device are the runtime's: inside of an operation they are part of it, outside

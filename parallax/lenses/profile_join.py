@@ -55,9 +55,9 @@ def join(
       trips: trip counts that depend on data, as for `read_ledger`.
     """
     names, runs = OperationNames(module), steps * len(trace.devices)
-    measured: Counter[str] = Counter()
+    measured: defaultdict[str, float] = defaultdict(float)
     launches: Counter[str] = Counter()
-    unattributed: Counter[str] = Counter()
+    unattributed: defaultdict[str, float] = defaultdict(float)
     for event in trace.events:
         name = names.of_event(event)
         if name is None:
@@ -77,7 +77,7 @@ def join(
         if name in measured or (modelled is not None and modelled.get(name))
     ]  # fmt: skip
     rows.sort(key=lambda r: -(r.measured_s if r.error_s is None else abs(r.error_s)))
-    return Joined(tuple(rows), dict(unattributed.most_common()), unplaced)
+    return Joined(tuple(rows), _largest_first(unattributed), unplaced)
 
 
 @dataclass
@@ -152,6 +152,10 @@ class OperationNames:
         return found
 
 
+def _largest_first(seconds: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
 def _put(table: dict[str, str], name: str, owner: str) -> None:
     """Add a name, with the owner "" where another one has it."""
     table[name] = owner if table.get(name, owner) == owner else ""
@@ -203,8 +207,8 @@ def _times(module: Module, trips: Trips | None) -> dict[str, float | None]:
     for computation, count, branch, loop in executions(module, trips):
         for i in computation.instructions:
             before = times.get(i.name, 0.0)
-            known = before is not None and not branch and not loop
-            times[i.name] = before + float(count) if known else None
+            known = None if branch or loop else float(count)
+            times[i.name] = None if before is None or known is None else before + known
     return times
 
 

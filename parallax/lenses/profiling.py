@@ -1,5 +1,6 @@
 """The profiler around a measured step: JAX's trace, joined with the compiled program."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from parallax.cost import Rates, rates_of
 from parallax.cost.per_operation import OperationCost, operation_costs
+from parallax.distributed.agreement import together
 from parallax.hlo.ledger import read_ledger
 from parallax.hlo.module import Module
 from parallax.hlo.parse import parse_module
@@ -62,21 +64,35 @@ def profile_step(
 
     Cost: STEPS steps; the profiler slows a step with many small operations.
     """
+    session = together("the folder of the profile", lambda: _session(task.folder))
     compiled = function if hasattr(function, "as_text") else function.lower(*arguments).compile()
     module = parse_module(compiled.as_text())
 
     def run() -> None:
         jax.block_until_ready(compiled(*arguments))
 
-    path = write_trace(run, STEPS, task.folder)
+    _trace(run, session)
+    return together("the profile", lambda: _read(session, module, step, mesh, task))
+
+
+def _read(
+    session: Path, module: Module, step: ModelStep, mesh: Mesh, task: ProfileTask
+) -> OperationProfile:
+    """Read the trace that this process wrote in a session's folder, and join it."""
+    files = sorted(session.glob("*.xplane.pb"))
+    if len(files) != 1:
+        raise ValueError(
+            f"profile: {session}: the profiler left {len(files)} traces (*.xplane.pb), expected 1. "
+            "Free space, or give another folder."
+        )
     device = mesh.devices.flat[0]
-    trace = read_events(path, "gpu" if device.platform in ("gpu", "cuda", "rocm") else "cpu")
+    trace = read_events(files[0], "gpu" if device.platform in ("gpu", "cuda", "rocm") else "cpu")
     costs, rates, notes = _costs(module, step, mesh, task)
     joined = join(module, trace, STEPS, costs, step.trips)
     own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     share = 1e-9 / (STEPS * len(trace.devices))
     return OperationProfile(
-        trace=str(path),
+        trace=str(files[0]),
         device=device.device_kind,
         devices=len(trace.devices),
         steps=STEPS,
@@ -94,43 +110,37 @@ def profile_step(
     )
 
 
-def write_trace(run: Callable[[], None], steps: int, folder: str | Path) -> Path:
-    """Run steps under JAX's profiler, and return the path of this process's XSpace file.
-
-    Args:
-      run: one step, which returns when the devices are done.
-      steps: number of steps.
-      folder: gets `plugins/profile/SESSION/HOST.xplane.pb`; every call and process has a session
-        of its own.
+def _session(folder: str) -> Path:
+    """Make the folder of a session of this process, `FOLDER/plugins/profile/SESSION`.
 
     Raises:
-      ValueError: the folder cannot be written to, or the profiler left no file.
+      ValueError: it cannot be made or written to.
     """
-    # The session is in the name: two processes of a host would write the same file.
-    session = time.strftime("%Y_%m_%d_%H_%M_%S")
+    # The process is in the name: two processes of a host would write the same file.
+    name = time.strftime("%Y_%m_%d_%H_%M_%S")
     if jax.process_count() > 1:
-        session += f"_process_{jax.process_index()}"
-    target = Path(folder) / "plugins" / "profile" / session
-    options = jax.profiler.ProfileOptions()
-    options.session_id = session
-    options.python_tracer_level = 0  # the step's own events alone
+        name += f"_process_{jax.process_index()}"
+    session = Path(folder) / "plugins" / "profile" / name
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with jax.profiler.trace(str(folder), profiler_options=options):
-            for number in range(steps):
-                with jax.profiler.StepTraceAnnotation("step", step_num=number):
-                    run()
-        files = sorted(target.glob("*.xplane.pb"))
+        session.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=session):
+            pass
     except OSError as error:
         raise ValueError(
-            f"--profile: {folder}: {error.strerror}. Give a folder that can be written."
+            f"profile: {session}: {error.strerror}. Give a folder that can be written."
         ) from None
-    if len(files) != 1:
-        raise ValueError(
-            f"--profile: {target}: the profiler left {len(files)} traces (*.xplane.pb), expected "
-            "1. Free space, or give another folder."
-        )
-    return files[0]
+    return session
+
+
+def _trace(run: Callable[[], None], session: Path) -> None:
+    """Run the steps under JAX's profiler, which writes into the folder of the session."""
+    options = jax.profiler.ProfileOptions()
+    options.session_id = session.name
+    options.python_tracer_level = 0  # of Python only the steps
+    with jax.profiler.trace(str(session.parents[2]), profiler_options=options):
+        for number in range(STEPS):
+            with jax.profiler.StepTraceAnnotation("step", step_num=number):
+                run()
 
 
 def _costs(

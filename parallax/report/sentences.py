@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.report import words
-from parallax.results.lens_results import StrategyResult
+from parallax.results.lens_results import ProcessTime, StrategyResult
 from parallax.workload import Workload
 
 
@@ -99,11 +99,13 @@ def describe_measurement(results: tuple[StrategyResult, ...]) -> str:
     if "cpu" in m.device.lower():
         text += " Virtual CPU devices say nothing about which strategy is faster on GPUs."
     if m.processes:
-        text += (
-            f" {len(m.processes)} processes; a step is over when all are done. "
-            "Slowest by its own clock: "
+        text += " A step is over when all processes are done; by their own clocks: "
+        slowest = (
+            f"{r.name}, {slowest_process(r.measurement.processes)}"
+            for r in results
+            if r.measurement
         )
-        text += "; ".join(line for r in results if (line := _slowest(r))) + "."
+        text += "; ".join(slowest) + "."
     said = (
         f" {r.name}: {words.one_line(note).rstrip('.')}."
         for r in results
@@ -113,14 +115,14 @@ def describe_measurement(results: tuple[StrategyResult, ...]) -> str:
     return text + "".join(said)
 
 
-def _slowest(result: StrategyResult) -> str:
-    """Return the process that took longest beside the one that took least; "" for one process."""
-    slowest = result.measurement and result.measurement.slowest
-    if result.measurement is None or slowest is None:
+def slowest_process(times: tuple[ProcessTime, ...]) -> str:
+    """Return the process with the longest mean time, beside the least; "" for one process."""
+    if not times:
         return ""
-    least = min(p.step_s.value for p in result.measurement.processes)
+    slowest = max(times, key=lambda time: time.step_s.value)
+    least = min(time.step_s.value for time in times)
     return (
-        f"{result.name}, process {slowest.process} ({slowest.host}), "
+        f"slowest of {len(times)}: process {slowest.process} ({slowest.host}), "
         f"{words.in_seconds(slowest.step_s.value)} (least: {words.in_seconds(least)})"
     )
 

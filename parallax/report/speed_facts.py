@@ -103,6 +103,11 @@ def _measured(r: StrategyResult) -> Cell | None:
     return Cell(text)
 
 
+def _slowest(r: StrategyResult) -> Cell | None:
+    slowest = r.measurement and r.measurement.slowest
+    return Cell(f"{slowest.process} ({slowest.host})") if slowest else None
+
+
 def _measured_energy(r: StrategyResult) -> Cell | None:
     energy = r.measurement and r.measurement.energy_per_token_j
     return Cell(f"{words.digits(energy.value)} J") if energy else None
@@ -148,5 +153,6 @@ SPEED = (
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),
     ("step here, 95 % CI", "measured", _measured),
+    ("slowest process here", "measured", _slowest),
     ("energy per token here", "measured", _measured_energy),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from parallax.bounds import Transfer
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.programs.load_balance import LoadBalance
+from parallax.results.profile_results import OperationProfile
 from parallax.results.training_facts import TrainingFacts
 from parallax.workload import Workload
 
