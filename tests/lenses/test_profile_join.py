@@ -141,7 +141,7 @@ def test_modelled_times_are_those_of_the_cost_model(trace):
     # The graph's other kernel has no name of its own: its model is compared with the call's time.
     assert rows["call.5"].modelled_s == pytest.approx(modelled["second.8"].seconds)
     assert "second.8" not in rows
-    errors = [abs(o.error_s) for o in rows.values()]
+    errors = [abs(o.error_s or 0.0) for o in rows.values()]
     assert errors == sorted(errors, reverse=True)
 
 

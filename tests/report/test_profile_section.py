@@ -40,7 +40,7 @@ def report(modelled=True):
 
 
 def test_the_terminal_and_the_page_show_the_ten_largest():
-    text, page = printed(report()), report().html()
+    text, page = " ".join(printed(report()).split()), report().html()
     for shown in (text, page):
         assert f"{TITLE}: ring_sequence" in shown
         assert "fusion.11" in shown
