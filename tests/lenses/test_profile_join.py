@@ -1,5 +1,7 @@
 """Made-up traces with known times: attributed, counted once, listed, and modelled."""
 
+from pathlib import Path
+
 import pytest
 
 from parallax.cost import estimate_cost, rates_of
@@ -57,6 +59,7 @@ ENTRY %main (x.1: (s32[], f32[1024,1024])) -> f32[1024,1024] {
 }
 """  # noqa: E501
 MODULE = parse_module(TEXT)
+DATA = Path(__file__).resolve().parent.parent / "hlo" / "data"
 H100 = cluster("h100_1x2")
 STEPS = 2
 
@@ -156,6 +159,29 @@ def test_operations_add_up_to_the_program_where_nothing_overlaps():
     whole = estimate_cost(work, H100, rates_of("h100"))
     assert sum(c.seconds for c in found.values()) == pytest.approx(whole.seconds, rel=1e-12)
     assert set(found) == {"send.1", "gemm.1", "out", "first.7", "second.8"}
+
+
+@pytest.mark.parametrize("name", ["tensor", "decode", "experts", "dump"])
+def test_a_real_cuda_program_joins_with_a_made_up_trace(name, tmp_path):
+    """Compiled for H100s: every operation takes twice as long as modelled."""
+    module = parse_module((DATA / f"{name}.hlo").read_text(encoding="utf-8"))
+    devices = module.num_partitions
+    work = read_trace(module, read_ledger(module, {"x": devices}))
+    modelled = operation_costs(work, cluster(f"h100_{devices // 8}x8"), rates_of("h100"))
+    at, events = 0.0, []
+    for operation, cost in modelled.items():
+        events.append(on_gpu("kernel", at, 2e6 * cost.seconds, operation, module.name))
+        at += 2e6 * cost.seconds
+    trace = read_events(save({"/device:GPU:0": {"Stream #7(Compute)": events}}, tmp_path), "gpu")
+    joined = join(module, trace, 1, modelled)
+    assert joined.unattributed == {}
+    assert joined.unplaced == {}
+    assert len(joined.operations) >= 5
+    for row in joined.operations:
+        assert row.measured_s == pytest.approx(2 * (row.modelled_s or 0), rel=1e-3, abs=1e-12)
+        assert row.error_s == pytest.approx(-(row.modelled_s or 0), rel=2e-3, abs=1e-12)
+    whole = sum(c.seconds for c in modelled.values())
+    assert sum(r.measured_s for r in joined.operations) == pytest.approx(2 * whole, rel=1e-3)
 
 
 def test_what_was_modelled_and_never_ran_is_a_row(tmp_path):
