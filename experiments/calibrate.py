@@ -3,14 +3,18 @@
   parallax calibrate --out=out
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --rates=out/rates.json
   parallax compare --paper=ring_sp --rates=out/rates.json
+  srun parallax calibrate --distributed --out=out
 
 It measures about 40 matrix products, 10 attentions, copies, working sets around the size of the L2
 cache, kernel launches, collectives if there are several GPUs, and power if NVML is installed (pip
 install nvidia-ml-py). Some shapes are held out of the fit, to state the error of the constants.
+With --distributed it also times collectives between nodes (one GPU of each node per group, all
+groups at once), which give the network's constants, and those of all GPUs, which test the model.
 
 Hardware: one or more GPUs of a kind that the cost model knows; nothing else should run on them.
 Result: out/rates.json, to pass as --rates to the other experiments, and out/measured.json with
-every measurement; the errors on held-out shapes are printed. At most five minutes.
+every measurement; the errors on held-out shapes are printed. At most five minutes; ten on several
+nodes.
 Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 

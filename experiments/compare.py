@@ -16,7 +16,8 @@
 Four lenses look at the same program. verify runs a small model on 16 virtual CPU devices and
 compares logits and gradients with the unsharded model. compile builds the CUDA program of the
 full-size model, and reads memory and every collective off it (needs the `aot` extra). predict
-estimates its time and energy. measure times it on the devices at hand, if --lenses names it.
+estimates its time and energy. measure times it on the devices at hand, if --lenses names it; with
+--distributed it is the only lens and takes the devices of all processes.
 
 Hardware: any Linux laptop, no GPU.
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
@@ -62,7 +63,8 @@ class Flags(Command):
     processes: ProcessesRequest = nested(ProcessesRequest)
 
     def check(self) -> None:
-        """Leave the check to `_request`, which knows the whole request."""
+        """Check the flags of processes; `_request` knows the whole request and checks that."""
+        self.processes.refuse_unused(self.given)
 
 
 def main(flags: Flags) -> int:

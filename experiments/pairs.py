@@ -7,7 +7,8 @@
 Each pair runs both strategies once, in random order, half of the pairs each way, so that drift
 (clocks, temperature, other load) affects both alike. The ratio of times is the geometric mean over
 pairs, with a 95 % confidence interval (Student's t of the logs). Unless --strategies names two, a
-paper's own system is compared with its baseline.
+paper's own system is compared with its baseline. With --distributed both run on the devices of all
+processes, and a run lasts until the slowest process is done.
 
 Hardware: any; on a machine without enough GPUs the small model runs on virtual CPU devices, and
 the ratio says nothing about GPUs. Seconds to minutes.

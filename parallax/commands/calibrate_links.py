@@ -1,14 +1,15 @@
 """The fit of the links' constants, inside nodes and between them, with held-out errors."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from parallax.bounds import wire_bytes
-from parallax.cost.collectives import link_seconds
+from parallax.cost.collectives import link_seconds, send_seconds
 from parallax.cost.fitting import fit_link, fit_network, predicted_collective, split, spread
 from parallax.cost.measurements import KINDS, MeasuredCollective
-from parallax.cost.rates import BETWEEN_NODES, Rates
+from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates
 from parallax.lenses.benchmarking import Measured
 
 type HeldOut = dict[str, tuple[int, float, float]]
@@ -43,10 +44,9 @@ def fit_links(rates: Rates, measured: Measured, held_out: HeldOut) -> Rates:
     for kind in KINDS:
         if mine := [r for r in whole if r.kind == kind]:
             held_out[f"{kind} over all devices, not fitted"] = _errors(rates, mine)
-    said = f"on {measured.device}"
-    sources = _said(rates.sources, "communication", fitted_inside, said, "")
-    crossing = f"{said}, {measured.nodes} nodes"
-    sources = _said(sources, "network", fitted_between, crossing, " between nodes")
+    sources = _said(rates.sources, "communication", fitted_inside, f"on {measured.device}")
+    crossing = f"on {measured.device}, between {measured.nodes} nodes"
+    sources = _said(sources, "network", fitted_between, crossing)
     known = [*fitted_inside, *fitted_between, *(whole if fitted_between else ())]
     spreads = dict(rates.spreads)
     if known:
@@ -76,17 +76,19 @@ def _fit_inside(
         rows, rest = split([r for r in measured if r.kind == kind])
         if len(rows) < _LEAST_ROWS:
             continue
-        hlo = "collective-permute" if kind == "p2p" else kind
-        link, _ = fit_link(
-            rows,
-            lambda link, r, hlo=hlo: link_seconds(
-                link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
-            ),
-        )
+        link, _ = fit_link(rows, _seconds_inside)
         rates = dataclasses.replace(rates, links={**rates.links, kind: link})
         held_out[f"{kind} inside nodes"] = _errors(rates, rest)
         fitted += rows
     return rates, fitted
+
+
+def _seconds_inside(link: LinkRates, row: MeasuredCollective) -> float:
+    """Estimate a row inside a node, as `predicted_collective` does: a message is between two."""
+    if row.kind == "p2p":
+        return send_seconds(link, row.bytes)
+    sent = wire_bytes(row.kind, row.devices, row.bytes)
+    return link_seconds(link, sent, row.bytes, row.devices)
 
 
 def _fit_between(
@@ -107,14 +109,15 @@ def _fit_between(
 
 
 def _said(
-    sources, term: str, fitted: list[MeasuredCollective], where: str, between: str
+    sources: Mapping[str, str], term: str, fitted: list[MeasuredCollective], where: str
 ) -> dict[str, str]:
     """Return the sources with that of a term: which kinds were measured, and what the rest is."""
     shipped = sources[term].removeprefix(_NOT_MEASURED)
     if not fitted:
         return {**sources, term: f"{_NOT_MEASURED}{shipped}"}
     kinds = dict.fromkeys(r.kind for r in fitted)
-    left = [kind for kind in KINDS if kind not in kinds]
     devices = max(r.devices for r in fitted)
-    said = f"measured {where}, {devices} devices per group: {', '.join(kinds)}{between}"
-    return {**sources, term: said + (f"; {', '.join(left)}: {shipped}" if left else "")}
+    said = f"measured {where}, {devices} devices per group: {', '.join(kinds)}"
+    if left := [kind for kind in KINDS if kind not in kinds]:
+        said += f"; {', '.join(left)} {_NOT_MEASURED}{shipped}"
+    return {**sources, term: said}

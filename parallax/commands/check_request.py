@@ -86,11 +86,11 @@ def checked_lenses(request: CompareRequest) -> tuple[str, ...]:
         raise ValueError(f"unknown lens {unknown[0]!r}. Use some of: {', '.join(LENSES)}.")
     if request.sweep is not None and not set(asked) & set(SWEEP_LENSES):
         raise ValueError(f"sweep compiles every point. Use lenses {', '.join(SWEEP_LENSES)}.")
-    if process_count() > 1 and (others := [x for x in asked if x != "measure"]):
-        said = "are the default" if request.lenses is None else "do not run"
+    if process_count() > 1 and set(asked) != {"measure"}:
+        default = "the default " if request.lenses is None else ""
         raise ValueError(
-            f"--distributed runs the measure lens on {process_count()} processes; "
-            f"{', '.join(others)} {said}. Add --lenses=measure, and run the others without "
-            "--distributed, on one machine."
+            f"--distributed measures on {process_count()} processes and runs no other lens; "
+            f"{default}--lenses={','.join(asked)} asks for others. Give --lenses=measure, and run "
+            "the others without --distributed, on one machine."
         )
     return tuple(x for x in LENSES if x in asked)

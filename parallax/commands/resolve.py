@@ -19,7 +19,7 @@ from parallax.distributed.processes import process_count
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.measuring import devices_at_hand
 from parallax.lenses.verify_decoding import NEW_TOKENS
-from parallax.lenses.where_devices_are import run_where_devices_are
+from parallax.lenses.where_devices_are import run_where_devices_are, virtual_devices_for
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
@@ -346,13 +346,13 @@ def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Work
 def _with_devices(comparison: ResolvedComparison) -> ResolvedComparison:
     """Return the comparison once it is known which devices there are to measure on.
 
-    With CPUs alone measure uses virtual devices, as many as a mesh needs; several processes have
-    those that they started with. A strategy whose mesh needs more devices than there are is not
-    measured.
+    With CPUs alone measure uses virtual devices, as many as a mesh needs. A strategy whose mesh
+    needs more devices than there are is not measured.
 
     Raises:
       ValueError: only measure was asked for, and no strategy can be measured.
     """
+    virtual_devices_for(max(strategy.mesh.size for strategy, _ in comparison.cases))
     platform, kind, count = run_where_devices_are(devices_at_hand, environment={})
     if platform == "cpu":
         comparison = replace(comparison, virtual=True)

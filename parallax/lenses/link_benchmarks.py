@@ -106,12 +106,24 @@ def _kinds(axes: Axes, n: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
     return kinds
 
 
-def _seconds(mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elements: int) -> float:
+def _seconds(
+    mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elements: int
+) -> float:
     """Time one collective of float32 buffers of `elements` per device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     x = jax.make_array_from_callback(
         (elements,), everywhere, lambda index: np.ones(elements, np.float32)[index]
     )
+    run = _repeated(mesh, axes, one)
+
+    def of_slowest(samples: list[float]) -> list[float]:
+        return slowest_samples(of_all_processes("the times of a collective", samples))
+
+    return seconds_each(lambda rounds: lambda: run(x, rounds), first=2, of_all=of_slowest)
+
+
+def _repeated(mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array]) -> Any:
+    """Return the jitted function (buffer, rounds) that runs a collective so many times."""
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(x, rounds):
@@ -126,7 +138,4 @@ def _seconds(mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elem
             check_vma=False,
         )(x)  # fmt: skip
 
-    def of_slowest(samples: list[float]) -> list[float]:
-        return slowest_samples(of_all_processes("the times of a collective", samples))
-
-    return seconds_each(lambda rounds: lambda: run(x, rounds), first=2, of_all=of_slowest)
+    return run

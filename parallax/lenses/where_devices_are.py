@@ -6,6 +6,7 @@ from typing import Any
 
 from parallax.distributed.processes import process_count
 from parallax.lenses.child import Progress, run_in_child
+from parallax.lenses.environment import virtual_devices
 
 
 def run_where_devices_are(
@@ -36,3 +37,17 @@ def run_where_devices_are(
     x64 = environment.get("JAX_ENABLE_X64")
     with contextlib.nullcontext() if x64 is None else jax.enable_x64(x64 == "1"):
         return function(*args, on_progress=on_progress)
+
+
+def virtual_devices_for(size: int) -> None:
+    """Give several processes that run on CPUs their shares of `size` virtual devices.
+
+    Only where JAX_PLATFORMS is cpu and JAX_NUM_CPU_DEVICES is not set, and before JAX starts. One
+    process needs none: its children have their own.
+    """
+    if process_count() == 1:
+        return
+    import jax
+
+    if jax.config.jax_platforms == "cpu" and jax.config.jax_num_cpu_devices < 1:
+        virtual_devices(-(-size // process_count()))

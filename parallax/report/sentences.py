@@ -120,10 +120,13 @@ def slowest_process(times: tuple[ProcessTime, ...]) -> str:
     if not times:
         return ""
     slowest = max(times, key=lambda time: time.step_s.value)
-    least = min(time.step_s.value for time in times)
+    least = min(times, key=lambda time: time.step_s.value)
+    low, high = slowest.step_s.low, least.step_s.high
+    alike = low is None or high is None or low <= high
     return (
         f"slowest of {len(times)}: process {slowest.process} ({slowest.host}), "
-        f"{words.in_seconds(slowest.step_s.value)} (least: {words.in_seconds(least)})"
+        f"{words.in_seconds(slowest.step_s.value)} (least: {words.in_seconds(least.step_s.value)}"
+        f"{'; the intervals overlap' if alike else ''})"
     )
 
 

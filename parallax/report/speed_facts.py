@@ -105,7 +105,11 @@ def _measured(r: StrategyResult) -> Cell | None:
 
 def _slowest(r: StrategyResult) -> Cell | None:
     slowest = r.measurement and r.measurement.slowest
-    return Cell(f"{slowest.process} ({slowest.host})") if slowest else None
+    if r.measurement is None or slowest is None:
+        return None
+    least = min(p.step_s.value for p in r.measurement.processes)
+    more = slowest.step_s.value / least - 1
+    return Cell(f"{slowest.process} ({slowest.host}), +{words.percent(more)}")
 
 
 def _measured_energy(r: StrategyResult) -> Cell | None:
