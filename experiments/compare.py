@@ -10,6 +10,7 @@
   parallax compare --paper=ring_sp --sweep=seq_len:4k..128k
   parallax compare --paper=ring_sp --sweep=devices:2..64
   parallax compare --paper=ring_sp --rates=out/rates.json
+  parallax compare --paper=ring_sp --lenses=measure --profile
   parallax compare --from_report=out/report.json --cluster=h200_2x8
 
 Four lenses look at the same program. verify runs a small model on 16 virtual CPU devices and
@@ -24,7 +25,7 @@ Exit status: 0 ok; 1 a strategy is not exact, does not fit, sends other bytes th
 or cannot run while others do; 2 bad input, or no strategy that can run.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from parallax.commands.compare import run_papers
@@ -34,6 +35,7 @@ from parallax.distributed.agreement import together
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
 from parallax.experiments.output import on_first, show
+from parallax.papers import PAPERS
 from parallax.report import Report, check_writable, load_request, overview_table
 from parallax.requests import shared
 from parallax.requests.compare import CompareRequest
@@ -72,7 +74,8 @@ def main(flags: Flags) -> int:
     if request.paper == ALL:
         return _all_papers(request, flags.out)
     with ProgressLines() as progress:
-        (report,) = run_comparisons([resolve(request)], on_progress=progress)
+        resolved = replace(resolve(request), profile=_profile(request, flags.out))
+        (report,) = run_comparisons([resolved], on_progress=progress)
     written = on_first("the report", lambda: report.save(flags.out))
     show(report.table(), WIDTH)
     if written is not None:
@@ -82,8 +85,9 @@ def main(flags: Flags) -> int:
 
 def _all_papers(request: CompareRequest, out: str) -> int:
     """Show all papers on one page, and save each one's report in a folder of its own."""
+    profiles = {name: _profile(request, f"{out}/{name}") for name in PAPERS}
     with ProgressLines() as progress:
-        reports = run_papers(request, on_progress=progress)
+        reports = run_papers(request, profiles=profiles, on_progress=progress)
     on_first("the reports", lambda: _save_all(reports, out))
     show(overview_table(reports), WIDTH)
     print(f"\nwritten: {out}/<paper>/report.html, .json ({reports[0].seconds:.0f} s)")
@@ -94,6 +98,11 @@ def _save_all(reports: list[Report], out: str) -> None:
     for report in reports:
         assert report.paper is not None
         report.save(Path(out) / report.paper.name)
+
+
+def _profile(request: CompareRequest, out: str | Path) -> Path | None:
+    """Return the folder of the traces beside the report; None where none are asked for."""
+    return Path(out).absolute() / "profile" if request.profile else None
 
 
 def _request(flags: Flags) -> CompareRequest:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from parallax.lenses.compiling_steps import compile_program, lower_step
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.predicting import predict
+from parallax.lenses.profiling import ProfileTask
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
@@ -245,6 +247,7 @@ class Program:
         repeats: int = 10,
         virtual: bool = False,
         text: str | None = None,
+        profile: str | Path | None = None,
         on_progress: Progress = _quiet,
     ) -> Measurement:
         """Measure a forward pass to last-position logits on the devices at hand.
@@ -258,12 +261,15 @@ class Program:
           text: as in `verify`.
           virtual: use as many virtual CPU devices as the mesh needs; several processes use those
             that they started with. Their times say nothing about how strategies compare.
+          profile: a folder for a trace of three more steps, which XProf and TensorBoard open; the
+            result's `profile` holds measured against modelled time, operation by operation.
 
         Returns:
           The step time; of several processes that of the slowest in each step, with each one's own.
 
         Raises:
-          ValueError: fewer devices than the mesh needs, or a process without a device in it.
+          ValueError: fewer devices than the mesh needs, a process without a device in it, or a
+            profile without device events.
         """
         workload = self.workload(batch, seq_len, microbatches)
         self.sharded(workload)
@@ -276,6 +282,7 @@ class Program:
             environment["JAX_ENABLE_X64"] = "0"
         return run_where_devices_are(
             measure_prefill, self._source, self.strategy, workload, data, repeats,
+            None if profile is None else ProfileTask(str(Path(profile).absolute())),
             environment=environment, on_progress=on_progress,
         )  # fmt: skip
 

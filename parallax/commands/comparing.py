@@ -1,5 +1,6 @@
 """Resolved comparisons as they run: their lenses in child processes, and what they found."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from parallax.lenses.environment import (
     versions,
 )
 from parallax.lenses.measuring import measure_prefill
+from parallax.lenses.profiling import ProfileTask
 from parallax.lenses.text import read_text
 from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.papers.findings import findings
@@ -256,6 +258,11 @@ def _measure(run: _Run, on_progress: Progress) -> None:
         if "measure" in run.refused[strategy.name]:
             continue
         config, runs = one.config, workload
+        profile = None
+        if one.profile is not None:
+            # A file of a strategy may give it any name.
+            folder = one.profile / (re.sub(r"[^\w.-]", "_", strategy.name).strip(".") or "_")
+            profile = ProfileTask(str(folder), one.cluster, one.rates)
         environment: dict[str, str] = {}
         if one.virtual:
             # The report says so: size and dtype are not those asked for.
@@ -265,7 +272,7 @@ def _measure(run: _Run, on_progress: Progress) -> None:
             environment["JAX_ENABLE_X64"] = "0"
         try:
             run.values[strategy.name]["measurement"] = run_where_devices_are(
-                measure_prefill, config, strategy, runs, text, request.repeats,
+                measure_prefill, config, strategy, runs, text, request.repeats, profile,
                 environment=environment,
                 on_progress=lambda line: on_progress(f"measure: {line}"),
             )  # fmt: skip

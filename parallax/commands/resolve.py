@@ -61,6 +61,7 @@ class ResolvedComparison:
       rates: constants of the cost model; None takes those shipped.
       virtual: whether measure has only CPUs and uses virtual devices.
       sweep: what is compiled instead of `cases`; None without a sweep.
+      profile: folder of the traces of measured steps; None profiles none.
     """
 
     request: CompareRequest
@@ -77,6 +78,7 @@ class ResolvedComparison:
     rates: Rates | None = None
     virtual: bool = False
     sweep: SweepTasks | None = None
+    profile: Path | None = None
 
 
 def resolve(request: CompareRequest) -> ResolvedComparison:

@@ -25,6 +25,7 @@ from parallax.lenses.process_times import (
     slowest_samples,
     together_on,
 )
+from parallax.lenses.profiling import ProfileTask, profile_step
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
 from parallax.programs.module_kinds import Constructor
@@ -42,6 +43,7 @@ def measure_prefill(
     workload: Workload,
     text: bytes,
     repeats: int,
+    profile: ProfileTask | None = None,
     *,
     on_progress: Progress = lambda line: None,
 ) -> Measurement:
@@ -51,6 +53,7 @@ def measure_prefill(
       model, strategy, workload: what runs, on the devices of all processes.
       text: at least batch x seq_len bytes, the same on all processes.
       repeats: timed steps, each waited for, after two warm-up steps.
+      profile: where to profile further steps to; None profiles none.
 
     Returns:
       Mean and 95 % confidence interval (Student's t) of the step time; with several processes that
@@ -65,6 +68,9 @@ def measure_prefill(
     step = make_step(model, strategy, workload)
     function, arguments = together(what, lambda: on_devices(step, mesh, text))
     measured = _measure(function, arguments, repeats, step.sharded.name, mesh, workload)
+    if profile is not None:
+        found = profile_step(function, arguments, step, mesh, profile)
+        measured = replace(measured, profile=found)
     notes = () if isinstance(model, ModelConfig) else step.notes
     return replace(measured, notes=(*notes, *node_notes(mesh)))
 

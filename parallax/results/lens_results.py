@@ -8,6 +8,7 @@ from parallax.bounds import Transfer
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.programs.load_balance import LoadBalance
+from parallax.results.profile_results import OperationProfile
 from parallax.results.training_facts import TrainingFacts
 from parallax.workload import Workload
 
@@ -334,6 +335,7 @@ class Measurement:
       energy_j: joules per step on all devices, by their counters; None without counters.
       notes: caveats, one line each.
       processes: each process's own time; () for one process.
+      profile: the step operation by operation; None where it was not profiled.
     """
 
     device: str
@@ -345,6 +347,7 @@ class Measurement:
     energy_j: Figure | None = None
     notes: tuple[str, ...] = ()
     processes: tuple[ProcessTime, ...] = ()
+    profile: OperationProfile | None = None
 
     @property
     def slowest(self) -> ProcessTime | None:
