@@ -11,6 +11,7 @@ from parallax.cost.fitting import predicted_gemm
 from parallax.cost.gemm import GemmRates
 from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
 from parallax.cost.rates import Rates, rates_of
+from parallax.lenses import link_benchmarks
 from parallax.lenses.benchmarking import SHAPES, Measured, measure_device
 from parallax.meshes.gpus import GPUS
 
@@ -67,7 +68,8 @@ def test_a_calibration_is_a_file_of_rates(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_benchmarks_run_on_whatever_there_is():
+def test_the_benchmarks_run_on_whatever_there_is(monkeypatch):
+    monkeypatch.setattr(link_benchmarks, "_TRIES", 50)  # busy cores are noisy
     said = []
     found = measure_device(
         "h100", shapes=((1, 8, 16, 32), (2, 8, 8, 8)), attentions=((1, 2, 2, 16, 8, 8, True),),
