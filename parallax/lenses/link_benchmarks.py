@@ -106,9 +106,7 @@ def _kinds(axes: Axes, n: int) -> dict[str, Callable[[jax.Array], jax.Array]]:
     return kinds
 
 
-def _seconds(
-    mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elements: int
-) -> float:
+def _seconds(mesh: Mesh, axes: Axes, one: Callable[[jax.Array], jax.Array], elements: int) -> float:
     """Time one collective of float32 buffers of `elements` per device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     x = jax.make_array_from_callback(
