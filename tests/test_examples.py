@@ -196,7 +196,7 @@ def test_two_shells_run_here(tmp_path):
     data_parallel(8).save(tmp_path / "strategy.json")
     made = subprocess.run(
         ["bash", EXAMPLES / "two_shells.sh"], cwd=tmp_path, capture_output=True, text=True,
-        env=environment(PORT=free_port(), PLAN=".", WORKDIR="run", STEPS="1"), timeout=300,
+        env=environment(PORT=free_port(), PLAN=".", WORKDIR="run", STEPS="1"), timeout=600,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     ends = re.findall(r"^done\. Step (\d)", made.stdout, re.MULTILINE)
@@ -215,7 +215,7 @@ def test_mpirun_runs_here(tmp_path):
     )  # fmt: skip
     made = subprocess.run(
         ["bash", EXAMPLES / "mpirun.sh", *flags], cwd=tmp_path, capture_output=True, text=True,
-        env=environment(PROCESSES="2", PER_NODE="2", HOSTFILE=""), timeout=300,
+        env=environment(PROCESSES="2", PER_NODE="2", HOSTFILE=""), timeout=600,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("done. Step 1") == 1

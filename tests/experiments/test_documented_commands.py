@@ -16,7 +16,9 @@ PAGES = [
     ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "experiments").glob("*.py")),
 ]  # fmt: skip
-_COMMAND = re.compile(rf"^[ $]*parallax ({'|'.join(EXPERIMENTS)}) +(-[^`#\n]*)", re.MULTILINE)
+_COMMAND = re.compile(
+    rf"^[ $]*(?:srun (?:--\S+ )*)?parallax ({'|'.join(EXPERIMENTS)}) +(-[^`#\n]*)", re.MULTILINE
+)
 
 
 def commands(page):
