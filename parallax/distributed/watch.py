@@ -1,0 +1,256 @@
+"""The watch over the processes of a run: one that dies, stops or fails is named, and all leave.
+
+Every process beats through the key-value store of JAX's coordination service, which process 0
+serves. Process 0 judges the beats and posts a verdict; the others read it, and judge process 0 by
+its answers. A process that leaves does so at once (`os._exit`): its main thread may wait in a
+collective that never ends.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from parallax.distributed.processes import client, describe, process_count, process_index
+
+# Exit status of a process that leaves because another one is lost.
+LOST = 3
+_BEAT_S = 1.0
+# Without a beat for so long a process counts as lost, sooner if a collective has failed already.
+_SILENT_S, _SILENT_AFTER_ERROR_S = 20.0, 8.0
+_READ_VERDICT_S = 5.0
+_LAGGING_S = 60.0
+_BEAT, _LEFT, _SEEN = "parallax/beat", "parallax/left", "parallax/seen"
+_VERDICT = "parallax/verdict"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why all processes leave: one line, and the exit status."""
+
+    line: str
+    status: int
+
+
+class _Watch:
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.step = 0
+        self.ended = threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.answered = time.monotonic()
+        self.lock = threading.Lock()
+
+
+_watch: _Watch | None = None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def start(say: Callable[[str], None] = _say) -> None:
+    """Start the watch of this process, unless there is one process or it has started.
+
+    Args:
+      say: called with the line that names a lost or failed process, before this one leaves.
+    """
+    global _watch
+    if process_count() == 1 or _watch is not None:
+        return
+    _watch = _Watch(say)
+    for run in (_beat, _judge_first) if process_index() else (_beat,):
+        thread = threading.Thread(target=run, args=(_watch,), daemon=True)
+        _watch.threads.append(thread)
+        thread.start()
+
+
+def end() -> None:
+    """End the watch: all processes are done, so that silence means nothing any more."""
+    if _watch is not None:
+        _watch.ended.set()
+        for thread in _watch.threads:
+            thread.join(2 * _BEAT_S)
+
+
+def at_step(step: int) -> None:
+    """Tell the step that this process has reached; one that others wait for is then named."""
+    if _watch is not None:
+        _watch.step = step
+
+
+def fail(line: str, status: int) -> None:
+    """Leave, and have all other processes leave, because of an error of this one.
+
+    Args:
+      line: the error, one line; the others say it with this process's number and host.
+      status: the exit status of all.
+    """
+    _post(Verdict(line, status), blamed=True)
+    if process_index():
+        time.sleep(_SILENT_S)  # the watch ends this process as soon as it reads the verdict
+        _leave(Verdict(line, status))
+    _sentence(Verdict(f"{describe(0)}: {line}", status), own=True)
+
+
+def suspect(line: str, status: int) -> None:
+    """Leave after a collective failed: because of a lost peer, which is named if there is one.
+
+    Args:
+      line, status: as for `fail`, which this becomes if every other process is alive.
+    """
+    _post(Verdict(line, status), blamed=False)
+    time.sleep(_SILENT_AFTER_ERROR_S + 4 * _BEAT_S)
+    fail(line, status)
+
+
+def _post(error: Verdict, *, blamed: bool) -> None:
+    value = json.dumps(asdict(error) | {"blamed": blamed})
+    try:
+        client().key_value_set(f"{_LEFT}/{process_index()}", value, allow_overwrite=True)
+    except Exception as lost:  # JAX's errors have no public type
+        _first_is_lost(lost)
+
+
+def _beat(watch: _Watch) -> None:
+    """Beat, and read what the others or process 0 have to say, until the run ends."""
+    number, peers = 0, _Peers()
+    while not watch.ended.is_set():
+        number += 1
+        woke = time.monotonic()
+        try:
+            beat = json.dumps([number, watch.step])
+            client().key_value_set(f"{_BEAT}/{process_index()}", beat, allow_overwrite=True)
+            verdict = peers.judge(watch) if process_index() == 0 else _read_verdict()
+        except Exception as error:
+            if watch.ended.is_set():
+                return
+            _first_is_lost(error)
+            return
+        watch.answered = time.monotonic()
+        if verdict is not None and not watch.ended.is_set():
+            if process_index() == 0:
+                _sentence(verdict)
+            client().key_value_set(f"{_SEEN}/{process_index()}", "", allow_overwrite=True)
+            _leave(verdict)
+        watch.ended.wait(_BEAT_S)
+        if time.monotonic() - woke > 5 * _BEAT_S:
+            peers = _Peers()  # this process was stopped or starved itself: all start anew
+
+
+class _Peers:
+    """The newest beats of all processes, as process 0 saw them."""
+
+    def __init__(self):
+        self.beats: dict[int, tuple[str, float]] = {}
+        self.failed_since: float | None = None
+        self.lagging: set[int] = set()
+        self.moved: dict[int, tuple[int, float]] = {}
+
+    def judge(self, watch: _Watch) -> Verdict | None:
+        """Return why all have to leave; None while all is well."""
+        now = time.monotonic()
+        beats = _read_all(_BEAT)
+        for process, beat in beats.items():
+            if self.beats.get(process, ("",))[0] != beat:
+                self.beats[process] = beat, now
+        left = {k: json.loads(text) for k, text in _read_all(_LEFT).items()}
+        for process, error in sorted(left.items()):
+            if error["blamed"] and process:
+                return Verdict(f"{describe(process)}: {error['line']}", error["status"])
+        silent_s = _SILENT_AFTER_ERROR_S if left else _SILENT_S
+        silent = [p for p, (_, at) in sorted(self.beats.items()) if now - at > silent_s]
+        if silent:
+            are = "is" if len(silent) == 1 else "are"
+            names = ", ".join(map(describe, silent))
+            return Verdict(
+                f"{names} {are} lost: no sign of life for {silent_s:.0f} s (killed, stopped, or "
+                "its network is down). The same command goes on from the last checkpoint, on "
+                "fewer processes too.",
+                LOST,
+            )
+        self._say_who_lags(watch, now)
+        return None
+
+    def _say_who_lags(self, watch: _Watch, now: float) -> None:
+        steps = {p: json.loads(beat)[1] for p, (beat, _) in self.beats.items()}
+        for process, step in steps.items():
+            if self.moved.get(process, (-1, 0.0))[0] != step:
+                self.moved[process] = step, now
+                self.lagging.discard(process)
+        most = max(steps.values(), default=0)
+        for process, step in sorted(steps.items()):
+            still = now - self.moved[process][1]
+            if step < most and still > _LAGGING_S and process not in self.lagging:
+                self.lagging.add(process)
+                watch.say(
+                    f"{describe(process)} has been at step {step} for {still:.0f} s, and the "
+                    f"others wait at step {most}"
+                )
+
+
+def _judge_first(watch: _Watch) -> None:
+    """Leave once process 0 has not answered for too long: then the beat itself waits."""
+    while not watch.ended.is_set():
+        before = time.monotonic()
+        watch.ended.wait(_BEAT_S)
+        now = time.monotonic()
+        if now - before > 5 * _BEAT_S:
+            watch.answered = now  # this process was stopped or starved itself
+        if now - watch.answered > _SILENT_S and not watch.ended.is_set():
+            _leave(
+                Verdict(
+                    f"{describe(0)} is lost: no answer for {_SILENT_S:.0f} s (stopped, or its "
+                    "network is down). The same command goes on from the last checkpoint.",
+                    LOST,
+                )
+            )
+
+
+def _first_is_lost(error: Exception) -> None:
+    """Leave because a call to process 0 failed."""
+    reason = str(error).strip().partition("\n")[0][:120]
+    _leave(
+        Verdict(
+            f"{describe(0)} is lost ({reason}). The same command goes on from the last checkpoint, "
+            "on fewer processes too.",
+            LOST,
+        )
+    )
+
+
+def _sentence(verdict: Verdict, *, own: bool = False) -> None:
+    """Post the verdict, as process 0, and leave once the others have read it."""
+    text = json.dumps(asdict(verdict))
+    client().key_value_set(_VERDICT, text, allow_overwrite=True)
+    end_at = time.monotonic() + _READ_VERDICT_S
+    while time.monotonic() < end_at and len(_read_all(_SEEN)) < process_count() - 1:
+        time.sleep(0.1)
+    _leave(verdict, silently=own)
+
+
+def _read_verdict() -> Verdict | None:
+    try:
+        return Verdict(**json.loads(client().key_value_try_get(_VERDICT)))
+    except Exception as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+
+
+def _read_all(folder: str) -> dict[int, str]:
+    found = client().key_value_dir_get(folder)
+    return {int(key.rpartition("/")[2]): value for key, value in found}
+
+
+def _leave(verdict: Verdict, *, silently: bool = False) -> None:
+    watch = _watch or _Watch(_say)
+    with watch.lock:  # two threads may want to; the second waits for the process to end
+        if not silently:
+            watch.say(verdict.line)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(verdict.status)
