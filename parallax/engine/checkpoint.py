@@ -89,6 +89,12 @@ class Checkpoints:
         """Return the steps of complete checkpoints, oldest first, as this process sees them."""
         return complete_steps(self.folder)
 
+    def newest(self) -> int | None:
+        """Return the newest complete step that process 0 sees, on every process; None for none."""
+        return json.loads(
+            from_first("the newest checkpoint", json.dumps((self.steps() or [None])[-1]))
+        )
+
     def save(self, step: int, train: TrainStep, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Start a save, once an earlier save that is still under way has finished.
 

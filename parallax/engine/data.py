@@ -163,7 +163,8 @@ class Batches:
     def __next__(self) -> jax.Array:
         tokens = next(self._iterator)
 
-        def piece(at: tuple[slice, ...]) -> np.ndarray:
+        def piece(at: tuple[slice, ...] | None) -> np.ndarray:
+            assert at is not None
             rows = range(*at[0].indices(self._shape[0]))
             first = int(np.searchsorted(self.rows, rows.start))
             return tokens[first : first + len(rows), at[1]]

@@ -81,9 +81,7 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     )
 
 
-def _checked_files(
-    folder: str | Path, config: ModelConfig, pieces: Sequence[Piece]
-) -> TensorFiles:
+def _checked_files(folder: str | Path, config: ModelConfig, pieces: Sequence[Piece]) -> TensorFiles:
     """Return the tensors of a folder once they are known to be the model's."""
     files = _with_prefix(find_tensors(folder), pieces)
     expected = shapes_of(pieces, sizes_of(config))
