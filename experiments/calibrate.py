@@ -24,6 +24,8 @@ from parallax.experiments.launch import ProgressLines
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.requests import shared
+from parallax.requests.option import nested
+from parallax.requests.processes import ProcessesRequest
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Flags(Command):
     """The flags of this command."""
 
     out: str = shared.out("Folder for rates.json and measured.json.")
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:

@@ -36,6 +36,7 @@ from parallax.report import check_writable, load_request, overview_table
 from parallax.requests import shared
 from parallax.requests.compare import CompareRequest
 from parallax.requests.option import nested, option
+from parallax.requests.processes import ProcessesRequest
 
 WIDTH = 100
 ALL = "all"  # as --paper: every paper on one page
@@ -55,6 +56,7 @@ class Flags(Command):
         "A report.json whose request is run again. Flags that are given beside it replace what it "
         "asked for.",
     )
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
     def check(self) -> None:
         """Leave the check to `_request`, which knows the whole request."""

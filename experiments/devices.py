@@ -1,5 +1,6 @@
 """Set-up of the devices that a run asks for, before JAX starts."""
 
+from parallax.distributed.processes import process_count
 from parallax.lenses.environment import virtual_devices
 from parallax.meshes.mesh import MeshSpec
 from parallax.requests.naming import resolve_strategy
@@ -13,6 +14,8 @@ def use_devices(
 ) -> None:
     """Set up as many virtual CPU devices as the mesh needs, if `virtual`, and float64 if asked.
 
+    Several processes have equal shares of them.
+
     Raises:
       ValueError: the strategy is unknown, or cannot have the mesh.
     """
@@ -24,4 +27,10 @@ def use_devices(
         most = _MOST_VIRTUAL
         if mesh is not None:
             most = max(most, (MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh).size)
-        virtual_devices(resolve_strategy(strategy, mesh, most).mesh.size)
+        size = resolve_strategy(strategy, mesh, most).mesh.size
+        if size % process_count():
+            raise ValueError(
+                f"{size} virtual devices do not divide by {process_count()} processes. Use another "
+                "mesh or number of processes."
+            )
+        virtual_devices(size // process_count())

@@ -7,7 +7,7 @@ Abseil has, only --flagfile=FILE is one: it reads flags from a file.
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from absl import flags
 
@@ -16,7 +16,13 @@ from parallax.requests.option import Described, Option, Request, build, describe
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Request):
-    """The base of every command's `Flags`; `given` are the names of the flags that were set."""
+    """The base of every command's `Flags`; `given` are the names of the flags that were set.
+
+    Attributes:
+      saves_on_sigterm: whether the command saves and stops, on all its processes, after SIGTERM.
+    """
+
+    saves_on_sigterm: ClassVar[bool] = False
 
     given: frozenset[str] = frozenset()
 

@@ -26,6 +26,7 @@ from parallax.experiments.launch import ProgressLines, check_file
 from parallax.requests import shared
 from parallax.requests.generate import GenerateRequest
 from parallax.requests.option import nested, option
+from parallax.requests.processes import ProcessesRequest
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Flags(Command):
     prompts: str | None = option(None, "A UTF-8 file with one prompt per line.")
     virtual: bool = shared.virtual()
     json: str | None = shared.json_file()
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags as absl_flags
 from rich.console import Console
 
-from parallax.experiments import flags
+from parallax.experiments import flags, starting
 from parallax.lenses.child import end_children
 from parallax.requests.option import described
 
@@ -47,7 +47,11 @@ def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
             print(help_text(module))
             return 0
         given = flags.read_flags(module.Flags, [f"parallax {name}", *arguments])
-        return module.main(given)
+        if hasattr(given, "processes"):
+            starting.join(name, given)
+        status = module.main(given)
+        starting.leave()
+        return status
     except flags.UnknownFlagError as error:
         return _fail(name, f"{_elsewhere(error, name, commands)} See parallax {name} --help.")
     except absl_flags.Error as error:
@@ -56,8 +60,13 @@ def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
         return _fail(name, str(error))
     except KeyboardInterrupt:
         end_children()
-        print(f"\nparallax {name}: interrupted; {_kept(module, given, started)}.", file=sys.stderr)
+        line = f"interrupted; {_kept(module, given, started)}."
+        print(f"\nparallax {name}: {line}", file=sys.stderr)
+        starting.leave_all(line, INTERRUPTED)
         return INTERRUPTED
+    except Exception as error:
+        starting.leave_after(error)
+        raise
 
 
 def command_module(name: str) -> ModuleType:
@@ -66,7 +75,10 @@ def command_module(name: str) -> ModuleType:
 
 
 def _fail(name: str, message: str) -> int:
-    print(f"parallax {name}: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if starting.speaks():
+        print(f"parallax {name}: {line}", file=sys.stderr)
+    starting.leave_all(line, BAD_INPUT)
     return BAD_INPUT
 
 

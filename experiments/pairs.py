@@ -25,6 +25,7 @@ from parallax.experiments.output import show
 from parallax.requests import shared
 from parallax.requests.option import nested
 from parallax.requests.pairs import PairsRequest
+from parallax.requests.processes import ProcessesRequest
 from parallax.studies.pairs.pairs import run_pairs
 
 WIDTH = 100
@@ -36,6 +37,7 @@ class Flags(Command):
 
     request: PairsRequest = nested(PairsRequest)
     json: str | None = shared.json_file()
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:

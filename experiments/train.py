@@ -31,7 +31,7 @@ or a loss that is not finite.
 import signal
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,12 +41,15 @@ from parallax.experiments.flags import Command
 from parallax.experiments.launch import INTERRUPTED
 from parallax.requests import shared
 from parallax.requests.option import nested, option
+from parallax.requests.processes import ProcessesRequest
 from parallax.requests.train import TrainRequest
 
 
 @dataclass(frozen=True)
 class Flags(Command):
     """The flags of this command."""
+
+    saves_on_sigterm: ClassVar[bool] = True
 
     request: TrainRequest = nested(TrainRequest)
     optimizer: str = option(
@@ -91,6 +94,7 @@ class Flags(Command):
         at_least=1,
     )
     virtual: bool = shared.virtual()
+    processes: ProcessesRequest = nested(ProcessesRequest)
 
 
 def main(flags: Flags) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from parallax.commands.inspect import inspect_text
     from parallax.commands.plan import plan
     from parallax.cost import Rates
+    from parallax.distributed.startup import initialize
     from parallax.engine.compress import compress
     from parallax.engine.deployment import Deployment
     from parallax.engine.optimizer import Adamw, Lion, Muon
@@ -73,6 +74,7 @@ _SURFACE = {
     "explain_text": "parallax.commands.explain",
     "generate": "parallax.engine.texts",
     "huggingface": "parallax.models",
+    "initialize": "parallax.distributed.startup",
     "inspect_text": "parallax.commands.inspect",
     "paper": "parallax.papers",
     "parallel": "",
@@ -110,6 +112,7 @@ __all__ = [
     "explain_text",
     "generate",
     "huggingface",
+    "initialize",
     "inspect_text",
     "paper",
     "parallel",

@@ -10,11 +10,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from parallax.distributed.processes import client, describe, hosts, process_count, process_index
 
-T = TypeVar("T")
 # What a user or a machine's state causes, not a fault of the program.
 USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError, OSError)
 _SLICE_S, _SAY_AFTER_S = 2.0, 10.0
@@ -59,7 +58,7 @@ def wait_for_all(what: str) -> None:
     gather(what, "")
 
 
-def together(what: str, act: Callable[[], T]) -> T:
+def together[T](what: str, act: Callable[[], T]) -> T:
     """Run `act` on every process, and fail on all if it fails on one.
 
     Args:

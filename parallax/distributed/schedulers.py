@@ -99,12 +99,11 @@ def settings(
         raise ValueError(f"coordinator {coordinator!r}: expected HOST:PORT, such as node1:12345.")
     if coordinator is None:
         _check_detection(scheduler)
-    if num_processes is not None and process_id is not None:
-        if not 0 <= process_id < num_processes:
-            raise ValueError(
-                f"process_id {process_id}: expected 0 to {num_processes - 1} of {num_processes} "
-                "processes."
-            )
+    if not 0 <= (process_id or 0) < (num_processes or 1 << 30):
+        raise ValueError(
+            f"process_id {process_id}: expected a number from 0, less than the "
+            f"number of processes, {num_processes}."
+        )
     return Settings(scheduler, coordinator, num_processes, process_id, devices)
 
 
@@ -146,12 +145,12 @@ def _check_detection(scheduler: Scheduler | None) -> None:
     """Raise ValueError where JAX cannot find process 0's address by itself."""
     from importlib.util import find_spec
 
-    if scheduler == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in os.environ:
-        if find_spec("mpi4py") is None:
-            raise ValueError(
-                "Open MPI 5 does not tell process 0's address. Give --coordinator=HOST:PORT, HOST "
-                "being the first of the hosts, or pip install mpi4py."
-            )
+    is_mpi_5 = scheduler == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in os.environ
+    if is_mpi_5 and find_spec("mpi4py") is None:
+        raise ValueError(
+            "Open MPI 5 does not tell process 0's address. Give --coordinator=HOST:PORT, HOST "
+            "being the first of the hosts, or pip install mpi4py."
+        )
     if scheduler == "Kubernetes" and find_spec("kubernetes") is None:
         raise ValueError(
             "Kubernetes: the package that asks it for process 0's address is missing. Get it with "

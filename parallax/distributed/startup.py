@@ -129,7 +129,9 @@ def _facts() -> dict[str, Any]:
 
 
 # Variables of JAX that are each process's own.
-_LOCAL = ("JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_NUM_CPU_DEVICES")  # fmt: skip
+_LOCAL = (
+    "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_NUM_CPU_DEVICES",
+)  # fmt: skip
 
 
 def _check_port(address: str) -> None:

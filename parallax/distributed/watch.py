@@ -6,25 +6,36 @@ its answers. A process that leaves does so at once (`os._exit`): its main thread
 collective that never ends.
 """
 
+import ctypes
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from parallax.distributed.processes import client, describe, process_count, process_index
+from parallax.distributed.processes import (
+    client,
+    coordinator_address,
+    describe,
+    process_count,
+    process_index,
+)
 
 # Exit status of a process that leaves because another one is lost.
 LOST = 3
 _BEAT_S = 1.0
 # Without a beat for so long a process counts as lost, sooner if a collective has failed already.
-_SILENT_S, _SILENT_AFTER_ERROR_S = 20.0, 8.0
-_READ_VERDICT_S = 5.0
+_SILENT_S, _SILENT_AFTER_ERROR_S = 15.0, 8.0
+_READ_VERDICT_S, _OWN_ERROR_FIRST_S = 5.0, 1.5
 _LAGGING_S = 60.0
 _BEAT, _LEFT, _SEEN = "parallax/beat", "parallax/left", "parallax/seen"
 _VERDICT = "parallax/verdict"
+_NO_ANSWER = "it does not answer (killed, or its network is down)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class _Watch:
     def __init__(self, say: Callable[[str], None]):
         self.say = say
         self.step = 0
+        self.failing = False
         self.ended = threading.Event()
         self.threads: list[threading.Thread] = []
         self.answered = time.monotonic()
@@ -66,6 +78,8 @@ def start(say: Callable[[str], None] = _say) -> None:
         thread = threading.Thread(target=run, args=(_watch,), daemon=True)
         _watch.threads.append(thread)
         thread.start()
+    if process_index():
+        _name_first_on_abort()
 
 
 def end() -> None:
@@ -89,6 +103,8 @@ def fail(line: str, status: int) -> None:
       line: the error, one line; the others say it with this process's number and host.
       status: the exit status of all.
     """
+    if _watch is not None:
+        _watch.failing = True
     _post(Verdict(line, status), blamed=True)
     if process_index():
         time.sleep(_SILENT_S)  # the watch ends this process as soon as it reads the verdict
@@ -111,8 +127,8 @@ def _post(error: Verdict, *, blamed: bool) -> None:
     value = json.dumps(asdict(error) | {"blamed": blamed})
     try:
         client().key_value_set(f"{_LEFT}/{process_index()}", value, allow_overwrite=True)
-    except Exception as lost:  # JAX's errors have no public type
-        _first_is_lost(lost)
+    except Exception:  # JAX's errors have no public type
+        _first_is_lost(_NO_ANSWER)
 
 
 def _beat(watch: _Watch) -> None:
@@ -125,10 +141,9 @@ def _beat(watch: _Watch) -> None:
             beat = json.dumps([number, watch.step])
             client().key_value_set(f"{_BEAT}/{process_index()}", beat, allow_overwrite=True)
             verdict = peers.judge(watch) if process_index() == 0 else _read_verdict()
-        except Exception as error:
-            if watch.ended.is_set():
-                return
-            _first_is_lost(error)
+        except Exception:
+            if not watch.ended.is_set():
+                _first_is_lost(_NO_ANSWER)
             return
         watch.answered = time.monotonic()
         if verdict is not None and not watch.ended.is_set():
@@ -146,7 +161,7 @@ class _Peers:
 
     def __init__(self):
         self.beats: dict[int, tuple[str, float]] = {}
-        self.failed_since: float | None = None
+        self.blamed_since: float | None = None
         self.lagging: set[int] = set()
         self.moved: dict[int, tuple[int, float]] = {}
 
@@ -158,9 +173,14 @@ class _Peers:
             if self.beats.get(process, ("",))[0] != beat:
                 self.beats[process] = beat, now
         left = {k: json.loads(text) for k, text in _read_all(_LEFT).items()}
-        for process, error in sorted(left.items()):
-            if error["blamed"] and process:
-                return Verdict(f"{describe(process)}: {error['line']}", error["status"])
+        blamed = [p for p, error in sorted(left.items()) if error["blamed"] and p]
+        if blamed:
+            self.blamed_since = self.blamed_since or now
+            # An error that all processes have is process 0's to say.
+            if now - self.blamed_since > _OWN_ERROR_FIRST_S and not watch.failing:
+                error = left[blamed[0]]
+                return Verdict(f"{describe(blamed[0])}: {error['line']}", error["status"])
+            return None
         silent_s = _SILENT_AFTER_ERROR_S if left else _SILENT_S
         silent = [p for p, (_, at) in sorted(self.beats.items()) if now - at > silent_s]
         if silent:
@@ -201,25 +221,45 @@ def _judge_first(watch: _Watch) -> None:
         if now - before > 5 * _BEAT_S:
             watch.answered = now  # this process was stopped or starved itself
         if now - watch.answered > _SILENT_S and not watch.ended.is_set():
-            _leave(
-                Verdict(
-                    f"{describe(0)} is lost: no answer for {_SILENT_S:.0f} s (stopped, or its "
-                    "network is down). The same command goes on from the last checkpoint.",
-                    LOST,
-                )
-            )
+            _first_is_lost(f"no answer for {_SILENT_S:.0f} s (stopped, or its network is down)")
 
 
-def _first_is_lost(error: Exception) -> None:
-    """Leave because a call to process 0 failed."""
-    reason = str(error).strip().partition("\n")[0][:120]
-    _leave(
-        Verdict(
-            f"{describe(0)} is lost ({reason}). The same command goes on from the last checkpoint, "
-            "on fewer processes too.",
-            LOST,
-        )
-    )
+def _first_is_lost(reason: str) -> None:
+    """Leave because process 0 does not serve the others any more."""
+    line = f"{describe(0)} is lost: {reason}. The same command goes on from the last checkpoint."
+    _leave(Verdict(line, LOST))
+
+
+def _name_first_on_abort() -> None:
+    """Name process 0 when JAX ends this process because process 0 is gone.
+
+    JAX then calls abort() in a thread of its own, without a Python exception, and takes no callback
+    from Python. The handler runs in that thread; where process 0 still serves, the abort had
+    another cause and goes on.
+    """
+
+    def handle(_: int) -> None:
+        running = _watch is not None and not _watch.ended.is_set()
+        if running and not _is_reached(coordinator_address()):
+            _first_is_lost("its connection closed (killed, or its host went down)")
+        libc.signal(signal.SIGABRT, ctypes.c_void_p(0))  # SIG_DFL: abort() raises it again
+
+    global _abort_handler
+    libc = ctypes.CDLL(None)
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+    libc.signal(signal.SIGABRT, _abort_handler)
+
+
+_abort_handler: Any = None  # C holds no reference to it
+
+
+def _is_reached(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _BEAT_S):
+            return True
+    except OSError:
+        return False
 
 
 def _sentence(verdict: Verdict, *, own: bool = False) -> None:

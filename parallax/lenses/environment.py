@@ -68,7 +68,7 @@ def virtual_devices(count: int = 16) -> None:
     """Give this process `count` virtual CPU devices; call it before JAX starts.
 
     Args:
-      count: number of devices.
+      count: number of devices; of this process, where there are several.
 
     Raises:
       RuntimeError: JAX has already started with another number of devices or on another platform.
@@ -79,7 +79,7 @@ def virtual_devices(count: int = 16) -> None:
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
         jax.config.update("jax_platforms", "cpu")
-    found = jax.devices()
+    found = jax.local_devices()
     if found[0].platform != "cpu" or len(found) != count:
         raise RuntimeError(
             f"virtual_devices({count}): too late, JAX has already started with {len(found)} "

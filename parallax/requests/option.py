@@ -82,7 +82,7 @@ def described(cls: type) -> Iterator[Described]:
 
 def nested(cls: type) -> Any:
     """Make a dataclass field that holds another request, whose fields are flags as well."""
-    return dataclasses.field(metadata={"nested": cls})
+    return dataclasses.field(default_factory=cls, metadata={"nested": cls})
 
 
 def build(cls: type, values: Mapping[str, Any]) -> Any:
