@@ -5,8 +5,11 @@ own layout (`whole_state`) and their metadata as JSON. `checksums/STEP.json`, wr
 checksums of its files.
 """
 
+import contextlib
 import functools
 import json
+import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from parallax.codec import check_version
 from parallax.distributed.agreement import from_first, together
-from parallax.distributed.processes import is_first
+from parallax.distributed.processes import is_first, process_count
 from parallax.distributed.shared_reads import gather_replicas, split_replicas
 from parallax.engine.checkpoint_files import (
     BrokenFilesError,
@@ -111,6 +114,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         self.wait()
+        _silence_orbax()
         self._clean()
         arrays = named(whole(train, state))
         sharded = train.sharded
@@ -276,8 +280,11 @@ class Checkpoints:
             why = f"step {step} is not saved, and the newest complete one is {steps[-1]}"
         else:
             why = f"step {step} is not saved, and no other is"
+        if process_count() == 1:  # others may be writing still, and the next start removes it too
+            with contextlib.suppress(OSError):
+                remove_leftovers(self.folder)
         return ValueError(
-            f"{self.folder}: {why}: {_one_line(error)}. Make room or make it writable, and run the "
+            f"{self.folder}: {why}: {_reason(error)}. Make room or make it writable, and run the "
             "same command: it resumes from the newest complete step."
         )
 
@@ -334,6 +341,22 @@ def _same_arrays(saved: Mapping[str, Any], like: Mapping[str, Any], path: Path) 
             f"{path}: for another optimizer or dtype: {'; '.join(different[:3])}{more}. Use the "
             "optimizer, its moments' dtype and the parameters' dtype that it was saved with."
         )
+
+
+@functools.cache
+def _silence_orbax() -> None:
+    """Keep orbax from printing a stack trace of each thread that meets an error; it raises it."""
+    import absl.logging  # it makes the logger
+
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return what the operating system said, which orbax puts last, or the whole error."""
+    found = re.search(r"([^:]+?) \[os_error_code", str(error))
+    return found[1].strip() if found else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:
