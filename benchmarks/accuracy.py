@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parallax.bounds import wire_bytes
-from parallax.cost.collectives import link_seconds
+from parallax.cost.collectives import kind_seconds
 from parallax.cost.fitting import (
     fit_gemm,
     fit_link,
@@ -90,13 +89,8 @@ def h100_links(rows) -> tuple[dict[str, LinkRates], dict[str, float]]:
     links, offsets = {}, {}
     for kind in KINDS:
         mine = [r for r in rows if r.kind == kind and r.nodes == 1]
-        hlo = "collective-permute" if kind == "p2p" else kind
         links[kind], offsets[kind] = fit_link(
-            mine,
-            lambda link, r, hlo=hlo: link_seconds(
-                link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
-            ),
-            XLA_CLOCK,
+            mine, lambda link, r: kind_seconds(link, r.kind, r.bytes, r.devices), XLA_CLOCK
         )
     # Published single messages between nodes end at 2.4 MB: they give the start, not the rate.
     mine = [r for r in rows if r.kind == "p2p" and r.nodes == 2]

@@ -6,7 +6,7 @@ parallax list KIND                   list models, strategies, clusters or papers
 
 import sys
 
-from parallax.experiments.listing import KINDS, listing
+from parallax.commands.listing import KINDS, listing
 
 EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",

@@ -17,7 +17,6 @@ Exit status: 0 ok; 2 no such GPU, or bad input.
 import json
 from dataclasses import dataclass
 
-from parallax.codec import encode
 from parallax.commands.calibrate import calibrate
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
@@ -43,10 +42,9 @@ def main(flags: Flags) -> int:
         calibration = calibrate(on_progress=progress)
     for term, (rows, median, p90) in calibration.held_out.items():
         print(f"{term}: {rows} held out, median {100 * median:.1f} %, p90 {100 * p90:.1f} %")
-    record = encode(calibration.measured) | {"held_out": calibration.held_out}
     files = {
         "rates.json": json.dumps(calibration.rates.to_dict(), indent=1) + "\n",
-        "measured.json": json.dumps(record, indent=1) + "\n",
+        "measured.json": json.dumps(calibration.to_dict(), indent=1) + "\n",
     }
     written = save_files(flags.out, files)
     print(f"written: {', '.join(str(path) for path in written)}")

@@ -29,7 +29,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallax.cost import Rates
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import check_file
 from parallax.experiments.output import show
@@ -70,8 +69,9 @@ def main(flags: Flags) -> int:
     audits, constants = {}, {}
     for n, p in chosen.items():
         on = asked or cluster(p.cluster)
-        constants[n] = resolve_rates(flags.rates, on)
-        audits[n] = audit(p, closed_form_on(on, constants[n]), on=asked)
+        rates = resolve_rates(flags.rates, on)
+        constants[n] = rates and f"{rates.name} {rates.version}"
+        audits[n] = audit(p, closed_form_on(on, rates), on=asked)
     record = json.dumps(_record(audits, asked, constants), indent=1) + "\n"
     files = {"claims.json": record, "claims.md": audit_markdown(audits, chosen)}
     written = save_files(flags.out, files)
@@ -83,14 +83,14 @@ def main(flags: Flags) -> int:
 
 
 def _record(
-    audits: dict[str, tuple[Audited, ...]], asked: Cluster | None, rates: dict[str, Rates | None]
+    audits: dict[str, tuple[Audited, ...]], asked: Cluster | None, rates: dict[str, str | None]
 ) -> dict:
     return {
         "schema_version": 1,
         "papers": {
             name: {
                 "cluster": PAPERS[name].cluster if asked is None else asked.name,
-                "rates": (r := rates[name]) and f"{r.name} {r.version}",
+                "rates": rates[name],
                 "figures": audit_json(audited),
                 "setup_lines": [s.line for s in PAPERS[name].setup],
             }

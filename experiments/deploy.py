@@ -146,7 +146,6 @@ class Flags(Command):
 def main(flags: Flags) -> int:
     """Run the deployment that the flags ask for."""
     check_writable(flags.out)
-    budget = _budget(flags.device_budget)
     dtype = _use_devices(flags)
     from parallax.engine.deployment.deploying import PROMPTS, deploy
     from parallax.lenses.environment import versions
@@ -157,7 +156,7 @@ def main(flags: Flags) -> int:
             flags.prompt or PROMPTS,
             devices=flags.devices,
             spares=flags.spares,
-            budget=budget,
+            device_budget=flags.device_budget,
             rule=flags.rule,
             compression=flags.compression,
             layer_formats=flags.layer_formats,
@@ -206,15 +205,6 @@ def _use_devices(flags: Flags) -> DType | None:
     if "float64" in (dtype, config.dtype):
         jax.config.update("jax_enable_x64", True)
     return dtype
-
-
-def _budget(text: str | None) -> int | None:
-    if text is None:
-        return None
-    from parallax.meshes.gpus import GPUS
-    from parallax.placement import parse_budget
-
-    return parse_budget(text, GPUS["h100"]).n_bytes
 
 
 def _grids(data: dict[str, Any]) -> Iterator[DataTable]:

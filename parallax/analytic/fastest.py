@@ -8,11 +8,7 @@ from parallax.analytic.memory import estimate_bytes
 from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.cost import Rates
 from parallax.meshes.cluster import Cluster
-from parallax.models.config import ModelConfig
-from parallax.programs.steps import TransformerStep, make_step
-from parallax.rules import Phase
-from parallax.strategy import Strategy
-from parallax.workload import Workload
+from parallax.programs.steps import TransformerStep
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,8 @@ class Fastest:
 
 
 def fastest(
-    config: ModelConfig,
-    strategy: Strategy,
+    whole: TransformerStep,
     cluster: Cluster,
-    phase: Phase,
-    batch: int,
-    seq_len: int,
     *,
     weights: PackedWeights | None = None,
     rates: Rates | None = None,
@@ -47,21 +39,17 @@ def fastest(
     """Find the fastest of several numbers of microbatches, with weights read from L2 if they stay.
 
     Args:
-      config, strategy, cluster: what runs, and where.
-      phase: "prefill", of batch x seq_len tokens, or "decode", one more token for each of `batch`
-        sequences of seq_len.
-      batch, seq_len: sequences over all devices, and tokens per sequence.
+      whole: a prefill, or a decoding step; its own number of microbatches does not count.
+      cluster: the devices.
       weights: how the weights are stored; None is as the config says.
       rates: cost model constants; None uses those shipped for the GPU.
 
     Raises:
-      ValueError: sizes do not divide, or nothing fits a device; says how much memory is needed.
+      ValueError: nothing fits a device; says how much memory is needed.
 
     Cost: about ten milliseconds.
     """
-    workload = Workload(batch, seq_len)
-    whole = make_step(config, strategy, workload, phase).with_microbatches(1)
-    weights = weights or weights_of(config)
+    weights = weights or weights_of(whole.config)
     best, least, steady = None, math.inf, math.inf
     for microbatches in microbatches_of(whole):
         step = whole.with_microbatches(microbatches)
@@ -74,10 +62,11 @@ def fastest(
         if best is None or one.cost.seconds < best.estimate.cost.seconds:
             best = Fastest(one, microbatches, needed, steady)
     if best is None:
+        work = whole.workload
         raise ValueError(
-            f"strategy '{strategy.name}' with batch {batch} x {seq_len}: a device needs "
-            f"{least / 1e9:.3g} GB, {cluster.usable_bytes / 1e9:.3g} GB are usable. Use a smaller "
-            "batch."
+            f"strategy '{whole.strategy.name}' with batch {work.batch} x {work.seq_len}: a device "
+            f"needs {least / 1e9:.3g} GB, {cluster.usable_bytes / 1e9:.3g} GB are usable. Use a "
+            "smaller batch."
         )
     return replace(best, steady_s=steady)
 

@@ -3,9 +3,8 @@
 import functools
 from typing import NamedTuple
 
-from parallax.parallel.layer_parts import Pipeline
+from parallax.parallel.layer_parts import LayerPart, Pipeline
 from parallax.parallel.schedules import ActionKind, ScheduleName, make_schedule
-from parallax.strategy import Strategy
 
 # Microbatches per stage of the longest table; more repeat its steady state.
 _LONGEST = 4
@@ -41,13 +40,12 @@ class Ticks(NamedTuple):
         return {"forward tick": "forward", **(split if "weights" in self.slowest else whole)}
 
 
-def ticks_of(strategy: Strategy, microbatches: int) -> Ticks | None:
-    """Return the ticks of a strategy's training step; None without stages.
+def ticks_of(layers: LayerPart, stages: int, microbatches: int) -> Ticks | None:
+    """Return the ticks of the training step of a stack of layers; None without stages.
 
     Raises:
       ValueError: microbatches that the schedule cannot take.
     """
-    layers, stages = strategy.layers, strategy.split().count("layers")
     if not isinstance(layers, Pipeline) or stages == 1:
         return None
     return _ticks(layers.schedule, stages, microbatches, layers.virtual_stages)

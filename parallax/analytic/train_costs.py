@@ -46,7 +46,8 @@ class TrainCosts:
           The cost, and the time that stages idle or wait over the time that they work.
         """
         microbatches = step.workload.microbatches
-        ticks = ticks_of(step.strategy, microbatches)
+        strategy, stages = step.strategy, step.strategy.split().count("layers")
+        ticks = ticks_of(strategy.layers, stages, microbatches)
         counts = parts_of(microbatches, ticks, is_uniform=self.is_uniform)
         if ticks is not None:
             counts = {n: k / ticks.chunks if n in _TICKS else k for n, k in counts.items()}

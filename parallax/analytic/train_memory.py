@@ -161,7 +161,8 @@ class _Sizes:
         walk = PassShape(config, strategy, workload, "gpu")
         split, self.item, self.config = walk.split, config.item_bytes, config
         self.elements, self.depth = elements, elements.depth
-        self.ticks = ticks_of(strategy, workload.microbatches)
+        stages = split.count("layers")
+        self.ticks = ticks_of(strategy.layers, stages, workload.microbatches)
         tokens, width = walk.tokens, config.d_model
         shape = attention_shape(config, split, walk.b, workload.seq_len, packed=workload.packed)
         share = tokens * config.head_dim / split.count("head_dim")  # elements per head

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from parallax.bounds import wire_bytes
-from parallax.cost.collectives import link_seconds as link_form
+from parallax.codec import encode
+from parallax.cost.collectives import kind_seconds
 from parallax.cost.fitting import (
     fit_gemm,
     fit_link,
@@ -41,6 +41,10 @@ class Calibration:
     rates: Rates
     measured: Measured
     held_out: dict[str, tuple[int, float, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for measured.json: every measurement, and the errors."""
+        return encode(self.measured) | {"held_out": self.held_out}
 
 
 def calibrate(
@@ -121,12 +125,8 @@ def _fit_links(rates: Rates, measured: Measured, held_out: dict) -> Rates:
         rows, rest = split([c for c in measured.collectives if c.kind == kind])
         if len(rows) < 3:
             continue
-        hlo = "collective-permute" if kind == "p2p" else kind
         links[kind], _ = fit_link(
-            rows,
-            lambda link, r, hlo=hlo: link_form(
-                link, wire_bytes(hlo, r.devices, r.bytes), r.bytes, r.devices
-            ),
+            rows, lambda link, r: kind_seconds(link, r.kind, r.bytes, r.devices)
         )
         made = dataclasses.replace(rates, links=links)
         held_out[kind] = _errors([predicted_collective(made, r) for r in rest], rest)

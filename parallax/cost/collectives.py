@@ -75,7 +75,19 @@ def _rounds(nodes: int) -> int:
 
 
 def _within(kind: str, size: float, n: int, rates: Rates) -> float:
-    return link_seconds(rates.links[kind], wire_bytes(kind, n, size), size, n)
+    return kind_seconds(rates.links[kind], kind, size, n)
+
+
+def kind_seconds(link: LinkRates, kind: str, size: float, n: int) -> float:
+    """Evaluate the fitted time of a collective of a kind ("p2p" is one message) within a node.
+
+    Args:
+      link: the rates fitted to that kind.
+      kind, size: as `exchange_seconds` takes them; "p2p" for one message.
+      n: devices of the group.
+    """
+    traffic = size if kind == "p2p" else wire_bytes(kind, n, size)
+    return link_seconds(link, traffic, size, n)
 
 
 def link_seconds(link: LinkRates, traffic: float, size: float, n: int) -> float:
@@ -88,4 +100,4 @@ def link_seconds(link: LinkRates, traffic: float, size: float, n: int) -> float:
 
 def send_seconds(link: LinkRates, size: float) -> float:
     """Estimate the seconds of one message to another device."""
-    return link_seconds(link, size, size, 2)
+    return kind_seconds(link, "p2p", size, 2)

@@ -13,10 +13,12 @@ from parallax.models.config import ModelConfig
 from parallax.papers.footprints import PAPER_FORMATS
 from parallax.papers.paper import Claim, Paper
 from parallax.papers.results import ScaleRow
+from parallax.programs.steps import make_step
 from parallax.results.lens_results import Figure
 from parallax.rules import Phase
 from parallax.strategies import build
 from parallax.strategy import Strategy
+from parallax.workload import Workload
 
 LAYERS = (8, 16, 32, 64)
 _PUBLISHED = 16  # layers of the papers' own experiments
@@ -68,7 +70,8 @@ def _row(
     batch, why_not, found = work.batch, "", None
     while batch and found is None:
         try:
-            found = fastest(config, strategy, where, phase, batch, work.seq_len, weights=weights)
+            step = make_step(config, strategy, Workload(batch, work.seq_len), phase)
+            found = fastest(step, where, weights=weights)
         except ValueError as error:
             why_not = why_not or str(error)
             batch //= 2

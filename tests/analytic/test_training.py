@@ -168,7 +168,7 @@ TURNS = [
 @pytest.mark.parametrize(("name", "stages", "microbatches"), TURNS)
 def test_ticks_of_many_microbatches_are_those_of_the_table(name, stages, microbatches):
     virtual = 2 if name == "interleaved" else 1
-    ticks = ticks_of(scheduled(name, virtual, stages), microbatches)
+    ticks = ticks_of(scheduled(name, virtual, stages).layers, stages, microbatches)
     table = make_schedule(name, stages, microbatches, virtual)
     assert ticks is not None
     assert sum(ticks.slowest.values()) == table.ticks

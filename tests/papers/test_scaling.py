@@ -7,9 +7,11 @@ from parallax.cost import joules, rates_of
 from parallax.meshes.cluster import cluster
 from parallax.papers import PAPERS
 from parallax.papers.scaling import scale_rows
+from parallax.programs.steps import make_step
 from parallax.report.grid import grid_html
 from parallax.report.scale_section import scale_grids
 from parallax.strategies import build
+from parallax.workload import Workload
 
 PAPER = PAPERS["compressed_layerwise"]
 ROWS = scale_rows(PAPER, (8, 16))
@@ -21,6 +23,10 @@ def row(layers=16, strategy="layerwise", phase="decode", unpacking=""):
         if (r.layers, r.strategy, r.phase, r.unpacking) == (layers, strategy, phase, unpacking)
     ]  # fmt: skip
     return found
+
+
+def step_of(name, batch):
+    return make_step(PAPER.config, build(name), Workload(batch, 10_000), "decode")
 
 
 def value(figure):
@@ -48,7 +54,7 @@ def test_the_baseline_has_the_same_columns():
 
 def test_energy_is_the_cost_model_s():
     where = cluster("h100_2x8")
-    best = fastest(PAPER.config, build("layerwise"), where, "decode", 128, 10_000)
+    best = fastest(step_of("layerwise", 128), where)
     each = 16 * joules(best.estimate.cost, rates_of("h100")) / 128
     assert value(row().j_per_token) == pytest.approx(each)
     assert value(row().tokens_per_j) == pytest.approx(1 / each)
@@ -71,9 +77,7 @@ def test_a_batch_that_does_not_fit_is_lowered_and_says_so():
 
 def test_nothing_fits():
     with pytest.raises(ValueError, match=r"a device needs .* GB, 78.1 GB are usable"):
-        fastest(PAPER.config, build("layerwise"), cluster("h100_2x8"), "decode", 8192, 10_000)
-    with pytest.raises(ValueError, match="16 does not divide 8"):
-        fastest(PAPER.config, build("data_parallel"), cluster("h100_2x8"), "decode", 8, 10_000)
+        fastest(step_of("layerwise", 8192), cluster("h100_2x8"))
 
 
 def test_it_is_shown():

@@ -3,7 +3,7 @@
 import pytest
 
 import parallax as px
-from parallax.experiments.listing import listing
+from parallax.commands.listing import listing
 from parallax.meshes.cluster import cluster
 from parallax.models.config import ModelConfig
 from parallax.search.candidates import candidates

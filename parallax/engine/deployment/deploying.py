@@ -21,8 +21,10 @@ from parallax.engine.deployment.trials import Trial, lose_at_random, switch_whil
 from parallax.engine.latency import spread
 from parallax.engine.layer_formats import Formats, parse_layer_formats
 from parallax.engine.weights import find_tokenizer, load_params
+from parallax.meshes.gpus import GPUS
 from parallax.models.config import DType, ModelConfig
 from parallax.papers import PAPERS
+from parallax.placement import parse_budget
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.naming import parse_compression, resolve_model, stored_model
 from parallax.strategies import data_parallel
@@ -103,7 +105,7 @@ def deploy(
     *,
     devices: int | None = None,
     spares: int = 0,
-    budget: int | None = None,
+    device_budget: str | None = None,
     rule: Rule = "optimal",
     compression: str | None = None,
     layer_formats: Sequence[str] = (),
@@ -125,7 +127,9 @@ def deploy(
       model: as `px.generate` takes it, or a folder whose layers are stored in different formats.
       prompts: texts to continue.
       devices: number of this process's devices to use, spares included; None takes all.
-      spares, budget, rule: as `Deployment` takes them.
+      spares, rule: as `Deployment` takes them.
+      device_budget: bytes of weights, keys and values that a device may hold: l2, smem, l2+smem (of
+        an H100) or a number such as 50MB; None is no limit.
       compression, layer_formats: formats of all matrices, and those of some layers.
       stronger: formats that layers are switched to; not needed without switches.
       max_new_tokens: the most new tokens per prompt.
@@ -141,6 +145,9 @@ def deploy(
     Raises:
       ValueError: the model cannot be deployed; the message says why.
     """
+    budget = None
+    if device_budget is not None:
+        budget = parse_budget(device_budget, GPUS["h100"]).n_bytes
     config, folder, stored = deployed_model(model, dtype=dtype, small=small)
     tokenizer = find_tokenizer(config, folder)
     if tokenizer is None:

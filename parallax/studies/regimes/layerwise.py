@@ -15,6 +15,7 @@ from parallax.analytic.fastest import fastest
 from parallax.cost import Rates, rates_of
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
+from parallax.programs.steps import make_step
 from parallax.requests.naming import resolve_rates
 from parallax.rules import Phase
 from parallax.strategies import build, data_parallel, tensor_pipeline
@@ -32,6 +33,7 @@ from parallax.studies.regimes.places import (
     Grid,
     Place,
 )
+from parallax.workload import Workload
 
 
 def study(
@@ -75,16 +77,8 @@ def _map(
         for name in NAMES:
             try:
                 strategy = strategy_for(name, config, cluster, batch)
-                best = fastest(
-                    config,
-                    strategy,
-                    cluster,
-                    phase,
-                    batch,
-                    grid.seq_len,
-                    weights=weights,
-                    rates=rates,
-                )
+                step = make_step(config, strategy, Workload(batch, grid.seq_len), phase)
+                best = fastest(step, cluster, weights=weights, rates=rates)
             except (ValueError, NotImplementedError) as error:
                 why_not[name] = str(error)
                 continue

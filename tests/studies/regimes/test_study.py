@@ -62,7 +62,8 @@ def test_a_place_is_each_strategy_at_its_best(places):
     weights = PackedWeights(STORED[found.stored], "kernel")
     for name in (LAYERWISE, BASELINE, NO_COMMUNICATION):
         strategy = strategy_for(name, config, where, 64)
-        best = fastest(config, strategy, where, "decode", 64, 2048, weights=weights)
+        step = make_step(config, strategy, Workload(64, 2048), "decode")
+        best = fastest(step, where, weights=weights)
         assert found.seconds[name] == best.estimate.cost.seconds
 
 

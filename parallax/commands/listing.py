@@ -1,4 +1,4 @@
-"""The lists that `parallax list` prints."""
+"""The lists of names that `parallax list` prints."""
 
 KINDS = ("models", "strategies", "clusters", "papers")
 
