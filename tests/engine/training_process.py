@@ -162,6 +162,7 @@ def act_weights(folder):
     from parallax.workload import Workload
 
     config, path = resolve_model(folder)
+    assert path is not None
     read, read_before = [0], files.TensorFiles.read
 
     def counted(self, name, index):
