@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from parallax.distributed.first_calls import called_together
 from parallax.distributed.processes import process_count
 
 _LEAST_BYTES = 1 << 16  # of a shard: reading less twice costs less than exchanging it
@@ -59,12 +60,13 @@ def gather_replicas(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     if x.sharding.is_equivalent_to(sharding, x.ndim):
         return x
     assert isinstance(x.sharding, NamedSharding)
-    return jax.block_until_ready(_gather(x.sharding, sharding, x.ndim)(x))
+    gather = _gather(x.sharding, sharding, x.shape, x.dtype.name)
+    return jax.block_until_ready(gather(x))
 
 
 @functools.lru_cache(maxsize=256)
-def _gather(split: NamedSharding, whole: NamedSharding, ndim: int):
-    before, after = _entries(split, ndim), _entries(whole, ndim)
+def _gather(split: NamedSharding, whole: NamedSharding, shape: tuple[int, ...], dtype: str):
+    before, after = _entries(split, len(shape)), _entries(whole, len(shape))
 
     def gather(shard: jax.Array) -> jax.Array:
         for dim, (axes, kept) in enumerate(zip(before, after, strict=True)):
@@ -76,7 +78,8 @@ def _gather(split: NamedSharding, whole: NamedSharding, ndim: int):
     mapped = jax.shard_map(
         gather, mesh=split.mesh, in_specs=split.spec, out_specs=whole.spec, check_vma=False
     )
-    return jax.jit(mapped, out_shardings=whole)
+    what = f"exchanging {dtype} {list(shape)}"
+    return called_together(what, jax.jit(mapped, out_shardings=whole))
 
 
 def _crossing(mesh: Mesh) -> list[str]:

@@ -74,7 +74,7 @@ def act_save(folder, name):
         checkpoints.save(5, step, state, {"position": {}})
     arrays = whole_arrays(step, state)
     if jax.process_index() == 0:
-        np.savez(Path(folder) / "expected.npz", **arrays)
+        np.savez(Path(folder) / "expected.npz", allow_pickle=False, **arrays)
     return {"negative_zeros": int(sum((np.signbit(x) & (x == 0)).sum() for x in arrays.values()))}
 
 
