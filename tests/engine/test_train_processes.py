@@ -24,7 +24,7 @@ def act(count, folder, *acts):
     folder.mkdir(exist_ok=True)
     port = free_port()
     commands = [(PROGRAM, port, count, k, *acts) for k in range(count)]
-    ended = run(commands, folder, timeout=300)
+    ended = run(commands, folder, timeout=900)
     for k, one in enumerate(ended):
         assert one.status == 0, (k, one.err[-3000:])
     found = json.loads(ended[0].out.splitlines()[-1])
