@@ -3,14 +3,18 @@
   parallax calibrate --out=out
   parallax plan --model=ring_sp --batch=64 --prompt_len=10000 --rates=out/rates.json
   parallax compare --paper=ring_sp --rates=out/rates.json
+  srun parallax calibrate --distributed --out=out
 
 It measures about 40 matrix products, 10 attentions, copies, working sets around the size of the L2
 cache, kernel launches, collectives if there are several GPUs, and power if NVML is installed (pip
 install nvidia-ml-py). Some shapes are held out of the fit, to state the error of the constants.
+With --distributed it also times collectives between nodes (one GPU of each node per group, all
+groups at once), which give the network's constants, and those of all GPUs, which test the model.
 
 Hardware: one or more GPUs of a kind that the cost model knows; nothing else should run on them.
 Result: out/rates.json, to pass as --rates to the other experiments, and out/measured.json with
-every measurement; the errors on held-out shapes are printed. At most five minutes.
+every measurement; the errors on held-out shapes are printed. At most five minutes; ten on several
+nodes.
 Exit status: 0 ok; 2 no such GPU, or bad input.
 """
 
@@ -20,6 +24,7 @@ from dataclasses import dataclass
 from parallax.commands.calibrate import calibrate
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
+from parallax.experiments.output import on_first
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.requests import shared
@@ -37,7 +42,7 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Calibrate on the devices at hand."""
-    check_writable(flags.out)
+    on_first("the folder of results", lambda: check_writable(flags.out))
     with ProgressLines() as progress:
         calibration = calibrate(on_progress=progress)
     for term, (rows, median, p90) in calibration.held_out.items():
@@ -46,6 +51,7 @@ def main(flags: Flags) -> int:
         "rates.json": json.dumps(calibration.rates.to_dict(), indent=1) + "\n",
         "measured.json": json.dumps(calibration.to_dict(), indent=1) + "\n",
     }
-    written = save_files(flags.out, files)
-    print(f"written: {', '.join(str(path) for path in written)}")
+    written = on_first("the rates", lambda: save_files(flags.out, files))
+    if written is not None:
+        print(f"written: {', '.join(str(path) for path in written)}")
     return 0

@@ -10,12 +10,14 @@
   parallax compare --paper=ring_sp --sweep=seq_len:4k..128k
   parallax compare --paper=ring_sp --sweep=devices:2..64
   parallax compare --paper=ring_sp --rates=out/rates.json
+  parallax compare --paper=ring_sp --lenses=measure --profile
   parallax compare --from_report=out/report.json --cluster=h200_2x8
 
 Four lenses look at the same program. verify runs a small model on 16 virtual CPU devices and
 compares logits and gradients with the unsharded model. compile builds the CUDA program of the
 full-size model, and reads memory and every collective off it (needs the `aot` extra). predict
-estimates its time and energy. measure times it on the devices at hand, if --lenses names it.
+estimates its time and energy. measure times it on the devices at hand, if --lenses names it; with
+--distributed it is the only lens and takes the devices of all processes.
 
 Hardware: any Linux laptop, no GPU.
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
@@ -23,16 +25,18 @@ Exit status: 0 ok; 1 a strategy is not exact, does not fit, sends other bytes th
 or cannot run while others do; 2 bad input, or no strategy that can run.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from parallax.commands.compare import run_papers
 from parallax.commands.comparing import run_comparisons
 from parallax.commands.resolve import resolve
+from parallax.distributed.agreement import together
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
-from parallax.experiments.output import show
-from parallax.report import check_writable, load_request, overview_table
+from parallax.experiments.output import on_first, show
+from parallax.papers import PAPERS
+from parallax.report import Report, check_writable, load_request, overview_table
 from parallax.requests import shared
 from parallax.requests.compare import CompareRequest
 from parallax.requests.option import nested, option
@@ -59,33 +63,46 @@ class Flags(Command):
     processes: ProcessesRequest = nested(ProcessesRequest)
 
     def check(self) -> None:
-        """Leave the check to `_request`, which knows the whole request."""
+        """Check the flags of processes; `_request` knows the whole request and checks that."""
+        self.processes.refuse_unused(self.given)
 
 
 def main(flags: Flags) -> int:
     """Run the comparison that the flags ask for."""
-    check_writable(flags.out)
-    request = _request(flags)
+    on_first("the folder of results", lambda: check_writable(flags.out))
+    request = together("the request", lambda: _request(flags))
     if request.paper == ALL:
         return _all_papers(request, flags.out)
     with ProgressLines() as progress:
-        (report,) = run_comparisons([resolve(request)], on_progress=progress)
-    written = report.save(flags.out)
+        resolved = replace(resolve(request), profile=_profile(request, flags.out))
+        (report,) = run_comparisons([resolved], on_progress=progress)
+    written = on_first("the report", lambda: report.save(flags.out))
     show(report.table(), WIDTH)
-    print(f"\nwritten: {', '.join(map(str, written))} ({report.seconds:.0f} s)")
+    if written is not None:
+        print(f"\nwritten: {', '.join(map(str, written))} ({report.seconds:.0f} s)")
     return report.exit_status
 
 
 def _all_papers(request: CompareRequest, out: str) -> int:
     """Show all papers on one page, and save each one's report in a folder of its own."""
+    profiles = {name: _profile(request, f"{out}/{name}") for name in PAPERS}
     with ProgressLines() as progress:
-        reports = run_papers(request, on_progress=progress)
-    for report in reports:
-        assert report.paper is not None
-        report.save(Path(out) / report.paper.name)
+        reports = run_papers(request, profiles=profiles, on_progress=progress)
+    on_first("the reports", lambda: _save_all(reports, out))
     show(overview_table(reports), WIDTH)
     print(f"\nwritten: {out}/<paper>/report.html, .json ({reports[0].seconds:.0f} s)")
     return max(report.exit_status for report in reports)
+
+
+def _save_all(reports: list[Report], out: str) -> None:
+    for report in reports:
+        assert report.paper is not None
+        report.save(Path(out) / report.paper.name)
+
+
+def _profile(request: CompareRequest, out: str | Path) -> Path | None:
+    """Return the folder of the traces beside the report; None where none are asked for."""
+    return Path(out).absolute() / "profile" if request.profile else None
 
 
 def _request(flags: Flags) -> CompareRequest:

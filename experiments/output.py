@@ -7,6 +7,9 @@ from typing import TextIO
 
 from rich.console import Console, RenderableType
 
+from parallax.distributed.agreement import together
+from parallax.distributed.processes import is_first
+
 CLOSED_PIPE = 141  # the status that a shell reports for a program that SIGPIPE ended
 
 
@@ -19,6 +22,11 @@ class _Output(Console):
 def show(renderable: RenderableType, width: int) -> None:
     """Print on standard output, at the terminal's width or, elsewhere, at a fixed one."""
     _Output(width=None if sys.stdout.isatty() else width).print(renderable)
+
+
+def on_first[T](what: str, act: Callable[[], T]) -> T | None:
+    """Write results on process 0, and return None on the others; all fail if it fails there."""
+    return together(what, lambda: act() if is_first() else None)
 
 
 def quietly(run: Callable[[], int]) -> int:

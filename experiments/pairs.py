@@ -7,7 +7,8 @@
 Each pair runs both strategies once, in random order, half of the pairs each way, so that drift
 (clocks, temperature, other load) affects both alike. The ratio of times is the geometric mean over
 pairs, with a 95 % confidence interval (Student's t of the logs). Unless --strategies names two, a
-paper's own system is compared with its baseline.
+paper's own system is compared with its baseline. With --distributed both run on the devices of all
+processes, and a run lasts until the slowest process is done.
 
 Hardware: any; on a machine without enough GPUs the small model runs on virtual CPU devices, and
 the ratio says nothing about GPUs. Seconds to minutes.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines, check_file
-from parallax.experiments.output import show
+from parallax.experiments.output import on_first, show
 from parallax.requests import shared
 from parallax.requests.option import nested
 from parallax.requests.pairs import PairsRequest
@@ -42,11 +43,11 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Run the pairs that the flags ask for."""
-    check_file(flags.json)
+    on_first("the file of results", lambda: check_file(flags.json))
     with ProgressLines() as progress:
         measured = run_pairs(flags.request, on_progress=progress)
     if flags.json is not None:
-        record = json.dumps(measured.to_dict(), indent=1) + "\n"
-        Path(flags.json).write_text(record, encoding="utf-8")
+        file, record = Path(flags.json), json.dumps(measured.to_dict(), indent=1) + "\n"
+        on_first("the file of results", lambda: file.write_text(record, encoding="utf-8"))
     show(measured.table(), WIDTH)
     return 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from flax import nnx
 
 from parallax.analytic import estimate
 from parallax.cost import Rates, rates_of
+from parallax.distributed.agreement import together
 from parallax.explanations.facts import Facts
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
@@ -16,9 +18,11 @@ from parallax.lenses.compiling_steps import compile_program, lower_step
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.predicting import predict
+from parallax.lenses.profiling import ProfileTask
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
+from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.programs.module_kinds import WithLogicalAxes, has_arrays
@@ -243,31 +247,42 @@ class Program:
         repeats: int = 10,
         virtual: bool = False,
         text: str | None = None,
+        profile: str | Path | None = None,
         on_progress: Progress = _quiet,
     ) -> Measurement:
-        """Measure a forward pass to last-position logits on this machine's devices, in a child.
+        """Measure a forward pass to last-position logits on the devices at hand.
+
+        It runs in a child process, on this machine's devices. After `px.initialize` on several
+        processes all of them have to call it, and it runs in each of them, on all devices.
 
         Args:
           batch, seq_len, microbatches: the workload.
           repeats: timed steps, after two untimed ones.
           text: as in `verify`.
-          virtual: use as many virtual CPU devices as the mesh needs. Their times say nothing
-            about how strategies compare.
+          virtual: use as many virtual CPU devices as the mesh needs; several processes use those
+            that they started with. Their times say nothing about how strategies compare.
+          profile: a folder for a trace of three more steps, which XProf and TensorBoard open; the
+            result's `profile` holds measured against modelled time, operation by operation.
+
+        Returns:
+          The step time; of several processes that of the slowest in each step, with each one's own.
 
         Raises:
-          ValueError: fewer devices than the mesh needs.
+          ValueError: fewer devices than the mesh needs, a process without a device in it, or a
+            profile without device events.
         """
         workload = self.workload(batch, seq_len, microbatches)
         self.sharded(workload)
-        data, _ = read_text(text, workload.tokens)
+        data, _ = together("the text", lambda: read_text(text, workload.tokens))
         environment: dict[str, str] = {}
         if virtual:
             environment = cpu_environment(self.strategy.mesh.size, fast_code=True)
         if not isinstance(self.model, ModelConfig):
             # A constructor's default dtype is then float32, as on a GPU and in `compile`.
             environment["JAX_ENABLE_X64"] = "0"
-        return run_in_child(
+        return run_where_devices_are(
             measure_prefill, self._source, self.strategy, workload, data, repeats,
+            None if profile is None else ProfileTask(str(Path(profile).absolute())),
             environment=environment, on_progress=on_progress,
         )  # fmt: skip
 

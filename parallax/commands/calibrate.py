@@ -6,24 +6,14 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from parallax.codec import encode
-from parallax.cost.collectives import kind_seconds
-from parallax.cost.fitting import (
-    fit_gemm,
-    fit_link,
-    predicted_collective,
-    predicted_gemm,
-    split,
-    spread,
-)
+from parallax.commands.calibrate_links import HeldOut, fit_links, relative_errors
+from parallax.cost.fitting import fit_gemm, predicted_gemm, split, spread
 from parallax.cost.rates import Rates, rates_of
 from parallax.lenses.benchmarking import Measured, measure_device
-from parallax.lenses.child import run_in_child
+from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.meshes.gpus import GPUS, Gpu
 
-_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
 # Fewer rows than this do not determine the constants.
 _LEAST_ROWS = 8
 
@@ -35,12 +25,13 @@ class Calibration:
     Attributes:
       rates: the constants, to be saved and passed as `--rates`.
       measured: the measurements that they were fitted to.
-      held_out: term -> (rows, median error, 90th percentile of the error), relative.
+      held_out: term -> (rows, median error, 90th percentile of the error), relative; collectives by
+        kind, inside nodes and between them.
     """
 
     rates: Rates
     measured: Measured
-    held_out: dict[str, tuple[int, float, float]]
+    held_out: HeldOut
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for measured.json: every measurement, and the errors."""
@@ -50,14 +41,22 @@ class Calibration:
 def calibrate(
     *, environment: dict[str, str] | None = None, on_progress: Callable[[str], None]
 ) -> Calibration:
-    """Measure the GPU at hand in a child process and fit the constants.
+    """Measure the GPU at hand and fit the constants, in a child or on all processes' devices.
+
+    Where several processes were started, all of them call it and have the same rates of links; the
+    other constants are those of each process's first device.
+
+    Args:
+      environment: environment variables of the child.
+      on_progress: called with one line per group of measurements.
 
     Raises:
-      ValueError: there is no GPU of a kind that the cost model knows.
+      ValueError: there is no GPU of a kind that the cost model knows, or the nodes have different
+        numbers of them.
 
     Cost: at most five minutes.
     """
-    kind = run_in_child(_device_kind, environment=environment or {})
+    kind = run_where_devices_are(_device_kind, environment=environment or {})
     gpu = next((g for g in GPUS.values() if g.device_kind == kind), None)
     if gpu is None:
         known = ", ".join(g.device_kind for g in GPUS.values())
@@ -65,7 +64,7 @@ def calibrate(
             f"calibrate: the device at hand is {kind!r}. It needs a GPU that the cost model knows: "
             f"{known}."
         )
-    measured = run_in_child(
+    measured = run_where_devices_are(
         measure_device, gpu.name, environment=environment or {}, on_progress=on_progress
     )
     return fit(measured, gpu)
@@ -75,13 +74,13 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
     """Fit the constants that explain what was measured; the others keep their shipped values.
 
     Args:
-      measured: the measurements of one machine.
-      gpu: the machine's kind of GPU.
+      measured: the measurements.
+      gpu: the kind of GPU.
       base: constants to start from; None takes those shipped for the GPU.
     """
-    held_out: dict[str, tuple[int, float, float]] = {}
+    held_out: HeldOut = {}
     rates = _fit_products(base or rates_of(gpu.name), measured, gpu, held_out)
-    rates = _fit_links(rates, measured, held_out)
+    rates = fit_links(rates, measured, held_out)
     rates = _fit_attention(rates, measured)
     rates = _fit_memory(rates, measured, gpu)
     rates = _fit_power(rates, measured)
@@ -100,7 +99,7 @@ def _sources(rates: Rates, measured: Measured, term: str, more: str = "") -> dic
     return {**rates.sources, term: f"measured on {measured.device}{more}"}
 
 
-def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: dict) -> Rates:
+def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: HeldOut) -> Rates:
     to_fit, held = split(measured.gemms)
     if len(to_fit) < _LEAST_ROWS:
         return rates
@@ -109,7 +108,7 @@ def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: dict) ->
     def modelled(rows: list) -> list[float]:
         return [predicted_gemm(fitted, row, gpu.sm_count) for row in rows]
 
-    held_out["matrix products"] = _errors(modelled(held), held)
+    held_out["matrix products"] = relative_errors(modelled(held), held)
     apart = spread(modelled(to_fit), [row.seconds for row in to_fit])
     return dataclasses.replace(
         rates,
@@ -117,24 +116,6 @@ def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: dict) ->
         spreads={**rates.spreads, "matrix products": apart},
         sources=_sources(rates, measured, "matrix products", f", {len(to_fit)} products fitted"),
     )
-
-
-def _fit_links(rates: Rates, measured: Measured, held_out: dict) -> Rates:
-    links = dict(rates.links)
-    for kind in _KINDS:
-        rows, rest = split([c for c in measured.collectives if c.kind == kind])
-        if len(rows) < 3:
-            continue
-        links[kind], _ = fit_link(
-            rows, lambda link, r: kind_seconds(link, r.kind, r.bytes, r.devices)
-        )
-        made = dataclasses.replace(rates, links=links)
-        held_out[kind] = _errors([predicted_collective(made, r) for r in rest], rest)
-        rates = dataclasses.replace(
-            made,
-            sources=_sources(rates, measured, "communication", f", {measured.devices} devices"),
-        )
-    return rates
 
 
 def _fit_attention(rates: Rates, measured: Measured) -> Rates:
@@ -175,13 +156,6 @@ def _l2_share(measured: Measured, gpu: Gpu, l2: float) -> float | None:
     """Return the largest share of the cache whose working set runs at over 80 % of its rate."""
     fast = [mb * 1e6 for mb, rate in measured.sweep if rate >= 0.8 * l2]
     return min(1.0, max(fast) / gpu.l2_bytes) if fast else None
-
-
-def _errors(modelled: list[float], rows: list) -> tuple[int, float, float]:
-    if not rows:
-        return 0, 0.0, 0.0
-    apart = np.abs(np.asarray(modelled) / np.asarray([r.seconds for r in rows]) - 1)
-    return len(rows), float(np.median(apart)), float(np.quantile(apart, 0.9))
 
 
 def _device_kind(*, on_progress: Any) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from parallax.commands.sweep import SweepAxis, parse_sweep
+from parallax.distributed.processes import process_count
 from parallax.lenses.text import read_text
 from parallax.meshes.cluster import Cluster
 from parallax.papers.placing import check_budget
@@ -79,10 +80,17 @@ def _check_swept_devices(request: CompareRequest) -> None:
 
 
 def checked_lenses(request: CompareRequest) -> tuple[str, ...]:
-    """Return the lenses asked for, in the order in which they run."""
+    """Return the lenses asked for, in the order in which they run; several processes measure."""
     asked = request.run_lenses()
     if unknown := [x for x in asked if x not in LENSES]:
         raise ValueError(f"unknown lens {unknown[0]!r}. Use some of: {', '.join(LENSES)}.")
     if request.sweep is not None and not set(asked) & set(SWEEP_LENSES):
         raise ValueError(f"sweep compiles every point. Use lenses {', '.join(SWEEP_LENSES)}.")
+    if process_count() > 1 and set(asked) != {"measure"}:
+        default = "the default " if request.lenses is None else ""
+        raise ValueError(
+            f"--distributed measures on {process_count()} processes and runs no other lens; "
+            f"{default}--lenses={','.join(asked)} asks for others. Give --lenses=measure, and run "
+            "the others without --distributed, on one machine."
+        )
     return tuple(x for x in LENSES if x in asked)

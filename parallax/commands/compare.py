@@ -1,9 +1,10 @@
 """The `compare` command: strategies side by side through the lenses, a paper's or one's own."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from parallax.commands.comparing import run_comparisons
 from parallax.commands.resolve import resolve
@@ -48,6 +49,7 @@ def compare(
     virtual_stages: int | None = None,
     text: str | None = None,
     repeats: int = REPEATS,
+    profile: str | Path | Literal[False] = False,
     sweep: str | None = None,
     on_progress: Progress = lambda line: None,
 ) -> Report:
@@ -87,6 +89,8 @@ def compare(
       schedule, virtual_stages: the order of passes in a pipeline's training step; see `Pipeline`.
       text: a UTF-8 file for verify and measure.
       repeats: timed steps of the measure lens.
+      profile: a folder for traces of further steps of the measure lens, one folder per strategy in
+        it; the report then has measured against modelled time, operation by operation.
       sweep: an axis (devices, seq_len or batch) and its values, "seq_len:4k..128k" (doubling) or
         "devices:4,16": compile and predict run at each value instead of once, and verify only if
         `lenses` names it. `devices` rebuilds cluster and strategies; the whole batch stays.
@@ -127,10 +131,19 @@ def compare(
         virtual_stages=virtual_stages,
         text=text,
         repeats=repeats,
+        profile=profile is not False,
         sweep=sweep,
     )
     request.refuse_unused()
-    return run_comparisons([resolve(request)], on_progress=on_progress)[0]
+    resolved = replace(resolve(request), profile=_folder(profile))
+    return run_comparisons([resolved], on_progress=on_progress)[0]
+
+
+def _folder(profile: str | Path | bool) -> Path | None:
+    """Return the folder of the traces; None without any. ValueError for True, which names none."""
+    if profile is True:
+        raise ValueError("profile: expected a folder for the traces, got True. Give a path.")
+    return None if profile is False else Path(profile)
 
 
 def compare_papers(
@@ -158,15 +171,27 @@ def compare_papers(
     known = {f.name for f in fields(CompareRequest)} - {"paper"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"compare_papers: unknown option {unknown[0]!r}.")
+    folder = _folder(options.get("profile", False))
+    options["profile"] = folder is not None
     request = CompareRequest(**options)
     request.refuse_unused()
-    return run_papers(request, papers, on_progress=on_progress)
+    folders = {name: folder and folder / name for name in papers or PAPERS}
+    return run_papers(request, papers, folders, on_progress=on_progress)
 
 
 def run_papers(
-    request: CompareRequest, papers: Sequence[str] | None = None, *, on_progress: Progress
+    request: CompareRequest,
+    papers: Sequence[str] | None = None,
+    profiles: Mapping[str, Path | None] = MappingProxyType({}),
+    *,
+    on_progress: Progress,
 ) -> list[Report]:
-    """Run one request for several papers, None being all, as `compare_papers` does."""
+    """Run one request for several papers, None being all, as `compare_papers` does.
+
+    `profiles` maps a paper to the folder of its traces.
+    """
     names = PAPERS if papers is None else papers
-    resolved = [resolve(request.replace(paper=name)) for name in names]
+    resolved = [
+        replace(resolve(request.replace(paper=name)), profile=profiles.get(name)) for name in names
+    ]
     return run_comparisons(resolved, on_progress=on_progress)

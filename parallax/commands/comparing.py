@@ -1,5 +1,6 @@
 """Resolved comparisons as they run: their lenses in child processes, and what they found."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_task
 from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs
 from parallax.commands.sweep import one_line, run_sweep
+from parallax.distributed.agreement import together
 from parallax.lenses.child import Progress, end_children, run_in_child
 from parallax.lenses.environment import (
     compile_environment,
@@ -19,7 +21,9 @@ from parallax.lenses.environment import (
     versions,
 )
 from parallax.lenses.measuring import measure_prefill
+from parallax.lenses.profiling import ProfileTask
 from parallax.lenses.text import read_text
+from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.papers.findings import findings
 from parallax.program import Program
 from parallax.report import Report
@@ -129,6 +133,7 @@ def run_comparisons(
     """Run all lenses, two child processes at a time.
 
     All compilations share one child, and each comparison's verifications have one of their own.
+    Several processes measure, all together, and do nothing else (`checked_lenses`).
 
     Args:
       comparisons: what `resolve` returned.
@@ -247,11 +252,17 @@ def _measure(run: _Run, on_progress: Progress) -> None:
     if "measure" not in run.comparison.lenses:
         return
     one, request = run.comparison, run.comparison.request
-    text, _ = read_text(request.text, max(w.tokens for _, w in (*one.cases, *one.small_cases)))
+    most = max(w.tokens for _, w in (*one.cases, *one.small_cases))
+    text, _ = together("the text", lambda: read_text(request.text, most))
     for (strategy, workload), (_, small) in zip(one.cases, one.small_cases, strict=True):
         if "measure" in run.refused[strategy.name]:
             continue
         config, runs = one.config, workload
+        profile = None
+        if one.profile is not None:
+            # A file of a strategy may give it any name.
+            folder = one.profile / (re.sub(r"[^\w.-]", "_", strategy.name).strip(".") or "_")
+            profile = ProfileTask(str(folder), one.cluster, one.rates)
         environment: dict[str, str] = {}
         if one.virtual:
             # The report says so: size and dtype are not those asked for.
@@ -260,8 +271,8 @@ def _measure(run: _Run, on_progress: Progress) -> None:
             environment = cpu_environment(strategy.mesh.size, fast_code=True)
             environment["JAX_ENABLE_X64"] = "0"
         try:
-            run.values[strategy.name]["measurement"] = run_in_child(
-                measure_prefill, config, strategy, runs, text, request.repeats,
+            run.values[strategy.name]["measurement"] = run_where_devices_are(
+                measure_prefill, config, strategy, runs, text, request.repeats, profile,
                 environment=environment,
                 on_progress=lambda line: on_progress(f"measure: {line}"),
             )  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from parallax.codec import encode
 from parallax.commands.check_request import (
     check_choices,
     check_inputs,
@@ -13,10 +14,12 @@ from parallax.commands.check_request import (
 )
 from parallax.commands.sweep import SweepAxis, SweepTasks, constant_words, make_tasks
 from parallax.cost import Rates
-from parallax.lenses.child import run_in_child
+from parallax.distributed.agreement import agree, together
+from parallax.distributed.processes import process_count
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.measuring import devices_at_hand
 from parallax.lenses.verify_decoding import NEW_TOKENS
+from parallax.lenses.where_devices_are import run_where_devices_are, virtual_devices_for
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
@@ -58,6 +61,7 @@ class ResolvedComparison:
       rates: constants of the cost model; None takes those shipped.
       virtual: whether measure has only CPUs and uses virtual devices.
       sweep: what is compiled instead of `cases`; None without a sweep.
+      profile: folder of the traces of measured steps; None profiles none.
     """
 
     request: CompareRequest
@@ -74,6 +78,7 @@ class ResolvedComparison:
     rates: Rates | None = None
     virtual: bool = False
     sweep: SweepTasks | None = None
+    profile: Path | None = None
 
 
 def resolve(request: CompareRequest) -> ResolvedComparison:
@@ -82,8 +87,16 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
     A strategy that cannot run is left out with the reason, as long as another one can.
 
     Raises:
-      ValueError: an unknown name, a missing file, or no strategy that can run.
+      ValueError: an unknown name, a missing file, or no strategy that can run; on any of several
+        processes, or they differ in a model or strategy.
     """
+    found = together("the request", lambda: _resolve(request))
+    cases = {strategy.name: strategy.to_dict() for strategy, _ in found.cases}
+    agree("the request", {"model": encode(found.config), "strategies": cases})
+    return found
+
+
+def _resolve(request: CompareRequest) -> ResolvedComparison:
     check_choices(request)
     axis = swept_axis(request)
     paper = None if request.paper is None else find_paper(request.paper)
@@ -333,15 +346,18 @@ def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Work
 def _with_devices(comparison: ResolvedComparison) -> ResolvedComparison:
     """Return the comparison once it is known which devices there are to measure on.
 
-    With CPUs alone measure uses virtual devices. A strategy whose mesh needs more accelerators than
-    there are is not measured.
+    With CPUs alone measure uses virtual devices, as many as a mesh needs. A strategy whose mesh
+    needs more devices than there are is not measured.
 
     Raises:
       ValueError: only measure was asked for, and no strategy can be measured.
     """
-    platform, kind, count = run_in_child(devices_at_hand, environment={})
+    virtual_devices_for(max(strategy.mesh.size for strategy, _ in comparison.cases))
+    platform, kind, count = run_where_devices_are(devices_at_hand, environment={})
     if platform == "cpu":
-        return replace(comparison, virtual=True)
+        comparison = replace(comparison, virtual=True)
+        if process_count() == 1:
+            return comparison
     refused = {name: dict(why) for name, why in comparison.refused.items()}
     for strategy, _ in comparison.cases:
         if strategy.mesh.size > count:

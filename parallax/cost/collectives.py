@@ -2,7 +2,8 @@
 
 Within a node t = start + traffic / rate + a term that saturates with size. Between nodes the model
 assumes hierarchical algorithms: reduce-scatter within nodes, all-reduce of a share between them,
-all-gather within nodes. No published measurement of two nodes validates those: "unvalidated".
+all-gather within nodes. No published measurement of two nodes validates those ("unvalidated");
+`parallax calibrate --distributed` measures them where the nodes are.
 """
 
 from parallax.bounds import wire_bytes
@@ -51,7 +52,7 @@ def exchange_seconds(kind: str, size: float, inside: int, nodes: int, rates: Rat
         return 0.0
     if nodes == 1:
         return _within(kind, size, n, rates)
-    network = rates.links["network"]
+    network = rates.network(kind)
     if kind == "all-to-all":
         between = network.start_s + size * (n - inside) / n / network.bytes_per_s
         local = _within(kind, size / nodes, inside, rates) if inside > 1 else 0.0

@@ -15,7 +15,7 @@ from scipy.optimize import least_squares
 from parallax.cost.collectives import exchange_seconds, send_seconds
 from parallax.cost.gemm import GemmRates, gemm_seconds
 from parallax.cost.measurements import MeasuredCollective, MeasuredGemm, is_test
-from parallax.cost.rates import LinkRates, Rates, Spread
+from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates, Spread
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tensorfloat32": 4, "int8": 1}
 # Quantiles of the residuals between which a new row falls four times out of five, with some margin.
@@ -99,6 +99,29 @@ def fit_link(
     assert best is not None
     with_offset = any(r.source == offset_of for r in rows)
     return rates(best.x), float(np.exp(best.x[-1])) if with_offset else 0.0
+
+
+def fit_network(rows: Sequence[MeasuredCollective], rates: Rates) -> LinkRates:
+    """Fit the start and the rate of one kind of collective between nodes.
+
+    Args:
+      rows: measurements of one kind (or of messages, "p2p"), with one device of each node.
+      rates: the other constants; their rates between nodes are the initial guess.
+    """
+    kind = rows[0].kind
+    name, start = BETWEEN_NODES.get(kind, "network"), rates.network(kind)
+    begin = np.log([start.start_s, start.bytes_per_s])
+
+    def residuals(x: np.ndarray) -> list[float]:
+        link = LinkRates(*np.exp(x).tolist())
+        tried = dataclasses.replace(rates, links={**rates.links, name: link})
+        return [math.log(predicted_collective(tried, r) / r.seconds) for r in rows]
+
+    fit = least_squares(
+        residuals, begin, loss="soft_l1", f_scale=0.05,
+        bounds=(begin - np.log(1e3), begin + np.log(1e3)),
+    )  # fmt: skip
+    return LinkRates(*(float(f"{v:.4g}") for v in np.exp(fit.x)))
 
 
 def spread(modelled: Sequence[float], measured: Sequence[float], widen: float = 1.0) -> Spread:

@@ -15,7 +15,10 @@ FILE_VERSION = 1
 _SHIPPED = Path(__file__).parent / "shipped"
 TERMS = ("matrix products", "attention", "memory", "launches", "communication")
 
-LINKS = frozenset({"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p", "network"})
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+LINKS = frozenset({*COLLECTIVES, "p2p", "network"})
+# Rates of collectives between nodes, which only a calibration on several nodes has.
+BETWEEN_NODES = {kind: f"network {kind}" for kind in COLLECTIVES}
 # Share of PCIe's bandwidth that copies of pinned memory reach: 55 of 63 GB/s between an H100 and
 # its host, as NVIDIA's nvbandwidth prints (memcpy by copy engines). Taken for other GPUs too.
 HOST_COPY_EFFICIENCY = 0.87
@@ -73,7 +76,9 @@ class Rates:
       launch_s: seconds from one kernel's end to the next one's start.
       loop_s: seconds per iteration that the host needs to test the condition of a loop whose trip
         count depends on data.
-      links: kind of collective within a node -> rates; "network" between nodes, one card.
+      links: kind of collective within a node -> rates; "network" for a message between nodes over
+        one card; "network all-reduce" and the like (`BETWEEN_NODES`) for kinds of collectives
+        between nodes whose own rates were measured.
       power: constants of the energy.
       spreads: term -> 80 % interval of measured / modelled.
       sources: figure -> its source, in words.
@@ -113,6 +118,15 @@ class Rates:
                 f"{', '.join(self.gemm)}. Calibrate with that dtype."
             )
         return self.gemm[same]
+
+    def network(self, kind: str) -> LinkRates:
+        """Return the rates of a kind of collective between nodes: its own, or a message's."""
+        return self.links.get(BETWEEN_NODES.get(kind, ""), self.links["network"])
+
+    @property
+    def measured_between_nodes(self) -> bool:
+        """Whether all collectives between nodes have rates of their own, which were measured."""
+        return set(BETWEEN_NODES.values()) <= set(self.links)
 
     @property
     def host_bytes_per_s(self) -> float:
@@ -168,6 +182,8 @@ def _check(rates: Rates) -> None:
     for name, least in (("gemm", {"f16"}), ("links", LINKS), ("spreads", set(TERMS))):
         if missing := least - set(getattr(rates, name)):
             raise ValueError(f"{name} lacks {sorted(missing)}.")
+    if unknown := sorted(set(rates.links) - LINKS - set(BETWEEN_NODES.values())):
+        raise ValueError(f"links.{unknown[0]} is not known: {', '.join(sorted(LINKS))}.")
     widths = rates.attention_flops_per_s
     if not widths or not all(str(width).isdecimal() for width in widths):
         raise ValueError(f"attention_flops_per_s: expected rates by width, got {widths}.")

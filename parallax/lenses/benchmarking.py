@@ -1,27 +1,25 @@
-"""The microbenchmarks of local devices: products, attention, copies, launches, links, power.
+"""The microbenchmarks of the devices at hand: products, attention, copies, launches, links, power.
 
 Times are taken from jitted loops that run the same work n and 3n times in one program, so that the
-fixed overhead per call cancels out. Every figure is a median.
+fixed overhead per call cancels out. Every figure is a median. Where several processes were started,
+all of them run everything: links are timed together, the rest on each process's first device.
 """
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
+from parallax.distributed.agreement import wait_for_all
+from parallax.lenses.child import Progress
+from parallax.lenses.link_benchmarks import Nodes, measure_links, nodes_at_hand
+from parallax.lenses.loop_times import seconds_each
 from parallax.lenses.power import read_power
-
-Progress = Callable[[str], None]
-_REPEATS = 5
-_LEAST_S = 2e-3  # shortest run of the longer program, far above the clock's resolution
 
 # (batch, m, n, k): shapes of decode and prefill, square ones, long and short contracting dims.
 SHAPES = (
@@ -51,14 +49,15 @@ class Measured:
     """The results of one run of the microbenchmarks (tag: measured).
 
     Attributes:
-      device: kind of the device. devices: number of devices.
-      gemms: matrix products, as rows like the published ones. collectives: likewise, within this
-        machine.
+      device: kind of the device. devices: number of devices, over all nodes.
+      gemms: matrix products, as rows like the published ones.
+      collectives: likewise, inside nodes, between nodes and of all devices.
       attention: (head_dim, FLOP/s) of fused attention; () where the backend has none.
       copy_bytes_per_s: bytes read and written per second, for an array far larger than the caches.
       sweep: (megabytes, bytes/s) of repeated additions in place, by size of the array.
       launch_s: added time per small kernel in a program.
       idle_w, busy_w: power before, and during, large products; None without NVML.
+      nodes: number of nodes that the devices are on.
     """
 
     device: str
@@ -71,6 +70,7 @@ class Measured:
     launch_s: float
     idle_w: float | None
     busy_w: float | None
+    nodes: int = 1
 
 
 def measure_device(
@@ -80,9 +80,10 @@ def measure_device(
     attentions: Sequence[tuple] = ATTENTIONS,
     megabytes: Sequence[float] = L2_MEGABYTES,
     link_bytes: Sequence[int] = LINK_BYTES,
+    nodes: Nodes | None = None,
     on_progress: Progress,
 ) -> Measured:
-    """Run all microbenchmarks on JAX's default devices.
+    """Run all microbenchmarks: links on all processes' devices, the others on this one's first.
 
     Args:
       gpu: name of the GPU, for the rows.
@@ -90,11 +91,16 @@ def measure_device(
       attentions: (batch, heads, kv_heads, head_dim, q_len, kv_len, causal) of the attention calls.
       megabytes: sizes of the arrays that sweep the caches.
       link_bytes: sizes of the collectives.
+      nodes: the devices of each node, as `measure_links` takes them.
       on_progress: called with one line per group of measurements.
+
+    Raises:
+      ValueError: the nodes have different numbers of devices.
 
     Cost: minutes, most of them compiling.
     """
-    device = jax.devices()[0]
+    nodes = nodes_at_hand() if nodes is None else nodes
+    device = jax.local_devices()[0]
     idle = read_power()
     gemms = []
     for number, shape in enumerate(shapes, 1):
@@ -110,40 +116,14 @@ def measure_device(
     on_progress("launches")
     launch = _launch()
     collectives: list[MeasuredCollective] = []
-    if len(jax.devices()) > 1:
-        on_progress("collectives")
-        collectives = _collectives(gpu, link_bytes)
+    count = sum(map(len, nodes))
+    if count > 1:
+        wait_for_all("collectives")
+        collectives = measure_links(gpu, link_bytes, nodes, on_progress=on_progress)
     return Measured(
-        device.device_kind, len(jax.devices()), tuple(gemms), tuple(collectives), tuple(attention),
-        copy, sweep, launch, idle, busy,
+        device.device_kind, count, tuple(gemms), tuple(collectives), tuple(attention),
+        copy, sweep, launch, idle, busy, len(nodes),
     )  # fmt: skip
-
-
-def seconds_each(loop: Callable[[int], Callable[[], Any]], first: int = 4) -> float:
-    """Measure the seconds per iteration of a loop.
-
-    Args:
-      loop: number of iterations -> a compiled call of that many, returning arrays to wait for.
-      first: iterations to begin with; raised until the longer program lasts 2 ms.
-    """
-    rounds = first
-    while True:
-        long = loop(3 * rounds)
-        if _median(long) >= _LEAST_S or rounds >= 1 << 16:
-            break
-        rounds *= 4
-    short = loop(rounds)
-    return max(1e-9, (_median(long) - _median(short)) / (2 * rounds))
-
-
-def _median(call: Callable[[], Any]) -> float:
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 def _product(batch: int, m: int, n: int, k: int) -> float:
@@ -222,42 +202,6 @@ def _launch() -> float:
 
     x = jnp.zeros((8,), jnp.float32)
     return seconds_each(lambda rounds: lambda: run(x, rounds), first=64)
-
-
-def _collectives(gpu: str, sizes: Sequence[int]) -> list[MeasuredCollective]:
-    devices = jax.devices()
-    mesh = Mesh(np.array(devices), ("x",), axis_types=(AxisType.Auto,))
-    n = len(devices)
-    ring = [(i, (i + 1) % n) for i in range(n)]
-    kinds: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "all-reduce": lambda x: lax.psum(x, "x"),
-        "all-gather": lambda x: lax.all_gather(x[: len(x) // n], "x", tiled=True),
-        "reduce-scatter": lambda x: jnp.tile(lax.psum_scatter(x, "x", tiled=True), n),
-        "all-to-all": lambda x: lax.all_to_all(x.reshape(n, -1), "x", 0, 0).reshape(-1),
-        "p2p": lambda x: lax.ppermute(x, "x", ring),
-    }
-    found = []
-    for kind, one in kinds.items():
-        for size in sizes:
-            elements = max(1, size // 4 // n) * n
-            x = jnp.ones((elements,), jnp.float32)
-
-            @functools.partial(jax.jit, static_argnums=1)
-            def run(x, rounds, one=one):
-                def body(x):
-                    def step(_, x):
-                        return lax.pcast(one(x), "x", to="varying") * jnp.float32(0.5)
-
-                    return lax.fori_loop(0, rounds, step, lax.pcast(x, "x", to="varying"))
-
-                spec = PartitionSpec()
-                return jax.shard_map(
-                    body, mesh=mesh, in_specs=spec, out_specs=PartitionSpec("x"), check_vma=False
-                )(x)
-
-            each = seconds_each(lambda rounds, x=x, run=run: lambda: run(x, rounds), first=2)
-            found.append(MeasuredCollective("here", gpu, 1, n, kind, elements * 4, each))
-    return found
 
 
 def _busy_power() -> float | None:

@@ -1,18 +1,31 @@
-"""The measure lens: the step time on the local devices, with a confidence interval."""
+"""The measure lens: the step time on the devices at hand, with a confidence interval.
 
+Where several processes were started, all of them call the same functions and use all devices.
+"""
+
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from scipy import stats
 
+from parallax.distributed.agreement import gather, together
+from parallax.distributed.devices import check_every_process, node_notes, ordered_devices
+from parallax.distributed.processes import process_index
 from parallax.lenses.child import Progress
+from parallax.lenses.intervals import confidence_interval
 from parallax.lenses.power import LEAST_S, read_energy
+from parallax.lenses.process_times import (
+    of_all_processes,
+    process_times,
+    slowest_samples,
+    together_on,
+)
+from parallax.lenses.profiling import ProfileTask, profile_step
 from parallax.lenses.text import byte_tokens, line_segments
 from parallax.models.config import ModelConfig
 from parallax.programs.module_kinds import Constructor
@@ -22,7 +35,6 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 _WARM_UPS = 2
-_CONFIDENCE = 0.95
 
 
 def measure_prefill(
@@ -31,52 +43,71 @@ def measure_prefill(
     workload: Workload,
     text: bytes,
     repeats: int,
+    profile: ProfileTask | None = None,
     *,
     on_progress: Progress = lambda line: None,
 ) -> Measurement:
     """Time the forward pass to last-position logits: the program that `Program.compile` compiles.
 
     Args:
-      model, strategy, workload: what runs, on the local devices.
-      text: at least batch x seq_len bytes.
+      model, strategy, workload: what runs, on the devices of all processes.
+      text: at least batch x seq_len bytes, the same on all processes.
       repeats: timed steps, each waited for, after two warm-up steps.
+      profile: where to profile further steps to; None profiles none.
 
     Returns:
-      Mean and 95 % confidence interval (Student's t) of the step time.
+      Mean and 95 % confidence interval (Student's t) of the step time; with several processes that
+      of the slowest one in each step.
 
     Raises:
-      ValueError: fewer devices than the mesh needs.
+      ValueError: fewer devices than the mesh needs, or a process without a device in the mesh.
     """
     on_progress(f"{strategy.name}: {repeats} steps")
-    mesh = mesh_at_hand(strategy)
+    what = f"compiling {strategy.name}"
+    mesh = together(what, lambda: mesh_at_hand(strategy))
     step = make_step(model, strategy, workload)
-    function, arguments = on_devices(step, mesh, text)
+    function, arguments = together(what, lambda: on_devices(step, mesh, text))
     measured = _measure(function, arguments, repeats, step.sharded.name, mesh, workload)
-    return measured if isinstance(model, ModelConfig) else replace(measured, notes=step.notes)
+    if profile is not None:
+        found = profile_step(function, arguments, step, mesh, profile)
+        measured = replace(measured, profile=found)
+    notes = () if isinstance(model, ModelConfig) else step.notes
+    return replace(measured, notes=(*notes, *node_notes(mesh)))
 
 
 def on_devices(
     step: ModelStep, mesh: Mesh, text: bytes
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return the jitted function of a prefill, and its arguments on the devices of `mesh`."""
+    """Return the compiled function of a prefill, and its arguments on the devices of `mesh`."""
     workload = step.workload
     tokens = byte_tokens(text, workload.batch, workload.seq_len)
     arrays = (tokens, line_segments(tokens)) if workload.packed else (tokens,)
     sharding = NamedSharding(mesh, step.sharded.abstract_inputs(mesh)[0].sharding.spec)
-    inputs = (jax.device_put(jnp.asarray(x), sharding) for x in arrays)
-    return jax.jit(step.function(mesh)), (step.state(mesh), *inputs)
+    inputs = (
+        jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+        for x in map(np.asarray, arrays)
+    )
+    arguments = (step.state(mesh), *inputs)
+    # Compiled before the first step: no process waits in a collective for another's compiler.
+    return jax.jit(step.function(mesh)).lower(*arguments).compile(), arguments
 
 
 def mesh_at_hand(strategy: Strategy) -> Mesh:
-    """Build the strategy's mesh from the local devices; ValueError if they are too few."""
-    devices = jax.devices()
+    """Build the strategy's mesh from the devices at hand, in the order of their nodes.
+
+    Raises:
+      ValueError: too few devices, or a process of which the mesh takes none.
+    """
+    devices = ordered_devices()
     if len(devices) < strategy.mesh.size:
         raise ValueError(
             f"Strategy '{strategy.name}': mesh {strategy.mesh} needs {strategy.mesh.size} devices, "
             f"there are {len(devices)} ({devices[0].device_kind}). Use a smaller mesh, or run on "
             "virtual CPU devices."
         )
-    return strategy.mesh.build(devices[: strategy.mesh.size])
+    mesh = strategy.mesh.build(devices[: strategy.mesh.size])
+    check_every_process(mesh)
+    return mesh
 
 
 def _measure(
@@ -84,45 +115,51 @@ def _measure(
 ) -> Measurement:
     for _ in range(_WARM_UPS):
         jax.block_until_ready(step(*arguments))
-    devices = mesh.devices.flat
-    before = read_energy(devices)
-    samples = timed(step, arguments, repeats)
-    after, energy = read_energy(devices), None
-    if before is not None and after is not None and sum(samples) >= LEAST_S:
+    own = [d for d in mesh.devices.flat if d.process_index == process_index()]
+    begin = together_on(mesh)
+    begin()
+    before = read_energy(own)
+    samples = timed(step, arguments, repeats, begin)
+    after = read_energy(own)
+    rows = of_all_processes("the times of the steps", samples)
+    slowest = slowest_samples(rows)
+    used = _joules(None if before is None or after is None else after - before)
+    energy = None
+    if used is not None and sum(slowest) >= LEAST_S:
         note = f"NVML's counters over {repeats} steps, all devices"
-        energy = Figure((after - before) / repeats, "J", "measured", note=note)
+        energy = Figure(used / repeats, "J", "measured", note=note)
     return Measurement(
         device=mesh.devices.flat[0].device_kind,
         devices=mesh.size,
         model=model,
         workload=workload,
-        step_s=confidence_interval(samples),
-        repeats=len(samples),
+        step_s=confidence_interval(slowest),
+        repeats=len(slowest),
         energy_j=energy,
+        processes=process_times(rows),
     )
 
 
+def _joules(own: float | None) -> float | None:
+    """Sum the joules that all processes counted on their devices; None if one counts none."""
+    found = [json.loads(text) for text in gather("the energy of the steps", json.dumps(own))]
+    return None if None in found else sum(found)
+
+
 def devices_at_hand(*, on_progress: Progress = lambda line: None) -> tuple[str, str, int]:
-    """Return the platform, the kind and the number of this process's devices."""
+    """Return the platform, the kind and the number of all processes' devices."""
     devices = jax.devices()
     return devices[0].platform, devices[0].device_kind, len(devices)
 
 
-def timed(step: Any, arguments: tuple, repeats: int) -> list[float]:
-    """Time each of `repeats` calls, in seconds."""
+def timed(
+    step: Any, arguments: tuple, repeats: int, begin: Callable[[], Any] = lambda: None
+) -> list[float]:
+    """Time each of `repeats` calls, in seconds; `begin` runs before each and is not timed."""
     samples = []
     for _ in range(repeats):
+        begin()
         start = time.perf_counter()
         jax.block_until_ready(step(*arguments))
         samples.append(time.perf_counter() - start)
     return samples
-
-
-def confidence_interval(samples: list[float]) -> Figure:
-    """Compute the mean of samples in seconds, with its 95 % confidence interval."""
-    mean = float(np.mean(samples))
-    if len(samples) < 2:
-        return Figure(mean, "s", "measured", note="one sample: no interval")
-    half = stats.t.ppf((1 + _CONFIDENCE) / 2, len(samples) - 1) * stats.sem(samples)
-    return Figure(mean, "s", "measured", low=mean - half, high=mean + half,
-                  note=f"n={len(samples)}, 95 % CI")  # fmt: skip

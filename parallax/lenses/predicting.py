@@ -78,7 +78,9 @@ def predict(
         ),
         bound=bound,
         mfu=mfu,
-        unvalidated=unvalidated(compilation.work, crosses_nodes=between),
+        unvalidated=unvalidated(
+            compilation.work, crosses_nodes=between and not rates.measured_between_nodes
+        ),
         estimate_s=estimate_s,
         notes=open_caveats(compilation.work.open_loops, compilation.work.unpriced),
     )

@@ -12,6 +12,7 @@ from parallax.report.fact_rows import fact_rows
 from parallax.report.grid import grid_html
 from parallax.report.ledger_rows import ledger_rows
 from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
+from parallax.report.profile_section import profile_grid, profile_plot, profiles
 from parallax.report.schedule_picture import schedule_section
 from parallax.report.sections import sections
 from parallax.report.sentences import (
@@ -81,6 +82,10 @@ def _context(report: Comparison) -> dict[str, Any]:
                     for r in results if r.compilation],
         "conditions": (describe_verification(results), describe_measurement(results)),
         "notes": notes(results),
+        "profiles": [
+            (profile_plot(p, f"profile{i}"), grid_html(profile_grid(name, p)))
+            for i, (name, p) in enumerate(profiles(results))
+        ],
         "sections": [(s, [grid_html(grid) for grid in s.grids]) for s in sections(report)],
         "not_run": not_run(report.config, results, paper, report.lenses),
         "tags": TAGS,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.report import words
-from parallax.results.lens_results import StrategyResult
+from parallax.results.lens_results import ProcessTime, StrategyResult
 from parallax.workload import Workload
 
 
@@ -98,7 +98,36 @@ def describe_measurement(results: tuple[StrategyResult, ...]) -> str:
     )
     if "cpu" in m.device.lower():
         text += " Virtual CPU devices say nothing about which strategy is faster on GPUs."
-    return text
+    if m.processes:
+        text += " A step is over when all processes are done; by their own clocks: "
+        slowest = (
+            f"{r.name}, {slowest_process(r.measurement.processes)}"
+            for r in results
+            if r.measurement
+        )
+        text += "; ".join(slowest) + "."
+    said = (
+        f" {r.name}: {words.one_line(note).rstrip('.')}."
+        for r in results
+        if r.measurement
+        for note in r.measurement.notes
+    )
+    return text + "".join(said)
+
+
+def slowest_process(times: tuple[ProcessTime, ...]) -> str:
+    """Return the process with the longest mean time, beside the least; "" for one process."""
+    if not times:
+        return ""
+    slowest = max(times, key=lambda time: time.step_s.value)
+    least = min(times, key=lambda time: time.step_s.value)
+    low, high = slowest.step_s.low, least.step_s.high
+    alike = low is None or high is None or low <= high
+    return (
+        f"slowest of {len(times)}: process {slowest.process} ({slowest.host}), "
+        f"{words.in_seconds(slowest.step_s.value)} (least: {words.in_seconds(least.step_s.value)}"
+        f"{'; the intervals overlap' if alike else ''})"
+    )
 
 
 def assumption_lines(paper: Paper | None) -> tuple[str, ...]:

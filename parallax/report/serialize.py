@@ -1,16 +1,14 @@
 """The report as plain data: every number with its unit and tag (docs/report_schema.md)."""
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any
-
 from parallax.codec import encode, number
 from parallax.papers.paper import Paper
 from parallax.papers.results import Audited
 from parallax.report.claims import claim_sentences
+from parallax.report.columns import Column, Json, table
 from parallax.report.comparison import Comparison
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import LedgerRow, ledger_rows
+from parallax.report.profile_section import profile_to_dict
 from parallax.report.recorded import section_to_dict
 from parallax.report.request import SCHEMA_VERSION
 from parallax.report.sections import sections
@@ -24,15 +22,11 @@ from parallax.results.lens_results import (
     Measurement,
     Prediction,
     StrategyResult,
-    Tag,
     TimelineEvent,
     Verification,
 )
 from parallax.results.sweep_results import PointFigures, Sweep, SweepPoint
 from parallax.results.training_facts import TrainingFacts
-
-type Json = dict[str, Any]
-type Column = tuple[str, str | None, Tag | None, Callable[[Any], Any]]
 
 
 def report_to_dict(report: Comparison) -> Json:
@@ -63,18 +57,6 @@ def _figure(figure: Figure) -> Json:
     bounds = {"low": figure.low, "high": figure.high, "note": figure.note}
     given = {name: value for name, value in bounds.items() if value not in (None, "")}
     return number(figure.value, figure.unit, figure.tag) | given
-
-
-def table(rows: Iterable[Any], columns: tuple[Column, ...]) -> Json:
-    """Return rows under columns that each have one unit and one tag (null for words)."""
-    return {
-        "columns": [{"name": name, "unit": unit, "tag": tag} for name, unit, tag, _ in columns],
-        "rows": [[_finite(read(row)) for _, _, _, read in columns] for row in rows],
-    }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _axes(axes: tuple[str, ...] | None) -> list[str] | None:
@@ -360,4 +342,9 @@ def _measurement(m: Measurement) -> Json:
         "step": _figure(m.step_s),
         "repeats": m.repeats,
         "energy": None if m.energy_j is None else _figure(m.energy_j),
+        "notes": list(m.notes),
+        "processes": [
+            {"process": p.process, "host": p.host, "step": _figure(p.step_s)} for p in m.processes
+        ],
+        "profile": None if m.profile is None else profile_to_dict(m.profile),
     }

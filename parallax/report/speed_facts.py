@@ -103,6 +103,15 @@ def _measured(r: StrategyResult) -> Cell | None:
     return Cell(text)
 
 
+def _slowest(r: StrategyResult) -> Cell | None:
+    slowest = r.measurement and r.measurement.slowest
+    if r.measurement is None or slowest is None:
+        return None
+    least = min(p.step_s.value for p in r.measurement.processes)
+    more = slowest.step_s.value / least - 1
+    return Cell(f"{slowest.process} ({slowest.host}), +{words.percent(more)}")
+
+
 def _measured_energy(r: StrategyResult) -> Cell | None:
     energy = r.measurement and r.measurement.energy_per_token_j
     return Cell(f"{words.digits(energy.value)} J") if energy else None
@@ -148,5 +157,6 @@ SPEED = (
     ("set by", "modelled", _bound_by),
     ("roofline throughput", "modelled", _bound_tokens),
     ("step here, 95 % CI", "measured", _measured),
+    ("slowest process here", "measured", _slowest),
     ("energy per token here", "measured", _measured_energy),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from parallax.report.fact_rows import fact_rows
 from parallax.report.facts import Row
 from parallax.report.grid import grid_table
 from parallax.report.ledger_rows import ledger_rows
+from parallax.report.profile_section import profile_grid, profiles
 from parallax.report.schedule_picture import is_small, schedule_text, schedule_title
 from parallax.report.sections import sections
 from parallax.report.sentences import (
@@ -60,6 +61,9 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
             yield _ledger(result.name, result.compilation)
     yield from _list("Pipeline schedules (derived)", _schedules(report.results))
     yield from _list("Notes (compiled)", notes(report.results))
+    for name, profile in profiles(report.results):
+        yield Text()
+        yield grid_table(profile_grid(name, profile))
     yield from _paper(report)
     yield from _sections(report)
     left_out = not_run(report.config, report.results, report.paper, report.lenses)

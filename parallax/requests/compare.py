@@ -82,6 +82,13 @@ class CompareRequest(Request):
     virtual_stages: int | None = shared.virtual_stages(" Only with --phase=train.")
     text: str | None = shared.text("verify and measure")
     repeats: int = option(REPEATS, "Timed steps of the measure lens.", "whole", at_least=1)
+    profile: bool = option(
+        False,
+        "Profile further steps of the measure lens: a trace that XProf and TensorBoard open, in "
+        "profile/STRATEGY of --out, and in the report measured against modelled time, operation "
+        "by operation.",
+        "switch",
+    )
     sweep: str | None = option(
         None,
         "Compile and predict along an axis (devices, seq_len or batch): axis:low..high doubles "
@@ -108,11 +115,12 @@ class CompareRequest(Request):
             found["microbatches"] = "a decoding step takes as many as its strategy has stages"
         if "measure" not in lenses:
             found["repeats"] = "the measure lens, whose steps they are, is not asked for"
+            found["profile"] = "the measure lens, whose steps it profiles, is not asked for"
         if not lenses & {"verify", "measure"}:
             found["text"] = "neither verify nor measure, which read it, is asked for"
         if not lenses - {"verify"}:
             found["kernels"] = "verify computes with XLA's; compile and predict are not asked for"
-        if "predict" not in lenses:
+        if "predict" not in lenses and not self.profile:
             found["rates"] = "the predict lens, which takes them, is not asked for"
         return found
 

@@ -8,6 +8,7 @@ from parallax.bounds import Transfer
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.programs.load_balance import LoadBalance
+from parallax.results.profile_results import OperationProfile
 from parallax.results.training_facts import TrainingFacts
 from parallax.workload import Workload
 
@@ -310,11 +311,31 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The result of the measure lens: a step on the local devices.
+class ProcessTime:
+    """The mean time of the same steps by one process's clock, among several processes.
 
-    `energy_j` is joules per step on all devices, by their counters; None without counters. `notes`
-    are caveats, one line each.
+    Attributes:
+      process: index of the process. host: name of its host.
+      step_s: seconds per step until this process's own devices are done, with a 95 % interval.
+    """
+
+    process: int
+    host: str
+    step_s: Figure
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The result of the measure lens: a step on all devices of its mesh.
+
+    Attributes:
+      device, devices: kind and number of devices. model, workload: what ran.
+      step_s: seconds per step, which is over when all processes are done, with a 95 % interval.
+      repeats: timed steps.
+      energy_j: joules per step on all devices, by their counters; None without counters.
+      notes: caveats, one line each.
+      processes: each process's own time; () for one process.
+      profile: the step operation by operation; None where it was not profiled.
     """
 
     device: str
@@ -325,6 +346,13 @@ class Measurement:
     repeats: int
     energy_j: Figure | None = None
     notes: tuple[str, ...] = ()
+    processes: tuple[ProcessTime, ...] = ()
+    profile: OperationProfile | None = None
+
+    @property
+    def slowest(self) -> ProcessTime | None:
+        """The process with the longest mean time; None for one process."""
+        return max(self.processes, key=lambda p: p.step_s.value, default=None)
 
     @property
     def energy_per_token_j(self) -> Figure | None:

@@ -183,6 +183,7 @@ def _timing(
             terms[name] = terms.get(name, 0.0) + value * times
         energy += joules(step.cost, rates) * cluster.devices * times
     between = prefill.cost.network_s + (step.cost.network_s if step else 0.0) > 0
+    between &= not rates.measured_between_nodes
     works = [prefill.work] if step is None else [prefill.work, step.work]
     parts = unvalidated(*works, crosses_nodes=between)
     return _combine(request, ttft, tpot, energy, memory, "derived", terms, parts)

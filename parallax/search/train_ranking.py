@@ -143,12 +143,13 @@ def _candidate(choices: LayoutChoices, choice: Choice) -> TrainCandidate:
     assert cost is not None
     assert parts is not None
     low, high = error_bar(cost, choices.rates)
+    between = cost.network_s > 0 and not choices.rates.measured_between_nodes
     timing = _timing(
         choices.request, choices.cluster, step.useful_flops(),
         Figure(cost.seconds, "s", "modelled", low, high),
         joules(cost, choices.rates) * choices.cluster.devices,
         Figure(choice.memory.total, "B", "derived"), cost.terms,
-        unvalidated(parts.work, crosses_nodes=cost.network_s > 0),
+        unvalidated(parts.work, crosses_nodes=between),
     )  # fmt: skip
     return TrainCandidate(
         step.strategy, step.workload.microbatches, step.program.remat, timing,

@@ -298,7 +298,7 @@ def test_the_first_failure_keeps_waiting_jobs_from_starting(monkeypatch):
 
 def test_too_few_devices_to_measure_leave_one_strategy_out(monkeypatch):
     here = "gpu", "NVIDIA H100", 8
-    monkeypatch.setattr(resolve, "run_in_child", lambda *_, **__: here)
+    monkeypatch.setattr(resolve, "run_where_devices_are", lambda *_, **__: here)
     mine = [px.strategies.data_parallel(8), px.strategies.ring_sequence(16)]
     request = CompareRequest(paper="ring_sp", strategies=mine, lenses=("measure",))
     found = resolve.resolve(request)
@@ -332,3 +332,24 @@ def test_rates_reach_the_prediction(aot, tmp_path):
 def test_rates_of_another_gpu_are_refused():
     with pytest.raises(ValueError, match="are for GPU 'h200', cluster h100_2x8 has 'h100'"):
         compare("ring_sp", rates=rates_of("h200"))
+
+
+@pytest.mark.parametrize(
+    ("lenses", "said"),
+    [(None, "the default --lenses=verify,compile,predict"),
+     (("verify", "measure"), "no other lens; --lenses=verify,measure")],
+)  # fmt: skip
+def test_several_processes_only_measure(monkeypatch, lenses, said):
+    monkeypatch.setattr("parallax.commands.check_request.process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"Give --lenses=measure, .* without --dist") as error:
+        compare("ring_sp", lenses=lenses)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mesh_larger_than_all_processes_devices_is_refused(monkeypatch):
+    """One process would take more virtual devices; several have those that they started with."""
+    monkeypatch.setattr(resolve, "process_count", lambda: 2)
+    monkeypatch.setattr(resolve, "run_where_devices_are", lambda *_, **__: ("cpu", "cpu", 4))
+    with pytest.raises(ValueError, match="needs 16 devices to measure on, there are 4"):
+        compare("ring_sp", lenses=("measure",))

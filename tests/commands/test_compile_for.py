@@ -125,15 +125,19 @@ def test_bad_calls_are_named():
         px.Program("ring_sp", px.strategies.data_parallel(2))  # pyright: ignore[reportArgumentType]
 
 
-def test_a_user_module_is_measured():
+def test_a_user_module_is_measured(tmp_path):
     found = px.Program(mini, px.strategies.data_parallel(2)).measure(
-        batch=2, seq_len=32, repeats=3, virtual=True
+        batch=2, seq_len=32, repeats=3, virtual=True, profile=tmp_path
     )
     assert (found.model, found.devices, found.repeats) == ("Mini", 2, 3)
     assert found.device == "cpu"
     assert found.step_s.low is not None
     assert found.step_s.low < found.step_s.value
     assert found.step_s.tag == "measured"
+    assert found.profile is not None
+    assert found.profile.devices == 2
+    assert found.profile.attributed_share >= 0.95
+    assert found.profile.trace.startswith(str(tmp_path))
 
 
 def test_each_device_makes_only_its_own_parameters():

@@ -1,12 +1,14 @@
 """Calibration files: what is written reads back, and anything else is refused with an error."""
 
 import copy
+import dataclasses
 import json
 import math
 
 import pytest
 
-from parallax.cost.rates import FILE_VERSION, Rates, rates_of
+from parallax.cost.collectives import exchange_seconds
+from parallax.cost.rates import FILE_VERSION, LinkRates, Rates, rates_of
 from parallax.meshes.gpus import GPUS
 
 
@@ -67,6 +69,13 @@ WRONG = {
     "a width that is none": (_set(["attention_flops_per_s"], {"wide": 1e12}), "wide"),
     "no widths": (_set(["attention_flops_per_s"], {}), "attention_flops_per_s"),
     "a term missing": (_without("spreads", "memory"), "spreads"),
+    "a link unknown": (
+        _set(["links", "network p2p"], {
+            "start_s": 1e-5, "bytes_per_s": 1e10, "step_s": 0.0, "few": 0.0, "extra_s": 0.0,
+            "half_bytes": 1.0,
+        }),
+        "links.network p2p is not known",
+    ),
     "a link missing": (_without("links", "network"), "links"),
     "a spread upside down": (_set(["spreads", "memory"], {"low": 1.2, "high": 0.9}), "spreads"),
     "a newer version": (_set(["rates_version"], FILE_VERSION + 1), "Calibrate again"),
@@ -108,3 +117,16 @@ def test_a_dtype_nobody_measured_is_refused():
     with pytest.raises(ValueError, match="no matrix product rate for f8e5m2"):
         rates_of("h100").gemm_rates("f8e5m2")
     assert rates_of("h100").gemm_rates("bf16") == rates_of("h100").gemm["f16"]
+
+
+def test_a_collective_between_nodes_takes_its_own_rates():
+    rates, slow = rates_of("h100"), LinkRates(1e-3, 1e9)
+    own = dataclasses.replace(rates, links={**rates.links, "network all-reduce": slow})
+    for kind, inside in (("all-reduce", 1), ("all-gather", 1), ("all-reduce", 8)):
+        shipped = exchange_seconds(kind, 1e6, inside, 2, rates)
+        found = exchange_seconds(kind, 1e6, inside, 2, own)
+        assert (found > 5 * shipped) == (kind == "all-reduce")
+    assert exchange_seconds("all-reduce", 1e6, 1, 2, own) == pytest.approx(1e-3 + 1e6 / 1e9)
+    assert exchange_seconds("all-reduce", 1e6, 8, 1, own) == exchange_seconds(
+        "all-reduce", 1e6, 8, 1, rates
+    )

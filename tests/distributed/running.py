@@ -65,8 +65,8 @@ def wait(processes, folder, timeout=120):
     while len(ended) < len(processes):
         for number, process in enumerate(processes):
             if number not in ended and process.poll() is not None:
-                texts = ((folder / f"{number}.{kind}").read_text() for kind in ("out", "err"))
-                ended[number] = Ended(process.returncode, *texts, time.monotonic())
+                out, err = ((folder / f"{number}.{kind}").read_text() for kind in ("out", "err"))
+                ended[number] = Ended(process.returncode, out, err, time.monotonic())
         said = {n: (folder / f"{n}.err").read_text()[-1500:] for n in range(len(processes))}
         assert time.monotonic() < end, f"still running after {timeout} s: {said}"
         time.sleep(0.05)

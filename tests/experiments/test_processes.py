@@ -57,7 +57,7 @@ def test_a_port_in_use(tmp_path):
 
 
 def test_srun_without_distributed_is_refused(tmp_path):
-    (ended,) = run([(*TRAIN, "--data=x", "--workdir=run")], tmp_path, **SLURM)
+    (ended,) = run([(*TRAIN, "--data=x", "--workdir=run")], tmp_path, SLURM)
     assert ended.status == 2
     assert "this is process 11 of 16 that Slurm started, and without --distributed" in ended.err
 

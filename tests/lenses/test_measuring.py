@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from parallax.lenses import measuring
-from parallax.lenses.measuring import confidence_interval, measure_prefill
+from parallax.lenses.intervals import confidence_interval
+from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.text import read_text
 from parallax.strategies import data_parallel
 from tests.strategies.cases import SMALL, workload

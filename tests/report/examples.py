@@ -1,5 +1,7 @@
 """Made-up reports of the real shape: the closed forms are true, times and errors are invented."""
 
+from dataclasses import replace
+
 from parallax.bounds import Transfer
 from parallax.hlo.ledger import Collective
 from parallax.papers import paper
@@ -15,6 +17,7 @@ from parallax.results.lens_results import (
     Measurement,
     Memory,
     Prediction,
+    ProcessTime,
     StrategyResult,
     TimelineEvent,
     Verification,
@@ -143,6 +146,17 @@ def prediction(tokens_per_s: float = 3.3e5, bound: str = "network") -> Predictio
 def measurement(step_s: float = 0.8, half_width_s: float = 0.02) -> Measurement:
     figure = Figure(step_s, "s", "measured", step_s - half_width_s, step_s + half_width_s)
     return Measurement("cpu", 16, "ring_sp.small", RING_SP.small_workload, figure, 10)
+
+
+def measurement_of_two(second_s: float = 0.9, half_width_s: float = 0.02) -> Measurement:
+    """Two processes measured, of which the second is slower."""
+    processes = tuple(
+        ProcessTime(i, f"host{i}", Figure(s, "s", "measured", s - half_width_s, s + half_width_s))
+        for i, s in enumerate((0.8, second_s))
+    )
+    notes = ("mesh over 2 nodes: 'stage' crosses them, 'tensor' stays inside",)
+    step = processes[1].step_s
+    return replace(measurement(), step_s=step, processes=processes, notes=notes)
 
 
 def tensor_result(**changes) -> StrategyResult:

@@ -158,3 +158,21 @@ def test_the_claims_audit_is_counted():
     assert "Claims audit" in text
     assert "9 figures: " in text
     assert "parallax claims --paper=ring_sp" in text
+
+
+def test_the_slowest_process_is_named_with_its_host():
+    apart, alike = examples.measurement_of_two(), examples.measurement_of_two(0.81)
+    results = (
+        examples.tensor_result(measurement=apart),
+        examples.ring_result(measurement=alike),
+    )
+    text = " ".join(printed(examples.report(results=results)).split())
+    assert re.search(r"slowest process here measured 1 \(host1\), \+12 % 1 \(host1\)", text)
+    assert (
+        "tensor_pipeline, slowest of 2: process 1 (host1), 900 ms (least: 800 ms); ring_sequence, "
+        "slowest of 2: process 1 (host1), 810 ms (least: 800 ms; the intervals overlap)."
+    ) in text
+    assert "tensor_pipeline: mesh over 2 nodes: 'stage' crosses them" in text
+    alone = printed(examples.report())
+    assert "slowest" not in alone
+    assert "processes are done" not in alone

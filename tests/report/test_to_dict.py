@@ -26,6 +26,9 @@ REPORTS = {
             examples.ring_result(verification=examples.verification(examples.exact_rows(math.inf))),
         )
     ),
+    "several processes": examples.report(
+        results=(examples.tensor_result(measurement=examples.measurement_of_two()),)
+    ),
     "nothing ran": examples.report(
         paper=None,
         results=(
@@ -50,7 +53,7 @@ REPORTS = {
 
 # Settings, which are neither found nor claimed: plain numbers are right there.
 PLAIN = {"request", "model", "workload", "strategy"}
-PLAIN_NUMBERS = {"schema_version", "exit_status", "devices", "repeats"}
+PLAIN_NUMBERS = {"schema_version", "exit_status", "devices", "repeats", "process"}
 
 
 @pytest.fixture(params=REPORTS, ids=str)
@@ -179,3 +182,20 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, text, message):
         load_request(path)
     assert "\n" not in str(caught.value)
     assert "--from_report=" in str(caught.value)
+
+
+def test_each_process_is_in_the_measurement():
+    data = REPORTS["several processes"].to_dict()["results"][0]["measure"]
+    assert [(p["process"], p["host"], p["step"]["value"]) for p in data["processes"]] == [
+        (0, "host0", 0.8), (1, "host1", 0.9),
+    ]  # fmt: skip
+    assert data["step"]["value"] == 0.9
+    assert REPORTS["full"].to_dict()["results"][0]["measure"]["processes"] == []
+
+
+def test_older_measurements_follow_the_schema():
+    """Until several processes measured, there was neither `processes` nor `notes`."""
+    old = json.loads(REPORTS["full"].to_json())
+    for result in old["results"]:
+        del result["measure"]["processes"], result["measure"]["notes"]
+    jsonschema.validate(old, SCHEMA)

@@ -5,6 +5,7 @@ their ratio; effects of the order (caches, allocators) average out.
 """
 
 import functools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -16,11 +17,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from parallax.distributed.agreement import from_first, together
+from parallax.distributed.devices import node_notes
 from parallax.lenses.child import Progress
 from parallax.lenses.measuring import mesh_at_hand, on_devices
+from parallax.lenses.process_times import (
+    of_all_processes,
+    process_times,
+    slowest_samples,
+    together_on,
+)
 from parallax.models.config import ModelConfig
 from parallax.programs.steps import make_step
-from parallax.results.lens_results import Figure
+from parallax.results.lens_results import Figure, ProcessTime
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -34,15 +43,18 @@ class PairedRuns:
     """The times of paired runs (tag: measured).
 
     Attributes:
-      first_s, second_s: seconds of the two callables in each pair.
+      first_s, second_s: seconds of the two callables in each pair, of the slowest process.
       first_ran_first: whether the first callable ran first, in each pair.
       ratio: second over first: the geometric mean of the pairs' ratios with its 95 % interval.
+      first_processes, second_processes: each process's own mean times; () for one process.
     """
 
     first_s: tuple[float, ...]
     second_s: tuple[float, ...]
     first_ran_first: tuple[bool, ...]
     ratio: Figure
+    first_processes: tuple[ProcessTime, ...] = ()
+    second_processes: tuple[ProcessTime, ...] = ()
 
     @property
     def decided(self) -> bool:
@@ -58,15 +70,17 @@ def run_pairs(
     *,
     seed: int = 0,
     wait: Callable[[Any], Any] = lambda found: found,
+    begin: Callable[[], Any] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> PairedRuns:
-    """Time two callables against each other.
+    """Time two callables against each other; with several processes all have to call it.
 
     Args:
       first, second: the callables; each is called twice to warm up, and once per pair.
       pairs: number of pairs, at least 2.
       seed: seed of the orders: the first one runs first in a random half of the pairs.
       wait: blocks until a call's result is ready, such as jax.block_until_ready; timed too.
+      begin: runs before each timed call and is not timed: brings all processes to one point.
       clock: returns seconds.
 
     Raises:
@@ -76,23 +90,33 @@ def run_pairs(
     """
     if pairs < LEAST_PAIRS:
         raise ValueError(f"run_pairs: an interval needs at least {LEAST_PAIRS} pairs, got {pairs}.")
+    orders = _orders(pairs, seed)
     for _ in range(_WARM_UPS):
         wait(first())
         wait(second())
 
     def timed(call: Callable[[], Any]) -> float:
+        begin()
         start = clock()
         wait(call())
         return clock() - start
 
-    orders = np.random.default_rng(seed).permutation(np.arange(pairs) % 2 == 0)
     times: tuple[list[float], list[float]] = [], []
     for first_goes_first in orders:
         for which in (0, 1) if first_goes_first else (1, 0):
             times[which].append(timed((first, second)[which]))
+    rows = [of_all_processes("the times of the pairs", own) for own in times]
+    slowest = [slowest_samples(row) for row in rows]
     return PairedRuns(
-        tuple(times[0]), tuple(times[1]), tuple(map(bool, orders)), paired_ratio(*times)
-    )
+        tuple(slowest[0]), tuple(slowest[1]), tuple(orders), paired_ratio(*slowest),
+        process_times(rows[0]), process_times(rows[1]),
+    )  # fmt: skip
+
+
+def _orders(pairs: int, seed: int) -> list[bool]:
+    """Return whether the first callable goes first, in each pair: process 0's, on all processes."""
+    orders = np.random.default_rng(seed).permutation(np.arange(pairs) % 2 == 0)
+    return json.loads(from_first("the orders of the pairs", json.dumps(orders.tolist())))
 
 
 def measure_pairs(
@@ -104,8 +128,8 @@ def measure_pairs(
     seed: int = 0,
     *,
     on_progress: Progress = lambda line: None,
-) -> tuple[PairedRuns, str]:
-    """Time forward passes of one model under two strategies on the local devices, in pairs.
+) -> tuple[PairedRuns, str, tuple[str, ...]]:
+    """Time forward passes of one model under two strategies on the devices at hand, in pairs.
 
     Args:
       config: the model of both.
@@ -114,20 +138,30 @@ def measure_pairs(
       pairs, seed: as in `run_pairs`.
 
     Returns:
-      The runs, and the device kind.
+      The runs, the device kind, and notes on the meshes over several nodes.
 
     Raises:
-      ValueError: too few devices or pairs.
+      ValueError: too few devices or pairs, or a process without a device in a mesh.
     """
     on_progress(f"{strategies[0].name} against {strategies[1].name}: {pairs} pairs")
-    meshes = [mesh_at_hand(strategy) for strategy in strategies]
-    steps = [
-        on_devices(make_step(config, strategy, workload), mesh, text)
-        for strategy, workload, mesh in zip(strategies, workloads, meshes, strict=True)
-    ]
+    what = "compiling both strategies"
+    meshes = together(what, lambda: [mesh_at_hand(strategy) for strategy in strategies])
+    steps = together(
+        what,
+        lambda: [
+            on_devices(make_step(config, strategy, workload), mesh, text)
+            for strategy, workload, mesh in zip(strategies, workloads, meshes, strict=True)
+        ],
+    )
     calls = [functools.partial(step, *arguments) for step, arguments in steps]
-    runs = run_pairs(calls[0], calls[1], pairs, seed=seed, wait=jax.block_until_ready)
-    return runs, meshes[0].devices.flat[0].device_kind
+    begin = together_on(max(meshes, key=lambda mesh: mesh.size))
+    runs = run_pairs(calls[0], calls[1], pairs, seed=seed, wait=jax.block_until_ready, begin=begin)
+    notes = tuple(
+        f"{strategy.name}: {note}"
+        for strategy, mesh in zip(strategies, meshes, strict=True)
+        for note in node_notes(mesh)
+    )
+    return runs, meshes[0].devices.flat[0].device_kind, notes
 
 
 def paired_ratio(first_s: ArrayLike, second_s: ArrayLike) -> Figure:

@@ -9,14 +9,16 @@ from rich.text import Text
 
 from parallax.codec import encode
 from parallax.commands.resolve import resolve
-from parallax.lenses.child import run_in_child
+from parallax.distributed.agreement import together
 from parallax.lenses.environment import cpu_environment
-from parallax.lenses.measuring import confidence_interval
+from parallax.lenses.intervals import confidence_interval
 from parallax.lenses.text import read_text
+from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import paper as find_paper
 from parallax.report import words
+from parallax.report.sentences import slowest_process
 from parallax.requests.pairs import PairsRequest
 from parallax.strategy import Strategy
 from parallax.studies.pairs.paired_runs import LEAST_PAIRS, PairedRuns, measure_pairs
@@ -38,6 +40,7 @@ class PairsReport:
       device: device kind.
       virtual: whether the devices are threads of a CPU.
       runs: the pairs.
+      notes: what else a reader must know, one line each.
     """
 
     names: tuple[str, str]
@@ -46,6 +49,7 @@ class PairsReport:
     device: str
     virtual: bool
     runs: PairedRuns
+    notes: tuple[str, ...] = ()
 
     def table(self) -> RenderableType:
         """Render the result in a few lines."""
@@ -67,6 +71,11 @@ class PairsReport:
             f"  {self.names[1]} / {self.names[0]}: {ratio.value:.3f}, {ratio.low:.3f} to "
             f"{ratio.high:.3f} ({ratio.note}; measured){'' if self.virtual else verdict}.",
         ]
+        of_both = runs.first_processes, runs.second_processes
+        for name, own in zip(self.names, of_both, strict=True):
+            if own:
+                lines.append(f"  {name}, {slowest_process(own)}.")
+        lines += [f"  {words.one_line(note)}" for note in self.notes]
         rendered: list[RenderableType] = [Text(line) for line in lines]
         return Group(*rendered, *([Text(VIRTUAL, style="yellow")] if self.virtual else []))
 
@@ -147,13 +156,14 @@ def run_pairs(request: PairsRequest, *, on_progress: Callable[[str], None]) -> P
         config = comparison.small_config.replace(name=name, dtype="float32")
         environment = cpu_environment(max(one.mesh.size, two.mesh.size), fast_code=True)
         environment["JAX_ENABLE_X64"] = "0"
-    text, _ = read_text(request.text, max(work.tokens, other.tokens))
-    runs, device = run_in_child(
+    most = max(work.tokens, other.tokens)
+    text, _ = together("the text", lambda: read_text(request.text, most))
+    runs, device, notes = run_where_devices_are(
         measure_pairs, config, (one, two), (work, other), text, request.pairs, request.seed,
         environment=environment, on_progress=on_progress,
     )  # fmt: skip
     names = one.name, two.name
-    return PairsReport(names, config.name, (work, other), device, comparison.virtual, runs)
+    return PairsReport(names, config.name, (work, other), device, comparison.virtual, runs, notes)
 
 
 def _two_strategies(request: PairsRequest) -> Sequence[str | Strategy]:

@@ -46,8 +46,9 @@ def test_two_strategies_run_here():
     strategies = data_parallel(2), layerwise(2)
     work = workload(strategies[0]), workload(strategies[1])
     text = read_text(None, max(w.tokens for w in work))[0]
-    runs, device = measure_pairs(config, strategies, work, text, 4)
+    runs, device, notes = measure_pairs(config, strategies, work, text, 4)
     assert device == "cpu"
+    assert notes == runs.first_processes == runs.second_processes == ()
     assert len(runs.first_s) == len(runs.second_s) == 4
     assert sum(runs.first_ran_first) == 2
     assert min(*runs.first_s, *runs.second_s) > 0
