@@ -36,6 +36,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from parallax.distributed.processes import process_count
 from parallax.experiments.devices import use_devices
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import INTERRUPTED
@@ -147,11 +148,15 @@ def kept(flags: Flags) -> str:
 
 
 class _StopOnSignal:
-    """A stop request by Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once."""
+    """A stop request by Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once.
+
+    SIGTERM to one of several processes is JAX's, which tells the others.
+    """
 
     def __init__(self):
         self.asked_by: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = (signal.SIGINT, signal.SIGTERM) if process_count() == 1 else (signal.SIGINT,)
+        for number in numbers:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, _: Any) -> None:

@@ -1,6 +1,7 @@
 """Batches of tokens from files, in the same order for any number of processes, resumable.
 
-`grain` shuffles and iterates; a batch is B windows of L tokens of the concatenated files.
+`grain` shuffles and iterates; a batch is B windows of L tokens of the concatenated files. Every
+process draws the same numbers of windows and reads those that its own devices need.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from parallax.distributed.processes import process_count, process_index
 from parallax.models.huggingface import ByteTokenizer, Tokenizer
 
 
@@ -53,7 +55,8 @@ def read_files(
     Args:
       paths: .npy (1-D integers) and .bin (raw little-endian uint16) hold tokens; any other file is
         UTF-8 text, tokenized whole.
-      vocab_size: the model's vocabulary size; tokens must be below it.
+      vocab_size: the model's vocabulary size; tokens must be below it. Each process checks an
+        equal share of the tokens of a file.
       tokenizer: the tokenizer of text files; None takes bytes as tokens.
 
     Raises:
@@ -70,7 +73,7 @@ def read_files(
             raise ValueError(f"data {path}: {error.strerror}. Give a readable file.") from None
         if not len(x):
             raise ValueError(f"data {path}: no tokens in it. Give a file with some.")
-        low, high = int(x.min()), int(x.max())
+        low, high = _range_of_share(x)
         if low < 0 or high >= vocab_size:
             raise ValueError(
                 f"data {path}: token {high if high >= vocab_size else low} is outside of the "
@@ -78,6 +81,13 @@ def read_files(
             )
         arrays.append(x)
     return TokenFiles(tuple(arrays), tuple(map(str, paths)))
+
+
+def _range_of_share(x: np.ndarray) -> tuple[int, int]:
+    """Return the smallest and the largest token of this process's share of a file."""
+    count, k = process_count(), process_index()
+    share = x[len(x) * k // count : len(x) * (k + 1) // count]
+    return (int(share.min()), int(share.max())) if len(share) else (0, 0)
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> np.ndarray:
@@ -118,6 +128,11 @@ class Batches:
 
     Raises:
       ValueError: there are fewer windows than a batch needs.
+
+    Attributes:
+      windows: the number of windows in the data.
+      rows: the rows of a batch that this process's devices need, in order; only their windows are
+        read here.
     """
 
     def __init__(
@@ -132,23 +147,45 @@ class Batches:
                 f"batch of {batch}. Give more data, or lower --batch or --seq_len."
             )
         self.windows, self.sharding, self._shape = windows, sharding, (batch, seq_len)
+        self.rows = _local_rows(sharding, self._shape)
+
+        def read(numbers: np.ndarray) -> np.ndarray:
+            """Return [rows, L] int32 of a batch's window numbers [B]."""
+            return np.stack([files.window(int(i) * seq_len, seq_len) for i in numbers[self.rows]])
+
         source = grain.MapDataset.range(windows).seed(seed).shuffle().repeat(_PASSES)
-        source = source.map(lambda i: files.window(int(i) * seq_len, seq_len)).batch(batch)
-        self._iterator: Any = iter(source.to_iter_dataset())
+        # A position counts batches, so that it is the same on every process.
+        self._iterator: Any = iter(source.batch(batch).map(read).to_iter_dataset())
 
     def __iter__(self) -> Iterator[jax.Array]:
         return self
 
     def __next__(self) -> jax.Array:
         tokens = next(self._iterator)
+
+        def piece(at: tuple[slice, ...] | None) -> np.ndarray:
+            assert at is not None
+            rows = range(*at[0].indices(self._shape[0]))
+            first = int(np.searchsorted(self.rows, rows.start))
+            return tokens[first : first + len(rows), at[1]]
+
         # Each process contributes its devices' rows of the same batch.
-        return jax.make_array_from_callback(self._shape, self.sharding, lambda at: tokens[at])
+        return jax.make_array_from_callback(self._shape, self.sharding, piece)
 
     @property
     def position(self) -> dict[str, Any]:
-        """Return the position that `seek` takes, as JSON."""
+        """Return the position that `seek` takes, as JSON; the same on every process."""
         return self._iterator.get_state()
 
     def seek(self, position: dict[str, Any]) -> None:
         """Move to the position of another iterator over the same files, batch and seed."""
         self._iterator.set_state(dict(position))
+
+
+def _local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
+    """Return the rows of an array [B, L] that are on this process's devices, in order."""
+    rows: set[int] = set()
+    for index in sharding.addressable_devices_indices_map(shape).values():
+        assert index is not None
+        rows.update(range(*index[0].indices(shape[0])))
+    return np.array(sorted(rows))

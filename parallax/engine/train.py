@@ -1,44 +1,39 @@
-"""Training under a strategy, on the devices at hand; a run can resume under another strategy."""
+"""Training under a strategy, on the devices of all processes; a run can resume under another."""
 
-import dataclasses
-import json
-import math
-import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
-from jax.sharding import Mesh
 
-from parallax.codec import encode
+from parallax.distributed.agreement import together
+from parallax.distributed.processes import is_first
 from parallax.engine.checkpoint import Checkpoints
-from parallax.engine.data import Batches, read_files
-from parallax.engine.metrics import Metrics
+from parallax.engine.metrics import Metrics, NoMetrics
 from parallax.engine.optimizer import Adamw, OptimizerSettings
-from parallax.engine.weights import find_tokenizer, load_params
+from parallax.engine.run_folder import held, write_run
+from parallax.engine.training_loop import Figures, Loop, TrainingDivergedError
+from parallax.engine.training_setup import (
+    Line,
+    Optimizer,
+    SetUp,
+    compile_step,
+    recorded,
+    set_up,
+    start,
+)
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
 from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
 from parallax.parallel.sharded_weights import Gather
-from parallax.programs.sharded_model import ShardedTransformer
-from parallax.programs.training import TrainState, TrainStep
-from parallax.requests.naming import RUN_FILE, resolve_model, resolve_strategy
+from parallax.programs.training import TrainState
 from parallax.requests.train import TrainRequest
 from parallax.strategy import Strategy
-from parallax.workload import Workload
 
-Line = Callable[[str], None]
-Figures = Mapping[str, float]
-Optimizer = OptimizerSettings | optax.GradientTransformation
-
-
-class TrainingDivergedError(ValueError):
-    """The error for a loss or gradients that are not finite; that step is not saved."""
+__all__ = ["Optimizer", "TrainingDivergedError", "TrainingRun", "run_training", "train"]
 
 
 @dataclass(frozen=True)
@@ -174,194 +169,56 @@ def run_training(
     should_stop: Callable[[], bool],
 ) -> TrainingRun:
     """Train what a request asks for, as `train` does."""
-    request.check()
-    _check_optimizer(optimizer)
-    setup = _set_up(request, optimizer)
+    setup = set_up(request, optimizer, on_progress)
     workdir, steps = Path(request.workdir), request.steps
-    with Checkpoints(workdir, request.keep) as checkpoints:
-        state, first = _start(checkpoints, setup, request.seed, on_progress)
+    with held(workdir, on_progress), Checkpoints(workdir, request.keep) as checkpoints:
+        state, first = start(checkpoints, setup, request.seed, on_progress)
         if first >= steps:
             raise ValueError(
                 f"{workdir}: {first} steps are done, {steps} are asked for. Use more steps, or "
                 "another workdir."
             )
         on_progress("compiling the training step")
-        compiled, compile_s = _compile(setup, state)
-        _write_run(request, setup, optimizer)
-        is_ours = isinstance(optimizer, OptimizerSettings)
-        schedule = optimizer.schedule(steps) if is_ours else None
-        with Metrics(workdir, first) as metrics:
-            loop = _Loop(compiled, schedule, setup.workload, metrics, on_step)
+        compiled, compile_s = compile_step(setup, state)
+        with ExitStack() as files:
+
+            def open_files() -> Metrics | NoMetrics:
+                if not is_first():
+                    return NoMetrics()
+                write_run(workdir, _run(request, setup, optimizer))
+                return files.enter_context(Metrics(workdir, first))
+
+            metrics = together(f"the files in {workdir}", open_files)
+            is_ours = isinstance(optimizer, OptimizerSettings)
+            schedule = optimizer.schedule(steps) if is_ours else None
+            loop = Loop(compiled, schedule, setup.workload, metrics, on_step)
 
             def save(done: int, state: TrainState) -> None:
                 meta = {"position": setup.position, "iterator": setup.batches.position}
-                meta["optimizer"] = _recorded(optimizer)
+                meta["optimizer"] = recorded(optimizer)
                 checkpoints.save(done, setup.step, state, meta)
                 on_progress(f"step {done}: saving")
 
-            last = _run(
-                loop, state, setup.batches, first, steps, request.save_every, save, should_stop
-            )
+            def asked() -> bool:
+                checkpoints.check()
+                return should_stop()
+
+            last = loop.run(state, setup.batches, first, steps, request.save_every, save, asked)
     return TrainingRun(
         workdir, first, last, tuple(loop.losses), loop.seconds, compile_s, last == steps
     )
 
 
-@dataclass(frozen=True)
-class _SetUp:
-    """Everything that a training run needs.
-
-    Attributes:
-      step: the training step of the model under its strategy.
-      mesh: the devices.
-      folder: weights to start from; None takes random ones.
-      batches: the batches of the data.
-      position: what has to be the same when a run resumes from a checkpoint.
-    """
-
-    step: TrainStep
-    mesh: Mesh
-    workload: Workload
-    folder: Path | None
-    batches: Batches
-    position: dict[str, Any]
-
-    @property
-    def sharded(self) -> ShardedTransformer:
-        return self.step.sharded
-
-
-def _set_up(request: TrainRequest, optimizer: Optimizer) -> _SetUp:
-    config, folder = resolve_model(request.model, dtype=request.dtype, small=request.small)
-    strategy = resolve_strategy(request.strategy, request.mesh, len(jax.devices()))
-    options = request.training_options()
-    strategy = options.apply(strategy)
-    options.check([strategy])
-    own = getattr(strategy.layers, "microbatches", None)
-    workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
-    sharded = ShardedTransformer(config, strategy, workload)
-    is_ours = isinstance(optimizer, OptimizerSettings)
-    transformation = optimizer.build(request.steps) if is_ours else optimizer
-    step = TrainStep(sharded, transformation, request.remat, request.param_dtype)
-    mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
-    files = read_files(request.data, config.vocab_size, find_tokenizer(config, folder))
-    sharding = sharded.abstract_inputs(mesh)[0].sharding
-    batches = Batches(files, request.batch, request.seq_len, request.seed, sharding)
-    position = {
-        "batch": request.batch, "seq_len": request.seq_len, "seed": request.seed,
-        "data": list(files.names), "windows": batches.windows,
-    }  # fmt: skip
-    return _SetUp(step, mesh, workload, folder, batches, position)
-
-
-def _run(loop, state, batches, first, steps, save_every, save, should_stop) -> int:
-    """Run steps until the last, or until asked to stop; return the number of steps saved."""
-    saved = first
-    for done in range(first + 1, steps + 1):
-        state = loop.step(state, next(batches), done)
-        stop = should_stop()
-        if stop or done == steps or done % save_every == 0:
-            loop.check()  # only states of finite steps are saved
-            save(done, state)
-            saved = done
-        if stop:
-            break
-    loop.check()
-    return saved
-
-
-def _compile(setup: _SetUp, state: TrainState) -> tuple[Any, float]:
-    """Return the compiled training step, and the seconds that it took."""
-    start = time.perf_counter()
-    tokens = setup.sharded.abstract_inputs(setup.mesh)[0]
-    options: Any = setup.sharded.strategy.compiler_options
-    if setup.mesh.devices.flat[0].platform == "cpu":
-        options = None  # the compiler options are for GPUs
-    jitted = jax.jit(
-        setup.step.whole_step(setup.mesh), donate_argnums=0,
-        out_shardings=(setup.step.shardings(setup.mesh), None),
-    )  # fmt: skip
-    compiled = jitted.lower(state, tokens).compile(options)
-    return compiled, time.perf_counter() - start
-
-
-class _Loop:
-    """A loop that reads metrics one step later, so that devices do not wait for the host."""
-
-    def __init__(self, compiled: Any, schedule, workload: Workload, metrics, on_step):
-        self.schedule, self.metrics = schedule, metrics
-        self.tokens, self.on_step = workload.tokens, on_step
-        self.losses: list[float] = []
-        self.seconds = 0.0
-        self._pending: tuple[int, Any] | None = None
-        self._compiled, self._last = compiled, time.perf_counter()
-
-    def step(self, state: TrainState, tokens: jax.Array, done: int) -> TrainState:
-        state, figures = self._compiled(state, tokens)
-        self.check()
-        self._pending = done, figures
-        return state
-
-    def check(self) -> None:
-        """Read the metrics of the last step, if they were not read yet; raise if not finite."""
-        if self._pending is None:
-            return
-        (done, figures), self._pending = self._pending, None
-        loss, norm = (float(x) for x in jax.device_get(figures))
-        now = time.perf_counter()
-        took, self._last = now - self._last, now
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDivergedError(
-                f"step {done}: loss {loss}, gradient norm {norm}. That step was not saved. Lower "
-                "the learning rate or the clipping norm, or use a longer warmup, and run again: it "
-                "resumes from the last checkpoint."
-            )
-        self.seconds += took
-        self.losses.append(loss)
-        said = {"loss": loss, "grad_norm": norm}
-        if self.schedule is not None:
-            said["learning_rate"] = float(self.schedule(done - 1))
-        said["tokens_per_s"] = self.tokens / took
-        self.metrics.write(done, said)
-        self.on_step(done, said)
-
-
-def _start(
-    checkpoints: Checkpoints, setup: _SetUp, seed: int, on_progress: Line
-) -> tuple[TrainState, int]:
-    """Return the state to start from, and the number of its steps."""
-    step, mesh, sharded = setup.step, setup.mesh, setup.sharded
-    if checkpoints.steps():
-        checkpoint = checkpoints.restore(step, mesh)
-        then, position = checkpoint.meta["position"], setup.position
-        if different := [n for n in position if then.get(n) != position[n]]:
-            said = ", ".join(f"{n} {then.get(n)!r}, here {position[n]!r}" for n in different)
-            raise ValueError(
-                f"{checkpoints.folder}: the run there has different data: {said}. Use the same, or "
-                "another workdir."
-            )
-        setup.batches.seek(checkpoint.meta["iterator"])
-        before = checkpoint.meta["strategy"]["name"]
-        on_progress(f"resuming from step {checkpoint.step}, saved under {before}")
-        return checkpoint.state, checkpoint.step
-    if setup.folder is None:
-        on_progress(f"random weights of {sharded.config.name}")
-        return step.init(jax.random.key(seed), mesh), 0
-    on_progress(f"weights of {setup.folder}")
-    wide = dataclasses.replace(sharded, config=sharded.config.replace(dtype=step.param_dtype))
-    return step.start(load_params(setup.folder, wide, mesh), mesh), 0
-
-
-def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Optimizer) -> None:
-    """Write run.json: what runs, and what to pass to run it again."""
+def _run(request: TrainRequest, setup: SetUp, optimizer: Optimizer) -> dict[str, Any]:
+    """Return what run.json holds: what runs, and what to pass to run it again."""
     config, model = setup.sharded.config, request.model
-    run = {
+    return {
         "model": config.name if isinstance(model, ModelConfig) else str(model),
         "model_config": config.to_dict(),
         "weights": None if setup.folder is None else str(setup.folder),
         "strategy": setup.sharded.strategy.to_dict(),
         "data": setup.position["data"],
-        "optimizer": _recorded(optimizer),
+        "optimizer": recorded(optimizer),
         "steps": request.steps,
         "batch": request.batch,
         "seq_len": request.seq_len,
@@ -375,21 +232,3 @@ def _write_run(request: TrainRequest, setup: _SetUp, optimizer: Optimizer) -> No
         "small": request.small,
         "jax": jax.__version__,
     }
-    workdir = Path(request.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-
-
-def _recorded(optimizer: Optimizer) -> Any:
-    """Return what files of a run hold of its optimizer: its settings, or the repr of another's."""
-    if isinstance(optimizer, OptimizerSettings):
-        return encode(optimizer)
-    return {"repr": re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))}
-
-
-def _check_optimizer(optimizer: Optimizer) -> None:
-    if not (hasattr(optimizer, "init") or isinstance(optimizer, OptimizerSettings)):
-        raise ValueError(
-            f"optimizer: expected settings or an optax transformation, got {optimizer!r}. Use "
-            "px.Adamw(learning_rate), px.Lion(...), px.Muon(...) or such as optax.adamw(3e-4)."
-        )

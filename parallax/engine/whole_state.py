@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.distributed.first_calls import called_together
 from parallax.programs.optimizer_state import map_copies
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.training import TrainState, TrainStep
@@ -40,7 +41,7 @@ def whole(train: TrainStep, state: TrainState) -> TrainState:
     """Return the state in the model's own layout."""
     if _is_unpadded(train.sharded):
         return state
-    return _unsharding(train.sharded)(state)
+    return _unsharding(train)(state)
 
 
 def placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
@@ -51,14 +52,17 @@ def placed(train: TrainStep, state: TrainState, mesh) -> TrainState:
 
 
 @functools.lru_cache(maxsize=16)
-def _unsharding(sharded: ShardedTransformer) -> Callable[[TrainState], TrainState]:
-    return jax.jit(functools.partial(_over_params, sharded.unshard))
+def _unsharding(train: TrainStep) -> Callable[[TrainState], TrainState]:
+    unshard = functools.partial(_over_params, train.sharded.unshard)
+    return called_together("the state to save", jax.jit(unshard))
 
 
 @functools.lru_cache(maxsize=16)
 def _sharding(train: TrainStep, mesh) -> Callable[[TrainState], TrainState]:
     shard = functools.partial(_over_params, train.sharded.shard)
-    return jax.jit(shard, out_shardings=train.shardings(mesh))
+    return called_together(
+        "the restored state", jax.jit(shard, out_shardings=train.shardings(mesh))
+    )
 
 
 def abstract_whole(train: TrainStep, mesh) -> TrainState:

@@ -1,6 +1,7 @@
 """The loading of a folder's weights onto devices, each device its own shards."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from parallax.distributed.agreement import together
+from parallax.distributed.processes import process_count, process_index
+from parallax.distributed.shared_reads import gather_replicas, split_replicas
 from parallax.models.config import ModelConfig
 from parallax.models.huggingface.families import HEAD, IGNORED, pieces_of, sizes_of
 from parallax.models.huggingface.files import TensorFiles, check_names, find_tensors
@@ -54,27 +58,22 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     Raises:
       ValueError: tensors that are missing, unexpected or of another shape, or a broken file.
 
-    Cost: a shard is read from the files once for all devices that hold it. Besides the arrays on
-      devices, the host holds one shard of one parameter at a time.
+    Cost: a shard is read from the files once for all devices that hold it. What several processes
+      hold, each reads a part of, and an all-gather of one parameter at a time exchanges the parts.
+      Besides the arrays on devices, the host holds one shard of one parameter at a time.
     """
     config = model.config
     pieces = pieces_of(config)
-    files = _with_prefix(find_tensors(folder), pieces)
-    expected = shapes_of(pieces, sizes_of(config))
-    if config.tie_embeddings and HEAD in files.shapes:
-        expected[HEAD] = expected[pieces[0].name]
-    check_names(files, expected, IGNORED)
-    if HEAD in expected and config.tie_embeddings:
-        _check_tied(files, pieces[0].name)
+    files = together(f"the weights in {folder}", lambda: _checked_files(folder, config, pieces))
     by_leaf: dict[tuple[str, ...], dict[tuple[int, ...], Piece]] = {}
     for piece in pieces:
         by_leaf.setdefault(piece.leaf, {})[piece.at] = piece
     rows = layers_in_place(model.groups, model.chunks)
 
     def leaf(path, shape):
-        spec = specs[path].get_value()
+        sharding = NamedSharding(mesh, specs[path].get_value())
         read = _Shards(files, by_leaf[path], sizes_of(config), rows, path[0] == "layers")
-        return shape.replace(on_devices(shape.get_value(), NamedSharding(mesh, spec), read))
+        return shape.replace(on_devices(shape.get_value(), sharding, read, read.cheap_dims()))
 
     specs = dict(nnx.to_flat_state(model.specs))
     return nnx.from_flat_state(
@@ -82,10 +81,32 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     )
 
 
-def on_devices(like: Any, sharding: NamedSharding, read: "Shards") -> jax.Array:
-    """Make one parameter on its devices, shard by shard."""
+def _checked_files(folder: str | Path, config: ModelConfig, pieces: Sequence[Piece]) -> TensorFiles:
+    """Return the tensors of a folder once they are known to be the model's."""
+    files = _with_prefix(find_tensors(folder), pieces)
+    expected = shapes_of(pieces, sizes_of(config))
+    if config.tie_embeddings and HEAD in files.shapes:
+        expected[HEAD] = expected[pieces[0].name]
+    check_names(files, expected, IGNORED)
+    if HEAD in expected and config.tie_embeddings:
+        _check_tied(files, pieces[0].name)
+    return files
+
+
+def on_devices(
+    like: Any, sharding: NamedSharding, read: "Shards", dims: Sequence[int] = ()
+) -> jax.Array:
+    """Make one parameter on its devices, shard by shard; all processes have to call it.
+
+    Args:
+      like: shape and dtype.
+      sharding: the sharding.
+      read: the source of its slices.
+      dims: the dims whose slices are cheapest to read, cheapest first; () is their order.
+    """
+    split = split_replicas(sharding, like.shape, like.dtype.itemsize, dims)
     holders: dict[Index, list] = {}
-    for device, index in sharding.addressable_devices_indices_map(like.shape).items():
+    for device, index in split.addressable_devices_indices_map(like.shape).items():
         assert index is not None
         whole = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, like.shape, strict=True))
         holders.setdefault(whole, []).append(device)
@@ -94,7 +115,8 @@ def on_devices(like: Any, sharding: NamedSharding, read: "Shards") -> jax.Array:
         shard = read.shard(index, like.dtype)
         arrays += [jax.device_put(shard, device) for device in devices]
         jax.block_until_ready(arrays)
-    return jax.make_array_from_single_device_arrays(like.shape, sharding, arrays)
+    parts = jax.make_array_from_single_device_arrays(like.shape, split, arrays)
+    return gather_replicas(parts, sharding)
 
 
 class Shards(Protocol):
@@ -109,6 +131,12 @@ class _Shards:
     def __init__(self, files: TensorFiles, pieces: dict, sizes: dict, rows: np.ndarray, stacked):
         self.files, self.pieces, self.sizes, self.rows = files, pieces, sizes, rows
         self.stacked = stacked
+
+    def cheap_dims(self) -> list[int]:
+        """Return the dims of which a slice is few long runs of bytes in a file, longest first."""
+        at, piece = next(iter(self.pieces.items()))
+        first = [len(at) + piece.layout.ours.index(merged[0]) for merged in piece.layout.theirs]
+        return [*range(len(at)), *first]
 
     def shard(self, index: Index, dtype) -> np.ndarray:
         """Read a slice, with zeros in padding layers and columns."""
@@ -136,16 +164,19 @@ class _Shards:
         out[tuple(slice(0, n) for n in x.shape)] = x
 
 
-def _with_prefix(files: TensorFiles, pieces: list[Piece]) -> TensorFiles:
+def _with_prefix(files: TensorFiles, pieces: Sequence[Piece]) -> TensorFiles:
     prefix = pieces[0].name.split(".")[0] + "."
     known = any(name.startswith(prefix) for name in files.shapes)
     return files if known else files.prefixed(prefix)
 
 
 def _check_tied(files: TensorFiles, table: str, rows: int = 4096) -> None:
-    """Raise ValueError if a folder's second copy of a tied unembedding differs from the table."""
+    """Raise ValueError if a folder's second copy of a tied unembedding differs from the table.
+
+    Each process compares its share of the rows.
+    """
     height, width = files.shapes[table]
-    for row in range(0, height, rows):
+    for row in range(rows * process_index(), height, rows * process_count()):
         index = slice(row, min(row + rows, height)), slice(0, width)
         if not np.array_equal(files.read(table, index), files.read(HEAD, index)):
             raise ValueError(
