@@ -69,8 +69,7 @@ def leave_after(error: Exception) -> None:
     if process_count() > 1:
         from parallax.distributed.startup import leave_after
 
-        traceback.print_exception(error)
-        leave_after(error, FAILED)
+        leave_after(error, FAILED, show=traceback.print_exception)
 
 
 def speaks() -> bool:

@@ -77,6 +77,7 @@ def initialize(
         have = os.environ.get("XLA_FLAGS", "")
         more = [f for f in _CPU_FLAGS if f.partition("=")[0] not in have]
         os.environ["XLA_FLAGS"] = " ".join(filter(None, (have, *more)))
+        _check_own_name()
     waiting = _Waiting(given, timeout_s, say)
     try:
         jax.distributed.initialize(
@@ -151,6 +152,18 @@ def _check_port(address: str) -> None:
         raise ValueError(f"coordinator {address}: host {host!r}: {error.strerror}.") from None
 
 
+def _check_own_name() -> None:
+    """Raise ValueError if this host's name has no address, by which Gloo tells it to the others."""
+    name = os.uname().nodename
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise ValueError(
+            f"host {name!r}: its own name has no address ({error.strerror}), and the others need "
+            "one. Add it to /etc/hosts or to the name server."
+        ) from None
+
+
 class _Waiting:
     """A thread that says what is awaited, and leaves when it takes too long.
 
@@ -186,21 +199,28 @@ def _failing(before: Callable[..., Any]) -> Callable[..., Any]:
     """Return an exception hook that also tells the other processes."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        before(kind, error, trace)
-        leave_after(error, 1)
+        leave_after(error, 1, show=lambda error: before(kind, error, trace))
 
     return hook
 
 
-def leave_after(error: BaseException, status: int) -> None:
-    """Leave, with all other processes, after an error that this process cannot handle."""
+def leave_after(error: BaseException, status: int, *, show: Callable[[BaseException], Any]) -> None:
+    """Leave, with all other processes, after an error that this process cannot handle.
+
+    Args:
+      error: the error; a collective that failed because another process is lost is told by the
+        loss alone.
+      status: the exit status.
+      show: called with the error if it is this process's own.
+    """
     import jax
 
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     own_fault = not isinstance(error, jax.errors.JaxRuntimeError)
-    if own_fault or "RESOURCE_EXHAUSTED" in line:
-        watch.fail(line, status)
-    watch.suspect(line, status)
+    if not own_fault and "RESOURCE_EXHAUSTED" not in line:
+        watch.suspect(line, status)
+    show(error)
+    watch.fail(line, status)
 
 
 def _say(line: str) -> None:

@@ -109,18 +109,25 @@ def fail(line: str, status: int) -> None:
     if process_index():
         time.sleep(_SILENT_S)  # the watch ends this process as soon as it reads the verdict
         _leave(Verdict(line, status))
-    _sentence(Verdict(f"{describe(0)}: {line}", status), own=True)
+    _sentence(Verdict(_named(0, line), status), own=True)
 
 
 def suspect(line: str, status: int) -> None:
-    """Leave after a collective failed: because of a lost peer, which is named if there is one.
+    """Wait, after a collective failed, for the lost peer to be named, and leave then.
 
     Args:
-      line, status: as for `fail`, which this becomes if every other process is alive.
+      line, status: as for `fail`.
+
+    Returns:
+      Only if every other process is alive: the error is this process's own.
     """
     _post(Verdict(line, status), blamed=False)
     time.sleep(_SILENT_AFTER_ERROR_S + 4 * _BEAT_S)
-    fail(line, status)
+
+
+def _named(process: int, line: str) -> str:
+    """Return the line of a process with its name, unless it begins with a process's name."""
+    return line if line.startswith("process ") else f"{describe(process)}: {line}"
 
 
 def _post(error: Verdict, *, blamed: bool) -> None:
@@ -179,7 +186,7 @@ class _Peers:
             # An error that all processes have is process 0's to say.
             if now - self.blamed_since > _OWN_ERROR_FIRST_S and not watch.failing:
                 error = left[blamed[0]]
-                return Verdict(f"{describe(blamed[0])}: {error['line']}", error["status"])
+                return Verdict(_named(blamed[0], error["line"]), error["status"])
             return None
         silent_s = _SILENT_AFTER_ERROR_S if left else _SILENT_S
         silent = [p for p, (_, at) in sorted(self.beats.items()) if now - at > silent_s]
