@@ -143,7 +143,11 @@ def _check_shared(workdir: Path) -> None:
 
     def see_first() -> None:
         first = _token(workdir, token, 0)
-        if not _appears(first):
+        try:
+            appears = _appears(first)
+        except OSError as error:  # a folder that may not be looked into
+            raise _unusable(workdir, error) from None
+        if not appears:
             raise ValueError(
                 f"workdir {workdir}: what process 0 writes there does not appear here. Give a "
                 "folder of a file system that all nodes share, at the same path."
