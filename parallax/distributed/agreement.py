@@ -16,6 +16,8 @@ from parallax.distributed.processes import client, describe, hosts, process_coun
 
 # What a user or a machine's state causes, not a fault of the program.
 USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError, OSError)
+# What Gloo and the coordination service say of a closed connection, in texts of other errors.
+_LOST_PEER = ("Gloo", "UNAVAILABLE", "Connection closed by peer")
 _SLICE_S, _SAY_AFTER_S = 2.0, 10.0
 _numbers = itertools.count()
 
@@ -84,6 +86,25 @@ def together[T](what: str, act: Callable[[], T]) -> T:
     if own is not None and len(set(said)) == 1:
         raise own
     raise ValueError(f"{describe(failed[0])}: {said[failed[0]]}") from own
+
+
+def raise_lost_peer(error: BaseException) -> None:
+    """Raise what JAX's runtime said, if an error of several processes comes from a lost one.
+
+    For code that explains a library's errors: this one is not the library's, and `watch` names the
+    process. It returns for every other error, and with one process.
+    """
+    import jax
+
+    if process_count() == 1:
+        return
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, jax.errors.JaxRuntimeError):
+            raise seen
+        seen = seen.__cause__ or seen.__context__
+    if any(word in str(error) for word in _LOST_PEER):
+        raise jax.errors.JaxRuntimeError(str(error)) from error
 
 
 def agree(what: str, facts: Mapping[str, Any]) -> None:

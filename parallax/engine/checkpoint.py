@@ -20,7 +20,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from parallax.codec import check_version
-from parallax.distributed.agreement import from_first, together
+from parallax.distributed.agreement import from_first, raise_lost_peer, together
 from parallax.distributed.processes import is_first, process_count
 from parallax.distributed.shared_reads import gather_replicas, split_replicas
 from parallax.engine.checkpoint_files import (
@@ -134,6 +134,7 @@ class Checkpoints:
                     str(where(self.folder, step)), {"state": arrays, "meta": meta}
                 )
         except Exception as error:  # orbax raises errors of many types
+            raise_lost_peer(error)
             raise self._unsaved(step, error) from None
         self._saving = step, self._thread.submit(self._finish, step, response)
 
@@ -154,6 +155,7 @@ class Checkpoints:
         try:
             saving.result()
         except Exception as error:
+            raise_lost_peer(error)
             raise self._unsaved(step, error) from None
 
     def restore(self, train: TrainStep, mesh, step: int | None = None) -> Checkpoint:
@@ -229,6 +231,7 @@ class Checkpoints:
         try:
             meta = ocp.load_checkpointables(str(path), {"meta": None})["meta"]
         except Exception as error:
+            raise_lost_peer(error)
             raise ValueError(self._broken(step, _one_line(error))) from None
         next_step = "Use the version that wrote it."
         check_version(meta, "format_version", FORMAT_VERSION, str(path), next_step)
@@ -255,6 +258,7 @@ class Checkpoints:
                 path = where(self.folder, step)
                 arrays = ocp.load_checkpointables(str(path), {"state": parts})["state"]
         except Exception as error:
+            raise_lost_peer(error)
             raise ValueError(self._broken(step, _one_line(error))) from None
         return {name: gather_replicas(arrays.pop(name), x.sharding) for name, x in like.items()}
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from parallax.distributed.agreement import from_first, together
+from parallax.distributed.agreement import from_first, together, wait_for_all
 from parallax.distributed.processes import is_first, process_count, process_index
 from parallax.requests.naming import RUN_FILE
 
@@ -159,13 +159,18 @@ def _check_shared(workdir: Path) -> None:
             if not _appears(_token(workdir, token, process)):
                 raise ValueError(f"workdir {workdir}: what process {process} writes is not here.")
 
+    refused: ValueError | None = None
     try:
         together(f"the folder {workdir}", lambda: _write(own, workdir) if is_first() else None)
         together(f"the folder {workdir}", see_first)
         together(f"the folder {workdir}", see_all if is_first() else lambda: None)
-    finally:
-        with contextlib.suppress(OSError):
-            own.unlink()
+    except ValueError as error:  # raised on all
+        refused = error
+    with contextlib.suppress(OSError):
+        own.unlink()
+    wait_for_all("the folder is as it was")
+    if refused is not None:
+        raise refused
 
 
 def _token(workdir: Path, token: str, process: int) -> Path:
