@@ -8,6 +8,7 @@ collective that never ends.
 
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -169,8 +170,7 @@ class _Peers:
     def __init__(self):
         self.beats: dict[int, tuple[str, float]] = {}
         self.blamed_since: float | None = None
-        self.lagging: set[int] = set()
-        self.moved: dict[int, tuple[int, float]] = {}
+        self.behind: dict[int, tuple[int, float]] = {}
 
     def judge(self, watch: _Watch) -> Verdict | None:
         """Return why all have to leave; None while all is well."""
@@ -204,17 +204,17 @@ class _Peers:
 
     def _say_who_lags(self, watch: _Watch, now: float) -> None:
         steps = {p: json.loads(beat)[1] for p, (beat, _) in self.beats.items()}
-        for process, step in steps.items():
-            if self.moved.get(process, (-1, 0.0))[0] != step:
-                self.moved[process] = step, now
-                self.lagging.discard(process)
         most = max(steps.values(), default=0)
         for process, step in sorted(steps.items()):
-            still = now - self.moved[process][1]
-            if step < most and still > _LAGGING_S and process not in self.lagging:
-                self.lagging.add(process)
+            if step == most or self.behind.get(process, (step,))[0] != step:
+                self.behind.pop(process, None)
+            if step == most:
+                continue
+            _, since = self.behind.setdefault(process, (step, now))
+            if now - since > _LAGGING_S:
+                self.behind[process] = step, math.inf  # said once
                 watch.say(
-                    f"{describe(process)} has been at step {step} for {still:.0f} s, and the "
+                    f"{describe(process)} has been at step {step} for {now - since:.0f} s, and the "
                     f"others wait at step {most}"
                 )
 

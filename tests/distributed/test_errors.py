@@ -1,4 +1,4 @@
-"""Which errors are a lost process's doing, and a host without an address of its own."""
+"""What the watch says, which errors are a lost process's doing, a host without an address."""
 
 import os
 import types
@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from parallax.distributed import agreement, startup
+from parallax.distributed import agreement, startup, watch
 
 
 @pytest.fixture
@@ -44,3 +44,34 @@ def test_a_host_whose_name_has_no_address(monkeypatch):
     monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(nodename="no-such-host.invalid"))
     with pytest.raises(ValueError, match=r"host 'no-such-host.invalid': its own name has no addr"):
         startup._check_own_name()
+
+
+def test_a_process_that_others_wait_for_is_said_once(monkeypatch):
+    said, beats = [], {}
+    monkeypatch.setattr(watch, "_read_all", lambda key: beats if key == watch._BEAT else {})
+    peers, of_this = watch._Peers(), types.SimpleNamespace(say=said.append, failing=False)
+    now = 1000.0
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    for second in range(300):
+        now = 1000.0 + second
+        # Both compile for 100 s; then process 1 stays at step 5, lives on, and moves at last.
+        step = min(5, max(0, second - 100))
+        beats = {0: f"[{second}, {min(6, max(0, second - 100))}]", 1: f"[{second}, {step}]"}
+        if second > 250:
+            beats[1] = f"[{second}, 6]"
+        assert peers.judge(of_this) is None
+    assert said == ["process 1 has been at step 5 for 61 s, and the others wait at step 6"]
+
+
+def test_silence_is_a_loss(monkeypatch):
+    monkeypatch.setattr(watch, "_read_all", lambda key: beats if key == watch._BEAT else {})
+    peers, of_this = watch._Peers(), types.SimpleNamespace(say=print, failing=False)
+    now, found = 0.0, None
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    while found is None:
+        now += 1.0
+        beats = {0: f"[{now}, 0]", 1: "[1, 0]"}
+        found = peers.judge(of_this)
+    assert now == 17.0  # 15 s after the beat was first seen, at 1 s
+    assert found.status == 3
+    assert found.line.startswith("process 1 is lost: no sign of life for 15 s")
