@@ -15,7 +15,8 @@ Hardware: one or more GPUs of a kind that the cost model knows; nothing else sho
 Result: out/rates.json, to pass as --rates to the other experiments, and out/measured.json with
 every measurement; the errors on held-out shapes are printed. At most five minutes; ten on several
 nodes.
-Exit status: 0 ok; 2 no such GPU, or bad input.
+Exit status: 0 ok; 2 no such GPU, or bad input; 3 with --distributed: another process was
+lost, or they did not meet.
 """
 
 import json

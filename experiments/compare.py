@@ -22,7 +22,8 @@ estimates its time and energy. measure times it on the devices at hand, if --len
 Hardware: any Linux laptop, no GPU.
 Result: a table, out/report.json and out/report.html; about a minute on two cores.
 Exit status: 0 ok; 1 a strategy is not exact, does not fit, sends other bytes than its closed form,
-or cannot run while others do; 2 bad input, or no strategy that can run.
+or cannot run while others do; 2 bad input, or no strategy that can run; 3 with --distributed:
+another process was lost, or they did not meet.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -13,7 +13,8 @@ Hardware: the devices at hand; with --virtual, virtual CPU devices, whose times 
 with --distributed, those of all processes, each started with this command (docs/cluster.md).
 Result: the text on standard output as it is generated; TTFT, TPOT and ITL (as MLPerf defines them),
 tokens/s and what was padded on standard error; with --json=FILE all of it in a file.
-Exit status: 0 ok; 2 bad input.
+Exit status: 0 ok; 2 bad input; 3 with --distributed: another process was
+lost, or they did not meet.
 """
 
 import json

@@ -13,13 +13,12 @@ from typing import Any
 from absl import flags as absl_flags
 from rich.console import Console
 
+from parallax.distributed.agreement import USER_ERRORS
 from parallax.experiments import flags, starting
 from parallax.lenses.child import end_children
 from parallax.requests.option import described
 
 _HELP = ("-h", "--help", "-help", "--helpfull", "--helpshort")
-# These are raised for what a user passed; their message is all that is shown.
-USER_ERRORS = (ValueError, NotImplementedError, ModuleNotFoundError)
 BAD_INPUT, INTERRUPTED = 2, 130
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -56,6 +55,8 @@ def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
         return _fail(name, f"{_elsewhere(error, name, commands)} See parallax {name} --help.")
     except absl_flags.Error as error:
         return _fail(name, f"{str(error).rstrip('.')}. See parallax {name} --help.")
+    except BrokenPipeError:
+        raise  # what read the output went away
     except USER_ERRORS as error:
         return _fail(name, str(error))
     except KeyboardInterrupt:

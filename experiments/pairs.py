@@ -13,7 +13,8 @@ processes, and a run lasts until the slowest process is done.
 Hardware: any; on a machine without enough GPUs the small model runs on virtual CPU devices, and
 the ratio says nothing about GPUs. Seconds to minutes.
 Result: both step times and their ratio; with --json=FILE every pair.
-Exit status: 0 ok, decided or not; 2 bad input.
+Exit status: 0 ok, decided or not; 2 bad input; 3 with --distributed: another process was
+lost, or they did not meet.
 """
 
 import json

@@ -25,7 +25,7 @@ last changes the losses. With room to spare, --remat=none or --gather=step saves
 Hardware: the devices at hand; with --virtual, virtual CPU devices.
 Result: in --workdir, run.json (what ran), metrics.jsonl, TensorBoard event files and checkpoints.
 Exit status: 0 done, or stopped by SIGTERM and saved; 130 stopped by Ctrl-C and saved; 2 bad input,
-or a loss that is not finite.
+or a loss that is not finite; 3 with --distributed: another process was lost, or they did not meet.
 """
 
 import signal

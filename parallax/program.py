@@ -15,6 +15,7 @@ from parallax.explanations.facts import Facts
 from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.compiling_steps import compile_program, lower_step
+from parallax.lenses.device_process import run_on_devices
 from parallax.lenses.environment import compile_environment, cpu_environment, missing_compiler
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.predicting import predict
@@ -22,7 +23,6 @@ from parallax.lenses.profiling import ProfileTask
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_module import verify_module
 from parallax.lenses.verifying import verify_transformer
-from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.programs.module_kinds import WithLogicalAxes, has_arrays
@@ -280,7 +280,7 @@ class Program:
         if not isinstance(self.model, ModelConfig):
             # A constructor's default dtype is then float32, as on a GPU and in `compile`.
             environment["JAX_ENABLE_X64"] = "0"
-        return run_where_devices_are(
+        return run_on_devices(
             measure_prefill, self._source, self.strategy, workload, data, repeats,
             None if profile is None else ProfileTask(str(Path(profile).absolute())),
             environment=environment, on_progress=on_progress,

@@ -11,7 +11,7 @@ from parallax.commands.calibrate_links import HeldOut, fit_links, relative_error
 from parallax.cost.fitting import fit_gemm, predicted_gemm, split, spread
 from parallax.cost.rates import Rates, rates_of
 from parallax.lenses.benchmarking import Measured, measure_device
-from parallax.lenses.where_devices_are import run_where_devices_are
+from parallax.lenses.device_process import run_on_devices
 from parallax.meshes.gpus import GPUS, Gpu
 
 # Fewer rows than this do not determine the constants.
@@ -56,7 +56,7 @@ def calibrate(
 
     Cost: at most five minutes.
     """
-    kind = run_where_devices_are(_device_kind, environment=environment or {})
+    kind = run_on_devices(_device_kind, environment=environment or {})
     gpu = next((g for g in GPUS.values() if g.device_kind == kind), None)
     if gpu is None:
         known = ", ".join(g.device_kind for g in GPUS.values())
@@ -64,7 +64,7 @@ def calibrate(
             f"calibrate: the device at hand is {kind!r}. It needs a GPU that the cost model knows: "
             f"{known}."
         )
-    measured = run_where_devices_are(
+    measured = run_on_devices(
         measure_device, gpu.name, environment=environment or {}, on_progress=on_progress
     )
     return fit(measured, gpu)

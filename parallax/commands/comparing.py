@@ -14,6 +14,7 @@ from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs
 from parallax.commands.sweep import one_line, run_sweep
 from parallax.distributed.agreement import together
 from parallax.lenses.child import Progress, end_children, run_in_child
+from parallax.lenses.device_process import run_on_devices
 from parallax.lenses.environment import (
     compile_environment,
     cpu_environment,
@@ -23,7 +24,6 @@ from parallax.lenses.environment import (
 from parallax.lenses.measuring import measure_prefill
 from parallax.lenses.profiling import ProfileTask
 from parallax.lenses.text import read_text
-from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.papers.findings import findings
 from parallax.program import Program
 from parallax.report import Report
@@ -271,7 +271,7 @@ def _measure(run: _Run, on_progress: Progress) -> None:
             environment = cpu_environment(strategy.mesh.size, fast_code=True)
             environment["JAX_ENABLE_X64"] = "0"
         try:
-            run.values[strategy.name]["measurement"] = run_where_devices_are(
+            run.values[strategy.name]["measurement"] = run_on_devices(
                 measure_prefill, config, strategy, runs, text, request.repeats, profile,
                 environment=environment,
                 on_progress=lambda line: on_progress(f"measure: {line}"),

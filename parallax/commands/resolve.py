@@ -17,9 +17,9 @@ from parallax.cost import Rates
 from parallax.distributed.agreement import agree, together
 from parallax.distributed.processes import process_count
 from parallax.lenses.compiling import check_devices
+from parallax.lenses.device_process import run_on_devices, virtual_devices_for
 from parallax.lenses.measuring import devices_at_hand
 from parallax.lenses.verify_decoding import NEW_TOKENS
-from parallax.lenses.where_devices_are import run_where_devices_are, virtual_devices_for
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
@@ -91,6 +91,8 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
         processes, or they differ in a model or strategy.
     """
     found = together("the request", lambda: _resolve(request))
+    if "measure" in found.lenses:  # all get here: starting their devices is a meeting of all
+        found = _with_devices(found)
     cases = {strategy.name: strategy.to_dict() for strategy, _ in found.cases}
     agree("the request", {"model": encode(found.config), "strategies": cases})
     return found
@@ -123,7 +125,7 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
     )  # fmt: skip
     if axis is not None:
         comparison = replace(comparison, sweep=_sweep(comparison, axis, make, full))
-    return _with_devices(comparison) if "measure" in lenses else comparison
+    return comparison
 
 
 @dataclass(frozen=True)
@@ -353,7 +355,7 @@ def _with_devices(comparison: ResolvedComparison) -> ResolvedComparison:
       ValueError: only measure was asked for, and no strategy can be measured.
     """
     virtual_devices_for(max(strategy.mesh.size for strategy, _ in comparison.cases))
-    platform, kind, count = run_where_devices_are(devices_at_hand, environment={})
+    platform, kind, count = run_on_devices(devices_at_hand, environment={})
     if platform == "cpu":
         comparison = replace(comparison, virtual=True)
         if process_count() == 1:

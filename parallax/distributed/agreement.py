@@ -36,7 +36,10 @@ def gather(what: str, text: str) -> tuple[str, ...]:
     if process_count() == 1:
         return (text,)
     hosts()
-    key = f"parallax/gather/{next(_numbers)}"
+    number = next(_numbers)
+    key = f"parallax/gather/{number}"
+    if number >= 2:  # all have read it: they have set the one after
+        client().key_value_delete(f"parallax/gather/{number - 2}/{process_index()}")
     client().key_value_set(f"{key}/{process_index()}", f"{what}\n{text}")
     texts = []
     for process in range(process_count()):

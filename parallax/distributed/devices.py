@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from parallax.distributed.processes import describe, hosts, process_count
+from parallax.distributed.processes import describe, nodes, process_count
 
 # Axes along which strategies communicate in every layer.
 _NEAR_AXES = ("tensor", "head_group", "head_slice")
@@ -20,18 +20,18 @@ def ordered_devices() -> list[Any]:
     """
     if process_count() == 1:
         return list(jax.devices())
-    node = _nodes()
+    node = nodes()
     return sorted(jax.devices(), key=lambda d: (node[d.process_index], d.process_index, d.id))
 
 
 def node_count() -> int:
     """Return the number of nodes; all processes have to call it."""
-    return len(set(_nodes()))
+    return len(set(nodes()))
 
 
 def node_of(device: Any) -> int:
     """Return the number of a device's node, from 0; all processes have to call it."""
-    return _nodes()[device.process_index]
+    return nodes()[device.process_index]
 
 
 def check_every_process(mesh: Mesh) -> None:
@@ -54,17 +54,17 @@ def node_notes(mesh: Mesh) -> tuple[str, ...]:
     """
     if process_count() == 1:
         return ()
-    node = _nodes()
+    node = nodes()
     at = np.vectorize(lambda d: node[d.process_index], otypes=[int])(mesh.devices)
-    nodes = len(np.unique(at))
-    if nodes == 1:
+    count = len(np.unique(at))
+    if count == 1:
         return ()
     crossing = [
         name for axis, name in enumerate(mesh.axis_names)
         if mesh.devices.shape[axis] > 1 and np.any(np.diff(at, axis=axis))
     ]  # fmt: skip
     inside = [n for n, size in mesh.shape.items() if size > 1 and n not in crossing]
-    said = f"mesh over {nodes} nodes: {_axes(crossing)} cross{'es' * (len(crossing) == 1)} them"
+    said = f"mesh over {count} nodes: {_axes(crossing)} cross{'es' * (len(crossing) == 1)} them"
     notes = [said + (f", {_axes(inside)} stay{'s' * (len(inside) == 1)} inside" if inside else "")]
     if near := [name for name in crossing if name in _NEAR_AXES]:
         notes.append(
@@ -76,10 +76,3 @@ def node_notes(mesh: Mesh) -> tuple[str, ...]:
 
 def _axes(names: list[str]) -> str:
     return " and ".join(f"'{name}'" for name in names)
-
-
-def _nodes() -> tuple[int, ...]:
-    """Return the number of every process's node, in the order of their first processes."""
-    names = hosts()
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return tuple(numbers[name] for name in names)

@@ -4,11 +4,14 @@ Without `jax.distributed` there is one process, and nothing here starts JAX.
 """
 
 import socket
+from pathlib import Path
 from typing import Any
 
 _HOST_KEY = "parallax/host"
 _HOST_TIMEOUT_MS = 600_000
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _hosts: dict[int, str] = {}
+_boots: dict[int, str] = {}
 
 
 def client() -> Any:
@@ -39,6 +42,11 @@ def coordinator_address() -> str:
     return "" if client() is None else _state().coordinator_address
 
 
+def takes_notice() -> bool:
+    """Whether SIGTERM to a process is a notice to all, by JAX's preemption service."""
+    return client() is not None and _state().preemption_sync_manager is not None
+
+
 def describe(process: int) -> str:
     """Return the number of a process and its host, once `hosts` has run."""
     if client() is None:
@@ -47,17 +55,28 @@ def describe(process: int) -> str:
 
 
 def hosts() -> tuple[str, ...]:
-    """Return the host name of every process, in order; all processes have to call it.
-
-    Two processes are on one node if their names are equal.
-    """
+    """Return the host name of every process, in order; all processes have to call it."""
     if client() is None:
         return (socket.gethostname(),)
     if not _hosts:
-        client().key_value_set(f"{_HOST_KEY}/{process_index()}", socket.gethostname())
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
+        own = f"{socket.gethostname()}|{boot}"
+        client().key_value_set(f"{_HOST_KEY}/{process_index()}", own)
         for k in range(process_count()):
-            _hosts[k] = client().blocking_key_value_get(f"{_HOST_KEY}/{k}", _HOST_TIMEOUT_MS)
+            told = client().blocking_key_value_get(f"{_HOST_KEY}/{k}", _HOST_TIMEOUT_MS)
+            _hosts[k], _, _boots[k] = told.partition("|")
     return tuple(_hosts[k] for k in range(process_count()))
+
+
+def nodes() -> tuple[int, ...]:
+    """Return the number of every process's node, in the order of their first processes.
+
+    All processes have to call it. Two are on one node if the names of their hosts are equal, and
+    the starts of their kernels: containers on different machines may have one name.
+    """
+    names = [(name, _boots.get(k, "")) for k, name in enumerate(hosts())]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return tuple(numbers[name] for name in names)
 
 
 def _state() -> Any:

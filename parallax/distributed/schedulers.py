@@ -7,11 +7,13 @@ a node's GPUs belong to a process when there are fewer processes than GPUs on it
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 Scheduler = Literal["Slurm", "Open MPI", "Kubernetes"]
+# Where Slurm has these, it shows each task its own GPUs alone.
+_GPUS_PER_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK")
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -32,6 +34,11 @@ class Settings:
     process_id: int | None
     local_devices: list[int] | None
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether JAX has to ask the scheduler for something."""
+        return None in (self.coordinator, self.num_processes, self.process_id)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -50,7 +57,15 @@ class Task:
 
 
 def started_task(environment: Mapping[str, str] = os.environ) -> Task | None:
-    """Return what Slurm (srun) or Open MPI (mpirun) says of this process; None without them."""
+    """Return what Slurm (srun) or Open MPI (mpirun) says of this process; None without them.
+
+    Under both, mpirun has started the processes, and Slurm only mpirun's own daemons.
+    """
+    if {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"} <= set(environment):
+        return Task(
+            "Open MPI", *(int(environment[f"OMPI_COMM_WORLD_{name}"])
+            for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+        )  # fmt: skip
     if {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"} <= set(environment):
         count = int(environment["SLURM_STEP_NUM_TASKS"])
         per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", str(count))
@@ -58,11 +73,6 @@ def started_task(environment: Mapping[str, str] = os.environ) -> Task | None:
         return Task(
             "Slurm", int(environment["SLURM_PROCID"]), count, int(environment["SLURM_LOCALID"]),
             _tasks_of_node(per_node, node),
-        )  # fmt: skip
-    if {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"} <= set(environment):
-        return Task(
-            "Open MPI", *(int(environment[f"OMPI_COMM_WORLD_{name}"])
-            for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
         )  # fmt: skip
     return None
 
@@ -82,7 +92,8 @@ def settings(
         scheduler = "Kubernetes"
     devices = None
     if task is not None:
-        devices = own_gpus(task, visible_gpus())
+        shown_own = any(name in os.environ for name in _GPUS_PER_TASK)
+        devices = own_gpus(replace(task, local_count=1) if shown_own else task, visible_gpus())
         num_processes = task.count if num_processes is None else num_processes
         process_id = task.number if process_id is None else process_id
     given = {
@@ -95,8 +106,11 @@ def settings(
             "job was found around this process. Give --coordinator=HOST:PORT (of process 0), "
             "--num_processes=N and --process_id=I (from 0), or start it with srun or mpirun."
         )
-    if coordinator is not None and not re.fullmatch(r"\S+:\d+", coordinator):
-        raise ValueError(f"coordinator {coordinator!r}: expected HOST:PORT, such as node1:12345.")
+    if coordinator is not None and not _is_address(coordinator):
+        raise ValueError(
+            f"coordinator {coordinator!r}: expected HOST:PORT, such as node1:12345, with a port of "
+            "1 to 65535."
+        )
     if coordinator is None:
         _check_detection(scheduler)
     if not 0 <= (process_id or 0) < (num_processes or 1 << 30):
@@ -105,6 +119,22 @@ def settings(
             f"number of processes, {num_processes}."
         )
     return Settings(scheduler, coordinator, num_processes, process_id, devices)
+
+
+def slurm_port(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return the coordinator's port in a Slurm step; None outside of one.
+
+    JAX's own depends on the job alone, so two steps of a job would have the same.
+    """
+    if not {"SLURM_JOB_ID", "SLURM_STEP_ID"} <= set(environment):
+        return None
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    return 61_440 + (job + 499 * step) % 4096
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"\S+:(\d{1,5})", text)
+    return found is not None and 1 <= int(found[1]) <= 65_535
 
 
 def own_gpus(task: Task, gpus: int) -> list[int] | None:

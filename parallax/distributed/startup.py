@@ -17,6 +17,7 @@ from parallax.distributed.processes import (
     coordinator_address,
     describe,
     hosts,
+    nodes,
     process_count,
     process_index,
 )
@@ -69,11 +70,14 @@ def initialize(
         raise RuntimeError("initialize: the processes have been started already. Call it once.")
     say = say or _say
     given = schedulers.settings(coordinator, num_processes, process_id)
-    if given.process_id == 0 and given.coordinator is not None:
-        _check_port(given.coordinator)
+    port = schedulers.slurm_port() if given.scheduler == "Slurm" else None
+    if given.coordinator is None and port is not None:
+        os.environ.setdefault("JAX_COORDINATOR_PORT", str(port))
+    if given.process_id == 0 and (given.coordinator is not None or port is not None):
+        _check_port(given.coordinator or f"localhost:{os.environ['JAX_COORDINATOR_PORT']}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", save_on_sigterm)
-    if jax.config.jax_platforms == "cpu":
+    if jax.config.jax_platforms == "cpu" or not schedulers.visible_gpus():
         have = os.environ.get("XLA_FLAGS", "")
         more = [f for f in _CPU_FLAGS if f.partition("=")[0] not in have]
         os.environ["XLA_FLAGS"] = " ".join(filter(None, (have, *more)))
@@ -85,6 +89,7 @@ def initialize(
             given.num_processes,
             given.process_id,
             given.local_devices,
+            cluster_detection_method=None if given.is_incomplete else "deactivate",
             initialization_timeout=_FOREVER_S,
             heartbeat_timeout_seconds=_HEARTBEAT_S,
         )
@@ -98,7 +103,7 @@ def initialize(
     sys.excepthook = _failing(sys.excepthook)
     agree("start", _facts())
     say(
-        f"{process_count()} processes on {len(set(hosts()))} node(s); this is "
+        f"{process_count()} processes on {len(set(nodes()))} node(s); this is "
         f"{describe(process_index())}, process 0 is at {coordinator_address()}"
     )
 
@@ -124,14 +129,17 @@ def _facts() -> dict[str, Any]:
             found[name] = "a source folder"
     variables = {
         name: value for name, value in os.environ.items()
-        if name == "XLA_FLAGS" or (name.startswith("JAX_") and name not in _LOCAL)
+        if name.startswith("JAX_") and name not in _LOCAL
     }  # fmt: skip
+    given = os.environ.get("XLA_FLAGS", "").split()
+    variables["XLA_FLAGS"] = " ".join(f for f in given if not f.startswith("--xla_dump"))
     return {"versions": found, "environment": variables}
 
 
 # Variables of JAX that are each process's own.
 _LOCAL = (
     "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_NUM_CPU_DEVICES",
+    "JAX_COMPILATION_CACHE_DIR",
 )  # fmt: skip
 
 

@@ -2,11 +2,30 @@
 
 import os
 import signal
+from dataclasses import dataclass
 
 from parallax.distributed import watch
-from parallax.distributed.processes import process_count
+from parallax.distributed.agreement import gather
+from parallax.distributed.processes import process_count, takes_notice
 
-_asked = False
+
+@dataclass
+class _Notice:
+    """JAX's preemption notice, which it gives once in the life of a process.
+
+    Attributes:
+      calls: how often JAX was asked for the step to stop at. It is told this number: steps of a
+        resumed run begin above 0, and a notice before the first call fixes the number 1.
+      given: whether this process has sent the notice itself.
+      used: whether all have stopped by it.
+    """
+
+    calls: int = 0
+    given: bool = False
+    used: bool = False
+
+
+_notice = _Notice()
 
 
 def stop_at(step: int, asked: bool) -> bool:
@@ -19,14 +38,20 @@ def stop_at(step: int, asked: bool) -> bool:
         way.
 
     With one process it is `asked`.
+
+    Cost: nothing is sent, except after a first stop and without JAX's notice: then a text from each
+      process in every step.
     """
     if process_count() == 1:
         return asked
+    watch.at_step(step)
+    if _notice.used or not takes_notice():
+        return any(gather("whether to stop", "stop" if asked else ""))
     from jax.experimental import multihost_utils
 
-    global _asked
-    if asked and not _asked:
-        _asked = True
+    _notice.calls += 1
+    if asked and not _notice.given:
+        _notice.given = True
         os.kill(os.getpid(), signal.SIGTERM)
-    watch.at_step(step)
-    return multihost_utils.reached_preemption_sync_point(step)
+    _notice.used = multihost_utils.reached_preemption_sync_point(_notice.calls)
+    return _notice.used

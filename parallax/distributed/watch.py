@@ -31,9 +31,11 @@ from parallax.distributed.processes import (
 LOST = 3
 _BEAT_S = 1.0
 # Without a beat for so long a process counts as lost, sooner if a collective has failed already.
-_SILENT_S, _SILENT_AFTER_ERROR_S = 15.0, 8.0
+_SILENT_S, _SILENT_AFTER_ERROR_S = 18.0, 10.0
 _READ_VERDICT_S, _OWN_ERROR_FIRST_S = 5.0, 1.5
-_LAGGING_S = 60.0
+_LAGGING_S = 25.0
+_FAILURES = 3  # calls to process 0 in a row
+_SAY_WITHIN_S = 3.0
 _BEAT, _LEFT, _SEEN = "parallax/beat", "parallax/left", "parallax/seen"
 _VERDICT = "parallax/verdict"
 _NO_ANSWER = "it does not answer (killed, or its network is down)"
@@ -141,7 +143,7 @@ def _post(error: Verdict, *, blamed: bool) -> None:
 
 def _beat(watch: _Watch) -> None:
     """Beat, and read what the others or process 0 have to say, until the run ends."""
-    number, peers = 0, _Peers()
+    number, failures, peers = 0, 0, _Peers()
     while not watch.ended.is_set():
         number += 1
         woke = time.monotonic()
@@ -149,10 +151,15 @@ def _beat(watch: _Watch) -> None:
             beat = json.dumps([number, watch.step])
             client().key_value_set(f"{_BEAT}/{process_index()}", beat, allow_overwrite=True)
             verdict = peers.judge(watch) if process_index() == 0 else _read_verdict()
-        except Exception:
-            if not watch.ended.is_set():
+        except Exception:  # JAX's errors have no public type
+            failures += 1
+            if watch.ended.is_set():
+                return
+            if failures > _FAILURES or not _is_reached(coordinator_address()):
                 _first_is_lost(_NO_ANSWER)
-            return
+            watch.ended.wait(_BEAT_S)
+            continue
+        failures = 0
         watch.answered = time.monotonic()
         if verdict is not None and not watch.ended.is_set():
             if process_index() == 0:
@@ -294,6 +301,10 @@ def _read_all(folder: str) -> dict[int, str]:
 
 
 def _leave(verdict: Verdict, *, silently: bool = False) -> None:
+    # What is said may wait for a stream that another thread holds, or for a file system.
+    timer = threading.Timer(_SAY_WITHIN_S, os._exit, (verdict.status,))
+    timer.daemon = True
+    timer.start()
     watch = _watch or _Watch(_say)
     with watch.lock:  # two threads may want to; the second waits for the process to end
         if not silently:

@@ -109,6 +109,8 @@ def _read(path: Path, tokenizer: Tokenizer) -> np.ndarray:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"data {path}: not UTF-8 at byte {error.start}. Convert it.") from None
+    if isinstance(tokenizer, ByteTokenizer):
+        return np.frombuffer(text.encode("utf-8"), np.uint8)
     return np.asarray(tokenizer.encode(text), np.int32)
 
 

@@ -19,6 +19,7 @@ from parallax.requests.naming import RUN_FILE
 Line = Callable[[str], None]
 
 _LOCK, _TOKEN = ".lock", ".processes-"
+_STALE_WITHIN_S = 120.0
 _SEE_WITHIN_S = 5.0  # a network file system may show a new file late
 
 
@@ -36,7 +37,9 @@ def held(workdir: Path, on_progress: Line) -> Iterator[None]:
     made = together(f"the folder {workdir}", lambda: is_first() and _make(workdir))
     lock: _Lock | None = None
     try:
-        lock = together(f"the folder {workdir}", lambda: _Lock(workdir) if is_first() else None)
+        lock = together(
+            f"the folder {workdir}", lambda: _Lock(workdir, on_progress) if is_first() else None
+        )
         if lock is not None and lock.without:
             on_progress(
                 f"{workdir}: its file system has no locks ({lock.without}), so make sure that no "
@@ -95,10 +98,10 @@ class _Lock:
       ValueError: another process holds it, or the folder cannot be written.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, on_progress: Line):
         self._path, self.without = workdir / _LOCK, ""
         try:
-            self._file = self._locked(workdir)
+            self._file = self._locked(workdir, on_progress)
             self._file.truncate(0)
             since = datetime.now().astimezone().isoformat(" ", "seconds")
             self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
@@ -106,7 +109,8 @@ class _Lock:
         except OSError as error:
             raise _unusable(workdir, error) from None
 
-    def _locked(self, workdir: Path) -> TextIO:
+    def _locked(self, workdir: Path, on_progress: Line) -> TextIO:
+        end_at, said = time.monotonic() + _STALE_WITHIN_S, False
         while True:
             file = self._path.open("a+", encoding="utf-8")
             try:
@@ -115,6 +119,16 @@ class _Lock:
                 file.seek(0)
                 holder = file.read() or "another process"
                 file.close()
+                elsewhere = f" on {socket.gethostname()} " not in f"{holder} "
+                if elsewhere and time.monotonic() < end_at:
+                    if not said:
+                        on_progress(
+                            f"{workdir}: {holder} holds it. Waiting {_STALE_WITHIN_S:.0f} s, as a "
+                            "file server keeps the lock of a host that went down for a while"
+                        )
+                    said = True
+                    time.sleep(1.0)
+                    continue
                 raise ValueError(
                     f"workdir {workdir}: {holder} trains in it. Use another --workdir, or start "
                     "the processes of one run with --distributed."

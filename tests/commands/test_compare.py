@@ -298,7 +298,7 @@ def test_the_first_failure_keeps_waiting_jobs_from_starting(monkeypatch):
 
 def test_too_few_devices_to_measure_leave_one_strategy_out(monkeypatch):
     here = "gpu", "NVIDIA H100", 8
-    monkeypatch.setattr(resolve, "run_where_devices_are", lambda *_, **__: here)
+    monkeypatch.setattr(resolve, "run_on_devices", lambda *_, **__: here)
     mine = [px.strategies.data_parallel(8), px.strategies.ring_sequence(16)]
     request = CompareRequest(paper="ring_sp", strategies=mine, lenses=("measure",))
     found = resolve.resolve(request)
@@ -350,6 +350,6 @@ def test_several_processes_only_measure(monkeypatch, lenses, said):
 def test_a_mesh_larger_than_all_processes_devices_is_refused(monkeypatch):
     """One process would take more virtual devices; several have those that they started with."""
     monkeypatch.setattr(resolve, "process_count", lambda: 2)
-    monkeypatch.setattr(resolve, "run_where_devices_are", lambda *_, **__: ("cpu", "cpu", 4))
+    monkeypatch.setattr(resolve, "run_on_devices", lambda *_, **__: ("cpu", "cpu", 4))
     with pytest.raises(ValueError, match="needs 16 devices to measure on, there are 4"):
         compare("ring_sp", lenses=("measure",))

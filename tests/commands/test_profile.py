@@ -29,7 +29,7 @@ def asked(monkeypatch):
         return examples.measurement()
 
     for module in (comparing, resolve):
-        monkeypatch.setattr(module, "run_where_devices_are", instead)
+        monkeypatch.setattr(module, "run_on_devices", instead)
     return tasks
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallax.distributed.schedulers import Task, own_gpus, settings, started_task
+from parallax.distributed.schedulers import Task, own_gpus, settings, slurm_port, started_task
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -32,6 +32,9 @@ MPI = {
         (MPI, Task("Open MPI", 3, 4, 1, 2)),
         # A batch script outside of any step, or salloc's shell, is one process.
         ({k: v for k, v in SLURM.items() if "STEP" not in k}, None),
+        # mpirun in a Slurm job: its daemons are Slurm's tasks, and the processes are its own.
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"} | MPI,
+         Task("Open MPI", 3, 4, 1, 2)),
         ({}, None),
     ],
 )  # fmt: skip
@@ -60,7 +63,13 @@ def test_gpus_that_do_not_divide():
 
 @pytest.fixture
 def alone(monkeypatch):
-    for name in (*SLURM, *MPI, "KUBERNETES_SERVICE_HOST"):
+    for name in (
+        *SLURM,
+        *MPI,
+        "SLURM_GPUS_PER_TASK",
+        "SLURM_TRES_PER_TASK",
+        "KUBERNETES_SERVICE_HOST",
+    ):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -84,11 +93,26 @@ def test_settings_are_completed_by_the_scheduler(alone):
         (("a:1", 2, None), "--process_id not given"),
         (("a:1", 2, 2), "expected a number from 0, less than the number of processes, 2"),
         (("a", 2, 1), "expected HOST:PORT"),
+        (("a:99999", 2, 1), "with a port of 1 to 65535"),
     ],
 )
 def test_what_is_missing_is_named(alone, given, message):
     with pytest.raises(ValueError, match=message):
         settings(*given)
+
+
+@pytest.mark.parametrize("name", ["SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"])
+def test_gpus_that_slurm_shows_one_task_alone_are_its_own(alone, name):
+    for variable, value in (SLURM | {name: "4", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}).items():
+        alone.setenv(variable, value)
+    assert settings(None, None, None).local_devices == [0, 1, 2, 3]
+
+
+def test_steps_of_a_job_have_ports_of_their_own():
+    ports = {slurm_port({"SLURM_JOB_ID": "70000", "SLURM_STEP_ID": str(k)}) for k in range(4)}
+    assert len(ports) == 4
+    assert all(61_440 <= port < 65_536 for port in ports)
+    assert slurm_port({"SLURM_JOB_ID": "70000"}) is None
 
 
 def test_open_mpi_5_needs_an_address(alone):

@@ -49,6 +49,24 @@ def test_a_second_run_is_refused_and_a_killed_one_frees_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_lock_of_a_host_that_went_down_is_awaited(tmp_path, monkeypatch):
+    (tmp_path / ".lock").write_text("process 7 on a-node-that-went-down since yesterday")
+    tries = []
+
+    def held_twice(file, how):
+        tries.append(how)
+        if len(tries) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", held_twice)
+    monkeypatch.setattr(run_folder.time, "sleep", lambda seconds: None)
+    said = []
+    with held(tmp_path, said.append):
+        assert len(tries) == 3
+    assert len(said) == 1
+    assert "process 7 on a-node-that-went-down since yesterday holds it. Waiting 120 s" in said[0]
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")

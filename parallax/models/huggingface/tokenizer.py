@@ -46,7 +46,8 @@ class _FileTokenizer:
     stop_tokens: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
-        return self.rust.encode(text).ids
+        # A batch of one: `encode` would keep all of Python's threads waiting for a long text.
+        return self.rust.encode_batch([text])[0].ids
 
     def decode(self, tokens: list[int]) -> str:
         return self.rust.decode(tokens)

@@ -10,10 +10,10 @@ from rich.text import Text
 from parallax.codec import encode
 from parallax.commands.resolve import resolve
 from parallax.distributed.agreement import together
+from parallax.lenses.device_process import run_on_devices
 from parallax.lenses.environment import cpu_environment
 from parallax.lenses.intervals import confidence_interval
 from parallax.lenses.text import read_text
-from parallax.lenses.where_devices_are import run_where_devices_are
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
 from parallax.papers import paper as find_paper
@@ -158,7 +158,7 @@ def run_pairs(request: PairsRequest, *, on_progress: Callable[[str], None]) -> P
         environment["JAX_ENABLE_X64"] = "0"
     most = max(work.tokens, other.tokens)
     text, _ = together("the text", lambda: read_text(request.text, most))
-    runs, device, notes = run_where_devices_are(
+    runs, device, notes = run_on_devices(
         measure_pairs, config, (one, two), (work, other), text, request.pairs, request.seed,
         environment=environment, on_progress=on_progress,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from parallax.lenses.child import Progress, run_in_child
 from parallax.lenses.environment import virtual_devices
 
 
-def run_where_devices_are(
+def run_on_devices(
     function: Callable[..., Any],
     *args: Any,
     environment: Mapping[str, str],

@@ -5,8 +5,8 @@ import os
 import jax
 import pytest
 
-from parallax.lenses import where_devices_are
-from parallax.lenses.where_devices_are import run_where_devices_are, virtual_devices_for
+from parallax.lenses import device_process
+from parallax.lenses.device_process import run_on_devices, virtual_devices_for
 
 
 def where(number, *, on_progress):
@@ -14,12 +14,12 @@ def where(number, *, on_progress):
 
 
 def several(monkeypatch, count=2):
-    monkeypatch.setattr(where_devices_are, "process_count", lambda: count)
+    monkeypatch.setattr(device_process, "process_count", lambda: count)
 
 
 @pytest.mark.slow
 def test_one_process_has_a_child():
-    pid, number, _ = run_where_devices_are(where, 7, environment={})
+    pid, number, _ = run_on_devices(where, 7, environment={})
     assert pid != os.getpid()
     assert number == 7
 
@@ -28,14 +28,14 @@ def test_one_process_has_a_child():
 def test_several_run_here_in_the_precision_asked_for(monkeypatch, asked, has):
     several(monkeypatch)
     environment = {"JAX_PLATFORMS": "cpu", **asked}
-    assert run_where_devices_are(where, 7, environment=environment) == (os.getpid(), 7, has)
+    assert run_on_devices(where, 7, environment=environment) == (os.getpid(), 7, has)
     assert jax.config.jax_enable_x64
 
 
 def test_virtual_devices_on_other_processes_are_refused(monkeypatch):
     several(monkeypatch)
     with pytest.raises(ValueError, match="the 2 processes have started on cpu devices"):
-        run_where_devices_are(where, 7, environment={"JAX_PLATFORMS": "cuda"})
+        run_on_devices(where, 7, environment={"JAX_PLATFORMS": "cuda"})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_virtual_devices_on_other_processes_are_refused(monkeypatch):
 def test_processes_on_cpus_share_a_meshs_devices(monkeypatch, count, platforms, set_already, each):
     several(monkeypatch, count)
     given = []
-    monkeypatch.setattr(where_devices_are, "virtual_devices", given.append)
+    monkeypatch.setattr(device_process, "virtual_devices", given.append)
     monkeypatch.setattr(type(jax.config), "jax_platforms", platforms)
     monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", set_already)
     virtual_devices_for(16)
