@@ -111,7 +111,8 @@ def test_gpus_that_slurm_shows_one_task_alone_are_its_own(alone, name):
 def test_steps_of_a_job_have_ports_of_their_own():
     ports = {slurm_port({"SLURM_JOB_ID": "70000", "SLURM_STEP_ID": str(k)}) for k in range(4)}
     assert len(ports) == 4
-    assert all(61_440 <= port < 65_536 for port in ports)
+    assert None not in ports
+    assert all(61_440 <= int(port or 0) < 65_536 for port in ports)
     assert slurm_port({"SLURM_JOB_ID": "70000"}) is None
 
 
