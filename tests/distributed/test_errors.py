@@ -49,7 +49,7 @@ def test_a_host_whose_name_has_no_address(monkeypatch):
 def test_a_process_that_others_wait_for_is_said_once(monkeypatch):
     said, beats = [], {}
     monkeypatch.setattr(watch, "_read_all", lambda key: beats if key == watch._BEAT else {})
-    peers, of_this = watch._Peers(), types.SimpleNamespace(say=said.append, failing=False)
+    peers, of_this = watch._Peers(), watch._Watch(said.append)
     now = 1000.0
     monkeypatch.setattr(watch.time, "monotonic", lambda: now)
     for second in range(300):
@@ -65,7 +65,7 @@ def test_a_process_that_others_wait_for_is_said_once(monkeypatch):
 
 def test_silence_is_a_loss(monkeypatch):
     monkeypatch.setattr(watch, "_read_all", lambda key: beats if key == watch._BEAT else {})
-    peers, of_this = watch._Peers(), types.SimpleNamespace(say=print, failing=False)
+    peers, of_this = watch._Peers(), watch._Watch(print)
     now, found = 0.0, None
     monkeypatch.setattr(watch.time, "monotonic", lambda: now)
     while found is None:
