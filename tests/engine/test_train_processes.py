@@ -85,15 +85,6 @@ def test_a_checkpoint_of_four_is_restored_to_the_bit_by_four_one_and_two(four, t
     assert act(2, tmp_path / "two", f"restore:{folder},ulysses")
 
 
-@pytest.mark.full
-def test_a_checkpoint_of_four_is_restored_by_eight_and_theirs_by_one(four, tmp_path):
-    folder, theirs = four[0], tmp_path / "theirs"
-    theirs.mkdir()
-    eight = f"restore:{folder},ring", f"save:{theirs},ulysses"
-    assert act(8, tmp_path / "eight", *eight)
-    assert_restored(theirs, "pipeline")
-
-
 def test_what_several_processes_hold_is_read_once_over_all(four):
     """Data parallel on 4 processes: all need all, and each reads its part."""
     weights, checkpoint = four[1]["weights"], four[1]["restore"]
