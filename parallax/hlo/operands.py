@@ -14,43 +14,43 @@ _NAME = r"%?[^\s,(){}\[\]%]+"
 _PLAIN = re.compile(rf"(?:{_NAME}(?:,\s*{_NAME})*)?")
 _OPERAND = re.compile(rf"(?:(\S.*?)\s+)?({_NAME})")
 _NAMES = re.compile(r"[^\s,%]+")
-_DELIMITER = re.compile(r'[(){}\[\],"]')
+# A whole quoted text, which may end in an escaped backslash, or one delimiter outside of quotes.
+_DELIMITER = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[(){}\[\],"]')
 _OPENING, _CLOSING = "({[", ")}]"
 
 
 def split_commas(text: str, number: int) -> list[str]:
     """Split a text at the commas outside brackets and quotes; `number` is its line, for errors."""
-    pieces, depth, quoted, start = [], 0, False, 0
+    pieces, depth, start = [], 0, 0
     for match in _DELIMITER.finditer(text):
         char = match[0]
         if char == '"':
-            if not (quoted and text[match.start() - 1] == "\\"):
-                quoted = not quoted
-        elif quoted:
+            depth = -1  # a quote that does not close
+            break
+        if char[0] == '"':
             continue
-        elif char in _OPENING:
+        if char in _OPENING:
             depth += 1
         elif char in _CLOSING:
             depth -= 1
         elif depth == 0:
             pieces.append(text[start : match.start()])
             start = match.end()
-    if depth or quoted:
+    if depth:
         raise HloError(f"line {number}: attributes do not close: {text[:80]!r}.")
     return [*pieces, text[start:]]
 
 
 def skip_balanced(line: str, start: int, number: int) -> int:
     """Return the position after the bracket that closes the one at `start`, skipping quotes."""
-    depth, quoted = 0, False
+    depth = 0
     for match in _DELIMITER.finditer(line, start):
         char = match[0]
         if char == '"':
-            if not (quoted and line[match.start() - 1] == "\\"):
-                quoted = not quoted
-        elif not quoted and char in _OPENING:
+            break  # a quote that does not close
+        if char in _OPENING:
             depth += 1
-        elif not quoted and char in _CLOSING:
+        elif char in _CLOSING:
             depth -= 1
             if depth == 0:
                 return match.end()

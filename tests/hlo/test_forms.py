@@ -62,6 +62,8 @@ FORMS = {
     "a fence that does not close": lambda t: f"```text\n{t}",
     "lines of comments": lambda t: "// a dump\n" + t.replace("\n\n", "\n// more (\n\n"),
     "comments behind": lambda t: t.replace(", metadata=", " /* a, { */, metadata="),
+    "a text that ends in a backslash": lambda t: t.replace(
+        ", metadata=", ', note="({,\\\\\\"\\\\", metadata='),
     "comments over lines": lambda t: "/* by\n hand {\n*/\n" + t,
     "blank lines around": lambda t: f"\n\n{t}\n\n",
     "names without %": lambda t: _NO_PERCENT.sub("", t),
