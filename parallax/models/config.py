@@ -6,47 +6,24 @@ from typing import Any, Literal, get_args
 
 from parallax import codec
 from parallax.compression import parse_format
+from parallax.models.layer_kinds import LatentAttention, LayerKind, RopeScaling, Router
 
 Mlp = Literal["gelu", "gated"]
+Gate = Literal["silu", "gelu", "clamped"]
+Norms = Literal["before", "after", "both"]
+QkNorm = Literal["head", "all"]
 Norm = Literal["rmsnorm", "layernorm"]
 Positions = Literal["rope", "learned", "none"]
 DType = Literal["float16", "bfloat16", "float32", "float64"]
 
+_CHOICES = {
+    "mlp": Mlp, "norm": Norm, "positions": Positions, "gate": Gate, "norms": Norms,
+    "qk_norm_width": QkNorm,
+}  # fmt: skip
+_MAY_BE_ZERO = ("num_experts", "shared_experts", "dense_layers", "dense_d_ff")
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 BYTE_VOCAB = 256
 PARTS = ("attention", "mlp")  # the parts of a layer, in the order of `ModelConfig.compression`
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """The scaling of rotary frequencies for texts longer than those of a model's first training.
-
-    Attributes:
-      kind: "linear" divides all frequencies by `factor`; "llama3" divides the slow ones, leaves the
-        fast ones unchanged, and interpolates in between.
-      factor: at least 1.
-      low_freq_factor, high_freq_factor: for "llama3": a pair that makes fewer turns than the first
-        in original_max_seq_len tokens is slow, one that makes more than the second is fast.
-      original_max_seq_len: for "llama3": the sequence length of the first training, tokens.
-
-    Reference: Chen et al., "Extending Context Window via Position Interpolation", 2023 (linear);
-      Grattafiori et al., "The Llama 3 Herd of Models", 2024 (llama3).
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_seq_len: int = 8192
-
-    def __post_init__(self):
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"RopeScaling: kind must be linear or llama3; got {self.kind!r}.")
-        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                "RopeScaling: factor must be at least 1, and low_freq_factor between 0 and "
-                f"high_freq_factor; got {self}."
-            )
 
 
 @dataclass(frozen=True)
@@ -79,6 +56,25 @@ class ModelConfig:
       compression: formats in which the matrices of attention and of the MLP (all experts) are
         stored, as `parallax.compression.parse_format` reads them; None is `dtype`. Norms, biases,
         routers and tables stay in `dtype`. A compressed model computes another function.
+      pattern: the kinds of layers, repeated: layer i is of kind i mod len(pattern); () is one kind
+        that sees all tokens.
+      latent: multi-head latent attention instead of grouped queries; num_kv_heads is num_heads.
+      sinks: every query head has a learned score of a sink, in the softmax's sum only.
+      score_cap: scores s become cap * tanh(s / cap), before the mask.
+      logit_cap: logits too.
+      score_scale: scale of the scores; None is head_dim ** -0.5.
+      rotary_dim: leading elements of each head that are rotated; None is all of head_dim.
+      qkv_bias: queries, keys and values add a bias, also where `bias` is False.
+      qk_norm_width: qk_norm over each head, or over all heads together.
+      norms: norms before attention and MLP, after them (before the residual sum), or both.
+      norm_offset: norms multiply by 1 + scale.
+      embed_scale: factor of looked-up embeddings, rounded to `dtype`.
+      gate: of mlp="gated": SiLU, GELU (tanh), or "clamped": x * sigmoid(1.702 x) of the gate
+        clamped from above at gate_limit, times the other product clamped at both sides plus 1.
+      gate_limit: the limit of gate="clamped".
+      shared_experts: experts that every token passes, as one MLP of width shared_experts * d_ff.
+      dense_layers: first layers with an MLP of width dense_d_ff instead of experts.
+      router: how experts are chosen and weighted; None is Router().
     """
 
     name: str
@@ -105,20 +101,39 @@ class ModelConfig:
     tie_embeddings: bool = False
     rope_scaling: RopeScaling | None = None
     compression: tuple[str, str] | None = codec.later(None)
+    pattern: tuple[LayerKind, ...] = codec.later((), omit=True)
+    latent: LatentAttention | None = codec.later(None, omit=True)
+    sinks: bool = codec.later(False, omit=True)
+    score_cap: float | None = codec.later(None, omit=True)
+    logit_cap: float | None = codec.later(None, omit=True)
+    score_scale: float | None = codec.later(None, omit=True)
+    rotary_dim: int | None = codec.later(None, omit=True)
+    qkv_bias: bool = codec.later(False, omit=True)
+    qk_norm_width: QkNorm = codec.later("head", omit=True)
+    norms: Norms = codec.later("before", omit=True)
+    norm_offset: bool = codec.later(False, omit=True)
+    embed_scale: float | None = codec.later(None, omit=True)
+    gate: Gate = codec.later("silu", omit=True)
+    gate_limit: float = codec.later(7.0, omit=True)
+    shared_experts: int = codec.later(0, omit=True)
+    dense_layers: int = codec.later(0, omit=True)
+    dense_d_ff: int = codec.later(0, omit=True)
+    router: Router | None = codec.later(None, omit=True)
 
     def __post_init__(self):
+        object.__setattr__(self, "pattern", tuple(self.pattern))
         if self.compression is not None:
             object.__setattr__(self, "compression", tuple(self.compression))
             self._check_compression(*self.compression)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "num_experts" else 1
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if field.type is int and (not isinstance(value, int) or value < least):
                 raise ValueError(
                     f"ModelConfig '{self.name}': {field.name} must be an integer of at least "
                     f"{least}, got {value!r}."
                 )
-        for name, choices in (("mlp", Mlp), ("norm", Norm), ("positions", Positions)):
+        for name, choices in _CHOICES.items():
             _one_of(self.name, name, getattr(self, name), get_args(choices))
         _one_of(self.name, "dtype", self.dtype, get_args(DType))
         if self.num_heads % self.num_kv_heads:
@@ -132,20 +147,79 @@ class ModelConfig:
                 f"ModelConfig '{self.name}': a token cannot pass through {self.experts_per_token} "
                 f"of {self.num_experts} experts. Use experts_per_token of at most num_experts."
             )
-        if self.bias and self.num_experts:
-            raise ValueError(
-                f"ModelConfig '{self.name}': experts with biases are not supported. Use bias=False."
-            )
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError(
                 f"ModelConfig '{self.name}': rope_scaling needs positions='rope', got "
                 f"{self.positions!r}. Leave out one of them."
             )
-        if self.positions == "rope" and self.head_dim % 2:
+        self._check_kinds()
+        if self.positions == "rope" and self.rotated_dim % 2:
             raise ValueError(
-                f"ModelConfig '{self.name}': RoPE rotates pairs, head_dim={self.head_dim} is odd. "
+                f"ModelConfig '{self.name}': RoPE rotates pairs, head_dim={self.head_dim} "
+                f"(rotated: {self.rotated_dim}) is odd. "
                 "Use an even head_dim, or positions='learned' or 'none'."
             )
+
+    def _check_kinds(self) -> None:
+        """Check the choices that name layers' kinds, latents, experts and norms."""
+        context = f"ModelConfig '{self.name}'"
+        wrong = {
+            "windows need causal=True": not self.causal
+            and any(kind.window is not None for kind in self.kinds),
+            "latent attention has num_kv_heads = num_heads": self.latent is not None
+            and self.num_kv_heads != self.num_heads,
+            "latent attention has positions='rope' and none of sinks, bias, qk_norm, pattern": (
+                self.latent is not None
+                and (
+                    self.positions != "rope"
+                    or bool(self.pattern)
+                    or self.sinks
+                    or self.bias
+                    or self.qkv_bias
+                    or self.qk_norm
+                )
+            ),
+            "rope_dim is less than head_dim": self.latent is not None
+            and self.latent.rope_dim >= self.head_dim,
+            "rotary_dim is at most head_dim, and not of latent attention": (
+                self.rotary_dim is not None
+                and (self.rotary_dim > self.head_dim or self.latent is not None)
+            ),
+            "shared_experts, dense_layers and router need num_experts": not self.num_experts
+            and bool(self.shared_experts or self.dense_layers or self.router),
+            "dense_layers are fewer than num_layers and have a dense_d_ff": bool(self.dense_layers)
+            and (self.dense_layers >= self.num_layers or not self.dense_d_ff),
+            "dense_d_ff needs dense_layers": bool(self.dense_d_ff) and not self.dense_layers,
+            "groups of experts are equal, and enough for a token's choices": bool(
+                self.router and self.num_experts
+            )
+            and not self._groups_fit(),
+            "norm_offset needs norm='rmsnorm'": self.norm_offset and self.norm != "rmsnorm",
+            "gate needs mlp='gated'": self.gate != "silu" and self.mlp != "gated",
+        }
+        if said := [rule for rule, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(f"{context}: {'; '.join(said)}.")
+
+    def _groups_fit(self) -> bool:
+        router = self.router or Router()
+        per_group = self.num_experts // router.groups
+        return (
+            self.num_experts % router.groups == 0
+            and router.groups_per_token * per_group >= self.experts_per_token
+            and (router.groups == 1 or router.group_score == "largest" or per_group > 1)
+        )
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers that repeat over the stack; at least one."""
+        return self.pattern or (LayerKind(),)
+
+    @property
+    def rotated_dim(self) -> int:
+        """The elements of a head that are rotated by position."""
+        if self.latent is not None:
+            return self.latent.rope_dim
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     def _check_compression(self, *names: str) -> None:
         context = f"ModelConfig '{self.name}': compression"
@@ -202,8 +276,10 @@ class ModelConfig:
 
         The vocabulary becomes the 256 byte values, so that any text is a batch of tokens. A head
         no wider than head_dim keeps its width, and widths that do not shrink evenly round up.
+        Windows shrink to a fifth of max_seq_len, so that they still hide tokens.
         """
         shrink = max(1, self.head_dim // head_dim)
+        window = max(1, max_seq_len // 5)
         return self.replace(
             name=f"{self.name}.small",
             d_model=-(-self.d_model // shrink),
@@ -211,6 +287,13 @@ class ModelConfig:
             head_dim=min(head_dim, self.head_dim),
             vocab_size=BYTE_VOCAB,
             max_seq_len=max_seq_len,
+            pattern=tuple(
+                dataclasses.replace(kind, window=kind.window and min(kind.window, window))
+                for kind in self.pattern
+            ),
+            latent=self.latent and _small_latent(self.latent, min(head_dim, self.head_dim), shrink),
+            rotary_dim=self.rotary_dim and min(self.rotary_dim, 2 * (head_dim // 4)),
+            dense_d_ff=-(-self.dense_d_ff // shrink),
             compression=self.compression and tuple(
                 _small_format(name, min(head_dim, self.head_dim)) for name in self.compression
             ),
@@ -224,6 +307,16 @@ def _small_format(name: str, inputs: int) -> str:
         return name
     dtype, plus, runs = name.partition("+")
     return f"{dtype.split('/')[0]}/{inputs}{plus}{runs}"
+
+
+def _small_latent(latent: LatentAttention, head_dim: int, shrink: int) -> LatentAttention:
+    """Return a latent's sizes beside heads of a small width, half of which is rotated."""
+    return LatentAttention(
+        kv_rank=-(-latent.kv_rank // shrink),
+        q_rank=latent.q_rank and -(-latent.q_rank // shrink),
+        rope_dim=min(latent.rope_dim, 2 * (head_dim // 4)),
+        value_dim=min(latent.value_dim, head_dim),
+    )
 
 
 def _one_of(model: str, field: str, value: str, choices: tuple[str, ...]) -> None:
