@@ -186,14 +186,14 @@ class Strategy:
 
         return traced
 
-    def layer_groups(self, num_layers: int) -> tuple[int, ...]:
-        """Return the number of layers of each stage, in order.
+    def layer_groups(self, num_layers: int, period: int = 1) -> tuple[int, ...]:
+        """Return the number of layers of each stage, in order; they start at multiples of `period`.
 
         Raises:
           ValueError: layers that the stages cannot share.
         """
         try:
-            return self.layers.groups(num_layers, self.split().count("layers"))
+            return self.layers.groups(num_layers, self.split().count("layers"), period)
         except ValueError as error:
             raise ValueError(f"Strategy '{self.name}': {error}") from None
 

@@ -43,6 +43,7 @@ def decode_attention(
     kv_mask: Bool[Array, "b m"] | None = None,
     kv_rows: Int[Array, " b"] | None = None,
     new: NewToken | None = None,
+    cap: float | None = None,
     partial_over: str | Sequence[str] = (),
     implementation: str | None = None,
 ) -> Carry:
@@ -60,10 +61,11 @@ def decode_attention(
       kv_mask: [B, M]; slots where it is True count.
       kv_rows: [B]; the row of k and v, of N, that each sequence uses. None: its own, N = B.
       new: one more key and value, beside the cache.
+      cap: scores s become cap * tanh(s / cap), before the mask.
       partial_over: mesh axes whose devices hold slices of K and V: scores are summed over them, in
         the accumulator's dtype, before use.
       implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
-        and bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask and no
+        and bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask, cap or
         partial_over; or None, the fastest that supports the call and is validated
         (`dispatch.choose`).
 
@@ -90,7 +92,9 @@ def decode_attention(
         )
     axes = (partial_over,) if isinstance(partial_over, str) else tuple(partial_over)
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, kv_mask is not None, axes),
+        "mosaic": "it has no capped scores" if cap is not None else (
+            unsupported(q, k, v, scale, kv_mask is not None, axes)
+        ),
         "cudnn": "it rounds its output to the inputs' dtype, and partial softmaxes are float32",
         "xla": None,
     }
@@ -104,7 +108,7 @@ def decode_attention(
     if kv_rows is not None:
         k, v = k[kv_rows], v[kv_rows]
     seen = kv_mask if kv_mask is not None else reference.seen(k, kv_length, kv_spans)
-    return Carry(*reference.attend(q, k, v, seen, new, scale=scale, partial_over=axes))
+    return Carry(*reference.attend(q, k, v, seen, new, scale=scale, partial_over=axes, cap=cap))
 
 
 def merge(*carries: Carry) -> Carry:

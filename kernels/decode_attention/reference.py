@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from parallax.kernels.ring_attention.reference import accumulator_dtype
+from parallax.kernels.ring_attention.reference import accumulator_dtype, capped
 
 
-def attend(q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...]):
+def attend(
+    q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...], cap: float | None = None
+):
     """Compute `api.decode_attention`; return (o, m, l). `seen` [B, C] or None is the mask."""
     wide = accumulator_dtype(q.dtype)
     batch, heads, width = q.shape
@@ -25,7 +27,7 @@ def attend(q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...]):
         scores_BGRC = jnp.concatenate([scores_BGRC, own], axis=-1)
     if partial_over:
         scores_BGRC = lax.psum(scores_BGRC, partial_over)
-    scores_BGRC = scores_BGRC * jnp.asarray(scale, wide)
+    scores_BGRC = capped(scores_BGRC * jnp.asarray(scale, wide), cap)
     seen = _with_new(seen, new, keys)
     if seen is not None:
         scores_BGRC = jnp.where(seen[:, None, None], scores_BGRC, -jnp.inf)

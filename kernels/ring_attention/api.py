@@ -31,15 +31,21 @@ class Carry(NamedTuple):
     l: Float[Array, "b h l"]
 
 
-def empty_carry(q: Float[Array, "b l h k"], value_dim: int | None = None) -> Carry:
+def empty_carry(
+    q: Float[Array, "b l h k"], value_dim: int | None = None, sinks: jax.Array | None = None
+) -> Carry:
     """Return the carry before any key was seen, for values of width `value_dim` (None: that of q).
 
-    It varies over the same mesh axes as q.
+    It varies over the same mesh axes as q. With `sinks` [H], the scores of a key without a value,
+    that key was seen.
     """
     zeros = jnp.swapaxes(q, 1, 2)[..., :1].astype(reference.accumulator_dtype(q.dtype)) * 0
     rows = zeros[..., 0]
     width = q.shape[-1] if value_dim is None else value_dim
-    return Carry(jnp.broadcast_to(zeros, (*rows.shape, width)), rows - jnp.inf, rows)
+    o = jnp.broadcast_to(zeros, (*rows.shape, width))
+    if sinks is None:
+        return Carry(o, rows - jnp.inf, rows)
+    return Carry(o, rows + sinks.astype(rows.dtype)[None, :, None], rows + 1)
 
 
 def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h v"], Float[Array, "b h l"]]:
@@ -60,6 +66,9 @@ def attention_step(
     q_segment_ids: Int[Array, "b l"] | None = None,
     kv_segment_ids: Int[Array, "b m"] | None = None,
     kv_length: Int[Array, ""] | None = None,
+    window: int | None = None,
+    offset: int | Int[Array, ""] = 0,
+    cap: float | None = None,
     partial_over: str | None = None,
     implementation: str | None = None,
 ) -> Carry:
@@ -73,11 +82,14 @@ def attention_step(
       q_segment_ids, kv_segment_ids: [B, L], [B, M]; tokens of different ids do not see each other.
       kv_length: scalar; only the first kv_length keys count, others may hold anything, even NaN.
         Keys and values that another mask hides must be finite: they are multiplied by 0.
+      window: instead of is_causal: key j is visible to query i where 0 <= offset + i - j < window.
+      offset: the position of query 0 minus that of key 0, with a window.
+      cap: scores s become cap * tanh(s / cap), before the mask.
       partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
         summed over it, in the accumulator's dtype, before use.
       implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
-        and bfloat16, head_dim 64, 128, 256 or 512, no segment ids and no partial_over; or None,
-        the fastest that supports the call and is validated (`dispatch.choose`).
+        and bfloat16, head_dim 64, 128, 256 or 512, no segment ids, window, cap or partial_over; or
+        None, the fastest that supports the call and is validated (`dispatch.choose`).
 
     Returns:
       The new carry, with the same shapes.
@@ -94,7 +106,7 @@ def attention_step(
     segments = q_segment_ids is not None or kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, segments, partial_over),
+        "mosaic": unsupported(q, k, v, scale, segments, partial_over, window=window, cap=cap),
         "cudnn": _NO_STEP,
         "xla": None,
     }
@@ -111,8 +123,10 @@ def attention_step(
     return Carry(
         *reference.step(
             q, k, v, carry.o, carry.m, carry.l,
-            mask=reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length), scale=scale,
-            partial_over=partial_over,
+            mask=reference.Mask(
+                is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset
+            ),
+            scale=scale, partial_over=partial_over, cap=cap,
         )
     )  # fmt: skip
 
@@ -130,6 +144,9 @@ def attention_step_backward(
     q_segment_ids: Int[Array, "b l"] | None = None,
     kv_segment_ids: Int[Array, "b m"] | None = None,
     kv_length: Int[Array, ""] | None = None,
+    window: int | None = None,
+    offset: int | Int[Array, ""] = 0,
+    cap: float | None = None,
     partial_over: str | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -155,7 +172,9 @@ def attention_step_backward(
     segments = q_segment_ids is not None or kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, segments, partial_over, d_out),
+        "mosaic": unsupported(
+            q, k, v, scale, segments, partial_over, d_out, window=window, cap=cap
+        ),
         "cudnn": _NO_STEP,
         "xla": None,
     }
@@ -166,9 +185,9 @@ def attention_step_backward(
         return mosaic_backward.step_backward(
             q, k, v, d_out, lse, delta, is_causal=is_causal, kv_length=kv_length, scale=scale
         )
-    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length)
+    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
     return reference.step_backward(
-        q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over
+        q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over, cap=cap
     )
 
 

@@ -24,9 +24,14 @@ class Mask(NamedTuple):
     q_segment_ids: jax.Array | None
     kv_segment_ids: jax.Array | None
     kv_length: jax.Array | None
+    window: int | None = None
+    offset: int | jax.Array = 0
 
 
-def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None):
+def step(
+    q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None,
+    cap: float | None = None,
+):  # fmt: skip
     """Run the forward step of `api.attention_step`; return (o, m, l)."""
     q = _group_heads(q, k.shape[2])
     shape, rows = o.shape, m.shape
@@ -38,7 +43,7 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None
     def pair(carry, ij):
         i, j = ij
         o, m, l = carry
-        scores = _scores(blocks.q(q, i, 1), blocks.kv(k, j, 1), scale, partial_over)
+        scores = _scores(blocks.q(q, i, 1), blocks.kv(k, j, 1), scale, partial_over, cap)
         scores = blocks.hide(scores, i, j, -jnp.inf)
         o_i, m_i, l_i = blocks.q(o, i, 3), blocks.q(m, i, 3), blocks.q(l, i, 3)
         m_new = jnp.maximum(m_i, scores.max(-1))
@@ -62,8 +67,9 @@ def step(q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None
 
 
 def step_backward(
-    q, k, v, d_out, lse, delta, *, mask: Mask, scale: float, partial_over: str | None
-):
+    q, k, v, d_out, lse, delta, *, mask: Mask, scale: float, partial_over: str | None,
+    cap: float | None = None,
+):  # fmt: skip
     """Run the backward step of `api.attention_step_backward`; return (dq, dk, dv)."""
     q_shape, kv_heads, dtype = q.shape, k.shape[2], lse.dtype
     q, d_out = _group_heads(q, kv_heads), _group_heads(d_out, kv_heads)
@@ -78,12 +84,15 @@ def step_backward(
         dq, dk, dv = carry
         q_i, do_i = blocks.q(q, i, 1), blocks.q(d_out, i, 1)
         k_j, v_j = blocks.kv(k, j, 1), blocks.kv(v, j, 1)
-        scores = blocks.hide(_scores(q_i, k_j, scale, partial_over), i, j, -jnp.inf)
-        p = jnp.exp(scores - blocks.q(lse, i, 3)[..., None])
+        scores = _scores(q_i, k_j, scale, partial_over, cap)
+        p = jnp.exp(blocks.hide(scores, i, j, -jnp.inf) - blocks.q(lse, i, 3)[..., None])
         p = blocks.hide(p, i, j, 0)
         dv_j = _einsum("bgrlm,blgrk->bmgk", p.astype(v.dtype), do_i, dtype)
         dp = _whole(_einsum("blgrk,bmgk->bgrlm", do_i, v_j, dtype), partial_over)
-        ds = (p * (dp - blocks.q(delta, i, 3)[..., None]) * scale).astype(q.dtype)
+        ds = p * (dp - blocks.q(delta, i, 3)[..., None]) * scale
+        if cap is not None:
+            ds = ds * (1 - jnp.square(scores / cap))
+        ds = ds.astype(q.dtype)
         dq_i = _einsum("bgrlm,bmgk->blgrk", ds, k_j, dtype)
         dk_j = _einsum("bgrlm,blgrk->bmgk", ds, q_i, dtype)
         return (
@@ -99,12 +108,13 @@ def step_backward(
     return dq, dk, dv
 
 
-def score_elements(q_length: int, kv_length: int, is_causal: bool) -> int:
+def score_elements(
+    q_length: int, kv_length: int, is_causal: bool, window: int | None = None, offset: int = 0
+) -> int:
     """Count the scores of one head that a step computes: its visible blocks, whole and padded."""
     (q_count, q_size), (kv_count, kv_size) = _cut(q_length), _cut(kv_length)
-    # A causal mask pairs blocks of equal length: those on and below the diagonal.
-    pairs = q_count * (q_count + 1) // 2 if is_causal else q_count * kv_count
-    return pairs * q_size * kv_size
+    mask = Mask(is_causal, None, None, None, window, offset)
+    return len(_visible(mask, q_count, q_size, kv_count, kv_size)) * q_size * kv_size
 
 
 def check_lengths(q_length: int, kv_length: int, is_causal: bool) -> None:
@@ -130,10 +140,34 @@ def _einsum(spec, a, b, dtype):
     return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
 
-def _scores(q_i, k_j, scale, partial_over):
+def _scores(q_i, k_j, scale, partial_over, cap):
     dtype = accumulator_dtype(q_i.dtype)
     scores = _whole(_einsum("blgrk,bmgk->bgrlm", q_i, k_j, dtype), partial_over)
-    return scores * jnp.asarray(scale, dtype)
+    return capped(scores * jnp.asarray(scale, dtype), cap)
+
+
+def capped(scores: jax.Array, cap: float | None) -> jax.Array:
+    """Return cap * tanh(scores / cap); None leaves the scores."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+def _visible(mask: Mask, q_count: int, q_size: int, kv_count: int, kv_size: int):
+    """Return the pairs (query block, key block) in which some query may see some key.
+
+    An offset that only the device knows may leave any pair visible.
+    """
+
+    def sees(i: int, j: int) -> bool:
+        if mask.is_causal and mask.window is None:
+            return j <= i
+        if mask.window is None or not isinstance(mask.offset, int):
+            return True
+        # The least and the largest distance from a key back to a query.
+        nearest = mask.offset + i * q_size - ((j + 1) * kv_size - 1)
+        farthest = mask.offset + (i + 1) * q_size - 1 - j * kv_size
+        return farthest >= 0 and nearest < mask.window
+
+    return [(i, j) for i in range(q_count) for j in range(kv_count) if sees(i, j)]
 
 
 def _whole(partial, axis: str | None):
@@ -153,7 +187,7 @@ class _Blocks:
         self.q_length, self.kv_length, self.mask = q_length, kv_length, mask
         self.q_count, self.q_size = _cut(q_length)
         self.kv_count, self.kv_size = _cut(kv_length)
-        check_lengths(q_length, kv_length, mask.is_causal)
+        check_lengths(q_length, kv_length, mask.is_causal and mask.window is None)
         self.segments = None
         if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
             self.segments = self.pad_q(mask.q_segment_ids, 1), self.pad_kv(mask.kv_segment_ids, 1)
@@ -181,7 +215,10 @@ class _Blocks:
         rows = i * self.q_size + jnp.arange(self.q_size, dtype=jnp.int32)[:, None]
         columns = j * self.kv_size + jnp.arange(self.kv_size, dtype=jnp.int32)[None, :]
         seen = None
-        if self.mask.is_causal:
+        if self.mask.window is not None:
+            back = rows + self.mask.offset - columns
+            seen = (back >= 0) & (back < self.mask.window)
+        elif self.mask.is_causal:
             seen = columns <= rows
         if self.mask.kv_length is not None or self.kv_count * self.kv_size != self.kv_length:
             limit = self.kv_length if self.mask.kv_length is None else self.mask.kv_length
@@ -197,19 +234,16 @@ class _Blocks:
 
     @property
     def visible(self) -> list[tuple[int, int]]:
-        """Pairs (query block, key block) in which some query sees some key."""
-        return [
-            (i, j)
-            for i in range(self.q_count)
-            for j in range(self.kv_count)
-            if not (self.mask.is_causal and j > i)
-        ]
+        """Pairs (query block, key block) in which some query may see some key."""
+        return _visible(self.mask, self.q_count, self.q_size, self.kv_count, self.kv_size)
 
     def walk(self, pair, carry):
         """Fold `pair` over the visible block pairs."""
         visible = self.visible
+        if not visible:
+            return carry
         if len(visible) == 1:
-            return pair(carry, (0, 0))[0]
+            return pair(carry, visible[0])[0]
         i, j = np.array(visible, np.int32).T
         return lax.scan(pair, carry, (jnp.asarray(i), jnp.asarray(j)))[0]
 

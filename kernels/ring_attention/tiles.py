@@ -99,8 +99,9 @@ def kind_of(q, is_causal: bool) -> Kind:
 
 
 def unsupported(
-    q, k, v, scale: float, segments: bool, partial_over: str | None, d_out=None
-) -> str | None:
+    q, k, v, scale: float, segments: bool, partial_over: str | None, d_out=None, *,
+    window: int | None = None, cap: float | None = None,
+) -> str | None:  # fmt: skip
     """Return why the kernels do not support this, in a few words; None if they do.
 
     Args:
@@ -118,6 +119,8 @@ def unsupported(
         return "it has no segment ids"
     if partial_over is not None:
         return "it cannot sum scores over a mesh axis"
+    if window is not None or cap is not None:
+        return "it has neither windows nor capped scores"
     if not scale > 0:
         return f"the scale is {scale}, and it takes a positive one"
     return dispatch.not_hopper()

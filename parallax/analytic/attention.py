@@ -39,7 +39,10 @@ def projections(trace: Trace) -> list[Step]:
 def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     """Trace all queries against all keys, in blocks; and the loop body of one pair of blocks."""
     config, part = trace.config, trace.split.attention
-    shape = attention_shape(config, trace.split, trace.walk.b, trace.workload.seq_len, packed=False)
+    shape = attention_shape(
+        config, trace.split, trace.walk.b, trace.workload.seq_len, packed=False,
+        kind=config.kinds[0],
+    )  # fmt: skip
     work = part.work(shape, trace.split.mesh_axes)
     values = shape.values
     pairs = work.scores / max(1, work.rows * work.block**2)

@@ -1,5 +1,7 @@
 """The estimate of a step; of a prefill or decoding, its trace: ticks of layers of kernels."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from parallax.analytic.hits import weight_reads
@@ -13,6 +15,7 @@ from parallax.analytic.training import train_steps
 from parallax.cost import Cost, Rates, estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
+from parallax.models.layer_kinds import LayerKind
 from parallax.programs.steps import ModelStep, Training, TransformerStep
 
 
@@ -65,6 +68,10 @@ def estimate(
     if step.unmodelled:
         raise ValueError(f"estimate: {step.unmodelled}")
     assert isinstance(step, TransformerStep)
+    if len(set(step.config.kinds)) > 1:
+        return _of_kinds(step, lambda one: estimate(
+            one, cluster, rates=rates, skew=skew, weights=weights, resident=resident
+        ))  # fmt: skip
     args = skew, weights or weights_of(step.config), cluster.gpu.device_kind
     if isinstance(step, Training):
         steps = train_steps(TrainTrace(step, *args))
@@ -76,6 +83,23 @@ def estimate(
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
     return Estimate(estimate_cost(work, cluster, rates, resident=kept), step.tokens, work)
+
+
+def _of_kinds(step: TransformerStep, estimate_one: Callable[[ModelStep], Estimate]) -> Estimate:
+    """Estimate layers of several kinds as the mean of models of one kind each.
+
+    A step's time is linear in its layers but for what overlaps between them. The trace is that of
+    the most frequent kind.
+    """
+    kinds, layers = step.config.kinds, step.config.num_layers
+    counts = Counter(LayerKind(kinds[i % len(kinds)].window) for i in range(layers))
+    # A pattern of one kind keeps the period, at which stages start.
+    found = {
+        kind: estimate_one(step.with_config(step.config.replace(pattern=(kind,) * len(kinds))))
+        for kind in counts
+    }
+    cost = sum((found[kind].cost.times(n / layers) for kind, n in counts.items()), Cost())
+    return Estimate(cost, step.tokens, found[counts.most_common(1)[0][0]].work)
 
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:

@@ -116,7 +116,10 @@ def _attention(
     trace: Trace, ring: Sequence[Sequence[Send]], *, again: bool
 ) -> tuple[list[Step], Bodies]:
     config, part, item = trace.config, trace.split.attention, trace.item
-    shape = attention_shape(config, trace.split, trace.walk.b, trace.workload.seq_len, packed=False)
+    shape = attention_shape(
+        config, trace.split, trace.walk.b, trace.workload.seq_len, packed=False,
+        kind=config.kinds[0],
+    )  # fmt: skip
     work = part.work(shape, trace.split.mesh_axes)
     width = work.width - shape.values
     pairs = work.scores / max(1, work.rows * work.block**2)

@@ -16,19 +16,28 @@ from parallax.parallel.split import Split
 class Plain(Local):
     """The textbook's attention, softmax(Q K^T / sqrt(K)) V: all scores at once, float32 or more."""
 
-    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
         assert partial_over is None, "the textbook has whole heads"
         wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
         repeats = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
         scores = jnp.einsum("blhk,bmhk->bhlm", q, k, preferred_element_type=wide)
         seen = jnp.ones((1, 1, q.shape[1], k.shape[1]), bool)
-        if is_causal:
+        if scoring.is_causal:
             seen = jnp.tril(seen[0, 0])[None, None]
+        if scoring.window is not None:
+            seen = seen & ~jnp.tril(seen[0, 0], -scoring.window)[None, None]
         if segment_ids is not None:
             seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-        scores = jnp.where(seen, scores * q.shape[-1] ** -0.5, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+        scores = scores * jnp.asarray(scale, wide)
+        if scoring.cap is not None:
+            scores = jnp.tanh(scores / scoring.cap) * scoring.cap
+        scores = jnp.where(seen, scores, -jnp.inf)
+        if sinks is not None:
+            sink = jnp.broadcast_to(sinks.astype(wide)[None, :, None, None], scores[..., :1].shape)
+            scores = jnp.concatenate([scores, sink], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[1]].astype(v.dtype)
         return jnp.einsum("bhlm,bmhk->blhk", weights, v, preferred_element_type=wide).astype(
             q.dtype
         )

@@ -11,14 +11,17 @@ import jax
 from flax import nnx
 
 from parallax.models.config import ModelConfig
+from parallax.models.layer_kinds import EVERY_TOKEN, LayerKind
 from parallax.models.moe import Moe
 from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import bias, weight
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import CachedLayer
+from parallax.parallel.gates import gated
 from parallax.parallel.products import product
 from parallax.parallel.remat import product_result
+from parallax.parallel.scoring import Scoring
 from parallax.parallel.split import RESIDUAL_SEQ, Split
 
 
@@ -35,19 +38,22 @@ class Attention(nnx.Module):
         self.v_DGK = matrix((d, g, k), names[1], d)
         self.head_norm = HeadNorm(config) if config.qk_norm else None
         self.out_HKD = matrix((h, k, d), ("heads", "head_dim", "embed"), h * k, inputs=(0, 1))
-        if config.bias:
+        if config.bias or config.qkv_bias:
             self.q_bias_HK = bias((h, k), names[0][1:], config.dtype)
             self.k_bias_GK = bias((g, k), names[1][1:], config.dtype)
             self.v_bias_GK = bias((g, k), names[1][1:], config.dtype)
+        if config.bias:
             self.out_bias_D = bias((d,), ("embed",), config.dtype)
+        if config.sinks:
+            self.sinks_H = bias((h,), ("heads",), config.dtype)
 
     def __call__(
-        self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split,
+        self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, kind: LayerKind,
         cache: CachedLayer | None = None,
     ):  # fmt: skip
         """Return (attention's output [B, L, D], these tokens' keys and values for a cache)."""
         qkv = self.project(x_BLD, angles, split)
-        out_BLHK, kv = self.attend(*qkv, segment_ids_BL, split, cache)
+        out_BLHK, kv = self.attend(*qkv, segment_ids_BL, split, kind, cache)
         y_BLD = split.contract(
             out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
         )
@@ -63,7 +69,7 @@ class Attention(nnx.Module):
         q_BLHK = product_result(product(x_BLD, self.q_DHK[...], "bld,dhk->blhk"))
         k_BLGK = product_result(product(x_BLD, self.k_DGK[...], "bld,dgk->blgk"))
         v_BLGK = product_result(product(x_BLD, self.v_DGK[...], "bld,dgk->blgk"))
-        if config.bias:
+        if config.bias or config.qkv_bias:
             q_BLHK = q_BLHK + self.q_bias_HK[...][None, None]
             k_BLGK = k_BLGK + self.k_bias_GK[...][None, None]
             v_BLGK = v_BLGK + self.v_bias_GK[...][None, None]
@@ -76,20 +82,30 @@ class Attention(nnx.Module):
         split.assert_sharding(k_BLGK, "act_batch", "act_seq", "act_kv_heads", "head_dim")
         return q_BLHK, k_BLGK, v_BLGK
 
-    def attend(self, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, split: Split,
+    def attend(self, q_BLHK, k_BLGK, v_BLGK, segment_ids_BL, split: Split, kind: LayerKind,
                cache: CachedLayer | None = None):  # fmt: skip
         """Return (heads' outputs [B, L, H, K], keys and values to be cached)."""
+        scoring = scoring_of(self.config, kind)
+        sinks_H = self.sinks_H[...] if self.config.sinks else None
         if cache is not None:
-            return split.attend_cached(q_BLHK, k_BLGK, v_BLGK, cache)
+            return split.attend_cached(
+                q_BLHK, k_BLGK, v_BLGK, cache, scoring=scoring, sinks=sinks_H
+            )
         out_BLHK = split.attend(
-            q_BLHK, k_BLGK, v_BLGK, is_causal=self.config.causal, segment_ids=segment_ids_BL
+            q_BLHK, k_BLGK, v_BLGK, scoring=scoring, segment_ids=segment_ids_BL, sinks=sinks_H
         )
         return out_BLHK, (k_BLGK, v_BLGK)
 
 
+def scoring_of(config: ModelConfig, kind: LayerKind) -> Scoring:
+    """Return the rule of a layer's scores."""
+    return Scoring(config.causal, kind.window, config.score_scale, config.score_cap)
+
+
 def attention_shape(
-    config: ModelConfig, split: Split, batch: int, seq_len: int, *, packed: bool
-) -> AttentionShape:
+    config: ModelConfig, split: Split, batch: int, seq_len: int, *, packed: bool,
+    kind: LayerKind = EVERY_TOKEN,
+) -> AttentionShape:  # fmt: skip
     """Return the sizes of one call of a layer's attention, for the strategy's attention part.
 
     Args:
@@ -97,18 +113,20 @@ def attention_shape(
       batch: sequences in one call on one device.
       seq_len: tokens in a whole sequence.
       packed: segment ids are given.
+      kind: the layer's kind; one that sees all tokens is the largest.
     """
     heads = config.num_heads // split.count("heads")
     kv_heads = config.num_kv_heads // split.count("kv_heads")
     if split.over("heads") and not split.over("kv_heads"):
         kv_heads = max(1, heads * kv_heads // config.num_heads)  # see Split.match_kv_heads
     return AttentionShape(
-        batch, seq_len, heads, kv_heads, config.head_dim, config.item_bytes, packed, config.causal
-    )
+        batch, seq_len, heads, kv_heads, config.head_dim, config.item_bytes, packed,
+        scoring_of(config, kind),
+    )  # fmt: skip
 
 
 class Mlp(nnx.Module):
-    """The MLP: two matrices with GELU, or three with a SiLU gate."""
+    """The MLP: two matrices with GELU, or three with a gate."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         d, f, dtype = config.d_model, config.d_ff, config.dtype
@@ -116,6 +134,7 @@ class Mlp(nnx.Module):
         self.up_DF = matrix((d, f), ("embed", "mlp"), d)
         self.down_FD = matrix((f, d), ("mlp", "embed"), f)
         self.gated = config.mlp == "gated"
+        self.gate, self.gate_limit = config.gate, config.gate_limit
         if self.gated:
             self.gate_DF = matrix((d, f), ("embed", "mlp"), d)
         self.has_bias = config.bias
@@ -142,24 +161,30 @@ class Mlp(nnx.Module):
             gate_BLF = product_result(product(x_BLD, self.gate_DF[...], "bld,df->blf"))
             if self.has_bias:
                 gate_BLF = gate_BLF + self.gate_bias_F[...][None, None]
-            h_BLF = h_BLF * jax.nn.silu(gate_BLF)
+            h_BLF = gated(h_BLF, gate_BLF, self.gate, self.gate_limit)
         else:
             h_BLF = jax.nn.gelu(h_BLF)
         return split.assert_sharding(h_BLF, "act_batch", "act_seq", "act_mlp")
 
 
 class Block(nnx.Module):
-    """The pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)) or a mixture of experts."""
+    """The block: x + attention(norm(x)), then x + mlp(norm(x)) or a mixture of experts.
+
+    `config.norms` may place the norms behind attention and MLP instead, or at both sides.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config)
+        before, after = config.norms != "after", config.norms != "before"
+        self.attention_norm = Norm(config) if before else None
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = Norm(config)
+        self.attention_post_norm = Norm(config) if after else None
+        self.mlp_norm = Norm(config) if before else None
+        self.mlp_post_norm = Norm(config) if after else None
         self.mlp = (Moe if config.num_experts else Mlp)(config, rngs=rngs)
 
     def __call__(
         self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, expert_ids_BLk=None,
-        cache: CachedLayer | None = None,
+        cache: CachedLayer | None = None, *, kind: LayerKind,
     ):  # fmt: skip
         """Return (the residual stream [B, L, D], the router's statistics or ()).
 
@@ -168,15 +193,20 @@ class Block(nnx.Module):
         `cached_attention` returns them.
         """
         with jax.named_scope("attention"):
-            h_BLD = split.enter(self.attention_norm(x_BLD), "heads", "head_dim")
-            y_BLD, kv = self.attention(h_BLD, angles, segment_ids_BL, split, cache)
-            x_BLD = x_BLD + y_BLD
+            h_BLD = split.enter(normed(self.attention_norm, x_BLD), "heads", "head_dim")
+            y_BLD, kv = self.attention(h_BLD, angles, segment_ids_BL, split, kind, cache)
+            x_BLD = x_BLD + normed(self.attention_post_norm, y_BLD)
         with jax.named_scope("mlp"):
-            h_BLD, stats = split.enter(self.mlp_norm(x_BLD), "mlp", "expert"), ()
+            h_BLD, stats = split.enter(normed(self.mlp_norm, x_BLD), "mlp", "expert"), ()
             if isinstance(self.mlp, Moe):
                 y_BLD, stats = self.mlp(h_BLD, split, expert_ids_BLk)
             else:
                 y_BLD = self.mlp(h_BLD, split)
-            x_BLD = x_BLD + y_BLD
+            x_BLD = x_BLD + normed(self.mlp_post_norm, y_BLD)
         x_BLD = split.assert_sharding(x_BLD, "act_batch", RESIDUAL_SEQ, "act_embed")
         return x_BLD, stats if split.kv is None else (stats, kv)
+
+
+def normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+    """Return x after a norm, or x where a block has none."""
+    return x if norm is None else norm(x)

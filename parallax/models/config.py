@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from parallax import codec
 from parallax.compression import parse_format
-from parallax.models.layer_kinds import LatentAttention, LayerKind, RopeScaling, Router
+from parallax.models.layer_kinds import EVERY_TOKEN, LatentAttention, LayerKind, RopeScaling, Router
 
 Mlp = Literal["gelu", "gated"]
 Gate = Literal["silu", "gelu", "clamped"]
@@ -212,7 +212,7 @@ class ModelConfig:
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of layers that repeat over the stack; at least one."""
-        return self.pattern or (LayerKind(),)
+        return self.pattern or (EVERY_TOKEN,)
 
     @property
     def rotated_dim(self) -> int:

@@ -25,7 +25,23 @@ def model_flops(
     ends = end_parameters(config.replace(tie_embeddings=False))
     unembedding = float(sum(p.flops_per_token for p in ends))
     tokens = batch * seq_len
-    pairs = tokens * (known_tokens + ((seq_len + 1) / 2 if config.causal else seq_len))
+    kinds = config.kinds
+    pairs = sum(
+        batch * _pairs(seq_len, known_tokens, config.causal, kinds[i % len(kinds)].window)
+        for i in range(config.num_layers)
+    )
     attention = 4.0 * pairs * config.num_heads * config.head_dim
-    total = config.num_layers * (tokens * layer + attention)
+    total = config.num_layers * tokens * layer + attention
     return total + batch * unembedded * unembedding
+
+
+def _pairs(seq_len: int, known_tokens: int, causal: bool, window: int | None) -> float:
+    """Return the pairs of a query and a key that it sees, of one sequence in one layer."""
+    if not causal:
+        return float(seq_len * (known_tokens + seq_len))
+    every = seq_len * (known_tokens + (seq_len + 1) / 2)
+    if window is None or window >= known_tokens + seq_len:
+        return float(every)
+    # Query i of the computed tokens sees known_tokens + i + 1 tokens, or the window.
+    short = max(0, min(seq_len, window - known_tokens))
+    return short * (known_tokens + (short + 1) / 2) + float((seq_len - short) * window)

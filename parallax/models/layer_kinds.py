@@ -85,6 +85,9 @@ class LayerKind:
             raise ValueError("LayerKind: rope_scaling needs the rope_theta that it scales.")
 
 
+EVERY_TOKEN = LayerKind()
+
+
 @dataclass(frozen=True)
 class LatentAttention:
     """The sizes of multi-head latent attention: keys and values made from one latent per token.

@@ -42,16 +42,18 @@ def rotation(
     dtype,
     split: Split = UNSPLIT,
     scaling: RopeScaling | None = None,
+    rotary_dim: int | None = None,
 ) -> Rotation:
     """Return the angles of rotary embeddings for this device's pairs of `head_dim`.
 
     Args:
       positions: [B, L] or [1, L].
-      head_dim: the whole K, even; pair i of K / 2 turns by positions * theta ** (-2 i / K).
+      head_dim: the whole K, even; pair i of R / 2 turns by positions * theta ** (-2 i / R).
       theta: base of the frequencies.
       dtype: dtype of the activations; angles are float32 or wider.
       split: if it splits 'head_dim', a device has one slice's pairs.
       scaling: scaling of the frequencies.
+      rotary_dim: R, leading elements of a head that turn; None is all.
 
     Raises:
       ValueError: slices that would split a pair.
@@ -61,12 +63,40 @@ def rotation(
     pairs = jnp.arange(head_dim // 2 // split.count("head_dim"), dtype=jnp.int32)
     if axes := split.over("head_dim"):
         pairs = pairs + lax.axis_index(axes) * len(pairs)
-    exponents = pairs.astype(wide) * jnp.asarray(-2.0 / head_dim, wide)
+    width = head_dim if rotary_dim is None else rotary_dim
+    exponents = pairs.astype(wide) * jnp.asarray(-2.0 / width, wide)
     frequencies = jnp.asarray(theta, wide) ** exponents
+    factor = 1.0
     if scaling is not None:
-        frequencies = _stretched(frequencies, scaling)
+        factor = scaling.attention_factor
+        if scaling.kind == "yarn":
+            frequencies = _yarn(frequencies, pairs.astype(wide), width, theta, scaling)
+        else:
+            frequencies = _stretched(frequencies, scaling)
+    if width < head_dim:
+        frequencies = jnp.where(pairs < width // 2, frequencies, 0)
     angles = positions.astype(wide)[:, :, None, None] * frequencies[None, None, None]
-    return Rotation((jnp.cos(angles), jnp.sin(angles)))
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if factor == 1.0:
+        return Rotation((cos, sin))
+    turns = (pairs < width // 2)[None, None, None]
+    return Rotation((jnp.where(turns, cos * factor, cos), sin * factor))
+
+
+def _yarn(
+    frequencies: jax.Array, pairs: jax.Array, width: int, theta: float, scaling: RopeScaling
+) -> jax.Array:
+    def pair_of(turns: float) -> float:
+        """Return the (fractional) pair that makes so many turns in the first training's length."""
+        length = scaling.original_max_seq_len
+        return width * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
+    slow_share = jnp.clip((pairs - first) / max(last - first, 1e-3), 0, 1)
+    return (1 - slow_share) * frequencies + slow_share * frequencies / scaling.factor
 
 
 def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:

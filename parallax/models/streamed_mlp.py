@@ -34,6 +34,11 @@ def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array
             reason = "it has 16-bit and INT8 weights only"
             dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
         return None
+    if mlp.gated and mlp.gate != "silu":
+        if "mosaic" in dispatch.enabled():
+            reason = f"its gate is SiLU, not {mlp.gate}"
+            dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
+        return None
     if not runs_kernel(rows, *matrices):
         return None
     up, down, *gate = matrices

@@ -5,7 +5,8 @@ instead of devices. Shapes: R microbatches in a group, b sequences per microbatc
 width, N layers, T weight tiles.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +16,10 @@ from jax import lax
 
 from parallax.compression import parse_format
 from parallax.kernels.ring_attention.reference import accumulator_dtype
-from parallax.models.block import Block, Mlp
+from parallax.models.block import Block, Mlp, normed
 from parallax.models.config import ModelConfig
+from parallax.models.layer_kinds import LayerKind
+from parallax.models.layer_scan import scan_layers
 from parallax.models.packed_weight import PackedWeight
 from parallax.models.rope import Rotation
 from parallax.models.streamed_mlp import streamed_mlp
@@ -27,10 +30,10 @@ from parallax.parallel.split import Split
 from parallax.parallel.tiles import Tiles
 from parallax.parallel.varying import vary_over, varying_axes
 
-# microbatch of the group -> the inputs of its attention: angles, segment ids
-Own = Callable[[Any], tuple[Rotation | None, Any]]
-# (layer, weight tile, microbatch) -> the cache that this tile's heads attend to
-Cached = Callable[[Any, Any, Any], CachedLayer]
+# (microbatch of the group, kind of layer) -> the inputs of its attention: angles, segment ids
+Own = Callable[[Any, LayerKind], tuple[Rotation | None, Any]]
+# (layer, weight tile, microbatch, window) -> the cache that this tile's heads attend to
+Cached = Callable[[Any, Any, Any, int | None], CachedLayer]
 
 
 def tiled_layers(
@@ -99,25 +102,29 @@ def tiled_layers(
         return lax.scan(one, sums, (_numbers(microbatches), *of_all))[0]
 
     def half(x_RBLD, n, name: str, axes: tuple[str, ...], through: Callable):
-        norm, end = whole(n, f"{name}_norm"), whole(n, name)
+        norm, post_norm = (
+            None if getattr(layers, f"{name}_{place}") is None else whole(n, f"{name}_{place}")
+            for place in ("norm", "post_norm")
+        )
+        end = whole(n, name)
         rows = x_RBLD.reshape(-1, *x_RBLD.shape[2:])
-        h = split.enter(norm(rows), *axes)
+        h = split.enter(normed(norm, rows), *axes)
         y, beside = through(h.reshape(microbatches, -1, *h.shape[1:]))
         y = y.astype(config.dtype).reshape(-1, *h.shape[1:])
-        rows = rows + end.with_bias(split.sum(y, *axes))
+        rows = rows + normed(post_norm, end.with_bias(split.sum(y, *axes)))
         return rows.reshape(x_RBLD.shape), beside
 
-    def layer(x_RBLD, n):
+    def layer(x_RBLD, n, kind: LayerKind):
         def heads(tile, h_RBLD, sums):
             module = _decompressed(cut(n, "attention", tile, tiles.attention, "heads"))
 
             def attend(r, q, k, v):
-                cache = None if cached is None else cached(n, tile, r)
-                return module.attend(q, k, v, own(r)[1], split, cache)
+                cache = None if cached is None else cached(n, tile, r, kind.window)
+                return module.attend(q, k, v, own(r, kind)[1], split, kind, cache)
 
             # Each loop keeps its matrices in the cache: keys and values read in between would evict
             # them.
-            qkv = each(lambda r, h: module.project(h, own(r)[0], split), h_RBLD)
+            qkv = each(lambda r, h: module.project(h, own(r, kind)[0], split), h_RBLD)
             out_RBLHK, kv = each(attend, *qkv)
             out_HKD = module.out_HKD[...]
             sums = added(sums, lambda out: _wide("blhk,hkd->bld", out, out_HKD, wide), out_RBLHK)
@@ -147,17 +154,19 @@ def tiled_layers(
             x_RBLD, _ = half(x_RBLD, n, "mlp", ("mlp",), mlp)
         return x_RBLD, () if split.kv is None else ((), jax.tree.map(_join_heads, kv))
 
-    if split.remat is not None:
-        layer = rematerialised(layer, split.remat)
-    x_RBLD, beside = lax.scan(layer, x_RBLD, _numbers(depth))
+    def run(x_RBLD, n, kind: LayerKind):
+        of_kind = functools.partial(layer, kind=kind)
+        return (of_kind if split.remat is None else rematerialised(of_kind, split.remat))(x_RBLD, n)
+
+    x_RBLD, beside = scan_layers(run, x_RBLD, _numbers(depth), config.kinds)
     return x_RBLD, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), beside)
 
 
-def own_of(angles: Rotation | None, segment_ids_BL, count: int) -> Own:
+def own_of(angles: Mapping[LayerKind, Rotation | None], segment_ids_BL, count: int) -> Own:
     """Return the function that selects one microbatch's inputs from those of all.
 
     Args:
-      angles: [R b, L, ...], or [1, L, ...] for all.
+      angles: of each kind of layers, [R b, L, ...], or [1, L, ...] for all.
       segment_ids_BL: [R b, L] or None.
       count: R.
     """
@@ -165,8 +174,10 @@ def own_of(angles: Rotation | None, segment_ids_BL, count: int) -> Own:
     def of(x, r):
         return x if x is None or x.shape[0] == 1 else _at(x.reshape(count, -1, *x.shape[1:]), r)
 
-    def own(r):
-        turned = None if angles is None else Rotation((of(angles[0], r), of(angles[1], r)))
+    def own(r, kind: LayerKind):
+        turned = angles[kind]
+        if turned is not None:
+            turned = Rotation((of(turned[0], r), of(turned[1], r)))
         return turned, of(segment_ids_BL, r)
 
     return own
@@ -197,6 +208,11 @@ def check_tiles(config: ModelConfig, split: Split, tiles: Tiles) -> None:
         raise ValueError(
             f"{context}: {tiles.attention} weight tiles of attention must hold whole groups of "
             f"heads that share a key/value head; a device {held}. Use a divisor of {divisor}."
+        )
+    if tiles.attention > 1 and config.qk_norm and config.qk_norm_width == "all":
+        raise ValueError(
+            f"{context}: its norm of queries and keys is over all heads, which a weight tile does "
+            "not see. Use 1 weight tile of attention, or layers=Scan() or Pipeline()."
         )
     formats = [parse_format(name) for name in config.compression or ()]
     if any(form.activation_bits for form in formats):

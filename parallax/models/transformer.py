@@ -13,8 +13,11 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
+from parallax.kernels.ring_attention.reference import capped
 from parallax.models.block import Block
 from parallax.models.config import ModelConfig
+from parallax.models.layer_kinds import LayerKind
+from parallax.models.layer_scan import scan_layers
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
@@ -74,6 +77,9 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """Look up this device's tokens, at its positions, in the tables: [B, L, D / lookup]."""
         x = split.rows_of(self.tokens_VD[...], tokens_BL, self.config.dtype)
+        if self.config.embed_scale is not None:
+            x = x.astype(self.config.dtype)
+            x = x * jnp.asarray(self.config.embed_scale, self.config.dtype)
         if self.config.positions == "learned":
             x = x + split.rows_of(self.positions_LD[...], positions_BL, self.config.dtype)
         x = x.astype(self.config.dtype)
@@ -127,19 +133,34 @@ class Transformer(nnx.Module):
           x_BLD, positions_BL, split, segment_ids_BL, expert_ids_NBLk: as in `blocks`.
           cache: the cache of these layers; x is then one new token per sequence, [B, 1, D].
         """
-        config, angles = self.config, self._angles(positions_BL, split)
+        config, kinds = self.config, self.config.kinds
+        angles = {kind: self.angles(positions_BL, kind, split) for kind in kinds}
         graph, stacked = nnx.split(self.layers)
         kv = None if cache is None else (cache.keys, cache.values)
+        rows = stacked, expert_ids_NBLk, kv
 
-        def layer(x, of_layer):
-            state, expert_ids, kv = of_layer
+        def layer(x, row, kind: LayerKind):
+            state, expert_ids, kv = row
             state = in_use(state, config.dtype, split, stacked=True)
-            own = None if cache is None else cache.of_layer(*kv)
-            return nnx.merge(graph, state)(x, angles, segment_ids_BL, split, expert_ids, own)
+            own = None if cache is None else cache.of_layer(*kv, kind.window)
+            return nnx.merge(graph, state)(
+                x, angles[kind], segment_ids_BL, split, expert_ids, own, kind=kind
+            )
 
-        if split.remat is not None:
-            layer = rematerialised(layer, split.remat)
-        return lax.scan(layer, x_BLD, (stacked, expert_ids_NBLk, kv))
+        def run(x, row, kind: LayerKind):
+            of_kind = functools.partial(layer, kind=kind)
+            return (of_kind if split.remat is None else rematerialised(of_kind, split.remat))(
+                x, row
+            )
+
+        depth = len(jax.tree.leaves(stacked)[0])
+        if split.remat is None and depth % len(kinds):
+            # Without a gradient layers are picked by index, which copies none of them.
+            def picked(x, index, kind: LayerKind):
+                return run(x, jax.tree.map(lambda r: _row(r, index), rows), kind)
+
+            return scan_layers(picked, x_BLD, jnp.arange(depth, dtype=jnp.int32), kinds)
+        return scan_layers(run, x_BLD, rows, kinds)
 
     def through_weight_tiles(
         self,
@@ -155,21 +176,27 @@ class Transformer(nnx.Module):
         Returns:
           [B, L, D], and the layers' other results, leaves with a leading microbatch and layer.
         """
-        own = own_of(self._angles(positions_BL, split), segment_ids_BL, round.microbatches)
+        angles = {kind: self.angles(positions_BL, kind, split) for kind in self.config.kinds}
+        own = own_of(angles, segment_ids_BL, round.microbatches)
         x_RBLD = x_BLD.reshape(round.microbatches, -1, *x_BLD.shape[1:])
         x_RBLD, beside = tiled_layers(
             self.layers, self.config, x_RBLD, own, split, round.tiles, cached
         )
         return x_RBLD.reshape(x_BLD.shape), beside
 
-    def _angles(self, positions_BL, split: Split) -> Rotation | None:
+    def angles(
+        self, positions_BL: Int[Array, "#b l"], kind: LayerKind, split: Split
+    ) -> Rotation | None:
+        """Return the rotation of queries and keys at these positions in one kind of layers."""
         config = self.config
-        if config.positions != "rope":
+        if config.positions != "rope" or not kind.rotates:
             return None
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if kind.rope_theta is not None:
+            theta, scaling = kind.rope_theta, kind.rope_scaling
         return rotation(
-            positions_BL, config.head_dim, config.rope_theta, config.dtype, split,
-            config.rope_scaling,
-        )  # fmt: skip
+            positions_BL, config.head_dim, theta, config.dtype, split, scaling, config.rotary_dim
+        )
 
     def head(self, x_BD: Float[Array, "*b d"], split: Split) -> Float[Array, "*b v"]:
         """Return the logits of this device's share of the vocabulary."""
@@ -177,6 +204,7 @@ class Transformer(nnx.Module):
             norm, unembed_DV = self._end(x_BD, split)
             unembed_DV = unembed_DV.astype(self.config.dtype)
             logits_BV = jnp.einsum("...d,dv->...v", norm(x_BD), unembed_DV)
+            logits_BV = capped(logits_BV, self.config.logit_cap)
             return _mask_padding(logits_BV, self.config.vocab_size, split)
 
     def summed_loss(
@@ -202,7 +230,7 @@ class Transformer(nnx.Module):
             norm, unembed_DV = self._end(x_BD, split)
             return summed_cross_entropy(
                 norm(x_BD), unembed_DV, labels_B, weights_B, self.config.vocab_size,
-                split.over("vocab"),
+                split.over("vocab"), cap=self.config.logit_cap,
             )  # fmt: skip
 
     def _end(self, x_BD: jax.Array, split: Split) -> tuple[Norm, jax.Array]:
@@ -240,6 +268,10 @@ def abstract_transformer(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     with nnx.use_eager_sharding(False):
         model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
         return nnx.split(model)
+
+
+def _row(x: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
 def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Array:

@@ -16,6 +16,7 @@ from parallax.bounds import Transfer
 from parallax.kernels.ring_attention import block_size, score_elements
 from parallax.parallel.order import numpy_of
 from parallax.parallel.ring_attention import ring_attention
+from parallax.parallel.scoring import BIDIRECTIONAL, Scoring
 
 Sizes = Mapping[str, int]  # mesh axis -> size, in mesh order
 
@@ -31,8 +32,10 @@ class AttentionShape:
       head_dim: the whole width of queries and keys.
       item_bytes: bytes per element of queries, keys and values.
       packed: segment ids are given.
-      is_causal: a query sees its own and earlier positions.
+      scoring: the rule of the scores.
       value_dim: width of the values; None is head_dim.
+      in_lockstep: partial scores are summed over devices, so that all of them compute whatever a
+        mask leaves to any.
     """
 
     batch: int
@@ -42,8 +45,9 @@ class AttentionShape:
     head_dim: int
     item_bytes: int
     packed: bool = False
-    is_causal: bool = False
+    scoring: Scoring = BIDIRECTIONAL
     value_dim: int | None = None
+    in_lockstep: bool = False
 
     @property
     def accumulator_bytes(self) -> int:
@@ -140,14 +144,16 @@ class AttentionPart(Protocol):
         ...
 
     def attend(
-        self, q, k, v, *, is_causal: bool, segment_ids, partial_over: str | None = None
-    ) -> jax.Array:
+        self, q, k, v, *, scoring: Scoring, segment_ids, sinks: jax.Array | None = None,
+        partial_over: str | None = None,
+    ) -> jax.Array:  # fmt: skip
         """Return attention's output in the layout of q. Call it inside `jax.shard_map`.
 
         Args:
           q, k, v: [B, L, H, K] and [B, L, G, K], this device's shares.
-          is_causal: a query sees its own and earlier positions.
+          scoring: the rule of the scores.
           segment_ids: [B, L] for this device's tokens, or None.
+          sinks: [H], the scores of these heads' sinks, or None.
           partial_over: mesh axis that splits K: see `ring_attention`.
 
         Raises:
@@ -212,9 +218,9 @@ class Local:
     def positions(self, index, local_length, sizes):
         return numpy_of(index).arange(local_length, dtype=jnp.int32)
 
-    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
         return ring_attention(
-            q, k, v, axis_name=None, is_causal=is_causal, segment_ids=segment_ids,
+            q, k, v, axis_name=None, **vars(scoring), sinks=sinks, segment_ids=segment_ids,
             partial_over=partial_over,
         )  # fmt: skip
 
@@ -222,7 +228,8 @@ class Local:
         return KvLayout()
 
     def work(self, shape, sizes):
-        pairs = score_elements(shape.seq_len, shape.seq_len, shape.is_causal)
+        scoring = shape.scoring
+        pairs = score_elements(shape.seq_len, shape.seq_len, scoring.is_causal, scoring.window)
         return shape.work(pairs, block_size(shape.seq_len))
 
     def transfers(self, shape, sizes, calls):

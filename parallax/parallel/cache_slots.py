@@ -30,6 +30,28 @@ def runs_of(positions: np.ndarray) -> np.ndarray:
     return padded
 
 
+def window_spans(
+    spans: jax.Array, runs, oldest: jax.Array, lengths: jax.Array, first_new: int,
+    device: jax.Array | int, devices: int,
+) -> jax.Array:  # fmt: skip
+    """Return `slot_spans` without the slots of tokens before the oldest that a window sees.
+
+    Args:
+      spans: [B, S + 1, 2], of `slot_spans`.
+      runs: [S, 3], this device's runs.
+      oldest: [B], the first position in the window; it may be negative.
+      lengths, first_new: as in `slot_spans`.
+      device, devices: this device's index among those that take new tokens in turn.
+    """
+    slots, positions = (jnp.asarray(runs[:, i], jnp.int32)[None] for i in range(2))
+    of_prompt = slots + jnp.maximum(oldest[:, None] - positions, 0)
+    # New token n is at position lengths + n, on device n % devices.
+    skipped = jnp.maximum(oldest - lengths - device + (devices - 1), 0) // devices
+    start = jnp.concatenate([of_prompt, (first_new + skipped)[:, None]], axis=1)
+    end = spans[..., 1]
+    return jnp.stack([jnp.minimum(jnp.maximum(spans[..., 0], start), end), end], axis=-1)
+
+
 def slot_spans(runs, lengths: jax.Array, first_new: int, new: jax.Array) -> jax.Array:
     """Return the (start, end) of the slots with tokens, per run and for new ones, [B, S + 1, 2].
 

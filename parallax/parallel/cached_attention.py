@@ -22,6 +22,7 @@ from parallax.kernels.decode_attention.reference import finite
 from parallax.kernels.decode_attention.tiles import kind_of, unsupported
 from parallax.kernels.ring_attention import Carry
 from parallax.parallel.attention_part import AttentionShape, KvLayout, Sizes, size_over
+from parallax.parallel.scoring import Scoring
 
 
 class CachedLayer(NamedTuple):
@@ -30,7 +31,8 @@ class CachedLayer(NamedTuple):
     Attributes:
       keys: [B, G, C, K] in this device's slots, already rotated by position.
       values: [B, G, C, V].
-      spans: [B, S, 2], the slots that hold a token: start <= i < end for each (start, end).
+      spans: [B, S, 2], the slots that hold a token in the layer's window: start <= i < end for each
+        (start, end).
       keeps: scalar bool, whether this device keeps the new token (one device of those that split
         the slots does).
       rows: [B], the sequences' rows, if keys and values have more rows than there are sequences.
@@ -63,13 +65,13 @@ class CachedLayers(NamedTuple):
 
     Attributes:
       keys, values: [N, ...], stacked.
-      of_layer: (one layer's keys, values) -> its CachedLayer. Selecting sequences there, and not
-        for all layers beforehand, lets XLA read them in place.
+      of_layer: (one layer's keys, values, its window or None) -> its CachedLayer. Selecting
+        sequences there, and not for all layers beforehand, lets XLA read them in place.
     """
 
     keys: jax.Array
     values: jax.Array
-    of_layer: Callable[[jax.Array, jax.Array], CachedLayer]
+    of_layer: Callable[[jax.Array, jax.Array, int | None], CachedLayer]
 
 
 def cached_attention(
@@ -79,7 +81,8 @@ def cached_attention(
     cache: CachedLayer,
     layout: KvLayout,
     *,
-    scale: float | None = None,
+    scoring: Scoring,
+    sinks: Float[Array, " h"] | None = None,
 ) -> tuple[Float[Array, "b 1 h v"], tuple[jax.Array, jax.Array]]:
     """Return exact attention of one new token per sequence. Call it inside `jax.shard_map`.
 
@@ -88,7 +91,8 @@ def cached_attention(
         the layout says so.
       cache: this layer's cache.
       layout: the layout of the cache over devices.
-      scale: scale of the scores; None is (whole) head_dim ** -0.5.
+      scoring: the rule of the scores; the cache's spans are those of its window.
+      sinks: [H], the scores of these heads' sinks, or None.
 
     Returns:
       [b, 1, H, V] in q's dtype and sharding, and the new token's keys and values [B, G, K] and
@@ -104,12 +108,19 @@ def cached_attention(
     slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
     whole = q.shape[-1] * slices
     partial = decode_attention(
-        q, cache.keys, cache.values, scale=float(whole**-0.5 if scale is None else scale),
+        q, cache.keys, cache.values,
+        scale=float(whole**-0.5 if scoring.scale is None else scoring.scale), cap=scoring.cap,
         kv_spans=cache.spans, kv_rows=cache.rows, new=NewToken(k, v, cache.keeps),
         partial_over=layout.slice_axes, implementation=cache.implementation,
     )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
-    o_bH1V, l_bH1 = _over_batch(partial, layout.batch_axes)
+    partial = _over_batch(partial, layout.batch_axes)
+    o_bH1V, l_bH1 = partial.o, partial.l
+    if sinks is not None:
+        sink = sinks.astype(l_bH1.dtype)[None, :, None]
+        m = jnp.maximum(partial.m, sink)
+        o_bH1V, l_bH1 = _weigh(partial, m)
+        l_bH1 = l_bH1 + jnp.exp(sink - m)
     out_b1HV = jnp.swapaxes(o_bH1V / l_bH1[..., None], 1, 2).astype(q.dtype)
     return out_b1HV, (k, v)
 
@@ -146,17 +157,18 @@ def _over_spread(partial: Carry, axes: tuple[str, ...]) -> Carry:
     return Carry(o, m, lax.psum(l, axes))
 
 
-def _over_batch(partial: Carry, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """Return (outputs, sums) of a device's own sequences from all devices' partial softmaxes."""
+def _over_batch(partial: Carry, axes: tuple[str, ...]) -> Carry:
+    """Return the softmax of a device's own sequences from all devices' partial ones."""
     if not axes:
-        return partial.o, partial.l
+        return partial
     shards = lax.axis_size(axes)
     packed = jnp.concatenate([partial.o, partial.m[..., None], partial.l[..., None]], axis=-1)
     packed = packed.reshape(shards, -1, *packed.shape[1:])
     packed = lax.all_to_all(packed, axes, split_axis=0, concat_axis=0, tiled=True)
     partial = Carry(packed[..., :-2], packed[..., -2], packed[..., -1])
-    o, l = _weigh(partial, partial.m.max(0, keepdims=True))
-    return o.sum(0), l.sum(0)
+    m = partial.m.max(0)
+    o, l = _weigh(partial, m[None])
+    return Carry(o.sum(0), m, l.sum(0))
 
 
 def cached_transfers(

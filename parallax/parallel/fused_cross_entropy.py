@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
+from parallax.kernels.ring_attention.reference import capped
 from parallax.parallel.cross_entropy import softmax_terms
 from parallax.parallel.varying import vary_over, varying_axes
 
@@ -19,10 +20,11 @@ PIECE_BYTES = 256 << 20  # the most that a piece's logits take, in the wide dtyp
 
 
 class _Vocabulary(NamedTuple):
-    """The mesh axes that split the vocabulary, and its columns without padding."""
+    """The mesh axes that split the vocabulary, its columns without padding, the logits' cap."""
 
     axes: tuple[str, ...]
     columns: int
+    cap: float | None
 
 
 def summed_cross_entropy(
@@ -33,6 +35,7 @@ def summed_cross_entropy(
     columns: int,
     vocab_axes: tuple[str, ...] = (),
     piece_bytes: int | None = None,
+    cap: float | None = None,
 ) -> Float[Array, ""]:
     """Return the sum over tokens of weight x -log softmax(x @ unembed)[label].
 
@@ -45,6 +48,7 @@ def summed_cross_entropy(
       vocab_axes: mesh axes that split the vocabulary, major first; () if it is whole.
       piece_bytes: the most that the logits of one piece of tokens take on this device; None is
         PIECE_BYTES.
+      cap: logits z become cap * tanh(z / cap).
 
     Returns:
       A scalar in float32 (float64 for float64 rows), of this device's tokens, the same on every
@@ -70,7 +74,7 @@ def summed_cross_entropy(
     count = max(1, -(-logits_bytes // (piece_bytes or PIECE_BYTES)))
     size = -(-tokens // count)
     x_SD, labels_S, weights_S = x.reshape(tokens, -1), labels.reshape(-1), weights.reshape(-1)
-    vocabulary = _Vocabulary(vocab_axes, columns)
+    vocabulary = _Vocabulary(vocab_axes, columns, cap)
 
     def pieces(first: int, last: int, size: int) -> jax.Array:
         """Return the sum of these tokens, in pieces of one size."""
@@ -89,7 +93,7 @@ def _summed(vocabulary, unembed_DV, x_NTD, labels_NT, weights_NT):
     def piece(total, piece):
         x_TD, labels_T, weights_T = piece
         log_sum_T, label_T = softmax_terms(
-            _logits(vocabulary, x_TD, w_DV), labels_T, vocabulary.axes
+            _logits(vocabulary, x_TD, w_DV)[0], labels_T, vocabulary.axes
         )
         return total + ((log_sum_T - label_T) * weights_T).sum(), None
 
@@ -103,12 +107,12 @@ def _forward(vocabulary, unembed_DV, x_NTD, labels_NT, weights_NT):
 
     def piece(carry, piece):
         (total, dw_DV), (x_TD, labels_T, weights_T) = carry, piece
-        logits_TV = _logits(vocabulary, x_TD, w_DV)
+        logits_TV, slope_TV = _logits(vocabulary, x_TD, w_DV)
         log_sum_T, label_T = softmax_terms(logits_TV, labels_T, vocabulary.axes)
         total += ((log_sum_T - label_T) * weights_T).sum()
         hit_TV = _columns(vocabulary, w_DV) == labels_T[:, None]
         d_TV = (jnp.exp(logits_TV - log_sum_T[:, None]) - hit_TV.astype(wide)) * weights_T[:, None]
-        d_TV = d_TV.astype(x_TD.dtype)
+        d_TV = (d_TV if slope_TV is None else d_TV * slope_TV).astype(x_TD.dtype)
         dx_TD = jnp.einsum("tv,dv->td", d_TV, w_DV)
         dw_DV += jnp.einsum("td,tv->dv", x_TD, d_TV, preferred_element_type=wide)
         return (total, dw_DV), dx_TD
@@ -128,10 +132,15 @@ _summed.defvjp(_forward, _backward)
 
 
 def _logits(vocabulary: _Vocabulary, x_TD, w_DV):
-    """Return a piece's logits in the wide dtype, -inf in the padding columns."""
+    """Return a piece's logits in the wide dtype, -inf in the padding columns, and a cap's slope."""
     wide = jnp.float64 if x_TD.dtype == jnp.float64 else jnp.float32
     logits_TV = jnp.einsum("td,dv->tv", x_TD, w_DV, preferred_element_type=wide)
-    return jnp.where(_columns(vocabulary, w_DV) < vocabulary.columns, logits_TV, -jnp.inf)
+    slope_TV = None
+    if vocabulary.cap is not None:
+        logits_TV = capped(logits_TV, vocabulary.cap)
+        slope_TV = 1 - jnp.square(logits_TV / vocabulary.cap)
+    is_real = _columns(vocabulary, w_DV) < vocabulary.columns
+    return jnp.where(is_real, logits_TV, -jnp.inf), slope_TV
 
 
 def _columns(vocabulary: _Vocabulary, w_DV):

@@ -32,6 +32,14 @@ def spread(k: jax.Array, table: np.ndarray) -> jax.Array:
     return k if np.array_equal(flat, np.arange(k.shape[HEADS])) else jnp.take(k, flat, axis=HEADS)
 
 
+def heads_of(x: jax.Array | None, part: jax.Array, parts: int) -> jax.Array | None:
+    """Return one of equal parts of a value per query head, [H] -> [H / parts]; None stays None."""
+    if x is None or parts == 1:
+        return x
+    each = x.shape[0] // parts
+    return lax.dynamic_slice_in_dim(x, part * each, each)
+
+
 def to_heads(x: jax.Array, axis: str, joined: int) -> jax.Array:
     """Give each device a P-th of the heads, with dim `joined` whole over the mesh axis.
 

@@ -23,7 +23,7 @@ from parallax.parallel.attention_part import (
     sizes_here,
 )
 from parallax.parallel.cheapest import seconds
-from parallax.parallel.head_exchange import WIDTH, SliceExchange
+from parallax.parallel.head_exchange import WIDTH, SliceExchange, heads_of
 from parallax.parallel.order import to_order, undo_order
 from parallax.parallel.pairs import block_of_pairs, scores_of_pairs
 from parallax.parallel.ring_attention import query_shard_attention
@@ -102,7 +102,7 @@ class HeadSlices:
             return self.reduction
         return _cheapest(self, shape, tuple(sizes.items()))
 
-    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
         if partial_over is not None:
             raise ValueError(
                 f"HeadSlices('{self.axis}'): head_dim is already split over '{partial_over}'."
@@ -116,10 +116,10 @@ class HeadSlices:
             head_dim=q.shape[3] * sizes[self.axis],
             item_bytes=q.dtype.itemsize,
             packed=segment_ids is not None,
-            is_causal=is_causal,
+            scoring=scoring,
         )
         reduction = self.resolve(shape, sizes)
-        rest = {"is_causal": is_causal, "segment_ids": segment_ids}
+        rest = {"scoring": scoring, "segment_ids": segment_ids, "sinks": sinks}
         if reduction == "local":
             return self.inner.attend(q, k, v, **rest)
         if reduction == "scores":
@@ -128,16 +128,18 @@ class HeadSlices:
             q, k = (lax.all_gather(x, self.axis, axis=WIDTH, tiled=True) for x in (q, k))
             return self.inner.attend(q, k, v, **rest)
         to = self._exchange(shape, sizes)
+        part = lax.axis_index(self.axis) // to.shards
+        rest["sinks"] = sinks = heads_of(sinks, part, to.parts)
         if to.shards == 1:
             out = self.inner.attend(*to.enter(q, k, v, self.axis), **rest)
             return to.leave(out, self.axis)
-        order = "zigzag" if is_causal else "natural"
+        order = "zigzag" if scoring.is_causal else "natural"
         q, k, v = (to_order(x, to.shards, order) for x in (q, k, v))
         if segment_ids is not None:
             segment_ids = to_order(segment_ids, to.shards, order)
         out = query_shard_attention(
             *to.enter(q, k, v, self.axis), axis_name=self.axis, shards=to.shards,
-            is_causal=is_causal, segment_ids=segment_ids, order=order,
+            scoring=scoring, sinks=sinks, segment_ids=segment_ids, order=order,
         )  # fmt: skip
         return undo_order(to.leave(out, self.axis), to.shards, order)
 
@@ -160,7 +162,7 @@ class HeadSlices:
             shards = self._exchange(shape, sizes).shards
             if shards > 1:
                 length = shape.seq_len // shards
-                pieces = shards, length, shape.is_causal, "zigzag"
+                pieces = shards, length, shape.scoring, "zigzag"
                 return inner.work(scores_of_pairs(*pieces), block_of_pairs(*pieces))
         return self.inner.work(inner, sizes)
 
@@ -174,7 +176,9 @@ class HeadSlices:
             )
         if reduction == "gather":
             return dataclasses.replace(shape, value_dim=shape.values // m)
-        return dataclasses.replace(shape, head_dim=shape.head_dim // m)
+        return dataclasses.replace(
+            shape, head_dim=shape.head_dim // m, in_lockstep=reduction == "scores"
+        )
 
     def transfers(self, shape, sizes, calls):
         inner = self.inner.transfers(self.inner_shape(shape, sizes), sizes, calls)

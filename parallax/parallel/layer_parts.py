@@ -43,8 +43,11 @@ class LayerPart(Protocol):
         """The mesh axes over which this part expects the layers to be split."""
         ...
 
-    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
-        """Return the number of layers of each stage, in order. ValueError if they cannot fit."""
+    def groups(self, num_layers: int, stages: int, period: int = 1) -> tuple[int, ...]:
+        """Return the number of layers of each stage, in order. ValueError if they cannot fit.
+
+        Stages start at multiples of `period`, because all of them run one program.
+        """
         ...
 
     def run(
@@ -86,7 +89,7 @@ class Scan:
     def virtual_stages(self) -> int:
         return 1
 
-    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
+    def groups(self, num_layers: int, stages: int, period: int = 1) -> tuple[int, ...]:
         return (num_layers,)
 
     def microbatch_groups(self, microbatches: int, stages: int) -> int:
@@ -173,11 +176,12 @@ class Pipeline:
     def stage_axes(self) -> tuple[str, ...]:
         return (self.axis,)
 
-    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
-        if self.virtual_stages > 1 and (self.layers or num_layers % (stages * self.virtual_stages)):
+    def groups(self, num_layers: int, stages: int, period: int = 1) -> tuple[int, ...]:
+        multiple = stages * self.virtual_stages * period
+        if self.virtual_stages > 1 and (self.layers or num_layers % multiple):
             raise ValueError(
                 f"Pipeline: {self.virtual_stages} virtual stages on each of {stages} stages need "
-                f"layers=None and a multiple of {stages * self.virtual_stages} layers; got "
+                f"layers=None and a multiple of {multiple} layers{_of_kinds(period)}; got "
                 f"layers={self.layers}, {num_layers} layers."
             )
         if self.layers is not None:
@@ -187,12 +191,20 @@ class Pipeline:
                     f"{len(self.layers)} stages; the model has {num_layers}, the mesh axis "
                     f"'{self.axis}' {stages}. Make both agree."
                 )
+            if any(n % period for n in self.layers[:-1]):
+                raise ValueError(
+                    f"Pipeline: layers={self.layers}: every stage but the last needs a multiple of "
+                    f"{period} layers{_of_kinds(period)}."
+                )
             return self.layers
-        if num_layers < stages:
+        most = -(-num_layers // period)
+        if most < stages:
             raise ValueError(
-                f"Pipeline: {num_layers} layers are fewer than {stages} stages. Use at most "
-                f"{num_layers} stages."
+                f"Pipeline: {num_layers} layers{_of_kinds(period)} are fewer than {stages} stages. "
+                f"Use at most {most} stages."
             )
+        if period > 1:
+            return _whole_patterns(num_layers, stages, period)
         short, longer = divmod(num_layers, stages)
         return (short + 1,) * longer + (short,) * (stages - longer)
 
@@ -294,8 +306,8 @@ class CacheTiled:
     def virtual_stages(self) -> int:
         return self.inner.virtual_stages
 
-    def groups(self, num_layers: int, stages: int) -> tuple[int, ...]:
-        return self.inner.groups(num_layers, stages)
+    def groups(self, num_layers: int, stages: int, period: int = 1) -> tuple[int, ...]:
+        return self.inner.groups(num_layers, stages, period)
 
     def lag(self, microbatches: int, stages: int) -> int:
         """Return the lag of microbatch groups; see `Pipeline.lag`."""
@@ -335,3 +347,18 @@ class CacheTiled:
 
 
 LAYER_PARTS = {"scan": Scan, "pipeline": Pipeline, "cache_tiled": CacheTiled}
+
+
+def _of_kinds(period: int) -> str:
+    return "" if period == 1 else f" in patterns of {period}"
+
+
+def _whole_patterns(num_layers: int, stages: int, period: int) -> tuple[int, ...]:
+    """Distribute layers evenly over stages that start at multiples of the period."""
+    most = -(-num_layers // period)
+    starts = [0]
+    for stage in range(1, stages):
+        even = round(stage * num_layers / (stages * period))
+        starts.append(min(max(even, starts[-1] + 1), most - (stages - stage)))
+    ends = [*(period * start for start in starts[1:]), num_layers]
+    return tuple(end - period * start for start, end in zip(starts, ends, strict=True))

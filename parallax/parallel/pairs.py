@@ -13,7 +13,8 @@ from jax import lax
 
 from parallax.kernels.ring_attention import block_size, score_elements
 from parallax.parallel.order import chunk_lengths
-from parallax.parallel.ring import OWN
+from parallax.parallel.ring import OWN, Behind
+from parallax.parallel.scoring import Scoring
 
 
 class Accumulators(NamedTuple):
@@ -42,17 +43,18 @@ class Pairs:
       size: number of pieces, static.
       me: index of this device's piece.
       length: tokens per piece.
-      is_causal, order: the mask, and the order of tokens in pieces.
+      scoring, order: the mask, and the order of tokens in pieces.
       may_branch: False if a step communicates: masked work is then computed and dropped, since a
         collective in a branch that only some devices take would deadlock.
     """
 
     def __init__(
-        self, size: int, me: Any, length: int, is_causal: bool, order: str, *,
+        self, size: int, me: Any, length: int, scoring: Scoring, order: str, *,
         may_branch: bool = True,
     ):  # fmt: skip
-        self.me, self.is_causal, self.may_branch = me, is_causal, may_branch
-        self.zigzag = is_causal and order == "zigzag" and size > 1
+        self.size, self.me, self.may_branch = size, me, may_branch
+        self.is_causal, self.window = scoring.is_causal, scoring.window
+        self.length, self.zigzag = length, is_zigzag(size, scoring, order)
         self.lengths: tuple[int, ...] = chunk_lengths(length) if self.zigzag else (length,)
 
     def cut_all(self, *arrays_and_axes: tuple[jax.Array | None, int]) -> list[tuple]:
@@ -71,7 +73,9 @@ class Pairs:
     def visit(
         self, source: Any, step: Callable, queries: Sequence, keys: Sequence, acc: Accumulators
     ) -> Accumulators:
-        """Run all visible pairs with the keys of `source` (OWN, or the index of their device)."""
+        """Run all visible pairs with the keys of `source` (OWN, Behind or their device's index)."""
+        if self.window is not None:
+            return self._in_window(source, step, queries, keys, acc)
 
         def pair(acc, q, kv, causal):
             if not (self.lengths[q] and self.lengths[kv]):
@@ -97,6 +101,44 @@ class Pairs:
         acc = pair(acc, late, early, False)
         return self._either(source < self.me, step, queries, keys, acc)
 
+    def _in_window(self, source, step, queries, keys, acc):
+        """Run the pairs of chunks in which a query may see a key of its window."""
+        order = "zigzag" if self.zigzag else "natural"
+        starts = chunk_starts(self.me, self.length, self.size, order)
+        if isinstance(source, Behind):
+            offsets: dict[tuple[int, int], Any] = {(0, 0): source.places * self.length}
+        elif source is OWN:
+            offsets = {(i, i): 0 for i in range(len(starts))}
+            offsets |= {(1, 0): starts[1] - starts[0]} if self.zigzag else {}
+        else:
+            theirs = chunk_starts(source, self.length, self.size, order)
+            pairs = ((0, 0), (1, 0), (1, 1)) if self.zigzag else ((0, 0),)
+            offsets = {(q, kv): starts[q] - theirs[kv] for q, kv in pairs}
+        for (q, kv), offset in offsets.items():
+            if not (self.lengths[q] and self.lengths[kv]):
+                continue
+
+            def run(acc, q=q, kv=kv, offset=offset):
+                new = step(
+                    queries[q], keys[kv], acc.take(q, kv), is_causal=True, window=self.window,
+                    offset=offset,
+                )  # fmt: skip
+                return acc.put(q, kv, new)
+
+            seen: Any = True
+            if isinstance(source, Behind):
+                seen = self.me >= source.places  # otherwise the keys are of later tokens
+            elif not isinstance(offset, int):
+                reached = offset - (self.lengths[kv] - 1) < self.window
+                seen = reached & (offset + self.lengths[q] > 0)
+            if seen is True:
+                acc = run(acc)
+            elif self.may_branch:
+                acc = lax.cond(seen, run, lambda acc: acc, acc)
+            else:
+                acc = _where(seen, run(acc), acc)
+        return acc
+
     def _either(self, first, step, queries, keys, acc):
         """Run pair (0, 0) if `first`, else pair (1, 1), in one step of the larger pair's shape."""
 
@@ -118,22 +160,70 @@ class Pairs:
         return acc.put(0, 0, keep(first, old[0])).put(1, 1, keep(jnp.logical_not(first), old[1]))
 
 
-def scores_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
-    """Return the scores per head of the busiest device over all hops, in whole blocks."""
+def is_zigzag(size: int, scoring: Scoring, order: str) -> bool:
+    """Return whether pieces consist of an early and a late chunk."""
+    return scoring.is_causal and order == "zigzag" and size > 1
+
+
+def chunk_starts(index: Any, length: int, size: int, order: str) -> list[Any]:
+    """Return the first position of each chunk of a piece (an empty one has the next's)."""
+    if order == "natural":
+        return [index * length]
+    early, late = chunk_lengths(length)
+    return [index * early, size * early + (size - 1 - index) * late]
+
+
+def scores_of_pairs(
+    size: int, length: int, scoring: Scoring, order: str, *, in_lockstep: bool = False
+) -> int:
+    """Return the scores per head of the busiest device over all hops, in whole blocks.
+
+    With `in_lockstep` it computes what any device does: see `AttentionShape`.
+    """
+    if scoring.window is not None:
+        return max(
+            _window_scores(me, size, length, scoring, order, in_lockstep) for me in range(size)
+        )
 
     def area(queries: int, keys: int, causal: bool = False) -> int:
         return score_elements(queries, keys, causal) if queries and keys else 0
 
-    if not (is_causal and order == "zigzag" and size > 1):
-        return area(length, length, causal=is_causal) + (size - 1) * area(length, length)
+    if not is_zigzag(size, scoring, order):
+        own = area(length, length, causal=scoring.is_causal)
+        return own + (size - 1) * area(length, length)
     early, late = chunk_lengths(length)
     own = area(early, early, causal=True) + area(late, late, causal=True)
     return own + size * area(late, early) + (size - 1) * area(late, late)
 
 
-def block_of_pairs(size: int, length: int, is_causal: bool, order: str) -> int:
+def _window_scores(
+    me: int, size: int, length: int, scoring: Scoring, order: str, in_lockstep: bool
+) -> int:
+    """Return one device's scores per head under a window, as `Pairs` computes them."""
+    window = scoring.window
+    assert window is not None
+    if not is_zigzag(size, scoring, order):
+        hops = min(me, scoring.reached(length, size))
+        return sum(score_elements(length, length, True, window, n * length)
+                   for n in range(hops + 1))  # fmt: skip
+    lengths, total = chunk_lengths(length), 0
+    starts = [chunk_starts(i, length, size, "zigzag") for i in range(size)]
+    for source in range(size):
+        for q, kv in ((0, 0), (1, 0), (1, 1)):
+            queries, keys = lengths[q], lengths[kv]
+            offset = starts[me][q] - starts[source][kv]
+            is_seen = offset + queries > 0 and offset - keys + 1 < window
+            if not (queries and keys and (is_seen or in_lockstep)):
+                continue
+            # The offset of another device's keys is not known at trace time: no block is skipped.
+            known = source == me and q == kv
+            total += score_elements(queries, keys, known, window if known else None)
+    return total
+
+
+def block_of_pairs(size: int, length: int, scoring: Scoring, order: str) -> int:
     """Return the tokens per block in which `scores_of_pairs` are computed."""
-    if is_causal and order == "zigzag" and size > 1:
+    if is_zigzag(size, scoring, order):
         length = max(chunk_lengths(length))
     return block_size(length)
 

@@ -1,7 +1,7 @@
 """The paths by which queries reach all keys: keys travel around rings, or are local already.
 
-A path folds `hop(state, kv, source) -> (state, share)` over all devices' keys. `source` is the
-index of the device that the keys are from, or OWN, which is known at trace time. A `share` is what
+A path folds `hop(state, kv, source) -> (state, share)` over the devices' keys. `source` is the
+index of the device that the keys are from, or OWN or Behind, known at trace time. A `share` is what
 a hop adds to its keys' results (their gradients; an empty tree forward); a path returns the shares
 summed on the device that the keys came from.
 """
@@ -9,13 +9,21 @@ summed on the device that the keys came from.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 OWN: Final = None  # the source of a device's own keys
+
+
+class Behind(NamedTuple):
+    """The source `places` devices before one's own, in a ring around which positions rise."""
+
+    places: int
+
+
 Hop = Callable[[Any, Any, Any], tuple[Any, Any]]
 Home = Callable[[Any], Any]
 
@@ -121,7 +129,51 @@ def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home, unroll: int) -
     return state, send(home(shares))
 
 
-def _send(axis: str, pairs: list[tuple[int, int]], tree: Any) -> Any:
+@dataclass(frozen=True)
+class Neighbours:
+    """The path on which keys travel only as far as a window of earlier tokens reaches.
+
+    Attributes:
+      axes: mesh axes of one flat ring, in the order of positions.
+      hops: devices before its own whose keys a device sees.
+
+    Cost: `hops` sends of keys; as many of shares, the last straight home.
+    """
+
+    axes: tuple[str, ...]
+    hops: int
+
+    @property
+    def size(self) -> int:
+        return lax.axis_size(self.axes)
+
+    def index(self):
+        return lax.axis_index(self.axes)
+
+    def travel(self, kv, hop, state, home=_as_is, unroll=1):
+        def send(tree, by: int):
+            pairs = [(i, (i + by) % self.size) for i in range(self.size)]
+            return _send(self.axes, pairs, tree)
+
+        received, shares = kv, None
+        following = send(kv, 1) if self.hops else None
+        state, own = hop(state, kv, OWN)
+        for place in range(1, self.hops + 1):
+            # As in `_around`: keys have a whole hop to arrive.
+            state, received = lax.optimization_barrier((state, following))
+            if place < self.hops:
+                following = send(received, 1)
+            arrived = None if shares is None else send(shares, 1)
+            state, shares = hop(state, received, Behind(place))
+            if arrived is not None:
+                shares = jax.tree.map(jnp.add, arrived, shares)
+        if self.hops:
+            back = send(home(shares), -self.hops)
+            own = jax.tree.map(lambda mine, theirs: mine + theirs.astype(mine.dtype), own, back)
+        return state, own
+
+
+def _send(axis: str | tuple[str, ...], pairs: list[tuple[int, int]], tree: Any) -> Any:
     """Send `tree` to the next device of the ring, and return the previous device's."""
     return jax.tree.map(lambda x: lax.ppermute(x, axis, pairs), tree)
 

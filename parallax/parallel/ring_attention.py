@@ -10,7 +10,7 @@ values; P ring size.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,14 @@ from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.remat import attention_result
-from parallax.parallel.ring import Around, Path, QueryShards
+from parallax.parallel.ring import Around, Neighbours, Path, QueryShards
+from parallax.parallel.scoring import Scoring
 from parallax.parallel.varying import vary_alike
 
 
 class _Static(NamedTuple):
     path: Path
-    is_causal: bool
+    scoring: Scoring
     scale: float
     order: str
     partial_over: str | None
@@ -45,9 +46,17 @@ class _Static(NamedTuple):
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
-            self.path.size, self.path.index(), length, self.is_causal, self.order,
+            self.path.size, self.path.index(), length, self.scoring, self.order,
             may_branch=self.partial_over is None,
         )  # fmt: skip
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """The arguments of every step."""
+        return {
+            "scale": self.scale, "cap": self.scoring.cap, "partial_over": self.partial_over,
+            "implementation": self.implementation,
+        }  # fmt: skip
 
 
 def ring_attention(
@@ -58,6 +67,9 @@ def ring_attention(
     axis_name: str | tuple[str, ...] | None,
     is_causal: bool = False,
     scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+    sinks: Float[Array, " h"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
     order: str = "natural",
     partial_over: str | None = None,
@@ -73,6 +85,10 @@ def ring_attention(
         None for a whole sequence.
       is_causal: a query sees keys at its own and earlier positions.
       scale: scale of the scores; None is head_dim ** -0.5.
+      window: tokens that a query sees, its own and those before it; needs is_causal. In natural
+        order, keys then travel only to the devices that see them.
+      cap: scores s become cap * tanh(s / cap), before the mask.
+      sinks: [H], every head's score of one more key, which has no value.
       segment_ids: [B, L] for this device's tokens; tokens with different ids do not see each other.
       order: "natural" (contiguous pieces), or "zigzag": the inputs are already permuted by
         `to_order`, and a causal mask costs every device the same.
@@ -98,15 +114,21 @@ def ring_attention(
       4.5 for heads of 512, which recompute scores). A causal mask skips masked blocks: zigzag
       computes (P + 0.5) / 2P of the FLOPs on every device, natural the same on average but up to
       all of them on the last device. Differentiable once in reverse mode. With partial_over, all
-      scores are also summed, and a natural causal ring skips only its own half.
+      scores are also summed, and a natural causal ring skips only its own half. A window in natural
+      order has h = min(P - 1, ceil((window - 1) / L)) sends forward, around one flat ring, and
+      backward h again and h of gradients; in zigzag order all, since it reaches both neighbours.
 
     Reference: Liu, Zaharia and Abbeel, "Ring Attention with Blockwise Transformers", 2023;
       zigzag order as in Brandon et al., "Striped Attention", 2023, with two chunks per device;
       double ring as in Gu et al., "LoongTrain", 2024.
     """
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    scoring = Scoring(is_causal, window, scale, cap)
+    path = Around(axes)
+    if window is not None and order == "natural" and path.size > 1:
+        path = Neighbours(axes, scoring.reached(q.shape[1], path.size))
     return _attend(
-        Around(axes), q, k, v, segment_ids, segment_ids, is_causal, scale, order, partial_over,
+        path, q, k, v, segment_ids, segment_ids, scoring, sinks, order, partial_over,
         implementation,
     )  # fmt: skip
 
@@ -118,7 +140,8 @@ def query_shard_attention(
     *,
     axis_name: str,
     shards: int,
-    is_causal: bool,
+    scoring: Scoring,
+    sinks: Float[Array, " h"] | None,
     segment_ids: Int[Array, "b m"] | None,
     order: str,
 ) -> Float[Array, "b l h v"]:
@@ -127,6 +150,7 @@ def query_shard_attention(
     Args:
       q: [B, M / shards, H, K]; the device with index i on `axis_name` has shard i % shards.
       k, v: [B, M, G, K] and [B, M, G, V] of the whole sequence, permuted by `to_order`.
+      scoring, sinks: the rule of the scores, and these heads' sinks.
       Others: as in `ring_attention`; segment_ids are those of k.
 
     Cost: nothing moves; FLOPs are those of one device of a ring of `shards`.
@@ -135,41 +159,46 @@ def query_shard_attention(
     q_ids = segment_ids
     if segment_ids is not None:
         q_ids = lax.dynamic_slice_in_dim(segment_ids, path.index() * q.shape[1], q.shape[1], axis=1)
-    return _attend(path, q, k, v, q_ids, segment_ids, is_causal, None, order, None, None)
+    return _attend(path, q, k, v, q_ids, segment_ids, scoring, sinks, order, None, None)
 
 
 def _attend(
-    path, q, k, v, q_ids, kv_ids, is_causal, scale, order, partial_over, implementation
+    path, q, k, v, q_ids, kv_ids, scoring: Scoring, sinks, order, partial_over, implementation
 ):  # fmt: skip
     check_order(order)
     pieces = path.size if isinstance(path, QueryShards) else 1
     _check_shapes(q, k, v, q_ids, kv_length=q.shape[1] * pieces)
+    scale = scoring.scale
     if scale is None:
         slices = 1 if partial_over is None else lax.axis_size(partial_over)
         scale = (q.shape[-1] * slices) ** -0.5
+    has_ids, window, cap = q_ids is not None, scoring.window, scoring.cap
+    by_library = library_attention.unsupported(q, k, v, path.axes, has_ids, partial_over)
+    if window is not None or cap is not None or sinks is not None:
+        by_library = "it is called without windows, capped scores and sinks"
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, q_ids is not None, partial_over),
-        "cudnn": library_attention.unsupported(q, k, v, path.axes, q_ids is not None, partial_over),
+        "mosaic": unsupported(q, k, v, scale, has_ids, partial_over, window=window, cap=cap),
+        "cudnn": by_library,
         "xla": None,
     }
-    kind = kind_of(q, is_causal)
+    kind = kind_of(q, scoring.is_causal)
     chosen = dispatch.choose(
         "ring_attention", implementation, reasons, kind=kind, kernel="attention_step"
     )
     if chosen == "cudnn":
-        return library_attention.attend(q, k, v, is_causal=is_causal, scale=float(scale))
+        return library_attention.attend(q, k, v, is_causal=scoring.is_causal, scale=float(scale))
     by_kernel = chosen == "mosaic"
     # Steps use no other kernel; the reasons have been recorded.
     enabled = dispatch.enabled() if by_kernel else ()
     static = _Static(
-        path, is_causal, float(scale), order, partial_over, implementation, by_kernel, enabled
+        path, scoring, float(scale), order, partial_over, implementation, by_kernel, enabled
     )
-    return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, also=path.axes))
+    return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, sinks, also=path.axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static, q, k, v, q_ids, kv_ids):
-    return _forward(static, q, k, v, q_ids, kv_ids)[0]
+def _attention(static, q, k, v, q_ids, kv_ids, sinks):
+    return _forward(static, q, k, v, q_ids, kv_ids, sinks)[0]
 
 
 def _as_enabled(run: Callable) -> Callable:
@@ -184,7 +213,7 @@ def _as_enabled(run: Callable) -> Callable:
 
 
 @_as_enabled
-def _forward(static: _Static, q, k, v, q_ids, kv_ids):
+def _forward(static: _Static, q, k, v, q_ids, kv_ids, sinks):
     pairs = static.pairs(q.shape[1])
     # Padded once here, so that steps need not copy the queries and the carry each time.
     rows = TILES[q.shape[-1]].cluster_queries if static.by_kernel else 1
@@ -192,15 +221,14 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
 
     def step(queries, keys, carry, **mask):
         return attention_step(
-            queries.q, keys.k, keys.v, carry, scale=static.scale,
-            q_segment_ids=queries.segment_ids, kv_segment_ids=keys.segment_ids,
-            partial_over=static.partial_over, implementation=static.implementation, **mask,
+            queries.q, keys.k, keys.v, carry, q_segment_ids=queries.segment_ids,
+            kv_segment_ids=keys.segment_ids, **static.step, **mask,
         )  # fmt: skip
 
     def hop(carries, kv, source):
         return pairs.visit(source, step, queries, _cut_keys(pairs, kv, k), carries), ()
 
-    empty = Accumulators([empty_carry(chunk.q, v.shape[-1]) for chunk in queries], None)
+    empty = Accumulators([empty_carry(chunk.q, v.shape[-1], sinks) for chunk in queries], None)
     carries, _ = static.path.travel(
         (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
     )
@@ -209,12 +237,12 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids):
     out = jnp.concatenate([x[:, :n] for (x, _), n in zip(chunks, lengths, strict=True)], axis=1)
     lse = jnp.concatenate([x[:, :, :n] for (_, x), n in zip(chunks, lengths, strict=True)], axis=2)
     out, lse = (attention_result(x) for x in (out, lse))
-    return out, (q, k, v, q_ids, kv_ids, out, lse)
+    return out, (q, k, v, q_ids, kv_ids, sinks, out, lse)
 
 
 @_as_enabled
 def _backward(static: _Static, saved, d_out):
-    q, k, v, q_ids, kv_ids, out, lse = saved
+    q, k, v, q_ids, kv_ids, sinks, out, lse = saved
     pairs = static.pairs(q.shape[1])
     delta = jnp.einsum("blhv,blhv->bhl", out.astype(lse.dtype), d_out.astype(lse.dtype))
     if static.partial_over is not None:
@@ -226,9 +254,8 @@ def _backward(static: _Static, saved, d_out):
     def step(queries, keys, grads, **mask):
         dq, dk, dv = attention_step_backward(
             queries.q, keys.k, keys.v, queries.d_out, queries.lse, queries.delta,
-            scale=static.scale, q_segment_ids=queries.segment_ids,
-            kv_segment_ids=keys.segment_ids, partial_over=static.partial_over,
-            implementation=static.implementation, **mask,
+            q_segment_ids=queries.segment_ids, kv_segment_ids=keys.segment_ids, **static.step,
+            **mask,
         )  # fmt: skip
         return grads[0] + dq, (grads[1][0] + dk, grads[1][1] + dv)
 
@@ -250,10 +277,18 @@ def _backward(static: _Static, saved, d_out):
     dq, dkv = static.path.travel((_joined(k, v), kv_ids), hop, start, home)
     dk, dv = dkv[..., : k.shape[-1]], dkv[..., k.shape[-1] :]
     dq = jnp.concatenate(dq, axis=1)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    d_sinks = None if sinks is None else _sinks_gradient(static, sinks, lse, delta)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, d_sinks
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _sinks_gradient(static: _Static, sinks, lse, delta):
+    """Return the gradient of the sinks' scores, of this device's queries and of all slices once."""
+    share = jnp.exp(sinks.astype(lse.dtype)[None, :, None] - lse) * delta
+    slices = 1 if static.partial_over is None else lax.axis_size(static.partial_over)
+    return (-share.sum((0, 2)) / slices).astype(sinks.dtype)
 
 
 def _joined(k, v):

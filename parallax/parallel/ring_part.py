@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from parallax.bounds import Role, transfer
-from parallax.parallel.attention_part import KvLayout, size_over
+from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
 from parallax.parallel.order import Order, check_order, local_positions
 from parallax.parallel.pairs import block_of_pairs, scores_of_pairs
 from parallax.parallel.ring_attention import ring_attention
@@ -49,10 +49,10 @@ class Ring:
     def positions(self, index, local_length, sizes):
         return local_positions(index, local_length, size_over(sizes, self.seq_axes), self.order)
 
-    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
         return ring_attention(
-            q, k, v, axis_name=self.seq_axes, is_causal=is_causal, segment_ids=segment_ids,
-            order=self.order, partial_over=partial_over,
+            q, k, v, axis_name=self.seq_axes, **vars(scoring), sinks=sinks,
+            segment_ids=segment_ids, order=self.order, partial_over=partial_over,
         )  # fmt: skip
 
     def kv_layout(self):
@@ -61,15 +61,17 @@ class Ring:
     def work(self, shape, sizes):
         size = size_over(sizes, self.seq_axes)
         length = shape.seq_len // size
-        pairs = scores_of_pairs(size, length, shape.is_causal, self.order)
-        return shape.work(pairs, block_of_pairs(size, length, shape.is_causal, self.order))
+        pairs = scores_of_pairs(
+            size, length, shape.scoring, self.order, in_lockstep=shape.in_lockstep
+        )
+        return shape.work(pairs, block_of_pairs(size, length, shape.scoring, self.order))
 
     def transfers(self, shape, sizes, calls):
         both = _both(shape, shape.item_bytes)
-        sends = self._sends("ring_hop", "keys and values", both, sizes, calls)
+        sends = self._sends("ring_hop", "keys and values", both, shape, sizes, calls)
         if shape.packed:
             ids = shape.batch * shape.seq_len * 4
-            sends += self._sends("ring_hop", "segment ids", ids, sizes, calls)
+            sends += self._sends("ring_hop", "segment ids", ids, shape, sizes, calls)
         return sends
 
     def recompute_transfers(self, shape, sizes, calls):
@@ -79,17 +81,33 @@ class Ring:
         gradients, stored = (_both(shape, n) for n in (shape.accumulator_bytes, shape.item_bytes))
         what = "gradients of keys and values"
         return self.transfers(shape, sizes, calls) + self._sends(
-            "ring_gradient", what, gradients, sizes, calls, home_bytes=stored
+            "ring_gradient", what, gradients, shape, sizes, calls, home_bytes=stored
         )
 
     def _sends(
-        self, role: Role, what, whole_bytes, sizes, arrays: int, home_bytes: float | None = None
-    ):
+        self, role: Role, what, whole_bytes, shape: AttentionShape, sizes, arrays: int,
+        home_bytes: float | None = None,
+    ):  # fmt: skip
         """Return the sends of rings: in a ring of n, n - 1 of keys, n of gradients that come home.
 
-        `home_bytes` are those of the outermost ring's last send, after which nothing is added.
+        `home_bytes` are those of the outermost ring's last send, after which nothing is added. A
+        window in natural order has one flat ring, and sends only as far as it reaches.
         """
         shards, passes, transfers = size_over(sizes, self.seq_axes), arrays, ()
+        if shape.scoring.window is not None and self.order == "natural":
+            hops = shape.scoring.reached(shape.seq_len // shards, shards)
+            axes, around = self.seq_axes, whole_bytes / shards
+            named = ", ".join(f"'{axis}'" for axis in axes)
+
+            def flat(said: str, payload: float, count: int):
+                if count < 1:
+                    return ()
+                return (transfer(role, said, "collective-permute", axes, shards, payload, count),)
+
+            if home_bytes is None:
+                return flat(f"{what} around {named}", around, arrays * hops)
+            along = flat(f"{what} around {named}", around, arrays * (hops - 1))
+            return along + flat(f"{what} home", home_bytes / shards, arrays * min(hops, 1))
         for axis in self.seq_axes:
             n = sizes[axis]
             if n == 1:

@@ -18,6 +18,7 @@ from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_att
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
 from parallax.parallel.products import Int8Weight, product
 from parallax.parallel.remat import Remat, product_result
+from parallax.parallel.scoring import Scoring
 from parallax.parallel.sharded_weights import RowPath, exchange_rows, gather_shards, row_path
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import gather_width, shard_width
@@ -223,16 +224,18 @@ class Split:
         first = lax.axis_index(self.over("heads")) * local_heads // group
         return lax.dynamic_slice_in_dim(kv, first, max(1, local_heads // group), axis=2)
 
-    def attend(self, q, k, v, *, is_causal: bool, segment_ids=None) -> jax.Array:
+    def attend(self, q, k, v, *, scoring: Scoring, segment_ids=None, sinks=None) -> jax.Array:
         """Return attention's output for this device's query heads and tokens, [B, L, H, K]."""
         with jax.named_scope("attention_core"):
-            return self.attention.attend(q, k, v, is_causal=is_causal, segment_ids=segment_ids)
+            return self.attention.attend(
+                q, k, v, scoring=scoring, segment_ids=segment_ids, sinks=sinks
+            )
 
-    def attend_cached(self, q, k, v, cache: CachedLayer):
+    def attend_cached(self, q, k, v, cache: CachedLayer, *, scoring: Scoring, sinks=None):
         """Return attention of one new token per sequence, and its keys and values to cache."""
         assert self.kv is not None
         with jax.named_scope("attention_core"):
-            return cached_attention(q, k, v, cache, self.kv)
+            return cached_attention(q, k, v, cache, self.kv, scoring=scoring, sinks=sinks)
 
     def assert_sharding(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
         """Assert that an activation differs only over the mesh axes that split its dims.

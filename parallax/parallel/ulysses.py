@@ -13,7 +13,14 @@ from parallax.parallel.attention_part import (
     Local,
     size_over,
 )
-from parallax.parallel.head_exchange import TOKENS, from_heads, kv_heads_read, spread, to_heads
+from parallax.parallel.head_exchange import (
+    TOKENS,
+    from_heads,
+    heads_of,
+    kv_heads_read,
+    spread,
+    to_heads,
+)
 from parallax.parallel.order import numpy_of
 
 
@@ -55,14 +62,16 @@ class Ulysses:
         start = index % size * local_length
         return numpy.take(piece, start + numpy.arange(local_length, dtype=numpy.int32), axis=0)
 
-    def attend(self, q, k, v, *, is_causal, segment_ids, partial_over=None):
+    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
         table = self._table(q.shape[2], k.shape[2], lax.axis_size(self.axis))
         q, k, v = (to_heads(x, self.axis, TOKENS) for x in (q, spread(k, table), spread(v, table)))
         if segment_ids is not None:
             segment_ids = lax.all_gather(segment_ids, self.axis, axis=TOKENS, tiled=True)
         out = self.inner.attend(
-            q, k, v, is_causal=is_causal, segment_ids=segment_ids, partial_over=partial_over
-        )
+            q, k, v, scoring=scoring, segment_ids=segment_ids,
+            sinks=heads_of(sinks, lax.axis_index(self.axis), lax.axis_size(self.axis)),
+            partial_over=partial_over,
+        )  # fmt: skip
         return from_heads(out, self.axis, TOKENS)
 
     def kv_layout(self):

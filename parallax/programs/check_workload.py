@@ -38,11 +38,12 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
             f"Model '{config.name}' has no experts to fix the routing of. Use a workload "
             "without replayed=True."
         )
-    calls = attention_shape(
-        config, split, local // workload.microbatches, workload.seq_len,
-        packed=workload.packed,
-    )  # fmt: skip
-    strategy.attention.work(calls, mesh)  # raises ValueError for shapes that it cannot split
+    for kind in set(config.kinds):
+        calls = attention_shape(
+            config, split, local // workload.microbatches, workload.seq_len,
+            packed=workload.packed, kind=kind,
+        )  # fmt: skip
+        strategy.attention.work(calls, mesh)  # raises ValueError for shapes that it cannot split
     if (tiles := getattr(strategy.layers, "tiles", None)) is not None:
         try:
             check_tiles(config, split, tiles)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from parallax.kernels import dispatch
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.attention_part import size_over
-from parallax.parallel.cache_slots import runs_of, slot_spans
+from parallax.parallel.cache_slots import runs_of, slot_spans, window_spans
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers, picks_rows
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
@@ -135,10 +135,19 @@ class Decoder(ShardedCache):
         devices = size_over(split.mesh_axes, layout.slot_axes)
         index = lax.axis_index(layout.slot_axes) if layout.slot_axes else 0
         keeps, slot = cache.steps % devices == index, self.slots[0] + cache.steps // devices
-        spans = slot_spans(
-            jnp.asarray(self._runs)[index], cache.positions - cache.steps, self.slots[0],
-            (cache.steps + (devices - 1) - index) // devices,
-        )  # fmt: skip
+        runs, lengths = jnp.asarray(self._runs)[index], cache.positions - cache.steps
+        whole = slot_spans(
+            runs, lengths, self.slots[0], (cache.steps + (devices - 1) - index) // devices
+        )
+
+        def spans(window: int | None) -> jax.Array:
+            if window is None:
+                return whole
+            oldest = cache.positions - (window - 1)
+            return window_spans(
+                whole, runs, oldest, lengths, self.slots[0], jnp.asarray(index), devices
+            )
+
         positions = cache.positions
         if layout.batch_axes:
             first = lax.axis_index(layout.batch_axes) * self.rows
@@ -152,17 +161,17 @@ class Decoder(ShardedCache):
                 return tiled(x, positions, numbers.reshape(round.microbatches, -1)[:, 0], round)
             take = functools.partial(rows.take, number=numbers[0])
 
-            def of_layer(keys, values):
+            def of_layer(keys, values, window):
                 if picks_rows(keys, values, layout):
                     rows_of = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
-                    return CachedLayer(keys, values, take(spans), keeps, rows_of)
-                return CachedLayer(take(keys), take(values), take(spans), keeps)
+                    return CachedLayer(keys, values, take(spans(window)), keeps, rows_of)
+                return CachedLayer(take(keys), take(values), take(spans(window)), keeps)
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
             return model.through_layers(x, positions[:, None], split, cache=layers)
 
         def tiled(x, positions, numbers, group):
-            def cached(layer, tile, r):
+            def cached(layer, tile, r, window):
                 number = lax.dynamic_index_in_dim(numbers, r, keepdims=False)
                 take = functools.partial(
                     rows.take_heads, layer=layer, number=number, tile=tile,
@@ -173,7 +182,7 @@ class Decoder(ShardedCache):
                     reason = "heads of a weight tile are not contiguous"
                     dispatch.record_refusal("decode_attention", "mosaic", reason)
                 return CachedLayer(
-                    take(cache.keys), take(cache.values), rows.take(spans, number), keeps,
+                    take(cache.keys), take(cache.values), rows.take(spans(window), number), keeps,
                     implementation="xla",
                 )  # fmt: skip
 

@@ -6,6 +6,7 @@ Shapes: b sequences of a microbatch on one device, L tokens, D model width.
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from flax import nnx
 from parallax.bounds import Role, Transfer, transfer
 from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
+from parallax.models.layer_kinds import LayerKind
 from parallax.parallel.cached_attention import cached_transfers
 from parallax.parallel.experts import ExpertShape, Platform
 from parallax.parallel.remat import Remat
@@ -90,7 +92,7 @@ class PassShape:
         self.useful = layers.microbatch_groups(microbatches, stages)
         self.ticks = layers.ticks(microbatches, stages)
         self.run_as(Runs(*(self.ticks,) * len(Runs._fields)))
-        groups = self.strategy.layer_groups(self.config.num_layers)
+        groups = self.strategy.layer_groups(self.config.num_layers, len(self.config.kinds))
         self.chunks = layers.virtual_stages
         self.layers = max(groups) // self.chunks  # that run at once
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful
@@ -189,16 +191,16 @@ class PassShape:
         """Add the attention and expert parts' transfers in one pass through all layers."""
         calls = self.ticks * self.layers
         config, split = self.config, self.split
-        attention = attention_shape(
-            config, split, self.b, self.workload.seq_len, packed=self.workload.packed
-        )
-        if config.qk_norm:
-            heads = attention.heads + config.num_kv_heads // split.count("kv_heads")
-            self.add("qk_norm_sum", "sums of squares of queries and keys", "all-reduce",
-                     self.over("head_dim"), self.tokens * heads * self.wide,
-                     per_layer=True)  # fmt: skip
+        self.qk_norm_sums()
         if self.decoder is None:
-            moved = getattr(split.attention, closed_form)(attention, split.mesh_axes, calls)
+            moved = ()
+            for kind, layers in self.kinds().items():
+                shape = attention_shape(
+                    config, split, self.b, self.workload.seq_len, packed=self.workload.packed,
+                    kind=kind,
+                )  # fmt: skip
+                closed = getattr(split.attention, closed_form)
+                moved += closed(shape, split.mesh_axes, self.ticks * layers)
         else:
             shape = self.decoder.attention_shape
             moved = cached_transfers(self.decoder.layout, shape, split.mesh_axes, calls)
@@ -209,6 +211,30 @@ class PassShape:
         once = 0 if closed_form == "recompute_transfers" else self.useful * self.chunks / self.ticks
         for t in moved:
             self.transfers.append(dataclasses.replace(t, minimum_bytes=t.minimum_bytes * once))
+
+    def kinds(self) -> dict[LayerKind, int]:
+        """Return how many of the layers that run at once are of each kind of window."""
+        kinds = self.config.kinds
+        found: Counter[LayerKind] = Counter()
+        for layer in range(self.layers):
+            found[LayerKind(kinds[layer % len(kinds)].window)] += 1
+        return dict(found)
+
+    def qk_norm_sums(self) -> None:
+        """Add the sums of squares of queries and keys that heads split over devices need."""
+        config, split = self.config, self.split
+        if not config.qk_norm:
+            return
+        if config.qk_norm_width == "all":
+            for names in (("heads", "head_dim"), ("kv_heads", "head_dim")):
+                self.add("qk_norm_sum", f"sums of squares over {names[0]}", "all-reduce",
+                         self.over(*names), self.tokens * self.wide, per_layer=True)  # fmt: skip
+            return
+        heads = config.num_heads // split.count("heads")
+        heads += config.num_kv_heads // split.count("kv_heads")
+        self.add("qk_norm_sum", "sums of squares of queries and keys", "all-reduce",
+                 self.over("head_dim"), self.tokens * heads * self.wide,
+                 per_layer=True)  # fmt: skip
 
     def rows_of_tables(self) -> None:
         """Add the rows of tables whose width is sharded over devices with other tokens."""

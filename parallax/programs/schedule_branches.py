@@ -30,9 +30,13 @@ def training_branches(sharded: ShardedTransformer) -> dict[str, Taken]:
         return {}
     split, workload = sharded.strategy.split("train"), sharded.workload
     batch = workload.batch // split.count("act_batch") // schedule.microbatches
-    shape = attention_shape(sharded.config, split, batch, workload.seq_len, packed=workload.packed)
-    moved = split.attention.transfers(shape, split.mesh_axes, 1)
-    is_uniform = any(t.kind == "collective-permute" for t in moved)
+    is_uniform = False
+    for kind in sharded.config.kinds:
+        shape = attention_shape(
+            sharded.config, split, batch, workload.seq_len, packed=workload.packed, kind=kind
+        )
+        moved = split.attention.transfers(shape, split.mesh_axes, 1)
+        is_uniform |= any(t.kind == "collective-permute" for t in moved)
     return schedule_branches(schedule, is_uniform=is_uniform)
 
 

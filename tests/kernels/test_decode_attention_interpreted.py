@@ -11,6 +11,7 @@ from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import Carry, finish
 from parallax.parallel.attention_part import KvLayout
 from parallax.parallel.cached_attention import CachedLayer, cached_attention, picks_rows
+from parallax.parallel.scoring import CAUSAL
 
 SCALE = 0.1
 
@@ -80,7 +81,9 @@ def test_a_decoding_step_takes_it_where_it_is_enabled():
 
     def attend(q, key, value):
         assert picks_rows(k, v, layout)
-        return cached_attention(q, key, value, CachedLayer(k, v, spans, keeps, rows), layout)[0]
+        return cached_attention(
+            q, key, value, CachedLayer(k, v, spans, keeps, rows), layout, scoring=CAUSAL
+        )[0]
 
     with interpreted(), dispatch.enabling("mosaic"):
         ours = jax.jit(attend)(*new)

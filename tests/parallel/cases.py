@@ -14,6 +14,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_part import AttentionPart, AttentionShape
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.order import undo_positions
+from parallax.parallel.scoring import Scoring
 from parallax.programs.parameters import mesh_entry
 
 
@@ -29,6 +30,18 @@ class Case:
     causal: bool = True
     packed: bool = False
     head_dim: int = 8
+    window: int | None = None
+    cap: float | None = None
+    scale: float | None = None
+    has_sinks: bool = False
+
+    @property
+    def scoring(self):
+        return Scoring(self.causal, self.window, self.scale, self.cap)
+
+    @property
+    def sinks(self):
+        return draw((self.heads,), 5) if self.has_sinks else None
 
     @property
     def length(self):
@@ -37,7 +50,7 @@ class Case:
     @property
     def shape(self):
         return AttentionShape(
-            2, self.length, self.heads, self.kv_heads, self.head_dim, 8, self.packed, self.causal
+            2, self.length, self.heads, self.kv_heads, self.head_dim, 8, self.packed, self.scoring
         )
 
 
@@ -57,17 +70,18 @@ def inputs(case):
 
 
 def mapped(case):
-    """(q, k, v, ids) in the part's order -> attention in the part's order."""
+    """(q, k, v, ids, sinks) in the part's order -> attention in the part's order."""
     part, mesh = case.part, MeshSpec(case.mesh).build(jax.devices()[: MeshSpec(case.mesh).size])
     seq = mesh_entry(part.seq_axes)
     spec = P(None, seq, None, mesh_entry(part.slice_axes))
 
-    def local(q, k, v, ids):
-        return part.attend(q, k, v, is_causal=case.causal, segment_ids=ids)
+    def local(q, k, v, ids, sinks):
+        return part.attend(q, k, v, scoring=case.scoring, segment_ids=ids, sinks=sinks)
 
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(spec, spec, spec, P(None, seq)), out_specs=spec
+    whole = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec, spec, P(None, seq), P()), out_specs=spec
     )
+    return lambda q, k, v, ids, sinks=None: whole(q, k, v, ids, sinks)
 
 
 def held(case):
@@ -81,23 +95,23 @@ def program(case, ids):
     order = held(case)
     ids = None if ids is None else ids[:, order]
 
-    def forward(q, k, v):
+    def forward(q, k, v, sinks=None):
         q, k, v = (x[:, order] for x in (q, k, v))
-        return undo_positions(mapped(case)(q, k, v, ids), order)
+        return undo_positions(mapped(case)(q, k, v, ids, sinks), order)
 
-    return functools.partial(with_gradients, forward)
+    return functools.partial(with_gradients, forward, case)
 
 
-def with_gradients(f, q, k, v, d_out):
-    out, vjp = jax.vjp(f, q, k, v)
+def with_gradients(f, case, q, k, v, d_out):
+    out, vjp = jax.vjp(f, q, k, v, *([case.sinks] if case.has_sinks else []))
     return out, *vjp(d_out)
 
 
 def textbook(case, ids):
-    return functools.partial(
-        with_gradients,
-        lambda q, k, v: Plain().attend(q, k, v, is_causal=case.causal, segment_ids=ids),
-    )
+    def forward(q, k, v, sinks=None):
+        return Plain().attend(q, k, v, scoring=case.scoring, segment_ids=ids, sinks=sinks)
+
+    return functools.partial(with_gradients, forward, case)
 
 
 def worst(case, expected=textbook):
@@ -134,6 +148,7 @@ def slices(reduction, **inner):
     return HeadSlices("head_slice", reduction, **inner)
 
 
+SINKS: dict = {"window": 6, "has_sinks": True, "cap": 2.0, "scale": 0.7, "packed": True}
 ring_of_2 = {"inner": Ring("seq", "zigzag")}
 CASES = {
     "local": Case(Local(), {"seq": 2}, packed=True),
@@ -145,6 +160,20 @@ CASES = {
     "triple": Case(Ring(("node", "stage", "seq"), "zigzag"),
                    {"node": 2, "stage": 2, "seq": 2}, tokens=3),
     "ring of one in a ring": Case(Ring(("node", "seq"), "zigzag"), {"node": 2, "seq": 1}),
+    "window": Case(Local(), {"seq": 2}, tokens=16, **SINKS),
+    "window ring": Case(Ring("seq"), {"seq": 4}, tokens=5, **SINKS),
+    "window of two hops": Case(Ring("seq"), {"seq": 8}, tokens=3, window=5),
+    "window of one hop": Case(Ring("seq"), {"seq": 4}, window=2),
+    "window of all": Case(Ring("seq"), {"seq": 4}, tokens=3, window=40, has_sinks=True),
+    "window zigzag": Case(Ring("seq", "zigzag"), {"seq": 4}, tokens=5, **SINKS),
+    "window double": Case(Ring(("node", "seq")), DOUBLE, tokens=3, **SINKS),
+    "window double zigzag": Case(Ring(("node", "seq"), "zigzag"), DOUBLE, tokens=3, **SINKS),
+    "window ulysses": Case(Ulysses("seq", Ring("node")), DOUBLE, tokens=4, **SINKS),
+    "window exchange": Case(slices("exchange"), SLICES, kv_heads=4, tokens=16, **SINKS),
+    "window shards": Case(slices("exchange"), SLICES, heads=2, kv_heads=1, tokens=20, **SINKS),
+    "window scores": Case(slices("scores", inner=Ring("seq")), RING2, **SINKS),
+    "window scores zigzag": Case(slices("scores", inner=Ring("seq", "zigzag")), RING2, **SINKS),
+    "window gather": Case(slices("gather"), SLICES, tokens=16, **SINKS),
     "ulysses": Case(Ulysses("seq"), {"seq": 4}, packed=True),
     "ulysses grouped": Case(Ulysses("seq"), {"seq": 2}, heads=6, kv_heads=3, causal=False),
     "ulysses ring": Case(Ulysses("seq", Ring("node", "zigzag")), DOUBLE, tokens=5, packed=True),

@@ -15,6 +15,7 @@ from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.attention_parts import Ring, Ulysses
 from parallax.parallel.cheapest import link_bytes_per_s, seconds
+from parallax.parallel.scoring import CAUSAL, Scoring
 from tests.parallel.cases import (
     CASES,
     SLICES,
@@ -32,7 +33,7 @@ def test_local_slices_are_heads_of_their_own_and_say_so():
     def of_narrow_heads(case, ids):
         def narrow(q, k, v):
             cut = (x.reshape(*x.shape[:2], 16, 2) for x in (q, k, v))
-            out = Plain().attend(*cut, is_causal=True, segment_ids=None)
+            out = Plain().attend(*cut, scoring=CAUSAL, segment_ids=None)
             return out.reshape(q.shape)
 
         return functools.partial(with_gradients, narrow)
@@ -57,7 +58,7 @@ def test_exchanging_slices_sends_a_39th_of_summing_scores():
         part = slices(reduction)
         (form,) = {sum(t.wire_bytes for t in part.transfers(LONG, GRID, 1))}
         mapped = jax.shard_map(
-            lambda q, k, v: part.attend(q, k, v, is_causal=False, segment_ids=None),
+            lambda q, k, v: part.attend(q, k, v, scoring=Scoring(), segment_ids=None),
             mesh=MeshSpec(GRID).abstract(), in_specs=spec, out_specs=spec,
         )  # fmt: skip
         x = jax.ShapeDtypeStruct((1, 10_000, 16, 512), jnp.float32)
@@ -100,5 +101,5 @@ def test_gathering_repeats_the_scores_product():
     product = 2 * 10_000**2 * 512 * 4 / 4  # Q K^T of four heads, shared by four slices
     assert flops["exchange"] == flops["scores"] == 2 * product
     assert flops["gather"] == (4 + 1) * product
-    shards = dataclasses.replace(LONG, heads=2, kv_heads=2, is_causal=True)
+    shards = dataclasses.replace(LONG, heads=2, kv_heads=2, scoring=CAUSAL)
     assert 0.5 < slices("exchange").work(shards, GRID).flops / product < 0.55

@@ -17,6 +17,7 @@ from parallax.lenses.reference import Plain
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel import library_attention, pairs, ring_attention, to_order, undo_order
 from parallax.parallel.ring import OWN
+from parallax.parallel.scoring import CAUSAL, Scoring
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_equals_whole_attention(case):
         ids = jnp.asarray(np.sort(np.random.default_rng(4).integers(0, 3, (2, length))), jnp.int32)
     found = with_gradients(around(devices, causal, order, ids), d_out)(q, k, v)
     expected = with_gradients(
-        lambda q, k, v: Plain().attend(q, k, v, is_causal=causal, segment_ids=ids), d_out
+        lambda q, k, v: Plain().attend(q, k, v, scoring=Scoring(causal), segment_ids=ids), d_out
     )(q, k, v)
     assert worst(found, expected) < 1e-13
 
@@ -95,7 +96,7 @@ def test_any_length_that_the_devices_divide(tokens, zigzag, data):
     q = draw((1, length, 2, 4), tokens)
     k, v = draw((1, length, kv_heads, 4), 7), draw((1, length, kv_heads, 4), 8)
     found = around(4, True, "zigzag" if zigzag else "natural")(q, k, v)
-    expected = Plain().attend(q, k, v, is_causal=True, segment_ids=None)
+    expected = Plain().attend(q, k, v, scoring=CAUSAL, segment_ids=None)
     assert worst([found], [expected]) < 1e-13
 
 
@@ -143,7 +144,7 @@ def test_works_in_any_shard_map(name):
         mesh=mesh, in_specs=spec, out_specs=spec, **options,
     )  # fmt: skip
     expected = with_gradients(
-        lambda q, k, v: Plain().attend(q, k, v, is_causal=True, segment_ids=None), d_out
+        lambda q, k, v: Plain().attend(q, k, v, scoring=CAUSAL, segment_ids=None), d_out
     )
     assert worst(with_gradients(mapped, d_out)(q, k, v), expected(q, k, v)) < 1e-13
 
@@ -161,7 +162,7 @@ def test_keys_that_devices_of_another_axis_share():
 
     def whole(q, k, v):
         k, v = (jnp.repeat(x, 4, axis=0) for x in (k, v))
-        return Plain().attend(q, k, v, is_causal=True, segment_ids=None)
+        return Plain().attend(q, k, v, scoring=CAUSAL, segment_ids=None)
 
     found = with_gradients(mapped, d_out)(q, k, v)
     assert worst(found, with_gradients(whole, d_out)(q, k, v)) < 1e-13
@@ -169,7 +170,7 @@ def test_keys_that_devices_of_another_axis_share():
 
 def test_losing_a_hop_is_seen(monkeypatch):
     q, k, v = (draw((1, 32, 2, 4), seed) for seed in range(3))
-    expected = Plain().attend(q, k, v, is_causal=True, segment_ids=None)
+    expected = Plain().attend(q, k, v, scoring=CAUSAL, segment_ids=None)
     exact = pairs.Pairs.visit
 
     def skip(self, source, *rest):

@@ -57,8 +57,9 @@ def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, a
     before_B12 = jnp.stack([jnp.zeros_like(at_B), at_B], axis=-1)[:, None]
     for pair, layer, (keys, values) in zip(formats, layers, kv, strict=True):
         cache = CachedLayers(
-            keys[None], values[None], lambda k, v: CachedLayer(k, v, before_B12, jnp.asarray(True))
-        )
+            keys[None], values[None],
+            lambda k, v, _: CachedLayer(k, v, before_B12, jnp.asarray(True)),
+        )  # fmt: skip
         model = _with(layer_config(config, pair), layers=layer)
         x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], CACHED, cache=cache)
         caches.append(

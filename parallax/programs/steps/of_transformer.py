@@ -49,6 +49,13 @@ class TransformerStep(ModelStep):
     def sharded(self) -> ShardedTransformer:
         """The model under its strategy; a decoding step's with the workload of its prompts."""
 
+    def with_config(self, config: ModelConfig) -> "TransformerStep":
+        """Return the step of another model under the same strategy and workload."""
+        mine: Any = self
+        sharded = replace(self.sharded, config=config)
+        program = mine.program
+        return type(mine)(sharded if program is self.sharded else replace(program, sharded=sharded))
+
     @property
     def decoder(self) -> Decoder | None:
         """The decoder whose cache the step reads; None if it reads none."""

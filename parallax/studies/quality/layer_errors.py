@@ -15,7 +15,7 @@ from parallax.compression.errors import relative_error
 from parallax.models.block_errors import block_error
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import Parameter, layer_matrices
-from parallax.models.rope import rotation, token_positions
+from parallax.models.rope import token_positions
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.studies.quality.results import BlockError, MatrixError
@@ -55,17 +55,12 @@ def matrix_inputs(
     model: Any = nnx.merge(abstract_transformer(config)[0], params)
     x = model.embed(jnp.asarray(tokens), None, UNSPLIT)
     positions = token_positions(tokens.shape[1], None)
-    angles = None
-    if config.positions == "rope":
-        angles = rotation(
-            positions, config.head_dim, config.rope_theta, config.dtype,
-            scaling=config.rope_scaling,
-        )  # fmt: skip
     graph, stacked = nnx.split(model.layers)
     for layer in range(config.num_layers):
         block = nnx.merge(graph, jax.tree.map(lambda w, layer=layer: w[layer], stacked))
         recording = _Recording(matrices=layer_matrices(config))
-        x, _ = block(x, angles, None, recording)
+        kind = config.kinds[layer % len(config.kinds)]
+        x, _ = block(x, model.angles(positions, kind, UNSPLIT), None, recording, kind=kind)
         for matrix in recording.matrices:
             weight = functools.reduce(getattr, matrix.path[1:], block)[...]
             yield layer, matrix, weight, recording.seen[matrix.path]
