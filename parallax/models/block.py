@@ -45,7 +45,7 @@ class Attention(nnx.Module):
         if config.bias:
             self.out_bias_D = bias((d,), ("embed",), config.dtype)
         if config.sinks:
-            self.sinks_H = bias((h,), ("heads",), config.dtype)
+            self.sinks_H = weight(config, rngs, (h,), ("heads",), 1, inputs=())
 
     def __call__(
         self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, kind: LayerKind,

@@ -28,6 +28,8 @@ _DIFFERENT_WORK = {
     "down_bias_D": (*TOKENS, "act_norm_seq"),
     "attention_norm": (*TOKENS, "act_norm_seq"),
     "mlp_norm": (*TOKENS, "act_norm_seq"),
+    "attention_post_norm": (*TOKENS, "act_norm_seq"),
+    "mlp_post_norm": (*TOKENS, "act_norm_seq"),
     "final_norm": (*TOKENS, "act_norm_seq"),
     "unembed_DV": TOKENS,
 }
