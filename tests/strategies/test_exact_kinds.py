@@ -6,8 +6,10 @@ from parallax.lenses.text import read_text
 from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
 from parallax.models.layer_kinds import LayerKind, RopeScaling
+from parallax.parallel.cache_slots import window_spans
 from parallax.parallel.scoring import Scoring
-from parallax.strategies import cache_tiled, fsdp, layerwise, ring_sequence, tensor_pipeline
+from parallax.programs import decoding
+from parallax.strategies import fsdp, layerwise, ring_sequence
 from tests.strategies.cases import HYBRIDS, SMALL, STRATEGIES, VARIANTS, workload
 
 pytestmark = pytest.mark.slow
@@ -54,3 +56,34 @@ def test_norms_of_all_heads_and_behind_each_part():
     without = ("tiled stages", "tiled ring x tensor", "cache_tiled")
     strategies = {n: s for n, s in (STRATEGIES | VARIANTS | RINGS).items() if n not in without}
     check(OTHERS, strategies.values(), packed=True)
+
+
+def decoded(config, strategies):
+    cases = [(s, workload(s, seq_len=32)) for s in strategies]
+    return verify_decoding(config, cases, TEXT, "text", ("float64",), new_tokens=32)
+
+
+def test_decoding():
+    chosen = [
+        STRATEGIES["tensor_pipeline"], STRATEGIES["two_level"], VARIANTS["scores"],
+        VARIANTS["tiled stages"], RINGS["natural double ring"], HYBRIDS["pipeline x ring x tensor"],
+    ]  # fmt: skip
+    for result in decoded(KINDS, chosen):
+        assert result.same_tokens
+        assert result.rows[0].passed, result.rows[0]
+
+
+def test_a_window_one_token_wider_is_another_model(monkeypatch):
+    """In a forward pass, and in a decoding step, whose slots are picked by other code."""
+    config = KINDS.replace(num_layers=2)
+    reach = Scoring.reached
+    monkeypatch.setattr(Scoring, "reached", lambda self, *sizes: max(0, reach(self, *sizes) - 1))
+    ring = RINGS["natural ring"]
+    (result,) = verify_transformer(config, [(ring, workload(ring))], TEXT, "text", ("float64",))
+    assert result.rows[0].logits_error > 1e-4
+    monkeypatch.setattr(
+        decoding, "window_spans",
+        lambda spans, runs, oldest, *rest: window_spans(spans, runs, oldest - 1, *rest),
+    )  # fmt: skip
+    (result,) = decoded(config, [VARIANTS["double_ring"]])
+    assert result.rows[0].logits_error > 1e-4
