@@ -44,10 +44,13 @@ def estimate_bytes(
     if split.attention.seq_axes:
         attention += kv * item  # the next keys are in flight
     # The wide rows are the side of every matrix that is not the residual stream.
-    matrices = device_matrices(config, split, "mlp").values()
-    mlp = tokens * item * sum(k + n - config.d_model for k, n, _ in matrices)
-    if config.num_experts:
-        mlp = 6 * residual * config.experts_per_token
+    routed = bool(config.num_experts)
+    of = weights_of(config).of(config).matrices
+    matrices = device_matrices(config, split, "mlp").items()
+    wide = (k + n - config.d_model for name, (k, n, _) in matrices if of[name].is_shared == routed)
+    mlp = tokens * item * sum(wide)  # with experts, of those that every token passes
+    if routed:
+        mlp += 6 * residual * config.experts_per_token
     held = 3 * residual + max(attention, mlp)
     cache = decoder.kv_bytes() if decoder is not None else 0.0
     return float(held_weights + held + cache)

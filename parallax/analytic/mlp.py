@@ -47,8 +47,36 @@ def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
         *([Wait("layer")] if copied else []),
         *_in_chunks(trace, Loop("experts", here, "expert", "test"), rows),
         passes("combine", 2 * rows, 2 * r),
+        *_shared_mlp(trace),
     ]
     return steps, {"tile": _tile(trace), "expert": _expert(trace, here, matrices)}
+
+
+def _shared_mlp(trace: Trace) -> list[Step]:
+    """Trace the experts that every token passes, and the sum with the others' output."""
+    if not trace.config.shared_experts:
+        return []
+    first, r = trace.matrices("mlp", reads_stream=True, shared=True), trace.residual
+    return [*(step for name, size in first.items() for step in trace.product(name, *size)),
+            _activated(trace, trace.tokens, shared=True),
+            *trace.products_behind("mlp", shared=True), passes("shared added", 2 * r, r)
+            ]  # fmt: skip
+
+
+def _shared_backward(trace: Trace) -> list[Step]:
+    """Trace the gradients of `_shared_mlp`: two products for each matrix."""
+    steps: list[Step] = []
+    for reads_stream in (False, True):
+        sizes = trace.matrices("mlp", reads_stream=reads_stream, shared=True)
+        for name, (n, k) in sizes.items():
+            args = trace.dtype, trace.item
+            steps += [gemm(f"{name} dx", trace.tokens, k, n, *args, b=f"{name}.w"),
+                      gemm(f"{name} dw", k, n, trace.tokens, *args, b=f"{name}.x")]  # fmt: skip
+        if sizes and not reads_stream:
+            first = trace.matrices("mlp", reads_stream=True, shared=True)
+            wide = 1.5 * trace.tokens * trace.item * sum(n for n, _ in first.values())
+            steps.append(passes("shared act back", wide, wide))
+    return steps
 
 
 def expert_mlp_backward(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
@@ -72,7 +100,10 @@ def expert_mlp_backward(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step,
     router = [gemm("router dx", trace.tokens, trace.config.d_model, e, trace.dtype, item),
               gemm("router dw", trace.config.d_model, e, trace.tokens, trace.dtype, item),
               passes("routes back", r / 2, r / 2)]  # fmt: skip
-    return [*chunk * chunks, *router], {"expert back": each, "tile back": _tile_backward(trace)}
+    return [*chunk * chunks, *router, *_shared_backward(trace)], {
+        "expert back": each,
+        "tile back": _tile_backward(trace),
+    }
 
 
 def _tile_backward(trace: Trace) -> tuple[Step, ...]:
@@ -98,11 +129,11 @@ def _matrices(trace: Trace) -> dict[str, tuple[int, int]]:
     return {name: size for sizes in both for name, size in sizes.items()}
 
 
-def _activated(trace: Trace, rows: int) -> Kernel:
+def _activated(trace: Trace, rows: int, *, shared: bool = False) -> Kernel:
     """Make the kernel of the activation between the first matrices and the last."""
-    first = trace.matrices("mlp", reads_stream=True)
+    first = trace.matrices("mlp", reads_stream=True, shared=shared)
     read = tuple((name, float(rows * n * trace.item)) for name, (n, _) in first.items())
-    return Kernel("act", read, read[0][1])
+    return Kernel("shared.act" if shared else "act", read, read[0][1])
 
 
 def _matrix_bytes(trace: Trace, dense: bool) -> float:

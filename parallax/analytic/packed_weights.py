@@ -106,8 +106,11 @@ class LayerWeights:
         """Return the first product that reads the same rows as this one, possibly itself."""
         if name not in self.matrices or not self.matrices[name].reads_stream:
             return name
-        part = self.part_of(name)
-        return next(n for n, m in self.matrices.items() if m.reads_stream and m.part == part)
+        mine = self.matrices[name]
+        return next(
+            n for n, m in self.matrices.items()
+            if m.reads_stream and (m.part, m.is_shared) == (mine.part, mine.is_shared)
+        )  # fmt: skip
 
 
 def weights_of(config: ModelConfig) -> PackedWeights:

@@ -78,19 +78,24 @@ class Trace:
         """Whether any transfer of these roles is sent."""
         return any(x.transfer.role in roles for x in self.transfers)
 
-    def matrices(self, part: str, *, reads_stream: bool) -> dict[str, tuple[int, int]]:
+    def matrices(
+        self, part: str, *, reads_stream: bool, shared: bool = False
+    ) -> dict[str, tuple[int, int]]:
         """Return the (outputs, inputs) per device of a part's matrices, by name.
 
-        These are the matrices that multiply the residual stream, or those that follow them.
+        These are the matrices that multiply the residual stream, or those that follow them: of
+        attention, of an MLP or of one expert, or of the `shared` experts.
         """
         if part not in self._sizes:
             self._sizes[part] = device_matrices(self.config, self.split, part)
+        of = self.weights.matrices
         return {name: (n, k) for name, (k, n, _) in self._sizes[part].items()
-                if self.weights.matrices[name].reads_stream == reads_stream}  # fmt: skip
+                if (of[name].reads_stream, of[name].is_shared) == (reads_stream, shared)
+                }  # fmt: skip
 
-    def products_behind(self, part: str) -> list[Step]:
+    def products_behind(self, part: str, *, shared: bool = False) -> list[Step]:
         """Trace the products of a part that follow those reading the residual stream."""
-        behind = self.matrices(part, reads_stream=False)
+        behind = self.matrices(part, reads_stream=False, shared=shared)
         return [step for name, size in behind.items() for step in self.product(name, *size)]
 
     def product(self, name: str, n: float, k: float) -> list[Step]:

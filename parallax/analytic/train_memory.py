@@ -13,6 +13,7 @@ from parallax.analytic.packed_weights import device_matrices
 from parallax.analytic.ticks import ticks_of
 from parallax.bounds import wire_bytes
 from parallax.models.block import attention_shape
+from parallax.models.parameters import layer_matrices
 from parallax.parallel.attention_part import size_over
 from parallax.parallel.remat import Remat
 from parallax.programs.gradient_sums import shards_of
@@ -172,9 +173,15 @@ class _Sizes:
         self.lse = float(_WIDE * tokens * shape.heads)
         work = split.attention.work(shape, split.mesh_axes)
         self.block = work.rows * work.block**2 if strategy.kernels is None else 0
-        first = [n for k, n, _ in device_matrices(config, split, "mlp").values() if k == width]
-        self.hidden = 0.0 if config.num_experts else float(tokens * first[0])
-        self.gated = len(first) > 1
+        routed = bool(config.num_experts)
+        local = device_matrices(config, split, "mlp")
+        # With experts, the hidden activations are those of the experts that every token passes.
+        first = [
+            local[m.name][1] for m in layer_matrices(config, "mlp")
+            if m.reads_stream and m.is_shared == routed
+        ]  # fmt: skip
+        self.hidden = float(tokens * first[0]) if first else 0.0
+        self.gated = config.mlp == "gated"
         self.experts = _expert_rows(walk) if config.num_experts else 0.0
         self.chosen = float(tokens * width * config.experts_per_token)
         self.logits = float(tokens * (sharded.columns // split.count("vocab")))
@@ -191,7 +198,7 @@ class _Sizes:
         if self.config.qk_norm:
             kept += _NORM_KEEPS * _WIDE * (self.q + self.kv)
         if self.config.num_experts:
-            return kept + _WIDE * self.rows + item * (self.experts + self.chosen)
+            kept += _WIDE * self.rows + item * (self.experts + self.chosen)
         # The first matrices' results, and those of each elementwise operation between them.
         return kept + item * (5 + self.gated) * self.hidden
 

@@ -48,16 +48,22 @@ class EveryExpert(LocalExperts):
     """The textbook's experts: every expert runs on every token, and the gates select outputs."""
 
     def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
-        h_TEF = jnp.einsum("td,edf->tef", x_TD, weights.up_eDF)
-        if weights.gate_eDF is None:
-            h_TEF = jax.nn.gelu(h_TEF)
-        else:
-            h_TEF = h_TEF * jax.nn.silu(jnp.einsum("td,edf->tef", x_TD, weights.gate_eDF))
+        up_TEF = _plus(jnp.einsum("td,edf->tef", x_TD, weights.up_eDF), weights.up_bias_eF)
+        gate_TEF = None
+        if weights.gate_eDF is not None:
+            gate_TEF = jnp.einsum("td,edf->tef", x_TD, weights.gate_eDF)
+            gate_TEF = _plus(gate_TEF, weights.gate_bias_eF)
+        h_TEF = weights.hidden(up_TEF, gate_TEF)
         y_TED = jnp.einsum("tef,efd->ted", h_TEF, weights.down_eFD)
+        y_TED = _plus(y_TED, weights.down_bias_eD)
         chosen_TkE = jax.nn.one_hot(routing.ids_Tk, num_experts, dtype=routing.gates_Tk.dtype)
         gates_TE = (chosen_TkE * routing.gates_Tk[:, :, None]).sum(1)
         y_TD = jnp.einsum("te,ted->td", gates_TE, y_TED.astype(gates_TE.dtype))
         return y_TD.astype(x_TD.dtype), jnp.zeros((), jnp.int32)
+
+
+def _plus(y_TEn, bias_En):
+    return y_TEn if bias_En is None else y_TEn + bias_En[None]
 
 
 _TEXTBOOK = Split(attention=Plain(), experts=EveryExpert(), record_choices=True)

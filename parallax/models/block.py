@@ -180,7 +180,12 @@ class Block(nnx.Module):
         self.attention_post_norm = Norm(config) if after else None
         self.mlp_norm = Norm(config) if before else None
         self.mlp_post_norm = Norm(config) if after else None
-        self.mlp = (Moe if config.num_experts else Mlp)(config, rngs=rngs)
+        if config.num_experts:
+            width = config.shared_experts * config.d_ff
+            shared = Mlp(config.replace(d_ff=width), rngs=rngs) if width else None
+            self.mlp = Moe(config, shared, rngs=rngs)
+        else:
+            self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
         self, x_BLD, angles: Rotation | None, segment_ids_BL, split: Split, expert_ids_BLk=None,

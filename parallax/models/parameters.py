@@ -12,6 +12,8 @@ from typing import Any
 
 from parallax.models.config import PARTS, ModelConfig
 
+SHARED = "shared"  # the member of a mixture of experts that every token passes
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -26,6 +28,7 @@ class Parameter:
       part: "attention" or "mlp": the format of `ModelConfig.compression` that stores it; None
         leaves it in the model's dtype.
       flops_per_token: FLOPs per token of its product, forward; for experts, of those a token uses.
+      wide: it is kept in at least float32, whatever the model's dtype.
     """
 
     path: tuple[str, ...]
@@ -34,16 +37,27 @@ class Parameter:
     inputs: tuple[int, ...]
     part: str | None
     flops_per_token: int
+    wide: bool = False
 
     @property
     def name(self) -> str:
-        """The name without the letters of its dims: "up" for up_DF."""
-        return self.path[-1].split("_")[0]
+        """The name without the letters of its dims: "up" for up_DF, "shared.up" for shared ones."""
+        stem = self.path[-1].split("_")[0]
+        return f"{SHARED}.{stem}" if self.is_shared else stem
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is of the experts that every token passes, beside those of its choice."""
+        return SHARED in self.path
 
     @property
     def size(self) -> int:
         """The number of elements, for one layer."""
         return math.prod(self.shape)
+
+    def n_bytes(self, item: int) -> int:
+        """Return the bytes for one layer, with `item` per element where it is not wide."""
+        return self.size * (max(4, item) if self.wide else item)
 
     @property
     def input_axes(self) -> tuple[str | None, ...]:
@@ -137,6 +151,8 @@ def _parameters(
 ) -> Iterator[Parameter]:
     from flax import nnx
 
+    from parallax.models.weights import WideParam
+
     for name, value in members.items():
         here = *path, name
         if isinstance(value, nnx.Module):
@@ -147,4 +163,7 @@ def _parameters(
             multiplied = math.prod(shape) if inputs else 0
             if "expert" in axes:
                 multiplied = multiplied // config.num_experts * config.experts_per_token
-            yield Parameter(here, axes, shape, inputs, facts.get("part"), 2 * multiplied)
+            yield Parameter(
+                here, axes, shape, inputs, facts.get("part"), 2 * multiplied,
+                isinstance(value, WideParam),
+            )  # fmt: skip

@@ -13,9 +13,13 @@ from parallax.parallel.split import Split
 from parallax.rules import embed_axes, embed_dim
 
 
-def bias(shape, names, dtype: str) -> nnx.Param:
+class WideParam(nnx.Param):
+    """A parameter that is stored and used in float32 (float64 in a float64 model)."""
+
+
+def bias(shape, names, dtype: str, kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
     """Return a bias of zeros that carries its logical axes."""
-    return nnx.Param(jnp.zeros(shape, dtype), out_sharding=names)
+    return kind(jnp.zeros(shape, dtype), out_sharding=names)
 
 
 def weight(
@@ -45,10 +49,15 @@ def weight(
 
 
 def cast(state: nnx.State, dtype: str) -> nnx.State:
-    """Cast parameters to a dtype, except compressed ones."""
-    return nnx.map_state(
-        lambda _, w: w if isinstance(w, Stored) else w.replace(w[...].astype(dtype)), state
-    )
+    """Cast parameters to a dtype, wide ones to at least float32, and compressed ones not at all."""
+    wide = "float64" if dtype == "float64" else "float32"
+
+    def one(w):
+        if isinstance(w, Stored):
+            return w
+        return w.replace(w[...].astype(wide if isinstance(w, WideParam) else dtype))
+
+    return nnx.map_state(lambda _, w: one(w), state)
 
 
 def gathered[M: nnx.Module](module: M, split: Split, x: jax.Array) -> M:

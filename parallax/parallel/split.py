@@ -6,7 +6,7 @@ width, H heads, G key/value heads, K head_dim.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -101,6 +101,17 @@ class Split:
         else:
             y = lax.psum(y, axes)
         return product_result(y.astype(dtype))
+
+    def once(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
+        """Return a term that all devices on mesh axes have, once for a sum: zeros on all but one.
+
+        Args:
+          x: this device's term, the same as on the other devices of `axes`.
+          axes: mesh axes; none change nothing.
+        """
+        if not axes:
+            return x
+        return jnp.where(lax.axis_index(tuple(axes)) == 0, x, jnp.zeros_like(x))
 
     @property
     def expert_sums(self) -> tuple[str, ...]:

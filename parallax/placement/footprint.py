@@ -85,7 +85,7 @@ def _layer(
         config.replace(compression=formats)  # ValueError for sizes that a format cannot store
     matrices = sum(part_bytes(config, *of) for of in zip(PARTS, formats, strict=True))
     others = (p for p in layer_parameters(config) if p.part is None)  # norms, biases, a router
-    rest = sum(p.size for p in others) * config.item_bytes
+    rest = sum(p.n_bytes(config.item_bytes) for p in others)
     kv = 2 * cached * config.num_kv_heads * config.head_dim * config.item_bytes
     return Footprint(matrices + rest, kv, _activations(config, tokens), workspace, formats)
 
@@ -93,9 +93,12 @@ def _layer(
 def _activations(config: ModelConfig, tokens: int) -> int:
     """Return the bytes of the residual stream in and out, plus the larger of QKV and MLP rows."""
     item, d = config.item_bytes, config.d_model
-    heads, wide = (
-        sum(m.matrices()[1] for m in layer_matrices(config, part) if m.reads_stream)
-        for part in PARTS
-    )
+
+    def wide(part: str, *, shared: bool = False) -> int:
+        """Return the elements per token of the rows that a part's first matrices make."""
+        first = (m for m in layer_matrices(config, part) if m.reads_stream)
+        return sum(m.matrices()[1] for m in first if m.is_shared == shared)
+
     passed = config.experts_per_token if config.num_experts else 1
-    return tokens * item * (2 * d + max(heads, wide * passed))
+    mlp = wide("mlp") * passed + wide("mlp", shared=True)
+    return tokens * item * (2 * d + max(wide("attention"), mlp))

@@ -23,6 +23,7 @@ _DIFFERENT_WORK = {
     "positions_LD": (*TOKENS, "act_norm_seq", "layers"),
     "attention": (*TOKENS, "heads", "head_dim"),
     "mlp": (*TOKENS, "mlp", "expert"),
+    "choice_bias_E": (),  # its gradient is zero everywhere
     # The bias of a sum over devices is added once, after that sum.
     "out_bias_D": (*TOKENS, "act_norm_seq"),
     "down_bias_D": (*TOKENS, "act_norm_seq"),

@@ -15,6 +15,7 @@ from parallax.models.block import Mlp
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
+from parallax.models.layer_kinds import Router
 from parallax.models.parameters import (
     end_parameters,
     layer_matrices,
@@ -25,7 +26,9 @@ from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import weight
 from parallax.parallel.split import UNSPLIT
 from parallax.placement.footprint import layer_footprints, part_bytes
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import expert_parallel, tensor_pipeline
+from parallax.workload import Workload
 
 DENSE = ModelConfig(
     name="dense", num_layers=3, d_model=64, num_heads=8, num_kv_heads=4, head_dim=8, d_ff=96,
@@ -46,6 +49,10 @@ CONFIGS = {
     )
 }  # fmt: skip
 
+ROUTER = Router("sigmoid", bias="choice")
+CONFIGS["mixture"] = EXPERTS.replace(bias=True, shared_experts=2, router=ROUTER)
+CONFIGS["learned bias"] = EXPERTS.replace(bias=True, mlp="gelu", router=Router(bias="logits"))
+
 
 def by_hand(config):
     """Parameters of (one layer, everything else), by the textbook."""
@@ -53,11 +60,14 @@ def by_hand(config):
     gates = 2 if config.mlp == "gated" else 1
     attention = d * k * 2 * (config.num_heads + config.num_kv_heads) + 2 * k * config.qk_norm
     mlp = (gates + 1) * d * config.d_ff
-    if config.num_experts:
-        mlp = config.num_experts * (mlp + d)
     if config.bias:
         attention += k * (config.num_heads + 2 * config.num_kv_heads) + d
         mlp += gates * config.d_ff + d
+    if config.num_experts:
+        width = config.shared_experts * config.d_ff
+        shared = (gates + 1) * d * width + (gates * width + d) * config.bias if width else 0
+        has_bias = config.router is not None and config.router.bias != "none"
+        mlp = config.num_experts * (mlp + d + has_bias) + shared
     norm = d * (2 if config.norm == "layernorm" else 1)
     tables = (1 if config.tie_embeddings else 2) * config.vocab_size * d
     tables += config.max_seq_len * d if config.positions == "learned" else 0
@@ -94,6 +104,9 @@ def test_flops_of_a_token_by_hand():
     assert sum(p.flops_per_token for p in layer_parameters(DENSE)) == 2 * (attention + 3 * d * f)
     routed = 2 * 3 * d * f + d * 8
     assert sum(p.flops_per_token for p in layer_parameters(EXPERTS)) == 2 * (attention + routed)
+    mixture = EXPERTS.replace(bias=True, shared_experts=3)
+    both = routed + 3 * 3 * d * f
+    assert sum(p.flops_per_token for p in layer_parameters(mixture)) == 2 * (attention + both)
     assert sum(p.flops_per_token for p in end_parameters(DENSE)) == 2 * d * 300
     tied = DENSE.replace(tie_embeddings=True, positions="learned")
     assert model_flops(tied, 3, 7) == model_flops(DENSE, 3, 7)
@@ -116,6 +129,24 @@ def test_a_devices_share():
     assert found["out"] == (16, 64, 1)
     assert found["down"] == (24, 64, 1)
     assert device_matrices(EXPERTS, expert_parallel(4).split())["up"] == (64, 96, 2)
+
+
+def test_shared_experts_are_an_mlp_beside_the_others():
+    config = CONFIGS["mixture"].replace(dtype="float16")
+    names = [m.name for m in layer_matrices(config, "mlp")]
+    assert names == ["up", "gate", "shared.up", "shared.gate", "down", "shared.down"]
+    found = device_matrices(config, tensor_pipeline(4, 1).split(), "mlp")
+    assert found["shared.up"] == (64, 48, 1)
+    assert found["up"] == (64, 24, 8)
+    replicated = device_matrices(config, expert_parallel(4).split(), "mlp")
+    assert replicated["shared.down"] == (192, 64, 1)
+    (layer, *_) = layer_footprints(config, "float16", tokens=10)
+    assert layer.weights == 2 * (config.layer_params + 8)  # a bias of the choice is float32
+    assert layer.activations == 10 * 2 * (2 * 64 + 2 * 2 * 96 + 2 * 192)
+    strategy, load = expert_parallel(4), Workload(4, 8)
+    held = ShardedTransformer(config, strategy, load).shard_bytes()["layers"]["mlp"]
+    assert sum(jax.tree.leaves(held["shared"])) == 3 * 2 * (3 * 64 * 192 + 2 * 192 + 64)
+    assert sum(jax.tree.leaves(held["choice_bias_E"])) == 3 * 4 * 8
 
 
 def test_models_that_differ_elsewhere_share_one_table():

@@ -33,6 +33,8 @@ from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
     HYBRIDS,
+    MIXTURE,
+    MIXTURES,
     SHARDED,
     SHARDED_EXPERTS,
     SMALL,
@@ -51,6 +53,7 @@ CASES = {
     **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in WITH_EXPERTS.items()},
     **{name: (DENSE.replace(bias=True), s) for name, s in SHARDED.items()},
     **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in SHARDED_EXPERTS.items()},
+    **{f"mixture {n}": (MIXTURE.replace(dtype="float32"), s) for n, s in MIXTURES.items()},
     "learned positions": (
         GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True),
         shard_weights(ring_sequence(8), "seq"),
@@ -139,6 +142,7 @@ def test_closed_form_is_the_traced_program(name, remat):
         "experts by node",
         "fsdp",
         "experts data x expert x fsdp",
+        "mixture expert x fsdp",
     ],
 )
 def test_what_is_recomputed_is_sent_again(name, remat):

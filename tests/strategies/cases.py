@@ -1,6 +1,7 @@
 """Small models and the strategies that every test of exactness runs."""
 
 from parallax.models.config import ModelConfig
+from parallax.models.layer_kinds import Router
 from parallax.strategies import STRATEGIES as REGISTERED
 from parallax.strategies import (
     build,
@@ -73,6 +74,30 @@ WITH_EXPERTS = {
     "by node": expert_parallel(16, nodes=2, tile=TILE),
     "expert x tensor": hybrid(expert_parallel(8, tile=TILE), tensor_pipeline(2, 1)),
     "pipeline x expert": hybrid(layerwise(2), expert_parallel(8, tile=TILE)),
+}
+
+# Biases, shared experts, groups, a bias of the choice and another gate, all in one model.
+MIXTURE = EXPERTS.replace(
+    name="mixture", num_experts=8, experts_per_token=3, mlp="gated", gate="clamped",
+    gate_limit=0.7, bias=True, shared_experts=2,
+    router=Router("sigmoid", scale=2.5, bias="choice", groups=4, groups_per_token=2,
+                  group_score="two_largest"),
+)  # fmt: skip
+LEARNED_BIAS = MIXTURE.replace(
+    name="learned bias", shared_experts=0, gate="gelu", router=Router(bias="logits")
+)
+MIXTURES = {
+    "colocated": tensor_pipeline(4, 1, experts="colocated"),
+    "expert x tensor": hybrid(expert_parallel(4, tile=TILE), tensor_pipeline(2, 1)),
+    "pipeline x tensor": tensor_pipeline(2, 2),
+    "expert x fsdp": shard_weights(expert_parallel(8, tile=TILE), "expert"),
+    # Beside these in the full suite:
+    "sequence-parallel norms": tensor_pipeline(4, 1, sequence_parallel_norms=True),
+    "by node": expert_parallel(8, nodes=2, tile=TILE),
+    "pipeline x expert": hybrid(layerwise(2), expert_parallel(4, tile=TILE, exchange="ragged")),
+    "tensor x data x fsdp": shard_weights(
+        hybrid(data_parallel(2), tensor_pipeline(2, 1)), "data", gather="step"
+    ),
 }
 
 # Weights or optimizer state sharded over devices with different tokens, with every system.

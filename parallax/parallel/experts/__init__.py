@@ -14,6 +14,7 @@ from parallax.parallel.experts.grouped_mlp import ExpertWeights, grouped_mlp
 from parallax.parallel.experts.routing import (
     RouterStats,
     Routing,
+    RoutingRule,
     load_balancing_loss,
     route,
     router_stats,
@@ -30,6 +31,7 @@ __all__ = [
     "Platform",
     "RouterStats",
     "Routing",
+    "RoutingRule",
     "fixed_expert_ids",
     "grouped_mlp",
     "load_balancing_loss",

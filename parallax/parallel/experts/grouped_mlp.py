@@ -7,7 +7,9 @@ share, if it is split).
 """
 # ruff: noqa: N815 -- fields carry their shapes, as arrays do elsewhere.
 
+import dataclasses
 import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -17,22 +19,41 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels.ring_attention.reference import accumulator_dtype
 from parallax.parallel.experts.dispatch import first_of_each
+from parallax.parallel.gates import gated
 from parallax.parallel.varying import vary_alike, vary_over, varying_axes
 
 SCOPE = "expert_tiles"
 
 
-class ExpertWeights(NamedTuple):
-    """The matrices of the experts on this device: SiLU-gated with a gate, GELU without one.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("up_eDF", "down_eFD", "gate_eDF", "up_bias_eF", "down_bias_eD", "gate_bias_eF"),
+    meta_fields=("kind", "limit"),
+)
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The weights of the experts on this device: gated MLPs with a gate, GELU without one.
 
     Attributes:
       up_eDF, gate_eDF: [e, D, F]; no gate is None.
       down_eFD: [e, F, D].
+      up_bias_eF, gate_bias_eF: [e, F], or None.
+      down_bias_eD: [e, D], or None. Where F is split over devices, all but one of them have zeros.
+      kind, limit: of the gate, as `gates.gated` takes them.
     """
 
     up_eDF: jax.Array
     down_eFD: jax.Array
     gate_eDF: jax.Array | None = None
+    up_bias_eF: jax.Array | None = None
+    down_bias_eD: jax.Array | None = None
+    gate_bias_eF: jax.Array | None = None
+    kind: str = "silu"
+    limit: float = 0.0
+
+    def hidden(self, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+        """Return the hidden activations, from products with their biases."""
+        return jax.nn.gelu(up) if gate is None else gated(up, gate, self.kind, self.limit)
 
 
 def grouped_mlp(
@@ -71,9 +92,8 @@ def grouped_mlp(
     if sink is None:
         weights, sink = gradient_sink(weights)
     tile = max(1, min(tile, x_RD.shape[0]))
-    parts = vary_alike(x_RD, expert_R, *weights, *sink)
-    frozen, sink = ExpertWeights(*parts[2:5]), ExpertWeights(*parts[5:8])
-    return _grouped_mlp(tile, parts[0], parts[1], frozen, sink)
+    leaves, tree = jax.tree.flatten((x_RD, expert_R, weights, sink))
+    return _grouped_mlp(tile, *jax.tree.unflatten(tree, vary_alike(*leaves)))
 
 
 @jax.custom_vjp
@@ -157,14 +177,16 @@ def _put(y_RD, rows, values):
     return y_RD.at[rows].set(values, mode="drop", unique_indices=True)
 
 
-def _hidden(up_rF, gate_rF):
-    """Return the MLP's hidden activations, as in a dense block."""
-    return jax.nn.gelu(up_rF) if gate_rF is None else up_rF * jax.nn.silu(gate_rF)
-
-
 def _inner(x_rD, mine: ExpertWeights):
-    gate = None if mine.gate_eDF is None else x_rD @ mine.gate_eDF
-    return x_rD @ mine.up_eDF, gate
+    """Return the two products that the hidden activations are made of; no gate is None."""
+    return (
+        _plus(x_rD @ mine.up_eDF, mine.up_bias_eF),
+        None if mine.gate_eDF is None else _plus(x_rD @ mine.gate_eDF, mine.gate_bias_eF),
+    )
+
+
+def _plus(y_r, bias):
+    return y_r if bias is None else y_r + bias[None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -176,8 +198,8 @@ def _forward(tile, x_RD, expert_R, weights, sink):
     tiles = _sort(expert_R, weights.up_eDF.shape[0], tile)
 
     def visit(y_RD, _, mine, rows):
-        hidden = _hidden(*_inner(_take(x_RD, rows), mine))
-        return _put(y_RD, rows, hidden @ mine.down_eFD), ()
+        hidden = mine.hidden(*_inner(_take(x_RD, rows), mine))
+        return _put(y_RD, rows, _plus(hidden @ mine.down_eFD, mine.down_bias_eD)), ()
 
     y_RD, _ = _over_tiles(
         tiles, tile, weights, visit, vary_over(jnp.zeros_like(x_RD), varying_axes(x_RD)),
@@ -193,17 +215,29 @@ def _backward(tile, saved, grads):
 
     def visit(dx_RD, total, mine, rows):
         x, dy = _take(x_RD, rows), _take(dy_RD, rows)
-        hidden, vjp = jax.vjp(_hidden, *_inner(x, mine))
+        hidden, vjp = jax.vjp(mine.hidden, *_inner(x, mine))
         d_up, d_gate = vjp(dy @ mine.down_eFD.T)
 
         def add(sum_so_far, a, b):
             return sum_so_far + jnp.matmul(a.T, b, preferred_element_type=sum_so_far.dtype)
 
-        dx, gate_sum = d_up @ mine.up_eDF.T, None
+        def add_bias(sum_so_far, b):
+            return None if sum_so_far is None else sum_so_far + b.sum(0, dtype=sum_so_far.dtype)
+
+        dx, gate_sum, gate_bias_sum = d_up @ mine.up_eDF.T, None, None
         if mine.gate_eDF is not None:
             dx = dx + d_gate @ mine.gate_eDF.T
             gate_sum = add(total.gate_eDF, x, d_gate)
-        total = ExpertWeights(add(total.up_eDF, x, d_up), add(total.down_eFD, hidden, dy), gate_sum)
+            gate_bias_sum = add_bias(total.gate_bias_eF, d_gate)
+        total = dataclasses.replace(
+            total,
+            up_eDF=add(total.up_eDF, x, d_up),
+            down_eFD=add(total.down_eFD, hidden, dy),
+            gate_eDF=gate_sum,
+            up_bias_eF=add_bias(total.up_bias_eF, d_up),
+            down_bias_eD=add_bias(total.down_bias_eD, dy),
+            gate_bias_eF=gate_bias_sum,
+        )
         return _put(dx_RD, rows, dx), total
 
     dx_RD, d_weights = _over_tiles(
@@ -224,6 +258,12 @@ def _check_shapes(x_RD, expert_R, weights: ExpertWeights, tile: int) -> None:
             f"grouped_mlp: expected up [e, D, F], down [e, F, D] and gate [e, D, F] or None; got "
             f"{(e, d, f)}, {weights.down_eFD.shape} and {None if gate is None else gate.shape}."
         )
+    for name, size in (("up_bias_eF", f), ("gate_bias_eF", f), ("down_bias_eD", d)):
+        bias = getattr(weights, name)
+        if bias is not None and bias.shape != (e, size):
+            raise ValueError(
+                f"grouped_mlp: expected {name} {(e, size)} beside up {(e, d, f)}, got {bias.shape}."
+            )
     if x_RD.shape != (expert_R.shape[0], d):
         raise ValueError(
             f"grouped_mlp: expected x [R, D] with an expert for each of R rows and D = {d} as in "

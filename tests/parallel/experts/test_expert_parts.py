@@ -73,20 +73,27 @@ CASES = {
     ),
 }  # fmt: skip
 TOKENS, WIDTH, HIDDEN = 48, 4, 8
+# Experts with biases and a clamped gate.
+BIASED = {
+    "local, F over tensor", "local, whole experts over tensor",
+    "F over tensor, tokens also over data", "node-aware, ragged, four nodes, F over tensor",
+}  # fmt: skip
 
 
-def inputs(experts, gated, bias):
+def inputs(experts, gated, bias, **how):
     logits = draw(TOKENS, experts, seed=1)
     for favourite in bias or ():
         logits = logits.at[:, favourite].add(8.0)
-    return draw(TOKENS, WIDTH), logits, expert_weights(experts, WIDTH, HIDDEN, gated)
+    return draw(TOKENS, WIDTH), logits, expert_weights(experts, WIDTH, HIDDEN, gated, **how)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *sorted(f"{name}, biases" for name in BIASED)])
 def test_equals_the_textbook(name):
+    name, added = name.removesuffix(", biases"), name.endswith(", biases")
     part, axes, top_k, experts, gated, more, bias = CASES[name]
-    run = sharded(part, axes, top_k=top_k, experts=experts, gated=gated, **more)
-    args, d_out = inputs(experts, gated, bias), draw(TOKENS, WIDTH, seed=2)
+    how = {"kind": "clamped", "biases": True} if added else {}
+    run = sharded(part, axes, top_k=top_k, experts=experts, gated=gated, **more, **how)
+    args, d_out = inputs(experts, gated, bias, **how), draw(TOKENS, WIDTH, seed=2)
 
     def found(x, logits, weights):
         return run(x, logits, weights, None)[0]

@@ -1,5 +1,6 @@
 """Rows through their experts' MLPs: exact, at a cost that follows the rows."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +10,13 @@ import pytest
 
 from parallax.parallel.experts import ExpertWeights, grouped_mlp
 from parallax.parallel.experts.grouped_mlp import gradient_sink
-from tests.parallel.experts.textbook import distance, draw, expert_weights, with_gradients
+from tests.parallel.experts.textbook import (
+    distance,
+    draw,
+    every_expert,
+    expert_weights,
+    with_gradients,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +25,7 @@ ROWS, WIDTH, HIDDEN = 90, 4, 6
 
 def masked(x, expert, weights):
     """Every expert on every row, kept where it is the row's."""
-    up = jnp.einsum("rd,edf->erf", x, weights.up_eDF)
-    if weights.gate_eDF is None:
-        hidden = jax.nn.gelu(up)
-    else:
-        hidden = up * jax.nn.silu(jnp.einsum("rd,edf->erf", x, weights.gate_eDF))
-    y = jnp.einsum("erf,efd->erd", hidden, weights.down_eFD)
+    y = every_expert(x, weights)
     here = expert[None, :] == jnp.arange(len(y), dtype=expert.dtype)[:, None]
     return jnp.where(here[:, :, None], y, 0).sum(axis=0)
 
@@ -50,6 +52,22 @@ def test_equals_every_expert_on_every_row(name, gated):
     found = with_gradients(lambda x, w: grouped(7)(x, expert, w), d_out)(x, weights)
     expected = with_gradients(lambda x, w: masked(x, expert, w), d_out)(x, weights)
     assert max(distance(found, expected)) <= 1e-14
+
+
+@pytest.mark.parametrize("kind", ["none", "gelu", "clamped"])
+def test_biases_and_gates(kind):
+    expert = jnp.asarray(ROUTES["mixed, some empty"], jnp.int32)
+    weights = expert_weights(3, WIDTH, HIDDEN, kind != "none", kind=kind, biases=True)
+    x, d_out = draw(ROWS, WIDTH), draw(ROWS, WIDTH, seed=1)
+    found = with_gradients(lambda x, w: grouped(7)(x, expert, w), d_out)(x, weights)
+    expected = with_gradients(lambda x, w: masked(x, expert, w), d_out)(x, weights)
+    assert max(distance(found, expected)) <= 1e-14
+    wrong = dataclasses.replace(weights, down_bias_eD=draw(3, 5))
+    with pytest.raises(ValueError, match=r"expected down_bias_eD \(3, 4\)"):
+        grouped_mlp(x, expert, wrong, tile=7)
+    if kind != "none":
+        with pytest.raises(ValueError, match="expected silu, gelu or clamped, got 'relu'"):
+            grouped_mlp(x, expert, dataclasses.replace(weights, kind="relu"), tile=7)
 
 
 @pytest.mark.parametrize("tile", [1, 8, 64, 1000])

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from parallax.parallel.experts import (
     RouterStats,
+    RoutingRule,
     fixed_expert_ids,
     load_balancing_loss,
     route,
@@ -16,6 +17,15 @@ from parallax.parallel.experts import (
 from tests.parallel.experts.textbook import draw, mesh_of
 
 TOKENS, EXPERTS = 64, 8
+RULES = {
+    "sigmoid, groups by their two largest": RoutingRule(
+        "sigmoid", scale=2.5, groups=4, groups_per_token=2, group_score="two_largest"
+    ),
+    "softmax, groups by their largest": RoutingRule(
+        normalize=False, scale=16.0, groups=2, groups_per_token=1
+    ),
+    "sigmoid of all": RoutingRule("sigmoid"),
+}
 
 
 def softmax(logits):
@@ -50,6 +60,64 @@ def test_replayed_choices_take_the_routers_gates():
         route(logits, 1, jnp.asarray(ids))
     with pytest.raises(ValueError, match="9 choices per token of 8 experts"):
         route(logits, 9)
+
+
+def chosen(p, bias, rule, k):
+    """The choices of one token, and the least gap that decides them, by loops over groups."""
+    rank, gaps = p + bias, [np.inf]
+    each = len(p) // rule.groups
+    groups = [list(range(g * each, (g + 1) * each)) for g in range(rule.groups)]
+    best = {"largest": 1, "two_largest": 2}[rule.group_score]
+    score = [sum(sorted(rank[e] for e in group)[-best:]) for group in groups]
+    order = sorted(range(rule.groups), key=lambda g: (-score[g], g))
+    used, rest = order[: rule.groups_per_token], order[rule.groups_per_token :]
+    if rest:
+        gaps.append(score[used[-1]] - score[rest[0]])
+    allowed = sorted((e for g in used for e in groups[g]), key=lambda e: (-rank[e], e))
+    if len(allowed) > k:
+        gaps.append(rank[allowed[k - 1]] - rank[allowed[k]])
+    return allowed[:k], min(gaps)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", RULES)
+def test_choices_and_weights_by_loops(name, k):
+    rule, logits, bias = RULES[name], draw(TOKENS, EXPERTS), draw(EXPERTS, seed=3) * 0.3
+    exact, routed = np.asarray(logits), route(logits, k, rule=rule, choice_bias_E=bias)
+    p = 1 / (1 + np.exp(-exact)) if rule.scores == "sigmoid" else softmax(exact)
+    gaps, unbiased = [], 0
+    for t in range(TOKENS):
+        ids, gap = chosen(p[t], np.asarray(bias), rule, k)
+        gaps.append(gap)
+        unbiased += ids != chosen(p[t], 0 * p[t], rule, k)[0]
+        assert list(routed.ids_Tk[t]) == ids
+        weights = p[t][ids]  # without the bias
+        weights = weights / weights.sum() if rule.normalize and k > 1 else weights
+        np.testing.assert_allclose(routed.gates_Tk[t], rule.scale * weights, rtol=1e-13)
+    assert unbiased > 5
+    stats = router_stats(logits, routed, rule=rule, choice_bias_E=bias)
+    assert stats.smallest_margin == pytest.approx(min(gaps), rel=1e-9)
+    assert stats.flips == 0
+    assert stats.probability_E.sum() == pytest.approx(TOKENS, rel=1e-12)
+    assert router_stats(logits, routed, rule=rule).flips > 0
+
+
+def test_equals_go_to_the_first_and_no_gradient_reaches_the_bias_of_the_choice():
+    rule = RULES["sigmoid, groups by their two largest"]
+    routed = route(jnp.zeros((2, EXPERTS)), 3, rule=rule)
+    np.testing.assert_array_equal(routed.ids_Tk, [[0, 1, 2]] * 2)
+    logits, bias = draw(TOKENS, EXPERTS), draw(EXPERTS, seed=3)
+
+    def first(logits, bias):
+        return route(logits, 3, rule=rule, choice_bias_E=bias).gates_Tk[:, 0].sum()
+
+    of_logits, of_bias = jax.grad(first, argnums=(0, 1))(logits, bias)
+    assert jnp.abs(of_logits).max() > 1e-3
+    assert not of_bias.any()
+    low = jnp.full((1, EXPERTS), -1e4, jnp.float32)
+    assert not route(low, 3, rule=rule).gates_Tk.any()  # 0 / 0 is no weight
+    with pytest.raises(ValueError, match="3 choices of 8 experts in 4 groups, .* uses 1"):
+        route(logits, 3, rule=RoutingRule(groups=4))
 
 
 def test_stats_by_hand():
