@@ -50,8 +50,8 @@ def make_folder(folder: str, config: ModelConfig, *, on_progress) -> int:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from parallax.models.huggingface.configs import to_fields
-    from parallax.models.huggingface.families import pieces_of, sizes_of
+    from parallax.models.huggingface.configs import family_of, to_fields
+    from parallax.models.huggingface.names import sizes_of
     from parallax.models.huggingface.tensors import shapes_of
 
     random = np.random.default_rng(0)
@@ -65,7 +65,9 @@ def make_folder(folder: str, config: ModelConfig, *, on_progress) -> int:
         waiting.clear()
 
     total = 0
-    for tensor, shape in shapes_of(pieces_of(config), sizes_of(config)).items():
+    for tensor, shape in shapes_of(
+        list(family_of(config).tensors(config)), sizes_of(config)
+    ).items():
         waiting[tensor] = random.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
         total += waiting[tensor].nbytes
         if sum(x.nbytes for x in waiting.values()) > 2e8:

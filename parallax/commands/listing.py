@@ -1,6 +1,6 @@
 """The lists of names that `parallax list` prints."""
 
-KINDS = ("models", "strategies", "clusters", "papers")
+KINDS = ("models", "families", "strategies", "clusters", "papers")
 
 
 def listing(kind: str) -> str:
@@ -20,6 +20,13 @@ def _models():
                 f"MLP {c.d_ff} ({c.mlp}), {c.num_params / 1e9:.3g} G parameters"
             ),
         )
+
+
+def _families():
+    from parallax.models.huggingface.families import FAMILIES
+
+    for name, family in FAMILIES.items():
+        yield name, f"{family.examples}: {family.has}" if family.has else family.examples
 
 
 def _strategies():
@@ -52,4 +59,7 @@ def _papers():
         yield name, paper.title
 
 
-_ROWS = {"models": _models, "strategies": _strategies, "clusters": _clusters, "papers": _papers}
+_ROWS = {
+    "models": _models, "families": _families, "strategies": _strategies, "clusters": _clusters,
+    "papers": _papers,
+}  # fmt: skip

@@ -246,7 +246,7 @@ def test_usage_help_and_lists(capsys):
     assert "--seq_len=..." in text.out
     assert "Exit status:" in text.out
     for kind, known in {
-        "models": "compressed_layerwise", "strategies": "ring_sequence",
+        "models": "compressed_layerwise", "families": "gpt_oss", "strategies": "ring_sequence",
         "clusters": "h100_nvl16", "papers": "cross_node_ep",
     }.items():  # fmt: skip
         status, text = shown(capsys, "list", kind)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ class Fields:
     Args:
       path: the file, for error messages.
       values: name -> value.
+      refused: the list that `refuse` adds to; None is one of its own.
 
     `refuse` collects unsupported settings and `finish` raises, so that one error names all of them.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any]):
+    def __init__(self, path: Path, values: dict[str, Any], refused: list[str] | None = None):
         self.path, self.values = path, values
-        self._refused: list[str] = []
+        self._refused: list[str] = [] if refused is None else refused
 
     def integer(self, name: str, default: int | None = None) -> int:
         """Return a positive integer; `default`, if given, for a null or missing field."""
@@ -49,13 +50,29 @@ class Fields:
             raise ValueError(f"{self.path}: {name} must be true or false, got {value!r}.")
         return value
 
+    def over(self, defaults: Mapping[str, Any]) -> "Fields":
+        """Return the fields with defaults for missing ones; both record refusals in one list."""
+        return Fields(self.path, {**defaults, **self.values}, self._refused)
+
     def inner(self, name: str) -> "Fields":
-        """Return the fields of a field that holds an object; none for a null or missing field."""
+        """Return the fields of a field that holds an object; none for a null or missing field.
+
+        Both record refusals in one list.
+        """
         value = self.values.get(name)
         value = {} if value is None else value
         if not isinstance(value, dict):
             raise ValueError(f"{self.path}: {name} must be an object, got {value!r}.")
-        return Fields(self.path, value)
+        return Fields(self.path, value, self._refused)
+
+    def whole_numbers(self, name: str) -> list[int] | None:
+        """Return a list of integers of at least zero; None for a null or missing field."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(type(x) is not int or x < 0 for x in value):
+            raise ValueError(f"{self.path}: {name} must be a list of integers, got {value!r}.")
+        return value
 
     def refuse(self, name: str, is_ours: Callable[[Any], bool], ours: str) -> None:
         """Record a field whose setting this model does not support.
@@ -66,7 +83,11 @@ class Fields:
           ours: the supported setting, in words.
         """
         if name in self.values and not is_ours(self.values[name]):
-            self._refused.append(f"{name} is {self.values[name]!r} (Parallax: {ours})")
+            self.refused(name, ours)
+
+    def refused(self, name: str, ours: str) -> None:
+        """Record a field whose setting is known not to be supported; as in `refuse`."""
+        self._refused.append(f"{name} is {self.values.get(name)!r} (Parallax: {ours})")
 
     def finish(self) -> None:
         """Raise a ValueError that names all refused fields, if there are any."""

@@ -1,16 +1,17 @@
 """The tensors in a folder's *.safetensors: names, shapes, and slices read one at a time."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from parallax.models.huggingface.fields import read_fields
 from parallax.models.huggingface.tensors import Index
 
 INDEX = "model.safetensors.index.json"
-HEAD = "lm_head."
 ONE = "model.safetensors"
 _MOST = 20  # the most names in an error message
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -25,23 +26,25 @@ class TensorFiles:
       file_of: name of a tensor -> its file.
       shapes: name -> shape.
       dtypes: name -> safetensors' name of the dtype, such as "BF16".
-      prefix: the start of every name here, except the head's, that the names in the files lack.
+      stored: name -> name in its file, where they differ.
     """
 
     folder: Path
     file_of: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
-    prefix: str = ""
+    stored: Mapping[str, str] = field(default_factory=dict)
 
-    def prefixed(self, prefix: str) -> "TensorFiles":
-        """Return the same tensors under prefixed names, which headless models' files shorten."""
+    def renamed(self, names: Mapping[str, str]) -> "TensorFiles":
+        """Return the same tensors under other names: name in the files -> name."""
 
-        def long(names):
-            return {n if n.startswith(HEAD) else prefix + n: x for n, x in names.items()}
+        def under(table):
+            return {names.get(name, name): x for name, x in table.items()}
 
-        tables = long(self.file_of), long(self.shapes), long(self.dtypes)
-        return TensorFiles(self.folder, *tables, prefix)
+        return replace(
+            self, file_of=under(self.file_of), shapes=under(self.shapes),
+            dtypes=under(self.dtypes), stored={name: there for there, name in names.items()},
+        )  # fmt: skip
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """Read a slice of one tensor.
@@ -55,12 +58,24 @@ class TensorFiles:
 
         path = self.file_of[name]
         try:
+            if self.dtypes[name] == "F8_E4M3":
+                return _read_bytes(path, self.stored.get(name, name))[index]
             with safe_open(path, framework="np") as file:
-                tensor = file.get_slice(name.removeprefix(self.prefix))
+                tensor = file.get_slice(self.stored.get(name, name))
                 (first, *rest) = index
                 return tensor[index if rest else first]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: tensor {name} cannot be read: {error}.") from None
+
+
+def _read_bytes(path: Path, name: str) -> np.ndarray:
+    """Return a tensor of 8-bit floats, which the library's reader for NumPy lacks, on disk."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        facts = json.loads(file.read(size))[name]
+    start, shape = facts["data_offsets"][0], tuple(facts["shape"])
+    data = np.memmap(path, np.uint8, "r", offset=8 + size + start, shape=shape)
+    return data.view(ml_dtypes.float8_e4m3fn)
 
 
 def find_tensors(folder: str | Path) -> TensorFiles:
@@ -131,15 +146,25 @@ def check_names(
     ignored: Iterable[str],
     *,
     floats: bool = True,
+    beside: tuple[str, ...] = (),
 ) -> None:
     """Raise a ValueError that names all missing, unexpected and mis-shaped tensors.
 
-    With `floats` it also names tensors that are not floating point: the integers of a quantized
-    model mean nothing without its scales.
+    Args:
+      files: a folder's tensors.
+      expected: name -> shape.
+      ignored: ends of names that may be there too.
+      floats: name tensors that are not floating point as well: the integers of a quantized model
+        mean nothing without its scales.
+      beside: starts of names that may be there too.
     """
     ignored = tuple(ignored)
     missing = [name for name in expected if name not in files.shapes]
-    unexpected = [n for n in files.shapes if n not in expected and not n.endswith(ignored)]
+    unexpected = [
+        name
+        for name in files.shapes
+        if name not in expected and not name.endswith(ignored) and not name.startswith(beside)
+    ]
     shaped = [
         f"{name} {list(files.shapes[name])}, expected {list(shape)}"
         for name, shape in expected.items()

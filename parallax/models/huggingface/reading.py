@@ -14,9 +14,11 @@ from parallax.distributed.agreement import together
 from parallax.distributed.processes import process_count, process_index
 from parallax.distributed.shared_reads import gather_replicas, split_replicas
 from parallax.models.config import ModelConfig
-from parallax.models.huggingface.families import HEAD, IGNORED, pieces_of, sizes_of
+from parallax.models.huggingface.configs import family_in
 from parallax.models.huggingface.files import TensorFiles, check_names, find_tensors
+from parallax.models.huggingface.names import CONSTANTS, HEAD, sizes_of
 from parallax.models.huggingface.tensors import Index, Piece, shapes_of
+from parallax.models.huggingface.unpacking import unpacked
 from parallax.parallel.stage_layers import layers_in_place
 
 
@@ -61,10 +63,13 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     Cost: a shard is read from the files once for all devices that hold it. What several processes
       hold, each reads a part of, and an all-gather of one parameter at a time exchanges the parts.
       Besides the arrays on devices, the host holds one shard of one parameter at a time.
+
+    Weights in MXFP4 and FP8 (`read_config` accepts them where a family has them) are unpacked to
+    the config's dtype, shard by shard. Tensors of parts that this model is not (vision, prediction
+    of tokens after the next) are not read.
     """
     config = model.config
-    pieces = pieces_of(config)
-    files = together(f"the weights in {folder}", lambda: _checked_files(folder, config, pieces))
+    files, pieces = together(f"the weights in {folder}", lambda: checked_tensors(folder, config))
     by_leaf: dict[tuple[str, ...], dict[tuple[int, ...], Piece]] = {}
     for piece in pieces:
         by_leaf.setdefault(piece.leaf, {})[piece.at] = piece
@@ -81,16 +86,18 @@ def load(folder: str | Path, model: Placed, mesh) -> nnx.State:
     )
 
 
-def _checked_files(folder: str | Path, config: ModelConfig, pieces: Sequence[Piece]) -> TensorFiles:
-    """Return the tensors of a folder once they are known to be the model's."""
-    files = _with_prefix(find_tensors(folder), pieces)
+def checked_tensors(folder: str | Path, config: ModelConfig) -> tuple[TensorFiles, list[Piece]]:
+    """Return the tensors of a folder, and their pieces, once they are known to be the model's."""
+    family = family_in(folder, config)
+    pieces = list(family.tensors(config))
+    files = unpacked(_our_names(find_tensors(folder), pieces[0].name))
     expected = shapes_of(pieces, sizes_of(config))
     if config.tie_embeddings and HEAD in files.shapes:
         expected[HEAD] = expected[pieces[0].name]
-    check_names(files, expected, IGNORED)
+    check_names(files, expected, CONSTANTS, beside=family.ignored(config))
     if HEAD in expected and config.tie_embeddings:
         _check_tied(files, pieces[0].name)
-    return files
+    return files, pieces
 
 
 def on_devices(
@@ -135,7 +142,8 @@ class _Shards:
     def cheap_dims(self) -> list[int]:
         """Return the dims of which a slice is few long runs of bytes in a file, longest first."""
         at, piece = next(iter(self.pieces.items()))
-        first = [len(at) + piece.layout.ours.index(merged[0]) for merged in piece.layout.theirs]
+        merged = [dims.replace("*", "") for dims in piece.layout.theirs]
+        first = [len(at) + piece.layout.ours.index(dims[0]) for dims in merged]
         return [*range(len(at)), *first]
 
     def shard(self, index: Index, dtype) -> np.ndarray:
@@ -164,10 +172,24 @@ class _Shards:
         out[tuple(slice(0, n) for n in x.shape)] = x
 
 
-def _with_prefix(files: TensorFiles, pieces: Sequence[Piece]) -> TensorFiles:
-    prefix = pieces[0].name.split(".")[0] + "."
-    known = any(name.startswith(prefix) for name in files.shapes)
-    return files if known else files.prefixed(prefix)
+def _our_names(files: TensorFiles, table: str) -> TensorFiles:
+    """Return a folder's tensors under the family's names, whose first is the token table's.
+
+    Files of a model without its head lack the start of all names; those of a model inside a larger
+    one have another.
+    """
+    start, _, end = table.partition(".")
+    found = [name.removesuffix(end) for name in files.shapes if f".{name}".endswith(f".{end}")]
+    if len(found) != 1 or found[0] == f"{start}.":
+        return files
+    theirs = found[0]
+    names = {
+        name: f"{start}.{name.removeprefix(theirs)}"
+        for name in files.shapes
+        if name.startswith(theirs) and not name.startswith(HEAD)
+    }
+    names |= {name: HEAD for name in files.shapes if name.endswith(f".{HEAD}")}
+    return files.renamed(names)
 
 
 def _check_tied(files: TensorFiles, table: str, rows: int = 4096) -> None:

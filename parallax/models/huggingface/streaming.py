@@ -18,7 +18,7 @@ _ALIGNED = 8  # bytes
 def write_tensors(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    dtype: DType,
+    dtypes: Mapping[str, DType],
     tensor: Callable[[str], np.ndarray],
 ) -> None:
     """Write a whole safetensors file, with the same bytes as the library's writer.
@@ -26,15 +26,15 @@ def write_tensors(
     Args:
       path: the file.
       shapes: name -> shape of every tensor.
-      dtype: dtype of all tensors.
+      dtypes: name -> dtype.
       tensor: makes a tensor by its name; called once for each, after the previous one is written.
     """
     offset = 0
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     for name in sorted(shapes):
-        size = math.prod(shapes[name]) * ITEM_BYTES[dtype]
+        size = math.prod(shapes[name]) * ITEM_BYTES[dtypes[name]]
         header[name] = {
-            "dtype": _NAMES[dtype], "shape": list(shapes[name]),
+            "dtype": _NAMES[dtypes[name]], "shape": list(shapes[name]),
             "data_offsets": [offset, offset + size],
         }  # fmt: skip
         offset += size
@@ -45,7 +45,7 @@ def write_tensors(
         for name in sorted(shapes):
             x = np.ascontiguousarray(tensor(name))
             assert x.shape == shapes[name], (name, x.shape, shapes[name])
-            assert x.dtype.name == dtype, (name, x.dtype, dtype)
+            assert x.dtype.name == dtypes[name], (name, x.dtype, dtypes[name])
             file.write(x.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from flax import nnx
 
 from parallax.models.config import ITEM_BYTES, DType
 from parallax.models.huggingface.configs import to_fields
-from parallax.models.huggingface.families import pieces_of, sizes_of
+from parallax.models.huggingface.families import FAMILIES
 from parallax.models.huggingface.fields import read_fields
 from parallax.models.huggingface.files import INDEX, ONE
+from parallax.models.huggingface.names import sizes_of
 from parallax.models.huggingface.reading import Placed
 from parallax.models.huggingface.streaming import write_tensors
 from parallax.models.huggingface.tensors import Piece, shapes_of
@@ -33,8 +35,9 @@ def save(
     *,
     tokenizer_from: str | Path | None = None,
     max_file_bytes: int = 4_000_000_000,
+    family: str | None = None,
 ) -> None:
-    """Write config.json and *.safetensors, in the model's own dtype.
+    """Write config.json and *.safetensors, in the model's own dtype, never quantized.
 
     Args:
       folder: the folder to make; it appears when it is complete.
@@ -42,26 +45,32 @@ def save(
       params: the model's parameters, in any sharding; wider ones, as in training, are rounded.
       tokenizer_from: a folder whose tokenizer files, and special tokens of config.json, are copied.
       max_file_bytes: the most bytes per file; a larger tensor gets a file of its own.
+      family: the model_type to write (`parallax list families`); None is the first that computes
+        the same, Llama for a Phi-4.
 
     Raises:
-      ValueError: the folder exists, no family computes the same as this model, or other processes
-        hold part of the parameters.
+      ValueError: the folder exists, no family (or not this one) computes the same as this model,
+        or other processes hold part of the parameters.
 
     Cost: besides the arrays on devices, the host holds one tensor at a time.
     """
-    fields = to_fields(model.config)
-    files = _deal_out(model, max_file_bytes)
+    fields = to_fields(model.config, family)
+    pieces = list(FAMILIES[fields["model_type"]].tensors(model.config))
+    shapes = shapes_of(pieces, sizes_of(model.config))
+    leaves = dict(nnx.to_flat_state(model.shapes))
+    dtypes = {p.name: leaves[p.leaf].get_value().dtype.name for p in pieces}
+    sizes = {n: math.prod(shape) * ITEM_BYTES[dtypes[n]] for n, shape in shapes.items()}
+    files = _deal_out(sizes, max_file_bytes)
     partial = begin_folder(folder, params)
-    shapes = shapes_of(pieces_of(model.config), sizes_of(model.config))
-    tensor = _Tensors(model, params)
+    tensor = _Tensors(model, params, pieces, dtypes)
     weight_map = {}
     for number, names in enumerate(files):
         name = ONE if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
-        write_tensors(partial / name, {n: shapes[n] for n in names}, model.config.dtype, tensor)
+        write_tensors(partial / name, {n: shapes[n] for n in names}, dtypes, tensor)
         weight_map |= dict.fromkeys(names, name)
     if len(files) > 1:
-        size = model.config.num_params * ITEM_BYTES[model.config.dtype]
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        total = {"total_size": sum(sizes.values())}
+        index = {"metadata": total, "weight_map": weight_map}
         (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     if tokenizer_from is not None:
         fields |= copy_tokenizer(Path(tokenizer_from), partial)
@@ -100,13 +109,11 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
     return {name: fields[name] for name in SPECIAL_TOKENS if name in fields}
 
 
-def _deal_out(model: Placed, max_file_bytes: int) -> list[list[str]]:
-    """Return the names of each file's tensors."""
-    shapes = shapes_of(pieces_of(model.config), sizes_of(model.config))
+def _deal_out(sizes: Mapping[str, int], max_file_bytes: int) -> list[list[str]]:
+    """Return the names of each file's tensors, of which `sizes` has the bytes."""
     files: list[list[str]] = [[]]
     room = max_file_bytes
-    for name, shape in shapes.items():
-        size = math.prod(shape) * ITEM_BYTES[model.config.dtype]
+    for name, size in sizes.items():
         if size > room and files[-1]:
             files.append([])
             room = max_file_bytes
@@ -118,26 +125,28 @@ def _deal_out(model: Placed, max_file_bytes: int) -> list[list[str]]:
 class _Tensors:
     """The maker of a folder's tensors from the parameters' shards."""
 
-    def __init__(self, model: Placed, params: nnx.State):
+    def __init__(
+        self, model: Placed, params: nnx.State, pieces: Sequence[Piece], dtypes: dict[str, DType]
+    ):
         self.sizes = sizes_of(model.config)
-        self.dtype: DType = model.config.dtype
+        self.dtypes = dtypes
         self.leaves = {path: x.get_value() for path, x in nnx.to_flat_state(params)}
         rows = layers_in_place(model.groups, model.chunks)
         self.rows = {int(layer): row for row, layer in enumerate(rows)}
         self.parts: dict[str, list[Piece]] = {}
-        for piece in sorted(pieces_of(model.config), key=lambda p: p.layout.part):
+        for piece in sorted(pieces, key=lambda p: p.layout.part):
             self.parts.setdefault(piece.name, []).append(piece)
 
     def __call__(self, name: str) -> np.ndarray:
         parts = [self._part(piece) for piece in self.parts[name]]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return self.parts[name][0].layout.join(parts, self.sizes)
 
     def _part(self, piece: Piece) -> np.ndarray:
         at = piece.at
         if piece.leaf[0] == "layers":
             at = (self.rows[at[0]], *at[1:])
         real = tuple(slice(0, self.sizes[d]) for d in piece.layout.ours)
-        x = on_host(self.leaves[piece.leaf], at, self.dtype)
+        x = on_host(self.leaves[piece.leaf], at, self.dtypes[piece.name])
         return piece.layout.put(x[real], self.sizes)
 
 

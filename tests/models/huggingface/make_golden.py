@@ -5,13 +5,12 @@
 
 Result: tests/models/huggingface/golden/<name>/ with config.json, model.safetensors, and
 logits.safetensors (tokens [2, 16], logits [2, 16, V] in float32); for `llama` a tokenizer too.
-Made once, with the versions in golden/versions.json; run it again only to add a family.
+Folders that exist stay as they are; golden/versions.json has the versions that made each.
 """
 # torch and transformers are not among our dependencies.
 # pyright: reportMissingImports=false
 
 import json
-import shutil
 from pathlib import Path
 
 import tokenizers
@@ -29,6 +28,18 @@ LLAMA3 = dict(
     rope_type="llama3", rope_theta=500_000.0, factor=8.0, low_freq_factor=1.0,
     high_freq_factor=4.0, original_max_position_embeddings=32,
 )  # fmt: skip
+# Smaller, for the families after the first four.
+SMALL = COMMON | dict(vocab_size=96, intermediate_size=40, max_position_embeddings=64)
+WINDOWS = SMALL | dict(num_hidden_layers=4, sliding_window=5)
+YARN = dict(
+    rope_type="yarn", rope_theta=10_000.0, factor=4.0, original_max_position_embeddings=16,
+    beta_fast=4.0, beta_slow=1.0,
+)  # fmt: skip
+DEEPSEEK = {k: v for k, v in SMALL.items() if k not in ("head_dim", "num_key_value_heads")} | dict(
+    num_hidden_layers=3, num_key_value_heads=8, first_k_dense_replace=1, n_routed_experts=8,
+    num_experts_per_tok=3, moe_intermediate_size=16, kv_lora_rank=16, qk_nope_head_dim=8,
+    qk_rope_head_dim=4, v_head_dim=6, n_group=4, topk_group=2,
+)  # fmt: skip
 CONFIGS = {
     "llama": transformers.LlamaConfig(**COMMON, rope_parameters=LLAMA3),
     "llama_tied": transformers.LlamaConfig(
@@ -40,6 +51,54 @@ CONFIGS = {
     ),
     "qwen3": transformers.Qwen3Config(**COMMON | {"head_dim": 16}),
     "mixtral": transformers.MixtralConfig(**COMMON, num_local_experts=8, num_experts_per_tok=2),
+    "mistral": transformers.MistralConfig(**SMALL, sliding_window=5),
+    "qwen2": transformers.Qwen2Config(
+        **{k: v for k, v in SMALL.items() if k != "head_dim"}, rope_parameters=YARN
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **SMALL, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=16,
+        norm_topk_prob=True,
+    ),
+    "phi3": transformers.Phi3Config(
+        **SMALL | {"hidden_size": 64},
+        pad_token_id=0,
+        rope_parameters=dict(
+            rope_type="default", rope_theta=10_000.0, partial_rotary_factor=0.75
+        ),
+    ),
+    "gemma3_text": transformers.Gemma3TextConfig(
+        **WINDOWS, query_pre_attn_scalar=12, sliding_window_pattern=2,
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0),
+            sliding_attention=dict(rope_type="default", rope_theta=10_000.0),
+        ),
+    ),
+    "gemma2": transformers.Gemma2Config(
+        **WINDOWS, query_pre_attn_scalar=8, attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gpt_oss": transformers.GptOssConfig(
+        **WINDOWS | {"intermediate_size": 16}, num_local_experts=8, num_experts_per_tok=2,
+        rope_parameters=YARN | {"truncate": False},
+    ),
+    "olmo2": transformers.Olmo2Config(
+        **{k: v for k, v in SMALL.items() if k != "head_dim"},
+        rope_parameters=dict(rope_type="default", rope_theta=500_000.0),
+    ),
+    "deepseek_v2": transformers.DeepseekV2Config(
+        **DEEPSEEK, q_lora_rank=None, n_shared_experts=2, topk_method="group_limited_greedy",
+        routed_scaling_factor=2.0,
+        rope_parameters=YARN | dict(mscale=0.707, mscale_all_dim=0.707),
+    ),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **DEEPSEEK, q_lora_rank=12, n_shared_experts=1,
+        rope_parameters=YARN | dict(mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "smollm3": transformers.SmolLM3Config(
+        **{k: v for k, v in SMALL.items() if k != "head_dim"} | {"num_hidden_layers": 4},
+        pad_token_id=0,
+        no_rope_layer_interval=2,
+    ),
 }  # fmt: skip
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 20
 
@@ -52,6 +111,9 @@ def make(name: str, config) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        for buffer_name, buffer in model.named_buffers():
+            if "correction_bias" in buffer_name:
+                buffer.add_(0.1 * torch.randn_like(buffer))
     folder = GOLDEN / name
     model.save_pretrained(folder)
     tokens = torch.randint(0, config.vocab_size, (2, 16))
@@ -78,9 +140,13 @@ def make_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(GOLDEN, ignore_errors=True)
+    path = GOLDEN / "versions.json"
+    versions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, config in CONFIGS.items():
+        if (GOLDEN / name).is_dir():
+            continue
         make(name, config)
-    make_tokenizer(GOLDEN / "llama", 300)
-    versions = {x.__name__: x.__version__ for x in (torch, transformers, tokenizers)}
-    (GOLDEN / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+        if name == "llama":
+            make_tokenizer(GOLDEN / name, 300)
+        versions[name] = {x.__name__: x.__version__ for x in (torch, transformers, tokenizers)}
+    path.write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")

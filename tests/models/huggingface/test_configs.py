@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from parallax.models import huggingface
-from parallax.models.huggingface import configs
-from parallax.models.huggingface.configs import FAMILIES, to_fields
+from parallax.models.huggingface.configs import FAMILIES, family_of, lost_by, to_fields
 
 GOLDEN = Path(__file__).parent / "golden"
 ODD = (
@@ -45,6 +44,18 @@ def change(folder, **fields):
     (folder / "config.json").write_text(json.dumps(fields_of(folder) | fields))
 
 
+def fields_of_family(family):
+    """The settings of the tiny model of a family."""
+    if family == "gemma3":  # the text model of one that also sees
+        return {"model_type": "gemma3", "text_config": fields_of(GOLDEN / "gemma3_text")}
+    return fields_of(GOLDEN / family)
+
+
+def read(fields, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    return huggingface.read_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -53,15 +64,15 @@ def change(folder, **fields):
         ({"attention_bias": True}, "attention_bias is True.*no bias"),
         ({"sliding_window": 64}, "sliding_window is 64.*full attention"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "ntk", "factor": 4.0}}, "rope_type is 'ntk'.*yarn"),
         (
             {"rope_parameters": {"rope_type": "llama3", "factor": 4.0}},
             "low_freq_factor must be a pos",
         ),
-        ({"rope_parameters": {"factor": 4.0}}, "rope type None"),
+        ({"rope_parameters": {"factor": 4.0}}, "rope_type is None"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
-            "differs between layers",
+            "rope_parameters is .*differs between layers",
         ),
         ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": [4.0]}, r"rope_scaling must be an object, got \[4.0\]"),
@@ -102,27 +113,180 @@ def test_older_files_keep_the_base_of_rope_apart(folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_field_of_any_type_ends_in_another_error(family, tmp_path):
-    whole = fields_of(GOLDEN / family)
+    whole = fields_of_family(family)
     for name in whole:
         for odd in ODD:
-            (tmp_path / "config.json").write_text(json.dumps(whole | {name: odd}))
             with contextlib.suppress(ValueError):
-                huggingface.read_config(tmp_path)
+                read(whole | {name: odd}, tmp_path)
+    for name in whole.get("text_config", ()):
+        with contextlib.suppress(ValueError):
+            read(whole | {"text_config": whole["text_config"] | {name: [{}]}}, tmp_path)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "llama_tied"])
+FOLDERS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
+
+
+@pytest.mark.parametrize("family", FOLDERS)
 def test_what_is_written_reads_the_same(family, tmp_path):
     config = huggingface.read_config(GOLDEN / family)
-    (tmp_path / "config.json").write_text(json.dumps(to_fields(config)))
-    assert huggingface.read_config(tmp_path).replace(name=family) == config
+    model_type = fields_of(GOLDEN / family)["model_type"]
+    for name in {model_type, family_of(config).model_type}:
+        written = to_fields(config, name)
+        assert written["model_type"] == name
+        assert read(written, tmp_path).replace(name=family) == config
 
 
-def test_what_a_folder_would_lose_is_not_written(monkeypatch):
-    """Such as a new field of ModelConfig, which no family reads."""
-    config, read = huggingface.read_config(GOLDEN / "llama"), configs._llama_like
-    monkeypatch.setattr(configs, "_llama_like", lambda *args: read(*args).replace(causal=False))
-    with pytest.raises(ValueError, match=r"causal is True \(there: False\)\. A folder of llama"):
-        to_fields(config)
+# Of each family: settings under which it computes something else.
+REFUSED = [
+    ("llama", "num_local_experts", 8),
+    ("llama", "rope_interleaved", True),
+    ("llama", "clip_qkv", 8.0),
+    ("llama", "no_rope_layers", [1, 0]),
+    ("mistral", "attention_bias", True),
+    ("mistral", "layer_types", ["full_attention", "sliding_attention"]),
+    ("mixtral", "hidden_act", "gelu"),
+    ("mixtral", "num_experts_per_tok", 1),
+    ("qwen2", "layer_types", ["full_attention", "linear_attention"]),
+    ("qwen2", "num_experts", 8),
+    ("qwen3", "attention_bias", True),
+    ("qwen3", "final_logit_softcapping", 30.0),
+    ("qwen3_moe", "mlp_only_layers", [0]),
+    ("qwen3_moe", "decoder_sparse_step", 2),
+    ("qwen3_moe", "quantization_config", {"quant_method": "fp8"}),
+    ("phi3", "rope_scaling", {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}),
+    ("phi3", "rope_scaling", {"type": "yarn", "factor": 4.0}),
+    ("phi3", "attention_bias", True),
+    ("gemma2", "hidden_activation", "gelu"),
+    ("gemma2", "use_bidirectional_attention", True),
+    ("gemma3_text", "hidden_activation", "relu"),
+    ("gemma3_text", "rope_parameters", {"rope_type": "linear", "factor": 8.0}),
+    ("gpt_oss", "swiglu_alpha", 1.0),
+    ("gpt_oss", "attention_bias", False),
+    ("gpt_oss", "quantization_config", {"quant_method": "awq"}),
+    ("olmo2", "clip_qkv", 8.0),
+    ("olmo2", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+    ("deepseek_v2", "topk_method", "noaux_tc"),
+    ("deepseek_v2", "norm_topk_prob", True),
+    ("deepseek_v2", "scoring_func", "sigmoid"),
+    ("deepseek_v3", "scoring_func", "softmax"),
+    ("deepseek_v3", "rope_interleave", False),
+    ("deepseek_v3", "moe_layer_freq", 2),
+    ("deepseek_v3", "rms_norm_eps", 1e-5),
+    ("deepseek_v3", "num_key_value_heads", 4),
+    ("deepseek_v3", "quantization_config", {"quant_method": "fp8", "weight_block_size": [64, 64]}),
+    ("deepseek_v3", "quantization_config", {"quant_method": "mxfp4"}),
+    ("smollm3", "mlp_bias", True),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ("gpt2", "activation_function", "relu"),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "value"), REFUSED, ids=str)
+def test_what_a_family_does_otherwise_is_refused_by_name(family, name, value, tmp_path):
+    fields = fields_of_family(family)
+    read(fields, tmp_path)
+    if name == "rope_scaling":
+        del fields["rope_parameters"]
+    named = "rope_type" if name == "rope_scaling" else name
+    with pytest.raises(
+        ValueError, match=f"{named} is .* \\(Parallax: .*something else, so it is not"
+    ):
+        read(fields | {name: value}, tmp_path)
+
+
+def test_all_refusals_are_in_one_error(tmp_path):
+    fields = fields_of(GOLDEN / "deepseek_v3") | {"scoring_func": "softmax", "moe_layer_freq": 2}
+    fields["rope_parameters"] = {"rope_type": "ntk", "factor": 2.0}
+    fields["quantization_config"] = {"quant_method": "awq"}
+    with pytest.raises(ValueError, match="quantization_config is") as error:
+        read(fields, tmp_path)
+    for name in ("scoring_func", "moe_layer_freq", "rope_type"):
+        assert f"{name} is" in str(error.value)
+
+
+def test_windows_by_layer_repeat_soon_or_are_refused(tmp_path):
+    fields = fields_of(GOLDEN / "qwen2") | {"use_sliding_window": True, "sliding_window": 5}
+    del fields["layer_types"]
+    fields |= {"num_hidden_layers": 4, "max_window_layers": 2}
+    config = read(fields, tmp_path)
+    assert [kind.window for kind in config.pattern] == [None, None, 5, 5]
+    assert read(fields | {"max_window_layers": 4}, tmp_path).pattern == ()
+    with pytest.raises(
+        ValueError, match=r"max_window_layers is 20 \(Parallax: kinds of layers that"
+    ):
+        read(fields | {"num_hidden_layers": 40, "max_window_layers": 20}, tmp_path)
+    types = ["full_attention", "sliding_attention"]
+    fields |= {"num_hidden_layers": 40, "layer_types": types * 20}
+    assert [kind.window for kind in read(fields, tmp_path).pattern] == [None, 5]
+    with pytest.raises(ValueError, match="layer_types names 38 layers, num_hidden_layers is 40"):
+        read(fields | {"layer_types": types * 19}, tmp_path)
+
+
+def test_a_window_is_a_pattern_of_one_kind(tmp_path):
+    config = huggingface.read_config(GOLDEN / "mistral")
+    assert [kind.window for kind in config.pattern] == [5]
+    fields = fields_of(GOLDEN / "mistral")
+    assert read(fields | {"sliding_window": None}, tmp_path).pattern == ()
+    assert read(fields | {"sliding_window": 64}, tmp_path).pattern == ()
+    del fields["sliding_window"]
+    long = read(fields | {"max_position_embeddings": 8192}, tmp_path)
+    assert [kind.window for kind in long.pattern] == [4096]  # the family's default
+
+
+def test_yarn_and_its_factors(tmp_path):
+    """m = 0.1 ln(factor) + 1 scales angles; DeepSeek's has m of both, and m^2 scales scores."""
+    scaling = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+    fields = fields_of(GOLDEN / "llama") | {"rope_scaling": scaling, "rope_parameters": None}
+    found = read(fields, tmp_path).rope_scaling
+    assert found is not None
+    assert found.attention_factor == 1.3688879454113936
+    assert (found.beta_fast, found.beta_slow, found.truncate) == (32.0, 1.0, True)
+    fields = fields_of(GOLDEN / "deepseek_v3") | {"rope_parameters": None}
+    fields["rope_scaling"] = scaling | {"mscale": 1.0, "mscale_all_dim": 1.0}
+    config = read(fields, tmp_path)
+    assert config.rope_scaling is not None
+    assert config.rope_scaling.attention_factor == 1.0
+    assert config.score_scale == pytest.approx(12**-0.5 * 1.3688879454113936**2, rel=1e-14)
+    fields["rope_scaling"] = scaling | {"mscale": 1.0, "mscale_all_dim": 0.5}
+    config = read(fields, tmp_path)
+    assert config.rope_scaling is not None
+    assert config.rope_scaling.attention_factor == pytest.approx(1.3688879454 / 1.1844439727)
+    assert read(to_fields(config), tmp_path) == config
+
+
+def test_older_and_newer_spellings_of_gemma3s_rotations(tmp_path):
+    newer = fields_of(GOLDEN / "gemma3_text")
+    older = {k: v for k, v in newer.items() if k not in ("rope_parameters", "layer_types")}
+    older |= {
+        "rope_theta": 1e6, "rope_local_base_freq": 10_000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    assert read(older, tmp_path) == read(newer, tmp_path)
+    scaled = newer["rope_parameters"] | {
+        "sliding_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+    }
+    config = read(newer | {"rope_parameters": scaled}, tmp_path)
+    assert config.pattern[0].rope_scaling is not None
+    assert read(to_fields(config), tmp_path) == config
+
+
+def test_what_a_folder_would_lose_is_not_written(tmp_path):
+    config = huggingface.read_config(GOLDEN / "llama")
+    with pytest.raises(ValueError, match=r"folder of llama would.*causal is False \(there: True\)"):
+        to_fields(config.replace(causal=False))
+    with pytest.raises(ValueError, match=r"'qwen2' would compute.*qkv_bias is False"):
+        to_fields(config, "qwen2")
+    for family in ("mixtral", "bert"):
+        with pytest.raises(ValueError, match=f"family '{family}' cannot hold it"):
+            to_fields(config, family)
+
+
+def test_a_family_notices_what_it_does_not_hold():
+    config = huggingface.read_config(GOLDEN / "gpt_oss")
+    changes = {"sinks": False, "norms": "both", "gate_limit": 3.0, "embed_scale": 2.0}
+    for name, value in changes.items():
+        lost = lost_by(FAMILIES["gpt_oss"], config.replace(**{name: value}))
+        assert (lost == []) == (name == "gate_limit"), lost
 
 
 def test_one_expert_a_token_is_weighted_otherwise(tmp_path):
@@ -137,15 +301,26 @@ def test_one_expert_a_token_is_weighted_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["rope_theta", "num_key_value_heads", "rms_norm_eps", "max_position_embeddings"]
-)
-def test_what_families_default_differently_must_be_there(name, tmp_path):
-    fields = fields_of(GOLDEN / "mixtral")
-    fields |= {"rope_theta": 1e6} | {"rope_parameters": None}
+    ("name", "field", "value"),
+    [
+        ("rope_theta", "rope_theta", 1e6), ("num_key_value_heads", "num_kv_heads", 8),
+        ("rms_norm_eps", "norm_epsilon", 1e-5), ("max_position_embeddings", "max_seq_len", 131_072),
+    ],
+)  # fmt: skip
+def test_a_missing_setting_is_the_familys_default(name, field, value, tmp_path):
+    fields = fields_of(GOLDEN / "mixtral") | {"rope_theta": 1.0, "rms_norm_eps": 1.0}
+    del fields["rope_parameters"]
+    assert getattr(read(fields, tmp_path), field) != value
     del fields[name]
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match=f"{name} must be a positive"):
-        huggingface.read_config(tmp_path)
+    assert getattr(read(fields, tmp_path), field) == value
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_models_sizes_must_be_there(name, tmp_path):
+    fields = fields_of(GOLDEN / "llama")
+    del fields[name]
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got None"):
+        read(fields, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\x00", "\udcff"], ids=range(6))

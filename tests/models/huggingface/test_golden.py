@@ -1,9 +1,11 @@
 """Folders of published families: transformers' logits under several strategies, and back."""
 
+import functools
 import json
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -20,10 +22,12 @@ from parallax.strategies import (
     two_level,
 )
 from parallax.workload import Workload
+from tests.models.huggingface.safetensors_files import write_tensors
 
 pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parent / "golden"
+ALONE = {"unsharded": data_parallel(1)}
 DENSE = {
     "tensor_pipeline": tensor_pipeline(4, 2),
     "ring_sequence": ring_sequence(8),
@@ -37,13 +41,27 @@ EXPERTS = {
     ),
 }  # fmt: skip
 FOLDERS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
+FIRST = (
+    "llama",
+    "llama_tied",
+    "gpt2",
+    "qwen3",
+    "mixtral",
+)  # others run under two strategies
+
+
+def strategies_of(family):
+    strategies = EXPERTS if huggingface.read_config(GOLDEN / family).num_experts else DENSE
+    if family in FIRST:
+        return strategies
+    return ALONE | dict(list(strategies.items())[:2])
+
+
 CASES = [
     (family, name, strategy)
     for family in FOLDERS
-    for name, strategy in (
-        EXPERTS if huggingface.read_config(GOLDEN / family).num_experts else DENSE
-    ).items()
-]
+    for name, strategy in strategies_of(family).items()
+]  # fmt: skip
 
 
 def sharded(config, strategy, batch=2, length=16):
@@ -76,8 +94,10 @@ def test_there_and_back_is_bit_exact(family, tmp_path):
     strategy = tensor_pipeline(4, 2) if family != "gpt2" else tensor_pipeline(2, 2)
     program, mesh = sharded(config, strategy), mesh_of(strategy)
     params = huggingface.load(GOLDEN / family, program, mesh)
-    huggingface.save(tmp_path / "one", program, params, tokenizer_from=GOLDEN / family)
-    huggingface.save(tmp_path / "many", program, params, max_file_bytes=40_000)
+    written = json.loads((GOLDEN / family / "config.json").read_text())["model_type"]
+    save = functools.partial(huggingface.save, family=written)
+    save(tmp_path / "one", program, params, tokenizer_from=GOLDEN / family)
+    save(tmp_path / "many", program, params, max_file_bytes=40_000)
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
 
     before = (GOLDEN / family / "model.safetensors").read_bytes()
@@ -87,7 +107,7 @@ def test_there_and_back_is_bit_exact(family, tmp_path):
     other = two_level(2, 2) if not config.num_experts else hybrid(layerwise(2), data_parallel(2))
     program, mesh = sharded(config, other), mesh_of(other)
     again = huggingface.load(tmp_path / "many", program, mesh)
-    huggingface.save(tmp_path / "again", program, again)
+    save(tmp_path / "again", program, again)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == before
 
 
@@ -151,3 +171,96 @@ def test_saved_files_carry_what_other_libraries_need(tmp_path):
     assert tokenizer.stop_tokens == (1,)
     with pytest.raises(ValueError, match="exists"):
         huggingface.save(tmp_path / "out", program, params)
+
+
+def unsharded(folder):
+    strategy = data_parallel(1)
+    config = huggingface.read_config(folder)
+    program, mesh = sharded(config, strategy), mesh_of(strategy)
+    return program, huggingface.load(folder, program, mesh)
+
+
+def test_a_family_of_other_tensors_for_the_same_model(tmp_path):
+    """A Phi-4 is a Llama with fused matrices: it can be saved as either."""
+    program, params = unsharded(GOLDEN / "llama_tied")
+    plain = program.config.replace(rope_scaling=None)
+    program = sharded(plain, data_parallel(1))
+    huggingface.save(tmp_path / "llama", program, params)
+    huggingface.save(tmp_path / "phi3", program, params, family="phi3")
+    names = load_file(tmp_path / "phi3" / "model.safetensors")
+    assert names["model.layers.1.self_attn.qkv_proj.weight"].shape == (128, 32)
+    assert json.loads((tmp_path / "llama" / "config.json").read_text())["model_type"] == "llama"
+    for name in ("llama", "phi3"):
+        _, again = unsharded(tmp_path / name)
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_a_choice_bias_stays_wide(tmp_path):
+    config = huggingface.read_config(GOLDEN / "deepseek_v3", "bfloat16")
+    strategy = data_parallel(1)
+    program, mesh = sharded(config, strategy), mesh_of(strategy)
+    params = huggingface.load(GOLDEN / "deepseek_v3", program, mesh)
+    huggingface.save(tmp_path / "half", program, params)
+    wide = load_file(GOLDEN / "deepseek_v3" / "model.safetensors")
+    for name, x in load_file(tmp_path / "half" / "model.safetensors").items():
+        stays = name.endswith("e_score_correction_bias")
+        assert x.dtype == (wide[name].dtype if stays else "bfloat16"), name
+        np.testing.assert_array_equal(x, wide[name].astype(x.dtype), err_msg=name)
+
+
+def quantized(family, folder, method, chosen, quantize):
+    """A copy of a folder with some tensors quantized, and the numbers that they stand for."""
+    tensors, plain = load_file(GOLDEN / family / "model.safetensors"), {}
+    for name in [name for name in tensors if chosen in name and tensors[name].ndim > 1]:
+        packed, plain[name] = quantize(name, tensors.pop(name))
+        tensors |= packed
+    assert plain
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", tensors)
+    fields = json.loads((GOLDEN / family / "config.json").read_text())
+    fields |= {"quantization_config": {"quant_method": method}}
+    (folder / "config.json").write_text(json.dumps(fields))
+    return plain
+
+
+def to_mxfp4(name, x):
+    """Random bits in place of experts' matrices [E, D, outputs]."""
+    random = np.random.default_rng(0)
+    shape = x.shape[0], x.shape[2], x.shape[1] // 32
+    blocks, scales = random.integers(0, 256, (*shape, 16), np.uint8), np.full(shape, 126, np.uint8)
+    sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], x.dtype)
+    both = np.stack([sizes[blocks % 16], sizes[blocks // 16]], -1)
+    plain = 0.5 * both.reshape(*shape[:2], -1).transpose(0, 2, 1)
+    return {f"{name}_blocks": blocks, f"{name}_scales": scales}, plain
+
+
+def to_fp8(name, x):
+    x = (4 * x).astype(ml_dtypes.float8_e4m3fn)
+    factor = np.full((1, 1), 0.25, np.float32)
+    return {name: x, f"{name}_scale_inv": factor}, 0.25 * x.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "chosen", "quantize"),
+    [
+        ("gpt_oss", "mxfp4", "gate_up_proj", to_mxfp4),
+        ("deepseek_v3", "fp8", "down_proj.weight", to_fp8),
+    ],
+)
+def test_quantized_weights_are_loaded_as_what_they_stand_for(
+    family, method, chosen, quantize, tmp_path
+):
+    """Split over devices too; what is written back is not quantized."""
+    plain = quantized(family, tmp_path / "packed", method, chosen, quantize)
+    config = huggingface.read_config(tmp_path / "packed")
+    strategy = tensor_pipeline(4, 2)
+    program, mesh = sharded(config, strategy), mesh_of(strategy)
+    params = huggingface.load(tmp_path / "packed", program, mesh)
+    huggingface.save(tmp_path / "plain", program, params)
+    fields = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert "quantization_config" not in fields
+    before = load_file(GOLDEN / family / "model.safetensors") | plain
+    after = load_file(tmp_path / "plain" / "model.safetensors")
+    assert sorted(before) == sorted(after)
+    for name, x in after.items():
+        np.testing.assert_array_equal(x, before[name], err_msg=name)
