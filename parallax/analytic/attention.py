@@ -16,7 +16,8 @@ _MERGED_BYTES = 64 << 20
 def projections(trace: Trace) -> list[Step]:
     """Trace the query, key and value projections.
 
-    XLA merges the small ones into one product, and concatenates their weights for it every time.
+    XLA merges the small ones into one product, and concatenates their weights for it every time;
+    in a decoding step it is told not to (`programs.decoding.STEP_OPTIONS`).
     """
     d, item = trace.config.d_model, trace.item
     widths = {name: n for name, (n, _) in trace.matrices("attention", reads_stream=True).items()}
@@ -24,7 +25,7 @@ def projections(trace: Trace) -> list[Step]:
               if item * (d * w + trace.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
     unpacked = [trace.weights.unpacked(n, w, d, item) for n, w in widths.items()]
     stays_packed = any(trace.weights.form_of(n) for n in widths) and not any(unpacked)
-    if len(merged) < 2 or stays_packed:
+    if trace.decoder or len(merged) < 2 or stays_packed:
         return [step for n, w in widths.items() for step in trace.product(n, w, d)]
     width = sum(widths[n] for n in merged)
     weights = float(d * width * item)

@@ -17,16 +17,7 @@ _WIDE = 4
 def plain_mlp(trace: Trace) -> list[Step]:
     """Trace one MLP for all tokens."""
     first = trace.matrices("mlp", reads_stream=True)
-    steps: list[Step] = []
-    name, (n, k) = next(iter(first.items()))
-    dense = trace.weights.form_of(name) is None
-    several = trace.walk.layers > 1
-    if dense and trace.decoder and len(first) == 1 and several and trace.has("new_tokens"):
-        # XLA copies the first matrix out of its stack while the layer runs; after an exchange of
-        # queries the copy starts too late to be hidden.
-        matrix = float(n * k * trace.item)
-        steps.append(passes(f"{name}.w", matrix, matrix))
-    steps += [step for name, size in first.items() for step in trace.product(name, *size)]
+    steps = [step for name, size in first.items() for step in trace.product(name, *size)]
     return [*steps, _activated(trace, trace.tokens), *trace.products_behind("mlp")]
 
 

@@ -225,8 +225,9 @@ def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
     cache = decoder.abstract_cache(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, cache)
     options: Any = decoder.sharded.strategy.compiler_options
+    step_options: Any = decoder.step_options
     if mesh.devices.flat[0].platform == "cpu":
-        options = None  # the compiler options are for GPUs
+        options = step_options = None  # the compiler options are for GPUs
     params = decoder.sharded.abstract_state(mesh)
     workload = decoder.workload
     prompts = jax.ShapeDtypeStruct((workload.batch, workload.seq_len), jnp.int32)
@@ -235,7 +236,7 @@ def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
     made = made.lower(params, prompts, rows).compile(options)
     decode = jax.jit(following, donate_argnums=1, out_shardings=(shardings, tokens_sharding))
     rows = jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=tokens_sharding)
-    return made, decode.lower(params, cache, rows).compile(options)
+    return made, decode.lower(params, cache, rows).compile(step_options)
 
 
 def _placed(decoder: Decoder) -> list[str]:

@@ -20,7 +20,7 @@ from parallax.explanations.trying import TryBudget, improvements, try_candidates
 from parallax.hlo.branches import Trips
 from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.compiler_log import logs_warnings
-from parallax.lenses.compiling import AMPLE_BYTES, LIBRARY_GEMMS
+from parallax.lenses.compiling import AMPLE_BYTES, compile_options
 from parallax.lenses.user_function import UserProgram
 from parallax.meshes.cluster import Cluster
 
@@ -53,7 +53,7 @@ def explain_lowered(
     budget: TryBudget,
     *,
     trips: Trips | None = None,
-    options: Mapping[str, bool | int] | None = None,
+    options: Mapping[str, bool | int | str] | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Explained:
     """Explain a lowered program: compile it, then the changes that may help, one by one.
@@ -61,7 +61,7 @@ def explain_lowered(
     Args:
       options: XLA options that a run of it needs.
     """
-    flags = LIBRARY_GEMMS | dict(options or {})
+    flags = compile_options(options or {})
 
     limit, said = None, user.notes
 

@@ -12,6 +12,7 @@ from parallax.cost.links import all_link_bytes
 from parallax.hlo.branches import Trips
 from parallax.hlo.caveats import branch_caveats, open_caveats
 from parallax.hlo.compare import Totals, differing_totals
+from parallax.hlo.copies import copied_bytes
 from parallax.hlo.declared import declared_kernels
 from parallax.hlo.flops import module_flops, uncounted_calls
 from parallax.hlo.jaxpr import jaxpr_ledger
@@ -43,6 +44,7 @@ LIBRARY_GEMMS = {
     "xla_gpu_enable_triton_gemm": False,
     "xla_disable_hlo_passes": "cublas-pad-for-gemms",
 }
+_DISABLED = "xla_disable_hlo_passes"
 ATTENTION_SCOPE = "attention_core"
 
 
@@ -59,7 +61,7 @@ def compile_for(
     weight_bytes: float | None = None,
     partitioner: str = "the function's own",
     donate: tuple[int, ...] = (),
-    compiler_options: Mapping[str, bool | int] | None = None,
+    compiler_options: Mapping[str, bool | int | str] | None = None,
     trips: Trips | None = None,
     ragged_bytes: RaggedBytes | None = None,
     load_balance: LoadBalance | None = None,
@@ -95,9 +97,10 @@ def compile_for(
 
     start, axes = time.perf_counter(), dict(mesh.axes)
     traced, _, arguments, refused = trace_function(cluster, function, shapes, mesh, donate)
-    parameter_bytes = sum(_local_bytes(x) for x in jax.tree.leaves(_parameters(arguments[0])))
+    parameters = jax.tree.leaves(_parameters(arguments[0]))
     found = compile_lowered(
-        cluster, lower(traced), axes, parameter_bytes=parameter_bytes, options=compiler_options,
+        cluster, lower(traced), axes, parameter_bytes=sum(map(_local_bytes, parameters)),
+        weights=_matrices(arguments[0]) if phase == "decode" else (), options=compiler_options,
         trips=trips, ragged_bytes=ragged_bytes, notes=(*notes, *refused),
         on_progress=on_progress,
     )  # fmt: skip
@@ -118,7 +121,7 @@ def compile_for(
         transfers=transfers or (),
         has_closed_form=transfers is not None,
         differences=differences,
-        weight_bytes=float(parameter_bytes if weight_bytes is None else weight_bytes),
+        weight_bytes=float(found.memory.parameter_bytes if weight_bytes is None else weight_bytes),
         kv_cache_bytes=kv_cache_bytes,
         partitioner=partitioner,
         seconds=time.perf_counter() - start,
@@ -160,7 +163,8 @@ def compile_lowered(
     axes: Mapping[str, int],
     *,
     parameter_bytes: int = 0,
-    options: Mapping[str, bool | int] | None = None,
+    weights: Sequence[int] = (),
+    options: Mapping[str, bool | int | str] | None = None,
     trips: Trips | None = None,
     ragged_bytes: RaggedBytes | None = None,
     notes: Sequence[str] = (),
@@ -173,11 +177,12 @@ def compile_lowered(
       lowered: a `jax.stages.Lowered` for CUDA.
       axes: mesh axis -> size, in the order of the program's devices.
       parameter_bytes: bytes of parameters per device, for the report.
+      weights: positions of the arrays, among all of the arguments, whose copies a note counts.
       options, trips, ragged_bytes, notes: as for `compile_for`.
     """
     start = time.perf_counter()
     options = dict(options or {})
-    compiled = compile_text(lowered, LIBRARY_GEMMS | options, cluster)
+    compiled = compile_text(lowered, compile_options(options), cluster)
     memory = Memory(
         argument_bytes=compiled.argument_bytes,
         output_bytes=compiled.output_bytes,
@@ -191,7 +196,7 @@ def compile_lowered(
     if not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         said.append("collectives are read from a compile with ample memory: this one does not fit")
-        compiled = compile_text(lowered, LIBRARY_GEMMS | options, cluster, AMPLE_BYTES)
+        compiled = compile_text(lowered, compile_options(options), cluster, AMPLE_BYTES)
     module = parse_module(compiled.text)
     ledger = read_ledger(module, axes, ragged_bytes=ragged_bytes, trips=trips)
     flops = module_flops(module, trips=trips)
@@ -200,6 +205,8 @@ def compile_lowered(
         work = read_trace(module, ledger, trips)
     except HloError as error:
         unpriced = str(error)
+    if copied := copied_bytes(module, _kept(lowered, weights), trips):
+        said.append(f"weights copied in a step: {copied:,.0f} bytes per device, and read again")
     said += branch_caveats(ledger, flops)
     said += open_caveats(flops.open | set(ledger.open_loops))
     said += notes
@@ -251,6 +258,12 @@ def _rematerialized(module: Module, warnings: Sequence[str]) -> list[str]:
     ]
 
 
+def compile_options(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
+    """Return the options of a compile for an absent GPU, of a program that needs these to run."""
+    disabled = [str(x[_DISABLED]) for x in (LIBRARY_GEMMS, options) if _DISABLED in x]
+    return {**LIBRARY_GEMMS, **options, _DISABLED: ",".join(disabled)}
+
+
 def check_devices(cluster: Cluster, axes: Mapping[str, int]) -> None:
     """Raise ValueError unless a mesh of these axes has as many devices as the cluster."""
     size = math.prod(axes.values())
@@ -261,6 +274,22 @@ def check_devices(cluster: Cluster, axes: Mapping[str, int]) -> None:
             f"Change the mesh, or use a cluster of {size}, for example "
             f"{cluster.gpu.name}_{max(1, size // 8)}x{min(8, size)}."
         )
+
+
+def _kept(lowered: Any, arguments: Sequence[int]) -> list[int]:
+    """Return the numbers of a program's parameters that are these arrays of its arguments."""
+    kept = sorted(lowered._lowering.compile_args["kept_var_idx"])  # unused ones are dropped
+    return [number for number, argument in enumerate(kept) if argument in arguments]
+
+
+def _matrices(state: Any) -> list[int]:
+    """Return the positions of a model's matrices and tables among its arrays: no norms, biases."""
+    import jax
+    from flax import nnx
+
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return [n for n, x in enumerate(leaves)
+            if not isinstance(x, nnx.Param) or "inputs" in x.get_metadata()]  # fmt: skip
 
 
 def _parameters(first: Any) -> Any:

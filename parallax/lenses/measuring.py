@@ -89,7 +89,8 @@ def on_devices(
     )
     arguments = (step.state(mesh), *inputs)
     # Compiled before the first step: no process waits in a collective for another's compiler.
-    return jax.jit(step.function(mesh)).lower(*arguments).compile(), arguments
+    options: Any = None if mesh.devices.flat[0].platform == "cpu" else step.compiler_options
+    return jax.jit(step.function(mesh)).lower(*arguments).compile(options), arguments
 
 
 def mesh_at_hand(strategy: Strategy) -> Mesh:

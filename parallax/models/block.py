@@ -57,18 +57,20 @@ class Attention(nnx.Module):
         y_BLD = split.contract(
             out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
         )
-        return self.with_bias(y_BLD), kv
+        return self.with_bias(y_BLD, split), kv
 
-    def with_bias(self, y_BLD):
+    def with_bias(self, y_BLD, split: Split):
         """Add the output bias to the sum over heads, once, after that sum."""
-        return y_BLD + self.out_bias_D[...][None, None] if self.config.bias else y_BLD
+        if not self.config.bias:
+            return y_BLD
+        return split.apart(y_BLD) + self.out_bias_D[...][None, None]
 
     def project(self, x_BLD, angles: Rotation | None, split: Split):
         """Return queries [B, L, H, K], keys and values [B, L, G, K], normed and rotated."""
         config = self.config
-        q_BLHK = product_result(product(x_BLD, self.q_DHK[...], "bld,dhk->blhk"))
-        k_BLGK = product_result(product(x_BLD, self.k_DGK[...], "bld,dgk->blgk"))
-        v_BLGK = product_result(product(x_BLD, self.v_DGK[...], "bld,dgk->blgk"))
+        q_BLHK = split.apart(product_result(product(x_BLD, self.q_DHK[...], "bld,dhk->blhk")))
+        k_BLGK = split.apart(product_result(product(x_BLD, self.k_DGK[...], "bld,dgk->blgk")))
+        v_BLGK = split.apart(product_result(product(x_BLD, self.v_DGK[...], "bld,dgk->blgk")))
         if config.bias or config.qkv_bias:
             q_BLHK = q_BLHK + self.q_bias_HK[...][None, None]
             k_BLGK = k_BLGK + self.k_bias_GK[...][None, None]
@@ -146,19 +148,23 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BLD, split: Split):
         h_BLF = self.hidden(x_BLD, split)
-        return self.with_bias(split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp"))
+        y_BLD = split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
+        return self.with_bias(y_BLD, split)
 
-    def with_bias(self, y_BLD):
+    def with_bias(self, y_BLD, split: Split):
         """Add the output bias to the sum over the MLP's width, once, after that sum."""
-        return y_BLD + self.down_bias_D[...][None, None] if self.has_bias else y_BLD
+        if not self.has_bias:
+            return y_BLD
+        return split.apart(y_BLD) + self.down_bias_D[...][None, None]
 
     def hidden(self, x_BLD, split: Split):
         """Return the hidden activations [B, L, F]."""
-        h_BLF = product_result(product(x_BLD, self.up_DF[...], "bld,df->blf"))
+        h_BLF = split.apart(product_result(product(x_BLD, self.up_DF[...], "bld,df->blf")))
         if self.has_bias:
             h_BLF = h_BLF + self.up_bias_F[...][None, None]
         if self.gated:
             gate_BLF = product_result(product(x_BLD, self.gate_DF[...], "bld,df->blf"))
+            gate_BLF = split.apart(gate_BLF)
             if self.has_bias:
                 gate_BLF = gate_BLF + self.gate_bias_F[...][None, None]
             h_BLF = gated(h_BLF, gate_BLF, self.gate, self.gate_limit)

@@ -111,7 +111,8 @@ def tiled_layers(
         h = split.enter(normed(norm, rows), *axes)
         y, beside = through(h.reshape(microbatches, -1, *h.shape[1:]))
         y = y.astype(config.dtype).reshape(-1, *h.shape[1:])
-        rows = rows + normed(post_norm, end.with_bias(split.sum(y, *axes)))
+        y = end.with_bias(split.sum(y, *axes), split)
+        rows = rows + normed(post_norm, y)
         return rows.reshape(x_RBLD.shape), beside
 
     def layer(x_RBLD, n, kind: LayerKind):

@@ -39,6 +39,7 @@ class Split:
       record_choices: layers return every token's chosen experts with their statistics.
       kv: the layout of cached keys and values, which layers then return with their statistics;
         None caches nothing.
+      decodes: this is a decoding step, whose products read weights in place; see `apart`.
     """
 
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Split:
     platform: Platform = "cpu"
     record_choices: bool = False
     kv: KvLayout | None = None
+    decodes: bool = False
 
     def replace(self, **changes) -> "Split":
         """Return a copy of this split with some fields changed."""
@@ -112,6 +114,14 @@ class Split:
         if not axes:
             return x
         return jnp.where(lax.axis_index(tuple(axes)) == 0, x, jnp.zeros_like(x))
+
+    def apart(self, y: jax.Array) -> jax.Array:
+        """Return a product's result; in a decoding step, kept apart from what follows.
+
+        A product that a bias or an activation is fused into cannot read its weight in place, in its
+        stack of layers: XLA would copy that out in every step.
+        """
+        return lax.optimization_barrier(y) if self.decodes else y
 
     @property
     def expert_sums(self) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ class ShardedCache:
         split = self.sharded.strategy.split("decode", platform=platform)
         axes = dict(split.axes)
         axes["act_batch"] = axes["act_batch"] + self.layout.batch_axes
-        return split.replace(axes=axes, kv=self.layout)
+        return split.replace(axes=axes, kv=self.layout, decodes=True)
 
     @property
     def rows(self) -> int:

@@ -27,10 +27,24 @@ from parallax.programs.cache import KvCache, ShardedCache
 from parallax.programs.parameters import mesh_entry
 from parallax.programs.sharded_model import platform_of
 
+# Without it XLA joins products of the same rows (gate and up; queries, keys and values) into one,
+# for which it lays their weights side by side in every step: with few rows, that costs twice what
+# reading them does.
+STEP_OPTIONS: dict[str, bool | int | str] = {"xla_gpu_dot_merger_threshold_mb": 0}
+# Without it XLA computes the products of a single row as sums over columns, for which it transposes
+# weights or writes them out, multiplied, in every step.
+ONE_ROW_OPTIONS = STEP_OPTIONS | {"xla_disable_hlo_passes": "dot-strength-reduction"}
+
 
 @dataclass(frozen=True)
 class Decoder(ShardedCache):
     """A model that decodes under a strategy, with its `ShardedCache`."""
+
+    @property
+    def step_options(self) -> dict[str, bool | int | str]:
+        """The options for `jax.jit(..., compiler_options=)` of a step on GPUs."""
+        own = ONE_ROW_OPTIONS if self.rows == self.step_microbatches else STEP_OPTIONS
+        return {**self.sharded.strategy.compiler_options, **own}
 
     def weight_bytes(self) -> float:
         """Return the bytes of weights that a device reads in one step: its layers once per tick."""

@@ -22,6 +22,7 @@ from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.attention_part import KvLayout
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers
 from parallax.parallel.split import UNSPLIT
+from parallax.programs.decoding import ONE_ROW_OPTIONS, STEP_OPTIONS
 
 CACHED = UNSPLIT.replace(kv=KvLayout())
 Phase = Literal["prefill", "step"]
@@ -61,7 +62,9 @@ def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, a
             lambda k, v, _: CachedLayer(k, v, before_B12, jnp.asarray(True)),
         )  # fmt: skip
         model = _with(layer_config(config, pair), layers=layer)
-        x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], CACHED, cache=cache)
+        x_B1D, (_, new) = model.through_layers(
+            x_B1D, at_B[:, None], CACHED.replace(decodes=True), cache=cache
+        )
         caches.append(
             (keys.at[rows, :, at_B].set(new[0][0]), values.at[rows, :, at_B].set(new[1][0]))
         )
@@ -91,7 +94,10 @@ def group_program(
         return _compile(_jitted("prefill", config, formats), (layers, x), device)
     kv = jax.ShapeDtypeStruct((rows, config.num_kv_heads, slots, config.head_dim), config.dtype)
     inputs = (layers, ((kv, kv),) * len(formats), x, jax.ShapeDtypeStruct((rows,), jnp.int32))
-    return _compile(_jitted("step", config, formats), inputs, device)
+    options = ONE_ROW_OPTIONS if rows == 1 else STEP_OPTIONS
+    if device.platform == "cpu":
+        options = None  # the compiler options are for GPUs
+    return _compile(_jitted("step", config, formats), inputs, device, options)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -124,9 +130,9 @@ def _jitted(what: str, *static: Any) -> Any:
     return jax.jit(functools.partial(function, *static), donate_argnums=1 if what == "step" else ())
 
 
-def _compile(jitted: Any, inputs: Any, device: Any) -> Any:
+def _compile(jitted: Any, inputs: Any, device: Any, options: Any = None) -> Any:
     here = SingleDeviceSharding(device)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), inputs
     )  # fmt: skip
-    return jitted.lower(*shapes).compile()
+    return jitted.lower(*shapes).compile(options)

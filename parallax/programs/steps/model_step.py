@@ -1,7 +1,7 @@
 """The protocol of a step, which a prefill, a decoding step and a training step implement."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, Self
 
 from parallax.bounds import Transfer, Trips
@@ -46,7 +46,7 @@ class ModelStep(Protocol):
 
     @property
     @abstractmethod
-    def compiler_options(self) -> dict[str, bool | int]:
+    def compiler_options(self) -> Mapping[str, bool | int | str]:
         """The XLA options that a run of this step needs."""
         ...
 

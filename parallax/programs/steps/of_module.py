@@ -1,6 +1,6 @@
 """The step of a user module, which XLA partitions and for which nothing is derived."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -31,7 +31,7 @@ class ModulePrefill:
         return {}
 
     @property
-    def compiler_options(self) -> dict[str, bool | int]:
+    def compiler_options(self) -> Mapping[str, bool | int | str]:
         return {}
 
     @property

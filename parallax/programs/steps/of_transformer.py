@@ -1,7 +1,7 @@
 """The steps of a Transformer under a strategy: a prefill, a decoding step, a training step."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -88,7 +88,7 @@ class TransformerStep(ModelStep):
         return self.config.dtype
 
     @property
-    def compiler_options(self) -> dict[str, bool | int]:
+    def compiler_options(self) -> Mapping[str, bool | int | str]:
         return self.strategy.compiler_options
 
     @property
@@ -199,6 +199,10 @@ class Decoding(TransformerStep):
     @property
     def workload(self) -> Workload:
         return replace(self.program.workload, microbatches=self.program.step_microbatches)
+
+    @property
+    def compiler_options(self) -> Mapping[str, bool | int | str]:
+        return self.program.step_options
 
     @property
     def tokens(self) -> int:
