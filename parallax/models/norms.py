@@ -98,4 +98,4 @@ def _factor(scale: nnx.Param, has_offset: bool, wide) -> jax.Array:
 
 
 def _row(x, ndim):
-    return x.reshape((1,) * (ndim - 1) + x.shape)
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
