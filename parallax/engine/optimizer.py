@@ -14,6 +14,7 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
 from parallax.codec import tagged_union
+from parallax.models.parameters import FIRST_LAYERS
 from parallax.programs.optimizer_state import map_copies
 
 MomentDType = Literal["float32", "bfloat16"]
@@ -150,12 +151,12 @@ def matrix_dims(params: nnx.State) -> Any:
 
     def dims(path, w):
         inputs = w.get_metadata().get("inputs", ())
-        if path[0] != "layers" or not inputs:
+        if path[0] not in ("layers", FIRST_LAYERS) or not inputs:
             return w.replace(None)
         rows = tuple(1 + dim for dim in inputs)  # after the stack of layers
         columns = tuple(
             dim for dim, name in enumerate(w.out_sharding)
-            if dim not in rows and name not in ("layers", "expert")
+            if dim and dim not in rows and name != "expert"
         )  # fmt: skip
         return w.replace(MuonDimensionNumbers(rows, columns))
 

@@ -189,6 +189,7 @@ class ModelConfig:
             and bool(self.shared_experts or self.dense_layers or self.router),
             "dense_layers are fewer than num_layers and have a dense_d_ff": bool(self.dense_layers)
             and (self.dense_layers >= self.num_layers or not self.dense_d_ff),
+            "dense_layers are whole patterns": self.dense_layers % len(self.kinds) != 0,
             "dense_d_ff needs dense_layers": bool(self.dense_d_ff) and not self.dense_layers,
             "groups of experts are equal, and enough for a token's choices": bool(
                 self.router and self.num_experts
@@ -243,13 +244,26 @@ class ModelConfig:
         return ITEM_BYTES[self.dtype]
 
     @property
+    def stacked_layers(self) -> int:
+        """The number of layers of the stack that stages divide: all but the dense first ones."""
+        return self.num_layers - self.dense_layers
+
+    @property
+    def of_dense_layers(self) -> "ModelConfig":
+        """The model of the dense first layers alone; they have to be there."""
+        return self.replace(
+            num_layers=self.dense_layers, d_ff=self.dense_d_ff, num_experts=0, shared_experts=0,
+            router=None, dense_layers=0, dense_d_ff=0,
+        )  # fmt: skip
+
+    @property
     def num_params(self) -> int:
         """The number of parameters, embeddings and norms included."""
         # Imported here: the table of sizes comes from the model, which is made from a config.
         from parallax.models.parameters import end_parameters
 
         ends = sum(p.size for p in end_parameters(self))
-        return self.num_layers * self.layer_params + ends
+        return self.stacked_layers * self.layer_params + ends
 
     @property
     def layer_params(self) -> int:

@@ -1,7 +1,7 @@
 """The FLOPs that a model needs however it is split, of which MFU is a share."""
 
 from parallax.models.config import ModelConfig
-from parallax.models.parameters import end_parameters, layer_parameters
+from parallax.models.parameters import FIRST_LAYERS, end_parameters, layer_parameters
 
 
 def model_flops(
@@ -23,7 +23,8 @@ def model_flops(
     layer = float(sum(p.flops_per_token for p in layer_parameters(config)))
     # A tied table has the same product as a separate unembedding.
     ends = end_parameters(config.replace(tie_embeddings=False))
-    unembedding = float(sum(p.flops_per_token for p in ends))
+    unembedding = float(sum(p.flops_per_token for p in ends if p.path[0] != FIRST_LAYERS))
+    first = float(sum(p.flops_per_token for p in ends if p.path[0] == FIRST_LAYERS))
     tokens = batch * seq_len
     kinds = config.kinds
     pairs = sum(
@@ -31,7 +32,7 @@ def model_flops(
         for i in range(config.num_layers)
     )
     attention = 4.0 * pairs * config.num_heads * config.head_dim
-    total = config.num_layers * tokens * layer + attention
+    total = tokens * (config.stacked_layers * layer + first) + attention
     return total + batch * unembedded * unembedding
 
 

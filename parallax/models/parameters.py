@@ -12,12 +12,15 @@ from typing import Any
 
 from parallax.models.config import PARTS, ModelConfig
 
+FIRST_LAYERS = "first_layers"  # the member of a model that holds its dense first layers, stacked
 SHARED = "shared"  # the member of a mixture of experts that every token passes
 
 
 @dataclass(frozen=True)
 class Parameter:
     """One whole parameter of a layer, or of a model's ends (tables, last norm, unembedding).
+
+    Dense first layers are among the ends: each of their parameters is one of all these layers.
 
     Attributes:
       path: the path in the model's state, such as ("layers", "mlp", "up_DF").
@@ -98,7 +101,7 @@ def layer_matrices(config: ModelConfig, part: str | None = None) -> tuple[Parame
 
 
 def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Return every parameter outside the layers: tables, the last norm, the unembedding."""
+    """Return every parameter outside the stack of layers: tables, dense first layers, the end."""
     return tuple(p for p in model_parameters(config) if p.path[0] != "layers")
 
 
@@ -108,7 +111,8 @@ def model_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     Cost: one layer is traced once for all models with equal layers, about 50 ms.
     """
     # Fields that no shape depends on are reset, so that models differing only there share a table.
-    return _read(config.replace(name="", num_layers=1, dtype="float32", compression=None))
+    layers = 1 + config.dense_layers
+    return _read(config.replace(name="", num_layers=layers, dtype="float32", compression=None))
 
 
 @functools.lru_cache(maxsize=256)
@@ -160,6 +164,8 @@ def _parameters(
         elif isinstance(value, nnx.Param):
             facts, shape = value.get_metadata(), tuple(value.shape)
             axes, inputs = tuple(facts["out_sharding"]), facts.get("inputs", ())
+            if here[0] == FIRST_LAYERS:  # after the dim of the stack
+                inputs = tuple(1 + dim for dim in inputs)
             multiplied = math.prod(shape) if inputs else 0
             if "expert" in axes:
                 multiplied = multiplied // config.num_experts * config.experts_per_token

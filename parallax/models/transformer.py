@@ -50,7 +50,9 @@ class Transformer(nnx.Module):
         self.tokens_VD = table((v, d), fan_in=fan_in)
         if config.positions == "learned":
             self.positions_LD = table((config.max_seq_len, d), fan_in=1)
-        self.layers = _stack(config, rngs)
+        if config.dense_layers:
+            self.first_layers = _stack(config.of_dense_layers, rngs, None)
+        self.layers = _stack(config, rngs, "layers")
         self.final_norm = Norm(config)
         if not config.tie_embeddings:
             self.unembed_DV = weight(config, rngs, (d, v), ("embed", "vocab"), d)
@@ -59,6 +61,9 @@ class Transformer(nnx.Module):
         self, tokens_BL: Int[Array, "b l"], segment_ids_BL: Int[Array, "b l"] | None, split: Split
     ) -> Float[Array, "b l d"]:
         """Look up this device's tokens in the tables, at its share of the width.
+
+        They pass the dense first layers too, which all stages of a pipeline run; where keys and
+        values are cached, `blocks` runs these layers.
 
         Args:
           tokens_BL, segment_ids_BL: whole sequences; here each device selects its own tokens.
@@ -70,7 +75,16 @@ class Transformer(nnx.Module):
         seq_len = tokens_BL.shape[1]
         mine = split.residual_positions(seq_len)
         positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
-        return self.look_up(jnp.take(tokens_BL, mine, axis=1), positions, split)
+        x = self.look_up(jnp.take(tokens_BL, mine, axis=1), positions, split)
+        if not self.config.dense_layers or split.kv is not None:
+            return x
+        mine = split.positions(seq_len)
+        positions = jnp.take(token_positions(seq_len, segment_ids_BL), mine, axis=1)
+        segments = None if segment_ids_BL is None else jnp.take(segment_ids_BL, mine, axis=1)
+        with jax.named_scope("first_layers"):
+            x = split.gather_width(x)
+            x, _ = self._through(self.first_layers, x, positions, split, segments)
+            return split.shard_width(x)
 
     def look_up(
         self, tokens_BL: Int[Array, "b l"], positions_BL: Int[Array, "#b l"], split: Split
@@ -133,11 +147,33 @@ class Transformer(nnx.Module):
           x_BLD, positions_BL, split, segment_ids_BL, expert_ids_NBLk: as in `blocks`.
           cache: the cache of these layers; x is then one new token per sequence, [B, 1, D].
         """
+        offset = self.config.dense_layers if split.kv is not None else 0
+        arguments = positions_BL, split, segment_ids_BL
+        if not offset:
+            return self._through(self.layers, x_BLD, *arguments, expert_ids_NBLk, cache)
+        # Every stage runs and caches the dense first layers; only the first goes on from them.
+        with jax.named_scope("first_layers"):
+            y_BLD, (_, first) = self._through(self.first_layers, x_BLD, *arguments, cache=cache)
+        if stages := split.over("layers"):
+            y_BLD = jnp.where(lax.axis_index(stages) == 0, y_BLD, x_BLD)
+        x_BLD, (stats, kv) = self._through(
+            self.layers, y_BLD, *arguments, expert_ids_NBLk, cache, offset
+        )
+        return x_BLD, (stats, jax.tree.map(lambda *x: jnp.concatenate(x), first, kv))
+
+    def _through(
+        self, block: Block, x_BLD: jax.Array, positions_BL: jax.Array, split: Split,
+        segment_ids_BL=None, expert_ids_NBLk=None, cache: CachedLayers | None = None,
+        offset: int = 0,
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
+        """Run one stack of layers, whose rows of the cache start at `offset`."""
         config, kinds = self.config, self.config.kinds
         angles = {kind: self.angles(positions_BL, kind, split) for kind in kinds}
-        graph, stacked = nnx.split(self.layers)
+        graph, stacked = nnx.split(block)
+        depth = len(jax.tree.leaves(stacked)[0])
         kv = None if cache is None else (cache.keys, cache.values)
         rows = stacked, expert_ids_NBLk, kv
+        is_part = cache is not None and len(cache.keys) != depth
 
         def layer(x, row, kind: LayerKind):
             state, expert_ids, kv = row
@@ -153,11 +189,11 @@ class Transformer(nnx.Module):
                 x, row
             )
 
-        depth = len(jax.tree.leaves(stacked)[0])
-        if split.remat is None and depth % len(kinds):
+        if is_part or (split.remat is None and depth % len(kinds)):
             # Without a gradient layers are picked by index, which copies none of them.
             def picked(x, index, kind: LayerKind):
-                return run(x, jax.tree.map(lambda r: _row(r, index), rows), kind)
+                own = jax.tree.map(lambda r: _row(r, index), rows[:2])
+                return run(x, (*own, jax.tree.map(lambda r: _row(r, offset + index), kv)), kind)
 
             return scan_layers(picked, x_BLD, jnp.arange(depth, dtype=jnp.int32), kinds)
         return scan_layers(run, x_BLD, rows, kinds)
@@ -286,11 +322,11 @@ def _mask_padding(logits_BV: jax.Array, vocab_size: int, split: Split) -> jax.Ar
     return jnp.where(column < vocab_size, logits_BV, -jnp.inf)
 
 
-def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Block:
-    """Make `num_layers` blocks as one, each parameter with a leading "layers" dim."""
+def _stack(config: ModelConfig, rngs: nnx.Rngs, axis: str | None) -> Block:
+    """Make the stacked blocks as one, each parameter with a leading dim of this logical axis."""
 
-    @nnx.split_rngs(splits=config.num_layers)
-    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    @nnx.split_rngs(splits=config.stacked_layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: axis})
     def make(rngs: nnx.Rngs) -> Block:
         return Block(config, rngs=rngs)
 

@@ -30,7 +30,8 @@ class KvCache(NamedTuple):
     """The keys and values of all layers, and the positions of the next tokens.
 
     Attributes:
-      keys, values: [N, B, G, C, K], N including the layers that pad shorter stages. Positions and
+      keys, values: [N, B, G, C, K], N including the layers that pad shorter stages, and on every
+        stage, before its own, the dense first layers. Positions and
         steps determine which slots hold a token (`parallel/cache_slots.py`).
       positions: [B] int32, the position of each sequence's next token.
       steps: scalar int32, tokens decoded so far.
@@ -193,7 +194,8 @@ class ShardedCache:
     def cache_shapes(self) -> KvCache:
         """The global shapes and dtypes of the cache."""
         config, shape = self.sharded.config, self.attention_shape
-        layers = max(self.sharded.groups) * len(self.sharded.groups)
+        # Every stage holds those of the dense first layers too.
+        layers = (max(self.sharded.groups) + config.dense_layers) * len(self.sharded.groups)
         heads = shape.kv_heads * self.split.count("act_kv_heads")
         batch, slots = self.workload.batch, shape.seq_len
         kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, config.head_dim), config.dtype)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from flax import nnx
 from jax import lax
 
+from parallax.models.parameters import FIRST_LAYERS
 from parallax.parallel.attention_part import size_over
 from parallax.parallel.sharded_weights import gather_shards
 from parallax.parallel.split import Split
@@ -159,4 +160,6 @@ def different_work(path, split: Split) -> tuple[str, ...]:
             f"not known; known are {', '.join(_DIFFERENT_WORK)}. Add it to _DIFFERENT_WORK in "
             "parallax/programs/gradient_sums.py."
         )
-    return split.over(*_DIFFERENT_WORK[name])
+    # Gradients of the dense first layers, as of tables, come from the first stage alone.
+    stages = ("layers",) if FIRST_LAYERS in path else ()
+    return split.over(*_DIFFERENT_WORK[name], *stages)

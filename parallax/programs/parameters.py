@@ -121,7 +121,7 @@ class ShardedParameters:
     @functools.cached_property
     def groups(self) -> tuple[int, ...]:
         """The number of layers of each stage."""
-        return self.strategy.layer_groups(self.config.num_layers, len(self.config.kinds))
+        return self.strategy.layer_groups(self.config.stacked_layers, len(self.config.kinds))
 
     @property
     def chunks(self) -> int:

@@ -92,7 +92,7 @@ class PassShape:
         self.useful = layers.microbatch_groups(microbatches, stages)
         self.ticks = layers.ticks(microbatches, stages)
         self.run_as(Runs(*(self.ticks,) * len(Runs._fields)))
-        groups = self.strategy.layer_groups(self.config.num_layers, len(self.config.kinds))
+        groups = self.strategy.layer_groups(self.config.stacked_layers, len(self.config.kinds))
         self.chunks = layers.virtual_stages
         self.layers = max(groups) // self.chunks  # that run at once
         self.b = self.workload.batch // self.split.count("act_batch") // self.useful

@@ -79,7 +79,7 @@ class RouterBalance:
         share_NE = chosen_NE.astype(mean_NE.dtype) / (tokens * config.experts_per_token)
         losses_N = config.num_experts * (lax.stop_gradient(share_NE) * mean_NE).sum(-1)
         if len(set(self.groups)) > 1:  # layers of zeros have no loss
-            ones = jnp.ones(config.num_layers, losses_N.dtype)
+            ones = jnp.ones(config.stacked_layers, losses_N.dtype)
             losses_N *= of_stage(ones, self.split, self.groups)
         return config.load_balance * losses_N.sum()
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.models.parameters import FIRST_LAYERS
 from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import Platform
@@ -70,7 +71,7 @@ class ShardedTransformer(ShardedParameters):
           each token and layer [B, L, N, k].
         """
         shape = (self.workload.batch, self.workload.seq_len)
-        choices = (self.config.num_layers, self.config.experts_per_token)
+        choices = (self.config.stacked_layers, self.config.experts_per_token)
         shapes = [shape, *([shape] if self.workload.packed else [])]
         shapes += [(*shape, *choices)] if self.workload.replayed else []
         return tuple(
@@ -194,7 +195,8 @@ class ShardedTransformer(ShardedParameters):
             self.workload.microbatches if microbatches is None else microbatches,
             self.strategy.split().count("layers"),
         )
-        layers = sum(jax.tree.leaves(self.shard_bytes()["layers"]))
+        held = self.shard_bytes()
+        layers = sum(jax.tree.leaves([held[n] for n in ("layers", FIRST_LAYERS) if n in held]))
         head = sum(jax.tree.leaves(self.untied.shard_bytes()["unembed_DV"]))
         return float(ticks * layers + head)
 
