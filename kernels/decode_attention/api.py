@@ -22,20 +22,20 @@ class NewToken(NamedTuple):
     """The key and value of the query's own token, which are not in the cache yet.
 
     Attributes:
-      k, v: [B, G, K] and [B, G, V].
+      k, v: [B, G, K] and [B, G, V]; v is None if the cache's is.
       counts: [] or [B], whether it counts on this device: true on one of those that share the
         slots.
     """
 
     k: Float[Array, "b g k"]
-    v: Float[Array, "b g v"]
+    v: Float[Array, "b g v"] | None
     counts: Bool[Array, "..."]
 
 
 def decode_attention(
     q: Float[Array, "b h k"],
     k: Float[Array, "n g m k"],
-    v: Float[Array, "n g m v"],
+    v: Float[Array, "n g m v"] | None,
     *,
     scale: float,
     kv_length: Int[Array, "..."] | int | None = None,
@@ -46,6 +46,7 @@ def decode_attention(
     cap: float | None = None,
     partial_over: str | Sequence[str] = (),
     implementation: str | None = None,
+    value_dim: int | None = None,
 ) -> Carry:
     """Attend from one query per sequence to the slots that hold its tokens.
 
@@ -53,7 +54,8 @@ def decode_attention(
 
     Args:
       q, k, v: [B, H, K], [N, G, M, K] and [N, G, M, V]; G divides H. Slots that do not count must
-        be finite.
+        be finite. If v is None, the values are the first V = `value_dim` elements of the keys,
+        which are read in place.
       scale: factor of the scores.
       kv_length: [] or [B]; that many first slots count.
       kv_spans: [B, S, 2] int32; slots start <= i < end of each (start, end) count. Spans of a
@@ -66,8 +68,9 @@ def decode_attention(
         the accumulator's dtype, before use.
       implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
         and bfloat16, head_dim 64, 128, 256 or 512, M a multiple of 8, no kv_mask, cap or
-        partial_over; or None, the fastest that supports the call and is validated
+        partial_over, and v given; or None, the fastest that supports the call and is validated
         (`dispatch.choose`).
+      value_dim: V, if v is None.
 
     Returns:
       The partial softmax of one query token, in the form of `ring_attention`'s steps: unnormalised
@@ -91,10 +94,14 @@ def decode_attention(
             "Pass one of them."
         )
     axes = (partial_over,) if isinstance(partial_over, str) else tuple(partial_over)
+    if v is None:
+        cannot = "values are elements of the keys, and it reads values of their own"
+    elif cap is not None:
+        cannot = "it has no capped scores"
+    else:
+        cannot = unsupported(q, k, v, scale, kv_mask is not None, axes)
     reasons = {
-        "mosaic": "it has no capped scores" if cap is not None else (
-            unsupported(q, k, v, scale, kv_mask is not None, axes)
-        ),
+        "mosaic": cannot,
         "cudnn": "it rounds its output to the inputs' dtype, and partial softmaxes are float32",
         "xla": None,
     }
@@ -106,9 +113,13 @@ def decode_attention(
         carry = Carry(*mosaic.attend(q, k, v, spans, kv_rows, scale=scale))
         return carry if new is None else merge(carry, _alone(q, new, scale))
     if kv_rows is not None:
-        k, v = k[kv_rows], v[kv_rows]
+        k, v = k[kv_rows], None if v is None else v[kv_rows]
     seen = kv_mask if kv_mask is not None else reference.seen(k, kv_length, kv_spans)
-    return Carry(*reference.attend(q, k, v, seen, new, scale=scale, partial_over=axes, cap=cap))
+    return Carry(
+        *reference.attend(
+            q, k, v, seen, new, scale=scale, partial_over=axes, cap=cap, value_dim=value_dim
+        )
+    )
 
 
 def merge(*carries: Carry) -> Carry:
@@ -132,6 +143,7 @@ def _spans(q, k, kv_length, kv_spans) -> jax.Array:
 def _alone(q, new: NewToken, scale: float) -> Carry:
     """Compute the partial softmax over the new token alone."""
     batch, heads, _ = q.shape
+    assert new.v is not None, "the kernel has values of their own"
     groups = new.k.shape[1]
     q_BGRK = q.reshape(batch, groups, heads // groups, -1).astype(jnp.float32)
     scores = (q_BGRK * new.k[:, :, None].astype(jnp.float32)).sum(-1).reshape(batch, heads, 1)

@@ -13,14 +13,20 @@ from parallax.kernels.ring_attention.reference import accumulator_dtype, capped
 
 
 def attend(
-    q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...], cap: float | None = None
-):
-    """Compute `api.decode_attention`; return (o, m, l). `seen` [B, C] or None is the mask."""
+    q, k, v, seen, new, *, scale: float, partial_over: tuple[str, ...], cap: float | None = None,
+    value_dim: int | None = None,
+):  # fmt: skip
+    """Compute `api.decode_attention`; return (o, m, l). `seen` [B, C] or None is the mask.
+
+    Values that are elements of the keys are multiplied with all of the keys, since XLA would copy
+    those elements for a product of their own.
+    """
     wide = accumulator_dtype(q.dtype)
     batch, heads, width = q.shape
     q_BGRK = q.reshape(batch, k.shape[1], -1, width)
     # Without this, XLA would transpose the cache of all layers first.
-    keys, values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (k, v))
+    keys = with_layout_constraint(k, Layout((0, 1, 2, 3)))
+    values = keys if v is None else with_layout_constraint(v, Layout((0, 1, 2, 3)))
     scores_BGRC = _scores(q_BGRK, keys, wide)
     if new is not None:
         own = _scores(q_BGRK, new.k[:, :, None], wide)
@@ -40,7 +46,10 @@ def attend(
         o_BGRV = _outputs(p_BGRC, values, wide)
     else:
         o_BGRV = _outputs(p_BGRC[..., :-1], values, wide)
-        o_BGRV = o_BGRV + _outputs(p_BGRC[..., -1:], new.v[:, :, None], wide)
+        own = new.k if v is None else new.v
+        o_BGRV = o_BGRV + _outputs(p_BGRC[..., -1:], own[:, :, None], wide)
+    if v is None:
+        o_BGRV = o_BGRV[..., :value_dim]
     o_BH1V = o_BGRV.reshape(batch, heads, 1, -1)
     return o_BH1V, m_BGR.reshape(batch, heads, 1), l_BGR.reshape(batch, heads, 1)
 

@@ -20,21 +20,22 @@ def projections(trace: Trace) -> list[Step]:
     in a decoding step it is told not to (`programs.decoding.STEP_OPTIONS`).
     """
     d, item = trace.config.d_model, trace.item
-    widths = {name: n for name, (n, _) in trace.matrices("attention", reads_stream=True).items()}
-    merged = [n for n, w in widths.items()
-              if item * (d * w + trace.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
-    unpacked = [trace.weights.unpacked(n, w, d, item) for n, w in widths.items()]
-    stays_packed = any(trace.weights.form_of(n) for n in widths) and not any(unpacked)
+    sizes = trace.matrices("attention", reads_stream=True)
+    # Matrices that follow a latent have fewer inputs than those of the residual stream.
+    merged = [n for n, (w, k) in sizes.items()
+              if k == d and item * (d * w + trace.tokens * (d + w)) <= _MERGED_BYTES]  # fmt: skip
+    unpacked = [trace.weights.unpacked(n, w, k, item) for n, (w, k) in sizes.items()]
+    stays_packed = any(trace.weights.form_of(n) for n in sizes) and not any(unpacked)
     if trace.decoder or len(merged) < 2 or stays_packed:
-        return [step for n, w in widths.items() for step in trace.product(n, w, d)]
-    width = sum(widths[n] for n in merged)
+        return [step for n, size in sizes.items() for step in trace.product(n, *size)]
+    width = sum(sizes[n][0] for n in merged)
     weights = float(d * width * item)
-    steps: list[Step] = [s for n, found in zip(widths, unpacked, strict=True) if n in merged
+    steps: list[Step] = [s for n, found in zip(sizes, unpacked, strict=True) if n in merged
                          for s in found]  # fmt: skip
     steps.append(passes("side by side", weights, weights))
     steps.append(gemm("qkv", trace.tokens, width, d, trace.dtype, item))
-    alone = [n for n in widths if n not in merged]
-    return [*steps, *(step for n in alone for step in trace.product(n, widths[n], d))]
+    alone = [n for n in sizes if n not in merged]
+    return [*steps, *(step for n in alone for step in trace.product(n, *sizes[n]))]
 
 
 def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
@@ -82,11 +83,13 @@ def cached_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
     grouped = trace.heads > trace.kv_heads and trace.decoder.step_microbatches > 1
     picked = [passes(f"picked {x}", cache / 2, cache / 2) for x in "kv"] if grouped else []
     shape = trace.decoder.attention_shape
+    # Latents are keys and values: both products read all of them.
+    read = cache if shape.shared_values else cache / 2
     scores = float(shape.batch * shape.heads * sum(trace.decoder.slots) * _WIDE)
     tokens = float(trace.tokens * trace.heads * trace.head_dim * _WIDE)
     attend = fused or [
-        *picked, cache_read("scores", cache / 2, scores), passes("max", scores, 0.0, "scores"),
-        passes("p", scores, scores / 2, "scores"), cache_read("values", cache / 2, tokens),
+        *picked, cache_read("scores", read, scores), passes("max", scores, 0.0, "scores"),
+        passes("p", scores, scores / 2, "scores"), cache_read("values", read, tokens),
     ]  # fmt: skip
     steps: list[Step] = [
         *trace.sends("attention_inputs"), passes("new", tokens, tokens), *attend,

@@ -76,7 +76,11 @@ def fused_cached(trace: Trace, cache_bytes: float) -> list[Kernel]:
     layout, shape = trace.decoder.layout, trace.decoder.attention_shape
     if trace.kernels != "mosaic" or trace.dtype not in _HALF or layout.slice_axes:
         return []
-    if shape.head_dim not in HEAD_DIMS or isinstance(trace.strategy.layers, CacheTiled):
+    if (
+        shape.shared_values
+        or shape.head_dim not in HEAD_DIMS
+        or isinstance(trace.strategy.layers, CacheTiled)
+    ):
         return []
     tile, slots = tile_of(shape.head_dim, shape.heads // shape.kv_heads), sum(trace.decoder.slots)
     problems = round(cache_bytes / (2 * slots * shape.head_dim * trace.item)) * tile.groups

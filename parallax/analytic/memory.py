@@ -36,9 +36,9 @@ def estimate_bytes(
     residual = tokens * config.d_model * item
     shape = attention_shape(config, split, b, workload.seq_len, packed=False)
     work = split.attention.work(shape, split.mesh_axes)
-    slices = split.count("head_dim")
-    q = tokens * shape.heads * config.head_dim // slices
-    kv = 2 * tokens * shape.kv_heads * config.head_dim // slices
+    slices = 1 if shape.whole_heads else split.count("head_dim")
+    q = tokens * shape.heads * shape.head_dim // slices
+    kv = tokens * shape.kv_heads * (shape.head_dim + shape.own_values) // slices
     block = work.rows * work.block**2 * (_WIDE + item)
     attention = q * (2 * item + _WIDE) + 2 * kv * item + block
     if split.attention.seq_axes:

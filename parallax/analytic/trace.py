@@ -9,6 +9,7 @@ from parallax.analytic.sends import one_send
 from parallax.bounds import Role
 from parallax.hlo.execution_trace import Send, Step
 from parallax.kernels.dispatch import is_hopper
+from parallax.models.block import attention_shape
 from parallax.programs.pass_shape import PassShape
 from parallax.programs.steps import TransformerStep
 
@@ -48,6 +49,10 @@ class Trace:
         self.heads = config.num_heads // count("heads")
         self.kv_heads = max(1, config.num_kv_heads // count("kv_heads"))
         self.head_dim = config.head_dim // count("head_dim")
+        if config.latent is not None:
+            shape = attention_shape(config, self.split, self.walk.b, workload.seq_len, packed=False,
+                                    cached=step.decoder is not None)  # fmt: skip
+            self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         able = strategy.kernels != "mosaic" or is_hopper(device_kind)
         self.kernels = strategy.kernels if able else None
         self._sizes: dict[str, Mapping[str, tuple[int, int, int]]] = {}

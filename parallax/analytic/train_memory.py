@@ -166,10 +166,12 @@ class _Sizes:
         self.ticks = ticks_of(strategy.layers, stages, workload.microbatches)
         tokens, width = walk.tokens, config.d_model
         shape = attention_shape(config, split, walk.b, workload.seq_len, packed=workload.packed)
-        share = tokens * config.head_dim / split.count("head_dim")  # elements per head
+        slices = 1 if shape.whole_heads else split.count("head_dim")
+        share = tokens * shape.head_dim / slices  # elements per head
+        pair = tokens * (shape.head_dim + shape.own_values) / slices
         self.stream = tokens * width / split.count("act_norm_seq")  # elements
         self.rows = float(tokens * width)
-        self.q, self.kv = share * shape.heads, share * shape.kv_heads
+        self.q, self.kv = share * shape.heads, pair * shape.kv_heads / 2
         self.lse = float(_WIDE * tokens * shape.heads)
         work = split.attention.work(shape, split.mesh_axes)
         self.block = work.rows * work.block**2 if strategy.kernels is None else 0

@@ -16,8 +16,12 @@ from parallax.parallel.split import Split
 class Plain(Local):
     """The textbook's attention, softmax(Q K^T / sqrt(K)) V: all scores at once, float32 or more."""
 
-    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
+    def attend(
+        self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None, value_dim=None,
+        whole_heads=False,
+    ):  # fmt: skip
         assert partial_over is None, "the textbook has whole heads"
+        assert v is not None, "the textbook has values of their own"
         wide = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
         repeats = q.shape[2] // k.shape[2]
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))

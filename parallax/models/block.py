@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from parallax.models.config import ModelConfig
+from parallax.models.latent import LatentAttention, latent_shape
 from parallax.models.layer_kinds import EVERY_TOKEN, LayerKind
 from parallax.models.moe import Moe
 from parallax.models.norms import HeadNorm, Norm
@@ -59,6 +60,11 @@ class Attention(nnx.Module):
         )
         return self.with_bias(y_BLD, split), kv
 
+    @property
+    def output(self):
+        """The output matrix [H, K, D]."""
+        return self.out_HKD
+
     def with_bias(self, y_BLD, split: Split):
         """Add the output bias to the sum over heads, once, after that sum."""
         if not self.config.bias:
@@ -106,7 +112,7 @@ def scoring_of(config: ModelConfig, kind: LayerKind) -> Scoring:
 
 def attention_shape(
     config: ModelConfig, split: Split, batch: int, seq_len: int, *, packed: bool,
-    kind: LayerKind = EVERY_TOKEN,
+    kind: LayerKind = EVERY_TOKEN, cached: bool = False,
 ) -> AttentionShape:  # fmt: skip
     """Return the sizes of one call of a layer's attention, for the strategy's attention part.
 
@@ -116,7 +122,10 @@ def attention_shape(
       seq_len: tokens in a whole sequence.
       packed: segment ids are given.
       kind: the layer's kind; one that sees all tokens is the largest.
+      cached: it is a new token's attention to the cache.
     """
+    if config.latent is not None:
+        return latent_shape(config, split, batch, seq_len, packed=packed, kind=kind, cached=cached)
     heads = config.num_heads // split.count("heads")
     kv_heads = config.num_kv_heads // split.count("kv_heads")
     if split.over("heads") and not split.over("kv_heads"):
@@ -181,8 +190,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         before, after = config.norms != "after", config.norms != "before"
+        attention = Attention if config.latent is None else LatentAttention
         self.attention_norm = Norm(config) if before else None
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = attention(config, rngs=rngs)
         self.attention_post_norm = Norm(config) if after else None
         self.mlp_norm = Norm(config) if before else None
         self.mlp_post_norm = Norm(config) if after else None

@@ -222,6 +222,17 @@ class ModelConfig:
             return self.latent.rope_dim
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
+    @property
+    def value_dim(self) -> int:
+        """The width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
+
+    @property
+    def cached_width(self) -> int:
+        """The elements that a token's keys and values, or its latent, take in one layer's cache."""
+        heads = self.num_kv_heads * (self.head_dim + self.value_dim)
+        return heads if self.latent is None else self.latent.cached
+
     def _check_compression(self, *names: str) -> None:
         context = f"ModelConfig '{self.name}': compression"
         if len(names) != 2:
@@ -230,7 +241,15 @@ class ModelConfig:
             )
         attention, mlp = (parse_format(name) for name in names)
         attention.check(self.d_model, f"{context}: d_model")
-        attention.check(self.head_dim, f"{context}: head_dim, inputs of a head's output matrix")
+        attention.check(self.value_dim, f"{context}: a head's values, inputs of its output matrix")
+        if self.latent is not None:
+            for name in ("kv_rank", "q_rank"):
+                attention.check(getattr(self.latent, name) or self.d_model, f"{context}: {name}")
+            if attention.activation_bits:
+                raise ValueError(
+                    f"{context}: latent attention also multiplies by transposed matrices, whose "
+                    "inputs have a scale each. Use a format that leaves activations, such as int8."
+                )
         mlp.check(self.d_model, f"{context}: d_model")
         mlp.check(self.d_ff, f"{context}: d_ff")
         if self.num_experts and mlp.activation_bits:

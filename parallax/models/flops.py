@@ -17,8 +17,11 @@ def model_flops(
     Args:
       config: the model.
       batch, seq_len: sequences, and computed tokens per sequence.
-      known_tokens: earlier tokens per sequence, whose keys and values are cached.
+      known_tokens: earlier tokens per sequence, whose keys and values (or latents) are cached.
       unembedded: positions per sequence that have logits.
+
+    Latent attention is counted in the form with fewer FLOPs: of latents where tokens are known,
+    otherwise of heads. Both have the same products with weights.
     """
     layer = float(sum(p.flops_per_token for p in layer_parameters(config)))
     # A tied table has the same product as a separate unembedding.
@@ -31,7 +34,7 @@ def model_flops(
         batch * _pairs(seq_len, known_tokens, config.causal, kinds[i % len(kinds)].window)
         for i in range(config.num_layers)
     )
-    attention = 4.0 * pairs * config.num_heads * config.head_dim
+    attention = 2.0 * pairs * config.num_heads * _attended_width(config, known_tokens)
     total = tokens * (config.stacked_layers * layer + first) + attention
     return total + batch * unembedded * unembedding
 
@@ -46,3 +49,10 @@ def _pairs(seq_len: int, known_tokens: int, causal: bool, window: int | None) ->
     # Query i of the computed tokens sees known_tokens + i + 1 tokens, or the window.
     short = max(0, min(seq_len, window - known_tokens))
     return short * (known_tokens + (short + 1) / 2) + float((seq_len - short) * window)
+
+
+def _attended_width(config: ModelConfig, known_tokens: int) -> int:
+    """Return the elements of a key and its value that a query head multiplies."""
+    if config.latent is not None and known_tokens:
+        return config.latent.cached + config.latent.kv_rank
+    return config.head_dim + config.value_dim

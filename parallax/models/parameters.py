@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallax.models.config import PARTS, ModelConfig
+from parallax.rules import Name
 
 FIRST_LAYERS = "first_layers"  # the member of a model that holds its dense first layers, stacked
 SHARED = "shared"  # the member of a mixture of experts that every token passes
@@ -24,7 +25,8 @@ class Parameter:
 
     Attributes:
       path: the path in the model's state, such as ("layers", "mlp", "up_DF").
-      axes: the logical axis of each dim, without the stack of layers.
+      axes: the logical axis of each dim, or several that split it in turn, without the stack of
+        layers.
       shape: the sizes of these dims, for one layer.
       inputs: dims that its product with activations sums over; () if it is no matrix or if it is a
         table, tied or not.
@@ -35,7 +37,7 @@ class Parameter:
     """
 
     path: tuple[str, ...]
-    axes: tuple[str | None, ...]
+    axes: tuple[Name, ...]
     shape: tuple[int, ...]
     inputs: tuple[int, ...]
     part: str | None
@@ -63,7 +65,7 @@ class Parameter:
         return self.size * (max(4, item) if self.wide else item)
 
     @property
-    def input_axes(self) -> tuple[str | None, ...]:
+    def input_axes(self) -> tuple[Name, ...]:
         """The logical axes of `inputs`."""
         return tuple(self.axes[i] for i in self.inputs)
 

@@ -29,6 +29,7 @@ from parallax.parallel.remat import rematerialised
 from parallax.parallel.split import Split
 from parallax.parallel.tiles import Tiles
 from parallax.parallel.varying import vary_over, varying_axes
+from parallax.rules import names_of
 
 # (microbatch of the group, kind of layer) -> the inputs of its attention: angles, segment ids
 Own = Callable[[Any, LayerKind], tuple[Rotation | None, Any]]
@@ -63,7 +64,8 @@ def tiled_layers(
     MLP may be one kernel (`streamed_mlp`), which cuts tiles of its own.
 
     Cost: each tile is read from device memory, and copied, once per group; every microbatch reads
-      its rows, and reads and writes their sum, once per tile.
+      its rows, and reads and writes their sum, once per tile. Tiles of latent attention each make
+      the latents again, of all tokens.
     """
     stacked: Any = nnx.split(layers)[1]
     microbatches, wide = x_RBLD.shape[0], accumulator_dtype(jnp.dtype(config.dtype))
@@ -117,17 +119,20 @@ def tiled_layers(
 
     def layer(x_RBLD, n, kind: LayerKind):
         def heads(tile, h_RBLD, sums):
+            if config.latent is not None:
+                # Otherwise JAX would move a part of the latents' travel out of the loop over tiles.
+                h_RBLD, tile = lax.optimization_barrier((h_RBLD, tile))
             module = _decompressed(cut(n, "attention", tile, tiles.attention, "heads"))
 
-            def attend(r, q, k, v):
+            def attend(r, *qkv):
                 cache = None if cached is None else cached(n, tile, r, kind.window)
-                return module.attend(q, k, v, own(r, kind)[1], split, kind, cache)
+                return module.attend(*qkv, own(r, kind)[1], split, kind, cache)
 
             # Each loop keeps its matrices in the cache: keys and values read in between would evict
             # them.
             qkv = each(lambda r, h: module.project(h, own(r, kind)[0], split), h_RBLD)
             out_RBLHK, kv = each(attend, *qkv)
-            out_HKD = module.out_HKD[...]
+            out_HKD = module.output[...]
             sums = added(sums, lambda out: _wide("blhk,hkd->bld", out, out_HKD, wide), out_RBLHK)
             return sums, () if split.kv is None else kv
 
@@ -153,7 +158,11 @@ def tiled_layers(
             x_RBLD, kv = half(x_RBLD, n, "attention", names, attention)
         with jax.named_scope("mlp"):
             x_RBLD, _ = half(x_RBLD, n, "mlp", ("mlp",), mlp)
-        return x_RBLD, () if split.kv is None else ((), jax.tree.map(_join_heads, kv))
+        if split.kv is None:
+            return x_RBLD, ()
+        # Every tile makes the same latents for all heads.
+        joined = _join_heads if config.latent is None else functools.partial(_at, index=0)
+        return x_RBLD, ((), jax.tree.map(joined, kv))
 
     def run(x_RBLD, n, kind: LayerKind):
         of_kind = functools.partial(layer, kind=kind)
@@ -243,8 +252,9 @@ def _tile_of(w: Any, n, tile, count: int, dim: str) -> Any:
     """Return share `tile` of `count` of a stacked parameter's dim, for layer n."""
     names = (dim, "kv_heads") if dim == "heads" else (dim,)
     axes, value = w.out_sharding[1:], w[...]
-    sizes = [s // count if a in names else s for s, a in zip(value.shape[1:], axes, strict=True)]
-    starts = [tile * s if a in names else 0 for s, a in zip(sizes, axes, strict=True)]
+    cuts = [any(name in names for name in names_of(a)) for a in axes]
+    sizes = [s // count if cuts else s for s, cuts in zip(value.shape[1:], cuts, strict=True)]
+    starts = [tile * s if cuts else 0 for s, cuts in zip(sizes, cuts, strict=True)]
     starts = (jnp.asarray(start, jnp.int32) for start in (n, *starts))
     cut = lax.dynamic_slice(value, tuple(starts), (1, *sizes))
     return w.replace(cut.reshape(sizes))

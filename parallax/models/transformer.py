@@ -178,7 +178,10 @@ class Transformer(nnx.Module):
         def layer(x, row, kind: LayerKind):
             state, expert_ids, kv = row
             state = in_use(state, config.dtype, split, stacked=True)
-            own = None if cache is None else cache.of_layer(*kv, kind.window)
+            own = None
+            if cache is not None:
+                keys, values = kv
+                own = cache.of_layer(keys, values, kind.window)
             return nnx.merge(graph, state)(
                 x, angles[kind], segment_ids_BL, split, expert_ids, own, kind=kind
             )
@@ -230,6 +233,9 @@ class Transformer(nnx.Module):
         theta, scaling = config.rope_theta, config.rope_scaling
         if kind.rope_theta is not None:
             theta, scaling = kind.rope_theta, kind.rope_scaling
+        if config.latent is not None:  # whose heads are whole on every device
+            width = config.latent.rope_dim
+            return rotation(positions_BL, width, theta, config.dtype, UNSPLIT, scaling)
         return rotation(
             positions_BL, config.head_dim, theta, config.dtype, split, scaling, config.rotary_dim
         )

@@ -34,6 +34,9 @@ class AttentionShape:
       packed: segment ids are given.
       scoring: the rule of the scores.
       value_dim: width of the values; None is head_dim.
+      shared_values: values are the first value_dim elements of the keys, which alone travel.
+      whole_heads: heads are whole although the part splits head_dim: latent attention deals out
+        heads over these mesh axes instead.
       in_lockstep: partial scores are summed over devices, so that all of them compute whatever a
         mask leaves to any.
     """
@@ -47,6 +50,8 @@ class AttentionShape:
     packed: bool = False
     scoring: Scoring = BIDIRECTIONAL
     value_dim: int | None = None
+    shared_values: bool = False
+    whole_heads: bool = False
     in_lockstep: bool = False
 
     @property
@@ -58,6 +63,11 @@ class AttentionShape:
     def values(self) -> int:
         """The width of the values."""
         return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def own_values(self) -> int:
+        """The width of the values that are no part of the keys."""
+        return 0 if self.shared_values else self.values
 
     def work(self, scores: int, block: int) -> "AttentionWork":
         """Return the work of `scores` scores per head, in blocks of `block` tokens."""
@@ -143,9 +153,14 @@ class AttentionPart(Protocol):
         """
         ...
 
+    @property
+    def keys_travel(self) -> bool:
+        """Whether keys travel as they are, so that latent attention keeps them latents."""
+        ...
+
     def attend(
         self, q, k, v, *, scoring: Scoring, segment_ids, sinks: jax.Array | None = None,
-        partial_over: str | None = None,
+        partial_over: str | None = None, value_dim: int | None = None, whole_heads: bool = False,
     ) -> jax.Array:  # fmt: skip
         """Return attention's output in the layout of q. Call it inside `jax.shard_map`.
 
@@ -155,6 +170,8 @@ class AttentionPart(Protocol):
           segment_ids: [B, L] for this device's tokens, or None.
           sinks: [H], the scores of these heads' sinks, or None.
           partial_over: mesh axis that splits K: see `ring_attention`.
+          value_dim: V, if v is None: values are the first V elements of the keys.
+          whole_heads: see `AttentionShape`.
 
         Raises:
           ValueError: shapes that this part cannot split.
@@ -215,13 +232,20 @@ class Local:
     def approximation(self) -> str:
         return ""
 
+    @property
+    def keys_travel(self) -> bool:
+        return False
+
     def positions(self, index, local_length, sizes):
         return numpy_of(index).arange(local_length, dtype=jnp.int32)
 
-    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
+    def attend(
+        self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None, value_dim=None,
+        whole_heads=False,
+    ):  # fmt: skip
         return ring_attention(
             q, k, v, axis_name=None, **vars(scoring), sinks=sinks, segment_ids=segment_ids,
-            partial_over=partial_over,
+            partial_over=partial_over, value_dim=value_dim,
         )  # fmt: skip
 
     def kv_layout(self):

@@ -30,7 +30,7 @@ class CachedLayer(NamedTuple):
 
     Attributes:
       keys: [B, G, C, K] in this device's slots, already rotated by position.
-      values: [B, G, C, V].
+      values: [B, G, C, V]; None if values are the first elements of the keys.
       spans: [B, S, 2], the slots that hold a token in the layer's window: start <= i < end for each
         (start, end).
       keeps: scalar bool, whether this device keeps the new token (one device of those that split
@@ -40,19 +40,21 @@ class CachedLayer(NamedTuple):
     """
 
     keys: Float[Array, "b g c k"]
-    values: Float[Array, "b g c v"]
+    values: Float[Array, "b g c v"] | None
     spans: Int[Array, "b s 2"]
     keeps: Bool[Array, ""]
     rows: Int[Array, " b"] | None = None
     implementation: str | None = None
 
 
-def picks_rows(keys: jax.Array, values: jax.Array, layout: KvLayout) -> bool:
+def picks_rows(keys: jax.Array, values: jax.Array | None, layout: KvLayout) -> bool:
     """Return whether attention to these selects `CachedLayer.rows` itself and reads no others.
 
     Our kernel does, because XLA would copy rows that are selected for it. XLA's own attention
     reads selected rows in place, and would copy rows to select them itself.
     """
+    if values is None:
+        return False
     cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
     if cannot is not None:
         return False
@@ -64,54 +66,60 @@ class CachedLayers(NamedTuple):
     """The cache of a stack of layers.
 
     Attributes:
-      keys, values: [N, ...], stacked.
+      keys, values: [N, ...], stacked; values are None where layers' are.
       of_layer: (one layer's keys, values, its window or None) -> its CachedLayer. Selecting
         sequences there, and not for all layers beforehand, lets XLA read them in place.
     """
 
     keys: jax.Array
-    values: jax.Array
-    of_layer: Callable[[jax.Array, jax.Array, int | None], CachedLayer]
+    values: jax.Array | None
+    of_layer: Callable[[jax.Array, jax.Array | None, int | None], CachedLayer]
 
 
 def cached_attention(
     q: Float[Array, "b 1 h k"],
     k: Float[Array, "b 1 g k"],
-    v: Float[Array, "b 1 g v"],
+    v: Float[Array, "b 1 g v"] | None,
     cache: CachedLayer,
     layout: KvLayout,
     *,
     scoring: Scoring,
     sinks: Float[Array, " h"] | None = None,
-) -> tuple[Float[Array, "b 1 h v"], tuple[jax.Array, jax.Array]]:
+    value_dim: int | None = None,
+) -> tuple[Float[Array, "b 1 h v"], tuple[jax.Array, jax.Array | None]]:
     """Return exact attention of one new token per sequence. Call it inside `jax.shard_map`.
 
     Args:
       q, k, v: the new token's [b, 1, H, K], [b, 1, G, K] and [b, 1, G, V]; K and V are slices if
-        the layout says so.
+        the layout says so. If v is None, values are the first `value_dim` elements of the keys.
       cache: this layer's cache.
       layout: the layout of the cache over devices.
       scoring: the rule of the scores; the cache's spans are those of its window.
       sinks: [H], the scores of these heads' sinks, or None.
+      value_dim: V, if v is None.
 
     Returns:
       [b, 1, H, V] in q's dtype and sharding, and the new token's keys and values [B, G, K] and
-      [B, G, V] in the cache's sharding, on every device that shares the slots.
+      [B, G, V] (or None) in the cache's sharding, on every device that shares the slots.
 
-    Cost: `cached_transfers`; 2 B H (C + 1) (K + V) FLOPs; reads B G C (K + V) elements once.
+    Cost: `cached_transfers`; 2 B H (C + 1) (K + V) FLOPs; reads B G C (K + V) elements once
+      (without v: B G C K elements).
     Reference: partial softmaxes as in Milakov and Gimelshein, 2018; queries that travel instead of
       keys as in Yang et al., "Context Parallelism for Scalable Million-Token Inference", 2024.
     """
     heads, kv_heads = q.shape[2], k.shape[2]
-    together = _gathered(jnp.concatenate([q, k, v], axis=2), layout)
-    q, k, v = jnp.split(together[:, 0], (heads, heads + kv_heads), axis=1)
+    together = _gathered(jnp.concatenate([q, k] if v is None else [q, k, v], axis=2), layout)
+    q, k, *values = jnp.split(
+        together[:, 0], (heads,) if v is None else (heads, heads + kv_heads), axis=1
+    )
+    v = values[0] if values else None
     slices = lax.axis_size(layout.slice_axes) if layout.slice_axes else 1
     whole = q.shape[-1] * slices
     partial = decode_attention(
         q, cache.keys, cache.values,
         scale=float(whole**-0.5 if scoring.scale is None else scoring.scale), cap=scoring.cap,
         kv_spans=cache.spans, kv_rows=cache.rows, new=NewToken(k, v, cache.keeps),
-        partial_over=layout.slice_axes, implementation=cache.implementation,
+        partial_over=layout.slice_axes, implementation=cache.implementation, value_dim=value_dim,
     )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
     partial = _over_batch(partial, layout.batch_axes)
@@ -193,7 +201,7 @@ def cached_transfers(
 
     rows = shape.batch
     slices = size_over(sizes, layout.slice_axes) * size_over(sizes, layout.spread_axes)
-    new = shape.heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.values)
+    new = shape.heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.own_values)
     inside = new / size_over(sizes, layout.slice_axes)
     add("new_slices", "slices of queries, keys and values", "all-gather", layout.spread_axes,
         rows * inside, item)  # fmt: skip

@@ -46,6 +46,8 @@ class HeadSlices:
           scores.
         "auto": the cheapest of these by closed forms at the cluster's rates (`resolve`).
         An approximation: "local" treats every slice as a head of its own.
+        Latent attention has one key for all heads, so it has "auto" only: heads are dealt out over
+        `axis` instead of slices of them, and the inner part attends.
       inner: how attention crosses the other mesh axes.
       cluster: the cluster whose rates decide "auto".
 
@@ -89,20 +91,37 @@ class HeadSlices:
             return self.inner.approximation
         return "each slice of a head attends on its own, with its own scale and softmax"
 
+    @property
+    def keys_travel(self) -> bool:
+        return self.inner.keys_travel
+
     def positions(self, index, local_length, sizes):
         return self.inner.positions(index, local_length, sizes)
 
     def resolve(self, shape: AttentionShape, sizes) -> str:
         """Return the reduction that runs: for "auto", the cheapest exact one, the first of equals.
 
+        It is "heads" if whole heads are dealt out, and there is nothing to reduce.
+
         Raises:
           ValueError: no exact reduction can run.
         """
+        if shape.whole_heads:
+            if self.reduction == "auto":
+                return "heads"
+            raise ValueError(
+                f"HeadSlices('{self.axis}'): reduction='{self.reduction}' needs slices of heads, "
+                "but latent attention has one key for all heads, so that whole heads are dealt out "
+                f"over '{self.axis}' and nothing is reduced. Use reduction='auto'."
+            )
         if self.reduction != "auto":
             return self.reduction
         return _cheapest(self, shape, tuple(sizes.items()))
 
-    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
+    def attend(
+        self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None, value_dim=None,
+        whole_heads=False,
+    ):  # fmt: skip
         if partial_over is not None:
             raise ValueError(
                 f"HeadSlices('{self.axis}'): head_dim is already split over '{partial_over}'."
@@ -113,13 +132,16 @@ class HeadSlices:
             seq_len=q.shape[1] * size_over(sizes, self.seq_axes),
             heads=q.shape[2],
             kv_heads=k.shape[2],
-            head_dim=q.shape[3] * sizes[self.axis],
+            head_dim=q.shape[3] * (1 if whole_heads else sizes[self.axis]),
             item_bytes=q.dtype.itemsize,
             packed=segment_ids is not None,
             scoring=scoring,
+            whole_heads=whole_heads,
         )
         reduction = self.resolve(shape, sizes)
         rest = {"scoring": scoring, "segment_ids": segment_ids, "sinks": sinks}
+        if reduction == "heads":
+            return self.inner.attend(q, k, v, **rest, value_dim=value_dim)
         if reduction == "local":
             return self.inner.attend(q, k, v, **rest)
         if reduction == "scores":
@@ -169,6 +191,8 @@ class HeadSlices:
     def inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:
         """Return the sizes of attention that the inner part sees."""
         reduction, m = self.resolve(shape, sizes), sizes[self.axis]
+        if reduction == "heads":
+            return dataclasses.replace(shape, whole_heads=False)
         if reduction == "exchange":
             to = self._exchange(shape, sizes)
             return dataclasses.replace(
@@ -199,7 +223,7 @@ class HeadSlices:
         reduction, m = self.resolve(shape, sizes), sizes[self.axis]
         tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
         item = shape.item_bytes
-        if reduction == "local" or m == 1:
+        if reduction in ("heads", "local") or m == 1:
             return ()
         moved: list[tuple[Role, str, float]]  # role, purpose, elements per token
         if reduction == "exchange":

@@ -43,6 +43,7 @@ class _Static(NamedTuple):
     implementation: str | None
     by_kernel: bool  # forward
     enabled: tuple[str, ...]
+    shared: int | None  # width of values that are the first elements of the keys
 
     def pairs(self, length: int) -> Pairs:
         return Pairs(
@@ -62,7 +63,7 @@ class _Static(NamedTuple):
 def ring_attention(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g v"],
+    v: Float[Array, "b l g v"] | None,
     *,
     axis_name: str | tuple[str, ...] | None,
     is_causal: bool = False,
@@ -74,13 +75,15 @@ def ring_attention(
     order: str = "natural",
     partial_over: str | None = None,
     implementation: str | None = None,
+    value_dim: int | None = None,
 ) -> Float[Array, "b l h v"]:
     """Compute exact attention over a sequence split across mesh axes, inside `jax.shard_map`.
 
     Args:
       q: [B, L, H, K], this device's queries.
       k, v: [B, L, G, K] and [B, L, G, V], this device's keys and values; G divides H, and only G
-        heads travel.
+        heads travel. If v is None, the values are the first V = `value_dim` elements of the keys,
+        and the keys alone travel.
       axis_name: mesh axis that splits the sequence; several, major first, for nested rings; or
         None for a whole sequence.
       is_causal: a query sees keys at its own and earlier positions.
@@ -97,6 +100,7 @@ def ring_attention(
       implementation: of the step, "mosaic" or "xla", see `parallax.kernels.ring_attention`; or
         "cudnn", the library's attention of a whole sequence. None takes the fastest validated one
         that supports the inputs (`parallax.kernels.dispatch`).
+      value_dim: V, if v is None.
 
     Returns:
       [B, L, H, V] in q's dtype, in the order of q. Softmax and sums are float32 (float64 for
@@ -108,8 +112,9 @@ def ring_attention(
         does.
 
     Cost: a device sends (P-1) B L G (K + V) elements of k's dtype forward; backward, those again
-      and P B L G (K + V) float32 elements. Over two mesh axes N x S, the outer one has N - 1 sends
-      (N backward), the inner one N (S - 1) (N S backward): keys cross the slow link once per node.
+      and P B L G (K + V) float32 elements. Without v, K stands for K + V there. Over two mesh axes
+      N x S, the outer one has N - 1 sends (N backward), the inner one N (S - 1) (N S backward):
+      keys cross the slow link once per node.
       FLOPs are 2 B L (P L) H (K + V) forward and 2.5 times that backward (3.5 times by "mosaic",
       4.5 for heads of 512, which recompute scores). A causal mask skips masked blocks: zigzag
       computes (P + 0.5) / 2P of the FLOPs on every device, natural the same on average but up to
@@ -129,7 +134,7 @@ def ring_attention(
         path = Neighbours(axes, scoring.reached(q.shape[1], path.size))
     return _attend(
         path, q, k, v, segment_ids, segment_ids, scoring, sinks, order, partial_over,
-        implementation,
+        implementation, value_dim,
     )  # fmt: skip
 
 
@@ -163,21 +168,23 @@ def query_shard_attention(
 
 
 def _attend(
-    path, q, k, v, q_ids, kv_ids, scoring: Scoring, sinks, order, partial_over, implementation
+    path, q, k, v, q_ids, kv_ids, scoring: Scoring, sinks, order, partial_over, implementation,
+    value_dim=None,
 ):  # fmt: skip
     check_order(order)
+    values = k[..., :value_dim] if v is None else v
     pieces = path.size if isinstance(path, QueryShards) else 1
-    _check_shapes(q, k, v, q_ids, kv_length=q.shape[1] * pieces)
+    _check_shapes(q, k, values, q_ids, kv_length=q.shape[1] * pieces)
     scale = scoring.scale
     if scale is None:
         slices = 1 if partial_over is None else lax.axis_size(partial_over)
         scale = (q.shape[-1] * slices) ** -0.5
     has_ids, window, cap = q_ids is not None, scoring.window, scoring.cap
-    by_library = library_attention.unsupported(q, k, v, path.axes, has_ids, partial_over)
+    by_library = library_attention.unsupported(q, k, values, path.axes, has_ids, partial_over)
     if window is not None or cap is not None or sinks is not None:
         by_library = "it is called without windows, capped scores and sinks"
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, has_ids, partial_over, window=window, cap=cap),
+        "mosaic": unsupported(q, k, values, scale, has_ids, partial_over, window=window, cap=cap),
         "cudnn": by_library,
         "xla": None,
     }
@@ -186,12 +193,22 @@ def _attend(
         "ring_attention", implementation, reasons, kind=kind, kernel="attention_step"
     )
     if chosen == "cudnn":
-        return library_attention.attend(q, k, v, is_causal=scoring.is_causal, scale=float(scale))
+        return library_attention.attend(
+            q, k, values, is_causal=scoring.is_causal, scale=float(scale)
+        )
     by_kernel = chosen == "mosaic"
     # Steps use no other kernel; the reasons have been recorded.
     enabled = dispatch.enabled() if by_kernel else ()
     static = _Static(
-        path, scoring, float(scale), order, partial_over, implementation, by_kernel, enabled
+        path,
+        scoring,
+        float(scale),
+        order,
+        partial_over,
+        implementation,
+        by_kernel,
+        enabled,
+        value_dim if v is None else None,
     )
     return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, sinks, also=path.axes))
 
@@ -226,9 +243,11 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids, sinks):
         )  # fmt: skip
 
     def hop(carries, kv, source):
-        return pairs.visit(source, step, queries, _cut_keys(pairs, kv, k), carries), ()
+        return pairs.visit(source, step, queries, _cut_keys(pairs, kv, width, shared), carries), ()
 
-    empty = Accumulators([empty_carry(chunk.q, v.shape[-1], sinks) for chunk in queries], None)
+    width, shared = k.shape[-1], static.shared
+    values = v.shape[-1] if shared is None else shared
+    empty = Accumulators([empty_carry(chunk.q, values, sinks) for chunk in queries], None)
     carries, _ = static.path.travel(
         (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
     )
@@ -262,23 +281,28 @@ def _backward(static: _Static, saved, d_out):
     def zeros(x):
         return x.astype(lse.dtype) * 0
 
+    width, shared = k.shape[-1], static.shared
+
     def hop(dq, kv, source):
-        keys = _cut_keys(pairs, kv, k)
+        keys = _cut_keys(pairs, kv, width, shared)
         share = pairs.visit(
             source, step, queries, keys, Accumulators(dq, [(zeros(c.k), zeros(c.v)) for c in keys])
         )
         dkv = zip(*(share.of_keys or ()), strict=True)
-        return share.of_queries, _joined(*(jnp.concatenate(x, axis=1) for x in dkv))
+        dk, dv = (jnp.concatenate(x, axis=1) for x in dkv)
+        return share.of_queries, _joined(dk, dv) if shared is None else _added(dk, dv)
 
     def home(share):
         return share.astype(k.dtype)
 
     start = [zeros(chunk.q) for chunk in queries]
     dq, dkv = static.path.travel((_joined(k, v), kv_ids), hop, start, home)
-    dk, dv = dkv[..., : k.shape[-1]], dkv[..., k.shape[-1] :]
-    dq = jnp.concatenate(dq, axis=1)
+    dk, dv = dkv[..., :width].astype(k.dtype), None
+    if v is not None:
+        dv = dkv[..., width:].astype(v.dtype)
+    dq = jnp.concatenate(dq, axis=1).astype(q.dtype)
     d_sinks = None if sinks is None else _sinks_gradient(static, sinks, lse, delta)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, d_sinks
+    return dq, dk, dv, None, None, d_sinks
 
 
 _attention.defvjp(_forward, _backward)
@@ -294,9 +318,14 @@ def _sinks_gradient(static: _Static, sinks, lse, delta):
 def _joined(k, v):
     """Join keys and values into one array along their width, so that they travel together.
 
-    XLA has one transfer in flight at a time and waits for the others.
+    XLA has one transfer in flight at a time and waits for the others. Without v, keys alone travel.
     """
-    return jnp.concatenate([k, v], axis=-1)
+    return k if v is None else jnp.concatenate([k, v], axis=-1)
+
+
+def _added(dk, dv):
+    """Add the gradient of values, which are the first elements of the keys, to that of the keys."""
+    return dk + jnp.pad(dv, [(0, 0)] * (dv.ndim - 1) + [(0, dk.shape[-1] - dv.shape[-1])])
 
 
 def pad_queries(q: jax.Array, rows: int) -> jax.Array:
@@ -305,12 +334,14 @@ def pad_queries(q: jax.Array, rows: int) -> jax.Array:
     return jnp.pad(q, [(0, 0), (0, missing), (0, 0), (0, 0)]) if missing else q
 
 
-def _cut_keys(pairs: Pairs, kv: tuple, k: jax.Array) -> list["Keys"]:
-    """Cut joined keys and values, and their segment ids, into chunks."""
+def _cut_keys(pairs: Pairs, kv: tuple, width: int, shared: int | None) -> list["Keys"]:
+    """Cut joined keys and values, and their segment ids, into chunks.
+
+    Keys are `width` wide; values follow, or are the first `shared` elements of the keys.
+    """
     joined, ids = kv
-    width = k.shape[-1]
-    return [Keys(*x) for x in pairs.cut_all((joined[..., :width], 1), (joined[..., width:], 1),
-                                            (ids, 1))]  # fmt: skip
+    values = joined[..., width:] if shared is None else joined[..., :shared]
+    return [Keys(*x) for x in pairs.cut_all((joined[..., :width], 1), (values, 1), (ids, 1))]
 
 
 class Queries(NamedTuple):

@@ -46,12 +46,19 @@ class Ring:
     def approximation(self) -> str:
         return ""
 
+    @property
+    def keys_travel(self) -> bool:
+        return True
+
     def positions(self, index, local_length, sizes):
         return local_positions(index, local_length, size_over(sizes, self.seq_axes), self.order)
 
-    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
+    def attend(
+        self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None, value_dim=None,
+        whole_heads=False,
+    ):  # fmt: skip
         return ring_attention(
-            q, k, v, axis_name=self.seq_axes, **vars(scoring), sinks=sinks,
+            q, k, v, axis_name=self.seq_axes, **vars(scoring), sinks=sinks, value_dim=value_dim,
             segment_ids=segment_ids, order=self.order, partial_over=partial_over,
         )  # fmt: skip
 
@@ -128,5 +135,5 @@ class Ring:
 
 def _both(shape, item_bytes: int) -> float:
     """Return the bytes of keys and values of whole sequences."""
-    width = shape.head_dim + shape.values
+    width = shape.head_dim + shape.own_values
     return shape.batch * shape.seq_len * shape.kv_heads * width * item_bytes

@@ -245,18 +245,27 @@ class Split:
         first = lax.axis_index(self.over("heads")) * local_heads // group
         return lax.dynamic_slice_in_dim(kv, first, max(1, local_heads // group), axis=2)
 
-    def attend(self, q, k, v, *, scoring: Scoring, segment_ids=None, sinks=None) -> jax.Array:
-        """Return attention's output for this device's query heads and tokens, [B, L, H, K]."""
+    def attend(
+        self, q, k, v, *, scoring: Scoring, segment_ids=None, sinks=None,
+        value_dim: int | None = None, whole_heads: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        """Return attention's output for this device's query heads and tokens, [B, L, H, V]."""
         with jax.named_scope("attention_core"):
             return self.attention.attend(
-                q, k, v, scoring=scoring, segment_ids=segment_ids, sinks=sinks
-            )
+                q, k, v, scoring=scoring, segment_ids=segment_ids, sinks=sinks,
+                value_dim=value_dim, whole_heads=whole_heads,
+            )  # fmt: skip
 
-    def attend_cached(self, q, k, v, cache: CachedLayer, *, scoring: Scoring, sinks=None):
+    def attend_cached(
+        self, q, k, v, cache: CachedLayer, *, scoring: Scoring, sinks=None,
+        value_dim: int | None = None,
+    ):  # fmt: skip
         """Return attention of one new token per sequence, and its keys and values to cache."""
         assert self.kv is not None
         with jax.named_scope("attention_core"):
-            return cached_attention(q, k, v, cache, self.kv, scoring=scoring, sinks=sinks)
+            return cached_attention(
+                q, k, v, cache, self.kv, scoring=scoring, sinks=sinks, value_dim=value_dim
+            )
 
     def assert_sharding(self, x: jax.Array, *names: str | tuple[str, ...]) -> jax.Array:
         """Assert that an activation differs only over the mesh axes that split its dims.

@@ -56,21 +56,32 @@ class Ulysses:
     def approximation(self) -> str:
         return self.inner.approximation
 
+    @property
+    def keys_travel(self) -> bool:
+        return self.inner.keys_travel
+
     def positions(self, index, local_length, sizes):
         size, numpy = sizes[self.axis], numpy_of(index)
         piece = self.inner.positions(index // size, local_length * size, sizes)
         start = index % size * local_length
         return numpy.take(piece, start + numpy.arange(local_length, dtype=numpy.int32), axis=0)
 
-    def attend(self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None):
+    def attend(
+        self, q, k, v, *, scoring, segment_ids, sinks=None, partial_over=None, value_dim=None,
+        whole_heads=False,
+    ):  # fmt: skip
         table = self._table(q.shape[2], k.shape[2], lax.axis_size(self.axis))
-        q, k, v = (to_heads(x, self.axis, TOKENS) for x in (q, spread(k, table), spread(v, table)))
+
+        def to_own(x, heads=None):
+            return to_heads(x if heads is None else spread(x, heads), self.axis, TOKENS)
+
+        q, k, v = to_own(q), to_own(k, table), None if v is None else to_own(v, table)
         if segment_ids is not None:
             segment_ids = lax.all_gather(segment_ids, self.axis, axis=TOKENS, tiled=True)
         out = self.inner.attend(
             q, k, v, scoring=scoring, segment_ids=segment_ids,
             sinks=heads_of(sinks, lax.axis_index(self.axis), lax.axis_size(self.axis)),
-            partial_over=partial_over,
+            partial_over=partial_over, value_dim=value_dim, whole_heads=whole_heads,
         )  # fmt: skip
         return from_heads(out, self.axis, TOKENS)
 
@@ -105,19 +116,19 @@ class Ulysses:
     def _exchanges(self, shape, sizes, calls):
         size, inner = sizes[self.axis], self._inner_shape(shape, sizes)
         # If head_dim is split as well, only this device's slice of it travels here.
-        slices = size_over(sizes, self.slice_axes)
+        slices = 1 if shape.whole_heads else size_over(sizes, self.slice_axes)
         tokens = shape.batch * shape.seq_len // size_over(sizes, self.seq_axes)
         token = tokens * size * shape.item_bytes
         moved: tuple[tuple[Role, str, int], ...] = (
             ("queries", "queries", inner.heads * shape.head_dim),
             ("keys_values", "keys", inner.kv_heads * shape.head_dim),
-            ("keys_values", "values", inner.kv_heads * shape.values),
+            ("keys_values", "values", inner.kv_heads * shape.own_values),
             ("outputs", "outputs", inner.heads * shape.values),
         )
         return tuple(
             transfer(role, f"{what} between tokens and heads", "all-to-all", (self.axis,), size,
                      token * width // slices, calls)
-            for role, what, width in moved if size > 1
+            for role, what, width in moved if size > 1 and width
         )  # fmt: skip
 
     def _inner_shape(self, shape: AttentionShape, sizes) -> AttentionShape:

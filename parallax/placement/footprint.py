@@ -14,7 +14,7 @@ class Footprint:
 
     Attributes:
       weights: matrices in their formats, with scales and positions, and norms and biases.
-      kv: cached keys and values.
+      kv: cached keys and values, or latents.
       activations: the peak of a pass through the layer.
       workspace: the workspace of libraries, as given.
       formats: the formats of attention's and of the MLP's matrices.
@@ -86,7 +86,7 @@ def _layer(
     matrices = sum(part_bytes(config, *of) for of in zip(PARTS, formats, strict=True))
     others = (p for p in layer_parameters(config) if p.part is None)  # norms, biases, a router
     rest = sum(p.n_bytes(config.item_bytes) for p in others)
-    kv = 2 * cached * config.num_kv_heads * config.head_dim * config.item_bytes
+    kv = cached * config.cached_width * config.item_bytes
     return Footprint(matrices + rest, kv, _activations(config, tokens), workspace, formats)
 
 

@@ -6,6 +6,7 @@ from parallax.compression import parse_format
 from parallax.models.config import ModelConfig
 from parallax.models.parameters import layer_matrices
 from parallax.parallel.tiles import Tiles
+from parallax.rules import names_of
 
 _SUM_BYTES = 4  # bytes per element of the sum over weight tiles; 8 in a float64 model
 
@@ -26,8 +27,9 @@ def tiles_under(
       formats: formats of attention's and of the MLP's matrices; None is the model's dtype.
       heads, width: devices over which heads and the MLP's width are split.
 
-    In attention, the matrices of queries, keys and values have to fit together, and the output
-    matrix on its own, since attention runs between them. In an MLP, all matrices have to fit
+    In attention, the matrices of queries, keys and values have to fit together (those that make
+    latents are whole in every tile), and the output matrix on its own, since attention runs between
+    them. In an MLP, all matrices have to fit
     together.
 
     Raises:
@@ -56,7 +58,8 @@ def tiles_under(
         for matrix in layer_matrices(config, part):
             inputs, outputs, _ = matrix.matrices()
             if matrix.reads_stream:
-                read += _n_bytes(form, inputs, outputs // cut)
+                own = cut if any(names_of(axis) for axis in matrix.axes[1:]) else 1
+                read += _n_bytes(form, inputs, outputs // own)
             else:
                 written += _n_bytes(form, inputs // cut, outputs)
         return read, written

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.kernels.validation import is_recorded
 from parallax.models.block import attention_shape
+from parallax.models.latent import KV_HEADS as LATENT_HEADS
 from parallax.parallel.attention_part import AttentionShape, KvLayout, size_over
 from parallax.parallel.cached_attention import slots_of
 from parallax.parallel.experts import Platform
@@ -31,8 +32,9 @@ class KvCache(NamedTuple):
 
     Attributes:
       keys, values: [N, B, G, C, K], N including the layers that pad shorter stages, and on every
-        stage, before its own, the dense first layers. Positions and
-        steps determine which slots hold a token (`parallel/cache_slots.py`).
+        stage, before its own, the dense first layers. Positions and steps determine which slots
+        hold a token (`parallel/cache_slots.py`). Of latent attention the keys are the latents, one
+        head on every device, and values are None.
       positions: [B] int32, the position of each sequence's next token.
       steps: scalar int32, tokens decoded so far.
     """
@@ -127,6 +129,8 @@ class ShardedCache:
         """The layout of this batch's cache over the mesh."""
         strategy = self.sharded.strategy
         layout = strategy.attention.kv_layout()
+        if self.sharded.config.latent is not None:  # devices have whole heads, and all latents
+            layout = KvLayout(layout.seq_axes)
         rows, axes = self.workload.batch // strategy.split().count("act_batch"), ()
         for axis in layout.seq_axes:
             if rows % size_over(strategy.mesh_axes, (*axes, axis)):
@@ -177,13 +181,19 @@ class ShardedCache:
         """The sizes of one attention call in a step: sequences outside attention, all slots."""
         slots = sum(self.slots) * size_over(self.sharded.strategy.mesh_axes, self.layout.slot_axes)
         batch = self.rows // self.step_microbatches
-        return attention_shape(self.sharded.config, self.split, batch, slots, packed=False)
+        return attention_shape(
+            self.sharded.config, self.split, batch, slots, packed=False, cached=True
+        )
 
     @property
     def cache_specs(self) -> KvCache:
         """The PartitionSpecs of the cache."""
         over, layout = self.sharded.strategy.split().over, self.layout
         batch, slots = mesh_entry(over("act_batch")), mesh_entry(layout.slot_axes)
+        if self.sharded.config.latent is not None:
+            heads = mesh_entry(over(*LATENT_HEADS))
+            latents = PartitionSpec(mesh_entry(over("layers")), batch, heads, slots, None)
+            return KvCache(latents, None, PartitionSpec(batch), PartitionSpec())
         # A slice of every head stays where it is unless slots are dealt out instead.
         width = tuple(a for a in over("head_dim") if a not in layout.spread_axes)
         heads = mesh_entry(over("act_kv_heads"))
@@ -196,11 +206,13 @@ class ShardedCache:
         config, shape = self.sharded.config, self.attention_shape
         # Every stage holds those of the dense first layers too.
         layers = (max(self.sharded.groups) + config.dense_layers) * len(self.sharded.groups)
-        heads = shape.kv_heads * self.split.count("act_kv_heads")
+        names = ("act_kv_heads",) if config.latent is None else LATENT_HEADS
+        heads = shape.kv_heads * self.split.count(*names)
         batch, slots = self.workload.batch, shape.seq_len
-        kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, config.head_dim), config.dtype)
+        kv = jax.ShapeDtypeStruct((layers, batch, heads, slots, shape.head_dim), config.dtype)
         return KvCache(
-            kv, kv, jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
+            kv, None if shape.shared_values else kv,
+            jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32),
         )  # fmt: skip
 
     def abstract_cache(self, mesh) -> KvCache:
@@ -213,11 +225,15 @@ class ShardedCache:
         )  # fmt: skip
 
     def kv_bytes(self) -> int:
-        """Return the bytes of keys and values that a device holds, and reads in one step."""
+        """Return the bytes of keys and values that a device holds, and reads in one step.
+
+        Latents are those of all heads, so devices that split the heads each hold all of them.
+        """
         mesh = self.sharded.strategy.mesh.abstract()
         return sum(
             x.dtype.itemsize * math.prod(NamedSharding(mesh, spec).shard_shape(x.shape))
             for x, spec in zip(self.cache_shapes[:2], self.cache_specs[:2], strict=True)
+            if x is not None
         )
 
 

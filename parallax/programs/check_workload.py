@@ -25,8 +25,8 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
         workload.seq_len, split.over("act_seq", "act_norm_seq"), mesh,
         where=f"{where}: tokens dim 1", name="act_seq",
     )  # fmt: skip
-    if config.positions == "rope":
-        check_whole_pairs(config.head_dim, split)
+    if config.positions == "rope" and config.latent is None:
+        check_whole_pairs(config.rotated_dim, split)
     local = workload.batch // split.count("act_batch")
     if workload.microbatches < 1 or local % workload.microbatches:
         raise ValueError(

@@ -126,12 +126,12 @@ def expected_routing(
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int) -> float:
-    """Return the bytes per device of the run's whole KV cache, spread evenly."""
-    row = 2 * config.num_kv_heads * config.head_dim * config.num_layers * config.item_bytes
+    """Return the bytes per device of the run's whole KV cache, spread evenly over `devices`."""
+    row = config.cached_width * config.num_layers * config.item_bytes
     return workload.tokens * row / devices
 
 
 def full_attention_flops(config: ModelConfig, workload: Workload, devices: int) -> float:
     """Return the FLOPs per device of all layers' attention without a mask, spread evenly."""
-    heads = config.num_heads * config.head_dim * config.num_layers
-    return 4.0 * workload.batch * workload.seq_len**2 * heads / devices
+    heads = config.num_heads * (config.head_dim + config.value_dim) * config.num_layers
+    return 2.0 * workload.batch * workload.seq_len**2 * heads / devices

@@ -118,7 +118,7 @@ class Decoder(ShardedCache):
         logits, (_, kv) = layers.run(
             functions, (tokens, lengths), self.workload.microbatches, split
         )
-        keys, values = (self._prompt_slots(x) for x in kv)
+        keys, values = jax.tree.map(self._prompt_slots, kv)
         cache = KvCache(keys, values, lengths, jnp.zeros((), jnp.int32))
         return cache, logits.reshape(-1, logits.shape[-1])
 
@@ -179,7 +179,8 @@ class Decoder(ShardedCache):
                 if picks_rows(keys, values, layout):
                     rows_of = take(jnp.arange(keys.shape[0], dtype=jnp.int32))
                     return CachedLayer(keys, values, take(spans(window)), keeps, rows_of)
-                return CachedLayer(take(keys), take(values), take(spans(window)), keeps)
+                keys, values = jax.tree.map(take, (keys, values))
+                return CachedLayer(keys, values, take(spans(window)), keeps)
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
             return model.through_layers(x, positions[:, None], split, cache=layers)
@@ -187,18 +188,19 @@ class Decoder(ShardedCache):
         def tiled(x, positions, numbers, group):
             def cached(layer, tile, r, window):
                 number = lax.dynamic_index_in_dim(numbers, r, keepdims=False)
+                shared = cache.values is None  # by all heads, so by all tiles
                 take = functools.partial(
-                    rows.take_heads, layer=layer, number=number, tile=tile,
-                    tiles=group.tiles.attention,
+                    rows.take_heads, layer=layer, number=number, tile=0 if shared else tile,
+                    tiles=1 if shared else group.tiles.attention,
                 )  # fmt: skip
                 # A weight tile's heads are not contiguous: any other kernel would need a copy.
                 if "mosaic" in dispatch.enabled():
                     reason = "heads of a weight tile are not contiguous"
                     dispatch.record_refusal("decode_attention", "mosaic", reason)
+                keys, values = jax.tree.map(take, (cache.keys, cache.values))
                 return CachedLayer(
-                    take(cache.keys), take(cache.values), rows.take(spans(window), number), keeps,
-                    implementation="xla",
-                )  # fmt: skip
+                    keys, values, rows.take(spans(window), number), keeps, implementation="xla"
+                )
 
             return model.through_weight_tiles(x, positions[:, None], split, group, cached=cached)
 
@@ -217,11 +219,9 @@ class Decoder(ShardedCache):
             new = jnp.where(keeps, new, old)
             return lax.dynamic_update_index_in_dim(whole, new, slot, axis)
 
-        keys, values = (rows.join(x) for x in kv)
-        cache = KvCache(
-            put(cache.keys, keys, 3), put(cache.values, values, 3), cache.positions + 1,
-            cache.steps + 1,
-        )  # fmt: skip
+        new = jax.tree.map(rows.join, kv)
+        keys, values = jax.tree.map(lambda whole, x: put(whole, x, 3), tuple(cache[:2]), new)
+        cache = KvCache(keys, values, cache.positions + 1, cache.steps + 1)
         return cache, logits.reshape(-1, logits.shape[-1])
 
 

@@ -17,6 +17,7 @@ from parallax.bounds import Role, Transfer, transfer
 from parallax.models.block import attention_shape
 from parallax.models.config import ITEM_BYTES, ModelConfig
 from parallax.models.layer_kinds import LayerKind
+from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import cached_transfers
 from parallax.parallel.experts import ExpertShape, Platform
 from parallax.parallel.remat import Remat
@@ -189,8 +190,15 @@ class PassShape:
 
     def parts(self, closed_form: str) -> None:
         """Add the attention and expert parts' transfers in one pass through all layers."""
-        calls = self.ticks * self.layers
         config, split = self.config, self.split
+        calls = self.ticks * self.layers
+        tiles = getattr(self.strategy.layers, "tiles", None)
+        # Every weight tile's heads attend to all latents again.
+        again = tiles.attention if tiles is not None and config.latent is not None else 1
+
+        def of_tile(shape: AttentionShape) -> AttentionShape:
+            return dataclasses.replace(shape, heads=shape.heads // again)
+
         self.qk_norm_sums()
         if self.decoder is None:
             moved = ()
@@ -200,10 +208,12 @@ class PassShape:
                     kind=kind,
                 )  # fmt: skip
                 closed = getattr(split.attention, closed_form)
-                moved += closed(shape, split.mesh_axes, self.ticks * layers)
+                moved += closed(of_tile(shape), split.mesh_axes, self.ticks * layers * again)
         else:
-            shape = self.decoder.attention_shape
-            moved = cached_transfers(self.decoder.layout, shape, split.mesh_axes, calls)
+            moved = cached_transfers(
+                self.decoder.layout, of_tile(self.decoder.attention_shape), split.mesh_axes,
+                calls * again,
+            )  # fmt: skip
         if config.num_experts:
             moved += getattr(split.experts, closed_form)(
                 self.expert_shape, split.mesh_axes, calls, self.platform

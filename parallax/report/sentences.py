@@ -50,6 +50,8 @@ def describe_model(config: ModelConfig) -> str:
     heads = f"{config.num_heads} heads of {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f" ({config.num_kv_heads} key/value)"
+    if config.latent is not None:
+        heads += f", from latents of {config.latent.cached}"
     stored = ""
     if config.compression is not None:
         attention, mlp = config.compression

@@ -66,7 +66,8 @@ def modelled_recovery(
     one, more = (config.replace(num_layers=n) for n in (1, 1 + layers))
     whole = model_flops(more, batch, tokens) - model_flops(one, batch, tokens)
     pairs = batch * tokens * ((tokens + 1) / 2 if config.causal else tokens)
-    attention = 4.0 * pairs * config.num_heads * config.head_dim * layers
+    width = config.head_dim + config.value_dim
+    attention = 2.0 * pairs * config.num_heads * width * layers
     widths = sorted((int(w), rate) for w, rate in rates.attention_flops_per_s.items())
     rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate

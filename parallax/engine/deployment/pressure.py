@@ -66,7 +66,7 @@ def step_bytes(chain: Chain, stage: int, tokens: int) -> int:
     """
     group, config = chain.layout.groups[stage], chain.config
     footprints = chain.sizes.footprints(chain.layout.formats)
-    kv = 2 * tokens * config.num_kv_heads * config.head_dim * config.item_bytes
+    kv = tokens * config.cached_width * config.item_bytes
     return sum(footprints[i].weights + kv for i in group)
 
 

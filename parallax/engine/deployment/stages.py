@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from parallax.engine.deployment.stored import end_names
 from parallax.engine.layer_formats import Formats
+from parallax.models.block import attention_shape
 from parallax.models.compressing import layer_config
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import Transformer, abstract_transformer
@@ -26,7 +27,8 @@ from parallax.programs.decoding import ONE_ROW_OPTIONS, STEP_OPTIONS
 
 CACHED = UNSPLIT.replace(kv=KvLayout())
 Phase = Literal["prefill", "step"]
-Kv = tuple[jax.Array, jax.Array]  # one layer's keys and values, [B, G, C, K] each
+# One layer's keys and values, [B, G, C, K] each; latents have no values.
+Kv = tuple[jax.Array, jax.Array | None]
 
 
 def _with(config: ModelConfig, **parts: Any) -> Transformer:
@@ -47,7 +49,7 @@ def prefill(config: ModelConfig, formats: tuple[Formats, ...], layers, x_BLD):
     for pair, layer in zip(formats, layers, strict=True):
         model = _with(layer_config(config, pair), layers=layer)
         x_BLD, (_, kv) = model.through_layers(x_BLD, positions_BL, CACHED)
-        caches.append(tuple(jnp.swapaxes(x[0], 1, 2) for x in kv))
+        caches.append(jax.tree.map(lambda x: jnp.swapaxes(x[0], 1, 2), kv))
     return x_BLD, tuple(caches)
 
 
@@ -56,18 +58,15 @@ def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, a
     caches = []
     rows = jnp.arange(at_B.shape[0], dtype=jnp.int32)
     before_B12 = jnp.stack([jnp.zeros_like(at_B), at_B], axis=-1)[:, None]
-    for pair, layer, (keys, values) in zip(formats, layers, kv, strict=True):
+    for pair, layer, old in zip(formats, layers, kv, strict=True):
+        keys, values = jax.tree.map(lambda x: x[None], old)
         cache = CachedLayers(
-            keys[None], values[None],
-            lambda k, v, _: CachedLayer(k, v, before_B12, jnp.asarray(True)),
-        )  # fmt: skip
+            keys, values, lambda k, v, _: CachedLayer(k, v, before_B12, jnp.asarray(True))
+        )
         model = _with(layer_config(config, pair), layers=layer)
-        x_B1D, (_, new) = model.through_layers(
-            x_B1D, at_B[:, None], CACHED.replace(decodes=True), cache=cache
-        )
-        caches.append(
-            (keys.at[rows, :, at_B].set(new[0][0]), values.at[rows, :, at_B].set(new[1][0]))
-        )
+        in_step = CACHED.replace(decodes=True)
+        x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], in_step, cache=cache)
+        caches.append(jax.tree.map(lambda x, own: x.at[rows, :, at_B].set(own[0]), old, new))
     return x_B1D, tuple(caches)
 
 
@@ -92,8 +91,10 @@ def group_program(
                              config.dtype)  # fmt: skip
     if phase == "prefill":
         return _compile(_jitted("prefill", config, formats), (layers, x), device)
-    kv = jax.ShapeDtypeStruct((rows, config.num_kv_heads, slots, config.head_dim), config.dtype)
-    inputs = (layers, ((kv, kv),) * len(formats), x, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    shape = attention_shape(config, UNSPLIT, rows, slots, packed=False, cached=True)
+    keys = jax.ShapeDtypeStruct((rows, shape.kv_heads, slots, shape.head_dim), config.dtype)
+    kv = keys, None if shape.shared_values else keys
+    inputs = (layers, (kv,) * len(formats), x, jax.ShapeDtypeStruct((rows,), jnp.int32))
     options = ONE_ROW_OPTIONS if rows == 1 else STEP_OPTIONS
     if device.platform == "cpu":
         options = None  # the compiler options are for GPUs

@@ -166,7 +166,10 @@ class Prefill(TransformerStep):
         return self.program.weight_bytes()
 
     def kv_cache_bytes(self) -> float:
-        return kv_cache_bytes(self.config, self.workload, self.strategy.mesh.size)
+        devices = self.strategy.mesh.size
+        if self.config.latent is not None:  # those that split the heads hold the same latents
+            devices = self.strategy.split().count("act_batch", "act_seq", "layers")
+        return kv_cache_bytes(self.config, self.workload, devices)
 
     def useful_flops(self) -> float:
         return model_flops(self.config, self.workload.batch, self.workload.seq_len)
