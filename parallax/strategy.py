@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +176,21 @@ class Strategy:
             remat=remat,
             platform=platform,
         )
+
+    def for_heads(self, heads: int, kv_heads: int) -> "Strategy":
+        """Return this strategy for a model with fewer key/value heads than devices that split them.
+
+        Where the devices that split the query heads are a multiple of the key/value heads, every
+        one of them computes all keys and values and keeps the head that its queries read. Any other
+        model's strategy is this one, which refuses what it cannot split.
+        """
+        table = self.rules.table()
+        over = table["kv_heads"]
+        devices = math.prod(self.mesh_axes[axis] for axis in over)
+        few = devices > kv_heads and not devices % kv_heads and not heads % devices
+        if not few or over != table["heads"] or over != table["act_kv_heads"]:
+            return self
+        return self.replace(rules=self.rules.replace(kv_heads=None))
 
     def enabling(self, function: Callable) -> Callable:
         """Return `function`, traced with this strategy's kernels enabled."""

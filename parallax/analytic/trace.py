@@ -9,7 +9,7 @@ from parallax.analytic.sends import one_send
 from parallax.bounds import Role
 from parallax.hlo.execution_trace import Send, Step
 from parallax.kernels.dispatch import is_hopper
-from parallax.models.block import attention_shape
+from parallax.models.block import attention_shape, heads_read
 from parallax.programs.pass_shape import PassShape
 from parallax.programs.steps import TransformerStep
 
@@ -46,8 +46,7 @@ class Trace:
         self.split, self.item = self.walk.split, config.item_bytes
         self.tokens, self.dtype = self.walk.tokens, _HLO[config.dtype]
         count = self.split.count
-        self.heads = config.num_heads // count("heads")
-        self.kv_heads = max(1, config.num_kv_heads // count("kv_heads"))
+        self.heads, self.kv_heads = heads_read(config, self.split)
         self.head_dim = config.head_dim // count("head_dim")
         if config.latent is not None:
             shape = attention_shape(config, self.split, self.walk.b, workload.seq_len, packed=False,

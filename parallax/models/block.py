@@ -110,6 +110,15 @@ def scoring_of(config: ModelConfig, kind: LayerKind) -> Scoring:
     return Scoring(config.causal, kind.window, config.score_scale, config.score_cap)
 
 
+def heads_read(config: ModelConfig, split: Split) -> tuple[int, int]:
+    """Return a device's query heads, and the key/value heads that they read."""
+    heads = config.num_heads // split.count("heads")
+    kv_heads = config.num_kv_heads // split.count("kv_heads")
+    if split.over("heads") and not split.over("kv_heads"):
+        kv_heads = max(1, heads * kv_heads // config.num_heads)  # see Split.match_kv_heads
+    return heads, kv_heads
+
+
 def attention_shape(
     config: ModelConfig, split: Split, batch: int, seq_len: int, *, packed: bool,
     kind: LayerKind = EVERY_TOKEN, cached: bool = False,
@@ -126,10 +135,7 @@ def attention_shape(
     """
     if config.latent is not None:
         return latent_shape(config, split, batch, seq_len, packed=packed, kind=kind, cached=cached)
-    heads = config.num_heads // split.count("heads")
-    kv_heads = config.num_kv_heads // split.count("kv_heads")
-    if split.over("heads") and not split.over("kv_heads"):
-        kv_heads = max(1, heads * kv_heads // config.num_heads)  # see Split.match_kv_heads
+    heads, kv_heads = heads_read(config, split)
     return AttentionShape(
         batch, seq_len, heads, kv_heads, config.head_dim, config.item_bytes, packed,
         scoring_of(config, kind),

@@ -125,10 +125,13 @@ def expected_routing(
     return ExpectedRouting(trips, sent, rows / (trips[TILES_SCOPE] * part.tile), exchange)
 
 
-def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int) -> float:
-    """Return the bytes per device of the run's whole KV cache, spread evenly over `devices`."""
+def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int, copies: int = 1) -> float:
+    """Return the bytes per device of the run's whole KV cache, spread evenly.
+
+    `copies` is the number of devices that keep the same key/value head.
+    """
     row = config.cached_width * config.num_layers * config.item_bytes
-    return workload.tokens * row / devices
+    return copies * workload.tokens * row / devices
 
 
 def full_attention_flops(config: ModelConfig, workload: Workload, devices: int) -> float:

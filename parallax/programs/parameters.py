@@ -105,7 +105,8 @@ class ShardedParameters:
 
     Attributes:
       config: the model.
-      strategy: how the model is split.
+      strategy: how the model is split; key/value heads that are fewer than its devices are
+        replicated (`Strategy.for_heads`).
 
     Raises:
       ValueError: sizes that the strategy cannot divide.
@@ -115,6 +116,8 @@ class ShardedParameters:
     strategy: Strategy
 
     def __post_init__(self):
+        fitted = self.strategy.for_heads(self.config.num_heads, self.config.num_kv_heads)
+        object.__setattr__(self, "strategy", fitted)
         _ = self.specs
         self._check_packed()
 
@@ -122,6 +125,13 @@ class ShardedParameters:
     def groups(self) -> tuple[int, ...]:
         """The number of layers of each stage."""
         return self.strategy.layer_groups(self.config.stacked_layers, len(self.config.kinds))
+
+    @property
+    def kv_copies(self) -> int:
+        """The number of devices that compute and keep the same key/value head."""
+        split = self.strategy.split()
+        devices = split.count("heads") if split.over("heads") != split.over("kv_heads") else 1
+        return max(1, devices // self.config.num_kv_heads)
 
     @property
     def chunks(self) -> int:

@@ -81,7 +81,8 @@ class PassShape:
     transfers: list[Transfer] = field(default_factory=list)
 
     def __post_init__(self):
-        step = self.decoder
+        config, step = self.config, self.decoder
+        self.strategy = self.strategy.for_heads(config.num_heads, config.num_kv_heads)
         self.split = self.strategy.split() if step is None else step.split
         self.seq_len = self.workload.seq_len if step is None else 1
         if self.strategy.gather == "step":

@@ -1,14 +1,30 @@
 """What the reports of all plans share: files, text for a terminal, output in a notebook."""
 
 import io
+import itertools
 import json
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from rich.console import Console, RenderableType
 
 from parallax.report.files import save_files
+
+
+def timed_by(candidate: Any) -> str:
+    """Return what times a candidate in its row, and orders it, in words."""
+    return "compiled programs" if candidate.compiled else "the analytical model"
+
+
+def in_groups[C](ranked: Sequence[C]) -> Iterator[tuple[str, list[tuple[int, C]]]]:
+    """Yield candidates in their order, grouped by what times them, each with its place.
+
+    Within a group all times are of one kind; times of two kinds are not compared.
+    """
+    for kind, group in itertools.groupby(enumerate(ranked, 1), lambda pair: timed_by(pair[1])):
+        yield f"in the order of {kind}:", list(group)
 
 
 class PlanReport(Protocol):

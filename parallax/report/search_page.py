@@ -11,7 +11,7 @@ from rich.text import Text
 from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
-from parallax.report.plan_report import PlanReport
+from parallax.report.plan_report import PlanReport, in_groups, timed_by
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
 from parallax.report.templates import render
@@ -73,10 +73,12 @@ def _table(search: Search, cluster: Cluster):
     table.add_column("strategy and mesh", overflow="fold", ratio=1)
     for head in _HEADS:
         table.add_column(head, justify="right")
-    for place, c in enumerate(search.ranked[:_SHOWN], 1):
-        table.add_row(*_cells(place, c, search), style="bold" if not c.why else "")
-        if c.why:
-            table.add_row("", Text(c.why, style="dim"), *[""] * len(_HEADS))
+    for order, group in in_groups(search.ranked[:_SHOWN]):
+        table.add_row("", Text(order, style="italic"), *[""] * len(_HEADS))
+        for place, c in group:
+            table.add_row(*_cells(place, c, search), style="bold" if not c.why else "")
+            if c.why:
+                table.add_row("", Text(c.why, style="dim"), *[""] * len(_HEADS))
     yield table
     rest = len(search.ranked) - _SHOWN
     if rest > 0:
@@ -110,7 +112,8 @@ def notes(search: Search) -> list[str]:
         f"model in {search.seconds.get('ranking', 0):.1f} s; {compiled} compiled in "
         f"{search.seconds.get('compiling', 0):.1f} s and ranked by their programs.",
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "
-        "Those not compiled keep the analytical model's order (docs/generated/accuracy.md).",
+        "Times of programs and of the analytical model (docs/generated/accuracy.md) are never "
+        "ordered among each other: those compiled come first.",
     ]
     lines += search.notes
     first = search.ranked[0].timing
@@ -164,7 +167,7 @@ def _to_dict(report: SearchReport) -> dict[str, Any]:
                 "compression": encode(c.compression),
                 "bubble": number(c.bubble, "1", "derived"),
                 "closed_form": _timing(c.closed_form), "compiled": _timing(c.compiled),
-                "why_not_first": c.why, "on_frontier": id(c) in best,
+                "why_not_first": c.why, "on_frontier": id(c) in best, "ordered_by": timed_by(c),
             }
             for c in search.ranked
         ],
@@ -191,7 +194,10 @@ def _page(report: SearchReport) -> str:
         heads=("strategy and mesh", *_HEADS),
         plotted="Throughput against TPOT",
         plot_note="modelled; size: memory per device",
-        rows=[(_cells(i, c, search), c.why) for i, c in enumerate(search.ranked[:40], 1)],
+        groups=[
+            (order, [(_cells(i, c, search), c.why) for i, c in group])
+            for order, group in in_groups(search.ranked[:40])
+        ],
         plot=frontier_plot(search),
         maps=[(m, regime_plot(m, i)) for i, m in enumerate(report.maps)],
         notes=notes(search),

@@ -12,7 +12,7 @@ from rich.text import Text
 from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
-from parallax.report.plan_report import PlanReport
+from parallax.report.plan_report import PlanReport, in_groups, timed_by
 from parallax.report.search_plots import memory_plot
 from parallax.report.sentences import describe_model
 from parallax.report.templates import render
@@ -94,16 +94,20 @@ def _table(report: TrainPlanReport) -> Iterator[RenderableType]:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("")
     table.add_column("strategy, mesh, sharding", overflow="fold", ratio=1)
-    shown = list(enumerate(search.ranked[:_SHOWN], 1))
-    rows = [_cells(place, c, report) for place, c in shown]
+    groups = list(in_groups(search.ranked[:_SHOWN]))
+    shown = [pair for _, group in groups for pair in group]
+    rows = {place: _cells(place, c, report) for place, c in shown}
     # Columns that say nothing here are left to the page.
     told = [n for n, head in enumerate(_HEADS, 2)
             if (head != "J/token" or search.request.objective == "energy")
-            and {row[n] for row in rows} - {"-", "0 %"}]  # fmt: skip
+            and {row[n] for row in rows.values()} - {"-", "0 %"}]  # fmt: skip
     for n in told:
         table.add_column(_HEADS[n - 2], justify="right")
-    for (_, c), row in zip(shown, rows, strict=True):
-        table.add_row(*row[:2], *(row[n] for n in told), style="bold" if not c.why else "")
+    for order, group in groups:
+        table.add_row("", Text(order, style="italic"), *[""] * len(told))
+        for place, c in group:
+            row = rows[place]
+            table.add_row(*row[:2], *(row[n] for n in told), style="bold" if not c.why else "")
     yield table
     yield Text()
     for place, c in shown:
@@ -209,7 +213,7 @@ def _to_dict(report: TrainPlanReport) -> dict[str, Any]:
                 "bubble": number(c.bubble, "1", "modelled"),
                 "memory_parts": {n: number(x, "B", "derived") for n, x in c.parts.items()},
                 "closed_form": _timing(c.closed_form), "compiled": _timing(c.compiled),
-                "why_not_first": c.why,
+                "why_not_first": c.why, "ordered_by": timed_by(c),
             }
             for c in search.ranked
         ],
@@ -227,7 +231,10 @@ def _page(report: TrainPlanReport) -> str:
         title=f"Plan: {_asked(search)}",
         model=describe_model(search.request.model),
         heads=("strategy, mesh, sharding", *_HEADS),
-        rows=[(_cells(i, c, report), c.why) for i, c in enumerate(search.ranked[:40], 1)],
+        groups=[
+            (order, [(_cells(i, c, report), c.why) for i, c in group])
+            for order, group in in_groups(search.ranked[:40])
+        ],
         plotted="Throughput against memory",
         plot_note="modelled; the line is what a step may need",
         plot=memory_plot(search, report.cluster),

@@ -131,9 +131,13 @@ class Search:
 
     @property
     def frontier(self) -> tuple[Candidate, ...]:
-        """The candidates that fit and that none beats in throughput and TPOT, fastest first."""
+        """The candidates that fit and that none beats in throughput and TPOT, fastest first.
+
+        Where any that fits is compiled, they are those compiled: only times of one kind compare.
+        """
         best, kept = float("inf"), []
         able = [c for c in self.ranked if c.fits]
+        able = [c for c in able if c.compiled] or able
         for c in sorted(able, key=lambda c: -c.timing.tokens_per_s.value):
             tpot = (c.timing.tpot_s or c.timing.ttft_s).value
             if tpot < best:

@@ -21,13 +21,14 @@ def tensor_pipeline(
     """Split matrices by columns and rows over `tensor`, and contiguous layers over `stage`.
 
     Args:
-      tensor: devices in a tensor group, kept inside a node. They divide heads, kv_heads and d_ff.
+      tensor: devices in a tensor group, kept inside a node. They divide heads and d_ff, and divide
+        kv_heads or are a multiple of them: then all devices compute every key/value head.
       stage: pipeline stages. They divide the number of layers.
       microbatches: GPipe's M; None takes the caller's or the paper's number.
       sequence_parallel_norms: also split the residual stream and norms over the sequence, which
         replaces an all-reduce by a reduce-scatter and an all-gather and saves memory (off, as in
         the papers).
-      split_kv_heads: False computes all key/value heads on every device, for kv_heads < tensor.
+      split_kv_heads: False computes all key/value heads on every device, whatever their number.
       reduce_dtype: dtype in which partial sums cross the wire; None is the activations' own.
       experts: in a model with experts, "tensor" splits each over `tensor`, "colocated" spreads
         whole experts over it; either way a device runs them on all its tokens that chose them.

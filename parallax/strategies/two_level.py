@@ -18,14 +18,15 @@ def two_level(
     """Split heads over `head_group`, each head's width over `head_slice`, and the rest over both.
 
     Args:
-      groups: groups of heads; they divide heads and kv_heads.
+      groups: groups of heads; they divide heads, and divide kv_heads or are a multiple of them:
+        then every group computes all key/value heads.
       slices: slices of each head; they divide head_dim, and groups * slices divides d_ff, the
         vocabulary and d_model.
       reduction: how slices of a head become attention, see `HeadSlices`; "local" makes it another
         model.
       cluster: the cluster whose rates decide "auto".
-      split_kv_heads: False computes all key/value heads of a slice in every group, for
-        kv_heads < groups.
+      split_kv_heads: False computes all key/value heads of a slice in every group, whatever
+        their number.
 
     Cost: two all-reduces of [b, L, D] over both mesh axes per layer and microbatch, and the
       transfers of `HeadSlices` over `head_slice`, inside a node if slices divide its devices.

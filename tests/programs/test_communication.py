@@ -61,7 +61,7 @@ CASES = {
     **{f"stages {n}": (UNEQUAL.replace(dtype="float32"), s) for n, s in UNEQUAL_STAGES.items()},
     "sequence-parallel norms": (DENSE, tensor_pipeline(4, 2, sequence_parallel_norms=True)),
     "whole key/value heads": (
-        DENSE.replace(num_kv_heads=2), tensor_pipeline(8, 2, split_kv_heads=False),
+        DENSE.replace(num_kv_heads=2), tensor_pipeline(8, 2),
     ),
     "normed heads": (DENSE.replace(qk_norm=True), two_level(4, 4)),
     "capacity": (

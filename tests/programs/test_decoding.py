@@ -151,8 +151,8 @@ def test_decode_with_learned_positions_and_whole_key_heads():
         num_heads=16, num_kv_heads=2, head_dim=4, positions="learned", norm="layernorm",
         max_seq_len=LONGEST + NEW,
     )  # fmt: skip
-    check(config, tensor_pipeline(8, 2, split_kv_heads=False), microbatches=4)
-    check(config, two_level(4, 4, split_kv_heads=False))
+    check(config, tensor_pipeline(8, 2), microbatches=4)
+    check(config, two_level(4, 4))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -53,8 +53,8 @@ def test_all_strategies_causal():
 def test_grouped_queries_full_attention_packed():
     # Two key/value heads on eight tensor devices: each device computes both and keeps its own.
     own = {
-        "tensor_pipeline": tensor_pipeline(8, 2, split_kv_heads=False),
-        "two_level": two_level(4, 4, split_kv_heads=False),
+        "tensor_pipeline": tensor_pipeline(8, 2),
+        "two_level": two_level(4, 4),
         "double_ring": VARIANTS["double_ring"],
         "ulysses": VARIANTS["ulysses"],
     }

@@ -98,7 +98,9 @@ class TransformerStep(ModelStep):
     @property
     def notes(self) -> tuple[str, ...]:
         routing = self.routing
-        said = (routing.note if routing else "", _chosen_by_xla(self.sharded))
+        said = (
+            routing.note if routing else "", _chosen_by_xla(self.sharded), _kv_copies(self.sharded)
+        )  # fmt: skip
         return tuple(note for note in said if note)
 
     @property
@@ -166,10 +168,11 @@ class Prefill(TransformerStep):
         return self.program.weight_bytes()
 
     def kv_cache_bytes(self) -> float:
-        devices = self.strategy.mesh.size
+        devices, copies = self.strategy.mesh.size, self.sharded.kv_copies
         if self.config.latent is not None:  # those that split the heads hold the same latents
             devices = self.strategy.split().count("act_batch", "act_seq", "layers")
-        return kv_cache_bytes(self.config, self.workload, devices)
+            copies = 1
+        return kv_cache_bytes(self.config, self.workload, devices, copies)
 
     def useful_flops(self) -> float:
         return model_flops(self.config, self.workload.batch, self.workload.seq_len)
@@ -288,6 +291,19 @@ class Training(TransformerStep):
 
 def _in_microbatches(sharded: ShardedTransformer, microbatches: int) -> ShardedTransformer:
     return replace(sharded, workload=replace(sharded.workload, microbatches=microbatches))
+
+
+def _kv_copies(sharded: ShardedTransformer) -> str:
+    """Return how key/value heads are replicated over devices that split queries; "" if not."""
+    split, heads = sharded.strategy.split(), sharded.config.num_kv_heads
+    over = split.over("heads")
+    if over == split.over("kv_heads"):
+        return ""
+    return (
+        f"{heads} key/value heads over {split.count('heads')} devices of mesh axis "
+        f"{'*'.join(over)}: each computes all of them with whole matrices, and keeps those its "
+        f"queries read: {sharded.kv_copies} devices keep each head"
+    )
 
 
 def _chosen_by_xla(sharded: ShardedTransformer) -> str:
