@@ -16,7 +16,6 @@ from parallax.hlo.execution_trace import Kernel, Step
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import Parameter, layer_matrices
 from parallax.parallel.split import Split
-from parallax.rules import names_of
 
 Unpacking = Literal["xla", "kernel"]
 Formats = tuple[str, str]
@@ -130,9 +129,7 @@ def device_matrices(
 
     def local(matrix: Parameter) -> tuple[int, int, int]:
         sizes = zip(matrix.shape, matrix.axes, strict=True)
-        return matrix.matrices(
-            tuple(max(1, n // whole.count(*names_of(names))) for n, names in sizes)
-        )
+        return matrix.matrices(tuple(max(1, n // whole.count(names)) for n, names in sizes))
 
     return {matrix.name: local(matrix) for matrix in layer_matrices(config, part)}
 

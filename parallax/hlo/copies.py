@@ -65,6 +65,26 @@ def _instruction(
         return 0.0, False
     if i.opcode in _RENAMING or i.opcode.endswith("-done"):
         return 0.0, operands[0]
+    if (called := _called(module, computation, i, operands, trips)) is not None:
+        return called
+    if i.opcode.removesuffix("-start") == "fusion":
+        moved = _moved(module.computation(i.calls()["calls"][0]), operands)
+    else:
+        moved = i.opcode in _COPYING and operands[0]
+    if not any(_flat((moved,))):
+        return 0.0, False
+    if moved is True:
+        return _written(module, computation, i), True
+    shapes = result_shape(i).elements
+    assert isinstance(moved, tuple)
+    return float(sum(s.n_bytes for s, m in zip(shapes, moved, strict=True) if m is True)), moved
+
+
+def _called(
+    module: Module, computation: Computation, i: Instruction, operands: tuple[Held, ...],
+    trips: Trips | None,
+) -> tuple[float, Held] | None:  # fmt: skip
+    """Return `_instruction` of a loop, branch or call; None of any other."""
     calls = i.calls()
     if i.opcode == "while":
         count = expected_trips(module, computation, i, trips)
@@ -77,17 +97,7 @@ def _instruction(
     if i.opcode in ("call", "async-start"):
         called = next(iter(calls.values()))[0]
         return _run(module, called, operands, trips)
-    if i.opcode.removesuffix("-start") == "fusion":
-        moved = _moved(module.computation(calls["calls"][0]), operands)
-    else:
-        moved = i.opcode in _COPYING and operands[0]
-    if not any(_flat((moved,))):
-        return 0.0, False
-    if moved is True:
-        return _written(module, computation, i), True
-    shapes = result_shape(i).elements
-    assert isinstance(moved, tuple)
-    return float(sum(s.n_bytes for s, m in zip(shapes, moved, strict=True) if m is True)), moved
+    return None
 
 
 def _moved(body: Computation, operands: tuple[Held, ...]) -> Held:

@@ -162,44 +162,42 @@ class ModelConfig:
 
     def _check_kinds(self) -> None:
         """Check the choices that name layers' kinds, latents, experts and norms."""
-        context = f"ModelConfig '{self.name}'"
-        wrong = {
-            "windows need causal=True": not self.causal
-            and any(kind.window is not None for kind in self.kinds),
-            "latent attention has num_kv_heads = num_heads": self.latent is not None
-            and self.num_kv_heads != self.num_heads,
-            "latent attention has positions='rope' and none of sinks, bias, qk_norm, pattern": (
-                self.latent is not None
-                and (
-                    self.positions != "rope"
-                    or bool(self.pattern)
-                    or self.sinks
-                    or self.bias
-                    or self.qkv_bias
-                    or self.qk_norm
-                )
-            ),
-            "rope_dim is less than head_dim": self.latent is not None
-            and self.latent.rope_dim >= self.head_dim,
-            "rotary_dim is at most head_dim, and not of latent attention": (
-                self.rotary_dim is not None
-                and (self.rotary_dim > self.head_dim or self.latent is not None)
-            ),
-            "shared_experts, dense_layers and router need num_experts": not self.num_experts
-            and bool(self.shared_experts or self.dense_layers or self.router),
-            "dense_layers are fewer than num_layers and have a dense_d_ff": bool(self.dense_layers)
-            and (self.dense_layers >= self.num_layers or not self.dense_d_ff),
-            "dense_layers are whole patterns": self.dense_layers % len(self.kinds) != 0,
-            "dense_d_ff needs dense_layers": bool(self.dense_d_ff) and not self.dense_layers,
-            "groups of experts are equal, and enough for a token's choices": bool(
-                self.router and self.num_experts
-            )
-            and not self._groups_fit(),
-            "norm_offset needs norm='rmsnorm'": self.norm_offset and self.norm != "rmsnorm",
-            "gate needs mlp='gated'": self.gate != "silu" and self.mlp != "gated",
+        rules = self._attention_rules() | self._expert_rules()
+        if said := [rule for rule, is_kept in rules.items() if not is_kept]:
+            raise ValueError(f"ModelConfig '{self.name}': {'; '.join(said)}.")
+
+    def _attention_rules(self) -> dict[str, bool]:
+        windows = any(kind.window is not None for kind in self.kinds)
+        rules = {
+            "windows need causal=True": self.causal or not windows,
+            "rotary_dim is at most head_dim, and not of latent attention": self.rotary_dim is None
+            or (self.rotary_dim <= self.head_dim and self.latent is None),
+            "norm_offset needs norm='rmsnorm'": not self.norm_offset or self.norm == "rmsnorm",
+            "gate needs mlp='gated'": self.gate == "silu" or self.mlp == "gated",
         }
-        if said := [rule for rule, is_wrong in wrong.items() if is_wrong]:
-            raise ValueError(f"{context}: {'; '.join(said)}.")
+        if self.latent is None:
+            return rules
+        others = (self.pattern, self.sinks, self.bias, self.qkv_bias, self.qk_norm)
+        return rules | {
+            "latent attention has num_kv_heads = num_heads": self.num_kv_heads == self.num_heads,
+            "latent attention has positions='rope' and none of sinks, bias, qk_norm, pattern": (
+                self.positions == "rope" and not any(others)
+            ),
+            "rope_dim is less than head_dim": self.latent.rope_dim < self.head_dim,
+        }
+
+    def _expert_rules(self) -> dict[str, bool]:
+        rules = {
+            "dense_layers are whole patterns": self.dense_layers % len(self.kinds) == 0,
+            "dense_d_ff needs dense_layers": bool(self.dense_layers) or not self.dense_d_ff,
+            "dense_layers are fewer than num_layers and have a dense_d_ff": not self.dense_layers
+            or (self.dense_layers < self.num_layers and self.dense_d_ff > 0),
+        }
+        if self.num_experts:
+            said = "groups of experts are equal, and enough for a token's choices"
+            return rules | {said: self._groups_fit()}
+        others = (self.shared_experts, self.dense_layers, self.router)
+        return rules | {"shared_experts, dense_layers and router need num_experts": not any(others)}
 
     def _groups_fit(self) -> bool:
         router = self.router or Router()

@@ -23,6 +23,9 @@ from parallax.parallel.sharded_weights import RowPath, exchange_rows, gather_sha
 from parallax.parallel.varying import vary_over, varying_axes
 from parallax.parallel.width import gather_width, shard_width
 
+# A dim's logical axis, several that split it in turn, or None.
+Name = str | tuple[str, ...] | None
+
 
 @dataclass(frozen=True)
 class Split:
@@ -57,11 +60,12 @@ class Split:
         """Return a copy of this split with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def over(self, *names: str) -> tuple[str, ...]:
+    def over(self, *names: Name) -> tuple[str, ...]:
         """Return the mesh axes that split these logical axes."""
-        return tuple(axis for name in names for axis in self.axes.get(name, ()))
+        flat = [n for name in names for n in ((name,) if isinstance(name, str) else name or ())]
+        return tuple(axis for name in flat for axis in self.axes.get(name, ()))
 
-    def count(self, *names: str) -> int:
+    def count(self, *names: Name) -> int:
         """Return the number of shards that these logical axes are split into."""
         shards = 1
         for axis in self.over(*names):

@@ -6,7 +6,6 @@ from parallax.compression import parse_format
 from parallax.models.config import ModelConfig
 from parallax.models.parameters import layer_matrices
 from parallax.parallel.tiles import Tiles
-from parallax.rules import names_of
 
 _SUM_BYTES = 4  # bytes per element of the sum over weight tiles; 8 in a float64 model
 
@@ -58,7 +57,7 @@ def tiles_under(
         for matrix in layer_matrices(config, part):
             inputs, outputs, _ = matrix.matrices()
             if matrix.reads_stream:
-                own = cut if any(names_of(axis) for axis in matrix.axes[1:]) else 1
+                own = cut if any(matrix.axes[1:]) else 1
                 read += _n_bytes(form, inputs, outputs // own)
             else:
                 written += _n_bytes(form, inputs // cut, outputs)
