@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from parallax.analytic.hits import weight_reads
 from parallax.analytic.kernels import gemm, passes
@@ -16,6 +16,7 @@ from parallax.cost import Cost, Rates, estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
 from parallax.models.layer_kinds import LayerKind
+from parallax.parallel.layer_parts import Pipeline
 from parallax.programs.steps import ModelStep, Training, TransformerStep
 
 
@@ -68,8 +69,10 @@ def estimate(
     if step.unmodelled:
         raise ValueError(f"estimate: {step.unmodelled}")
     assert isinstance(step, TransformerStep)
-    if len(set(step.config.kinds)) > 1:
-        return _of_kinds(step, lambda one: estimate(
+    several = len(set(step.config.kinds)) > 1
+    if several or step.config.dense_layers:
+        combine = _with_first_layers if step.config.dense_layers else _of_kinds
+        return combine(step, lambda one: estimate(
             one, cluster, rates=rates, skew=skew, weights=weights, resident=resident
         ))  # fmt: skip
     args = skew, weights or weights_of(step.config), cluster.gpu.device_kind
@@ -100,6 +103,31 @@ def _of_kinds(step: TransformerStep, estimate_one: Callable[[ModelStep], Estimat
     }
     cost = sum((found[kind].cost.times(n / layers) for kind, n in counts.items()), Cost())
     return Estimate(cost, step.tokens, found[counts.most_common(1)[0][0]].work)
+
+
+def _with_first_layers(
+    step: TransformerStep, estimate_one: Callable[[ModelStep], Estimate]
+) -> Estimate:
+    """Estimate a model with dense first layers: its stack, and as many layers of a dense model.
+
+    Every stage runs the first layers, so that each costs as much as one more layer on all stages.
+    The trace is that of the stack.
+    """
+    config, strategy = step.config, step.strategy
+    stack = config.replace(num_layers=config.stacked_layers, dense_layers=0, dense_d_ff=0)
+    # Stages of as many layers each, whatever those of the stack have.
+    if isinstance(strategy.layers, Pipeline):
+        strategy = strategy.replace(layers=replace(strategy.layers, layers=None))
+    layers = strategy.layers.virtual_stages * len(config.kinds)
+    several = strategy.split().count("layers") * layers
+    dense = config.of_dense_layers
+    one, two = (
+        estimate_one(step.with_config(dense.replace(num_layers=n * several), strategy)).cost
+        for n in (1, 2)
+    )
+    of_stack = estimate_one(step.with_config(stack))
+    more = (two + one.times(-1)).times(config.dense_layers / layers)
+    return Estimate(of_stack.cost + more, step.tokens, of_stack.work)
 
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:

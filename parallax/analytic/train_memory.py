@@ -16,6 +16,7 @@ from parallax.models.block import attention_shape
 from parallax.models.parameters import layer_matrices
 from parallax.parallel.attention_part import size_over
 from parallax.parallel.remat import Remat
+from parallax.programs.first_layers import first_layers
 from parallax.programs.gradient_sums import shards_of
 from parallax.programs.pass_shape import PassShape
 from parallax.programs.sharded_model import ShardedTransformer
@@ -127,6 +128,8 @@ def train_memories(
     """Yield the `train_memory` of several choices of what is recomputed."""
     n = elements or elements_of(sharded.untied)
     sizes = _Sizes(sharded, n)
+    first = first_layers(PassShape(sharded.config, sharded.strategy, sharded.workload, "gpu"))
+    dense = None if first is None else _Sizes(first.sharded, elements_of(first.sharded))
     item, strategy = sizes.item, sharded.strategy
     several = sharded.workload.microbatches > 1 or sizes.ticks is not None
     once = strategy.shards_weights and strategy.gather == "step"
@@ -144,7 +147,8 @@ def train_memories(
             optimizer=n.state * state_bytes,
             gradients=new + (summed if several else 0.0),
             gathered=gathered,
-            activations=sizes.in_flight(remat),
+            activations=sizes.in_flight(remat)
+            + (dense.kept(remat) * sharded.config.dense_layers if dense else 0.0),
             working=sizes.working(remat),
         )
 

@@ -15,6 +15,7 @@ from parallax.models.config import ModelConfig
 from parallax.parallel.experts import TILES_SCOPE, Platform
 from parallax.parallel.experts.chunks import chunk_tokens
 from parallax.programs.decoding import Decoder
+from parallax.programs.first_layers import add_first_layers
 from parallax.programs.pass_shape import PassShape
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -38,6 +39,7 @@ def forward_transfers(
     shape = PassShape(config, strategy, workload, platform)
     shape.step_weights()
     shape.stack()
+    add_first_layers(shape)
     last = shape.b * config.d_model * shape.item
     seq = shape.over("act_seq", "act_norm_seq")
     shape.add("last_position", "last position", "all-reduce", seq, last)
@@ -57,6 +59,7 @@ def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[T
     shape = PassShape(sharded.config, sharded.strategy, sharded.workload, platform, decoder)
     shape.step_weights()
     shape.stack()
+    add_first_layers(shape)
     shape.end(shape.b * sharded.config.d_model * shape.item)
     shape.end_weights(shape.item, every_position=False)
     return tuple(shape.transfers)

@@ -151,12 +151,21 @@ class PassShape:
 
         With `remat`, also what the backward pass of each layer sends again to recompute it.
         """
-        whole, item = self.residual * self.item, self.wire_item
-        again = remat in ("attention", "layer")
+        whole = self.residual * self.item
         with self.running(self.runs.ends):
             self.rows_of_tables()
         self.add("lookup", "widen embeddings and handoffs", "all-gather", self.over("lookup"),
                  whole)  # fmt: skip
+        self.of_layers(remat)
+        handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
+        stage = self.over("layers")
+        with self.running(self.runs.sends):
+            self.add("stage_handoff", "stage handoff", "collective-permute", stage, handoff)
+
+    def of_layers(self, remat: Remat | None = None) -> None:
+        """Add the layers of one forward pass, as `stack` does."""
+        whole, item = self.residual * self.item, self.wire_item
+        again = remat in ("attention", "layer")
         self.parts("transfers")
         if again:
             with self.running(self.runs.backward):
@@ -171,10 +180,6 @@ class PassShape:
                          1 + again, per_layer=True)  # fmt: skip
             self.add(part.sum, f"sum of {part.what}", kind, part.axes, self.residual * item,
                      part.sums, per_layer=True)  # fmt: skip
-        handoff = whole // self.split.count("lookup") // self.split.count("act_norm_seq")
-        stage = self.over("layers")
-        with self.running(self.runs.sends):
-            self.add("stage_handoff", "stage handoff", "collective-permute", stage, handoff)
 
     def parts_summed(self, remat: Remat | None = None) -> "tuple[SummedPart, SummedPart]":
         """Return a layer's attention and MLP.
@@ -182,10 +187,11 @@ class PassShape:
         A layer that is recomputed stops before its last sum, whose result is not needed; where the
         results of matrix products are kept, the first sum is one of them.
         """
+        mlp = self.split.expert_sums if self.config.num_experts else ("mlp",)
         return (
             SummedPart("attention", self.over("heads", "head_dim"), 1 + (remat == "layer"),
                         "attention_gather", "attention_sum", "attention_gradient"),
-            SummedPart("MLP", self.over(*self.split.expert_sums), 1,
+            SummedPart("MLP", self.over(*mlp), 1,
                         "mlp_gather", "mlp_sum", "mlp_gradient"),
         )  # fmt: skip
 

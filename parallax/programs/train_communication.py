@@ -12,6 +12,7 @@ from parallax.bounds import Role, Transfer
 from parallax.models.config import ModelConfig
 from parallax.parallel.experts import Platform
 from parallax.parallel.remat import Remat
+from parallax.programs.first_layers import add_first_layers, first_layers
 from parallax.programs.gradient_sums import gathered_parameters, gradient_sums
 from parallax.programs.pass_shape import PassShape
 from parallax.programs.schedule_branches import training_runs
@@ -46,10 +47,13 @@ def train_transfers(
     balanced = config.num_experts and config.load_balance
     if balanced and workload.microbatches > 1:
         shape.stack()
+        add_first_layers(shape)
         shape.transfers = [dataclasses.replace(t, minimum_bytes=0.0) for t in shape.transfers]
     if (runs := training_runs(shape.sharded)) is not None:
         shape.run_as(runs)
     shape.stack(remat)
+    if (first := first_layers(shape)) is not None:
+        add_first_layers_training(shape, first, remat)
     with shape.running(shape.runs.ends):
         shape.add("unembedding_gather", "gather after the last layer", "all-gather",
                   shape.over("act_norm_seq"), shape.residual * shape.item)  # fmt: skip
@@ -65,8 +69,43 @@ def train_transfers(
     return tuple(shape.transfers)
 
 
+def add_first_layers_training(shape: PassShape, first: PassShape, remat: Remat) -> None:
+    """Add the dense first layers, forward and backward, at the place of the embedding.
+
+    Where stages run a schedule, the gradient of the embedding runs these layers again.
+    """
+    again = bool(shape.over("layers"))
+    whole, ends = shape.residual * shape.item, shape.runs.ends
+    first.of_layers(remat)
+    if again:
+        first.of_layers()
+    widths = ends * (1 + again)
+    with shape.running(ends):
+        of_layers_backward(first)
+        shape.add("lookup", "widen the gradient of the dense first layers", "all-gather",
+                  shape.over("lookup"), whole)  # fmt: skip
+        if again:
+            shape.rows_of_tables()
+    with shape.running(widths):
+        shape.add("lookup", "widen embeddings for the dense first layers", "all-gather",
+                  shape.over("lookup"), whole)  # fmt: skip
+    shape.transfers += first.transfers
+
+
 def _layers_backward(shape: PassShape) -> None:
     """Add the backward pass through the layers and handoffs."""
+    of_layers_backward(shape)
+    whole, stage = shape.residual * shape.item, shape.over("layers")
+    handoff = whole // shape.split.count("lookup") // shape.split.count("act_norm_seq")
+    role: Role = "stage_handoff_gradient"
+    with shape.running(shape.runs.sends_back):
+        shape.add(role, "gradient of stage handoff", "collective-permute", stage, handoff)
+    if stage:
+        shape.add(role, "widen the handoff's gradient", "all-gather", shape.over("lookup"), whole)
+
+
+def of_layers_backward(shape: PassShape) -> None:
+    """Add the backward pass through the layers."""
     whole, norm_seq = shape.residual * shape.item, shape.over("act_norm_seq")
     shape.parts("backward_transfers")
     for part in shape.parts_summed():
@@ -81,13 +120,6 @@ def _layers_backward(shape: PassShape) -> None:
         for axes, size in shape.gathered(w for _, w in shape.stacked()).items():
             shape.add("weight_gradient", _SCATTER, "reduce-scatter", axes, size * shape.item,
                       per_layer=True)  # fmt: skip
-    stage = shape.over("layers")
-    handoff = whole // shape.split.count("lookup") // shape.split.count("act_norm_seq")
-    role: Role = "stage_handoff_gradient"
-    with shape.running(shape.runs.sends_back):
-        shape.add(role, "gradient of stage handoff", "collective-permute", stage, handoff)
-    if stage:
-        shape.add(role, "widen the handoff's gradient", "all-gather", shape.over("lookup"), whole)
 
 
 def _ends_backward(shape: PassShape, param_bytes: int) -> None:

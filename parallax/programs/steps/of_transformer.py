@@ -49,10 +49,12 @@ class TransformerStep(ModelStep):
     def sharded(self) -> ShardedTransformer:
         """The model under its strategy; a decoding step's with the workload of its prompts."""
 
-    def with_config(self, config: ModelConfig) -> "TransformerStep":
-        """Return the step of another model under the same strategy and workload."""
+    def with_config(
+        self, config: ModelConfig, strategy: Strategy | None = None
+    ) -> "TransformerStep":
+        """Return the step of another model, under the same strategy or another one."""
         mine: Any = self
-        sharded = replace(self.sharded, config=config)
+        sharded = replace(self.sharded, config=config, strategy=strategy or self.strategy)
         program = mine.program
         return type(mine)(sharded if program is self.sharded else replace(program, sharded=sharded))
 
