@@ -6,8 +6,9 @@
   parallax generate --model=FOLDER --compression=int8,int8+2:4 --prompt="Hello"
   parallax generate --model=ring_sp --small --strategy=tensor_pipeline --virtual --prompt="def f("
 
-FOLDER holds config.json, *.safetensors and tokenizer.json of a Llama, GPT-2, Qwen3 or Mixtral
-model. A paper's name with --small is its model at a laptop's width, with random weights.
+FOLDER holds config.json, *.safetensors and tokenizer.json of a published model, of a family that
+`parallax list families` names. A paper's name with --small is its model at a laptop's width, with
+random weights.
 
 Hardware: the devices at hand; with --virtual, virtual CPU devices, whose times compare nothing;
 with --distributed, those of all processes, each started with this command (docs/cluster.md).

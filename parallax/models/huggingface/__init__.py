@@ -1,6 +1,6 @@
 """The reading and writing of folders in Hugging Face's layout, under any strategy.
 
-Supported are Llama, GPT-2, Qwen3 and Mixtral, from config.json, *.safetensors and tokenizer.json;
+Supported are the families of `families/`, from config.json, *.safetensors and tokenizer.json;
 pickled files are not read.
 """
 

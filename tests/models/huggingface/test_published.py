@@ -7,6 +7,7 @@ import pytest
 
 from parallax.models import huggingface
 from parallax.models.huggingface.configs import FAMILIES, family_of, lost_by, to_fields
+from parallax.requests.naming import resolve_model
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 # The first family that computes the same is the one that models are written as.
@@ -40,6 +41,7 @@ def test_parameters_are_as_many_as_published(name, tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_there_and_back(name, tmp_path):
     config = read(name, tmp_path)
+    assert resolve_model(tmp_path / name / "config.json") == (config, tmp_path / name)
     family = PUBLISHED[name]["config"]["model_type"]
     assert family_of(config).model_type == WRITTEN_AS.get(family, family)
     if family != "gemma3":  # for text alone: it is written as its text model

@@ -137,7 +137,7 @@ def _write_v3(config: ModelConfig) -> dict[str, Any] | None:
 _A, _KV = ("attention",), ("n", "w")
 _LATENT: names.Table = {
     # Pairs are neighbours here, as ours are, so that no columns change places.
-    "self_attn.kv_a_proj_with_mqa.weight": ((*_A, "kva_DT"), Layout("dj", ("j", "d"))),
+    "self_attn.kv_a_proj_with_mqa.weight": ((*_A, "kva_DC"), Layout("dj", ("j", "d"))),
     "self_attn.kv_a_layernorm.weight": ((*_A, "kva_norm", "scale"), Layout("c", ("c",))),
     "self_attn.kv_b_proj.weight#k": (
         (*_A, "kb_CHK"), Layout("chn", ("h*n", "c"), parts=_KV, part=0),
