@@ -53,7 +53,9 @@ def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
     whole /= math.prod(trace.split.mesh_axes[a] for a in getattr(part, "seq_axes", ()))
     inputs = trace.sends("attention_inputs", "scores")
     steps: list[Step] = [*inputs, passes("zero o", 0.0, whole * _WIDE)]
-    pair = block_pair(work.rows, work.block, width, values, trace.item, trace.dtype)
+    # One latent is the key and the value of all heads.
+    keys = shape.kv_heads / shape.heads if shape.shared_values else 1.0
+    pair = block_pair(work.rows, work.block, width, values, trace.item, trace.dtype, keys=keys)
     hops = 1 + sum(n for _, n in trace.rings())
     tokens = whole / max(1, work.rows * values)
     fused = fused_step(trace, work, values, tokens, hops)
@@ -62,7 +64,7 @@ def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
     half, loop = ([Loop("pairs", pairs / hops / n, "pair", "test")] for n in (2, 1))
     if fused:
         half, loop = fused[:1], fused
-    chosen = float(work.rows * work.block) * trace.item * (2 * width + values)
+    chosen = float(work.rows * work.block) * trace.item * (width + keys * (width + values))
     for sends, n in trace.rings():
         for i in range(n):
             hop = [Start(f"{send.name}.{i}", send) for send in sends]

@@ -41,19 +41,24 @@ def cache_read(name: str, read: float, written: float) -> Kernel:
     return Kernel(name, ((f"{name}.in", read),), written, kv_cache=(f"{name}.in",))
 
 
-def block_pair(rows: int, block: int, width: int, values: int, item: int, dtype: str):
-    """Make the kernels of one block of queries against one of keys, for all heads and sequences."""
+def block_pair(
+    rows: int, block: int, width: int, values: int, item: int, dtype: str, *, keys: float = 1.0
+) -> tuple[Kernel, ...]:
+    """Make the kernels of one block of queries against one of keys, for all heads and sequences.
+
+    `keys` is the keys (and values) that are copied, per head.
+    """
     score, query, out = rows * block * block, rows * block * width, rows * block * values
     small = float(rows * block * _WIDE)
     return (
         passes("q_i", query * item, query * item, "q"),
-        passes("k_j", query * item, query * item, "k"),
+        passes("k_j", keys * query * item, keys * query * item, "k"),
         gemm("s", block, block, width, dtype, item, a="q_i", b="k_j", batch=rows, out_item=_WIDE),
         passes("mask", small, small),
         passes("max", score * _WIDE, small, "s"),
         passes("shrink", 2 * small, 2 * small),
         passes("p", score * _WIDE, score * item, "s"),
-        passes("v_j", out * item, out * item, "v"),
+        passes("v_j", keys * out * item, keys * out * item, "v"),
         gemm("pv", block, values, block, dtype, item, a="p", b="v_j", batch=rows, out_item=_WIDE),
         passes("o_i", out * _WIDE, out * _WIDE, "o"),
         Kernel("o_new", (("o_i", float(out * _WIDE)), ("pv", float(out * _WIDE))),

@@ -74,7 +74,7 @@ class LatentAttention(nnx.Module):
             self.qa_DR = matrix((d, sizes.q_rank), ("embed", None), d)
             self.qa_norm = LatentNorm(sizes.q_rank, config)
             self.q_RHK = matrix((sizes.q_rank, h, k), of_heads, sizes.q_rank)
-        self.kva_DC = matrix((d, sizes.cached), ("embed", None), d)
+        self.kva_DT = matrix((d, sizes.cached), ("embed", None), d)
         self.kva_norm = LatentNorm(c, config)
         self.kb_CHK = matrix((c, h, k - sizes.rope_dim), of_heads, c)
         self.vb_CHV = matrix((c, h, sizes.value_dim), of_heads, c)
@@ -109,7 +109,7 @@ class LatentAttention(nnx.Module):
         else:
             a_BLR = self.qa_norm(multiplied(x_BLD, self.qa_DR, "bld,dr->blr", split))
             q_BLHK = multiplied(a_BLR, self.q_RHK, "blr,rhk->blhk", split)
-        latent_BLT = multiplied(x_BLD, self.kva_DC, "bld,dt->blt", split)
+        latent_BLT = multiplied(x_BLD, self.kva_DT, "bld,dt->blt", split)
         c_BLC, rope_BLP = jnp.split(latent_BLT, (sizes.kv_rank,), axis=-1)
         rope_BL1P = rotate(rope_BLP[:, :, None], angles)
         latent_BL1T = jnp.concatenate([self.kva_norm(c_BLC)[:, :, None], rope_BL1P], axis=-1)

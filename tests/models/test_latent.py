@@ -95,7 +95,7 @@ def by_head(config):
 
     def forward(state, x):
         w = {k: v[...] for k, v in state.items() if k not in ("qa_norm", "kva_norm")}
-        joined = x @ w["kva_DC"]
+        joined = x @ w["kva_DT"]
         c = normed(joined[..., : sizes.kv_rank], state["kva_norm"]["scale"][...])
         rope = turned(joined[..., sizes.kv_rank :])
         if sizes.q_rank is None:
