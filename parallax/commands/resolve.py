@@ -24,6 +24,7 @@ from parallax.meshes.cluster import Cluster
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
+from parallax.models.parameters import of_laptop_depth
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
@@ -179,15 +180,19 @@ class _Maker:
 
 
 def _model_and_workloads(
-    request: CompareRequest, paper: Paper | None
+    request: CompareRequest, paper: Paper | None, batches: Sequence[int]
 ) -> tuple[ModelConfig, Workload, Workload]:
-    """Return the model, its workload and that of the small model."""
+    """Return the model, its workload and that of the small model.
+
+    A batch that neither request nor paper chooses is a multiple of all `batches`.
+    """
     config, source = _model(request, paper)
     if request.dtype is not None:
         config = config.replace(dtype=request.dtype)
     if request.compression is not None:
         config = config.replace(compression=parse_compression(request.compression))
-    base = source.workload if source else Workload(DEFAULT_BATCH, DEFAULT_SEQ_LEN)
+    usual = Workload(_multiple(DEFAULT_BATCH, batches), DEFAULT_SEQ_LEN)
+    base = source.workload if source else usual
     small = source.small_workload if source else Workload(16, 80, 4)
     names = ("batch", "seq_len", "microbatches")
     given = {n: v for n in names if (v := getattr(request, n)) is not None}
@@ -257,15 +262,17 @@ def _sizes(
     request: CompareRequest, paper: Paper | None, strategies: Sequence[Strategy]
 ) -> tuple[_Size, _Size]:
     """Return what is compiled, and the small model with sizes that every strategy divides."""
-    config, workload, base = _model_and_workloads(request, paper)
     splits = [s.split() for s in strategies]
+    batches = [s.count("act_batch") for s in splits]
+    config, workload, base = _model_and_workloads(request, paper, batches)
     base = replace(
         base,
-        batch=_multiple(base.batch, [s.count("act_batch") for s in splits]),
+        batch=_multiple(base.batch, batches),
         seq_len=_multiple(base.seq_len, [s.count("act_seq", "act_norm_seq") for s in splits]),
     )
     longest = max(config.small().max_seq_len, base.seq_len)
-    small = _Size(config.small(max_seq_len=longest), base, False)
+    stages = math.lcm(*(s.count("layers") for s in splits))
+    small = _Size(of_laptop_depth(config.small(max_seq_len=longest), stages), base, False)
     full = small if request.small else _Size(config, workload, request.microbatches is not None)
     return full, small
 

@@ -1,6 +1,7 @@
 """The configuration of a transformer: sizes and choices, as one frozen value."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -306,14 +307,16 @@ class ModelConfig:
         """Return the model at a width for laptops: layers, heads and ratios stay, head_dim shrinks.
 
         The vocabulary becomes the 256 byte values, so that any text is a batch of tokens. A head
-        no wider than head_dim keeps its width, and widths that do not shrink evenly round up.
+        no wider than head_dim keeps its width, and widths that do not shrink evenly round up; the
+        model's to what devices up to 32 divide, if they divide the whole model's.
         Windows shrink to a fifth of max_seq_len, so that they still hide tokens.
         """
         shrink = max(1, self.head_dim // head_dim)
         window = max(1, max_seq_len // 5)
+        unit = math.gcd(self.d_model, 32)
         return self.replace(
             name=f"{self.name}.small",
-            d_model=-(-self.d_model // shrink),
+            d_model=-(-self.d_model // shrink // unit) * unit,
             d_ff=-(-self.d_ff // shrink),
             head_dim=min(head_dim, self.head_dim),
             vocab_size=BYTE_VOCAB,

@@ -16,6 +16,9 @@ from parallax.rules import Name
 FIRST_LAYERS = "first_layers"  # the member of a model that holds its dense first layers, stacked
 SHARED = "shared"  # the member of a mixture of experts that every token passes
 
+# Of all layers, on each of 16 or more virtual devices, in float64 and with gradients.
+_LAPTOP_PARAMETERS = 20e6
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -105,6 +108,20 @@ def layer_matrices(config: ModelConfig, part: str | None = None) -> tuple[Parame
 def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Return every parameter outside the stack of layers: tables, dense first layers, the end."""
     return tuple(p for p in model_parameters(config) if p.path[0] != "layers")
+
+
+def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
+    """Return a model with as many of its layers as a laptop holds on many virtual devices.
+
+    Args:
+      config: a model of small width.
+      stages: a number whose multiples stages divide. As many layers as before are left over.
+    """
+    each = sum(p.size for p in layer_parameters(config))
+    unit = math.lcm(stages, max(1, len(config.pattern)))
+    fitting = max(1, int(_LAPTOP_PARAMETERS // each) // unit) * unit
+    layers = fitting + (config.num_layers - config.dense_layers) % unit + config.dense_layers
+    return config if layers >= config.num_layers else config.replace(num_layers=layers)
 
 
 def model_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
