@@ -254,6 +254,24 @@ def test_yarn_and_its_factors(tmp_path):
     assert read(to_fields(config), tmp_path) == config
 
 
+def test_an_absent_setting_differs_from_none(tmp_path):
+    """gpt-oss without a scaling has its family's, DeepSeek may have no shared experts."""
+    config = huggingface.read_config(GOLDEN / "gpt_oss").replace(rope_scaling=None)
+    written = to_fields(config)
+    assert read(written, tmp_path).replace(name=config.name) == config
+    del written["rope_parameters"]
+    found = read(written, tmp_path).rope_scaling
+    assert found is not None
+    assert (found.kind, found.factor, found.truncate) == ("yarn", 32.0, False)
+    config = huggingface.read_config(GOLDEN / "deepseek_v3").replace(shared_experts=0)
+    assert read(to_fields(config), tmp_path).replace(name=config.name) == config
+    fields = fields_of(GOLDEN / "deepseek_v3") | {"first_k_dense_replace": 0, "q_lora_rank": None}
+    config = read(fields, tmp_path)
+    assert (config.dense_layers, config.dense_d_ff) == (0, 0)
+    assert config.latent is not None
+    assert config.latent.q_rank is None
+
+
 def test_older_and_newer_spellings_of_gemma3s_rotations(tmp_path):
     newer = fields_of(GOLDEN / "gemma3_text")
     older = {k: v for k, v in newer.items() if k not in ("rope_parameters", "layer_types")}

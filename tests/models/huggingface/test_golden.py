@@ -111,20 +111,26 @@ def test_there_and_back_is_bit_exact(family, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_there_and_back(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("qwen3", "bfloat16"), ("qwen3", "float16"), ("gpt_oss", "bfloat16"),
+        ("gemma3_text", "bfloat16"), ("phi3", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_half_precision_there_and_back(family, dtype, tmp_path):
     """Weights in the dtype that published ones have; float32 files are rounded to the nearest."""
-    config = huggingface.read_config(GOLDEN / "qwen3", dtype)
+    config = huggingface.read_config(GOLDEN / family, dtype)
     strategy = hybrid(tensor_pipeline(2), ring_sequence(2))
     program, mesh = sharded(config, strategy), mesh_of(strategy)
-    params = huggingface.load(GOLDEN / "qwen3", program, mesh)
+    params = huggingface.load(GOLDEN / family, program, mesh)
     huggingface.save(tmp_path / "half", program, params)
     half = huggingface.read_config(tmp_path / "half")
     assert half.dtype == dtype
     huggingface.save(
         tmp_path / "again", program, huggingface.load(tmp_path / "half", program, mesh)
     )
-    wide = load_file(GOLDEN / "qwen3" / "model.safetensors")
+    wide = load_file(GOLDEN / family / "model.safetensors")
     once, twice = (load_file(tmp_path / n / "model.safetensors") for n in ("half", "again"))
     assert sorted(once) == sorted(twice) == sorted(wide)
     for name, x in once.items():

@@ -29,6 +29,7 @@ def _deepseek(fields: Fields, family: str, router: Router) -> ModelConfig:
     rope, rotated = read_rope(fields), fields.integer("qk_rope_head_dim")
     width = rotated + fields.integer("qk_nope_head_dim")
     rank, first = fields.values.get("q_lora_rank"), fields.values.get("first_k_dense_replace")
+    shared = fields.values.get("n_shared_experts")
     return decoder(
         fields, family, rope, has=("n_routed_experts",),
         num_kv_heads=heads,
@@ -43,7 +44,7 @@ def _deepseek(fields: Fields, family: str, router: Router) -> ModelConfig:
         score_scale=None if rope.score_factor == 1 else width**-0.5 * rope.score_factor,
         num_experts=fields.integer("n_routed_experts"),
         experts_per_token=fields.integer("num_experts_per_tok"),
-        shared_experts=fields.integer("n_shared_experts"),
+        shared_experts=fields.integer("n_shared_experts") if shared else 0,
         dense_layers=fields.integer("first_k_dense_replace") if first else 0,
         dense_d_ff=fields.integer("intermediate_size") if first else 0,
         router=router,
@@ -137,7 +138,7 @@ def _write_v3(config: ModelConfig) -> dict[str, Any] | None:
 _A, _KV = ("attention",), ("n", "w")
 _LATENT: names.Table = {
     # Pairs are neighbours here, as ours are, so that no columns change places.
-    "self_attn.kv_a_proj_with_mqa.weight": ((*_A, "kva_DC"), Layout("dj", ("j", "d"))),
+    "self_attn.kv_a_proj_with_mqa.weight": ((*_A, "kva_DT"), Layout("dj", ("j", "d"))),
     "self_attn.kv_a_layernorm.weight": ((*_A, "kva_norm", "scale"), Layout("c", ("c",))),
     "self_attn.kv_b_proj.weight#k": (
         (*_A, "kb_CHK"), Layout("chn", ("h*n", "c"), parts=_KV, part=0),
@@ -168,7 +169,8 @@ def _layer(config: ModelConfig, dense: bool) -> names.Table:
     if dense:
         return {**table, **names.mlp("i")}
     table |= names.experts("mlp", "gate_proj", "up_proj", "down_proj")
-    table |= names.mlp("s", "mlp.shared_experts", ("mlp", "shared"))
+    if config.shared_experts:
+        table |= names.mlp("s", "mlp.shared_experts", ("mlp", "shared"))
     biased = config.router is not None and config.router.bias == "choice"
     return {**table, **(_CHOICE_BIAS if biased else {})}
 

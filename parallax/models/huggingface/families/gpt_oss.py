@@ -34,8 +34,8 @@ def _read(fields: Fields) -> ModelConfig:
     window = window_of(fields, enabled=True)
     types = layer_types(fields, lambda layer: FULL if layer % 2 else SLIDING)
     kinds = [LayerKind(window if kind == SLIDING else None) for kind in types]
-    if "rope_parameters" not in fields.values:
-        fields = fields.over({"rope_scaling": _YARN})
+    if not fields.values.get("rope_parameters") and not fields.values.get("rope_scaling"):
+        fields.values["rope_scaling"] = _YARN
     return decoder(
         fields, "gpt_oss", read_rope(fields),
         has=("attention_bias", "sliding_window", "layer_types", "num_local_experts"),
@@ -48,7 +48,12 @@ def _read(fields: Fields) -> ModelConfig:
 def _write(config: ModelConfig) -> dict[str, Any] | None:
     if config.num_experts < 2:
         return None
-    return decoder_fields(config) | window_fields(config) | {
+    fields = decoder_fields(config)
+    if config.rope_scaling is None:  # an absent scaling would be the family's own
+        del fields["rope_scaling"]
+        theta = fields.pop("rope_theta")
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    return fields | window_fields(config) | {
         "attention_bias": True,
         "swiglu_limit": config.gate_limit,
         "num_local_experts": config.num_experts,

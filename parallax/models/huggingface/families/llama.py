@@ -171,6 +171,7 @@ def _write_smollm3(config: ModelConfig) -> dict[str, Any]:
     return fields | {
         "no_rope_layers": [int(kind.rotates) for kind in kinds_by_layer(config)],
         "use_sliding_window": fields["sliding_window"] is not None,
+        "pad_token_id": None,  # without it, transformers takes one that small vocabularies lack
     }
 
 

@@ -31,7 +31,9 @@ def _read(fields: Fields) -> ModelConfig:
 def _write(config: ModelConfig) -> dict[str, Any]:
     fields = decoder_fields(config) | one_window(config)
     del fields["attention_bias"]
-    return fields | {"partial_rotary_factor": config.rotated_dim / config.head_dim}
+    # Without the latter, transformers takes a token that small vocabularies lack.
+    share = config.rotated_dim / config.head_dim
+    return fields | {"partial_rotary_factor": share, "pad_token_id": None}
 
 
 _QKV, _BOTH = ("hk", "gk", "gk"), ("f", "f")
