@@ -74,7 +74,8 @@ class ModelConfig:
         clamped from above at gate_limit, times the other product clamped at both sides plus 1.
       gate_limit: the limit of gate="clamped".
       shared_experts: experts that every token passes, as one MLP of width shared_experts * d_ff.
-      dense_layers: first layers with an MLP of width dense_d_ff instead of experts.
+      dense_layers: first layers with an MLP of width dense_d_ff instead of experts; every stage of
+        a pipeline holds and runs them.
       router: how experts are chosen and weighted; None is Router().
     """
 
@@ -190,6 +191,8 @@ class ModelConfig:
     def _expert_rules(self) -> dict[str, bool]:
         rules = {
             "dense_layers are whole patterns": self.dense_layers % len(self.kinds) == 0,
+            "compression of a model with dense_layers is not there yet": not self.dense_layers
+            or self.compression is None,
             "dense_d_ff needs dense_layers": bool(self.dense_layers) or not self.dense_d_ff,
             "dense_layers are fewer than num_layers and have a dense_d_ff": not self.dense_layers
             or (self.dense_layers < self.num_layers and self.dense_d_ff > 0),

@@ -95,7 +95,7 @@ class Moe(nnx.Module):
             y_BLD = split.sum(y_BLD, *split.expert_sums)
         else:
             y_BLD = split.sum(y_BLD + self._shared_term(x_BLD, split), *split.expert_sums)
-            y_BLD = self.shared.with_bias(y_BLD)
+            y_BLD = self.shared.with_bias(y_BLD, split)
         return y_BLD, (stats, routing.ids_Tk) if split.record_choices else stats
 
     def _weights(self, split: Split) -> ExpertWeights:

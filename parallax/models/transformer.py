@@ -148,17 +148,20 @@ class Transformer(nnx.Module):
           cache: the cache of these layers; x is then one new token per sequence, [B, 1, D].
         """
         offset = self.config.dense_layers if split.kv is not None else 0
-        arguments = positions_BL, split, segment_ids_BL
+
+        def through(block: Block, x_BLD, ids=None, offset: int = 0):
+            return self._through(
+                block, x_BLD, positions_BL, split, segment_ids_BL, ids, cache, offset
+            )
+
         if not offset:
-            return self._through(self.layers, x_BLD, *arguments, expert_ids_NBLk, cache)
+            return through(self.layers, x_BLD, expert_ids_NBLk)
         # Every stage runs and caches the dense first layers; only the first goes on from them.
         with jax.named_scope("first_layers"):
-            y_BLD, (_, first) = self._through(self.first_layers, x_BLD, *arguments, cache=cache)
+            y_BLD, (_, first) = through(self.first_layers, x_BLD)
         if stages := split.over("layers"):
             y_BLD = jnp.where(lax.axis_index(stages) == 0, y_BLD, x_BLD)
-        x_BLD, (stats, kv) = self._through(
-            self.layers, y_BLD, *arguments, expert_ids_NBLk, cache, offset
-        )
+        x_BLD, (stats, kv) = through(self.layers, y_BLD, expert_ids_NBLk, offset)
         return x_BLD, (stats, jax.tree.map(lambda *x: jnp.concatenate(x), first, kv))
 
     def _through(
@@ -178,10 +181,7 @@ class Transformer(nnx.Module):
         def layer(x, row, kind: LayerKind):
             state, expert_ids, kv = row
             state = in_use(state, config.dtype, split, stacked=True)
-            own = None
-            if cache is not None:
-                keys, values = kv
-                own = cache.of_layer(keys, values, kind.window)
+            own = None if cache is None else cache.of_layer(kv[0], kv[1], kind.window)
             return nnx.merge(graph, state)(
                 x, angles[kind], segment_ids_BL, split, expert_ids, own, kind=kind
             )

@@ -71,11 +71,15 @@ def layer_footprints(
             f"layer_footprints: {len(formats)} formats for {config.num_layers} layers. Give one, "
             "or one for each."
         )
-    known: dict[tuple[str, str], Footprint] = {}
-    pairs = [(attention, mlp) for attention, mlp in formats]
-    for pair in dict.fromkeys(pairs):
-        known[pair] = _layer(config, pair, tokens, cached_tokens, workspace)
-    return tuple(known[pair] for pair in pairs)
+    layers = [
+        (config.of_dense_layers if number < config.dense_layers else config, (attention, mlp))
+        for number, (attention, mlp) in enumerate(formats)
+    ]
+    known = {
+        (of, pair): _layer(of, pair, tokens, cached_tokens, workspace)
+        for of, pair in dict.fromkeys(layers)
+    }
+    return tuple(known[layer] for layer in layers)
 
 
 def _layer(

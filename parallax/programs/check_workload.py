@@ -26,7 +26,7 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
         where=f"{where}: tokens dim 1", name="act_seq",
     )  # fmt: skip
     if config.positions == "rope" and config.latent is None:
-        check_whole_pairs(config.rotated_dim, split)
+        check_whole_pairs(config.head_dim, split)
     local = workload.batch // split.count("act_batch")
     if workload.microbatches < 1 or local % workload.microbatches:
         raise ValueError(

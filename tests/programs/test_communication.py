@@ -43,6 +43,7 @@ from tests.strategies.cases import (
     UNEQUAL,
     UNEQUAL_STAGES,
     VARIANTS,
+    WITH_DENSE,
     WITH_EXPERTS,
     workload,
 )
@@ -54,6 +55,10 @@ CASES = {
     **{name: (DENSE.replace(bias=True), s) for name, s in SHARDED.items()},
     **{f"experts {n}": (EXPERTS.replace(dtype="float32"), s) for n, s in SHARDED_EXPERTS.items()},
     **{f"mixture {n}": (MIXTURE.replace(dtype="float32"), s) for n, s in MIXTURES.items()},
+    **{
+        f"dense first {n}": (WITH_DENSE.replace(dtype="float32"), MIXTURES[n])
+        for n in ("expert x fsdp", "pipeline x tensor", "sequence-parallel norms")
+    },
     "learned positions": (
         GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True),
         shard_weights(ring_sequence(8), "seq"),

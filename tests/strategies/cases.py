@@ -86,6 +86,7 @@ MIXTURE = EXPERTS.replace(
 LEARNED_BIAS = MIXTURE.replace(
     name="learned bias", shared_experts=0, gate="gelu", router=Router(bias="logits")
 )
+WITH_DENSE = MIXTURE.replace(name="dense first", num_layers=4, dense_layers=2, dense_d_ff=96)
 MIXTURES = {
     "colocated": tensor_pipeline(4, 1, experts="colocated"),
     "expert x tensor": hybrid(expert_parallel(4, tile=TILE), tensor_pipeline(2, 1)),

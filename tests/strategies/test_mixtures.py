@@ -14,13 +14,13 @@ from parallax.parallel.split import UNSPLIT, Split
 from parallax.parallel.varying import vary_over
 from parallax.workload import Workload
 from tests.parallel.experts.test_routing import chosen
-from tests.strategies.cases import LEARNED_BIAS, MIXTURE, MIXTURES, workload
+from tests.strategies.cases import LEARNED_BIAS, MIXTURE, MIXTURES, WITH_DENSE, workload
 
 pytestmark = pytest.mark.slow
 
 LENGTH = 32
 TEXT = read_text(None, 16 * LENGTH)[0]
-OFTEN = list(MIXTURES)[:4]
+OFTEN = list(MIXTURES)[:2]
 
 
 def strategies():
@@ -64,11 +64,13 @@ def test_logits_and_gradients(name):
     assert result.rows[0].passed, result.rows
 
 
+@pytest.mark.full
 def test_a_learned_bias_of_the_router():
     result = verify(LEARNED_BIAS, "pipeline x tensor")
     assert result.rows[0].passed, result.rows
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["pipeline x tensor", "expert x fsdp"])
 def test_decoded_tokens(name):
     cases = [(MIXTURES[name], Workload(16, 16))]
@@ -77,6 +79,7 @@ def test_decoded_tokens(name):
     assert result.rows[0].passed, result.rows
 
 
+@pytest.mark.full
 def test_a_bias_that_every_device_adds_is_seen(monkeypatch):
     monkeypatch.setattr(Split, "once", lambda self, x, axes: vary_over(x, axes))
     result = verify(LEARNED_BIAS, "pipeline x tensor")
@@ -114,3 +117,17 @@ def test_a_mixture_by_loops():
         np.testing.assert_allclose(found[0, t], y, rtol=1e-11, atol=1e-11)
     assert flips > 0
     assert stats.flips == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["pipeline x tensor", pytest.param("expert x fsdp", marks=pytest.mark.full)]
+)
+def test_dense_layers_before_a_stack_of_mixtures(name):
+    result = verify(WITH_DENSE, name)
+    assert result.rows[0].passed, result.rows
+    cases = [(MIXTURES[name], Workload(16, 16))]
+    (result,) = decoding.verify_decoding(
+        WITH_DENSE, cases, TEXT, "text", ("float64",), new_tokens=4
+    )
+    assert result.same_tokens
+    assert result.rows[0].passed, result.rows
