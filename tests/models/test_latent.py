@@ -11,18 +11,14 @@ import pytest
 from flax import nnx
 
 from parallax.models import latent
-from parallax.models.config import ModelConfig
 from parallax.models.latent import LatentAttention
 from parallax.models.layer_kinds import EVERY_TOKEN
 from parallax.models.layer_kinds import LatentAttention as Sizes
 from parallax.models.rope import rotation
 from parallax.parallel.attention_parts import Local
 from parallax.parallel.split import Split
+from tests.strategies.cases import LATENT
 
-LATENT = ModelConfig(
-    name="latent", num_layers=2, d_model=64, num_heads=8, num_kv_heads=8, head_dim=12, d_ff=128,
-    vocab_size=256, dtype="float64", max_seq_len=80, latent=Sizes(16, 32, 4, 6),
-)  # fmt: skip
 FEW = LATENT.replace(num_heads=2, num_kv_heads=2, norm_epsilon=1e-30)
 CONFIGS = {
     "query rank": FEW,

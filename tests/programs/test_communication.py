@@ -33,6 +33,9 @@ from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
     HYBRIDS,
+    LATENT,
+    LATENT_MIXTURE,
+    LATENTS,
     MIXTURE,
     MIXTURES,
     SHARDED,
@@ -59,6 +62,10 @@ CASES = {
         f"dense first {n}": (WITH_DENSE.replace(dtype="float32"), MIXTURES[n])
         for n in ("expert x fsdp", "pipeline x tensor", "sequence-parallel norms")
     },
+    **{f"latent {n}": (LATENT.replace(dtype="float32"), s) for n, s in LATENTS.items()},
+    "latent mixture": (
+        LATENT_MIXTURE.replace(dtype="float32"), MIXTURES["expert x fsdp"],
+    ),
     "learned positions": (
         GQA_FULL.replace(dtype="float32", max_seq_len=128, causal=True),
         shard_weights(ring_sequence(8), "seq"),

@@ -1,7 +1,7 @@
 """Small models and the strategies that every test of exactness runs."""
 
 from parallax.models.config import ModelConfig
-from parallax.models.layer_kinds import Router
+from parallax.models.layer_kinds import LatentAttention, Router
 from parallax.strategies import STRATEGIES as REGISTERED
 from parallax.strategies import (
     build,
@@ -99,6 +99,28 @@ MIXTURES = {
     "tensor x data x fsdp": shard_weights(
         hybrid(data_parallel(2), tensor_pipeline(2, 1)), "data", gather="step"
     ),
+}
+
+# Latents with and without a query rank; dense first layers and experts, as DeepSeek's models.
+LATENT = SMALL.replace(name="latent", head_dim=12, latent=LatentAttention(16, 32, 4, 6))
+LATENT_MIXTURE = LATENT.replace(
+    name="latent mixture", num_layers=3, dense_layers=1, dense_d_ff=64, num_experts=8, d_ff=32,
+    mlp="gated", shared_experts=1, latent=LatentAttention(16, None, 4, 14),
+    router=Router("sigmoid", bias="choice", groups=4, groups_per_token=2),
+)  # fmt: skip
+LATENTS = {
+    "tensor x fsdp": shard_weights(
+        hybrid(data_parallel(2), tensor_pipeline(4, 1, sequence_parallel_norms=True)), "data"
+    ),
+    "pipeline x ring x tensor": hybrid(layerwise(2), ring_sequence(4), tensor_pipeline(2, 1)),
+    "tiled ring x tensor": cache_tiled(hybrid(ring_sequence(4), tensor_pipeline(4, 1)), 2, 4),
+    "two_level x ring": hybrid(two_level(2, 2), ring_sequence(4)),
+    # Beside these in the full suite:
+    "double_ring": ring_sequence(16, nodes=2),
+    "ulysses": ulysses(8),
+    "ulysses x ring": ulysses(16, nodes=2),
+    "two_level x fsdp": shard_weights(hybrid(data_parallel(4), two_level(2, 2)), "data"),
+    "tiled stages": cache_tiled(layerwise(2, handoff="overlapped"), 4, 2, round=2),
 }
 
 # Weights or optimizer state sharded over devices with different tokens, with every system.
