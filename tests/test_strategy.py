@@ -7,7 +7,9 @@ import pytest
 from parallax.meshes.mesh import MeshSpec
 from parallax.parallel.attention_parts import HeadSlices, Local, Ring, Ulysses
 from parallax.parallel.layer_parts import CacheTiled, Pipeline
+from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.steps import make_step
 from parallax.rules import Rules
 from parallax.strategies import (
     STRATEGIES,
@@ -235,3 +237,35 @@ def test_hybrids_by_name_need_a_mesh():
         build("ring+data_parallel")
     with pytest.raises(ValueError, match="has no mesh axis 'tensor'"):
         build("ring_sequence+data_parallel", MeshSpec.parse("tensor=2,seq=8"))
+
+
+MANY = SMALL.replace(num_heads=64, num_kv_heads=8, head_dim=8)
+
+
+@pytest.mark.parametrize(
+    ("made", "copies"),
+    [(tensor_pipeline(8, 1), 1), (tensor_pipeline(16, 1), 2), (two_level(16, 2), 2),
+     (tensor_pipeline(4, 1, split_kv_heads=False), 1), (data_parallel(16), 1)],
+)  # fmt: skip
+def test_fewer_key_value_heads_than_devices_are_replicated(made, copies):
+    """Each device stores the one head that its queries read, and computes all of them."""
+    sharded = ShardedTransformer(MANY, made, Workload(16, 16))
+    assert sharded.kv_copies == copies
+    assert bool(sharded.strategy.split().over("kv_heads")) == (
+        copies == 1 and bool(made.rules.kv_heads)
+    )
+    assert made.for_heads(64, 8) == sharded.strategy == sharded.strategy.for_heads(64, 8)
+    decoder = Decoder(ShardedTransformer(MANY.replace(causal=True), made, Workload(16, 16)), 16)
+    whole = 2 * MANY.num_layers * 16 * 32 * 8 * 8 * MANY.item_bytes
+    assert decoder.kv_bytes() == copies * whole / made.mesh.size
+    said = make_step(MANY, made, Workload(16, 16)).notes
+    assert any("2 devices keep each head" in note for note in said) == (copies == 2)
+    held = make_step(MANY, made, Workload(16, 16)).kv_cache_bytes()
+    assert held == copies * whole / 2 / made.mesh.size
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "tensor"), [(40, 10, 16), (40, 10, 8), (48, 12, 16)])
+def test_heads_that_no_device_holds_whole_are_refused(heads, kv_heads, tensor):
+    config = SMALL.replace(num_heads=heads, num_kv_heads=kv_heads, d_ff=16 * 16)
+    with pytest.raises(ValueError, match=f"k_DGK dim 2 .'kv_heads', size {kv_heads}"):
+        ShardedTransformer(config, tensor_pipeline(tensor, 1), Workload(16, 16))

@@ -137,9 +137,14 @@ def _matrix_bytes(trace: Trace, dense: bool) -> float:
 
 
 def _tile(trace: Trace) -> tuple[Step, ...]:
-    """Trace one expert's products for one tile of rows."""
+    """Trace one expert's products for one tile of rows: at most all those that arrive."""
     part: Any = trace.split.experts
-    rows, moved = part.tile, float(part.tile * trace.config.d_model * trace.item)
+    _, each = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
+    here = trace.config.num_experts // trace.split.count("expert")
+    senders = math.prod(trace.split.mesh_axes[a] for a in part.exchange_axes)
+    arriving = each * min(trace.config.experts_per_token, here) * senders
+    rows = min(part.tile, arriving)
+    moved = float(rows * trace.config.d_model * trace.item)
 
     def products(reads_stream: bool) -> list[Step]:
         sizes = trace.matrices("mlp", reads_stream=reads_stream)

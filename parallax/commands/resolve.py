@@ -272,7 +272,10 @@ def _sizes(
     )
     longest = max(config.small().max_seq_len, base.seq_len)
     stages = math.lcm(*(s.count("layers") for s in splits))
-    small = _Size(of_laptop_depth(config.small(max_seq_len=longest), stages), base, False)
+    small_config = config.small(max_seq_len=longest)
+    if paper is None:
+        small_config = of_laptop_depth(small_config, stages)
+    small = _Size(small_config, base, False)
     full = small if request.small else _Size(config, workload, request.microbatches is not None)
     return full, small
 

@@ -65,26 +65,16 @@ def _instruction(
         return 0.0, False
     if i.opcode in _RENAMING or i.opcode.endswith("-done"):
         return 0.0, operands[0]
-    if (called := _called(module, computation, i, operands, trips)) is not None:
-        return called
-    if i.opcode.removesuffix("-start") == "fusion":
-        moved = _moved(module.computation(i.calls()["calls"][0]), operands)
-    else:
-        moved = i.opcode in _COPYING and operands[0]
-    if not any(_flat((moved,))):
-        return 0.0, False
-    if moved is True:
-        return _written(module, computation, i), True
-    shapes = result_shape(i).elements
-    assert isinstance(moved, tuple)
-    return float(sum(s.n_bytes for s, m in zip(shapes, moved, strict=True) if m is True)), moved
+    if i.opcode in ("while", "conditional", "call", "async-start"):
+        return _called(module, computation, i, operands, trips)
+    return _launch(module, computation, i, operands)
 
 
 def _called(
     module: Module, computation: Computation, i: Instruction, operands: tuple[Held, ...],
     trips: Trips | None,
-) -> tuple[float, Held] | None:  # fmt: skip
-    """Return `_instruction` of a loop, branch or call; None of any other."""
+) -> tuple[float, Held]:  # fmt: skip
+    """Return what a loop, a branch or a call copies, and whether its result is of arguments."""
     calls = i.calls()
     if i.opcode == "while":
         count = expected_trips(module, computation, i, trips)
@@ -94,10 +84,22 @@ def _called(
         sides = [n for names in calls.values() for n in names]
         runs = [_run(module, n, (x,), trips) for n, x in zip(sides, operands[1:], strict=True)]
         return max(copied for copied, _ in runs), False
-    if i.opcode in ("call", "async-start"):
-        called = next(iter(calls.values()))[0]
-        return _run(module, called, operands, trips)
-    return None
+    return _run(module, next(iter(calls.values()))[0], operands, trips)
+
+
+def _launch(
+    module: Module, computation: Computation, i: Instruction, operands: tuple[Held, ...]
+) -> tuple[float, Held]:
+    """Return what one kernel copies, and whether its result is of the arguments."""
+    moved: Held = i.opcode in _COPYING and operands[0]
+    if i.opcode.removesuffix("-start") == "fusion":
+        moved = _moved(module.computation(i.calls()["calls"][0]), operands)
+    if not any(_flat((moved,))):
+        return 0.0, False
+    if not isinstance(moved, tuple):
+        return traffic(module, computation, i)[1], True
+    shapes = zip(result_shape(i).elements, moved, strict=True)
+    return float(sum(shape.n_bytes for shape, m in shapes if m is True)), moved
 
 
 def _moved(body: Computation, operands: tuple[Held, ...]) -> Held:
@@ -114,10 +116,6 @@ def _moved(body: Computation, operands: tuple[Held, ...]) -> Held:
             moves = i.opcode in _COPYING or i.opcode in _RENAMING
             found[i.name] = bool(moves and i.operands and found[i.operands[0]] is True)
     return found[next(i.name for i in body.instructions if i.is_root)]
-
-
-def _written(module: Module, computation: Computation, i: Instruction) -> float:
-    return traffic(module, computation, i)[1]
 
 
 def _flat(held: Iterable[Held]) -> Iterator[bool]:

@@ -17,7 +17,7 @@ FIRST_LAYERS = "first_layers"  # the member of a model that holds its dense firs
 SHARED = "shared"  # the member of a mixture of experts that every token passes
 
 # Of all layers, on each of 16 or more virtual devices, in float64 and with gradients.
-_LAPTOP_PARAMETERS = 20e6
+_LAPTOP_PARAMETERS = 8e6
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def in_groups[C](ranked: Sequence[C]) -> Iterator[tuple[str, list[tuple[int, C]]
     Within a group all times are of one kind; times of two kinds are not compared.
     """
     for kind, group in itertools.groupby(enumerate(ranked, 1), lambda pair: timed_by(pair[1])):
-        yield f"in the order of {kind}:", list(group)
+        yield f"by {kind}:", list(group)
 
 
 class PlanReport(Protocol):

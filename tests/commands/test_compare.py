@@ -15,6 +15,7 @@ from parallax.commands.compare import compare
 from parallax.commands.resolve import resolve as resolve_request
 from parallax.cost import rates_of
 from parallax.lenses.text import DEFAULT_TEXT
+from parallax.models.config import ModelConfig
 from parallax.requests.compare import CompareRequest
 from parallax.results.lens_results import Difference
 from tests.report import examples
@@ -306,6 +307,20 @@ def test_too_few_devices_to_measure_leave_one_strategy_out(monkeypatch):
     assert "16 devices to measure on, there are 8" in found.refused["ring_sequence"]["measure"]
     with pytest.raises(ValueError, match="16 devices to measure on, there are 8"):
         resolve.resolve(request.replace(strategies=mine[1:]))
+
+
+def test_what_cannot_divide_a_model_is_left_out_and_a_batch_that_nobody_chose_divides():
+    config = ModelConfig(
+        name="fifteen", num_layers=32, d_model=960, num_heads=15, num_kv_heads=5, head_dim=64,
+        d_ff=2560, vocab_size=512, mlp="gated",
+    )  # fmt: skip
+    request = CompareRequest(model=config, cluster="h200_4x8", phase="train", lenses=("compile",))
+    found = resolve.resolve(request)
+    assert set(found.refused) == {"tensor_pipeline", "two_level"}
+    assert "size 5" in found.refused["tensor_pipeline"]["compile"]
+    assert found.workload.batch == 32
+    with pytest.raises(ValueError, match="32 does not divide 16"):
+        resolve.resolve(request.replace(batch=16, strategies=("data_parallel",)))
 
 
 def test_rates_reach_the_prediction(aot, tmp_path):

@@ -15,12 +15,13 @@ from parallax.models.block import Mlp
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
-from parallax.models.layer_kinds import Router
+from parallax.models.layer_kinds import LayerKind, Router
 from parallax.models.parameters import (
     end_parameters,
     layer_matrices,
     layer_parameters,
     model_parameters,
+    of_laptop_depth,
 )
 from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import weight
@@ -240,3 +241,13 @@ def test_no_array_is_made():
     before = len(jax.live_arrays())
     assert DENSE.replace(d_model=2**20).num_params > 1e8
     assert len(jax.live_arrays()) == before
+
+
+def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
+    deep = DENSE.replace(d_model=512, d_ff=2048, num_layers=61)  # 3.2 million parameters a layer
+    assert of_laptop_depth(deep, 1).num_layers == 2
+    assert of_laptop_depth(deep, 4).num_layers == 4 + 61 % 4
+    assert of_laptop_depth(deep, 64) == deep
+    assert of_laptop_depth(DENSE, 2) == DENSE
+    kinds = (LayerKind(window=8), LayerKind(window=8), LayerKind())
+    assert of_laptop_depth(deep.replace(num_layers=60, pattern=kinds), 2).num_layers == 6

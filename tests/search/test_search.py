@@ -144,6 +144,24 @@ def test_the_best_are_compiled_and_ranked_by_their_programs(aot):
     assert set(found.seconds) == {"ranking", "compiling"}
 
 
+def test_each_group_is_ordered_by_one_kind_of_times_and_says_which(found):
+    alone = str(SearchReport(found, WHERE))
+    assert "by the analytical model:" in alone
+    assert "by compiled programs:" not in alone
+    slower = [replace(c, compiled=c.closed_form) for c in found.ranked[:2][::-1]]
+    both = replace(found, ranked=(*slower, *found.ranked[2:]))
+    text = str(SearchReport(both, WHERE))
+    programs, model = (text.index(f"by {kind}:")
+                       for kind in ("compiled programs", "the analytical model"))  # fmt: skip
+    names = [text.index(f"\n{place} ") for place in (1, 2, 3)]
+    assert programs < names[0] < names[1] < model < names[2]
+    said = [c["ordered_by"] for c in SearchReport(both, WHERE).to_dict()["candidates"]]
+    assert said[:3] == ["compiled programs"] * 2 + ["the analytical model"]
+    assert all(c.compiled for c in both.frontier)
+    page = SearchReport(both, WHERE).to_html()
+    assert page.index("by compiled programs:") < page.index("by the analytical model:")
+
+
 @pytest.fixture(scope="module")
 def aot():
     if missing := missing_compiler():
