@@ -49,7 +49,7 @@ class ModelConfig:
       experts_per_token: MLPs that each token passes through (top-k).
       load_balance: weight of the routers' load-balancing loss, summed over layers.
       qk_norm: RMSNorm of every query and key head over head_dim, before positions.
-      bias: all matrices of attention and MLP add a bias; not with experts.
+      bias: all matrices of attention and MLP or experts add a bias; a router's is its own choice.
       tie_embeddings: the unembedding is the transposed token table, the same parameter.
       rope_theta: base of the rotary frequencies.
       rope_scaling: scaling for positions="rope"; None leaves the frequencies unchanged.
