@@ -57,6 +57,11 @@ class LatentAttention(nnx.Module):
     that several of them read (`Split.match_kv_heads`). Mesh axes that split head_dim split the
     heads further.
 
+    Cost: per pair of tokens and head 2 (K + V) FLOPs expanded, 2 (T + C) absorbed; products with
+      weights are as many in both. A ring sends T elements per token. Ulysses exchanges expanded
+      heads, H (2 K + 2 V) elements per token, and absorbed ones, H (T + C), only around a ring. A
+      cache holds T elements per token and layer on every device that splits the heads.
+
     Reference: DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1 and appendix C.
     """
 

@@ -28,6 +28,9 @@ def two_level(
       split_kv_heads: False computes all key/value heads of a slice in every group, whatever
         their number.
 
+    Latent attention has one key for all heads and no slices of them: both mesh axes deal out its
+    heads, so that groups * slices divides heads, and only reduction="auto" can run.
+
     Cost: two all-reduces of [b, L, D] over both mesh axes per layer and microbatch, and the
       transfers of `HeadSlices` over `head_slice`, inside a node if slices divide its devices.
     Reference: paper `two_level`.

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.block import Attention, Mlp
+from parallax.models.layer_kinds import EVERY_TOKEN
 from parallax.models.norms import HeadNorm, Norm
 from parallax.models.rope import rotate, rotation
 from parallax.parallel.attention_parts import Local
@@ -148,4 +149,5 @@ def test_grouped_queries_read_their_own_key_and_value_head():
         scores = jnp.where(jnp.tril(jnp.ones((1, 5, 5), bool)), scores, -jnp.inf)
         mixed = jax.nn.softmax(scores, axis=-1) @ v[:, head // 2]
         out = out + mixed @ attention.out_HKD[...][head]
-    np.testing.assert_allclose(attention(x, None, None, UNSPLIT)[0], out, rtol=1e-11, atol=1e-13)
+    found = attention(x, None, None, UNSPLIT, EVERY_TOKEN)[0]
+    np.testing.assert_allclose(found, out, rtol=1e-11, atol=1e-13)
