@@ -156,9 +156,10 @@ class ModelConfig:
             )
         self._check_kinds()
         if self.positions == "rope" and self.rotated_dim % 2:
+            whole = self.rotated_dim == self.head_dim
+            rotated = f"{'head_dim' if whole else 'rotary_dim'}={self.rotated_dim}"
             raise ValueError(
-                f"ModelConfig '{self.name}': RoPE rotates pairs, head_dim={self.head_dim} "
-                f"(rotated: {self.rotated_dim}) is odd. "
+                f"ModelConfig '{self.name}': RoPE rotates pairs, {rotated} is odd. "
                 "Use an even head_dim, or positions='learned' or 'none'."
             )
 

@@ -15,6 +15,7 @@ from parallax.kernels.ring_attention import (
     score_elements,
 )
 from parallax.lenses.reference import Plain
+from parallax.parallel.scoring import Scoring
 
 CASES = [  # length, query heads, key/value heads, causal
     (40, 4, 4, False),
@@ -30,7 +31,7 @@ def draw(shape, seed):
 
 def whole(q, k, v, *, is_causal=False):
     """The textbook's attention, with no code in common."""
-    return Plain().attend(q, k, v, is_causal=is_causal, segment_ids=None)
+    return Plain().attend(q, k, v, scoring=Scoring(is_causal), segment_ids=None)
 
 
 def relative(a, b):

@@ -11,6 +11,7 @@ from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import OWN
 from parallax.parallel.ring_attention import ring_attention
+from parallax.parallel.scoring import CAUSAL
 
 SCALE = 64**-0.5
 
@@ -60,7 +61,7 @@ def test_the_pairs_of_a_zigzag_ring():
         zero = q.astype(jnp.float32)[:, :length] * 0
         dq, dk, dv = [], [zero] * size, [zero] * size
         for me in range(size):
-            pairs = Pairs(size, me, length, True, "zigzag")
+            pairs = Pairs(size, me, length, CAUSAL, "zigzag")
             queries = pairs.cut_all(
                 (piece(q, me), 1), (piece(d_out, me), 1), (piece(lse, me, 2), 2),
                 (piece(delta, me, 2), 2),

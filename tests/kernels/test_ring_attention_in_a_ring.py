@@ -12,6 +12,7 @@ from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import OWN
 from parallax.parallel.ring_attention import pad_queries, ring_attention
+from parallax.parallel.scoring import CAUSAL
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def test_the_pairs_of_a_zigzag_ring(rows):
     whole = [draw(1, seed, size * length) for seed in range(3)]
     expected = ring_attention(*whole, axis_name=None, is_causal=True, implementation="xla")
     q, k, v = (to_order(x, size, "zigzag") for x in whole)
-    pairs = Pairs(size, me, length, True, "zigzag")
+    pairs = Pairs(size, me, length, CAUSAL, "zigzag")
 
     def step(queries, keys, carry, **mask):
         return attention_step(

@@ -36,7 +36,7 @@ def test_local_slices_are_heads_of_their_own_and_say_so():
             out = Plain().attend(*cut, scoring=CAUSAL, segment_ids=None)
             return out.reshape(q.shape)
 
-        return functools.partial(with_gradients, narrow)
+        return functools.partial(with_gradients, narrow, case)
 
     assert worst(case, of_narrow_heads) < 1e-13
     assert worst(case) > 1e-2

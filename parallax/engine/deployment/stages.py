@@ -23,7 +23,7 @@ from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.attention_part import KvLayout
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers
 from parallax.parallel.split import UNSPLIT
-from parallax.programs.decoding import ONE_ROW_OPTIONS, STEP_OPTIONS
+from parallax.programs.decoding import step_options
 
 CACHED = UNSPLIT.replace(kv=KvLayout())
 Phase = Literal["prefill", "step"]
@@ -95,7 +95,7 @@ def group_program(
     keys = jax.ShapeDtypeStruct((rows, shape.kv_heads, slots, shape.head_dim), config.dtype)
     kv = keys, None if shape.shared_values else keys
     inputs = (layers, (kv,) * len(formats), x, jax.ShapeDtypeStruct((rows,), jnp.int32))
-    options = ONE_ROW_OPTIONS if rows == 1 else STEP_OPTIONS
+    options = step_options(rows, [name for pair in formats for name in pair])
     if device.platform == "cpu":
         options = None  # the compiler options are for GPUs
     return _compile(_jitted("step", config, formats), inputs, device, options)
