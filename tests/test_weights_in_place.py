@@ -5,6 +5,7 @@ import pytest
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import compile_environment
 from parallax.models.config import ModelConfig
+from parallax.models.layer_kinds import LatentAttention, LayerKind
 from parallax.strategies import tensor_pipeline
 from parallax.workload import Workload
 
@@ -13,11 +14,22 @@ GATED = ModelConfig(
     vocab_size=512, causal=True, dtype="bfloat16", mlp="gated", norm="rmsnorm", positions="rope",
     qk_norm=True,
 )  # fmt: skip
+KINDS = GATED.replace(
+    num_layers=5,
+    pattern=(LayerKind(window=128), LayerKind(rope_theta=1e6)),
+    norms="both",
+    sinks=True,
+)
+LATENT = GATED.replace(
+    num_kv_heads=8, qk_norm=False, head_dim=192, latent=LatentAttention(512, 256, 64, 128)
+)
 # (model, sequences): queries, keys and values; gate and up; biases and activations; one row.
 CASES = {
     "gated": (GATED, 8),
     "biases": (GATED.replace(mlp="gelu", bias=True, qk_norm=False), 8),
     "one sequence": (GATED, 1),
+    "two kinds of layers": (KINDS, 8),
+    "latents": (LATENT, 8),
 }
 LAYERS, MATRIX_BYTES = 3, 512 * 512 * 2  # gate or up on one of two devices; q, k and v together
 

@@ -25,21 +25,13 @@ def scan_layers(layer: OfLayer, x: Any, rows: Any, kinds: tuple[LayerKind, ...])
     Returns:
       What the last layer returns, and the layers' other results, leaves [N, ...].
 
-    Cost: one loop whose body is one layer of each kind. Where these do not divide N, the rest
-      follows it, and its rows and the others' are copied: rows of indices cost nothing.
+    Cost: one loop whose body is one layer of each kind. With several kinds XLA copies a group's
+      rows, and where the kinds do not divide N, all rows once; see `scan_by_index`.
     """
     depth = len(jax.tree.leaves(rows)[0])
     period = len(kinds)
     if period == 1:
         return lax.scan(lambda x, row: layer(x, row, kinds[0]), x, rows)
-
-    def in_turn(x, rows, count: int):
-        found = []
-        for place in range(count):
-            x, beside = layer(x, jax.tree.map(lambda r, at=place: r[at], rows), kinds[place])
-            found.append(beside)
-        return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
-
     whole = depth - depth % period
     results = []
     if whole:
@@ -47,11 +39,61 @@ def scan_layers(layer: OfLayer, x: Any, rows: Any, kinds: tuple[LayerKind, ...])
         def cut(r):
             return (r if whole == depth else r[:whole]).reshape(-1, period, *r.shape[1:])
 
-        x, beside = lax.scan(lambda x, r: in_turn(x, r, period), x, jax.tree.map(cut, rows))
-        results.append(jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), beside))
+        def group(x, group_rows):
+            return _in_turn(layer, x, _picked(group_rows, period), kinds)
+
+        x, beside = lax.scan(group, x, jax.tree.map(cut, rows))
+        results.append(_flat(beside))
     if whole < depth:
-        x, beside = in_turn(x, jax.tree.map(lambda r: r[whole:], rows), depth - whole)
+        rest = jax.tree.map(lambda r: r[whole:], rows)
+        x, beside = _in_turn(layer, x, _picked(rest, depth - whole), kinds)
         results.append(beside)
+    return x, _joined(results)
+
+
+def scan_by_index(
+    layer: OfLayer, x: Any, depth: int, kinds: tuple[LayerKind, ...]
+) -> tuple[Any, Any]:
+    """Run x through `depth` layers, each of which picks its rows by its number, an int32 scalar.
+
+    Arguments and results are as of `scan_layers`. In a loop XLA reads a row in place only at an
+    index that is made from the loop's counter, as here, and not at one that is read from an array.
+    """
+    period = len(kinds)
+    groups, results = depth // period, []
+
+    def group(carry, _):
+        i, x = carry
+        x, beside = _in_turn(layer, x, [i * period + n for n in range(period)], kinds)
+        return (i + 1, x), beside
+
+    if groups:
+        (_, x), beside = lax.scan(group, (jnp.int32(0), x), None, length=groups)
+        results.append(_flat(beside))
+    if rest := [jnp.int32(n) for n in range(groups * period, depth)]:
+        x, beside = _in_turn(layer, x, rest, kinds)
+        results.append(beside)
+    return x, _joined(results)
+
+
+def _in_turn(layer: OfLayer, x: Any, rows: list[Any], kinds: tuple[LayerKind, ...]):
+    """Run a layer per row, and stack their other results."""
+    found = []
+    for row, kind in zip(rows, kinds, strict=False):
+        x, beside = layer(x, row, kind)
+        found.append(beside)
+    return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+
+def _picked(rows: Any, count: int) -> list[Any]:
+    return [jax.tree.map(lambda r, n=n: r[n], rows) for n in range(count)]
+
+
+def _flat(beside: Any) -> Any:
+    return jax.tree.map(lambda r: r.reshape(-1, *r.shape[2:]), beside)
+
+
+def _joined(results: list[Any]) -> Any:
     if len(results) == 1:
-        return x, results[0]
-    return x, jax.tree.map(lambda *each: jnp.concatenate(each), *results)
+        return results[0]
+    return jax.tree.map(lambda *each: jnp.concatenate(each), *results)

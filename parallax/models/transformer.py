@@ -17,7 +17,7 @@ from parallax.kernels.ring_attention.reference import capped
 from parallax.models.block import Block
 from parallax.models.config import ModelConfig
 from parallax.models.layer_kinds import LayerKind
-from parallax.models.layer_scan import scan_layers
+from parallax.models.layer_scan import scan_by_index, scan_layers
 from parallax.models.norms import Norm
 from parallax.models.rope import Rotation, rotation, token_positions
 from parallax.models.tiled import Cached, own_of, tiled_layers
@@ -192,13 +192,16 @@ class Transformer(nnx.Module):
                 x, row
             )
 
-        if is_part or (split.remat is None and depth % len(kinds)):
+        if is_part or (split.remat is None and len(kinds) > 1):
             # Without a gradient layers are picked by index, which copies none of them.
             def picked(x, index, kind: LayerKind):
-                own = jax.tree.map(lambda r: _row(r, index), rows[:2])
-                return run(x, (*own, jax.tree.map(lambda r: _row(r, offset + index), kv)), kind)
+                # Otherwise XLA picks the rows of a group's layers together, and writes them out.
+                (weights, ids, cached), x = lax.optimization_barrier((rows, x))
+                own = jax.tree.map(lambda r: _row(r, index), (weights, ids))
+                cached = jax.tree.map(lambda r: _row(r, offset + index), cached)
+                return run(x, (*own, cached), kind)
 
-            return scan_layers(picked, x_BLD, jnp.arange(depth, dtype=jnp.int32), kinds)
+            return scan_by_index(picked, x_BLD, depth, kinds)
         return scan_layers(run, x_BLD, rows, kinds)
 
     def through_weight_tiles(

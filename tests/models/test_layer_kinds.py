@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from parallax.meshes.cluster import cluster
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
 from parallax.models.layer_kinds import LatentAttention, LayerKind, RopeScaling, Router
-from parallax.models.layer_scan import scan_layers
+from parallax.models.layer_scan import scan_by_index, scan_layers
 from parallax.models.rope import rotate, rotation
 from parallax.parallel.layer_parts import Pipeline
 from parallax.programs.sharded_model import ShardedTransformer
@@ -32,7 +33,11 @@ def test_layers_run_in_order_each_of_its_kind(depth, period):
     def layer(x, row, kind):
         return x * 3 + row + kind.window, (x, row * 10)
 
-    x, (before, rows) = scan_layers(layer, jnp.int32(1), jnp.arange(depth, dtype=jnp.int32), kinds)
+    numbers = jnp.arange(depth, dtype=jnp.int32)
+    found = scan_layers(layer, jnp.int32(1), numbers, kinds)
+    x, (before, rows) = found
+    by_index = scan_by_index(layer, jnp.int32(1), depth, kinds)
+    jax.tree.map(np.testing.assert_array_equal, found, by_index)
     expected, seen = 1, []
     for n in range(depth):
         seen.append(expected)
