@@ -1,22 +1,19 @@
 """The estimate of a step; of a prefill or decoding, its trace: ticks of layers of kernels."""
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from parallax.analytic.hits import weight_reads
 from parallax.analytic.kernels import gemm, passes
 from parallax.analytic.layer import layer_steps
 from parallax.analytic.packed_weights import PackedWeights, weights_of
 from parallax.analytic.places import check_sent_once
+from parallax.analytic.single_kinds import single_kinds
 from parallax.analytic.trace import Trace
 from parallax.analytic.train_trace import TrainTrace
 from parallax.analytic.training import train_steps
 from parallax.cost import Cost, Rates, estimate_cost, rates_of
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
-from parallax.models.layer_kinds import LayerKind
-from parallax.parallel.layer_parts import Pipeline
 from parallax.programs.steps import ModelStep, Training, TransformerStep
 
 
@@ -27,7 +24,7 @@ class Estimate:
     Attributes:
       cost: cost of one call on one device.
       tokens: tokens that the call handles, over all devices.
-      work: the synthetic trace.
+      work: the synthetic trace; of layers of several kinds, that of the most frequent one.
     """
 
     cost: Cost
@@ -69,12 +66,14 @@ def estimate(
     if step.unmodelled:
         raise ValueError(f"estimate: {step.unmodelled}")
     assert isinstance(step, TransformerStep)
-    several = len(set(step.config.kinds)) > 1
-    if several or step.config.dense_layers:
-        combine = _with_first_layers if step.config.dense_layers else _of_kinds
-        return combine(step, lambda one: estimate(
-            one, cluster, rates=rates, skew=skew, weights=weights, resident=resident
-        ))  # fmt: skip
+    singles = single_kinds(step)
+    if len(singles) > 1:
+        found = [
+            estimate(one, cluster, rates=rates, skew=skew, weights=weights, resident=resident)
+            for _, one in singles
+        ]
+        cost = sum((e.cost.times(f) for (f, _), e in zip(singles, found, strict=True)), Cost())
+        return Estimate(cost, step.tokens, found[0].work)
     args = skew, weights or weights_of(step.config), cluster.gpu.device_kind
     if isinstance(step, Training):
         steps = train_steps(TrainTrace(step, *args))
@@ -86,48 +85,6 @@ def estimate(
     rates = rates or rates_of(cluster.gpu.name)
     kept = weight_reads(work, cluster, rates).resident if resident else None
     return Estimate(estimate_cost(work, cluster, rates, resident=kept), step.tokens, work)
-
-
-def _of_kinds(step: TransformerStep, estimate_one: Callable[[ModelStep], Estimate]) -> Estimate:
-    """Estimate layers of several kinds as the mean of models of one kind each.
-
-    A step's time is linear in its layers but for what overlaps between them. The trace is that of
-    the most frequent kind.
-    """
-    kinds, layers = step.config.kinds, step.config.num_layers
-    counts = Counter(LayerKind(kinds[i % len(kinds)].window) for i in range(layers))
-    # A pattern of one kind keeps the period, at which stages start.
-    found = {
-        kind: estimate_one(step.with_config(step.config.replace(pattern=(kind,) * len(kinds))))
-        for kind in counts
-    }
-    cost = sum((found[kind].cost.times(n / layers) for kind, n in counts.items()), Cost())
-    return Estimate(cost, step.tokens, found[counts.most_common(1)[0][0]].work)
-
-
-def _with_first_layers(
-    step: TransformerStep, estimate_one: Callable[[ModelStep], Estimate]
-) -> Estimate:
-    """Estimate a model with dense first layers: its stack, and as many layers of a dense model.
-
-    Every stage runs the first layers, so that each costs as much as one more layer on all stages.
-    The trace is that of the stack.
-    """
-    config, strategy = step.config, step.strategy
-    stack = config.replace(num_layers=config.stacked_layers, dense_layers=0, dense_d_ff=0)
-    # Stages of as many layers each, whatever those of the stack have.
-    if isinstance(strategy.layers, Pipeline):
-        strategy = strategy.replace(layers=replace(strategy.layers, layers=None))
-    layers = strategy.layers.virtual_stages * len(config.kinds)
-    several = strategy.split().count("layers") * layers
-    dense = config.of_dense_layers
-    one, two = (
-        estimate_one(step.with_config(dense.replace(num_layers=n * several), strategy)).cost
-        for n in (1, 2)
-    )
-    of_stack = estimate_one(step.with_config(stack))
-    more = (two + one.times(-1)).times(config.dense_layers / layers)
-    return Estimate(of_stack.cost + more, step.tokens, of_stack.work)
 
 
 def _steps(trace: Trace) -> dict[str, tuple[Step, ...]]:

@@ -4,13 +4,14 @@ import functools
 from dataclasses import dataclass
 
 from parallax.analytic.packed_weights import weights_of
+from parallax.analytic.single_kinds import single_kinds
 from parallax.analytic.ticks import ticks_of
 from parallax.analytic.train_trace import TrainTrace
 from parallax.analytic.training import parts_of, train_steps
 from parallax.cost import Cost, Rates, part_costs
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.meshes.cluster import Cluster
-from parallax.programs.steps import Training
+from parallax.programs.steps import Training, TransformerStep
 
 _TICKS = ("forward tick", "inputs tick", "backward tick")
 
@@ -20,7 +21,7 @@ class TrainCosts:
     """The costs of a training step's parts.
 
     Attributes:
-      work: the synthetic trace.
+      work: the synthetic trace; of layers of several kinds, that of the most frequent one.
       parts: computation of the trace -> cost of one execution, with one chunk per stage.
       is_uniform: whether all stages of a pipeline run whatever any stage runs.
     """
@@ -32,6 +33,19 @@ class TrainCosts:
     @classmethod
     def of(cls, step: Training, cluster: Cluster, rates: Rates) -> "TrainCosts":
         """Estimate the costs of the parts of a step, without virtual stages."""
+        found = [(f, cls._of(one, cluster, rates)) for f, one in single_kinds(step)]
+        if len(found) == 1:
+            return found[0][1]
+        names = dict.fromkeys(name for _, costs in found for name in costs.parts)
+        parts = {
+            name: sum((c.parts.get(name, Cost()).times(f) for f, c in found), Cost())
+            for name in names
+        }
+        return cls(found[0][1].work, parts, any(costs.is_uniform for _, costs in found))
+
+    @classmethod
+    def _of(cls, step: TransformerStep, cluster: Cluster, rates: Rates) -> "TrainCosts":
+        assert isinstance(step, Training)
         trace = TrainTrace(step, 1.0, weights_of(step.config), cluster.gpu.device_kind)
         steps = train_steps(trace)
         work = ExecutionTrace("entry", steps, step.strategy.mesh.size)

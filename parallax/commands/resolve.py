@@ -271,9 +271,15 @@ def _sizes(
         seq_len=_multiple(base.seq_len, [s.count("act_seq", "act_norm_seq") for s in splits]),
     )
     longest = max(config.small().max_seq_len, base.seq_len)
-    stages = math.lcm(*(s.count("layers") for s in splits))
+    stages = math.lcm(
+        *(
+            split.count("layers") * s.layers.virtual_stages
+            for s, split in zip(strategies, splits, strict=True)
+        )
+    )
     small_config = config.small(max_seq_len=longest)
-    if paper is None:
+    chosen = any(getattr(s.layers, "layers", None) is not None for s in strategies)
+    if paper is None and not chosen:
         small_config = of_laptop_depth(small_config, stages)
     small = _Size(small_config, base, False)
     full = small if request.small else _Size(config, workload, request.microbatches is not None)

@@ -138,7 +138,7 @@ def decayed(params: Any) -> Any:
 
     def is_matrix(path, _) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return not any(word in name for word in ("scale", "shift", "bias"))
+        return not any(word in name for word in ("scale", "shift", "bias", "sinks"))
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

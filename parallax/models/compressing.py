@@ -37,12 +37,17 @@ def layer_config(config: ModelConfig, formats: tuple[str, str]) -> ModelConfig:
     A layer whose formats are both the model's dtype is dense.
 
     Raises:
-      ValueError: sizes that a format cannot store, or layers of several kinds.
+      ValueError: sizes that a format cannot store, layers of several kinds, or dense first ones.
     """
     if len(config.kinds) > 1:
         raise ValueError(
             f"Model '{config.name}': its layers are of {len(config.kinds)} kinds, and one layer "
             "alone does not say which. Compress and deploy models with one kind of layer."
+        )
+    if config.dense_layers:
+        raise ValueError(
+            f"Model '{config.name}': it has dense first layers, and one layer alone does not say "
+            "whether it is one. Compress and deploy models without them."
         )
     dense = formats == (config.dtype, config.dtype)
     return config.replace(num_layers=1, compression=None if dense else formats)

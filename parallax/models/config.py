@@ -39,7 +39,7 @@ class ModelConfig:
       head_dim: width of one head; num_heads * head_dim need not be d_model.
       d_ff: hidden width of the MLP.
       vocab_size: rows of the token table and columns of the unembedding.
-      mlp: "gelu" (two matrices) or "gated" (three matrices, SiLU gate).
+      mlp: "gelu" (two matrices) or "gated" (three matrices, see `gate`).
       norm: "rmsnorm" or "layernorm"; computed in float32 or wider.
       positions: "rope", "learned" (a table of max_seq_len rows) or "none".
       causal: a token sees itself and earlier tokens; otherwise all tokens.
@@ -175,6 +175,17 @@ class ModelConfig:
             "windows need causal=True": self.causal or not windows,
             "rotary_dim is at most head_dim, and not of latent attention": self.rotary_dim is None
             or (self.rotary_dim <= self.head_dim and self.latent is None),
+            "rotary_dim is at least 2": self.rotary_dim is None or self.rotary_dim > 1,
+            "score_cap, logit_cap, score_scale, embed_scale and gate_limit are above 0": all(
+                x is None or x > 0
+                for x in (
+                    self.score_cap,
+                    self.logit_cap,
+                    self.score_scale,
+                    self.embed_scale,
+                    self.gate_limit,
+                )
+            ),
             "norm_offset needs norm='rmsnorm'": not self.norm_offset or self.norm == "rmsnorm",
             "gate needs mlp='gated'": self.gate == "silu" or self.mlp == "gated",
         }
@@ -311,31 +322,45 @@ class ModelConfig:
         """Return the model at a width for laptops: layers, heads and ratios stay, head_dim shrinks.
 
         The vocabulary becomes the 256 byte values, so that any text is a batch of tokens. A head
-        no wider than head_dim keeps its width, and widths that do not shrink evenly round up; the
-        model's to what devices up to 32 divide, if they divide the whole model's.
+        no wider than head_dim keeps its width, and widths that do not shrink evenly round up: the
+        model's to what devices up to 32 divide, others' up to 16, if they divide the whole model's.
         Windows shrink to a fifth of max_seq_len, so that they still hide tokens.
         """
         shrink = max(1, self.head_dim // head_dim)
         window = max(1, max_seq_len // 5)
-        unit = math.gcd(self.d_model, 32)
+        width = _small_width(self.d_model, shrink, 32)
+        heads = min(head_dim, self.head_dim)
         return self.replace(
             name=f"{self.name}.small",
-            d_model=-(-self.d_model // shrink // unit) * unit,
-            d_ff=-(-self.d_ff // shrink),
-            head_dim=min(head_dim, self.head_dim),
+            d_model=width,
+            d_ff=_small_width(self.d_ff, shrink),
+            head_dim=heads,
             vocab_size=BYTE_VOCAB,
             max_seq_len=max_seq_len,
             pattern=tuple(
                 dataclasses.replace(kind, window=kind.window and min(kind.window, window))
                 for kind in self.pattern
             ),
-            latent=self.latent and _small_latent(self.latent, min(head_dim, self.head_dim), shrink),
-            rotary_dim=self.rotary_dim and min(self.rotary_dim, 2 * (head_dim // 4)),
-            dense_d_ff=-(-self.dense_d_ff // shrink),
+            latent=self.latent and _small_latent(self.latent, heads, shrink),
+            rotary_dim=self.rotary_dim and min(self.rotary_dim, _half(heads)),
+            dense_d_ff=_small_width(self.dense_d_ff, shrink),
+            embed_scale=self.embed_scale and self.embed_scale * (width / self.d_model) ** 0.5,
+            score_scale=self.score_scale and self.score_scale * (self.head_dim / heads) ** 0.5,
             compression=self.compression and tuple(
-                _small_format(name, min(head_dim, self.head_dim)) for name in self.compression
+                _small_format(name, heads) for name in self.compression
             ),
         )  # fmt: skip
+
+
+def _small_width(size: int, shrink: int, devices: int = 16) -> int:
+    """Return a width that devices up to a power of two divide, if they divide the whole one."""
+    unit = math.gcd(size, devices)
+    return size and -(-size // shrink // unit) * unit
+
+
+def _half(head_dim: int) -> int:
+    """Return about half of a head's width, in whole pairs."""
+    return max(2, 2 * (head_dim // 4))
 
 
 def _small_format(name: str, inputs: int) -> str:
@@ -350,9 +375,9 @@ def _small_format(name: str, inputs: int) -> str:
 def _small_latent(latent: LatentAttention, head_dim: int, shrink: int) -> LatentAttention:
     """Return a latent's sizes beside heads of a small width, half of which is rotated."""
     return LatentAttention(
-        kv_rank=-(-latent.kv_rank // shrink),
-        q_rank=latent.q_rank and -(-latent.q_rank // shrink),
-        rope_dim=min(latent.rope_dim, 2 * (head_dim // 4)),
+        kv_rank=_small_width(latent.kv_rank, shrink),
+        q_rank=latent.q_rank and _small_width(latent.q_rank, shrink),
+        rope_dim=min(latent.rope_dim, _half(head_dim)),
         value_dim=min(latent.value_dim, head_dim),
     )
 

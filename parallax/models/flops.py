@@ -29,14 +29,21 @@ def model_flops(
     unembedding = float(sum(p.flops_per_token for p in ends if p.path[0] != FIRST_LAYERS))
     first = float(sum(p.flops_per_token for p in ends if p.path[0] == FIRST_LAYERS))
     tokens = batch * seq_len
+    attention = attention_flops(config, batch, seq_len, known_tokens=known_tokens)
+    total = tokens * (config.stacked_layers * layer + first) + attention
+    return total + batch * unembedded * unembedding
+
+
+def attention_flops(
+    config: ModelConfig, batch: int, seq_len: int, *, known_tokens: int = 0
+) -> float:
+    """Return the part of `model_flops` that scores and their values take, in all layers."""
     kinds = config.kinds
     pairs = sum(
         batch * _pairs(seq_len, known_tokens, config.causal, kinds[i % len(kinds)].window)
         for i in range(config.num_layers)
     )
-    attention = 2.0 * pairs * config.num_heads * _attended_width(config, known_tokens)
-    total = tokens * (config.stacked_layers * layer + first) + attention
-    return total + batch * unembedded * unembedding
+    return 2.0 * pairs * config.num_heads * _attended_width(config, known_tokens)
 
 
 def _pairs(seq_len: int, known_tokens: int, causal: bool, window: int | None) -> float:

@@ -115,10 +115,11 @@ def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
 
     Args:
       config: a model of small width.
-      stages: a number whose multiples stages divide. As many layers as before are left over.
+      stages: stages, with their chunks; each gets whole patterns. As many layers as before are
+        left over.
     """
     each = sum(p.size for p in layer_parameters(config))
-    unit = math.lcm(stages, max(1, len(config.pattern)))
+    unit = stages * len(config.kinds)
     fitting = max(1, int(_LAPTOP_PARAMETERS // each) // unit) * unit
     layers = fitting + (config.num_layers - config.dense_layers) % unit + config.dense_layers
     return config if layers >= config.num_layers else config.replace(num_layers=layers)

@@ -184,14 +184,16 @@ class PassShape:
     def parts_summed(self, remat: Remat | None = None) -> "tuple[SummedPart, SummedPart]":
         """Return a layer's attention and MLP.
 
-        A layer that is recomputed stops before its last sum, whose result is not needed; where the
-        results of matrix products are kept, the first sum is one of them.
+        A layer that is recomputed stops before its last sum, whose result is not needed but by a
+        norm behind it; where the results of matrix products are kept, sums are among them.
         """
+        again = remat == "layer"
+        last = again and self.config.norms != "before"
         mlp = self.split.expert_sums if self.config.num_experts else ("mlp",)
         return (
-            SummedPart("attention", self.over("heads", "head_dim"), 1 + (remat == "layer"),
+            SummedPart("attention", self.over("heads", "head_dim"), 1 + again,
                         "attention_gather", "attention_sum", "attention_gradient"),
-            SummedPart("MLP", self.over(*mlp), 1,
+            SummedPart("MLP", self.over(*mlp), 1 + last,
                         "mlp_gather", "mlp_sum", "mlp_gradient"),
         )  # fmt: skip
 
@@ -288,7 +290,8 @@ class PassShape:
             return False
         # A pipeline's stage keeps no weights between its passes.
         unneeded = ("out_bias_D", "shift") if remat == "none" else ()
-        return path[-1] not in (*unneeded, "down_bias_D")
+        last = ("down_bias_D",) if self.config.norms == "before" or remat == "none" else ()
+        return path[-1] not in (*unneeded, *last)
 
     def end_weights(self, norm_item: int, *, every_position: bool) -> None:
         """Add the gathers of the last norm and of the unembedding, once per tick.

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.models.config import ITEM_BYTES
+from parallax.models.weights import cast
 from parallax.parallel.gradients import Precision
 from parallax.parallel.remat import Remat, check_remat
 from parallax.programs.gradient_sums import gather_parameters
@@ -188,7 +188,7 @@ class TrainStep:
         return (self.passes + 2) * wide * sharded.weight_bytes() + 3.0 * sum(jax.tree.leaves(state))
 
     def _cast(self, params: nnx.State) -> nnx.State:
-        return jax.tree.map(lambda x: x.astype(jnp.dtype(self.param_dtype)), params)
+        return cast(params, self.param_dtype)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -124,11 +124,13 @@ class LayoutChoices:
 
     def _fitting(self, strategy: Strategy, elements: Elements) -> Iterator[Choice]:
         """Yield the choices whose time has to be known, and what does not fit at all."""
-        stages = strategy.split().count("layers")
+        stages, model = strategy.split().count("layers"), self.request.model
         best = len(REMATS)  # recomputing more than a smaller number of microbatches is no use
         for microbatches in self._microbatches(strategy):
             fewer = best
-            for scheduled in schedules(strategy, self.request.model.num_layers, microbatches):
+            for scheduled in schedules(
+                strategy, model.stacked_layers, microbatches, len(model.kinds)
+            ):
                 for choice in self._least_remats(scheduled, microbatches, elements):
                     place = REMATS.index(choice.step.program.remat)
                     if stages > 1 or place < fewer or choice.memory.total > self.usable:

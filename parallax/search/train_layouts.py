@@ -44,15 +44,20 @@ def layouts(strategy: Strategy, cluster: Cluster) -> Iterator[Layout]:
             yield _layout(shard_weights(whole, axes, gather=gather))
 
 
-def schedules(strategy: Strategy, num_layers: int, microbatches: int) -> Iterator[Strategy]:
-    """Yield a strategy with each pipeline schedule that can take these numbers."""
+def schedules(
+    strategy: Strategy, num_layers: int, microbatches: int, period: int = 1
+) -> Iterator[Strategy]:
+    """Yield a strategy with each pipeline schedule that can take these numbers.
+
+    `period` is the length of the layers' pattern, at which chunks start.
+    """
     layers, stages = strategy.layers, strategy.split().count("layers")
     if not isinstance(layers, Pipeline) or stages == 1:
         yield strategy
         return
     for name in SCHEDULES:
         virtual = _VIRTUAL if name == "interleaved" else 1
-        if virtual == 1 or (num_layers % (virtual * stages) == microbatches % stages == 0):
+        if virtual == 1 or (num_layers % (virtual * stages * period) == microbatches % stages == 0):
             yield strategy.replace(layers=replace(layers, schedule=name, virtual_stages=virtual))
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from parallax.analytic import estimate
+from parallax.analytic.train_costs import TrainCosts
+from parallax.cost import rates_of
 from parallax.meshes.cluster import cluster
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
@@ -16,8 +18,9 @@ from parallax.models.layer_scan import scan_by_index, scan_layers
 from parallax.models.rope import rotate, rotation
 from parallax.parallel.layer_parts import Pipeline
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.programs.steps.of_transformer import Prefill
-from parallax.strategies import ring_sequence
+from parallax.programs.steps.of_transformer import Prefill, Training
+from parallax.programs.training import TrainStep
+from parallax.strategies import fsdp, ring_sequence
 from parallax.workload import Workload
 
 MODEL = ModelConfig(
@@ -89,6 +92,17 @@ def test_an_estimate_is_the_mean_over_the_kinds_of_layers():
     assert seconds(MODEL.pattern) == pytest.approx((5 * windows + full) / 6, rel=1e-9)
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_experts": 8, "dense_layers": 2, "dense_d_ff": 512}])
+def test_the_parts_of_a_training_step_are_of_all_kinds_of_layers(changes):
+    gpus, strategy = cluster("h100_2x8"), fsdp(16)
+    config = MODEL.replace(num_layers=6, pattern=(MODEL.pattern[0], MODEL.pattern[-1]), **changes)
+    sharded = ShardedTransformer(config, strategy, Workload(16, 32_768))
+    step = Training(TrainStep(sharded, remat="layer"))
+    costs = TrainCosts.of(step, gpus, rates_of(gpus.gpu.name))
+    whole, _ = costs.whole(step, costs.parts["update"])
+    assert whole.seconds == pytest.approx(estimate(step, gpus).cost.seconds, rel=1e-3)
+
+
 def turned(x, positions, theta, scaling=None, rotary_dim=None):
     """The textbook's rotation of one head [L, K] of adjacent pairs, element by element."""
     width = rotary_dim or x.shape[1]
@@ -131,6 +145,8 @@ WRONG = {
     "none of sinks, bias": {"pattern": (), "sinks": True, "latent": LatentAttention(8, 8, 4, 8)},
     "rope_dim is less than head_dim": {"pattern": (), "latent": LatentAttention(8, 8, 8, 8)},
     "rotary_dim is at most head_dim": {"rotary_dim": 16},
+    "rotary_dim is at least 2": {"rotary_dim": 0},
+    "score_cap, logit_cap, .* are above 0": {"score_cap": 0.0},
     "need num_experts": {"router": Router("sigmoid")},
     "groups of experts are equal": {"num_experts": 6, "router": Router(groups=4)},
     "dense_d_ff needs dense_layers": {"num_experts": 4, "dense_d_ff": 8},

@@ -1,6 +1,7 @@
 """The table of a model's parameters, against textbook sizes; it is the only such list."""
 
 import itertools
+import math
 import subprocess
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ from parallax.models.block import Mlp
 from parallax.models.compressing import packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.flops import model_flops
-from parallax.models.layer_kinds import LayerKind, Router
+from parallax.models.layer_kinds import LatentAttention, LayerKind, Router
 from parallax.models.parameters import (
     end_parameters,
     layer_matrices,
@@ -25,6 +26,7 @@ from parallax.models.parameters import (
 )
 from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import weight
+from parallax.parallel.layer_parts import Pipeline
 from parallax.parallel.split import UNSPLIT
 from parallax.placement.footprint import layer_footprints, part_bytes
 from parallax.programs.sharded_model import ShardedTransformer
@@ -251,3 +253,20 @@ def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
     assert of_laptop_depth(DENSE, 2) == DENSE
     kinds = (LayerKind(window=8), LayerKind(window=8), LayerKind())
     assert of_laptop_depth(deep.replace(num_layers=60, pattern=kinds), 2).num_layers == 6
+    for layers, pattern, stages in ((62, kinds * 2, 4), (24, kinds[1:], 2), (80, (), 8)):
+        small = of_laptop_depth(deep.replace(num_layers=layers, pattern=pattern), stages)
+        assert len(Pipeline("stage").groups(small.num_layers, stages, len(small.kinds))) == stages
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
+def test_a_small_model_divides_as_the_whole_one(head_dim):
+    whole = EXPERTS.replace(
+        d_model=head_dim * 20, head_dim=head_dim, num_kv_heads=8, d_ff=2880, dense_layers=1,
+        dense_d_ff=8192, latent=LatentAttention(512, 1536, 32, 64), embed_scale=64.0,
+    )  # fmt: skip
+    small = whole.small()
+    for name in ("d_model", "d_ff", "dense_d_ff"):
+        assert getattr(small, name) % math.gcd(getattr(whole, name), 16) == 0
+    assert small.latent is not None
+    assert small.latent.kv_rank % 16 == 0
+    assert small.embed_scale == pytest.approx(64 * (small.d_model / whole.d_model) ** 0.5)

@@ -33,11 +33,13 @@ from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
     HYBRIDS,
+    KINDS,
     LATENT,
     LATENT_MIXTURE,
     LATENTS,
     MIXTURE,
     MIXTURES,
+    OTHERS,
     SHARDED,
     SHARDED_EXPERTS,
     SMALL,
@@ -61,6 +63,15 @@ CASES = {
     **{
         f"dense first {n}": (WITH_DENSE.replace(dtype="float32"), MIXTURES[n])
         for n in ("expert x fsdp", "pipeline x tensor", "sequence-parallel norms")
+    },
+    **{
+        f"kinds {n}": (KINDS.replace(dtype="float32"), (STRATEGIES | VARIANTS | SHARDED)[n])
+        for n in ("tensor_pipeline", "scores", "ring x fsdp")
+    },
+    "kinds natural ring": (KINDS.replace(dtype="float32"), ring_sequence(16, order="natural")),
+    **{
+        f"others {n}": (OTHERS.replace(dtype="float32", bias=True), (STRATEGIES | SHARDED)[n])
+        for n in ("tensor_pipeline", "ring x fsdp")
     },
     **{f"latent {n}": (LATENT.replace(dtype="float32"), s) for n, s in LATENTS.items()},
     "latent mixture": (

@@ -78,12 +78,14 @@ def test_a_cut_axis_is_one_everywhere():
 
 
 def test_stages_try_every_schedule_that_can_run():
-    def names(layers, microbatches):
-        found = (s.layers for s in schedules(layerwise(4), layers, microbatches))
+    def names(layers, microbatches, period=1):
+        found = (s.layers for s in schedules(layerwise(4), layers, microbatches, period))
         return {part.schedule for part in found if isinstance(part, Pipeline)}
 
     assert names(8, 8) == {"gpipe", "1f1b", "interleaved", "zb-h1", "1f1b-lockstep"}
     assert names(8, 6) == names(6, 8) == names(8, 8) - {"interleaved"}
+    assert names(16, 8, 2) == names(8, 8)
+    assert names(24, 8, 2) == names(8, 8) - {"interleaved"}
     assert list(schedules(data_parallel(4), 8, 8)) == [data_parallel(4)]
 
 

@@ -1,7 +1,7 @@
 """Small models and the strategies that every test of exactness runs."""
 
 from parallax.models.config import ModelConfig
-from parallax.models.layer_kinds import LatentAttention, Router
+from parallax.models.layer_kinds import LatentAttention, LayerKind, RopeScaling, Router
 from parallax.strategies import STRATEGIES as REGISTERED
 from parallax.strategies import (
     build,
@@ -30,6 +30,20 @@ GQA_FULL = SMALL.replace(
     causal=False,
 )  # fmt: skip
 EXPERTS = SMALL.replace(name="experts", num_experts=16, d_ff=32)
+YARN = RopeScaling("yarn", 4.0, original_max_seq_len=32, attention_factor=1.1)
+# Five layers in patterns of two: a window that the model's own rotation has, and other layers.
+KINDS = SMALL.replace(
+    name="kinds", num_layers=5, mlp="gated", gate="gelu", sinks=True,
+    pattern=(LayerKind(window=11), LayerKind(rope_theta=500.0, rope_scaling=YARN)),
+    score_cap=3.0, logit_cap=5.0, score_scale=0.5, qk_norm=True, norms="both", norm_offset=True,
+    embed_scale=8.0, tie_embeddings=True,
+)  # fmt: skip
+# Norms of all heads together and behind each part, some rotated, and layers without positions.
+OTHERS = SMALL.replace(
+    name="others", num_layers=4, mlp="gated", gate="clamped", qk_norm=True, qk_norm_width="all",
+    norms="after", qkv_bias=True, rotary_dim=4,
+    pattern=(LayerKind(window=20), LayerKind(rotates=False)),
+)  # fmt: skip
 TILE = 8  # rows of an expert at once: small models have few
 
 # Every system alone; a new entry of the registry joins by itself, below.

@@ -5,30 +5,22 @@ import pytest
 from parallax.lenses.text import read_text
 from parallax.lenses.verify_decoding import verify_decoding
 from parallax.lenses.verifying import verify_transformer
-from parallax.models.layer_kinds import LayerKind, RopeScaling
 from parallax.parallel.cache_slots import window_spans
 from parallax.parallel.scoring import Scoring
 from parallax.programs import decoding
 from parallax.strategies import fsdp, layerwise, ring_sequence
-from tests.strategies.cases import HYBRIDS, SMALL, STRATEGIES, VARIANTS, workload
+from tests.strategies.cases import (
+    HYBRIDS,
+    KINDS,
+    OTHERS,
+    STRATEGIES,
+    VARIANTS,
+    workload,
+)
 
 pytestmark = pytest.mark.slow
 
 TEXT = read_text(None, 16 * 80)[0]
-YARN = RopeScaling("yarn", 4.0, original_max_seq_len=32, attention_factor=1.1)
-# Five layers in patterns of two: a window that the model's own rotation has, and other layers.
-KINDS = SMALL.replace(
-    name="kinds", num_layers=5, mlp="gated", gate="gelu", sinks=True,
-    pattern=(LayerKind(window=11), LayerKind(rope_theta=500.0, rope_scaling=YARN)),
-    score_cap=3.0, logit_cap=5.0, score_scale=0.5, qk_norm=True, norms="both", norm_offset=True,
-    embed_scale=8.0, tie_embeddings=True,
-)  # fmt: skip
-# Norms of all heads together and behind each part, some rotated, and layers without positions.
-OTHERS = SMALL.replace(
-    name="others", num_layers=4, mlp="gated", gate="clamped", qk_norm=True, qk_norm_width="all",
-    norms="after", qkv_bias=True, rotary_dim=4,
-    pattern=(LayerKind(window=20), LayerKind(rotates=False)),
-)  # fmt: skip
 RINGS = {
     "natural ring": ring_sequence(16, order="natural"),
     "natural double ring": ring_sequence(16, nodes=2, order="natural"),

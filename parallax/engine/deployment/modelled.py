@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from parallax.cost import rates_of
 from parallax.models.config import ModelConfig
-from parallax.models.flops import model_flops
+from parallax.models.flops import attention_flops, model_flops
 
 # Host to device: PCIe Gen5 x16 is 64 GB/s, and copies from pinned memory reach about this much.
 PCIE_BYTES_PER_S = 55e9
@@ -65,9 +65,7 @@ def modelled_recovery(
         return ModelledRecovery(gpu, move_s, 0.0)
     one, more = (config.replace(num_layers=n) for n in (1, 1 + layers))
     whole = model_flops(more, batch, tokens) - model_flops(one, batch, tokens)
-    pairs = batch * tokens * ((tokens + 1) / 2 if config.causal else tokens)
-    width = config.head_dim + config.value_dim
-    attention = 2.0 * pairs * config.num_heads * width * layers
+    attention = attention_flops(more, batch, tokens) - attention_flops(one, batch, tokens)
     widths = sorted((int(w), rate) for w, rate in rates.attention_flops_per_s.items())
     rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate

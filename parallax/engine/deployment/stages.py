@@ -57,12 +57,15 @@ def step(config: ModelConfig, formats: tuple[Formats, ...], layers, kv, x_B1D, a
     """Run a group over one token per sequence, at positions [B]: ([B, 1, D], updated kv)."""
     caches = []
     rows = jnp.arange(at_B.shape[0], dtype=jnp.int32)
-    before_B12 = jnp.stack([jnp.zeros_like(at_B), at_B], axis=-1)[:, None]
+
+    def before(keys, values, window: int | None) -> CachedLayer:
+        first_B = jnp.zeros_like(at_B) if window is None else jnp.maximum(at_B - window + 1, 0)
+        spans_B12 = jnp.stack([first_B, at_B], axis=-1)[:, None]
+        return CachedLayer(keys, values, spans_B12, jnp.asarray(True))
+
     for pair, layer, old in zip(formats, layers, kv, strict=True):
         keys, values = jax.tree.map(lambda x: x[None], old)
-        cache = CachedLayers(
-            keys, values, lambda k, v, _: CachedLayer(k, v, before_B12, jnp.asarray(True))
-        )
+        cache = CachedLayers(keys, values, before)
         model = _with(layer_config(config, pair), layers=layer)
         in_step = CACHED.replace(decodes=True)
         x_B1D, (_, new) = model.through_layers(x_B1D, at_B[:, None], in_step, cache=cache)

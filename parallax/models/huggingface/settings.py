@@ -107,14 +107,16 @@ def decoder_fields(config: ModelConfig) -> dict[str, Any]:
     } | rope_fields(config.rope_theta, config.rope_scaling)
 
 
-def window_of(fields: Fields, *, enabled: bool) -> int | None:
+def window_of(fields: Fields, *, enabled: bool | None = None) -> int | None:
     """Return the tokens of a window; None if there is none, or if it hides no token.
 
     Args:
       fields: with `sliding_window` and `max_position_embeddings`.
-      enabled: the family's default of `use_sliding_window`.
+      enabled: the family's default of `use_sliding_window`; None in families that do not have it.
     """
-    if not fields.flag("use_sliding_window", enabled) or not fields.values.get("sliding_window"):
+    if enabled is not None and not fields.flag("use_sliding_window", enabled):
+        return None
+    if not fields.values.get("sliding_window"):
         return None
     window = fields.integer("sliding_window")
     return None if window >= fields.integer("max_position_embeddings") else window

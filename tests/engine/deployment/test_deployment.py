@@ -15,6 +15,7 @@ from parallax.engine.deployment.trials import lose_at_random
 from parallax.lenses.child import run_in_child
 from parallax.lenses.environment import cpu_environment
 from parallax.models.compressing import compress_params
+from parallax.models.layer_kinds import LayerKind
 from tests.engine.deployment.cases import (
     CONFIG,
     MIXED,
@@ -52,6 +53,13 @@ def test_tokens_are_the_unsharded_models(with_spare):
     assert len({t for row in tokens(expected()) for t in row}) > 6
     assert served.latency.new_tokens == NEW * len(PROMPTS)
     assert served.recoveries == served.switches == ()
+
+
+def test_a_window_hides_tokens_here_too():
+    config = TWO.replace(num_layers=2, pattern=(LayerKind(window=3),), norms="both")
+    served = generate(deployment(2, config=config))
+    assert served.continuations == expected(config)
+    assert tokens(expected(config)) != tokens(expected(config.replace(pattern=())))
 
 
 def test_a_stop_token_ends_its_sequence_alone(without):

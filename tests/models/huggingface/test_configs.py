@@ -9,6 +9,7 @@ import pytest
 
 from parallax.models import huggingface
 from parallax.models.huggingface.configs import FAMILIES, family_of, lost_by, to_fields
+from parallax.models.layer_kinds import LayerKind
 
 GOLDEN = Path(__file__).parent / "golden"
 ODD = (
@@ -202,6 +203,20 @@ def test_all_refusals_are_in_one_error(tmp_path):
         read(fields, tmp_path)
     for name in ("scoring_func", "moe_layer_freq", "rope_type"):
         assert f"{name} is" in str(error.value)
+
+
+def test_a_flag_of_windows_counts_where_the_family_has_it(tmp_path):
+    def window(family, **settings):
+        config = read(fields_of(GOLDEN / family) | settings, tmp_path)
+        return [kind.window for kind in config.pattern]
+
+    off = {"sliding_window": 5, "use_sliding_window": False}
+    assert window("mistral", **off) == window("phi3", **off) == [5]
+    assert window("qwen3_moe", **off) == []
+    fields = fields_of(GOLDEN / "qwen2") | {"use_sliding_window": True, "max_window_layers": 0}
+    fields = {n: x for n, x in fields.items() if n not in ("sliding_window", "layer_types")}
+    config = read(fields | {"max_position_embeddings": 8192}, tmp_path)
+    assert config.pattern == (LayerKind(window=4096),)
 
 
 def test_windows_by_layer_repeat_soon_or_are_refused(tmp_path):

@@ -48,7 +48,7 @@ def _gemma(fields: Fields, family: str, rope: Rope, **own: Any) -> ModelConfig:
 def _types(fields: Fields, period: int) -> tuple[list[str], int | None]:
     """Return each layer's type, and the window of those that have one."""
     types = layer_types(fields, lambda layer: SLIDING if (layer + 1) % period else FULL)
-    return types, window_of(fields, enabled=True)
+    return types, window_of(fields)
 
 
 def _gemma_fields(config: ModelConfig) -> dict[str, Any]:

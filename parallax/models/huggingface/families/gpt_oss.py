@@ -31,7 +31,7 @@ def _read(fields: Fields) -> ModelConfig:
     fields.refuse("attention_bias", lambda x: x is True, "true: experts have biases too")
     fields.refuse("swiglu_alpha", lambda x: x == 1.702, "1.702")
     fields.refuse("num_experts_per_tok", lambda x: x != 1, NO_EXPERTS_OF_ONE)
-    window = window_of(fields, enabled=True)
+    window = window_of(fields)
     types = layer_types(fields, lambda layer: FULL if layer % 2 else SLIDING)
     kinds = [LayerKind(window if kind == SLIDING else None) for kind in types]
     if not fields.values.get("rope_parameters") and not fields.values.get("rope_scaling"):

@@ -24,7 +24,7 @@ from parallax.models.layer_kinds import LayerKind
 NO_EXPERTS_OF_ONE = "one choice is weighted by its probability"
 
 
-def windowed(fields: Fields, *, enabled: bool) -> tuple[LayerKind, ...]:
+def windowed(fields: Fields, *, enabled: bool | None = None) -> tuple[LayerKind, ...]:
     """Return the pattern of a model all of whose layers have one window, or none."""
     window = window_of(fields, enabled=enabled)
     return () if window is None else (LayerKind(window),)
@@ -59,7 +59,7 @@ LLAMA = Family(
 
 
 def _read_mistral(fields: Fields) -> ModelConfig:
-    pattern = windowed(fields, enabled=True)
+    pattern = windowed(fields)
     return decoder(fields, "mistral", read_rope(fields), has=("sliding_window",), pattern=pattern)
 
 
@@ -81,7 +81,7 @@ def _read_mixtral(fields: Fields) -> ModelConfig:
     fields.refuse("num_experts_per_tok", lambda x: x != 1, NO_EXPERTS_OF_ONE)
     return decoder(
         fields, "mixtral", read_rope(fields), has=("sliding_window", "num_local_experts"),
-        pattern=windowed(fields, enabled=True), **expert_settings(fields, "num_local_experts"),
+        pattern=windowed(fields), **expert_settings(fields, "num_local_experts"),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def _read(fields: Fields) -> ModelConfig:
     rope = read_rope(fields, kinds=("default",))
     config = decoder(
         fields, "phi3", rope, has=("sliding_window", "partial_rotary_factor"),
-        pattern=windowed(fields, enabled=True),
+        pattern=windowed(fields),
     )  # fmt: skip
     rotated = int(config.head_dim * rope.share)
     if not 2 <= rotated <= config.head_dim:

@@ -62,7 +62,7 @@ def _qwen2_layer(config: ModelConfig, dense: bool) -> names.Table:
 
 _DEFAULTS = {
     "vocab_size": 151_936, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0, "max_window_layers": 28,
+    "rope_theta": 10_000.0, "max_window_layers": 28, "sliding_window": 4096,
 }  # fmt: skip
 
 QWEN2 = Family(
