@@ -1,4 +1,4 @@
-"""The norms: RMSNorm and LayerNorm over the model width, RMSNorm over head_dim."""
+"""The norms: RMSNorm and LayerNorm over the model width, RMSNorm of heads, each or all together."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The order of stacked layers over pipeline stages, and their padding for stages of unequal depth.
 
 Every stage holds as many layers as the longest; shorter ones are padded with layers of zeros. A
-pre-norm block of zeros adds nothing to the residual stream, so the function stays the same. A stage
+block of zeros adds nothing to the residual stream, so the function stays the same. A stage
 of several chunks holds one after the other: chunk c of stage s is the group c S + s of the layers.
 """
 
