@@ -255,7 +255,8 @@ class ModelConfig:
             )
         attention, mlp = (parse_format(name) for name in names)
         attention.check(self.d_model, f"{context}: d_model")
-        attention.check(self.value_dim, f"{context}: a head's values, inputs of its output matrix")
+        width = "head_dim" if self.latent is None else "value_dim of latents"
+        attention.check(self.value_dim, f"{context}: {width}, inputs of a head's output matrix")
         if self.latent is not None:
             for name in ("kv_rank", "q_rank"):
                 attention.check(getattr(self.latent, name) or self.d_model, f"{context}: {name}")
