@@ -113,6 +113,8 @@ def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
 def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
     """Return a model with as many of its layers as a laptop holds on many virtual devices.
 
+    Where so few layers as stages need are too many, experts are narrower.
+
     Args:
       config: a model of small width.
       stages: stages, with their chunks; each gets whole patterns. As many layers as before are
@@ -120,6 +122,9 @@ def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
     """
     each = sum(p.size for p in layer_parameters(config))
     unit = stages * len(config.kinds)
+    if config.num_experts and unit * each > _LAPTOP_PARAMETERS:
+        config = config.replace(d_ff=math.gcd(config.d_ff, 32))
+        each = sum(p.size for p in layer_parameters(config))
     fitting = max(1, int(_LAPTOP_PARAMETERS // each) // unit) * unit
     layers = fitting + (config.num_layers - config.dense_layers) % unit + config.dense_layers
     return config if layers >= config.num_layers else config.replace(num_layers=layers)

@@ -253,6 +253,10 @@ def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
     assert of_laptop_depth(DENSE, 2) == DENSE
     kinds = (LayerKind(window=8), LayerKind(window=8), LayerKind())
     assert of_laptop_depth(deep.replace(num_layers=60, pattern=kinds), 2).num_layers == 6
+    experts = deep.replace(num_experts=32, d_ff=368, pattern=kinds[:2])
+    small = of_laptop_depth(experts, 2)
+    assert (small.d_ff, small.num_experts) == (16, 32)
+    assert small.num_params < experts.replace(num_layers=4).num_params / 4
     for layers, pattern, stages in ((62, kinds * 2, 4), (24, kinds[1:], 2), (80, (), 8)):
         small = of_laptop_depth(deep.replace(num_layers=layers, pattern=pattern), stages)
         assert len(Pipeline("stage").groups(small.num_layers, stages, len(small.kinds))) == stages
