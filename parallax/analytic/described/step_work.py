@@ -1,0 +1,191 @@
+"""The work of a described training step per pipeline stage, before an implementation's constants.
+
+A step's time is linear in these numbers and in the constants but for what overlaps, so that a fit
+counts the work once.
+"""
+
+from collections import Counter
+from typing import NamedTuple
+
+from parallax.analytic.described.implementation import Implementation
+from parallax.analytic.described.layer_sizes import layer_sizes
+from parallax.analytic.described.layer_work import Bench, layer_work
+from parallax.analytic.described.layout import Layout
+from parallax.analytic.described.stages import Stages, place_stages, stage_layers
+from parallax.cost.collectives import exchange_seconds, send_seconds
+from parallax.models.config import ModelConfig
+
+# A 16-bit gradient of a weight is added to a float32 sum.
+_SUM_BYTES = 10
+_TIMES = ("products_s", "attention_s", "tensor_s", "context_s", "expert_s")
+
+
+class StageWork(NamedTuple):
+    """The work of a device of one stage: per microbatch, forward and backward; then per step.
+
+    Attributes:
+      products_s, attention_s: seconds of matrix products and fused attention.
+      passes_bytes: bytes of elementwise kernels.
+      logits: logits whose loss the stage computes.
+      layers: layers that the host launches; unembedding and loss are half of one each.
+      crossing: layers times tensor ranks, in pipelines with stages on different nodes.
+      tensor_s: seconds of collectives over tensor ranks.
+      tensor_rounds: ranks of all those that span nodes.
+      context_s, expert_s, gather_s: seconds of ring attention's transfers, of rows to experts and
+        back, and of weights and gradients that are gathered and scattered in every microbatch.
+      handoff_s, handoffs: seconds and number of transfers from and to the stages beside.
+      reduce_s, gather_weights_s: seconds to sum gradients over data ranks, and to gather weights.
+      params, state: parameters, and those whose optimizer state the device has.
+    """
+
+    products_s: float = 0.0
+    attention_s: float = 0.0
+    passes_bytes: float = 0.0
+    logits: float = 0.0
+    layers: float = 0.0
+    crossing: float = 0.0
+    tensor_s: float = 0.0
+    tensor_rounds: float = 0.0
+    context_s: float = 0.0
+    expert_s: float = 0.0
+    gather_s: float = 0.0
+    handoff_s: float = 0.0
+    handoffs: float = 0.0
+    reduce_s: float = 0.0
+    gather_weights_s: float = 0.0
+    params: float = 0.0
+    state: float = 0.0
+
+
+class _Step(NamedTuple):
+    config: ModelConfig
+    layout: Layout
+    seq_len: int
+    at: Bench
+    software: Implementation
+    stages: Stages
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a microbatch on one device."""
+        return self.layout.microbatch * self.seq_len // self.layout.context
+
+    @property
+    def columns(self) -> int:
+        """Columns of the unembedding on one device."""
+        return -(-self.config.vocab_size // self.layout.tensor)
+
+    @property
+    def stream_bytes(self) -> float:
+        """Bytes of the residual stream on one device, between blocks."""
+        rows = self.layout.tensor if self.layout.sequence_parallel else 1
+        return self.tokens * self.config.d_model * self.config.item_bytes / rows
+
+
+def step_work(
+    config: ModelConfig, layout: Layout, seq_len: int, at: Bench, software: Implementation
+) -> tuple[StageWork, ...]:
+    """Count the work of each stage.
+
+    Args:
+      config, layout, seq_len: the model, how it is split, tokens per sequence.
+      at: the cluster and the rates.
+      software: where layers are placed, and the bytes of gradients; its other constants do not
+        matter.
+    """
+    stages = place_stages(config, layout.pipeline, software.placement)
+    step = _Step(config, layout, seq_len, at, software, stages)
+    return tuple(_stage(step, s, kinds) for s, kinds in enumerate(stage_layers(config, stages)))
+
+
+def _stage(step: _Step, s: int, kinds: tuple[tuple[ModelConfig, int], ...]) -> StageWork:
+    layout, at = step.layout, step.at
+    spans = layout.group(layout.tensor, 1, at.cluster)
+    total: Counter[str] = Counter()
+    for kind, n in kinds:
+        work = layer_work(kind, layout, step.seq_len, at)
+        sizes = layer_sizes(kind, layout, step.seq_len)
+        weights = sizes.dense + sizes.expert
+        for name in _TIMES:
+            total[name] += n * getattr(work, name)
+        total["passes_bytes"] += n * (sizes.moved * kind.item_bytes + weights * _SUM_BYTES)
+        total["tensor_rounds"] += n * work.collectives * (spans.size if spans.nodes > 1 else 0)
+        total["layers"] += n
+        for part in ("dense", "expert"):
+            total[part] += n * getattr(sizes, part)
+    _add_ends(total, step, s)
+    _add_sums(total, step)
+    if step.config.tie_embeddings and step.stages.head > 0 and s in (0, step.stages.head):
+        crosses = any(layout.between_nodes(t, at.cluster) for t in range(step.stages.head))
+        size = step.columns * step.config.d_model * step.software.gradient_bytes
+        total["reduce_s"] += exchange_seconds(
+            "all-reduce", size, *((1, 2) if crosses else (2, 1)), at.rates
+        )
+    for t in (s - 1, s):
+        if 0 <= t < layout.pipeline - 1:
+            total["handoff_s"] += _handoff(step, t)
+            total["handoffs"] += 2
+    if any(layout.between_nodes(t, at.cluster) for t in range(layout.pipeline - 1)):
+        total["crossing"] = total["layers"] * (layout.tensor if layout.tensor > 1 else 0)
+    return StageWork(**{name: total[name] for name in StageWork._fields})
+
+
+def _add_ends(total: Counter[str], step: _Step, s: int) -> None:
+    """Add embedding, unembedding and loss where a stage has them."""
+    config, layout, stages = step.config, step.layout, step.stages
+    table = float(step.columns * config.d_model)
+    group = layout.group(layout.tensor, 1, step.at.cluster)
+    size = step.tokens * config.d_model * config.item_bytes
+    kinds = ("all-gather", "reduce-scatter") if layout.sequence_parallel else ("all-reduce",) * 2
+    gather, scatter = (exchange_seconds(kind, size, *group, step.at.rates) for kind in kinds)
+    if s == 0:
+        total["dense"] += table
+        total["passes_bytes"] += table * _SUM_BYTES + 3 * step.stream_bytes
+        total["tensor_s"] += gather + scatter
+    if s == stages.head:
+        total["products_s"] += step.at.product_seconds(
+            config, step.tokens, step.columns, config.d_model
+        )
+        total["tensor_s"] += 2 * gather + scatter
+        total["passes_bytes"] += 5 * step.stream_bytes
+        total["layers"] += 0.5
+        if not (config.tie_embeddings and s == 0):
+            total["dense"] += table
+            total["passes_bytes"] += table * _SUM_BYTES
+    if s == stages.loss:
+        total["logits"] += step.tokens * step.columns
+        total["layers"] += 0.5
+
+
+def _handoff(step: _Step, s: int) -> float:
+    """Return the seconds of a microbatch from stage s to the next, and of its gradient back."""
+    is_logits = step.stages.head <= s < step.stages.loss
+    logits = step.tokens * step.columns * step.config.item_bytes
+    network = step.layout.between_nodes(s, step.at.cluster)
+    link = step.at.rates.links["network" if network else "p2p"]
+    return 2 * send_seconds(link, logits if is_logits else step.stream_bytes)
+
+
+def _add_sums(total: Counter[str], step: _Step) -> None:
+    """Add parameters, sums of their gradients, gathers of weights and the optimizer's share."""
+    layout, at, item = step.layout, step.at, step.config.item_bytes
+    wide = step.software.gradient_bytes
+    ranks = {"dense": (layout.replicas, layout.tensor)}
+    ranks["expert"] = layout.expert_replicas, max(layout.tensor, layout.expert)
+    for part, (replicas, stride) in ranks.items():
+        params = total[part]
+        group = layout.group(replicas, stride, at.cluster)
+        total["params"] += params
+        total["state"] += params / (replicas if layout.zero else 1)
+        if not params or replicas == 1:
+            continue
+        if layout.zero == 0:
+            total["reduce_s"] += exchange_seconds("all-reduce", params * wide, *group, at.rates)
+            continue
+        scatter = exchange_seconds("reduce-scatter", params * wide, *group, at.rates)
+        gather = exchange_seconds("all-gather", params * item, *group, at.rates)
+        if layout.zero < 3:
+            total["reduce_s"] += scatter
+            total["gather_weights_s"] += gather
+        else:
+            total["gather_s"] += 2 * gather + scatter
