@@ -23,7 +23,7 @@ from parallax.cost.fitting import (
 )
 from parallax.cost.gemm import GemmRates
 from parallax.cost.measurements import attentions, collectives, gemms, sources
-from parallax.cost.rates import LinkRates, PowerRates, Rates, Spread
+from parallax.cost.rates import LinkRates, PowerRates, Rates, Spread, rates_of
 from parallax.meshes.gpus import GPUS
 
 VERSION = "2026-11-21"
@@ -35,7 +35,6 @@ XLA_CLOCK = "xla_collective_sm90"
 # `meshes.gpus` in MEMORY, L2 and IDLE_W.
 MEMORY = {"h100": 2.95e12, "h200": 4.3e12, "a100": 1.79e12, "b200": 6.75e12}
 L2 = {"h100": 5.5e12, "h200": 9.7e12, "a100": 4.0e12, "b200": 12e12}
-ATTENTION = {"64": 420e12, "128": 645e12, "256": 655e12, "512": 320e12}
 # 46 to 48 GB/s per 400 Gb/s card are published.
 NETWORK = 47e9
 IDLE_W = {"h100": 100.0, "h200": 110.0, "a100": 60.0, "b200": 140.0}
@@ -168,8 +167,7 @@ def _rates_of(
     widen = _widening(name)
     return Rates(
         name=name, gpu=name, gemm=gemm,
-        attention_flops_per_s={k: float(f"{v * gpu.bf16_flops / h100.bf16_flops:.4g}")
-                               for k, v in ATTENTION.items()},
+        attention=rates_of(name).attention,
         memory_bytes_per_s=MEMORY[name], l2_bytes_per_s=L2[name], l2_share=0.625,
         launch_s=2e-6, loop_s=15e-6, links=links, power=power_of(name),
         spreads={t: Spread(round(s.low**widen, 3), round(s.high**widen, 3))

@@ -119,13 +119,15 @@ def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: HeldOut)
 
 
 def _fit_attention(rates: Rates, measured: Measured) -> Rates:
-    flops_per_s = dict(rates.attention_flops_per_s)
+    forward = dict(rates.attention.forward)
     for width in {w for w, _ in measured.attention}:
-        flops_per_s[str(width)] = statistics.median(f for w, f in measured.attention if w == width)
+        found = statistics.median(f for w, f in measured.attention if w == width)
+        forward[str(width)] = dataclasses.replace(forward[str(width)], flops_per_s=found)
     if not measured.attention:
         return rates
+    attention = dataclasses.replace(rates.attention, forward=forward)
     sources = _sources(rates, measured, "attention")
-    return dataclasses.replace(rates, attention_flops_per_s=flops_per_s, sources=sources)
+    return dataclasses.replace(rates, attention=attention, sources=sources)
 
 
 def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:

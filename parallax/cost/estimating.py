@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from parallax.cost.attention import attention_seconds
 from parallax.cost.collectives import collective_seconds
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import crosses_nodes
 from parallax.cost.rates import Rates
 from parallax.cost.recent import Recent
 from parallax.hlo.branches import Taken
+from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.execution_trace import (
     Call,
     Choice,
@@ -166,8 +168,8 @@ def _on_device(kernel: Kernel, sm_count: int, rates: Rates, far: float, in_l2: f
         return Cost(seconds, {term: seconds}, flops=flops, memory_bytes=far)
     if kernel.attention is not None:
         flops = kernel.attention.flops
-        seconds = max(flops / attention_rate(rates, kernel.attention.head_dim), moving)
-        return _launched("attention", seconds, rates, flops, far)
+        seconds = max(_fused_seconds(kernel.attention, sm_count, rates), moving)
+        return Cost(seconds, {"attention": seconds}, flops=flops, memory_bytes=far)
     if kernel.flops:
         rate = KERNEL_EFFICIENCY * rates.gemm_rates("f16").flops_per_s
         seconds = max(kernel.flops / rate, moving)
@@ -187,14 +189,13 @@ def _product_seconds(gemm: Gemm, sm_count: int, rates: Rates, n_bytes: float) ->
     return min(tiled, direct)
 
 
-def attention_rate(rates: Rates, head_dim: int) -> float:
-    """Return the FLOP/s of fused attention at a head_dim, padded to the next width of a kernel."""
-    sizes = sorted((int(k), v) for k, v in rates.attention_flops_per_s.items())
-    least = sizes[0][0]
-    for width, rate in sizes:
-        if head_dim <= width:
-            return rate if width == least else rate * head_dim / width
-    return sizes[-1][1]
+def _fused_seconds(call: FusedAttention, sm_count: int, rates: Rates) -> float:
+    """Estimate the seconds of a library's fused attention, each head with keys of its own."""
+    return attention_seconds(
+        rates.attention, sm_count, rates.memory_bytes_per_s, batch=call.batch, heads=call.heads,
+        kv_heads=call.heads, q_len=call.q_len, kv_len=call.kv_len, head_dim=call.head_dim,
+        causal=call.visible < 1, backward=call.products > 2,
+    )  # fmt: skip
 
 
 def _launched(term: str, seconds: float, rates: Rates, flops: float, far: float) -> Cost:

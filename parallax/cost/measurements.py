@@ -19,6 +19,7 @@ DATA = Path(__file__).parent / "data"
 GPUS = ("h100", "h200", "a100", "b200")
 DTYPES = ("bfloat16", "float16", "tensorfloat32", "int8")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
+FOLDS = 5
 _TEST_SHARE = 0.4
 _CHOICES = {"gpu": GPUS, "dtype": DTYPES, "kind": KINDS}
 
@@ -119,6 +120,12 @@ def is_test(key: str) -> bool:
     """
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < _TEST_SHARE
+
+
+def fold_of(key: str) -> int:
+    """Return which of the FOLDS of a cross-validation a key is in, by the key alone."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % FOLDS
 
 
 @functools.lru_cache

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from parallax.codec import FileFormat
+from parallax.cost.attention import AttentionRates
 from parallax.cost.gemm import GemmRates
 from parallax.meshes.gpus import GPUS
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 _SHIPPED = Path(__file__).parent / "shipped"
 TERMS = ("matrix products", "attention", "memory", "launches", "communication")
 
@@ -22,7 +23,9 @@ BETWEEN_NODES = {kind: f"network {kind}" for kind in COLLECTIVES}
 # Share of PCIe's bandwidth that copies of pinned memory reach: 55 of 63 GB/s between an H100 and
 # its host, as NVIDIA's nvbandwidth prints (memcpy by copy engines). Taken for other GPUs too.
 HOST_COPY_EFFICIENCY = 0.87
-_DIVISORS = ("flops_per_s", "bytes_per_s", "half_bytes")
+_DIVISORS = (
+    "flops_per_s", "bytes_per_s", "half_bytes", "cached_bytes", "memory_share", "tile_queries",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Rates:
       name: "h100", or the name of a calibration.
       gpu: name in `meshes.gpus`.
       gemm: dtype (HLO name) -> rates of matrix products.
-      attention_flops_per_s: largest head_dim of a fused attention kernel -> its FLOP/s.
+      attention: rates of fused attention.
       memory_bytes_per_s: bytes read and written per second, for large arrays.
       l2_bytes_per_s: bytes per second of arrays that are in the L2 cache.
       l2_share: share of the L2 cache that holds what was written or read last.
@@ -88,7 +91,7 @@ class Rates:
     name: str
     gpu: str
     gemm: Mapping[str, GemmRates]
-    attention_flops_per_s: Mapping[str, float]
+    attention: AttentionRates
     memory_bytes_per_s: float
     l2_bytes_per_s: float
     l2_share: float
@@ -173,7 +176,7 @@ def _check(rates: Rates) -> None:
             return
         elif not 0 <= value < float("inf"):
             raise ValueError(f"{path} must be a non-negative number, got {value!r}.")
-        elif value == 0 and (path.endswith(_DIVISORS) or path.startswith("attention_")):
+        elif value == 0 and path.endswith(_DIVISORS):
             raise ValueError(f"{path} must be more than 0, as it is a divisor.")
 
     walk(rates, "")
@@ -184,9 +187,10 @@ def _check(rates: Rates) -> None:
             raise ValueError(f"{name} lacks {sorted(missing)}.")
     if unknown := sorted(set(rates.links) - LINKS - set(BETWEEN_NODES.values())):
         raise ValueError(f"links.{unknown[0]} is not known: {', '.join(sorted(LINKS))}.")
-    widths = rates.attention_flops_per_s
-    if not widths or not all(str(width).isdecimal() for width in widths):
-        raise ValueError(f"attention_flops_per_s: expected rates by width, got {widths}.")
+    for name in ("forward", "backward"):
+        widths = list(getattr(rates.attention, name))
+        if not widths or not all(str(width).isdecimal() for width in widths):
+            raise ValueError(f"attention.{name}: expected rates by head width, got {widths}.")
     for name, spread in rates.spreads.items():
         if spread.low > spread.high:
             raise ValueError(f"spreads.{name}: low {spread.low} is over {spread.high}.")

@@ -66,8 +66,10 @@ WRONG = {
     "a number for a table": (_set(["links"], 3), "links: expected an object, got int"),
     "a number for a name": (_set(["name"], 3), "name"),
     "another GPU": (_set(["gpu"], "v100"), "v100"),
-    "a width that is none": (_set(["attention_flops_per_s"], {"wide": 1e12}), "wide"),
-    "no widths": (_set(["attention_flops_per_s"], {}), "attention_flops_per_s"),
+    "a width that is none": (
+        _set(["attention", "forward"], {"wide": {"flops_per_s": 1e12, "tile_s": 1e-6}}), "wide",
+    ),
+    "no widths": (_set(["attention", "backward"], {}), "attention.backward"),
     "a term missing": (_without("spreads", "memory"), "spreads"),
     "a link unknown": (
         _set(["links", "network p2p"], {

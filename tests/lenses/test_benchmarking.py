@@ -56,7 +56,7 @@ def test_a_fit_finds_the_constants_behind_the_times(made):
     assert found.rates.memory_bytes_per_s == 4.2e12
     assert found.rates.l2_bytes_per_s == 8e12
     assert found.rates.l2_share == pytest.approx(30e6 / GPU.l2_bytes)
-    assert found.rates.attention_flops_per_s["128"] == 6.2e14
+    assert found.rates.attention.forward["128"].flops_per_s == 6.2e14
     assert found.rates.power.idle_w == 90.0
     assert "measured on NVIDIA H200" in found.rates.sources["matrix products"]
 

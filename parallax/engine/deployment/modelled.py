@@ -66,8 +66,7 @@ def modelled_recovery(
     one, more = (config.replace(num_layers=n) for n in (1, 1 + layers))
     whole = model_flops(more, batch, tokens) - model_flops(one, batch, tokens)
     attention = attention_flops(more, batch, tokens) - attention_flops(one, batch, tokens)
-    widths = sorted((int(w), rate) for w, rate in rates.attention_flops_per_s.items())
-    rate = next((r for w, r in widths if w >= config.head_dim), widths[-1][1])
+    rate = rates.attention.flops_per_s(config.head_dim)
     recompute_s = (whole - attention) / rates.gemm_rates("f16").flops_per_s + attention / rate
     # Stages work on different microbatches at once: one goes through all layers, and the others
     # follow it at the pace of the slowest stage.
