@@ -1,0 +1,1 @@
+"""Validation: predictions held against other people's measurements, and against a user's own."""
