@@ -1,12 +1,13 @@
-"""The sizes of one layer on one microbatch and device: parameters, rows, elements moved and kept."""
+"""The sizes of a layer and of a model's ends per device: parameters, rows, what moves and stays."""
 
 import functools
 import math
 from typing import NamedTuple
 
 from parallax.analytic.described.layout import Layout
+from parallax.analytic.described.stages import Stages
 from parallax.models.config import ModelConfig
-from parallax.models.parameters import Parameter, layer_parameters
+from parallax.models.parameters import FIRST_LAYERS, Parameter, end_parameters, layer_parameters
 
 _TENSOR = {"heads", "mlp", "vocab", "lookup"}
 
@@ -75,11 +76,29 @@ def layer_sizes(config: ModelConfig, layout: Layout, seq_len: int) -> LayerSizes
     hidden = width * (rows or tokens)
     hidden += tokens * config.shared_experts * config.d_ff / layout.tensor
     norms = 4 if config.norms == "both" else 2
-    # Read and written: per norm 2 forward and 3 backward; per residual sum 3 and 3; per rotation
-    # 2 and 2; a gate 3 and 5, GELU 2 and 3; rows to experts and back 4 and 4.
-    moved = (5 * norms + 12) * stream + 4 * rotated + 8 * rows * config.d_model
-    moved += (8 if config.mlp == "gated" else 5) * hidden
+    # Read and written in a forward and in the backward pass: per norm 2 and 3, per residual sum 3
+    # and 3, per rotation 2 and 2; gates 3 and 5, GELU 2 and 3; rows to experts and back 4 and 4.
+    gated = config.mlp == "gated"
+    forward = (2 * norms + 6) * stream + 2 * rotated + (3 if gated else 2) * hidden
+    backward = (3 * norms + 6) * stream + 2 * rotated + (5 if gated else 3) * hidden
+    moved = layout.forwards * forward + backward
+    moved += 4 * (layout.forwards + 1) * rows * config.d_model
     # Inputs and results of norms; queries, keys, values and attention's result; the MLP's.
     kept = 2 * norms * stream + query + keys + values + out + 2 * rows * config.d_model
-    kept += (3 if config.mlp == "gated" else 2) * hidden
+    kept += (3 if gated else 2) * hidden
     return LayerSizes(tokens, stream, rows, dense, expert, moved, kept)
+
+
+def end_sizes(config: ModelConfig, layout: Layout, stages: Stages) -> tuple[float, float]:
+    """Count the parameters per device of the embedding, and of the last norm and unembedding.
+
+    A tied table counts once more where the unembedding is on another stage.
+    """
+    sizes = {"first": 0.0, "last": 0.0}
+    for p in end_parameters(config):
+        if p.path[0] != FIRST_LAYERS:
+            is_table = not p.inputs and len(p.shape) > 1
+            sizes["first" if is_table else "last"] += math.prod(shard(p, layout, config))
+    if config.tie_embeddings and stages.head > 0:
+        sizes["last"] += -(-config.vocab_size // layout.tensor) * config.d_model
+    return sizes["first"], sizes["last"]

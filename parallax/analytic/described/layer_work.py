@@ -4,8 +4,10 @@ import functools
 import math
 from typing import NamedTuple
 
+from parallax.analytic.described.implementation import ContextScheme
 from parallax.analytic.described.layer_sizes import layer_sizes, shard
 from parallax.analytic.described.layout import Layout
+from parallax.cost.attention import attention_seconds
 from parallax.cost.collectives import exchange_seconds, send_seconds
 from parallax.cost.gemm import GemmRates, gemm_seconds
 from parallax.cost.rates import Rates
@@ -15,8 +17,6 @@ from parallax.models.flops import attention_flops
 from parallax.models.parameters import layer_parameters
 
 _HLO = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
-# FLOPs of fused attention's backward pass over the forward pass's: scores again, four products.
-_BACKWARD_FLOPS = 2.5
 
 
 class Bench(NamedTuple):
@@ -25,22 +25,24 @@ class Bench(NamedTuple):
     cluster: Cluster
     rates: Rates
 
-    def product_seconds(self, config: ModelConfig, m: float, n: int, k: int, batch: int = 1):
-        """Return the seconds of batch x [m, k] x [k, n] in a model's dtype, forward and backward."""
+    def product_seconds(
+        self, config: ModelConfig, m: float, n: int, k: int, batch: int = 1, forwards: int = 1
+    ) -> float:
+        """Return the seconds of batch x [m, k] x [k, n] in a model's dtype, with both gradients."""
         rates = self.rates.gemm_rates(_HLO[config.dtype])
-        sms, item = self.cluster.gpu.sm_count, config.item_bytes
-        return _product(rates, sms, item, batch, math.ceil(m), n, k)
+        sms, item, rows = self.cluster.gpu.sm_count, config.item_bytes, math.ceil(m)
+        moved = float(item * batch * (rows * k + k * n + rows * n))
+        return sum(
+            times * _gemm_seconds(rates, sms, batch, *sizes, moved)
+            for times, sizes in ((forwards, (rows, n, k)), (1, (rows, k, n)), (1, (k, n, rows)))
+        )
 
 
 @functools.lru_cache(maxsize=65536)
-def _product(
-    rates: GemmRates, sms: int, item: int, batch: int, m: int, n: int, k: int
+def _gemm_seconds(
+    rates: GemmRates, sms: int, batch: int, m: int, n: int, k: int, moved: float
 ) -> float:
-    moved = float(item * batch * (m * k + k * n + m * n))
-    return sum(
-        gemm_seconds(rates, sms, batch, *sizes, moved)
-        for sizes in ((m, n, k), (m, k, n), (k, n, m))
-    )
+    return gemm_seconds(rates, sms, batch, m, n, k, moved)
 
 
 class LayerWork(NamedTuple):
@@ -60,7 +62,9 @@ class LayerWork(NamedTuple):
     collectives: int
 
 
-def layer_work(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> LayerWork:
+def layer_work(
+    config: ModelConfig, layout: Layout, seq_len: int, at: Bench, context: ContextScheme
+) -> LayerWork:
     """Estimate the time of the work of one layer of a model.
 
     Args:
@@ -68,11 +72,13 @@ def layer_work(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> 
       layout: how it is split.
       seq_len: tokens per sequence.
       at: the cluster and the rates.
+      context: how ranks of a sequence's parts attend.
     """
     tensor_s, collectives = _tensor(config, layout, seq_len, at)
     return LayerWork(
         _products(config, layout, seq_len, at), _attention(config, layout, seq_len, at), tensor_s,
-        _context(config, layout, seq_len, at), _experts(config, layout, seq_len, at), collectives,
+        _context(config, layout, seq_len, at, context), _experts(config, layout, seq_len, at),
+        collectives,
     )  # fmt: skip
 
 
@@ -88,21 +94,33 @@ def _products(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> f
         name = (p.path[:-1] if p.reads_stream else p.path) + (("expert",) if is_expert else ())
         m = sizes.expert_rows / count if is_expert else sizes.tokens
         fused[name] = m, n + (fused[name][1] if name in fused else 0), k, count
-    return sum(at.product_seconds(config, *each) for each in fused.values())
+    return sum(at.product_seconds(config, *each, layout.forwards) for each in fused.values())
 
 
 def _attention(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> float:
-    flops = attention_flops(config, layout.microbatch, seq_len) / config.num_layers
-    flops /= layout.tensor * layout.context
-    width = max(config.head_dim, config.value_dim)
-    widths = sorted(map(int, at.rates.attention_flops_per_s))
-    fitting = next((w for w in widths if w >= width), widths[-1])
-    return flops * (1 + _BACKWARD_FLOPS) / at.rates.attention_flops_per_s[str(fitting)]
+    """Return the seconds of a mean layer's attention; ranks of `context` share it evenly."""
+    rates, gpu = at.rates, at.cluster.gpu
+    shape = {
+        "batch": layout.microbatch, "heads": config.num_heads // layout.tensor,
+        "kv_heads": max(1, config.num_kv_heads // layout.tensor), "q_len": seq_len,
+        "kv_len": seq_len, "head_dim": config.head_dim, "causal": config.causal,
+    }  # fmt: skip
+    seconds = sum(
+        times * attention_seconds(
+            rates.attention, gpu.sm_count, rates.memory_bytes_per_s, **shape, backward=backward
+        )
+        for times, backward in ((layout.forwards, False), (1, True))
+    )  # fmt: skip
+    return seconds * _seen(config, seq_len) / layout.context
 
 
-def _tensor(
-    config: ModelConfig, layout: Layout, seq_len: int, at: Bench
-) -> tuple[float, int]:
+def _seen(config: ModelConfig, seq_len: int) -> float:
+    """Return a mean layer's FLOPs over those without windows and with values as wide as keys."""
+    whole = config.replace(pattern=(), latent=None)
+    return attention_flops(config, 1, seq_len) / attention_flops(whole, 1, seq_len)
+
+
+def _tensor(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> tuple[float, int]:
     """Return the seconds and the number of collectives over tensor ranks."""
     if layout.tensor == 1:
         return 0.0, 0
@@ -111,23 +129,33 @@ def _tensor(
         blocks = 1 + (config.shared_experts > 0)
     size = float(layer_sizes(config, layout, seq_len).tokens * config.d_model * config.item_bytes)
     group = layout.group(layout.tensor, 1, at.cluster)
-    # Forward and backward; inputs are gathered again for the gradients of weights.
-    gathers = {"all-gather": 3, "reduce-scatter": 2}
-    kinds = gathers if layout.sequence_parallel else {"all-reduce": 2}
+    # One of each per pass; inputs are gathered once more for the gradients of weights.
+    passes = layout.forwards + 1
+    kinds = {"all-gather": passes + 1, "reduce-scatter": passes}
+    if not layout.sequence_parallel:
+        kinds = {"all-reduce": passes}
     seconds = sum(n * exchange_seconds(k, size, *group, at.rates) for k, n in kinds.items())
     return blocks * seconds, blocks * sum(kinds.values())
 
 
-def _context(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> float:
-    """Return the seconds of keys and values around a ring, and again with their gradients."""
+def _context(
+    config: ModelConfig, layout: Layout, seq_len: int, at: Bench, scheme: ContextScheme
+) -> float:
+    """Return the seconds of transfers between ranks that hold parts of a sequence, both passes."""
     if layout.context == 1:
         return 0.0
-    heads = config.num_kv_heads / min(layout.tensor, config.num_kv_heads)
-    size = layer_sizes(config, layout, seq_len).tokens * config.item_bytes
-    size *= heads * (config.head_dim + config.value_dim)
+    tokens = layer_sizes(config, layout, seq_len).tokens * config.item_bytes
+    kv_heads = config.num_kv_heads / min(layout.tensor, config.num_kv_heads)
+    keys_values = tokens * kv_heads * (config.head_dim + config.value_dim)
     group = layout.group(layout.context, layout.tensor, at.cluster)
-    link = at.rates.links["p2p" if group.nodes == 1 else "network"]
-    return 3 * (layout.context - 1) * send_seconds(link, size)
+    if scheme == "ring":  # keys and values in every pass; with their gradients backward
+        link = at.rates.links["p2p" if group.nodes == 1 else "network"]
+        hops = (layout.forwards + 2) * (layout.context - 1)
+        return hops * send_seconds(link, keys_values)
+    heads = config.num_heads / layout.tensor
+    sizes = (tokens * heads * config.head_dim + keys_values, tokens * heads * config.value_dim)
+    once = sum(exchange_seconds("all-to-all", size, *group, at.rates) for size in sizes)
+    return (layout.forwards + 1) * once
 
 
 def _experts(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> float:
@@ -136,4 +164,5 @@ def _experts(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> fl
         return 0.0
     size = layer_sizes(config, layout, seq_len).expert_rows * config.d_model * config.item_bytes
     group = layout.group(layout.expert, 1, at.cluster)
-    return 4 * exchange_seconds("all-to-all", size, *group, at.rates)
+    once = 2 * exchange_seconds("all-to-all", size, *group, at.rates)
+    return (layout.forwards + 1) * once

@@ -82,6 +82,11 @@ class Layout:
         return self.data * self.tensor * self.pipeline * self.context
 
     @property
+    def forwards(self) -> int:
+        """Forward passes of a layer per microbatch: two if the backward pass repeats it."""
+        return 2 if self.recompute == "layer" else 1
+
+    @property
     def replicas(self) -> int:
         """The devices with the same dense weights, over which gradients are summed."""
         return self.data * self.context
@@ -117,9 +122,8 @@ class Layout:
             f"d_ff ({config.d_ff}) is a multiple of tensor": (
                 config.d_ff % self.tensor == 0 or (config.num_experts > 0 and self.expert > 1)
             ),
-            f"experts ({config.num_experts}) are a multiple of expert": (
-                self.expert == 1 or (config.num_experts > 0 and config.num_experts % self.expert == 0)
-            ),
+            f"experts ({config.num_experts}) are a multiple of expert": self.expert == 1
+            or (config.num_experts > 0 and config.num_experts % self.expert == 0),
             f"layers ({config.num_layers}) are at least pipeline": (
                 config.num_layers >= self.pipeline * self.interleaved
             ),

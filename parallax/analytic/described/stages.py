@@ -50,7 +50,7 @@ def place_stages(config: ModelConfig, stages: int, placement: Placement) -> Stag
 def stage_layers(
     config: ModelConfig, stages: Stages
 ) -> tuple[tuple[tuple[ModelConfig, int], ...], ...]:
-    """Return each stage's layers as (config, count): dense first layers have a config of their own."""
+    """Return each stage's layers as (config, count); dense first layers have their own config."""
     out, done = [], 0
     for n in stages.layers:
         first = max(0, min(n, config.dense_layers - done))

@@ -4,19 +4,23 @@ A step's time is linear in these numbers and in the constants but for what overl
 counts the work once.
 """
 
-from collections import Counter
-from typing import NamedTuple
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 from parallax.analytic.described.implementation import Implementation
-from parallax.analytic.described.layer_sizes import layer_sizes
+from parallax.analytic.described.layer_sizes import end_sizes, layer_sizes
 from parallax.analytic.described.layer_work import Bench, layer_work
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.stages import Stages, place_stages, stage_layers
 from parallax.cost.collectives import exchange_seconds, send_seconds
 from parallax.models.config import ModelConfig
 
+# Of one stage; a fit stacks the stages of many steps into arrays.
+Number = Any
 # A 16-bit gradient of a weight is added to a float32 sum.
 _SUM_BYTES = 10
+# Of a layer's launches, those of the forward pass.
+_FORWARD_SHARE = 1 / 3
 _TIMES = ("products_s", "attention_s", "tensor_s", "context_s", "expert_s")
 
 
@@ -28,7 +32,7 @@ class StageWork(NamedTuple):
       passes_bytes: bytes of elementwise kernels.
       logits: logits whose loss the stage computes.
       layers: layers that the host launches; unembedding and loss are half of one each.
-      crossing: layers times tensor ranks, in pipelines with stages on different nodes.
+      tensor_layers: the same times tensor ranks, if there are several.
       tensor_s: seconds of collectives over tensor ranks.
       tensor_rounds: ranks of all those that span nodes.
       context_s, expert_s, gather_s: seconds of ring attention's transfers, of rows to experts and
@@ -38,23 +42,23 @@ class StageWork(NamedTuple):
       params, state: parameters, and those whose optimizer state the device has.
     """
 
-    products_s: float = 0.0
-    attention_s: float = 0.0
-    passes_bytes: float = 0.0
-    logits: float = 0.0
-    layers: float = 0.0
-    crossing: float = 0.0
-    tensor_s: float = 0.0
-    tensor_rounds: float = 0.0
-    context_s: float = 0.0
-    expert_s: float = 0.0
-    gather_s: float = 0.0
-    handoff_s: float = 0.0
-    handoffs: float = 0.0
-    reduce_s: float = 0.0
-    gather_weights_s: float = 0.0
-    params: float = 0.0
-    state: float = 0.0
+    products_s: Number = 0.0
+    attention_s: Number = 0.0
+    passes_bytes: Number = 0.0
+    logits: Number = 0.0
+    layers: Number = 0.0
+    tensor_layers: Number = 0.0
+    tensor_s: Number = 0.0
+    tensor_rounds: Number = 0.0
+    context_s: Number = 0.0
+    expert_s: Number = 0.0
+    gather_s: Number = 0.0
+    handoff_s: Number = 0.0
+    handoffs: Number = 0.0
+    reduce_s: Number = 0.0
+    gather_weights_s: Number = 0.0
+    params: Number = 0.0
+    state: Number = 0.0
 
 
 class _Step(NamedTuple):
@@ -101,16 +105,16 @@ def step_work(
 def _stage(step: _Step, s: int, kinds: tuple[tuple[ModelConfig, int], ...]) -> StageWork:
     layout, at = step.layout, step.at
     spans = layout.group(layout.tensor, 1, at.cluster)
-    total: Counter[str] = Counter()
+    total: dict[str, float] = defaultdict(float)
     for kind, n in kinds:
-        work = layer_work(kind, layout, step.seq_len, at)
+        work = layer_work(kind, layout, step.seq_len, at, step.software.context)
         sizes = layer_sizes(kind, layout, step.seq_len)
         weights = sizes.dense + sizes.expert
         for name in _TIMES:
             total[name] += n * getattr(work, name)
         total["passes_bytes"] += n * (sizes.moved * kind.item_bytes + weights * _SUM_BYTES)
         total["tensor_rounds"] += n * work.collectives * (spans.size if spans.nodes > 1 else 0)
-        total["layers"] += n
+        total["layers"] += n * (1 + _FORWARD_SHARE * (layout.forwards - 1))
         for part in ("dense", "expert"):
             total[part] += n * getattr(sizes, part)
     _add_ends(total, step, s)
@@ -125,33 +129,30 @@ def _stage(step: _Step, s: int, kinds: tuple[tuple[ModelConfig, int], ...]) -> S
         if 0 <= t < layout.pipeline - 1:
             total["handoff_s"] += _handoff(step, t)
             total["handoffs"] += 2
-    if any(layout.between_nodes(t, at.cluster) for t in range(layout.pipeline - 1)):
-        total["crossing"] = total["layers"] * (layout.tensor if layout.tensor > 1 else 0)
+    total["tensor_layers"] = total["layers"] * (layout.tensor if layout.tensor > 1 else 0)
     return StageWork(**{name: total[name] for name in StageWork._fields})
 
 
-def _add_ends(total: Counter[str], step: _Step, s: int) -> None:
+def _add_ends(total: dict[str, float], step: _Step, s: int) -> None:
     """Add embedding, unembedding and loss where a stage has them."""
     config, layout, stages = step.config, step.layout, step.stages
-    table = float(step.columns * config.d_model)
+    first, last = end_sizes(config, layout, stages)
     group = layout.group(layout.tensor, 1, step.at.cluster)
     size = step.tokens * config.d_model * config.item_bytes
     kinds = ("all-gather", "reduce-scatter") if layout.sequence_parallel else ("all-reduce",) * 2
     gather, scatter = (exchange_seconds(kind, size, *group, step.at.rates) for kind in kinds)
     if s == 0:
-        total["dense"] += table
-        total["passes_bytes"] += table * _SUM_BYTES + 3 * step.stream_bytes
+        total["dense"] += first
+        total["passes_bytes"] += first * _SUM_BYTES + 3 * step.stream_bytes
         total["tensor_s"] += gather + scatter
     if s == stages.head:
         total["products_s"] += step.at.product_seconds(
             config, step.tokens, step.columns, config.d_model
         )
         total["tensor_s"] += 2 * gather + scatter
-        total["passes_bytes"] += 5 * step.stream_bytes
+        total["dense"] += last
+        total["passes_bytes"] += last * _SUM_BYTES + 5 * step.stream_bytes
         total["layers"] += 0.5
-        if not (config.tie_embeddings and s == 0):
-            total["dense"] += table
-            total["passes_bytes"] += table * _SUM_BYTES
     if s == stages.loss:
         total["logits"] += step.tokens * step.columns
         total["layers"] += 0.5
@@ -166,7 +167,7 @@ def _handoff(step: _Step, s: int) -> float:
     return 2 * send_seconds(link, logits if is_logits else step.stream_bytes)
 
 
-def _add_sums(total: Counter[str], step: _Step) -> None:
+def _add_sums(total: dict[str, float], step: _Step) -> None:
     """Add parameters, sums of their gradients, gathers of weights and the optimizer's share."""
     layout, at, item = step.layout, step.at, step.config.item_bytes
     wide = step.software.gradient_bytes

@@ -1,13 +1,13 @@
 """The time of a training step that is described, not compiled: layout, software and cluster."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from parallax.analytic.described.implementation import Implementation
 from parallax.analytic.described.layer_work import Bench
 from parallax.analytic.described.layout import Layout
-from parallax.analytic.described.step_work import StageWork, step_work
+from parallax.analytic.described.step_work import Number, StageWork, step_work
 from parallax.cost.estimating import Cost
 from parallax.cost.rates import Rates, rates_of
 from parallax.meshes.cluster import Cluster
@@ -18,8 +18,6 @@ from parallax.models.config import ModelConfig
 _UPDATE_BYTES, _CLEAR_BYTES = 30, 8
 _BACKWARD_SHARE = 2 / 3
 
-# A number per stage; a fit stacks steps into arrays.
-Number = Any
 TERMS = ("matrix products", "attention", "memory", "launches", "exposed communication")
 
 
@@ -43,22 +41,23 @@ def step_terms(work: StageWork, software: Implementation, memory_bytes_per_s: fl
     moved = work.passes_bytes * software.passes + work.logits * software.loss_bytes
     memory = moved / memory_bytes_per_s
     compute = products + attention + memory
-    tensor = work.tensor_s + work.tensor_rounds * software.start_between_s
+    starts = work.tensor_rounds * software.start_between_s
+    tensor = work.tensor_s + starts
     exposed = (
         _exposed(tensor, software.tensor_overlap, compute)
         + _exposed(work.context_s, software.context_overlap, attention)
         + _exposed(work.gather_s, software.gather_overlap, compute)
         + work.expert_s
     )
-    host = work.layers * software.host_layer_s + work.crossing * software.host_between_s
+    host = work.layers * software.host_layer_s + work.tensor_layers * software.host_rank_s
+    host += starts if software.blocking else 0.0
     waiting = np.maximum(0.0, host - compute - exposed)
     launches = waiting + work.handoffs * software.handoff_s
     reduced = _exposed(work.reduce_s, software.gradient_overlap, _BACKWARD_SHARE * compute)
     updated = work.state * _UPDATE_BYTES + work.params * _CLEAR_BYTES
-    zero = 0.0 * compute
     return StepTerms(
         (products, attention, memory, launches, exposed + work.handoff_s),
-        (zero, zero, updated / memory_bytes_per_s, zero + software.step_s,
+        (0.0, 0.0, updated / memory_bytes_per_s, software.step_s,
          reduced + work.gather_weights_s),
     )  # fmt: skip
 
@@ -75,10 +74,14 @@ def step_seconds(terms: StepTerms, microbatches: Number, chunks: Number = 1) -> 
       terms: arrays whose last dim is the stage.
       microbatches, chunks: microbatches per step, and chunks of layers per stage.
     """
-    each = sum(terms.microbatch)
+    each, once = _total(terms.microbatch), _total(terms.once)
     slowest = each.max(-1)
     fill = (each.sum(-1) - slowest) / chunks
-    return fill + microbatches * slowest + sum(terms.once).max(-1)
+    return fill + microbatches * slowest + once.max(-1)
+
+
+def _total(terms: tuple[Number, ...]) -> np.ndarray:
+    return np.sum(np.broadcast_arrays(*terms), axis=0)
 
 
 def train_cost(
@@ -107,10 +110,11 @@ def train_cost(
     stages = step_work(config, layout, seq_len, Bench(cluster, rates), software)
     work = StageWork(*np.array(stages).T)
     terms = step_terms(work, software, rates.memory_bytes_per_s)
-    slowest = int(np.argmax(sum(terms.microbatch)))
-    last = int(np.argmax(sum(terms.once)))
+    slowest = int(np.argmax(_total(terms.microbatch)))
+    last = int(np.argmax(_total(terms.once)))
     parts = {}
     for name, each, once in zip(TERMS, terms.microbatch, terms.once, strict=True):
         fill = (each.sum() - each[slowest]) / layout.interleaved
-        parts[name] = float(fill + layout.microbatches * each[slowest] + once[last])
+        once_s = np.broadcast_to(once, each.shape)[last]
+        parts[name] = float(fill + layout.microbatches * each[slowest] + once_s)
     return Cost(sum(parts.values()), parts)

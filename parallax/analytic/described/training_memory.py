@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from parallax.analytic.described.implementation import Implementation
-from parallax.analytic.described.layer_sizes import layer_sizes
+from parallax.analytic.described.layer_sizes import end_sizes, layer_sizes
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.stages import Stages, place_stages, stage_layers
 from parallax.models.config import ModelConfig
@@ -16,7 +16,7 @@ class DescribedMemory(NamedTuple):
 
     Attributes:
       parameters: weights between steps, and those gathered for use.
-      gradients: their sums over microbatches.
+      gradients: their sums over microbatches, and buffers in which they are moved.
       optimizer: moments and master weights.
       activations: what layers of the microbatches in flight keep for their backward pass.
       logits: the loss at its peak.
@@ -41,6 +41,7 @@ class StageMemory(NamedTuple):
     Attributes:
       weights, gradients, state: parameters whose weights, gradient sums and optimizer state it has.
       kept: elements that layers of the microbatches in flight keep, by fused kernels.
+      gathered: elements of the residual stream of these layers that other tensor ranks hold.
       logits: logits of a microbatch.
     """
 
@@ -48,6 +49,7 @@ class StageMemory(NamedTuple):
     gradients: Any
     state: Any
     kept: Any
+    gathered: Any
     logits: Any
 
 
@@ -70,8 +72,10 @@ def train_memory(
 def memory_of(stage: StageMemory, software: Implementation, item: int) -> DescribedMemory:
     """Combine a stage's elements with an implementation's constants and bytes per element."""
     return DescribedMemory(
-        stage.weights * item, stage.gradients * software.gradient_bytes,
-        stage.state * software.state_bytes, stage.kept * item * software.kept,
+        stage.weights * item,
+        stage.gradients * software.gradient_bytes + stage.weights * software.buffer_bytes,
+        stage.state * software.state_bytes,
+        (stage.kept * software.kept + stage.gathered * software.kept_gathered) * item,
         stage.logits * software.kept_logit_bytes, software.fixed_bytes,
     )  # fmt: skip
 
@@ -91,9 +95,10 @@ def _stage(
 ) -> StageMemory:  # fmt: skip
     sizes = [(layer_sizes(kind, layout, seq_len), n) for kind, n in kinds]
     columns = -(-config.vocab_size // layout.tensor)
-    tables = (s == 0) + (s == stages.head and not (config.tie_embeddings and s == 0))
+    first, last = end_sizes(config, layout, stages)
+    ends = first * (s == 0) + last * (s == stages.head)
     parts = (
-        (sum(n * z.dense for z, n in sizes) + tables * columns * config.d_model, layout.replicas),
+        (sum(n * z.dense for z, n in sizes) + ends, layout.replicas),
         (sum(n * z.expert for z, n in sizes), layout.expert_replicas),
     )
     weights, gradients, state = (
@@ -103,15 +108,15 @@ def _stage(
     if layout.zero == 3:
         layers = max(1, sum(stages.layers))
         weights += min(_GATHERED_LAYERS, layers) * max(z.dense + z.expert for z, _ in sizes)
-    kept, live = 0.0, in_flight(layout, s)
-    for size, n in sizes:
-        each = size.stream if layout.recompute == "layer" else size.kept
-        kept += live * n * each
-    if layout.recompute == "layer" and sizes:
-        kept += max(size.kept for size, _ in sizes)
     tokens = layout.microbatch * seq_len // layout.context
+    # A recomputed layer keeps its input, and all its parts only while its gradients are computed.
+    again, live = layout.recompute == "layer", in_flight(layout, s)
+    kept = live * sum(n * (size.stream if again else size.kept) for size, n in sizes)
+    kept += max((size.kept for size, _ in sizes), default=0.0) if again else 0.0
+    others = tokens * config.d_model - sizes[0][0].stream if sizes else 0.0
+    gathered = others * (1 if again else live * stages.layers[s])
     logits = float(tokens * columns) if s in (stages.head, stages.loss) else 0.0
-    return StageMemory(weights, gradients, state, kept, logits)
+    return StageMemory(weights, gradients, state, kept, gathered, logits)
 
 
 def in_flight(layout: Layout, stage: int) -> float:

@@ -1,0 +1,1 @@
+"""Fits of the constants that Parallax ships, a file per term."""
