@@ -1,7 +1,7 @@
 """parallax: find out which way of splitting a model is right before you rent the GPUs.
 
 parallax EXPERIMENT [--flags]        run an experiment; parallax EXPERIMENT --help explains it
-parallax list KIND                   list models, strategies, clusters or papers
+parallax list KIND                   list models, strategies, clusters, networks or papers
 """
 
 import sys

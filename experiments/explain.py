@@ -52,6 +52,7 @@ class Flags(Command):
     )
     mesh: str | None = option(None, mesh_words() + " Of a strategy: stage=2,tensor=8 or the like.")
     trips: tuple[str, ...] = trips_option()
+    network: str | None = shared.network()
     rates: str | None = shared.rates()
     paper: str | None = shared.paper()
     model: str | None = shared.model()
@@ -109,6 +110,7 @@ def _of_text(flags: Flags) -> Explanation:
     return explain_text(
         read_dump(flags.hlo),
         cluster=flags.cluster,
+        network=flags.network,
         mesh=flags.mesh,
         trips=parse_trips(flags.trips),
         rates=flags.rates,
@@ -124,7 +126,7 @@ def _of_strategy(flags: Flags) -> Explanation:
             "--strategies=NAME; for a function of your own call px.explain."
         )
     names = ("paper", "model", "strategies", "mesh", "batch", "seq_len", "microbatches", "dtype",
-             "small", "phase", "remat", "cluster", "rates")  # fmt: skip
+             "small", "phase", "remat", "cluster", "network", "rates")  # fmt: skip
     request = CompareRequest(**{name: getattr(flags, name) for name in names})
     request.refuse_unused(flags.given & set(names) - {"rates"})
     with ProgressLines() as progress:

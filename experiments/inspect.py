@@ -44,6 +44,7 @@ class Flags(Command):
     cluster: str | None = shared.cluster("nodes of eight H100", "What the cost is estimated for")
     mesh: str | None = option(None, mesh_words())
     trips: tuple[str, ...] = trips_option()
+    network: str | None = shared.network()
     rates: str | None = shared.rates()
     json: str | None = shared.json_file()
 
@@ -54,6 +55,7 @@ def main(flags: Flags) -> int:
     inspection = inspect_text(
         read_dump(flags.hlo),
         cluster=flags.cluster,
+        network=flags.network,
         mesh=flags.mesh,
         trips=parse_trips(flags.trips),
         rates=flags.rates,

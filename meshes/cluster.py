@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallax.meshes.gpus import GPUS, Gpu
+from parallax.meshes.networks import network as find_network
 
 DEFAULT_CLUSTER = "h100_2x8"
 
@@ -32,6 +33,10 @@ class Cluster:
       gpus_per_node: GPUs in one NVLink domain.
       nic_bytes_per_s: network bandwidth per GPU in one direction.
       usable_fraction: share of a device's memory that a program may take.
+      network: name of the network between nodes, one of `networks.NETWORKS`; "" if it has none.
+
+    Raises:
+      ValueError: there is no such network.
     """
 
     name: str
@@ -40,6 +45,11 @@ class Cluster:
     gpus_per_node: int
     nic_bytes_per_s: float
     usable_fraction: float = USABLE_FRACTION
+    network: str = ""
+
+    def __post_init__(self):
+        if self.network:
+            find_network(self.network)
 
     @property
     def devices(self) -> int:
@@ -116,11 +126,15 @@ def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
 
     Args:
       name: one of `CLUSTERS`, or `<gpu>_<nodes>x8` for any number of nodes, such as `h200_4x8`, or
-        `<gpu>_1x<n>` for part of a node, such as `h100_1x4`.
+        `<gpu>_1x<n>` for part of a node, such as `h100_1x4`; each may end in `@<network>`, such as
+        `h100_4x8@efa`.
 
     Raises:
-      ValueError: there is no such cluster.
+      ValueError: there is no such cluster, or no such network.
     """
+    hardware, at, network = name.partition("@")
+    if at:
+        return on_network(cluster(hardware), network)
     if name in CLUSTERS:
         return CLUSTERS[name]
     part = _PART_OF_A_NODE.fullmatch(name)
@@ -133,6 +147,28 @@ def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
             f"with gpu from {', '.join(GPUS)}, for example h200_4x8."
         )
     return _of_nodes(name, GPUS[match[1]], int(match[2]), 8)
+
+
+def on_network(base: Cluster, network: str | None) -> Cluster:
+    """Return a cluster whose nodes are joined by a named network, with its cards' bandwidth.
+
+    Args:
+      base: the cluster.
+      network: one of `networks.NETWORKS`; None leaves the cluster as it is.
+
+    Raises:
+      ValueError: there is no such network, or the cluster has another one.
+    """
+    if network is None or (network and network == base.network):
+        return base
+    if base.network:
+        raise ValueError(
+            f"cluster {base.name} is on network {base.network!r}, not {network!r}. Name one."
+        )
+    found = find_network(network)
+    return dataclasses.replace(
+        base, name=f"{base.name}@{network}", network=network, nic_bytes_per_s=found.nic_bytes_per_s
+    )
 
 
 def scaled(base: Cluster, devices: int) -> Cluster:
@@ -154,6 +190,5 @@ def scaled(base: Cluster, devices: int) -> Cluster:
             f"multiple of {size}."
         )
     nodes, per_node = max(1, devices // size), min(devices, size)
-    return dataclasses.replace(
-        base, name=f"{base.gpu.name}_{nodes}x{per_node}", nodes=nodes, gpus_per_node=per_node
-    )
+    name = f"{base.gpu.name}_{nodes}x{per_node}" + (f"@{base.network}" if base.network else "")
+    return dataclasses.replace(base, name=name, nodes=nodes, gpus_per_node=per_node)

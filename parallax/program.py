@@ -9,7 +9,7 @@ import flax.linen as nn
 from flax import nnx
 
 from parallax.analytic import estimate
-from parallax.cost import Rates, rates_of
+from parallax.cost import Rates, rates_for
 from parallax.distributed.agreement import together
 from parallax.explanations.facts import Facts
 from parallax.lenses.child import Progress, run_in_child
@@ -209,7 +209,7 @@ class Program:
             raise ModuleNotFoundError(missing)
         facts = run_in_child(
             explain_program, self.model, self.strategy, workload, devices, phase, remat,
-            rates or rates_of(devices.gpu.name), budget_s, on_progress=on_progress,
+            rates_for(devices, rates), budget_s, on_progress=on_progress,
             environment=compile_environment() | {"JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "10"},
         )  # fmt: skip
         return Explanation(facts)

@@ -21,8 +21,9 @@ from parallax.analytic.described.step_work import StageWork, step_work
 from parallax.analytic.described.training import step_seconds, step_terms
 from parallax.analytic.described.training_memory import StageMemory, memory_of, stage_memory
 from parallax.codec import read_json
+from parallax.cost.networks import rates_for
 from parallax.cost.rates import rates_of
-from parallax.meshes.cluster import cluster
+from parallax.meshes.cluster import cluster, on_network
 from parallax.models.config import ModelConfig
 from parallax.models.huggingface import read_config
 from parallax.studies.validation.rows import TrainingRow, read_table
@@ -141,11 +142,11 @@ class Steps(NamedTuple):
 
 def steps_of(rows: Sequence[TrainingRow], software: Implementation) -> Steps:
     """Count the work of measured steps on one kind of GPU."""
-    gpu = cluster(rows[0].cluster).gpu.name
-    rates, work, memory = rates_of(gpu), [], []
+    work, memory = [], []
     for row in rows:
         config, layout = model_of(row.model), layout_of(row)
-        at = Bench(cluster(row.cluster), rates)
+        where = on_network(cluster(row.cluster), row.network or None)
+        at = Bench(where, rates_for(where))
         work.append(step_work(config, layout, row.seq_len, at, software))
         memory.append(stage_memory(config, layout, row.seq_len, software))
     seconds, memory_bytes = (
@@ -155,7 +156,7 @@ def steps_of(rows: Sequence[TrainingRow], software: Implementation) -> Steps:
     return Steps(
         stack(work), stack(memory), np.array([r.microbatches for r in rows]),
         seconds,
-        memory_bytes, rates.memory_bytes_per_s,
+        memory_bytes, rates_of(cluster(rows[0].cluster).gpu.name).memory_bytes_per_s,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from parallax.analytic.single_kinds import single_kinds
 from parallax.analytic.trace import Trace
 from parallax.analytic.train_trace import TrainTrace
 from parallax.analytic.training import train_steps
-from parallax.cost import Cost, Rates, estimate_cost, rates_of
+from parallax.cost import Cost, Rates, estimate_cost, rates_for
 from parallax.hlo.execution_trace import ExecutionTrace, Loop, Start, Step, Wait
 from parallax.meshes.cluster import Cluster
 from parallax.programs.steps import ModelStep, Training, TransformerStep
@@ -82,7 +82,7 @@ def estimate(
         steps = _steps(trace)
         check_sent_once(steps, trace.transfers)
     work = ExecutionTrace("entry", steps, step.strategy.mesh.size)
-    rates = rates or rates_of(cluster.gpu.name)
+    rates = rates_for(cluster, rates)
     kept = weight_reads(work, cluster, rates).resident if resident else None
     return Estimate(estimate_cost(work, cluster, rates, resident=kept), step.tokens, work)
 

@@ -87,7 +87,7 @@ def _fit_inside(
         rows, rest = _split([r for r in measured if r.kind == kind])
         if len(rows) < _LEAST_ROWS:
             continue
-        link, _ = fit_link(rows, _seconds_inside)
+        link = fit_link(rows, _seconds_inside)
         rates = dataclasses.replace(rates, links={**rates.links, kind: link})
         held_out[f"{kind} inside nodes"] = _errors(rates, rest)
         fitted += rows

@@ -35,6 +35,7 @@ def compare(
     compression: str | tuple[str, str] | None = None,
     kernels: str | None = None,
     cluster: str | None = None,
+    network: str | None = None,
     rates: Rates | str | Path | None = None,
     lenses: Sequence[str] | None = None,
     budget: str | None = None,
@@ -71,6 +72,7 @@ def compare(
         kernels for Hopper, validated or not; "cudnn", the library's attention of whole sequences;
         None, validated kernels, else XLA's. On CPUs XLA computes the same.
       cluster: a cluster name.
+      network: network between its nodes, by name; the same as "@NAME" behind the cluster's.
       rates: constants of the cluster's GPU, or a file that `parallax calibrate` wrote; None takes
         those shipped.
       lenses: some of verify, compile, predict, measure.
@@ -117,6 +119,7 @@ def compare(
         compression=compression,
         kernels=kernels,
         cluster=cluster,
+        network=network,
         rates=rates,
         lenses=lenses,
         budget=budget,

@@ -12,11 +12,11 @@ from parallax.commands.inspect import (
     mesh_axes,
     why_untimed,
 )
-from parallax.cost import Rates, rates_of
+from parallax.cost import Rates, rates_for
 from parallax.hlo import parse_module
 from parallax.hlo.caveats import branch_caveats, open_caveats
 from parallax.hlo.flops import module_flops
-from parallax.meshes.cluster import Cluster
+from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.report.explanation import Explanation
 
@@ -65,18 +65,15 @@ def explain(
     from parallax.explanations.gathering import gather_facts
     from parallax.explanations.trying import TryBudget
 
-    target, rates = (
-        find_cluster(cluster) if isinstance(cluster, str) else cluster,
-        load_rates(rates),
-    )
+    target = find_cluster(cluster) if isinstance(cluster, str) else cluster
+    known = rates_for(target, load_rates(rates))
     program = lowered_call(
         "explain", target, fn, args, mesh, in_specs=in_specs, out_shardings=out_shardings,
         donate=donate, manual=manual, out_specs=out_specs,
     )  # fmt: skip
     budget = TryBudget(tries, budget_s)
-    rates = rates or rates_of(target.gpu.name)
     found = explain_lowered(
-        program, target, rates, budget, trips=trips, on_progress=on_progress
+        program, target, known, budget, trips=trips, on_progress=on_progress
     )  # fmt: skip
     return Explanation(gather_facts(found, program.axes, trips))
 
@@ -87,6 +84,7 @@ def explain_text(
     cluster: str | Cluster | None = None,
     mesh: str | None = None,
     trips: Mapping[str, float] | None = None,
+    network: str | None = None,
     rates: Rates | str | Path | None = None,
 ) -> Explanation:
     """Explain a compiled module from its text alone, which is not trusted; nothing is tried.
@@ -95,7 +93,7 @@ def explain_text(
     and the sums that a loop repeats. It has no memory of the whole program and no warnings.
 
     Args:
-      text, cluster, mesh, trips, rates: as for `px.inspect_text`.
+      text, cluster, mesh, trips, network, rates: as for `px.inspect_text`.
 
     Raises:
       ValueError: the text is truncated, hostile or not understood (HloError), not scheduled or not
@@ -108,10 +106,11 @@ def explain_text(
 
     module = parse_module(text)
     axes = mesh_axes(text, mesh, module.num_partitions)
-    base, rates = cluster_of(module, cluster), load_rates(rates)
+    base = on_network(cluster_of(module, cluster), network)
+    known = rates_for(base, load_rates(rates))
     if why := why_untimed(module):
         raise ValueError(f"explain: {why}")
-    program = read_program(text, axes, base, rates or rates_of(base.gpu.name), trips=trips)
+    program = read_program(text, axes, base, known, trips=trips)
     check_finite(module, program.cost)
     flops = module_flops(module, trips=trips)
     loops = {*flops.open, *program.ledger.open_loops, *program.work.open_loops}

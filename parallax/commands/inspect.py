@@ -12,7 +12,7 @@ from rich.table import Table, box
 from rich.text import Text
 
 from parallax.codec import number
-from parallax.cost import Cost, Rates, estimate_cost, joules, known_error_bar, rates_of
+from parallax.cost import Cost, Rates, estimate_cost, joules, known_error_bar, rates_for
 from parallax.cost.estimating import kernel_costs
 from parallax.cost.totals import unvalidated
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
@@ -23,7 +23,7 @@ from parallax.hlo.flops import Flops, module_flops
 from parallax.hlo.module import Module
 from parallax.hlo.platform import Platform
 from parallax.hlo.read_trace import read_trace
-from parallax.meshes.cluster import Cluster, scaled
+from parallax.meshes.cluster import Cluster, on_network, scaled
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.report import words
@@ -100,7 +100,8 @@ class Inspection:
         """The part of its time that no published measurement validates; "" if there is none."""
         if self.timed is None:
             return ""
-        return unvalidated(self.work, crosses_nodes=self.cost.network_s > 0)
+        between = self.cost.network_s > 0 and not self.rates.measured_between_nodes
+        return unvalidated(self.work, crosses_nodes=between)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -192,6 +193,7 @@ def inspect_text(
     cluster: str | Cluster | None = None,
     mesh: str | None = None,
     trips: Mapping[str, float] | None = None,
+    network: str | None = None,
     rates: Rates | str | Path | None = None,
 ) -> Inspection:
     """Read a module from untrusted text and, if it is scheduled for a GPU, estimate its cost.
@@ -206,6 +208,7 @@ def inspect_text(
         replica groups name, or one axis over all devices.
       trips: named scope -> trip count of a loop whose length depends on data. Without it such a
         loop counts once, and the result's `notes` say so.
+      network: network between the nodes, by name; None leaves the cluster as it is.
       rates: constants of the GPU, or a file that `parallax calibrate` wrote.
 
     Raises:
@@ -215,8 +218,8 @@ def inspect_text(
     module = parse_module(text)
     devices = module.num_partitions
     ledger = read_ledger(module, mesh_axes(text, mesh, devices), trips=trips)
-    base, rates = cluster_of(module, cluster), load_rates(rates)
-    rates = rates or rates_of(base.gpu.name)
+    base = on_network(cluster_of(module, cluster), network)
+    rates = rates_for(base, load_rates(rates))
     untimed, timed = why_untimed(module), None
     if untimed:
         check_agreement(module)

@@ -1,6 +1,6 @@
 """The lists of names that `parallax list` prints."""
 
-KINDS = ("models", "families", "strategies", "clusters", "papers")
+KINDS = ("models", "families", "strategies", "clusters", "networks", "papers")
 
 
 def listing(kind: str) -> str:
@@ -50,6 +50,15 @@ def _clusters():
             ),
         )
     yield "<gpu>_<nodes>x8", "any number of nodes of eight, such as h100_4x8"
+    yield "<cluster>@<network>", "one whose network is named, such as h100_4x8@efa"
+
+
+def _networks():
+    from parallax.cost.networks import network_rates
+    from parallax.meshes.networks import NETWORKS
+
+    for name, network in NETWORKS.items():
+        yield name, f"{network.what}. Measured: {network_rates(name).source}"
 
 
 def _papers():
@@ -61,5 +70,6 @@ def _papers():
 
 _ROWS = {
     "models": _models, "families": _families, "strategies": _strategies, "clusters": _clusters,
+    "networks": _networks,
     "papers": _papers,
 }  # fmt: skip

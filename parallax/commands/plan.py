@@ -6,7 +6,7 @@ from typing import get_args
 
 from parallax.cost import Rates
 from parallax.lenses.environment import missing_compiler
-from parallax.meshes.cluster import Cluster
+from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.sizes import parse_bytes
 from parallax.models.config import DType, ModelConfig
@@ -32,6 +32,7 @@ def plan(
     seq_len: int | None = None,
     max_memory: str | float | None = None,
     cluster: str | Cluster = "h100_2x8",
+    network: str | None = None,
     objective: Objective = "tps",
     max_tpot_s: float | None = None,
     compile_top: int | None = None,
@@ -54,6 +55,7 @@ def plan(
       max_memory: the memory per GPU that a training step may need, in bytes or such as "60GB";
         None is what the GPU has.
       cluster: a name or a Cluster.
+      network: network between its nodes, by name; None leaves the cluster as it is.
       objective: "tps", "tpot" (of serving alone) or "energy".
       max_tpot_s: the largest time per output token, in seconds; slower candidates are left out.
       compile_top: the number of best candidates to compile; 0 ranks by the analytical model alone;
@@ -85,6 +87,7 @@ def plan(
         seq_len=seq_len,
         max_memory=max_memory,
         cluster=cluster,
+        network=network,
         objective=objective,
         max_tpot_s=max_tpot_s,
         compile_top=compile_top,
@@ -112,6 +115,7 @@ def run_plan(
     _check_compiler(request)
     named = request.cluster
     cluster = find_cluster(named) if isinstance(named, str) else named
+    cluster = on_network(cluster, request.network)
     rates = resolve_rates(request.rates, cluster)
     config, _ = resolve_model(request.model, dtype=request.dtype)
     if request.phase == "train":

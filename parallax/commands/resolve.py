@@ -20,7 +20,7 @@ from parallax.lenses.compiling import check_devices
 from parallax.lenses.device_process import run_on_devices, virtual_devices_for
 from parallax.lenses.measuring import devices_at_hand
 from parallax.lenses.verify_decoding import NEW_TOKENS
-from parallax.meshes.cluster import Cluster
+from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
@@ -103,7 +103,8 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
     check_choices(request)
     axis = swept_axis(request)
     paper = None if request.paper is None else find_paper(request.paper)
-    cluster = find_cluster(_first(request.cluster, paper and paper.cluster, DEFAULT_CLUSTER))
+    named = _first(request.cluster, paper and paper.cluster, DEFAULT_CLUSTER)
+    cluster = on_network(find_cluster(named), request.network)
     lenses = checked_lenses(request)
     check_inputs(request, cluster, lenses)
     make, asked = _Maker(request, cluster), _asked(request, paper)

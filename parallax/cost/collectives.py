@@ -1,9 +1,9 @@
 """The time of a collective: NVLink switches within a node, one network card per GPU between nodes.
 
-Within a node t = start + traffic / rate + a term that saturates with size. Between nodes the model
-assumes hierarchical algorithms: reduce-scatter within nodes, all-reduce of a share between them,
-all-gather within nodes. No published measurement of two nodes validates those ("unvalidated");
-`parallax calibrate --distributed` measures them where the nodes are.
+Both are a start, a protocol's further cost at larger sizes, and bytes over a rate: see `LinkRates`.
+Between nodes that is one ring (or tree) over all devices, each card with an equal share, behind
+which the links of a node do their part. The constants are a network's own where it is named
+(`networks`) or calibrated; else generic ones, which nothing validates.
 """
 
 from parallax.bounds import wire_bytes
@@ -14,6 +14,8 @@ from parallax.meshes.cluster import Cluster
 
 # The names under which rates are fitted; a ragged all-to-all takes those of the dense one.
 _NAMES = {"ragged-all-to-all": "all-to-all", "collective-permute": "p2p"}
+# From so many devices on, NCCL lets NVLink's switches sum.
+_SWITCH_DEVICES = 8
 # A barrier of a small all-reduce in a CUDA graph: published are 5 us for 8 KB on Hopper, all in.
 _ONE_SHOT_START_S = 4.8e-6
 
@@ -54,27 +56,34 @@ def exchange_seconds(kind: str, size: float, inside: int, nodes: int, rates: Rat
         return 0.0
     if nodes == 1:
         return _within(kind, size, n, rates)
-    network = rates.network(kind)
+    return between_seconds(rates.network(kind), kind, size, inside, nodes, rates.links[kind])
+
+
+def between_seconds(
+    network: LinkRates, kind: str, size: float, inside: int, nodes: int, node: LinkRates
+) -> float:
+    """Estimate the seconds of a collective over several nodes.
+
+    Args:
+      network: the rates of the kind between nodes.
+      kind, size, inside, nodes: as `exchange_seconds` takes them; at least two nodes.
+      node: the rates of the kind inside a node, whose links move their part meanwhile.
+    """
+    rounds, more = (nodes - 1).bit_length(), nodes - 1
+    start = network.start_s * rounds + network.step_s * more
+    extra = network.extra_s * rounds + network.extra_step_s * more
+    n = inside * nodes
     if kind == "all-to-all":
-        between = network.start_s + size * (n - inside) / n / network.bytes_per_s
-        local = _within(kind, size / nodes, inside, rates) if inside > 1 else 0.0
-        return max(between, local)
-    share = size / inside
-    between = network.start_s * _rounds(nodes)
-    between += wire_bytes(kind, nodes, share) / network.bytes_per_s
-    if inside == 1:
-        return between
-    if kind == "all-reduce":
-        local = _within("reduce-scatter", size, inside, rates)
-        local += _within("all-gather", size, inside, rates)
+        sent = size * (n - inside) / n
+        local = moving_seconds(node, kind, size / nodes, inside)
     else:
-        local = _within(kind, size, inside, rates)
-    return local + between
-
-
-def _rounds(nodes: int) -> int:
-    """Return the number of consecutive messages: the depth of a tree over the nodes."""
-    return max(1, (nodes - 1).bit_length())
+        sent = wire_bytes(kind, n, size) / inside
+        local = moving_seconds(node, kind, size, inside)
+        if network.tree and kind == "all-reduce":
+            # In the trees of two nodes a sum goes up once; of more, up and down as in a ring.
+            sent = min(sent, size / inside * nodes / 2)
+    saturating = extra * size / (size + network.half_bytes)
+    return start + saturating + max(local, sent / network.bytes_per_s)
 
 
 def _within(kind: str, size: float, n: int, rates: Rates) -> float:
@@ -87,18 +96,28 @@ def kind_seconds(link: LinkRates, kind: str, size: float, n: int) -> float:
     Args:
       link: the rates fitted to that kind.
       kind, size: as `exchange_seconds` takes them; "p2p" for one message.
-      n: devices of the group.
+      n: devices of the group, at least two.
     """
-    traffic = size if kind == "p2p" else wire_bytes(kind, n, size)
-    return link_seconds(link, traffic, size, n)
-
-
-def link_seconds(link: LinkRates, traffic: float, size: float, n: int) -> float:
-    """Evaluate the fitted time of a collective within a node, see `LinkRates`."""
     others = n - 1
-    moving = traffic / link.bytes_per_s * (1 + link.few / others)
-    more = link.extra_s * size / (size + link.half_bytes)
-    return link.start_s + link.step_s * others + moving + more
+    start = link.start_s + link.step_s * others
+    start += link.early_s * size / (size + link.early_half_bytes)
+    start += (link.extra_s + link.extra_step_s * others) * size / (size + link.half_bytes)
+    return start + moving_seconds(link, kind, size, n)
+
+
+def moving_seconds(link: LinkRates, kind: str, size: float, n: int) -> float:
+    """Evaluate the seconds that bytes take to move over the links of a node, without any start.
+
+    Args:
+      link, kind, size, n: as `kind_seconds` takes them; 0 for one device.
+    """
+    if n <= 1:
+        return 0.0
+    sent = size if kind == "p2p" else wire_bytes(kind, n, size)
+    ring = sent / link.bytes_per_s * (1 + link.few / (n - 1))
+    if kind == "all-reduce" and link.switch_share and n >= _SWITCH_DEVICES:
+        return min(ring, size / (link.switch_share * link.bytes_per_s))
+    return ring
 
 
 def send_seconds(link: LinkRates, size: float) -> float:

@@ -85,6 +85,13 @@ class Cost:
         return self.terms.get("exposed communication", 0.0)
 
     @property
+    def exposed_between_nodes_s(self) -> float:
+        """The seconds of exposed communication between nodes, as if all were exposed alike."""
+        if not self.communication_s:
+            return 0.0
+        return self.exposed_s * min(1.0, self.network_s / self.communication_s)
+
+    @property
     def hidden_s(self) -> float:
         """The seconds of communication behind kernels."""
         return max(0.0, self.communication_s - self.exposed_s)

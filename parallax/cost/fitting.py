@@ -18,6 +18,15 @@ from parallax.cost.measurements import MeasuredCollective, MeasuredGemm, is_test
 from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates, Spread
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tensorfloat32": 4, "int8": 1}
+_LINK_BOUNDS = {
+    "start_s": (1e-6, 1e-4), "bytes_per_s": (1e10, 2e12), "step_s": (1e-9, 1e-5),
+    "few": (1e-3, 3.0), "extra_s": (1e-8, 1e-3), "half_bytes": (1e4, 1e9),
+    "extra_step_s": (1e-9, 1e-4), "early_s": (1e-9, 1e-4), "early_half_bytes": (1e3, 1e6),
+}  # fmt: skip
+_LINK_BEGIN = {
+    "bytes_per_s": 3e11, "step_s": 5e-7, "few": 0.2, "extra_s": 2e-5, "extra_step_s": 5e-7,
+    "early_s": 1e-6, "early_half_bytes": 2e4, "switch_share": 0.6,
+}  # fmt: skip
 # Quantiles of the residuals between which a new row falls four times out of five, with some margin.
 _QUANTILES = 0.07, 0.93
 
@@ -62,43 +71,41 @@ def fit_gemm(rows: Sequence[MeasuredGemm], sm_count: int, start: GemmRates) -> G
 def fit_link(
     rows: Sequence[MeasuredCollective],
     seconds: Callable[[LinkRates, MeasuredCollective], float],
-    offset_of: str = "",
-) -> tuple[LinkRates, float]:
+    *,
+    switches: bool = False,
+) -> LinkRates:
     """Fit the rates of one kind of collective to measurements.
 
     Args:
       rows: measurements of one kind, within a node.
       seconds: the model.
-      offset_of: a source whose timings include a constant overhead per call, which is fitted too.
-
-    Returns:
-      The rates, and that source's overhead in seconds; 0 where no row is from it.
+      switches: whether the GPU's switches can sum; rows of few devices and of many tell how fast.
     """
-    names = [f.name for f in dataclasses.fields(LinkRates)]
-    low = np.log([1e-6, 1e10, 1e-9, 1e-3, 1e-7, 1e4, 1e-8])
-    high = np.log([1e-4, 1e12, 1e-5, 1.0, 1e-3, 1e9, 1e-4])
+    names = [*_LINK_BOUNDS, *(("switch_share",) if switches else ())]
+    bounds = _LINK_BOUNDS | {"switch_share": (0.3, 1.2)}
+    low, high = (np.log([bounds[name][side] for name in names]) for side in (0, 1))
 
-    def rates(x: np.ndarray) -> LinkRates:
-        values = (float(f"{v:.4g}") for v in np.exp(x[:-1]))
+    def rates(x: np.ndarray, digits: str = "") -> LinkRates:
+        values = np.exp(x).tolist()
+        if digits:
+            values = [float(f"{v:{digits}}") for v in values]
         return LinkRates(**dict(zip(names, values, strict=True)))
 
     def residuals(x: np.ndarray) -> list[float]:
-        link, more = LinkRates(*np.exp(x[:-1]).tolist()), math.exp(x[-1])
-        return [
-            math.log((seconds(link, r) + more * (r.source == offset_of)) / r.seconds) for r in rows
-        ]
+        link = rates(x)
+        return [math.log(seconds(link, r) / r.seconds) for r in rows]
 
     best = None
-    for start_s, half in itertools.product((8e-6, 2e-5), (3e5, 1e7)):
-        begin = np.log([start_s, 3e11, 5e-7, 0.2, 2e-5, half, 5e-6])
+    for start_s, half in itertools.product((4e-6, 1.5e-5), (3e5, 1e7)):
+        begin = {**_LINK_BEGIN, "start_s": start_s, "half_bytes": half}
         fit = least_squares(
-            residuals, np.clip(begin, low, high), loss="soft_l1", f_scale=0.05, bounds=(low, high)
-        )
+            residuals, np.log([begin[name] for name in names]), loss="soft_l1", f_scale=0.05,
+            bounds=(low, high), max_nfev=200,
+        )  # fmt: skip
         if best is None or fit.cost < best.cost:
             best = fit
     assert best is not None
-    with_offset = any(r.source == offset_of for r in rows)
-    return rates(best.x), float(np.exp(best.x[-1])) if with_offset else 0.0
+    return rates(best.x, ".4g")
 
 
 def fit_network(rows: Sequence[MeasuredCollective], rates: Rates) -> LinkRates:

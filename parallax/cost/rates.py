@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallax.codec import FileFormat
+from parallax.codec import FileFormat, later
 from parallax.cost.attention import AttentionRates
 from parallax.cost.gemm import GemmRates
 from parallax.meshes.gpus import GPUS
@@ -30,11 +30,29 @@ _DIVISORS = (
 
 @dataclass(frozen=True)
 class LinkRates:
-    """The rates of a collective: t = start_s + step_s (n - 1) + traffic / rate + extra.
+    """The rates of one kind of collective, inside a node or between nodes.
 
-    `traffic` is the bytes that one device sends for an array of S bytes by a ring. The rate is
-    bytes_per_s over 1 + few / (n - 1), since few devices use fewer channels. The last term,
-    extra_s S / (S + half_bytes), is what protocols add at middle sizes.
+    Inside a node, over n devices, an array of S bytes takes
+
+      start_s + step_s (n - 1) + early_s S / (S + early_half_bytes)
+      + (extra_s + extra_step_s (n - 1)) S / (S + half_bytes) + moving
+
+    The saturating terms are what NCCL's second and third protocol cost more at the start. `moving`
+    is a ring's bytes per device over the rate bytes_per_s / (1 + few / (n - 1)), since few devices
+    use fewer channels; or, for an all-reduce that switches sum, S / (switch_share bytes_per_s).
+
+    Between N nodes the same constants count rounds (the logarithm of N) and nodes, see
+    `collectives.between_seconds`; the rate is that of one network card.
+
+    Attributes:
+      start_s: seconds before anything moves; between nodes, per round.
+      bytes_per_s: bytes per second of a device, or of its card.
+      step_s: seconds per further device, or per further node.
+      few: what few devices lose.
+      extra_s, extra_step_s, half_bytes: start, step and half size of the protocol of large arrays.
+      early_s, early_half_bytes: start and half size of the protocol before that.
+      switch_share: rate of an array that switches sum over bytes_per_s; 0 where they do not.
+      tree: whether an all-reduce between nodes may follow trees: two nodes then send it once.
     """
 
     start_s: float
@@ -43,6 +61,11 @@ class LinkRates:
     few: float = 0.0
     extra_s: float = 0.0
     half_bytes: float = 1.0
+    extra_step_s: float = later(0.0, omit=True)
+    early_s: float = later(0.0, omit=True)
+    early_half_bytes: float = later(1.0, omit=True)
+    switch_share: float = later(0.0, omit=True)
+    tree: bool = later(False, omit=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,8 @@ class Rates:
         one card; "network all-reduce" and the like (`BETWEEN_NODES`) for kinds of collectives
         between nodes whose own rates were measured.
       power: constants of the energy.
-      spreads: term -> 80 % interval of measured / modelled.
+      spreads: term -> 80 % interval of measured / modelled; "network" for communication between
+        nodes where it has one of its own.
       sources: figure -> its source, in words.
       version: version of the fit: a date or a hash.
     """

@@ -10,6 +10,10 @@ _SPREAD_OF = {"exposed communication": "communication", "host copies": "memory"}
 def error_bar(cost: Cost, rates: Rates) -> tuple[float, float]:
     """Compute the 80 % interval of the seconds, as if all terms were off in the same direction."""
     spreads = [(rates.spreads[_SPREAD_OF.get(n, n)], s) for n, s in cost.terms.items()]
+    if between := cost.exposed_between_nodes_s:
+        inside = rates.spreads["communication"]
+        network = rates.spreads.get("network", inside)
+        spreads += [(network, between), (inside, -between)]
     return sum(s.low * t for s, t in spreads), sum(s.high * t for s, t in spreads)
 
 

@@ -38,7 +38,11 @@ def gather_facts(
         program.module.name, program.cluster, dict(axes),
         f"{program.rates.name} {program.rates.version}",
         program.seconds, low, high, program.cost.exposed_s,
-        unvalidated(program.work, crosses_nodes=program.cost.network_s > 0),
+        unvalidated(
+            program.work,
+            crosses_nodes=program.cost.network_s > 0
+            and not program.rates.measured_between_nodes,
+        ),
         program.memory_bytes, program.sent_bytes, found.findings, found.needed, found.notes,
         untried=None if subject is None else found.untried,
         buffers=_buffers(program),

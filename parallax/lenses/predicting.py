@@ -2,7 +2,7 @@
 
 import math
 
-from parallax.cost import Rates, estimate_cost, joules, known_error_bar, rates_of
+from parallax.cost import Rates, estimate_cost, joules, known_error_bar, rates_for
 from parallax.cost.links import all_link_bytes, crosses_nodes, least_link_bytes
 from parallax.cost.totals import unvalidated
 from parallax.hlo.caveats import open_caveats
@@ -34,7 +34,7 @@ def predict(
     """
     if compilation.work is None:
         raise ValueError(f"this program cannot be priced: {compilation.unpriced}")
-    rates = rates or rates_of(cluster.gpu.name)
+    rates = rates_for(cluster, rates)
     cost = estimate_cost(compilation.work, cluster, rates)
     bound = roofline(compilation, cluster, dtype)
     low, high = known_error_bar(cost, rates, compilation.work)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from parallax.cost import Rates, rates_of
+from parallax.cost import Rates, rates_for
 from parallax.cost.per_operation import OperationCost, operation_costs
 from parallax.distributed.agreement import together
 from parallax.hlo.ledger import read_ledger
@@ -154,7 +154,7 @@ def _costs(
         why = "a CPU program is not priced as a GPU's" if module.platform == "cpu" else kind
         return None, "", (f"no modelled times: {why}. The cost model knows {priced}",)
     given = task.cluster is not None and task.cluster.gpu == where.gpu
-    rates = (task.rates if given else None) or rates_of(where.gpu.name)
+    rates = rates_for(where, task.rates if given else None)
     try:
         ledger = read_ledger(
             module, dict(mesh.shape), ragged_bytes=routing and routing.ragged_bytes,

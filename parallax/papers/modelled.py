@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from parallax.analytic import estimate
-from parallax.cost import Rates, error_bar, rates_of
+from parallax.cost import Rates, error_bar, rates_for
 from parallax.meshes.cluster import Cluster
 from parallax.papers.paper import Paper
 from parallax.papers.results import TpsReading
@@ -36,7 +36,7 @@ def closed_form_on(
             modelled = estimate(step, cluster, rates=rates)
         except (ValueError, NotImplementedError):
             return None
-        low, high = error_bar(modelled.cost, rates or rates_of(cluster.gpu.name))
+        low, high = error_bar(modelled.cost, rates_for(cluster, rates))
         tokens = modelled.tokens
         return Figure(modelled.tokens_per_s, "tokens/s", "modelled", tokens / high, tokens / low)
 

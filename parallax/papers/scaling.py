@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from parallax.analytic import PackedWeights, weight_reads
 from parallax.analytic.fastest import Fastest, fastest
 from parallax.analytic.packed_weights import layer_weight_bytes
-from parallax.cost import error_bar, joules, rates_of
+from parallax.cost import error_bar, joules, rates_for
 from parallax.meshes.cluster import Cluster, cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.papers.footprints import PAPER_FORMATS
@@ -66,7 +66,7 @@ def _row(
 ) -> ScaleRow:  # fmt: skip
     strategy = build(name, devices=where.devices, node_size=where.gpus_per_node,
                      cluster=where.name)  # fmt: skip
-    work, rates = paper.workload, rates_of(where.gpu.name)
+    work, rates = paper.workload, rates_for(where)
     batch, why_not, found = work.batch, "", None
     while batch and found is None:
         try:
@@ -91,7 +91,7 @@ def _row(
 
 
 def _speed(found: Fastest, where: Cluster) -> tuple[Figure, Figure]:
-    rates, cost, tokens = rates_of(where.gpu.name), found.estimate.cost, found.estimate.tokens
+    rates, cost, tokens = rates_for(where), found.estimate.cost, found.estimate.tokens
     low, high = error_bar(cost, rates)
     each = joules(cost, rates) * where.devices / tokens
     return (

@@ -49,6 +49,7 @@ class CompareRequest(Request):
     compression: str | tuple[str, str] | None = shared.compression()
     kernels: str | None = shared.kernels()
     cluster: str | None = shared.cluster("the paper's, or h100_2x8")
+    network: str | None = shared.network()
     rates: Rates | str | Path | None = shared.rates()
     lenses: Sequence[str] | None = option(
         None,

@@ -74,6 +74,7 @@ class PlanRequest(Request):
     dtype: DType | None = shared.dtype()
     compressions: Sequence[str | tuple[str, str] | None] = shared.compressions()
     kernels: str | None = shared.kernels()
+    network: str | None = shared.network()
     rates: Rates | str | Path | None = shared.rates()
     regimes: bool = option(
         False,

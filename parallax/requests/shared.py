@@ -164,6 +164,15 @@ def cluster(unset: str, of: str = "Cluster to compile for") -> Any:
     return option(None, f"{of}: `parallax list clusters`, or <gpu>_<nodes>x8. Unset: {unset}.")
 
 
+def network() -> Any:
+    """Make the field for a network between nodes by name."""
+    words = (
+        "Network between the cluster's nodes: `parallax list networks`; the same as "
+        "--cluster=NAME@NETWORK. Unset: none is named, and time between nodes is not validated."
+    )
+    return option(None, words)
+
+
 def rates() -> Any:
     """Make the field for the constants of the cost model."""
     words = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from parallax.analytic import Estimate, estimate, estimate_bytes
-from parallax.cost import Rates, error_bar, joules, rates_of
+from parallax.cost import Rates, error_bar, joules, rates_for
 from parallax.cost.totals import unvalidated
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling_steps import compile_program
@@ -48,7 +48,7 @@ def rank(
     Raises:
       ValueError: no strategy can split this model and workload over the cluster.
     """
-    rates = rates or rates_of(cluster.gpu.name)
+    rates = rates_for(cluster, rates)
     start = time.perf_counter()
     ranked, refused = _all_estimated(request, cluster, rates, on_progress)
     if not ranked:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from parallax.analytic import estimate, estimate_bytes
-from parallax.cost import Rates, rates_of
+from parallax.cost import Rates, rates_for
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.programs.sharded_model import ShardedTransformer
@@ -32,7 +32,7 @@ def regime_maps(
 
     Cost: milliseconds per point and strategy.
     """
-    rates = rates or rates_of(cluster.gpu.name)
+    rates = rates_for(cluster, rates)
 
     def at(model: ModelConfig, on: Cluster, b: int, length: int, skew: float = 1.0):
         return _seconds(model, on, b, length, rates, skew, kernels)

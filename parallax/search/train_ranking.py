@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from parallax.cost import Rates, error_bar, joules, rates_of
+from parallax.cost import Rates, error_bar, joules, rates_for
 from parallax.cost.totals import unvalidated
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling_steps import compile_program
@@ -56,7 +56,7 @@ def rank_training(
     Raises:
       ValueError: no strategy can split this model and batch over the cluster.
     """
-    rates = rates or rates_of(cluster.gpu.name)
+    rates = rates_for(cluster, rates)
     start = time.perf_counter()
     usable = min(request.max_bytes or cluster.usable_bytes, cluster.usable_bytes)
     choices = LayoutChoices(request, cluster, rates, usable)

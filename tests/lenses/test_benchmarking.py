@@ -6,7 +6,7 @@ import pytest
 
 from parallax.bounds import wire_bytes
 from parallax.commands.calibrate import calibrate, fit
-from parallax.cost.collectives import link_seconds
+from parallax.cost.collectives import kind_seconds
 from parallax.cost.fitting import predicted_gemm
 from parallax.cost.gemm import GemmRates
 from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
@@ -29,7 +29,7 @@ def made():
     link = dataclasses.replace(rates_of("h200").links["all-gather"], bytes_per_s=2e11)
     sends = tuple(
         MeasuredCollective("here", "h200", 1, 8, "all-gather", size,
-                   link_seconds(link, wire_bytes("all-gather", 8, size), size, 8))
+                   kind_seconds(link, "all-gather", size, 8))
         for size in (4**i for i in range(6, 15))
     )  # fmt: skip
     sweep = tuple((float(mb), 8e12 if mb <= 30 else 4.2e12) for mb in (4, 16, 30, 64, 256))

@@ -9,7 +9,8 @@ from parallax.analytic.described.layer_work import Bench
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.step_work import Number, StageWork, step_work
 from parallax.cost.estimating import Cost
-from parallax.cost.rates import Rates, rates_of
+from parallax.cost.networks import rates_for
+from parallax.cost.rates import Rates
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
 
@@ -100,13 +101,13 @@ def train_cost(
       seq_len: tokens per sequence.
       cluster: GPUs and interconnect; as many devices as the layout has.
       software: what runs it.
-      rates: constants of the GPU; None takes the shipped ones.
+      rates: constants of the GPU; None takes the shipped ones, of the cluster's network if named.
 
     Raises:
       ValueError: the layout does not fit the model or the cluster.
     """
     layout.check(config, seq_len, cluster)
-    rates = rates or rates_of(cluster.gpu.name)
+    rates = rates_for(cluster, rates)
     stages = step_work(config, layout, seq_len, Bench(cluster, rates), software)
     work = StageWork(*np.array(stages).T)
     terms = step_terms(work, software, rates.memory_bytes_per_s)

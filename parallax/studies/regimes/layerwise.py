@@ -12,7 +12,7 @@ from typing import Literal
 
 from parallax.analytic import PackedWeights, Unpacking, weight_reads
 from parallax.analytic.fastest import fastest
-from parallax.cost import Rates, rates_of
+from parallax.cost import Rates, rates_for
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.models.config import ModelConfig
 from parallax.programs.steps import make_step
@@ -86,7 +86,7 @@ def _map(
             if name in PIPELINES:
                 steady[name] = best.steady_s
             if name == LAYERWISE:
-                constants = rates or rates_of(cluster.gpu.name)
+                constants = rates_for(cluster, rates)
                 hits = weight_reads(best.estimate.work, cluster, constants).hit_rate
         yield Place(cluster.name, phase, attention, stored, unpacking, depth, batch, width, seconds,
                     steady, hits, why_not)  # fmt: skip
