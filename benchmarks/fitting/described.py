@@ -36,7 +36,7 @@ _SCALE = 0.05
 # Where fits start. What is known of the software and not fitted: gradients are summed in float32,
 # a parameter has a float32 master copy and two moments.
 START = Implementation(
-    name="nanotron", placement="by_parameters", blocking=False, context="ring", products_share=0.8,
+    name="nanotron", placement="by_flops", blocking=False, context="ring", products_share=0.8,
     attention_share=0.8, passes=1.5, loss_bytes=40.0, host_layer_s=4.5e-3, host_rank_s=0.0,
     start_between_s=5e-5, handoff_s=1e-3, step_s=1e-3, tensor_overlap=0.5, context_overlap=0.0,
     gather_overlap=0.5, gradient_overlap=0.5, gradient_bytes=4, buffer_bytes=0.0,

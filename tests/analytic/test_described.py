@@ -154,10 +154,10 @@ def test_microbatches_in_flight():
     assert in_flight(dataclasses.replace(layout, interleaved=2), 0) == 11 / 2
 
 
-def test_stages_by_parameters_as_nanotron_places_them():
+def test_stages_by_flops_as_nanotron_places_them():
     config = LLAMA.replace(num_kv_heads=32)
     # The unembedding weighs four layers: 20 over 8 stages, each filled until it exceeds its share.
-    stages = place_stages(config, 8, "by_parameters")
+    stages = place_stages(config, 8, "by_flops")
     assert stages.layers == (3, 3, 2, 3, 2, 3, 0, 0)
     assert (stages.head, stages.loss) == (6, 7)
     assert place_stages(config, 3, "even").layers == (6, 5, 5)

@@ -3,9 +3,10 @@
 from typing import Literal, NamedTuple
 
 from parallax.models.config import ModelConfig
-from parallax.models.parameters import layer_matrices
+from parallax.models.flops import attention_flops
+from parallax.models.parameters import layer_parameters
 
-Placement = Literal["even", "by_parameters"]
+Placement = Literal["even", "by_flops"]
 
 
 class Stages(NamedTuple):
@@ -22,22 +23,26 @@ class Stages(NamedTuple):
     loss: int
 
 
-def place_stages(config: ModelConfig, stages: int, placement: Placement) -> Stages:
+def place_stages(
+    config: ModelConfig, stages: int, placement: Placement, seq_len: int
+) -> Stages:
     """Place a model's layers and ends on the stages of a pipeline; the embedding is on the first.
 
     Args:
       config: the model.
       stages: number of stages.
       placement: "even" gives every stage as many layers, the earlier ones one more where they do
-        not divide, and the last one unembedding and loss. "by_parameters" fills a stage until the
-        parameters of layers and unembedding exceed its share; the loss comes one stage after the
-        unembedding if that filled its stage, as nanotron places them.
+        not divide, and the last one unembedding and loss. "by_flops" fills a stage until the FLOPs
+        of layers and unembedding exceed its share; the loss comes one stage after the unembedding
+        if that filled its stage. So nanotron's stages behave.
+      seq_len: tokens per sequence.
     """
     if placement == "even":
         each, more = divmod(config.num_layers, stages)
         return Stages(tuple(each + (s < more) for s in range(stages)), stages - 1, stages - 1)
-    layer = sum(p.size for p in layer_matrices(config))
-    blocks = [float(layer)] * config.num_layers + [float(config.vocab_size * config.d_model)]
+    layer = float(sum(p.flops_per_token for p in layer_parameters(config)))
+    layer += attention_flops(config, 1, seq_len) / seq_len / config.num_layers
+    blocks = [layer] * config.num_layers + [2.0 * config.vocab_size * config.d_model]
     share, filled, stage, places = sum(blocks) / stages, 0.0, 0, []
     for size in blocks:
         places.append(stage)

@@ -37,7 +37,8 @@ class StageWork(NamedTuple):
       tensor_rounds: ranks of all those that span nodes.
       context_s, expert_s, gather_s: seconds of ring attention's transfers, of rows to experts and
         back, and of weights and gradients that are gathered and scattered in every microbatch.
-      handoff_s, handoffs: seconds and number of transfers from and to the stages beside.
+      handoff_s, handoffs: seconds and number of transfers that it waits for: a microbatch from the
+        stage before and a gradient from the one behind. Nobody waits for what it sends.
       reduce_s, gather_weights_s: seconds to sum gradients over data ranks, and to gather weights.
       params, state: parameters, and those whose optimizer state the device has.
     """
@@ -97,7 +98,7 @@ def step_work(
       software: where layers are placed, and the bytes of gradients; its other constants do not
         matter.
     """
-    stages = place_stages(config, layout.pipeline, software.placement)
+    stages = place_stages(config, layout.pipeline, software.placement, seq_len)
     step = _Step(config, layout, seq_len, at, software, stages)
     return tuple(_stage(step, s, kinds) for s, kinds in enumerate(stage_layers(config, stages)))
 
@@ -128,7 +129,7 @@ def _stage(step: _Step, s: int, kinds: tuple[tuple[ModelConfig, int], ...]) -> S
     for t in (s - 1, s):
         if 0 <= t < layout.pipeline - 1:
             total["handoff_s"] += _handoff(step, t)
-            total["handoffs"] += 2
+            total["handoffs"] += 1
     total["tensor_layers"] = total["layers"] * (layout.tensor if layout.tensor > 1 else 0)
     return StageWork(**{name: total[name] for name in StageWork._fields})
 
@@ -159,12 +160,12 @@ def _add_ends(total: dict[str, float], step: _Step, s: int) -> None:
 
 
 def _handoff(step: _Step, s: int) -> float:
-    """Return the seconds of a microbatch from stage s to the next, and of its gradient back."""
+    """Return the seconds of a microbatch from stage s to the next, or of its gradient back."""
     is_logits = step.stages.head <= s < step.stages.loss
     logits = step.tokens * step.columns * step.config.item_bytes
     network = step.layout.between_nodes(s, step.at.cluster)
     link = step.at.rates.links["network" if network else "p2p"]
-    return 2 * send_seconds(link, logits if is_logits else step.stream_bytes)
+    return send_seconds(link, logits if is_logits else step.stream_bytes)
 
 
 def _add_sums(total: dict[str, float], step: _Step) -> None:

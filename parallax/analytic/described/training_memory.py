@@ -84,7 +84,7 @@ def stage_memory(
     config: ModelConfig, layout: Layout, seq_len: int, software: Implementation
 ) -> tuple[StageMemory, ...]:
     """Count the elements of each stage; arguments as of `train_memory`."""
-    stages = place_stages(config, layout.pipeline, software.placement)
+    stages = place_stages(config, layout.pipeline, software.placement, seq_len)
     kinds = stage_layers(config, stages)
     return tuple(_stage(config, layout, seq_len, stages, s, kinds[s]) for s in range(len(kinds)))
 
