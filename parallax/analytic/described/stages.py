@@ -23,9 +23,7 @@ class Stages(NamedTuple):
     loss: int
 
 
-def place_stages(
-    config: ModelConfig, stages: int, placement: Placement, seq_len: int
-) -> Stages:
+def place_stages(config: ModelConfig, stages: int, placement: Placement, seq_len: int) -> Stages:
     """Place a model's layers and ends on the stages of a pipeline; the embedding is on the first.
 
     Args:

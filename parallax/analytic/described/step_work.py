@@ -115,6 +115,7 @@ def _stage(step: _Step, s: int, kinds: tuple[tuple[ModelConfig, int], ...]) -> S
             total[name] += n * getattr(work, name)
         total["passes_bytes"] += n * (sizes.moved * kind.item_bytes + weights * _SUM_BYTES)
         total["tensor_rounds"] += n * work.collectives * (spans.size if spans.nodes > 1 else 0)
+        total["depth"] += n
         total["layers"] += n * (1 + _FORWARD_SHARE * (layout.forwards - 1))
         for part in ("dense", "expert"):
             total[part] += n * getattr(sizes, part)
@@ -184,8 +185,12 @@ def _add_sums(total: dict[str, float], step: _Step) -> None:
         if layout.zero == 0:
             total["reduce_s"] += exchange_seconds("all-reduce", params * wide, *group, at.rates)
             continue
-        scatter = exchange_seconds("reduce-scatter", params * wide, *group, at.rates)
-        gather = exchange_seconds("all-gather", params * item, *group, at.rates)
+        # Weights that are sharded travel layer by layer, others at once.
+        pieces = max(1.0, total["depth"]) if layout.zero == 3 else 1.0
+        scatter, gather = (
+            pieces * exchange_seconds(kind, params / pieces * each, *group, at.rates)
+            for kind, each in (("reduce-scatter", wide), ("all-gather", item))
+        )
         if layout.zero < 3:
             total["reduce_s"] += scatter
             total["gather_weights_s"] += gather

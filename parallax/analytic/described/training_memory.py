@@ -19,7 +19,7 @@ class DescribedMemory(NamedTuple):
       gradients: their sums over microbatches, and buffers in which they are moved.
       optimizer: moments and master weights.
       activations: what layers of the microbatches in flight keep for their backward pass.
-      logits: the loss at its peak.
+      logits: the loss at its peak, and the unembedding's new gradient beside its sum.
       fixed: driver, libraries and buffers of collectives, if the software's figure counts them.
     """
 
@@ -43,6 +43,7 @@ class StageMemory(NamedTuple):
       kept: elements that layers of the microbatches in flight keep, by fused kernels.
       gathered: elements of the residual stream of these layers that other tensor ranks hold.
       logits: logits of a microbatch.
+      unembedding: parameters of the unembedding.
     """
 
     weights: Any
@@ -51,6 +52,7 @@ class StageMemory(NamedTuple):
     kept: Any
     gathered: Any
     logits: Any
+    unembedding: Any
 
 
 def train_memory(
@@ -76,7 +78,7 @@ def memory_of(stage: StageMemory, software: Implementation, item: int) -> Descri
         stage.gradients * software.gradient_bytes + stage.weights * software.buffer_bytes,
         stage.state * software.state_bytes,
         (stage.kept * software.kept + stage.gathered * software.kept_gathered) * item,
-        stage.logits * software.kept_logit_bytes, software.fixed_bytes,
+        stage.logits * software.kept_logit_bytes + stage.unembedding * item, software.fixed_bytes,
     )  # fmt: skip
 
 
@@ -116,7 +118,8 @@ def _stage(
     others = tokens * config.d_model - sizes[0][0].stream if sizes else 0.0
     gathered = others * (1 if again else live * stages.layers[s])
     logits = float(tokens * columns) if s in (stages.head, stages.loss) else 0.0
-    return StageMemory(weights, gradients, state, kept, gathered, logits)
+    unembedding = float(columns * config.d_model) if s == stages.head else 0.0
+    return StageMemory(weights, gradients, state, kept, gathered, logits, unembedding)
 
 
 def in_flight(layout: Layout, stage: int) -> float:
