@@ -76,10 +76,10 @@ MEGATRON = {
     "kept": 1.0, "kept_gathered": 0.0, "kept_logit_bytes": 8.0, "handoff_s": 0.0, "step_s": 0.0,
     "fixed_bytes": 0.0, "buffer_bytes": 0.0,
 }  # fmt: skip
-FOUNDRY = {"placement": "even", "gather_overlap": 0.8, "kept_gathered": 0.0}
+FOUNDRY = {"placement": "even", "gather_overlap": 0.8, "kept_gathered": 0.0, "step_s": 0.0}
 TORCHTITAN = {
     "placement": "even", "passes": 1.0, "loss_bytes": 14.0, "host_layer_s": 0.0,
-    "gather_overlap": 0.8, "kept_gathered": 0.0,
+    "gather_overlap": 0.8, "kept_gathered": 0.0, "step_s": 0.0,
 }  # fmt: skip
 SAID = {
     "nanotron": "fitted to published steps of nanotron on 1 to 4 nodes of 8 H100",

@@ -129,8 +129,8 @@ def _stage(step: _Step, s: int, kinds: tuple[tuple[ModelConfig, int], ...]) -> S
         )
     for t in (s - 1, s):
         if 0 <= t < layout.pipeline - 1:
-            total["handoff_s"] += _handoff(step, t)
-            total["handoffs"] += 1
+            total["handoff_s"] += layout.interleaved * _handoff(step, t)
+            total["handoffs"] += layout.interleaved
     total["tensor_layers"] = total["layers"] * (layout.tensor if layout.tensor > 1 else 0)
     return StageWork(**{name: total[name] for name in StageWork._fields})
 
