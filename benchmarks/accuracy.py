@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fitting.links import (
+from parallax.studies.fitting.links import (
     MESSAGE_START_S,
     NODE_SOURCE,
     SIZE_CLASSES,

@@ -11,6 +11,8 @@ from parallax.commands.listing import KINDS, listing
 EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
     "plan": "which strategy serves a model best, before any GPU is rented",
+    "describe": "a step as Megatron, vLLM and others run it: time, memory, with error bars",
+    "validate": "the predictions against published measurements, or against yours",
     "regimes": "where layer-wise deployment wins, and where it does not",
     "pairs": "which of two strategies is faster on the devices here, by paired runs",
     "calibrate": "fit the cost model to the GPU at hand",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from parallax import parallel, strategies
     from parallax.commands.compare import compare, compare_papers
     from parallax.commands.compile_for import compile_for, predict
+    from parallax.commands.describe import describe
     from parallax.commands.explain import explain, explain_text
     from parallax.commands.inspect import inspect_text
     from parallax.commands.plan import plan
@@ -70,6 +71,7 @@ _SURFACE = {
     "compare_papers": "parallax.commands.compare",
     "compile_for": "parallax.commands.compile_for",
     "compress": "parallax.engine.compress",
+    "describe": "parallax.commands.describe",
     "explain": "parallax.commands.explain",
     "explain_text": "parallax.commands.explain",
     "generate": "parallax.engine.texts",
@@ -108,6 +110,7 @@ __all__ = [
     "compare_papers",
     "compile_for",
     "compress",
+    "describe",
     "explain",
     "explain_text",
     "generate",

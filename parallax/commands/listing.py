@@ -1,6 +1,8 @@
 """The lists of names that `parallax list` prints."""
 
-KINDS = ("models", "families", "strategies", "clusters", "networks", "papers")
+KINDS = (
+    "models", "families", "strategies", "clusters", "networks", "implementations", "papers",
+)  # fmt: skip
 
 
 def listing(kind: str) -> str:
@@ -68,8 +70,16 @@ def _papers():
         yield name, paper.title
 
 
+def _implementations():
+    from parallax.analytic.described.implementation import implementations
+    from parallax.analytic.described.serving_constants import serving_software
+
+    for phase, named in (("training", implementations()), ("serving", serving_software())):
+        for name, software in named.items():
+            yield name, f"{phase}: {'; '.join(dict.fromkeys(software.sources.values()))}"
+
+
 _ROWS = {
     "models": _models, "families": _families, "strategies": _strategies, "clusters": _clusters,
-    "networks": _networks,
-    "papers": _papers,
+    "networks": _networks, "implementations": _implementations, "papers": _papers,
 }  # fmt: skip

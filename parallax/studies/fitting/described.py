@@ -1,6 +1,6 @@
 """Fit the constants of described training software: parallax/analytic/described/shipped.json.
 
-  python -m benchmarks.fitting.described
+  python -m parallax.studies.fitting.described
 
 Fits to the measured steps of parallax/studies/validation/tables/train.csv; a step's work is counted
 once, so that a fit takes about a second. Hardware: any. Result: the file; half a minute.
@@ -221,6 +221,11 @@ def fit_nanotron(groups: Sequence[tuple[Implementation, Steps]]) -> list[Impleme
     return fit(again, MEMORY, {"nanotron": [GATHERED]}, memory_residuals)
 
 
+def starts() -> tuple[Implementation, Implementation]:
+    """Return both modes of nanotron before they are fitted."""
+    return START, dataclasses.replace(START, name="nanotron_synchronous", **SYNCHRONOUS)
+
+
 def make() -> Shipped:
     """Fit and assemble the implementations that are shipped."""
     rows = [r for r in read_table(TABLES / "train.csv") if isinstance(r, TrainingRow)]
@@ -230,8 +235,7 @@ def make() -> Shipped:
         return software, steps_of([r for r in counted if r.implementation == software.name],
                                   software)  # fmt: skip
 
-    synchronous = dataclasses.replace(START, name="nanotron_synchronous", **SYNCHRONOUS)
-    both = fit_nanotron([of(START), of(synchronous)])
+    both = fit_nanotron([of(start) for start in starts()])
     nanotron = both[0]
     start = dataclasses.replace(nanotron, name="llm_foundry", **FOUNDRY)
     foundry = fit([of(start)], SHARDED, {}, time_residuals)[0]
