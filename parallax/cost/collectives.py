@@ -1,9 +1,10 @@
 """The time of a collective: NVLink switches within a node, one network card per GPU between nodes.
 
 Both are a start, a protocol's further cost at larger sizes, and bytes over a rate: see `LinkRates`.
-Between nodes that is one ring (or tree) over all devices, each card with an equal share, behind
-which the links of a node do their part. The constants are a network's own where it is named
-(`networks`) or calibrated; else generic ones, which nothing validates.
+Between nodes that is one ring (or tree) over all devices, each card with an equal share: it starts
+as a node's and a network's collective do, and moves at the pace of the slower of both. The
+constants are a network's own where it is named (`networks`) or calibrated; else generic ones, which
+nothing validates.
 """
 
 from parallax.bounds import wire_bytes
@@ -67,11 +68,12 @@ def between_seconds(
     Args:
       network: the rates of the kind between nodes.
       kind, size, inside, nodes: as `exchange_seconds` takes them; at least two nodes.
-      node: the rates of the kind inside a node, whose links move their part meanwhile.
+      node: the rates of the kind inside a node.
     """
     rounds, more = (nodes - 1).bit_length(), nodes - 1
-    start = network.start_s * rounds + network.step_s * more
     extra = network.extra_s * rounds + network.extra_step_s * more
+    start = network.start_s * rounds + network.step_s * more
+    start += extra * size / (size + network.half_bytes) + _start_seconds(node, size, inside)
     n = inside * nodes
     if kind == "all-to-all":
         sent = size * (n - inside) / n
@@ -82,8 +84,7 @@ def between_seconds(
         if network.tree and kind == "all-reduce":
             # In the trees of two nodes a sum goes up once; of more, up and down as in a ring.
             sent = min(sent, size / inside * nodes / 2)
-    saturating = extra * size / (size + network.half_bytes)
-    return start + saturating + max(local, sent / network.bytes_per_s)
+    return start + max(local, sent / network.bytes_per_s)
 
 
 def _within(kind: str, size: float, n: int, rates: Rates) -> float:
@@ -98,11 +99,17 @@ def kind_seconds(link: LinkRates, kind: str, size: float, n: int) -> float:
       kind, size: as `exchange_seconds` takes them; "p2p" for one message.
       n: devices of the group, at least two.
     """
+    return _start_seconds(link, size, n) + moving_seconds(link, kind, size, n)
+
+
+def _start_seconds(link: LinkRates, size: float, n: int) -> float:
+    """Evaluate all but the moving of bytes within a node, 0 for one device."""
     others = n - 1
-    start = link.start_s + link.step_s * others
-    start += link.early_s * size / (size + link.early_half_bytes)
-    start += (link.extra_s + link.extra_step_s * others) * size / (size + link.half_bytes)
-    return start + moving_seconds(link, kind, size, n)
+    if not others:
+        return 0.0
+    early = link.early_s * size / (size + link.early_half_bytes)
+    extra = (link.extra_s + link.extra_step_s * others) * size / (size + link.half_bytes)
+    return link.start_s + link.step_s * others + early + extra
 
 
 def moving_seconds(link: LinkRates, kind: str, size: float, n: int) -> float:

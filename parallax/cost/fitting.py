@@ -20,7 +20,7 @@ from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates, Spread
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "tensorfloat32": 4, "int8": 1}
 _LINK_BOUNDS = {
     "start_s": (1e-6, 1e-4), "bytes_per_s": (1e10, 2e12), "step_s": (1e-9, 1e-5),
-    "few": (1e-3, 3.0), "extra_s": (1e-8, 1e-3), "half_bytes": (1e4, 1e9),
+    "few": (1e-3, 1.0), "extra_s": (1e-8, 1e-3), "half_bytes": (1e4, 1e9),
     "extra_step_s": (1e-9, 1e-4), "early_s": (1e-9, 1e-4), "early_half_bytes": (1e3, 1e6),
 }  # fmt: skip
 _LINK_BEGIN = {
@@ -89,7 +89,7 @@ def fit_link(
         values = np.exp(x).tolist()
         if digits:
             values = [float(f"{v:{digits}}") for v in values]
-        return LinkRates(**dict(zip(names, values, strict=True)))
+        return dataclasses.replace(LinkRates(0.0, 1.0), **dict(zip(names, values, strict=True)))
 
     def residuals(x: np.ndarray) -> list[float]:
         link = rates(x)
@@ -120,7 +120,8 @@ def fit_network(rows: Sequence[MeasuredCollective], rates: Rates) -> LinkRates:
     begin = np.log([start.start_s, start.bytes_per_s])
 
     def residuals(x: np.ndarray) -> list[float]:
-        link = LinkRates(*np.exp(x).tolist())
+        start_s, rate = np.exp(x).tolist()
+        link = LinkRates(start_s, rate)
         tried = dataclasses.replace(rates, links={**rates.links, name: link})
         return [math.log(predicted_collective(tried, r) / r.seconds) for r in rows]
 
@@ -128,7 +129,8 @@ def fit_network(rows: Sequence[MeasuredCollective], rates: Rates) -> LinkRates:
         residuals, begin, loss="soft_l1", f_scale=0.05,
         bounds=(begin - np.log(1e3), begin + np.log(1e3)),
     )  # fmt: skip
-    return LinkRates(*(float(f"{v:.4g}") for v in np.exp(fit.x)))
+    start_s, rate = (float(f"{v:.4g}") for v in np.exp(fit.x))
+    return LinkRates(start_s, rate)
 
 
 def spread(modelled: Sequence[float], measured: Sequence[float], widen: float = 1.0) -> Spread:

@@ -41,8 +41,8 @@ class LinkRates:
     is a ring's bytes per device over the rate bytes_per_s / (1 + few / (n - 1)), since few devices
     use fewer channels; or, for an all-reduce that switches sum, S / (switch_share bytes_per_s).
 
-    Between N nodes the same constants count rounds (the logarithm of N) and nodes, see
-    `collectives.between_seconds`; the rate is that of one network card.
+    Between N nodes the same constants count rounds (the logarithm of N) and further nodes, beside
+    the start inside a node, see `collectives.between_seconds`; the rate is that of a network card.
 
     Attributes:
       start_s: seconds before anything moves; between nodes, per round.

@@ -99,7 +99,7 @@ def test_what_was_not_measured_stays_and_says_so():
     assert nothing.links == SHIPPED.links
     assert nothing.spreads == SHIPPED.spreads
     assert held_out == {}
-    assert nothing.sources["communication"].startswith("not measured here, shipped: H100's")
+    assert nothing.sources["communication"].startswith("not measured here, shipped: each GPU")
     assert nothing.sources["network"] == f"not measured here, shipped: {SHIPPED.sources['network']}"
     again = fit_links(nothing, measured(), {})
     assert again.sources == nothing.sources
@@ -109,7 +109,7 @@ def test_what_was_not_measured_stays_and_says_so():
     assert changed == {"all-gather", "network all-reduce"}
     inside, network = found.sources["communication"], found.sources["network"]
     assert "NVIDIA H200, 8 devices per group: all-gather; all-reduce, reduce-scatter" in inside
-    assert "p2p not measured here, shipped: H100's" in inside
+    assert "p2p not measured here, shipped: each GPU" in inside
     assert "between 4 nodes, 4 devices per group: all-reduce; all-gather" in network
     assert "p2p not measured here, shipped: 47 GB/s" in network
 

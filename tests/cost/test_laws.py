@@ -9,16 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallax.bounds import wire_bytes
-from parallax.cost import measurements, rates_of
-from parallax.cost.collectives import collective_seconds, exchange_seconds, send_seconds
+from parallax.cost import measurements, rates_for, rates_of
+from parallax.cost.collectives import (
+    collective_seconds,
+    exchange_seconds,
+    one_shot_all_reduce_seconds,
+    send_seconds,
+)
 from parallax.cost.estimating import kernel_cost
 from parallax.cost.gemm import gemm_seconds
 from parallax.cost.links import least_link_bytes
+from parallax.cost.rates import BETWEEN_NODES
 from parallax.hlo.collectives import Collective
 from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.execution_trace import Gemm, Kernel
-from parallax.meshes.cluster import cluster
+from parallax.meshes.cluster import cluster, on_network
 from parallax.meshes.gpus import GPUS
+from parallax.meshes.networks import NETWORKS
 from tests.cost.drawn import NODE_KINDS, SLACK, few, upto
 
 PEAK = {
@@ -129,15 +136,20 @@ def test_no_collective_in_a_node_beats_its_links(name, kind, size, n, more):
     found = exchange_seconds(kind, size, n, 1, rates)
     assert found >= least / gpu.nvlink_bytes_per_s
     assert exchange_seconds(kind, size + more, n, 1, rates) >= found
-    assert exchange_seconds(kind, size, n + 1, 1, rates) >= found
+    if kind != "all-reduce" or n + 1 != 8:  # from eight devices on, switches sum
+        assert exchange_seconds(kind, size, n + 1, 1, rates) >= found
 
 
 @few
 @given(gpus, st.sampled_from(NODE_KINDS), upto(33), st.sampled_from([1, 2, 4, 8]),
-       st.integers(2, 16), upto(30), st.floats(0.1, 1.0))  # fmt: skip
-def test_no_collective_over_nodes_beats_its_links(name, kind, size, inside, nodes, more, slower):
-    where = dataclasses.replace(cluster(f"{name}_{nodes}x8"), gpus_per_node=inside)
-    rates = rates_of(name)
+       st.integers(2, 16), upto(30), st.floats(0.1, 1.0),
+       st.sampled_from([None, *NETWORKS]))  # fmt: skip
+def test_no_collective_over_nodes_beats_its_links(
+    name, kind, size, inside, nodes, more, slower, network
+):
+    where = on_network(cluster(f"{name}_{nodes}x8"), network)
+    where = dataclasses.replace(where, gpus_per_node=inside)
+    rates = rates_for(where)
     n = inside * nodes
     made = Collective(
         kind, ("x",), n, size, wire_bytes(kind, n, size), 1, "f16", "", groups=(tuple(range(n)),)
@@ -147,7 +159,7 @@ def test_no_collective_over_nodes_beats_its_links(name, kind, size, inside, node
     assert all(found >= b / peaks[k] for k, b in least_link_bytes(made, where).items())
     assert exchange_seconds(kind, size + more, inside, nodes, rates) >= found
     assert exchange_seconds(kind, size, inside, nodes + 1, rates) * SLACK >= found
-    for link in (kind, "network"):
+    for link in (kind, BETWEEN_NODES[kind] if network else "network"):
         late = dataclasses.replace(
             rates.links[link], bytes_per_s=rates.links[link].bytes_per_s * slower
         )
@@ -163,6 +175,17 @@ def test_no_message_beats_its_link(name, size, more):
         found = send_seconds(rates.links[link], size)
         assert found >= size / peak
         assert send_seconds(rates.links[link], size + more) >= found
+
+
+@few
+@given(gpus, upto(33), st.integers(2, 8), upto(30))
+def test_no_one_shot_sum_beats_its_links_or_is_slower_than_nccls(name, size, n, more):
+    gpu, rates = GPUS[name], rates_of(name)
+    found = one_shot_all_reduce_seconds(size, n, rates)
+    assert found >= min(size, wire_bytes("all-reduce", n, size)) / gpu.nvlink_bytes_per_s
+    assert found <= exchange_seconds("all-reduce", size, n, 1, rates)
+    assert one_shot_all_reduce_seconds(size + more, n, rates) >= found
+    assert one_shot_all_reduce_seconds(size, 1, rates) == 0.0
 
 
 # --- what was measured ---

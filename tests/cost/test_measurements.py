@@ -5,11 +5,14 @@ from collections import Counter
 
 import pytest
 
+from parallax.bounds import wire_bytes
 from parallax.cost import measurements
 from parallax.cost.measurements import (
+    FOLDS,
     MeasuredAttention,
     MeasuredCollective,
     MeasuredGemm,
+    fold_of,
     is_test,
     read,
 )
@@ -95,6 +98,33 @@ def test_split_depends_on_the_shape_alone():
     # Written down once: the split may not move between versions of Python or of this file.
     split = [is_test(key) for key in ("1,256,2048,256", "1,256,2048,512", "4,512,1024,256")]
     assert split == [False, True, False]
+
+
+def test_bus_bandwidths_are_those_of_nccls_conventions():
+    """Bytes of a gathered array taken for those of one device's part would be eightfold off."""
+    for row in measurements.collectives():
+        if row.nodes == 1 and row.bytes >= 2**28 and row.kind != "p2p":
+            bus = wire_bytes(row.kind, row.devices, row.bytes) / row.seconds
+            # Two devices reach less; switches that sum, more than a ring would send.
+            assert 0.33 < bus / LINKS[row.gpu] < 1.1, row
+
+
+def test_kinds_that_move_as_much_take_about_as_long():
+    rows = {(r.gpu, r.devices, r.kind): r.seconds
+            for r in measurements.collectives()
+            if r.source == "aiconfigurator_nccl" and r.bytes == 2**28}  # fmt: skip
+    assert len(rows) == 4 * 3 * 4
+    for (gpu, devices, kind), seconds in rows.items():
+        times = 2.0 if kind == "all-reduce" else 1.0
+        assert seconds / rows[gpu, devices, "all-gather"] == pytest.approx(times, rel=0.35)
+
+
+def test_folds_are_five_of_about_the_same_size():
+    keys = [f"1,8,all-reduce,{size}" for size in range(2000)]
+    counts = Counter(map(fold_of, keys))
+    assert sorted(counts) == list(range(FOLDS))
+    assert max(counts.values()) < 1.2 * min(counts.values())
+    assert fold_of(keys[0]) == fold_of(str(keys[0]))
 
 
 def test_split_is_about_two_fifths():

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from parallax.bounds import wire_bytes
 from parallax.commands.calibrate import calibrate, fit
 from parallax.cost.collectives import kind_seconds
 from parallax.cost.fitting import predicted_gemm

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from parallax.meshes.cluster import CLUSTERS, DEFAULT_CLUSTER, cluster
+from parallax.meshes.cluster import CLUSTERS, DEFAULT_CLUSTER, cluster, on_network, scaled
 from parallax.meshes.gpus import GPUS
+from parallax.meshes.networks import NETWORKS
 
 
 def test_default_is_two_nodes_of_eight_h100():
@@ -88,3 +89,26 @@ def test_target_config_with_another_memory_size():
     changed = gpu.target_config(memory_bytes=10**15)
     assert "device_memory_size: 1000000000000000\n" in changed
     assert changed.replace("1000000000000000", str(gpu.memory_bytes)) == gpu.target_config()
+
+
+def test_a_name_may_end_in_a_network():
+    named = cluster("h100_4x8@efa_400")
+    assert (named.name, named.network) == ("h100_4x8@efa_400", "efa_400")
+    assert named.nic_bytes_per_s == NETWORKS["efa_400"].nic_bytes_per_s == 6.25e9
+    assert (named.nodes, named.gpu) == (4, GPUS["h100"])
+    assert cluster("h100_4x8").network == ""
+    assert on_network(cluster("h100_4x8"), "efa_400") == named
+    assert on_network(named, "efa_400") is named
+    assert on_network(named, None) is named
+    assert scaled(named, 16) == cluster("h100_2x8@efa_400")
+
+
+def test_a_network_that_is_unknown_or_another_is_refused():
+    with pytest.raises(ValueError, match=r"unknown network 'ether'. Use one of: efa, .*, roce"):
+        cluster("h100_2x8@ether")
+    with pytest.raises(ValueError, match="unknown network ''"):
+        cluster("h100_2x8@")
+    with pytest.raises(ValueError, match="unknown network 'ether'"):
+        dataclasses.replace(cluster(), network="ether")
+    with pytest.raises(ValueError, match="is on network 'efa', not 'roce'. Name one"):
+        on_network(cluster("h100_2x8@efa"), "roce")

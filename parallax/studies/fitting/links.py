@@ -20,6 +20,7 @@ from parallax.cost.measurements import FOLDS, MeasuredCollective, collectives, f
 from parallax.cost.networks import NetworkRates
 from parallax.cost.rates import BETWEEN_NODES, COLLECTIVES, LinkRates, Spread
 from parallax.meshes.gpus import GPUS
+from parallax.meshes.networks import NETWORKS
 
 VERSION = "2026-11-29"
 NODE_SOURCE = "aiconfigurator_nccl"
@@ -87,9 +88,14 @@ class HeldOut:
 
     @property
     def regime(self) -> str:
-        """Its kind and size class, inside a node or between nodes: what has an error bar."""
+        """What has an error bar of its own: a GPU's size class, two nodes, or more nodes.
+
+        All GPUs have the same shapes, so that bars by kind and size would rest on few of them.
+        """
+        if self.row.nodes > 1:
+            return "two nodes" if self.row.nodes == 2 else "more nodes"
         size = next(name for name, end in SIZE_CLASSES.items() if self.row.bytes < end)
-        return f"{self.row.kind} {'between nodes' if self.row.nodes > 1 else 'inside'}, {size}"
+        return f"{self.where}, {size}"
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,16 @@ class FittedLinks:
     held_out: tuple[HeldOut, ...]
 
     def spread(self, where: str) -> Spread:
-        """The 80 % interval of measured over modelled of a GPU or a network."""
+        """The 80 % interval of measured over modelled of a GPU or a network.
+
+        Where there are too few rows of its own, that of all networks, or of all GPUs and wider.
+        """
         mine = [h.log_ratio for h in self.held_out if h.where == where]
-        if len(mine) < _LEAST_ROWS:  # too few of its own: that of all networks
-            mine = [h.log_ratio for h in self.held_out if h.where in self.networks]
-        return interval(mine)
+        if len(mine) >= _LEAST_ROWS:
+            return interval(mine)
+        if where in self.networks:
+            return interval(h.log_ratio for h in self.held_out if h.where in self.networks)
+        return interval(1.5 * h.log_ratio for h in self.held_out if h.where in GPUS)
 
 
 def fit_links() -> FittedLinks:
@@ -122,6 +133,9 @@ def fit_links() -> FittedLinks:
         inside[gpu] = {"p2p": messages(gpu)}
         for kind in COLLECTIVES:
             rows = node_rows(gpu, kind)
+            if not rows:
+                inside[gpu][kind] = _of_h100(inside, gpu, kind)
+                continue
             inside[gpu][kind] = fit_kind(rows)
             held_out += out_of_fold(gpu, rows, fit_kind, node_seconds)
     networks: dict[str, NetworkRates] = {}
@@ -166,6 +180,13 @@ def messages(gpu: str) -> LinkRates:
     per_byte, start_s = np.polyfit(size, seconds, 1, w=1 / seconds)
     wire = GPUS[gpu].nvlink_bytes_per_s / GPUS["h100"].nvlink_bytes_per_s
     return LinkRates(_four(max(start_s, 1e-6)), _four(wire / per_byte))
+
+
+def _of_h100(inside: Mapping[str, Mapping[str, LinkRates]], gpu: str, kind: str) -> LinkRates:
+    """Return H100's rates, scaled by NVLink's, for a GPU that nobody measured."""
+    link = inside["h100"][kind]
+    wire = GPUS[gpu].nvlink_bytes_per_s / GPUS["h100"].nvlink_bytes_per_s
+    return replace(link, bytes_per_s=_four(link.bytes_per_s * wire))
 
 
 def out_of_fold[Link](
@@ -218,7 +239,7 @@ def _fit_network(
             return between_seconds(link, r.kind, r.bytes, r.devices // r.nodes, r.nodes, node)
 
         def fit(rows, fixed: LinkRates = fixed, free=tuple(free), seconds=seconds) -> LinkRates:
-            return _fit_between(rows, fixed, free, seconds)
+            return _fit_between(rows, fixed, free, NETWORKS[name].nic_bytes_per_s, seconds)
 
         found[kind] = fit(rows)
         held_out += out_of_fold(name, rows, fit, seconds)
@@ -226,8 +247,8 @@ def _fit_network(
 
 
 _BOUNDS = {
-    "start_s": (1e-6, 1e-2), "bytes_per_s": (1e9, 1e11), "extra_s": (1e-8, 1e-1),
-    "half_bytes": (1e3, 1e10), "step_s": (1e-8, 1e-3), "extra_step_s": (1e-8, 1e-2),
+    "start_s": (1e-6, 1e-2), "extra_s": (1e-8, 1e-1), "half_bytes": (1e3, 1e10),
+    "step_s": (1e-8, 1e-3), "extra_step_s": (1e-8, 1e-2),
 }  # fmt: skip
 
 
@@ -235,10 +256,12 @@ def _fit_between(
     rows: Sequence[MeasuredCollective],
     fixed: LinkRates,
     free: Sequence[str],
+    peak: float,
     seconds: Callable[[LinkRates, MeasuredCollective], float],
 ) -> LinkRates:
-    """Fit the `free` constants of a kind between nodes; the others are `fixed`."""
-    low, high = (np.log([_BOUNDS[name][side] for name in free]) for side in (0, 1))
+    """Fit the `free` constants of a kind between nodes; cards move at most `peak` bytes/s."""
+    bounds = _BOUNDS | {"bytes_per_s": (peak / 50, peak)}
+    low, high = (np.log([bounds[name][side] for name in free]) for side in (0, 1))
 
     def link(x: np.ndarray) -> LinkRates:
         return replace(fixed, **dict(zip(free, np.exp(x).tolist(), strict=True)))
@@ -248,9 +271,9 @@ def _fit_between(
         return [math.log(seconds(tried, r) / r.seconds) for r in rows]
 
     fits = []
-    # Cards slower than any, too: from a faster rate, links inside nodes may hide what it does.
-    for rate, half in itertools.product((4e9, 4e10), (1e6, 1e8)):
-        begin = {"start_s": 3e-5, "bytes_per_s": rate, "extra_s": 2e-4, "half_bytes": half,
+    # From slow cards too: links inside nodes may hide what a faster rate does.
+    for share, half in itertools.product((0.1, 0.8), (1e6, 1e8)):
+        begin = {"start_s": 3e-5, "bytes_per_s": share * peak, "extra_s": 2e-4, "half_bytes": half,
                  "step_s": 1e-5, "extra_step_s": 1e-5}  # fmt: skip
         fits.append(least_squares(
             residuals, np.log([begin[name] for name in free]), loss="soft_l1", f_scale=0.05,
