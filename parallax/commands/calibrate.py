@@ -8,7 +8,9 @@ from typing import Any
 
 from parallax.codec import encode
 from parallax.commands.calibrate_links import HeldOut, fit_links, relative_errors
+from parallax.cost.attention import attention_seconds
 from parallax.cost.fitting import fit_gemm, predicted_gemm, split, spread
+from parallax.cost.measurements import MeasuredAttention
 from parallax.cost.rates import Rates, rates_of
 from parallax.lenses.benchmarking import Measured, measure_device
 from parallax.lenses.device_process import run_on_devices
@@ -81,7 +83,7 @@ def fit(measured: Measured, gpu: Gpu, base: Rates | None = None) -> Calibration:
     held_out: HeldOut = {}
     rates = _fit_products(base or rates_of(gpu.name), measured, gpu, held_out)
     rates = fit_links(rates, measured, held_out)
-    rates = _fit_attention(rates, measured)
+    rates = _fit_attention(rates, measured, gpu)
     rates = _fit_memory(rates, measured, gpu)
     rates = _fit_power(rates, measured)
     rates = dataclasses.replace(
@@ -118,16 +120,28 @@ def _fit_products(rates: Rates, measured: Measured, gpu: Gpu, held_out: HeldOut)
     )
 
 
-def _fit_attention(rates: Rates, measured: Measured) -> Rates:
-    forward = dict(rates.attention.forward)
-    for width in {w for w, _ in measured.attention}:
-        found = statistics.median(f for w, f in measured.attention if w == width)
-        forward[str(width)] = dataclasses.replace(forward[str(width)], flops_per_s=found)
+def _fit_attention(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:
     if not measured.attention:
         return rates
-    attention = dataclasses.replace(rates.attention, forward=forward)
-    sources = _sources(rates, measured, "attention")
-    return dataclasses.replace(rates, attention=attention, sources=sources)
+    passes, shipped = dict(rates.attention.forward), rates.attention
+    for width in sorted({row.head_dim for row in measured.attention}):
+        mine = [row for row in measured.attention if row.head_dim == width]
+        faster = statistics.median(_modelled(rates, row, gpu) / row.seconds for row in mine)
+        own = shipped.of_width(width)
+        passes[str(width)] = dataclasses.replace(own, flops_per_s=faster * own.flops_per_s)
+    return dataclasses.replace(
+        rates,
+        attention=dataclasses.replace(shipped, forward=passes),
+        sources=_sources(rates, measured, "attention"),
+    )
+
+
+def _modelled(rates: Rates, row: MeasuredAttention, gpu: Gpu) -> float:
+    return attention_seconds(
+        rates.attention, gpu.sm_count, rates.memory_bytes_per_s, batch=row.batch, heads=row.heads,
+        kv_heads=row.kv_heads, q_len=row.q_len, kv_len=row.kv_len, head_dim=row.head_dim,
+        causal=row.causal,
+    )  # fmt: skip
 
 
 def _fit_memory(rates: Rates, measured: Measured, gpu: Gpu) -> Rates:

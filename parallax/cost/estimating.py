@@ -171,8 +171,7 @@ def _on_device(kernel: Kernel, sm_count: int, rates: Rates, far: float, in_l2: f
         alone = sum(_product_seconds(gemm, sm_count, rates, 0.0) for gemm in kernel.gemms)
         beside = max(_product_seconds(gemm, sm_count, rates, size) for gemm in kernel.gemms)
         seconds = max(alone, beside)
-        flops = sum(g.flops for g in kernel.gemms)
-        return Cost(seconds, {term: seconds}, flops=flops, memory_bytes=far)
+        return _launched(term, seconds, rates, sum(g.flops for g in kernel.gemms), far)
     if kernel.attention is not None:
         flops = kernel.attention.flops
         seconds = max(_fused_seconds(kernel.attention, sm_count, rates), moving)

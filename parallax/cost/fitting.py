@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from parallax.cost.collectives import exchange_seconds, send_seconds
-from parallax.cost.gemm import GemmRates, gemm_seconds
+from parallax.cost.gemm import GemmRates, gemm_times
 from parallax.cost.measurements import MeasuredCollective, MeasuredGemm, is_test
 from parallax.cost.rates import BETWEEN_NODES, LinkRates, Rates, Spread
 
@@ -33,9 +33,20 @@ _QUANTILES = 0.07, 0.93
 
 def predicted_gemm(rates: GemmRates, row: MeasuredGemm, sm_count: int) -> float:
     """Estimate the seconds of a measured matrix product."""
-    item = ITEM_BYTES[row.dtype]
-    size = item * row.batch * (row.m * row.k + row.k * row.n + row.m * row.n)
-    return gemm_seconds(rates, sm_count, row.batch, row.m, row.n, row.k, size)
+    return float(predicted_gemms(rates, [row], sm_count)[0])
+
+
+def predicted_gemms(rates: GemmRates, rows: Sequence[MeasuredGemm], sm_count: int) -> np.ndarray:
+    """Estimate the seconds [r] of measured matrix products."""
+    return gemm_times(rates, sm_count, *product_sizes(rows))
+
+
+def product_sizes(rows: Sequence[MeasuredGemm]) -> tuple[np.ndarray, ...]:
+    """Return the sizes [r] of measured products, as `gemm_times` takes them."""
+    sizes = np.array([(r.batch, r.m, r.n, r.k) for r in rows], float).T
+    batch, m, n, k = sizes
+    item = np.array([ITEM_BYTES[r.dtype] for r in rows])
+    return batch, m, n, k, item * batch * (m * k + k * n + m * n)
 
 
 def predicted_collective(rates: Rates, row: MeasuredCollective) -> float:
@@ -51,21 +62,28 @@ def fit_gemm(rows: Sequence[MeasuredGemm], sm_count: int, start: GemmRates) -> G
     Args:
       rows: measurements of one GPU and one kind of operand.
       sm_count: streaming multiprocessors of the GPU.
-      start: initial guess.
+      start: initial guess; its sustained FLOP/s stay, scaled with the others.
     """
-    names = [f.name for f in dataclasses.fields(GemmRates)]
-    begin = np.log([getattr(start, n) for n in names])
+    names = [f.name for f in dataclasses.fields(GemmRates) if f.name != "sustained_flops_per_s"]
+    sizes, measured = product_sizes(rows), np.array([r.seconds for r in rows])
+    share = start.sustained_flops_per_s / start.flops_per_s
+    begin = np.array([getattr(start, n) for n in names])
+    # An overlap of less than 1 would be slower than one after the other.
+    low = np.log(np.where([n == "overlap" for n in names], 1.0, begin / 8))
 
-    def residuals(x: np.ndarray) -> list[float]:
-        rates = GemmRates(**dict(zip(names, np.exp(x).tolist(), strict=True)))
-        return [math.log(predicted_gemm(rates, r, sm_count) / r.seconds) for r in rows]
+    def rates(x: np.ndarray, digits: int = 17) -> GemmRates:
+        values = {n: float(f"{v:.{digits}g}") for n, v in zip(names, np.exp(x), strict=True)}
+        sustained = float(f"{share * values['flops_per_s']:.4g}")
+        return GemmRates(**values, sustained_flops_per_s=sustained)
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.log(gemm_times(rates(x), sm_count, *sizes) / measured)
 
     fit = least_squares(
-        residuals, begin, loss="soft_l1", f_scale=0.05, diff_step=1e-3,
-        bounds=(begin - np.log(4), begin + np.log(4)),
+        residuals, np.log(begin), loss="soft_l1", f_scale=0.05, diff_step=1e-3,
+        bounds=(low - 1e-6, np.log(begin * 8)),
     )  # fmt: skip
-    values = (float(f"{v:.4g}") for v in np.exp(fit.x))
-    return GemmRates(**dict(zip(names, values, strict=True)))
+    return rates(fit.x, 4)
 
 
 def fit_link(

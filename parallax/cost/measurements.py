@@ -17,11 +17,12 @@ from typing import Any
 
 DATA = Path(__file__).parent / "data"
 GPUS = ("h100", "h200", "a100", "b200")
-DTYPES = ("bfloat16", "float16", "tensorfloat32", "int8")
+DTYPES = ("bfloat16", "float16", "tensorfloat32", "int8", "unstated")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "p2p")
+LOADS = ("balanced", "power_law_1.01", "power_law_1.2")
 FOLDS = 5
 _TEST_SHARE = 0.4
-_CHOICES = {"gpu": GPUS, "dtype": DTYPES, "kind": KINDS}
+_CHOICES = {"gpu": GPUS, "dtype": DTYPES, "kind": KINDS, "loads": LOADS}
 
 
 @dataclass(frozen=True)
@@ -53,27 +54,35 @@ class MeasuredGemm:
 
 @dataclass(frozen=True)
 class MeasuredAttention:
-    """A measured forward pass of attention, softmax(Q K^T) V, on one GPU.
+    """A measured pass of attention, softmax(Q K^T) V or its gradients, on one GPU.
 
     Attributes:
       source, gpu, dtype: as in MeasuredGemm.
+      kernel: the implementation.
       batch: sequences.
-      heads, kv_heads, head_dim: heads of Q, heads of K and V, and the width of a head.
+      heads, kv_heads: heads of Q, heads of K and V.
+      head_dim, value_dim: width of a head of Q and K, and of V.
       q_len, kv_len: rows of Q and of K; q_len is 1 in decode.
       causal: whether queries are masked from later keys.
+      backward: whether it is the backward pass alone.
+      window: keys that a query sees at most; kv_len where all are.
       seconds: seconds per call.
     """
 
     source: str
     gpu: str
+    kernel: str
     dtype: str
     batch: int
     heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
     q_len: int
     kv_len: int
     causal: bool
+    backward: bool
+    window: int
     seconds: float
 
     @property
@@ -81,8 +90,75 @@ class MeasuredAttention:
         """The shape, for `is_test`."""
         return (
             f"{self.batch},{self.heads},{self.kv_heads},{self.head_dim},"
-            f"{self.q_len},{self.kv_len},{str(self.causal).lower()}"
+            f"{self.q_len},{self.kv_len},{str(self.causal).lower()},"
+            f"{self.value_dim},{str(self.backward).lower()},{self.window}"
         )
+
+
+@dataclass(frozen=True)
+class MeasuredExperts:
+    """A measured MLP over experts, on the busiest of the GPUs that share them.
+
+    Attributes:
+      source, gpu, kernel, dtype: as in MeasuredAttention.
+      tokens: tokens of all GPUs that share the experts.
+      hidden, inter, top_k, experts: widths, experts per token, experts of the layer.
+      tensor, expert: GPUs that split an expert's width, and that split the experts.
+      loads: how rows are spread over experts, one of LOADS: "power_law_1.2" has exponent 1.2.
+      seconds: seconds per call.
+    """
+
+    source: str
+    gpu: str
+    kernel: str
+    dtype: str
+    tokens: int
+    hidden: int
+    inter: int
+    top_k: int
+    experts: int
+    tensor: int
+    expert: int
+    loads: str
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """The shape, for `is_test`."""
+        return (
+            f"{self.tokens},{self.hidden},{self.inter},{self.top_k},{self.experts},"
+            f"{self.tensor},{self.expert},{self.loads}"
+        )
+
+
+@dataclass(frozen=True)
+class MeasuredDispatch:
+    """A measured exchange of the rows of experts: to their GPUs, and back.
+
+    Attributes:
+      source, gpu, nodes, devices: as in MeasuredCollective.
+      tokens: tokens of one GPU.
+      hidden, top_k, experts: as in MeasuredExperts.
+      sms: streaming multiprocessors that copy.
+      dispatch_s, combine_s: seconds of each direction.
+    """
+
+    source: str
+    gpu: str
+    nodes: int
+    devices: int
+    tokens: int
+    hidden: int
+    top_k: int
+    experts: int
+    sms: int
+    dispatch_s: float
+    combine_s: float
+
+    @property
+    def key(self) -> str:
+        """The shape, for `is_test`."""
+        return f"{self.nodes},{self.tokens},{self.hidden},{self.top_k},{self.experts},{self.sms}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +217,18 @@ def attentions() -> tuple[MeasuredAttention, ...]:
 
 
 @functools.lru_cache
+def experts() -> tuple[MeasuredExperts, ...]:
+    """Read all measured MLPs over experts; raises as `read` does."""
+    return read(MeasuredExperts, DATA / "experts.csv", sources())
+
+
+@functools.lru_cache
+def dispatches() -> tuple[MeasuredDispatch, ...]:
+    """Read all measured exchanges of rows of experts; raises as `read` does."""
+    return read(MeasuredDispatch, DATA / "dispatch.csv", sources())
+
+
+@functools.lru_cache
 def collectives() -> tuple[MeasuredCollective, ...]:
     """Read all measured collectives; raises as `read` does."""
     return read(MeasuredCollective, DATA / "collectives.csv", sources())
@@ -153,9 +241,9 @@ def sources() -> Mapping[str, Mapping[str, str]]:
     return MappingProxyType({name: MappingProxyType(table) for name, table in tables.items()})
 
 
-def read[Row: (MeasuredGemm, MeasuredAttention, MeasuredCollective)](
-    kind: type[Row], path: Path, known_sources: Mapping[str, Any]
-) -> tuple[Row, ...]:
+def read[
+    Row: (MeasuredGemm, MeasuredAttention, MeasuredExperts, MeasuredDispatch, MeasuredCollective)
+](kind: type[Row], path: Path, known_sources: Mapping[str, Any]) -> tuple[Row, ...]:
     """Read the rows of a CSV file whose header names the fields of `kind` in order.
 
     Raises:

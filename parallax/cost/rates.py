@@ -9,6 +9,7 @@ from typing import Any
 
 from parallax.codec import FileFormat, later
 from parallax.cost.attention import AttentionRates
+from parallax.cost.experts import ExpertRates
 from parallax.cost.gemm import GemmRates
 from parallax.meshes.gpus import GPUS
 
@@ -24,7 +25,8 @@ BETWEEN_NODES = {kind: f"network {kind}" for kind in COLLECTIVES}
 # its host, as NVIDIA's nvbandwidth prints (memcpy by copy engines). Taken for other GPUs too.
 HOST_COPY_EFFICIENCY = 0.87
 _DIVISORS = (
-    "flops_per_s", "bytes_per_s", "half_bytes", "cached_bytes", "memory_share", "tile_queries",
+    "flops_per_s", "bytes_per_s", "half_bytes", "cached_bytes", "memory_share", "query_share",
+    "key_share", "tile_queries", "overlap", "splits",
 )  # fmt: skip
 
 
@@ -96,6 +98,7 @@ class Rates:
       gpu: name in `meshes.gpus`.
       gemm: dtype (HLO name) -> rates of matrix products.
       attention: rates of fused attention.
+      experts: rates of experts' products, and of the exchange of their rows.
       memory_bytes_per_s: bytes read and written per second, for large arrays.
       l2_bytes_per_s: bytes per second of arrays that are in the L2 cache.
       l2_share: share of the L2 cache that holds what was written or read last.
@@ -116,6 +119,7 @@ class Rates:
     gpu: str
     gemm: Mapping[str, GemmRates]
     attention: AttentionRates
+    experts: ExpertRates
     memory_bytes_per_s: float
     l2_bytes_per_s: float
     l2_share: float
@@ -211,7 +215,7 @@ def _check(rates: Rates) -> None:
             raise ValueError(f"{name} lacks {sorted(missing)}.")
     if unknown := sorted(set(rates.links) - LINKS - set(BETWEEN_NODES.values())):
         raise ValueError(f"links.{unknown[0]} is not known: {', '.join(sorted(LINKS))}.")
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "decode"):
         widths = list(getattr(rates.attention, name))
         if not widths or not all(str(width).isdecimal() for width in widths):
             raise ValueError(f"attention.{name}: expected rates by head width, got {widths}.")

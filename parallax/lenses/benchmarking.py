@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
+from parallax.cost.measurements import MeasuredAttention, MeasuredCollective, MeasuredGemm
 from parallax.distributed.agreement import wait_for_all
 from parallax.lenses.child import Progress
 from parallax.lenses.link_benchmarks import Nodes, measure_links, nodes_at_hand
@@ -52,7 +52,7 @@ class Measured:
       device: kind of the device. devices: number of devices, over all nodes.
       gemms: matrix products, as rows like the published ones.
       collectives: likewise, inside nodes, between nodes and of all devices.
-      attention: (head_dim, FLOP/s) of fused attention; () where the backend has none.
+      attention: fused attention, as rows like the published ones; () where the backend has none.
       copy_bytes_per_s: bytes read and written per second, for an array far larger than the caches.
       sweep: (megabytes, bytes/s) of repeated additions in place, by size of the array.
       launch_s: added time per small kernel in a program.
@@ -64,7 +64,7 @@ class Measured:
     devices: int
     gemms: tuple[MeasuredGemm, ...]
     collectives: tuple[MeasuredCollective, ...]
-    attention: tuple[tuple[int, float], ...]
+    attention: tuple[MeasuredAttention, ...]
     copy_bytes_per_s: float
     sweep: tuple[tuple[float, float], ...]
     launch_s: float
@@ -109,7 +109,7 @@ def measure_device(
         gemms.append(MeasuredGemm("here", gpu, "bfloat16", *shape, seconds=_product(*shape)))
     busy = _busy_power()
     on_progress("attention")
-    attention = [found for a in attentions if (found := _attention(*a)) is not None]
+    attention = [found for a in attentions if (found := _attention(gpu, *a)) is not None]
     on_progress("copies and caches")
     sweep = tuple((mb, _sweep(mb)) for mb in megabytes)
     copy = _copy(min(2 << 30, int(8 * max(megabytes) * 1e6)))
@@ -147,8 +147,9 @@ def _product(batch: int, m: int, n: int, k: int) -> float:
 
 
 def _attention(
-    batch: int, heads: int, kv_heads: int, head_dim: int, q_len: int, kv_len: int, causal: bool
-) -> tuple[int, float] | None:
+    gpu: str, batch: int, heads: int, kv_heads: int, head_dim: int, q_len: int, kv_len: int,
+    causal: bool,
+) -> MeasuredAttention | None:  # fmt: skip
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (batch, q_len, heads, head_dim), jnp.bfloat16)
     k, v = (jax.random.normal(key, (batch, kv_len, kv_heads, head_dim), jnp.bfloat16)
@@ -165,8 +166,10 @@ def _attention(
         each = seconds_each(lambda rounds: lambda: run(q, k, v, rounds))
     except (RuntimeError, ValueError, NotImplementedError):
         return None  # no fused attention for this width or device
-    visible = 0.5 if causal else 1.0
-    return head_dim, 4.0 * batch * heads * q_len * kv_len * head_dim * visible / each
+    return MeasuredAttention(
+        "here", gpu, "cudnn", "bfloat16", batch, heads, kv_heads, head_dim, head_dim, q_len, kv_len,
+        causal, backward=False, window=kv_len, seconds=each,
+    )  # fmt: skip
 
 
 def _copy(n_bytes: int) -> float:

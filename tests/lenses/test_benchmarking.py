@@ -5,17 +5,18 @@ import dataclasses
 import pytest
 
 from parallax.commands.calibrate import calibrate, fit
+from parallax.cost.attention import attention_seconds
 from parallax.cost.collectives import kind_seconds
 from parallax.cost.fitting import predicted_gemm
 from parallax.cost.gemm import GemmRates
-from parallax.cost.measurements import MeasuredCollective, MeasuredGemm
+from parallax.cost.measurements import MeasuredAttention, MeasuredCollective, MeasuredGemm
 from parallax.cost.rates import Rates, rates_of
 from parallax.lenses import link_benchmarks
 from parallax.lenses.benchmarking import SHAPES, Measured, measure_device
 from parallax.meshes.gpus import GPUS
 
 GPU = GPUS["h200"]
-TRUE = GemmRates(700e12, 3.5e12, 6e-6, 0.8e-6, 0.3)
+TRUE = GemmRates(700e12, 3.5e12, 6e-6, 0.8e-6, 2e-6, 3.0, 650e12)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,21 @@ def made():
         for size in (4**i for i in range(6, 15))
     )  # fmt: skip
     sweep = tuple((float(mb), 8e12 if mb <= 30 else 4.2e12) for mb in (4, 16, 30, 64, 256))
-    return Measured("NVIDIA H200", 8, rows, sends, ((128, 6e14), (128, 6.4e14)), 4.2e12, sweep,
-                    1.5e-6, 90.0, 690.0)  # fmt: skip
+    # Calls 1.2 times as fast as shipped, long enough to show little but their FLOPs.
+    calls = tuple(
+        MeasuredAttention("here", "h200", "cudnn", "bfloat16", 8, 16, 16, 128, 128, 65_536, 65_536,
+                          True, False, 65_536, _long_attention() / faster)
+        for faster in (1.1, 1.2, 1.3)
+    )  # fmt: skip
+    return Measured("NVIDIA H200", 8, rows, sends, calls, 4.2e12, sweep, 1.5e-6, 90.0, 690.0)
+
+
+def _long_attention():
+    rates = rates_of("h200")
+    return attention_seconds(
+        rates.attention, GPU.sm_count, rates.memory_bytes_per_s, batch=8, heads=16, kv_heads=16,
+        q_len=65_536, kv_len=65_536, head_dim=128, causal=True,
+    )  # fmt: skip
 
 
 def test_about_forty_products_and_all_different():
@@ -55,7 +69,11 @@ def test_a_fit_finds_the_constants_behind_the_times(made):
     assert found.rates.memory_bytes_per_s == 4.2e12
     assert found.rates.l2_bytes_per_s == 8e12
     assert found.rates.l2_share == pytest.approx(30e6 / GPU.l2_bytes)
-    assert found.rates.attention.forward["128"].flops_per_s == 6.2e14
+    shipped = rates_of("h200").attention
+    assert found.rates.attention.flops_per_s(128) == pytest.approx(
+        1.2 * shipped.flops_per_s(128), rel=1e-6
+    )
+    assert found.rates.attention.flops_per_s(64) == shipped.flops_per_s(64)
     assert found.rates.power.idle_w == 90.0
     assert "measured on NVIDIA H200" in found.rates.sources["matrix products"]
 
