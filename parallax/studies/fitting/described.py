@@ -7,16 +7,18 @@ once, so that a fit takes about a second. Hardware: any. Result: the file; half 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from parallax.analytic.described.implementation import FILE, Implementation, Shipped
+from parallax.analytic.described.implementation import FILE, ContextScheme, Implementation, Shipped
 from parallax.analytic.described.layer_work import Bench
 from parallax.analytic.described.layout import Layout
+from parallax.analytic.described.stages import Placement
 from parallax.analytic.described.step_work import StageWork, step_work
 from parallax.analytic.described.training import step_seconds, step_terms
 from parallax.analytic.described.training_memory import StageMemory, memory_of, stage_memory
@@ -28,8 +30,9 @@ from parallax.models.config import ModelConfig
 from parallax.models.huggingface import read_config
 from parallax.studies.validation.rows import TrainingRow, read_table
 
-TABLES = Path("parallax/studies/validation/tables")
-SHIPPED = Path("parallax/analytic/described/shipped.json")
+_PACKAGE = Path(__file__).parents[2]
+TABLES = _PACKAGE / "studies" / "validation" / "tables"
+SHIPPED = _PACKAGE / "analytic" / "described" / "shipped.json"
 # Residuals are logarithms of ratios; beyond 5 % they weigh less.
 _SCALE = 0.05
 
@@ -84,12 +87,13 @@ TORCHTITAN = {
 SAID = {
     "nanotron": "fitted to published steps of nanotron on 1 to 4 nodes of 8 H100",
     "llm_foundry": "fitted to published steps of LLM Foundry on A100",
-    "megatron": "known of Megatron without overlap and with a fused loss, or assumed",
-    "torchtitan": "assumed of compiled FSDP",
+    "form": "chosen by how published steps of nanotron behave",
+    "assumed": "known or assumed of {}",
     "known": "float32 sums of gradients; float32 weights and two moments",
 }
 
 
+@functools.cache
 def model_of(name: str) -> ModelConfig:
     """Read a model beside the tables, as config.json or as a ModelConfig."""
     path = TABLES / "models" / f"{name}.json"
@@ -140,23 +144,32 @@ class Steps(NamedTuple):
         return np.asarray(sum(memory_of(self.memory, software, item))).max(-1)
 
 
+@functools.lru_cache(maxsize=8192)
+def _counted(
+    row: TrainingRow, placement: Placement, context: ContextScheme, gradient_bytes: int
+) -> tuple[tuple[StageWork, ...], tuple[StageMemory, ...]]:
+    """Count the work and the elements of a step; constants that are fitted do not matter."""
+    software = dataclasses.replace(
+        START, placement=placement, context=context, gradient_bytes=gradient_bytes
+    )
+    config, layout = model_of(row.model), layout_of(row)
+    where = on_network(cluster(row.cluster), row.network or None)
+    work = step_work(config, layout, row.seq_len, Bench(where, rates_for(where)), software)
+    return work, stage_memory(config, layout, row.seq_len, software)
+
+
 def steps_of(rows: Sequence[TrainingRow], software: Implementation) -> Steps:
     """Count the work of measured steps on one kind of GPU."""
-    work, memory = [], []
-    for row in rows:
-        config, layout = model_of(row.model), layout_of(row)
-        where = on_network(cluster(row.cluster), row.network or None)
-        at = Bench(where, rates_for(where))
-        work.append(step_work(config, layout, row.seq_len, at, software))
-        memory.append(stage_memory(config, layout, row.seq_len, software))
+    form = software.placement, software.context, software.gradient_bytes
+    counted = [_counted(row, *form) for row in rows]
     seconds, memory_bytes = (
         np.array([getattr(row, name) or np.nan for row in rows])
         for name in ("seconds", "memory_bytes")
     )
     return Steps(
-        stack(work), stack(memory), np.array([r.microbatches for r in rows]),
-        seconds,
-        memory_bytes, rates_of(cluster(rows[0].cluster).gpu.name).memory_bytes_per_s,
+        stack([work for work, _ in counted]), stack([memory for _, memory in counted]),
+        np.array([r.microbatches for r in rows]), seconds, memory_bytes,
+        rates_of(cluster(rows[0].cluster).gpu.name).memory_bytes_per_s,
     )  # fmt: skip
 
 
@@ -226,43 +239,48 @@ def starts() -> tuple[Implementation, Implementation]:
     return START, dataclasses.replace(START, name="nanotron_synchronous", **SYNCHRONOUS)
 
 
-def make() -> Shipped:
-    """Fit and assemble the implementations that are shipped."""
-    rows = [r for r in read_table(TABLES / "train.csv") if isinstance(r, TrainingRow)]
-    counted = [r for r in rows if r.seconds and not r.excluded]
+def fit_software(rows: Sequence[TrainingRow]) -> dict[str, Implementation]:
+    """Fit the constants of every implementation that is shipped, by name.
+
+    nanotron's and LLM Foundry's are fitted to their steps among `rows`. Those of Megatron and
+    torchtitan are nanotron's, but for what is known or assumed of them: none of their steps counts.
+
+    Args:
+      rows: measured steps; those without seconds, or excluded, are left out.
+    """
+    counted = [row for row in rows if row.seconds and not row.excluded]
 
     def of(software: Implementation) -> tuple[Implementation, Steps]:
-        return software, steps_of([r for r in counted if r.implementation == software.name],
-                                  software)  # fmt: skip
+        mine = [row for row in counted if row.implementation == software.name]
+        return software, steps_of(mine, software)
 
-    both = fit_nanotron([of(start) for start in starts()])
-    nanotron = both[0]
+    nanotron, synchronous = fit_nanotron([of(start) for start in starts()])
     start = dataclasses.replace(nanotron, name="llm_foundry", **FOUNDRY)
     foundry = fit([of(start)], SHARDED, {}, time_residuals)[0]
-    others = [
-        (foundry, {c.name for c in SHARDED}, "llm_foundry", set(FOUNDRY)),
-        (dataclasses.replace(nanotron, name="megatron", **MEGATRON), set(), "", set(MEGATRON)),
-        (dataclasses.replace(nanotron, name="torchtitan", **TORCHTITAN), set(), "",
-         set(TORCHTITAN)),
-    ]  # fmt: skip
-    made = [dataclasses.replace(s, sources=_sources(s, set(), "", set())) for s in both]
-    made += [dataclasses.replace(s, sources=_sources(s, *how)) for s, *how in others]
-    return Shipped(tuple(made))
+    megatron = dataclasses.replace(nanotron, name="megatron", **MEGATRON)
+    torchtitan = dataclasses.replace(nanotron, name="torchtitan", **TORCHTITAN)
+    own = {"llm_foundry": {c.name for c in SHARDED}}
+    assumed = {"llm_foundry": FOUNDRY, "megatron": MEGATRON, "torchtitan": TORCHTITAN}
+    return {
+        made.name: dataclasses.replace(
+            made, sources=_sources(made.name, own.get(made.name, ()), assumed.get(made.name, ()))
+        )
+        for made in (nanotron, synchronous, foundry, megatron, torchtitan)
+    }
 
 
-def _sources(
-    software: Implementation, fitted: set[str], on: str, assumed: set[str]
-) -> dict[str, str]:
-    """Return where each constant of an implementation is from."""
-    found = {}
-    for field in dataclasses.fields(software):
-        if field.name in ("name", "sources"):
-            continue
-        said = "known" if field.name in ("gradient_bytes", "state_bytes") else "nanotron"
-        said = software.name if field.name in assumed and software.name in SAID else said
-        found[field.name] = SAID[on if field.name in fitted else said]
-    return found
+def _sources(name: str, fitted: Iterable[str], assumed: Iterable[str]) -> dict[str, str]:
+    """Return where each constant of an implementation is from, in words."""
+    names = [
+        f.name for f in dataclasses.fields(Implementation) if f.name not in ("name", "sources")
+    ]
+    found = dict.fromkeys(names, SAID["nanotron"])
+    found |= dict.fromkeys(("placement", "blocking", "context"), SAID["form"])
+    found |= dict.fromkeys(assumed, SAID["assumed"].format(name))
+    found |= dict.fromkeys(fitted, SAID["llm_foundry"])
+    return found | dict.fromkeys(("gradient_bytes", "state_bytes"), SAID["known"])
 
 
 if __name__ == "__main__":
-    FILE.save(make(), SHIPPED)
+    every = [row for row in read_table(TABLES / "train.csv") if isinstance(row, TrainingRow)]
+    FILE.save(Shipped(tuple(fit_software(every).values())), SHIPPED)
