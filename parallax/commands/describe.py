@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from parallax.analytic.described.implementation import Implementation, implementation_named
+from parallax.analytic.described.implementation import implementation
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.regimes import (
     bar_of,
@@ -11,7 +11,7 @@ from parallax.analytic.described.regimes import (
     training_regime,
 )
 from parallax.analytic.described.serving import serve_cost
-from parallax.analytic.described.serving_constants import serving_software
+from parallax.analytic.described.serving_constants import server_named
 from parallax.analytic.described.training import train_cost
 from parallax.analytic.described.training_memory import train_memory
 from parallax.commands.described_layout import degrees_of, layout_of
@@ -24,6 +24,8 @@ from parallax.requests.naming import resolve_model, resolve_rates
 from parallax.results.description import Description
 from parallax.results.lens_results import Figure
 from parallax.strategy import Strategy
+
+MEASURED_ON = ("h100",)
 
 
 def describe(
@@ -100,23 +102,23 @@ def _training(
     request: DescribeRequest, config: ModelConfig, cluster: Cluster, rates: Rates | None
 ) -> Description:
     seq_len = _needed(request.seq_len, "seq_len", "train")
-    software = implementation_named(request.implementation)
+    software = implementation(request.implementation)
     layout = layout_of(
         request.split, request.batch, request.microbatches, request.zero, request.recompute
     )
     cost = train_cost(config, layout, seq_len, cluster, software, rates)
     memory = train_memory(config, layout, seq_len, software)
-    step = _figure(cost.seconds, "s", training_regime(layout, cluster.nodes), cluster)
+    step = _figure(cost.seconds, "s", training_regime(layout, cluster.nodes))
     tokens = layout.sequences * seq_len
     rate = Figure(
         tokens / step.value, "tokens/s", "modelled", step.high and tokens / step.high,
         step.low and tokens / step.low,
     )  # fmt: skip
     figures = {"step_s": step, "tokens_per_s": rate,
-               "memory_bytes": _figure(memory.total, "B", memory_regime(layout), cluster)}  # fmt: skip
+               "memory_bytes": _figure(memory.total, "B", memory_regime(layout))}  # fmt: skip
     return Description(
         software.name, cluster.name, _words(layout), "train", figures, {"step_s": cost.terms},
-        memory._asdict(), memory.total <= cluster.usable_bytes, _unvalidated(software, figures),
+        memory._asdict(), memory.total <= cluster.usable_bytes, _unvalidated(figures, cluster),
     )  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def _serving(
             f"split {request.split}: serving is described with tensor and pipeline; got {other}. "
             "Describe one copy of the model; copies serve side by side."
         )
-    software = serving_software(request.implementation)
+    software = server_named(request.implementation)
     found = serve_cost(
         config, tensor=degrees["tensor"], pipeline=degrees["pipeline"], batch=request.batch,
         prompt_len=_needed(request.prompt_len, "prompt_len", "serve"),
@@ -138,7 +140,7 @@ def _serving(
     )  # fmt: skip
     each = {"ttft_s": found.ttft, "tpot_s": found.tpot}
     figures = {
-        name: _figure(cost.seconds, "s", serving_regime(name[:4], software.name), cluster)
+        name: _figure(cost.seconds, "s", serving_regime(name[:4], software.name))
         for name, cost in each.items()
     }
     whole = found.ttft.seconds + request.output_len * found.tpot.seconds
@@ -149,7 +151,7 @@ def _serving(
     return Description(
         software.name, cluster.name, words, "serve", figures,
         {name: cost.terms for name, cost in each.items()}, {}, None,
-        _unvalidated(None, figures),
+        _unvalidated(figures, cluster),
     )  # fmt: skip
 
 
@@ -159,8 +161,8 @@ def _needed(value: int | None, name: str, phase: str) -> int:
     return value
 
 
-def _figure(value: float, unit: str, regime: str, cluster: Cluster) -> Figure:
-    bar = bar_of(regime, cluster)
+def _figure(value: float, unit: str, regime: str) -> Figure:
+    bar = bar_of(regime)
     if bar is None:
         return Figure(value, unit, "modelled")
     return Figure(value, unit, "modelled", value * bar.low, value * bar.high)
@@ -176,7 +178,12 @@ def _words(layout: Layout) -> str:
     )
 
 
-def _unvalidated(software: Implementation | None, figures: dict[str, Figure]) -> str:
+def _unvalidated(figures: dict[str, Figure], cluster: Cluster) -> str:
+    """Name what no measurement stands behind; whole steps were measured on H100 alone."""
     bare = [name for name, figure in figures.items()
             if figure.low is None and name != "tokens_per_s"]  # fmt: skip
+    if cluster.gpu.name not in MEASURED_ON:
+        bare.append(f"whole steps on {cluster.gpu.name} (the bars are H100's)")
+    if cluster.nodes > 1 and not cluster.network:
+        bare.append("time between nodes of an unnamed network")
     return " and ".join(bare)

@@ -93,7 +93,7 @@ class Shipped:
 
 FILE = FileFormat(
     Shipped, "file of implementations", "implementations_version", 1,
-    "Make it with `python -m parallax.studies.fitting.described`.",
+    "Make it with `python -m parallax.studies.fitting`.",
 )  # fmt: skip
 
 

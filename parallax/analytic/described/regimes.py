@@ -8,7 +8,6 @@ from pathlib import Path
 from parallax.analytic.described.layout import Layout
 from parallax.codec import FileFormat
 from parallax.cost.rates import Spread
-from parallax.meshes.cluster import Cluster
 
 _SHIPPED = Path(__file__).parent / "bars.json"
 
@@ -32,7 +31,7 @@ class Bars:
 
 
 FILE = FileFormat(
-    Bars, "error bars", "bars_version", 1, "Make it with `python -m parallax.studies.validation`."
+    Bars, "error bars", "bars_version", 1, "Make it with `python -m parallax.studies.fitting`."
 )
 
 
@@ -60,13 +59,7 @@ def serving_regime(figure: str, software: str) -> str:
     return f"{figure}, {software}"
 
 
-def bar_of(regime: str, cluster: Cluster, *, measured_on: str = "h100") -> Spread | None:
-    """Return the bar of a regime; None where no measurement stands behind it.
-
-    On other GPUs than the one measured, the bar is wider: its square.
-    """
+def bar_of(regime: str) -> Spread | None:
+    """Return the bar of a regime; None where no measurement stands behind it."""
     bar = shipped_bars().get(regime)
-    if bar is None:
-        return None
-    widen = 1 if cluster.gpu.name == measured_on else 2
-    return Spread(bar.spread.low**widen, bar.spread.high**widen)
+    return None if bar is None else bar.spread

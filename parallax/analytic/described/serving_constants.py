@@ -76,17 +76,19 @@ class ServingSoftware:
 
 FILE = FileFormat(
     ServingSoftware, "serving constants", "serving_version", 1,
-    "Make it again: python -m parallax.studies.fitting.serving --write.",
+    "Make it with `python -m parallax.studies.fitting`.",
 )  # fmt: skip
 
 
 @functools.cache
 def serving_software() -> Mapping[str, ServingConstants]:
-    """Return the shipped constants by name (see docs/generated/validation.md)."""
+    """Return the shipped constants by name (see docs/generated/accuracy.md)."""
     return FILE.load(_SHIPPED).software
 
 
-def write_shipped(software: Mapping[str, ServingConstants]) -> None:
-    """Replace the shipped constants."""
-    FILE.save(ServingSoftware(software), _SHIPPED)
-    serving_software.cache_clear()
+def server_named(name: str) -> ServingConstants:
+    """Return the shipped constants of a piece of software; ValueError if there are none."""
+    known = serving_software()
+    if name not in known:
+        raise ValueError(f"unknown serving software {name!r}. Use one of: {', '.join(known)}.")
+    return known[name]

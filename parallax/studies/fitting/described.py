@@ -1,38 +1,29 @@
-"""Fit the constants of described training software: parallax/analytic/described/shipped.json.
+"""The fit of described training software to measured steps.
 
-  python -m parallax.studies.fitting.described
-
-Fits to the measured steps of parallax/studies/validation/tables/train.csv; a step's work is counted
-once, so that a fit takes about a second. Hardware: any. Result: the file; half a minute.
+A step's work is counted once, so that a fit takes seconds.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from parallax.analytic.described.implementation import FILE, ContextScheme, Implementation, Shipped
+from parallax.analytic.described.implementation import ContextScheme, Implementation
 from parallax.analytic.described.layer_work import Bench
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.stages import Placement
 from parallax.analytic.described.step_work import StageWork, step_work
 from parallax.analytic.described.training import step_seconds, step_terms
 from parallax.analytic.described.training_memory import StageMemory, memory_of, stage_memory
-from parallax.codec import read_json
 from parallax.cost.networks import rates_for
 from parallax.cost.rates import rates_of
 from parallax.meshes.cluster import cluster, on_network
-from parallax.models.config import ModelConfig
-from parallax.models.huggingface import read_config
-from parallax.studies.validation.rows import TrainingRow, read_table
+from parallax.studies.validation.models import model_of
+from parallax.studies.validation.rows import TrainingRow
 
-_PACKAGE = Path(__file__).parents[2]
-TABLES = _PACKAGE / "studies" / "validation" / "tables"
-SHIPPED = _PACKAGE / "analytic" / "described" / "shipped.json"
 # Residuals are logarithms of ratios; beyond 5 % they weigh less.
 _SCALE = 0.05
 
@@ -94,14 +85,6 @@ SAID = {
 
 
 @functools.cache
-def model_of(name: str) -> ModelConfig:
-    """Read a model beside the tables, as config.json or as a ModelConfig."""
-    path = TABLES / "models" / f"{name}.json"
-    data = read_json(path, str(path), "Give a model of the tables.")
-    config = read_config(path) if "model_type" in data else ModelConfig.from_dict(data, str(path))
-    return config.replace(name=name)
-
-
 def layout_of(row: TrainingRow) -> Layout:
     """Return the layout of a measured step."""
     names = {f.name for f in dataclasses.fields(Layout)} & {f.name for f in dataclasses.fields(row)}
@@ -280,7 +263,3 @@ def _sources(name: str, fitted: Iterable[str], assumed: Iterable[str]) -> dict[s
     found |= dict.fromkeys(fitted, SAID["llm_foundry"])
     return found | dict.fromkeys(("gradient_bytes", "state_bytes"), SAID["known"])
 
-
-if __name__ == "__main__":
-    every = [row for row in read_table(TABLES / "train.csv") if isinstance(row, TrainingRow)]
-    FILE.save(Shipped(tuple(fit_software(every).values())), SHIPPED)

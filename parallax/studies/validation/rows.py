@@ -5,6 +5,7 @@ default may be missing. `#` starts a comment line.
 """
 
 import csv
+import dataclasses
 import typing
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -130,9 +131,10 @@ def read_table(path: Path) -> tuple[Row, ...]:
     (_, first), *rest = numbered
     header = next(csv.reader([first]))
     kind = _kind_of(path, header)
-    return tuple(
+    rows = (
         _row(kind, header, next(csv.reader([line])), f"{path.name} line {n}") for n, line in rest
     )
+    return tuple(_beside(row, path.parent) for row in rows)
 
 
 def _kind_of(path: Path, header: list[str]) -> type[Row]:
@@ -149,6 +151,12 @@ def _kind_of(path: Path, header: list[str]) -> type[Row]:
             f"table {path.name}: {said}. A table of {what} steps has {', '.join(known)}."
         )
     return kind
+
+
+def _beside(row: Row, folder: Path) -> Row:
+    """Return the row with the path of its model, if that is a file or folder beside the table."""
+    path = folder / row.model
+    return dataclasses.replace(row, model=str(path)) if path.exists() else row
 
 
 def _row(kind: type[Row], header: list[str], cells: list[str], context: str) -> Row:

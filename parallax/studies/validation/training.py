@@ -1,88 +1,70 @@
-"""Measured training steps beside their predictions, with constants that did not see them."""
+"""Measured training steps beside their predictions."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from parallax.analytic.described.implementation import Implementation, implementation
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.regimes import memory_regime, training_regime
+from parallax.analytic.described.training import train_cost
+from parallax.analytic.described.training_memory import train_memory
+from parallax.cost import Rates
 from parallax.cost.measurements import FOLDS, fold_of
-from parallax.meshes.cluster import cluster
-from parallax.studies.fitting.described import Steps, fit_nanotron, layout_of, starts, steps_of
+from parallax.meshes.cluster import cluster, on_network
+from parallax.studies.fitting.described import fit_software, layout_of
+from parallax.studies.validation.models import model_of
 from parallax.studies.validation.rows import TrainingRow
 from parallax.studies.validation.scores import Judged
 
-Software = Mapping[str, Implementation]
-
 
 def judge_training(
-    table: str, rows: Sequence[TrainingRow], software: Callable[[str], Implementation] = implementation
-) -> list[Judged]:
-    """Judge the time and memory of measured steps, by constants that were fitted to none of them.
+    rows: Iterable[TrainingRow],
+    software: Callable[[str], Implementation] = implementation,
+    rates: Rates | None = None,
+) -> Iterator[Judged]:
+    """Judge the time and the memory of measured steps that count, where they were measured.
 
     Args:
-      table: name of the table.
-      rows: measured steps; those without a figure, or excluded, are left out.
+      rows: measured steps.
       software: the constants of an implementation by name.
+      rates: constants of the GPU; None takes those shipped.
 
     Raises:
-      ValueError: an unknown implementation, cluster or model, or a layout that it cannot have.
+      ValueError: an unknown implementation, cluster, network or model, or a layout that the model
+        or the cluster cannot have; names the row's setting.
     """
-    return [judged for _, judged in _judged(table, rows, software, None)]
-
-
-def judge_by_folds(table: str, rows: Sequence[TrainingRow]) -> list[Judged]:
-    """Judge steps of the software that is fitted to them, each fold by a fit to the other four."""
-    counted = [row for row in rows if row.seconds and not row.excluded]
-    found = []
-    for fold in range(FOLDS):
-        rest = [row for row in counted if fold_of(row.key) != fold]
-        groups = [(start, steps_of([r for r in rest if r.implementation == start.name], start))
-                  for start in starts()]  # fmt: skip
-        fitted = {made.name: made for made in fit_nanotron(groups)}
-        mine = [row for row in counted if fold_of(row.key) == fold]
-        found += [judged for _, judged in _judged(table, mine, fitted.__getitem__, fold)]
-    return found
-
-
-def _judged(
-    table: str,
-    rows: Iterable[TrainingRow],
-    software: Callable[[str], Implementation],
-    fold: int | None,
-) -> Iterable[tuple[TrainingRow, Judged]]:
-    groups: Mapping[tuple[str, str], list[TrainingRow]] = defaultdict(list)
     for row in rows:
-        if not row.excluded:
-            groups[row.implementation, cluster(row.cluster).gpu.name].append(row)
-    for (name, _), mine in groups.items():
-        made = software(name)
-        steps: Steps = steps_of(mine, made)
-        seconds, memory = steps.modelled_seconds(made), steps.modelled_bytes(made)
-        for n, row in enumerate(mine):
-            yield from ((row, judged) for judged in
-                        _of_row(table, row, float(seconds[n]), float(memory[n]), fold))  # fmt: skip
+        if row.excluded:
+            continue
+        layout, label = layout_of(row), _label(row)
+        where = on_network(cluster(row.cluster), row.network or None)
+        config, made = model_of(row.model), software(row.implementation)
+        if row.seconds is not None:
+            try:
+                cost = train_cost(config, layout, row.seq_len, where, made, rates)
+            except ValueError as error:
+                raise ValueError(f"{label}: {error}") from None
+            yield Judged(
+                row.source, "step", label, cost.seconds, row.seconds,
+                training_regime(layout, where.nodes), group=f"{row.model} on {row.cluster}",
+                work=layout.sequences * row.seq_len, tensor=row.tensor,
+            )  # fmt: skip
+        if row.memory_bytes is not None:
+            memory = train_memory(config, layout, row.seq_len, made).total
+            yield Judged(row.source, "memory", label, memory, row.memory_bytes,
+                         memory_regime(layout), tensor=row.tensor)  # fmt: skip
 
 
-def _of_row(
-    table: str, row: TrainingRow, seconds: float, memory: float, fold: int | None
-) -> Iterable[Judged]:
-    layout, nodes = layout_of(row), cluster(row.cluster).nodes
-    label = _label(row, layout)
-    if row.seconds is not None:
-        yield Judged(
-            table, "step", label, seconds, row.seconds, training_regime(layout, nodes), fold,
-            group=f"{row.model} on {row.cluster}", work=layout.sequences * row.seq_len,
-            tensor=row.tensor,
-        )  # fmt: skip
-    if row.memory_bytes is not None:
-        yield Judged(
-            table, "memory", label, memory, row.memory_bytes, memory_regime(layout), fold,
-            tensor=row.tensor,
-        )  # fmt: skip
+def judge_by_folds(rows: Sequence[TrainingRow]) -> Iterator[Judged]:
+    """Judge each fold's steps with constants fitted to the other four."""
+    for fold in range(FOLDS):
+        fitted = fit_software([row for row in rows if fold_of(row.key) != fold])
+        mine = [row for row in rows if fold_of(row.key) == fold]
+        yield from (replace(j, fold=fold) for j in judge_training(mine, fitted.__getitem__))
 
 
-def _label(row: TrainingRow, layout: Layout) -> str:
+def _label(row: TrainingRow) -> str:
+    layout: Layout = layout_of(row)
     degrees = ("data", "tensor", "pipeline", "context", "expert")
     split = ",".join(f"{name}={getattr(layout, name)}" for name in degrees
                      if getattr(layout, name) > 1)  # fmt: skip
