@@ -38,9 +38,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
-    """What only `-m full` runs is slow too; files with slow tests start first, to end together."""
+    """What `pytest` leaves out is slow too; files with slow tests start first, to end together."""
     for item in items:
-        if item.get_closest_marker("full"):
+        if item.get_closest_marker("full") or item.get_closest_marker("exhaustive"):
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -17,17 +17,17 @@ SMALL_MOE = paper("cross_node_ep").config.small(max_seq_len=160)
 
 # paper's model, strategy, phase, remat, batch, microbatches
 PROGRAMS = {
-    "TP x PP trains": ("two_level", "tensor_pipeline", "train", "layer", 1024, 128),
     "two_level trains": ("two_level", "two_level", "train", "layer", 1024, 128),
     "experts": ("cross_node_ep", "expert_parallel", "prefill", "none", 1024, 64),
     "experts by node": ("cross_node_ep", "expert_parallel_nodes", "prefill", "none", 1024, 64),
     "experts over tensor": ("cross_node_ep", "tensor_pipeline", "prefill", "none", 1024, 64),
-    "whole experts over tensor": (
-        "cross_node_ep", "tensor_pipeline_colocated", "prefill", "none", 1024, 64,
-    ),
     "stages": ("cache_layerwise", "layerwise", "prefill", "none", 1024, 64),
 }  # fmt: skip
 MORE = {
+    "TP x PP trains": ("two_level", "tensor_pipeline", "train", "layer", 1024, 128),
+    "whole experts over tensor": (
+        "cross_node_ep", "tensor_pipeline_colocated", "prefill", "none", 1024, 64,
+    ),
     "a ring trains": ("ring_sp", "ring_sequence", "train", "layer", 1024, 128),
     "stages train a quarter of the batch": (
         "cache_layerwise", "layerwise", "train", "layer", 256, 256,
@@ -68,7 +68,7 @@ def test_fits_and_moves_what_its_closed_form_says(compiled, name):
 
 
 @pytest.mark.full
-def test_more_training_does_too(aot):
+def test_more_programs_do_too(aot):
     found = run_in_child(compiled_all, MORE, environment=compile_environment())
     assert found.keys() == MORE.keys()
     for compilation in found.values():

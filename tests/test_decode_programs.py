@@ -27,38 +27,54 @@ BATCH, LENGTH = 64, 10_000
 CASES = {
     "tensor_pipeline": ("ring_sp", tensor_pipeline(8, 2)),
     "ring_sequence": ("ring_sp", ring_sequence(16)),
-    "double_ring": ("ring_sp", ring_sequence(16, nodes=2)),
-    "ring x tensor": ("ring_sp", hybrid(ring_sequence(2), tensor_pipeline(8, 1))),
     "ring of our kernels": ("ring_sp", ring_sequence(16).replace(kernels="mosaic")),
     "two_level": ("two_level", two_level(4, 4)),
     "scores": ("two_level", two_level(4, 4, reduction="scores")),
-    "layerwise": ("cache_layerwise", layerwise(16)),
     "layerwise_tiled": ("cache_layerwise", cache_tiled(layerwise(16), 16, 64, round=4)),
     "expert_parallel": ("cross_node_ep", expert_parallel(16)),
+}
+MORE = {
+    "double_ring": ("ring_sp", ring_sequence(16, nodes=2)),
+    "ring x tensor": ("ring_sp", hybrid(ring_sequence(2), tensor_pipeline(8, 1))),
+    "layerwise": ("cache_layerwise", layerwise(16)),
     "experts of tensor_pipeline": ("cross_node_ep", tensor_pipeline(8, 2)),
 }
 
 
-@pytest.fixture(scope="module")
-def compiled(aot):
-    """Compilations of all cases, made once in one child process."""
+def compile_cases(cases):
+    """Compilations by name, made in one child process."""
     tasks = [
         CompileTask(paper(name).config, strategy, Workload(BATCH, LENGTH), CLUSTER, "decode")
-        for name, strategy in CASES.values()
+        for name, strategy in cases.values()
     ]
     found = run_in_child(compile_all, tasks, environment=compile_environment())
-    return dict(zip(CASES, found, strict=True))
+    return dict(zip(cases, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def compiled(aot):
+    return compile_cases(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_moves_what_its_closed_form_says_and_copies_no_cache(compiled, name):
-    c, config = compiled[name], paper(CASES[name][0]).config
+    check(compiled[name], *CASES[name])
+
+
+@pytest.mark.exhaustive
+def test_more_strategies_do_too(aot):
+    for name, c in compile_cases(MORE).items():
+        check(c, *MORE[name])
+
+
+def check(c, model, strategy):
+    config = paper(model).config
     assert c.differences == ()
     assert c.memory.fits
     row = 2 * config.num_kv_heads * config.head_dim * config.num_layers * config.item_bytes
     whole = BATCH * LENGTH * row
     # One new slot a device beside the prompts' (for our kernels up to 8), and nothing twice.
-    slots = 8 * 16 if CASES[name][1].kernels else 32
+    slots = 8 * 16 if strategy.kernels else 32
     assert whole / 16 < c.kv_cache_bytes <= whole / 16 * (1 + slots / LENGTH)
     # The cache is changed in place, read where it lies.
     assert c.memory.alias_bytes >= c.kv_cache_bytes

@@ -64,6 +64,7 @@ def test_tour(run):
     assert "collective-permute ('seq',)" in shown[5]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")
 def test_own_model(run):
     shown = run("own_model.ipynb")
@@ -78,6 +79,7 @@ def test_own_model(run):
     assert "all-reduce" in shown[5]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")
 def test_ring_in_your_code(run):
     shown = run("ring_in_your_code.ipynb")

@@ -23,6 +23,7 @@ from parallax.hlo.flops import module_flops
 from parallax.lenses.compiling import LIBRARY_GEMMS
 from parallax.meshes.cluster import cluster
 from parallax.meshes.topology import topology_devices
+from tests.selection import often
 
 pytestmark = pytest.mark.slow
 
@@ -266,7 +267,11 @@ def everyones_promotion():
         yield
 
 
-@pytest.mark.parametrize("name", CASES)
+@often(
+    CASES, "constraint", "mesh of the context", "shard_map", "partial shard_map", "explicit axes",
+    "saved names", "custom partitioning", "step, donated", "static argument", "Linen constraints",
+    "NNX module", "dataclass", "numbers", "prefix trees", "a key",
+)  # fmt: skip
 def test_the_program_is_jaxs_own(name, aot):
     case = CASES[name]
     own = compiled_by_jax(case)

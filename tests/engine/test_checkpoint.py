@@ -23,6 +23,7 @@ from tests.engine.states import (
     mesh_of,
     step_of,
 )
+from tests.selection import together
 
 pytestmark = pytest.mark.slow
 
@@ -59,14 +60,22 @@ def restore(folder, strategy=TENSOR, **options):
         return checkpoints.restore(step_of(strategy), mesh_of(strategy), **options)
 
 
-def test_every_pair_of_strategies_restores_bit_for_bit(trained, written, tmp_path):
+# A padded pipeline (which wrote the first), stages of unequal depth and one device.
+FEW = ("tensor_pipeline", "layerwise", "one device")
+
+
+@pytest.mark.parametrize(
+    "names", [FEW, pytest.param(tuple(STRATEGIES), marks=pytest.mark.exhaustive)], ids=len
+)
+def test_every_pair_of_strategies_restores_bit_for_bit(names, trained, written, tmp_path):
     expected = arrays(TENSOR, trained)
     assert any("nu" in name and np.abs(x).max() > 0 for name, x in expected.items())
-    states = {name: restore(written, s).state for name, s in STRATEGIES.items()}
-    for saver, strategy in STRATEGIES.items():
+    strategies = {name: STRATEGIES[name] for name in names}
+    states = {name: restore(written, s).state for name, s in strategies.items()}
+    for saver, strategy in strategies.items():
         with Checkpoints(tmp_path / saver) as checkpoints:
             checkpoints.save(7, step_of(strategy), states[saver], {})
-            for other in STRATEGIES.values():
+            for other in strategies.values():
                 found = checkpoints.restore(step_of(other), mesh_of(other))
                 assert_same(arrays(other, found.state), expected)
                 wanted = step_of(other).shardings(mesh_of(other))
@@ -76,9 +85,10 @@ def test_every_pair_of_strategies_restores_bit_for_bit(trained, written, tmp_pat
                 assert all(jax.tree.leaves(placed))
 
 
-def test_the_next_loss_is_the_same(trained, written):
+@together(STRATEGIES, "layerwise", "two_level")
+def test_the_next_loss_is_the_same(chosen, trained, written):
     _, exact = compiled(TENSOR)(trained, batch(9))
-    for strategy in STRATEGIES.values():
+    for strategy in chosen:
         _, loss = compiled(strategy)(restore(written, strategy).state, batch(9))
         assert abs(float(loss) / float(exact) - 1) < 1e-9
 
@@ -170,11 +180,12 @@ with Checkpoints(sys.argv[1], keep=2) as checkpoints:
 """
 
 
-def test_killed_at_ten_random_moments_the_previous_step_loads(tmp_path):
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_killed_at_random_moments_the_previous_step_loads(times, tmp_path):
     """kill -9 while saves follow one another; the next process goes on in the same folder."""
     random = np.random.default_rng(0)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "1"}
-    for _ in range(10):
+    for _ in range(times):
         child = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=environment,

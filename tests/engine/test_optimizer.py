@@ -24,6 +24,7 @@ from parallax.programs.training import TrainStep
 from parallax.strategies import data_parallel, fsdp, shard_optimizer, tensor_pipeline
 from parallax.workload import Workload
 from tests.engine.states import BATCH, CONFIG, SEQ_LEN, STRATEGIES, assert_same, batch, mesh_of
+from tests.selection import often
 
 EXPERTS = CONFIG.replace(num_layers=2, num_experts=4, experts_per_token=2, bias=False)
 TENSOR, LAYERWISE = tensor_pipeline(2, 2), STRATEGIES["layerwise"]  # both pad the model
@@ -59,7 +60,7 @@ def updated(optimizer, params, grads, steps=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RESTORED)
+@often(RESTORED, "adamw", "muon")
 def test_a_state_restores_under_another_strategy_and_goes_on(name, tmp_path):
     settings, *strategies = RESTORED[name]
     optimizer = settings.build(20)

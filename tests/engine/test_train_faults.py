@@ -66,9 +66,9 @@ def killed(folder, data, times, seed, count=2):
     return seen
 
 
-def test_a_random_process_is_killed_three_times(data, tmp_path):
+def test_a_random_process_is_killed_twice(data, tmp_path):
     """kill -9 mid-step or mid-save: each run goes on from the newest complete step."""
-    seen = killed(tmp_path, data, 3, 0)
+    seen = killed(tmp_path, data, 2, 0)
     print([(one["victim"], one["newest"], round(one["seconds"], 1)) for one in seen])
 
 
@@ -138,7 +138,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_full_disk_loses_no_complete_checkpoint(count, small_disk, data, tmp_path):
     workdir = small_disk / "run"
     log = () if count == 1 else (f"--log_dir={tmp_path}",)

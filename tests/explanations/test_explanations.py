@@ -9,8 +9,8 @@ from tests.explanations.case import compile_case, defaults
 from tests.explanations.clean import CLEAN
 from tests.explanations.faulty import FAULTY
 
-# These take seconds; the others are training steps of many layers.
-QUICK = ("loop_gather", "wide_reduction", "there_and_back", "sum_per_microbatch")
+# These take seconds; most of the others are training steps of many layers.
+QUICK = ("loop_gather", "there_and_back")
 
 
 def explained(case, tries):

@@ -11,6 +11,7 @@ import parallax as px
 from parallax.lenses.verify_module import verify_module
 from parallax.results.lens_results import Verification
 from parallax.workload import Workload
+from tests.selection import often
 
 pytestmark = pytest.mark.slow
 
@@ -188,9 +189,12 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_module_is_exact_at_its_narrowest_dtype(kind):
-    part, dtype, judged, note = KINDS[kind]
+@often(
+    KINDS, "attention", "attention float16", "dropout bfloat16", "statistics", "convolution",
+    "stack float32", "state", "quantized", "gain", "loops", "float8",
+)  # fmt: skip
+def test_every_kind_of_module_is_exact_at_its_narrowest_dtype(name):
+    part, dtype, judged, note = KINDS[name]
     found = verify(lambda: Net(part, dtype))
     (row,) = found.rows
     assert found.exact
@@ -230,8 +234,10 @@ class WrongOutput(Net):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name"), [(None, "float64"), (F32, "float32"), (BF16, "bfloat16")]
-)
+    ("dtype", "name"),
+    [(None, "float64"), (BF16, "bfloat16"),
+     pytest.param(F32, "float32", marks=pytest.mark.exhaustive)],
+)  # fmt: skip
 def test_what_is_not_exact_names_the_worst_parameter(dtype, name):
     found = verify(lambda: WrongBias(dtype=dtype))
     assert not found.exact

@@ -22,6 +22,7 @@ from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
 from parallax.workload import Workload
+from tests.selection import often
 from tests.strategies.cases import (
     EXPERTS,
     HYBRIDS,
@@ -108,7 +109,10 @@ def own_error(dtype):
 DENSE = STRATEGIES | VARIANTS
 
 
-@pytest.mark.parametrize("name", DENSE)
+@often(
+    DENSE, "tensor_pipeline", "ring_sequence", "data_parallel", "two_level", "layerwise", "scores",
+    "tiled stages",
+)  # fmt: skip
 def test_decode(name):
     rows = DENSE[name].split("decode").count("act_batch")
     check(SMALL, DENSE[name], batch_multiple(DENSE[name]) if rows > 4 else 4)
@@ -118,7 +122,7 @@ def test_decode(name):
 NORMED = SMALL.replace(qk_norm=True, num_kv_heads=4, mlp="gated")
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@often(HYBRIDS, "pipeline x ring x tensor", "ulysses x ring")
 def test_decode_hybrids_of_grouped_normed_heads(name):
     strategy = HYBRIDS[name]
     assert (
@@ -136,12 +140,12 @@ def test_decode_with_slots_for_our_kernels():
     check(SMALL, strategy)
 
 
-@pytest.mark.parametrize("name", WITH_EXPERTS)
+@often(WITH_EXPERTS, "colocated", "exchange")
 def test_decode_with_experts(name):
     check(EXPERTS, WITH_EXPERTS[name], batch=16)
 
 
-@pytest.mark.parametrize("name", UNEQUAL_STAGES)
+@often(UNEQUAL_STAGES, "chosen")
 def test_decode_on_stages_of_unequal_depth(name):
     check(UNEQUAL, UNEQUAL_STAGES[name], microbatches=2)
 
@@ -155,8 +159,10 @@ def test_decode_with_learned_positions_and_whole_key_heads():
     check(config, two_level(4, 4))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["ring_sequence", "two_level", "tensor_pipeline"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.exhaustive)]
+)
+@often(("ring_sequence", "two_level", "tensor_pipeline"), "ring_sequence")
 def test_lower_precision_by_the_table(name, dtype):
     exact = unsharded(SMALL)
     config = SMALL.replace(dtype=dtype)

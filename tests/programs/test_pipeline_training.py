@@ -31,6 +31,7 @@ from parallax.strategies import (
 )
 from parallax.strategy import Strategy
 from parallax.workload import Workload
+from tests.selection import often
 from tests.strategies.cases import EXPERTS, SMALL
 
 pytestmark = pytest.mark.slow
@@ -93,7 +94,7 @@ def scheduled(strategy, schedule, virtual_stages):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@often(CASES, "tied", "unequal, packed", "experts", "ring", "chunks, tied")
 def test_a_training_step_equals_one_device(name):
     config, strategy, schedule, virtual_stages, remat = CASES[name]
     strategy = scheduled(strategy, schedule, virtual_stages)

@@ -106,7 +106,6 @@ MIXTURES = {
     "expert x tensor": hybrid(expert_parallel(4, tile=TILE), tensor_pipeline(2, 1)),
     "pipeline x tensor": tensor_pipeline(2, 2),
     "expert x fsdp": shard_weights(expert_parallel(8, tile=TILE), "expert"),
-    # Beside these in the full suite:
     "sequence-parallel norms": tensor_pipeline(4, 1, sequence_parallel_norms=True),
     "by node": expert_parallel(8, nodes=2, tile=TILE),
     "pipeline x expert": hybrid(layerwise(2), expert_parallel(4, tile=TILE, exchange="ragged")),
@@ -129,7 +128,6 @@ LATENTS = {
     "pipeline x ring x tensor": hybrid(layerwise(2), ring_sequence(4), tensor_pipeline(2, 1)),
     "tiled ring x tensor": cache_tiled(hybrid(ring_sequence(4), tensor_pipeline(4, 1)), 2, 4),
     "two_level x ring": hybrid(two_level(2, 2), ring_sequence(4)),
-    # Beside these in the full suite:
     "double_ring": ring_sequence(16, nodes=2),
     "ulysses": ulysses(8),
     "ulysses x ring": ulysses(16, nodes=2),

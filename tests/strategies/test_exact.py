@@ -15,6 +15,7 @@ from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
 from parallax.strategies import expert_parallel, ring_sequence, tensor_pipeline, two_level
+from tests.selection import together
 from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
@@ -50,41 +51,40 @@ def test_all_strategies_causal():
     check(verify(SMALL, (STRATEGIES | VARIANTS).values()))
 
 
-def test_grouped_queries_full_attention_packed():
-    # Two key/value heads on eight tensor devices: each device computes both and keeps its own.
-    own = {
-        "tensor_pipeline": tensor_pipeline(8, 2),
-        "two_level": two_level(4, 4),
-        "double_ring": VARIANTS["double_ring"],
-        "ulysses": VARIANTS["ulysses"],
-    }
-    check(verify(GQA_FULL, (STRATEGIES | own).values(), packed=True))
+# Two key/value heads on eight tensor devices: each device computes both and keeps its own.
+GROUPED = STRATEGIES | {name: VARIANTS[name] for name in ("double_ring", "ulysses")}
 
 
-def test_hybrids_with_normed_queries_and_keys():
-    check(verify(SMALL.replace(qk_norm=True), HYBRIDS.values(), packed=True))
+@together(GROUPED, "tensor_pipeline", "two_level")
+def test_grouped_queries_full_attention_packed(chosen):
+    check(verify(GQA_FULL, chosen, packed=True))
 
 
-def test_variants():
-    check(
-        verify(
-            SMALL.replace(num_kv_heads=4),
-            [
-                tensor_pipeline(4, 2, sequence_parallel_norms=True),
-                tensor_pipeline(4, 1, reduce_dtype="float64"),
-                ring_sequence(8, order="natural"),
-            ],
-            packed=True,
-        )
-    )
+@together(HYBRIDS, "two_level x ring", "ulysses x ring")
+def test_hybrids_with_normed_queries_and_keys(chosen):
+    check(verify(SMALL.replace(qk_norm=True), chosen, packed=True))
 
 
-def test_stages_of_unequal_depth():
-    check(verify(UNEQUAL, UNEQUAL_STAGES.values()))
+OPTIONS = {
+    "norms": tensor_pipeline(4, 2, sequence_parallel_norms=True),
+    "wide sums": tensor_pipeline(4, 1, reduce_dtype="float64"),
+    "natural": ring_sequence(8, order="natural"),
+}
 
 
-def test_experts_two_of_sixteen():
-    results = verify(EXPERTS, WITH_EXPERTS.values())
+@together(OPTIONS, "wide sums", "natural")
+def test_options(chosen):
+    check(verify(SMALL.replace(num_kv_heads=4), chosen, packed=True))
+
+
+@together(UNEQUAL_STAGES, "chosen")
+def test_stages_of_unequal_depth(chosen):
+    check(verify(UNEQUAL, chosen))
+
+
+@together(WITH_EXPERTS, "exchange", "by node")
+def test_experts_two_of_sixteen(chosen):
+    results = verify(EXPERTS, chosen)
     check(results)
     for result in results:
         assert result.router is not None
@@ -97,14 +97,13 @@ def test_one_expert_a_token_gated():
     one = EXPERTS.replace(experts_per_token=1, num_experts=8, mlp="gated", num_kv_heads=4)
     strategies = [
         tensor_pipeline(4, 2, experts="colocated"),
-        expert_parallel(8, tile=TILE, chunks=3),
         expert_parallel(4, nodes=2, tile=TILE, exchange="ragged"),
     ]
     check(verify(one, strategies, packed=True))
 
 
 def test_lower_precision_replays_choices_and_counts_flips():
-    strategies = [WITH_EXPERTS["exchange"], WITH_EXPERTS["tensor"]]
+    strategies = [WITH_EXPERTS["exchange"]]
     results = verify(EXPERTS.replace(dtype="bfloat16"), strategies, dtypes=("bfloat16",))
     check(results)
     for result in results:
@@ -126,11 +125,14 @@ def test_slices_as_heads_of_their_own_are_another_model():
     assert result.rows[0].logits_error > 1e-2
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    ["bfloat16", *(pytest.param(d, marks=pytest.mark.full) for d in ("float32", "float16"))],
-)
-def test_lower_precision_by_the_table(dtype):
+@together(STRATEGIES, "ring_sequence")
+def test_lower_precision_by_the_table(chosen):
+    check(verify(SMALL.replace(dtype="bfloat16"), chosen, dtypes=("bfloat16",)))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_other_precisions_by_the_table(dtype):
     check(verify(SMALL.replace(dtype=dtype), STRATEGIES.values(), dtypes=(dtype,)))
 
 

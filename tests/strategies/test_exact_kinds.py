@@ -9,6 +9,7 @@ from parallax.parallel.cache_slots import window_spans
 from parallax.parallel.scoring import Scoring
 from parallax.programs import decoding
 from parallax.strategies import fsdp, layerwise, ring_sequence
+from tests.selection import often
 from tests.strategies.cases import (
     HYBRIDS,
     KINDS,
@@ -30,17 +31,9 @@ RINGS = {
 
 
 ALL = STRATEGIES | VARIANTS | RINGS
-# Those whose attention or stacks treat kinds differently; the others are in the full suite.
-CHOSEN = ["ring_sequence", "natural double ring", "scores", "tiled stages"]
-CHOSEN_HYBRIDS = ["pipeline x ring x tensor", "ulysses x ring"]
-# A weight tile does not see all heads, whose norm this model takes.
-CHOSEN_OTHERS = ["tensor_pipeline", "natural ring"]
+# A weight tile does not see all heads, whose norm the other model takes.
 UNTILED = {n: s for n, s in ALL.items() if n not in ("tiled stages", "tiled ring x tensor")}
 UNTILED.pop("cache_tiled", None)
-
-
-def chosen(names, default):
-    return [n if n in default else pytest.param(n, marks=pytest.mark.full) for n in names]
 
 
 def check(config, strategy, packed=False):
@@ -49,17 +42,18 @@ def check(config, strategy, packed=False):
     assert result.rows[0].passed, result.rows[0]
 
 
-@pytest.mark.parametrize("name", chosen(ALL, CHOSEN))
+# Layers of several kinds in slabs here, in stages below; attention parts have tests of their own.
+@often(ALL, "tiled stages")
 def test_every_strategy(name):
     check(KINDS, ALL[name])
 
 
-@pytest.mark.parametrize("name", chosen(HYBRIDS, CHOSEN_HYBRIDS))
+@often(HYBRIDS, "pipeline x ring x tensor")
 def test_hybrids_packed(name):
     check(KINDS, HYBRIDS[name], packed=True)
 
 
-@pytest.mark.parametrize("name", chosen(UNTILED, CHOSEN_OTHERS))
+@often(UNTILED, "tensor_pipeline")
 def test_norms_of_all_heads_and_behind_each_part(name):
     check(OTHERS, UNTILED[name], packed=True)
 
@@ -76,8 +70,7 @@ def decoded(config, strategies):
 
 def test_decoding():
     strategies = [
-        STRATEGIES["tensor_pipeline"], STRATEGIES["two_level"], VARIANTS["tiled stages"],
-        RINGS["natural double ring"], HYBRIDS["pipeline x ring x tensor"],
+        STRATEGIES["two_level"], RINGS["natural double ring"],
     ]  # fmt: skip
     for result in decoded(KINDS, strategies):
         assert result.same_tokens

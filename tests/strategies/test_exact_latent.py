@@ -10,13 +10,12 @@ from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import ring_sequence, tensor_pipeline, two_level
 from parallax.workload import Workload
+from tests.selection import together
 from tests.strategies.cases import LATENT, LATENT_MIXTURE, LATENTS, MIXTURES, workload
 
 pytestmark = pytest.mark.slow
 
 TEXT = read_text(None, 16 * 80)[0]
-ALL = list(LATENTS.values())
-REST = pytest.param(ALL[2:], marks=pytest.mark.full)
 
 
 def check_forward(config, strategies, packed=False):
@@ -36,17 +35,17 @@ def check_decoding(config, strategies):
         assert result.rows[0].passed, result.rows[0]
 
 
-@pytest.mark.parametrize("strategies", [ALL[:2], REST], ids=["two", "others"])
-def test_forward_and_gradients(strategies):
-    check_forward(LATENT, strategies, packed=True)
+@together(LATENTS, "pipeline x ring x tensor")
+def test_forward_and_gradients(chosen):
+    check_forward(LATENT, chosen, packed=True)
 
 
-@pytest.mark.parametrize("strategies", [ALL[1:4], REST], ids=["three", "others"])
-def test_decoding(strategies):
-    check_decoding(LATENT, strategies)
+@together(LATENTS, "tiled ring x tensor")
+def test_decoding(chosen):
+    check_decoding(LATENT, chosen)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_dense_first_layers_and_experts():
     check_forward(LATENT_MIXTURE, [MIXTURES["expert x fsdp"]])
 

@@ -14,18 +14,13 @@ from parallax.parallel.split import UNSPLIT, Split
 from parallax.parallel.varying import vary_over
 from parallax.workload import Workload
 from tests.parallel.experts.test_routing import chosen
+from tests.selection import often
 from tests.strategies.cases import LEARNED_BIAS, MIXTURE, MIXTURES, WITH_DENSE, workload
 
 pytestmark = pytest.mark.slow
 
 LENGTH = 32
 TEXT = read_text(None, 16 * LENGTH)[0]
-OFTEN = list(MIXTURES)[:2]
-
-
-def strategies():
-    full = [pytest.param(n, marks=pytest.mark.full) for n in MIXTURES if n not in OFTEN]
-    return pytest.mark.parametrize("name", [*OFTEN, *full])
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +49,7 @@ def verify(config, name):
     return result
 
 
-@strategies()
+@often(MIXTURES, "expert x tensor")
 def test_logits_and_gradients(name):
     result = verify(MIXTURE, name)
     assert 0.5 < result.logit_rms < 2
@@ -64,13 +59,13 @@ def test_logits_and_gradients(name):
     assert result.rows[0].passed, result.rows
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_a_learned_bias_of_the_router():
     result = verify(LEARNED_BIAS, "pipeline x tensor")
     assert result.rows[0].passed, result.rows
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["pipeline x tensor", "expert x fsdp"])
 def test_decoded_tokens(name):
     cases = [(MIXTURES[name], Workload(16, 16))]
@@ -120,7 +115,7 @@ def test_a_mixture_by_loops():
 
 
 @pytest.mark.parametrize(
-    "name", ["pipeline x tensor", pytest.param("expert x fsdp", marks=pytest.mark.full)]
+    "name", ["pipeline x tensor", pytest.param("expert x fsdp", marks=pytest.mark.exhaustive)]
 )
 def test_dense_layers_before_a_stack_of_mixtures(name):
     result = verify(WITH_DENSE, name)

@@ -31,6 +31,7 @@ from parallax.strategies import (
 )
 from parallax.workload import Workload
 from tests.programs.test_communication import by_kind
+from tests.selection import often
 
 pytestmark = pytest.mark.slow
 
@@ -133,12 +134,12 @@ def check_exact(sizes, seq, exchange, config, workload):
     assert relative_error(np.asarray(found), np.asarray(exact)) <= 1e-11
 
 
-@pytest.mark.parametrize("name", LEGAL)
+@often(LEGAL, "everything at once", "slices in a ring", "experts in stages")
 def test_what_users_combine_is_legal_and_exact(name):
     check_exact(*LEGAL[name])
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(programs())
 def test_drawn_programs_are_exact_or_say_why(drawn):
     if np.prod(list(drawn[0].values())) > DEVICES:
@@ -151,7 +152,7 @@ def test_drawn_programs_are_exact_or_say_why(drawn):
         check_exact(*drawn)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(programs())
 @example(({"stage": 4}, "natural", "dense", BASE, Workload(4, 12, 2)))
 @example(({"seq": 4}, "ulysses", "dense", BASE.replace(num_heads=3, num_kv_heads=3),

@@ -1,5 +1,7 @@
 """Weights and optimizer state sharded over devices: exact, and it shows where they are not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from parallax.strategies import (
     tensor_pipeline,
 )
 from parallax.workload import Workload
+from tests.selection import often, together
 from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
@@ -36,36 +39,23 @@ from tests.strategies.test_exact import check, verify
 pytestmark = pytest.mark.slow
 
 
-FIRST = "zero-1", "ring x data x fsdp", "tensor x fsdp", "pipeline x fsdp"
-
-
-def test_sharding_is_exact():
-    sharded = [SHARDED[name] for name in FIRST]
-    check(verify(SMALL.replace(num_kv_heads=4, bias=True), sharded, packed=True))
-
-
-@pytest.mark.full
-def test_every_way_of_sharding_is_exact():
-    others = [strategy for name, strategy in SHARDED.items() if name not in FIRST]
-    check(verify(SMALL.replace(num_kv_heads=4, bias=True), others, packed=True))
+@together(SHARDED, "zero-1", "ring x data x fsdp", "tensor x fsdp")
+def test_sharding_is_exact(chosen):
+    check(verify(SMALL.replace(num_kv_heads=4, bias=True), chosen, packed=True))
 
 
 def test_tables_of_positions_and_shifts():
-    check(verify(GQA_FULL, [SHARDED["ring x fsdp"], SHARDED["fsdp by step"]]))
+    check(verify(GQA_FULL, [SHARDED["fsdp by step"]]))
 
 
-def test_experts():
-    check(verify(EXPERTS, [SHARDED_EXPERTS["data x expert x fsdp"]]))
-
-
-@pytest.mark.full
-def test_every_way_of_sharding_experts():
-    check(verify(EXPERTS, SHARDED_EXPERTS.values()))
+@together(SHARDED_EXPERTS, "data x expert x fsdp")
+def test_experts(chosen):
+    check(verify(EXPERTS, chosen))
 
 
 def test_tied_tables_and_unequal_stages():
     strategy = SHARDED["pipeline x fsdp"]
-    check(verify(UNEQUAL.replace(tie_embeddings=True, vocab_size=250), [strategy, fsdp(8)]))
+    check(verify(UNEQUAL.replace(tie_embeddings=True, vocab_size=250), [strategy]))
 
 
 def losses(config, strategy, optimizer, steps=6):
@@ -93,15 +83,15 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2))
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    return {c.name: losses(c, data_parallel(1), OPTIMIZER)[0] for c in (SMALL, EXPERTS)}
+    """The losses of a model, made once."""
+    return functools.cache(lambda config: losses(config, data_parallel(1), OPTIMIZER)[0])
 
 
-@pytest.mark.parametrize("name", ["hsdp x zero-1", "pipeline x fsdp", "expert x fsdp"])
+@often(("hsdp x zero-1", "pipeline x fsdp", "expert x fsdp"), "pipeline x fsdp")
 def test_six_steps_of_training(name, on_one_device):
     config = EXPERTS if name in SHARDED_EXPERTS else SMALL
-    strategy = (SHARDED | SHARDED_EXPERTS | {"fsdp": fsdp(8)})[name]
-    found, _ = losses(config, strategy, OPTIMIZER)
-    exact = on_one_device[config.name]
+    found, _ = losses(config, (SHARDED | SHARDED_EXPERTS)[name], OPTIMIZER)
+    exact = on_one_device(config)
     assert exact[0] - exact[-1] > 0.01  # it learns
     assert np.abs(found / exact - 1).max() <= 1e-11
 

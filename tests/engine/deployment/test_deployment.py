@@ -109,6 +109,7 @@ def on_seventeen(*, on_progress):
     return found
 
 
+@pytest.mark.full
 def test_sixteen_devices_and_seventeen():
     spare, none = run_in_child(on_seventeen, environment=cpu_environment(17))
     for rows in (spare, none):
