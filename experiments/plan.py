@@ -17,7 +17,7 @@ where it does not fit; the command that trains as the winner does is printed.
 Hardware: any Linux laptop, no GPU (compiling needs the `aot` extra; --compile_top=0 needs nothing).
 Result: a table that says why each candidate is not first; out/plan.json, out/plan.html with plots,
 and out/strategy.json, the winner, to pass as --strategy to the other experiments. Seconds without
-compiling, about a minute with the best five, or with --phase=train the best one.
+compiling, about a minute with the best three, or with --phase=train the best one.
 Exit status: 0 ok; 1 nothing fits, or nothing is fast enough; 2 bad input.
 """
 

@@ -62,6 +62,8 @@ def test_tour(run):
     assert "Exact?" in shown[4]
     assert "exact: True" in shown[5]
     assert "collective-permute ('seq',)" in shown[5]
+    for family in ("llama", "mixtral"):
+        assert re.search(rf"{family} \S+ \S+=.* TPOT 0\.0", shown[5]), family
 
 
 @pytest.mark.full

@@ -23,6 +23,7 @@ KINDS = GATED.replace(
 LATENT = GATED.replace(
     num_kv_heads=8, qk_norm=False, head_dim=192, latent=LatentAttention(512, 256, 64, 128)
 )
+EXPERTS = GATED.replace(num_experts=8, experts_per_token=2)
 # (model, sequences): queries, keys and values; gate and up; biases and activations; one row.
 CASES = {
     "gated": (GATED, 8),
@@ -30,6 +31,8 @@ CASES = {
     "one sequence": (GATED, 1),
     "two kinds of layers": (KINDS, 8),
     "latents": (LATENT, 8),
+    "experts": (EXPERTS, 8),
+    "a few of many experts": (EXPERTS.replace(num_experts=32), 2),
 }
 LAYERS, MATRIX_BYTES = 3, 512 * 512 * 2  # gate or up on one of two devices; q, k and v together
 

@@ -8,7 +8,7 @@ from parallax.analytic.kernels import gemm, passes
 from parallax.analytic.trace import Trace
 from parallax.hlo.execution_trace import Kernel, Loop, Send, Start, Step, Wait
 from parallax.parallel.experts import TILES_SCOPE
-from parallax.parallel.experts.chunks import chunk_tokens
+from parallax.parallel.experts.few_rows import Form
 from parallax.programs.communication import expected_routing
 
 _WIDE = 4
@@ -25,6 +25,9 @@ def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
     """Trace the router, the dispatch, the experts in chunks beside their exchange, the combine."""
     r, item = trace.residual, trace.item
     here = trace.config.num_experts // trace.split.count("expert")
+    form = trace.split.experts.form(trace.walk.expert_shape, trace.split.mesh_axes, here)
+    if form != "tiles":
+        return [*_few(trace, form, here), *_shared_mlp(trace)], {}
     unpacked = [step for name, (n, k) in _matrices(trace).items()
                 for step in trace.weights.unpacked(name, n, k, item, here)]  # fmt: skip
     matrices = _matrix_bytes(trace, dense=bool(unpacked))
@@ -41,6 +44,44 @@ def expert_mlp(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ...]]]:
         *_shared_mlp(trace),
     ]
     return steps, {"tile": _tile(trace), "expert": _expert(trace, here, matrices)}
+
+
+def _few(trace: Trace, form: Form, here: int) -> list[Step]:
+    """Trace the experts of a decoding step's few rows, in one product per matrix."""
+    part: Any = trace.split.experts
+    sends: list[Send] = trace.sends("experts")
+    shape, sizes = trace.walk.expert_shape, trace.split.mesh_axes
+    senders = math.prod(sizes[a] for a in part.exchange_axes)
+    rows, moved = shape.tokens * senders, bool(sends)
+    count = shape.tokens * shape.top_k if form == "chosen" else here
+    spread, r = count * rows * trace.config.d_model * float(trace.item), trace.residual
+
+    def products(reads_stream: bool) -> list[Step]:
+        steps: list[Step] = []
+        for name, (n, k) in trace.matrices("mlp", reads_stream=reads_stream).items():
+            unpacked = trace.weights.unpacked(name, n, k, trace.item, here)
+            steps += unpacked
+            if form == "chosen":
+                picked, of = float(count * n * k * trace.item), f"{name}.w"
+                stored = () if unpacked else (of,)
+                of = f"{name}.dense" if unpacked else of
+                steps += [Kernel(f"{name}.picked", ((of, picked),), picked, weights=stored),
+                          gemm(name, rows, n, k, trace.dtype, trace.item, batch=count,
+                               b=f"{name}.picked")]  # fmt: skip
+            else:
+                steps += trace.weights.multiplied(name, rows, n, k, trace.dtype, trace.item, here)
+        return steps
+
+    half = (len(sends) + 1) // 2
+    return [
+        *trace.product("router", trace.config.num_experts, trace.config.d_model),
+        *(passes(f"route {i}", r / 64, r / 64) for i in range(8 if moved else 4)),
+        *([passes("pack", 2 * r, 2 * r)] if moved else []),
+        *sends[:half],
+        passes("spread", r, spread), *products(True), _activated(trace, count * rows),
+        *products(False), *([passes("put", spread, r)] if moved else []), *sends[half:],
+        passes("combine", r if moved else spread, r),
+    ]  # fmt: skip
 
 
 def _shared_mlp(trace: Trace) -> list[Step]:
@@ -76,7 +117,7 @@ def expert_mlp_backward(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step,
     here = trace.config.num_experts // trace.split.count("expert")
     matrices = sum(n * k for n, k in _matrices(trace).values())
     part: Any = trace.split.experts
-    chunks, _ = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
+    chunks, _ = part.chunked(trace.walk.expert_shape, trace.split.mesh_axes)
     rows = r * trace.config.experts_per_token
     wide, cut = float(here * matrices * _WIDE), float(matrices * item)
     tiles = replace(_tiles(trace, here), name="tiles back", body="tile back")
@@ -139,7 +180,7 @@ def _matrix_bytes(trace: Trace, dense: bool) -> float:
 def _tile(trace: Trace) -> tuple[Step, ...]:
     """Trace one expert's products for one tile of rows: at most all those that arrive."""
     part: Any = trace.split.experts
-    _, each = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
+    _, each = part.chunked(trace.walk.expert_shape, trace.split.mesh_axes)
     here = trace.config.num_experts // trace.split.count("expert")
     senders = math.prod(trace.split.mesh_axes[a] for a in part.exchange_axes)
     arriving = each * min(trace.config.experts_per_token, here) * senders
@@ -181,7 +222,7 @@ def _tiles(trace: Trace, here: int) -> Loop:
 def _in_chunks(trace: Trace, experts: Loop, rows: float) -> list[Step]:
     """Trace the experts chunk by chunk, each beside the exchange of the next."""
     part: Any = trace.split.experts
-    chunks, _ = chunk_tokens(trace.walk.expert_shape.tokens, part.chunks)
+    chunks, _ = part.chunked(trace.walk.expert_shape, trace.split.mesh_axes)
     sends: list[Send] = trace.sends("experts")
     each = math.ceil(len(sends) / chunks) if sends else 0
     steps: list[Step] = [*sends[:each]]

@@ -83,24 +83,25 @@ class LayerWeights:
         return [Kernel(f"{name}.dense", stored, float(count * k * n * item), weights=(weight,))]
 
     def multiplied(
-        self, name: str, m: float, n: float, k: float, dtype: str, item: int
+        self, name: str, m: float, n: float, k: float, dtype: str, item: int, count: int = 1
     ) -> list[Kernel]:
-        """Trace the product [m, k] x [k, n] and the passes that its format needs."""
+        """Trace `count` products [m, k] x [k, n] at once, with the passes of their format."""
         form, first = self.form_of(name), self._first_reader(name)
         # q, k and v each read their rows; the MLP's matrices together read them once.
         x = f"{first if self.part_of(name) == 'mlp' else name}.x"
         if form is None:
-            return [gemm(name, m, n, k, dtype, item, a=x)]
-        packed = float(form.n_bytes(int(k), int(n)))
+            return [gemm(name, m, n, k, dtype, item, a=x, batch=count)]
+        packed = float(count * form.n_bytes(int(k), int(n)))
         if form.activation_bits:
-            rows, out = float(m * k), float(m * n)
+            rows, out = float(count * m * k), float(count * m * n)
             a = f"{first}.s8"
             rounded = [] if first != name else [passes(a, rows * item, rows, x)]
-            product = gemm(name, m, n, k, "s8", 1, a=a, b_bytes=packed, out_item=_WIDE)
+            product = gemm(name, m, n, k, "s8", 1, a=a, b_bytes=packed, out_item=_WIDE,
+                           batch=count)  # fmt: skip
             return [*rounded, product, passes(f"{name}.scaled", out * _WIDE, out * item, name)]
         if self.stored.unpacking == "kernel":
-            return [gemm(name, m, n, k, dtype, item, a=x, b_bytes=packed)]
-        return [gemm(name, m, n, k, dtype, item, a=x, b=f"{name}.dense")]
+            return [gemm(name, m, n, k, dtype, item, a=x, b_bytes=packed, batch=count)]
+        return [gemm(name, m, n, k, dtype, item, a=x, b=f"{name}.dense", batch=count)]
 
     def _first_reader(self, name: str) -> str:
         """Return the first product that reads the same rows as this one, possibly itself."""

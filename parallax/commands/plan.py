@@ -59,7 +59,7 @@ def plan(
       objective: "tps", "tpot" (of serving alone) or "energy".
       max_tpot_s: the largest time per output token, in seconds; slower candidates are left out.
       compile_top: the number of best candidates to compile; 0 ranks by the analytical model alone;
-        None is 5, in training 1.
+        None is 3, in training 1.
       dtype: the dtype of parameters and activations; None is the model's own.
       compression: formats the matrices may be stored in, such as "int8,int8+2:4", or several to
         try; "none" is the model as it is. A compressed model computes another function.

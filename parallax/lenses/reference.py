@@ -51,7 +51,9 @@ class Plain(Local):
 class EveryExpert(LocalExperts):
     """The textbook's experts: every expert runs on every token, and the gates select outputs."""
 
-    def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
+    def run(
+        self, x_TD, routing, weights, *, num_experts, expert_axes, platform, decodes=False
+    ):  # fmt: skip
         up_TEF = _plus(jnp.einsum("td,edf->tef", x_TD, weights.up_eDF), weights.up_bias_eF)
         gate_TEF = None
         if weights.gate_eDF is not None:

@@ -85,7 +85,7 @@ class Moe(nnx.Module):
         y_TD, dropped = split.experts.run(
             x_TD, routing, self._weights(split),
             num_experts=config.num_experts, expert_axes=split.over("expert"),
-            platform=split.platform,
+            platform=split.platform, decodes=split.decodes,
         )  # fmt: skip
         stats = router_stats(
             logits_TE, routing, dropped, rule=self.rule, choice_bias_E=choice_bias_E

@@ -17,7 +17,7 @@ FIRST_LAYERS = "first_layers"  # the member of a model that holds its dense firs
 SHARED = "shared"  # the member of a mixture of experts that every token passes
 
 # Of all layers, on each of 16 or more virtual devices, in float64 and with gradients.
-_LAPTOP_PARAMETERS = 8e6
+_LAPTOP_PARAMETERS = 4e6
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
 
 
 def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
-    """Return a model with as many of its layers as a laptop holds on many virtual devices.
+    """Return a model with as many of its layers as a laptop runs on many virtual devices.
 
-    Where so few layers as stages need are too many, experts are narrower.
+    These are at least two. Where so few layers as stages need are too many, experts are narrower.
 
     Args:
       config: a model of small width.
@@ -123,9 +123,9 @@ def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
     each = sum(p.size for p in layer_parameters(config))
     unit = stages * len(config.kinds)
     if config.num_experts and unit * each > _LAPTOP_PARAMETERS:
-        config = config.replace(d_ff=math.gcd(config.d_ff, 32))
+        config = config.replace(d_ff=math.gcd(config.d_ff, 16))
         each = sum(p.size for p in layer_parameters(config))
-    fitting = max(1, int(_LAPTOP_PARAMETERS // each) // unit) * unit
+    fitting = max(-(-2 // unit), int(_LAPTOP_PARAMETERS // each) // unit) * unit
     layers = fitting + (config.num_layers - config.dense_layers) % unit + config.dense_layers
     return config if layers >= config.num_layers else config.replace(num_layers=layers)
 

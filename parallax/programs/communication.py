@@ -7,13 +7,14 @@ training step's are in `train_communication`.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from parallax.bounds import Transfer
 from parallax.models.config import ModelConfig
 from parallax.parallel.experts import TILES_SCOPE, Platform
-from parallax.parallel.experts.chunks import chunk_tokens
+from parallax.parallel.experts.few_rows import PICKED_PASSES, Form
 from parallax.programs.decoding import Decoder
 from parallax.programs.first_layers import add_first_layers
 from parallax.programs.pass_shape import PassShape
@@ -65,6 +66,15 @@ def decode_transfers(decoder: Decoder, *, platform: Platform = "gpu") -> tuple[T
     return tuple(shape.transfers)
 
 
+_RUNS: Mapping[Form, str] = {
+    "tiles": "FLOPs of experts and bytes of ragged exchanges follow. Experts run in tiles of rows",
+    "every": "one product per matrix reads all experts on a device once, and multiplies each by "
+    "all rows",
+    "chosen": "one product per matrix multiplies only the experts that tokens choose, whose "
+    f"weights are picked (moved {PICKED_PASSES} times), by all rows",
+}
+
+
 @dataclass(frozen=True)
 class ExpectedRouting:
     """The data-dependent figures of a program with experts under uniform routing (tag: derived).
@@ -72,21 +82,23 @@ class ExpectedRouting:
     Attributes:
       trips: named scope of a loop over tiles -> its trip count.
       sent: mesh axes of a ragged exchange -> share of its buffer that leaves a device.
-      utilisation: share of the rows in experts' tiles that are tokens.
+      utilisation: share of the rows that experts multiply that are their tokens.
       exchange: the exchange by which tokens reach their experts in this program; "" if none.
+      form: how experts run.
     """
 
     trips: dict[str, float]
     sent: dict[tuple[str, ...], float]
     utilisation: float
     exchange: str
+    form: Form
 
     @property
     def note(self) -> str:
         """The note for a report, in one line."""
         said = (
-            "every expert is chosen as often (derived): FLOPs of experts and bytes of ragged "
-            f"exchanges follow, and {100 * self.utilisation:.3g} % of the rows in tiles are tokens"
+            f"every expert is chosen as often (derived): {_RUNS[self.form]}, of which "
+            f"{100 * self.utilisation:.3g} % are its tokens"
         )
         if self.exchange:
             said += f"; rows travel by a {self.exchange} exchange"
@@ -110,7 +122,10 @@ def expected_routing(
     shape = PassShape(config, strategy, workload, "gpu", decoder)
     part: Any = strategy.experts
     sizes = strategy.mesh_axes
-    trips: dict[str, float] = {TILES_SCOPE: part.tiles(shape.expert_shape, sizes)}
+    experts = shape.expert_shape
+    form: Form = part.form(experts, sizes, config.num_experts // shape.split.count("expert"))
+    tiles = part.tiles(experts, sizes)
+    trips: dict[str, float] = {TILES_SCOPE: tiles} if form == "tiles" else {}
     sent: dict[tuple[str, ...], float] = {}
     if getattr(part, "exchange", "") == "ragged":
         dense = dataclasses.replace(part, exchange="dense")
@@ -120,12 +135,13 @@ def expected_routing(
                 devices = math.prod(sizes[a] for a in t.axes)
                 buffer = buffers[t.role, t.axes].wire_bytes * devices / (devices - 1)
                 sent[t.axes] = t.wire_bytes / buffer
-    experts = shape.expert_shape
-    _, each = chunk_tokens(experts.tokens, part.chunks)
+    _, each = part.chunked(experts, sizes)
     senders = math.prod(sizes[a] for a in part.exchange_axes)
     rows = each * experts.top_k * senders / experts.num_experts
+    multiplied = tiles * part.tile if form == "tiles" else each * senders
+    used = 1 / each if form == "chosen" else rows / multiplied
     exchange = part.compiled_exchange("gpu") if part.exchange_axes else ""
-    return ExpectedRouting(trips, sent, rows / (trips[TILES_SCOPE] * part.tile), exchange)
+    return ExpectedRouting(trips, sent, used, exchange, form)
 
 
 def kv_cache_bytes(config: ModelConfig, workload: Workload, devices: int, copies: int = 1) -> float:

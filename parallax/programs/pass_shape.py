@@ -114,6 +114,7 @@ class PassShape:
             num_experts=self.config.num_experts,
             item_bytes=self.item,
             gate_bytes=self.wide,
+            decodes=self.decoder is not None,
         )
 
     def run_as(self, runs: Runs) -> None:

@@ -14,7 +14,7 @@ from parallax.requests.option import Request, option
 Objective = Literal["tps", "tpot", "energy"]
 PlanPhase = Literal["serve", "train"]
 # The best candidates compiled where nothing else is asked for. A training step takes longer.
-COMPILED: Mapping[PlanPhase, int] = {"serve": 5, "train": 1}
+COMPILED: Mapping[PlanPhase, int] = {"serve": 3, "train": 1}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PlanRequest(Request):
     )  # fmt: skip
     compile_top: int | None = option(
         None,
-        "Number of the best candidates to compile and rank again. Unset: 5, in training 1.",
+        "Number of the best candidates to compile and rank again. Unset: 3, in training 1.",
         "whole",
         at_least=0,
     )

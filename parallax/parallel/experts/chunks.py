@@ -24,6 +24,7 @@ class ExpertShape:
       num_experts: experts in the layer.
       item_bytes: bytes per element of a row.
       gate_bytes: bytes per gate: 4, or 8 in float64.
+      decodes: whether this is a decoding step's call.
     """
 
     tokens: int
@@ -32,6 +33,7 @@ class ExpertShape:
     num_experts: int
     item_bytes: int
     gate_bytes: int = 4
+    decodes: bool = False
 
 
 def chunk_tokens(tokens: int, chunks: int) -> tuple[int, int]:

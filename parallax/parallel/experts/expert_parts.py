@@ -24,6 +24,7 @@ from parallax.parallel.experts.exchange import (
     Platform,
     compiled_as,
 )
+from parallax.parallel.experts.few_rows import Form, are_few, experts_of_few, form_of_few
 from parallax.parallel.experts.flat_exchange import (
     Setting,
     flat_exchange,
@@ -58,6 +59,7 @@ class ExpertPart(Protocol):
         num_experts: int,
         expert_axes: tuple[str, ...],
         platform: Platform,
+        decodes: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Run this device's tokens through their experts.
 
@@ -68,6 +70,7 @@ class ExpertPart(Protocol):
           num_experts: E.
           expert_axes: mesh axes that split the experts, major first.
           platform: the platform that the program is compiled for.
+          decodes: whether this is a decoding step, without gradients: see `form`.
 
         Returns:
           ([T, D] in x's dtype, choices that this device dropped, int32). The first is a partial sum
@@ -79,8 +82,16 @@ class ExpertPart(Protocol):
         """
         ...
 
+    def form(self, shape: ExpertShape, sizes: Mapping[str, int], here: int) -> Form:
+        """Return how a device's `here` experts run: in tiles, or a decoding step's few rows."""
+        ...
+
+    def chunked(self, shape: ExpertShape, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """Return the chunks of a device's tokens, and the tokens of each."""
+        ...
+
     def tiles(self, shape: ExpertShape, sizes: Mapping[str, int]) -> int:
-        """Return the tiles per expert and chunk under uniform routing."""
+        """Return the tiles per expert and chunk under uniform routing, where they run in tiles."""
         ...
 
     def transfers(
@@ -124,13 +135,18 @@ class LocalExperts:
     def exchange_axes(self) -> tuple[str, ...]:
         return ()
 
-    def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
+    def run(
+        self, x_TD, routing, weights, *, num_experts, expert_axes, platform, decodes=False
+    ):  # fmt: skip
         devices = lax.axis_size(expert_axes) if expert_axes else 1
         here = _check_weights(self, weights, num_experts, devices)
         dropped = routing.ids_Tk.min(initial=0) * 0
         x_TD, routing, weights = _vary_alike(x_TD, routing, weights, expert_axes)
         tokens, top_k = routing.ids_Tk.shape
         first = lax.axis_index(expert_axes).astype(jnp.int32) * here if expert_axes else 0
+        if decodes and are_few(tokens, self.tile):
+            ids_Tk, form = routing.ids_Tk - first, form_of_few(tokens, top_k, here)
+            return experts_of_few(x_TD, ids_Tk, routing.gates_Tk, weights, form), dropped
         n, each = chunk_tokens(tokens, self.chunks)
         places = capacity(each, top_k, here, 1)
         frozen, sink = gradient_sink(weights)
@@ -148,8 +164,16 @@ class LocalExperts:
         )
         return join(lax.map(chunk, inputs), tokens), dropped
 
+    def form(self, shape, sizes, here):
+        few = shape.decodes and are_few(shape.tokens, self.tile)
+        return form_of_few(shape.tokens, shape.top_k, here) if few else "tiles"
+
+    def chunked(self, shape, sizes):
+        few = shape.decodes and are_few(shape.tokens, self.tile)
+        return chunk_tokens(shape.tokens, 1 if few else self.chunks)
+
     def tiles(self, shape, sizes):
-        return _tiles(self, shape, 1)
+        return _tiles(self, shape, sizes)
 
     def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         return ()
@@ -233,7 +257,9 @@ class ExchangeExperts:
         """Return the exchange that a platform really compiles, in words for a report."""
         return compiled_as(self.exchange, platform)
 
-    def run(self, x_TD, routing, weights, *, num_experts, expert_axes, platform):
+    def run(
+        self, x_TD, routing, weights, *, num_experts, expert_axes, platform, decodes=False
+    ):  # fmt: skip
         if tuple(expert_axes) != self.exchange_axes:
             raise ValueError(
                 f"{self}: tokens travel over mesh axes {self.exchange_axes}, but the experts are "
@@ -242,14 +268,22 @@ class ExchangeExperts:
         _check_weights(self, weights, num_experts, lax.axis_size(self.exchange_axes))
         x_TD, routing, weights = _vary_alike(x_TD, routing, weights, self.exchange_axes)
         exchange = node_exchange if self.node_aware else flat_exchange
-        return exchange(self._setting(platform), x_TD, routing, weights, num_experts)
+        few = decodes and are_few(len(x_TD), self.tile, lax.axis_size(self.exchange_axes))
+        return exchange(self._setting(platform, few), x_TD, routing, weights, num_experts)
+
+    def form(self, shape, sizes, here):
+        return "every" if self._are_few(shape, sizes) else "tiles"
+
+    def chunked(self, shape, sizes):
+        return chunk_tokens(shape.tokens, 1 if self._are_few(shape, sizes) else self.chunks)
 
     def tiles(self, shape, sizes):
-        return _tiles(self, shape, devices_of(self.exchange_axes, sizes))
+        return _tiles(self, shape, sizes)
 
     def transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         closed_form = node_transfers if self.node_aware else flat_transfers
-        return closed_form(self._setting(platform), shape, sizes, calls)
+        setting = self._setting(platform, self._are_few(shape, sizes))
+        return closed_form(setting, shape, sizes, calls)
 
     def recompute_transfers(self, shape, sizes, calls, platform: Platform = "gpu"):
         forward = self.transfers(shape, sizes, calls, platform)
@@ -299,14 +333,23 @@ class ExchangeExperts:
         derive = node_bytes if self.node_aware else flat_bytes
         return derive(self.exchange_axes, shape, sizes, ids_Tk)
 
-    def _setting(self, platform: Platform) -> Setting:
-        compiled = self.compiled_exchange(platform)
-        return Setting(self.exchange_axes, compiled, self.capacity_factor, self.chunks, self.tile)
+    def _are_few(self, shape: ExpertShape, sizes: Mapping[str, int]) -> bool:
+        senders = devices_of(self.exchange_axes, sizes)
+        return shape.decodes and are_few(shape.tokens, self.tile, senders)
+
+    def _setting(self, platform: Platform, few: bool) -> Setting:
+        # Every chunk would read all weights again.
+        chunks = 1 if few else self.chunks
+        return Setting(
+            self.exchange_axes, self.compiled_exchange(platform), self.capacity_factor, chunks,
+            self.tile, few,
+        )  # fmt: skip
 
 
-def _tiles(part, shape: ExpertShape, senders: int) -> int:
+def _tiles(part, shape: ExpertShape, sizes: Mapping[str, int]) -> int:
     """Return the whole tiles of the rows that one expert gets from all senders' chunks."""
-    _, each = chunk_tokens(shape.tokens, part.chunks)
+    _, each = part.chunked(shape, sizes)
+    senders = devices_of(part.exchange_axes, sizes)
     return math.ceil(each * shape.top_k * senders / shape.num_experts / part.tile)
 
 

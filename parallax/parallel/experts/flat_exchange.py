@@ -20,19 +20,24 @@ from parallax.parallel.experts.dispatch import (
     pack,
 )
 from parallax.parallel.experts.exchange import CompiledAs, Rows, exchange_blocks
+from parallax.parallel.experts.few_rows import rows_of_few
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink, grouped_mlp
 from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
 
 
 class Setting(NamedTuple):
-    """The settings of an exchange: mesh axes, compiled kind, capacity factor, chunks and tile."""
+    """The settings of an exchange: mesh axes, compiled kind, capacity factor, chunks and tile.
+
+    Rows run in tiles, or where there are `few`, all in one product per matrix.
+    """
 
     axes: tuple[str, ...]
     compiled: CompiledAs
     capacity_factor: float | None
     chunks: int
     tile: int
+    few: bool = False
 
 
 def flat_exchange(
@@ -61,6 +66,8 @@ def flat_exchange(
             return Rows(pack(x_tD, to), sent, received)
 
     def experts(rows_PCD, arriving_Pe):
+        if setting.few:
+            return run_few(rows_PCD, arriving_Pe, weights, each * devices)
         return run_experts(rows_PCD, arriving_Pe, frozen, sink, setting.tile)
 
     def home(rows_PCD, chunk):
@@ -97,6 +104,15 @@ def run_experts(
     flat = rows_PCD.reshape(-1, rows_PCD.shape[-1])
     y, _ = grouped_mlp(flat, expert_PC.reshape(-1), weights, tile=tile, sink=sink)
     return y.reshape(rows_PCD.shape)
+
+
+def run_few(
+    rows_PCD: jax.Array, arriving_Pe: jax.Array, weights: ExpertWeights, most: int
+) -> jax.Array:
+    """Run rows as `run_experts` does, of which no expert has more than `most`, by `rows_of_few`."""
+    expert_PC = experts_of_rows(arriving_Pe, rows_PCD.shape[1])
+    flat = rows_PCD.reshape(-1, rows_PCD.shape[-1])
+    return rows_of_few(flat, expert_PC.reshape(-1), weights, most).reshape(rows_PCD.shape)
 
 
 def flat_transfers(setting: Setting, shape: ExpertShape, sizes, calls: int) -> tuple[Transfer, ...]:

@@ -9,6 +9,7 @@ share, if it is split).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from parallax.parallel.gates import gated
 from parallax.parallel.varying import vary_alike, vary_over, varying_axes
 
 SCOPE = "expert_tiles"
+# (rows, matrices, biases or None) -> their product
+Times = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 @functools.partial(
@@ -54,6 +57,18 @@ class ExpertWeights:
     def hidden(self, up: jax.Array, gate: jax.Array | None) -> jax.Array:
         """Return the hidden activations, from products with their biases."""
         return jax.nn.gelu(up) if gate is None else gated(up, gate, self.kind, self.limit)
+
+    def mlp(self, x: jax.Array, times: Times) -> jax.Array:
+        """Run rows through the MLP of their experts, with `times` as the product."""
+        gate = None
+        if self.gate_eDF is not None:
+            gate = times(x, self.gate_eDF, self.gate_bias_eF)
+        hidden = self.hidden(times(x, self.up_eDF, self.up_bias_eF), gate)
+        return times(hidden, self.down_eFD, self.down_bias_eD)
+
+    def of(self, ids_R: jax.Array) -> "ExpertWeights":
+        """Return the weights of these experts, one after another."""
+        return jax.tree.map(lambda w: jnp.take(w, ids_R, axis=0, mode="clip"), self)
 
 
 def grouped_mlp(

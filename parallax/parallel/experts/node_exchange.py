@@ -27,7 +27,7 @@ from parallax.parallel.experts.chunks import (
 )
 from parallax.parallel.experts.dispatch import Offsets, combine, offsets, pack, unpack
 from parallax.parallel.experts.exchange import Rows, exchange_blocks, exchange_rows
-from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_experts
+from parallax.parallel.experts.flat_exchange import Setting, row_transfer, run_experts, run_few
 from parallax.parallel.experts.grouped_mlp import ExpertWeights, gradient_sink
 from parallax.parallel.experts.pipeline import Stage, exchanges, pipelined
 from parallax.parallel.experts.routing import Routing
@@ -125,6 +125,8 @@ def node_exchange(
             return inside(pack(rows_MD, to), sent, received)
 
     def experts(rows_RCD, chunk):
+        if setting.few:
+            return run_few(rows_RCD, chunk[-1], weights, each * nodes * ranks)
         return run_experts(rows_RCD, chunk[-1], frozen, sink, setting.tile)
 
     def to_relay(rows_RCD, chunk):

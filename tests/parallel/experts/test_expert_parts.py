@@ -111,6 +111,23 @@ def test_equals_the_textbook(name):
     assert max(errors) <= LIMIT, errors
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["one expert gets everything", "node-aware, ragged, four nodes, F over tensor",
+     "local, whole experts over tensor"],
+)  # fmt: skip
+def test_a_step_of_few_rows_equals_the_textbook(name):
+    part, axes, top_k, experts, gated, more, bias = CASES[name]
+    part, how = dataclasses.replace(part, tile=TOKENS), {"kind": "clamped", "biases": True}
+    run = sharded(
+        part, axes, top_k=top_k, experts=experts, gated=gated, decodes=True, **more, **how
+    )
+    args = inputs(experts, gated, bias, **how)
+    found, dropped = jax.jit(run)(*args, None)
+    assert max(distance(found, mixture(*args, top_k))) <= LIMIT
+    assert dropped == 0
+
+
 def test_one_device_and_no_mesh_at_all():
     args, d_out = inputs(4, True, None), draw(TOKENS, WIDTH, seed=2)
 

@@ -81,7 +81,7 @@ def mesh_of(axes):
 
 def sharded(
     part, axes, *, top_k, experts, gated, tokens=None, over=None, mlp=None, kind="silu",
-    biases=False,
+    biases=False, decodes=False,
 ) -> Any:  # fmt: skip
     """(x, logits, weights, fixed_ids ids or None) -> ([T, D], dropped), by a part on a mesh.
 
@@ -100,8 +100,9 @@ def sharded(
             once = UNSPLIT.once(weights.down_bias_eD, (mlp,) if mlp else ())
             weights = dataclasses.replace(weights, down_bias_eD=once)
         y, dropped = part.run(
-            x, routing, weights, num_experts=experts, expert_axes=over, platform="cpu"
-        )
+            x, routing, weights, num_experts=experts, expert_axes=over, platform="cpu",
+            decodes=decodes,
+        )  # fmt: skip
         partial = tuple(a for a in axes if a in varying_axes(y) and a not in tokens)
         dropped = lax.psum(dropped, tokens) if tokens else dropped
         return lax.psum(y, partial) if partial else y, dropped
