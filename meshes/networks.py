@@ -30,7 +30,7 @@ NETWORKS = {
         Network("infiniband_ndr", "NDR InfiniBand, 400 Gb/s a GPU", 50e9),
         Network(
             "infiniband_ndr_slow",
-            "the same, of which an all-reduce reaches 40 % (a setup that its owner doubts)",
+            "NDR InfiniBand whose all-reduce reaches 40 % of that (a setup its owner doubts)",
             50e9,
         ),
         Network("roce", "RoCE, 400 Gb/s a GPU (GKE A4 High)", 50e9),

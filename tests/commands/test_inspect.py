@@ -31,6 +31,15 @@ def test_another_cluster_and_rates_change_the_time_only():
     assert fast.gemm_flops == slow.gemm_flops
 
 
+def test_a_named_network_is_measured_and_takes_its_own_time():
+    plain = inspect_text(TEXT)
+    named = inspect_text(TEXT, network="efa_400")
+    assert named.cluster.name == "h100_2x8@efa_400"
+    assert (plain.unvalidated, named.unvalidated) == ("time between nodes", "")
+    assert named.cost.seconds > 2 * plain.cost.seconds
+    assert inspect_text(TEXT, cluster="h100_2x8@efa_400").cost == named.cost
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "says"),
     [
@@ -39,6 +48,7 @@ def test_another_cluster_and_rates_change_the_time_only():
         (TEXT, {"cluster": "h100_4x8"}, "runs on 16 devices, cluster h100_4x8 has 32"),
         (TEXT, {"mesh": "data=4"}, "compiled for 16 partitions"),
         (TEXT, {"cluster": "abacus"}, "unknown cluster"),
+        (TEXT, {"network": "string"}, "unknown network 'string'. Use one of: efa"),
     ],
 )
 def test_what_is_not_understood_is_refused(text, changes, says):
