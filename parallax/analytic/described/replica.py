@@ -27,7 +27,7 @@ from parallax.models.parameters import Parameter, layer_parameters
 _HLO = {"bfloat16": "bf16", "float16": "f16"}
 # Largest array that the all-reduce over peer memory takes, in vLLM and SGLang; NCCL's beyond.
 _ONE_SHOT_BYTES = 8 * 2**20
-_SHARDED = {"heads", "mlp", "vocab"}
+_SHARDED = {"heads", "kv_heads", "mlp", "vocab"}
 _STREAM_PASSES = 8  # of T x D per layer: two norms read and written, two sums read twice, written
 
 
@@ -208,7 +208,7 @@ def products(config: ModelConfig, tensor: int) -> tuple[Product, ...]:
     for p in layer_parameters(config):
         if not p.inputs:
             continue
-        k, n, count = p.matrices(_shard(p, config, tensor))
+        k, n, count = p.matrices(_shard(p, tensor))
         name = p.path[:-1] if p.reads_stream and p.part is not None else p.path
         before = joined[name].n if name in joined else 0
         is_expert = "expert" in p.axes
@@ -221,18 +221,16 @@ def products(config: ModelConfig, tensor: int) -> tuple[Product, ...]:
 def layer_bytes(config: ModelConfig, tensor: int) -> float:
     """Return the bytes of a layer's parameters on one device."""
     return float(sum(
-        math.prod(_shard(p, config, tensor)) * config.item_bytes for p in layer_parameters(config)
+        math.prod(_shard(p, tensor)) * config.item_bytes for p in layer_parameters(config)
     ))  # fmt: skip
 
 
-def _shard(p: Parameter, config: ModelConfig, tensor: int) -> tuple[int, ...]:
+def _shard(p: Parameter, tensor: int) -> tuple[int, ...]:
     shape = []
     for size, axis in zip(p.shape, p.axes, strict=True):
         names = {axis} if isinstance(axis, str) else set(axis or ())
-        by = tensor if names & _SHARDED else 1
-        if "kv_heads" in names:
-            by = min(tensor, config.num_kv_heads)
-        shape.append(math.ceil(size / by))
+        # At least one head of keys: fewer than devices are replicated.
+        shape.append(math.ceil(size / tensor) if names & _SHARDED else size)
     return tuple(shape)
 
 
