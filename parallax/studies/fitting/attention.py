@@ -1,7 +1,7 @@
 """The fit of fused attention: prompts, decoding steps, and the backward pass, per GPU."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -30,6 +30,7 @@ WIDTHS = ("64", "128", "192", "256")
 _WIDEST = "512"
 # Attention 512 wide reaches this share of 256's FLOP/s in FlashAttention 4 on Hopper (published).
 _WIDEST_SHARE = 0.49
+_BACKWARD_PRODUCTS = 5 / 2  # over a forward pass's
 
 
 def prompts(gpu: str) -> list[MeasuredAttention]:
@@ -93,7 +94,7 @@ def _calls(rows: Sequence[MeasuredAttention]) -> Calls:
 def fit_attention(
     gpu: Gpu, memory: float, prefill: Sequence[MeasuredAttention],
     decode: Sequence[MeasuredAttention], widest: Sequence[MeasuredAttention],
-    backward: TileRates,
+    backward: float,
 ) -> AttentionRates:  # fmt: skip
     """Fit the constants of one GPU.
 
@@ -101,7 +102,7 @@ def fit_attention(
       gpu: the GPU.
       memory: bytes of a copy per second.
       prefill, decode, widest: rows of prompts, of decoding steps, and of steps in the widest heads.
-      backward: the backward pass's rates over those of the forward pass, see `fit_backward`.
+      backward: the backward pass's FLOP/s over those of the forward pass.
     """
     kernel, rows, packs, splits = KERNELS[gpu.name]
     rates = AttentionRates(
@@ -109,18 +110,15 @@ def fit_attention(
         {}, {}, {},
     )  # fmt: skip
     rates = _fit_forward(rates, gpu, memory, prefill)
-    rates = dataclasses.replace(
-        rates,
-        backward={w: _scaled(r, backward.flops_per_s, backward.tile_s)
-                  for w, r in rates.forward.items()},
-    )  # fmt: skip
+    behind = {w: _rounded(r) for w, r in _backward(rates.forward, backward).items()}
+    rates = dataclasses.replace(rates, backward=behind)
     usual = fit_decode(gpu, memory, decode, splits)
     wide = fit_decode(gpu, memory, widest, splits, usual) if widest else usual
     return dataclasses.replace(rates, decode={WIDTHS[-1]: usual, _WIDEST: wide})
 
 
-def _scaled(rates: TileRates, flops: float, tile: float) -> TileRates:
-    return TileRates(float(f"{rates.flops_per_s * flops:.4g}"), float(f"{rates.tile_s * tile:.4g}"))
+def _rounded(rates: TileRates) -> TileRates:
+    return TileRates(float(f"{rates.flops_per_s:.4g}"), float(f"{rates.tile_s:.4g}"))
 
 
 def _fit_forward(
@@ -159,11 +157,11 @@ def _fit_forward(
 def _all_widths(fitted: dict[str, TileRates]) -> dict[str, TileRates]:
     """Add the widths without measurements: the next narrower one's FLOP/s, and a share at 64."""
     first = fitted[min(fitted, key=int)]
-    made, last = {}, _scaled(first, 0.8, 1.0)
+    made, last = {}, _rounded(_faster(first, 0.8, 1.0))
     for width in WIDTHS:
         last = fitted.get(width, last)
         made[width] = last
-    return made | {_WIDEST: _scaled(last, _WIDEST_SHARE, 1.0)}
+    return made | {_WIDEST: _rounded(_faster(last, _WIDEST_SHARE, 1.0))}
 
 
 def fit_decode(
@@ -209,37 +207,41 @@ def _no_faster(
     return 1.1 * than, than, 20 * high
 
 
-def fit_backward(
+def fit_training(
     rates: AttentionRates, gpu: Gpu, memory: float, rows: Sequence[MeasuredAttention]
-) -> tuple[TileRates, TileRates]:
-    """Fit by which factors training's passes differ from the rates of prompts' forward passes.
+) -> tuple[float, float]:
+    """Fit by which factors training's forward and backward FLOP/s differ from prompts'.
+
+    Only rows of one sequence count: those of two are in 8 or 16 bits, and do not say which.
 
     Args:
       rates: rates whose forward passes are those of prompts.
       gpu, memory: as in `fit_attention`.
       rows: measured passes of training.
-
-    Returns:
-      The factors of FLOP/s and of the seconds per tile, for forward and for backward passes.
     """
+    rows = [r for r in rows if r.batch == 1]
     groups, measured = _alike(rows), np.array([r.seconds for r in rows])
-    bounds = {"forward": (1.1, 0.5, 1.5), "backward": (0.8, 0.2, 1.5), "tile": (2.0, 0.1, 20.0)}
 
     def times(values: dict[str, float]) -> np.ndarray:
-        passes = TileRates(values["forward"], 1.0), TileRates(values["backward"], values["tile"])
-        tried, found = in_training(rates, *passes), np.empty(len(rows))
+        tried, found = in_training(rates, **values), np.empty(len(rows))
         for index, calls, row in groups:
             found[index] = _times(tried, gpu, memory, calls, row)
         return found
 
-    values = fit(bounds, times, measured)
-    return TileRates(values["forward"], 1.0), TileRates(values["backward"], values["tile"])
+    values = fit({"forward": (1.1, 0.5, 1.5), "backward": (0.8, 0.2, 1.5)}, times, measured)
+    return values["forward"], values["backward"]
 
 
-def in_training(rates: AttentionRates, forward: TileRates, backward: TileRates) -> AttentionRates:
-    """Return the rates of training's passes, from factors as `fit_backward` returns them."""
-    passes = [
-        {w: TileRates(r.flops_per_s * f.flops_per_s, r.tile_s * f.tile_s)
-         for w, r in rates.forward.items()} for f in (forward, backward)
-    ]  # fmt: skip
-    return dataclasses.replace(rates, forward=passes[0], backward=passes[1])
+def in_training(rates: AttentionRates, forward: float, backward: float) -> AttentionRates:
+    """Return the rates of training's passes, from factors as `fit_training` returns them."""
+    ahead = {w: _faster(r, forward, 1.0) for w, r in rates.forward.items()}
+    return dataclasses.replace(rates, forward=ahead, backward=_backward(rates.forward, backward))
+
+
+def _backward(forward: Mapping[str, TileRates], faster: float) -> dict[str, TileRates]:
+    """Return the backward passes' rates, whose tiles wait longer as they have more products."""
+    return {w: _faster(r, faster, _BACKWARD_PRODUCTS) for w, r in forward.items()}
+
+
+def _faster(rates: TileRates, flops: float, tile: float) -> TileRates:
+    return TileRates(rates.flops_per_s * flops, rates.tile_s * tile)

@@ -15,7 +15,7 @@ from parallax.studies.fitting import attention as attention_fit
 from parallax.studies.fitting import experts as experts_fit
 from parallax.studies.fitting import products as products_fit
 from parallax.studies.fitting.robust import held_out, quantiles
-from parallax.cost.attention import AttentionRates, TileRates
+from parallax.cost.attention import AttentionRates
 from parallax.cost.experts import ExpertRates
 from parallax.cost.rates import Spread
 from parallax.meshes.gpus import GPUS, Gpu
@@ -50,28 +50,27 @@ TERMS = {
 }
 @functools.cache
 def attention_of(name: str) -> AttentionRates:
-    """Fit the attention of a GPU to all its rows, the backward pass by training's factor."""
+    """Fit the attention of a GPU to all its rows.
+
+    Backward passes were measured on GB200 alone: other GPUs' are as much slower than their forward
+    ones as cuDNN's are there.
+    """
+    forward, backward = _training_factors(attention_fit.training())
     gpu, memory = GPUS[name], MEMORY[name]
     return attention_fit.fit_attention(
         gpu, memory, attention_fit.prompts(name), attention_fit.steps(name),
-        attention_fit.steps(name, widest=True), training_factors()[1],
+        attention_fit.steps(name, widest=True), backward / (1 if name == "b200" else forward),
     )  # fmt: skip
 
 
-@functools.cache
-def training_factors() -> tuple[TileRates, TileRates]:
-    """Fit training's passes over prompts' forward passes, see `attention.fit_backward`."""
-    return _factors(attention_fit.training())
-
-
-def _factors(rows: list) -> tuple[TileRates, TileRates]:
-    return attention_fit.fit_backward(_b200_forward(), GPUS["b200"], MEMORY["b200"], rows)
+def _training_factors(rows: list) -> tuple[float, float]:
+    return attention_fit.fit_training(_b200_forward(), GPUS["b200"], MEMORY["b200"], rows)
 
 
 @functools.cache
 def _b200_forward() -> AttentionRates:
     rows = attention_fit.prompts("b200"), attention_fit.steps("b200")
-    return attention_fit.fit_attention(GPUS["b200"], MEMORY["b200"], *rows, [], TileRates(1.0, 1.0))
+    return attention_fit.fit_attention(GPUS["b200"], MEMORY["b200"], *rows, [], 1.0)
 
 
 def experts_of(name: str) -> ExpertRates:
@@ -126,17 +125,17 @@ def _training_term() -> HeldOut:
     rows = attention_fit.training()
     b200 = GPUS["b200"], MEMORY["b200"]
 
-    def predict(factors: tuple[TileRates, TileRates], out: list) -> np.ndarray:
+    def predict(factors: tuple[float, float], out: list) -> np.ndarray:
         rates = attention_fit.in_training(_b200_forward(), *factors)
         return attention_fit.predicted(rates, *b200, out)
 
-    modelled = _out(rows, _factors, predict)
+    modelled = _out(rows, _training_factors, predict)
     return _term("attention in training", "b200", rows, modelled,
                  lambda r: "backward" if r.backward else "forward")  # fmt: skip
 
 
 def _attention_terms(name: str, gpu: Gpu) -> Iterator[HeldOut]:
-    memory, one = MEMORY[name], TileRates(1.0, 1.0)
+    memory = MEMORY[name]
     prompts, steps = attention_fit.prompts(name), attention_fit.steps(name)
     few = steps[:1]
 
@@ -144,7 +143,7 @@ def _attention_terms(name: str, gpu: Gpu) -> Iterator[HeldOut]:
         return attention_fit.predicted(rates, gpu, memory, rows)
 
     modelled = _out(
-        prompts, lambda r: attention_fit.fit_attention(gpu, memory, r, few, [], one), predict
+        prompts, lambda r: attention_fit.fit_attention(gpu, memory, r, few, [], 1.0), predict
     )
     yield _term("attention of prompts", name, prompts, modelled,
                 lambda r: "q_len < 1024" if r.q_len < 1024 else "q_len >= 1024")  # fmt: skip
