@@ -7,7 +7,7 @@ import pytest
 
 from parallax.analytic.described.implementation import implementation
 from parallax.analytic.described.layer_sizes import layer_sizes
-from parallax.analytic.described.layer_work import Bench
+from parallax.analytic.described.layer_work import Bench, layer_work
 from parallax.analytic.described.layout import Layout
 from parallax.analytic.described.stages import place_stages
 from parallax.analytic.described.step_work import step_work
@@ -147,6 +147,28 @@ def test_memory_of_zero():
     assert len({memory.activations for memory in by_zero}) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [({}, 10), ({"recompute": "layer"}, 14), ({"sequence_parallel": False}, 4)],
+)
+def test_collectives_of_tensor_ranks(change, count):
+    layout = Layout(**({"tensor": 8} | change))
+    at = Bench(NODE, rates_of("h100"))
+    assert layer_work(LLAMA, layout, 4096, at, "ring").collectives == count
+
+
+def test_transfers_of_context_and_expert_ranks_grow_with_the_ranks_that_are_far():
+    at = Bench(NODE, rates_of("h100"))
+    ring = [layer_work(LLAMA, Layout(context=n), 2**21, at, "ring") for n in (1, 4, 8)]
+    # Every rank's keys and values pass all others: (n - 1) / n of the whole sequence's.
+    assert ring[0].context_s == 0
+    assert ring[2].context_s / ring[1].context_s == pytest.approx(7 / 6, rel=0.05)
+    rows = [
+        layer_work(MIXTURE, Layout(data=8, expert=n), 4096, at, "ring").expert_s for n in (1, 2, 8)
+    ]
+    assert 0 == rows[0] < rows[1] < rows[2]
+
+
 def test_microbatches_in_flight():
     layout = Layout(pipeline=4, microbatches=8)
     assert [in_flight(layout, s) for s in range(4)] == [4, 3, 2, 1]
@@ -164,12 +186,12 @@ def test_stages_by_flops_as_nanotron_places_them():
     assert place_stages(config, 3, "even", 4096).layers == (6, 5, 5)
 
 
-def test_windows_and_latents_change_attention_alone():
+def test_windows_change_attention_alone():
     at = Bench(NODE, rates_of("h100"))
     layout = Layout(data=8)
     windowed = LLAMA.replace(pattern=(LayerKind(1024),))
     whole, less = (step_work(c, layout, 16384, at, NANOTRON)[0] for c in (LLAMA, windowed))
-    assert less.attention_s < 0.2 * whole.attention_s
+    assert less.attention_s < 0.25 * whole.attention_s
     assert less.products_s == whole.products_s
 
 

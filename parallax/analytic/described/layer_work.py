@@ -1,7 +1,7 @@
 """The time of one layer's work on one microbatch and device, at the rates of single kernels."""
 
-import functools
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from parallax.analytic.described.implementation import ContextScheme
@@ -9,11 +9,10 @@ from parallax.analytic.described.layer_sizes import layer_sizes, shard
 from parallax.analytic.described.layout import Layout
 from parallax.cost.attention import attention_seconds
 from parallax.cost.collectives import exchange_seconds, send_seconds
-from parallax.cost.gemm import GemmRates, gemm_seconds
+from parallax.cost.gemm import gemm_seconds
 from parallax.cost.rates import Rates
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
-from parallax.models.flops import attention_flops
 from parallax.models.parameters import layer_parameters
 
 _HLO = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
@@ -33,16 +32,9 @@ class Bench(NamedTuple):
         sms, item, rows = self.cluster.gpu.sm_count, config.item_bytes, math.ceil(m)
         moved = float(item * batch * (rows * k + k * n + rows * n))
         return sum(
-            times * _gemm_seconds(rates, sms, batch, *sizes, moved)
+            times * gemm_seconds(rates, sms, batch, *sizes, moved)
             for times, sizes in ((forwards, (rows, n, k)), (1, (rows, k, n)), (1, (k, n, rows)))
         )
-
-
-@functools.lru_cache(maxsize=65536)
-def _gemm_seconds(
-    rates: GemmRates, sms: int, batch: int, m: int, n: int, k: int, moved: float
-) -> float:
-    return gemm_seconds(rates, sms, batch, m, n, k, moved)
 
 
 class LayerWork(NamedTuple):
@@ -103,21 +95,19 @@ def _attention(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> 
     shape = {
         "batch": layout.microbatch, "heads": config.num_heads // layout.tensor,
         "kv_heads": max(1, config.num_kv_heads // layout.tensor), "q_len": seq_len,
-        "kv_len": seq_len, "head_dim": config.head_dim, "causal": config.causal,
+        "kv_len": seq_len, "head_dim": config.head_dim, "value_dim": config.value_dim,
+        "causal": config.causal,
     }  # fmt: skip
+    kinds = Counter(config.kinds[i % len(config.kinds)].window for i in range(config.num_layers))
     seconds = sum(
-        times * attention_seconds(
-            rates.attention, gpu.sm_count, rates.memory_bytes_per_s, **shape, backward=backward
+        n * times * attention_seconds(
+            rates.attention, gpu.sm_count, rates.memory_bytes_per_s, **shape, window=window,
+            backward=backward,
         )
+        for window, n in kinds.items()
         for times, backward in ((layout.forwards, False), (1, True))
     )  # fmt: skip
-    return seconds * _seen(config, seq_len) / layout.context
-
-
-def _seen(config: ModelConfig, seq_len: int) -> float:
-    """Return a mean layer's FLOPs over those without windows and with values as wide as keys."""
-    whole = config.replace(pattern=(), latent=None)
-    return attention_flops(config, 1, seq_len) / attention_flops(whole, 1, seq_len)
+    return seconds / config.num_layers / layout.context
 
 
 def _tensor(config: ModelConfig, layout: Layout, seq_len: int, at: Bench) -> tuple[float, int]:

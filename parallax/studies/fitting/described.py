@@ -59,13 +59,11 @@ MEMORY = (
     Constant("fixed_bytes", 0.0, 5e9), Constant("buffer_bytes", 0.0, 4.0),
 )  # fmt: skip
 GATHERED = Constant("kept_gathered", 0.0, 4.0)
-SHARDED = (
-    *TIME[:4], Constant("host_layer_s", 0.0, 1e-2), Constant("gather_overlap", 0.0, 1.0),
-)  # fmt: skip
+SHARDED = (*TIME[:4], Constant("gather_overlap", 0.0, 1.0))
 # What other software is known or assumed to do; its kernels are taken to be as fast as nanotron's.
 SYNCHRONOUS = {"host_rank_s": 2e-3, "blocking": True, "kept_gathered": 0.0}
 MEGATRON = {
-    "placement": "even", "context": "all-to-all", "loss_bytes": 14.0, "host_layer_s": 2e-3,
+    "placement": "even", "context": "all-to-all", "loss_bytes": 14.0,
     "tensor_overlap": 0.0, "context_overlap": 0.0, "gather_overlap": 0.0, "gradient_overlap": 0.0,
     "kept": 1.0, "kept_gathered": 0.0, "kept_logit_bytes": 8.0, "handoff_s": 0.0, "step_s": 0.0,
     "fixed_bytes": 0.0, "buffer_bytes": 0.0,
