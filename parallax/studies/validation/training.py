@@ -39,18 +39,21 @@ def judge_training(
         layout, label = layout_of(row), _label(row)
         where = on_network(cluster(row.cluster), row.network or None)
         config, made = model_of(row.model), software(row.implementation)
+        memory = train_memory(config, layout, row.seq_len, made).total
         if row.seconds is not None:
             try:
                 cost = train_cost(config, layout, row.seq_len, where, made, rates)
             except ValueError as error:
                 raise ValueError(f"{label}: {error}") from None
+            # Who ranks layouts takes none that is not predicted to fit.
+            fits = memory <= where.usable_bytes
             yield Judged(
                 row.source, "step", label, cost.seconds, row.seconds,
-                training_regime(layout, where.nodes), group=f"{row.model} on {row.cluster}",
+                training_regime(layout, where.nodes),
+                group=f"{row.model} on {row.cluster}" if fits else "",
                 work=layout.sequences * row.seq_len, tensor=row.tensor,
             )  # fmt: skip
         if row.memory_bytes is not None:
-            memory = train_memory(config, layout, row.seq_len, made).total
             yield Judged(row.source, "memory", label, memory, row.memory_bytes,
                          memory_regime(layout), tensor=row.tensor)  # fmt: skip
 
