@@ -177,7 +177,9 @@ def _modelled(row):
 
 def test_a_slower_memory_slows_decoding():
     rates, gpu = rates_of("h100"), GPUS["h100"]
-    call = dict(batch=64, heads=32, kv_heads=8, q_len=1, kv_len=8192, head_dim=128, causal=False)
+    call: dict = dict(
+        batch=64, heads=32, kv_heads=8, q_len=1, kv_len=8192, head_dim=128, causal=False
+    )
     fast, slow = (
         attention_seconds(rates.attention, gpu.sm_count, memory, **call)
         for memory in (rates.memory_bytes_per_s, rates.memory_bytes_per_s / 2)

@@ -154,7 +154,7 @@ def _fit_forward(
     return dataclasses.replace(found, forward=_all_widths(found.forward))
 
 
-def _all_widths(fitted: dict[str, TileRates]) -> dict[str, TileRates]:
+def _all_widths(fitted: Mapping[str, TileRates]) -> dict[str, TileRates]:
     """Add the widths without measurements: the next narrower one's FLOP/s, and a share at 64."""
     first = fitted[min(fitted, key=int)]
     made, last = {}, _rounded(_faster(first, 0.8, 1.0))
