@@ -24,7 +24,6 @@ from typing import Any
 
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import ProgressLines
-from parallax.kernels.operations import OPERATIONS
 from parallax.report import check_writable
 from parallax.report.files import save_files
 from parallax.requests import shared
@@ -48,13 +47,10 @@ class Flags(Command):
 
 def main(flags: Flags) -> int:
     """Time, or compile, all cases of the operations asked for."""
+    from parallax.studies.kernels.timing import operations_named
+
     check_writable(flags.out)
-    names = list(flags.operations or OPERATIONS)
-    for name in names:
-        if name not in OPERATIONS:
-            raise ValueError(
-                f"--operations: expected some of {', '.join(OPERATIONS)}; got {name!r}."
-            )
+    names = operations_named(flags.operations)
 
     def save(record: dict) -> tuple[Path, ...]:
         return save_files(flags.out, {"kernels.json": json.dumps(record, indent=1) + "\n"})

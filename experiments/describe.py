@@ -2,8 +2,8 @@
 
   parallax describe --model=FOLDER --split=data=2,tensor=4,pipeline=2 --batch=256 --seq_len=4096 \\
     --microbatches=32 --implementation=nanotron
-  parallax describe --model=FOLDER --phase=serve --split=tensor=8 --implementation=vllm --batch=16 \\
-    --prompt_len=4096 --cluster=h100_1x8
+  parallax describe --model=FOLDER --phase=serve --implementation=vllm --split=tensor=8 \\
+    --batch=16 --prompt_len=4096 --cluster=h100_1x8
 
 Where plan and compare judge Parallax's own programs, this says what Megatron, nanotron, vLLM and
 others would take: the same products, passes over memory and collectives, with their launches,

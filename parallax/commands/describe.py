@@ -16,7 +16,7 @@ from parallax.analytic.described.training import train_cost
 from parallax.analytic.described.training_memory import train_memory
 from parallax.commands.described_layout import degrees_of, layout_of
 from parallax.cost import Rates
-from parallax.meshes.cluster import Cluster
+from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import DType, ModelConfig
 from parallax.requests.describe import DescribedPhase, DescribeRequest, Recompute
@@ -42,6 +42,7 @@ def describe(
     prompt_len: int | None = None,
     output_len: int = 128,
     cluster: str | Cluster = "h100_2x8",
+    network: str | None = None,
     dtype: DType | None = None,
     rates: Rates | str | Path | None = None,
 ) -> Description:
@@ -63,6 +64,7 @@ def describe(
       recompute: what the backward pass computes again: "none", "selective" or "layer".
       prompt_len, output_len: tokens of each prompt, and new tokens for each; of serving alone.
       cluster: a name or a Cluster.
+      network: network between its nodes, by name; None leaves the cluster as it is.
       dtype: the dtype of parameters and activations; None is the model's own.
       rates: constants of the GPU, or a file that `parallax calibrate` wrote; None takes those
         shipped.
@@ -82,7 +84,8 @@ def describe(
     request = DescribeRequest(
         model=model, split=split, implementation=implementation, phase=phase, batch=batch,
         seq_len=seq_len, microbatches=microbatches, zero=zero, recompute=recompute,
-        prompt_len=prompt_len, output_len=output_len, cluster=cluster, dtype=dtype, rates=rates,
+        prompt_len=prompt_len, output_len=output_len, cluster=cluster, network=network,
+        dtype=dtype, rates=rates,
     )  # fmt: skip
     request.refuse_unused()
     return run_describe(request)
@@ -92,6 +95,7 @@ def run_describe(request: DescribeRequest) -> Description:
     """Run a describe request, as `describe` does."""
     named = request.cluster
     cluster = find_cluster(named) if isinstance(named, str) else named
+    cluster = on_network(cluster, request.network)
     config, _ = resolve_model(request.model, dtype=request.dtype)
     rates = resolve_rates(request.rates, cluster)
     of_phase = _training if request.phase == "train" else _serving

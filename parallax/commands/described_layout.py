@@ -22,7 +22,7 @@ def degrees_of(split: str | Strategy) -> dict[str, int]:
     """
     if isinstance(split, Strategy):
         return _of_strategy(split)
-    found = dict.fromkeys(DEGREES, 1)
+    found: dict[str, int] = dict.fromkeys(DEGREES, 1)
     named: set[str] = set()
     for name, size in MeshSpec.parse(split).axes:
         degree = _ALSO.get(name, name)
@@ -84,8 +84,9 @@ def layout_of(
         )
     own = _zero_of(split) if isinstance(split, Strategy) else 0
     return Layout(
-        **degrees, microbatch=batch // each, microbatches=microbatches, zero=max(zero, own),
-        recompute=recompute,
+        data=degrees["data"], tensor=degrees["tensor"], pipeline=degrees["pipeline"],
+        context=degrees["context"], expert=degrees["expert"], microbatch=batch // each,
+        microbatches=microbatches, zero=max(zero, own), recompute=recompute,
     )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class DescribeRequest(Request):
     cluster: str | Cluster = option(
         "h100_2x8", "Cluster: `parallax list clusters`, or <gpu>_<nodes>x8."
     )
+    network: str | None = shared.network()
     dtype: DType | None = shared.dtype()
     rates: Rates | str | Path | None = shared.rates()
 
@@ -70,6 +71,4 @@ class DescribeRequest(Request):
         """Return the fields of the phase that is not asked for."""
         if self.phase == "train":
             return dict.fromkeys(("prompt_len", "output_len"), "the phase is train")
-        return dict.fromkeys(
-            ("seq_len", "microbatches", "zero", "recompute"), "the phase is serve"
-        )
+        return dict.fromkeys(("seq_len", "microbatches", "zero", "recompute"), "the phase is serve")

@@ -47,7 +47,9 @@ def main() -> None:
     print("described software", flush=True)
     _write_software()
     steps = step_sections(print)
-    regimes.FILE.save(bars_of(s for s in steps if s.title.endswith(BARRED)), DESCRIBED / "bars.json")
+    regimes.FILE.save(
+        bars_of(s for s in steps if s.title.endswith(BARRED)), DESCRIBED / "bars.json"
+    )
     found = Validation((*kernel_sections(kernels), *link_sections(links), *steps))
     page = PACKAGE.parent / "docs" / "generated" / "accuracy.md"
     page.write_text(accuracy_page(found), encoding="utf-8")

@@ -6,7 +6,6 @@ from itertools import groupby
 
 import numpy as np
 
-from parallax.studies.fitting.robust import fit
 from parallax.cost.attention import (
     AttentionRates,
     Calls,
@@ -17,6 +16,7 @@ from parallax.cost.attention import (
 )
 from parallax.cost.measurements import MeasuredAttention, attentions
 from parallax.meshes.gpus import Gpu
+from parallax.studies.fitting.robust import fit
 
 # GPU -> (the kernel that predictions are for, its rows of queries per tile, whether it packs heads,
 # the most parts of split keys). Queries per tile, packing and parts were chosen by the fit's error.

@@ -260,4 +260,3 @@ def _sources(name: str, fitted: Iterable[str], assumed: Iterable[str]) -> dict[s
     found |= dict.fromkeys(assumed, SAID["assumed"].format(name))
     found |= dict.fromkeys(fitted, SAID["llm_foundry"])
     return found | dict.fromkeys(("gradient_bytes", "state_bytes"), SAID["known"])
-

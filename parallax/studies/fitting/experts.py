@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parallax.studies.fitting.robust import fit
 from parallax.cost.experts import (
     COMBINE_ITEM,
     DISPATCH_ITEM,
@@ -18,6 +17,7 @@ from parallax.cost.experts import (
 )
 from parallax.cost.measurements import MeasuredDispatch, MeasuredExperts, dispatches, experts
 from parallax.meshes.gpus import Gpu
+from parallax.studies.fitting.robust import fit
 
 # GPU -> the kernel that predictions are for.
 KERNELS = {

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from parallax.cost.attention import AttentionRates
+from parallax.cost.experts import ExpertRates, GroupedRates, RowExchangeRates
+from parallax.cost.rates import Spread
+from parallax.meshes.gpus import GPUS, Gpu
 from parallax.studies.fitting import attention as attention_fit
 from parallax.studies.fitting import experts as experts_fit
 from parallax.studies.fitting import products as products_fit
 from parallax.studies.fitting.robust import held_out, quantiles
-from parallax.cost.attention import AttentionRates
-from parallax.cost.experts import ExpertRates
-from parallax.cost.rates import Spread
-from parallax.meshes.gpus import GPUS, Gpu
 
 # Bytes per second of a copy: 88 % of HBM's on H100 and 4.3 TB/s on H200, published; shares of
 # HBM's elsewhere.
@@ -48,6 +48,8 @@ TERMS = {
     "matrix products": ("products",),
     "attention": ("attention of prompts", "attention in decoding"),
 }
+
+
 @functools.cache
 def attention_of(name: str) -> AttentionRates:
     """Fit the attention of a GPU to all its rows.
@@ -92,7 +94,7 @@ def _across() -> list:
 
 
 def _scaled_experts(of: ExpertRates, gpu: Gpu, base: Gpu) -> ExpertRates:
-    def times(rates, **ratios: float):
+    def times[R: (GroupedRates, RowExchangeRates)](rates: R, **ratios: float) -> R:
         return dataclasses.replace(
             rates, **{n: float(f"{getattr(rates, n) * r:.4g}") for n, r in ratios.items()}
         )
@@ -183,7 +185,8 @@ def _expert_terms() -> Iterator[HeldOut]:
             _across(), fitted, lambda f, r, w=way: experts_fit.predicted_exchange(f, r, w)
         )
         yield _term(f"experts' {way.removesuffix('_s')} between nodes", "h100 and h200", _across(),
-                    modelled, lambda r: "2, 4 nodes" if r.nodes <= 4 else "8 nodes", way)  # fmt: skip
+                    modelled, lambda r: "2, 4 nodes" if r.nodes <= 4 else "8 nodes",
+                    way)  # fmt: skip
 
 
 def _out[Row, Fit](

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallax.studies.fitting.robust import fit
 from parallax.cost.fitting import predicted_gemms, product_sizes
 from parallax.cost.gemm import GemmRates, gemm_times
 from parallax.cost.measurements import MeasuredGemm, gemms
 from parallax.meshes.gpus import Gpu
+from parallax.studies.fitting.robust import fit
 
 # The source whose times predictions are for: kernels in a row, with nothing between them.
 REFERENCE = "aiconfigurator_gemm"

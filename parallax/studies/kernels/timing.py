@@ -27,6 +27,17 @@ _COPY_BYTES = 4 << 30
 _WRONG = 0.05
 
 
+def operations_named(names: Iterable[str] | None) -> list[str]:
+    """Return the operations of these names, all of them for None; ValueError for an unknown one."""
+    chosen = list(names or OPERATIONS)
+    for name in chosen:
+        if name not in OPERATIONS:
+            raise ValueError(
+                f"--operations: expected some of {', '.join(OPERATIONS)}; got {name!r}."
+            )
+    return chosen
+
+
 @dataclass(frozen=True)
 class Timing:
     """The timing of one baseline on one case.

@@ -30,9 +30,7 @@ def with_bars(rows: Sequence[Judged]) -> list[Judged]:
         others = folds != fold
         own = others & (regimes == row.regime)
         low, high = interval(residuals[own if own.sum() >= LEAST_ROWS else others])
-        barred.append(
-            dataclasses.replace(row, low=row.modelled * low, high=row.modelled * high)
-        )
+        barred.append(dataclasses.replace(row, low=row.modelled * low, high=row.modelled * high))
     return barred
 
 

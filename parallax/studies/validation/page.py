@@ -7,9 +7,9 @@ from parallax.studies.validation.models import TABLES
 from parallax.studies.validation.results import Validation
 
 _HEAD = """
-Made by `python -m parallax.studies.fitting`; `parallax validate` prints the same tables with plots.
-Nothing on this page was measured by this project: no GPU was at hand. [validation.md](../validation.md)
-says how to hold the predictions against measurements of your own.
+Made by `python -m parallax.studies.fitting`; `parallax validate` prints the same tables and plots.
+Nothing on this page was measured by this project: no GPU was at hand.
+[validation.md](../validation.md) says how to hold the predictions against your own measurements.
 """
 _OPEN = (
     "A whole step of Parallax's own programs: nobody has run them on these GPUs. What is tested is "

@@ -62,8 +62,9 @@ class Section:
         heads: Heads = (("row", None), ("measured", "measured"), ("predicted", "modelled"),
                         ("ratio", "modelled"))  # fmt: skip
         cells = tuple(
-            (Cell(r.label), Cell(_quantity(r.measured, r.what)), Cell(_quantity(r.modelled, r.what)),
-             Cell(f"{r.modelled / r.measured:.2f}")) for r in rows
+            (Cell(r.label), Cell(_quantity(r.measured, r.what)),
+             Cell(_quantity(r.modelled, r.what)), Cell(f"{r.modelled / r.measured:.2f}"))
+            for r in rows
         )  # fmt: skip
         return DataTable(f"Furthest off: {self.title}", heads, cells)
 
@@ -155,7 +156,8 @@ _READ = (
     "Held out: the rows of a fold are predicted with constants fitted to the other four.",
     "In bar: share of measured figures inside the 80 % bar, which comes from the residuals of the "
     "other folds' rows of the regime.",
-    "tau: Kendall's, of the order within groups that compete: one model on one cluster, layouts that "
-    "are predicted to fit. Regret: how much slower the first choice of a group was than its fastest.",
+    "tau: Kendall's, of the order within groups that compete: one model on one cluster, layouts "
+    "that are predicted to fit. Regret: how much slower the first choice of a group was than its "
+    "fastest.",
     "Per log TP: slope of log(modelled / measured) over log(tensor degree); 0 has no trend.",
 )

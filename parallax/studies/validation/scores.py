@@ -114,7 +114,7 @@ def _order(rows: Iterable[Judged]) -> tuple[float | None, float | None]:
             continue
         modelled = [row.modelled / row.work for row in members]
         measured = [row.measured / row.work for row in members]
-        tau = float(kendalltau(modelled, measured).statistic)
+        tau = float(kendalltau(modelled, measured)[0])
         taus.append(0.0 if math.isnan(tau) else tau)
         regrets.append(measured[int(np.argmin(modelled))] / min(measured) - 1)
         weights.append(len(members))

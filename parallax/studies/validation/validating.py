@@ -115,8 +115,9 @@ def _of_table(table: Path, rates: Rates | None) -> Validation:
     loads = [row for row in counted if isinstance(row, ServingRow)]
     judged += training.judge_training(steps, rates=rates)
     judged += serving.judge_serving(loads, rates=rates)
+    barred = [_shipped_bar(row) for row in judged]
     sections = tuple(
-        Section(words.capitalize(), UNSEEN, tuple(_shipped_bar(r) for r in judged if r.what == what))
+        Section(words.capitalize(), UNSEEN, tuple(row for row in barred if row.what == what))
         for what, words in FIGURES.items() if any(row.what == what for row in judged)
     )  # fmt: skip
     return Validation(sections, shows_worst=True)

@@ -4,7 +4,9 @@ import pytest
 
 from parallax.studies.validation.rows import ServingRow, TrainingRow, read_table
 
-TRAINING = "model,cluster,implementation,data,tensor,pipeline,microbatch,microbatches,seq_len,seconds"
+TRAINING = (
+    "model,cluster,implementation,data,tensor,pipeline,microbatch,microbatches,seq_len,seconds"
+)
 SERVING = "model,cluster,implementation,tensor,batch,prompt_len,output_len,ttft_s,tpot_s"
 STEP = "m,h100_2x8,megatron,2,4,2,1,8,4096,1.5"
 
@@ -20,6 +22,7 @@ def test_the_columns_say_what_was_measured(tmp_path):
     assert isinstance(step, TrainingRow)
     assert (step.data, step.tensor, step.seconds, step.zero) == (2, 4, 1.5, 0)
     (whole,) = read(tmp_path, TRAINING, STEP.replace("1.5", "2"))
+    assert isinstance(whole, TrainingRow)
     assert whole.seconds == 2.0
     (load,) = read(tmp_path, SERVING, "m,h100_1x8,vllm,8,16,1024,128,,0.008")
     assert isinstance(load, ServingRow)
