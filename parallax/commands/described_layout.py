@@ -48,11 +48,11 @@ def _of_strategy(strategy: Strategy) -> dict[str, int]:
         "context": over("act_seq"), "expert": over("expert"),
     }  # fmt: skip
     devices = math.prod(size for name, size in found.items() if name != "expert")
-    if devices != strategy.mesh.size:
+    if devices != strategy.mesh.size or table["head_dim"] or table["heads"] != table["mlp"]:
         raise ValueError(
             f"Strategy '{strategy.name}' on mesh {strategy.mesh}: its split is not one of data, "
-            f"tensor, pipeline and context ({devices} of {strategy.mesh.size} devices), which is "
-            "all that described software does. Describe its own program with implementation='xla'."
+            "tensor, pipeline and context, which is all that described software does. Use `plan` or "
+            "`compare`, which estimate Parallax's own programs."
         )
     return found
 

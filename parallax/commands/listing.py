@@ -76,7 +76,8 @@ def _implementations():
 
     for phase, named in (("training", implementations()), ("serving", serving_software())):
         for name, software in named.items():
-            yield name, f"{phase}: {'; '.join(dict.fromkeys(software.sources.values()))}"
+            fitted = dict.fromkeys(x for x in software.sources.values() if x.startswith("fitted"))
+            yield name, f"{phase}: {'; '.join(fitted)}"
 
 
 _ROWS = {

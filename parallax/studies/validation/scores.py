@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -114,8 +115,8 @@ def _order(rows: Iterable[Judged]) -> tuple[float | None, float | None]:
             continue
         modelled = [row.modelled / row.work for row in members]
         measured = [row.measured / row.work for row in members]
-        tau = float(kendalltau(modelled, measured)[0])
-        taus.append(0.0 if math.isnan(tau) else tau)
+        found: Any = kendalltau(modelled, measured)
+        taus.append(0.0 if math.isnan(found.statistic) else float(found.statistic))
         regrets.append(measured[int(np.argmin(modelled))] / min(measured) - 1)
         weights.append(len(members))
     if not taus:
