@@ -51,8 +51,8 @@ def _of_strategy(strategy: Strategy) -> dict[str, int]:
     if devices != strategy.mesh.size or table["head_dim"] or table["heads"] != table["mlp"]:
         raise ValueError(
             f"Strategy '{strategy.name}' on mesh {strategy.mesh}: its split is not one of data, "
-            "tensor, pipeline and context, which is all that described software does. Use `plan` or "
-            "`compare`, which estimate Parallax's own programs."
+            "tensor, pipeline and context, which is all that described software does. Use `plan` "
+            "or `compare`, which estimate Parallax's own programs."
         )
     return found
 

@@ -111,21 +111,12 @@ def test_experts_rank_as_measured_on_eight_h100():
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     config = tmp_path / "config.json"
-    config.write_text(
-        json.dumps(
-            {
-                "model_type": "llama",
-                "hidden_size": 512,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 8,
-                "intermediate_size": 1024,
-                "vocab_size": 1000,
-                "max_position_embeddings": 2048,
-                "torch_dtype": "bfloat16",
-            }
-        )  # fmt: skip
-    )
+    values = {
+        "model_type": "llama", "hidden_size": 512, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 1024,
+        "vocab_size": 1000, "max_position_embeddings": 2048, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    config.write_text(json.dumps(values))
     out = tmp_path / "found.json"
     arguments = ["describe", f"--model={config}", "--split=data=8", "--cluster=h100_1x8",
                  "--batch=8", "--seq_len=1024", f"--json={out}"]  # fmt: skip

@@ -105,17 +105,17 @@ was measured: where Parallax is slower, that is a finding about its program, not
 _FINDINGS = (
     "## Why",
     "",
-    "- **Memory.** Attention that no GPU has validated runs as XLA writes it: scores are stored and "
-    "read, which fused attention does not do; it is in `memory` and `matrix products`, not in "
+    "- **Memory.** Attention that no GPU has validated runs as XLA writes it: scores are stored "
+    "and read, which fused attention does not do; it is in `memory` and `matrix products`, not in "
     "`attention`. Training keeps float32 parameters and casts them for every microbatch, stacks "
     "what each layer keeps, and a pipeline copies it into slots.",
-    "- **Launches.** A kernel costs 2 us in a loop that XLA runs without a CUDA graph. The software "
-    "beside it either runs graphs (vLLM) or has fewer, larger kernels; its `launches` is time in "
-    "which the GPU waits for the host.",
+    "- **Launches.** A kernel costs 2 us in a loop that XLA runs without a CUDA graph. The "
+    "software beside it either runs graphs (vLLM) or has fewer, larger kernels; its `launches` is "
+    "time in which the GPU waits for the host.",
     "- **Products.** In decoding, q, k, v and gate, up are products of their own; vLLM stores them "
     "joined: 7 against 4 a layer.",
-    "- **Exposed communication.** vLLM sums small arrays in one kernel over all GPUs; XLA calls NCCL. "
-    "Sharded weights are gathered a layer ahead in both.",
+    "- **Exposed communication.** vLLM sums small arrays in one kernel over all GPUs; XLA calls "
+    "NCCL. Sharded weights are gathered a layer ahead in both.",
 )
 
 
