@@ -9,6 +9,7 @@ from typing import Literal
 
 from parallax.meshes.gpus import GPUS, Gpu
 from parallax.meshes.networks import network as find_network
+from parallax.meshes.sizes import parse_bytes
 
 DEFAULT_CLUSTER = "h100_2x8"
 
@@ -127,7 +128,7 @@ def cluster(name: str = DEFAULT_CLUSTER) -> Cluster:
     Args:
       name: one of `CLUSTERS`, or `<gpu>_<nodes>x8` for any number of nodes, such as `h200_4x8`, or
         `<gpu>_1x<n>` for part of a node, such as `h100_1x4`; each may end in `@<network>`, such as
-        `h100_4x8@efa`.
+        `h100_4x8@efa`, or `h100_4x8@efa:25GB` with a bandwidth of its own (see `on_network`).
 
     Raises:
       ValueError: there is no such cluster, or no such network.
@@ -154,20 +155,26 @@ def on_network(base: Cluster, network: str | None) -> Cluster:
 
     Args:
       base: the cluster.
-      network: one of `networks.NETWORKS`; None leaves the cluster as it is.
+      network: one of `networks.NETWORKS`, and after a colon the bandwidth per GPU in one direction
+        if it is not the network's: "efa:25GB" is EFA with half the cards. Measured rates scale with
+        it. None leaves the cluster as it is.
 
     Raises:
-      ValueError: there is no such network, or the cluster has another one.
+      ValueError: there is no such network, the cluster has another one, or the bandwidth is none.
     """
-    if network is None or (network and network == base.network):
+    if network is None:
         return base
+    name, colon, rate = network.partition(":")
+    found = find_network(name)
+    bandwidth = float(parse_bytes(rate, "network")) if colon else found.nic_bytes_per_s
     if base.network:
+        if (base.network, base.nic_bytes_per_s) == (name, bandwidth):
+            return base
         raise ValueError(
             f"cluster {base.name} is on network {base.network!r}, not {network!r}. Name one."
         )
-    found = find_network(network)
     return dataclasses.replace(
-        base, name=f"{base.name}@{network}", network=network, nic_bytes_per_s=found.nic_bytes_per_s
+        base, name=f"{base.name}@{network}", network=name, nic_bytes_per_s=bandwidth
     )
 
 
@@ -190,5 +197,6 @@ def scaled(base: Cluster, devices: int) -> Cluster:
             f"multiple of {size}."
         )
     nodes, per_node = max(1, devices // size), min(devices, size)
-    name = f"{base.gpu.name}_{nodes}x{per_node}" + (f"@{base.network}" if base.network else "")
+    _, at, network = base.name.partition("@")
+    name = f"{base.gpu.name}_{nodes}x{per_node}{at}{network}"
     return dataclasses.replace(base, name=name, nodes=nodes, gpus_per_node=per_node)

@@ -167,7 +167,8 @@ def cluster(unset: str, of: str = "Cluster to compile for") -> Any:
 def network() -> Any:
     """Make the field for a network between nodes by name."""
     words = (
-        "Network between the cluster's nodes: `parallax list networks`; the same as "
+        "Network between the cluster's nodes: `parallax list networks`, with :BANDWIDTH behind it "
+        "if its cards are others, per GPU in one direction (efa:25GB); the same as "
         "--cluster=NAME@NETWORK. Unset: none is named, and time between nodes is not validated."
     )
     return option(None, words)

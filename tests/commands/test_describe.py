@@ -15,7 +15,7 @@ LLAMA = model_of("llama-3.1-8b")
 S = px.strategies
 
 
-def step(split="data=2,tensor=4,pipeline=2", **more):
+def step(split: str | px.Strategy = "data=2,tensor=4,pipeline=2", **more):
     asked = {"batch": 64, "seq_len": 4096, "microbatches": 16, "cluster": "h100_2x8@efa"} | more
     return px.describe(LLAMA, split, **asked)
 

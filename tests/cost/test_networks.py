@@ -129,3 +129,10 @@ def test_rates_of_an_unknown_network_or_without_a_kind_are_refused():
         NetworkRates("efa", some, found.spread, "here", "today")
     with pytest.raises(ValueError, match="unknown network"):
         network_rates("../h100")
+
+
+def test_rates_scale_with_a_bandwidth_of_its_own():
+    half = rates_for(cluster("h100_2x8@efa:25GB"))
+    for name in ("network", "network all-gather"):
+        assert half.links[name].bytes_per_s == pytest.approx(EFA.links[name].bytes_per_s / 2)
+        assert half.links[name].start_s == EFA.links[name].start_s

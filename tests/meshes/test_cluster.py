@@ -103,6 +103,17 @@ def test_a_name_may_end_in_a_network():
     assert scaled(named, 16) == cluster("h100_2x8@efa_400")
 
 
+def test_a_network_may_have_a_bandwidth_of_its_own():
+    named = cluster("h100_4x8@efa:25GB")
+    assert (named.name, named.network, named.nic_bytes_per_s) == ("h100_4x8@efa:25GB", "efa", 25e9)
+    assert on_network(cluster("h100_4x8"), "efa:25GB") == named
+    assert scaled(named, 16) == cluster("h100_2x8@efa:25GB")
+    with pytest.raises(ValueError, match="is on network 'efa', not 'efa:50GB'"):
+        on_network(named, "efa:50GB")
+    with pytest.raises(ValueError, match="network 'fast': expected bytes such as 50MB"):
+        cluster("h100_4x8@efa:fast")
+
+
 def test_a_network_that_is_unknown_or_another_is_refused():
     with pytest.raises(ValueError, match=r"unknown network 'ether'. Use one of: efa, .*, roce"):
         cluster("h100_2x8@ether")
