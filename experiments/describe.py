@@ -1,9 +1,11 @@
 """Describe a training step, or serving, as other people's software runs it: time and memory.
 
-  parallax describe --model=FOLDER --split=data=2,tensor=4,pipeline=2 --batch=256 --seq_len=4096 \\
-    --microbatches=32 --implementation=nanotron
-  parallax describe --model=FOLDER --phase=serve --implementation=vllm --split=tensor=8 \\
-    --batch=16 --prompt_len=4096 --cluster=h100_1x8
+  parallax describe --model=FOLDER --split=data=2,tensor=8 --batch=256 --seq_len=4096
+  parallax describe --model=FOLDER --split=data=16 --zero=1 --batch=256 --seq_len=4096
+  parallax describe --model=FOLDER --phase=serve --split=tensor=8 --batch=16 --prompt_len=4096
+
+--implementation names the software (megatron; vllm in serving): `parallax list implementations`.
+--microbatches, --recompute, --cluster=h100_2x8@efa and --output_len say the rest.
 
 Where plan and compare judge Parallax's own programs, this says what Megatron, nanotron, vLLM and
 others would take: the same products, passes over memory and collectives, with their launches,

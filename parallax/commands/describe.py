@@ -33,7 +33,7 @@ def describe(
     split: str | Strategy,
     *,
     batch: int,
-    implementation: str = "megatron",
+    implementation: str | None = None,
     phase: DescribedPhase = "train",
     seq_len: int | None = None,
     microbatches: int = 1,
@@ -56,7 +56,8 @@ def describe(
       model: a paper's name, a folder with config.json (or its config.json), or a ModelConfig.
       split: degrees, such as "data=2,tensor=4,pipeline=2", or a strategy whose degrees are taken.
       batch: sequences of a training step over all devices, or requests in flight.
-      implementation: "megatron" or "nanotron" in training; "vllm", "sglang" or "trtllm" in serving.
+      implementation: such as "megatron" (None), "nanotron" or "torchtitan" in training, "vllm"
+        (None), "sglang" or "trtllm" in serving.
       phase: "train" or "serve".
       seq_len: tokens of each sequence; of training alone.
       microbatches: microbatches that each replica splits its sequences into; of training alone.
@@ -106,7 +107,7 @@ def _training(
     request: DescribeRequest, config: ModelConfig, cluster: Cluster, rates: Rates | None
 ) -> Description:
     seq_len = _needed(request.seq_len, "seq_len", "train")
-    software = implementation(request.implementation)
+    software = implementation(request.implementation or "megatron")
     layout = layout_of(
         request.split, request.batch, request.microbatches, request.zero, request.recompute
     )
@@ -136,7 +137,7 @@ def _serving(
             f"split {request.split}: serving is described with tensor and pipeline; got {other}. "
             "Describe one copy of the model; copies serve side by side."
         )
-    software = server_named(request.implementation)
+    software = server_named(request.implementation or "vllm")
     found = serve_cost(
         config, tensor=degrees["tensor"], pipeline=degrees["pipeline"], batch=request.batch,
         prompt_len=_needed(request.prompt_len, "prompt_len", "serve"),

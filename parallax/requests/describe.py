@@ -28,8 +28,9 @@ class DescribeRequest(Request):
         "Degrees as data=2,tensor=4,pipeline=2,context=1,expert=1; all but expert multiply to the "
         "cluster's GPUs. In serving tensor and pipeline, over the GPUs of one copy.",
     )
-    implementation: str = option(
-        "megatron", "The software described: `parallax list implementations`."
+    implementation: str | None = option(
+        None,
+        "The software described: `parallax list implementations`. Unset: megatron; vllm in serving.",
     )
     phase: DescribedPhase = option(
         "train", "A training step, or serving equal requests.", "choice",

@@ -75,8 +75,8 @@ def test_a_small_packed_layer_stays():
     assert weight_reads(found.work, WHERE, RATES).hit_rate == 1.0
     kept = decode(SMALL, "layerwise", 16, 64, weights=packed, resident=True)
     assert kept.cost.memory_bytes < found.cost.memory_bytes
-    # Its products are so small that none of them waits for its bytes.
-    assert kept.cost.seconds == found.cost.seconds
+    # Its products are so small that they hardly wait for their bytes.
+    assert 0.99 * found.cost.seconds < kept.cost.seconds < found.cost.seconds
     # All sixteen layers on one device do not stay.
     whole = decode(SMALL, "data_parallel", 16, 64)
     assert weight_reads(whole.work, WHERE, RATES).hit_rate == 0.0

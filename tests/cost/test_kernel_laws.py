@@ -60,8 +60,9 @@ def test_more_attention_is_never_faster(name, sizes, group, more, which, backwar
             kv_len=kv_len, head_dim=head_dim, causal=False, backward=backward,
         )  # fmt: skip
 
+    # A key more may be one for which another SM takes a part of the keys.
     larger = [s + more * (i == which) for i, s in enumerate(sizes)]
-    assert seconds(*larger) * SLACK >= seconds(*sizes)
+    assert seconds(*larger) * 1.01 >= seconds(*sizes)
 
 
 def test_a_mask_and_a_window_make_attention_faster_and_gradients_take_longer():

@@ -45,6 +45,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(arguments, tmp_path):
 ENOUGH = {
     "compress": ["--model=a", "--budget=0.3x", "--out=small"],
     "deploy": ["--model=a"],
+    "describe": ["--model=a", "--batch=1"],
     "generate": ["--model=a", "--prompt=b", "--json=c.json"],
     "explain": ["a.hlo"],
     "inspect": ["a.hlo"],

@@ -32,7 +32,9 @@ def test_the_commands_that_model_take_rates():
     found = {
         n for n in EXPERIMENTS if "rates" in {f.flag for f in described(command_module(n).Flags)}
     }
-    assert found == {"compare", "plan", "regimes", "inspect", "explain", "claims"}
+    assert found == {
+        "compare", "plan", "describe", "validate", "regimes", "inspect", "explain", "claims",
+    }  # fmt: skip
 
 
 def test_rates_reach_the_claims_audit(slow):

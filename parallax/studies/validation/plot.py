@@ -17,7 +17,7 @@ def section_plot(title: str, rows: Sequence[Judged], name: str) -> str:
       name: a name unique in the page.
     """
     figure, (ax,) = new_figure(7.2, 4.2)
-    is_memory = all(row.what == "memory" for row in rows)
+    is_memory = all(row.figure == "memory" for row in rows)
     scale, unit = (1e-9, "GB") if is_memory else (1e3, "ms")
     regimes = list(dict.fromkeys(row.regime for row in rows))
     for i, regime in enumerate(regimes):

@@ -62,8 +62,8 @@ class Section:
         heads: Heads = (("row", None), ("measured", "measured"), ("predicted", "modelled"),
                         ("ratio", "modelled"))  # fmt: skip
         cells = tuple(
-            (Cell(r.label), Cell(_quantity(r.measured, r.what)),
-             Cell(_quantity(r.modelled, r.what)), Cell(f"{r.modelled / r.measured:.2f}"))
+            (Cell(r.label), Cell(_quantity(r.measured, r.figure)),
+             Cell(_quantity(r.modelled, r.figure)), Cell(f"{r.modelled / r.measured:.2f}"))
             for r in rows
         )  # fmt: skip
         return DataTable(f"Furthest off: {self.title}", heads, cells)
@@ -147,8 +147,8 @@ def _plain(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.2f}"
 
 
-def _quantity(value: float, what: str) -> str:
-    return f"{value / 1e9:.1f} GB" if what == "memory" else f"{1e3 * value:.4g} ms"
+def _quantity(value: float, figure: str) -> str:
+    return f"{value / 1e9:.1f} GB" if figure == "memory" else f"{1e3 * value:.4g} ms"
 
 
 _READ = (

@@ -18,7 +18,7 @@ class Judged:
 
     Attributes:
       table: the table that it is from.
-      what: "step", "memory", "ttft", "tpot" or the name of a kernel's time.
+      figure: "step", "memory", "ttft", "tpot" or the name of a kernel's time.
       label: its row in words.
       modelled, measured: the two figures, seconds or bytes.
       regime: the rows whose residuals make its error bar.
@@ -31,7 +31,7 @@ class Judged:
     """
 
     table: str
-    what: str
+    figure: str
     label: str
     modelled: float
     measured: float

@@ -90,7 +90,7 @@ def _by_source(rows: Sequence[Judged], how: str) -> tuple[Section, ...]:
     sections = []
     for source in dict.fromkeys(row.table for row in rows):
         for what in ("step", "memory"):
-            mine = [row for row in rows if (row.table, row.what) == (source, what)]
+            mine = [row for row in rows if (row.table, row.figure) == (source, what)]
             if mine:
                 title = f"{FIGURES[what].capitalize()}, {source}"
                 sections.append(Section(title, how, tuple(with_bars(mine))))
@@ -100,7 +100,7 @@ def _by_source(rows: Sequence[Judged], how: str) -> tuple[Section, ...]:
 def _by_figure(rows: Sequence[Judged]) -> tuple[Section, ...]:
     return tuple(
         Section(FIGURES[what].capitalize(), FOLDED,
-                tuple(with_bars([row for row in rows if row.what == what])))
+                tuple(with_bars([row for row in rows if row.figure == what])))
         for what in ("tpot", "ttft")
     )  # fmt: skip
 
@@ -117,8 +117,8 @@ def _of_table(table: Path, rates: Rates | None) -> Validation:
     judged += serving.judge_serving(loads, rates=rates)
     barred = [_shipped_bar(row) for row in judged]
     sections = tuple(
-        Section(words.capitalize(), UNSEEN, tuple(row for row in barred if row.what == what))
-        for what, words in FIGURES.items() if any(row.what == what for row in judged)
+        Section(words.capitalize(), UNSEEN, tuple(row for row in barred if row.figure == what))
+        for what, words in FIGURES.items() if any(row.figure == what for row in judged)
     )  # fmt: skip
     return Validation(sections, shows_worst=True)
 
