@@ -30,7 +30,8 @@ class DescribeRequest(Request):
     )
     implementation: str | None = option(
         None,
-        "The software described: `parallax list implementations`. Unset: megatron; vllm in serving.",
+        "The software described: `parallax list implementations`. Unset: megatron, or vllm in "
+        "serving.",
     )
     phase: DescribedPhase = option(
         "train", "A training step, or serving equal requests.", "choice",
