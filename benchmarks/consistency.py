@@ -18,6 +18,7 @@ from scipy.stats import kendalltau
 
 from parallax.analytic import estimate
 from parallax.commands.resolve import fit_microbatches
+from parallax.cost import rates_of
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
@@ -125,7 +126,8 @@ def record(results) -> dict:
     return {
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/consistency.py benchmarks/cpu/consistency.json",
-        "cluster": CLUSTER, "jax": version("jax"), "programs": len(results),
+        "cluster": CLUSTER, "rates": rates_of(cluster(CLUSTER).gpu.name).version,
+        "jax": version("jax"), "programs": len(results),
         "kendall_tau_mean": statistics.mean(w["kendall_tau"] for w in workloads),
         "kendall_tau_least": min(w["kendall_tau"] for w in workloads),
         "regret_mean": statistics.mean(w["regret"] for w in workloads),
