@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from parallax.analytic.described.regimes import bar_of
 from parallax.cost import Rates
+from parallax.lenses.child import run_in_child
 from parallax.studies.fitting.kernels import HeldOut, held_out_terms
 from parallax.studies.fitting.links import FittedLinks, fit_links
 from parallax.studies.validation import serving, training
@@ -51,12 +53,18 @@ def validate(
             "rates are for a table of your own: without one, constants are fitted again in folds. "
             "Leave them out, or give a table."
         )
+    with ThreadPoolExecutor(1) as beside:
+        links = beside.submit(run_in_child, _links, environment={}, on_progress=on_progress)
+        on_progress("kernels")
+        kernels = list(held_out_terms())
+        steps = step_sections(on_progress)
+        return Validation((*kernel_sections(kernels), *link_sections(links.result()), *steps))
+
+
+def _links(*, on_progress: Progress) -> FittedLinks:
+    """Fit the links, half of all the work; runs in a child."""
     on_progress("collectives")
-    links = fit_links()
-    on_progress("kernels (the longest part)")
-    kernels = list(held_out_terms())
-    return Validation((*kernel_sections(kernels), *link_sections(links),
-                       *step_sections(on_progress)))  # fmt: skip
+    return fit_links()
 
 
 def kernel_sections(kernels: Iterable[HeldOut]) -> tuple[Section, ...]:
