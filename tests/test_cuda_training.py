@@ -155,5 +155,5 @@ def test_routing_is_derived_only_where_there_are_experts():
     assert routing.trips == {"expert_tiles": 10}  # 5000 rows of a chunk in tiles of 512
     assert routing.sent == {}
     assert routing.utilisation == 5000 / (10 * 512)
-    assert "97.7 % of the rows" in routing.note
+    assert "tiles of rows, of which 97.7 % are its tokens" in routing.note
     assert "dense exchange" in routing.note
