@@ -25,7 +25,8 @@ from parallax.results.description import Description
 from parallax.results.lens_results import Figure
 from parallax.strategy import Strategy
 
-MEASURED_ON = ("h100",)
+# What the bars of whole training steps were measured on, and with.
+MEASURED_ON, MEASURED_WITH = ("h100",), ("nanotron", "nanotron_synchronous")
 
 
 def describe(
@@ -123,7 +124,8 @@ def _training(
                "memory_bytes": _figure(memory.total, "B", memory_regime(layout))}  # fmt: skip
     return Description(
         software.name, cluster.name, _words(layout), "train", figures, {"step_s": cost.terms},
-        memory._asdict(), memory.total <= cluster.usable_bytes, _unvalidated(figures, cluster),
+        memory._asdict(), memory.total <= cluster.usable_bytes,
+        _unvalidated(figures, cluster, software.name),
     )  # fmt: skip
 
 
@@ -183,12 +185,14 @@ def _words(layout: Layout) -> str:
     )
 
 
-def _unvalidated(figures: dict[str, Figure], cluster: Cluster) -> str:
-    """Name what no measurement stands behind; whole steps were measured on H100 alone."""
+def _unvalidated(figures: dict[str, Figure], cluster: Cluster, trainer: str = "") -> str:
+    """Name what no measurement stands behind: whole steps are H100's, training steps nanotron's."""
     bare = [name for name, figure in figures.items()
             if figure.low is None and name != "tokens_per_s"]  # fmt: skip
     if cluster.gpu.name not in MEASURED_ON:
         bare.append(f"whole steps on {cluster.gpu.name} (the bars are H100's)")
+    if trainer and trainer not in MEASURED_WITH:
+        bare.append(f"bars of {trainer}'s steps (they are nanotron's)")
     if cluster.nodes > 1 and not cluster.network:
         bare.append("time between nodes of an unnamed network")
     return " and ".join(bare)

@@ -35,6 +35,7 @@ def test_a_training_step_has_time_memory_and_terms():
 
 def test_what_no_measurement_stands_behind_is_said():
     assert "unnamed network" in step(cluster="h100_2x8").unvalidated
+    assert "bars of torchtitan's steps" in step(implementation="torchtitan").unvalidated
     assert "whole steps on b200" in step(cluster="b200_2x8@roce").unvalidated
     split = "data=2,context=8"
     found = step(split)  # nobody published steps of context parallelism on H100
