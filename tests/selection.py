@@ -14,6 +14,14 @@ def often(cases: Iterable[str], *names: str):
     return pytest.mark.parametrize("name", marked)
 
 
+def in_full(cases: Iterable[str], *names: str):
+    """A parameter `name` for each case, all of them for `-m full` but `names`."""
+    cases = tuple(cases)
+    _check(cases, names)
+    marked = [n if n in names else pytest.param(n, marks=pytest.mark.full) for n in cases]
+    return pytest.mark.parametrize("name", marked)
+
+
 def together(cases: Mapping[str, Any], *names: str):
     """A parameter `chosen` of two lists: the cases with `names`, and, exhaustive, all others.
 

@@ -98,6 +98,7 @@ def test_ring_in_your_code(run):
     assert "collective-permute over ('seq',)" in shown[5]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")
 def test_why(run):
     shown = run("why.ipynb")

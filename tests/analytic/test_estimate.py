@@ -68,6 +68,7 @@ def programs():
     return dict(zip(keys, found, strict=True))
 
 
+@pytest.mark.full
 def test_it_is_close_to_the_compiled_program(programs):
     """Within 10 % in the middle and 20 % at worst: further apart, one of the two has a bug."""
     apart = {}

@@ -138,6 +138,7 @@ def compile_steps(cases, *, on_progress):
             for c, s, w in cases]  # fmt: skip
 
 
+@pytest.mark.full
 def test_it_is_close_to_the_compiled_program():
     """XLA unpacks as the closed form says: the time of a decoding step within 20 %."""
     if missing := missing_compiler():

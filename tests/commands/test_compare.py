@@ -141,6 +141,7 @@ def test_without_the_compiler_the_rest_runs(monkeypatch):
     assert "get it like this" in report.to_json()
 
 
+@pytest.mark.full
 def test_what_fails_sets_the_exit_status(aot):
     report = compare("ring_sp", small=True, strategies=["ring_sequence"], lenses=["compile"])
     assert report.exit_status == 0
@@ -323,6 +324,7 @@ def test_what_cannot_divide_a_model_is_left_out_and_a_batch_that_nobody_chose_di
         resolve.resolve(request.replace(batch=16, strategies=("data_parallel",)))
 
 
+@pytest.mark.full
 def test_rates_reach_the_prediction(aot, tmp_path):
     rates = rates_of("h100")
     slow = dataclasses.replace(

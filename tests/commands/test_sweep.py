@@ -120,6 +120,7 @@ def report(aot):
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_every_point_is_there_or_says_why(report):
     found = {(p.strategy, p.value): p for p in report.sweep.points}
     assert len(found) == 6

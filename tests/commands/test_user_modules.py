@@ -135,6 +135,7 @@ def test_a_linen_module_is_verified_with_its_constraints_and_state():
     assert "over tensor=4: params/Embed_0/embedding, params/ScanBlock_0/LayerNorm_0/scale" in note
 
 
+@pytest.mark.full
 def test_a_linen_constructor_at_its_own_dtype():
     found = px.Program(lambda: Linen(jnp.bfloat16), TENSOR).verify(batch=4, seq_len=32)
     assert found.exact
@@ -142,6 +143,7 @@ def test_a_linen_constructor_at_its_own_dtype():
     assert found.notes[0].startswith("computes in bfloat16: params/ScanBlock_0/Dense_0/kernel")
 
 
+@pytest.mark.full
 def test_a_linen_module_compiles_to_what_its_constraints_say(aot):
     found = px.Program(Linen(), TENSOR).compile("h100_1x8", batch=16, seq_len=256)
     totals = {(c.kind, c.axes) for c in found.collectives}

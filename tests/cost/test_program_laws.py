@@ -170,7 +170,7 @@ def test_more_work_is_never_faster(work, data):
             )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @few
 @given(works())
 def test_no_program_beats_its_roofline(work):
@@ -243,7 +243,7 @@ def estimated(config, strategy, workload, where, **options):
         return None
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @settings(max_examples=150)
 @given(cases())
 def test_no_estimate_beats_its_roofline(case):

@@ -33,7 +33,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_others_leave_and_name_it(tmp_path):
     """The cases run side by side: they wait more than they compute."""
     runs = {}

@@ -180,6 +180,7 @@ with Checkpoints(sys.argv[1], keep=2) as checkpoints:
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_killed_at_random_moments_the_previous_step_loads(times, tmp_path):
     """kill -9 while saves follow one another; the next process goes on in the same folder."""

@@ -33,6 +33,7 @@ def test_bytes_and_errors_are_what_they_are(done):
     assert by_name["mlp/up_DF"].stored_bytes < by_name["mlp/up_DF"].dense_bytes / 2
 
 
+@pytest.mark.full
 def test_stored_and_compressed_on_the_way_say_the_same_under_every_strategy(done):
     one = text(done.folder)
     assert text(LLAMA, compression=FORMATS) == one

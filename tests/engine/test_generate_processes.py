@@ -36,7 +36,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_texts_of_one_process_and_errors_on_all(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     both = [PROMPTS, PROMPTS]

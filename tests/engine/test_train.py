@@ -73,6 +73,7 @@ def test_stopped_and_resumed_is_uninterrupted_to_the_bit(data, exact, tmp_path):
     assert [x["step"] for x in metrics_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.full
 def test_resumed_under_another_strategy(data, exact, tmp_path):
     seen, said = [], []
     first = px.train(
@@ -118,6 +119,7 @@ def test_resumed_with_other_options_of_training(changes, data, tmp_path):
     assert np.abs(np.divide(losses, exact.losses) - 1).max() < 1e-11
 
 
+@pytest.mark.full
 def test_layers_that_fill_up_stay_zeros(data, exact, tmp_path):
     strategy = STRATEGIES["layerwise"]
     px.train(CONFIG, data, tmp_path, strategy=strategy, **RUN)

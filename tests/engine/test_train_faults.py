@@ -27,7 +27,7 @@ from tests.engine.train_command import (
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 LEAVE_WITHIN_S = 30
 
@@ -72,7 +72,7 @@ def test_a_random_process_is_killed_twice(data, tmp_path):
     print([(one["victim"], one["newest"], round(one["seconds"], 1)) for one in seen])
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_a_random_process_is_killed_ten_times(data, tmp_path):
     """Five runs side by side: they wait more than they compute."""
     with ThreadPoolExecutor(5) as pool:
@@ -109,7 +109,6 @@ def test_sigterm_saves_and_half_the_processes_go_on(count, data, tmp_path):
     assert max(abs(found[step] / exact[step] - 1) for step in exact) < 1e-11
 
 
-@pytest.mark.full
 def test_a_stopped_process_is_named(data, tmp_path):
     """SIGSTOP mid-training; the checkpoint that was complete loads."""
     workdir = tmp_path / "run"

@@ -78,6 +78,7 @@ def assert_restored(folder, name):
     assert all(x.tobytes() == expected[key].tobytes() for key, x in arrays.items())
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_four_is_restored_to_the_bit_by_four_one_and_two(four, tmp_path):
     folder, found = four
     assert found["save"]["negative_zeros"] > 1000

@@ -50,7 +50,7 @@ def test_a_fault_is_found_first_with_what_mending_it_saves(case, aot):
     assert said == pytest.approx(saved, rel=0.1)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CLEAN, ids=lambda case: case.name)
 def test_a_clean_program_raises_no_alarm(case, aot):
     assert [(f.kind, f.where, f.fix) for f in explained(case, tries=4).findings] == []

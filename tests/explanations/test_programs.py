@@ -72,7 +72,7 @@ def test_each_kind_of_fault_has_one_program_and_one_place():
     assert not any(case.line or case.argument or case.fixed for case in CLEAN)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", FAULTY, ids=lambda case: case.name)
 def test_a_program_without_its_fault_has_less_of_what_it_saves(case, aot):
     faulty, fixed = figures(case), figures(case.mended)
@@ -81,7 +81,7 @@ def test_a_program_without_its_fault_has_less_of_what_it_saves(case, aot):
     assert any(fixed[name] <= 0.95 * faulty[name] for name in ("time", "memory"))
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CLEAN, ids=lambda case: case.name)
 def test_a_clean_program_sends_what_is_needed(case, aot):
     found: Compilation = compile_case(case)

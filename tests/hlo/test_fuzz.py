@@ -12,6 +12,7 @@ from parallax.commands.inspect import inspect_text
 from parallax.hlo import HloError, parse_module
 from parallax.hlo.limits import MAX_DEPTH, MAX_DEVICES, MAX_LINE
 from tests.hlo.mutations import MUTATIONS
+from tests.selection import in_full
 
 DATA = Path(__file__).parent / "data"
 # Real programs (made by data/make.py) and how often each is damaged: 10,000 times in all.
@@ -73,7 +74,7 @@ def test_the_texts_hold_what_the_tests_are_about(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TEXTS)
+@in_full(TEXTS, "tensor")
 def test_a_damaged_text_is_refused_or_counted_the_same(name, whole):
     """Each mutation: HloError (or ValueError) in words; or finite figures from 0 on, with the
     original's account. Another account needs one of two excuses: the damage is inside what TOLD

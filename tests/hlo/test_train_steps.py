@@ -14,6 +14,7 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel, ring_sequence, tensor_pipeline
 from parallax.workload import Workload
 from tests.hlo.conftest import Case
+from tests.selection import in_full
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def _step(cuda, name) -> Case:
     return Case(text, traced.jaxpr, dict(strategy.mesh_axes))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@in_full(STRATEGIES, "ring_sequence")
 def test_both_witnesses_account_for_a_training_step(steps, name):
     """What was traced is what was compiled."""
     step = steps(name)
@@ -99,7 +100,7 @@ def test_gradients_of_every_parameter_are_summed_in_their_dtype(steps):
     }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@in_full(STRATEGIES, "ring_sequence")
 def test_matrix_products_run_three_times_as_often_as_forward(steps, name):
     """Forward, and backward for either factor; what a pipeline repeats in its bubble on top."""
     module = parse_module(steps(name).text)

@@ -48,6 +48,7 @@ def found(tmp_path_factory):
     return one
 
 
+@pytest.mark.full
 def test_a_step_is_over_when_all_are_and_the_slowest_is_named(found):
     measured = found["measured"]
     assert measured["devices"] == 4

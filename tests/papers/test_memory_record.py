@@ -70,6 +70,7 @@ def compile_again(cases, *, on_progress):
     return [terms._compile("compressed_layerwise", "layerwise", case) for case in cases]
 
 
+@pytest.mark.full
 def test_the_record_is_what_the_compiler_says(aot):
     """The quick ones, compiled again: fusion and donation of a decoding step."""
     cases = [terms._Case("decode", donate=False), terms._Case("decode", fuse=False),

@@ -88,6 +88,7 @@ def test_every_loser_is_told_why_and_the_winner_is_not(found):
     assert "x the first's" in slow or "does not fit" in slow
 
 
+@pytest.mark.full
 def test_what_does_not_fit_says_by_how_much():
     found = rank(SearchRequest(MODEL, 1024, 65_536, 16, WHERE.name), WHERE, compile_top=0)
     out = [c for c in found.ranked if not c.fits]
@@ -245,6 +246,7 @@ def test_bad_input_is_one_clear_error(changes, says):
         plan(asked.pop("model"), **asked)
 
 
+@pytest.mark.full
 def test_a_thousand_devices_are_ranked():
     big = cluster("h100_128x8")
     found = rank(SearchRequest(MODEL, 4096, 8192, 16, big.name), big, compile_top=0)
@@ -261,6 +263,7 @@ def test_prompts_that_are_filled_up_say_so():
     assert "prompts padded to" in report.to_html()
 
 
+@pytest.mark.full
 def test_compression_is_a_dimension_of_the_search():
     small = PAPERS["compressed_layerwise"].config.small(head_dim=64)
     report = plan(small, batch=16, prompt_len=512, output_len=8, compile_top=0,

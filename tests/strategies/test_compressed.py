@@ -32,31 +32,37 @@ pytestmark = pytest.mark.slow
 MIXED = ("int8", "int8+2:4")
 
 
+@pytest.mark.full
 @together(STRATEGIES, "tensor_pipeline", "layerwise")
 def test_all_strategies_with_the_papers_formats(chosen):
     check(verify(SMALL.replace(compression=MIXED), chosen))
 
 
+@pytest.mark.full
 def test_integer_products_have_one_scale_a_token_over_all_devices():
     strategy = HYBRIDS["pipeline x ring x tensor"]
     check(verify(SMALL.replace(compression=("w8a8", "w8a8")), [strategy]))
 
 
+@pytest.mark.exhaustive
 def test_groups_sparse_attention_biases_and_unequal_stages():
     fine = GQA_FULL.replace(compression=("int8/4", "int4/16+2:4"), bias=True)
     check(verify(fine, [STRATEGIES["data_parallel"]], packed=True))
     check(verify(UNEQUAL.replace(compression=("int8+2:4", "int4/16")), [layerwise(4)]))
 
 
+@pytest.mark.full
 def test_slabs_are_cut_from_what_is_stored():
     check(verify(SMALL.replace(compression=MIXED), [VARIANTS["tiled ring x tensor"]]))
 
 
+@pytest.mark.exhaustive
 def test_experts():
     config = EXPERTS.replace(compression=MIXED)
     check(verify(config, [expert_parallel(8, tile=TILE)]))
 
 
+@pytest.mark.exhaustive
 def test_lower_precision_is_as_near_as_the_unsharded_model():
     check(verify(SMALL.replace(compression=MIXED), [STRATEGIES["data_parallel"]],
                  ("float64", "bfloat16")))  # fmt: skip

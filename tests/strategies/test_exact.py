@@ -55,11 +55,13 @@ def test_all_strategies_causal():
 GROUPED = STRATEGIES | {name: VARIANTS[name] for name in ("double_ring", "ulysses")}
 
 
+@pytest.mark.full
 @together(GROUPED, "tensor_pipeline", "two_level")
 def test_grouped_queries_full_attention_packed(chosen):
     check(verify(GQA_FULL, chosen, packed=True))
 
 
+@pytest.mark.full
 @together(HYBRIDS, "two_level x ring", "ulysses x ring")
 def test_hybrids_with_normed_queries_and_keys(chosen):
     check(verify(SMALL.replace(qk_norm=True), chosen, packed=True))
@@ -72,11 +74,13 @@ OPTIONS = {
 }
 
 
+@pytest.mark.full
 @together(OPTIONS, "wide sums", "natural")
 def test_options(chosen):
     check(verify(SMALL.replace(num_kv_heads=4), chosen, packed=True))
 
 
+@pytest.mark.full
 @together(UNEQUAL_STAGES, "chosen")
 def test_stages_of_unequal_depth(chosen):
     check(verify(UNEQUAL, chosen))
@@ -93,6 +97,7 @@ def test_experts_two_of_sixteen(chosen):
         assert result.router.load_max_over_mean > 1
 
 
+@pytest.mark.full
 def test_one_expert_a_token_gated():
     one = EXPERTS.replace(experts_per_token=1, num_experts=8, mlp="gated", num_kv_heads=4)
     strategies = [
@@ -102,6 +107,7 @@ def test_one_expert_a_token_gated():
     check(verify(one, strategies, packed=True))
 
 
+@pytest.mark.full
 def test_lower_precision_replays_choices_and_counts_flips():
     strategies = [WITH_EXPERTS["exchange"]]
     results = verify(EXPERTS.replace(dtype="bfloat16"), strategies, dtypes=("bfloat16",))

@@ -48,11 +48,13 @@ def test_every_strategy(name):
     check(KINDS, ALL[name])
 
 
+@pytest.mark.full
 @often(HYBRIDS, "pipeline x ring x tensor")
 def test_hybrids_packed(name):
     check(KINDS, HYBRIDS[name], packed=True)
 
 
+@pytest.mark.full
 @often(UNTILED, "tensor_pipeline")
 def test_norms_of_all_heads_and_behind_each_part(name):
     check(OTHERS, UNTILED[name], packed=True)
@@ -68,6 +70,7 @@ def decoded(config, strategies):
     return verify_decoding(config, cases, TEXT, "text", ("float64",), new_tokens=32)
 
 
+@pytest.mark.full
 def test_decoding():
     strategies = [
         STRATEGIES["two_level"], RINGS["natural double ring"],

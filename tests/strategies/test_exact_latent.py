@@ -40,6 +40,7 @@ def test_forward_and_gradients(chosen):
     check_forward(LATENT, chosen, packed=True)
 
 
+@pytest.mark.full
 @together(LATENTS, "tiled ring x tensor")
 def test_decoding(chosen):
     check_decoding(LATENT, chosen)
@@ -50,6 +51,7 @@ def test_dense_first_layers_and_experts():
     check_forward(LATENT_MIXTURE, [MIXTURES["expert x fsdp"]])
 
 
+@pytest.mark.full
 def test_dense_first_layers_and_experts_decode():
     check_decoding(LATENT_MIXTURE, [MIXTURES["pipeline x tensor"]])
 

@@ -85,6 +85,7 @@ def errors_of(found, exact):
     return errors
 
 
+@pytest.mark.full
 def test_a_strategy_over_two_processes(tmp_path, programs):
     assert not check(2, FEW, tmp_path, programs)
 

@@ -114,6 +114,7 @@ def test_a_mixture_by_loops():
     assert stats.flips == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", ["pipeline x tensor", pytest.param("expert x fsdp", marks=pytest.mark.exhaustive)]
 )

@@ -134,11 +134,13 @@ def check_exact(sizes, seq, exchange, config, workload):
     assert relative_error(np.asarray(found), np.asarray(exact)) <= 1e-11
 
 
+@pytest.mark.full
 @often(LEGAL, "everything at once", "slices in a ring", "experts in stages")
 def test_what_users_combine_is_legal_and_exact(name):
     check_exact(*LEGAL[name])
 
 
+@pytest.mark.full
 @settings(max_examples=6)
 @given(programs())
 def test_drawn_programs_are_exact_or_say_why(drawn):

@@ -44,15 +44,18 @@ def test_sharding_is_exact(chosen):
     check(verify(SMALL.replace(num_kv_heads=4, bias=True), chosen, packed=True))
 
 
+@pytest.mark.full
 def test_tables_of_positions_and_shifts():
     check(verify(GQA_FULL, [SHARDED["fsdp by step"]]))
 
 
+@pytest.mark.full
 @together(SHARDED_EXPERTS, "data x expert x fsdp")
 def test_experts(chosen):
     check(verify(EXPERTS, chosen))
 
 
+@pytest.mark.full
 def test_tied_tables_and_unequal_stages():
     strategy = SHARDED["pipeline x fsdp"]
     check(verify(UNEQUAL.replace(tie_embeddings=True, vocab_size=250), [strategy]))
@@ -87,6 +90,7 @@ def on_one_device():
     return functools.cache(lambda config: losses(config, data_parallel(1), OPTIMIZER)[0])
 
 
+@pytest.mark.full
 @often(("hsdp x zero-1", "pipeline x fsdp", "expert x fsdp"), "pipeline x fsdp")
 def test_six_steps_of_training(name, on_one_device):
     config = EXPERTS if name in SHARDED_EXPERTS else SMALL

@@ -147,6 +147,7 @@ def test_reads_of_what_is_gone_are_refused(with_spare):
     with_spare.repair(served.recoveries[0].lost[0])
 
 
+@pytest.mark.full
 def test_every_layer_its_own_formats():
     made = deployment(3, formats=MIXED)
     dense = unsharded_params(made.chain.host, MIXED)
@@ -156,6 +157,7 @@ def test_every_layer_its_own_formats():
     assert served.continuations == right
 
 
+@pytest.mark.full
 def test_rounded_activations_too():
     """w8a8 rounds activations: held against the model that is compressed as a whole."""
     served = generate(deployment(2, config=TWO, formats="w8a8"))

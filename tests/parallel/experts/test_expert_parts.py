@@ -91,9 +91,8 @@ def inputs(experts, gated, bias, **how):
 
 
 @often(
-    [*CASES, *BIASED], "ragged", "chunks that do not divide", "two experts get everything",
-    "node-aware", "local, F over tensor", *BIASED[1:],
-)  # fmt: skip
+    [*CASES, *BIASED], "ragged", "chunks that do not divide", "node-aware", *BIASED[1:]
+)
 def test_equals_the_textbook(name):
     name, added = name.removesuffix(", biases"), name.endswith(", biases")
     part, axes, top_k, experts, gated, more, bias = CASES[name]

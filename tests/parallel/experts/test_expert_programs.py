@@ -14,7 +14,7 @@ from parallax.meshes.cluster import cluster
 from parallax.parallel.experts import ExchangeExperts
 from parallax.parallel.experts.grouped_mlp import SCOPE
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 10_000, 8192, 32768, 16
 NODES = ("node", "expert")

@@ -228,6 +228,7 @@ def test_steps_to_a_loss_are_read_between_looks():
     assert curve.steps_to(0.5) is None
 
 
+@pytest.mark.full
 def test_a_whole_record(monkeypatch, tmp_path):
     # Sparse rows alone train through one program, which is most of the time.
     monkeypatch.setattr(measuring, "ROWS", {"float16": ("float16",) * 2, "paper's": SPARSE})
