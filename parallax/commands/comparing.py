@@ -3,8 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,7 +12,8 @@ from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compi
 from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs
 from parallax.commands.sweep import one_line, run_sweep
 from parallax.distributed.agreement import together
-from parallax.lenses.child import Progress, end_children, run_in_child
+from parallax.lenses.child import Progress, run_in_child
+from parallax.lenses.children import run_beside
 from parallax.lenses.device_process import run_on_devices
 from parallax.lenses.environment import (
     compile_environment,
@@ -156,7 +156,7 @@ def run_comparisons(
     verifications = [
         partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
     ]
-    _run_beside([partial(_compile, runs, report_line), *verifications])
+    run_beside([partial(_compile, runs, report_line), *verifications])
     for run in runs:
         _measure(run, report_line)  # runs alone: nothing else may use the machine
     if all(run.is_empty for run in runs):
@@ -164,21 +164,6 @@ def run_comparisons(
         raise ValueError(nothing_runs({n: next(iter(why.values())) for n, why in refused.items()}))
     seconds = time.perf_counter() - start
     return [run.report(seconds) for run in runs]
-
-
-def _run_beside(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs two at a time.
-
-    The first that fails, or Ctrl-C, ends the children of all.
-    """
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        try:
-            for done in as_completed([pool.submit(job) for job in jobs]):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            end_children()
-            raise
 
 
 def _verify(run: _Run, on_progress: Progress) -> None:

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from parallax.cost import Rates
-from parallax.lenses.child import Progress, run_in_child
+from parallax.lenses.child import Progress
+from parallax.lenses.children import each_in_children
 from parallax.lenses.compiling import check_devices
 from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
@@ -162,50 +163,46 @@ def run_sweep(
     *,
     on_progress: Progress,
 ) -> Sweep:
-    """Compile and predict all points in one child process.
+    """Compile and predict all points, in child processes.
 
-    Cost: seconds per point; twice that where it does not fit.
+    Cost: seconds per point; twice that where it does not fit; two points at a time.
     """
     able = [t for t in sweep.tasks if t.strategy is not None]
-    results = run_in_child(
-        compile_points, config, able, phase, remat, rates,
-        environment=compile_environment(), on_progress=on_progress,
-    ) if able else []  # fmt: skip
+    results = each_in_children(
+        compile_point, able, config, phase, remat, rates,
+        environment=compile_environment(), on_progress=lambda line: on_progress(f"point {line}"),
+    )  # fmt: skip
     done = iter(results)
     points = tuple(t.point if t.strategy is None else next(done) for t in sweep.tasks)
     return Sweep(sweep.asked.axis, sweep.asked.values, sweep.constant, points)
 
 
-def compile_points(
+def compile_point(
+    task: SweepTask,
     config: ModelConfig,
-    tasks: Sequence[SweepTask],
     phase: Phase = "prefill",
     remat: Remat = "layer",
     rates: Rates | None = None,
     *,
     on_progress: Progress,
-) -> list[SweepPoint]:
-    """Compile every point in this process, one after another."""
+) -> SweepPoint:
+    """Compile a point in this process."""
     import jax
 
-    points = []
-    for number, task in enumerate(tasks, 1):
-        point = task.point
-        assert task.strategy is not None
-        assert task.cluster is not None
-        assert point.workload is not None
-        on_progress(f"point {number} of {len(tasks)}: {point.strategy} at {point.value:,}")
-        try:
-            compiled = compile_program(
-                config, task.strategy, point.workload, task.cluster, phase, remat,
-                on_progress=lambda line: None,
-            )  # fmt: skip
-            predicted = predict(compiled, task.cluster, config.dtype, rates)
-        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-            points.append(replace(point, why_not=one_line(error)))
-            continue
-        points.append(replace(point, found=point_figures(compiled, predicted)))
-    return points
+    point = task.point
+    assert task.strategy is not None
+    assert task.cluster is not None
+    assert point.workload is not None
+    on_progress(f"{point.strategy} at {point.value:,}")
+    try:
+        compiled = compile_program(
+            config, task.strategy, point.workload, task.cluster, phase, remat,
+            on_progress=lambda line: None,
+        )  # fmt: skip
+        predicted = predict(compiled, task.cluster, config.dtype, rates)
+    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        return replace(point, why_not=one_line(error))
+    return replace(point, found=point_figures(compiled, predicted))
 
 
 def point_figures(compiled: Compilation, predicted: Prediction) -> PointFigures:

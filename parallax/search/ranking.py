@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from parallax.analytic import Estimate, estimate, estimate_bytes
 from parallax.cost import Rates, error_bar, joules, rates_for
 from parallax.cost.totals import unvalidated
-from parallax.lenses.child import run_in_child
+from parallax.lenses.child import Progress
+from parallax.lenses.children import each_in_children
 from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
@@ -24,8 +25,6 @@ from parallax.search.reasons import short, why_not
 from parallax.search.results import Candidate, Search, SearchRequest, Timing
 from parallax.strategy import Strategy
 from parallax.workload import Workload
-
-Progress = Callable[[str], None]
 
 
 def rank(
@@ -220,14 +219,14 @@ def _compiled(
     rates: Rates,
     on_progress: Progress,
 ) -> list[Candidate]:
-    """Compile the best candidates in one child process, and time their programs by the model."""
+    """Compile the best candidates in child processes, and time their programs by the model."""
     cases = [
         (request.stored(c.compression), c.strategy, _workload(request, c.strategy, c.microbatches))
         for c in top
     ]
-    programs = run_in_child(
-        compile_cases, cases, cluster,
-        environment=compile_environment(), on_progress=on_progress,
+    programs = each_in_children(
+        compile_case, cases, cluster,
+        environment=compile_environment(), on_progress=lambda line: on_progress(f"compile {line}"),
     )  # fmt: skip
     timed = []
     for candidate, (prefill, step) in zip(top, programs, strict=True):
@@ -265,20 +264,15 @@ def _memory(
     return max(prefill.memory.total_bytes + cache, step.memory.total_bytes)
 
 
-def compile_cases(
-    cases: Sequence[tuple[SearchRequest, Strategy, Workload]],
-    cluster: Cluster,
-    *,
-    on_progress: Progress,
-) -> list[tuple[Compilation, Compilation | None]]:
-    """Compile the prefill and the decoding step of every case, in this process."""
-    programs = []
-    for number, (request, strategy, workload) in enumerate(cases, 1):
-        on_progress(f"compile {number} of {len(cases)}: {strategy.name} {strategy.mesh}")
-        args = request.model, strategy, workload, cluster
-        prefill = compile_program(*args, "prefill", on_progress=lambda line: None)
-        step = None
-        if request.output_len > 1:
-            step = compile_program(*args, "decode", on_progress=lambda line: None)
-        programs.append((prefill, step))
-    return programs
+def compile_case(
+    case: tuple[SearchRequest, Strategy, Workload], cluster: Cluster, *, on_progress: Progress
+) -> tuple[Compilation, Compilation | None]:
+    """Compile the prefill and the decoding step of a case, in this process."""
+    request, strategy, workload = case
+    on_progress(f"{strategy.name} {strategy.mesh}")
+    args = request.model, strategy, workload, cluster
+    prefill = compile_program(*args, "prefill", on_progress=lambda line: None)
+    step = None
+    if request.output_len > 1:
+        step = compile_program(*args, "decode", on_progress=lambda line: None)
+    return prefill, step

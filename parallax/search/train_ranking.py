@@ -3,12 +3,13 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from parallax.cost import Rates, error_bar, joules, rates_for
 from parallax.cost.totals import unvalidated
-from parallax.lenses.child import run_in_child
+from parallax.lenses.child import Progress
+from parallax.lenses.children import each_in_children
 from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
@@ -33,7 +34,6 @@ from parallax.workload import Workload
 _WORTH = 1.2
 # How many times the best are compiled, the next ones if no program of the first ones fits.
 _TRIES = 3
-Progress = Callable[[str], None]
 
 
 def rank_training(
@@ -182,13 +182,13 @@ def _compiled(
     usable: float,
     on_progress: Progress,
 ) -> Iterator[TrainCandidate]:
-    """Compile the best candidates in one child process, and time their programs by the model."""
+    """Compile the best candidates in child processes, and time their programs by the model."""
     cases = [
         (c.strategy, Workload(request.batch, request.seq_len, c.microbatches), c.remat) for c in top
     ]
-    programs = run_in_child(
-        compile_training, request.model, cases, cluster,
-        environment=compile_environment(), on_progress=on_progress,
+    programs = each_in_children(
+        compile_training, cases, request.model, cluster,
+        environment=compile_environment(), on_progress=lambda line: on_progress(f"compile {line}"),
     )  # fmt: skip
     for candidate, (strategy, workload, _), program in zip(top, cases, programs, strict=True):
         step = make_step(request.model, strategy, workload, "train", candidate.remat)
@@ -202,19 +202,15 @@ def _compiled(
 
 
 def compile_training(
-    model, cases: Sequence[tuple[Strategy, Workload, Remat]], cluster: Cluster, *,
+    case: tuple[Strategy, Workload, Remat], model: ModelConfig, cluster: Cluster, *,
     on_progress: Progress,
-) -> list[Compilation]:  # fmt: skip
-    """Compile the training step of every case, in this process."""
-    programs = []
-    for number, (strategy, workload, remat) in enumerate(cases, 1):
-        on_progress(f"compile {number} of {len(cases)}: {strategy.name} {strategy.mesh}")
-        programs.append(
-            compile_program(
-                model, strategy, workload, cluster, "train", remat, on_progress=lambda line: None
-            )
-        )
-    return programs
+) -> Compilation:  # fmt: skip
+    """Compile the training step of a case, in this process."""
+    strategy, workload, remat = case
+    on_progress(f"{strategy.name} {strategy.mesh}")
+    return compile_program(
+        model, strategy, workload, cluster, "train", remat, on_progress=lambda line: None
+    )
 
 
 def _none_splits(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import threading
 from importlib import resources
 from pathlib import Path
 
@@ -280,22 +279,6 @@ def test_compile_all_goes_on_after_a_program_that_fails(monkeypatch):
     task = comparing.CompileTask(config, strategy, workload, px.cluster("h100_2x8"))
     found = comparing.compile_all([task, task], on_progress=lambda line: None)
     assert found == [comparing.Refusal("not this one"), "program"]
-
-
-def test_the_first_failure_keeps_waiting_jobs_from_starting(monkeypatch):
-    ended, started = threading.Event(), []
-    monkeypatch.setattr(comparing, "end_children", ended.set)
-
-    def fail():
-        raise ValueError("first")
-
-    def run_until_ended():
-        assert ended.wait(60)
-
-    jobs = [fail, run_until_ended, run_until_ended, lambda: started.append("last")]
-    with pytest.raises(ValueError, match="first"):
-        comparing._run_beside(jobs)
-    assert not started
 
 
 def test_too_few_devices_to_measure_leave_one_strategy_out(monkeypatch):

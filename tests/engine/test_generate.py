@@ -48,7 +48,8 @@ def tokens(generation):
         pytest.param(Sampling(), id="greedy"),
         pytest.param(
             Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=3),
-            id="drawn", marks=pytest.mark.full,
+            id="drawn",
+            marks=pytest.mark.full,
         ),
     ],
 )

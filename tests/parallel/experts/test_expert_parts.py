@@ -90,9 +90,7 @@ def inputs(experts, gated, bias, **how):
     return draw(TOKENS, WIDTH), logits, expert_weights(experts, WIDTH, HIDDEN, gated, **how)
 
 
-@often(
-    [*CASES, *BIASED], "ragged", "chunks that do not divide", "node-aware", *BIASED[1:]
-)
+@often([*CASES, *BIASED], "ragged", "chunks that do not divide", "node-aware", *BIASED[1:])
 def test_equals_the_textbook(name):
     name, added = name.removesuffix(", biases"), name.endswith(", biases")
     part, axes, top_k, experts, gated, more, bias = CASES[name]
