@@ -9,8 +9,12 @@ from tests.explanations.case import compile_case, defaults
 from tests.explanations.clean import CLEAN
 from tests.explanations.faulty import FAULTY
 
-# These take seconds; most of the others are training steps of many layers.
-QUICK = ("loop_gather", "there_and_back")
+# These take seconds; the others are training steps of many layers, compiled up to nine times.
+MARKS = {
+    "loop_gather": pytest.mark.slow,
+    "there_and_back": pytest.mark.slow,
+    "missing_constraint": pytest.mark.full,
+}
 
 
 def explained(case, tries):
@@ -22,8 +26,7 @@ def explained(case, tries):
 
 def parameters(cases):
     return [
-        pytest.param(c, id=c.name, marks=pytest.mark.slow if c.name in QUICK else pytest.mark.full)
-        for c in cases
+        pytest.param(c, id=c.name, marks=MARKS.get(c.name, pytest.mark.exhaustive)) for c in cases
     ]
 
 
