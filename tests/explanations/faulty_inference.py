@@ -200,7 +200,7 @@ def full_rematerialization():
     args = (encoder, decoder, array(16, 2048, 4096))
     split = {name: TENSOR_LAYERS[name] for name in decoder}
     options = {
-        "mesh": {"data": 2, "model": 8}, "in_specs": (P(), split, P(("data", "model"))),
+        "mesh": {"data": 8, "model": 2}, "in_specs": (P(), split, P(("data", "model"))),
         "out_shardings": P(None, "data"),
     }  # fmt: skip
     return Case(

@@ -13,7 +13,10 @@ from tests.explanations.faulty import FAULTY
 MARKS = {
     "loop_gather": pytest.mark.slow,
     "there_and_back": pytest.mark.slow,
-    "missing_constraint": pytest.mark.full,
+    "wide_reduction": pytest.mark.full,
+    "sum_per_microbatch": pytest.mark.full,
+    "replicated_parameter": pytest.mark.full,
+    "full_rematerialization": pytest.mark.full,
 }
 
 
