@@ -1,12 +1,13 @@
-"""Helpers that all Mosaic kernels share: registers, memory layouts, and the call itself."""
+"""What all Mosaic kernels share: the call itself, rings of shared memory, products, layouts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -15,6 +16,8 @@ from parallax.kernels.interpreting import interpreter
 # Registers per thread in one producer and two consumer warpgroups: 24 + 2 x 240, as many as the
 # 3 x 168 that a block starts with. With more, a warpgroup would wait for its registers forever.
 LOADER_REGISTERS, COMPUTE_REGISTERS = 24, 240
+# The axis of thread blocks that copy together what all of them read.
+CLUSTER = "cluster"
 
 
 def call(
@@ -83,6 +86,143 @@ def _without_gradient(name: str, run: Callable) -> Callable:
     return alone
 
 
+class Ring(NamedTuple):
+    """Stages of shared memory that a producer fills by copies and consumers free; see `ring`.
+
+    Blocks are numbered from 0; block j is in stage j % stages.
+
+    Attributes:
+      memory: [stages, ...], or a tree of such arrays.
+      full: a barrier per stage, which completes when the copies of its block have arrived.
+      empty: a barrier per stage, which completes when all consumers have freed it, in a cluster
+        those of all its thread blocks.
+    """
+
+    memory: Any
+    full: Any
+    empty: Any
+
+    @property
+    def stages(self) -> int:
+        return self.full.shape[0]
+
+    def stage(self, j) -> jax.Array:
+        """Return the stage of block j."""
+        return lax.rem(j, i32(self.stages)) + opaque_zero(j)
+
+    def at(self, j) -> Any:
+        """Return the memory of block j."""
+        return jax.tree.map(lambda x: x.at[self.stage(j)], self.memory)
+
+    def fill(self, j, copy: Callable[[Any, Any], None]) -> None:
+        """Start the copies of block j, `copy(memory, full)`, once its stage is empty."""
+        pl.when(j >= self.stages)(lambda: plgpu.barrier_wait(self.empty.at[self.stage(j)]))
+        copy(self.at(j), self.full.at[self.stage(j)])
+
+    def wait(self, j) -> Any:
+        """Wait until block j has arrived, and return its memory."""
+        plgpu.barrier_wait(self.full.at[self.stage(j)])
+        return self.at(j)
+
+    def free(self, j, *, loaded: bool = False) -> None:
+        """Free block j for one consumer; `loaded`: by threads, not wgmma alone.
+
+        Then a fence must come before the copy engine may overwrite it.
+        """
+        if loaded:
+            plgpu.commit_smem()
+        plgpu.barrier_arrive(self.empty.at[self.stage(j)])
+
+    def drain(self, blocks) -> None:
+        """Wait until all of the first `blocks` blocks are free: nothing arrives after that.
+
+        In a cluster, no thread block may end before. The interpreter of JAX 0.11 also requires
+        every arrival to be waited for.
+        """
+
+        @pl.loop(lax.max(blocks - self.stages, i32(0)), blocks)
+        def _(j):
+            plgpu.barrier_wait(self.empty.at[self.stage(j)])
+
+
+def ring(memory: Any, stages: int, *, consumers: int, copies: int = 1, cluster: int = 1) -> Ring:
+    """Return the scratch of a ring, for `pl.run_scoped`, which passes it on as a `Ring`.
+
+    Args:
+      memory: scratch of shape [stages, ...], or a tree of such.
+      consumers: warpgroups that free each block. copies: copies that fill it.
+      cluster: thread blocks that copy together, along the axis `CLUSTER`.
+    """
+    full = plgpu.Barrier(num_arrivals=copies, num_barriers=stages)
+    if cluster == 1:
+        return Ring(memory, full, plgpu.Barrier(num_arrivals=consumers, num_barriers=stages))
+    empty = plgpu.ClusterBarrier(
+        collective_axes=(CLUSTER,), num_arrivals=consumers, num_barriers=stages
+    )
+    return Ring(memory, full, empty)
+
+
+class _Interpreted:
+    """A value for the interpreter, which has no accumulators that start with one."""
+
+    def __init__(self, value: jax.Array):
+        self.value = value
+
+
+def wgmma(acc: Any, a: Any, b: Any) -> None:
+    """Issue acc += a @ b, with a in shared memory or registers and b in shared memory."""
+    if not isinstance(acc, _Interpreted):
+        plgpu.wgmma(acc, a, b)
+        return
+    left, right = (x[...].astype(jnp.float32) for x in (a, b))
+    plgpu.commit_smem()  # a fence for what threads have read; wgmma needs none
+    acc.value += jnp.dot(left, right)
+
+
+def product(shape: tuple[int, int], multiply: Callable[[Any], None]) -> jax.Array:
+    """Return the sum of the products that `multiply(acc)` issues by `wgmma`, of this shape."""
+
+    def run(acc):
+        multiply(acc)
+        return acc[...]
+
+    return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
+
+
+def accumulate(
+    multiply: Callable, accs: Sequence[jax.Array], beside: Sequence[jax.Array] = ()
+) -> tuple[jax.Array, ...]:
+    """Add products to arrays in registers; return these, once complete, and what ran beside them.
+
+    Args:
+      multiply: takes an accumulator per array and issues products by `wgmma`. It returns the arrays
+        that it computes meanwhile, if any.
+      accs: [64, n] float32 each, as wgmma's results lie.
+      beside: other values, in the shapes and layouts of what `multiply` returns.
+    """
+    if interpreter() is not None:
+        refs = [_Interpreted(x) for x in accs]
+        returned = multiply(*refs) or ()
+        return (*(x.value for x in refs), *returned)
+
+    def run(refs):
+        returned = multiply(*refs[: len(accs)]) or ()
+        for ref, value in zip(refs[len(accs) :], returned, strict=True):
+            ref[...] = value
+
+    start: Any = (*map(plgpu.WGMMAAccumulatorRef.init, accs), *beside)
+    return pl.run_state(run)(start)
+
+
+def opaque_zero(j) -> jax.Array:
+    """Return 0 for every j below 2^30, which the compiler cannot know.
+
+    Added to an index it makes the compiler compute addresses of operands again. Those that do not
+    change it would compute once and keep: 64 bits for every 16 columns, more registers than exist.
+    """
+    return lax.shift_right_logical(i32(j), i32(30))
+
+
 def bytes_of(*arrays) -> int:
     """Compute the bytes of arrays, each read or written once."""
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
@@ -102,6 +242,11 @@ def transforms(dtype, row_bytes: int = 128) -> tuple:
     # pyright takes a method of these classes for abstract.
     tiling = plgpu.TilingTransform((8, columns))  # pyright: ignore[reportAbstractUsage]
     return tiling, plgpu.SwizzleTransform(row_bytes)  # pyright: ignore[reportAbstractUsage]
+
+
+def swizzled(shape: Sequence[int], dtype, row_bytes: int = 128) -> Any:
+    """Return shared memory that wgmma and swizzled copies use; see `transforms`."""
+    return plgpu.SMEM(tuple(shape), dtype, transforms=transforms(dtype, row_bytes))
 
 
 def pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:

@@ -12,6 +12,8 @@ from parallax.kernels.cache_tiled_mlp import baselines as cache_tiled_mlp_baseli
 from parallax.kernels.cache_tiled_mlp import cases as cache_tiled_mlp
 from parallax.kernels.decode_attention import baselines as decode_attention_baselines
 from parallax.kernels.decode_attention import cases as decode_attention
+from parallax.kernels.packed_matmul import baselines as packed_matmul_baselines
+from parallax.kernels.packed_matmul import cases as packed_matmul
 from parallax.kernels.ring_attention import (
     backward_baselines as ring_attention_backward_baselines,
 )
@@ -93,10 +95,12 @@ OPERATIONS: dict[str, Operation] = {
     "ring_attention_backward": ring_attention_backward,
     "decode_attention": decode_attention,
     "cache_tiled_mlp": cache_tiled_mlp,
+    "packed_matmul": packed_matmul,
 }
 BASELINES: dict[str, Baselines] = {
     "ring_attention": ring_attention_baselines,
     "ring_attention_backward": ring_attention_backward_baselines,
     "decode_attention": decode_attention_baselines,
     "cache_tiled_mlp": cache_tiled_mlp_baselines,
+    "packed_matmul": packed_matmul_baselines,
 }

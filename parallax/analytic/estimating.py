@@ -52,7 +52,8 @@ def estimate(
       cluster: the GPUs; as many devices as the mesh has.
       rates: cost model constants; None uses those shipped for the GPU.
       skew: rows of the busiest expert over the mean, at least 1: the others wait for its device.
-      weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA.
+      weights: how a layer's matrices are stored; None is as the config says, unpacked by XLA or,
+        in a decoding step whose strategy enables it, by our kernel.
       resident: whether weights that the cache model still finds in the L2 cache from the previous
         tick are read from there; otherwise every tick reads all of them from memory, as in the
         estimate of a compiled program.

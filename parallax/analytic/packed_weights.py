@@ -1,8 +1,9 @@
 """The bytes per device of quantized weights, and the kernels of a product with one.
 
 A dense weight is read once. A packed one is unpacked in one of two ways: "xla" is what our programs
-do, a pass that reads it packed and writes it dense for the product; "kernel" is a product that
-unpacks in registers and reads packed bytes alone, which is assumed: no such kernel is built here.
+do, a pass that reads it packed and writes it dense for the product; "kernel" is a product at the
+library's rate that unpacks in registers and reads packed bytes alone, which is assumed. Our own
+kernel, `packed_matmul`, multiplies a decoding step's tokens where a strategy enables it.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from parallax.analytic.kernels import gemm, passes
 from parallax.compression import parse_format
 from parallax.compression.formats import Format
 from parallax.hlo.execution_trace import Kernel, Step
+from parallax.kernels.packed_matmul.limits import splits, unsupported_sizes
+from parallax.kernels.packed_matmul.reference import unit_of
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import Parameter, layer_matrices
 from parallax.parallel.split import Split
@@ -20,6 +23,7 @@ from parallax.parallel.split import Split
 Unpacking = Literal["xla", "kernel"]
 Formats = tuple[str, str]
 _WIDE = 4
+_OF_LATENTS = ("kb", "vb")
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,35 @@ class LayerWeights:
         if self.stored.unpacking == "kernel":
             return [gemm(name, m, n, k, dtype, item, a=x, b_bytes=packed, batch=count)]
         return [gemm(name, m, n, k, dtype, item, a=x, b=f"{name}.dense", batch=count)]
+
+    def by_kernel(self, name: str, m: int, n: int, k: int, item: int) -> list[Step]:
+        """Trace the product of `m` tokens by our kernel, with the passes beside it.
+
+        Its rows are put in another order before, and the sums of its splits are added after.
+
+        Returns:
+          [] where the kernel does not support the matrix, or nothing is packed.
+        """
+        form = self.form_of(name)
+        # Matrices whose heads are also those of the rows are no plain products.
+        if form is None or form.activation_bits or name in _OF_LATENTS:
+            return []
+        group = form.group or k
+        if (form.kept, form.of) not in ((1, 1), (2, 4)) or unsupported_sizes(m, k, n, group):
+            return []
+        rows, first, steps = -(-m // 8) * 8, self._first_reader(name), []
+        x = f"{first}.x"
+        if unit_of(form.bits, form.sparse) > 1:
+            if first == name:
+                read, written = float(m * k * item), float(rows * k * item)
+                steps.append(passes(f"{first}.turned", read, written, x))
+            x = f"{first}.turned"
+        sums = float(splits(m, k, n, group, form.bits_per_weight) * rows * n * _WIDE)
+        weight = f"{name}.w"
+        reads = (x, float(rows * k * item)), (weight, float(form.n_bytes(k, n)))
+        product = Kernel(f"{name}.sums", reads, sums, flops=2.0 * rows * n * k,
+                         computes="products", weights=(weight,))  # fmt: skip
+        return [*steps, product, passes(name, sums, float(m * n * item), f"{name}.sums")]
 
     def _first_reader(self, name: str) -> str:
         """Return the first product that reads the same rows as this one, possibly itself."""

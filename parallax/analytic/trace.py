@@ -104,6 +104,10 @@ class Trace:
 
     def product(self, name: str, n: float, k: float) -> list[Step]:
         """Trace the product of a microbatch's tokens with a matrix [k, n], as it is stored."""
+        if self.kernels == "mosaic" and self.decoder is not None and self.dtype in ("f16", "bf16"):
+            found = self.weights.by_kernel(name, int(self.tokens), int(n), int(k), self.item)
+            if found:
+                return found
         product = self.weights.multiplied(name, self.tokens, n, k, self.dtype, self.item)
         return [*self.weights.unpacked(name, n, k, self.item), *product]
 

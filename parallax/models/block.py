@@ -15,13 +15,12 @@ from parallax.models.latent import LatentAttention, latent_shape
 from parallax.models.layer_kinds import EVERY_TOKEN, LayerKind
 from parallax.models.moe import Moe
 from parallax.models.norms import HeadNorm, Norm
+from parallax.models.packed_weight import factor, multiplied
 from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import bias, weight
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import CachedLayer
 from parallax.parallel.gates import gated
-from parallax.parallel.products import product
-from parallax.parallel.remat import product_result
 from parallax.parallel.scoring import Scoring
 from parallax.parallel.split import RESIDUAL_SEQ, Split
 
@@ -56,7 +55,7 @@ class Attention(nnx.Module):
         qkv = self.project(x_BLD, angles, split)
         out_BLHK, kv = self.attend(*qkv, segment_ids_BL, split, kind, cache)
         y_BLD = split.contract(
-            out_BLHK, self.out_HKD[...], "blhk,hkd->bld", over=("heads", "head_dim")
+            out_BLHK, factor(self.out_HKD, split), "blhk,hkd->bld", over=("heads", "head_dim")
         )
         return self.with_bias(y_BLD, split), kv
 
@@ -74,9 +73,9 @@ class Attention(nnx.Module):
     def project(self, x_BLD, angles: Rotation | None, split: Split):
         """Return queries [B, L, H, K], keys and values [B, L, G, K], normed and rotated."""
         config = self.config
-        q_BLHK = split.apart(product_result(product(x_BLD, self.q_DHK[...], "bld,dhk->blhk")))
-        k_BLGK = split.apart(product_result(product(x_BLD, self.k_DGK[...], "bld,dgk->blgk")))
-        v_BLGK = split.apart(product_result(product(x_BLD, self.v_DGK[...], "bld,dgk->blgk")))
+        q_BLHK = multiplied(x_BLD, self.q_DHK, "bld,dhk->blhk", split)
+        k_BLGK = multiplied(x_BLD, self.k_DGK, "bld,dgk->blgk", split)
+        v_BLGK = multiplied(x_BLD, self.v_DGK, "bld,dgk->blgk", split)
         if config.bias or config.qkv_bias:
             q_BLHK = q_BLHK + self.q_bias_HK[...][None, None]
             k_BLGK = k_BLGK + self.k_bias_GK[...][None, None]
@@ -163,7 +162,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BLD, split: Split):
         h_BLF = self.hidden(x_BLD, split)
-        y_BLD = split.contract(h_BLF, self.down_FD[...], "blf,fd->bld", over="mlp")
+        y_BLD = split.contract(h_BLF, factor(self.down_FD, split), "blf,fd->bld", over="mlp")
         return self.with_bias(y_BLD, split)
 
     def with_bias(self, y_BLD, split: Split):
@@ -174,12 +173,11 @@ class Mlp(nnx.Module):
 
     def hidden(self, x_BLD, split: Split):
         """Return the hidden activations [B, L, F]."""
-        h_BLF = split.apart(product_result(product(x_BLD, self.up_DF[...], "bld,df->blf")))
+        h_BLF = multiplied(x_BLD, self.up_DF, "bld,df->blf", split)
         if self.has_bias:
             h_BLF = h_BLF + self.up_bias_F[...][None, None]
         if self.gated:
-            gate_BLF = product_result(product(x_BLD, self.gate_DF[...], "bld,df->blf"))
-            gate_BLF = split.apart(gate_BLF)
+            gate_BLF = multiplied(x_BLD, self.gate_DF, "bld,df->blf", split)
             if self.has_bias:
                 gate_BLF = gate_BLF + self.gate_bias_F[...][None, None]
             h_BLF = gated(h_BLF, gate_BLF, self.gate, self.gate_limit)

@@ -19,12 +19,11 @@ from flax import nnx
 
 from parallax.models.config import ModelConfig
 from parallax.models.layer_kinds import LayerKind
+from parallax.models.packed_weight import factor, multiplied
 from parallax.models.rope import Rotation, rotate
 from parallax.models.weights import weight
 from parallax.parallel.attention_part import AttentionShape
 from parallax.parallel.cached_attention import CachedLayer
-from parallax.parallel.products import product
-from parallax.parallel.remat import product_result
 from parallax.parallel.scoring import Scoring
 from parallax.parallel.split import Split
 
@@ -99,7 +98,7 @@ class LatentAttention(nnx.Module):
         """Return (attention's output [B, L, D], (these tokens' latents, None) for a cache)."""
         q_BLHK, latent_BL1T = self.project(x_BLD, angles, split)
         out_BLHV, kv = self.attend(q_BLHK, latent_BL1T, segment_ids_BL, split, kind, cache)
-        y_BLD = split.contract(out_BLHV, self.out_HVD[...], "blhv,hvd->bld", over=HEADS)
+        y_BLD = split.contract(out_BLHV, factor(self.out_HVD, split), "blhv,hvd->bld", over=HEADS)
         return self.with_bias(y_BLD, split), kv
 
     def with_bias(self, y_BLD, split: Split):
@@ -168,11 +167,6 @@ class LatentAttention(nnx.Module):
         if c_BLHC.shape[2] == 1:
             return multiplied(c_BLHC[:, :, 0], self.vb_CHV, "blc,chv->blhv", split)
         return multiplied(c_BLHC, self.vb_CHV, "blhc,chv->blhv", split)
-
-
-def multiplied(x: jax.Array, w: Any, spec: str, split: Split) -> jax.Array:
-    """Return a product with a weight, as those of `Attention.project`."""
-    return split.apart(product_result(product(x, w[...], spec)))
 
 
 def latent_scoring(config: ModelConfig, kind: LayerKind) -> Scoring:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from parallax.models.config import ModelConfig
 from parallax.models.layer_kinds import Router
+from parallax.models.packed_weight import factor
 from parallax.models.weights import WideParam, bias, weight
 from parallax.parallel.experts import ExpertWeights, RoutingRule, route, router_stats
 from parallax.parallel.products import product
@@ -120,5 +121,5 @@ class Moe(nnx.Module):
         with jax.named_scope("shared_experts"):
             inside = split.replace(axes={**split.axes, "act_mlp": summed})
             h_BLF = self.shared.hidden(x_BLD, inside)
-            y_BLD = product(h_BLF, self.shared.down_FD[...], "blf,fd->bld", width)
+            y_BLD = product(h_BLF, factor(self.shared.down_FD, split), "blf,fd->bld", width)
             return split.once(y_BLD, [a for a in summed if a not in width])

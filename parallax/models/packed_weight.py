@@ -7,7 +7,10 @@ import jax
 from flax import nnx
 
 from parallax.compression import Format, Packed, compress, decompress
-from parallax.parallel.products import Int8Weight
+from parallax.kernels import dispatch
+from parallax.parallel.products import Int8Weight, StoredWeight, product
+from parallax.parallel.remat import product_result
+from parallax.parallel.split import Split
 
 
 class Stored(nnx.Variable):
@@ -62,6 +65,23 @@ class PackedWeight(nnx.Module):
             packed = self.packed
             return Int8Weight(packed.values, packed.scales)
         return decompress(self.packed, self.form, self.inputs[-1], self.dtype)
+
+
+def factor(weight: Any, split: Split) -> Any:
+    """Return a weight as a product takes it; in a decoding step a packed one is still packed."""
+    if not split.decodes or not isinstance(weight, PackedWeight):
+        return weight[...]
+    if weight.form.activation_bits:
+        if "mosaic" in dispatch.enabled():
+            reason = "it has no products of integers (W8A8): Hopper's need inputs contiguous"
+            dispatch.record_refusal("packed_matmul", "mosaic", reason)
+        return weight[...]
+    return StoredWeight(weight.packed, weight.form, weight.inputs, weight.dtype)
+
+
+def multiplied(x: jax.Array, weight: Any, spec: str, split: Split) -> jax.Array:
+    """Return a product with a weight, before any bias; see `Split.apart`."""
+    return split.apart(product_result(product(x, factor(weight, split), spec)))
 
 
 def _packed(arrays: Mapping[str, jax.Array]) -> Packed:

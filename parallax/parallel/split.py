@@ -16,7 +16,7 @@ from jax import lax
 from parallax.parallel.attention_parts import AttentionPart, Local
 from parallax.parallel.cached_attention import CachedLayer, KvLayout, cached_attention
 from parallax.parallel.experts import ExpertPart, LocalExperts, Platform
-from parallax.parallel.products import Int8Weight, product
+from parallax.parallel.products import Int8Weight, StoredWeight, product
 from parallax.parallel.remat import Remat, product_result
 from parallax.parallel.scoring import Scoring
 from parallax.parallel.sharded_weights import RowPath, exchange_rows, gather_shards, row_path
@@ -73,8 +73,9 @@ class Split:
         return shards
 
     def contract(
-        self, x: jax.Array, w: jax.Array | Int8Weight, spec: str, *, over: str | tuple[str, ...]
-    ) -> jax.Array:
+        self, x: jax.Array, w: jax.Array | Int8Weight | StoredWeight, spec: str, *,
+        over: str | tuple[str, ...],
+    ) -> jax.Array:  # fmt: skip
         """Return `product(x, w, spec)`, summed over devices if contracted dims are split.
 
         Args:

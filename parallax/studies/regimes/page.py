@@ -113,7 +113,7 @@ NOTES = (
     "Weights that the cost model finds in the L2 cache from the tick before are read from there, "
     "for every strategy alike.",
     "Packed weights are unpacked as XLA does it (read packed, written dense, read dense), or by a "
-    "kernel that unpacks in registers: that kernel is assumed, not built.",
+    "kernel that unpacks in registers: that kernel is assumed to keep the library's rate.",
     "A decoding step begins and ends with an empty pipeline, as in Parallax's programs; S stages "
     "and M microbatches take M + S - 1 ticks; a sentence above says what full pipelines would do.",
     "Data parallelism takes as many devices as there are sequences, up to all.",

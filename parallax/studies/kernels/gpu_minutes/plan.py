@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from parallax.kernels.cache_tiled_mlp import cases as mlp
 from parallax.kernels.decode_attention import cases as decode
+from parallax.kernels.packed_matmul import cases as packed
 from parallax.kernels.ring_attention import backward_cases as backward
 from parallax.kernels.ring_attention import cases as forward
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
@@ -148,6 +149,7 @@ SECOND = Part(
             Item("profile", "decode_attention", decode.TIMED[1]),
             Item("profile", "ring_attention_backward", _BACKWARD[0]),
         )),
+        Group("right: packed products", 20, _checks("packed_matmul", packed.SMALL[1:3])),
         Group("time: MLP", 90, tuple(
             Item("time", "cache_tiled_mlp", case, seconds=15)
             for case in mlp.TIMED

@@ -1,0 +1,76 @@
+"""The matrices that the Mosaic kernel supports, and its partition, without the kernel language.
+
+Every thread block streams one tile, 128 outputs by a share of the inputs, in steps of 128 inputs;
+each of two warpgroups multiplies half of a step.
+"""
+
+from parallax.kernels import dispatch
+from parallax.kernels.chip import DTYPES, MULTIPROCESSORS
+from parallax.kernels.packed_matmul.reference import PackedMatrix
+from parallax.kernels.validation import Kind
+
+# Inputs of a step, and of one warpgroup's part: 128 bytes of 16-bit activations, one swizzle.
+STEP, PART = 128, 64
+COLUMNS = 128  # outputs of a block, two wgmma high
+# With more, rows would cross the L2 cache more often than packed weights do.
+MOST_TOKENS = 64
+_MOST_SPLITS = 16
+_SUM_BYTES = 4
+
+
+def kind_of(x, matrix: PackedMatrix) -> Kind:
+    """Return the key of the kernel's runs in the record."""
+    return Kind(None, x.dtype.name, cut=cut_name(matrix))
+
+
+def cut_name(matrix: PackedMatrix) -> str:
+    """Name the storage of a matrix: bits, sparsity, and whether groups of inputs share scales."""
+    sparse = "" if matrix.positions is None else ", 2:4"
+    grouped = ", grouped" if matrix.group < matrix.shape[0] else ""
+    return f"{matrix.bits} bits{sparse}{grouped}"
+
+
+def unsupported(x, matrix: PackedMatrix) -> str | None:
+    """Return why the kernel does not support x [T, K] by a matrix, in a few words, or None."""
+    inputs, outputs = matrix.shape
+    if x.dtype.name not in DTYPES:
+        return f"x is {x.dtype}, and it has {' and '.join(DTYPES)}"
+    if reason := unsupported_sizes(x.shape[0], inputs, outputs, matrix.group):
+        return reason
+    return dispatch.not_hopper()
+
+
+def unsupported_sizes(tokens: int, inputs: int, outputs: int, group: int) -> str | None:
+    """Return why the kernel does not support these sizes; `group` inputs share a scale."""
+    if tokens > MOST_TOKENS:
+        return f"it is for decoding {MOST_TOKENS} tokens at most, and there are {tokens}"
+    if inputs % STEP or outputs % COLUMNS:
+        return (
+            f"a matrix is {inputs} x {outputs}, and it takes multiples of {STEP} inputs and "
+            f"{COLUMNS} outputs"
+        )
+    if group % STEP:
+        return f"{group} inputs share a scale, and it takes all, or a multiple of {STEP}"
+    return None
+
+
+def splits(tokens: int, inputs: int, outputs: int, group: int, bits_per_weight: float) -> int:
+    """Return the parts of the inputs, each with sums of its own, that make the least bytes.
+
+    More parts keep more multiprocessors busy, but their sums are written and read again: both are
+    counted as bytes through device memory.
+
+    Args:
+      tokens, inputs, outputs: sizes.
+      group: inputs that share a scale, which stay together; all of them if it is `inputs`.
+      bits_per_weight: stored bits of values and positions per weight.
+    """
+    pieces = inputs // (STEP if group == inputs else group)
+    tiles, piece_bytes = outputs // COLUMNS, inputs // pieces * COLUMNS * bits_per_weight / 8
+
+    def n_bytes(count: int) -> float:
+        waves = -(-tiles * count // MULTIPROCESSORS)
+        sums = 2 * count * tokens * outputs * _SUM_BYTES
+        return waves * -(-pieces // count) * piece_bytes * MULTIPROCESSORS + sums
+
+    return min(range(1, min(_MOST_SPLITS, pieces) + 1), key=n_bytes)
