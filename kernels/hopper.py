@@ -223,6 +223,14 @@ def opaque_zero(j) -> jax.Array:
     return lax.shift_right_logical(i32(j), i32(30))
 
 
+def store(ref, value: jax.Array) -> None:
+    """Write to device memory straight from registers: a few values at a block's end."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:  # JAX 0.11
+        ref[...] = value
+
+
 def bytes_of(*arrays) -> int:
     """Compute the bytes of arrays, each read or written once."""
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)

@@ -16,6 +16,7 @@ import jax
 from parallax.kernels.assembler import first_found, miscompiles_causal
 
 RECORD = Path(__file__).parent / "record"
+PLAIN = "plain"  # the cut of kernels that have one
 RUN = "run"  # the `kind` of the lines that are a `Run`
 
 
@@ -32,7 +33,7 @@ class Kind(NamedTuple):
     head_dim: int | None
     dtype: str
     is_causal: bool = False
-    cut: str = "plain"
+    cut: str = PLAIN
 
     def describe(self) -> str:
         """Return a short description for messages."""

@@ -4,7 +4,7 @@ Shapes: B batch, L query tokens, M key tokens, H query heads, G key/value heads,
 V width of the values (often K).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +59,12 @@ def attention_step(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b m g k"],
     v: Float[Array, "b m g v"],
-    carry: Carry,
+    carry: Carry | None,
     *,
     is_causal: bool,
     scale: float,
+    sinks: Float[Array, " h"] | None = None,
+    last: bool = False,
     q_segment_ids: Int[Array, "b l"] | None = None,
     kv_segment_ids: Int[Array, "b m"] | None = None,
     kv_length: Int[Array, ""] | None = None,
@@ -71,14 +73,16 @@ def attention_step(
     cap: float | None = None,
     partial_over: str | None = None,
     implementation: str | None = None,
-) -> Carry:
+) -> Any:
     """Attend from q to one more block of keys and fold the result into `carry`.
 
     Args:
       q, k, v: [B, L, H, K], [B, M, G, K] and [B, M, G, V]; G divides H.
-      carry: result of earlier blocks (`empty_carry` at first).
+      carry: result of earlier blocks; None before the first, when nothing is read.
       is_causal: key j is visible to query i where j <= i, counted within this block pair.
       scale: factor of the scores.
+      sinks: [H], every head's score of one more key, which has no value; without a carry only.
+      last: return the normalised output, as `finish` does, instead of a carry.
       q_segment_ids, kv_segment_ids: [B, L], [B, M]; tokens of different ids do not see each other.
       kv_length: scalar; only the first kv_length keys count, others may hold anything, even NaN.
         Keys and values that another mask hides must be finite: they are multiplied by 0.
@@ -88,13 +92,15 @@ def attention_step(
       partial_over: mesh axis whose devices hold slices of K and V: a block's partial scores are
         summed over it, in the accumulator's dtype, before use.
       implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
-        and bfloat16, head_dim 64, 128, 256 or 512, no segment ids, window, cap or partial_over; or
-        None, the fastest that supports the call and is validated (`dispatch.choose`).
+        and bfloat16, head_dim 64, 128, 256 or 512, no cap or partial_over; or None, the fastest
+        that supports the call and is validated (`dispatch.choose`).
 
     Returns:
-      The new carry, with the same shapes.
+      The new `Carry`, with the same shapes; or with `last` the output [B, L, H, V] in q's dtype,
+      and the log-sum-exp [B, H, L].
 
     Raises:
+      ValueError: sinks and a carry, which has them already.
       NotImplementedError: the implementation does not support this; the message names one that
         does. Also a gradient through "mosaic": `parallax.parallel.ring_attention` has one.
 
@@ -103,10 +109,13 @@ def attention_step(
       `score_elements(L, M, is_causal)` elements.
     Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
     """
-    segments = q_segment_ids is not None or kv_segment_ids is not None
+    if sinks is not None and carry is not None:
+        raise ValueError("attention_step: sinks come in with the first keys, and carry has some.")
+    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
+    has_segments = q_segment_ids is not None and kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, segments, partial_over, window=window, cap=cap),
+        "mosaic": unsupported(q, k, v, scale, has_segments, partial_over, window=window, cap=cap),
         "cudnn": _NO_STEP,
         "xla": None,
     }
@@ -115,20 +124,15 @@ def attention_step(
         # Imported late: the kernel language takes a while to load.
         from parallax.kernels.ring_attention import mosaic
 
-        return Carry(
-            *mosaic.step(
-                q, k, v, *carry, is_causal=is_causal, kv_length=kv_length, scale=scale
-            )
-        )  # fmt: skip
-    return Carry(
+        made = mosaic.step(q, k, v, carry, mask=mask, scale=scale, sinks=sinks, last=last)
+        return made if last else Carry(*made)
+    new = Carry(
         *reference.step(
-            q, k, v, carry.o, carry.m, carry.l,
-            mask=reference.Mask(
-                is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset
-            ),
-            scale=scale, partial_over=partial_over, cap=cap,
+            q, k, v, *(empty_carry(q, v.shape[-1], sinks) if carry is None else carry),
+            mask=mask, scale=scale, partial_over=partial_over, cap=cap,
         )
     )  # fmt: skip
+    return finish(new, q.dtype) if last else new
 
 
 def attention_step_backward(

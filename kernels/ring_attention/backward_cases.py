@@ -17,7 +17,7 @@ from parallax.kernels.ring_attention.api import (
     empty_carry,
     finish,
 )
-from parallax.kernels.validation import Kind
+from parallax.kernels.validation import PLAIN, Kind
 
 ABOUT = (
     "One step of attention, backward: dq, dk and dv in float32 from the final log-sum-exp; same "
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return self.step.kind
+        return self.step.kind._replace(cut=PLAIN)  # cuts are of the forward step only
 
     uses_wgmma = True
 
@@ -78,7 +78,8 @@ SMALL = tuple(
 SHIPPED = tuple(
     Case(step)
     for step in forward.SHIPPED
-    if step.tile is None  # tilings are of the forward step only
+    if step.tile is None
+    and not (step.first or step.window)  # of the forward step only
     and (step.is_causal or (step.limit is None and step.head_dim >= 256))
 )
 TIMED = tuple(map(Case, forward.TIMED))

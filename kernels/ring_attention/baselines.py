@@ -8,9 +8,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from parallax.kernels.ring_attention.api import empty_carry, finish
 from parallax.kernels.ring_attention.cases import Case, inputs, step_of
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
 
 STEPS = 16
 # Rows checked against float64; all rows of a long case would take minutes on a CPU.
@@ -30,7 +29,7 @@ def baselines(case: Case) -> dict[str, Callable | str]:
     cuts = {
         f"mosaic: {tile}": _steps(case._replace(tile=tile), "mosaic", 1)
         for tile in CANDIDATES[case.head_dim]
-        if tile != DEFAULT
+        if tile != DEFAULTS[case.head_dim]
     }
     return {
         "mosaic": _steps(case, "mosaic", 1),
@@ -65,12 +64,12 @@ def _steps(case: Case, implementation: str, steps: int) -> Callable:
     step = step_of(case, implementation)
 
     def attend(q, k, v):
-        carry = empty_carry(q)
-        length = k.shape[1]
+        made, length = None, k.shape[1]
         edges = [length * i // steps for i in range(steps + 1)]
         for start, end in itertools.pairwise(edges):
-            carry = step(q, k[:, start:end], v[:, start:end], carry)
-        return finish(carry, q.dtype)[0]
+            made = step(q, k[:, start:end], v[:, start:end], made, last=end == length)
+        assert made is not None
+        return made[0]
 
     return attend
 

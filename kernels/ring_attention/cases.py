@@ -4,27 +4,29 @@ An `Operation` of `kernels.operations`, which documents each part.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from parallax.kernels import dispatch
-from parallax.kernels.ring_attention.api import Carry, attention_step, empty_carry
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT, unsupported
+from parallax.kernels.ring_attention.api import Carry, attention_step
+from parallax.kernels.ring_attention.reference import Mask
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS, unsupported
 from parallax.kernels.validation import Kind
 
 ABOUT = (
-    "One step of online-softmax attention, forward: takes and returns float32 (o, m, l). Full and "
-    "causal masks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, 256, 512. "
-    "Several tilings: softmax overlapped with products (ahead), alternating warpgroups (turns), "
-    "clusters of two that share keys and values by multicast; plain is the default until a GPU has "
-    "timed them."
+    "One step of online-softmax attention, forward: from a float32 carry (o, m, l) or none, to a "
+    "carry or to the normalised output. Full and causal masks, windows, whose hidden blocks are "
+    "skipped, segments, sinks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, "
+    "256, 512. Several tilings: softmax overlapped with products (ahead), alternating warpgroups "
+    "(turns), clusters of two that share keys and values by multicast; turns, and ahead with "
+    "cluster for 512, are the defaults until a GPU has timed them."
 )
 
 
 class Case(NamedTuple):
-    """The parameters of one step on random inputs, after a step over `EARLIER` other keys.
+    """The parameters of one step on random inputs.
 
     Attributes:
       head_dim, dtype: head dimension and dtype of q, k and v.
@@ -34,6 +36,11 @@ class Case(NamedTuple):
       limit: number of keys that count, passed as a traced scalar; None: all.
       batch: sequences.
       tile: the Mosaic kernel's tiling, a name of `tiles.CANDIDATES`; None: the one that ships.
+      window, offset: as in `api.attention_step`, with is_causal.
+      segments: documents of about equal length in each sequence; 0: no segment ids.
+      first: whether no step went before; otherwise one over `EARLIER` other keys did.
+      sinks: whether heads have sinks, with `first`.
+      last: whether the result is the normalised output.
     """
 
     head_dim: int
@@ -46,14 +53,28 @@ class Case(NamedTuple):
     limit: int | None = None
     batch: int = 1
     tile: str | None = None
+    window: int | None = None
+    offset: int = 0
+    segments: int = 0
+    first: bool = False
+    sinks: bool = False
+    last: bool = False
 
     @property
     def name(self) -> str:
         mask = "causal" if self.is_causal else "full"
-        limit = "" if self.limit is None else f"-first{self.limit}"
+        parts = {
+            f"first{self.limit}": self.limit is not None,
+            f"window{self.window}+{self.offset}": self.window is not None,
+            f"{self.segments}segments": self.segments,
+            "sinks": self.sinks,
+            "begins": self.first,
+            "ends": self.last,
+        }
         return (
             f"{self.dtype}-d{self.head_dim}-{self.q_length}x{self.kv_length}"
-            f"-{self.batch}x{self.heads}over{self.kv_heads}-{mask}{limit}"
+            f"-{self.batch}x{self.heads}over{self.kv_heads}-{mask}"
+            f"{''.join(f'-{part}' for part, has in parts.items() if has)}"
             f"{'' if self.tile is None else f' ({self.tile})'}"
         )
 
@@ -71,8 +92,12 @@ class Case(NamedTuple):
         return 2.0 * self.batch * tokens * self.head_dim
 
     @property
+    def cut(self) -> str:
+        return self.tile or DEFAULTS[self.head_dim]
+
+    @property
     def kind(self) -> Kind:
-        return Kind(self.head_dim, self.dtype, self.is_causal, self.tile or DEFAULT)
+        return Kind(self.head_dim, self.dtype, self.is_causal, self.cut)
 
     uses_wgmma = True
 
@@ -90,30 +115,52 @@ SMALL = (
     Case(512, "bfloat16", 100, 150, heads=2),
     Case(512, "float16", 137, 137, is_causal=True),
     Case(512, "bfloat16", 64, 192, limit=65),
-    Case(64, "bfloat16", 137, 300, tile="turns"),
+    Case(64, "bfloat16", 137, 300, tile="plain"),
     Case(64, "float16", 72, 200, heads=2, tile="ahead"),
     Case(64, "bfloat16", 300, 300, is_causal=True, tile="ahead, turns, cluster"),
     Case(512, "bfloat16", 130, 130, is_causal=True, tile="cluster"),
     Case(512, "float16", 40, 200, limit=129, tile="ahead"),
-    Case(512, "bfloat16", 137, 137, is_causal=True, tile="ahead, cluster"),
-)
+    Case(512, "bfloat16", 70, 70, is_causal=True, tile="plain"),
+    Case(128, "bfloat16", 137, 137, is_causal=True, window=50, segments=3, first=True, sinks=True,
+         last=True, heads=2),
+    Case(64, "float16", 150, 150, is_causal=True, window=70, offset=150, last=True),
+    Case(512, "bfloat16", 70, 150, segments=2, batch=2, last=True),
+    Case(512, "bfloat16", 70, 140, is_causal=True, window=33, offset=71, first=True, tile="plain"),
+    Case(64, "bfloat16", 130, 130, segments=2, first=True, tile="ahead, turns, cluster"),
+    Case(256, "float16", 64, 70, limit=65, first=True, sinks=True, last=True),
+)  # fmt: skip
 
-# 10,000 tokens on one device, over 16 devices, and halves of such a piece in zigzag order; and
-# every other tiling of a head_dim, on the case that needs most registers.
-SHIPPED = tuple(
-    Case(head_dim, dtype, length, length, heads=8, kv_heads=4, is_causal=causal, limit=limit)
+_LONG = tuple(
+    Case(head_dim, "bfloat16", 10_000, 10_000, heads=8, kv_heads=4, is_causal=True)
     for head_dim in (64, 128, 256, 512)
-    for dtype, length, causal, limit in (
-        ("bfloat16", 10_000, True, None),
-        ("float16", 625, False, None),
-        ("bfloat16", 313, False, 312),
-    )
-    if limit is None or head_dim in (128, 512)
-) + tuple(
-    Case(head_dim, "bfloat16", 10_000, 10_000, heads=8, kv_heads=4, is_causal=True, tile=tile)
-    for head_dim in (64, 128, 256, 512)
-    for tile in CANDIDATES[head_dim]
-    if tile != DEFAULT
+)
+# 10,000 tokens on one device, over 16 devices, and halves of such a piece in zigzag order; every
+# other tiling of a head_dim; and whole attention, all masks at once, and those with a carry: what
+# needs most registers.
+SHIPPED = (
+    *(
+        Case(head_dim, dtype, length, length, heads=8, kv_heads=4, is_causal=causal, limit=limit)
+        for head_dim in (64, 128, 256, 512)
+        for dtype, length, causal, limit in (
+            ("bfloat16", 10_000, True, None),
+            ("float16", 625, False, None),
+            ("bfloat16", 313, False, 312),
+        )
+        if limit is None or head_dim in (128, 512)
+    ),
+    *(
+        case._replace(tile=tile)
+        for case in _LONG
+        for tile in CANDIDATES[case.head_dim]
+        if tile != DEFAULTS[case.head_dim]
+    ),
+    *(case._replace(first=True, last=True) for case in _LONG),
+    *(case._replace(window=4096, segments=8, first=True, sinks=True, last=True) for case in _LONG),
+    *(
+        case._replace(window=4096, offset=10_000, segments=8)
+        for case in _LONG
+        if case.head_dim in (256, 512)
+    ),
 )
 
 # Whole sequences, as in published figures.
@@ -125,67 +172,123 @@ TIMED = tuple(
 )
 
 
-def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
-    """Draw q, k, v and the earlier k, v, [B, tokens, heads, head_dim], and any limit."""
+class Extras(NamedTuple):
+    """The inputs of a step that not every case has; None where it does not."""
+
+    limit: Any = None
+    q_ids: Any = None
+    kv_ids: Any = None
+    sinks: Any = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `attention_step`, but sinks."""
+        return {
+            "kv_length": self.limit, "q_segment_ids": self.q_ids, "kv_segment_ids": self.kv_ids,
+        }  # fmt: skip
+
+
+def inputs(case: Case, seed: int) -> tuple[Any, ...]:
+    """Draw q, k, v, the earlier k, v, all [B, tokens, heads, head_dim], and `Extras`' arrays."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
 
     def draw(length: int, heads: int) -> np.ndarray:
         return random.normal(size=(case.batch, length, heads, case.head_dim)).astype(dtype)
 
-    lengths = (case.kv_length, case.kv_length, EARLIER, EARLIER)
-    limit = () if case.limit is None else (np.array(case.limit, np.int32),)
-    return draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths), *limit
+    earlier = 0 if case.first else EARLIER
+    lengths = (case.kv_length, case.kv_length, earlier, earlier)
+    arrays = draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths)
+    ids = [
+        np.tile(np.arange(n, dtype=np.int32) * case.segments // n, (case.batch, 1))
+        for n in (case.q_length, case.kv_length)
+    ]
+    q_ids, kv_ids = ids if case.segments else (None, None)
+    extras = Extras(
+        None if case.limit is None else np.array(case.limit, np.int32),
+        q_ids,
+        kv_ids,
+        random.normal(size=case.heads).astype(np.float32) if case.sinks else None,
+    )
+    return *arrays, *(x for x in extras if x is not None)
 
 
 def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
-    """Return a function to (o, m, l) over the earlier keys (by XLA) and the new ones."""
+    """Return a function to the step's result, after one over the earlier keys by XLA."""
     scale = case.head_dim**-0.5
 
-    def attend(q, k, v, k_earlier, v_earlier, limit=None):
-        carry = attention_step(
-            q, k_earlier, v_earlier, empty_carry(q), is_causal=False, scale=scale,
-            implementation="xla",
-        )  # fmt: skip
-        return tuple(step_of(case, implementation)(q, k, v, carry, limit))
+    def attend(q, k, v, k_earlier, v_earlier, *arrays):
+        carry = None
+        if not case.first:
+            carry = attention_step(
+                q, k_earlier, v_earlier, None, is_causal=False, scale=scale, implementation="xla"
+            )
+        extras = _extras(case, arrays)
+        step = step_of(case, implementation)
+        return tuple(step(q, k, v, carry, extras, last=case.last))
 
     return attend
 
 
-def step_of(case: Case, implementation: str | None) -> Callable[..., Carry]:
-    """Return a function (q, k, v, carry, limit) -> carry, with the case's tiling."""
-    options = {"is_causal": case.is_causal, "scale": case.head_dim**-0.5}
+def step_of(case: Case, implementation: str | None) -> Callable[..., Any]:
+    """Return a function (q, k, v, carry, extras, last=) -> carry or output, with its tiling."""
+    options: dict[str, Any] = {"scale": case.head_dim**-0.5}
+    mask = {"is_causal": case.is_causal, "window": case.window, "offset": case.offset}
 
-    def step(q, k, v, carry, limit=None):
+    def step(q, k, v, carry, extras=Extras(), *, last=False):  # noqa: B008
+        given = options | {"sinks": extras.sinks, "last": last}
         if implementation == "mosaic" and case.tile is not None:
             from parallax.kernels.ring_attention import mosaic
 
-            reasons = {"mosaic": unsupported(q, k, v, options["scale"], False, None), "xla": None}
-            dispatch.choose("attention_step", implementation, reasons)
+            reason = unsupported(q, k, v, options["scale"], False, None)
+            dispatch.choose("attention_step", implementation, {"mosaic": reason, "xla": None})
+            ids = extras.q_ids, extras.kv_ids
+            seen = Mask(case.is_causal, *ids, extras.limit, case.window, case.offset)
             tile = CANDIDATES[case.head_dim][case.tile]
-            return Carry(*mosaic.step(q, k, v, *carry, kv_length=limit, tile=tile, **options))
+            made = mosaic.step(q, k, v, carry, mask=seen, tile=tile, **given)
+            return made if last else Carry(*made)
         return attention_step(
-            q, k, v, carry, kv_length=limit, implementation=implementation, **options
+            q, k, v, carry, implementation=implementation, **mask, **extras.options, **given
         )
 
     return step
 
 
-def exact(case: Case, q, k, v, k_earlier, v_earlier, limit=None) -> tuple[np.ndarray, ...]:
-    """Compute (o, m, l) of textbook attention over earlier and new keys, in float64."""
-    repeat = case.heads // case.kv_heads
+def _extras(case: Case, arrays) -> Extras:
+    """Return the extras of `inputs` by name."""
+    given = iter(arrays)
+    has = (case.limit is not None, case.segments, case.segments, case.sinks)
+    return Extras._make(next(given) if x else None for x in has)
+
+
+def exact(case: Case, q, k, v, k_earlier, v_earlier, *arrays) -> tuple[np.ndarray, ...]:
+    """Compute textbook attention over earlier and new keys, in float64: (o, m, l) or (out, lse)."""
+    extras, repeat = _extras(case, arrays), case.heads // case.kv_heads
     keys, values = (
         np.repeat(np.concatenate(x, axis=1).astype(np.float64), repeat, axis=2)
         for x in ((k_earlier, k), (v_earlier, v))
     )
     scores = np.einsum("blhk,bmhk->bhlm", q.astype(np.float64), keys) * case.head_dim**-0.5
-    new = np.arange(case.kv_length)
-    limit = case.kv_length if limit is None else limit
-    seen = np.broadcast_to(new < limit, (case.q_length, case.kv_length))
+    new, tokens = np.arange(case.kv_length), np.arange(case.q_length)[:, None]
+    seen = np.broadcast_to(
+        new < (case.kv_length if extras.limit is None else extras.limit),
+        (case.batch, case.q_length, case.kv_length),
+    )
+    back = case.offset + tokens - new
     if case.is_causal:
-        seen = seen & (new <= np.arange(case.q_length)[:, None])
-    seen = np.concatenate([np.ones((case.q_length, EARLIER), bool), seen], axis=1)
+        seen = seen & (back >= 0)
+    if case.window is not None:
+        seen = seen & (back < case.window)
+    if case.segments:
+        seen = seen & (extras.q_ids[:, :, None] == extras.kv_ids[:, None])
+    earlier = np.ones((case.batch, case.q_length, k_earlier.shape[1]), bool)
+    seen = np.concatenate([earlier, seen], axis=-1)[:, None]
     scores = np.where(seen, scores, -np.inf)
-    m = scores.max(-1)
+    sinks = np.full(case.heads, -np.inf) if extras.sinks is None else extras.sinks.astype(float)
+    sinks = sinks[None, :, None]
+    m = np.maximum(scores.max(-1), sinks)
     p = np.exp(scores - m[..., None])
-    return np.einsum("bhlm,bmhk->bhlk", p, values), m, p.sum(-1)
+    o, l = np.einsum("bhlm,bmhk->bhlk", p, values), p.sum(-1) + np.exp(sinks - m)
+    if case.last:
+        return np.swapaxes(o / l[..., None], 1, 2), m + np.log(l)
+    return o, m, l

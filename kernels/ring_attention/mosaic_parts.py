@@ -1,11 +1,10 @@
-"""Operations of both Mosaic kernels on a block of scores: the mask and online softmax.
+"""What the attention kernels share: their static parameters, the mask, and the online softmax.
 
 Arrays are register tiles of one warpgroup, in the layout of wgmma's results. Maxima are in units of
 log2 (the score times scale times log2(e)), so that each exponential is one exp2.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,94 +13,46 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from parallax.kernels.chip import ROWS
-from parallax.kernels.hopper import i32
-from parallax.kernels.ring_attention.tiles import Tile
-
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA
-ROW = plgpu.Layout.WGMMA.reduce(1)
-# The old output is prefetched to L2 this many blocks before the end.
-NEAR = 4
+# The layouts of one value per row and per column of a block of scores.
+ROW, COLUMN = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+# Columns that are masked at a time.
+_PIECE = 8
 
 
 class Problem(NamedTuple):
-    """The static parameters of a kernel, all known when it is traced."""
+    """The static parameters of a kernel, all known when it is traced.
+
+    Attributes:
+      is_causal: query i sees keys up to i, or with a window, the last ones up to offset + i.
+      window: keys that a query sees, its own and those before it; None is all.
+      has_segments: whether a query sees only the keys of its own segment.
+    """
 
     is_causal: bool
     scale: float
     heads_per_kv: int
     width: int
     dtype: Any
+    window: int | None = None
+    has_segments: bool = False
+
+    @property
+    def hides_later(self) -> bool:
+        return self.is_causal or self.window is not None
 
 
-class State(NamedTuple):
-    """The attention of one warpgroup's rows so far: [64, columns], [64] and [64] float32."""
-
-    acc: jax.Array
-    m: jax.Array
-    l: jax.Array
-
-
-class BlockWork(NamedTuple):
-    """The work of one thread block.
+class Sight(NamedTuple):
+    """What decides which keys are seen and is known only when a kernel runs: two int32 scalars.
 
     Attributes:
-      batch, head: sequence and head of the queries. kv_head: head of the keys and values.
-      first_row: first query.
       limit: keys from this index on do not count.
-      steps: blocks of keys that some row of its cluster sees; at least one, so that every barrier
-        has a copy to wait for.
+      offset: the position of query 0 minus that of key 0; 0 without a window.
     """
 
-    batch: jax.Array
-    head: jax.Array
-    kv_head: jax.Array
-    first_row: jax.Array
-    limit: jax.Array
-    steps: jax.Array
-
-
-def block_work(problem: Problem, tile: Tile, limit) -> BlockWork:
-    """Return this block's work, from the grid's axes "batch", "heads" and "rows" (the fastest)."""
-    block, head = lax.axis_index("rows"), lax.axis_index("heads")
-    if problem.is_causal:  # the rows with the most work first
-        block = lax.axis_size("rows") - 1 - block
-    first_row = block * tile.cluster_queries
-    seen = jnp.minimum(limit, first_row + tile.cluster_queries) if problem.is_causal else limit
-    if tile.cluster > 1:
-        first_row += lax.axis_index("cluster") * tile.queries
-    return BlockWork(
-        lax.axis_index("batch"), head, lax.div(head, i32(problem.heads_per_kv)), first_row, limit,
-        jnp.maximum(lax.div(seen + (tile.keys - 1), i32(tile.keys)), 1),
-    )  # fmt: skip
-
-
-def multicast(tile: Tile) -> dict:
-    """Return the copy options of keys and values: in a cluster, each block loads a part for all."""
-    return {} if tile.cluster == 1 else {"collective_axes": "cluster"}
-
-
-def fetch_in_order(
-    steps, tile: Tile, fetch_keys: Callable, fetch_values: Callable, near_the_end: Callable
-) -> None:
-    """Fetch all blocks in the order of use: with `ahead`, keys come one block before values."""
-    lag = int(tile.ahead)
-
-    @pl.loop(0, steps + lag)
-    def _(j):
-        pl.when(j == jnp.maximum(steps - NEAR, 0))(near_the_end)
-        pl.when(j < steps)(lambda: fetch_keys(j))
-        pl.when(j >= lag)(lambda: fetch_values(j - lag))
-
-
-def free_barriers(tile: Tile, arrivals: int, count: int) -> Any:
-    """Return the empty barriers; in a cluster all blocks must arrive, as each writes to all."""
-    if tile.cluster == 1:
-        return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
-    return plgpu.ClusterBarrier(
-        collective_axes=("cluster",), num_arrivals=arrivals, num_barriers=count
-    )
+    limit: Any
+    offset: Any
 
 
 def per_row(rows: jax.Array, shape) -> jax.Array:
@@ -109,34 +60,62 @@ def per_row(rows: jax.Array, shape) -> jax.Array:
     return lax.broadcast_in_dim(rows, shape, [0])
 
 
-def mask(scores: jax.Array, problem: Problem, limit, j, first_row) -> jax.Array:
-    """Set scores of key block j to -inf where the query does not see the key.
+def mask(
+    scores: jax.Array, problem: Problem, sight: Sight, first_query, first_key, *,
+    keys_in_rows: bool = False, ids: tuple[jax.Array, Any] | None = None,
+) -> jax.Array:  # fmt: skip
+    """Set scores of a block to -inf where the query does not see the key.
 
-    A branch inside the one loop does it: a second loop for masked blocks costs registers. It works
-    on eight columns at a time, since the compiler keeps what does not change with j in registers:
-    two columns per thread instead of `keys / 4`.
+    A branch skips this for most blocks, which are visible whole; a second loop for masked blocks
+    costs registers. It works on eight columns at a time, since the compiler keeps what does not
+    change from block to block in registers: two columns per thread instead of all.
+
+    Args:
+      scores: [64, n], queries by keys, or keys by queries if `keys_in_rows`.
+      first_query, first_key: of the block.
+      ids: with segments: ids of the rows, in registers, and of the columns, in memory.
     """
+    rows, columns = scores.shape
+    distance = sight.offset + first_query - first_key
+    limit = sight.limit - first_key
 
-    keys = scores.shape[1]
+    def seen(row) -> tuple[Any, Any]:
+        """Return the first column that a row sees, and the one after the last."""
+        low, high = 0, limit
+        if keys_in_rows:
+            low = row - distance if problem.hides_later else 0
+            high = columns if problem.window is None else row - distance + problem.window
+            return low, jnp.where(row < limit, high, 0)
+        if problem.hides_later:
+            high = jnp.minimum(limit, row + (distance + 1))
+        if problem.window is not None:
+            low = row + (distance + 1 - problem.window)
+        return low, high
 
     def hide(scores):
-        shape = (ROWS, 8)
-        # The first key that does not count, relative to the block's first.
-        bound = limit - j * keys
-        if problem.is_causal:
-            rows = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=SCORES)
-            bound = jnp.minimum(bound, rows + (first_row - j * keys + 1))
-        columns = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=SCORES)
-        pieces = [
-            jnp.where(columns < bound - x, scores[:, x : x + 8], -jnp.inf)
-            for x in range(0, keys, 8)
-        ]
+        shape = (rows, _PIECE)
+        row, column = (
+            plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=SCORES) for axis in range(2)
+        )
+        low, high = seen(row)
+        pieces = []
+        for x in range(0, columns, _PIECE):
+            visible = column < high - x
+            if not isinstance(low, int):
+                visible &= column >= low - x
+            if ids is not None:
+                of_columns = plgpu.load(ids[1].at[pl.ds(x, _PIECE)], layout=COLUMN, optimized=False)
+                visible &= per_row(ids[0], shape) == lax.broadcast_in_dim(of_columns, shape, [1])
+            pieces.append(jnp.where(visible, scores[:, x : x + _PIECE], -jnp.inf))
         return jnp.concatenate(pieces, axis=1)
 
-    end = (j + 1) * keys
-    hides = end > limit
-    if problem.is_causal:
-        hides |= end > first_row + 1
+    if ids is not None:
+        return hide(scores)
+    hides = limit < (rows if keys_in_rows else columns)
+    if problem.hides_later:
+        hides |= distance < (rows if keys_in_rows else columns) - 1
+    if problem.window is not None:
+        hides |= distance > problem.window - (columns if keys_in_rows else rows)
     return lax.cond(hides, hide, lambda scores: scores, scores)
 
 

@@ -21,16 +21,14 @@ shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
     last blocks if its latency is short: it is prefetched to L2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parallax.kernels import dispatch
 from parallax.kernels.chip import DTYPES, ROWS
-from parallax.kernels.validation import Kind
+from parallax.kernels.validation import PLAIN, Kind
 
 # Copies move whole 8-row tiles of queries, keys, values and output.
 COPIED_ROWS = 8
-# Columns of the float32 output added to the carry at a time: 128 bytes, one swizzle.
-CHUNK = 32
 
 
 class Tile(NamedTuple):
@@ -55,6 +53,11 @@ class Tile(NamedTuple):
     turns: bool = False
 
     @property
+    def halves(self) -> int:
+        """Number of parts of the columns, one per warpgroup that shares its queries."""
+        return 2 if self.wide else 1
+
+    @property
     def queries(self) -> int:
         """Number of query rows per thread block."""
         return ROWS if self.wide else 2 * ROWS
@@ -73,7 +76,7 @@ _ROWS = {
 }
 CANDIDATES: dict[int, dict[str, Tile]] = {
     head_dim: {
-        "plain": tile,
+        PLAIN: tile,
         "turns": tile._replace(turns=True),
         "ahead": tile._replace(ahead=True),
         "ahead, turns, cluster": tile._replace(ahead=True, turns=True, cluster=2),
@@ -82,20 +85,21 @@ CANDIDATES: dict[int, dict[str, Tile]] = {
 }
 _WIDE = Tile(keys=64, stages=1, wide=True)
 CANDIDATES[512] = {
-    "plain": _WIDE,
+    PLAIN: _WIDE,
     "cluster": _WIDE._replace(cluster=2),
     "ahead": _WIDE._replace(ahead=True),
     "ahead, cluster": _WIDE._replace(ahead=True, cluster=2),
 }
 
-# The tiling that runs: the plainest, until a GPU has timed them.
-DEFAULT = "plain"
-TILES = {head_dim: candidates[DEFAULT] for head_dim, candidates in CANDIDATES.items()}
+# The tilings that run, by instruction counts and published measurements of their like, until a GPU
+# has timed them.
+DEFAULTS = {64: "turns", 128: "turns", 256: "turns", 512: "ahead, cluster"}
+TILES = {head_dim: candidates[DEFAULTS[head_dim]] for head_dim, candidates in CANDIDATES.items()}
 
 
 def kind_of(q, is_causal: bool) -> Kind:
     """Return the key of the kernel's runs in the record, for the tiling that runs."""
-    return Kind(q.shape[-1], q.dtype.name, is_causal, DEFAULT)
+    return Kind(q.shape[-1], q.dtype.name, is_causal, DEFAULTS.get(q.shape[-1], PLAIN))
 
 
 def unsupported(
@@ -115,21 +119,37 @@ def unsupported(
     if q.shape[-1] not in TILES or v.shape[-1] != q.shape[-1]:
         dims = ", ".join(map(str, TILES))
         return f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has {dims} for both"
-    if segments:
-        return "it has no segment ids"
     if partial_over is not None:
         return "it cannot sum scores over a mesh axis"
-    if window is not None or cap is not None:
-        return "it has neither windows nor capped scores"
+    if cap is not None:
+        return "it has no capped scores"
+    if d_out is not None and (segments or window is not None):
+        return "it has no gradients with segment ids or windows"
     if not scale > 0:
         return f"the scale is {scale}, and it takes a positive one"
     return dispatch.not_hopper()
 
 
-def score_elements(q_length: int, kv_length: int, is_causal: bool, tile: Tile) -> int:
-    """Count the scores of one head that a step computes: its visible blocks, whole and padded."""
+def score_elements(
+    q_length: int,
+    kv_length: int,
+    is_causal: bool,
+    tile: Tile,
+    window: int | None = None,
+    offset: Any = 0,
+) -> int:
+    """Count the scores of one head that a step computes: its visible blocks, whole and padded.
+
+    With a window whose offset only the device knows, as many as any offset leaves visible.
+    """
     rows, total = tile.cluster_queries, 0
     for first in range(0, q_length, rows):
-        keys = min(kv_length, first + rows) if is_causal else kv_length
-        total += rows * -(-keys // tile.keys) * tile.keys
+        low, high = 0, kv_length
+        if window is not None and not isinstance(offset, int):
+            high = min(kv_length, rows + window + tile.keys - 2)
+        elif window is not None or is_causal:
+            high = min(kv_length, max(first + rows + offset, 0))
+            low = 0 if window is None else max(first + offset + 1 - window, 0)
+        blocks = -(-high // tile.keys) - min(low, max(kv_length - 1, 0)) // tile.keys
+        total += rows * max(blocks, 1) * tile.keys
     return total

@@ -52,7 +52,7 @@ def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
     whole = float(work.rows * values) * trace.workload.seq_len
     whole /= math.prod(trace.split.mesh_axes[a] for a in getattr(part, "seq_axes", ()))
     inputs = trace.sends("attention_inputs", "scores")
-    steps: list[Step] = [*inputs, passes("zero o", 0.0, whole * _WIDE)]
+    steps: list[Step] = [*inputs]
     # One latent is the key and the value of all heads.
     keys = shape.kv_heads / shape.heads if shape.shared_values else 1.0
     pair = block_pair(work.rows, work.block, width, values, trace.item, trace.dtype, keys=keys)
@@ -62,15 +62,18 @@ def prompt_attention(trace: Trace) -> tuple[list[Step], dict[str, tuple[Step, ..
     # XLA's scheduler starts a send as late as it estimates that it will still be done in time:
     # half-way through the hop's work.
     half, loop = ([Loop("pairs", pairs / hops / n, "pair", "test")] for n in (2, 1))
+    finish = [passes("finish", whole * _WIDE, whole * trace.item)]
     if fused:
-        half, loop = fused[:1], fused
+        half, loop, finish = fused[:1], fused, []
+    else:
+        steps.append(passes("zero o", 0.0, whole * _WIDE))
     chosen = float(work.rows * work.block) * trace.item * (width + keys * (width + values))
     for sends, n in trace.rings():
         for i in range(n):
             hop = [Start(f"{send.name}.{i}", send) for send in sends]
             steps += [*half, *hop, *half, passes("choose", 3 * chosen, 1.5 * chosen)]
             steps += [Wait(start.name) for start in hop]
-    steps += [*loop, passes("finish", whole * _WIDE, whole * trace.item)]
+    steps += [*loop, *finish]
     steps += trace.sends("attention_outputs")
     return steps, {"pair": pair}
 

@@ -40,8 +40,8 @@ def fused_step(
         return [_library(trace, work, width, tokens)]
     if width not in TILES:
         return []
-    keys = trace.kv_heads / trace.heads
-    moved = work.rows * tokens * width * (trace.item * (1 + 2 * keys) + 2 * _WIDE)
+    # A carry between two hops is written and read; the last hop writes the output.
+    moved = _moved(trace, work, width, tokens, (2 * _WIDE * (hops - 1) + trace.item) / hops)
     part = Kernel("step", (("step.in", moved / 2),), 0.0, flops=work.flops / hops / 2)
     return [part, part]
 
@@ -64,10 +64,16 @@ def fused_backward(
         back = Kernel("attention back", reads, size, attention=call._replace(products=5))
         return [*(forward if again else []), back]
     times = 4.5 if values > WIDEST_ROWS else 3.5
-    whole = 2 * forward[0].n_bytes
+    whole = _moved(trace, work, values, tokens, 2 * _WIDE)
     flops = times * 2 * forward[0].flops
     return [Kernel(f"step back {i}", ((f"step back {i}.in", whole),), 0.0, flops=share * flops)
             for i, share in enumerate((3 / 7, 4 / 7))]  # fmt: skip
+
+
+def _moved(trace: Trace, work: AttentionWork, width: int, tokens: float, results: float) -> float:
+    """Return the bytes of queries, keys and values, and `results` bytes per element of q."""
+    keys = trace.kv_heads / trace.heads
+    return work.rows * tokens * width * (trace.item * (1 + 2 * keys) + results)
 
 
 def fused_cached(trace: Trace, cache_bytes: float) -> list[Kernel]:

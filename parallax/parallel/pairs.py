@@ -5,6 +5,7 @@ chunk of queries and one chunk of keys, and an accumulator is whatever the step 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,24 +72,33 @@ class Pairs:
         return chunks
 
     def visit(
-        self, source: Any, step: Callable, queries: Sequence, keys: Sequence, acc: Accumulators
-    ) -> Accumulators:
-        """Run all visible pairs with the keys of `source` (OWN, Behind or their device's index)."""
-        if self.window is not None:
-            return self._in_window(source, step, queries, keys, acc)
+        self, source: Any, step: Callable, queries: Sequence, keys: Sequence, acc: Accumulators,
+        *, finish: Callable | None = None,
+    ) -> Accumulators:  # fmt: skip
+        """Run all visible pairs with the keys of `source` (OWN, Behind or their device's index).
 
-        def pair(acc, q, kv, causal):
+        `finish`, at the last hop, makes of a query chunk's accumulator what it ends as, where no
+        step does: the last one of a chunk is told so, by `last=True`. A chunk without tokens is
+        left as it is.
+        """
+        if self.window is not None:
+            return self._in_window(source, step, queries, keys, acc, finish)
+        ends: dict[str, Any] = {} if finish is None else {"last": True}
+
+        def pair(acc, q, kv, causal, **ends):
             if not (self.lengths[q] and self.lengths[kv]):
                 return acc
-            new = step(queries[q], keys[kv], acc.take(q, kv), is_causal=causal)
+            new = step(queries[q], keys[kv], acc.take(q, kv), is_causal=causal, **ends)
             return acc.put(q, kv, new)
 
         if not self.zigzag:
+            new = partial(pair, acc, 0, 0, source is OWN and self.is_causal, **ends)
             if source is OWN or not self.is_causal:
-                return pair(acc, 0, 0, source is OWN and self.is_causal)
+                return new()
+            old = partial(_finished, acc, 0, finish)
             if self.may_branch:
-                return lax.cond(source < self.me, lambda: pair(acc, 0, 0, False), lambda: acc)
-            return _where(source < self.me, pair(acc, 0, 0, False), acc)
+                return lax.cond(source < self.me, new, old)
+            return _where(source < self.me, new(), old())
         early, late = 0, 1
         if source is OWN:
             acc = pair(acc, early, early, True)
@@ -99,9 +109,9 @@ class Pairs:
         # and data choose between them instead of a branch, so that all devices do the same work and
         # none waits for its host.
         acc = pair(acc, late, early, False)
-        return self._either(source < self.me, step, queries, keys, acc)
+        return self._either(source < self.me, step, queries, keys, acc, finish)
 
-    def _in_window(self, source, step, queries, keys, acc):
+    def _in_window(self, source, step, queries, keys, acc, finish):
         """Run the pairs of chunks in which a query may see a key of its window."""
         order = "zigzag" if self.zigzag else "natural"
         starts = chunk_starts(self.me, self.length, self.size, order)
@@ -114,16 +124,22 @@ class Pairs:
             theirs = chunk_starts(source, self.length, self.size, order)
             pairs = ((0, 0), (1, 0), (1, 1)) if self.zigzag else ((0, 0),)
             offsets = {(q, kv): starts[q] - theirs[kv] for q, kv in pairs}
+        offsets = {
+            (q, kv): x for (q, kv), x in offsets.items() if self.lengths[q] and self.lengths[kv]
+        }
+        last_of = dict(offsets.keys())  # by chunk of queries, its last chunk of keys
         for (q, kv), offset in offsets.items():
-            if not (self.lengths[q] and self.lengths[kv]):
-                continue
+            end = finish if last_of[q] == kv else None
 
-            def run(acc, q=q, kv=kv, offset=offset):
+            def run(acc, q=q, kv=kv, offset=offset, end=end):
                 new = step(
                     queries[q], keys[kv], acc.take(q, kv), is_causal=True, window=self.window,
-                    offset=offset,
+                    offset=offset, **({} if end is None else {"last": True}),
                 )  # fmt: skip
                 return acc.put(q, kv, new)
+
+            def leave(acc, q=q, end=end):
+                return _finished(acc, q, end)
 
             seen: Any = True
             if isinstance(source, Behind):
@@ -134,13 +150,14 @@ class Pairs:
             if seen is True:
                 acc = run(acc)
             elif self.may_branch:
-                acc = lax.cond(seen, run, lambda acc: acc, acc)
+                acc = lax.cond(seen, run, leave, acc)
             else:
-                acc = _where(seen, run(acc), acc)
+                acc = _where(seen, run(acc), leave(acc))
         return acc
 
-    def _either(self, first, step, queries, keys, acc):
+    def _either(self, first, step, queries, keys, acc, finish):
         """Run pair (0, 0) if `first`, else pair (1, 1), in one step of the larger pair's shape."""
+        ends: dict[str, Any] = {} if finish is None else {"last": True}
 
         def choose(a, b):
             return jax.tree.map(lambda x, y: jnp.where(first, _pad_like(x, y), y), a, b)
@@ -151,8 +168,11 @@ class Pairs:
         old = acc.take(0, 0), acc.take(1, 1)
         new = step(
             choose(queries[0], queries[1]), choose(keys[0], keys[1]), choose(*old),
-            is_causal=False, kv_length=limit,
+            is_causal=False, kv_length=limit, **ends,
         )  # fmt: skip
+        if finish is not None:
+            acc = _finished(_finished(acc, 0, finish), 1, finish)
+            old = acc.take(0, 0), acc.take(1, 1)
 
         def keep(taken, previous):
             return _where(taken, jax.tree.map(_trim_like, new, previous), previous)
@@ -226,6 +246,15 @@ def block_of_pairs(size: int, length: int, scoring: Scoring, order: str) -> int:
     if is_zigzag(size, scoring, order):
         length = max(chunk_lengths(length))
     return block_size(length)
+
+
+def _finished(acc: Accumulators, q: int, finish: Callable | None) -> Accumulators:
+    """Return accumulators with that of query chunk `q` finished; None leaves it."""
+    if finish is None:
+        return acc
+    queries = list(acc.of_queries)
+    queries[q] = finish(queries[q])
+    return Accumulators(queries, acc.of_keys)
 
 
 def _where(condition, new, old):

@@ -1,7 +1,8 @@
 """The paths by which queries reach all keys: keys travel around rings, or are local already.
 
-A path folds `hop(state, kv, source) -> (state, share)` over the devices' keys. `source` is the
-index of the device that the keys are from, or OWN or Behind, known at trace time. A `share` is what
+A path folds `hop(state, kv, source, last) -> (state, share)` over the devices' keys. `source` is
+the index of the device that the keys are from, or OWN or Behind, known at trace time, and `last`
+whether the path knows then that no hop follows. A `share` is what
 a hop adds to its keys' results (their gradients; an empty tree forward); a path returns the shares
 summed on the device that the keys came from.
 """
@@ -24,7 +25,7 @@ class Behind(NamedTuple):
     places: int
 
 
-Hop = Callable[[Any, Any, Any], tuple[Any, Any]]
+Hop = Callable[[Any, Any, Any, bool], tuple[Any, Any]]
 Home = Callable[[Any], Any]
 
 
@@ -83,18 +84,19 @@ class Around:
 
     def travel(self, kv, hop, state, home=_as_is, unroll=1):
         if not self.axes:
-            return hop(state, kv, OWN)
+            return hop(state, kv, OWN, True)
         inner = Around(self.axes[1:])
         if lax.axis_size(self.axes[0]) == 1:
             return inner.travel(kv, hop, state, home, unroll)
 
-        def inner_ring(state, kv, place):
-            def one(state, kv, inner_place):
+        def inner_ring(state, kv, place, outer_last):
+            def one(state, kv, inner_place, inner_last):
+                last = outer_last and inner_last
                 if place is OWN and inner_place is OWN:
-                    return hop(state, kv, OWN)
+                    return hop(state, kv, OWN, last)
                 outer = lax.axis_index(self.axes[0]) if place is OWN else place
                 within = inner.index() if inner_place is OWN else inner_place
-                return hop(state, kv, outer * inner.size + within)
+                return hop(state, kv, outer * inner.size + within, last)
 
             return inner.travel(kv, one, state, unroll=unroll)
 
@@ -106,26 +108,26 @@ def _around(axis: str, kv: Any, hop: Hop, state: Any, home: Home, unroll: int) -
     size, me = lax.axis_size(axis), lax.axis_index(axis)
     send = partial(_send, axis, [(i, (i + 1) % size) for i in range(size)])
 
-    def one(state, shares, kv, back):
+    def one(state, shares, kv, back, *, last):
         """Run one hop; shares travel one hop behind their keys, and add up on arrival."""
         arrived = send(shares)
-        state, share = hop(state, kv, (me - back) % size)
+        state, share = hop(state, kv, (me - back) % size, last)
         return state, jax.tree.map(jnp.add, arrived, share)
 
     def body(carry, back):
         state, shares, kv = carry
         following = send(kv)
-        return (*one(state, shares, kv, back), following), None
+        return (*one(state, shares, kv, back, last=False), following), None
 
     received = send(kv)
-    state, shares = hop(state, kv, OWN)
+    state, shares = hop(state, kv, OWN, False)
     # The next place must not start earlier, so that its keys have this whole hop, which may be an
     # inner ring, to arrive.
     state, received = lax.optimization_barrier((state, received))
     if size > 2:
         carry, backs = (state, shares, received), jnp.arange(1, size - 1, dtype=jnp.int32)
         (state, shares, received), _ = lax.scan(body, carry, backs, unroll=unroll)
-    state, shares = one(state, shares, received, size - 1)
+    state, shares = one(state, shares, received, size - 1, last=True)
     return state, send(home(shares))
 
 
@@ -157,14 +159,14 @@ class Neighbours:
 
         received, shares = kv, None
         following = send(kv, 1) if self.hops else None
-        state, own = hop(state, kv, OWN)
+        state, own = hop(state, kv, OWN, not self.hops)
         for place in range(1, self.hops + 1):
             # As in `_around`: keys have a whole hop to arrive.
             state, received = lax.optimization_barrier((state, following))
             if place < self.hops:
                 following = send(received, 1)
             arrived = None if shares is None else send(shares, 1)
-            state, shares = hop(state, received, Behind(place))
+            state, shares = hop(state, received, Behind(place), place == self.hops)
             if arrived is not None:
                 shares = jax.tree.map(jnp.add, arrived, shares)
         if self.hops:
@@ -209,9 +211,9 @@ class QueryShards:
 
         def body(state, back):
             source = (me - back) % self.size
-            return hop(state, of(source), source)
+            return hop(state, of(source), source, False)
 
-        state, own = hop(state, of(me), OWN)
+        state, own = hop(state, of(me), OWN, False)
         state, others = lax.scan(
             body, state, jnp.arange(1, self.size, dtype=jnp.int32), unroll=unroll
         )

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import (
+    Carry,
     attention_step,
     attention_step_backward,
     empty_carry,
@@ -233,25 +234,36 @@ def _as_enabled(run: Callable) -> Callable:
 def _forward(static: _Static, q, k, v, q_ids, kv_ids, sinks):
     pairs = static.pairs(q.shape[1])
     # Padded once here, so that steps need not copy the queries and the carry each time.
-    rows = TILES[q.shape[-1]].cluster_queries if static.by_kernel else 1
+    is_ring = static.by_kernel and static.path.size > 1
+    rows = TILES[q.shape[-1]].cluster_queries if is_ring else 1
     queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
 
     def step(queries, keys, carry, **mask):
         return attention_step(
             queries.q, keys.k, keys.v, carry, q_segment_ids=queries.segment_ids,
-            kv_segment_ids=keys.segment_ids, **static.step, **mask,
+            kv_segment_ids=keys.segment_ids, sinks=sinks if carry is None else None,
+            **static.step, **mask,
         )  # fmt: skip
 
-    def hop(carries, kv, source):
-        return pairs.visit(source, step, queries, _cut_keys(pairs, kv, width, shared), carries), ()
+    def end(carry):
+        return finish(carry, q.dtype)
+
+    def hop(carries, kv, source, last):
+        keys = _cut_keys(pairs, kv, width, shared)
+        ended = end if last else None
+        carries = pairs.visit(source, step, queries, keys, carries, finish=ended)
+        # A chunk without tokens has met none of its own.
+        chunks = zip(carries.of_queries, queries, strict=True)
+        made = [empty_carry(x.q, values, sinks) if c is None else c for c, x in chunks]
+        return carries._replace(of_queries=made), ()
 
     width, shared = k.shape[-1], static.shared
     values = v.shape[-1] if shared is None else shared
-    empty = Accumulators([empty_carry(chunk.q, values, sinks) for chunk in queries], None)
+    nothing = Accumulators([None] * len(queries), None)
     carries, _ = static.path.travel(
-        (_joined(k, v), kv_ids), hop, empty, unroll=2 if static.by_kernel else 1
+        (_joined(k, v), kv_ids), hop, nothing, unroll=2 if static.by_kernel else 1
     )
-    chunks = [finish(carry, q.dtype) for carry in carries.of_queries]
+    chunks = [end(x) if isinstance(x, Carry) else x for x in carries.of_queries]
     lengths = pairs.lengths
     out = jnp.concatenate([x[:, :n] for (x, _), n in zip(chunks, lengths, strict=True)], axis=1)
     lse = jnp.concatenate([x[:, :, :n] for (_, x), n in zip(chunks, lengths, strict=True)], axis=2)
@@ -283,7 +295,8 @@ def _backward(static: _Static, saved, d_out):
 
     width, shared = k.shape[-1], static.shared
 
-    def hop(dq, kv, source):
+    def hop(dq, kv, source, last):
+        del last
         keys = _cut_keys(pairs, kv, width, shared)
         share = pairs.visit(
             source, step, queries, keys, Accumulators(dq, [(zeros(c.k), zeros(c.v)) for c in keys])

@@ -13,6 +13,7 @@ from parallax.kernels.ring_attention import (
     finish,
     reference,
     score_elements,
+    tiles,
 )
 from parallax.lenses.reference import Plain
 from parallax.parallel.scoring import Scoring
@@ -79,6 +80,21 @@ def test_score_elements_are_what_a_mask_leaves():
     assert score_elements(10_000, 10_000, is_causal=True) == 20 * 21 // 2 * 500**2
 
 
+@pytest.mark.parametrize(("window", "offset"), [(50, 0), (300, 200), (70, 1000), (70, -1000)])
+@pytest.mark.parametrize("tile", [tiles.TILES[128], tiles.TILES[512]])
+def test_blocks_outside_the_window_cost_the_kernel_nothing(tile, window, offset):
+    """Counted one by one: a block is visited where some row of the cluster sees some key of it."""
+    length, rows = 900, tile.cluster_queries
+    back = offset + np.arange(-(-length // rows) * rows)[:, None] - np.arange(length)
+    seen = (back >= 0) & (back < window)
+    seen = np.pad(seen, ((0, 0), (0, -length % tile.keys)))
+    visited = seen.reshape(-(-length // rows), rows, -1, tile.keys).any((1, 3)).sum(1)
+    found = tiles.score_elements(length, length, False, tile, window, offset)
+    assert found == np.maximum(visited, 1).sum() * rows * tile.keys
+    unknown = tiles.score_elements(length, length, False, tile, window, jnp.int32(offset))
+    assert unknown >= found
+
+
 def test_steps_chain():
     q, k, v = draw((1, 12, 2, 4), 0), draw((1, 24, 2, 4), 1), draw((1, 24, 2, 4), 2)
     carry = empty_carry(q)
@@ -139,7 +155,7 @@ def test_an_implementation_that_does_not_exist_names_one_that_does():
         ("cudnn", "bfloat16", 64, {}, "neither takes nor returns"),
         ("mosaic", "float32", 64, {}, "inputs are float32"),
         ("mosaic", "bfloat16", 96, {}, "head_dim is 96"),
-        ("mosaic", "bfloat16", 64, {"segments": True}, "segment ids"),
+        ("mosaic", "bfloat16", 64, {"cap": 30.0}, "capped scores"),
         ("mosaic", "bfloat16", 64, {"partial_over": "x"}, "sum scores"),
         ("mosaic", "bfloat16", 64, {"scale": -1.0}, "positive"),
         ("mosaic", "bfloat16", 64, {}, "for Hopper GPUs .* for 'cpu'"),
@@ -149,12 +165,10 @@ def test_what_an_implementation_cannot_do_it_refuses(
     implementation, dtype, head_dim, options, reason
 ):
     q = draw((1, 4, 1, head_dim), 0).astype(dtype)
-    ids = jnp.zeros((1, 4), jnp.int32) if options.get("segments") else None
     with pytest.raises(NotImplementedError, match=reason) as refused:
         attention_step(
-            q, q, q, empty_carry(q), is_causal=False, scale=options.get("scale", 1.0),
-            q_segment_ids=ids, kv_segment_ids=ids, partial_over=options.get("partial_over"),
-            implementation=implementation,
+            q, q, q, empty_carry(q), is_causal=False, implementation=implementation,
+            **{"scale": 1.0, **options},
         )  # fmt: skip
     assert "implementation='xla'" in str(refused.value)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from parallax.kernels.interpreting import interpreted
-from parallax.kernels.ring_attention import attention_step, empty_carry, finish
+from parallax.kernels.ring_attention import attention_step, finish
 from parallax.kernels.ring_attention.tiles import TILES
 from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
@@ -46,6 +46,23 @@ def test_plain_attention_and_its_gradients():
         assert relative(mine, other) < 1e-2
 
 
+def test_windows_segments_and_sinks_reach_the_kernel():
+    q, k, v = draw(2, 0, 70), draw(1, 1, 70), draw(1, 2, 70)
+    ids = jnp.asarray(np.arange(70)[None] // 30, jnp.int32)
+
+    def attend(implementation, **options):
+        return ring_attention(
+            q, k, v, axis_name=None, is_causal=True, implementation=implementation, **options
+        )
+
+    options = {"window": 20, "segment_ids": ids, "sinks": jnp.asarray([0.5, 2.0])}
+    found = attend("mosaic", **options)
+    assert relative(found, attend("xla", **options)) < 4e-3
+    for name in options:  # each of them matters
+        others = {x: y for x, y in options.items() if x != name}
+        assert relative(found, attend("xla", **others)) > 0.05
+
+
 @pytest.mark.parametrize("rows", [1, TILES[64].cluster_queries])
 def test_the_pairs_of_a_zigzag_ring(rows):
     """All hops of a device of two, by hand: the interpreter does not take several devices.
@@ -69,13 +86,13 @@ def test_the_pairs_of_a_zigzag_ring(rows):
     @jax.jit
     def run(q, k, v):
         queries = [(pad_queries(x, rows),) for (x,) in pairs.cut_all((piece(q, me), 1))]
-        acc = Accumulators([empty_carry(chunk[0]) for chunk in queries], None)
+        acc = Accumulators([None] * len(queries), None)
         for device in (me, 0):
             keys = pairs.cut_all((piece(k, device), 1), (piece(v, device), 1))
             source = OWN if device == me else jnp.int32(device)
-            acc = pairs.visit(source, step, queries, keys, acc)
-        out = [finish(c, jnp.float32)[0] for c in acc.of_queries]
-        cut = [x[:, :n] for x, n in zip(out, pairs.lengths, strict=True)]
+            end = None if device == me else lambda carry: finish(carry, q.dtype)
+            acc = pairs.visit(source, step, queries, keys, acc, finish=end)
+        cut = [out[:, :n] for (out, _), n in zip(acc.of_queries, pairs.lengths, strict=True)]
         return jnp.concatenate(cut, axis=1)
 
     assert relative(run(q, k, v), piece(to_order(expected, size, "zigzag"), me)) < 4e-3

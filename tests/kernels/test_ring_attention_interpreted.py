@@ -19,11 +19,14 @@ def test_steps_chain_and_rows_that_see_nothing_stay_empty():
     step = functools.partial(attention_step, is_causal=False, scale=0.125, implementation="mosaic")
     with interpreted():
         nothing = step(q, k[:, :64], v[:, :64], empty_carry(q), kv_length=jnp.int32(0))
+        out, lse = step(q, k[:, :64], v[:, :64], None, kv_length=jnp.int32(0), last=True)
         chained = step(q, k[:, 77:], v[:, 77:], step(q, k[:, :77], v[:, :77], nothing))
         whole = step(q, k, v, empty_carry(q))
     assert bool((nothing.l == 0).all())
     assert bool(jnp.isneginf(nothing.m).all())
     assert bool((nothing.o == 0).all())
+    assert bool((out == 0).all())
+    assert bool(jnp.isneginf(lse).all())
     for a, b in zip(finish(chained, jnp.float32), finish(whole, jnp.float32), strict=True):
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-3
 

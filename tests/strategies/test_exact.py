@@ -149,9 +149,9 @@ def test_slabs_by_the_table():
 def drop_a_hop(patch):
     exact = Pairs.visit
 
-    def visit(self, source, *rest):
-        new = exact(self, source, *rest)
-        return new if source is OWN else _where(source == 3, rest[-1], new)
+    def visit(self, source, *rest, finish=None):
+        new = exact(self, source, *rest, finish=finish)
+        return new if source is OWN or finish else _where(source == 3, rest[-1], new)
 
     patch.setattr(Pairs, "visit", visit)
     return "ring_sequence"

@@ -60,7 +60,8 @@ def page(lines: Sequence[dict[str, Any]], compiled: dict[str, Any]) -> str:
         "",
         "A case is dtype, head_dim, queries x keys (decoding: slots of the cache), batch x query "
         "heads over key heads, mask or spans,",
-        "firstN where only N keys count; of the MLP: format, width x hidden width, tokens. "
+        "firstN where only N keys count, windowN+offset, Nsegments, sinks, begins and ends where "
+        "no carry comes in or goes out; of the MLP: format, width x hidden width, tokens. "
         "Registers: of a thread at entry, then of",
         "loading / computing warpgroups. Names in brackets are cuts (`CANDIDATES` in "
         "`kernels/ring_attention/tiles.py`), no option of the API.",

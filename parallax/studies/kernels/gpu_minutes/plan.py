@@ -11,7 +11,7 @@ from parallax.kernels.decode_attention import cases as decode
 from parallax.kernels.packed_matmul import cases as packed
 from parallax.kernels.ring_attention import backward_cases as backward
 from parallax.kernels.ring_attention import cases as forward
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULT
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
 
 
 class Item(NamedTuple):
@@ -85,7 +85,7 @@ def _attention_checks(head_dim: int, small: int = 1, cuts: bool = True) -> tuple
         *(
             _attention(head_dim, 10_000, _CHECKED, is_causal=True, tile=tile)
             for tile in (None, *(CANDIDATES[head_dim] if cuts else ()))
-            if tile != DEFAULT
+            if tile != DEFAULTS[head_dim]
         ),
     )
     return _checks("ring_attention", cases)
@@ -105,7 +105,7 @@ def _times(
 
 _PLAIN = ("xla", "cudnn", "mosaic")
 _CUTS = (*_PLAIN, *(f"mosaic: {tile}" for tile in dict.fromkeys(
-    tile for tiles in CANDIDATES.values() for tile in tiles if tile != DEFAULT)))  # fmt: skip
+    tile for tiles in CANDIDATES.values() for tile in tiles)))  # fmt: skip
 _BACKWARD = tuple(
     backward.Case(_attention(head_dim, 10_000, _CHECKED, is_causal=True))
     for head_dim in (128, 512, 256)
