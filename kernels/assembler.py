@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Version = tuple[int, ...]
-
 # The assemblers from CUDA 12.8.0 up to, but not including, CUDA 12.9.1. JAX refuses its own causal
 # kernel with these (`jax.experimental.pallas.ops.gpu.attention_mgpu`).
 MISCOMPILES_CAUSAL = ((12, 8, 0), (12, 9, 86))
@@ -80,11 +78,12 @@ def noted_version(program: bytes) -> str | None:
 def miscompiles_causal(version: str) -> bool:
     """Return whether the assembler of this version is known to miscompile causal kernels."""
     first, end = MISCOMPILES_CAUSAL
-    return first <= _numbers(version) < end
+    return first <= numbers(version) < end
 
 
-def _numbers(version: str) -> Version:
-    return tuple(int(x) for x in version.split("."))
+def numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, to compare it with others."""
+    return tuple(int(x) for x in version.split(".") if x.isdigit())
 
 
 def _installed() -> Iterator[Assembler]:
@@ -95,19 +94,16 @@ def _installed() -> Iterator[Assembler]:
     if on_path := shutil.which("ptxas"):
         candidates.append(("PATH", Path(on_path)))
     candidates.append((str(_SYSTEM), _SYSTEM / "bin" / "ptxas"))
-    candidates += [("nvidia wheel", path / "bin" / "ptxas") for path in _wheels()]
+    candidates += (("nvidia wheel", path / "bin" / "ptxas") for path in _wheels())
     for source, path in candidates:
         if path.is_file() and (version := _version_of(path)) is not None:
             yield Assembler(version, source)
 
 
 def _wheels() -> Iterator[Path]:
-    if importlib.util.find_spec("nvidia") is None:
-        return
-    for name in _WHEELS:
-        spec = importlib.util.find_spec(f"nvidia.{name}")
-        if spec is not None:
-            yield from map(Path, spec.submodule_search_locations or ())
+    found = importlib.util.find_spec("nvidia")
+    folders = list((found and found.submodule_search_locations) or ())
+    yield from (Path(folder, name) for name in _WHEELS for folder in folders)
 
 
 @functools.cache

@@ -53,7 +53,7 @@ def choose(
     recorded_as = kernel or operation
     if implementation is None:
         for name, reason in reasons.items():
-            if reason is not None and name in enabled():
+            if reason is not None:
                 record_refusal(operation, name, reason)
         chosen = next((name for name in able if name in enabled()), None)
         if chosen is None:
@@ -76,9 +76,9 @@ def choose(
 def _fastest_validated(operation: str, able: Sequence[str], kind: Kind | None) -> str:
     """Return the fastest validated implementation that is nowhere slower than XLA, else "xla"."""
     shares = {"xla": 1.0}
-    for name in able:
-        if kind is not None and validation.is_recorded(operation):
-            gpu = device_kind()
+    if kind is not None and validation.is_recorded(operation):
+        gpu = device_kind()
+        for name in able:
             share = validation.share_of_xla(operation, name, kind, gpu)
             if share is not None and validation.is_validated(operation, name, kind, gpu):
                 shares[name] = share
@@ -103,9 +103,9 @@ def _warn_unless_validated(operation: str, implementation: str, kind: Kind | Non
 
 
 def record_refusal(operation: str, implementation: str, reason: str) -> None:
-    """Record, for `refusals`, that an enabled implementation does not support a call."""
+    """Record for `refusals` that an implementation does not support a call, if it is enabled."""
     collected = _REFUSALS.get()
-    if collected is not None:
+    if collected is not None and implementation in enabled():
         collected.add(f"{operation}: {implementation} cannot do this: {reason}")
 
 

@@ -29,7 +29,6 @@ class Case(Protocol):
     Attributes:
       flops: FLOPs of the products that count; throughput is measured in these.
       bytes_accessed: the least bytes that must cross device memory.
-      uses_wgmma: whether its machine code must use the tensor cores' instruction.
       dtype: the dtype of its products, one of `kernels.correctness.BOUNDS`.
       kind: what `dispatch.choose` is handed for it, and what its runs are recorded as.
     """
@@ -40,8 +39,6 @@ class Case(Protocol):
     def flops(self) -> float: ...
     @property
     def bytes_accessed(self) -> float: ...
-    @property
-    def uses_wgmma(self) -> bool: ...
     @property
     def dtype(self) -> str: ...
     @property

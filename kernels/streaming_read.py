@@ -59,28 +59,21 @@ def _kernel(data, after, out, *, chunks: int, blocks: int):
     block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     steps = lax.div(chunks - block + (blocks - 1), i32(blocks))
 
-    def scope(memory, full, empty):
+    def scope(ring: hopper.Ring):
         def load():
             @pl.loop(0, steps)
             def _(j):
-                stage = lax.rem(j, i32(STAGES))
-                pl.when(j >= STAGES)(functools.partial(plgpu.barrier_wait, empty.at[stage]))
-                rows = pl.ds((block + j * blocks) * ROWS, ROWS)
-                plgpu.copy_gmem_to_smem(data.at[rows], memory.at[stage], full.at[stage])
+                chunk = data.at[pl.ds((block + j * blocks) * ROWS, ROWS)]
+                ring.fill(j, functools.partial(plgpu.copy_gmem_to_smem, chunk))
 
-            # Every arrival is waited for; the interpreter of JAX 0.11 requires it.
-            @pl.loop(jnp.maximum(steps - STAGES, 0), steps)
-            def _(j):
-                plgpu.barrier_wait(empty.at[lax.rem(j, i32(STAGES))])
+            ring.drain(steps)
 
         def add():
             def step(j, total):
-                stage = lax.rem(j, i32(STAGES))
-                plgpu.barrier_wait(full.at[stage])
+                chunk = ring.wait(j)
                 for row in range(ROWS):
-                    total += plgpu.load(memory.at[stage, row], layout=layout)
-                plgpu.commit_smem()  # threads have read what the copy engine overwrites next
-                plgpu.barrier_arrive(empty.at[stage])
+                    total += plgpu.load(chunk.at[row], layout=layout)
+                ring.free(j, loaded=True)
                 return total
 
             layout = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
@@ -90,10 +83,5 @@ def _kernel(data, after, out, *, chunks: int, blocks: int):
         pl.when(warpgroup == _PRODUCER)(load)
         pl.when(warpgroup == _CONSUMER)(add)
 
-    pl.run_scoped(
-        scope,
-        plgpu.SMEM((STAGES, ROWS, LANES), jnp.int32),
-        plgpu.Barrier(num_barriers=STAGES),
-        plgpu.Barrier(num_barriers=STAGES),
-        collective_axes="warpgroup",
-    )
+    memory = plgpu.SMEM((STAGES, ROWS, LANES), jnp.int32)
+    pl.run_scoped(scope, hopper.ring(memory, STAGES, consumers=1), collective_axes="warpgroup")

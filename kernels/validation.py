@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from parallax.kernels.assembler import first_found, miscompiles_causal
+from parallax.kernels.assembler import first_found, miscompiles_causal, numbers
 
 RECORD = Path(__file__).parent / "record"
 PLAIN = "plain"  # the cut of kernels that have one
@@ -128,8 +128,8 @@ def is_validated(operation: str, implementation: str, kind: Kind, gpu: str) -> b
     verdicts = [run.is_right for run in runs if run.is_right is not None]
     if not verdicts or not all(verdicts):
         return False
-    versions = [_numbers(run.jax) for run in runs if run.is_right]
-    return min(versions) <= _numbers(jax.__version__) <= max(versions) and not (
+    versions = [numbers(run.jax) for run in runs if run.is_right]
+    return min(versions) <= numbers(jax.__version__) <= max(versions) and not (
         kind.is_causal and _assembler_miscompiles()
     )
 
@@ -151,18 +151,11 @@ def is_recorded(operation: str) -> bool:
 
 def _runs(operation: str, implementation: str, kind: Kind, gpu: str) -> list[Run]:
     key = (operation, implementation, kind, gpu)
-    return [
-        run
-        for run in recorded()
-        if (run.operation, run.implementation, run.kind, run.gpu) == key and run.counts
-    ]
+    runs = (run for run in recorded() if run.counts)
+    return [run for run in runs if (run.operation, run.implementation, run.kind, run.gpu) == key]
 
 
 @functools.cache
 def _assembler_miscompiles() -> bool:
     assembler = first_found()
     return assembler is not None and miscompiles_causal(assembler.version)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(x) for x in version.split(".") if x.isdigit())

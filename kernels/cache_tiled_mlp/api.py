@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp import reference
-from parallax.kernels.cache_tiled_mlp.limits import kind_of, unsupported
-from parallax.kernels.cache_tiled_mlp.reference import Matrix
+from parallax.kernels.cache_tiled_mlp.cut import kind_of, unsupported
+from parallax.kernels.cache_tiled_mlp.reference import Matrix, accumulator_dtype
 
 Activation = Literal["gelu", "relu", "silu"]
 
@@ -62,7 +62,7 @@ def cache_tiled_mlp(
     Reference: paper `cache_layerwise`.
     """
     _check(x, up, down, gate, activation)
-    out_dtype = reference.sums_dtype(x.dtype) if out_dtype is None else out_dtype
+    out_dtype = accumulator_dtype(x.dtype) if out_dtype is None else out_dtype
     if runs_kernel(x, up, down, gate, implementation=implementation):
         return _mosaic(x, up, down, gate, layer, activation, jnp.dtype(out_dtype))
     return reference.mlp(x, up, down, gate, layer=layer, activation=activation).astype(out_dtype)
@@ -87,9 +87,7 @@ def _mosaic(x, up, down, gate, layer, activation, out_dtype):
     # Imported late: the kernel language takes a while to load.
     from parallax.kernels.cache_tiled_mlp import mosaic
 
-    return mosaic.mlp(
-        x, up, down, gate, layer=layer, activation=activation, out_dtype=out_dtype
-    )  # fmt: skip
+    return mosaic.mlp(x, up, down, gate, layer=layer, activation=activation, out_dtype=out_dtype)
 
 
 def _no_gradient(*_):
@@ -109,35 +107,33 @@ def _check(x, up: Matrix, down: Matrix, gate: Matrix | None, activation: str) ->
             f"cache_tiled_mlp: activation={activation!r} is none of "
             f"{', '.join(reference.ACTIVATIONS)}."
         )
-    wide = up.values.shape
-    expected = {"up": (wide[0], x.shape[-1], wide[-1]), "down": (wide[0], wide[-1], x.shape[-1])}
-    given = {"up": up, "down": down}
-    if gate is not None:
-        expected["gate"], given["gate"] = expected["up"], gate
-    for name, matrix in given.items():
+    (layers, _, width), model = up.values.shape, x.shape[-1]
+    for name, matrix, inputs, outputs in (
+        ("up", up, model, width), ("down", down, width, model), ("gate", gate, model, width),
+    ):  # fmt: skip
+        if matrix is None:
+            continue
         values, scales, bias = matrix
-        layers, inputs, outputs = expected[name]
-        if x.ndim != 2 or values.shape != expected[name]:
-            raise ValueError(
-                f"cache_tiled_mlp: x {x.shape} and up {wide} require {name} of {expected[name]} "
+        expected, integers = (layers, inputs, outputs), values.dtype == jnp.int8
+        problem = None
+        if x.ndim != 2 or values.shape != expected:
+            problem = (
+                f"x {x.shape} and up {up.values.shape} require {name} of {expected} "
                 f"[layers, inputs, outputs], got {values.shape}."
             )
-        integers = values.dtype == jnp.int8
-        if integers != (scales is not None) or not (integers or values.dtype == x.dtype):
-            raise ValueError(
-                f"cache_tiled_mlp: {name} is {values.dtype} with"
-                f"{'out' if scales is None else ''} scales. Give x's dtype ({x.dtype}) without, or "
-                "int8 with."
+        elif integers != (scales is not None) or not (integers or values.dtype == x.dtype):
+            problem = (
+                f"{name} is {values.dtype} with{'out' if scales is None else ''} scales. "
+                f"Give x's dtype ({x.dtype}) without, or int8 with."
             )
-        if scales is not None and (
+        elif scales is not None and (
             scales.shape[::2] != (layers, outputs) or inputs % scales.shape[1]
         ):
-            raise ValueError(
-                f"cache_tiled_mlp: scales of {name} have shape {scales.shape}, expected "
+            problem = (
+                f"scales of {name} have shape {scales.shape}, expected "
                 f"({layers}, {inputs} / group, {outputs})."
             )
-        if bias is not None and bias.shape != (layers, outputs):
-            raise ValueError(
-                f"cache_tiled_mlp: the bias of {name} has shape {bias.shape}, expected "
-                f"{(layers, outputs)}."
-            )
+        elif bias is not None and bias.shape != (layers, outputs):
+            problem = f"the bias of {name} has shape {bias.shape}, expected {(layers, outputs)}."
+        if problem is not None:
+            raise ValueError(f"cache_tiled_mlp: {problem}")

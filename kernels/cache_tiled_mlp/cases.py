@@ -3,6 +3,7 @@
 An `Operation` of `kernels.operations`, which documents each part.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parallax.kernels.cache_tiled_mlp.api import Activation, cache_tiled_mlp
-from parallax.kernels.cache_tiled_mlp.limits import cut_name
+from parallax.kernels.cache_tiled_mlp.cut import cut_name
 from parallax.kernels.cache_tiled_mlp.reference import Matrix
 from parallax.kernels.validation import Kind
 
@@ -60,7 +61,7 @@ class Case(NamedTuple):
     @property
     def weights(self) -> int:
         """Number of weights of one layer."""
-        return (3 if self.is_gated else 2) * self.d_model * self.d_ff
+        return sum(inputs * outputs for inputs, outputs in self.shapes)
 
     @property
     def kind(self) -> Kind:
@@ -73,18 +74,17 @@ class Case(NamedTuple):
     @property
     def bytes_accessed(self) -> float:
         """Bytes of one layer's weights, scales and rows, read once, and the float32 result."""
-        shapes = self.shapes
-        scales = sum(inputs // (self.group or inputs) * outputs for inputs, outputs in shapes)
-        stored = 2 * self.weights if self.group is None else self.weights + 4 * scales
-        return float(stored + self.tokens * self.d_model * (2 + 4))
+        n_bytes = self.tokens * self.d_model * (2 + 4)
+        for inputs, outputs in self.shapes:
+            scales = 0 if self.group is None else inputs // (self.group or inputs) * outputs
+            n_bytes += inputs * outputs * (1 if scales else 2) + 4 * scales
+        return float(n_bytes)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes of up, down, and the gate if there is one."""
         up, down = (self.d_model, self.d_ff), (self.d_ff, self.d_model)
         return (up, down, up) if self.is_gated else (up, down)
-
-    uses_wgmma = True
 
 
 # For the interpreter: both dtypes, all ways to store weights, one and two token groups, tokens that
@@ -105,15 +105,7 @@ SMALL = (
 SHIPPED = (
     *SMALL[1:3],
     *(
-        Case(
-            tokens,
-            d_model,
-            d_ff,
-            dtype,
-            is_gated=gated,
-            group=group,
-            activation="silu" if gated else "gelu",
-        )
+        Case(tokens, d_model, d_ff, dtype, gated, group, activation="silu" if gated else "gelu")
         for tokens, dtype in ((64, "bfloat16"), (128, "float16"))
         for gated in (False, True)
         for group in (None, 0, 128)
@@ -124,17 +116,21 @@ SHIPPED = (
 
 # One layer of the cache-tiled paper, in 1 to 64 microbatches of 4 tokens, and a gated one; each in
 # a stack of one, so that XLA has no layer to copy out.
-TIMED = (
-    *(
-        Case(4 * microbatches, 8192, 32_768, group=group, layers=1)
-        for group in (None, 0)
-        for microbatches in (1, 4, 16, 32, 64)
-    ),
-    *(
-        Case(tokens, 4096, 14_336, is_gated=True, group=group, activation="silu", layers=1)
-        for group in (None, 0)
-        for tokens in (1, 64)
-    ),
+TIMED = tuple(
+    Case(
+        tokens,
+        *widths,
+        is_gated=gated,
+        group=group,
+        activation="silu" if gated else "gelu",
+        layers=1,
+    )
+    for widths, gated, many in (
+        ((8192, 32_768), False, (4, 16, 64, 128, 256)),
+        ((4096, 14_336), True, (1, 64)),
+    )
+    for group in (None, 0)
+    for tokens in many
 )
 
 
@@ -147,16 +143,18 @@ def inputs(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
 
     def draw(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape, dtype=np.float32)
+        return random.standard_normal(shape, np.float32)
 
     arrays = [draw(case.tokens, case.d_model).astype(dtype)]
     for fan_in, outputs in case.shapes:
+        shape = (case.layers, fan_in, outputs)
         if case.group is None:
-            arrays.append((draw(case.layers, fan_in, outputs) * fan_in**-0.5).astype(dtype))
+            arrays.append((draw(*shape) * fan_in**-0.5).astype(dtype))
         else:
-            groups = fan_in // (case.group or fan_in)
-            arrays.append(random.integers(-127, 128, (case.layers, fan_in, outputs), dtype=np.int8))
-            scales = random.uniform(0.5, 1.5, size=(case.layers, groups, outputs))
+            arrays.append(random.integers(-127, 128, shape, dtype=np.int8))
+            scales = random.uniform(
+                0.5, 1.5, (case.layers, fan_in // (case.group or fan_in), outputs)
+            )
             arrays.append((scales * fan_in**-0.5 / 73).astype(np.float32))
         if case.has_bias:
             arrays.append(draw(case.layers, outputs).astype(dtype))
@@ -168,27 +166,18 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
 
     def run(x, *arrays):
         up, down, *gate = matrices(case, arrays)
-        return (
-            cache_tiled_mlp(
-                x, up, down, *gate, layer=jnp.int32(case.layers - 1), activation=case.activation,
-                implementation=implementation,
-            ),
-        )  # fmt: skip
+        mlp = functools.partial(cache_tiled_mlp, activation=case.activation)
+        layer = jnp.int32(case.layers - 1)
+        return (mlp(x, up, down, *gate, layer=layer, implementation=implementation),)
 
     return run
 
 
 def matrices(case: Case, arrays) -> list[Matrix]:
     """Group the arrays that follow x in `inputs` into the matrices that the operation takes."""
-    left = list(arrays)
-    return [
-        Matrix(
-            left.pop(0),
-            None if case.group is None else left.pop(0),
-            left.pop(0) if case.has_bias else None,
-        )
-        for _ in case.shapes
-    ]
+    left = iter(arrays)
+    parts = (True, case.group is not None, case.has_bias)
+    return [Matrix._make(next(left) if given else None for given in parts) for _ in case.shapes]
 
 
 def exact(case: Case, x, *arrays) -> tuple[np.ndarray]:
@@ -196,21 +185,20 @@ def exact(case: Case, x, *arrays) -> tuple[np.ndarray]:
 
     def product(x, matrix: Matrix):
         values, scales, bias = (
-            None if part is None else np.asarray(part[case.layers - 1], np.float64)
-            for part in matrix
+            part if part is None else np.asarray(part[-1], np.float64) for part in matrix
         )
         assert values is not None
         if scales is not None:
             values = values * np.repeat(scales, len(values) // len(scales), axis=0)
         return x @ values + (0 if bias is None else bias)
 
-    up, down, *gate = matrices(case, arrays)
-    x = np.asarray(x, np.float64)
-    hidden = product(x, up)
-    inner = product(x, gate[0]) if gate else hidden
-    activated = {
+    activate = {
         "gelu": lambda a: a / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))),
         "relu": lambda a: a * (a > 0),
         "silu": lambda a: a / (1 + np.exp(-a)),
-    }[case.activation](inner)
-    return (product(activated * hidden if gate else activated, down),)
+    }[case.activation]
+    up, down, *gate = matrices(case, arrays)
+    x = np.asarray(x, np.float64)
+    hidden = product(x, up)
+    hidden = activate(product(x, gate[0])) * hidden if gate else activate(hidden)
+    return (product(hidden, down),)

@@ -1,18 +1,25 @@
-"""How the Mosaic kernel partitions a product of few rows and a large matrix over a Hopper GPU.
+"""What the Mosaic kernel supports, and how it partitions a product over a Hopper GPU.
 
 Every thread block streams one weight tile, some columns by a share of the matrix's rows, through
 shared memory, and multiplies each step of it by all rows of a token group before the next step.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from parallax.kernels.cache_tiled_mlp.limits import STEP
-from parallax.kernels.chip import MULTIPROCESSORS, ROWS, SHARED_BYTES_LIMIT
+from parallax.kernels import dispatch
+from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
+from parallax.kernels.chip import DTYPES, MULTIPROCESSORS, ROWS, SHARED_BYTES_LIMIT
+from parallax.kernels.validation import Kind
 
+# Rows of a matrix per step: 128 bytes of 16-bit activations, one swizzle.
+STEP = 64
 COMPUTING = 2  # consumer warpgroups; each has half of a block's columns, and all tokens
 # Columns of all matrices of a block: the sums of 128 tokens fill half of the registers.
 COLUMNS = 256
-MOST_TOKENS = 128
+_GROUP_TOKENS = 128
+# With more tokens, products are bound by the tensor cores, where XLA's library is better.
+_MOST_TOKENS = 512
 _MOST_SPLITS = 16
 _SUM_BYTES = 4
 # Shared memory for results in flight (8 KB per warpgroup) and for barriers.
@@ -76,10 +83,9 @@ def cut(tokens: int, inputs: int, outputs: int, *, matrices: int = 1, item_bytes
     More splits keep more multiprocessors busy, but each writes partial sums that are read again to
     be added up: both are counted as bytes through device memory.
     """
-    groups = -(-tokens // MOST_TOKENS)
+    groups = -(-tokens // _GROUP_TOKENS)
     rows = -(-tokens // (groups * ROWS)) * ROWS
-    columns = COLUMNS // matrices
-    tiles, steps = -(-outputs // columns), inputs // STEP
+    tiles, steps = -(-outputs * matrices // COLUMNS), inputs // STEP
     step_bytes = STEP * COLUMNS * item_bytes * MULTIPROCESSORS
 
     def n_bytes(splits: int) -> float:
@@ -89,3 +95,49 @@ def cut(tokens: int, inputs: int, outputs: int, *, matrices: int = 1, item_bytes
 
     splits = min(range(1, min(_MOST_SPLITS, steps) + 1), key=n_bytes)
     return Cut(matrices, item_bytes, rows, groups, tiles, splits, steps)
+
+
+def cut_of(tokens: int, matrices: Sequence[Matrix]) -> Cut:
+    """Return the partition of a launch for these matrices."""
+    values = matrices[0].values
+    return cut(tokens, *values.shape[1:], matrices=len(matrices), item_bytes=values.dtype.itemsize)
+
+
+def kind_of(x, matrices: Sequence[Matrix]) -> Kind:
+    """Return the key of the kernel's runs in the record."""
+    return Kind(None, x.dtype.name, cut=cut_name(group_of(matrices[0]), len(matrices) == 3))
+
+
+def cut_name(group: int | None, is_gated: bool) -> str:
+    """Name the storage of the weights, by `group_of`, and whether up and gate are read together."""
+    stored = {None: "16 bits", 0: "INT8"}.get(group, "INT8 in groups")
+    return f"{stored}, gated" if is_gated else stored
+
+
+def unsupported(x, matrices: Sequence[Matrix]) -> str | None:
+    """Return why the kernel does not support this, in a few words; None if it does.
+
+    Args:
+      x: [tokens, d_model].
+      matrices: up, gate if there is one, and down.
+    """
+    if x.dtype.name not in DTYPES:
+        return f"x is {x.dtype}, and it has {' and '.join(DTYPES)}"
+    if x.shape[0] > _MOST_TOKENS:
+        return f"it is for decoding {_MOST_TOKENS} tokens at most, and there are {x.shape[0]}"
+    for matrix in matrices:
+        _, inputs, outputs = matrix.values.shape
+        # Swizzled rows must be whole: 128 bytes.
+        multiple = STEP if matrix.scales is None else 2 * STEP
+        if inputs % multiple or outputs % multiple:
+            stored = matrix.values.dtype
+            return f"a matrix is {inputs} x {outputs} {stored}, it takes multiples of {multiple}"
+        group = group_of(matrix)
+        if group and group % STEP:
+            return f"{group} inputs share a scale, and it takes all, or a multiple of {STEP}"
+        if matrix.scales is None and matrix.values.dtype != x.dtype:
+            return f"x is {x.dtype} and a matrix {matrix.values.dtype}"
+    *firsts, _ = matrices
+    if len({(m.values.dtype, group_of(m), m.bias is None) for m in firsts}) > 1:
+        return "up and gate are stored differently"
+    return dispatch.not_hopper()

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from parallax.kernels.ring_attention.reference import accumulator_dtype
+
 
 def _gelu(x):
     """Compute the tanh form of GELU, written as a sigmoid: (1 + tanh u) / 2 is sigmoid(2 u).
@@ -47,7 +49,7 @@ class Matrix(NamedTuple):
 
 def mlp(x, up: Matrix, down: Matrix, gate: Matrix | None, *, layer, activation: str) -> jax.Array:
     """Compute `api.cache_tiled_mlp`, decompressing integers to x's dtype before each product."""
-    wide = sums_dtype(x.dtype)
+    wide = accumulator_dtype(x.dtype)
 
     def product(x, matrix: Matrix):
         weight = of_layer(matrix.values, layer)
@@ -68,11 +70,6 @@ def act(activation: str, up, gate=None):
     """Compute the hidden rows from the sums of one matrix, or of two."""
     function = ACTIVATIONS[activation]
     return function(up) if gate is None else up * function(gate)
-
-
-def sums_dtype(dtype):
-    """Return the accumulator's dtype: float32, or float64 for float64."""
-    return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
 
 
 def of_layer(x: jax.Array, layer) -> jax.Array:

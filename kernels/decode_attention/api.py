@@ -8,7 +8,6 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -43,6 +42,8 @@ def decode_attention(
     kv_mask: Bool[Array, "b m"] | None = None,
     kv_rows: Int[Array, " b"] | None = None,
     new: NewToken | None = None,
+    sinks: Float[Array, " h"] | None = None,
+    window: int | None = None,
     cap: float | None = None,
     partial_over: str | Sequence[str] = (),
     implementation: str | None = None,
@@ -63,6 +64,10 @@ def decode_attention(
       kv_mask: [B, M]; slots where it is True count.
       kv_rows: [B]; the row of k and v, of N, that each sequence uses. None: its own, N = B.
       new: one more key and value, beside the cache.
+      sinks: [H]; one more score for each head, without a value; -inf on all but one of the devices
+        that share the slots.
+      window: no sequence counts more slots than this: a kernel is cut for so many, and its cost
+        declared. None: M. Which slots these are, the arguments above say.
       cap: scores s become cap * tanh(s / cap), before the mask.
       partial_over: mesh axes whose devices hold slices of K and V: scores are summed over them, in
         the accumulator's dtype, before use.
@@ -81,7 +86,7 @@ def decode_attention(
     Raises:
       NotImplementedError: the implementation does not support this; the message names one that
         does. Also a gradient through "mosaic", which is for decoding.
-      ValueError: more than one of kv_length, kv_spans and kv_mask.
+      ValueError: more than one of kv_length, kv_spans and kv_mask; a window below 1.
 
     Cost: 2 B H M (K + V) FLOPs; reads B G M (K + V) elements ("mosaic": of the slots that count).
       With partial_over an all-reduce of B H M elements, M + 1 with `new`.
@@ -93,6 +98,8 @@ def decode_attention(
             "decode_attention: kv_length, kv_spans and kv_mask all say which slots count. "
             "Pass one of them."
         )
+    if window is not None and window < 1:
+        raise ValueError(f"decode_attention: window={window} slots. Give 1 or more, or None.")
     axes = (partial_over,) if isinstance(partial_over, str) else tuple(partial_over)
     if v is None:
         cannot = "values are elements of the keys, and it reads values of their own"
@@ -105,21 +112,37 @@ def decode_attention(
         "cudnn": "it rounds its output to the inputs' dtype, and partial softmaxes are float32",
         "xla": None,
     }
-    if dispatch.choose("decode_attention", implementation, reasons, kind=kind_of(q)) == "mosaic":
+    chosen = dispatch.choose("decode_attention", implementation, reasons, kind=kind_of(q))
+    if kv_length is not None or (kv_spans is None and chosen == "mosaic"):
+        end = jnp.asarray(k.shape[2] if kv_length is None else kv_length, jnp.int32)
+        end = jnp.broadcast_to(end, q.shape[:1])
+        kv_spans = jnp.stack([jnp.zeros_like(end), end], axis=-1)[:, None]
+    if chosen == "mosaic":
         # Imported late: the kernel language takes a while to load.
         from parallax.kernels.decode_attention import mosaic
 
-        spans = _spans(q, k, kv_length, kv_spans)
-        carry = Carry(*mosaic.attend(q, k, v, spans, kv_rows, scale=scale))
-        return carry if new is None else merge(carry, _alone(q, new, scale))
-    if kv_rows is not None:
-        k, v = k[kv_rows], None if v is None else v[kv_rows]
-    seen = kv_mask if kv_mask is not None else reference.seen(k, kv_length, kv_spans)
-    return Carry(
-        *reference.attend(
-            q, k, v, seen, new, scale=scale, partial_over=axes, cap=cap, value_dim=value_dim
+        carry = Carry(*mosaic.attend(q, k, v, kv_spans, kv_rows, scale=scale, window=window))
+        if new is not None:
+            assert new.v is not None, "the kernel has values of their own"
+            counts = jnp.broadcast_to(jnp.reshape(new.counts, (-1, 1)), (q.shape[0], 1))
+            # With as many heads as the query, XLA launches no products.
+            k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (new.k, new.v))
+            k, v = k[:, :, None], v[:, :, None]
+            alone = reference.attend(q, k, v, counts, None, scale=scale, partial_over=())
+            carry = merge(carry, Carry(*alone))
+    else:
+        if kv_rows is not None:
+            k, v = k[kv_rows], None if v is None else v[kv_rows]
+        seen = kv_mask if kv_spans is None else reference.seen(kv_spans, k.shape[2])
+        carry = Carry(
+            *reference.attend(
+                q, k, v, seen, new, scale=scale, partial_over=axes, cap=cap, value_dim=value_dim
+            )
         )
-    )
+    if sinks is None:
+        return carry
+    m = jnp.broadcast_to(sinks.astype(carry.m.dtype)[None, :, None], carry.m.shape)
+    return merge(carry, Carry(jnp.zeros_like(carry.o), m, jnp.ones_like(carry.l)))
 
 
 def merge(*carries: Carry) -> Carry:
@@ -129,26 +152,3 @@ def merge(*carries: Carry) -> Carry:
     o = sum(c.o * w[..., None] for c, w in zip(carries, weights, strict=True))
     l = sum(c.l * w for c, w in zip(carries, weights, strict=True))
     return Carry(jnp.asarray(o), m, jnp.asarray(l))
-
-
-def _spans(q, k, kv_length, kv_spans) -> jax.Array:
-    """Return the slots that count as spans [B, S, 2] int32, from a length or from spans."""
-    if kv_spans is not None:
-        return kv_spans
-    end = jnp.asarray(k.shape[2] if kv_length is None else kv_length, jnp.int32)
-    end = jnp.broadcast_to(end, q.shape[:1])[:, None]
-    return jnp.stack([jnp.zeros_like(end), end], axis=-1)
-
-
-def _alone(q, new: NewToken, scale: float) -> Carry:
-    """Compute the partial softmax over the new token alone."""
-    batch, heads, _ = q.shape
-    assert new.v is not None, "the kernel has values of their own"
-    groups = new.k.shape[1]
-    q_BGRK = q.reshape(batch, groups, heads // groups, -1).astype(jnp.float32)
-    scores = (q_BGRK * new.k[:, :, None].astype(jnp.float32)).sum(-1).reshape(batch, heads, 1)
-    counts = jnp.broadcast_to(jnp.reshape(new.counts, (-1, 1, 1)), scores.shape)
-    m = jnp.where(counts, scores * jnp.float32(scale), -jnp.inf)
-    l = counts.astype(jnp.float32)
-    v = jnp.repeat(new.v, heads // groups, axis=1).astype(jnp.float32)
-    return Carry(l[..., None] * v[:, :, None], m, l)

@@ -31,10 +31,12 @@ def attend(
     if new is not None:
         own = _scores(q_BGRK, new.k[:, :, None], wide)
         scores_BGRC = jnp.concatenate([scores_BGRC, own], axis=-1)
+        seen = jnp.ones((batch, k.shape[2]), bool) if seen is None else seen
+        counts = jnp.broadcast_to(jnp.reshape(new.counts, (-1, 1)), (batch, 1))
+        seen = jnp.concatenate([seen, counts], axis=1)
     if partial_over:
         scores_BGRC = lax.psum(scores_BGRC, partial_over)
     scores_BGRC = capped(scores_BGRC * jnp.asarray(scale, wide), cap)
-    seen = _with_new(seen, new, keys)
     if seen is not None:
         scores_BGRC = jnp.where(seen[:, None, None], scores_BGRC, -jnp.inf)
 
@@ -42,45 +44,24 @@ def attend(
     p_BGRC = jnp.exp(scores_BGRC - finite(m_BGR)[..., None])
     l_BGR = p_BGRC.sum(-1)
     p_BGRC = p_BGRC.astype(q.dtype)
-    if new is None:
-        o_BGRV = _outputs(p_BGRC, values, wide)
-    else:
-        o_BGRV = _outputs(p_BGRC[..., :-1], values, wide)
+    o_BGRV = _outputs(p_BGRC[..., : k.shape[2]], values, wide)
+    if new is not None:
         own = new.k if v is None else new.v
         o_BGRV = o_BGRV + _outputs(p_BGRC[..., -1:], own[:, :, None], wide)
-    if v is None:
-        o_BGRV = o_BGRV[..., :value_dim]
-    o_BH1V = o_BGRV.reshape(batch, heads, 1, -1)
+    o_BH1V = o_BGRV.reshape(batch, heads, 1, -1)[..., : value_dim if v is None else None]
     return o_BH1V, m_BGR.reshape(batch, heads, 1), l_BGR.reshape(batch, heads, 1)
 
 
-def seen(k, kv_length, kv_spans) -> jax.Array | None:
-    """Return a mask [B, C] of the slots that count; None if all do."""
-    if kv_length is None and kv_spans is None:
-        return None
-    slots = jnp.arange(k.shape[2], dtype=jnp.int32)
-    if kv_spans is None:
-        end = jnp.asarray(kv_length, jnp.int32)
-        return jnp.broadcast_to(slots[None] < jnp.reshape(end, (-1, 1)), (k.shape[0], slots.size))
-    start, end = (kv_spans[:, :, i, None] for i in (0, 1))
-    slots = slots[None, None]
-    return ((slots >= start) & (slots < end)).any(1)
+def seen(spans, slots: int) -> jax.Array:
+    """Return a mask [B, C] of the slots that count."""
+    start, end = spans[..., :1], spans[..., 1:]
+    numbers = jnp.arange(slots, dtype=jnp.int32)[None, None]
+    return ((numbers >= start) & (numbers < end)).any(1)
 
 
 def finite(m: jax.Array) -> jax.Array:
     """Replace the m = -inf of a device without a sequence's tokens by 0, to avoid inf - inf."""
     return jnp.where(jnp.isneginf(m), 0, m)
-
-
-def _with_new(seen, new, keys) -> jax.Array | None:
-    """Return `seen` with a column for the new token."""
-    if new is None:
-        return seen
-    batch, _, slots, _ = keys.shape
-    if seen is None:
-        seen = jnp.ones((batch, slots), bool)
-    counts = jnp.broadcast_to(jnp.reshape(new.counts, (-1, 1)), (batch, 1))
-    return jnp.concatenate([seen, counts], axis=1)
 
 
 def _scores(q_BGRK, k_BGCK, wide):

@@ -66,8 +66,6 @@ class Case(NamedTuple):
         """Bytes of the stored weight, of x and of the float32 result, once each."""
         return self.packed_bytes + self.tokens * (2.0 * self.inputs + 4.0 * self.outputs)
 
-    uses_wgmma = True
-
 
 # For the interpreter: both dtypes, every format, tokens that 8 does not divide, one part of the
 # inputs and several.

@@ -214,7 +214,7 @@ def kernel(x, values, *refs, problem: Problem):
             def _():
                 plgpu.barrier_wait(summed)
                 other = plgpu.load(sums_memory, layout=SUMS, optimized=False)
-                write(out.at[split, columns], total + other)
+                hopper.store(out.at[split, columns], total + other)
 
         pl.when(warpgroup == PRODUCER)(load)
         pl.when(warpgroup != PRODUCER)(compute)
@@ -234,14 +234,6 @@ def kernel(x, values, *refs, problem: Problem):
         plgpu.Barrier(),
         collective_axes="warpgroup",
     )
-
-
-def write(ref, value: jax.Array) -> None:
-    """Write to device memory straight from registers."""
-    if hasattr(plgpu, "store"):
-        plgpu.store(ref, value, optimized=False)
-    else:  # JAX 0.11
-        ref[...] = value
 
 
 def read(packed):

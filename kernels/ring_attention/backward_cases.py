@@ -56,8 +56,6 @@ class Case(NamedTuple):
     def kind(self) -> Kind:
         return self.step.kind._replace(cut=PLAIN)  # cuts are of the forward step only
 
-    uses_wgmma = True
-
 
 # Every pass of every head_dim: ragged ends, grouped heads, both dtypes, masks, blocks hidden whole.
 SMALL = tuple(

@@ -99,8 +99,6 @@ class Case(NamedTuple):
     def kind(self) -> Kind:
         return Kind(self.head_dim, self.dtype, self.is_causal, self.cut)
 
-    uses_wgmma = True
-
 
 EARLIER = 24
 

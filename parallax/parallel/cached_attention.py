@@ -119,17 +119,13 @@ def cached_attention(
         q, cache.keys, cache.values,
         scale=float(whole**-0.5 if scoring.scale is None else scoring.scale), cap=scoring.cap,
         kv_spans=cache.spans, kv_rows=cache.rows, new=NewToken(k, v, cache.keeps),
+        sinks=None if sinks is None else jnp.where(cache.keeps, sinks, -jnp.inf),
+        window=scoring.window,
         partial_over=layout.slice_axes, implementation=cache.implementation, value_dim=value_dim,
     )  # fmt: skip
     partial = _over_replicated(_over_spread(partial, layout.spread_axes), layout.replicated_axes)
     partial = _over_batch(partial, layout.batch_axes)
-    o_bH1V, l_bH1 = partial.o, partial.l
-    if sinks is not None:
-        sink = sinks.astype(l_bH1.dtype)[None, :, None]
-        m = jnp.maximum(partial.m, sink)
-        o_bH1V, l_bH1 = _weigh(partial, m)
-        l_bH1 = l_bH1 + jnp.exp(sink - m)
-    out_b1HV = jnp.swapaxes(o_bH1V / l_bH1[..., None], 1, 2).astype(q.dtype)
+    out_b1HV = jnp.swapaxes(partial.o / partial.l[..., None], 1, 2).astype(q.dtype)
     return out_b1HV, (k, v)
 
 

@@ -208,9 +208,8 @@ class Decoder(ShardedCache):
                     tiles=1 if shared else group.tiles.attention,
                 )  # fmt: skip
                 # A weight tile's heads are not contiguous: any other kernel would need a copy.
-                if "mosaic" in dispatch.enabled():
-                    reason = "heads of a weight tile are not contiguous"
-                    dispatch.record_refusal("decode_attention", "mosaic", reason)
+                reason = "heads of a weight tile are not contiguous"
+                dispatch.record_refusal("decode_attention", "mosaic", reason)
                 keys, values = jax.tree.map(take, (cache.keys, cache.values))
                 return CachedLayer(
                     keys, values, rows.take(spans(window), number), keeps, implementation="xla"

@@ -13,8 +13,7 @@ from parallax.kernels.cache_tiled_mlp import (
     Matrix,
     baselines,
     cache_tiled_mlp,
-    mosaic_parts,
-    mosaic_stream,
+    mosaic,
 )
 from parallax.kernels.cache_tiled_mlp import cut as cutting
 from parallax.kernels.cache_tiled_mlp.cases import SMALL, TIMED, Case, exact, inputs, program
@@ -60,13 +59,13 @@ def test_one_split_of_more_steps_than_stages(case, monkeypatch):
 
 def test_a_wrong_kernel_is_seen(monkeypatch):
     """The last step left out. Blocks that write the same columns are a race, and seen as one."""
-    right = mosaic_stream.place
+    right = mosaic.place
 
     def place(cut, block):
         found = right(cut, block)
         return found._replace(steps=found.steps - 1)
 
-    monkeypatch.setattr(mosaic_stream, "place", place)
+    monkeypatch.setattr(mosaic, "place", place)
     monkeypatch.setattr(cutting, "_MOST_SPLITS", 1)
     assert errors(Case(9, 256, 512))[0] > 0.1
 
@@ -95,7 +94,7 @@ def test_a_cut_covers_everything_and_fits(tokens, item_bytes, matrices):
     assert found.stages * step + 2 * found.unpacked_bytes + 2 * 8192 <= SHARED_BYTES_LIMIT
     # Registers of sums, of 232: a warpgroup has all rows of its share of the columns.
     assert found.rows * found.share * matrices / 128 <= 128
-    where = jax.vmap(functools.partial(mosaic_parts.place, found))(
+    where = jax.vmap(functools.partial(mosaic.place, found))(
         jnp.arange(found.blocks, dtype=jnp.int32)
     )
     group, tile, _, first, steps = (np.asarray(x) for x in where)

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from parallax.kernels.decode_attention import NewToken, decode_attention, merge
+from parallax.kernels.decode_attention import NewToken, decode_attention, merge, mosaic
 from parallax.kernels.decode_attention.tiles import REGISTERS_OF_TWO, splits, tile_of
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import Carry, finish
@@ -88,6 +88,40 @@ def test_rows_pick_from_a_larger_cache():
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_sink_is_a_score_without_a_value():
+    q, k, v = arrays()
+    sinks = np.array([-np.inf, 0, 1, 2, 3, 20])
+    attend = functools.partial(decode_attention, q, k, v, scale=SCALE, kv_length=jnp.array(LENGTHS))
+    carry = attend(sinks=jnp.asarray(sinks))
+    _, m, l = (np.asarray(x) for x in attend())
+    p = l[..., 0] * np.exp(m[..., 0])  # of all slots, beside the sink's
+    share = p / np.where(p == 0, 1, p + np.exp(sinks))
+    expected = textbook(q, k, v, masks()["lengths"][1]) * share[..., None]
+    np.testing.assert_allclose(outputs(carry), expected, atol=1e-13)
+
+
+def test_a_window_cuts_and_prices_the_kernel(monkeypatch):
+    """Of 8192 slots, a window of 128 is one tile, and no more is declared."""
+    calls = []
+
+    def call(name, body, operands, results, *, grid, flops, bytes_accessed, **_):
+        del name, body, operands
+        calls.append((grid["splits"], flops, bytes_accessed))
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in results)
+
+    monkeypatch.setattr(mosaic.hopper, "call", call)
+    arguments = case(width=64, slots=8192)
+    with interpreted():
+        for window in (None, 128, 9000):
+            decode_attention(**arguments, window=window, implementation="mosaic")
+    whole, windowed, longer = calls
+    assert whole == longer
+    assert whole[0] > windowed[0] == 1
+    assert whole[1] == 64 * windowed[1]
+    cache = 2 * 3 * 2 * 128 * 64 * 2  # keys and values of 3 sequences and 2 heads, 2 bytes each
+    assert cache < windowed[2] < 1.1 * cache
+
+
 def test_parts_merge_into_the_whole():
     q, k, v = arrays()
     attend = functools.partial(decode_attention, q, scale=SCALE)
@@ -148,6 +182,8 @@ def test_refusals_name_what_can():
         decode_attention(**case(), implementation="cudnn")
     with pytest.raises(NotImplementedError, match="it is for Hopper GPUs"):
         decode_attention(**case(), implementation="mosaic")
+    with pytest.raises(ValueError, match="window=0 slots"):
+        decode_attention(**case(), window=0)
     with pytest.raises(ValueError, match="Pass one of them"):
         decode_attention(**case(), kv_length=3, kv_mask=jnp.ones((3, 64), bool))
 

@@ -11,7 +11,7 @@ from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import Carry, finish
 from parallax.parallel.attention_part import KvLayout
 from parallax.parallel.cached_attention import CachedLayer, cached_attention, picks_rows
-from parallax.parallel.scoring import CAUSAL
+from parallax.parallel.scoring import Scoring
 
 SCALE = 0.1
 
@@ -72,17 +72,22 @@ def test_more_splits_than_tiles_are_the_same(splits):
     assert float(jnp.linalg.norm(out - expected) / jnp.linalg.norm(expected)) < 4e-3
 
 
-def test_a_decoding_step_takes_it_where_it_is_enabled():
+@pytest.mark.parametrize(("window", "has_sinks"), [(None, False), (40, True)])
+def test_a_decoding_step_takes_it_where_it_is_enabled(window, has_sinks):
     """Two of three sequences of a cache, and a new token: what a microbatch's layer asks for."""
     q, k, v = arrays(3, 4, 2, 136)
-    spans = jnp.array([[[0, 130], [132, 133]], [[0, 40], [132, 132]]], jnp.int32)
+    first = 0 if window is None else 91
+    spans = jnp.array([[[first, 130], [132, 133]], [[0, 40], [132, 132]]], jnp.int32)
     rows, keeps, layout = jnp.array([1, 2], jnp.int32), jnp.asarray(True), KvLayout()
+    rest: dict = {"scoring": Scoring(is_causal=True, window=window)}
+    if has_sinks:
+        rest["sinks"] = jnp.array([-9.0, 0.0, 1.0, 9.0], jnp.bfloat16)
     new = q[:2, None], k[:2, None, :, 0], v[:2, None, :, 0]
 
     def attend(q, key, value):
         assert picks_rows(k, v, layout)
         return cached_attention(
-            q, key, value, CachedLayer(k, v, spans, keeps, rows), layout, scoring=CAUSAL
+            q, key, value, CachedLayer(k, v, spans, keeps, rows), layout, **rest
         )[0]
 
     with interpreted(), dispatch.enabling("mosaic"):
@@ -90,6 +95,6 @@ def test_a_decoding_step_takes_it_where_it_is_enabled():
     assert not picks_rows(k, v, layout)
     q, key, value = new
     plain = CachedLayer(k[rows], v[rows], spans, keeps)
-    theirs, _ = cached_attention(q, key, value, plain, layout, scoring=CAUSAL)
+    theirs, _ = cached_attention(q, key, value, plain, layout, **rest)
     ours, theirs = (x.astype(jnp.float32) for x in (ours, theirs))
     assert float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)) < 4e-3

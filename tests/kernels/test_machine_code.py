@@ -54,6 +54,5 @@ def test_what_ships_has_no_spills_and_fits(compiled, case):
         assert code.warnings == ()  # one says that register counts are ignored
         assert code.asked_for <= code.started_with, "a warpgroup waits for registers for ever"
         assert code.shared_bytes <= SHARED_BYTES_LIMIT
-    if case[1].uses_wgmma:
-        products = {product for code in kernels for product in code.products}
-        assert products == {PRODUCTS[case[1].dtype]}
+    products = {product for code in kernels for product in code.products}
+    assert products == {PRODUCTS[case[1].dtype]}
