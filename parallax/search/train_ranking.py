@@ -14,6 +14,7 @@ from parallax.lenses.compiling_steps import compile_program
 from parallax.lenses.environment import compile_environment
 from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster
+from parallax.models.config import ModelConfig
 from parallax.parallel.remat import Remat
 from parallax.programs.steps import make_step
 from parallax.results.lens_results import Compilation, Figure
