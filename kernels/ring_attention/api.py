@@ -158,7 +158,7 @@ def attention_step_backward(
 
     Args:
       d_out: [B, L, H, V], gradient of the normalised output.
-      lse: [B, H, L], log-sum-exp of the whole attention (`finish`).
+      lse: [B, H, L], log-sum-exp of the whole attention (`finish`), sinks included.
       delta: [B, H, L], sum over V (of all slices, with partial_over) of out * d_out.
       Others as in `attention_step`; "mosaic" needs d_out in the dtype of q.
 
@@ -173,11 +173,12 @@ def attention_step_backward(
       scores: 14 K, and 18 K for heads of 512. With partial_over two all-reduces as large as the
       forward step's: of the scores again, and of their gradients.
     """
-    segments = q_segment_ids is not None or kv_segment_ids is not None
+    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
+    has_segments = q_segment_ids is not None and kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
     reasons = {
         "mosaic": unsupported(
-            q, k, v, scale, segments, partial_over, d_out, window=window, cap=cap
+            q, k, v, scale, has_segments, partial_over, d_out, window=window, cap=cap
         ),
         "cudnn": _NO_STEP,
         "xla": None,
@@ -186,10 +187,7 @@ def attention_step_backward(
     if dispatch.choose("attention_step_backward", implementation, reasons, kind=kind) == "mosaic":
         from parallax.kernels.ring_attention import mosaic_backward
 
-        return mosaic_backward.step_backward(
-            q, k, v, d_out, lse, delta, is_causal=is_causal, kv_length=kv_length, scale=scale
-        )
-    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
+        return mosaic_backward.step_backward(q, k, v, d_out, lse, delta, mask=mask, scale=scale)
     return reference.step_backward(
         q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over, cap=cap
     )

@@ -123,8 +123,6 @@ def unsupported(
         return "it cannot sum scores over a mesh axis"
     if cap is not None:
         return "it has no capped scores"
-    if d_out is not None and (segments or window is not None):
-        return "it has no gradients with segment ids or windows"
     if not scale > 0:
         return f"the scale is {scale}, and it takes a positive one"
     return dispatch.not_hopper()

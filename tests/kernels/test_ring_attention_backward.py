@@ -1,5 +1,7 @@
 """The backward step's passes, what it refuses, and the check that its benchmark makes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from parallax.kernels.ring_attention import attention_step_backward, backward_ca
 from parallax.kernels.ring_attention import backward_baselines as baselines
 from parallax.kernels.ring_attention.backward_cases import Case
 from parallax.kernels.ring_attention.backward_tiles import PASSES, Pass, score_elements
+from parallax.kernels.ring_attention.reference import Mask
 
 CASE = Case(cases.Case(64, "bfloat16", 96, 96, heads=2, kv_heads=1, is_causal=True))
 
@@ -28,23 +31,33 @@ def test_the_passes_make_each_gradient_once_and_fit(head_dim):
 @pytest.mark.parametrize("cut", [PASSES[128][0], PASSES[64][1], PASSES[512][0], PASSES[256][1]])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("length", [64, 313, 1000])
-def test_score_elements_are_the_blocks_that_a_cluster_visits(cut, is_causal, length):
+@pytest.mark.parametrize(("window", "offset"), [(None, 0), (100, 0), (100, 64), (60, 1100)])
+def test_score_elements_are_the_blocks_that_a_cluster_visits(
+    cut, is_causal, length, window, offset
+):
     """Counted one by one: a block is visited where some row of the cluster sees some key of it."""
-    rows = cut.fixed * cut.cluster
+    rows, tokens = cut.cluster_rows, np.arange(2048)
+    mask = Mask(is_causal, None, None, None, window, offset)
+    back = offset + tokens[:, None] - tokens  # of a query from a key
+    seen = (back >= 0) | (not is_causal and window is None)
+    if window is not None:
+        seen &= back < window
+    seen = seen.T if cut.by_keys else seen
+    visited = 0
+    for first in range(0, length, rows):
+        met = seen[first : first + rows]
+        blocks = [met[:, x : x + cut.block].any() for x in range(0, length, cut.block)]
+        visited += max(sum(blocks), 1)  # one at least: barriers wait for it
+    assert score_elements(length, length, cut, mask) == visited * rows * cut.block
 
-    def met(fixed, moving):
-        if not is_causal:
-            return True
-        if cut.keys_fixed:  # the last query of a block against the first key of the cluster
-            return (moving + 1) * cut.moving > fixed * rows
-        return moving * cut.moving < (fixed + 1) * rows
 
-    visited = sum(
-        met(fixed, moving)
-        for fixed in range(-(-length // rows))
-        for moving in range(-(-length // cut.moving))
-    )
-    assert score_elements(length, length, is_causal, cut) == visited * rows * cut.moving
+def test_the_cost_of_a_window_that_only_the_device_places_is_a_bound():
+    cut, traced = PASSES[128][0], jnp.int32(0)
+    window = Mask(False, None, None, None, 100, traced)
+    bound = score_elements(1000, 1000, cut, window)
+    for offset in (0, 64, 1000):
+        assert score_elements(1000, 1000, cut, window._replace(offset=offset)) <= bound
+    assert bound < score_elements(1000, 1000, cut, Mask(False, None, None, None))
 
 
 def test_d_out_of_another_dtype_is_refused():
@@ -79,13 +92,14 @@ def test_a_pass_that_is_not_shipped_is_right_too():
     q, k, v, d_out = arrays
     lse, delta = backward_cases.forward_sums(q, k, v, d_out, **options)
     passes = (
-        Pass(("dq",), moving=64, stages=(1, 1)),
-        Pass(("dv", "dk"), moving=64, stages=(1, 1), pair=True),
+        Pass(("dq",), block=64, stages=(1, 1)),
+        Pass(("dv", "dk"), block=64, stages=(1, 1), pair=True),
     )
     with interpreted():
         found = mosaic_backward.step_backward(
-            q, k, v, d_out, lse, delta, kv_length=None, passes=passes, **options
-        )
+            q, k, v, d_out, lse, delta, mask=Mask(False, None, None, None), scale=256**-0.5,
+            passes=passes,
+        )  # fmt: skip
     for mine, right in zip(
         found, backward_cases.exact(case, *map(np.asarray, arrays)), strict=True
     ):
@@ -106,3 +120,18 @@ def test_rows_that_saw_nothing_have_no_gradient(head_dim):
             )  # fmt: skip
         for gradient in found:
             np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("offset", [-200, 500])
+def test_a_window_beyond_all_keys_gives_no_gradient(offset):
+    """Pairs of a ring may be farther apart than a window; the device alone knows the offset."""
+    case = Case(cases.Case(64, "bfloat16", 40, 72))
+    q, k, v, d_out = map(jnp.asarray, backward_cases.inputs(case, seed=1))
+    sums = jnp.ones((1, 1, 40), jnp.float32)
+    with interpreted():
+        found = jax.jit(functools.partial(
+            attention_step_backward, is_causal=False, scale=0.125, window=50,
+            implementation="mosaic",
+        ))(q, k, v, d_out, sums, sums, offset=jnp.int32(offset))  # fmt: skip
+    for gradient in found:
+        np.testing.assert_array_equal(gradient, 0)
