@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import reference
 from parallax.kernels.ring_attention.tiles import kind_of, unsupported
+from parallax.kernels.validation import PLAIN
 
 _NO_STEP = "it neither takes nor returns the (o, m, l) of a step"
 
@@ -112,10 +113,9 @@ def attention_step(
     if sinks is not None and carry is not None:
         raise ValueError("attention_step: sinks come in with the first keys, and carry has some.")
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
-    has_segments = q_segment_ids is not None and kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
     reasons = {
-        "mosaic": unsupported(q, k, v, scale, has_segments, partial_over, window=window, cap=cap),
+        "mosaic": unsupported(q, k, v, scale, partial_over, cap=cap),
         "cudnn": _NO_STEP,
         "xla": None,
     }
@@ -174,16 +174,13 @@ def attention_step_backward(
       forward step's: of the scores again, and of their gradients.
     """
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
-    has_segments = q_segment_ids is not None and kv_segment_ids is not None
     k, v = _counted(k, v, kv_length)
     reasons = {
-        "mosaic": unsupported(
-            q, k, v, scale, has_segments, partial_over, d_out, window=window, cap=cap
-        ),
+        "mosaic": unsupported(q, k, v, scale, partial_over, d_out, cap=cap),
         "cudnn": _NO_STEP,
         "xla": None,
     }
-    kind = kind_of(q, is_causal)
+    kind = kind_of(q, is_causal)._replace(cut=PLAIN)  # cuts are of the forward step only
     if dispatch.choose("attention_step_backward", implementation, reasons, kind=kind) == "mosaic":
         from parallax.kernels.ring_attention import mosaic_backward
 

@@ -238,7 +238,7 @@ def step_of(case: Case, implementation: str | None) -> Callable[..., Any]:
         if implementation == "mosaic" and case.tile is not None:
             from parallax.kernels.ring_attention import mosaic
 
-            reason = unsupported(q, k, v, options["scale"], False, None)
+            reason = unsupported(q, k, v, options["scale"], None)
             dispatch.choose("attention_step", implementation, {"mosaic": reason, "xla": None})
             ids = extras.q_ids, extras.kv_ids
             seen = Mask(case.is_causal, *ids, extras.limit, case.window, case.offset)

@@ -103,9 +103,8 @@ def kind_of(q, is_causal: bool) -> Kind:
 
 
 def unsupported(
-    q, k, v, scale: float, segments: bool, partial_over: str | None, d_out=None, *,
-    window: int | None = None, cap: float | None = None,
-) -> str | None:  # fmt: skip
+    q, k, v, scale: float, partial_over: str | None, d_out=None, *, cap: float | None = None
+) -> str | None:
     """Return why the kernels do not support this, in a few words; None if they do.
 
     Args:

@@ -185,7 +185,7 @@ def _attend(
     if window is not None or cap is not None or sinks is not None:
         by_library = "it is called without windows, capped scores and sinks"
     reasons = {
-        "mosaic": unsupported(q, k, values, scale, has_ids, partial_over, window=window, cap=cap),
+        "mosaic": unsupported(q, k, values, scale, partial_over, cap=cap),
         "cudnn": by_library,
         "xla": None,
     }
