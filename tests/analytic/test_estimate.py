@@ -79,6 +79,7 @@ def test_it_is_close_to_the_compiled_program(programs):
     assert sorted(map(abs, apart.values()))[len(apart) // 2] < 0.1, apart
 
 
+@pytest.mark.full
 def test_its_bytes_and_flops_are_the_program_s(programs):
     for (name, phase), compilation in programs.items():
         cost = closed(name, phase)
@@ -89,6 +90,7 @@ def test_its_bytes_and_flops_are_the_program_s(programs):
             assert cost.flops == pytest.approx(compilation.gemm_flops, rel=apart), name
 
 
+@pytest.mark.full
 def test_its_memory_is_near_the_program_s(programs):
     for (name, phase), compilation in programs.items():
         if phase == "prefill":

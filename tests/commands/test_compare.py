@@ -157,6 +157,7 @@ def test_what_fails_sets_the_exit_status(aot):
         assert dataclasses.replace(report, results=(changed,)).exit_status == 1
 
 
+@pytest.mark.full
 def test_the_text_of_verify_is_named():
     program = px.Program(px.PAPERS["ring_sp"].config.small(), px.strategies.data_parallel(2))
     found = program.verify(batch=2, seq_len=16, dtypes=["float64"])

@@ -134,6 +134,7 @@ def test_every_point_is_there_or_says_why(report):
     assert not report.failed
 
 
+@pytest.mark.full
 def test_the_report_shows_it_everywhere(report):
     from tests.report.test_table import printed
 

@@ -126,6 +126,7 @@ AXES = {
 }
 
 
+@pytest.mark.full
 def test_a_linen_module_is_verified_with_its_constraints_and_state():
     found = px.Program(Linen(), TENSOR).verify(batch=4, seq_len=32)
     assert found.exact

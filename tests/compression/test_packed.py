@@ -24,7 +24,7 @@ def weight(*shape, dtype="float64", seed=0) -> Any:
 
 @pytest.mark.slow
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 2), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_what_is_packed_comes_back_and_a_piece_by_itself(width, count, axis, seed):
     shape = [3, 2, 4]
     shape[axis] = 16 * count

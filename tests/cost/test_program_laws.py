@@ -259,6 +259,7 @@ def test_no_estimate_beats_its_roofline(case):
     assert cost.seconds >= cost.link_bytes / 2 / where.gpu.nvlink_bytes_per_s
 
 
+@pytest.mark.full
 @settings(max_examples=100)
 @given(cases(), st.floats(0.1, 1.0))
 def test_more_to_do_or_slower_links_are_never_faster(case, slower):

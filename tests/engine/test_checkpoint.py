@@ -85,6 +85,7 @@ def test_every_pair_of_strategies_restores_bit_for_bit(names, trained, written, 
                 assert all(jax.tree.leaves(placed))
 
 
+@pytest.mark.full
 @together(STRATEGIES, "layerwise", "two_level")
 def test_the_next_loss_is_the_same(chosen, trained, written):
     _, exact = compiled(TENSOR)(trained, batch(9))

@@ -88,6 +88,7 @@ def test_one_program_refuses_a_mix(mixed):
         text(mixed.folder)
 
 
+@pytest.mark.full
 def test_a_chain_says_what_one_program_says(done, mixed):
     """Uniform and mixed folders as they are stored; prompts are padded alike."""
     import jax

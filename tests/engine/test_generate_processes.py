@@ -73,7 +73,7 @@ def test_texts_of_one_process_and_errors_on_all(tmp_path):
     assert unknown.startswith("unknown strategy 'nope'")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_process_0_prints_and_writes(tmp_path):
     port = free_port()
     command = ["-m", "parallax.experiments", "generate", "--model=ring_sp", "--small", "--virtual",

@@ -59,7 +59,7 @@ def updated(optimizer, params, grads, steps=1):
     return run(params, grads)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @often(RESTORED, "adamw", "muon")
 def test_a_state_restores_under_another_strategy_and_goes_on(name, tmp_path):
     settings, *strategies = RESTORED[name]

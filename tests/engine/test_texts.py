@@ -19,7 +19,7 @@ LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama
 PROMPTS = ["the quick", "pack my box with five"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_folder_says_the_same_under_every_strategy():
     pieces = {}
 
