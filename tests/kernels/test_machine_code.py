@@ -1,6 +1,6 @@
 """What ships, as machine code for the H100: wgmma, registers, shared memory, spills.
 
-One configuration of each operation always, the others in full runs.
+One configuration of each operation always, one of each width and cut in full runs.
 """
 
 import pytest
@@ -12,13 +12,22 @@ from parallax.lenses.environment import compile_environment
 from parallax.lenses.machine_code import compile_kernels
 
 pytestmark = pytest.mark.slow
-CASES = [
-    pytest.param(
-        (name, case), id=f"{name}-{case.name}", marks=[] if number == 0 else [pytest.mark.full]
-    )
-    for name, operation in OPERATIONS.items()
-    for number, case in enumerate(operation.SHIPPED)
-]
+
+
+def marked():
+    """All cases: one of an operation always, one of each width and cut in full runs."""
+    for name, operation in OPERATIONS.items():
+        seen = set()
+        for number, case in enumerate(operation.SHIPPED):
+            cut = case.kind.head_dim, case.kind.cut
+            marks = (
+                [] if number == 0 else [pytest.mark.exhaustive if cut in seen else pytest.mark.full]
+            )
+            seen.add(cut)
+            yield pytest.param((name, case), id=f"{name}-{case.name}", marks=marks)
+
+
+CASES = list(marked())
 PRODUCTS = {"float16": "f16", "bfloat16": "bf16"}
 
 
