@@ -7,10 +7,10 @@ from parallax.kernels.errors import relative_error
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.operations import OPERATIONS
 
-# A third of them always: dtypes and head_dims take turns. The others are for `-m full`.
+# A sixth of them always: dtypes and head_dims take turns. The others are for `-m full`.
 CASES = [
     pytest.param(
-        name, case, id=f"{name}-{case.name}", marks=[pytest.mark.full] if number % 3 else []
+        name, case, id=f"{name}-{case.name}", marks=[pytest.mark.full] if number % 6 else []
     )
     for name, operation in OPERATIONS.items()
     for number, case in enumerate(operation.SMALL)
