@@ -12,7 +12,7 @@ import numpy as np
 from parallax.kernels import dispatch
 from parallax.kernels.ring_attention.api import Carry, attention_step
 from parallax.kernels.ring_attention.reference import Mask
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS, unsupported
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS, shipped, unsupported
 from parallax.kernels.validation import Kind
 
 ABOUT = (
@@ -93,7 +93,7 @@ class Case(NamedTuple):
 
     @property
     def cut(self) -> str:
-        return self.tile or DEFAULTS[self.head_dim]
+        return self.tile or shipped(self.head_dim, self.q_length)
 
     @property
     def kind(self) -> Kind:

@@ -13,7 +13,7 @@ from parallax.kernels.ring_attention.mosaic_carry import Carries, Finished
 from parallax.kernels.ring_attention.mosaic_kernel import Arrays, kernel
 from parallax.kernels.ring_attention.mosaic_parts import Problem
 from parallax.kernels.ring_attention.reference import Mask, check_lengths
-from parallax.kernels.ring_attention.tiles import COPIED_ROWS, TILES, Tile, score_elements
+from parallax.kernels.ring_attention.tiles import COPIED_ROWS, Tile, score_elements, shipped_tile
 
 
 def step(
@@ -24,7 +24,7 @@ def step(
 
     Args:
       carry: (o, m, l), or None: nothing is read, and sinks [H] may be given.
-      tile: the tiling; None takes the one that ships for this head_dim.
+      tile: the tiling; None takes the one that ships for this head_dim and length.
 
     Cost: 2 FLOPs x `tiles.score_elements` x (K + V) per query head, declared to XLA with the bytes
       of all operands and results. Lengths that 8 does not divide are padded, and m, l and segment
@@ -33,7 +33,7 @@ def step(
       once.
     """
     batch, length, heads, width = q.shape
-    tile = tile or TILES[width]
+    tile = tile or shipped_tile(width, length)
     rows = tile.cluster_queries
     is_square = mask.is_causal and mask.window is None
     if length != -(-k.shape[1] // rows) * rows:  # a ring pads its queries itself

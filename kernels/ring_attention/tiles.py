@@ -94,12 +94,31 @@ CANDIDATES[512] = {
 # The tilings that run, by instruction counts and published measurements of their like, until a GPU
 # has timed them.
 DEFAULTS = {64: "turns", 128: "turns", 256: "turns", 512: "ahead, cluster"}
-TILES = {head_dim: candidates[DEFAULTS[head_dim]] for head_dim, candidates in CANDIDATES.items()}
+# Filling the last cluster may add this share to the rows; a ring's short pieces go without.
+_MOST_FILLING = 0.05
+
+
+def shipped(head_dim: int, length: int) -> str:
+    """Return the name of the tiling that runs for this number of queries, of `CANDIDATES`.
+
+    Whole blocks of it have the same tiling, so that a ring may fill up its queries.
+    """
+    name = DEFAULTS[head_dim]
+    tile, alone = CANDIDATES[head_dim][name], name.removesuffix(", cluster")
+    blocks, clusters = (-(-length // n) * n for n in (tile.queries, tile.cluster_queries))
+    return alone if clusters > (1 + _MOST_FILLING) * blocks else name
+
+
+def shipped_tile(head_dim: int, length: int) -> Tile:
+    """Return the tiling that runs for this number of queries."""
+    return CANDIDATES[head_dim][shipped(head_dim, length)]
 
 
 def kind_of(q, is_causal: bool) -> Kind:
     """Return the key of the kernel's runs in the record, for the tiling that runs."""
-    return Kind(q.shape[-1], q.dtype.name, is_causal, DEFAULTS.get(q.shape[-1], PLAIN))
+    length, head_dim = q.shape[1], q.shape[-1]
+    cut = shipped(head_dim, length) if head_dim in CANDIDATES else PLAIN
+    return Kind(head_dim, q.dtype.name, is_causal, cut)
 
 
 def unsupported(
@@ -115,8 +134,8 @@ def unsupported(
         return f"d_out is {d_out.dtype} and q {q.dtype}, and it has one dtype for both"
     if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
         return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(DTYPES)}"
-    if q.shape[-1] not in TILES or v.shape[-1] != q.shape[-1]:
-        dims = ", ".join(map(str, TILES))
+    if q.shape[-1] not in CANDIDATES or v.shape[-1] != q.shape[-1]:
+        dims = ", ".join(map(str, CANDIDATES))
         return f"head_dim is {q.shape[-1]} (values {v.shape[-1]}), and it has {dims} for both"
     if partial_over is not None:
         return "it cannot sum scores over a mesh axis"

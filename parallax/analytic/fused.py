@@ -5,7 +5,7 @@ from parallax.analytic.trace import Trace
 from parallax.hlo.cudnn import FusedAttention
 from parallax.hlo.execution_trace import Kernel
 from parallax.kernels.decode_attention.tiles import HEAD_DIMS, splits, tile_of
-from parallax.kernels.ring_attention.tiles import TILES
+from parallax.kernels.ring_attention.tiles import CANDIDATES
 from parallax.parallel.attention_part import AttentionWork
 from parallax.parallel.layer_parts import CacheTiled
 from parallax.parallel.library_attention import WIDEST_COMPILED
@@ -38,7 +38,7 @@ def fused_step(
         if hops > 1 or in_shards or width > WIDEST_COMPILED or width % 8:
             return []
         return [_library(trace, work, width, tokens)]
-    if width not in TILES:
+    if width not in CANDIDATES:
         return []
     # A carry between two hops is written and read; the last hop writes the output.
     moved = _moved(trace, work, width, tokens, (2 * _WIDE * (hops - 1) + trace.item) / hops)

@@ -25,7 +25,7 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.tiles import TILES, kind_of, unsupported
+from parallax.kernels.ring_attention.tiles import kind_of, shipped_tile, unsupported
 from parallax.parallel import library_attention
 from parallax.parallel.order import check_order
 from parallax.parallel.pairs import Accumulators, Pairs
@@ -235,8 +235,11 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids, sinks):
     pairs = static.pairs(q.shape[1])
     # Padded once here, so that steps need not copy the queries and the carry each time.
     is_ring = static.by_kernel and static.path.size > 1
-    rows = TILES[q.shape[-1]].cluster_queries if is_ring else 1
-    queries = [Queries(pad_queries(x, rows), ids) for x, ids in pairs.cut_all((q, 1), (q_ids, 1))]
+    cuts = list(pairs.cut_all((q, 1), (q_ids, 1)))
+    if is_ring:
+        rows = [shipped_tile(q.shape[-1], x.shape[1]).cluster_queries for x, _ in cuts]
+        cuts = [(pad_queries(x, n), ids) for n, (x, ids) in zip(rows, cuts, strict=True)]
+    queries = [Queries(x, ids) for x, ids in cuts]
 
     def step(queries, keys, carry, **mask):
         return attention_step(

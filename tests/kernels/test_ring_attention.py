@@ -81,7 +81,7 @@ def test_score_elements_are_what_a_mask_leaves():
 
 
 @pytest.mark.parametrize(("window", "offset"), [(50, 0), (300, 200), (70, 1000), (70, -1000)])
-@pytest.mark.parametrize("tile", [tiles.TILES[128], tiles.TILES[512]])
+@pytest.mark.parametrize("tile", [tiles.shipped_tile(128, 900), tiles.shipped_tile(512, 900)])
 def test_blocks_outside_the_window_cost_the_kernel_nothing(tile, window, offset):
     """Counted one by one: a block is visited where some row of the cluster sees some key of it."""
     length, rows = 900, tile.cluster_queries
@@ -93,6 +93,15 @@ def test_blocks_outside_the_window_cost_the_kernel_nothing(tile, window, offset)
     assert found == np.maximum(visited, 1).sum() * rows * tile.keys
     unknown = tiles.score_elements(length, length, False, tile, window, jnp.int32(offset))
     assert unknown >= found
+
+
+def test_short_pieces_do_not_fill_clusters():
+    assert tiles.shipped(512, 10_000) == tiles.shipped(512, 625) == "ahead, cluster"
+    for length in (312, 320):  # 5 blocks, or 3 clusters of 2
+        assert tiles.shipped(512, length) == "ahead"
+    for length in range(1, 2000, 7):  # what a ring fills up keeps its tiling
+        rows = tiles.shipped_tile(512, length).cluster_queries
+        assert tiles.shipped(512, -(-length // rows) * rows) == tiles.shipped(512, length)
 
 
 def test_steps_chain():

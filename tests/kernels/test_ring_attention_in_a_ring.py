@@ -7,7 +7,7 @@ import pytest
 
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step, finish
-from parallax.kernels.ring_attention.tiles import TILES
+from parallax.kernels.ring_attention.tiles import shipped_tile
 from parallax.parallel.order import to_order
 from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.ring import OWN
@@ -63,7 +63,7 @@ def test_windows_segments_and_sinks_reach_the_kernel():
         assert relative(found, attend("xla", **others)) > 0.05
 
 
-@pytest.mark.parametrize("rows", [1, TILES[64].cluster_queries])
+@pytest.mark.parametrize("rows", [1, shipped_tile(64, 75).cluster_queries])
 def test_the_pairs_of_a_zigzag_ring(rows):
     """All hops of a device of two, by hand: the interpreter does not take several devices.
 

@@ -10,7 +10,7 @@ from parallax.kernels.errors import relative_error
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step, empty_carry, finish
 from parallax.kernels.ring_attention.cases import SMALL, exact, inputs, program
-from parallax.kernels.ring_attention.tiles import TILES
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
 
 
 def test_steps_chain_and_rows_that_see_nothing_stay_empty():
@@ -37,8 +37,8 @@ def test_a_tile_with_one_stage_is_the_same(monkeypatch, ahead):
     case = SMALL[1]
     arrays = inputs(case, seed=3)
     expected = exact(case, *arrays)
-    tile = TILES[case.head_dim]._replace(stages=1, keys=64, ahead=ahead)
-    monkeypatch.setitem(TILES, case.head_dim, tile)
+    tiles, name = CANDIDATES[case.head_dim], DEFAULTS[case.head_dim]
+    monkeypatch.setitem(tiles, name, tiles[name]._replace(stages=1, keys=64, ahead=ahead))
     with interpreted():
         found = jax.jit(program(case, "mosaic"))(*arrays)
     for mine, right in zip(found, expected, strict=True):
