@@ -170,6 +170,7 @@ def test_no_traceback_in_a_real_process(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_compare_writes_a_report_that_runs_again(tmp_path, aot):
     first = parallax(
         "compare", "--paper=ring_sp", "--small", "--strategies=ring_sequence",

@@ -7,11 +7,16 @@ from parallax.kernels.errors import relative_error
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.operations import OPERATIONS
 
-# A sixth of them always: dtypes and head_dims take turns. The others are for `-m full`.
+
+def marks(number):
+    """A sixth of them always, a third more in full runs: dtypes, head_dims and masks take turns."""
+    if number % 6 == 0:
+        return []
+    return [pytest.mark.exhaustive if number % 2 else pytest.mark.full]
+
+
 CASES = [
-    pytest.param(
-        name, case, id=f"{name}-{case.name}", marks=[pytest.mark.full] if number % 6 else []
-    )
+    pytest.param(name, case, id=f"{name}-{case.name}", marks=marks(number))
     for name, operation in OPERATIONS.items()
     for number, case in enumerate(operation.SMALL)
 ]

@@ -61,7 +61,7 @@ def test_grouped_queries_full_attention_packed(chosen):
     check(verify(GQA_FULL, chosen, packed=True))
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @together(HYBRIDS, "two_level x ring", "ulysses x ring")
 def test_hybrids_with_normed_queries_and_keys(chosen):
     check(verify(SMALL.replace(qk_norm=True), chosen, packed=True))
@@ -74,7 +74,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @together(OPTIONS, "wide sums", "natural")
 def test_options(chosen):
     check(verify(SMALL.replace(num_kv_heads=4), chosen, packed=True))

@@ -90,7 +90,7 @@ def test_a_strategy_over_two_processes(tmp_path, programs):
     assert not check(2, FEW, tmp_path, programs)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("processes", OTHERS)
 def test_more_strategies(processes, tmp_path, programs):
     assert not check(processes, OTHERS[processes], tmp_path, programs)

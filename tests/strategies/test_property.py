@@ -140,7 +140,7 @@ def test_what_users_combine_is_legal_and_exact(name):
     check_exact(*LEGAL[name])
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @settings(max_examples=6)
 @given(programs())
 def test_drawn_programs_are_exact_or_say_why(drawn):
