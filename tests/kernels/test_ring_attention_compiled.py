@@ -70,6 +70,7 @@ def test_the_ring_calls_it_and_its_cost_is_priced(aot, is_causal, order):
     assert useful <= found.cost.flops <= 1.25 * useful
 
 
+@pytest.mark.full
 def test_its_gradients_are_kernels_too_and_priced(aot):
     text = compiled(False, "natural", gradients=True)
     found = inspect_text(text, cluster="h100_2x8")

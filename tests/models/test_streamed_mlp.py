@@ -37,6 +37,7 @@ def asked(monkeypatch):
     return calls
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("config", "strategy"),
     [

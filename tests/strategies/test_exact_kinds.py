@@ -48,13 +48,13 @@ def test_every_strategy(name):
     check(KINDS, ALL[name])
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @often(HYBRIDS, "pipeline x ring x tensor")
 def test_hybrids_packed(name):
     check(KINDS, HYBRIDS[name], packed=True)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @often(UNTILED, "tensor_pipeline")
 def test_norms_of_all_heads_and_behind_each_part(name):
     check(OTHERS, UNTILED[name], packed=True)
@@ -80,6 +80,7 @@ def test_decoding():
         assert result.rows[0].passed, result.rows[0]
 
 
+@pytest.mark.full
 def test_a_window_one_token_wider_is_another_model(monkeypatch):
     """In a forward pass, and in a decoding step, whose slots are picked by other code."""
     config = KINDS.replace(num_layers=2)
