@@ -186,6 +186,9 @@ class Extras(NamedTuple):
         }  # fmt: skip
 
 
+NO_EXTRAS = Extras()
+
+
 def inputs(case: Case, seed: int) -> tuple[Any, ...]:
     """Draw q, k, v, the earlier k, v, all [B, tokens, heads, head_dim], and `Extras`' arrays."""
     random = np.random.default_rng(seed)
@@ -233,7 +236,7 @@ def step_of(case: Case, implementation: str | None) -> Callable[..., Any]:
     options: dict[str, Any] = {"scale": case.head_dim**-0.5}
     mask = {"is_causal": case.is_causal, "window": case.window, "offset": case.offset}
 
-    def step(q, k, v, carry, extras=Extras(), *, last=False):  # noqa: B008
+    def step(q, k, v, carry, extras=NO_EXTRAS, *, last=False):
         given = options | {"sinks": extras.sinks, "last": last}
         if implementation == "mosaic" and case.tile is not None:
             from parallax.kernels.ring_attention import mosaic
