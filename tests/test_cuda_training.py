@@ -11,7 +11,7 @@ from parallax.programs.communication import expected_routing
 from parallax.strategies import TrainingOptions, build, expert_parallel
 from parallax.workload import Workload
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.exhaustive
 
 SMALL_MOE = paper("cross_node_ep").config.small(max_seq_len=160)
 
@@ -67,7 +67,6 @@ def test_fits_and_moves_what_its_closed_form_says(compiled, name):
     check(compiled[name])
 
 
-@pytest.mark.exhaustive
 def test_more_programs_do_too(aot):
     found = run_in_child(compiled_all, MORE, environment=compile_environment())
     assert found.keys() == MORE.keys()
@@ -141,7 +140,6 @@ def small_experts(*, on_progress):
     ]
 
 
-@pytest.mark.exhaustive
 def test_training_with_experts_moves_what_its_closed_form_says(aot):
     for found in run_in_child(small_experts, environment=compile_environment()):
         assert found.differences == ()

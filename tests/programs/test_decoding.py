@@ -122,7 +122,7 @@ def test_decode(name):
 NORMED = SMALL.replace(qk_norm=True, num_kv_heads=4, mlp="gated")
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @often(HYBRIDS, "pipeline x ring x tensor", "ulysses x ring")
 def test_decode_hybrids_of_grouped_normed_heads(name):
     strategy = HYBRIDS[name]
@@ -147,13 +147,13 @@ def test_decode_with_experts(name):
     check(EXPERTS, WITH_EXPERTS[name], batch=16)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @often(UNEQUAL_STAGES, "chosen")
 def test_decode_on_stages_of_unequal_depth(name):
     check(UNEQUAL, UNEQUAL_STAGES[name], microbatches=2)
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_decode_with_learned_positions_and_whole_key_heads():
     config = SMALL.replace(
         num_heads=16, num_kv_heads=2, head_dim=4, positions="learned", norm="layernorm",

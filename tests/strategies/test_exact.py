@@ -55,7 +55,7 @@ def test_all_strategies_causal():
 GROUPED = STRATEGIES | {name: VARIANTS[name] for name in ("double_ring", "ulysses")}
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @together(GROUPED, "tensor_pipeline", "two_level")
 def test_grouped_queries_full_attention_packed(chosen):
     check(verify(GQA_FULL, chosen, packed=True))
@@ -80,7 +80,7 @@ def test_options(chosen):
     check(verify(SMALL.replace(num_kv_heads=4), chosen, packed=True))
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @together(UNEQUAL_STAGES, "chosen")
 def test_stages_of_unequal_depth(chosen):
     check(verify(UNEQUAL, chosen))
@@ -97,7 +97,7 @@ def test_experts_two_of_sixteen(chosen):
         assert result.router.load_max_over_mean > 1
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_one_expert_a_token_gated():
     one = EXPERTS.replace(experts_per_token=1, num_experts=8, mlp="gated", num_kv_heads=4)
     strategies = [

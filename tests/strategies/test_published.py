@@ -47,7 +47,7 @@ def test_biases_and_a_tied_table():
     check(verify(GPT, [STRATEGIES["tensor_pipeline"], cache_tiled(NORM_SEQ, 2, 4)]))
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_scaled_positions_and_a_vocabulary_that_does_not_divide():
     check(verify(LLAMA, [HYBRIDS["pipeline x ring x tensor"]], packed=True))
 

@@ -55,7 +55,7 @@ def test_experts(chosen):
     check(verify(EXPERTS, chosen))
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_tied_tables_and_unequal_stages():
     strategy = SHARDED["pipeline x fsdp"]
     check(verify(UNEQUAL.replace(tie_embeddings=True, vocab_size=250), [strategy]))
@@ -90,7 +90,7 @@ def on_one_device():
     return functools.cache(lambda config: losses(config, data_parallel(1), OPTIMIZER)[0])
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @often(("hsdp x zero-1", "pipeline x fsdp", "expert x fsdp"), "pipeline x fsdp")
 def test_six_steps_of_training(name, on_one_device):
     config = EXPERTS if name in SHARDED_EXPERTS else SMALL
