@@ -101,7 +101,7 @@ def attention_step(
       and the log-sum-exp [B, H, L].
 
     Raises:
-      ValueError: sinks and a carry, which has them already.
+      ValueError: sinks and a carry, which has them already; segment ids of one side alone.
       NotImplementedError: the implementation does not support this; the message names one that
         does. Also a gradient through "mosaic": `parallax.parallel.ring_attention` has one.
 
@@ -112,6 +112,7 @@ def attention_step(
     """
     if sinks is not None and carry is not None:
         raise ValueError("attention_step: sinks come in with the first keys, and carry has some.")
+    _check_ids(q_segment_ids, kv_segment_ids)
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
     k, v = _counted(k, v, kv_length)
     reasons = {
@@ -166,6 +167,7 @@ def attention_step_backward(
       dq [B, L, H, K], dk [B, M, G, K] and dv [B, M, G, V], in float32 (float64 for float64).
 
     Raises:
+      ValueError: segment ids of one side alone.
       NotImplementedError: the implementation does not support this; the message names one that
         does.
 
@@ -173,6 +175,7 @@ def attention_step_backward(
       scores: 14 K, and 18 K for heads of 512. With partial_over two all-reduces as large as the
       forward step's: of the scores again, and of their gradients.
     """
+    _check_ids(q_segment_ids, kv_segment_ids)
     mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
     k, v = _counted(k, v, kv_length)
     reasons = {
@@ -188,6 +191,15 @@ def attention_step_backward(
     return reference.step_backward(
         q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over, cap=cap
     )
+
+
+def _check_ids(q_segment_ids, kv_segment_ids) -> None:
+    if (q_segment_ids is None) != (kv_segment_ids is None):
+        given, lacking = ("q", "kv") if kv_segment_ids is None else ("kv", "q")
+        raise ValueError(
+            f"attention_step: {given}_segment_ids came without {lacking}_segment_ids, and would "
+            "hide nothing. Give both, or none."
+        )
 
 
 def _counted(k, v, kv_length) -> tuple[jax.Array, jax.Array]:

@@ -104,6 +104,13 @@ def test_short_pieces_do_not_fill_clusters():
         assert tiles.shipped(512, -(-length // rows) * rows) == tiles.shipped(512, length)
 
 
+def test_segment_ids_of_one_side_alone_are_refused():
+    q, k, v = draw((1, 12, 2, 4), 0), draw((1, 24, 2, 4), 1), draw((1, 24, 2, 4), 2)
+    ids = jnp.zeros((1, 24), jnp.int32)
+    with pytest.raises(ValueError, match="kv_segment_ids came without q_segment_ids"):
+        attention_step(q, k, v, None, is_causal=False, scale=1.0, kv_segment_ids=ids)
+
+
 def test_steps_chain():
     q, k, v = draw((1, 12, 2, 4), 0), draw((1, 24, 2, 4), 1), draw((1, 24, 2, 4), 2)
     carry = empty_carry(q)
