@@ -72,9 +72,8 @@ def factor(weight: Any, split: Split) -> Any:
     if not split.decodes or not isinstance(weight, PackedWeight):
         return weight[...]
     if weight.form.activation_bits:
-        if "mosaic" in dispatch.enabled():
-            reason = "it has no products of integers (W8A8): Hopper's need inputs contiguous"
-            dispatch.record_refusal("packed_matmul", "mosaic", reason)
+        reason = "it has no products of integers (W8A8): Hopper's need inputs contiguous"
+        dispatch.record_refusal("packed_matmul", "mosaic", reason)
         return weight[...]
     return StoredWeight(weight.packed, weight.form, weight.inputs, weight.dtype)
 

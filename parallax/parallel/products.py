@@ -96,8 +96,7 @@ def _by_kernel(x: jax.Array, w: StoredWeight, spec: str) -> jax.Array | None:
     elif form.sparse and (form.kept, form.of) != (2, 4):
         reason = f"it has 2:4 sparsity, not {form.kept}:{form.of}"
     if reason is not None:
-        if "mosaic" in dispatch.enabled():
-            dispatch.record_refusal("packed_matmul", "mosaic", reason)
+        dispatch.record_refusal("packed_matmul", "mosaic", reason)
         return None
     rows = x.reshape(-1, math.prod(x.shape[-summed:]))
     matrix = PackedMatrix(
