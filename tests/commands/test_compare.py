@@ -43,7 +43,7 @@ def plan(monkeypatch):
         return caught[0]
 
     monkeypatch.setattr("parallax.commands.compare.resolve", keep)
-    monkeypatch.setattr(comparing, "ThreadPoolExecutor", stop)
+    monkeypatch.setattr(comparing, "run_beside", stop)
 
     def run(*args, **kwargs):
         caught.clear()
