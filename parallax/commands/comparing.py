@@ -77,8 +77,8 @@ class _Run:
     def report(self, seconds: float) -> Report:
         """Return the report, once all lenses have run."""
         comparison, skipped = self.comparison, self.skipped
-        if comparison.request.phase == "train" and comparison.sweep is None:
-            _add_training(comparison, self.values)
+        if comparison.sweep is None:
+            _add_derived(comparison, self.values)
         strategies = {strategy.name: strategy for strategy, _ in comparison.cases}
         results = tuple(
             _result(name, strategies.get(name), self.refused[name], skipped, self.values[name])
@@ -102,16 +102,18 @@ class _Run:
         )
 
 
-def _add_training(comparison: ResolvedComparison, values: dict[str, dict[str, Any]]) -> None:
+def _add_derived(comparison: ResolvedComparison, values: dict[str, dict[str, Any]]) -> None:
     """Add how each strategy trains, and for one that does not fit what would make it fit."""
-    config, remat = comparison.config, comparison.request.remat
+    config, phase, remat = comparison.config, comparison.request.phase, comparison.request.remat
     for strategy, workload in comparison.cases:
-        facts, found = training_facts(config, strategy, workload, remat), values[strategy.name]
+        found = values[strategy.name]
+        if phase == "train":
+            found["training"] = training_facts(config, strategy, workload, remat)
         compiled: Compilation | None = found.get("compilation")
         if compiled is not None and not compiled.memory.fits:
-            knob = fitting_knob(config, strategy, workload, remat, comparison.cluster)
-            facts = replace(facts, knob=knob)
-        found["training"] = facts
+            found["knob"] = fitting_knob(
+                config, strategy, workload, comparison.cluster, phase, remat
+            )
 
 
 def _result(

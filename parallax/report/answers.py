@@ -96,8 +96,8 @@ def _fits(result: StrategyResult) -> Answer:
     if not memory.fits:
         excess = memory.total_bytes - memory.usable_bytes
         parts.append(Part(f"{words.in_bytes(excess)} too much", "compiled"))
-        if result.training is not None and result.training.knob:
-            parts.append(Part(result.training.knob, "derived"))
+        if result.knob:
+            parts.append(Part(result.knob, "derived"))
         return Answer("does not fit", "bad", tuple(parts))
     return Answer("fits", "good", tuple(parts))
 

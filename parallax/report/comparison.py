@@ -7,6 +7,7 @@ from typing import Any
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.papers.results import Findings
+from parallax.report.answer import answer_comparison, answer_sweep
 from parallax.report.recorded import Section
 from parallax.results.lens_results import StrategyResult
 from parallax.results.sweep_results import Sweep
@@ -43,6 +44,13 @@ class Comparison:
     sweep: Sweep | None = None
     findings: Findings = field(default_factory=Findings)
     recorded: tuple[Section, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """What to take, by how much, what is in doubt and what would change it, in words."""
+        if self.sweep is not None:
+            return answer_sweep(self.sweep)
+        return answer_comparison(self.results)
 
     @property
     def failed(self) -> bool:

@@ -52,6 +52,7 @@ def _context(report: Comparison) -> dict[str, Any]:
     return {
         "title": paper.title if paper else "Strategies compared",
         "paper": paper,
+        "answer": report.answer,
         "failures": [line for r in results for line in failure_reasons(r)]
         + list(report.sweep.failures if report.sweep else ()),
         "passed": passed_line(results, report.sweep),

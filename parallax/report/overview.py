@@ -45,7 +45,7 @@ def overview_table(reports: Sequence[Comparison]) -> RenderableType:
         for result in report.results:
             cells = _cells(result, report.paper, audited.get(result.name))
             table.add_row(Text(f"  {result.name}"), *cells)
-        blocks.append(table)
+        blocks += [table, Text(report.answer)]
     failed = [r.paper.name for r in reports if r.failed and r.paper]
     last = "All are exact, fit, and send what their closed forms say."
     if failed:

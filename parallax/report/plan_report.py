@@ -4,13 +4,14 @@ import io
 import itertools
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from rich.console import Console, RenderableType
 
 from parallax.report.files import save_files
+from parallax.results.lens_results import Figure
 
 
 def timed_by(candidate: Any) -> str:
@@ -27,6 +28,23 @@ def in_groups[C](ranked: Sequence[C]) -> Iterator[tuple[str, list[tuple[int, C]]
         yield f"by {kind}:", list(group)
 
 
+def per_token(rate: Figure) -> Figure:
+    """Return the time per token of a throughput, with its error bar."""
+    low, high = (None if x is None else 1 / x for x in (rate.high, rate.low))
+    return Figure(1 / rate.value, "s", rate.tag, low, high)
+
+
+def exposed_part(terms_s: Mapping[str, float], cost: Figure) -> float:
+    """Return the part of a time that is communication which nothing hides."""
+    return cost.value * terms_s.get("exposed communication", 0.0) / sum(terms_s.values())
+
+
+def refuse_all(nearest: Any) -> str:
+    """Return the answer where nothing can be taken: why not even the nearest."""
+    name = f"{nearest.strategy.name} on {nearest.strategy.mesh}"
+    return f"Take none. The nearest, {name}, {nearest.why}."
+
+
 class PlanReport(Protocol):
     """The results of a search, to print, show and save.
 
@@ -40,6 +58,12 @@ class PlanReport(Protocol):
     @abstractmethod
     def winner(self) -> Any:
         """The best candidate that fits; None if there is none."""
+        ...
+
+    @property
+    @abstractmethod
+    def answer(self) -> str:
+        """What to take, by how much, what is in doubt and what would change it, in words."""
         ...
 
     @abstractmethod

@@ -11,7 +11,15 @@ from rich.text import Text
 from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
-from parallax.report.plan_report import PlanReport, in_groups, timed_by
+from parallax.report.answer import Choice, recommend
+from parallax.report.plan_report import (
+    PlanReport,
+    exposed_part,
+    in_groups,
+    per_token,
+    refuse_all,
+    timed_by,
+)
 from parallax.report.search_plots import frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
 from parallax.report.templates import render
@@ -35,6 +43,11 @@ class SearchReport(PlanReport):
     def winner(self) -> Candidate | None:
         """The best candidate that fits and is fast enough; None if there is none."""
         return self.search.winner
+
+    @property
+    def answer(self) -> str:
+        """What to take, by how much, what is in doubt and what would change it, in words."""
+        return _answer(self.search)
 
     def table(self) -> RenderableType:
         """Render the candidates for a rich console of 100 columns."""
@@ -86,6 +99,35 @@ def _table(search: Search, cluster: Cluster):
     yield Text()
     for line in notes(search):
         yield Text(line, style="dim")
+    yield Text()
+    yield Text(_answer(search), style="bold")
+
+
+def _answer(search: Search) -> str:
+    first, limit = search.winner, search.request.max_tpot_s
+    if first is None:
+        return refuse_all(search.ranked[0])
+    alike = [c for c in search.ranked if c.fits and timed_by(c) == timed_by(first)]
+    if limit is not None:
+        alike = [c for c in alike if c.timing.tpot_s is None or c.timing.tpot_s.value <= limit]
+    return recommend([_choice(c, search) for c in alike])
+
+
+def _choice(c: Candidate, search: Search) -> Choice:
+    t = c.timing
+    name = f"{c.strategy.name} on {c.strategy.mesh}"
+    if c.compression != search.request.model.compression:
+        name += f" in {','.join(c.compression or ('dense',))}"
+    if search.request.objective == "energy":
+        said = f"{words.digits(t.energy_j.value)} J a token"
+        return Choice(name, t.energy_j, said, unvalidated=t.unvalidated)
+    if search.request.objective == "tpot":
+        step = t.tpot_s or t.ttft_s
+        said = f"TPOT {words.in_seconds(step.value)}"
+        return Choice(name, step, said, unvalidated=t.unvalidated)
+    cost = per_token(t.tokens_per_s)
+    said = words.in_tokens_per_s(t.tokens_per_s.value)
+    return Choice(name, cost, said, exposed_part(t.terms_s, cost), t.unvalidated)
 
 
 def _cells(number: int, c: Candidate, search: Search) -> tuple[str, ...]:
@@ -160,6 +202,7 @@ def _to_dict(report: SearchReport) -> dict[str, Any]:
     best = {id(c) for c in search.frontier}
     return {
         "plan_version": PLAN_VERSION,
+        "answer": report.answer,
         "request": encode(search.request),
         "candidates": [
             {
@@ -190,6 +233,7 @@ def _page(report: SearchReport) -> str:
     return render(
         "search.html.j2",
         title=f"Plan: {_asked(search)}",
+        answer=report.answer,
         model=describe_model(search.request.model),
         heads=("strategy and mesh", *_HEADS),
         plotted="Throughput against TPOT",

@@ -25,7 +25,7 @@ def failure_reasons(result: StrategyResult) -> tuple[str, ...]:
         reasons.append(
             f"{result.name} does not fit: {words.in_bytes(memory.total_bytes)} per device, "
             f"{words.in_bytes(excess)} more than the usable {words.in_bytes(memory.usable_bytes)}"
-            + (f"; {result.training.knob}" if result.training and result.training.knob else "")
+            + (f"; {result.knob}" if result.knob else "")
         )
     if compilation is not None:
         reasons += [

@@ -36,6 +36,7 @@ def report_to_dict(report: Comparison) -> Json:
         "request": dict(report.request),
         "versions": dict(report.versions),
         "seconds": number(report.seconds, "s", "measured"),
+        "answer": report.answer,
         "failed": report.failed,
         "exit_status": report.exit_status,
         "failures": [line for r in report.results for line in failure_reasons(r)]
@@ -132,21 +133,22 @@ def _result(result: StrategyResult) -> Json:
         "compile": result.compilation and _compilation(result.compilation),
         "predict": result.prediction and _prediction(result.prediction),
         "measure": result.measurement and _measurement(result.measurement),
-        "training": result.training and _training(result.training, result.compilation),
+        "training": result.training and _training(result.training, result),
+        "knob": result.knob,
         "skipped": result.skipped,
         "refused": result.refused,
     }
 
 
-def _training(t: TrainingFacts, compilation: Compilation | None) -> Json:
+def _training(t: TrainingFacts, result: StrategyResult) -> Json:
     """Return how a strategy trains, with the parts of its memory."""
     parts = {"parameters": t.parameter_bytes, "optimizer": t.optimizer_bytes}
     memory = {
         name: number(size, "B", "derived")
         for name, size in (parts | {"gradients": t.gradient_bytes}).items()
     }
-    if compilation is not None:
-        rest = t.rest_of(compilation.memory.total_bytes)
+    if result.compilation is not None:
+        rest = t.rest_of(result.compilation.memory.total_bytes)
         memory["rest"] = number(rest, "B", "compiled")
     s = t.schedule
     return {
@@ -166,7 +168,7 @@ def _training(t: TrainingFacts, compilation: Compilation | None) -> Json:
             "handoffs": number(s.handoffs, "1", "derived"),
         },
         "memory": memory,
-        "knob": t.knob,
+        "knob": result.knob,
     }
 
 

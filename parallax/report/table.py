@@ -68,8 +68,7 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
     yield from _sections(report)
     left_out = not_run(report.config, report.results, report.paper, report.lenses)
     yield from _list("Not run", left_out)
-    yield Text()
-    yield _verdict(report)
+    yield from _end(report)
 
 
 def _schedules(results: tuple[StrategyResult, ...]) -> Iterator[str]:
@@ -96,8 +95,7 @@ def _sweep_page(report: Comparison, sweep: Sweep) -> Iterator[RenderableType]:
         yield Text()
         yield _comparison(report.results, rows, slice(0, len(report.results)))
     yield from _list("", (describe_verification(report.results),))
-    yield Text()
-    yield _verdict(report)
+    yield from _end(report)
 
 
 def _head(report: Comparison) -> Iterator[RenderableType]:
@@ -199,6 +197,13 @@ def _list(title: str, lines) -> Iterator[RenderableType]:
         yield Text(title, style="bold")
     for line in texts:
         yield Padding(line, (0, 0, 0, 2 if title else 0))
+
+
+def _end(report: Comparison) -> Iterator[RenderableType]:
+    yield Text()
+    yield _verdict(report)
+    yield Text()
+    yield Text(report.answer, style="bold")
 
 
 def _verdict(report: Comparison) -> Text:

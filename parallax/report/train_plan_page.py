@@ -12,7 +12,14 @@ from rich.text import Text
 from parallax.codec import encode, number
 from parallax.meshes.cluster import Cluster
 from parallax.report import words
-from parallax.report.plan_report import PlanReport, in_groups, timed_by
+from parallax.report.answer import Choice, recommend
+from parallax.report.plan_report import (
+    PlanReport,
+    exposed_part,
+    in_groups,
+    refuse_all,
+    timed_by,
+)
 from parallax.report.search_plots import memory_plot
 from parallax.report.sentences import describe_model
 from parallax.report.templates import render
@@ -49,6 +56,11 @@ class TrainPlanReport(PlanReport):
     def winner(self) -> TrainCandidate | None:
         """The best candidate that fits; None if there is none."""
         return self.search.winner
+
+    @property
+    def answer(self) -> str:
+        """What to take, by how much, what is in doubt and what would change it, in words."""
+        return _answer(self.search)
 
     def table(self) -> RenderableType:
         """Render the candidates for a rich console of 100 columns or more."""
@@ -119,6 +131,28 @@ def _table(report: TrainPlanReport) -> Iterator[RenderableType]:
     yield Text()
     for line in notes(report):
         yield Text(line, style="dim")
+    yield Text()
+    yield Text(report.answer, style="bold")
+
+
+def _answer(search: TrainSearch) -> str:
+    first = search.winner
+    if first is None:
+        return refuse_all(search.ranked[0])
+    alike = [c for c in search.ranked if c.fits and timed_by(c) == timed_by(first)]
+    return recommend([_choice(c, search) for c in alike])
+
+
+def _choice(c: TrainCandidate, search: TrainSearch) -> Choice:
+    t = c.timing
+    name = f"{c.strategy.name} on {c.strategy.mesh}"
+    if c.sharding != "-":
+        name += f", {c.sharding}"
+    if search.request.objective == "energy":
+        said = f"{words.digits(t.energy_j.value)} J a token"
+        return Choice(name, t.energy_j, said, unvalidated=t.unvalidated)
+    said = f"{words.in_seconds(t.step_s.value)} a step"
+    return Choice(name, t.step_s, said, exposed_part(t.terms_s, t.step_s), t.unvalidated)
 
 
 def _cells(place: int, c: TrainCandidate, report: TrainPlanReport) -> tuple[str, ...]:
@@ -204,6 +238,7 @@ def _to_dict(report: TrainPlanReport) -> dict[str, Any]:
     return {
         "plan_version": PLAN_VERSION,
         "phase": "train",
+        "answer": report.answer,
         "request": encode(search.request),
         "command": report.command(),
         "candidates": [
@@ -229,6 +264,7 @@ def _page(report: TrainPlanReport) -> str:
     return render(
         "search.html.j2",
         title=f"Plan: {_asked(search)}",
+        answer=report.answer,
         model=describe_model(search.request.model),
         heads=("strategy, mesh, sharding", *_HEADS),
         groups=[

@@ -367,7 +367,8 @@ class StrategyResult:
 
     `skipped` maps a lens to the reason it did not run, where the strategy is not to blame;
     `refused` maps a lens to the reason this strategy cannot run it. `training` says how it trains;
-    None in other phases.
+    None in other phases. `knob` names the changes under which a strategy that does not fit would,
+    in words; "" if it fits, or nothing was compiled.
     """
 
     strategy: dict
@@ -379,6 +380,7 @@ class StrategyResult:
     skipped: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     training: TrainingFacts | None = None
+    knob: str = ""
 
     @property
     def name(self) -> str:

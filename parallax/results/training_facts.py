@@ -59,7 +59,6 @@ class TrainingFacts:
       schedule: the table of a pipeline; None without stages.
       parameter_bytes, optimizer_bytes: bytes per device of parameters, and of AdamW's moments.
       gradient_bytes: bytes per device of gradients, and of their sums over microbatches.
-      knob: the changes under which a strategy that does not fit would, in words; "" if it fits.
     """
 
     weights: tuple[str, ...]
@@ -71,7 +70,6 @@ class TrainingFacts:
     parameter_bytes: float
     optimizer_bytes: float
     gradient_bytes: float
-    knob: str = ""
 
     def rest_of(self, total_bytes: float) -> float:
         """Return what a step needs beside parameters, moments and gradients, in bytes."""

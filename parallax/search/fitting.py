@@ -1,16 +1,22 @@
-"""What a training step's report says beside its lenses, and what would make the step fit."""
+"""What a training step's report says beside its lenses, and what would make a step fit."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
+
+from parallax.analytic.memory import estimate_bytes
 from parallax.analytic.train_memory import train_memory
 from parallax.meshes.cluster import Cluster
 from parallax.models.config import ModelConfig
 from parallax.parallel.remat import Remat
+from parallax.programs.decoding import Decoder
 from parallax.programs.schedule_branches import training_schedule
 from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.steps import Phase
 from parallax.results.training_facts import TrainingFacts
 from parallax.search.train_choices import REMATS, doubling
 from parallax.strategies.training_options import AUTO, TrainingOptions
@@ -36,7 +42,7 @@ def training_facts(
     Raises:
       ValueError: sizes that the strategy does not divide.
     """
-    way = _Way(config, strategy, workload, remat)
+    way = _Way(config, strategy, workload, "train", remat)
     memory, mesh = train_memory(way.sharded, remat), strategy.mesh_axes
     held, state = (strategy.rules.table(p)["embed"] for p in ("train", "optimizer"))
     return TrainingFacts(
@@ -53,19 +59,24 @@ def training_facts(
 
 
 def fitting_knob(
-    config: ModelConfig, strategy: Strategy, workload: Workload, remat: Remat, cluster: Cluster
+    config: ModelConfig,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
+    phase: Phase = "train",
+    remat: Remat = "layer",
 ) -> str:
-    """Name the changes under which a training step that does not fit would.
+    """Name the changes under which a step that does not fit would.
 
     Args:
-      config, strategy, workload, remat: the step.
+      config, strategy, workload, phase, remat: the step; remat only matters in training.
       cluster: where it has to fit.
 
     Returns:
       Up to three flags, each of which is enough, with the memory per device by closed form; else
       several that are enough together; else those that help most.
     """
-    usable, way = cluster.usable_bytes, _Way(config, strategy, workload, remat)
+    usable, way = cluster.usable_bytes, _Way(config, strategy, workload, phase, remat)
     enough = _one_of_each(w for w in way.changes() if w.size <= usable)
     if enough:
         said = ", or ".join(w.said for w in enough[:_MOST_NAMED])
@@ -80,11 +91,12 @@ def fitting_knob(
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to train, and the flags that lead to it."""
+    """One way to run a step, and the flags that lead to it."""
 
     config: ModelConfig
     strategy: Strategy
     workload: Workload
+    phase: Phase
     remat: Remat
     flags: tuple[str, ...] = ()
 
@@ -94,7 +106,12 @@ class _Way:
 
     @cached_property
     def size(self) -> float:
-        return train_memory(self.sharded, self.remat).total
+        if self.phase == "train":
+            return train_memory(self.sharded, self.remat).total
+        if self.phase == "prefill":
+            return estimate_bytes(self.sharded)
+        weights = sum(jax.tree.leaves(self.sharded.shard_bytes()))
+        return float(weights + Decoder(self.sharded, 1).kv_bytes())
 
     @property
     def said(self) -> str:
@@ -108,7 +125,8 @@ class _Way:
                     yield way
 
     def _candidates(self) -> "Iterator[_Way]":
-        for remat in REMATS[REMATS.index(self.remat) + 1 :]:
+        training = self.phase == "train"
+        for remat in REMATS[REMATS.index(self.remat) + 1 :] if training else ():
             yield self._with(f"--remat={remat}", remat=remat)
         now = self.workload.microbatches
         local = self.workload.batch // self.strategy.split().count("act_batch")
@@ -116,6 +134,11 @@ class _Way:
             if microbatches > now and local % microbatches == 0:
                 workload = replace(self.workload, microbatches=microbatches)
                 yield self._with(f"--microbatches={microbatches}", workload=workload)
+        if not training:  # requests may run one after the other; a step's batch is its optimizer's
+            for batch in reversed(list(doubling(self.workload.batch - 1))):
+                workload = replace(self.workload, batch=batch, microbatches=math.gcd(now, batch))
+                yield self._with(f"--batch={batch}", workload=workload)
+            return
         for flag, options in _OPTIONS:
             if (strategy := options.apply(self.strategy)) != self.strategy:
                 yield self._with(flag, strategy=strategy)

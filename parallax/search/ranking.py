@@ -21,6 +21,7 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.steps import Decoding, Prefill
 from parallax.results.lens_results import Compilation, Figure
 from parallax.search.candidates import ALL_UP_TO, candidates
+from parallax.search.fitting import fitting_knob
 from parallax.search.reasons import short, why_not
 from parallax.search.results import Candidate, Search, SearchRequest, Timing
 from parallax.strategy import Strategy
@@ -68,6 +69,8 @@ def rank(
         ranked.sort(key=lambda c: not c.fits or _too_slow(request, c))
     first = ranked[0]
     ranked = [replace(c, why=why_not(request, cluster, c, first)) for c in ranked]
+    if not first.fits:
+        ranked[0] = _with_knob(request, first, ranked[0].why, cluster)
     notes = ()
     if first.strategy.mesh.size > ALL_UP_TO:
         notes = (f"Over {ALL_UP_TO} devices two_level is tried only beyond the key/value heads.",)
@@ -100,6 +103,14 @@ def _all_estimated(
         if best is not None:
             estimated.append(best)
     return estimated, refused
+
+
+def _with_knob(request: SearchRequest, nearest: Candidate, why: str, cluster: Cluster) -> Candidate:
+    """Say of the first of candidates that do not fit what would make it fit."""
+    model = request.stored(nearest.compression).model
+    workload = Workload(*nearest.runs, nearest.microbatches)
+    knob = fitting_knob(model, nearest.strategy, workload, cluster, "decode")
+    return replace(nearest, why=f"{why}; {knob}")
 
 
 def _key(request: SearchRequest, c: Candidate) -> tuple:

@@ -1,4 +1,4 @@
-"""What a report says of a training step by closed form, and what would make it fit."""
+"""What a report says of a training step by closed form, and what would make a step fit."""
 
 from dataclasses import replace
 
@@ -48,14 +48,14 @@ def test_a_pipeline_has_its_schedule():
 
 
 def test_each_change_that_is_enough_is_named_with_its_memory():
-    said = fitting_knob(CONFIG, px.strategies.fsdp(16), WORKLOAD, "none", H100)
+    said = fitting_knob(CONFIG, px.strategies.fsdp(16), WORKLOAD, H100, remat="none")
     least = gigabytes(px.strategies.fsdp(16))
     assert said.startswith(f"by closed form it fits with --remat=layer ({least:.3g} GB)")
 
 
 def test_the_fewest_microbatches_that_fit_are_named():
     strategy = TrainingOptions(schedule="1f1b").apply(PIPELINE)
-    said = fitting_knob(CONFIG, strategy, WORKLOAD, "layer", H100)
+    said = fitting_knob(CONFIG, strategy, WORKLOAD, H100, remat="layer")
     sizes = {m: gigabytes(strategy, replace(WORKLOAD, microbatches=m)) for m in (2, 4, 8, 16)}
     fewest = next(m for m, size in sizes.items() if size <= H100.usable_bytes / 1e9)
     assert f"--microbatches={fewest} ({sizes[fewest]:.3g} GB)" in said
@@ -63,13 +63,13 @@ def test_the_fewest_microbatches_that_fit_are_named():
 
 
 def test_gpipe_needs_another_schedule_too():
-    said = fitting_knob(CONFIG, PIPELINE, WORKLOAD, "layer", H100)
+    said = fitting_knob(CONFIG, PIPELINE, WORKLOAD, H100, remat="layer")
     assert "it fits with --microbatches=" in said
     assert "--schedule=1f1b" in said
 
 
 def test_several_changes_are_named_where_one_is_not_enough():
-    said = fitting_knob(CONFIG, REPLICATED, WORKLOAD, "none", H100)
+    said = fitting_knob(CONFIG, REPLICATED, WORKLOAD, H100, remat="none")
     sharded = px.strategies.shard_weights(REPLICATED, "data")
     assert "it fits with --remat=layer --shard_weights=auto" in said
     assert f"({gigabytes(sharded):.3g} GB)" in said
@@ -77,7 +77,26 @@ def test_several_changes_are_named_where_one_is_not_enough():
 
 def test_what_helps_most_is_named_where_nothing_fits():
     one = cluster("h100_1x1")
-    said = fitting_knob(CONFIG, px.strategies.data_parallel(1), Workload(1, 8192), "none", one)
+    said = fitting_knob(
+        CONFIG, px.strategies.data_parallel(1), Workload(1, 8192), one, remat="none"
+    )
     assert said.startswith("by closed form it still does not fit with --remat=layer (")
-    said = fitting_knob(CONFIG, px.strategies.data_parallel(1), Workload(1, 8192), "layer", one)
+    said = fitting_knob(
+        CONFIG, px.strategies.data_parallel(1), Workload(1, 8192), one, remat="layer"
+    )
     assert said == "by closed form no change to the strategy needs less memory"
+
+
+def test_a_prefill_and_a_decoding_step_take_fewer_sequences_at_a_time():
+    one = cluster("h100_1x1")
+    strategy, big = px.strategies.data_parallel(1), Workload(64, 32768, 1)
+    said = fitting_knob(CONFIG, strategy, big, one, "prefill")
+    assert "it fits with --microbatches=" in said
+    assert "remat" not in said
+    # Weights and the keys and values of every token, two bytes each.
+    weights = 2 * CONFIG.num_params
+    a_sequence = 2 * 2 * CONFIG.num_layers * CONFIG.num_kv_heads * CONFIG.head_dim * (32768 + 1)
+    batch = next(b for b in (32, 16, 8, 4, 2, 1) if weights + b * a_sequence <= one.usable_bytes)
+    size = (weights + batch * a_sequence) / 1e9
+    said = fitting_knob(CONFIG, strategy, big, one, "decode")
+    assert said == f"by closed form it fits with --batch={batch} ({size:.3g} GB)"
