@@ -22,6 +22,12 @@ def in_full(cases: Iterable[str], *names: str):
     return pytest.mark.parametrize("name", marked)
 
 
+def in_turns(cases: Iterable[Any], always: int, mark: pytest.MarkDecorator = pytest.mark.full):
+    """The cases of a long list: one of every `always` by default, the others with `mark`."""
+    return [case if n % always == 0 else pytest.param(case, marks=mark)
+            for n, case in enumerate(cases)]  # fmt: skip
+
+
 def together(cases: Mapping[str, Any], *names: str):
     """A parameter `chosen` of two lists: the cases with `names`, and, exhaustive, all others.
 

@@ -191,7 +191,7 @@ def free_port():
         return str(one.getsockname()[1])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_shells_run_here(tmp_path):
     data_parallel(8).save(tmp_path / "strategy.json")
     made = subprocess.run(

@@ -34,6 +34,7 @@ CASES = {
     "experts": (EXPERTS, 8),
     "a few of many experts": (EXPERTS.replace(num_experts=32), 2),
 }
+pytestmark = pytest.mark.full
 LAYERS, MATRIX_BYTES = 3, 512 * 512 * 2  # gate or up on one of two devices; q, k and v together
 
 

@@ -65,7 +65,12 @@ FEW = ("tensor_pipeline", "layerwise", "one device")
 
 
 @pytest.mark.parametrize(
-    "names", [FEW, pytest.param(tuple(STRATEGIES), marks=pytest.mark.exhaustive)], ids=len
+    "names",
+    [
+        pytest.param(FEW, marks=pytest.mark.full),
+        pytest.param(tuple(STRATEGIES), marks=pytest.mark.exhaustive),
+    ],
+    ids=len,
 )
 def test_every_pair_of_strategies_restores_bit_for_bit(names, trained, written, tmp_path):
     expected = arrays(TENSOR, trained)

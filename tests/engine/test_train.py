@@ -107,7 +107,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    "changes", [OPTIONS[1:3], pytest.param(OPTIONS, marks=pytest.mark.exhaustive)]
+    "changes",
+    [
+        pytest.param(OPTIONS[1:3], marks=pytest.mark.full),
+        pytest.param(OPTIONS, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_resumed_with_other_options_of_training(changes, data, tmp_path):
     config, run = CONFIG.replace(num_layers=4), {**RUN, "steps": len(changes) + 1}

@@ -49,6 +49,7 @@ def four(data, tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_losses_are_one_devices(four, data, tmp_path):
     exact = px.train(
         CONFIG, [data], tmp_path, steps=4, batch=BATCH, seq_len=SEQ_LEN, param_dtype="float64",

@@ -59,7 +59,11 @@ def slices(eqn):
                 yield x.shape, tuple(getattr(index, "size", 1) for index in x.indices)
 
 
-@pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{n}-{c.name}" for n, c in CASES])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [pytest.param(n, c, id=f"{n}-{c.name}", marks=() if i % 8 == 0 else pytest.mark.exhaustive)
+     for i, (n, c) in enumerate(CASES)],
+)  # fmt: skip
 def test_what_is_taken_at_a_time_divides_the_array(name, case):
     operation = OPERATIONS[name]
     with interpreted():

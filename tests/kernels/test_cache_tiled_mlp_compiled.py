@@ -64,6 +64,7 @@ def compiled(aot):
     return dict(zip(CASES, found, strict=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "item_bytes"), [("kernel", 2), ("int8 kernel", 1)])
 def test_the_step_reads_each_weight_of_the_mlp_once(compiled, name, item_bytes):
     found, cost, kv_bytes, weight_bytes = compiled[name]
@@ -82,6 +83,7 @@ def test_the_step_reads_each_weight_of_the_mlp_once(compiled, name, item_bytes):
     assert found.memory.temp_bytes < mlp * item_bytes / config.num_layers
 
 
+@pytest.mark.full
 def test_the_step_is_faster_by_the_cost_model(compiled):
     """Modelled, not measured. By less than where the ordinary step still copied its weights."""
     times = {name: cost.seconds for name, (_, cost, _, _) in compiled.items()}

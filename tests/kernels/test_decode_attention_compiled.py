@@ -60,6 +60,7 @@ def compiled(aot):
     return dict(zip(STRATEGIES, found, strict=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_step_calls_it_where_the_cache_lies_and_its_cost_is_priced(compiled, name):
     text, kv_bytes, temporary = compiled[name]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.ring_attention import attention_step_backward
@@ -26,6 +27,7 @@ def relative(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
 
+@pytest.mark.full
 def test_the_pairs_of_a_zigzag_ring():
     """All hops of both devices of two, by hand: the interpreter does not take several devices."""
     size, length = 2, 75  # chunks of 37 and 38: one pair in two has a limit

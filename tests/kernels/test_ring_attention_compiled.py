@@ -54,6 +54,7 @@ def compiled(is_causal, order, gradients):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("is_causal", "order"), [(False, "natural"), (True, "zigzag")], ids=["full", "zigzag"]
 )

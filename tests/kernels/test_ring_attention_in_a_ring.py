@@ -63,6 +63,7 @@ def test_windows_segments_and_sinks_reach_the_kernel():
         assert relative(found, attend("xla", **others)) > 0.05
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rows", [1, shipped_tile(64, 75).cluster_queries])
 def test_the_pairs_of_a_zigzag_ring(rows):
     """All hops of a device of two, by hand: the interpreter does not take several devices.

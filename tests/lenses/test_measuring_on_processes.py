@@ -61,6 +61,7 @@ def test_a_step_is_over_when_all_are_and_the_slowest_is_named(found):
     assert any("'seq' crosses them" in note for note in measured["notes"])
 
 
+@pytest.mark.full
 def test_pairs_have_process_0s_orders_and_the_slowest_times(found):
     runs = found["pairs"]["runs"]
     # Process 1 was given another seed.

@@ -13,6 +13,7 @@ from parallax.parallel.remat import Remat
 from parallax.parallel.schedule_plan import plan_of
 from parallax.parallel.schedules import Action, make_schedule
 from tests.parallel.pipelines import error, pipelined, reference
+from tests.selection import in_turns
 
 LAYERS = 8
 NAMES = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1))
@@ -28,8 +29,12 @@ def off(schedule, remat: Remat = "none", **options):
     return error(run(*arguments), reference(LAYERS, sequences))
 
 
-@pytest.mark.parametrize("remat", ["none", "layer"])
-@pytest.mark.parametrize(("stages", "microbatches"), [(2, 1), (4, 3), (2, 8)])
+@pytest.mark.parametrize("remat", in_turns(["none", "layer"], 2, pytest.mark.exhaustive))
+@pytest.mark.parametrize(
+    ("stages", "microbatches"),
+    [pytest.param(2, 1, marks=pytest.mark.exhaustive), (4, 3),
+     pytest.param(2, 8, marks=pytest.mark.full)],
+)  # fmt: skip
 @pytest.mark.parametrize(("name", "chunks"), NAMES)
 def test_every_schedule_equals_one_device(name, chunks, stages, microbatches, remat):
     if name == "interleaved":

@@ -29,6 +29,7 @@ from parallax.strategies import (
     two_level,
 )
 from parallax.workload import Workload
+from tests.selection import in_turns
 from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
@@ -113,7 +114,7 @@ def traced_step(decoder):
 
 
 @pytest.mark.parametrize("batch", [16, 1], ids=["batch over the sequence's devices", "one"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", in_turns(CASES, 4))
 def test_decoding_steps_equal_their_closed_forms(name, batch):
     config, strategy = CASES[name]
     batch = max(batch, batch_multiple(strategy))
@@ -142,7 +143,7 @@ def traced(config, strategy, load, remat):
 
 
 @pytest.mark.parametrize("remat", [None, "layer"], ids=["forward", "train"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", in_turns(CASES, 4))
 def test_closed_form_is_the_traced_program(name, remat):
     config, strategy = CASES[name]
     load = workload(strategy)
@@ -155,7 +156,7 @@ def test_closed_form_is_the_traced_program(name, remat):
     assert minimum <= sent
 
 
-@pytest.mark.parametrize("remat", get_args(Remat))
+@pytest.mark.parametrize("remat", in_turns(get_args(Remat), 3))
 @pytest.mark.parametrize(
     "name",
     [

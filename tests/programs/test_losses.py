@@ -9,6 +9,7 @@ from parallax.parallel.gradients import Precision
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import fsdp, tensor_pipeline
 from parallax.workload import Workload
+from tests.selection import in_full
 from tests.strategies.cases import SMALL
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@in_full(CASES, "tied, sharded weights")
 def test_losses_and_gradients_are_those_of_the_logits(name, monkeypatch):
     config, strategy = CASES[name]
     # Logits of 50 tokens of 128 on four devices, of 12 of 64 on two.

@@ -94,7 +94,7 @@ def scheduled(strategy, schedule, virtual_stages):
     )
 
 
-@often(CASES, "experts", "chunks, tied")
+@often(CASES, "chunks, tied")
 def test_a_training_step_equals_one_device(name):
     config, strategy, schedule, virtual_stages, remat = CASES[name]
     strategy = scheduled(strategy, schedule, virtual_stages)

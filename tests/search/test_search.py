@@ -131,6 +131,7 @@ def test_a_prefill_alone_has_no_tpot():
     )
 
 
+@pytest.mark.full
 def test_the_best_are_compiled_and_ranked_by_their_programs(aot):
     small = MODEL.replace(num_layers=2, d_model=1024, num_heads=8, num_kv_heads=8, head_dim=128,
                           d_ff=4096)  # fmt: skip

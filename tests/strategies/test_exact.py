@@ -15,7 +15,7 @@ from parallax.parallel.pairs import Pairs, _where
 from parallax.parallel.ring import OWN
 from parallax.parallel.split import Split
 from parallax.strategies import expert_parallel, ring_sequence, tensor_pipeline, two_level
-from tests.selection import together
+from tests.selection import in_turns, together
 from tests.strategies.cases import (
     EXPERTS,
     GQA_FULL,
@@ -142,6 +142,7 @@ def test_other_precisions_by_the_table(dtype):
     check(verify(SMALL.replace(dtype=dtype), STRATEGIES.values(), dtypes=(dtype,)))
 
 
+@pytest.mark.exhaustive
 def test_slabs_by_the_table():
     check(verify(SMALL.replace(dtype="float16"), [VARIANTS["tiled stages"]], ("float16",)))
 
@@ -205,7 +206,7 @@ MUTATIONS = [drop_a_hop, drop_a_tensor_rank, drop_a_handoff, drop_a_head_slice, 
              drop_a_tile]  # fmt: skip
 
 
-@pytest.mark.parametrize("mutate", MUTATIONS,
+@pytest.mark.parametrize("mutate", in_turns(MUTATIONS, 3, pytest.mark.exhaustive),
                          ids=lambda m: m.__name__)  # fmt: skip
 def test_mutations_are_seen(mutate, monkeypatch):
     name = mutate(monkeypatch)

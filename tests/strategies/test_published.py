@@ -43,6 +43,7 @@ def nonzero_biases(monkeypatch):
     unsharded.cache_clear()
 
 
+@pytest.mark.full
 def test_biases_and_a_tied_table():
     check(verify(GPT, [STRATEGIES["tensor_pipeline"], cache_tiled(NORM_SEQ, 2, 4)]))
 

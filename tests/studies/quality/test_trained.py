@@ -115,6 +115,7 @@ def test_tuning_keeps_the_masks(bench, trained):
             np.testing.assert_array_equal(stored[name], after[name])
 
 
+@pytest.mark.full
 def test_rounding_is_seen_and_its_gradient_passes(trained):
     """Values are the stored ones; the slope is one where a weight stays and zero where not."""
     params, _ = trained
@@ -142,6 +143,7 @@ def test_formats_that_train_alike_share_a_program():
     assert rounding(None) is None
 
 
+@pytest.mark.full
 def test_every_matrix_meets_its_own_activations(trained, windows):
     params, _ = trained
     found = {(layer, matrix.name): (w, x) for layer, matrix, w, x in
@@ -154,6 +156,7 @@ def test_every_matrix_meets_its_own_activations(trained, windows):
     assert found[0, "out"][1].shape == (2, SEQ_LEN, 1, 128)
 
 
+@pytest.mark.full
 def test_int8_on_trained_weights_is_within_a_hundredth(trained, windows):
     found = trained_errors(CONFIG, trained[0], windows[:4], ("int8", "int4"))
     int8 = [e.error for e in found if e.format == "int8"]
@@ -205,6 +208,7 @@ def test_the_task_is_of_the_held_out_text(bench, trained):
     assert (right * bench.answer(trained[0], swapped)).sum() == 0  # one answer an item
 
 
+@pytest.mark.full
 def test_a_race_ends_where_every_run_arrived(bench, windows, monkeypatch):
     monkeypatch.setattr(measuring, "PAPERS_FORMATS", SPARSE)  # the program that is there already
     race = run_race(bench, windows, SMALL)
