@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "parallax"
 PAGES = [
-    ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "kernels/record/README.md",
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "kernels/record/README.md",
 ]  # fmt: skip
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
@@ -93,3 +95,13 @@ def test_the_overview_has_every_room_in_the_order_of_imports():
 
 def test_the_overview_is_one_page():
     assert len((ROOT / "docs" / "overview.md").read_text(encoding="utf-8").split()) <= 700
+
+
+def test_the_citation_is_of_this_package():
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    cited = dict(line.split(": ", 1) for line in lines if re.match(r"[a-z-]+: ", line))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cited["version"] == project["version"]
+    assert cited["license"] == project["license"]
+    assert cited["abstract"].strip('"') == project["description"]
+    assert f'  - name: "{project["authors"][0]["name"]}"' in lines
