@@ -1,7 +1,9 @@
 """Notebooks run from top to bottom on virtual devices, and are committed without outputs."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -25,24 +27,69 @@ def text_of(cell):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_committed_without_outputs_and_short(path):
     notebook = nbformat.read(path, as_version=4)
-    assert len(notebook.cells) <= 12
+    assert len(notebook.cells) <= 13  # a dozen, and the cell that installs
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_the_second_cell_installs_and_is_the_same_everywhere(path):
+    assert install_cell(path) == install_cell(COLAB / "tour.ipynb")
+    assert "import parallax as px" in nbformat.read(path, as_version=4).cells[2].source
+
+
+@pytest.mark.parametrize(
+    ("present", "source", "asked"),
+    [
+        (("parallax",), None, []),
+        ((), None, ["parallax-sharding[aot]"]),
+        (("jax_cuda12_plugin",), None, ["parallax-sharding[cuda12]"]),
+        (("jax_cuda13_plugin",), "some/parallax.whl", ["some/parallax.whl[cuda13]"]),
+    ],
+)
+def test_what_the_cell_installs(present, source, asked, monkeypatch):
+    commands = install(monkeypatch, present, source, running="1", installed="1")
+    assert [command[-1] for command in commands] == asked
+    assert all(c[:4] == [sys.executable, "-m", "pip", "install"] for c in commands)
+
+
+def test_another_jax_than_the_one_imported_asks_for_a_restart(monkeypatch):
+    with pytest.raises(SystemExit, match="Restart the session"):
+        install(monkeypatch, (), None, running="1", installed="2")
+
+
+def install_cell(path):
+    return nbformat.read(path, as_version=4).cells[1].source
+
+
+def install(monkeypatch, present, source, running, installed):
+    """Runs the install cell where only `present` is found; the commands that it starts."""
+    commands = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in present else None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(__version__=running))
+    monkeypatch.delenv("PARALLAX_SOURCE", raising=False)
+    if source is not None:
+        monkeypatch.setenv("PARALLAX_SOURCE", source)
+    exec(install_cell(COLAB / "tour.ipynb"), {})
+    return commands
+
+
 @pytest.fixture
-def run(aot, monkeypatch):
-    """Executes a notebook; what each code cell showed."""
+def run(aot, monkeypatch, tmp_path):
+    """Executes a notebook in an empty folder; what each code cell after the first showed."""
     monkeypatch.setenv("PYTHONPATH", str(COLAB.parent))
     for name in ("XLA_FLAGS", "JAX_PLATFORMS"):  # what the test session set
         monkeypatch.delenv(name, raising=False)
 
     def execute(name):
         notebook = nbformat.read(COLAB / name, as_version=4)
-        NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
-        return [text_of(c) for c in notebook.cells if c.cell_type == "code"]
+        resources = {"metadata": {"path": str(tmp_path)}}
+        NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+        return [text_of(c) for c in notebook.cells[2:] if c.cell_type == "code"]
 
     return execute
 
@@ -73,7 +120,12 @@ def test_own_model(run):
     assert shown[1].count("exact: True") == 2
     assert "all-reduce over ('tensor',)" in shown[2]
     assert shown[2].count("fits: True") == 2
-    assert shown[3].count("modelled") == 2
+    assert shown[3].count("modelled; roofline") == 2
+    for predicted, low, high in zip(
+        *(figures(p, shown[3]) for p in (r": (\S+) ms, ", r" ms, (\d\S+) to", r" to (\S+)")),
+        strict=True,
+    ):
+        assert low < predicted < high
     assert "Mixer at the small size on 16 x cpu" in shown[3]
     assert "(measured; n=5" in shown[3]
     assert "unknown logical axis 'rank'" in shown[4]
