@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import textwrap
 import time
@@ -20,6 +21,7 @@ from parallax.requests.option import described
 
 _HELP = ("-h", "--help", "-help", "--helpfull", "--helpshort")
 BAD_INPUT, INTERRUPTED = 2, 130
+_COUNTED = re.compile(r"(?P<before>.*?)\b(?P<at>\d+) of (?P<of>\d+)\b")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -145,9 +147,13 @@ def check_file(path: str | None) -> None:
 
 
 class ProgressLines:
-    """Progress on standard error: a spinner on a terminal, lines elsewhere."""
+    """Progress on standard error: a spinner on a terminal, lines elsewhere.
+
+    A line that counts ("2 of 6: ...") also has the time left, if the rest goes as the cases before.
+    """
 
     def __init__(self):
+        self._began: dict[str, tuple[int, float]] = {}  # of each count: its first number, and when
         self._console = Console(stderr=True)
         self._status = self._console.status("starting") if self._console.is_terminal else None
 
@@ -166,8 +172,26 @@ class ProgressLines:
             self._status = None
 
     def __call__(self, line: str) -> None:
+        line += self._left(line)
         if self._status:
             self._status.update(line)
             self._console.log(line, _stack_offset=2)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def _left(self, line: str) -> str:
+        """Return the time left after a line that counts; "" for others and where none is known."""
+        counted = _COUNTED.match(line)
+        if counted is None:
+            return ""
+        at, of = int(counted["at"]), int(counted["of"])
+        now = time.monotonic()
+        first, began = self._began.setdefault(f"{counted['before']} of {of}", (at, now))
+        if at <= first:
+            return ""
+        return f" (about {said_s((now - began) / (at - first) * (of - at + 1))} left)"
+
+
+def said_s(seconds: float) -> str:
+    """Return a time left in words, such as "40 s" or "12 min"."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

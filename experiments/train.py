@@ -30,6 +30,7 @@ or a loss that is not finite; 3 with --distributed: another process was lost, or
 
 import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -39,7 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from parallax.distributed.processes import process_count
 from parallax.experiments.devices import use_devices
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import INTERRUPTED
+from parallax.experiments.launch import INTERRUPTED, said_s
 from parallax.requests import shared
 from parallax.requests.option import nested, option
 from parallax.requests.processes import ProcessesRequest
@@ -169,6 +170,9 @@ class _Shown:
 
     def __init__(self, steps: int, log_every: int):
         self.steps, self.log_every = steps, log_every
+        self._began: tuple[int, float] | None = (
+            None  # the first step of this run, and when it ended
+        )
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -195,6 +199,7 @@ class _Shown:
 
     def step(self, done: int, figures: Any) -> None:
         """Show the figures of a step."""
+        self._began = self._began or (done, time.monotonic())
         said = (
             f"loss {figures['loss']:.4f}  grad norm {figures['grad_norm']:.3f}  "
             f"{figures['tokens_per_s']:,.0f} tokens/s"
@@ -202,4 +207,13 @@ class _Shown:
         if self._bar:
             self._bar.update(self._task, completed=done, description=said)
         elif done % self.log_every == 0 or done == self.steps:
-            print(f"step {done}/{self.steps}  {said}", file=sys.stderr, flush=True)
+            left = self._left(done)
+            print(f"step {done}/{self.steps}  {said}{left}", file=sys.stderr, flush=True)
+
+    def _left(self, done: int) -> str:
+        assert self._began is not None
+        first, began = self._began
+        if not first < done < self.steps:
+            return ""
+        seconds = (time.monotonic() - began) / (done - first) * (self.steps - done)
+        return f"  about {said_s(seconds)} left"

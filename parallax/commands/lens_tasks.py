@@ -65,12 +65,13 @@ def compile_all(
     import jax
 
     found: list[Compilation | Refusal] = []
-    for task in tasks:
+    for number, task in enumerate(tasks, 1):
+        name = f"{number} of {len(tasks)}: {task.config.name}"
         try:
             found.append(
                 compile_program(
                     task.config, task.strategy, task.workload, task.cluster, task.phase, task.remat,
-                    on_progress=lambda line, c=task.config: on_progress(f"{c.name}: {line}"),
+                    on_progress=lambda line, name=name: on_progress(f"{name}: {line}"),
                 )
             )  # fmt: skip
         except (*REFUSALS, jax.errors.JaxRuntimeError) as error:

@@ -4,6 +4,7 @@ The reference has no KV cache: it runs the whole sequences again for every token
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -68,10 +69,11 @@ def verify_decoding(
                            new_tokens, exact[0])  # fmt: skip
         own[dtype] = relative_error(logits, exact[1])
     results = []
+    number, total = itertools.count(1), len(cases) * len(dtypes)
     for strategy, workload in cases:
         start, rows, same = time.perf_counter(), list[Exactness](), True
         for dtype in dtypes:
-            on_progress(f"{strategy.name} decoding in {dtype}")
+            on_progress(f"{next(number)} of {total}: {strategy.name} decoding in {dtype}")
             sharded = ShardedTransformer(config.replace(dtype=dtype), strategy, workload)
             forced = None if dtype == "float64" else exact[0]
             chosen, logits = decode(

@@ -4,6 +4,7 @@ The reference is the model on one device with textbook attention, in float64. Pa
 in the lower dtype and cast up, so that every dtype computes the same function.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -80,13 +81,14 @@ def verify_transformer(
         whole = _reference(plain.replace(dtype="float64"), cast(dense, "float64"), inputs)
         off_dense = relative_error(exact[0], whole[0])
     results = []
+    number = itertools.count(1)
     for strategy, workload in cases:
         start = time.perf_counter()
         rows: list[Exactness] = []
         routed: Any = ()
         flips: dict[str, float] = {}
         for dtype in dtypes:
-            on_progress(f"{strategy.name} in {dtype}")
+            on_progress(f"{next(number)} of {len(cases) * len(dtypes)}: {strategy.name} in {dtype}")
             fixed_ids = () if dtype == "float64" else _choices(exact[2])
             program = ShardedTransformer(
                 config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(fixed_ids))
