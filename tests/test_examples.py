@@ -8,13 +8,18 @@ import socket
 import subprocess
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.flags import read_flags
 from parallax.experiments.launch import command_module
+from parallax.models import huggingface
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import data_parallel
+from parallax.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -64,7 +69,7 @@ def run_script(tmp_path):
 
 
 def test_every_example_says_what_it_needs():
-    found = {path.name for path in EXAMPLES.iterdir()}
+    found = {path.name for path in EXAMPLES.iterdir() if path.is_file()}
     assert found == {*SCRIPTS, "jobset.yaml"}
     for name in found:
         text = (EXAMPLES / name).read_text(encoding="utf-8")
@@ -220,3 +225,17 @@ def test_mpirun_runs_here(tmp_path):
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("done. Step 1") == 1
     assert "2 processes on 1 node(s)" in made.stderr
+
+
+def test_the_tiny_model_is_small_and_has_read_the_documentation():
+    folder = EXAMPLES / "tiny"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 300_000
+    text = (ROOT / "docs/lessons.md").read_bytes()[: 8 * 128]
+    tokens = np.frombuffer(text, np.uint8).astype(np.int32).reshape(8, 128)
+    strategy = data_parallel(1)
+    mesh = strategy.mesh.build(jax.devices()[:1])
+    sharded = ShardedTransformer(huggingface.read_config(folder), strategy, Workload(8, 128))
+    logits = jax.jit(sharded.forward(mesh, "all"))(huggingface.load(folder, sharded, mesh), tokens)
+    said = np.asarray(jax.nn.log_softmax(logits)[:, :-1])
+    nats = -np.take_along_axis(said, tokens[:, 1:, None], -1).mean()
+    assert nats < 2  # random weights have 5.5
