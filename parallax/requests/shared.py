@@ -14,7 +14,7 @@ _FOLDER = (
 )
 _FORMATS = (
     "Storage formats of the matrices: one, or attention's and the MLP's, such as int8 or "
-    "int8,int8+2:4; or none. A format is DTYPE[/GROUP][+N:M], with DTYPE int8, w8a8, int4 or "
+    "int8,int8+2:4; or none. A format is `DTYPE[/GROUP][+N:M]`, with DTYPE int8, w8a8, int4 or "
     "float16. Results are those of the compressed model, not the dense one's, and say so."
 )
 
