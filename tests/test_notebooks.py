@@ -107,6 +107,8 @@ def test_tour(run):
     difference = float(shown[3].split(":")[1])
     assert 0 <= difference < 1e-5
     assert "Exact?" in shown[4]
+    assert "compile: 2 of 2: ring_sp.small: ring_sequence" in shown[4]
+    assert "verify: ring_sp.small: 4 of 4: ring_sequence in float16" in shown[4]
     assert "exact: True" in shown[5]
     assert "collective-permute ('seq',)" in shown[5]
     for family in ("llama", "mixtral"):

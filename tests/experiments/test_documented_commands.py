@@ -13,7 +13,7 @@ from parallax.experiments.launch import command_module
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "experiments").glob("*.py")),
 ]  # fmt: skip
 _COMMAND = re.compile(
@@ -22,7 +22,7 @@ _COMMAND = re.compile(
 
 
 def commands(page):
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))
     return [(name, rest) for name, rest in _COMMAND.findall(text) if "..." not in rest]
 
 
@@ -35,7 +35,7 @@ def test_there_are_many():
 
 @pytest.mark.parametrize(("page", "name", "rest"), FOUND)
 def test_it_is_taken(page, name, rest):
-    line = re.split(r"\s{3,}|\s+&&", rest)[0]
+    line = re.split(r"\s{3,}|\s+&", rest)[0]
     found = read_flags(command_module(name).Flags, ["parallax", *shlex.split(line)])
     if name == "compare" and found.from_report is None:
         assert _request(found)
