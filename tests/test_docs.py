@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import parallax as px
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "parallax"
 PAGES = [
@@ -105,3 +107,16 @@ def test_the_citation_is_of_this_package():
     assert cited["license"] == project["license"]
     assert cited["abstract"].strip('"') == project["description"]
     assert f'  - name: "{project["authors"][0]["name"]}"' in lines
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert re.findall(r"^::: parallax\.(\w+)$", text, re.MULTILINE) == px.__all__
+
+
+def test_the_site_has_every_page():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    listed = re.findall(
+        r"^ +- ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    assert sorted(listed) == sorted(pages)
