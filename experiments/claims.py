@@ -21,7 +21,7 @@ every sequence in each step. A TPOT is read in four: as 1/TPS, as 1/TPS in us pr
 overhead per token, and as the time per output token of a request.
 
 Hardware: any laptop; nothing is compiled. A few seconds.
-Result: one table per paper and counts of verdicts; claims.json and claims.md in the folder --out.
+Result: one table per paper and counts of verdicts; claims.json, .md and .html in the folder --out.
 Exit status: 0 whatever the verdicts are; 2 bad input.
 """
 
@@ -41,7 +41,7 @@ from parallax.report.files import save_files
 from parallax.requests import shared
 from parallax.requests.naming import resolve_rates
 from parallax.requests.option import option
-from parallax.studies.claims_page import audit_json, audit_markdown, audit_table
+from parallax.studies.claims_page import audit_json, audit_markdown, audit_page, audit_table
 
 WIDTH = 116
 ALL = "all"
@@ -55,7 +55,7 @@ class Flags(Command):
     paper: str | None = option(None, "A paper (`parallax list papers`), or all. Unset: all.")
     cluster: str | None = shared.cluster("each paper's own", "What the figures are compared with")
     rates: str | None = shared.rates()
-    out: str = shared.out("Folder for claims.json and claims.md.")
+    out: str = shared.out("Folder for claims.json, .md and .html.")
     json: str | None = shared.json_file()
 
 
@@ -73,7 +73,8 @@ def main(flags: Flags) -> int:
         constants[n] = rates and f"{rates.name} {rates.version}"
         audits[n] = audit(p, closed_form_on(on, rates), on=asked)
     record = json.dumps(_record(audits, asked, constants), indent=1) + "\n"
-    files = {"claims.json": record, "claims.md": audit_markdown(audits, chosen)}
+    files = {"claims.json": record, "claims.md": audit_markdown(audits, chosen),
+             "claims.html": audit_page(audits, chosen)}  # fmt: skip
     written = save_files(flags.out, files)
     if flags.json is not None:
         Path(flags.json).write_text(record, encoding="utf-8")

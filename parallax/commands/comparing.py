@@ -27,6 +27,7 @@ from parallax.lenses.text import read_text
 from parallax.papers.findings import findings
 from parallax.program import Program
 from parallax.report import Report
+from parallax.report.parts import describe_parts
 from parallax.report.recorded import recorded_sections
 from parallax.results.lens_results import Compilation, StrategyResult
 from parallax.results.sweep_results import Sweep
@@ -122,10 +123,10 @@ def _result(
 ) -> StrategyResult:  # fmt: skip
     if strategy is None:
         return StrategyResult({"name": name}, "cannot run", refused=refused)
-    described = f"mesh {strategy.mesh}, {strategy.attention}, {strategy.layers}"
+    data = strategy.to_dict()
     left_out = {lens: why for lens, why in skipped.items() if lens not in refused}
     return StrategyResult(
-        strategy.to_dict(), described, skipped=left_out, refused=refused, **values
+        data, describe_parts(data, str(strategy.mesh)), skipped=left_out, refused=refused, **values
     )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from parallax.explanations.facts import Facts
 from parallax.explanations.findings import Finding
 from parallax.report.explanation_data import explanation_data
-from parallax.report.explanation_page import explanation_page
+from parallax.report.explanation_page import explanation_page, explanation_piece
 from parallax.report.explanation_table import explanation_parts
 from parallax.report.files import save_files
 
@@ -75,5 +75,4 @@ class Explanation:
         return f"<Explanation of {self.facts.name}: {count} findings; .table(), .save(folder)>"
 
     def _repr_html_(self) -> str:
-        page = self.to_html()
-        return page[page.index("<style>") :].replace("</body>", "").replace("</html>", "")
+        return explanation_piece(self.facts)

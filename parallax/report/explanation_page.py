@@ -1,9 +1,12 @@
 """An explanation as one self-contained HTML page: no network, no script, light and dark."""
 
+from typing import Any
+
 from parallax.explanations.facts import Facts
 from parallax.report import words
 from parallax.report.explanation_plots import mesh_plot, schedule_plot
 from parallax.report.explanation_words import (
+    answer,
     copies_of,
     decided_by,
     dims_of,
@@ -15,15 +18,24 @@ from parallax.report.explanation_words import (
     split_of,
 )
 from parallax.report.plots import MOST_EVENTS
-from parallax.report.templates import render
+from parallax.report.templates import render, render_page
 
 
 def explanation_page(facts: Facts) -> str:
     """Render an explanation as a whole HTML document."""
+    return render_page("explanation.html.j2", **_shown(facts))
+
+
+def explanation_piece(facts: Facts) -> str:
+    """Render an explanation with its own style, for a notebook."""
+    return render("explanation.html.j2", **_shown(facts))
+
+
+def _shown(facts: Facts) -> dict[str, Any]:
     count = len(facts.timeline)
-    return render(
-        "explanation.html.j2",
+    return dict(
         title=f"Explained: {facts.name}",
+        answer=answer(facts),
         headline=headline(facts),
         nothing=nothing_found(facts),
         facts=facts,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from parallax.explanations.facts import ArraySplit, Facts, TimedOperation
 from parallax.report.explanation_words import copies_of, dims_of, split_of
 from parallax.report.plots import longest
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, ON, SERIES, SMALL, new_figure, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH = 7.6
+_WIDTH = 9.6
 # Shares of the schedule: from which a line has room for its number, and the width of a letter.
 _LABELLED, _LETTER = 0.012, 0.011
 _MOST_ARGUMENTS, _MOST_DEVICES = 4, 128
@@ -47,7 +47,7 @@ def schedule_plot(facts: Facts) -> str:
     ax.set_xlabel(f"{unit} at peak rates (modelled), in the compiled order", color=MUTED,
                   fontsize=FONT_SIZE)  # fmt: skip
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.04), ncols=3, frameon=False,
-              fontsize=FONT_SIZE - 0.5, labelcolor=INK, handlelength=1, handleheight=1,
+              fontsize=SMALL, labelcolor=INK, handlelength=1, handleheight=1,
               borderaxespad=0)  # fmt: skip
     return to_svg(figure, "schedule", "Schedule of the program with the lines of code")
 
@@ -65,7 +65,7 @@ def _write_lines(
         ax.annotate(
             str(line).replace("$", "\\$") if has_room else f":{line.line}",
             ((first.start_s + last.stop_s) / 2 / scale, y - 0.24), ha="center", va="top",
-            color=MUTED, fontsize=FONT_SIZE - 2.5, rotation=0 if has_room else 90,
+            color=MUTED, fontsize=SMALL, rotation=0 if has_room else 90,
         )  # fmt: skip
 
 
@@ -126,9 +126,9 @@ def _draw_shards(ax: Axes, split: ArraySplit, axes: dict[str, int]) -> None:
             for a in used:
                 shard = shard * axes[a] + at[a]
             ax.barh([row], [0.94], left=[column + 0.03], height=0.86, color=SERIES[0],
-                    alpha=0.12 + 0.7 * shard / max(1, parts - 1))  # fmt: skip
-            ax.annotate(str(shard), (column + 0.5, row), ha="center", va="center", color=INK,
-                        fontsize=FONT_SIZE - 2)  # fmt: skip
+                    alpha=0.2 + 0.6 * shard / max(1, parts - 1))  # fmt: skip
+            ax.annotate(str(shard), (column + 0.5, row), ha="center", va="center", color=ON,
+                        fontsize=SMALL)  # fmt: skip
     ax.set_yticks(range(len(heads)), heads)
     ax.set_ylim(len(heads) - 0.5, -0.5)
     ax.set_xlim(0, axes[last])

@@ -19,6 +19,21 @@ def nothing_found(facts: Facts) -> str:
     return "nothing found that helps; what is sent is needed"
 
 
+def answer(facts: Facts) -> str:
+    """Return what loses the most and how to mend it, or that nothing was found, in a sentence."""
+    if not facts.findings:
+        said = nothing_found(facts)
+        return f"{said[0].upper()}{said[1:]}."
+    first = facts.findings[0]
+    count = len(facts.findings)
+    start = "One finding" if count == 1 else f"{count} findings; most is lost by the first"
+    where, _ = place(first.line, first.argument)
+    saves = [line if line.startswith("costs") else f"saves {line}"
+             for line in saving_lines(first, facts)[:-1]]  # fmt: skip
+    known = f" ({'; '.join(saves)})" if saves else ""
+    return f"{start}: {first.kind}, {where}: {first.fix or first.what}{known}."
+
+
 def headline(facts: Facts) -> str:
     """Return the program, its modelled step, memory and bytes, each with its tag, in one line."""
     mesh = ",".join(f"{name}={size}" for name, size in facts.axes.items()) or "one device"

@@ -50,12 +50,16 @@ def grid_table(grid: DataTable) -> RenderableType:
 
 def grid_html(grid: DataTable) -> str:
     """Render a heading, a table and paragraphs for a page with the report's style."""
-    heads = "".join(f"<th{_number(tag)}>{escape(head)}{_tag(tag)}</th>" for head, tag in grid.heads)
+    heads = "".join(
+        f'<th scope="col"{_number(tag)}>{escape(head)}{_tag(tag)}</th>' for head, tag in grid.heads
+    )
     rows = "".join(f"<tr>{''.join(_cells(grid, row))}</tr>\n" for row in grid.rows)
     lines = "".join(f'<p class="small">{escape(line)}</p>\n' for line in grid.lines)
     return (
-        f'<h2>{escape(grid.title)}</h2>\n<div class="scroll">\n<table>\n<tr>{heads}</tr>\n'
-        f"{rows}</table>\n</div>\n{lines}"
+        f'<h2>{escape(grid.title)}</h2>\n<div class="scroll" tabindex="0" role="group" '
+        f'aria-label="{escape(grid.title)}">\n<table>\n'
+        f'<caption class="hidden">{escape(grid.title)}</caption>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n{lines}"
     )
 
 
@@ -75,10 +79,13 @@ def _md(cells: list[str]) -> str:
 
 
 def _cells(grid: DataTable, row: tuple[Cell, ...]):
-    for (_, tag), cell in zip(grid.heads, row, strict=True):
+    for i, ((_, tag), cell) in enumerate(zip(grid.heads, row, strict=True)):
         classes = [*(["number"] if tag else []), *([cell.status] if cell.status != "plain" else [])]
         said = f' class="{" ".join(classes)}"' if classes else ""
-        yield f"<td{said}>{escape(cell.text)}</td>"
+        if i == 0 and not tag:
+            yield f'<th scope="row"{said}>{escape(cell.text)}</th>'
+        else:
+            yield f"<td{said}>{escape(cell.text)}</td>"
 
 
 def _number(tag: Tag | None) -> str:

@@ -11,9 +11,16 @@ from parallax.report.comparison import Comparison
 from parallax.report.fact_rows import fact_rows
 from parallax.report.grid import grid_html
 from parallax.report.ledger_rows import ledger_rows
-from parallax.report.plots import MOST_EVENTS, bytes_plot, memory_plot, timeline_plot
+from parallax.report.plots import (
+    LANES,
+    MEMORY_PARTS,
+    bytes_plot,
+    memory_plot,
+    schedules_plot,
+    throughput_plot,
+)
 from parallax.report.profile_section import profile_grid, profile_plot, profiles
-from parallax.report.schedule_picture import schedule_section
+from parallax.report.schedule_picture import schedule_caption, schedule_svg
 from parallax.report.sections import sections
 from parallax.report.sentences import (
     describe_measurement,
@@ -28,19 +35,18 @@ from parallax.report.sentences import (
 from parallax.report.sweep import HEADS, sweep_legend, sweep_rows
 from parallax.report.sweep_plot import sweep_plots
 from parallax.report.table import passed_line
-from parallax.report.templates import render
+from parallax.report.templates import render, render_page
 from parallax.report.validation import verdicts
-from parallax.results.lens_results import TAGS
 
 
 def report_page(report: Comparison) -> str:
     """Render the report as a whole HTML document."""
-    return render("page.html.j2", **_context(report))
+    return render_page("report.html.j2", **_context(report))
 
 
 def report_html(report: Comparison) -> str:
     """Render the body of the report with its own style, for a notebook."""
-    # Plots are our own SVG, their text escaped by matplotlib.
+    # Plots are our own SVG, their text escaped.
     return render("report.html.j2", **_context(report))
 
 
@@ -76,7 +82,10 @@ def _context(report: Comparison) -> dict[str, Any]:
         "assumptions": paper.assumptions if paper else (),
         "memory_plot": memory_plot(results),
         "bytes_plot": bytes_plot(results),
-        "timelines": _timelines(report),
+        "memory_parts": MEMORY_PARTS,
+        "lanes": LANES,
+        "throughput_plot": throughput_plot(results),
+        "schedules_plot": schedules_plot(results),
         "schedules": _schedules(report),
         "facts": fact_rows(results, paper),
         "ledgers": [(r.name, r.compilation, ledger_rows(r.compilation))
@@ -89,7 +98,6 @@ def _context(report: Comparison) -> dict[str, Any]:
         ],
         "sections": [(s, [grid_html(grid) for grid in s.grids]) for s in sections(report)],
         "not_run": not_run(report.config, results, paper, report.lenses),
-        "tags": TAGS,
         "versions": report.versions,
         "seconds": report.seconds,
         "request": report.request,
@@ -97,22 +105,10 @@ def _context(report: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _timelines(report: Comparison) -> list[tuple[str, str, str]]:
-    timelines = []
-    for i, result in enumerate(report.results):
-        if result.compilation is None or not result.compilation.timeline:
-            continue
-        count = len(result.compilation.timeline)
-        caption = f"{count:,} instructions of the loop body"
-        if count > MOST_EVENTS:
-            caption += f"; the {MOST_EVENTS} longest are drawn"
-        timelines.append((result.name, timeline_plot(result.compilation, f"timeline{i}"), caption))
-    return timelines
-
-
-def _schedules(report: Comparison) -> list[str]:
+def _schedules(report: Comparison) -> list[tuple[str, str]]:
     return [
-        schedule_section(result.training.schedule, f"schedule{i}", result.name)
+        (f"{result.name}: {schedule_caption(result.training.schedule)}",
+         schedule_svg(result.training.schedule, f"schedule{i}"))
         for i, result in enumerate(report.results)
         if result.training is not None and result.training.schedule is not None
-    ]
+    ]  # fmt: skip

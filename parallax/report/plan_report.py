@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from rich.console import Console, RenderableType
 
 from parallax.report.files import save_files
+from parallax.report.templates import render, render_page
 from parallax.results.lens_results import Figure
 
 
@@ -77,9 +78,13 @@ class PlanReport(Protocol):
         ...
 
     @abstractmethod
+    def shown(self) -> dict[str, Any]:
+        """Return the values that search.html.j2 shows."""
+        ...
+
     def to_html(self) -> str:
         """Return one self-contained HTML page."""
-        ...
+        return render_page("search.html.j2", **self.shown())
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
         """Write plan.json, plan.html and, if anything fits, the winner as strategy.json."""
@@ -97,5 +102,4 @@ class PlanReport(Protocol):
         return text.get()
 
     def _repr_html_(self) -> str:
-        page = self.to_html()
-        return page[page.index("<style>") :].replace("</body>", "").replace("</html>", "")
+        return render("search.html.j2", **self.shown())

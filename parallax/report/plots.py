@@ -1,136 +1,121 @@
-"""The three plots of a report: memory against capacity, bytes against minimum, the schedule."""
+"""The plots of a report: throughput, memory, bytes against their minimum, the schedules."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from parallax.report import words
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.results.lens_results import Compilation, StrategyResult
+from parallax.report.bars import Bar, Segment, bars, lanes
+from parallax.results.lens_results import Compilation, Memory, StrategyResult
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_WIDTH = 7.2
-_ROW = 0.42
 # Of more events than this only the longest are drawn, and the caption says so.
 MOST_EVENTS = 600
-
-
-def _compiled(results: tuple[StrategyResult, ...]) -> list[tuple[str, Compilation]]:
-    return [(_short(r.name), r.compilation) for r in results if r.compilation]
+# The parts of a device's memory, from the left, with their series.
+MEMORY_PARTS = (
+    ("parameters", 1), ("other arguments", 3), ("temporaries", 2), ("output", 4),
+)  # fmt: skip
+LANES = (("GEMM", 1), ("other compute", 3), ("communication", 2))
 
 
 def _short(name: str) -> str:
-    # A dollar sign would start matplotlib's mathematics.
-    name = words.one_line(name).replace("$", "\\$")
-    return name if len(name) <= 24 else name[:21] + "..."
+    name = words.one_line(name)
+    return name if len(name) <= 28 else name[:25] + "..."
+
+
+def throughput_plot(results: tuple[StrategyResult, ...]) -> str:
+    """Plot each strategy's tokens/s with its error bar, the fastest first; "" without any."""
+    timed = [(r, r.prediction.tokens_per_s) for r in results if r.prediction is not None]
+    if not timed:
+        return ""
+    timed.sort(key=lambda pair: (not _fits(pair[0]), -pair[1].value))
+    rows = []
+    for i, (result, rate) in enumerate(timed):
+        text, said = words.in_tokens_per_s(rate.value), ""
+        if rate.low is not None and rate.high is not None:
+            low, high = words.in_tokens_per_s(rate.low), words.in_tokens_per_s(rate.high)
+            said = f", 80 % error bar {low} to {high}"
+        value = text if _fits(result) else f"does not fit; {text}"
+        series = 1 if i == 0 and _fits(result) else 4
+        segment = Segment(0, rate.value, series, f"{result.name}: {text}{said}")
+        rows.append(Bar(_short(result.name), value, (segment,), rate.low, rate.high))
+    return bars(rows, "Modelled throughput of each strategy with its 80 % error bar",
+                lambda x: words.in_tokens_per_s(x).removesuffix(" tokens/s"))  # fmt: skip
+
+
+def _fits(result: StrategyResult) -> bool:
+    return result.compilation is None or result.compilation.memory.fits
 
 
 def memory_plot(results: tuple[StrategyResult, ...]) -> str:
     """Plot each strategy's memory per device against usable and whole memory; "" if none."""
-    compiled = _compiled(results)
+    compiled = [(r.name, r.compilation) for r in results if r.compilation]
     if not compiled:
         return ""
-    figure, (ax,) = new_figure(_WIDTH, 1.15 + _ROW * len(compiled))
-    parts = (
-        ("parameters", lambda m: m.parameter_bytes),
-        ("other arguments", lambda m: max(0, m.argument_bytes - m.parameter_bytes)),
-        ("temporaries", lambda m: m.temp_bytes),
-        ("output", lambda m: max(0, m.output_bytes - m.alias_bytes)),
-    )
-    starts = [0.0] * len(compiled)
-    for (label, size), colour in zip(parts, SERIES, strict=True):
-        widths = [size(c.memory) / 1e9 for _, c in compiled]
-        ax.barh(range(len(compiled)), widths, left=starts, height=0.56, color=colour, label=label)
-        starts = [a + b for a, b in zip(starts, widths, strict=True)]
+    rows = []
+    for name, c in compiled:
+        start, segments = 0.0, []
+        for (part, series), size in zip(MEMORY_PARTS, _parts(c.memory), strict=True):
+            title = f"{name}: {part} {words.in_bytes(size)}"
+            segments += [Segment(start, start + size, series, title)] if size else []
+            start += size
+        rows.append(Bar(_short(name), words.in_bytes(c.memory.total_bytes), tuple(segments)))
     first = compiled[0][1].memory
-    usable, capacity = first.usable_bytes / 1e9, first.capacity_bytes / 1e9
-    ax.set_xlim(0, max(capacity, *starts) * 1.12)
-    for y, (total, (_, c)) in enumerate(zip(starts, compiled, strict=True)):
-        ax.annotate(words.in_bytes(c.memory.total_bytes), (total, y), xytext=(5, 0),
-                    textcoords="offset points", va="center", color=INK,
-                    fontsize=FONT_SIZE)  # fmt: skip
-    for x, label, style in ((usable, "usable", "--"), (capacity, "capacity", "-")):
-        ax.axvline(x, color=MUTED, linewidth=1, linestyle=style)
-        side = ("right", -4) if label == "usable" else ("left", 4)
-        ax.annotate(label, (x, 1), xytext=(side[1], 2), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", ha=side[0], va="bottom", color=MUTED,
-                    fontsize=FONT_SIZE - 1)  # fmt: skip
-    _names(ax, [name for name, _ in compiled])
-    ax.set_xlabel("GB per device", color=MUTED, fontsize=FONT_SIZE)
-    _legend(ax, 4)
-    return to_svg(figure, "memory", "Memory per device of each strategy, against the GPU's")
+    usable = f"usable {words.in_bytes(first.usable_bytes)}"
+    return bars(rows, "Memory per device of each strategy, against the GPU's", words.in_bytes,
+                [(first.usable_bytes, usable)])  # fmt: skip
+
+
+def _parts(m: Memory) -> tuple[float, ...]:
+    other = max(0, m.argument_bytes - m.parameter_bytes)
+    return m.parameter_bytes, other, m.temp_bytes, max(0, m.output_bytes - m.alias_bytes)
 
 
 def bytes_plot(results: tuple[StrategyResult, ...]) -> str:
-    """Plot the bytes sent per device beside the closed-form minimum; "" if nothing is sent."""
-    compiled = [(name, c) for name, c in _compiled(results)]
-    sizes = [x for _, c in compiled for x in (c.wire_bytes, c.minimum_bytes) if x]
-    if not sizes:
+    """Plot the bytes sent per device, the closed-form minimum marked; "" if nothing is sent."""
+    compiled = [(r.name, r.compilation) for r in results if r.compilation]
+    if not any(c.wire_bytes for _, c in compiled):
         return ""
-    figure, (ax,) = new_figure(_WIDTH, 1.1 + 1.35 * _ROW * len(compiled))
-    bars = (
-        ("compiled program", SERIES[0], lambda c: c.wire_bytes),
-        ("closed-form minimum", SERIES[1], lambda c: c.minimum_bytes if c.has_closed_form else 0.0),
-    )
-    is_log = max(sizes) > 50 * min(sizes)
-    low = min(sizes) / 3e9 if is_log else 0.0
-    for i, (label, colour, size) in enumerate(bars):
-        places = [y + 0.4 * (i - 0.5) for y in range(len(compiled))]
-        widths = [size(c) / 1e9 for _, c in compiled]
-        ax.barh(places, [max(0.0, w - low) for w in widths], left=low, height=0.36, color=colour,
-                label=label)  # fmt: skip
-        for y, width, (_, c) in zip(places, widths, compiled, strict=True):
-            text = words.in_bytes(width * 1e9) if i == 0 or c.has_closed_form else "no closed form"
-            ax.annotate(text, (max(width, low), y), xytext=(5, 0), textcoords="offset points",
-                        va="center", color=INK, fontsize=FONT_SIZE - 0.5)  # fmt: skip
-    if is_log:
-        ax.set_xscale("log")
-        ax.set_xlim(low, max(sizes) / 1e9 * 4)
-    else:
-        ax.set_xlim(0, max(sizes) / 1e9 * 1.16)
-    _names(ax, [name for name, _ in compiled])
-    unit = "GB sent per device" + (" (logarithmic)" if is_log else "")
-    ax.set_xlabel(unit, color=MUTED, fontsize=FONT_SIZE)
-    _legend(ax, 2)
-    return to_svg(figure, "bytes", "Bytes each strategy sends, against the closed-form minimum")
+    rows = []
+    for name, c in compiled:
+        sent, minimum = words.in_bytes(c.wire_bytes), c.minimum_bytes if c.has_closed_form else None
+        said = "no closed form" if minimum is None else f"minimum {words.in_bytes(minimum)}"
+        segment = Segment(0, c.wire_bytes, 1, f"{name}: {sent} sent, {said}")
+        rows.append(Bar(_short(name), f"{sent}, {said}" if c.wire_bytes else "nothing sent",
+                        (segment,) if c.wire_bytes else (), mark=minimum or None))  # fmt: skip
+    return bars(rows, "Bytes each strategy sends, the closed-form minimum marked", words.in_bytes)
 
 
-def timeline_plot(compilation: Compilation, name: str) -> str:
-    """Plot the busiest loop body, compute above communication; "" without events.
-
-    Args:
-      compilation: the program whose timeline is drawn.
-      name: an identifier that is unique in the page.
-    """
-    events = longest(compilation.timeline)
-    if not events:
-        return ""
-    figure, (ax,) = new_figure(_WIDTH, 1.55)
-    end = max(e.stop_s for e in events)
-    scale, unit = next((s, u) for s, u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
-                       if end >= s or u == "ns")  # fmt: skip
-    lanes = (
-        ("GEMM", SERIES[0], 1.0, lambda e: e.lane == "compute" and e.name.startswith("GEMM")),
-        ("other compute", SERIES[2], 1.0,
-         lambda e: e.lane == "compute" and not e.name.startswith("GEMM")),
-        ("communication", SERIES[1], 0.0, lambda e: e.lane == "communication"),
-    )  # fmt: skip
-    for label, colour, y, belongs in lanes:
-        spans = [(e.start_s / scale, (e.stop_s - e.start_s) / scale) for e in events if belongs(e)]
-        if spans:
-            ax.broken_barh(
-                spans, (y - 0.36, 0.72), facecolors=colour, edgecolors="none", label=label
+def schedules_plot(results: tuple[StrategyResult, ...]) -> str:
+    """Plot the busiest loop bodies on one time axis, compute above communication; "" if none."""
+    rows = []
+    for name, c in ((r.name, r.compilation) for r in results if r.compilation):
+        if not c.timeline:
+            continue
+        spans = {"compute": [], "communication": []}
+        for event in longest(c.timeline):
+            took = words.in_seconds(event.stop_s - event.start_s)
+            spans[event.lane].append(
+                Segment(event.start_s, event.stop_s, _series(event), f"{event.name}: {took}")
             )
-    ax.set_xlim(0, end / scale)
-    ax.set_ylim(-0.5, 1.5)
-    ax.set_yticks([1, 0], ["compute", "communication"])
-    ax.grid(axis="x", color=GRID, linewidth=0.6)
-    ax.set_xlabel(f"{unit} at peak rates (modelled), in the compiled order", color=MUTED,
-                  fontsize=FONT_SIZE)  # fmt: skip
-    _legend(ax, 3)
-    return to_svg(figure, name, "Schedule of the busiest loop: compute and communication lanes")
+        end = words.in_seconds(max(e.stop_s for e in c.timeline))
+        rows.append((_short(name), f"{_counted(c)}, {end}", tuple(spans.items())))
+    if not rows:
+        return ""
+    return lanes(rows, "Schedules of the busiest loops: compute and communication lanes",
+                 words.in_seconds)  # fmt: skip
+
+
+def _counted(c: Compilation) -> str:
+    count = len(c.timeline)
+    if count > MOST_EVENTS:
+        return f"{count:,} instructions, the {MOST_EVENTS} longest are drawn"
+    return f"{count:,} instructions"
+
+
+def _series(event) -> int:
+    if event.lane == "communication":
+        return 2
+    return 1 if event.name.startswith("GEMM") else 3
 
 
 class Timed(Protocol):
@@ -149,15 +134,3 @@ def longest[Event: Timed](events: tuple[Event, ...]) -> tuple[Event, ...]:
         return events
     kept = sorted(events, key=lambda e: e.start_s - e.stop_s)[:MOST_EVENTS]
     return tuple(sorted(kept, key=lambda e: e.start_s))
-
-
-def _names(ax: Axes, names: list[str]) -> None:
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.grid(axis="x", color=GRID, linewidth=0.6)
-
-
-def _legend(ax: Axes, columns: int) -> None:
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.08), ncols=columns, frameon=False,
-              fontsize=FONT_SIZE - 0.5, labelcolor=INK, handlelength=1, handleheight=1,
-              columnspacing=1.4, borderaxespad=0)  # fmt: skip

@@ -8,7 +8,7 @@ from parallax.report import words
 from parallax.report.columns import Column, table
 from parallax.report.facts import Cell
 from parallax.report.grid import DataTable, Heads
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, SMALL, new_figure, to_svg
 from parallax.results.lens_results import StrategyResult
 from parallax.results.profile_results import OperationProfile, OperationTime
 
@@ -77,7 +77,7 @@ def profile_plot(p: OperationProfile, name: str) -> str:
     shown = p.largest
     if not shown:
         return ""
-    figure, (ax,) = new_figure(7.2, 1.1 + 0.42 * len(shown))
+    figure, (ax,) = new_figure(8.6, 1.1 + 0.42 * len(shown))
     bars = [("measured", SERIES[0], lambda o: o.measured_s)]
     if p.rates:
         bars.append(("modelled", SERIES[1], lambda o: o.modelled_s or 0.0))
@@ -94,7 +94,7 @@ def profile_plot(p: OperationProfile, name: str) -> str:
     ax.grid(axis="x", color=GRID, linewidth=0.6)
     ax.set_xlabel(f"{unit} per step and device", color=MUTED, fontsize=FONT_SIZE)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.04), ncols=2, frameon=False,
-              fontsize=FONT_SIZE - 0.5, labelcolor=INK, handlelength=1, handleheight=1,
+              fontsize=SMALL, labelcolor=INK, handlelength=1, handleheight=1,
               borderaxespad=0)  # fmt: skip
     return to_svg(figure, name, "Measured time of operations, beside modelled time")
 

@@ -5,17 +5,15 @@ One row per stage, one column per tick: F is a forward, B a backward, W gradient
 
 from __future__ import annotations
 
-from html import escape
-
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, ON, SERIES, SMALL, new_figure, to_svg
 from parallax.results.training_facts import Action, ScheduleTable
 
 _LETTERS = {"forward": "F", "backward": "B", "weights": "W"}
 _COLOURS = dict(zip(_LETTERS, (SERIES[2], SERIES[1], SERIES[3]), strict=True))
-_WIDTH = 7.2
+_WIDTH = 9.6
 _ROW = 0.3
 # More ticks than these leave no room for the numbers of microbatches, or for the text.
-_MOST_NUMBERED = 60
+_MOST_NUMBERED = 40
 _MOST_COLUMNS, _MOST_LINES, _WIDEST = 26, 8, 96
 # Of a longer table, the first and the last ticks are drawn, this many ticks apart.
 _MOST_DRAWN, _GAP = 120, 5
@@ -87,7 +85,7 @@ def schedule_svg(schedule: ScheduleTable, name: str = "schedule") -> str:
     if len(drawn) <= _MOST_NUMBERED:
         for x, stage, action in actions:
             ax.text(x + 0.5, stage, str(action.microbatch), ha="center", va="center",
-                    color=INK, fontsize=FONT_SIZE - 3)  # fmt: skip
+                    color=ON, fontsize=SMALL)  # fmt: skip
     ax.set_xlim(0, drawn[-1][0] + 1)
     ax.set_ylim(stages - 0.5, -0.5)
     ax.set_yticks(range(stages), [f"stage {stage}" for stage in range(stages)])
@@ -97,7 +95,7 @@ def schedule_svg(schedule: ScheduleTable, name: str = "schedule") -> str:
     ax.grid(axis="x", color=GRID, linewidth=0.6)
     ax.set_xlabel("tick", color=MUTED, fontsize=FONT_SIZE)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.02), ncols=3, frameon=False,
-              fontsize=FONT_SIZE - 0.5, labelcolor=INK, handlelength=1, handleheight=1,
+              fontsize=SMALL, labelcolor=INK, handlelength=1, handleheight=1,
               columnspacing=1.4, borderaxespad=0)  # fmt: skip
     return to_svg(figure, name, f"Pipeline schedule {schedule_title(schedule)}")
 
@@ -111,19 +109,11 @@ def _drawn(ticks: int) -> list[tuple[int, int]]:
     return [*enumerate(first), *((end + _GAP + i, tick) for i, tick in enumerate(last))]
 
 
-def schedule_section(schedule: ScheduleTable, name: str = "schedule", of: str = "") -> str:
-    """Return a schedule's figure with its title as HTML, for a report's page.
-
-    Args:
-      schedule, name: as for `schedule_svg`.
-      of: whose schedule it is; "" says nothing.
-    """
+def schedule_caption(schedule: ScheduleTable) -> str:
+    """Return a schedule's title, and what is drawn of a long one."""
     ticks = len(schedule.rows)
     cut = f"; of {ticks:,} ticks the first and last {_MOST_DRAWN // 2} are drawn"
-    title = (f"{of}: " if of else "") + schedule_title(schedule)
-    title += cut if ticks > _MOST_DRAWN else ""
-    caption = f"<figcaption>{escape(title)}</figcaption>"
-    return f"<figure>{caption}{schedule_svg(schedule, name)}</figure>"
+    return schedule_title(schedule) + (cut if ticks > _MOST_DRAWN else "")
 
 
 def is_small(schedule: ScheduleTable) -> bool:

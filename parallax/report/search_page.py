@@ -20,9 +20,8 @@ from parallax.report.plan_report import (
     refuse_all,
     timed_by,
 )
-from parallax.report.search_plots import frontier_plot, regime_plot
+from parallax.report.search_plots import first_plot, frontier_plot, regime_plot
 from parallax.report.sentences import describe_model
-from parallax.report.templates import render
 from parallax.results.lens_results import Figure
 from parallax.search.results import OBJECTIVES, Candidate, RegimeMap, Search, Timing
 
@@ -61,9 +60,9 @@ class SearchReport(PlanReport):
         """Return plain data; every number has its unit and tag."""
         return _to_dict(self)
 
-    def to_html(self) -> str:
-        """Return one self-contained HTML page."""
-        return _page(self)
+    def shown(self) -> dict[str, Any]:
+        """Return the values that search.html.j2 shows."""
+        return _shown(self)
 
 
 def _asked(search: Search) -> str:
@@ -228,18 +227,19 @@ def _to_dict(report: SearchReport) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _page(report: SearchReport) -> str:
+def _shown(report: SearchReport) -> dict[str, Any]:
     search = report.search
-    return render(
-        "search.html.j2",
+    return dict(
+        cluster=search.request.cluster,
         title=f"Plan: {_asked(search)}",
         answer=report.answer,
         model=describe_model(search.request.model),
-        heads=("strategy and mesh", *_HEADS),
+        heads=("strategy and mesh", *_HEADS[:-1]),
         plotted="Throughput against TPOT",
-        plot_note="modelled; size: memory per device",
+        plot_note="The larger a mark, the more memory per device; the line joins the best of both",
+        first_plot=first_plot(search.ranked, "output tokens/s"),
         groups=[
-            (order, [(_cells(i, c, search), c.why) for i, c in group])
+            (order, [(_cells(i, c, search)[:-1], c.why) for i, c in group])
             for order, group in in_groups(search.ranked[:40])
         ],
         plot=frontier_plot(search),

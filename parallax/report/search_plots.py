@@ -1,14 +1,38 @@
 """The plots of a search: throughput against TPOT, and maps of which strategy wins."""
 
 import math
+from collections.abc import Sequence
 
 from parallax.meshes.cluster import Cluster
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
-from parallax.search.results import RegimeMap, Search
-from parallax.search.train_results import TrainSearch
+from parallax.report import words
+from parallax.report.bars import Bar, Segment, bars
+from parallax.report.svg import GRID, INK, MUTED, SERIES, SMALL, new_figure, to_svg
+from parallax.search.results import Candidate, RegimeMap, Search
+from parallax.search.train_results import TrainCandidate, TrainSearch
 
-_WIDTH, _HEIGHT = 7.6, 3.6
+_FIRST = 5
+_WIDTH, _HEIGHT = 8.6, 4.2
 _MARKS = "osD^vP*Xhp<>d8H"
+
+
+def first_plot(ranked: Sequence[Candidate] | Sequence[TrainCandidate], unit: str) -> str:
+    """Plot the throughput of the first candidates that fit, timed alike, with error bars."""
+    able = [c for c in ranked if c.fits]
+    able = [c for c in able if bool(c.compiled) == bool(able[0].compiled)][:_FIRST]
+    if not able:
+        return ""
+    rows = []
+    for i, c in enumerate(able):
+        rate, name, mesh = c.timing.tokens_per_s, c.strategy.name, str(c.strategy.mesh)
+        text, said = words.in_tokens_per_s(rate.value).replace("tokens/s", unit), ""
+        if rate.low is not None and rate.high is not None:
+            low, high = words.in_tokens_per_s(rate.low), words.in_tokens_per_s(rate.high)
+            said = f", 80 % error bar {low} to {high}"
+        segment = Segment(0, rate.value, 4 if i else 1, f"{name} {mesh}: {text}{said}")
+        rows.append(Bar(name, words.in_tokens_per_s(rate.value), (segment,), rate.low, rate.high,
+                        detail=mesh))  # fmt: skip
+    return bars(rows, f"Modelled {unit} of the first candidates",
+                lambda x: words.in_tokens_per_s(x).removesuffix(" tokens/s"))  # fmt: skip
 
 
 def frontier_plot(search: Search) -> str:
@@ -30,7 +54,7 @@ def frontier_plot(search: Search) -> str:
         xs, ys = zip(*map(spot, best), strict=True)
         ax.step(xs, ys, where="post", color=SERIES[1], linewidth=1.2)
         for c in best[:4]:
-            ax.annotate(f"{c.strategy.name}\n{c.strategy.mesh}", spot(c), fontsize=FONT_SIZE - 3,
+            ax.annotate(f"{c.strategy.name}\n{c.strategy.mesh}", spot(c), fontsize=SMALL,
                         color=INK, xytext=(4, -12), textcoords="offset points")  # fmt: skip
     ax.set_xlabel("TPOT, ms" if search.request.output_len > 1 else "TTFT, ms", color=INK)
     ax.set_ylabel("output tokens/s", color=INK)
@@ -81,6 +105,6 @@ def regime_plot(regime: RegimeMap, number: int) -> str:
     ax.set_xlabel(regime.x, color=INK)
     ax.set_ylabel(regime.y, color=INK)
     ax.margins(0.08)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=FONT_SIZE - 2,
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL,
               labelcolor=INK)  # fmt: skip
     return to_svg(figure, f"regime-{number}", f"fastest strategy over {regime.x} and {regime.y}")

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from parallax.report import words
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, SMALL, new_figure, to_svg
 from parallax.results.lens_results import Tag
 from parallax.results.sweep_results import PointFigures, Sweep
 
-_WIDTH, _HEIGHT = 7.2, 3.0
+_WIDTH, _HEIGHT = 8.6, 3.6
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -46,7 +46,7 @@ def _plot(
     for place, strategy, shift in _apart(ends, ax.get_ylim()):
         label = words.one_line(strategy).replace("$", "\\$")
         ax.annotate(label, place, xytext=(7, shift), textcoords="offset points", va="center",
-                    color=INK, fontsize=FONT_SIZE - 0.5, annotation_clip=False)  # fmt: skip
+                    color=INK, fontsize=SMALL, annotation_clip=False)  # fmt: skip
     if limit is not None:
         usable = next(limit(p.found) for p in sweep.points if p.found is not None)
         ax.axhline(usable, color=MUTED, linewidth=1, linestyle="--")

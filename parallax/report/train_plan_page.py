@@ -20,9 +20,8 @@ from parallax.report.plan_report import (
     refuse_all,
     timed_by,
 )
-from parallax.report.search_plots import memory_plot
+from parallax.report.search_plots import first_plot, memory_plot
 from parallax.report.sentences import describe_model
-from parallax.report.templates import render
 from parallax.search.train_results import (
     TRAIN_OBJECTIVES,
     TrainCandidate,
@@ -82,9 +81,9 @@ class TrainPlanReport(PlanReport):
         """Return plain data; every number has its unit and tag."""
         return _to_dict(self)
 
-    def to_html(self) -> str:
-        """Return one self-contained HTML page."""
-        return _page(self)
+    def shown(self) -> dict[str, Any]:
+        """Return the values that search.html.j2 shows."""
+        return _shown(self)
 
 
 def _asked(search: TrainSearch) -> str:
@@ -259,20 +258,21 @@ def _to_dict(report: TrainPlanReport) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _page(report: TrainPlanReport) -> str:
+def _shown(report: TrainPlanReport) -> dict[str, Any]:
     search = report.search
-    return render(
-        "search.html.j2",
+    return dict(
+        cluster=search.request.cluster,
         title=f"Plan: {_asked(search)}",
         answer=report.answer,
         model=describe_model(search.request.model),
-        heads=("strategy, mesh, sharding", *_HEADS),
+        heads=("strategy, mesh, sharding", *_HEADS[:-1]),
         groups=[
-            (order, [(_cells(i, c, report), c.why) for i, c in group])
+            (order, [(_cells(i, c, report)[:-1], c.why) for i, c in group])
             for order, group in in_groups(search.ranked[:40])
         ],
         plotted="Throughput against memory",
-        plot_note="modelled; the line is what a step may need",
+        plot_note="The upright line is the memory that a step may need",
+        first_plot=first_plot(search.ranked, "tokens/s"),
         plot=memory_plot(search, report.cluster),
         maps=[],
         notes=notes(report),

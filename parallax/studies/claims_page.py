@@ -1,6 +1,7 @@
 """The claims audit on a terminal, as Markdown and as JSON."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,6 +12,9 @@ from parallax.codec import number
 from parallax.papers.paper import Paper
 from parallax.papers.results import VERDICTS, Audited
 from parallax.report.audit import HEADS, audit_rows, counts, counts_line
+from parallax.report.facts import Cell
+from parallax.report.grid import DataTable, Heads, grid_html
+from parallax.report.templates import render_page
 
 _STYLES = {"good": "green", "bad": "bold red", "none": "yellow"}
 # Widths of columns; the reason takes the rest of 100 columns or more.
@@ -70,6 +74,34 @@ def audit_markdown(audits: Mapping[str, Sequence[Audited]], papers: Mapping[str,
             cells = (row.lines, row.figure, row.claimed, row.derived, row.verdict, reason)
             lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def audit_page(audits: Mapping[str, Sequence[Audited]], papers: Mapping[str, Paper]) -> str:
+    """Render the audit as one self-contained HTML page: counts first, then each paper's table."""
+    each = {name: counts(audited) for name, audited in audits.items()}
+    rows = tuple(
+        (Cell(verdict), *(Cell(f"{of[verdict]}") for of in each.values())) for verdict in VERDICTS
+    )
+    heads: Heads = (("verdict", None), *((name, "derived") for name in audits))
+    return render_page(
+        "claims.html.j2", Path(__file__).parent,
+        title="Claims audit", answer=audit_answer(audits), legend=_LEGEND, audit_heads=HEADS,
+        counts=grid_html(DataTable("Verdicts by paper", heads, rows)),
+        papers=[(name, papers[name].title, papers[name].cluster, audit_rows(audited))
+                for name, audited in audits.items()],
+    )  # fmt: skip
+
+
+def audit_answer(audits: Mapping[str, Sequence[Audited]]) -> str:
+    """Return in a sentence how many figures hold, and what is wrong with the others."""
+    every = [a for audited in audits.values() for a in audited]
+    found = counts(every)
+    agree = found["consistent"] + found["rounding"]
+    others = ", ".join(f"{verdict} {n}" for verdict, n in found.items()
+                       if n and verdict not in ("consistent", "rounding"))  # fmt: skip
+    papers = "one paper" if len(audits) == 1 else f"{len(audits)} papers"
+    start = f"Of {len(every)} figures of {papers}, {agree} agree with what they come to."
+    return f"{start} The others: {others}." if others else start
 
 
 def audit_json(audited: Sequence[Audited]) -> list[dict[str, Any]]:

@@ -205,6 +205,9 @@ def test_claims_are_printed_and_written(tmp_path):
         assert len(record["papers"][name]["figures"]) == len(paper.claims)
     page = (tmp_path / "found" / "claims.md").read_text()
     assert page == (ROOT / "docs" / "generated" / "claims.md").read_text()
+    page = (tmp_path / "found" / "claims.html").read_text()
+    assert page.count("<caption>Every figure of the paper") == 5
+    assert '<p class="answer">Of 111 figures of 5 papers, ' in page
 
 
 BAD_CLAIMS = {

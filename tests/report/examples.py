@@ -3,7 +3,11 @@
 from dataclasses import replace
 
 from parallax.bounds import Transfer
+from parallax.explanations.facts import ArraySplit, Facts, LineFlops, PeakBuffer, TimedOperation
+from parallax.explanations.findings import Finding, Saving
+from parallax.explanations.source_lines import SourceLine
 from parallax.hlo.ledger import Collective
+from parallax.meshes.cluster import cluster
 from parallax.papers import paper
 from parallax.papers.findings import findings
 from parallax.report import Report
@@ -228,6 +232,42 @@ def report(**changes) -> Report:
     run = of, fields["config"], fields["workload"], fields["cluster"], results, budget
     recorded = recorded_sections(of.name) if of else ()
     return Report(**({"findings": findings(*run), "recorded": recorded} | fields))
+
+
+def explained(source) -> Facts:
+    """An explanation of a program whose two lines are in the file `source`."""
+    first, second = SourceLine(str(source), 1, "loss"), SourceLine(str(source), 2, "loss")
+    return Facts(
+        "jit_step", cluster("h100_2x8"), {"data": 2, "model": 8}, "h100 1", 0.010, 0.009, 0.012,
+        0.002, "time between nodes", 10**9, 4e8,
+        findings=(
+            Finding("replicated argument", "state.mu: whole on every device",
+                    "shard state.mu by P(None, 'model')", argument="state",
+                    saving=Saving(-0.0002, 0.0, 250_000_000, "compiled")),
+            Finding("sum in each iteration", "summed in each of 8", "sum once", line=first,
+                    saving=Saving(0.002, 3.5e8, 0, "modelled")),
+            Finding("full rematerialization", "made whole on every device", line=second),
+        ),
+        needed=(Finding("all-reduce", "all-reduce over model", needed="2 (n - 1)/n of their bytes",
+                        line=second, sent_bytes=117_440_512, count=3, seconds=0.004,
+                        exposed_s=0.001, axes=("model",)),),
+        notes=("2 further changes were not tried: 40 s are up",),
+        buffers=(PeakBuffer("dot_general", "f32", 71_303_168, first),
+                 PeakBuffer("", "f16", 4096, None)),
+        flops=(LineFlops(first, 8e12, 1e12), LineFlops(second, 1e12, 1e12),
+               LineFlops(SourceLine("gone.py", 7), 1e9, None)),
+        arguments=(
+            ArraySplit("w", "f32", (2048, 8192), (2048, 1024), ((), ("model",)), "you", 8_388_608),
+            ArraySplit("state.mu", "f32", (2048, 8192), (2048, 8192), ((), ()), "you", 67_108_864,
+                       donated=True),
+            ArraySplit("odd", "f32", (6,), (3,), (("?",),), "XLA", 12),
+        ),
+        results=(ArraySplit("result 0", "f32", (), (1024,), (), "", 4096),),
+        timeline=(TimedOperation("GEMM dot", "compute", 0.0, 4e-3, first),
+                  TimedOperation("send", "communication", 1e-3, 6e-3, second),
+                  TimedOperation("fusion", "compute", 6e-3, 7e-3, None)),
+        timeline_of="the whole program",
+    )  # fmt: skip
 
 
 def small_workload_of(batch: int) -> Workload:

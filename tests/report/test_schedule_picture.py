@@ -3,7 +3,7 @@
 import pytest
 
 from parallax.parallel.schedules import make_schedule
-from parallax.report.schedule_picture import schedule_section, schedule_svg, schedule_text
+from parallax.report.schedule_picture import schedule_caption, schedule_svg, schedule_text
 
 
 def test_text_has_one_row_per_stage():
@@ -26,8 +26,8 @@ def test_chunks_are_letters_and_long_tables_are_cut():
 
 @pytest.mark.parametrize(("name", "chunks"), [("zb-h1", 1), ("interleaved", 2)])
 def test_the_figure_names_its_figures_and_numbers_its_microbatches(name, chunks):
-    section = schedule_section(make_schedule(name, 4, 4, chunks))
-    assert section.startswith(f"<figure><figcaption>{name}: 4 stages")
+    assert schedule_caption(make_schedule(name, 4, 4, chunks)).startswith(f"{name}: 4 stages")
+    section = schedule_svg(make_schedule(name, 4, 4, chunks))
     assert section.count("stage 3") == 1
     assert ("weights (W)" in section) == (name == "zb-h1")
     long = schedule_svg(make_schedule("1f1b", 4, 64), "long")

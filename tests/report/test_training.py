@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from parallax.parallel.schedules import make_schedule
-from parallax.report.schedule_picture import is_small, schedule_section, schedule_svg
+from parallax.report.schedule_picture import is_small, schedule_caption, schedule_svg
 from parallax.results.training_facts import TrainingFacts
 from tests.report import examples
 from tests.report.test_table import printed
@@ -125,9 +125,9 @@ def test_a_text_that_a_terminal_would_wrap_is_not_small():
 
 def test_of_a_long_table_both_ends_are_drawn():
     long = make_schedule("1f1b", 16, 256)
-    section = schedule_section(long, "long", "mine")
-    assert f"of {long.ticks:,} ticks the first and last 60 are drawn" in section
-    assert section.startswith("<figure><figcaption>mine: 1f1b: 16 stages")
-    assert len(section) < 400_000
-    assert f">{long.ticks - 60:,}<" in schedule_svg(long)
-    assert "are drawn" not in schedule_section(make_schedule("1f1b", 4, 16))
+    caption, picture = schedule_caption(long), schedule_svg(long)
+    assert f"of {long.ticks:,} ticks the first and last 60 are drawn" in caption
+    assert caption.startswith("1f1b: 16 stages")
+    assert len(picture) < 400_000
+    assert f">{long.ticks - 60:,}<" in picture
+    assert "are drawn" not in schedule_caption(make_schedule("1f1b", 4, 16))

@@ -207,7 +207,7 @@ def test_the_report_saves_a_strategy_that_loads(tmp_path):
     assert first_of(report).strategy.name in text
     assert max(map(len, text.splitlines())) <= 100
     page = report.to_html()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
     assert "http" not in page
 
 

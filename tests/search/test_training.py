@@ -174,7 +174,7 @@ def test_the_report_saves_the_strategy_and_says_how_to_train(tmp_path, found):
     assert first.strategy.name in text
     assert "Train as the first does" in text
     assert max(map(len, text.splitlines())) <= 120
-    assert report.to_html().count("<svg") == 1
+    assert report.to_html().count("<svg") == 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from typing import Any
 
 from parallax.report.facts import Cell
 from parallax.report.grid import DataTable, grid_markdown
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, as_file, new_figure, to_svg
+from parallax.report.svg import (
+    FONT_SIZE,
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    SMALL,
+    as_file,
+    new_figure,
+    to_svg,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 NOT_RUN = "not yet run"
@@ -125,7 +135,7 @@ def plot(record: Mapping[str, Any], name: str = "l2_residency") -> str:
     ax.set_xlabel("working set, of the L2 cache", color=MUTED, fontsize=FONT_SIZE)
     ax.set_ylabel("share still resident", color=MUTED, fontsize=FONT_SIZE)
     if ax.lines[:-2]:
-        ax.legend(frameon=False, fontsize=FONT_SIZE - 1, labelcolor=INK)
+        ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
     return to_svg(figure, name, "Share of the working set in the cache against its size")
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from parallax.report.facts import Cell
 from parallax.report.grid import DataTable, grid_html, grid_table
-from parallax.report.templates import render
+from parallax.report.templates import render_page
 from parallax.results.lens_results import Tag
 from parallax.studies.quality.results import QualityRecord, Race
 from parallax.studies.quality.sentences import interval, percent, points, share
@@ -33,9 +33,10 @@ def record_table(record: QualityRecord) -> RenderableType:
 
 def record_page(record: QualityRecord) -> str:
     """Render the record as one self-contained HTML document."""
-    return render(
+    return render_page(
         "quality.html.j2", Path(__file__).parent,
-        title=TITLE, described=described(record), claims=_CLAIMS, says=record.says,
+        title=TITLE, answer=next(iter(record.says), ""), described=described(record),
+        claims=_CLAIMS, says=record.says,
         tables=[grid_html(grid) for grid in tables(record)],
         made=f"{record.command}, {record.date}, {record.seconds:.0f} s, "
         + ", ".join(f"{name} {version}" for name, version in record.versions.items()),

@@ -18,7 +18,7 @@ from parallax.report.files import save_files
 from parallax.report.grid import DataTable as Table
 from parallax.report.grid import Heads, grid_html, grid_markdown, grid_table
 from parallax.report.svg import as_file
-from parallax.report.templates import render
+from parallax.report.templates import render_page
 from parallax.studies.regimes.conclusions import conclusions
 from parallax.studies.regimes.places import BASELINE, LAYERWISE, NAMES, Grid, Place, wins
 from parallax.studies.regimes.plot import LABELS, baseline_plot, winner_plot
@@ -56,7 +56,7 @@ class RegimesReport:
         record = {**self.made, **to_record(self.grid, self.places)}
         return save_files(folder, {
             "regimes.json": json.dumps(record) + "\n",
-            "regimes.md": self.markdown(), "regimes.html": self._page(),
+            "regimes.md": self.markdown(), "regimes.html": self.page(),
             "regimes.svg": as_file(winner_plot(self.places, "winners")),
             "regimes_baseline.svg": as_file(baseline_plot(self.places, "baseline")),
         })  # fmt: skip
@@ -96,10 +96,12 @@ class RegimesReport:
             _crossed(self.places),
         )  # fmt: skip
 
-    def _page(self) -> str:
-        return render(
+    def page(self) -> str:
+        """Render the study as one self-contained HTML page."""
+        answer, *lines = conclusions(self.places)
+        return render_page(
             "regimes.html.j2", Path(__file__).parent,
-            title=TITLE, asked=self.asked, lines=conclusions(self.places), notes=NOTES,
+            title=TITLE, answer=answer, asked=self.asked, lines=lines, notes=NOTES,
             plots=[("Fastest strategy", winner_plot(self.places, "winners")),
                    ("Layer-wise against TP x PP", baseline_plot(self.places, "baseline"))],
             tables=[grid_html(grid) for grid in self._tables()],

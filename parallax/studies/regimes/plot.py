@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from parallax.report.svg import FONT_SIZE, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.report.svg import INK, MUTED, SERIES, SMALL, new_figure, to_svg
 from parallax.studies.regimes.places import BASELINE, LAYERWISE, NO_COMMUNICATION, Place
 
 LABELS: dict[str, str] = {
@@ -68,15 +68,15 @@ def _panels(places: Sequence[Place], name: str, what: str, of) -> str:
         last, left = i // len(columns) == len(rows) - 1, i % len(columns) == 0
         ax.set_xticks(range(len(batches)), [f"{b}" for b in batches] if last else [])
         ax.set_yticks(range(len(widths)), [f"{w}" for w in widths] if left else [])
-        ax.tick_params(labelsize=FONT_SIZE - 3)
+        ax.tick_params(labelsize=SMALL)
         if i < len(columns):
             how = {"xla": "\nunpacked by XLA", "kernel": "\nkernel, assumed", "": "\n"}[unpacking]
-            ax.set_title(stored + how, fontsize=FONT_SIZE - 2, color=INK)
+            ax.set_title(stored + how, fontsize=SMALL, color=INK)
         if left:
-            ax.set_ylabel(f"{phase}\n{depth} layers", fontsize=FONT_SIZE - 2, color=INK)
-    figure.supxlabel("batch across, width up", fontsize=FONT_SIZE - 2, color=MUTED)
+            ax.set_ylabel(f"{phase}\n{depth} layers", fontsize=SMALL, color=INK)
+    figure.supxlabel("batch across, width up", fontsize=SMALL, color=MUTED)
     figure.legend(
-        *_unique(axes), loc="outside right upper", frameon=False, fontsize=FONT_SIZE - 2,
+        *_unique(axes), loc="outside right upper", frameon=False, fontsize=SMALL,
         labelcolor=INK,
     )  # fmt: skip
     first = places[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, new_figure, to_svg
+from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, SERIES, SMALL, new_figure, to_svg
 from parallax.studies.validation.scores import Judged
 
 _MOST_NAMED = 8
@@ -16,7 +16,7 @@ def section_plot(title: str, rows: Sequence[Judged], name: str) -> str:
       rows: rows of one kind of figure.
       name: a name unique in the page.
     """
-    figure, (ax,) = new_figure(7.2, 4.2)
+    figure, (ax,) = new_figure(8.6, 5.0)
     is_memory = all(row.figure == "memory" for row in rows)
     scale, unit = (1e-9, "GB") if is_memory else (1e3, "ms")
     regimes = list(dict.fromkeys(row.regime for row in rows))
@@ -36,5 +36,5 @@ def section_plot(title: str, rows: Sequence[Judged], name: str) -> str:
     ax.set_xlabel(f"measured, {unit}", color=MUTED, fontsize=FONT_SIZE)
     ax.set_ylabel(f"modelled, {unit}", color=MUTED, fontsize=FONT_SIZE)
     if 1 < len(regimes) <= _MOST_NAMED:
-        ax.legend(frameon=False, fontsize=FONT_SIZE - 1.5, labelcolor=INK)
+        ax.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
     return to_svg(figure, name, f"{title}: modelled against measured, on logarithmic axes")

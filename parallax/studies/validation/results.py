@@ -12,7 +12,7 @@ from parallax.report.facts import Cell
 from parallax.report.files import save_files
 from parallax.report.grid import DataTable, Heads, grid_html, grid_markdown, grid_table
 from parallax.report.svg import as_file
-from parallax.report.templates import render
+from parallax.report.templates import render_page
 from parallax.studies.validation.plot import section_plot
 from parallax.studies.validation.scores import Judged, Score, score
 
@@ -109,19 +109,33 @@ class Validation:
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
         """Save validation.json, .md and .html, and a plot per section as .svg."""
-        plots = [section_plot(s.title, s.rows, f"validation_{n}")
-                 for n, s in enumerate(self.sections, 1)]  # fmt: skip
-        page = render(
-            "validation.html.j2", Path(__file__).parent, title=TITLE,
-            notes=(*_READ, *self.notes),
-            sections=[(grid_html(s.grid()), plot, grid_html(s.worst()) if self.shows_worst else "")
-                      for s, plot in zip(self.sections, plots, strict=True)],
-        )  # fmt: skip
         return save_files(folder, {
             "validation.json": json.dumps(self.to_dict(), indent=1) + "\n",
-            "validation.md": self.markdown(), "validation.html": page,
-            **{f"validation_{n}.svg": as_file(plot) for n, plot in enumerate(plots, 1)},
+            "validation.md": self.markdown(), "validation.html": self.page(),
+            **{f"validation_{n}.svg": as_file(plot) for n, plot in enumerate(self._plots(), 1)},
         })  # fmt: skip
+
+    def page(self) -> str:
+        """Render the validation as one self-contained HTML page."""
+        return render_page(
+            "validation.html.j2", Path(__file__).parent, title=TITLE, answer=self.answer,
+            notes=(*_READ, *self.notes),
+            sections=[(grid_html(s.grid()), plot, grid_html(s.worst()) if self.shows_worst else "")
+                      for s, plot in zip(self.sections, self._plots(), strict=True)],
+        )  # fmt: skip
+
+    @property
+    def answer(self) -> str:
+        """How far off the predictions are, in a sentence."""
+        found = [(s.title, next(s.scores())[1]) for s in self.sections]
+        return "; ".join(
+            f"{title}: half of the {score.n:,} predictions are within {_percent(score.median)}"
+            for title, score in found
+        ) + "."  # fmt: skip
+
+    def _plots(self) -> list[str]:
+        return [section_plot(s.title, s.rows, f"validation_{n}")
+                for n, s in enumerate(self.sections, 1)]  # fmt: skip
 
     def _grids(self) -> Iterator[DataTable]:
         for section in self.sections:
