@@ -4,12 +4,17 @@
   parallax regimes --batches=1,16,256 --widths=1024,8192
   parallax regimes --clusters=h100_nvl16 --stored=float16,int8 --seq_len=8192
   parallax regimes --full --out=DIR
+  parallax regimes --explore
 
 A point of the grid is a phase (prefill, decode), a batch, a width, a depth, an attention (MHA,
 GQA), a weight format and an interconnect. At each point the analytical model estimates layer-wise,
 tensor x pipeline and data parallelism for the same model in the same format, each with its best
 number of microbatches. Packed weights are estimated twice: as XLA unpacks them, and as a kernel
 would (assumed). The default grid has one interconnect and two formats; --full has two and five.
+
+With --explore another study: one page, explorer.html, where length, batch, devices, network, width,
+heads and experts are moved by hand, and every strategy's time, memory and reasons follow at once.
+The analytical model is tabulated (about a minute on two cores), and interpolated in the page.
 
 Hardware: any laptop, no GPU; nothing is compiled. About half a minute; --full minutes.
 Result: two tables and sentences that say what they show; with --out=DIR, regimes.html with maps,
@@ -27,11 +32,13 @@ from parallax.experiments.output import show
 from parallax.report import check_writable
 from parallax.requests import shared
 from parallax.requests.option import described, option
+from parallax.studies.regimes import explorer
 from parallax.studies.regimes.layerwise import study
 from parallax.studies.regimes.page import RegimesReport
 from parallax.studies.regimes.places import Grid
 
 WIDTH = 120
+_OF_THE_GRID = ("clusters", "batches", "widths", "depths", "stored", "seq_len", "rates", "full")
 QUICK = Grid(clusters=("h100_2x8",), stored=("float16", "int8, MLP int8+2:4"))
 
 
@@ -68,10 +75,15 @@ class Flags(Command):
         "Takes both interconnects and all formats where these flags are unset: minutes.",
         "switch",
     )
+    explore: bool = option(
+        False, "Writes explorer.html instead: one page to move a model and its hardware.", "switch"
+    )
     out: str = shared.out("Folder for regimes.json, .md, .html and two plots as .svg.")
 
     def unused(self) -> dict[str, str]:
-        """Return --full as unused where interconnects and formats are both given."""
+        """Return what --explore leaves unused; --full where interconnects and formats are given."""
+        if self.explore:
+            return dict.fromkeys(_OF_THE_GRID, "--explore has a grid of its own")
         if self.clusters is None or self.stored is None:
             return {}
         return {"full": "clusters and stored are given, and it sets nothing else"}
@@ -80,6 +92,12 @@ class Flags(Command):
 def main(flags: Flags) -> int:
     """Estimate the grid that the flags ask for."""
     check_writable(flags.out)
+    if flags.explore:
+        with ProgressLines() as progress:
+            written, off = explorer.save(flags.out, on_progress=progress)
+        print(off)
+        print(f"\nwritten: {written[0]}")
+        return 0
     grid = _grid(flags)
     with ProgressLines() as progress:
         places = study(grid, progress, rates=flags.rates)

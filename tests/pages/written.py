@@ -1,8 +1,8 @@
 """Every page that the package writes, by name, from data that costs no compiling."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from parallax.commands.plan import plan
@@ -17,6 +17,8 @@ from parallax.search.results import Point, RegimeMap
 from parallax.studies.claims_page import audit_page
 from parallax.studies.quality.results import load_record
 from parallax.studies.quality.tables import record_page
+from parallax.studies.regimes import explorer
+from parallax.studies.regimes.explored import Axes, tabulate
 from parallax.studies.regimes.page import load
 from parallax.studies.validation.results import Section, Validation
 from parallax.studies.validation.scores import Judged
@@ -97,12 +99,29 @@ def training() -> str:
                 compile_top=0).to_html()  # fmt: skip
 
 
+# A corner of the explorer's table, which takes seconds.
+CORNER = Axes(
+    lengths=(2048, 4096, 8192), sizes=(1, 8), widths=(2048, 6144), bandwidths=(25.0, 100.0),
+    devices=(8, 16), heads=(32,), experts=(0, 16),
+)  # fmt: skip
+
+
+@functools.cache
+def corner_cases():
+    return tabulate(CORNER, processes=1)
+
+
+def explored() -> str:
+    cases = corner_cases()
+    return explorer.page(CORNER, cases, explorer.measure(CORNER, cases, count=5))
+
+
 def claims() -> str:
     return audit_page({name: audit(paper) for name, paper in PAPERS.items()}, PAPERS)
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    **{f"compare {name}": partial(of_paper, name) for name in PAPERS},
+    **{f"compare {name}": functools.partial(of_paper, name) for name in PAPERS},
     "compare of training": lambda: test_training.trained().html(),
     "compare with a profile": lambda: test_profile_section.report().html(),
     "compare of failures": failures,
@@ -111,6 +130,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "plan for training": training,
     "explain": explanation,
     "regimes": lambda: load(CPU / "regimes.json").page(),
+    "regimes --explore": explored,
     "claims": claims,
     "validate": validation,
     "compress_quality": lambda: record_page(load_record(CPU / "compress_quality.json")),
