@@ -44,11 +44,16 @@ def frontier_plot(search: Search) -> str:
         t = c.timing
         return 1e3 * (t.tpot_s or t.ttft_s).value, t.tokens_per_s.value
 
-    for c in able:
+    titles = {}
+    for i, c in enumerate(able):
         x, y = spot(c)
+        titles[f"c{i}"] = (
+            f"{c.strategy.name} {c.strategy.mesh}: {words.in_tokens_per_s(y)}, "
+            f"{words.in_seconds(x / 1e3)}, {words.in_bytes(c.timing.memory_bytes.value)}"
+        )
         size = 8 + 60 * min(1.0, c.timing.memory_bytes.value / 80e9)
         ax.scatter([x], [y], s=size, color=SERIES[0] if c.compiled else MUTED,
-                   alpha=0.9 if c.compiled else 0.35, linewidths=0)  # fmt: skip
+                   alpha=0.9 if c.compiled else 0.35, linewidths=0, gid=f"c{i}")  # fmt: skip
     best = sorted(search.frontier, key=spot)
     if best:
         xs, ys = zip(*map(spot, best), strict=True)
@@ -62,17 +67,21 @@ def frontier_plot(search: Search) -> str:
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     said = f"{len(able)} candidates, {len(best)} on the frontier of throughput and TPOT"
-    return to_svg(figure, "frontier", said)
+    return to_svg(figure, "frontier", said, titles)
 
 
 def memory_plot(search: TrainSearch, cluster: Cluster) -> str:
     """Plot every way to train: tokens/s over memory per device, and the memory it may need."""
     figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
     ranked = search.ranked
-    for c in ranked:
+    titles = {}
+    for i, c in enumerate(ranked):
         x, y = c.timing.memory_bytes.value / 1e9, c.timing.tokens_per_s.value / cluster.devices
         ax.scatter([x], [y], s=26, color=SERIES[0] if c.compiled else MUTED,
-                   alpha=0.9 if c.compiled else 0.35, linewidths=0)  # fmt: skip
+                   alpha=0.9 if c.compiled else 0.35, linewidths=0, gid=f"c{i}")  # fmt: skip
+        titles[f"c{i}"] = (
+            f"{c.strategy.name} {c.strategy.mesh}: {words.in_tokens_per_s(y)} per GPU, {x:.3g} GB"
+        )
     usable = min(search.request.max_bytes or cluster.usable_bytes, cluster.usable_bytes)
     ax.axvline(usable / 1e9, color=SERIES[1], linewidth=1.2)
     ax.set_xlabel("GB per device", color=INK)
@@ -80,7 +89,7 @@ def memory_plot(search: TrainSearch, cluster: Cluster) -> str:
     ax.grid(color=GRID, linewidth=0.6)
     ax.set_ylim(bottom=0)
     said = f"{len(ranked)} ways to train, {sum(c.fits for c in ranked)} of which fit a device"
-    return to_svg(figure, "memory", said)
+    return to_svg(figure, "memory", said, titles)
 
 
 def regime_plot(regime: RegimeMap, number: int) -> str:

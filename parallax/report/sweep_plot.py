@@ -32,14 +32,17 @@ def _plot(
     limit: Callable[[PointFigures], float] | None = None,
 ) -> str:
     figure, (ax,) = new_figure(_WIDTH, _HEIGHT)
-    ends = []
+    ends, titles = [], {}
     for i, strategy in enumerate(sweep.strategies):
         series = [(p.value, read(p.found)) for p in sweep.of(strategy) if p.found is not None]
         if not series:
             continue
         colour = SERIES[i % len(SERIES)]
-        ax.plot(*zip(*series, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8,
+        ax.plot(*zip(*series, strict=True), color=colour, linewidth=1.8,
                 linestyle=_STYLES[i // len(SERIES) % len(_STYLES)])  # fmt: skip
+        for n, (x, y) in enumerate(series):
+            titles[f"p{i}-{n}"] = f"{strategy} at {sweep.axis} {x:,}: {words.digits(y)} {unit}"
+            ax.scatter([x], [y], s=16, color=colour, linewidths=0, gid=f"p{i}-{n}", zorder=3)
         ends.append((series[-1], strategy, colour))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -58,7 +61,9 @@ def _plot(
     ax.grid(color=GRID, linewidth=0.6)
     ax.set_xlabel(sweep.axis, color=MUTED, fontsize=FONT_SIZE)
     ax.set_ylabel(unit, color=MUTED, fontsize=FONT_SIZE)
-    return to_svg(figure, name, f"{unit} of each strategy against {sweep.axis}, logarithmic")
+    return to_svg(
+        figure, name, f"{unit} of each strategy against {sweep.axis}, logarithmic", titles
+    )
 
 
 def _apart(ends, limits):

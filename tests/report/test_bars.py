@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from parallax.report.bars import Bar, Segment, bars, lanes
+from parallax.report.svg import new_figure, to_svg
 
 
 def drawn(text):
@@ -42,3 +43,12 @@ def test_schedules_of_two_lengths_share_the_time_axis():
     svg = drawn(lanes([row("long", 4e-3), row("short", 1e-3)], "two", "{:g}".format))
     long, short = places(svg, "rect", "s1", "width")
     assert long == pytest.approx(4 * short, rel=1e-3)
+
+
+def test_artists_of_a_figure_show_their_values_too():
+    figure, (ax,) = new_figure(4, 3)
+    for n in range(2):
+        ax.scatter([n], [n], gid=f"p{n}")
+    svg = to_svg(figure, "plot", "two points", {"p0": "first & <least>", "p1": "second"})
+    assert '<g id="plot-p0"><title>first &amp; &lt;least&gt;</title>' in svg
+    assert svg.count("<title>") == 2

@@ -51,7 +51,7 @@ def _panels(places: Sequence[Place], name: str, what: str, of) -> str:
     rows = list(dict.fromkeys(key[:2] for key in by_panel))
     columns = list(dict.fromkeys(key[2:] for key in by_panel))
     figure, axes = new_figure(
-        1.2 + 1.75 * len(columns), 0.9 + 1.35 * len(rows), len(rows), len(columns)
+        1.8 + 2.4 * len(columns), 0.9 + 1.35 * len(rows), len(rows), len(columns)
     )
     batches = sorted({p.batch for p in places})
     widths = sorted({p.width for p in places})
