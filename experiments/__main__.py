@@ -2,11 +2,16 @@
 
 parallax EXPERIMENT [--flags]        run an experiment; parallax EXPERIMENT --help explains it
 parallax list KIND                   list models, strategies, clusters, networks or papers
+parallax completion bash             print a script that completes names and flags; also zsh
+parallax --version                   print the version
 """
 
+import contextlib
+import importlib
 import sys
 
 from parallax.commands.listing import KINDS, listing
+from parallax.experiments import ctrl_c
 
 EXPERIMENTS = {
     "compare": "strategies side by side: exact? fits? what moves? how fast at best?",
@@ -26,7 +31,9 @@ EXPERIMENTS = {
     "compress": "quantize and sparsify a model's weights, to run under any strategy",
     "deploy": "serve layer by layer on a chain of devices that survives the loss of one",
     "train": "train, stop, and resume under another strategy",
+    "doctor": "what is installed here, and which lenses work with it",
 }
+INTERRUPTED = 130
 
 
 def usage() -> str:
@@ -40,13 +47,19 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the `parallax` command and exit with the experiment's status."""
     arguments = (sys.argv if argv is None else argv)[1:]
+    # Tests call it with arguments; their process goes on.
+    with ctrl_c.handled() if argv is None else contextlib.nullcontext():
+        sys.exit(_status(arguments))
+
+
+def _status(arguments: list[str]) -> int:
     try:
         from parallax.experiments.output import quietly
 
-        status = quietly(lambda: _run(arguments))
+        return quietly(lambda: _run(arguments))
     except KeyboardInterrupt:  # while the first modules are imported
-        status = 130
-    sys.exit(status)
+        print("\nparallax: interrupted; nothing was started.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:
@@ -54,10 +67,15 @@ def _run(arguments: list[str]) -> int:
         print(usage())
         return 0
     name, rest = arguments[0], arguments[1:]
+    if name == "completion":
+        return _completion(rest)
+    if name == "--version":
+        print(f"parallax {importlib.import_module('parallax').__version__}")
+        return 0
     if name == "list":
         return _list(rest)
     if name not in EXPERIMENTS:
-        known = ", ".join((*EXPERIMENTS, "list"))
+        known = ", ".join((*EXPERIMENTS, "list", "completion"))
         print(f"parallax: unknown experiment {name!r}. Use one of: {known}.", file=sys.stderr)
         return 2
     from parallax.experiments.launch import launch
@@ -71,6 +89,17 @@ def _list(rest: list[str]) -> int:
         print(f"parallax list: expected one of {', '.join(KINDS)}; got {got}.", file=sys.stderr)
         return 2
     print(listing(rest[0]))
+    return 0
+
+
+def _completion(rest: list[str]) -> int:
+    from parallax.experiments.completion import SHELLS, completion
+
+    if len(rest) != 1 or rest[0] not in SHELLS:
+        got = " ".join(rest) or "nothing"
+        print(f"parallax completion: expected {' or '.join(SHELLS)}; got {got}.", file=sys.stderr)
+        return 2
+    print(completion(rest[0], tuple(EXPERIMENTS)), end="")
     return 0
 
 

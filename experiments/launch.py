@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 
 from parallax.distributed.agreement import USER_ERRORS
+from parallax.distributed.cuda_plugin import quiet_without_driver
 from parallax.experiments import flags, starting
 from parallax.lenses.child import end_children
 from parallax.requests.option import described
@@ -22,7 +23,6 @@ from parallax.requests.option import described
 _HELP = ("-h", "--help", "-help", "--helpfull", "--helpshort")
 BAD_INPUT, INTERRUPTED = 2, 130
 _COUNTED = re.compile(r"(?P<before>.*?)\b(?P<at>\d+) of (?P<of>\d+)\b")
-_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
@@ -38,9 +38,7 @@ def launch(name: str, arguments: list[str], commands: Sequence[str]) -> int:
       An exit status: main's own, 2 for bad input, or 130 for Ctrl-C.
     """
     started, given = time.time(), None
-    if not _NVIDIA_DRIVER.exists():
-        # JAX's CUDA plugin (extra `aot`) would print what it lacks to run a program.
-        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    quiet_without_driver()
     module = None
     try:
         module = command_module(name)

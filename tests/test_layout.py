@@ -32,7 +32,7 @@ ROOMS = [
     {"program"},
     {"engine", "commands"},
     {"studies"},
-    {"experiments"},
+    {"experiments", "__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from parallax.distributed.cuda_plugin import quiet_without_driver
 from parallax.distributed.processes import describe, nodes, process_count
 
 # Axes along which strategies communicate in every layer.
@@ -18,6 +19,7 @@ def ordered_devices() -> list[Any]:
     A mesh is row-major over them, so its first axis is the one that crosses nodes, whatever order
     the scheduler numbered the processes in. With one process it is `jax.devices()`.
     """
+    quiet_without_driver()
     if process_count() == 1:
         return list(jax.devices())
     node = nodes()

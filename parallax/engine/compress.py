@@ -10,6 +10,7 @@ from flax import nnx
 
 from parallax.compression import parse_format
 from parallax.compression.errors import weight_error
+from parallax.distributed.devices import ordered_devices
 from parallax.engine.assigning import assign_formats
 from parallax.engine.compressed import CompressedFolder, CompressedLayer, CompressedMatrix
 from parallax.engine.layer_formats import (
@@ -77,7 +78,7 @@ def compress(
     if Path(out).exists():
         raise ValueError(f"{out}: exists. Give a folder that does not exist yet.")
     strategy = data_parallel(1)
-    mesh = strategy.mesh.build(jax.devices()[:1])
+    mesh = strategy.mesh.build(ordered_devices()[:1])
     on_progress(f"loading {folder}")
     dense = load_params(folder, ShardedTransformer(config, strategy, Workload(1, 1)), mesh)
     damages: tuple[float | None, ...] = (None,) * config.num_layers

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import nnx
 
+from parallax.distributed.devices import ordered_devices
 from parallax.engine.deployment.chain import Chain, bring, compile_chain, run_pass
 from parallax.engine.deployment.failover import (
     Recovery,
@@ -87,7 +87,7 @@ class Deployment:
         formats: str | Sequence[Formats] | None = None,
         rule: Rule = "optimal",
     ):
-        devices = jax.devices() if devices is None else list(devices)
+        devices = ordered_devices() if devices is None else list(devices)
         if formats is None and isinstance(params, HostCopies):
             formats = params.stored
         sizes, layout = first_layout(
