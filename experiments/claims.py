@@ -27,10 +27,9 @@ Exit status: 0 whatever the verdicts are; 2 bad input.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import check_file
+from parallax.experiments.launch import check_file, save_file
 from parallax.experiments.output import show
 from parallax.meshes.cluster import Cluster, cluster
 from parallax.papers import PAPERS, paper
@@ -76,8 +75,7 @@ def main(flags: Flags) -> int:
     files = {"claims.json": record, "claims.md": audit_markdown(audits, chosen),
              "claims.html": audit_page(audits, chosen)}  # fmt: skip
     written = save_files(flags.out, files)
-    if flags.json is not None:
-        Path(flags.json).write_text(record, encoding="utf-8")
+    save_file(flags.json, record)
     show(audit_table(audits, chosen), WIDTH)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0

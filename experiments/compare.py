@@ -77,8 +77,10 @@ def main(flags: Flags) -> int:
     with ProgressLines() as progress:
         resolved = replace(resolve(request), profile=_profile(request, flags.out))
         (report,) = run_comparisons([resolved], on_progress=progress)
-    written = on_first("the report", lambda: report.save(flags.out))
-    show(report.table(), WIDTH)
+    try:
+        written = on_first("the report", lambda: report.save(flags.out))
+    finally:  # what was found is shown on a full disk too
+        show(report.table(), WIDTH)
     if written is not None:
         print(f"\nwritten: {', '.join(map(str, written))} ({report.seconds:.0f} s)")
     return report.exit_status
@@ -89,8 +91,10 @@ def _all_papers(request: CompareRequest, out: str) -> int:
     profiles = {name: _profile(request, f"{out}/{name}") for name in PAPERS}
     with ProgressLines() as progress:
         reports = run_papers(request, profiles=profiles, on_progress=progress)
-    on_first("the reports", lambda: _save_all(reports, out))
-    show(overview_table(reports), WIDTH)
+    try:
+        on_first("the reports", lambda: _save_all(reports, out))
+    finally:
+        show(overview_table(reports), WIDTH)
     print(f"\nwritten: {out}/<paper>/report.html, .json ({reports[0].seconds:.0f} s)")
     return max(report.exit_status for report in reports)
 

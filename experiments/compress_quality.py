@@ -89,8 +89,10 @@ def main(flags: Flags) -> int:
     with ProgressLines() as progress:
         record = measure(data, settings, command=_command(), on_progress=progress)
     files = {RESULT_FILE: record.to_json(), PAGE_FILE: record_page(record)}
-    written = save_files(flags.out, files)
-    show(record_table(record), WIDTH)
+    try:
+        written = save_files(flags.out, files)
+    finally:  # what was measured is shown on a full disk too
+        show(record_table(record), WIDTH)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 

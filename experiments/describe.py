@@ -19,11 +19,10 @@ Exit status: 0 ok; 1 it does not fit in memory; 2 bad input.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from parallax.commands.describe import run_describe
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import check_file
+from parallax.experiments.launch import check_file, save_file
 from parallax.requests import shared
 from parallax.requests.describe import DescribeRequest
 from parallax.requests.option import nested
@@ -41,7 +40,6 @@ def main(flags: Flags) -> int:
     """Describe the step that the flags name."""
     check_file(flags.json)
     found = run_describe(flags.request)
-    if flags.json is not None:
-        Path(flags.json).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    save_file(flags.json, json.dumps(found.to_dict(), indent=1) + "\n")
     print(found)
     return 1 if found.fits is False else 0

@@ -21,12 +21,11 @@ Exit status: 0 ok; 2 bad input.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from parallax.commands.explain import explain_text
 from parallax.experiments.dump import mesh_words, parse_trips, read_dump, trips_option
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import ProgressLines, check_file
+from parallax.experiments.launch import ProgressLines, check_file, save_file
 from parallax.experiments.output import show
 from parallax.report import check_writable
 from parallax.report.explanation import WIDTH, Explanation
@@ -96,8 +95,7 @@ def main(flags: Flags) -> int:
         check_writable(flags.out)
     explanation = _of_text(flags) if flags.hlo is not None else _of_strategy(flags)
     if flags.json is not None:
-        record = json.dumps(explanation.to_dict(), indent=1) + "\n"
-        Path(flags.json).write_text(record, encoding="utf-8")
+        save_file(flags.json, json.dumps(explanation.to_dict(), indent=1) + "\n")
     written = () if flags.out is None else explanation.save(flags.out)
     show(explanation.table(), WIDTH)
     if written:

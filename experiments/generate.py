@@ -27,7 +27,7 @@ from parallax.distributed.agreement import together
 from parallax.distributed.processes import is_first
 from parallax.experiments.devices import use_devices
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import ProgressLines, check_file
+from parallax.experiments.launch import ProgressLines, check_file, save_file
 from parallax.requests import shared
 from parallax.requests.generate import GenerateRequest
 from parallax.requests.option import nested, option
@@ -69,16 +69,16 @@ def main(flags: Flags) -> int:
 
         generated = run_generation(request, on_text=on_text, on_progress=progress)
     generation = generated.generation
-    if flags.json is not None and is_first():
-        asked = {field.name: getattr(request, field.name) for field in fields(request)}
-        record = {"request": asked, "texts": generated.texts} | asdict(generation)
-        Path(flags.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(
         "\n" if alone else "".join(f"[{n}] {text}\n" for n, text in enumerate(generated.texts)),
         end="",
     )
     for line in (*generation.notes, *generation.latency.lines()):
         print(line, file=sys.stderr)
+    if flags.json is not None and is_first():
+        asked = {field.name: getattr(request, field.name) for field in fields(request)}
+        record = {"request": asked, "texts": generated.texts} | asdict(generation)
+        save_file(flags.json, json.dumps(record, indent=2) + "\n")
     return 0
 
 

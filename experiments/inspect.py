@@ -18,12 +18,11 @@ Exit status: 0 ok; 2 bad input.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from parallax.commands.inspect import inspect_text
 from parallax.experiments.dump import mesh_words, parse_trips, read_dump, trips_option
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import check_file
+from parallax.experiments.launch import check_file, save_file
 from parallax.experiments.output import show
 from parallax.requests import shared
 from parallax.requests.option import option
@@ -61,7 +60,6 @@ def main(flags: Flags) -> int:
         rates=flags.rates,
     )
     if flags.json is not None:
-        record = json.dumps(inspection.to_dict(), indent=1) + "\n"
-        Path(flags.json).write_text(record, encoding="utf-8")
+        save_file(flags.json, json.dumps(inspection.to_dict(), indent=1) + "\n")
     show(inspection.table(), WIDTH)
     return 0

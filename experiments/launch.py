@@ -1,9 +1,10 @@
 """The start of an experiment: flags, help, and errors as one line with exit status 2."""
 
+import contextlib
 import importlib
-import os
 import re
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -133,15 +134,41 @@ def check_file(path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    if target.is_dir():
-        why = "Is a directory"
-    elif not target.parent.is_dir():
-        why = "its folder is not there"
-    elif not os.access(target if target.exists() else target.parent, os.W_OK):
-        why = "Permission denied"
-    else:
+    if not target.parent.is_dir():
+        raise _no_file(path, "its folder is not there")
+    try:
+        if target.exists():
+            target.open("a").close()
+        else:
+            tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise _no_file(path, error.strerror) from None
+
+
+def save_file(path: str | None, text: str) -> None:
+    """Write the file of --json, if it is asked for; an older one stays until the new is complete.
+
+    Raises:
+      ValueError: it cannot be written, as on a full disk.
+    """
+    if path is None:
         return
-    raise ValueError(f"--json={path}: {why}. Give a file that can be written.")
+    target = Path(path)
+    waiting = target.with_name(f".{target.name}.partial")
+    try:
+        if target.exists() and not target.is_file():  # a pipe or device
+            target.write_text(text, encoding="utf-8")
+            return
+        waiting.write_text(text, encoding="utf-8")
+        waiting.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            waiting.unlink(missing_ok=True)
+        raise _no_file(path, error.strerror) from None
+
+
+def _no_file(path: str, why: str | None) -> ValueError:
+    return ValueError(f"--json={path}: {why}. Give a file that can be written.")
 
 
 class ProgressLines:

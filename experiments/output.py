@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from parallax.distributed.agreement import together
 from parallax.distributed.processes import is_first
 
+BAD_INPUT = 2
 CLOSED_PIPE = 141  # the status that a shell reports for a program that SIGPIPE ended
 
 
@@ -30,7 +31,11 @@ def on_first[T](what: str, act: Callable[[], T]) -> T | None:
 
 
 def quietly(run: Callable[[], int]) -> int:
-    """Run and return the exit status; 141, without a message, if the output's reader went away."""
+    """Run and return the exit status.
+
+    It is 141, without a message, if the output's reader went away, and 2 if the output cannot be
+    written for another reason, such as a full disk.
+    """
     try:
         status = run()
         sys.stdout.flush()
@@ -39,11 +44,15 @@ def quietly(run: Callable[[], int]) -> int:
         for stream in (sys.stdout, sys.stderr):
             _forget(stream)
         return CLOSED_PIPE
+    except OSError as error:
+        _forget(sys.stdout)
+        print(f"parallax: standard output: {error.strerror}. Make room.", file=sys.stderr)
+        return BAD_INPUT
 
 
 def _forget(stream: TextIO) -> None:
     """Discard what is still buffered: writing it would fail again as the interpreter ends."""
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -19,10 +19,9 @@ lost, or they did not meet.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from parallax.experiments.flags import Command
-from parallax.experiments.launch import ProgressLines, check_file
+from parallax.experiments.launch import ProgressLines, check_file, save_file
 from parallax.experiments.output import on_first, show
 from parallax.requests import shared
 from parallax.requests.option import nested
@@ -47,8 +46,9 @@ def main(flags: Flags) -> int:
     on_first("the file of results", lambda: check_file(flags.json))
     with ProgressLines() as progress:
         measured = run_pairs(flags.request, on_progress=progress)
-    if flags.json is not None:
-        file, record = Path(flags.json), json.dumps(measured.to_dict(), indent=1) + "\n"
-        on_first("the file of results", lambda: file.write_text(record, encoding="utf-8"))
-    show(measured.table(), WIDTH)
+    record = json.dumps(measured.to_dict(), indent=1) + "\n"
+    try:
+        on_first("the file of results", lambda: save_file(flags.json, record))
+    finally:  # what was measured is shown on a full disk too
+        show(measured.table(), WIDTH)
     return 0

@@ -48,8 +48,10 @@ def main(flags: Flags) -> int:
     check_writable(flags.out)
     with ProgressLines() as progress:
         report = run_plan(flags.request, on_progress=progress)
-    written = report.save(flags.out)
-    show(report.table(), WIDTH)
+    try:
+        written = report.save(flags.out)
+    finally:  # what was found is shown on a full disk too
+        show(report.table(), WIDTH)
     print(f"\nwritten: {', '.join(str(path) for path in written)}")
     if command := report.command(flags.out):
         print(command)

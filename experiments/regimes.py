@@ -103,8 +103,10 @@ def main(flags: Flags) -> int:
         places = study(grid, progress, rates=flags.rates)
     made = {"date": datetime.date.today().isoformat(), "command": _command(flags)}
     report = RegimesReport(grid, places, made)
-    written = report.save(flags.out)
-    show(report.table(), WIDTH)
+    try:
+        written = report.save(flags.out)
+    finally:  # what was found is shown on a full disk too
+        show(report.table(), WIDTH)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0
 

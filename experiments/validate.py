@@ -45,7 +45,9 @@ def main(flags: Flags) -> int:
     check_writable(flags.out)
     with ProgressLines() as progress:
         found = validate(flags.table, rates=flags.rates, on_progress=progress)
-    written = found.save(flags.out)
-    show(found.table(), WIDTH)
+    try:
+        written = found.save(flags.out)
+    finally:  # what was found is shown on a full disk too
+        show(found.table(), WIDTH)
     print(f"\nwritten: {', '.join(str(path) for path in written)}")
     return 0

@@ -23,6 +23,7 @@ from parallax.engine.weights import load_params
 from parallax.models.block_errors import block_error, random_input
 from parallax.models.compressed_folder import StoredModel, tensor_name, write_stored
 from parallax.models.config import PARTS, ModelConfig
+from parallax.models.new_folder import check_new
 from parallax.models.parameters import layer_matrices
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.naming import Compression, parse_compression, resolve_model, stored_model
@@ -75,8 +76,7 @@ def compress(
         )
     formats = _formats(config, compression, layer_formats, budget)
     stored = None if formats is None else StoredModel.of(config, formats)
-    if Path(out).exists():
-        raise ValueError(f"{out}: exists. Give a folder that does not exist yet.")
+    check_new(out)
     strategy = data_parallel(1)
     mesh = strategy.mesh.build(ordered_devices()[:1])
     on_progress(f"loading {folder}")

@@ -26,6 +26,7 @@ from parallax.engine.training_setup import (
 )
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import DType, ModelConfig
+from parallax.models.new_folder import check_can_be_made
 from parallax.parallel.layer_parts import ScheduleName
 from parallax.parallel.remat import Remat
 from parallax.parallel.sharded_weights import Gather
@@ -169,8 +170,12 @@ def run_training(
     should_stop: Callable[[], bool],
 ) -> TrainingRun:
     """Train what a request asks for, as `train` does."""
-    setup = set_up(request, optimizer, on_progress)
     workdir, steps = Path(request.workdir), request.steps
+    together(
+        f"the folder {workdir}",
+        lambda: check_can_be_made(workdir, "workdir") if is_first() else None,
+    )
+    setup = set_up(request, optimizer, on_progress)
     with held(workdir, on_progress), Checkpoints(workdir, request.keep) as checkpoints:
         state, first = start(checkpoints, setup, request.seed, on_progress)
         if first >= steps:

@@ -20,7 +20,8 @@ from parallax.models.compressing import layer_config, packed_weights
 from parallax.models.config import ModelConfig
 from parallax.models.huggingface.files import TensorFiles, check_names, read_headers
 from parallax.models.huggingface.tensors import Index
-from parallax.models.huggingface.writing import begin_folder, copy_tokenizer
+from parallax.models.huggingface.writing import copy_tokenizer
+from parallax.models.new_folder import new_folder
 from parallax.models.packed_weight import PackedWeight
 from parallax.models.transformer import abstract_transformer
 
@@ -134,19 +135,19 @@ def write_stored(
       tokenizer_from: a folder whose tokenizer files are copied.
 
     Raises:
-      ValueError: the folder exists, or other processes hold part of the parameters.
+      ValueError: the folder exists or cannot be written, or other processes hold part of the
+        parameters.
     """
     from safetensors.numpy import save_file
 
-    partial = begin_folder(folder, params)
-    save_file(dict(rest()), partial / _REST)
-    for layer, arrays in enumerate(layers):
-        save_file(dict(arrays), partial / _layer_file(layer))
-    if tokenizer_from is not None:
-        copy_tokenizer(Path(tokenizer_from), partial)
-    fields = _FileFields(_KIND, stored.config, stored.formats if stored.mixed else None)
-    _FORMAT.save(fields, partial / FILE, indent=2)
-    partial.rename(folder)
+    with new_folder(folder, params) as partial:
+        save_file(dict(rest()), partial / _REST)
+        for layer, arrays in enumerate(layers):
+            save_file(dict(arrays), partial / _layer_file(layer))
+        if tokenizer_from is not None:
+            copy_tokenizer(Path(tokenizer_from), partial)
+        fields = _FileFields(_KIND, stored.config, stored.formats if stored.mixed else None)
+        _FORMAT.save(fields, partial / FILE, indent=2)
 
 
 def find_tensors(folder: str | Path, stored: StoredModel) -> TensorFiles:

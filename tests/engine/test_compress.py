@@ -1,10 +1,14 @@
 """A folder compressed: stored in fewer bytes, the same text under every strategy."""
 
+import importlib
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import parallax as px
+
+compressing = importlib.import_module("parallax.engine.compress")
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +62,27 @@ def test_stored_and_compressed_on_the_way_say_the_same_under_every_strategy(done
 def test_bad_input_is_one_clear_error(done, call, message):
     with pytest.raises(ValueError, match=message):
         call(done.folder)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_weight_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressing, "load_params", lambda *_: pytest.fail("weights were read"))
+    (tmp_path / "file").write_text("")
+    for out, message in (
+        (tmp_path / "file" / "new", "Not a directory"),
+        ("/proc/a/b", r"\(/proc\)"),
+    ):
+        with pytest.raises(ValueError, match=f"the folder .*{message}.* that can be written"):
+            px.compress(LLAMA, "int8", out)
+
+
+def test_a_full_disk_leaves_nothing_and_is_one_line(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
+    with pytest.raises(ValueError, match=r"small: .*No space left.* Nothing was made there"):
+        px.compress(LLAMA, "int8", tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import parallax as px
 from parallax.engine import run_folder
 from parallax.engine.checkpoint_files import complete_steps, remove_leftovers, write_checksums
 from parallax.engine.metrics import Metrics
@@ -109,6 +110,18 @@ def test_run_json_stays_whole_on_a_full_disk(tmp_path, monkeypatch):
         write_run(tmp_path, {"steps": 2})
     assert json.loads((tmp_path / "run.json").read_text()) == {"steps": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_workdir_that_cannot_be_made_is_refused_before_the_data_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file" / "run", "/proc/run/a"):
+        with pytest.raises(
+            ValueError, match=r"workdir .*run.*\. Give a folder that can be written"
+        ):
+            px.train("ring_sp", [tmp_path / "none.txt"], workdir, small=True)
+    with pytest.raises(ValueError, match=r"data .*none\.txt"):
+        px.train("ring_sp", [tmp_path / "none.txt"], tmp_path / "a" / "b", small=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_metrics_on_a_full_disk(tmp_path):

@@ -270,6 +270,10 @@ BAD_GENERATE = {
     ),
     "not text": ([*GENERATE, "--prompts=bytes.txt"], "--prompts=bytes.txt: not UTF-8."),
     "json": ([*GENERATE, "--prompt=a", "--json=none/out.json"], "its folder is not there"),
+    "json in a folder of the kernel": (
+        [*GENERATE, "--prompt=a", "--json=/proc/a.json"],
+        "--json=/proc/a.json: No such file",
+    ),
     "json folder": ([*GENERATE, "--prompt=a", "--json=."], "--json=.: Is a directory"),
     "mesh alone": ([*GENERATE, "--prompt=a", "--mesh=seq=4"], "no strategy is given"),
 }

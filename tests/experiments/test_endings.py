@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,38 @@ def test_a_reader_that_goes_away_ends_it_quietly(arguments, tmp_path):
         assert process.wait() == 141  # 128 + SIGPIPE, as a shell says
     if arguments[0] == "claims":  # results are written before they are shown
         assert (tmp_path / "out" / "claims.json").is_file()
+
+
+def test_output_on_a_full_disk_is_one_line_and_2(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "parallax.experiments", "list", "models"], text=True,
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, check=False,
+        )  # fmt: skip
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1)
+    assert "standard output: No space left on device" in run.stderr
+
+
+def test_results_are_shown_even_if_they_cannot_be_saved(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pairs = command_module("pairs")
+    measured = SimpleNamespace(to_dict=lambda: {}, table=lambda: "1.02x faster")
+    monkeypatch.setattr(pairs, "run_pairs", lambda *_, **__: measured)
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    Path("a.json").write_text("before")
+    monkeypatch.setattr(Path, "replace", full_disk)
+    assert launch("pairs", ["--json=a.json"], tuple(EXPERIMENTS)) == 2
+    text = capsys.readouterr()
+    assert text.out == "1.02x faster\n"
+    assert text.err == (
+        "parallax pairs: --json=a.json: No space left on device. Give a file that can be written.\n"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert Path("a.json").read_text() == "before"
 
 
 ENOUGH = {

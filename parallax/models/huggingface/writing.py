@@ -20,6 +20,7 @@ from parallax.models.huggingface.names import sizes_of
 from parallax.models.huggingface.reading import Placed
 from parallax.models.huggingface.streaming import write_tensors
 from parallax.models.huggingface.tensors import Piece, shapes_of
+from parallax.models.new_folder import new_folder
 from parallax.parallel.stage_layers import layers_in_place
 
 TOKENIZER_FILES = (
@@ -49,8 +50,8 @@ def save(
         the same, Llama for a Phi-4.
 
     Raises:
-      ValueError: the folder exists, no family (or not this one) computes the same as this model,
-        or other processes hold part of the parameters.
+      ValueError: the folder exists or cannot be written, no family (or not this one) computes the
+        same as this model, or other processes hold part of the parameters.
 
     Cost: besides the arrays on devices, the host holds one tensor at a time.
     """
@@ -61,41 +62,21 @@ def save(
     dtypes = {p.name: leaves[p.leaf].get_value().dtype.name for p in pieces}
     sizes = {n: math.prod(shape) * ITEM_BYTES[dtypes[n]] for n, shape in shapes.items()}
     files = _deal_out(sizes, max_file_bytes)
-    partial = begin_folder(folder, params)
-    tensor = _Tensors(model, params, pieces, dtypes)
-    weight_map = {}
-    for number, names in enumerate(files):
-        name = ONE if len(files) == 1 else f"model-{number + 1:05}-of-{len(files):05}.safetensors"
-        write_tensors(partial / name, {n: shapes[n] for n in names}, dtypes, tensor)
-        weight_map |= dict.fromkeys(names, name)
-    if len(files) > 1:
-        total = {"total_size": sum(sizes.values())}
-        index = {"metadata": total, "weight_map": weight_map}
-        (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    if tokenizer_from is not None:
-        fields |= copy_tokenizer(Path(tokenizer_from), partial)
-    (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    partial.rename(folder)
-
-
-def begin_folder(folder: str | Path, params: nnx.State) -> Path:
-    """Make and return the folder to write to, which is renamed to `folder` when complete.
-
-    Raises:
-      ValueError: the folder exists, or other processes hold part of the parameters.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder}: exists already. Give a folder that does not exist.")
-    if not all(x.is_fully_addressable for x in jax.tree.leaves(params)):
-        raise ValueError(
-            f"{folder}: other processes hold part of the parameters. Save a checkpoint there, and "
-            "restore it in one process to save this folder."
-        )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
+    with new_folder(folder, params) as partial:
+        tensor = _Tensors(model, params, pieces, dtypes)
+        weight_map = {}
+        for number, names in enumerate(files):
+            count = len(files)
+            name = ONE if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+            write_tensors(partial / name, {n: shapes[n] for n in names}, dtypes, tensor)
+            weight_map |= dict.fromkeys(names, name)
+        if len(files) > 1:
+            total = {"total_size": sum(sizes.values())}
+            index = {"metadata": total, "weight_map": weight_map}
+            (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        if tokenizer_from is not None:
+            fields |= copy_tokenizer(Path(tokenizer_from), partial)
+        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, target: Path) -> dict[str, Any]:
