@@ -102,6 +102,9 @@ class _Lock:
         self._path, self.without = workdir / _LOCK, ""
         try:
             self._file = self._locked(workdir, on_progress)
+            self._file.seek(0)
+            if not self.without and (before := self._file.read()):
+                on_progress(f"{workdir}: taken over from {before}, which did not leave it in order")
             self._file.truncate(0)
             since = datetime.now().astimezone().isoformat(" ", "seconds")
             self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")

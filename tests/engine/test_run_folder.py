@@ -45,9 +45,14 @@ def test_a_second_run_is_refused_and_a_killed_one_frees_the_folder(tmp_path):
         holder.kill()
         holder.communicate()
     assert (tmp_path / ".lock").is_file()  # its text is all that is left
+    lines = []
+    with held(tmp_path, lines.append):
+        pass
+    (line,) = lines
+    assert f"taken over from process {holder.pid} on " in line
+    assert list(tmp_path.iterdir()) == []
     with held(tmp_path, silent):
         pass
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_of_a_host_that_went_down_is_awaited(tmp_path, monkeypatch):
@@ -64,8 +69,9 @@ def test_the_lock_of_a_host_that_went_down_is_awaited(tmp_path, monkeypatch):
     said = []
     with held(tmp_path, said.append):
         assert len(tries) == 3
-    assert len(said) == 1
+    assert len(said) == 2
     assert "process 7 on a-node-that-went-down since yesterday holds it. Waiting 120 s" in said[0]
+    assert "taken over from process 7 on a-node-that-went-down" in said[1]
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
