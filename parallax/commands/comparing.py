@@ -19,6 +19,7 @@ from parallax.lenses.environment import (
     compile_environment,
     cpu_environment,
     missing_compiler,
+    too_many_devices,
     versions,
 )
 from parallax.lenses.measuring import measure_prefill
@@ -171,12 +172,17 @@ def run_comparisons(
 
 def _verify(run: _Run, on_progress: Progress) -> None:
     one = run.comparison
+    devices = max(s.mesh.size for s, _ in one.small_cases)
+    if why := too_many_devices(devices):
+        run.skip(("verify",), f"verify lens not run: {why}")
+        on_progress(run.skipped["verify"])
+        return
     text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
     dtypes = tuple(dict.fromkeys(("float64", one.config.dtype)))
     task = VerifyTask(one.request.phase, one.small_config, one.small_cases, text, name, dtypes)
     rows = run_in_child(
         verify_task, task,
-        environment=cpu_environment(max(s.mesh.size for s, _ in task.cases)),
+        environment=cpu_environment(devices),
         on_progress=lambda line: on_progress(f"verify: {line}"),
     )  # fmt: skip
     for (strategy, _), row in zip(task.cases, rows, strict=True):

@@ -272,6 +272,8 @@ def _sizes(
         seq_len=_multiple(base.seq_len, [s.count("act_seq", "act_norm_seq") for s in splits]),
     )
     longest = max(config.small().max_seq_len, base.seq_len)
+    if request.phase == "decode" and config.positions == "learned":
+        longest += NEW_TOKENS
     stages = math.lcm(
         *(
             split.count("layers") * s.layers.virtual_stages

@@ -1,5 +1,6 @@
 """The devices of all processes in the order of their nodes, and what a mesh over them crosses."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,23 @@ def ordered_devices() -> list[Any]:
         return list(jax.devices())
     node = nodes()
     return sorted(jax.devices(), key=lambda d: (node[d.process_index], d.process_index, d.id))
+
+
+def free_bytes(device: Any) -> int | None:
+    """Return the bytes free on a device of this process; None where nothing says so.
+
+    CPU devices share the machine's memory: it is all that one of them and the others have.
+    """
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kilobytes[0]) * 1024 if kilobytes else None
 
 
 def node_count() -> int:

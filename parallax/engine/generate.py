@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from parallax.distributed.agreement import together
+from parallax.distributed.devices import free_bytes
 from parallax.distributed.values import on_host
 from parallax.engine.latency import Latency
 from parallax.engine.sampling import Sampling, next_tokens, same_on_all
@@ -104,7 +105,8 @@ class Generator:
 
         Raises:
           ValueError: there is no prompt, a prompt is empty, an id is outside of the vocabulary, or
-            there are more tokens than the cache or the table of learned positions has room for.
+            there are more tokens than the cache, the memory or the table of learned positions has
+            room for.
 
         Cost: the first call of a shape compiles; then one prefill, and one step per token. All
           processes of the mesh have to call it alike, and get the same tokens; for that each step
@@ -118,6 +120,7 @@ class Generator:
             longest = max(map(len, prompts))
             _check_table(self.config, longest, length, max_new_tokens)
         decoder = self._decoder(batch, length, max_new_tokens)
+        together("the memory of the cache", lambda: _check_room(decoder, self.mesh))
         notes += _placed(decoder)
         start = time.perf_counter()
         prefill, step = self._programs(decoder, sampling)
@@ -237,6 +240,21 @@ def _programs(decoder: Decoder, sampling: Sampling, mesh) -> tuple[Any, Any]:
     decode = jax.jit(following, donate_argnums=1, out_shardings=(shardings, tokens_sharding))
     rows = jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=tokens_sharding)
     return made, decode.lower(params, cache, rows).compile(step_options)
+
+
+def _check_room(decoder: Decoder, mesh: Any) -> None:
+    """Raise ValueError, before anything is compiled, for a cache that does not fit."""
+    own, needed = mesh.local_devices, decoder.kv_bytes()
+    free = free_bytes(own[0])
+    if own[0].platform == "cpu":
+        needed *= len(own)
+    if free is not None and needed > free:
+        length = decoder.workload.seq_len + decoder.new_tokens
+        raise ValueError(
+            f"keys and values of {decoder.workload.batch:,} sequences of {length:,} tokens take "
+            f"{needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free. Lower max_new_tokens, or "
+            "give fewer or shorter prompts."
+        )
 
 
 def _placed(decoder: Decoder) -> list[str]:

@@ -22,7 +22,7 @@ from parallax.models.huggingface import Tokenizer
 from parallax.programs.cache import batch_multiple
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.generate import GenerateRequest
-from parallax.requests.naming import resolve_model, resolve_strategy
+from parallax.requests.naming import is_published, resolve_model, resolve_strategy
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -142,7 +142,8 @@ def run_generation(
         if piece := stream.rest():
             on_text(prompt, piece)
     latency, slowest = _latency_of_first(generation.latency)
-    notes = (*node_notes(generator.mesh), *generation.notes, *slowest)
+    beyond = _beyond_trained(task, request.max_new_tokens)
+    notes = (*node_notes(generator.mesh), *generation.notes, *beyond, *slowest)
     generation = replace(generation, latency=latency, notes=notes)
     continuations = generation.continuations
     return GeneratedText(tuple(tokenizer.decode(list(c.tokens)) for c in continuations), generation)
@@ -177,6 +178,21 @@ def _resolve(request: GenerateRequest, devices: int) -> _Task:
     stops = tuple(tokenizer.stop_tokens) if given is None else tuple(given)
     check_prompts(config, encoded, request.max_new_tokens, request.cache_len, stops)
     return _Task(config, folder, strategy, tokenizer, encoded, stops, sampling)
+
+
+def _beyond_trained(task: _Task, max_new_tokens: int) -> tuple[str, ...]:
+    """Return a note for texts that are longer than what published weights were trained on."""
+    config, folder = task.config, task.folder
+    if folder is None or not is_published(folder):
+        return ()
+    longest = max(map(len, task.encoded))
+    if longest + max_new_tokens <= config.max_seq_len:
+        return ()
+    return (
+        f"warning: {longest} tokens of the prompt and up to {max_new_tokens} new ones are more "
+        f"than the {config.max_seq_len:,} positions that '{config.name}' is made for "
+        "(max_position_embeddings in its config.json): text beyond them may be worse",
+    )
 
 
 def _facts(request: GenerateRequest, task: _Task) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 
+MOST_VIRTUAL = 512
 _COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -64,6 +65,16 @@ def _installed(package: str, module: str) -> bool:
     return importlib.util.find_spec(f"{package}.{module}") is not None
 
 
+def too_many_devices(count: int) -> str:
+    """Return why a process cannot have so many virtual CPU devices; "" if it can."""
+    if count <= MOST_VIRTUAL:
+        return ""
+    return (
+        f"{count:,} virtual CPU devices are more than {MOST_VIRTUAL}, the most in a process: each "
+        "takes about 10 MB and a thread. Use a smaller mesh."
+    )
+
+
 def virtual_devices(count: int = 16) -> None:
     """Give this process `count` virtual CPU devices; call it before JAX starts.
 
@@ -71,9 +82,13 @@ def virtual_devices(count: int = 16) -> None:
       count: number of devices; of this process, where there are several.
 
     Raises:
+      ValueError: more devices than a process can have.
       RuntimeError: JAX has already started with another number of devices or on another platform.
     """
     import jax
+
+    if why := too_many_devices(count):
+        raise ValueError(why)
 
     # Once JAX has started it refuses the setting; then the number must already be right.
     with contextlib.suppress(RuntimeError):

@@ -102,7 +102,8 @@ class ShardedCache:
         ):
             raise ValueError(
                 f"{context}: {workload.seq_len} + {self.new_tokens} tokens are more than model "
-                f"'{config.name}' has learned positions for, {config.max_seq_len}."
+                f"'{config.name}' has learned positions for, {config.max_seq_len}. Use prompts of "
+                f"at most {config.max_seq_len - self.new_tokens}."
             )
         missing = [
             a for a in strategy.experts.exchange_axes if a not in self.split.over("act_batch")

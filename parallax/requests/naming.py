@@ -148,6 +148,14 @@ def weights_of_run(folder: Path) -> Path | None:
     return None if weights is None else Path(weights)
 
 
+def is_published(folder: Path) -> bool:
+    """Whether a folder's weights are published ones, or come from such, by way of training runs."""
+    if not (folder / RUN_FILE).is_file():
+        return (folder / "config.json").is_file()
+    before = weights_of_run(folder)
+    return before is not None and is_published(before)
+
+
 def _read_run(path: Path) -> dict[str, Any]:
     run = read_json(path, f"training run {path}", "Give the folder of a training run.")
     if not isinstance(run, dict):
@@ -198,7 +206,7 @@ def resolve_strategy(
     if resolved.mesh.size > devices:
         raise ValueError(
             f"Strategy '{resolved.name}': mesh {resolved.mesh} needs {resolved.mesh.size} devices, "
-            f"there are {devices}. Use a smaller mesh (--mesh), or virtual CPU devices (--virtual, "
-            "or px.virtual_devices before JAX starts)."
+            f"there are {devices}. Use a smaller mesh, or virtual CPU devices: --virtual, or in "
+            f"Python px.virtual_devices({resolved.mesh.size}) before JAX starts."
         )
     return resolved

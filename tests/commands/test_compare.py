@@ -14,6 +14,7 @@ from parallax.commands.compare import compare
 from parallax.commands.resolve import resolve as resolve_request
 from parallax.cost import rates_of
 from parallax.lenses.text import DEFAULT_TEXT
+from parallax.lenses.verify_decoding import NEW_TOKENS
 from parallax.models.config import ModelConfig
 from parallax.requests.compare import CompareRequest
 from parallax.results.lens_results import Difference
@@ -227,6 +228,23 @@ def test_nothing_that_can_run_is_bad_input_with_the_reasons():
 def test_decoding_that_a_strategy_cannot_do_is_known_before(plan):
     with pytest.raises(ValueError, match="neither packed nor of fixed routing"):
         compare("ring_sp", phase="decode", packed=True, strategies=["ring_sequence"])
+
+
+def test_learned_positions_reach_as_far_as_verify_decodes(plan):
+    folder = LLAMA.with_name("gpt2")
+    found = plan(model=folder, phase="decode", batch=16, seq_len=32, strategies=["data_parallel"])
+    assert found.small_config.max_seq_len == found.small_cases[0][1].seq_len + NEW_TOKENS
+    assert found.refused == {}
+    with pytest.raises(ValueError, match="Use prompts of at most 63"):
+        compare(model=folder, phase="decode", batch=16, seq_len=64, strategies=["data_parallel"])
+
+
+def test_verify_on_more_devices_than_a_process_can_have_is_not_run():
+    report = compare(
+        "ring_sp", cluster="h100_128x8", batch=1024, strategies=["data_parallel"], lenses=["verify"]
+    )
+    (result,) = report.results
+    assert "1,024 virtual CPU devices are more than 512" in result.skipped["verify"]
 
 
 @pytest.fixture

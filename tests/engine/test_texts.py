@@ -14,6 +14,7 @@ from parallax.engine import texts
 from parallax.engine.latency import Latency
 from parallax.engine.texts import _Stream, make_generator
 from parallax.models.huggingface import ByteTokenizer
+from parallax.requests.naming import is_published
 
 LLAMA = Path(__file__).parents[1] / "models" / "huggingface" / "golden" / "llama"
 PROMPTS = ["the quick", "pack my box with five"]
@@ -65,16 +66,30 @@ def test_a_papers_small_model_has_random_weights_and_says_so():
         ({"model": "nope"}, "'nope' is neither a paper .*ring_sp.* nor an existing folder"),
         ({"model": "ring_sp"}, "no weights and no tokenizer"),
         ({"model": LLAMA, "small": True}, "a model's own weights"),
-        ({"model": LLAMA, "strategy": "ring_sequence", "mesh": "seq=32"}, "needs 32 devices"),
+        (
+            {"model": LLAMA, "strategy": "ring_sequence", "mesh": "seq=32"},
+            r"px\.virtual_devices\(32\) before",
+        ),
         ({"model": LLAMA, "strategy": "nope"}, "nope"),
         ({"model": "ring_sp", "small": True, "prompts": ""}, "prompt 0 is empty"),
         ({"model": LLAMA, "cache_len": 4}, "room for 4"),
+        ({"model": "ring_sp", "small": True, "max_new_tokens": 10**9}, "1,000,000,.* GB are free"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments, message):
     arguments = {"prompts": "the quick", "max_new_tokens": 4} | arguments
     with pytest.raises(ValueError, match=message):
         px.generate(**arguments)
+
+
+def test_text_beyond_the_models_positions_is_named(tmp_path):
+    """By the published number; a model that was only ever trained here has none."""
+    notes = px.generate(LLAMA, "the", max_new_tokens=256, stop_tokens=None).generation.notes
+    assert any("up to 256 new ones are more than the 256 positions" in note for note in notes)
+    (tmp_path / "run.json").write_text('{"weights": null}')
+    assert not is_published(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"weights": str(LLAMA)}))
+    assert is_published(tmp_path)
 
 
 def test_a_character_comes_when_it_is_whole():

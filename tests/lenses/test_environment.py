@@ -32,6 +32,11 @@ def test_virtual_devices_too_late_is_one_clear_line():
     )
 
 
+def test_more_virtual_devices_than_a_process_can_have():
+    with pytest.raises(ValueError, match="4,096 virtual CPU devices are more than 512"):
+        environment.virtual_devices(4096)
+
+
 def test_virtual_devices_again_with_what_there_is():
     run = python("import parallax as px; px.virtual_devices(4); px.virtual_devices(4); print('ok')")
     assert run.stdout.strip() == "ok", run.stderr
