@@ -64,8 +64,8 @@ class _Run:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no strategy could run any lens."""
-        return not (any(self.values.values()) or self.skipped or self.sweep)
+        """Whether no strategy ran any lens."""
+        return not (any(self.values.values()) or self.sweep)
 
     def refuse(self, name: str, lenses: Sequence[str], why: str) -> None:
         """Record why a strategy could not run some of the lenses that were asked for."""
@@ -147,7 +147,7 @@ def run_comparisons(
       One Report per comparison; `seconds` is that of the whole run.
 
     Raises:
-      ValueError: no strategy could run any lens.
+      ValueError: no strategy ran any lens.
     """
     start = time.perf_counter()
     lock = threading.Lock()
@@ -164,6 +164,8 @@ def run_comparisons(
     for run in runs:
         _measure(run, report_line)  # runs alone: nothing else may use the machine
     if all(run.is_empty for run in runs):
+        if skipped := dict.fromkeys(why for run in runs for why in run.skipped.values()):
+            raise ValueError(f"nothing was checked. {' '.join(skipped)}")
         refused = {name: why for run in runs for name, why in run.refused.items()}
         raise ValueError(nothing_runs({n: next(iter(why.values())) for n, why in refused.items()}))
     seconds = time.perf_counter() - start

@@ -128,10 +128,16 @@ def test_small_compiles_what_verify_runs(plan):
     assert found.cases == found.small_cases
 
 
+def all_exact(_, task, **__):
+    """The verify lens, in which every strategy is exact."""
+    return [examples.ring_result().verification for _ in task.cases]
+
+
 def test_without_the_compiler_the_rest_runs(monkeypatch):
     monkeypatch.setattr(comparing, "missing_compiler", lambda: "get it like this")
     lines = []
-    report = compare("ring_sp", lenses=["compile", "predict"], on_progress=lines.append)
+    monkeypatch.setattr(comparing, "run_in_child", all_exact)
+    report = compare("ring_sp", on_progress=lines.append)
     assert lines == ["get it like this"]
     assert all(
         r.skipped == dict.fromkeys(("compile", "predict"), "get it like this")
@@ -139,6 +145,8 @@ def test_without_the_compiler_the_rest_runs(monkeypatch):
     )
     assert report.exit_status == 0
     assert "get it like this" in report.to_json()
+    with pytest.raises(ValueError, match=r"nothing was checked\. get it like this$"):
+        compare("ring_sp", lenses=["compile", "predict"])
 
 
 @pytest.mark.full
@@ -195,12 +203,13 @@ def shown_everywhere(report, reason):
 
 def test_a_strategy_that_cannot_run_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(comparing, "missing_compiler", lambda: "get it like this")
-    report = compare("ring_sp", lenses=["compile", "predict"], **LONG)
+    monkeypatch.setattr(comparing, "run_in_child", all_exact)
+    report = compare("ring_sp", **LONG)
     refused = shown_everywhere(report, "16 does not divide 10001")
-    assert set(refused["ring_sequence"]) == {"compile", "predict"}
+    assert set(refused["ring_sequence"]) == {"verify", "compile", "predict"}
     assert refused["data_parallel"] == {}
     assert report.results[1].skipped  # the compiler is missing, which is nobody's fault
-    assert "cannot compile, predict" in printed(report)
+    assert "cannot verify, compile, predict" in printed(report)
 
 
 def test_a_mesh_of_another_strategys_axes_leaves_it_out(plan):
@@ -240,11 +249,12 @@ def test_learned_positions_reach_as_far_as_verify_decodes(plan):
 
 
 def test_verify_on_more_devices_than_a_process_can_have_is_not_run():
-    report = compare(
-        "ring_sp", cluster="h100_128x8", batch=1024, strategies=["data_parallel"], lenses=["verify"]
-    )
-    (result,) = report.results
-    assert "1,024 virtual CPU devices are more than 512" in result.skipped["verify"]
+    said = r"nothing was checked\. verify lens not run: 1,024 virtual CPU devices are more than 512"
+    with pytest.raises(ValueError, match=said):
+        compare(
+            "ring_sp", cluster="h100_128x8", batch=1024, strategies=["data_parallel"],
+            lenses=["verify"],
+        )  # fmt: skip
 
 
 @pytest.fixture

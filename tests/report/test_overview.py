@@ -44,6 +44,10 @@ def test_claimed_modelled_bound_and_verdict_stand_in_one_line():
 def test_what_fails_is_said():
     report = paper_report("ring_sp")
     assert "All are exact" in printed([report])
+    left_out = dataclasses.replace(report.results[0], compilation=None, prediction=None)
+    text = printed([dataclasses.replace(report, results=(left_out, *report.results[1:]))])
+    assert "All are exact" not in text
+    assert "fits (" in text.splitlines()[-1]
     first, *rest = report.results
     assert first.compilation is not None
     memory = dataclasses.replace(first.compilation.memory, temp_bytes=10**12)
