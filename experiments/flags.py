@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from absl import flags
 
-from parallax.requests.option import Described, Option, Request, build, described
+from parallax.requests.option import Described, Option, Request, build, described, parse_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ def _define(table: flags.FlagValues, one: Described) -> None:
     more: Any = {"flag_values": table}
     once: Any = {"flag_values": table, "allow_overwrite": False}
     if option.kind == "whole":
-        flags.DEFINE_integer(one.flag, None, "", lower_bound=option.at_least, **once)
+        parser, serializer = _Whole(option.at_least), flags.ArgumentSerializer()
+        flags.DEFINE(parser, one.flag, None, "", serializer=serializer, **once)
     elif option.kind == "choice":
         parser, serializer = _Choice(option), flags.ArgumentSerializer()
         flags.DEFINE(parser, one.flag, None, "", serializer=serializer, **once)
@@ -111,6 +112,13 @@ def _define(table: flags.FlagValues, one: Described) -> None:
             "whole list": flags.DEFINE_list,
         }  # fmt: skip
         simple[option.kind](one.flag, None, "", **once)
+
+
+class _Whole(flags.IntegerParser):
+    """The parser of a whole number, which may end in k or M."""
+
+    def convert(self, argument: int | str) -> int:
+        return parse_whole(argument) if isinstance(argument, str) else super().convert(argument)
 
 
 class _Choice(flags.EnumParser):
@@ -140,11 +148,9 @@ def _values(table: flags.FlagValues, listed: list[Described]) -> Iterator[tuple[
 
 def _whole(flag: str, text: str) -> int:
     try:
-        return int(text)
-    except ValueError:
-        raise ValueError(
-            f"--{flag}: expected whole numbers, separated by commas; got {text!r}."
-        ) from None
+        return parse_whole(text)
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}. Separate several by commas.") from None
 
 
 def meaning(option: Option) -> str:

@@ -1,6 +1,6 @@
 """A sweep: every strategy compiled and predicted at each value of one axis."""
 
-import re
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +16,7 @@ from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.parallel.remat import Remat
+from parallax.requests.option import parse_whole
 from parallax.results.lens_results import Compilation, Figure, Prediction
 from parallax.results.sweep_results import Axis, PointFigures, Sweep, SweepPoint
 from parallax.rules import Phase
@@ -24,8 +25,6 @@ from parallax.workload import Workload
 
 AXES: dict[str, Axis] = {"devices": "devices", "seq_len": "seq_len", "batch": "batch"}
 MOST_VALUES = 16
-_UNITS = {"": 1, "k": 1024, "M": 1024**2}
-_NUMBER = re.compile(r"([1-9][0-9]*)([kM]?)")
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,13 @@ def parse_sweep(text: str) -> SweepAxis:
 
 
 def _number(text: str, context: str) -> int:
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(
-            f"{context}: expected a positive integer such as 16, 4k or 1M, got {text!r}. "
-            "Write for example seq_len:4k..128k or batch:64,256."
-        )
-    return int(match[1]) * _UNITS[match[2]]
+    with contextlib.suppress(ValueError):
+        if (value := parse_whole(text)) > 0:
+            return value
+    raise ValueError(
+        f"{context}: expected a positive integer such as 16, 4k or 1M, got {text!r}. "
+        "Write for example seq_len:4k..128k or batch:64,256."
+    )
 
 
 @dataclass(frozen=True)

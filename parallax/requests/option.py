@@ -1,14 +1,18 @@
 """A field of a request that describes itself: help, grammar, unit, choices, lower bound."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-# How a value is written: text; a whole number; a number; a switch (--small, --nosmall); one of
-# several choices; comma-separated values; comma-separated whole numbers; a repeatable flag.
+# How a value is written: text; a whole number (4k is 4096); a number; a switch (--small,
+# --nosmall); one of several choices; comma-separated values; comma-separated whole numbers; a
+# repeatable flag.
 Kind = Literal["text", "whole", "number", "switch", "choice", "list", "whole list", "repeated"]
+
+_UNITS = {"": 1, "k": 1024, "M": 1024**2}
 
 _JSON_TYPES: dict[Kind, Any] = {
     "text": {"type": "string"},
@@ -78,6 +82,18 @@ def described(cls: type) -> Iterator[Described]:
             yield Described(found.flag or field.name, field.default, found)
         elif nested := field.metadata.get("nested"):
             yield from described(nested)
+
+
+def parse_whole(text: str) -> int:
+    """Parse a whole number, which may end in k (1024) or M (1024 k), as 4k is 4096.
+
+    Raises:
+      ValueError: another grammar.
+    """
+    match = re.fullmatch(r"\s*([+-]?[0-9]+(?:_[0-9]+)*)([kM]?)\s*", text)
+    if match is None:
+        raise ValueError(f"expected a whole number such as 16, 4k or 1M (k = 1024), got {text!r}")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def nested(cls: type) -> Any:

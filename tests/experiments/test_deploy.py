@@ -72,7 +72,7 @@ def test_losses_and_switches_make_a_record(deploy, tmp_path):
         (["--devices=5"], "4 layers for 5 devices"),
         (["--devices=17"], "17 devices are asked for, this process has 16"),
         (["--devices=2", "--spares=2"], "2 spares of 2 devices leave none"),
-        (["--lose=one"], "--lose: expected whole numbers"),
+        (["--lose=one"], "--lose: expected a whole number"),
         (["--layer_formats=0-9=int8"], "layer formats '0-9=int8'"),
         (["--layer_formats=int8"], "expected LAYERS=FORMAT"),
         (["--compression=int3"], "unknown format 'int3'"),

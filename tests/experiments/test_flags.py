@@ -4,8 +4,10 @@ import contextlib
 import io
 
 import pytest
+from absl import flags as absl_flags
 
 import parallax as px
+from parallax.experiments import starting
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.compare import _request as compare_request
 from parallax.experiments.flags import UnknownFlagError, read_flags
@@ -13,7 +15,7 @@ from parallax.experiments.launch import command_module, launch
 from parallax.experiments.train import Flags, chosen_optimizer
 from parallax.papers import PAPERS
 from parallax.report import Report
-from parallax.requests.option import described
+from parallax.requests.option import Request, described
 from parallax.workload import Workload
 
 OWN = {
@@ -32,6 +34,24 @@ def typed(one):
     """The flag with a value that its grammar takes."""
     value = {"choice": one.option.choices[:1], "number": ("0.5",)}.get(one.option.kind, ("7",))
     return f"--{one.flag}" if one.option.kind == "switch" else f"--{one.flag}={value[0]}"
+
+
+@pytest.mark.parametrize(
+    "flag", sorted({f for f, one in ALL.items() if "whole" in one.option.kind})
+)
+def test_every_count_may_end_in_k(flag, monkeypatch):
+    """As in --sweep=seq_len:4k: k is 1024."""
+    monkeypatch.setattr(Request, "refuse_unused", lambda *_: None)
+    name = next(name for name in EXPERIMENTS if flag in OWN[name])
+    argv = ["parallax", *(x for x in NEEDED[name] if not x.startswith(f"--{flag}="))]
+    found = flag_of(read_flags(command_module(name).Flags, [*argv, f"--{flag}=2k"]), flag)
+    assert found in (2048, (2048,))
+    with pytest.raises((ValueError, absl_flags.Error), match=r"4k or 1M \(k = 1024\), got '2K'"):
+        read_flags(command_module(name).Flags, [*argv, f"--{flag}=2K"])
+
+
+def flag_of(flags, name):
+    return dict(starting._values(flags))[name]
 
 
 def test_there_are_many_pairs():
