@@ -108,13 +108,14 @@ def _said(options: TrainingOptions | None = None) -> str:
 def section(title, config, strategy: Strategy, workload: Workload, phase, remat) -> str:
     """Render a program's heading and the table of its closed form."""
     size = (
-        f"{workload.batch:,} x {workload.seq_len:,} tokens in {workload.microbatches} microbatches"
+        f"{workload.batch:,} x {workload.seq_len:,} tokens in "
+        f"{words.counted(workload.microbatches, 'microbatch', 'microbatches')}"
     )
     step = make_step(config, strategy, workload, phase, remat)
     if step.decoder is not None:
         size = (
             f"a token of each of {workload.batch:,} sequences after {workload.seq_len:,}, in "
-            f"{step.workload.microbatches} microbatches; "
+            f"{words.counted(step.workload.microbatches, 'microbatch', 'microbatches')}; "
             f"{words.in_bytes(step.kv_cache_bytes())} of keys and values a device"
         )
     transfers = step.of_shard_map()
@@ -133,8 +134,8 @@ def section(title, config, strategy: Strategy, workload: Workload, phase, remat)
 
 def _derived(t: Transfer) -> str:
     axes = words.axes_name(t.axes)
-    return (f"| {t.what} | {t.kind} | {axes} | {t.count:,} | {words.in_bytes(t.wire_bytes)} | "
-            f"{words.in_bytes(t.minimum_bytes)} |")  # fmt: skip
+    sent, least = words.in_bytes(t.wire_bytes), words.in_bytes(t.minimum_bytes)
+    return words.markdown_row(t.what, t.kind, axes, f"{t.count:,}", sent, least)
 
 
 def compiled_rows(found: Compilation) -> str:
@@ -144,9 +145,15 @@ def compiled_rows(found: Compilation) -> str:
     for row in dtype_rows(found.ledger):
         total = row.total_bytes or 1.0
         lines.append(
-            f"| {row.kind} | {words.axes_name(row.axes)} | {row.dtype} | {row.count:,} | "
-            f"{words.in_bytes(row.total_bytes)} | {words.percent(row.async_bytes / total)} | "
-            f"{words.percent(row.overlapped_bytes / total)} |"
+            words.markdown_row(
+                row.kind,
+                words.axes_name(row.axes),
+                row.dtype,
+                f"{row.count:,}",
+                words.in_bytes(row.total_bytes),
+                words.percent(row.async_bytes / total),
+                words.percent(row.overlapped_bytes / total),
+            )
         )
     equal = "Equal" if found.ledger_matches else "NOT equal"
     memory = words.in_bytes(found.memory.total_bytes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from parallax.bounds import Role
+from parallax.report.words import markdown_row
 from parallax.strategies import data_parallel, expert_parallel, fsdp, hsdp, tensor_pipeline
 from parallax.strategies.training_options import AUTO, TrainingOptions
 from parallax.strategy import Strategy
@@ -113,7 +114,7 @@ def forms_table() -> str:
         "",
         "| strategy | purpose | collective | bytes |",
         "|---|---|---|---|",
-        *(f"| {f.title} | {f.what} | {f.kind} | {f.text} |" for f in FORMS),
+        *(markdown_row(f.title, f.what, f.kind, f.text) for f in FORMS),
         "",
     ]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from pathlib import Path
 from parallax.experiments import flags
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.launch import command_module
+from parallax.report.words import markdown_row
 from parallax.requests.option import described
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
@@ -22,7 +23,7 @@ def flag_table(name: str) -> str:
     for one in described(command_module(name).Flags):
         shown = flags.shown_default(one.default)
         default = f"`{shown}`" if shown else ""
-        rows.append(f"| `--{one.flag}` | {default} | {flags.meaning(one.option)} |")
+        rows.append(markdown_row(f"`--{one.flag}`", default, flags.meaning(one.option)))
     return "\n".join(rows) + "\n"
 
 
@@ -32,7 +33,7 @@ def owner_table() -> str:
     for name in EXPERIMENTS:
         for one in described(command_module(name).Flags):
             owners.setdefault(one.flag, []).append(name)
-    rows = [f"| `--{flag}` | {', '.join(names)} |" for flag, names in sorted(owners.items())]
+    rows = [markdown_row(f"`--{flag}`", ", ".join(names)) for flag, names in sorted(owners.items())]
     return "\n".join(("| flag | commands |", "|---|---|", *rows)) + "\n"
 
 

@@ -41,6 +41,7 @@ from parallax.distributed.processes import process_count
 from parallax.experiments.devices import use_devices
 from parallax.experiments.flags import Command
 from parallax.experiments.launch import INTERRUPTED, said_s
+from parallax.report.words import counted
 from parallax.requests import shared
 from parallax.requests.option import nested, option
 from parallax.requests.processes import ProcessesRequest
@@ -118,7 +119,8 @@ def main(flags: Flags) -> int:
         )
     said = "done" if run.finished else f"stopped; {kept(flags)}"
     print(
-        f"{said}. Step {run.last_step}, loss {run.losses[-1]:.4f}; {len(run.losses)} steps in "
+        f"{said}. Step {run.last_step}, loss {run.losses[-1]:.4f}; "
+        f"{counted(len(run.losses), 'step')} in "
         f"{run.seconds:.1f} s, compiled in {run.compile_s:.1f} s. In {run.folder}: run.json, "
         "metrics.jsonl, TensorBoard's events, checkpoints."
     )

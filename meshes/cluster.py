@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -176,6 +177,16 @@ def on_network(base: Cluster, network: str | None) -> Cluster:
     return dataclasses.replace(
         base, name=f"{base.name}@{network}", network=name, nic_bytes_per_s=bandwidth
     )
+
+
+def of_size(base: Cluster, devices: int) -> str:
+    """Return the name of a cluster of the same GPUs with so many devices; "" if there is none."""
+    for name in (*CLUSTERS, f"{base.gpu.name}_1x{devices}", f"{base.gpu.name}_{devices // 8}x8"):
+        with contextlib.suppress(ValueError):
+            found = cluster(name)
+            if found.devices == devices and found.gpu == base.gpu:
+                return name
+    return ""
 
 
 def scaled(base: Cluster, devices: int) -> Cluster:

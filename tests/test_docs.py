@@ -120,3 +120,13 @@ def test_the_site_has_every_page():
         r"^ +- ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
     )
     assert sorted(listed) == sorted(pages)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
+    """A | in a cell that is not escaped is one cell more."""
+    cells: int | None = None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        assert None in (cells, found) or found == cells, line
+        cells = found

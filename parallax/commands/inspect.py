@@ -114,9 +114,9 @@ class Inspection:
 
     def table(self) -> RenderableType:
         """Render the inspection for a rich console."""
-        head = f"{self.name}: {self.devices} devices, estimated for {self.cluster.name}"
-        if self.untimed:
-            head = f"{self.name}: {self.devices} devices"
+        head = f"{self.name}: {words.counted(self.devices, 'device')}"
+        if not self.untimed:
+            head += f", estimated for {self.cluster.name}"
         parts: list[RenderableType] = [Text(head, style="bold"), Text(), *self._time()]
         flops, unit = words.in_flops(self.gemm_flops), "per device, compiled"
         if self.flops.low != self.flops.high:

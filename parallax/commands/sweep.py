@@ -16,6 +16,7 @@ from parallax.lenses.predicting import predict
 from parallax.meshes.cluster import Cluster, scaled
 from parallax.models.config import ModelConfig
 from parallax.parallel.remat import Remat
+from parallax.report.words import counted
 from parallax.requests.option import parse_whole
 from parallax.results.lens_results import Compilation, Figure, Prediction
 from parallax.results.sweep_results import Axis, PointFigures, Sweep, SweepPoint
@@ -142,7 +143,7 @@ def make_tasks(
 
 def constant_words(axis: Axis, base: Workload, cluster: Cluster) -> str:
     """Return a sentence on what stays the same along the axis."""
-    batch, length = f"{base.batch:,} sequences", f"{base.seq_len:,} tokens"
+    batch, length = counted(base.batch, "sequence"), counted(base.seq_len, "token")
     if axis == "devices":
         return (
             f"strong scaling: the whole batch stays {batch} of {length}, whatever the number of "

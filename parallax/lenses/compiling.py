@@ -27,7 +27,7 @@ from parallax.lenses.child import Progress
 from parallax.lenses.compiled_text import compile_text
 from parallax.lenses.lowering import lower, missing_libraries
 from parallax.lenses.timeline import busiest_timeline
-from parallax.meshes.cluster import Cluster
+from parallax.meshes.cluster import Cluster, of_size
 from parallax.meshes.mesh import MeshSpec
 from parallax.meshes.topology import topology_devices
 from parallax.programs.load_balance import LoadBalance
@@ -269,10 +269,11 @@ def check_devices(cluster: Cluster, axes: Mapping[str, int]) -> None:
     size = math.prod(axes.values())
     if size != cluster.devices:
         mesh = ",".join(f"{name}={n}" for name, n in axes.items()) or "single"
+        named = of_size(cluster, size)
+        other = f", or use a cluster of {size}, for example {named}" if named else ""
         raise ValueError(
             f"mesh {mesh} has {size} devices, cluster {cluster.name} has {cluster.devices}. "
-            f"Change the mesh, or use a cluster of {size}, for example "
-            f"{cluster.gpu.name}_{max(1, size // 8)}x{min(8, size)}."
+            f"Change the mesh{other}."
         )
 
 

@@ -27,7 +27,8 @@ from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import load_balancing_loss
 from parallax.parallel.gradients import Precision
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.results.lens_results import Exactness, RouterFacts, Verification
+from parallax.results.lens_results import Exactness, Verification
+from parallax.results.router_facts import RouterFacts
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 

@@ -44,8 +44,9 @@ def headline(facts: Facts) -> str:
     if not facts.memory_bytes:
         memory = "memory is not in the text"
     return (
-        f"{facts.name}: {facts.devices} devices ({facts.cluster.name}, {mesh}); step "
-        f"{words.in_seconds(facts.step_s)}{' unvalidated' if facts.unvalidated else ''} (modelled, "
+        f"{facts.name}: {words.counted(facts.devices, 'device')} ({facts.cluster.name}, {mesh}); "
+        f"step {words.in_seconds(facts.step_s)}{' unvalidated' if facts.unvalidated else ''} "
+        "(modelled, "
         f"{error_bar(facts)}); {memory}; sends {words.in_bytes(facts.sent_bytes)} per device "
         "(compiled)"
     )

@@ -11,10 +11,10 @@ from parallax.report.speed_facts import EXPOSED_TIME, SPEED
 from parallax.report.training_rows import TRAIN_MEMORY, TRAINED
 from parallax.results.lens_results import (
     Compilation,
-    RouterFacts,
     StrategyResult,
     Verification,
 )
+from parallax.results.router_facts import RouterFacts
 
 
 def fact_rows(results: tuple[StrategyResult, ...], paper: Paper | None) -> tuple[Row, ...]:

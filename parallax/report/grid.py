@@ -8,6 +8,7 @@ from rich.table import Table, box
 from rich.text import Text
 
 from parallax.report.facts import Cell
+from parallax.report.words import markdown_row
 from parallax.results.lens_results import TAGS, Tag
 
 _STYLES = {"good": "green", "bad": "bold red", "plain": ""}
@@ -66,16 +67,12 @@ def grid_html(grid: DataTable) -> str:
 def grid_markdown(grid: DataTable) -> str:
     """Render a table as a section of a Markdown page."""
     heads = [head + (f" ({tag})" if tag else "") for head, tag in grid.heads]
-    lines = [f"## {grid.title}", "", _md(heads)]
+    lines = [f"## {grid.title}", "", markdown_row(*heads)]
     lines.append("|" + "".join("---:|" if tag else "---|" for _, tag in grid.heads))
-    lines += [_md([cell.text for cell in row]) for row in grid.rows]
+    lines += [markdown_row(*(cell.text for cell in row)) for row in grid.rows]
     for line in grid.lines:
         lines += ["", line]
     return "\n".join(lines) + "\n"
-
-
-def _md(cells: list[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 
 def _cells(grid: DataTable, row: tuple[Cell, ...]):

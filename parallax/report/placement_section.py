@@ -18,7 +18,8 @@ def placement_grids(facts: PlacementFacts) -> tuple[DataTable, DataTable]:
 def _footprints(facts: PlacementFacts) -> DataTable:
     work = facts.workload
     whose = (
-        f"batch {work.batch:,} x {work.seq_len:,} tokens, {work.microbatches} microbatches"
+        f"batch {words.tokens(work.batch, work.seq_len)}, "
+        f"{words.counted(work.microbatches, 'microbatch', 'microbatches')}"
         if work
         else "weights alone"
     )
@@ -48,7 +49,8 @@ def _placements(facts: PlacementFacts) -> DataTable:
         "distribution; cut into tiles, each piece of its weights fits beside the rest."
     )
     return DataTable(
-        f"{facts.model} on {facts.devices} devices of {facts.cluster} under a budget",
+        f"{facts.model} on {words.counted(facts.devices, 'device')} of {facts.cluster} under a "
+        "budget",
         (("budget", None), ("stored in", None), ("largest group", "derived"),
          ("of budget", "derived"), ("fits", None), ("layers per device", None),
          ("to fit", "derived"), ("tiles", "derived")),

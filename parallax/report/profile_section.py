@@ -126,7 +126,8 @@ def _short(name: str) -> str:
 def _sentences(p: OperationProfile) -> list[str]:
     first = "errors" if p.rates else "times"
     said = [
-        f"{p.steps} steps on {p.devices} {p.device} devices; seconds per step and device. "
+        f"{words.counted(p.steps, 'step')} on "
+        f"{words.counted(p.devices, f'{p.device} device')}; seconds per step and device. "
         f"The {min(len(p.operations), len(p.largest))} largest {first} of {len(p.operations)} "
         "operations. A collective's measured time holds its wait for the slowest device.",
         f"{words.percent(p.attributed_share)} of {words.in_seconds(p.device_s)} device time is "

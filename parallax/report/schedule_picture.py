@@ -5,6 +5,7 @@ One row per stage, one column per tick: F is a forward, B a backward, W gradient
 
 from __future__ import annotations
 
+from parallax.report import words
 from parallax.report.svg import FONT_SIZE, GRID, INK, MUTED, ON, SERIES, SMALL, new_figure, to_svg
 from parallax.results.training_facts import Action, ScheduleTable
 
@@ -23,7 +24,8 @@ def schedule_title(schedule: ScheduleTable) -> str:
     """Return a schedule's sizes and figures in one line."""
     chunks = f" x {schedule.virtual_stages} chunks" if schedule.virtual_stages > 1 else ""
     return (
-        f"{schedule.name}: {schedule.stages} stages{chunks}, {schedule.microbatches} microbatches, "
+        f"{schedule.name}: {schedule.stages} stages{chunks}, "
+        f"{words.counted(schedule.microbatches, 'microbatch', 'microbatches')}, "
         f"{len(schedule.rows)} ticks; bubble {100 * schedule.bubble:.3g} %, at most "
         f"{schedule.peak_in_flight} in flight, {schedule.handoffs} handoffs each way"
     )

@@ -67,7 +67,10 @@ class SearchReport(PlanReport):
 
 def _asked(search: Search) -> str:
     r = search.request
-    text = f"{r.batch:,} prompts of {r.prompt_len:,} tokens, {r.output_len:,} new tokens each"
+    text = (
+        f"{words.counted(r.batch, 'prompt')} of {words.counted(r.prompt_len, 'token')}, "
+        f"{words.counted(r.output_len, 'new token')} each"
+    )
     text += f", on {r.cluster}: {OBJECTIVES[r.objective]}"
     if r.max_tpot_s is not None:
         text += f", TPOT at most {words.in_seconds(r.max_tpot_s)}"
@@ -149,7 +152,8 @@ def notes(search: Search) -> list[str]:
     """Return what a reader must know beside the table."""
     compiled = sum(c.compiled is not None for c in search.ranked)
     lines = [
-        f"All figures are modelled. {search.considered} strategies ranked by the analytical "
+        f"All figures are modelled. {words.counted(search.considered, 'strategy', 'strategies')} "
+        "ranked by the analytical "
         f"model in {search.seconds.get('ranking', 0):.1f} s; {compiled} compiled in "
         f"{search.seconds.get('compiling', 0):.1f} s and ranked by their programs.",
         "tokens/s counts output tokens over prefill and decode; M: microbatches of the prefill. "

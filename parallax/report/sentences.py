@@ -47,7 +47,7 @@ def _by_reason(refused: Mapping[str, str]) -> dict[str, list[str]]:
 
 def describe_model(config: ModelConfig) -> str:
     """Return a model's sizes in one line."""
-    heads = f"{config.num_heads} heads of {config.head_dim}"
+    heads = f"{words.counted(config.num_heads, 'head')} of {config.head_dim}"
     if config.num_kv_heads != config.num_heads:
         heads += f" ({config.num_kv_heads} key/value)"
     if config.latent is not None:
@@ -57,8 +57,9 @@ def describe_model(config: ModelConfig) -> str:
         attention, mlp = config.compression
         stored = f", compressed: attention {attention}, MLP {mlp}, not the dense model's function"
     return (
-        f"{config.name}: {config.num_layers} layers, width {config.d_model:,}, {heads}, "
-        f"MLP {config.d_ff:,}, {config.dtype}, {words.digits(config.num_params / 1e9)}B parameters"
+        f"{config.name}: {words.counted(config.num_layers, 'layer')}, "
+        f"width {config.d_model:,}, {heads}, MLP {config.d_ff:,}, {config.dtype}, "
+        f"{words.digits(config.num_params / 1e9)}B parameters"
         f"{stored}"
     )
 
@@ -73,7 +74,7 @@ def describe_workload(workload: Workload) -> str:
     packed = ", packed" if workload.packed else ""
     return (
         f"{words.tokens(workload.batch, workload.seq_len)}, "
-        f"{workload.microbatches} microbatches{packed}"
+        f"{words.counted(workload.microbatches, 'microbatch', 'microbatches')}{packed}"
     )
 
 
@@ -84,7 +85,7 @@ def describe_verification(results: tuple[StrategyResult, ...]) -> str:
         return ""
     return (
         f"Exactness was measured on {v.model}, {describe_workload(v.workload)}, on "
-        f"{v.devices} {v.platform} devices, text: {v.text}; logit RMS "
+        f"{words.counted(v.devices, f'{v.platform} device')}, text: {v.text}; logit RMS "
         f"{words.digits(v.logit_rms, 2)}; relative L2 against the unsharded model in float64."
     )
 
@@ -95,8 +96,8 @@ def describe_measurement(results: tuple[StrategyResult, ...]) -> str:
     if m is None:
         return ""
     text = (
-        f"Steps were timed on {m.devices} {m.device} devices: {m.model}, "
-        f"{describe_workload(m.workload)}, {m.repeats} repeats."
+        f"Steps were timed on {words.counted(m.devices, f'{m.device} device')}: {m.model}, "
+        f"{describe_workload(m.workload)}, {words.counted(m.repeats, 'repeat')}."
     )
     if "cpu" in m.device.lower():
         text += " Virtual CPU devices say nothing about which strategy is faster on GPUs."

@@ -217,12 +217,13 @@ def _verdict(report: Comparison) -> Text:
 
 def passed_line(results: tuple[StrategyResult, ...], sweep: Sweep | None = None) -> str:
     """Return what holds for all strategies, naming only what was checked."""
+    strategies = words.counted(len(results), "strategy", "strategies")
     if sweep is not None:
         ran = sum(p.found is not None for p in sweep.points)
         exact = sum(r.verification is not None for r in results)
-        said = f"; exact: {exact} of {len(results)} strategies checked" if exact else ""
-        points = len(sweep.points)
-        return f"{ran} of {points} points compiled, each ledger equals its closed form{said}."
+        said = f"; exact: {exact} of {strategies} checked" if exact else ""
+        points = words.counted(len(sweep.points), "point")
+        return f"{ran} of {points} compiled, each ledger equals its closed form{said}."
     compiled = [r.compilation for r in results if r.compilation]
     counts = {
         "exact": sum(r.verification is not None for r in results),
@@ -235,4 +236,4 @@ def passed_line(results: tuple[StrategyResult, ...], sweep: Sweep | None = None)
         if count
     ]
     what = ", ".join(held) or "nothing was checked"
-    return f"{len(results)} strategies: {what}."
+    return f"{strategies}: {what}."

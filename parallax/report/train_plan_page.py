@@ -88,7 +88,8 @@ class TrainPlanReport(PlanReport):
 
 def _asked(search: TrainSearch) -> str:
     r = search.request
-    text = f"training steps of {r.batch:,} sequences of {r.seq_len:,} tokens, on {r.cluster}: "
+    batch, length = words.counted(r.batch, "sequence"), words.counted(r.seq_len, "token")
+    text = f"training steps of {batch} of {length}, on {r.cluster}: "
     text += TRAIN_OBJECTIVES[r.objective]
     if r.max_bytes is not None:
         text += f", memory at most {words.in_bytes(r.max_bytes)}"

@@ -125,14 +125,24 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:,.10g} {unit}"
 
 
+def counted(number: int, noun: str, many: str = "") -> str:
+    """Format a number of things: 1 device, 1,024 devices; `many` is a plural not in s."""
+    return f"{number:,} {noun if number == 1 else many or f'{noun}s'}"
+
+
 def tokens(batch: int, seq_len: int) -> str:
     """Format a batch and its length: 1,024 x 10,000 tokens."""
-    return f"{batch:,} x {seq_len:,} tokens"
+    return f"{batch:,} x {counted(seq_len, 'token')}"
 
 
 def axes_name(axes: tuple[str, ...] | None) -> str:
     """Format the mesh axes of a collective."""
     return "(no mesh axes)" if axes is None else " x ".join(axes)
+
+
+def markdown_row(*cells: str) -> str:
+    """Format a row of a Markdown table; a | in a cell does not end it."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def one_line(text: object) -> str:

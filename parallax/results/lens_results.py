@@ -8,7 +8,9 @@ from parallax.bounds import Transfer
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.ledger import Collective, Ledger
 from parallax.programs.load_balance import LoadBalance
+from parallax.results.compilation_text import compilation_text
 from parallax.results.profile_results import OperationProfile
+from parallax.results.router_facts import RouterFacts
 from parallax.results.training_facts import TrainingFacts
 from parallax.workload import Workload
 
@@ -71,25 +73,6 @@ class Exactness:
         if self.gradients_error is None or self.gradients_limit is None:
             return True
         return self.gradients_error <= self.gradients_limit
-
-
-@dataclass(frozen=True)
-class RouterFacts:
-    """The statistics of the routers of a model with experts (tag: measured).
-
-    Attributes:
-      smallest_margin: the smallest gap in probability between the last expert a token chose and the
-        next, over all tokens and layers in float64: rounding far below it flips no choice.
-      load_max_over_mean: tokens of the busiest expert over the mean, in the worst layer.
-      dropped: share of choices dropped for lack of capacity.
-      flips: dtype below float64 -> share of choices that its own router would make differently;
-        the routing is fixed there to the float64 model's.
-    """
-
-    smallest_margin: float
-    load_max_over_mean: float
-    dropped: float
-    flips: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -247,6 +230,10 @@ class Compilation:
     @property
     def ledger_matches(self) -> bool:
         return not self.differences
+
+    def as_text(self) -> str:
+        """Return memory, FLOPs and collectives in words, and how to get the module's own text."""
+        return compilation_text(self)
 
 
 @dataclass(frozen=True)

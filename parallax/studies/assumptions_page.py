@@ -7,6 +7,7 @@ from pathlib import Path
 from parallax.papers import PAPERS
 from parallax.papers.common import MICROBATCHES, common_assumptions
 from parallax.papers.paper import Assumption, Paper
+from parallax.report.words import markdown_row
 
 _HEAD = """# Assumptions
 
@@ -50,7 +51,7 @@ def _setting(paper: Paper) -> str:
 
 def _table(rows: tuple[Assumption, ...]) -> str:
     lines = ["| what | chosen | why |", "|---|---|---|"]
-    lines += [f"| {a.name} | {a.value} | {a.reason} |" for a in rows]
+    lines += [markdown_row(a.name, a.value, a.reason) for a in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ from parallax.report.audit import HEADS, audit_rows, counts, counts_line
 from parallax.report.facts import Cell
 from parallax.report.grid import DataTable, Heads, grid_html
 from parallax.report.templates import render_page
+from parallax.report.words import markdown_row
 
 _STYLES = {"good": "green", "bad": "bold red", "none": "yellow"}
 # Widths of columns; the reason takes the rest of 100 columns or more.
@@ -59,20 +60,20 @@ def audit_table(
 
 def audit_markdown(audits: Mapping[str, Sequence[Audited]], papers: Mapping[str, Paper]) -> str:
     """Render the page of all papers: counts first, then each paper's table."""
-    lines = [_HEAD, "| verdict | " + " | ".join(f"`{n}`" for n in audits) + " |"]
+    lines = [_HEAD, markdown_row("verdict", *(f"`{n}`" for n in audits))]
     lines.append("|---|" + "---:|" * len(audits))
     for verdict in VERDICTS:
         each = [str(counts(audited)[verdict]) for audited in audits.values()]
-        lines.append(f"| {verdict} | {' | '.join(each)} |")
+        lines.append(markdown_row(verdict, *each))
     each = [str(len(audited)) for audited in audits.values()]
-    lines.append(f"| **figures** | {' | '.join(each)} |")
+    lines.append(markdown_row("**figures**", *each))
     for name, audited in audits.items():
         lines += [f"\n## `{name}`\n", f"{papers[name].title}; on {papers[name].cluster}.\n"]
-        lines += [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
+        lines += [markdown_row(*HEADS), "|" + "---|" * len(HEADS)]
         for row in audit_rows(audited):
             reason = "<br>".join((row.reason, *row.more))
             cells = (row.lines, row.figure, row.claimed, row.derived, row.verdict, reason)
-            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+            lines.append(markdown_row(*cells))
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from parallax.meshes.cluster import CLUSTERS, DEFAULT_CLUSTER, cluster, on_network, scaled
+from parallax.meshes.cluster import CLUSTERS, DEFAULT_CLUSTER, cluster, of_size, on_network, scaled
 from parallax.meshes.gpus import GPUS
 from parallax.meshes.networks import NETWORKS
 
@@ -40,6 +40,13 @@ def test_a_gpus_name_may_have_underscores(monkeypatch):
 def test_unknown_name_lists_the_choices(name):
     with pytest.raises(ValueError, match=r"unknown cluster .*h100_2x8.*<gpu>_<nodes>x8"):
         cluster(name)
+
+
+def test_a_cluster_of_another_size_is_one_that_exists():
+    base = cluster("h100_2x8")
+    found = {n: of_size(base, n) for n in (1, 6, 9, 12, 16, 24)}
+    assert found == {1: "h100_1x1", 6: "h100_1x6", 9: "", 12: "", 16: "h100_2x8", 24: "h100_3x8"}
+    assert all(cluster(name).devices == n for n, name in found.items() if name)
 
 
 def test_links_follow_the_nodes():

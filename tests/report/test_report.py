@@ -107,3 +107,10 @@ def test_check_writable_makes_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"Permission denied\. Give a folder"):
         check_writable(tmp_path / "new")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_compilation_reads_as_text_and_says_where_the_modules_is():
+    lines = examples.compilation().as_text().splitlines()
+    assert lines[1] == "memory per device: 9.8 GB of 78.15 GB, fits"
+    assert "collective-permute over seq: 7,680 x 163,840,000 B of f16" in lines[4]
+    assert "--xla_dump_to=FOLDER" in lines[-1]

@@ -7,6 +7,7 @@ import pytest
 from parallax.report import words
 from parallax.report.exposure import exposure
 from parallax.report.ledger_rows import ledger_rows
+from parallax.report.table import passed_line
 from tests.report import examples
 
 
@@ -26,6 +27,11 @@ from tests.report import examples
         (words.in_tokens_per_s(1.45e6), "1.45M tokens/s"),
         (words.in_tokens_per_s(330_323), "330k tokens/s"),
         (words.in_tokens_per_s(12_800), "12,800 tokens/s"),
+        (words.counted(1, "microbatch", "microbatches"), "1 microbatch"),
+        (words.counted(1024, "device"), "1,024 devices"),
+        (words.tokens(16, 1), "16 x 1 token"),
+        (passed_line((examples.ring_result(),)).partition(":")[0], "1 strategy"),
+        (words.markdown_row("a|b", "c"), "| a\\|b | c |"),
         (words.ratio(1.0), "1.00"),
         (words.ratio(1.0009), "1.0009"),
         (words.ratio(1.5999), "1.60"),

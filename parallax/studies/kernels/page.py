@@ -12,6 +12,7 @@ from parallax.kernels.chip import SHARED_BYTES_LIMIT
 from parallax.kernels.correctness import BOUNDS
 from parallax.kernels.operations import OPERATIONS
 from parallax.kernels.validation import Run, read_lines, runs_of
+from parallax.report.words import markdown_row
 from parallax.studies.kernels.gpu_minutes.plan import PARTS
 from parallax.studies.kernels.gpu_minutes.work import DISPATCHED
 
@@ -91,8 +92,14 @@ def _compiled_table(rows: Iterable[dict[str, Any]]) -> list[str]:
                                             "/".join(map(str, row["registers"]))]))  # fmt: skip
         spilled = row["stack_bytes"] + row["spill_store_bytes"] + row["spill_load_bytes"]
         lines.append(
-            f"| {row['case']} | {row['name']} | {row['wgmma']} | {registers} "
-            f"| {row['shared_bytes']:,} | {spilled} |"
+            markdown_row(
+                row["case"],
+                row["name"],
+                str(row["wgmma"]),
+                registers,
+                f"{row['shared_bytes']:,}",
+                str(spilled),
+            )
         )
     return lines
 
@@ -115,14 +122,14 @@ def _run_table(operation: str, runs: Iterable[Run]) -> list[str]:
     for case, cut in dict.fromkeys((*planned, *rows)):
         own = [run for run in known if (run.case, run.cut) == (case, cut)]
         if not own:
-            lines.append(f"| {case} | {cut} | {NOT_RUN} | | | | | |")
-        lines += [f"| {case} | {cut} | {_run_cells(run)} |" for run in own]
+            lines.append(markdown_row(case, cut, NOT_RUN, *[""] * 5))
+        lines += [markdown_row(case, cut, *_run_cells(run)) for run in own]
     return lines
 
 
-def _run_cells(run: Run) -> str:
+def _run_cells(run: Run) -> list[str]:
     if run.why_not is not None:
-        said = f"no: {run.why_not}".replace("|", "/")
+        said = f"no: {run.why_not}"
     elif run.is_right is None:
         said = "timed only"
     else:
@@ -132,7 +139,7 @@ def _run_cells(run: Run) -> str:
     times = (run.kernel_seconds, run.seconds, run.xla_seconds, run.cudnn_seconds)
     cells = ["" if s is None else f"{1e6 * s:.0f}" for s in times]
     setting = f"{run.gpu}, jax {run.jax}, assembler {run.assembler}, {run.date}"
-    return " | ".join([said, *cells, setting])
+    return [said, *cells, setting]
 
 
 def _device(line: dict[str, Any]) -> str:
