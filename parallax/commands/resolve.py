@@ -33,6 +33,7 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.compare import SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import has_own_mesh, parse_compression, resolve_model, resolve_rates
 from parallax.strategies import build
+from parallax.strategies.dividing import with_meshes
 from parallax.strategies.named import check_name
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -301,7 +302,8 @@ def _why_not(
 ) -> str:  # fmt: skip
     """Return why a strategy cannot run; "" if it can, or if a sweep's points will say so."""
     compiles, decodes = bool(set(SWEEP_LENSES) & set(lenses)), request.phase == "decode"
-    try:
+
+    def check(strategy: Strategy) -> None:
         if request.sweep is None:
             if compiles:
                 check_devices(cluster, strategy.mesh_axes)
@@ -310,8 +312,11 @@ def _why_not(
             small.check(strategy, new_tokens=NEW_TOKENS if decodes else 0)
         elif "measure" in lenses:
             small.check(strategy)
+
+    try:
+        check(strategy)
     except REFUSALS as error:
-        return str(error)
+        return with_meshes(error, strategy.name, (cluster.devices,), check)
     return ""
 
 

@@ -23,6 +23,7 @@ from parallax.programs.cache import batch_multiple
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.generate import GenerateRequest
 from parallax.requests.naming import is_published, resolve_model, resolve_strategy
+from parallax.strategies.dividing import sharded_over
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -238,8 +239,7 @@ def make_generator(
     """
     mesh = strategy.mesh.build(ordered_devices()[: strategy.mesh.size])
     check_every_process(mesh)
-    length = strategy.split().count("act_seq", "act_norm_seq")
-    sharded = ShardedTransformer(config, strategy, Workload(batch_multiple(strategy), length))
+    sharded = sharded_over(strategy, lambda one: _shortest(config, one))
     if folder is None:
         on_progress(f"random weights of {config.name}: the text is meaningless")
         return Generator(config, strategy, sharded.init(jax.random.key(0), mesh), mesh)
@@ -251,6 +251,12 @@ def make_generator(
     unembed = jax.jit(lambda state: sharded.untie(state, mesh)["unembed_DV"])(params)
     untied = nnx.from_flat_state([*nnx.to_flat_state(params), (("unembed_DV",), unembed)])
     return Generator(sharded.untied.config, strategy, untied, mesh)
+
+
+def _shortest(config: ModelConfig, strategy: Strategy) -> ShardedTransformer:
+    """Return the model with the shortest prompts that a strategy takes."""
+    length = strategy.split().count("act_seq", "act_norm_seq")
+    return ShardedTransformer(config, strategy, Workload(batch_multiple(strategy), length))
 
 
 class _Stream:

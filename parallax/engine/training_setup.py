@@ -25,6 +25,7 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.programs.training import TrainState, TrainStep
 from parallax.requests.naming import resolve_model, resolve_strategy
 from parallax.requests.train import TrainRequest
+from parallax.strategies.dividing import sharded_over
 from parallax.strategy import Strategy
 from parallax.workload import Workload
 
@@ -91,7 +92,7 @@ def _set_up(request: TrainRequest, optimizer: Optimizer, devices: list[Any]) -> 
     options.check([strategy])
     own = getattr(strategy.layers, "microbatches", None)
     workload = Workload(request.batch, request.seq_len, request.microbatches or own or 1)
-    sharded = ShardedTransformer(config, strategy, workload)
+    sharded = sharded_over(strategy, lambda one: ShardedTransformer(config, one, workload))
     is_ours = isinstance(optimizer, OptimizerSettings)
     transformation = optimizer.build(request.steps) if is_ours else optimizer
     step = TrainStep(sharded, transformation, request.remat, request.param_dtype)
