@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 from jaxtyping import Array, Int
 
 Order = Literal["natural", "zigzag"]
@@ -73,7 +74,7 @@ def to_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Arr
     Returns:
       The same shape; shard it contiguously over the ring.
     """
-    return jnp.take(x, _permutation(x.shape[axis], ring_size, order), axis=axis)
+    return _take(x, _permutation(x.shape[axis], ring_size, order), axis)
 
 
 def undo_order(x: jax.Array, ring_size: int, order: str, axis: int = 1) -> jax.Array:
@@ -89,6 +90,15 @@ def undo_positions(x: jax.Array, positions: np.ndarray, axis: int = 1) -> jax.Ar
       positions: a permutation of 0 .. L - 1, known at trace time.
       axis: the sequence's dim.
     """
+    return _take(x, np.argsort(positions), axis)
+
+
+def _take(x: jax.Array, positions: np.ndarray, axis: int) -> jax.Array:
+    """Permute x, which keeps its sharding where mesh axes are Explicit."""
     if np.array_equal(positions, np.arange(len(positions))):
         return x
-    return jnp.take(x, np.argsort(positions), axis=axis)
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return jnp.take(x, positions, axis=axis)
+    index = (slice(None),) * (axis % x.ndim) + (positions,)
+    return x.at[index].get(out_sharding=sharding)

@@ -32,7 +32,7 @@ from parallax.parallel.pairs import Accumulators, Pairs
 from parallax.parallel.remat import attention_result
 from parallax.parallel.ring import Around, Neighbours, Path, QueryShards
 from parallax.parallel.scoring import Scoring
-from parallax.parallel.varying import vary_alike
+from parallax.parallel.varying import reverse_only, vary_alike
 
 
 class _Static(NamedTuple):
@@ -211,7 +211,8 @@ def _attend(
         enabled,
         value_dim if v is None else None,
     )
-    return _attention(static, *vary_alike(q, k, v, q_ids, kv_ids, sinks, also=path.axes))
+    inputs = vary_alike(q, k, v, q_ids, kv_ids, sinks, also=path.axes)
+    return reverse_only("ring_attention", lambda: _attention(static, *inputs))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

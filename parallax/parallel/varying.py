@@ -1,5 +1,6 @@
 """The varying mesh axes of values: those over which a value differs between devices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,3 +25,22 @@ def vary_alike(*arrays: Any, also: tuple[str, ...] = ()) -> tuple[Any, ...]:
         if x is not None:
             union |= varying_axes(x)
     return tuple(None if x is None else vary_over(x, sorted(union)) for x in arrays)
+
+
+def reverse_only[T](name: str, call: Callable[[], T]) -> T:
+    """Call a function with a gradient of its own; a forward-mode derivative of it is refused.
+
+    JAX says so where there is a `jax.jit` around it, and "unhashable type" where there is none.
+
+    Raises:
+      TypeError: the call is differentiated in forward mode.
+    """
+    try:
+        return call()
+    except TypeError as error:
+        if "Unhashable" not in str(error):
+            raise
+        raise TypeError(
+            f"{name}: it is differentiated in forward mode (jax.jvp, jax.linearize, jax.jacfwd), "
+            "and has a derivative in reverse mode only. Use jax.grad, jax.vjp or jax.jacrev."
+        ) from None

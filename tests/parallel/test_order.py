@@ -1,10 +1,12 @@
 """Orders of a ring: permutations that come back, and positions that agree with them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from parallax.parallel import ORDERS, local_positions, to_order, undo_order
 
@@ -16,6 +18,21 @@ def test_undo_comes_back_and_positions_agree(ring, local, order):
     np.testing.assert_array_equal(undo_order(permuted, ring, order), tokens)
     held = [np.asarray(local_positions(i, local, ring, order)) for i in range(ring)]
     np.testing.assert_array_equal(np.concatenate(held), np.asarray(permuted)[0])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_sharded_sequence_stays_sharded_under_explicit_axes(order):
+    mesh = jax.make_mesh((4,), ("seq",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        tokens = jax.device_put(
+            jnp.arange(24)[None], NamedSharding(mesh, PartitionSpec(None, "seq"))
+        )
+        permuted = jax.jit(lambda x: to_order(x, 4, order))(tokens)
+        back = undo_order(permuted, 4, order)
+    assert jax.typeof(permuted).sharding.spec == jax.typeof(back).sharding.spec
+    assert jax.typeof(back).sharding.spec[1] == "seq"
+    np.testing.assert_array_equal(permuted, to_order(jnp.arange(24)[None], 4, order))
+    np.testing.assert_array_equal(back, np.arange(24)[None])
 
 
 def test_zigzag_of_odd_pieces_by_hand():

@@ -275,3 +275,12 @@ def test_why_an_enabled_kernel_cannot_is_recorded_once():
         jax.grad(lambda q: ring_attention(q, q, q, axis_name=None).sum())(q)
     (reason,) = told
     assert reason.startswith("ring_attention: mosaic cannot do this: inputs are")
+
+
+def test_a_forward_derivative_is_refused_in_words():
+    q = draw((1, 16, 2, 4), 0)
+    compiled = around(2, True, "natural")
+    with pytest.raises(TypeError, match="forward-mode autodiff"):  # JAX's words
+        jax.jvp(lambda q: compiled(q, q, q), (q,), (q,))
+    with pytest.raises(TypeError, match=r"ring_attention: .*forward mode.*Use jax\.grad"):
+        jax.jvp(lambda q: compiled.__wrapped__(q, q, q), (q,), (q,))
