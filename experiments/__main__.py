@@ -31,6 +31,7 @@ EXPERIMENTS = {
     "compress": "quantize and sparsify a model's weights, to run under any strategy",
     "deploy": "serve layer by layer on a chain of devices that survives the loss of one",
     "train": "train, stop, and resume under another strategy",
+    "export": "write a training run's weights in Hugging Face's layout",
     "doctor": "what is installed here, and which lenses work with it",
 }
 INTERRUPTED = 130

@@ -93,6 +93,8 @@ def _show(done: CompressedFolder, budget: str | None) -> None:
         "\nweights' error: relative L2 of the worst layer's weights, measured\nblock's error: "
         "relative L2 of the block's output on random inputs of unit RMS, measured"
     )
+    for line in done.warnings:
+        print(line)
     if budget is not None:
         total = sum(layer.damage or 0.0 for layer in done.layers)
         print(

@@ -16,7 +16,7 @@ from parallax.models.compressing import compress_params
 from parallax.models.config import BYTE_VOCAB, ModelConfig
 from parallax.models.huggingface import ByteTokenizer, Tokenizer
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.requests.naming import RUN_FILE, weights_of_run
+from parallax.requests.naming import RUN_FILE, weights_folder
 
 
 def load_params(folder: Path, sharded: ShardedTransformer, mesh) -> nnx.State:
@@ -52,15 +52,15 @@ def compress_on(dense: nnx.State, sharded: ShardedTransformer, mesh) -> nnx.Stat
 
 
 def find_tokenizer(config: ModelConfig, folder: Path | None) -> Tokenizer | None:
-    """Return the tokenizer of a folder, or of the weights that its run started from.
+    """Return the tokenizer of a folder, or of the weights that its runs started from.
 
     Without either it is the byte tokenizer for a model with as many tokens, else None.
 
     Raises:
       ValueError: the tokenizer cannot be read.
     """
-    if folder is not None and (folder / RUN_FILE).is_file():
-        folder = weights_of_run(folder)
+    if folder is not None:
+        folder = weights_folder(folder)
     if folder is not None:
         return huggingface.read_tokenizer(folder, config.vocab_size)
     return ByteTokenizer() if config.vocab_size == BYTE_VOCAB else None

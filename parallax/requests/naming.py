@@ -150,10 +150,19 @@ def weights_of_run(folder: Path) -> Path | None:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder's weights are published ones, or come from such, by way of training runs."""
-    if not (folder / RUN_FILE).is_file():
-        return (folder / "config.json").is_file()
-    before = weights_of_run(folder)
-    return before is not None and is_published(before)
+    source = weights_folder(folder)
+    return source is not None and (source / "config.json").is_file()
+
+
+def weights_folder(folder: Path) -> Path | None:
+    """Return the folder that a run, or the runs before it, started from; None for random weights.
+
+    A folder that is no run's is its own.
+    """
+    source: Path | None = folder
+    while source is not None and (source / RUN_FILE).is_file():
+        source = weights_of_run(source)
+    return source
 
 
 def _read_run(path: Path) -> dict[str, Any]:

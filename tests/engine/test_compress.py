@@ -1,5 +1,6 @@
 """A folder compressed: stored in fewer bytes, the same text under every strategy."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def test_a_full_disk_leaves_nothing_and_is_one_line(tmp_path, monkeypatch):
 def mixed(tmp_path_factory):
     out = tmp_path_factory.mktemp("mixed") / "weights"
     return px.compress(LLAMA, "int8", out, layer_formats=["1=float32,int8+2:4"])
+
+
+def test_weights_that_are_far_off_are_a_warning(done, mixed):
+    (said,) = done.warnings
+    assert "stored as int8+2:4, the weights of mlp/" in said
+    assert "text is likely to be much worse" in said
+    assert mixed.warnings
+    int8 = [m for m in mixed.matrices if m.form == "int8"]
+    assert dataclasses.replace(mixed, matrices=tuple(int8)).warnings == ()
 
 
 def test_every_layer_has_its_formats_and_errors(mixed, done):

@@ -78,6 +78,7 @@ def test_results_are_shown_even_if_they_cannot_be_saved(monkeypatch, capsys, tmp
 ENOUGH = {
     "compress": ["--model=a", "--budget=0.3x", "--out=small"],
     "deploy": ["--model=a"],
+    "export": ["--model=a", "--out=small"],
     "describe": ["--model=a", "--batch=1"],
     "generate": ["--model=a", "--prompt=b", "--json=c.json"],
     "explain": ["a.hlo"],
@@ -87,6 +88,7 @@ ENOUGH = {
 }
 KEPT = {
     "compress": "small was not made",
+    "export": "small was not made",
     "generate": "what was printed is all that was generated; c.json was not written",
     "train": "no checkpoint is in run; the same command starts over",
 }
