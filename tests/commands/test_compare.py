@@ -240,7 +240,7 @@ def test_decoding_that_a_strategy_cannot_do_is_known_before(plan):
 
 
 def test_learned_positions_reach_as_far_as_verify_decodes(plan):
-    folder = LLAMA.with_name("gpt2")
+    folder = str(LLAMA.with_name("gpt2"))
     found = plan(model=folder, phase="decode", batch=16, seq_len=32, strategies=["data_parallel"])
     assert found.small_config.max_seq_len == found.small_cases[0][1].seq_len + NEW_TOKENS
     assert found.refused == {}

@@ -1,6 +1,7 @@
 """Ring attention in anyone's shard_map: exact, differentiable, balanced, and clear when misused."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +280,7 @@ def test_why_an_enabled_kernel_cannot_is_recorded_once():
 
 def test_a_forward_derivative_is_refused_in_words():
     q = draw((1, 16, 2, 4), 0)
-    compiled = around(2, True, "natural")
+    compiled: Any = around(2, True, "natural")
     with pytest.raises(TypeError, match="forward-mode autodiff"):  # JAX's words
         jax.jvp(lambda q: compiled(q, q, q), (q,), (q,))
     with pytest.raises(TypeError, match=r"ring_attention: .*forward mode.*Use jax\.grad"):
