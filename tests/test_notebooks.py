@@ -98,6 +98,7 @@ def figures(pattern, text):
     return [float(x) for x in re.findall(pattern, text)]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("default")  # the kernel client's own, not ours
 def test_tour(run):
     shown = run("tour.ipynb")

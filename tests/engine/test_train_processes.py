@@ -13,7 +13,7 @@ from tests.distributed.running import ROOT, free_port, run
 from tests.engine import training_process
 from tests.engine.states import BATCH, CONFIG, SEQ_LEN
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 PROGRAM = ROOT / "tests" / "engine" / "training_process.py"
 GOLDEN = ROOT / "tests" / "models" / "huggingface" / "golden"
@@ -49,7 +49,6 @@ def four(data, tmp_path_factory):
     )  # fmt: skip
 
 
-@pytest.mark.full
 def test_losses_are_one_devices(four, data, tmp_path):
     exact = px.train(
         CONFIG, [data], tmp_path, steps=4, batch=BATCH, seq_len=SEQ_LEN, param_dtype="float64",
@@ -79,7 +78,6 @@ def assert_restored(folder, name):
     assert all(x.tobytes() == expected[key].tobytes() for key, x in arrays.items())
 
 
-@pytest.mark.full
 def test_a_checkpoint_of_four_is_restored_to_the_bit_by_four_one_and_two(four, tmp_path):
     folder, found = four
     assert found["save"]["negative_zeros"] > 1000
