@@ -157,6 +157,8 @@ def run_comparisons(
             on_progress(line)
 
     runs = [_Run(comparison) for comparison in comparisons]
+    for name, note in (pair for one in comparisons for pair in one.moved.items()):
+        report_line(f"{name}: {note}")
     verifications = [
         partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
     ]
@@ -234,7 +236,8 @@ def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> Non
         run.refuse(strategy.name, ("compile", "predict"), compiled.why)
         return
     if "compile" in one.lenses:
-        said = one.request.training_options().notes(strategy)
+        moved = (note,) if (note := one.moved.get(strategy.name)) else ()
+        said = (*one.request.training_options().notes(strategy), *moved)
         values["compilation"] = replace(compiled, notes=(*compiled.notes, *said))
     if "predict" not in one.lenses:
         return

@@ -1,7 +1,7 @@
 """Resolution of a compare request: everything it will run, checked before anything starts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,13 +12,11 @@ from parallax.commands.check_request import (
     checked_lenses,
     swept_axis,
 )
+from parallax.commands.devices_to_measure import devices_to_measure
 from parallax.commands.sweep import SweepAxis, SweepTasks, constant_words, make_tasks
 from parallax.cost import Rates
 from parallax.distributed.agreement import agree, together
-from parallax.distributed.processes import process_count
 from parallax.lenses.compiling import check_devices
-from parallax.lenses.device_process import run_on_devices, virtual_devices_for
-from parallax.lenses.measuring import devices_at_hand
 from parallax.lenses.verify_decoding import NEW_TOKENS
 from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
@@ -33,7 +31,7 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.compare import SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import has_own_mesh, parse_compression, resolve_model, resolve_rates
 from parallax.strategies import build
-from parallax.strategies.dividing import with_meshes
+from parallax.strategies.dividing import or_dividing, with_meshes
 from parallax.strategies.named import check_name
 from parallax.strategy import Strategy
 from parallax.workload import Workload
@@ -59,6 +57,7 @@ class ResolvedComparison:
       lenses: the lenses that run, in their order.
       names: the names of all strategies asked for, in that order.
       refused: strategy name -> lens -> why the strategy cannot run it.
+      moved: strategy name -> why it has another mesh than the usual one.
       paper: the paper whose experiment it is; None for a free comparison.
       rates: constants of the cost model; None takes those shipped.
       virtual: whether measure has only CPUs and uses virtual devices.
@@ -76,6 +75,7 @@ class ResolvedComparison:
     lenses: tuple[str, ...]
     names: tuple[str, ...]
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
     paper: Paper | None = None
     rates: Rates | None = None
     virtual: bool = False
@@ -94,7 +94,10 @@ def resolve(request: CompareRequest) -> ResolvedComparison:
     """
     found = together("the request", lambda: _resolve(request))
     if "measure" in found.lenses:  # all get here: starting their devices is a meeting of all
-        found = _with_devices(found)
+        virtual, refused = devices_to_measure(found.cases, found.refused)
+        if all(set(found.lenses) <= set(refused.get(name, ())) for name in found.names):
+            raise ValueError(nothing_runs({n: refused[n]["measure"] for n in found.names}))
+        found = replace(found, virtual=virtual, refused=refused)
     cases = {strategy.name: strategy.to_dict() for strategy, _ in found.cases}
     agree("the request", {"model": encode(found.config), "strategies": cases})
     return found
@@ -110,10 +113,22 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
     check_inputs(request, cluster, lenses)
     make, asked = _Maker(request, cluster), _asked(request, paper)
     made, refused = _make_all(make, asked)
-    full, small = _sizes(request, paper, list(filter(None, made.values())))
+    whole, small = _sizes(request, paper, list(filter(None, made.values())))
+    # Over another mesh the small model would have another depth: here it has the whole one's.
+    deep = replace(small, config=small.config.replace(num_layers=whole.config.num_layers))
+    divides = _check(request, (*lenses, *SWEEP_LENSES), cluster, whole, deep)
+    moved: dict[str, str] = {}
+    if make.mesh is None and request.sweep is None:
+        moved = _moved(made, make, [one for one in asked if isinstance(one, str)], divides)
+    if moved:
+        whole, small = _sizes(request, paper, list(filter(None, made.values())))
+    full = small if request.small else whole
+    check = _check(request, lenses, cluster, full, small)
     for strategy in filter(None, made.values()):
-        if why := _why_not(strategy, request, lenses, cluster, full, small):
-            refused[strategy.name] = why
+        try:
+            check(strategy)
+        except REFUSALS as error:
+            refused[strategy.name] = with_meshes(error, strategy.name, (cluster.devices,), divides)
     request.training_options().check(list(filter(None, made.values())))
     able = [s for name, s in made.items() if s is not None and name not in refused]
     if not able:
@@ -123,7 +138,7 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
         config=full.config, workload=full.base, cases=full.cases(able),
         small_config=small.config, small_cases=small.cases(able),
         cluster=cluster, lenses=lenses, names=tuple(made),
-        refused={name: dict.fromkeys(lenses, why) for name, why in refused.items()},
+        refused={name: dict.fromkeys(lenses, why) for name, why in refused.items()}, moved=moved,
         paper=paper, rates=resolve_rates(request.rates, cluster),
     )  # fmt: skip
     if axis is not None:
@@ -260,10 +275,23 @@ def _make_all(
     return dict(made), refused
 
 
+def _moved(
+    made: dict[str, Strategy | None], make: _Maker, names: Sequence[str],
+    divides: Callable[[Strategy], None],
+) -> dict[str, str]:  # fmt: skip
+    """Give strategies whose usual mesh does not divide the model another; return why, by name."""
+    notes = {}
+    for name in names:
+        if (strategy := made.get(name)) is not None:
+            made[name], note = or_dividing(strategy, make.cluster.devices, make.changed, divides)
+            notes |= {name: note} if note else {}
+    return notes
+
+
 def _sizes(
     request: CompareRequest, paper: Paper | None, strategies: Sequence[Strategy]
 ) -> tuple[_Size, _Size]:
-    """Return what is compiled, and the small model with sizes that every strategy divides."""
+    """Return what is asked for, and the small model with sizes that every strategy divides."""
     splits = [s.split() for s in strategies]
     batches = [s.count("act_batch") for s in splits]
     config, workload, base = _model_and_workloads(request, paper, batches)
@@ -285,9 +313,8 @@ def _sizes(
     chosen = any(getattr(s.layers, "layers", None) is not None for s in strategies)
     if paper is None and not chosen:
         small_config = of_laptop_depth(small_config, stages)
-    small = _Size(small_config, base, False)
-    full = small if request.small else _Size(config, workload, request.microbatches is not None)
-    return full, small
+    whole = _Size(config, workload, request.microbatches is not None)
+    return whole, _Size(small_config, base, False)
 
 
 def _multiple(size: int, parts: Sequence[int]) -> int:
@@ -296,11 +323,10 @@ def _multiple(size: int, parts: Sequence[int]) -> int:
     return -(-size // unit) * unit
 
 
-def _why_not(
-    strategy: Strategy, request: CompareRequest, lenses: Sequence[str], cluster: Cluster,
-    full: _Size, small: _Size,
-) -> str:  # fmt: skip
-    """Return why a strategy cannot run; "" if it can, or if a sweep's points will say so."""
+def _check(
+    request: CompareRequest, lenses: Sequence[str], cluster: Cluster, full: _Size, small: _Size
+) -> Callable[[Strategy], None]:
+    """Return what raises where a strategy cannot run; a sweep's points will say so themselves."""
     compiles, decodes = bool(set(SWEEP_LENSES) & set(lenses)), request.phase == "decode"
 
     def check(strategy: Strategy) -> None:
@@ -313,11 +339,7 @@ def _why_not(
         elif "measure" in lenses:
             small.check(strategy)
 
-    try:
-        check(strategy)
-    except REFUSALS as error:
-        return with_meshes(error, strategy.name, (cluster.devices,), check)
-    return ""
+    return check
 
 
 def nothing_runs(refused: Mapping[str, str]) -> str:
@@ -367,33 +389,3 @@ def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Work
         return base
     count = next(m for m in range(min(base.microbatches, local), 0, -1) if local % m == 0)
     return replace(base, microbatches=count)
-
-
-def _with_devices(comparison: ResolvedComparison) -> ResolvedComparison:
-    """Return the comparison once it is known which devices there are to measure on.
-
-    With CPUs alone measure uses virtual devices, as many as a mesh needs. A strategy whose mesh
-    needs more devices than there are is not measured.
-
-    Raises:
-      ValueError: only measure was asked for, and no strategy can be measured.
-    """
-    virtual_devices_for(max(strategy.mesh.size for strategy, _ in comparison.cases))
-    platform, kind, count = run_on_devices(devices_at_hand, environment={})
-    if platform == "cpu":
-        comparison = replace(comparison, virtual=True)
-        if process_count() == 1:
-            return comparison
-    refused = {name: dict(why) for name, why in comparison.refused.items()}
-    for strategy, _ in comparison.cases:
-        if strategy.mesh.size > count:
-            refused.setdefault(strategy.name, {})["measure"] = (
-                f"Strategy '{strategy.name}': mesh {strategy.mesh} needs {strategy.mesh.size} "
-                f"devices to measure on, there are {count} ({kind}). Use a mesh of {count}, or "
-                "leave out the measure lens."
-            )
-    if all(set(comparison.lenses) <= set(refused.get(name, ())) for name in comparison.names):
-        raise ValueError(
-            nothing_runs({name: refused[name]["measure"] for name in comparison.names})
-        )
-    return replace(comparison, refused=refused)

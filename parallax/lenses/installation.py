@@ -1,5 +1,6 @@
 """What is installed here, which devices there are, and which lenses work with them."""
 
+import collections
 import os
 import platform
 import re
@@ -24,17 +25,7 @@ def installation() -> tuple[list[tuple[str, str]], bool]:
     Returns:
       (what, value) of each fact, and whether all four lenses work.
     """
-    import jax
-
-    driver = nvidia_driver()
-    try:
-        devices = jax.devices()
-        gpus = [d for d in devices if d.platform == "gpu"]
-        kinds = {d.device_kind: sum(x.device_kind == d.device_kind for x in devices) for d in gpus}
-        found = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
-        failed = ""
-    except RuntimeError as error:  # a platform that JAX_PLATFORMS names and that cannot start
-        gpus, found, failed = [], "", str(error).splitlines()[0]
+    driver, (found, failed) = nvidia_driver(), _gpus()
     missing = (missing_compiler() or "").removeprefix("compile lens not run: ")
     assembler = first_found()
     compiles = f"does not: {missing}" if missing else "works, for GPUs that need not be here"
@@ -64,6 +55,17 @@ def nvidia_driver() -> str:
         return ""
     number = re.search(r"\b\d{3}\.[\d.]+", NVIDIA_DRIVER.read_text(encoding="utf-8"))
     return number[0] if number else "of unknown version"
+
+
+def _gpus() -> tuple[str, str]:
+    """Return the GPUs that JAX sees, in words, and why it does not start; "" for none of it."""
+    import jax
+
+    try:
+        kinds = collections.Counter(d.device_kind for d in jax.devices() if d.platform == "gpu")
+    except RuntimeError as error:  # a platform that JAX_PLATFORMS names and that cannot start
+        return "", str(error).splitlines()[0]
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items()), ""
 
 
 def _measures(gpus: str, driver: str, failed: str) -> str:

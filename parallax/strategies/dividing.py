@@ -36,6 +36,34 @@ def with_meshes(
     return str(error)
 
 
+def or_dividing(
+    strategy: Strategy,
+    devices: int,
+    change: Callable[[Strategy], Strategy],
+    check: Callable[[Strategy], object],
+) -> tuple[Strategy, str]:
+    """Return a strategy or, where `check` refuses its mesh, the same on the first that it takes.
+
+    Args:
+      strategy: one whose mesh nobody asked for.
+      devices: the devices of the other mesh.
+      change: makes the options of a new strategy those that were asked for.
+      check: raises ValueError or NotImplementedError for a strategy that cannot run.
+
+    Returns:
+      The strategy; why it has another mesh, in words, or "".
+    """
+    try:
+        check(strategy)
+    except (ValueError, NotImplementedError) as error:
+        meshes = dividing_meshes(strategy.name, devices, lambda s: check(change(s)), most=1)
+        if meshes:
+            why = str(error).partition(": ")[2] or str(error)
+            said = f"its mesh is {meshes[0]}, not {strategy.mesh} as usual: {why.split('. ')[0]}"
+            return change(build(strategy.name, MeshSpec.parse(meshes[0]))), said.rstrip(".")
+    return strategy, ""
+
+
 def dividing_meshes(
     name: str, devices: int, check: Callable[[Strategy], object], most: int = 3
 ) -> tuple[str, ...]:

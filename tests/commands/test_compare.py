@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import parallax as px
-from parallax.commands import comparing, lens_tasks, resolve
+from parallax.commands import comparing, devices_to_measure, lens_tasks, resolve
 from parallax.commands.compare import compare
 from parallax.commands.resolve import resolve as resolve_request
 from parallax.cost import rates_of
@@ -312,7 +312,7 @@ def test_compile_all_goes_on_after_a_program_that_fails(monkeypatch):
 
 def test_too_few_devices_to_measure_leave_one_strategy_out(monkeypatch):
     here = "gpu", "NVIDIA H100", 8
-    monkeypatch.setattr(resolve, "run_on_devices", lambda *_, **__: here)
+    monkeypatch.setattr(devices_to_measure, "run_on_devices", lambda *_, **__: here)
     mine = [px.strategies.data_parallel(8), px.strategies.ring_sequence(16)]
     request = CompareRequest(paper="ring_sp", strategies=mine, lenses=("measure",))
     found = resolve.resolve(request)
@@ -329,8 +329,11 @@ def test_what_cannot_divide_a_model_is_left_out_and_a_batch_that_nobody_chose_di
     )  # fmt: skip
     request = CompareRequest(model=config, cluster="h200_4x8", phase="train", lenses=("compile",))
     found = resolve.resolve(request)
-    assert set(found.refused) == {"tensor_pipeline", "two_level"}
-    assert "size 5" in found.refused["tensor_pipeline"]["compile"]
+    assert set(found.moved) == {"tensor_pipeline", "two_level"}
+    assert "size 5" in found.moved["tensor_pipeline"]
+    on_its_own = request.replace(strategies=("tensor_pipeline",), mesh="stage=4,tensor=8")
+    with pytest.raises(ValueError, match="size 5"):
+        resolve.resolve(on_its_own)
     assert found.workload.batch == 32
     with pytest.raises(ValueError, match="32 does not divide 16"):
         resolve.resolve(request.replace(batch=16, strategies=("data_parallel",)))
@@ -378,7 +381,7 @@ def test_several_processes_only_measure(monkeypatch, lenses, said):
 
 def test_a_mesh_larger_than_all_processes_devices_is_refused(monkeypatch):
     """One process would take more virtual devices; several have those that they started with."""
-    monkeypatch.setattr(resolve, "process_count", lambda: 2)
-    monkeypatch.setattr(resolve, "run_on_devices", lambda *_, **__: ("cpu", "cpu", 4))
+    monkeypatch.setattr(devices_to_measure, "process_count", lambda: 2)
+    monkeypatch.setattr(devices_to_measure, "run_on_devices", lambda *_, **__: ("cpu", "cpu", 4))
     with pytest.raises(ValueError, match="needs 16 devices to measure on, there are 4"):
         compare("ring_sp", lenses=("measure",))

@@ -7,7 +7,7 @@ import pytest
 
 import parallax as px
 from parallax.commands import compare as compare_command
-from parallax.commands import comparing, resolve
+from parallax.commands import comparing, devices_to_measure
 from parallax.experiments import compare as compare_experiment
 from parallax.experiments.flags import read_flags
 from parallax.lenses.profiling import ProfileTask
@@ -28,7 +28,7 @@ def asked(monkeypatch):
         tasks.append(args[5])
         return examples.measurement()
 
-    for module in (comparing, resolve):
+    for module in (comparing, devices_to_measure):
         monkeypatch.setattr(module, "run_on_devices", instead)
     return tasks
 

@@ -21,12 +21,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextlib.contextmanager
 def started(*arguments, cwd) -> Iterator[Any]:
-    """A command in a process of its own, which is ended with the test."""
+    """A command in a process of its own, which is ended with the test.
+
+    It takes Ctrl-C even if these tests run behind a shell's &, where it is ignored by all.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "parallax.experiments", *arguments], text=True, cwd=cwd,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
     ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
         try:
             yield process
         finally:

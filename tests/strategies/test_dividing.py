@@ -3,9 +3,11 @@
 import pytest
 
 import parallax as px
+from parallax.commands.resolve import resolve
 from parallax.engine.texts import make_generator
 from parallax.meshes.mesh import MeshSpec
 from parallax.programs.sharded_model import ShardedTransformer
+from parallax.requests.compare import CompareRequest
 from parallax.requests.naming import resolve_strategy
 from parallax.strategies.dividing import dividing_meshes, sharded_over, with_meshes
 from parallax.workload import Workload
@@ -35,6 +37,23 @@ def test_an_error_keeps_its_words_and_names_the_largest_mesh_that_can_run():
     with pytest.raises(ValueError, match=said):
         sharded_over(strategy, check)
     assert with_meshes(ValueError("No."), "ulysses", (16, 15), check) == "No."
+
+
+def test_a_mesh_that_nobody_asked_for_is_one_that_divides():
+    request = CompareRequest(
+        model=CONFIG, strategies=("tensor_pipeline", "ring_sequence"), lenses=("verify", "compile")
+    )
+    found = resolve(request)
+    meshes = {strategy.name: str(strategy.mesh) for strategy, _ in found.cases}
+    # 14 heads, 2 of keys: two devices at most split them.
+    assert meshes == {"tensor_pipeline": "stage=8,tensor=2", "ring_sequence": "seq=16"}
+    assert found.small_config.num_layers % 8 == 0
+    assert list(found.moved) == ["tensor_pipeline"]
+    said = "its mesh is stage=8,tensor=2, not stage=2,tensor=8 as usual: "
+    assert found.moved["tensor_pipeline"].startswith(said)
+    assert not resolve(request.replace(strategies=("ring_sequence",))).moved
+    with pytest.raises(ValueError, match="Meshes of 16 that divide"):
+        resolve(request.replace(strategies=("tensor_pipeline",), mesh="stage=2,tensor=8"))
 
 
 @pytest.mark.parametrize("mesh", ["stage=2,tensor=8", "tensor=16"])
