@@ -199,14 +199,15 @@ def answer_sweep(sweep: Sweep) -> str:
             leaders[-1][1].append(value)
         else:
             leaders.append((name, [value]))
-    said = [
-        f"{name or 'nothing that fits'} {_from_to(sweep.axis, values)}" for name, values in leaders
-    ]
-    text = f"Take {', '.join(said)}."
+    taken = [f"{name} {_from_to(sweep.axis, values)}" for name, values in leaders if name]
+    none = [_from_to(sweep.axis, values) for name, values in leaders if not name]
+    text = f"Take {', '.join(taken)}." if taken else ""
+    if none:
+        text += f" Nothing that is compiled fits {' and '.join(none)}."
     if doubtful:
         at = ", ".join(f"{value:,}" for value in doubtful)
         text += f" In doubt: at {sweep.axis} {at} other error bars overlap the first's."
-    return text
+    return text.strip()
 
 
 def _is_able(point: SweepPoint) -> bool:

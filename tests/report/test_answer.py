@@ -154,3 +154,6 @@ def test_a_sweep_says_who_leads_where():
         "Take a from batch 10 to 20, b at batch 4,000. In doubt: at batch 20 other error bars "
         "overlap the first's."
     )
+    points.append(SweepPoint("a", 9000, found=figures(1.0, fits=False)))
+    said = answer_sweep(Sweep("batch", (10, 9000), "", tuple(points)))
+    assert said == "Take a at batch 10. Nothing that is compiled fits at batch 9,000."
