@@ -118,7 +118,7 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
     deep = replace(small, config=small.config.replace(num_layers=whole.config.num_layers))
     divides = _check(request, (*lenses, *SWEEP_LENSES), cluster, whole, deep)
     moved: dict[str, str] = {}
-    if make.mesh is None and request.sweep is None:
+    if make.mesh is None and request.sweep is None and paper is None:  # a paper's stay its own
         moved = _moved(made, make, [one for one in asked if isinstance(one, str)], divides)
     if moved:
         whole, small = _sizes(request, paper, list(filter(None, made.values())))
