@@ -52,15 +52,16 @@ def recommend(choices: Sequence[Choice]) -> str:
       ValueError: there are none.
     """
     best = best_of(choices)
+    said = f"Take {best.name}: {best.said} ({best.cost.tag})"
     others = sorted((c for c in choices if c is not best), key=lambda c: c.cost.value)
     if not others:
-        return f"Take {best.name}: {best.said}, the only one to choose." + _unvalidated([best])
+        return f"{said}, the only one to choose." + _unvalidated([best])
     ratio = others[0].cost.value / best.cost.value
     lead = "as good as" if ratio < _ALIKE else f"{words.digits(ratio)} times as good as"
     if best.cost.unit == "s":
         lead = lead.replace("good", "fast")
     return (
-        f"Take {best.name}: {best.said}, {lead} {others[0].name}."
+        f"{said}, {lead} {others[0].name}."
         + _doubt(best, others)
         + _unvalidated([best, *others[:1]])
         + _network(best, choices)

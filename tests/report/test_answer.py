@@ -83,7 +83,7 @@ def test_another_network_changes_the_choice_exactly_where_it_says_so(costs):
 def test_by_how_much_and_what_has_no_support():
     ring = examples.ring_result(prediction=predicted(2.0, 1.01, 0.0))
     said = answer_comparison((ring, examples.data_result(prediction=predicted(1.0, 1.01, 0.0))))
-    assert "1.00M tokens/s, 2.00 times as fast as ring_sequence." in said
+    assert "1.00M tokens/s (modelled), 2.00 times as fast as ring_sequence." in said
     assert "No published measurement" in said  # those of the example: time between nodes
     assert "communication" not in said  # none is exposed
 
