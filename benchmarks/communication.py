@@ -11,7 +11,7 @@ import sys
 from communication_forms import forms_table
 
 from parallax.bounds import Transfer
-from parallax.commands.resolve import fit_microbatches
+from parallax.commands.sizes import fit_microbatches
 from parallax.hlo.rows import dtype_rows
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling_steps import compile_program

@@ -17,7 +17,7 @@ from typing import Any
 from scipy.stats import kendalltau
 
 from parallax.analytic import estimate
-from parallax.commands.resolve import fit_microbatches
+from parallax.commands.sizes import fit_microbatches
 from parallax.cost import rates_of
 from parallax.lenses.child import run_in_child
 from parallax.lenses.compiling_steps import compile_program

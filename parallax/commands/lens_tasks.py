@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parallax.commands.resolve import REFUSALS, Cases
+from parallax.commands.resolve import REFUSALS
+from parallax.commands.sizes import Cases
 from parallax.commands.sweep import one_line
 from parallax.lenses.child import Progress
 from parallax.lenses.compiling_steps import compile_program

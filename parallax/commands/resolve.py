@@ -13,6 +13,7 @@ from parallax.commands.check_request import (
     swept_axis,
 )
 from parallax.commands.devices_to_measure import devices_to_measure
+from parallax.commands.sizes import Cases, Size, fit_microbatches, multiple, small_case
 from parallax.commands.sweep import SweepAxis, SweepTasks, constant_words, make_tasks
 from parallax.cost import Rates
 from parallax.distributed.agreement import agree, together
@@ -22,11 +23,10 @@ from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.models.config import ModelConfig
-from parallax.models.parameters import of_laptop_depth
+from parallax.models.parameters import of_laptop_size
 from parallax.papers import PAPERS
 from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
-from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.compare import SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import has_own_mesh, parse_compression, resolve_model, resolve_rates
@@ -41,8 +41,6 @@ DEFAULT_STRATEGIES = ("tensor_pipeline", "ring_sequence", "two_level", "data_par
 TRAINING_STRATEGIES = ("fsdp", "hsdp")  # compared too where the phase is train
 DEFAULT_BATCH, DEFAULT_SEQ_LEN = 16, 1024
 REFUSALS = (ValueError, NotImplementedError)  # why one strategy cannot run; the others still do
-
-type Cases = tuple[tuple[Strategy, Workload], ...]
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,12 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
     able = [s for name, s in made.items() if s is not None and name not in refused]
     if not able:
         raise ValueError(nothing_runs(refused))
+    small_cases = tuple(small_case(s, small, request.phase) for s in able)
     comparison = ResolvedComparison(
         request=_resolved(request, full.config, cluster, lenses, asked),
-        config=full.config, workload=full.base, cases=full.cases(able),
-        small_config=small.config, small_cases=small.cases(able),
+        config=full.config, workload=full.base,
+        cases=small_cases if request.small else full.cases(able),
+        small_config=small.config, small_cases=small_cases,
         cluster=cluster, lenses=lenses, names=tuple(made),
         refused={name: dict.fromkeys(lenses, why) for name, why in refused.items()}, moved=moved,
         paper=paper, rates=resolve_rates(request.rates, cluster),
@@ -144,32 +144,6 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
     if axis is not None:
         comparison = replace(comparison, sweep=_sweep(comparison, axis, make, full))
     return comparison
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A model and its workload; each strategy takes the microbatches that divide its part.
-
-    Attributes:
-      config, base: the model and its workload.
-      explicit: whether the number of microbatches was asked for, and must not be lowered.
-    """
-
-    config: ModelConfig
-    base: Workload
-    explicit: bool
-
-    def workload(self, strategy: Strategy) -> Workload:
-        return fit_microbatches(strategy, self.base, self.explicit)
-
-    def cases(self, strategies: Sequence[Strategy]) -> Cases:
-        return tuple((s, self.workload(s)) for s in strategies)
-
-    def check(self, strategy: Strategy, new_tokens: int = 0) -> None:
-        """Raise ValueError where sizes do not divide, for decoding too if there are new_tokens."""
-        sharded = ShardedTransformer(self.config, strategy, self.workload(strategy))
-        if new_tokens:
-            Decoder(sharded, new_tokens)
 
 
 @dataclass(frozen=True)
@@ -208,9 +182,9 @@ def _model_and_workloads(
         config = config.replace(dtype=request.dtype)
     if request.compression is not None:
         config = config.replace(compression=parse_compression(request.compression))
-    usual = Workload(_multiple(DEFAULT_BATCH, batches), DEFAULT_SEQ_LEN)
+    usual = Workload(multiple(DEFAULT_BATCH, batches), DEFAULT_SEQ_LEN)
     base = source.workload if source else usual
-    small = source.small_workload if source else Workload(16, 80, 4)
+    small = source.small_workload if source else Workload(16, 32, 2)
     names = ("batch", "seq_len", "microbatches")
     given = {n: v for n in names if (v := getattr(request, n)) is not None}
     packed = request.packed
@@ -290,17 +264,16 @@ def _moved(
 
 def _sizes(
     request: CompareRequest, paper: Paper | None, strategies: Sequence[Strategy]
-) -> tuple[_Size, _Size]:
+) -> tuple[Size, Size]:
     """Return what is asked for, and the small model with sizes that every strategy divides."""
     splits = [s.split() for s in strategies]
     batches = [s.count("act_batch") for s in splits]
     config, workload, base = _model_and_workloads(request, paper, batches)
-    base = replace(
-        base,
-        batch=_multiple(base.batch, batches),
-        seq_len=_multiple(base.seq_len, [s.count("act_seq", "act_norm_seq") for s in splits]),
-    )
-    longest = max(config.small().max_seq_len, base.seq_len)
+    lengths = [s.count("act_seq", "act_norm_seq") for s in splits]
+    # Two tokens a device at least: one alone has no causal mask.
+    length = multiple(max([base.seq_len, *(2 * n for n in lengths)]), lengths)
+    base = replace(base, batch=multiple(base.batch, batches), seq_len=length)
+    longest = base.seq_len
     if request.phase == "decode" and config.positions == "learned":
         longest += NEW_TOKENS
     stages = math.lcm(
@@ -312,19 +285,13 @@ def _sizes(
     small_config = config.small(max_seq_len=longest)
     chosen = any(getattr(s.layers, "layers", None) is not None for s in strategies)
     if paper is None and not chosen:
-        small_config = of_laptop_depth(small_config, stages)
-    whole = _Size(config, workload, request.microbatches is not None)
-    return whole, _Size(small_config, base, False)
-
-
-def _multiple(size: int, parts: Sequence[int]) -> int:
-    """Return the least multiple of all `parts` that is at least `size`."""
-    unit = math.lcm(*parts)
-    return -(-size // unit) * unit
+        small_config = of_laptop_size(small_config, stages)
+    whole = Size(config, workload, request.microbatches is not None)
+    return whole, Size(small_config, base, False)
 
 
 def _check(
-    request: CompareRequest, lenses: Sequence[str], cluster: Cluster, full: _Size, small: _Size
+    request: CompareRequest, lenses: Sequence[str], cluster: Cluster, full: Size, small: Size
 ) -> Callable[[Strategy], None]:
     """Return what raises where a strategy cannot run; a sweep's points will say so themselves."""
     compiles, decodes = bool(set(SWEEP_LENSES) & set(lenses)), request.phase == "decode"
@@ -364,9 +331,7 @@ def _resolved(
     )
 
 
-def _sweep(
-    comparison: ResolvedComparison, axis: SweepAxis, make: _Maker, full: _Size
-) -> SweepTasks:
+def _sweep(comparison: ResolvedComparison, axis: SweepAxis, make: _Maker, full: Size) -> SweepTasks:
     tasks = make_tasks(
         axis, full.base, [strategy for strategy, _ in comparison.cases], comparison.cluster,
         lambda name, cluster: make.named(name, None, cluster),
@@ -377,15 +342,3 @@ def _sweep(
         reasons = {f"{t.point.strategy} at {t.point.value}": t.point.why_not for t in tasks}
         raise ValueError(nothing_runs(reasons))
     return SweepTasks(axis, tasks, constant_words(axis.axis, full.base, comparison.cluster))
-
-
-def fit_microbatches(strategy: Strategy, base: Workload, explicit: bool) -> Workload:
-    """Return the workload with the strategy's microbatches, else the most that divide its part."""
-    own = getattr(strategy.layers, "microbatches", None)
-    if own is not None:
-        return replace(base, microbatches=own)
-    local = base.batch // strategy.split().count("act_batch")
-    if explicit or local < 1:
-        return base
-    count = next(m for m in range(min(base.microbatches, local), 0, -1) if local % m == 0)
-    return replace(base, microbatches=count)

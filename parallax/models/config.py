@@ -319,21 +319,25 @@ class ModelConfig:
         """Return the config that `to_dict` encoded. ValueError for missing or wrong fields."""
         return codec.decode(cls, data, where)
 
+    def of_width(self, d_model: int) -> "ModelConfig":
+        """Return the model with another width of the residual stream."""
+        scale = self.embed_scale and self.embed_scale * (d_model / self.d_model) ** 0.5
+        return self.replace(d_model=d_model, embed_scale=scale)
+
     def small(self, head_dim: int = 8, max_seq_len: int = 80) -> "ModelConfig":
         """Return the model at a width for laptops: layers, heads and ratios stay, head_dim shrinks.
 
         The vocabulary becomes the 256 byte values, so that any text is a batch of tokens. A head
-        no wider than head_dim keeps its width, and widths that do not shrink evenly round up: the
-        model's to what devices up to 32 divide, others' up to 16, if they divide the whole model's.
+        no wider than head_dim keeps its width, and widths that do not shrink evenly round up to
+        what devices up to 32 divide, if they divide the whole model's.
         Windows shrink to a fifth of max_seq_len, so that they still hide tokens.
         """
         shrink = max(1, self.head_dim // head_dim)
         window = max(1, max_seq_len // 5)
-        width = _small_width(self.d_model, shrink, 32)
+        width = _small_width(self.d_model, shrink)
         heads = min(head_dim, self.head_dim)
-        return self.replace(
+        return self.of_width(width).replace(
             name=f"{self.name}.small",
-            d_model=width,
             d_ff=_small_width(self.d_ff, shrink),
             head_dim=heads,
             vocab_size=BYTE_VOCAB,
@@ -345,7 +349,6 @@ class ModelConfig:
             latent=self.latent and _small_latent(self.latent, heads, shrink),
             rotary_dim=self.rotary_dim and min(self.rotary_dim, _half(heads)),
             dense_d_ff=_small_width(self.dense_d_ff, shrink),
-            embed_scale=self.embed_scale and self.embed_scale * (width / self.d_model) ** 0.5,
             score_scale=self.score_scale and self.score_scale * (self.head_dim / heads) ** 0.5,
             compression=self.compression and tuple(
                 _small_format(name, heads) for name in self.compression
@@ -353,9 +356,9 @@ class ModelConfig:
         )  # fmt: skip
 
 
-def _small_width(size: int, shrink: int, devices: int = 16) -> int:
-    """Return a width that devices up to a power of two divide, if they divide the whole one."""
-    unit = math.gcd(size, devices)
+def _small_width(size: int, shrink: int) -> int:
+    """Return a width that devices up to 32 divide, if they divide the whole one."""
+    unit = math.gcd(size, 32)
     return size and -(-size // shrink // unit) * unit
 
 

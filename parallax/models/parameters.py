@@ -5,6 +5,7 @@ else.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ SHARED = "shared"  # the member of a mixture of experts that every token passes
 
 # Of all layers, on each of 16 or more virtual devices, in float64 and with gradients.
 _LAPTOP_PARAMETERS = 4e6
+_LAPTOP_EXPERTS, _LAPTOP_WIDTH = 64, 128
 
 
 @dataclass(frozen=True)
@@ -110,24 +112,57 @@ def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     return tuple(p for p in model_parameters(config) if p.path[0] != "layers")
 
 
-def of_laptop_depth(config: ModelConfig, stages: int) -> ModelConfig:
-    """Return a model with as many of its layers as a laptop runs on many virtual devices.
+def of_laptop_size(config: ModelConfig, stages: int) -> ModelConfig:
+    """Return a model with as many of its layers and experts as a laptop runs on virtual devices.
 
-    These are at least two. Where so few layers as stages need are too many, experts are narrower.
+    Neighbours of one kind in its pattern become one, and of many experts and of a wide residual
+    stream few stay, divisible as before. Layers are at least two; where as few as stages need have
+    too many parameters, MLPs are narrower.
 
     Args:
       config: a model of small width.
-      stages: stages, with their chunks; each gets whole patterns. As many layers as before are
-        left over.
+      stages: stages, with their chunks; each gets whole patterns. As many as before are left over,
+        though of a part of a pattern at most one layer less than a pattern.
     """
-    each = sum(p.size for p in layer_parameters(config))
-    unit = stages * len(config.kinds)
-    if config.num_experts and unit * each > _LAPTOP_PARAMETERS:
-        config = config.replace(d_ff=math.gcd(config.d_ff, 16))
-        each = sum(p.size for p in layer_parameters(config))
-    fitting = max(-(-2 // unit), int(_LAPTOP_PARAMETERS // each) // unit) * unit
-    layers = fitting + (config.num_layers - config.dense_layers) % unit + config.dense_layers
-    return config if layers >= config.num_layers else config.replace(num_layers=layers)
+    kinds = tuple(kind for kind, _ in itertools.groupby(config.kinds))
+    unit, count = stages * len(kinds), len(config.kinds)
+    patterns, part = divmod((config.num_layers - config.dense_layers) % (stages * count), count)
+    left_over = patterns * len(kinds) + min(part, len(kinds) - 1)
+    small = config.of_width(min(config.d_model, _multiple(_LAPTOP_WIDTH, config.d_model)))
+    small = small.replace(
+        pattern=config.pattern and kinds,
+        dense_layers=config.dense_layers // count * len(kinds),
+        num_experts=_few_experts(config),
+    )
+    small = _of_fitting_mlps(small, unit + left_over)
+    fitting = int(_LAPTOP_PARAMETERS // sum(p.size for p in layer_parameters(small)))
+    layers = max(-(-2 // unit), (fitting - left_over) // unit) * unit
+    layers += left_over + small.dense_layers
+    return config if layers >= config.num_layers else small.replace(num_layers=layers)
+
+
+def _few_experts(config: ModelConfig) -> int:
+    """Return the number of experts, or less: a multiple of their groups, and of devices."""
+    groups = config.router.groups if config.router else 1
+    return min(config.num_experts, _multiple(_LAPTOP_EXPERTS, config.num_experts, groups))
+
+
+def _multiple(least: int, like: int, groups: int = 1) -> int:
+    """Return a multiple of groups, and of all powers of two to 64 that divide `like`."""
+    unit = math.lcm(groups, math.gcd(like, 64))
+    return -(-least // unit) * unit
+
+
+def _of_fitting_mlps(config: ModelConfig, layers: int) -> ModelConfig:
+    """Return a model with MLPs so narrow that as many layers have no more than enough parameters.
+
+    They stay divisible by as many devices.
+    """
+    unit = math.gcd(config.d_ff, 64)
+    mlp = sum(p.size for p in layer_parameters(config) if p.part == "mlp")
+    others = sum(p.size for p in layer_parameters(config)) - mlp
+    fitting = int((_LAPTOP_PARAMETERS / layers - others) * config.d_ff // mlp)
+    return config.replace(d_ff=min(config.d_ff, max(1, fitting // unit) * unit))
 
 
 def model_parameters(config: ModelConfig) -> tuple[Parameter, ...]:

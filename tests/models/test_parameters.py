@@ -22,7 +22,7 @@ from parallax.models.parameters import (
     layer_matrices,
     layer_parameters,
     model_parameters,
-    of_laptop_depth,
+    of_laptop_size,
 )
 from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import weight
@@ -246,20 +246,40 @@ def test_no_array_is_made():
 
 
 def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
-    deep = DENSE.replace(d_model=512, d_ff=2048, num_layers=61)  # 3.2 million parameters a layer
-    assert of_laptop_depth(deep, 1).num_layers == 2
-    assert of_laptop_depth(deep, 4).num_layers == 4 + 61 % 4
-    assert of_laptop_depth(deep, 64) == deep
-    assert of_laptop_depth(DENSE, 2) == DENSE
-    kinds = (LayerKind(window=8), LayerKind(window=8), LayerKind())
-    assert of_laptop_depth(deep.replace(num_layers=60, pattern=kinds), 2).num_layers == 6
-    experts = deep.replace(num_experts=32, d_ff=368, pattern=kinds[:2])
-    small = of_laptop_depth(experts, 2)
-    assert (small.d_ff, small.num_experts) == (16, 32)
-    assert small.num_params < experts.replace(num_layers=4).num_params / 4
-    for layers, pattern, stages in ((62, kinds * 2, 4), (24, kinds[1:], 2), (80, (), 8)):
-        small = of_laptop_depth(deep.replace(num_layers=layers, pattern=pattern), stages)
+    deep = DENSE.replace(num_heads=64, num_kv_heads=64, d_model=512, d_ff=2048, num_layers=61)
+    assert of_laptop_size(deep, 1).num_layers > 2
+    assert of_laptop_size(deep, 4).num_layers % 4 == 61 % 4
+    assert of_laptop_size(deep, 64) == deep
+    assert of_laptop_size(DENSE, 2) == DENSE
+    local, every = LayerKind(window=8), LayerKind()
+    for layers, pattern, stages, few in (
+        (62, (local,) * 5 + (every,), 2, 1),  # a part of a pattern
+        (60, (local, local, every), 2, 0),
+        (63, (local, local, every), 2, 2),  # a pattern
+        (24, (local, every), 2, 0),
+        (80, (), 8, 0),
+    ):
+        small = of_laptop_size(deep.replace(num_layers=layers, pattern=pattern), stages)
+        assert small.kinds == ((local, every) if pattern else (every,))
+        assert small.num_layers % (stages * len(small.kinds)) == few
+        assert small.num_params < 5e6
         assert len(Pipeline("stage").groups(small.num_layers, stages, len(small.kinds))) == stages
+
+
+def test_a_small_mixture_divides_and_routes_as_the_whole_one():
+    whole = EXPERTS.replace(
+        d_model=448, d_ff=128, num_layers=61, num_experts=256, experts_per_token=8, dense_layers=3,
+        dense_d_ff=1152, router=Router(groups=8, groups_per_token=4), embed_scale=21.0,
+    )  # fmt: skip
+    small = of_laptop_size(whole, 2)
+    assert (small.d_model, small.num_experts, small.num_layers) == (128, 64, 3 + 2)
+    assert small.embed_scale == pytest.approx(21 * (128 / 448) ** 0.5)
+    assert small.d_ff % 64 == 0
+    assert (small.router, small.experts_per_token) == (whole.router, 8)
+    odd = whole.replace(num_experts=160, router=None, d_model=336, d_ff=368)
+    assert of_laptop_size(odd, 2).num_experts % 32 == 0
+    assert of_laptop_size(odd, 2).d_model % 16 == 0
+    assert of_laptop_size(odd.replace(num_experts=60), 2).num_experts == 60
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
@@ -270,7 +290,7 @@ def test_a_small_model_divides_as_the_whole_one(head_dim):
     )  # fmt: skip
     small = whole.small()
     for name in ("d_model", "d_ff", "dense_d_ff"):
-        assert getattr(small, name) % math.gcd(getattr(whole, name), 16) == 0
+        assert getattr(small, name) % math.gcd(getattr(whole, name), 32) == 0
     assert small.latent is not None
     assert small.latent.kv_rank % 16 == 0
     assert small.embed_scale == pytest.approx(64 * (small.d_model / whole.d_model) ** 0.5)

@@ -27,7 +27,8 @@ def read_config(folder: str | Path, dtype: DType | None = None) -> ModelConfig:
 
     Args:
       folder: a folder, or its config.json.
-      dtype: dtype of parameters and activations; None takes the file's, or float32 if it has none.
+      dtype: dtype of parameters and activations; None takes the file's. A file with none has
+        float32, or what quantized weights unpack to: bfloat16.
 
     Raises:
       ValueError: a file that is missing, not JSON or of another family, or unsupported settings,
@@ -179,7 +180,8 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
 def _dtype(fields: Fields) -> DType:
     places = fields, fields.inner("text_config")
     named = (p.values.get(name) for p in places for name in ("dtype", "torch_dtype"))
-    dtype = next((x for x in named if x), "float32")
+    usual = "bfloat16" if fields.values.get("quantization_config") else "float32"
+    dtype = next((x for x in named if x), usual)
     if dtype not in _DTYPES:
         raise ValueError(f"{fields.path}: dtype is {dtype!r}, expected {', '.join(_DTYPES)}.")
     return dtype

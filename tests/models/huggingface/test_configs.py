@@ -112,6 +112,16 @@ def test_older_files_keep_the_base_of_rope_apart(folder):
     assert huggingface.read_config(folder, "float32").dtype == "float32"
 
 
+def test_without_a_dtype_quantized_weights_are_what_they_unpack_to(tmp_path):
+    shutil.copy(GOLDEN / "gpt_oss" / "config.json", tmp_path)
+    change(tmp_path, dtype=None, torch_dtype=None)
+    assert huggingface.read_config(tmp_path).dtype == "float32"
+    change(tmp_path, quantization_config={"quant_method": "mxfp4"})
+    assert huggingface.read_config(tmp_path).dtype == "bfloat16"
+    change(tmp_path, dtype="float16")
+    assert huggingface.read_config(tmp_path).dtype == "float16"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_field_of_any_type_ends_in_another_error(family, tmp_path):
     whole = fields_of_family(family)
