@@ -1,10 +1,11 @@
 """The operation and its dispatch: few tokens by a packed weight.
 
-Shapes: T tokens, K inputs, O outputs.
+Shapes: T tokens, K inputs, O outputs; optional E experts.
 """
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Num
 
 from parallax.kernels import dispatch
 from parallax.kernels.packed_matmul import reference
@@ -13,29 +14,33 @@ from parallax.kernels.packed_matmul.reference import PackedMatrix
 
 
 def packed_matmul(
-    x: Float[Array, "t k"], matrix: PackedMatrix, *, implementation: str | None = None
-) -> Float[Array, "t o"]:
+    x: Num[Array, "*e t k"], matrix: PackedMatrix, *, implementation: str | None = None
+) -> Num[Array, "*e t o"]:
     """Compute x times the weight that `matrix` stores, reading it packed.
 
     Args:
-      x: [T, K] floating point.
-      matrix: a weight [K, O] in INT8, in INT4, or in either or x's dtype with 2:4 sparsity.
-      implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs: float16
-        and bfloat16, at most 64 tokens, K and O multiples of 128, scales shared by all inputs or by
-        a multiple of 128; or None, the fastest that supports the call and is validated
-        (`dispatch.choose`).
+      x: [T, K] floating point; or int8, for a dense INT8 weight without scales. With one more dim
+        in front, [E, T, K], each expert's tokens.
+      matrix: a weight [K, O] in INT8, in INT4, or in either or x's dtype with 2:4 sparsity; for
+        each expert, if x has experts.
+      implementation: "xla", which supports all of this; "mosaic", a kernel for Hopper GPUs:
+        float16, bfloat16 and int8, at most 64 tokens, K and O multiples of 128, scales shared by
+        all inputs or by a multiple of 128; or None, the fastest that supports the call and is
+        validated (`dispatch.choose`).
 
     Returns:
-      [T, O] float32 (float64 for float64): sums of products. "xla" rounds scaled weights to x's
-      dtype first; "mosaic" multiplies integers, and scales their sums.
+      [T, O] float32 (float64 for float64), or [E, T, O]: sums of products. "xla" rounds scaled
+      weights to x's dtype first; "mosaic" multiplies integers, and scales their sums. For int8 x
+      exact sums, in int32.
 
     Raises:
       ValueError: arrays whose shapes do not match.
       NotImplementedError: the implementation does not support this; the message names one that
         does. Also a gradient through "mosaic", which is for decoding.
 
-    Cost: 2 T K O FLOPs. "mosaic" reads each stored byte from device memory once; it writes partial
-      sums [splits, O, T], which XLA adds. "xla" writes the weight unpacked and reads it again.
+    Cost: 2 E T K O FLOPs. "mosaic" reads each stored byte from device memory once; it writes
+      partial sums [E, splits, O, T], which XLA adds. "xla" writes the weight unpacked and reads it
+      again, unless x is int8.
     """
     _check(x, matrix)
     if runs_kernel(x, matrix, implementation=implementation):
@@ -59,12 +64,20 @@ def runs_kernel(x: jax.Array, matrix: PackedMatrix, *, implementation: str | Non
 
 def _check(x: jax.Array, matrix: PackedMatrix) -> None:
     inputs, outputs = matrix.shape
-    positions, scales = matrix.positions, matrix.scales
-    wrong = x.ndim != 2 or x.shape[1] != inputs or matrix.values.shape[0] % matrix.rows
-    wrong = wrong or (positions is not None and positions.shape != (inputs // matrix.unit, outputs))
-    wrong = wrong or (
-        scales is not None and (scales.shape[1] != outputs or inputs % scales.shape[0] != 0)
-    )
+    values, positions, scales = matrix
+    if x.dtype == jnp.int8 and (values.dtype, positions, scales) != (jnp.int8, None, None):
+        raise ValueError(
+            "packed_matmul: int8 x multiplies an int8 matrix without positions and scales; scale "
+            "the sums, or pass x in a floating-point dtype."
+        )
+    lead = matrix.lead
+    wrong = len(lead) > 1 or x.shape[:-2] != lead or values.shape[-2] % matrix.rows
+    wrong = wrong or x.ndim != len(lead) + 2 or x.shape[-1] != inputs
+    if positions is not None:
+        wrong = wrong or positions.shape != (*lead, inputs // matrix.unit, outputs)
+    if scales is not None:
+        wrong = wrong or scales.shape[:-2] != lead
+        wrong = wrong or scales.shape[-1] != outputs or inputs % scales.shape[-2]
     if wrong:
         shapes = [None if a is None else a.shape for a in matrix]
         raise ValueError(

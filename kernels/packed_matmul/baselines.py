@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parallax.kernels.errors import relative_error
 from parallax.kernels.packed_matmul import cases
 from parallax.kernels.packed_matmul.cases import Case, program
 
@@ -13,8 +14,8 @@ from parallax.kernels.packed_matmul.cases import Case, program
 def draw(case: Case, seed: int) -> tuple[np.ndarray, ...]:
     """Draw the inputs of all baselines, as `cases.inputs` does, then the dense weight [K, O]."""
     arrays = cases.inputs(case, seed)
-    whole = case._replace(tokens=case.inputs)
-    (weight,) = cases.exact(whole, np.eye(case.inputs), *arrays[1:])
+    rows = np.broadcast_to(np.eye(case.inputs), (*case.lead, case.inputs, case.inputs))
+    (weight,) = cases.exact(case, rows, *arrays[1:])
     return *arrays, weight.astype(case.dtype)
 
 
@@ -26,7 +27,8 @@ def baselines(case: Case) -> dict[str, Callable | str]:
         return lambda *arrays: run(*arrays[:-1])[0]
 
     def dense(x, *arrays) -> jax.Array:
-        return jnp.einsum("tk,ko->to", x, arrays[-1], preferred_element_type=jnp.float32)
+        sums = jnp.int32 if case.dtype == "int8" else jnp.float32
+        return jnp.einsum("...tk,...ko->...to", x, arrays[-1], preferred_element_type=sums)
 
     return {"mosaic": call("mosaic"), "xla": call("xla"), "dense": dense}
 
@@ -34,5 +36,4 @@ def baselines(case: Case) -> dict[str, Callable | str]:
 def error(case: Case, out, x, *arrays) -> float:
     """Compute the relative error of the output against float64 NumPy."""
     (expected,) = cases.exact(case, np.asarray(x), *map(np.asarray, arrays[:-1]))
-    actual = np.asarray(out).astype(np.float64)
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    return relative_error(out, expected)

@@ -31,17 +31,15 @@ def cut_name(matrix: PackedMatrix) -> str:
 
 
 def unsupported(x, matrix: PackedMatrix) -> str | None:
-    """Return why the kernel does not support x [T, K] by a matrix, in a few words, or None."""
-    inputs, outputs = matrix.shape
-    if x.dtype.name not in DTYPES:
-        return f"x is {x.dtype}, and it has {' and '.join(DTYPES)}"
-    if reason := unsupported_sizes(x.shape[0], inputs, outputs, matrix.group):
-        return reason
-    return dispatch.not_hopper()
+    """Return why the kernel does not support x [..., T, K] by a matrix, in a few words, or None."""
+    reason = unsupported_sizes(x.dtype.name, x.shape[-2], *matrix.shape, matrix.group)
+    return reason or dispatch.not_hopper()
 
 
-def unsupported_sizes(tokens: int, inputs: int, outputs: int, group: int) -> str | None:
-    """Return why the kernel does not support these sizes; `group` inputs share a scale."""
+def unsupported_sizes(dtype: str, tokens: int, inputs: int, outputs: int, group: int) -> str | None:
+    """Return why the kernel does not support rows of these; `group` inputs share a scale."""
+    if dtype not in (*DTYPES, "int8"):
+        return f"x is {dtype}, and it has {', '.join(DTYPES)} and int8"
     if tokens > MOST_TOKENS:
         return f"it is for decoding {MOST_TOKENS} tokens at most, and there are {tokens}"
     if inputs % STEP or outputs % COLUMNS:
@@ -54,7 +52,9 @@ def unsupported_sizes(tokens: int, inputs: int, outputs: int, group: int) -> str
     return None
 
 
-def splits(tokens: int, inputs: int, outputs: int, group: int, bits_per_weight: float) -> int:
+def splits(
+    tokens: int, inputs: int, outputs: int, group: int, bits_per_weight: float, experts: int = 1
+) -> int:
     """Return the parts of the inputs, each with sums of its own, that make the least bytes.
 
     More parts keep more multiprocessors busy, but their sums are written and read again: both are
@@ -64,13 +64,15 @@ def splits(tokens: int, inputs: int, outputs: int, group: int, bits_per_weight: 
       tokens, inputs, outputs: sizes.
       group: inputs that share a scale, which stay together; all of them if it is `inputs`.
       bits_per_weight: stored bits of values and positions per weight.
+      experts: matrices of these sizes, each with so many tokens.
     """
     pieces = inputs // (STEP if group == inputs else group)
     tiles, piece_bytes = outputs // COLUMNS, inputs // pieces * COLUMNS * bits_per_weight / 8
+    tiles *= experts
 
     def n_bytes(count: int) -> float:
         waves = -(-tiles * count // MULTIPROCESSORS)
-        sums = 2 * count * tokens * outputs * _SUM_BYTES
+        sums = 2 * count * experts * tokens * outputs * _SUM_BYTES
         return waves * -(-pieces // count) * piece_bytes * MULTIPROCESSORS + sums
 
     return min(range(1, min(_MOST_SPLITS, pieces) + 1), key=n_bytes)

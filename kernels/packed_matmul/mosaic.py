@@ -6,10 +6,12 @@ tokens its columns. The inputs of a unit share bytes, so those of a part are mul
 of their own: the first of each unit, then the second. Weights are stored with outputs contiguous,
 but operands in registers have to be pairs of inputs, so unpacked tiles go through shared memory. No
 GPU has run it yet: it is checked in interpret mode, and compiled to machine code for the H100.
+
+Integer activations (W8A8) are multiplied in 16 bits as well, exactly: Hopper's products of 8-bit
+integers need the inputs of both operands contiguous, and weights have their outputs so.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +39,8 @@ PACKED = plgpu.Layout.TILED(
     lane_dims=(-3, -2),
     vector_dim=-1,
 )
+# Steps over which float32 adds up products of 8-bit integers, 2 ** 14 at most each, exactly.
+EXACT_STEPS = 2**24 // 2**14 // PART
 _MOST_STAGES = 8
 _BARRIER_BYTES = 1024
 
@@ -52,6 +56,7 @@ class Problem(NamedTuple):
       is_scaled: whether there are scales.
       steps, splits: steps over all inputs, and the parts that they are divided into.
       dtype: dtype of the products.
+      sums: dtype of the sums over all steps: float32, or int32 for integers.
     """
 
     tokens: int
@@ -63,6 +68,7 @@ class Problem(NamedTuple):
     steps: int
     splits: int
     dtype: Any
+    sums: Any
 
     @property
     def units(self) -> int:
@@ -80,52 +86,62 @@ class Problem(NamedTuple):
 def matmul(x: jax.Array, matrix: PackedMatrix) -> jax.Array:
     """Compute `api.packed_matmul` by the kernel.
 
-    Cost: 2 T K O FLOPs with T padded to eights, declared to XLA with the stored bytes, x and the
+    Cost: 2 E T K O FLOPs with T padded to eights, declared to XLA with the stored bytes, x and the
       partial sums, each read or written once.
     """
-    tokens, (inputs, outputs) = x.shape[0], matrix.shape
-    unit, group = matrix.unit, matrix.group
+    *_, tokens, inputs = x.shape
+    unit, group, outputs, experts = matrix.unit, matrix.group, matrix.shape[1], matrix.experts
+    is_integer = x.dtype == jnp.int8
+    if is_integer:
+        x = x.astype(jnp.bfloat16)
     # The first inputs of a part's units, then the second ones, and so on.
-    x = hopper.pad(x, 0, 8).reshape(-1, inputs // PART, PART // unit, unit)
-    x = x.swapaxes(2, 3).reshape(-1, inputs)
+    x = hopper.pad(x.reshape(experts, tokens, inputs), 1, 8)
+    x = x.reshape(experts, -1, inputs // PART, PART // unit, unit).swapaxes(3, 4)
+    x = x.reshape(experts, -1, inputs)
     problem = Problem(
-        tokens=x.shape[0],
+        tokens=x.shape[1],
         unit=unit,
         rows=matrix.rows,
         is_sparse=matrix.positions is not None,
         span=None if group == inputs else group // STEP,
         is_scaled=matrix.scales is not None,
         steps=inputs // STEP,
-        splits=limits.splits(tokens, inputs, outputs, group, matrix.bits_per_weight),
+        splits=limits.splits(tokens, inputs, outputs, group, matrix.bits_per_weight, experts),
         dtype=x.dtype,
+        sums=jnp.int32 if is_integer else jnp.float32,
     )
-    values = matrix.values.reshape(-1, matrix.rows, outputs)
-    stored = [a for a in (values, matrix.positions, matrix.scales) if a is not None]
-    result = jax.ShapeDtypeStruct((problem.splits, outputs, problem.tokens), jnp.float32)
+    values = matrix.values.reshape(experts, -1, matrix.rows, outputs)
+    beside = [a for a in (matrix.positions, matrix.scales) if a is not None]
+    stored = [values, *(a.reshape(experts, -1, outputs) for a in beside)]
+    shape = (experts, problem.splits, outputs, problem.tokens)
+    result = jax.ShapeDtypeStruct(shape, problem.sums)
     (sums,) = hopper.call(
         "packed_matmul",
         functools.partial(kernel, problem=problem),
         [x, *stored],
         [result],
-        grid={"tiles": outputs // COLUMNS, "splits": problem.splits},
-        flops=2.0 * problem.tokens * math.prod(matrix.shape),
+        grid={"experts": experts, "tiles": outputs // COLUMNS, "splits": problem.splits},
+        flops=2.0 * experts * problem.tokens * inputs * outputs,
         bytes_accessed=hopper.bytes_of(x, *stored, result),
         computes="products",
         num_threads=CONSUMERS + 1,
     )
-    return sums.sum(axis=0).T[:tokens]
+    total = sums.sum(axis=1, dtype=problem.sums).swapaxes(1, 2)[:, :tokens]
+    return total.reshape(*matrix.lead, tokens, outputs)
 
 
 def kernel(x, values, *refs, problem: Problem):
     """The body of one thread block; arguments are arrays in device memory.
 
     Args:
-      x: [tokens, inputs], permuted.
-      values: [units, rows, outputs].
-      refs: positions [units, outputs] if sparse; scales [groups, outputs] if scaled; then the
-        result [splits, outputs, tokens].
+      x: [experts, tokens, inputs], permuted.
+      values: [experts, units, rows, outputs].
+      refs: positions [experts, units, outputs] if sparse; scales [experts, groups, outputs] if
+        scaled; then the result [experts, splits, outputs, tokens].
     """
-    *stored, out = refs
+    expert = lax.axis_index("experts")
+    *stored, out = (ref.at[expert] for ref in refs)
+    x, values = x.at[expert], values.at[expert]
     positions = stored.pop(0) if problem.is_sparse else None
     scales = stored.pop(0) if problem.is_scaled else None
     split, span = lax.axis_index("splits"), problem.span or 1
@@ -195,15 +211,22 @@ def kernel(x, values, *refs, problem: Problem):
             sums = sums_of(start, count)
             return sums * lax.broadcast_in_dim(scale, sums.shape, [0])
 
-        def sums_of_groups():
-            def add(g, total):
-                return total + scaled_sums_of(g * span, span, first + g)
+        def added(add, count):
+            """Add up sums of all steps, `add(i)` for each i below `count`."""
+            zeros = plgpu.layout_cast(jnp.zeros((COLUMNS, problem.tokens), problem.sums), SUMS)
+            return lax.fori_loop(0, count, lambda i, total: total + add(i), zeros)
 
-            zeros = plgpu.layout_cast(jnp.zeros((COLUMNS, problem.tokens), jnp.float32), SUMS)
-            return lax.fori_loop(0, end - first, add, zeros)
+        def exact_sums_of(i):
+            start = i * EXACT_STEPS
+            return sums_of(start, lax.min(steps - start, i32(EXACT_STEPS))).astype(jnp.int32)
 
         def compute():
-            total = scaled_sums_of(0, steps, 0) if problem.span is None else sums_of_groups()
+            if problem.sums == jnp.int32:
+                total = added(exact_sums_of, lax.div(steps + (EXACT_STEPS - 1), i32(EXACT_STEPS)))
+            elif problem.span is None:
+                total = scaled_sums_of(0, steps, 0)
+            else:
+                total = added(lambda g: scaled_sums_of(g * span, span, first + g), end - first)
 
             @pl.when(warpgroup == 1)
             def _():
@@ -230,7 +253,7 @@ def kernel(x, values, *refs, problem: Problem):
         scope,
         hopper.ring(memory, stages, consumers=CONSUMERS, copies=len(memory)),
         hopper.swizzled((CONSUMERS, 2, PART, COLUMNS), problem.dtype),
-        plgpu.SMEM((COLUMNS, problem.tokens), jnp.float32),
+        plgpu.SMEM((COLUMNS, problem.tokens), problem.sums),
         plgpu.Barrier(),
         collective_axes="warpgroup",
     )

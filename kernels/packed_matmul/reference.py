@@ -4,6 +4,7 @@ A *unit* is the inputs that whole bytes of all stored arrays cover: 1 for INT8, 
 2:4 positions.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ KEPT, OF = 2, 4  # the only sparsity: two values kept of every run of four input
 
 class PackedMatrix(NamedTuple):
     """One weight matrix [K inputs, O outputs] as stored; see `parallax.compression.packed`.
+
+    All arrays may have one more dim in front: a matrix for each of E experts.
 
     Attributes:
       values: [rows, O] int8; uint8, two signed numbers of 4 bits per byte, the earlier input in the
@@ -48,8 +51,18 @@ class PackedMatrix(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """Inputs and outputs."""
-        rows, outputs = self.values.shape
+        rows, outputs = self.values.shape[-2:]
         return rows // self.rows * self.unit, outputs
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The dims in front of a matrix: (E,) for experts, or ()."""
+        return self.values.shape[:-2]
+
+    @property
+    def experts(self) -> int:
+        """The number of matrices."""
+        return math.prod(self.lead)
 
     @property
     def bits_per_weight(self) -> float:
@@ -60,7 +73,7 @@ class PackedMatrix(NamedTuple):
     @property
     def group(self) -> int:
         """The inputs that share a scale for each output; all of them without scales."""
-        return self.shape[0] // (1 if self.scales is None else self.scales.shape[0])
+        return self.shape[0] // (1 if self.scales is None else self.scales.shape[-2])
 
 
 def unit_of(bits: int, is_sparse: bool) -> int:
@@ -114,14 +127,16 @@ def _whole(x: jax.Array, bits: int) -> jax.Array:
 
 def matmul(x: jax.Array, matrix: PackedMatrix) -> jax.Array:
     """Compute `api.packed_matmul`, with scaled weights rounded to x's dtype before the product."""
-    wide = sums_dtype(x.dtype)
-    units = matrix.values.reshape(-1, matrix.rows, matrix.shape[1])
-    rows = [units[:, i] for i in range(matrix.rows)]
-    weight = jnp.stack(unpacked(rows, matrix.positions, wide), axis=1).reshape(matrix.shape)
+    if x.dtype == jnp.int8:
+        return jnp.einsum("...ti,...io->...to", x, matrix.values, preferred_element_type=jnp.int32)
+    wide, shape = sums_dtype(x.dtype), (*matrix.lead, *matrix.shape)
+    units = matrix.values.reshape(*matrix.lead, -1, matrix.rows, matrix.shape[1])
+    rows = [units[..., i, :] for i in range(matrix.rows)]
+    weight = jnp.stack(unpacked(rows, matrix.positions, wide), axis=-2).reshape(shape)
     if matrix.scales is not None:
-        weight = weight * jnp.repeat(matrix.scales.astype(wide), matrix.group, axis=0)
+        weight = weight * jnp.repeat(matrix.scales.astype(wide), matrix.group, axis=-2)
     weight = weight.astype(x.dtype)
-    return jnp.einsum("ti,io->to", x, weight, preferred_element_type=wide)
+    return jnp.einsum("...ti,...io->...to", x, weight, preferred_element_type=wide)
 
 
 def sums_dtype(dtype):

@@ -59,16 +59,20 @@ def _few(trace: Trace, form: Form, here: int) -> list[Step]:
     def products(reads_stream: bool) -> list[Step]:
         steps: list[Step] = []
         for name, (n, k) in trace.matrices("mlp", reads_stream=reads_stream).items():
-            unpacked = trace.weights.unpacked(name, n, k, trace.item, here)
-            steps += unpacked
+            found = trace.by_kernel(name, rows, n, k, count, picked=form == "chosen")
+            if found:
+                steps += found
+                continue
             if form == "chosen":
-                picked, of = float(count * n * k * trace.item), f"{name}.w"
-                stored = () if unpacked else (of,)
-                of = f"{name}.dense" if unpacked else of
-                steps += [Kernel(f"{name}.picked", ((of, picked),), picked, weights=stored),
+                # XLA unpacks only what it picks.
+                packed, weight = trace.weights.form_of(name), f"{name}.w"
+                dense = float(count * n * k * trace.item)
+                read = float(count * packed.n_bytes(k, n)) if packed else dense
+                steps += [Kernel(f"{name}.picked", ((weight, read),), dense, weights=(weight,)),
                           gemm(name, rows, n, k, trace.dtype, trace.item, batch=count,
                                b=f"{name}.picked")]  # fmt: skip
             else:
+                steps += trace.weights.unpacked(name, n, k, trace.item, here)
                 steps += trace.weights.multiplied(name, rows, n, k, trace.dtype, trace.item, here)
         return steps
 

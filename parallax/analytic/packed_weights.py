@@ -15,7 +15,7 @@ from parallax.compression import parse_format
 from parallax.compression.formats import Format
 from parallax.hlo.execution_trace import Kernel, Step
 from parallax.kernels.packed_matmul.limits import splits, unsupported_sizes
-from parallax.kernels.packed_matmul.reference import unit_of
+from parallax.kernels.packed_matmul.reference import KEPT, OF, unit_of
 from parallax.models.config import PARTS, ModelConfig
 from parallax.models.parameters import Parameter, layer_matrices
 from parallax.parallel.split import Split
@@ -72,7 +72,7 @@ class LayerWeights:
         if self.stored.formats is None or part is None:
             return None
         form = parse_format(self.stored.formats[PARTS.index(part)])
-        return form if form.sparse or form.group is not None else None
+        return form if form.packs else None
 
     def unpacked(self, name: str, n: float, k: float, item: int, count: int = 1) -> list[Step]:
         """Trace the pass that unpacks `count` matrices [k, n], where there is one.
@@ -107,34 +107,51 @@ class LayerWeights:
             return [gemm(name, m, n, k, dtype, item, a=x, b_bytes=packed, batch=count)]
         return [gemm(name, m, n, k, dtype, item, a=x, b=f"{name}.dense", batch=count)]
 
-    def by_kernel(self, name: str, m: int, n: int, k: int, item: int) -> list[Step]:
-        """Trace the product of `m` tokens by our kernel, with the passes beside it.
+    def by_kernel(
+        self, name: str, m: int, n: int, k: int, dtype: str, item: int, count: int = 1,
+        picked: bool = False,
+    ) -> list[Step]:  # fmt: skip
+        """Trace `count` products of `m` tokens by our kernel, with the passes beside them.
 
-        Its rows are put in another order before, and the sums of its splits are added after.
+        Rows are rounded or put in another order before, and the sums of the kernel's splits are
+        added after. `dtype` is the rows', and `picked` says that a pass picks the weights of
+        experts before, packed.
 
         Returns:
           [] where the kernel does not support the matrix, or nothing is packed.
         """
         form = self.form_of(name)
         # Matrices whose heads are also those of the rows are no plain products.
-        if form is None or form.activation_bits or name in _OF_LATENTS:
+        if form is None or name in _OF_LATENTS:
             return []
-        group = form.group or k
-        if (form.kept, form.of) not in ((1, 1), (2, 4)) or unsupported_sizes(m, k, n, group):
+        group, rounds = form.group or k, bool(form.activation_bits)
+        of_rows = "int8" if rounds else dtype
+        if form.sparse and (form.kept, form.of) != (KEPT, OF):
+            return []
+        if unsupported_sizes(of_rows, m, k, n, group):
             return []
         rows, first, steps = -(-m // 8) * 8, self._first_reader(name), []
-        x = f"{first}.x"
-        if unit_of(form.bits, form.sparse) > 1:
+        x, weight = f"{first}.x", f"{name}.w"
+        read, written = (
+            float(count * m * k * item),
+            float(count * rows * k * (2 if rounds else item)),
+        )
+        if rounds or unit_of(form.bits, form.sparse) > 1:
+            made = f"{first}.{'s8' if rounds else 'turned'}"
             if first == name:
-                read, written = float(m * k * item), float(rows * k * item)
-                steps.append(passes(f"{first}.turned", read, written, x))
-            x = f"{first}.turned"
-        sums = float(splits(m, k, n, group, form.bits_per_weight) * rows * n * _WIDE)
-        weight = f"{name}.w"
-        reads = (x, float(rows * k * item)), (weight, float(form.n_bytes(k, n)))
-        product = Kernel(f"{name}.sums", reads, sums, flops=2.0 * rows * n * k,
-                         computes="products", weights=(weight,))  # fmt: skip
-        return [*steps, product, passes(name, sums, float(m * n * item), f"{name}.sums")]
+                steps.append(passes(made, read, written, x))
+            x = made
+        stored, weights = float(count * form.n_bytes(k, n)), (weight,)
+        if picked:
+            steps.append(Kernel(f"{name}.picked", ((weight, stored),), stored, weights=weights))
+            weight, weights = f"{name}.picked", ()
+        parts = splits(m, k, n, group, form.bits_per_weight, count)
+        sums = float(parts * count * rows * n * _WIDE)
+        product = Kernel(f"{name}.sums", ((x, written), (weight, stored)), sums,
+                         flops=2.0 * count * rows * n * k, computes="products",
+                         weights=weights)  # fmt: skip
+        out = float(count * m * n * item)
+        return [*steps, product, passes(name, sums, out, f"{name}.sums")]
 
     def _first_reader(self, name: str) -> str:
         """Return the first product that reads the same rows as this one, possibly itself."""

@@ -104,12 +104,20 @@ class Trace:
 
     def product(self, name: str, n: float, k: float) -> list[Step]:
         """Trace the product of a microbatch's tokens with a matrix [k, n], as it is stored."""
-        if self.kernels == "mosaic" and self.decoder is not None and self.dtype in ("f16", "bf16"):
-            found = self.weights.by_kernel(name, int(self.tokens), int(n), int(k), self.item)
-            if found:
-                return found
+        found = self.by_kernel(name, int(self.tokens), int(n), int(k))
+        if found:
+            return found
         product = self.weights.multiplied(name, self.tokens, n, k, self.dtype, self.item)
         return [*self.weights.unpacked(name, n, k, self.item), *product]
+
+    def by_kernel(
+        self, name: str, m: int, n: int, k: int, count: int = 1, *, picked: bool = False
+    ) -> list[Step]:
+        """Trace a decoding step's products by our kernel; [] where it does not run."""
+        if self.kernels != "mosaic" or self.decoder is None:
+            return []
+        args = self.config.dtype, self.item, count, picked
+        return self.weights.by_kernel(name, m, n, k, *args)
 
     def overlaps(self) -> bool:
         """Whether a handoff overlaps the layers; where they hold sums, XLA makes it wait."""

@@ -47,6 +47,11 @@ class Format:
         return self.kept < self.of
 
     @property
+    def packs(self) -> bool:
+        """Whether values are integers with scales, or sparse; otherwise a weight is an array."""
+        return self.sparse or self.group is not None
+
+    @property
     def position_bits(self) -> int:
         """The bits per kept value that store its position in its run."""
         return (self.of - 1).bit_length() if self.sparse else 0

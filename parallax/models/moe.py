@@ -107,7 +107,8 @@ class Moe(nnx.Module):
         if down_bias is not None:  # outputs are partial sums over F, and a bias counts once
             down_bias = split.once(down_bias, split.over("mlp"))
         return ExpertWeights(
-            self.up_EDF[...], self.down_EFD[...], read(self.gate_EDF), read(self.up_bias_EF),
+            factor(self.up_EDF, split), factor(self.down_EFD, split),
+            None if self.gate_EDF is None else factor(self.gate_EDF, split), read(self.up_bias_EF),
             down_bias, read(self.gate_bias_EF), self.config.gate, self.config.gate_limit,
         )  # fmt: skip
 

@@ -7,8 +7,7 @@ import jax
 from flax import nnx
 
 from parallax.compression import Format, Packed, compress, decompress
-from parallax.kernels import dispatch
-from parallax.parallel.products import Int8Weight, StoredWeight, product
+from parallax.parallel.products import StoredWeight, product
 from parallax.parallel.remat import product_result
 from parallax.parallel.split import Split
 
@@ -61,21 +60,18 @@ class PackedWeight(nnx.Module):
     def __getitem__(self, index) -> Any:
         """Return the weight for `...`: an array, or integers if activations are rounded too."""
         assert index is Ellipsis, "a packed weight is read whole"
-        if self.form.activation_bits:
-            packed = self.packed
-            return Int8Weight(packed.values, packed.scales)
-        return decompress(self.packed, self.form, self.inputs[-1], self.dtype)
+        return self.stored.unpacked()
+
+    @property
+    def stored(self) -> StoredWeight:
+        """The weight as it is stored, with its format."""
+        return StoredWeight(self.packed, self.form, self.inputs, self.dtype)
 
 
 def factor(weight: Any, split: Split) -> Any:
     """Return a weight as a product takes it; in a decoding step a packed one is still packed."""
-    if not split.decodes or not isinstance(weight, PackedWeight):
-        return weight[...]
-    if weight.form.activation_bits:
-        reason = "it has no products of integers (W8A8): Hopper's need inputs contiguous"
-        dispatch.record_refusal("packed_matmul", "mosaic", reason)
-        return weight[...]
-    return StoredWeight(weight.packed, weight.form, weight.inputs, weight.dtype)
+    packed = split.decodes and isinstance(weight, PackedWeight) and weight.form.packs
+    return weight.stored if packed else weight[...]
 
 
 def multiplied(x: jax.Array, weight: Any, spec: str, split: Split) -> jax.Array:

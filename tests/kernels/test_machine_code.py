@@ -28,7 +28,7 @@ def marked():
 
 
 CASES = list(marked())
-PRODUCTS = {"float16": "f16", "bfloat16": "bf16"}
+PRODUCTS = {"float16": "f16", "bfloat16": "bf16", "int8": "bf16"}
 
 
 def compile_cases(cases, *, on_progress):

@@ -41,7 +41,30 @@ def test_integers_are_multiplied_exactly(case):
     np.testing.assert_array_equal(by_kernel(case, arrays), exact(case, *arrays)[0])
 
 
-@pytest.mark.parametrize("case", SHIPPED[::2], ids=lambda case: case.name)
+def test_integer_sums_are_exact(monkeypatch):
+    """Beyond 2 ** 24, where float32 has even numbers only, already in one warpgroup's half."""
+    monkeypatch.setattr(mosaic.limits, "splits", lambda *_: 1)
+    case = Case(3, 2304, 128, "int8")
+    x, values = (np.full(a.shape, -128, np.int8) for a in inputs(case, 0))
+    x[0, 0] = values[0, 0] = -127
+    right = exact(case, x, values)[0]
+    assert right[0, 0] % 2
+    assert (right > 2**25).all()
+    found = by_kernel(case, (x, values))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, right)
+
+
+def test_each_expert_has_its_own_tokens_and_weight():
+    case = SPARSE._replace(experts=3, outputs=256)
+    arrays = inputs(case, 0)
+    found = by_kernel(case, arrays)
+    for expert in range(3):
+        alone = by_kernel(case._replace(experts=0), [a[expert] for a in arrays])
+        np.testing.assert_array_equal(found[expert], alone)
+
+
+@pytest.mark.parametrize("case", [*SHIPPED[::2], SHIPPED[-1]], ids=lambda case: case.name)
 def test_declared_bytes_are_the_packed_ones(case, monkeypatch):
     """Beside them x, and the sums of each part of the inputs."""
     declared, call = [], hopper.call
@@ -54,9 +77,9 @@ def test_declared_bytes_are_the_packed_ones(case, monkeypatch):
     like = stored_like(case)
     with interpreted():
         jax.eval_shape(program(case, "mosaic"), *inputs(case, 0))
-    parts = splits(case.tokens, *like.shape, like.group, like.bits_per_weight)
+    parts = splits(case.tokens, *like.shape, like.group, like.bits_per_weight, like.experts)
     beside = 2 * case.tokens * case.inputs + 4 * parts * case.outputs * case.tokens
-    assert declared == [case.packed_bytes + beside]
+    assert declared == [case.packed_bytes + beside * max(1, case.experts)]
 
 
 @pytest.mark.parametrize("name", ["int8", "int8+2:4", "int4", "int4+2:4", "float16+2:4"])
@@ -134,6 +157,12 @@ def test_without_a_gpu_that_ran_it_it_is_xla():
         program(INT8, "mosaic")(*arrays)
 
 
+def test_integer_tokens_need_integers_without_scales():
+    x, values, scales = map(jnp.asarray, inputs(INT8, 0))
+    with pytest.raises(ValueError, match="scale the sums"):
+        packed_matmul(x.astype(jnp.int8), PackedMatrix(values, scales=scales))
+
+
 def test_arrays_that_do_not_belong_together_are_refused():
     x, values, positions, scales = map(jnp.asarray, inputs(SPARSE, 0))
     for wrong in (
@@ -141,6 +170,7 @@ def test_arrays_that_do_not_belong_together_are_refused():
         PackedMatrix(values, None, scales),
         PackedMatrix(values, positions, scales[:, :3]),
         PackedMatrix(values[:-2], positions, scales),
+        PackedMatrix(values[None], positions[None], scales[None]),
     ):
         with pytest.raises(ValueError, match="does not fit values, positions and scales"):
             packed_matmul(x, wrong)

@@ -11,6 +11,7 @@ from flax import nnx
 from parallax.kernels import dispatch
 from parallax.kernels.interpreting import interpreted
 from parallax.models.block import Block
+from parallax.models.moe import Moe
 from parallax.models.packed_weight import factor, multiplied
 from parallax.parallel import products
 from parallax.parallel.split import UNSPLIT
@@ -33,28 +34,52 @@ def products_of(block, x_BLD, split=STEP) -> tuple[Any, ...]:
     return q_BLHK, out, block.mlp(x_BLD, split)
 
 
+def moe(experts):
+    config = CONFIG.replace(compression=("int8", "int4"), num_experts=experts, experts_per_token=1)
+    with nnx.use_eager_sharding(False):
+        return Moe(config, rngs=nnx.Rngs(params=0))
+
+
 def rows(count=3, dtype="float16"):
     drawn = np.random.default_rng(0).standard_normal((count, 1, CONFIG.d_model))
     return jnp.asarray(drawn, dtype)
 
 
 def test_a_layer_of_a_decoding_step_is_the_same_by_the_kernel(monkeypatch):
-    block, x, calls = layer(("int8", "int8+2:4")), rows(), []
+    """Integer products, which attention has here, to the last bit."""
+    block, x, calls = layer(("w8a8", "int8+2:4")), rows(), []
     kernel = products.packed_matmul
     monkeypatch.setattr(
         products, "packed_matmul", lambda *a: (calls.append(a[1].shape), kernel(*a))[1]
     )
-    expected = products_of(block, x)
+    expected = jax.jit(lambda x: products_of(block, x))(x)
     assert not calls
     with dispatch.enabling("mosaic"), dispatch.refusals() as told, interpreted():
         found = jax.jit(lambda x: products_of(block, x))(x)
     assert calls == [(128, 128)] * 2 + [(128, 256)] * 2 + [(256, 128)]
     assert not told
-    for ours, theirs in zip(found, expected, strict=True):
+    # XLA rounds scaled weights to float16.
+    for ours, theirs, error in zip(found, expected, (0, 0, 2e-3), strict=True):
         assert ours.dtype == theirs.dtype == jnp.float16
-        # XLA rounds scaled weights to float16.
         largest = float(jnp.abs(theirs).max())
-        np.testing.assert_allclose(ours, theirs, atol=2e-3 * largest, rtol=0)
+        np.testing.assert_allclose(ours, theirs, atol=error * largest, rtol=0)
+
+
+@pytest.mark.parametrize(("experts", "count", "ran"), [(2, 3, 2), (3, 1, 1)])
+def test_experts_read_their_packed_weights(experts, count, ran, monkeypatch):
+    """Those of all experts, and of the one that a single token chooses of more."""
+    part, x, calls = moe(experts), rows(count), []
+    kernel = products.packed_matmul
+    monkeypatch.setattr(
+        products, "packed_matmul", lambda *a: (calls.append(a[1].values.shape), kernel(*a))[1]
+    )
+    expected, _ = jax.jit(lambda x: part(x, STEP))(x)
+    assert not calls
+    with dispatch.enabling("mosaic"), dispatch.refusals() as told, interpreted():
+        found, _ = jax.jit(lambda x: part(x, STEP))(x)
+    assert calls == [(ran, 64, 256)] * 2 + [(ran, 128, 128)]
+    assert not told
+    np.testing.assert_allclose(found, expected, atol=2e-3 * float(jnp.abs(expected).max()), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +88,6 @@ def test_a_layer_of_a_decoding_step_is_the_same_by_the_kernel(monkeypatch):
         (("int8", "int8+4:8"), 3, "it has 2:4 sparsity, not 4:8"),
         (("int8", "int4/64"), 3, "64 inputs share a scale"),
         (("int8", "int8"), 65, "64 tokens at most, and there are 65"),
-        (("int8", "w8a8"), 3, "it has no products of integers"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_recorded_and_left_to_xla(compression, count, reason):
@@ -91,7 +115,7 @@ def test_only_decoding_steps_have_packed_factors():
     assert isinstance(factor(block.attention.q_DHK, UNSPLIT), jax.Array)
     stored = factor(block.attention.q_DHK, STEP)
     assert isinstance(stored, products.StoredWeight)
-    np.testing.assert_array_equal(stored.dense(), block.attention.q_DHK[...])
+    np.testing.assert_array_equal(stored.unpacked(), block.attention.q_DHK[...])
     with dispatch.enabling("mosaic"), dispatch.refusals() as told, interpreted():
         block.mlp(rows(), STEP)
     assert not told

@@ -147,6 +147,7 @@ class LocalExperts:
         if decodes and are_few(tokens, self.tile):
             ids_Tk, form = routing.ids_Tk - first, form_of_few(tokens, top_k, here)
             return experts_of_few(x_TD, ids_Tk, routing.gates_Tk, weights, form), dropped
+        weights = weights.unpacked()
         n, each = chunk_tokens(tokens, self.chunks)
         places = capacity(each, top_k, here, 1)
         frozen, sink = gradient_sink(weights)
@@ -269,6 +270,7 @@ class ExchangeExperts:
         x_TD, routing, weights = _vary_alike(x_TD, routing, weights, self.exchange_axes)
         exchange = node_exchange if self.node_aware else flat_exchange
         few = decodes and are_few(len(x_TD), self.tile, lax.axis_size(self.exchange_axes))
+        weights = weights if few else weights.unpacked()
         return exchange(self._setting(platform, few), x_TD, routing, weights, num_experts)
 
     def form(self, shape, sizes, here):
@@ -362,7 +364,7 @@ def _check_positive(part, *names: str) -> None:
 
 def _check_weights(part, weights: ExpertWeights, num_experts: int, devices: int) -> int:
     """Return the experts per device. ValueError if the weights are those of another number."""
-    here = weights.up_eDF.shape[0]
+    here = weights.experts
     if here * devices != num_experts:
         raise ValueError(
             f"{type(part).__name__}: {num_experts} experts over {devices} devices are "

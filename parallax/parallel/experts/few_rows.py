@@ -6,7 +6,7 @@ tokens, k choices per token, R rows; e experts on this device, D model width, F 
 device's share, if it is split); W experts whose weights are multiplied.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from parallax.parallel.experts.grouped_mlp import ExpertWeights
+from parallax.parallel.products import kernel_matrix, product
 
 # How experts run: in a loop over tiles of rows, all in one product, or only those that are chosen.
 Form = Literal["tiles", "every", "chosen"]
@@ -61,11 +62,13 @@ def experts_of_few(
 
     Cost: "every" reads every weight once, and "chosen" those of T k experts, which it writes and
       reads again, also where a choice is elsewhere or another token's too. 4 D F FLOPs per token
-      and expert that runs (6 D F gated).
+      and expert that runs (6 D F gated). Packed weights stay packed where the kernel
+      `packed_matmul` runs, and are unpacked before elsewhere.
     """
     tokens, top_k = ids_Tk.shape
-    experts = weights.up_eDF.shape[0]
+    experts = weights.experts
     if form == "chosen":
+        weights = weights.unpacked(lambda w: kernel_matrix(x_TD, w) is not None)
         here_Tk = jnp.logical_and(ids_Tk >= 0, ids_Tk < experts)
         weights = weights.of(jnp.where(here_Tk, ids_Tk, 0).reshape(-1))
         owner_W = jnp.repeat(jnp.arange(tokens, dtype=jnp.int32), top_k)
@@ -93,7 +96,7 @@ def rows_of_few(
 
     Cost: every weight is read once; 4 D F FLOPs (6 D F gated) per expert and `most` rows.
     """
-    experts, rows = weights.up_eDF.shape[0], x_RD.shape[0]
+    experts, rows = weights.experts, x_RD.shape[0]
     numbers = jnp.arange(rows, dtype=jnp.int32)
     is_same_RR = expert_R[:, None] == expert_R[None]
     rank_R = (is_same_RR & (numbers[None] < numbers[:, None])).sum(1, dtype=jnp.int32)
@@ -105,10 +108,10 @@ def rows_of_few(
     return y_PD.at[place_R].get(mode="fill", fill_value=0)
 
 
-def _batched(x_WRn: jax.Array, w_Wnm: jax.Array, bias_Wm: jax.Array | None) -> jax.Array:
+def _batched(x_WRn: jax.Array, w_Wnm: Any, bias_Wm: jax.Array | None) -> jax.Array:
     """Multiply every expert's rows by its matrix, and add its bias: [W, R, m]."""
     # With anything fused to it, a product cannot read its weight in the stack of layers; and of
     # rows that all experts share, XLA would make one wide product, whose weights it transposes.
     x_WRn = lax.optimization_barrier(x_WRn)
-    y_WRm = lax.optimization_barrier(jnp.einsum("wrn,wnm->wrm", x_WRn, w_Wnm))
+    y_WRm = lax.optimization_barrier(product(x_WRn, w_Wnm, "wrn,wnm->wrm"))
     return y_WRm if bias_Wm is None else y_WRm + bias_Wm[:, None]

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from parallax.kernels.ring_attention.reference import accumulator_dtype
 from parallax.parallel.experts.dispatch import first_of_each
 from parallax.parallel.gates import gated
+from parallax.parallel.products import StoredWeight
 from parallax.parallel.varying import vary_alike, vary_over, varying_axes
 
 SCOPE = "expert_tiles"
@@ -38,21 +39,36 @@ class ExpertWeights:
     """The weights of the experts on this device: gated MLPs with a gate, GELU without one.
 
     Attributes:
-      up_eDF, gate_eDF: [e, D, F]; no gate is None.
+      up_eDF, gate_eDF: [e, D, F]; no gate is None. In a decoding step a packed one is a
+        StoredWeight until `unpacked`.
       down_eFD: [e, F, D].
       up_bias_eF, gate_bias_eF: [e, F], or None.
       down_bias_eD: [e, D], or None. Where F is split over devices, all but one of them have zeros.
       kind, limit: of the gate, as `gates.gated` takes them.
     """
 
-    up_eDF: jax.Array
-    down_eFD: jax.Array
-    gate_eDF: jax.Array | None = None
+    up_eDF: Any
+    down_eFD: Any
+    gate_eDF: Any = None
     up_bias_eF: jax.Array | None = None
     down_bias_eD: jax.Array | None = None
     gate_bias_eF: jax.Array | None = None
     kind: str = "silu"
     limit: float = 0.0
+
+    @property
+    def experts(self) -> int:
+        """The number of experts."""
+        return jax.tree.leaves(self.up_eDF)[0].shape[0]
+
+    def unpacked(self, keep: Callable[[StoredWeight], bool] = lambda _: False) -> "ExpertWeights":
+        """Return the weights, of the packed ones only those that `keep` selects still packed."""
+
+        def read(w):
+            return w.unpacked() if isinstance(w, StoredWeight) and not keep(w) else w
+
+        up, down, gate = map(read, (self.up_eDF, self.down_eFD, self.gate_eDF))
+        return dataclasses.replace(self, up_eDF=up, down_eFD=down, gate_eDF=gate)
 
     def hidden(self, up: jax.Array, gate: jax.Array | None) -> jax.Array:
         """Return the hidden activations, from products with their biases."""
