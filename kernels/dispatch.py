@@ -1,18 +1,18 @@
 """The one rule that decides which implementation of an operation runs."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 import jax
 
 from parallax.kernels import validation
-from parallax.kernels.interpreting import interpreter
+from parallax.kernels.interpreting import interpreter, setting
 from parallax.kernels.validation import Kind
 
 _ENABLED: ContextVar[tuple[str, ...]] = ContextVar("enabled", default=())
-_REFUSALS: ContextVar[set[str] | None] = ContextVar("refusals", default=None)
+_REFUSALS: ContextVar[set[str]] = ContextVar("refusals")
 # Kernels of this repository: a record must show that a GPU ran them right.
 _TO_VALIDATE = ("mosaic",)
 _WARNED: set[str] = set()
@@ -104,9 +104,8 @@ def _warn_unless_validated(operation: str, implementation: str, kind: Kind | Non
 
 def record_refusal(operation: str, implementation: str, reason: str) -> None:
     """Record for `refusals` that an implementation does not support a call, if it is enabled."""
-    collected = _REFUSALS.get()
-    if collected is not None and implementation in enabled():
-        collected.add(f"{operation}: {implementation} cannot do this: {reason}")
+    if implementation in enabled():
+        _REFUSALS.get(set()).add(f"{operation}: {implementation} cannot do this: {reason}")
 
 
 def enabled() -> tuple[str, ...]:
@@ -114,28 +113,17 @@ def enabled() -> tuple[str, ...]:
     return _ENABLED.get()
 
 
-@contextlib.contextmanager
-def enabling(*implementations: str) -> Iterator[None]:
+def enabling(*implementations: str) -> AbstractContextManager:
     """Enable implementations: inside, None prefers them even if they are not validated.
 
     This affects what is traced inside; what the same `jax.jit` traced before does not change.
     """
-    token = _ENABLED.set(implementations)
-    try:
-        yield
-    finally:
-        _ENABLED.reset(token)
+    return setting(_ENABLED, implementations)
 
 
-@contextlib.contextmanager
-def refusals() -> Iterator[set[str]]:
+def refusals() -> AbstractContextManager[set[str]]:
     """Collect the calls traced inside that an enabled implementation does not support."""
-    collected: set[str] = set()
-    token = _REFUSALS.set(collected)
-    try:
-        yield collected
-    finally:
-        _REFUSALS.reset(token)
+    return setting(_REFUSALS, set())
 
 
 def is_hopper(device_kind: str) -> bool:

@@ -78,7 +78,8 @@ def _without_gradient(name: str, run: Callable) -> Callable:
     def refuse(*_):
         raise NotImplementedError(
             f"{name}: a kernel has no gradient of its own. Differentiate "
-            "parallax.parallel.ring_attention, which has one, or use implementation='xla'."
+            "parallax.parallel.ring_attention, which has one, or use implementation='xla' (in a "
+            "strategy kernels=None)."
         )
 
     alone = jax.custom_vjp(run)
@@ -255,6 +256,17 @@ def transforms(dtype, row_bytes: int = 128) -> tuple:
 def swizzled(shape: Sequence[int], dtype, row_bytes: int = 128) -> Any:
     """Return shared memory that wgmma and swizzled copies use; see `transforms`."""
     return plgpu.SMEM(tuple(shape), dtype, transforms=transforms(dtype, row_bytes))
+
+
+def bytes_layout(columns: int) -> Any:
+    """Return the layout of packed rows [.., columns] that a warpgroup unpacks to 16 bits.
+
+    A thread holds 8 neighbours, so that neither reading them nor writing them as 16 bits has
+    shared-memory bank conflicts.
+    """
+    rows = 32 * 8 // columns
+    tiling = plgpu.Tiling(((4 * rows, columns), (rows, columns), (8,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 
 
 def pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:

@@ -19,11 +19,18 @@ def interpreted() -> Iterator[None]:
         from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
     except ImportError:  # public only in some versions of JAX
         from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-    token = _PARAMETERS.set(InterpretGPUParams(detect_races=True))
-    try:
+    with setting(_PARAMETERS, InterpretGPUParams(detect_races=True)):
         yield
+
+
+@contextlib.contextmanager
+def setting[T](variable: ContextVar[T], value: T) -> Iterator[T]:
+    """Give a variable a value inside."""
+    token = variable.set(value)
+    try:
+        yield value
     finally:
-        _PARAMETERS.reset(token)
+        variable.reset(token)
 
 
 def interpreter() -> Any:

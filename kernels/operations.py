@@ -8,11 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from parallax.kernels.cache_tiled_mlp import baselines as cache_tiled_mlp_baselines
 from parallax.kernels.cache_tiled_mlp import cases as cache_tiled_mlp
 from parallax.kernels.decode_attention import baselines as decode_attention_baselines
 from parallax.kernels.decode_attention import cases as decode_attention
-from parallax.kernels.packed_matmul import baselines as packed_matmul_baselines
+from parallax.kernels.errors import relative_error
 from parallax.kernels.packed_matmul import cases as packed_matmul
 from parallax.kernels.ring_attention import (
     backward_baselines as ring_attention_backward_baselines,
@@ -29,7 +28,7 @@ class Case(Protocol):
     Attributes:
       flops: FLOPs of the products that count; throughput is measured in these.
       bytes_accessed: the least bytes that must cross device memory.
-      dtype: the dtype of its products, one of `kernels.correctness.BOUNDS`.
+      dtype: the dtype of its products, one of `kernels.errors.BOUNDS`.
       kind: what `dispatch.choose` is handed for it, and what its runs are recorded as.
     """
 
@@ -74,7 +73,7 @@ class Operation(Protocol):
 
 
 class Baselines(Protocol):
-    """The protocol of a `baselines` module: implementations that the benchmark times side by side.
+    """The protocol of a `baselines` module, or a value: implementations timed side by side.
 
     Attributes:
       draw: (case, seed) -> NumPy arrays, the inputs of all baselines.
@@ -85,6 +84,26 @@ class Baselines(Protocol):
     draw: Callable[[Any, int], tuple[np.ndarray, ...]]
     baselines: Callable[[Any], dict[str, Callable | str]]
     error: Callable[..., float]
+
+
+class KernelAndXla:
+    """The baselines of an operation on tokens [..., T, K]: its kernel, and XLA.
+
+    The error is that of a few tokens: all of them would take minutes on a CPU.
+    """
+
+    def __init__(self, cases: Any):
+        self.cases, self.draw = cases, cases.inputs
+
+    def baselines(self, case: Any) -> dict[str, Callable | str]:
+        runs = {name: self.cases.program(case, name) for name in ("mosaic", "xla")}
+        return {name: lambda *arrays, run=run: run(*arrays)[0] for name, run in runs.items()}
+
+    def error(self, case: Any, out, x, *arrays) -> float:
+        rows = np.unique(np.linspace(0, case.tokens - 1, 4).astype(int))
+        few, some = case._replace(tokens=len(rows)), np.asarray(x)[..., rows, :]
+        (expected,) = self.cases.exact(few, some, *map(np.asarray, arrays))
+        return relative_error(np.asarray(out)[..., rows, :], expected)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -98,6 +117,6 @@ BASELINES: dict[str, Baselines] = {
     "ring_attention": ring_attention_baselines,
     "ring_attention_backward": ring_attention_backward_baselines,
     "decode_attention": decode_attention_baselines,
-    "cache_tiled_mlp": cache_tiled_mlp_baselines,
-    "packed_matmul": packed_matmul_baselines,
+    "cache_tiled_mlp": KernelAndXla(cache_tiled_mlp),
+    "packed_matmul": KernelAndXla(packed_matmul),
 }

@@ -3,10 +3,8 @@
 Shapes: T tokens of all microbatches, D model width, F MLP width, N layers of a stack.
 """
 
-import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -64,7 +62,12 @@ def cache_tiled_mlp(
     _check(x, up, down, gate, activation)
     out_dtype = accumulator_dtype(x.dtype) if out_dtype is None else out_dtype
     if runs_kernel(x, up, down, gate, implementation=implementation):
-        return _mosaic(x, up, down, gate, layer, activation, jnp.dtype(out_dtype))
+        # Imported late: the kernel language takes a while to load.
+        from parallax.kernels.cache_tiled_mlp import mosaic
+
+        return mosaic.mlp(
+            x, up, down, gate, layer=layer, activation=activation, out_dtype=out_dtype
+        )
     return reference.mlp(x, up, down, gate, layer=layer, activation=activation).astype(out_dtype)
 
 
@@ -80,24 +83,6 @@ def runs_kernel(
     reasons = {"mosaic": unsupported(x, matrices), "xla": None}
     kind = kind_of(x, matrices)
     return dispatch.choose("cache_tiled_mlp", implementation, reasons, kind=kind) == "mosaic"
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _mosaic(x, up, down, gate, layer, activation, out_dtype):
-    # Imported late: the kernel language takes a while to load.
-    from parallax.kernels.cache_tiled_mlp import mosaic
-
-    return mosaic.mlp(x, up, down, gate, layer=layer, activation=activation, out_dtype=out_dtype)
-
-
-def _no_gradient(*_):
-    raise NotImplementedError(
-        "cache_tiled_mlp: implementation='mosaic' has no gradient: it is for decoding. "
-        "Use implementation='xla', or a strategy with kernels=None."
-    )
-
-
-_mosaic.defvjp(_no_gradient, _no_gradient)
 
 
 def _check(x, up: Matrix, down: Matrix, gate: Matrix | None, activation: str) -> None:

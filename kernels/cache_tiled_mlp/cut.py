@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp.reference import Matrix, group_of
-from parallax.kernels.chip import DTYPES, MULTIPROCESSORS, ROWS, SHARED_BYTES_LIMIT
+from parallax.kernels.chip import DTYPES, ROWS, SHARED_BYTES_LIMIT, splits_of
 from parallax.kernels.validation import Kind
 
 # Rows of a matrix per step: 128 bytes of 16-bit activations, one swizzle.
@@ -20,7 +20,6 @@ COLUMNS = 256
 _GROUP_TOKENS = 128
 # With more tokens, products are bound by the tensor cores, where XLA's library is better.
 _MOST_TOKENS = 512
-_MOST_SPLITS = 16
 _SUM_BYTES = 4
 # Shared memory for results in flight (8 KB per warpgroup) and for barriers.
 _RESULT_BYTES = COMPUTING * 8192 + 1024
@@ -78,22 +77,14 @@ class Cut(NamedTuple):
 
 
 def cut(tokens: int, inputs: int, outputs: int, *, matrices: int = 1, item_bytes: int = 2) -> Cut:
-    """Return the partition with the least work for the busiest multiprocessor.
-
-    More splits keep more multiprocessors busy, but each writes partial sums that are read again to
-    be added up: both are counted as bytes through device memory.
-    """
+    """Return the partition with the least work for the busiest multiprocessor."""
     groups = -(-tokens // _GROUP_TOKENS)
     rows = -(-tokens // (groups * ROWS)) * ROWS
     tiles, steps = -(-outputs * matrices // COLUMNS), inputs // STEP
-    step_bytes = STEP * COLUMNS * item_bytes * MULTIPROCESSORS
-
-    def n_bytes(splits: int) -> float:
-        waves = -(-groups * tiles * splits // MULTIPROCESSORS)
-        sums = 2 * splits * tokens * outputs * matrices * _SUM_BYTES if splits > 1 else 0
-        return waves * -(-steps // splits) * step_bytes + sums
-
-    splits = min(range(1, min(_MOST_SPLITS, steps) + 1), key=n_bytes)
+    sums_bytes = tokens * outputs * matrices * _SUM_BYTES
+    splits = splits_of(
+        steps, groups * tiles, STEP * COLUMNS * item_bytes, sums_bytes, is_direct=True
+    )
     return Cut(matrices, item_bytes, rows, groups, tiles, splits, steps)
 
 

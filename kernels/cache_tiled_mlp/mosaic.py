@@ -281,16 +281,8 @@ def along(vector, columns) -> jax.Array:
 
 
 def unpack(packed, scale, dtype):
-    """Load a tile of integers [64, columns] from shared memory as `dtype`, scaled per column.
-
-    A thread holds 8 neighbours, so that neither reading them nor writing them as 16 bits has
-    shared-memory bank conflicts.
-    """
-    columns = packed.shape[1]
-    lanes = columns // 8
-    rows = 32 // lanes
-    tiling = plgpu.Tiling(((4 * rows, columns), (rows, columns), (8,)))
-    layout = plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+    """Load a tile of integers [64, columns] from shared memory as `dtype`, scaled per column."""
+    layout = hopper.bytes_layout(packed.shape[1])
     # int8 is exact in bfloat16, the only dtype to which the conversion takes few instructions.
     values = plgpu.load(packed, layout=layout).astype(jnp.bfloat16)
     if scale is not None:

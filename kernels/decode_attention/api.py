@@ -101,14 +101,8 @@ def decode_attention(
     if window is not None and window < 1:
         raise ValueError(f"decode_attention: window={window} slots. Give 1 or more, or None.")
     axes = (partial_over,) if isinstance(partial_over, str) else tuple(partial_over)
-    if v is None:
-        cannot = "values are elements of the keys, and it reads values of their own"
-    elif cap is not None:
-        cannot = "it has no capped scores"
-    else:
-        cannot = unsupported(q, k, v, scale, kv_mask is not None, axes)
     reasons = {
-        "mosaic": cannot,
+        "mosaic": unsupported(q, k, v, scale, cap, kv_mask is not None, axes),
         "cudnn": "it rounds its output to the inputs' dtype, and partial softmaxes are float32",
         "xla": None,
     }

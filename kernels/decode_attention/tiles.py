@@ -96,11 +96,17 @@ def kind_of(q) -> Kind:
     return Kind(q.shape[-1], q.dtype.name)
 
 
-def unsupported(q, k, v, scale: float, masked: bool, partial_over: tuple[str, ...]) -> str | None:
+def unsupported(
+    q, k, v, scale: float, cap: float | None, masked: bool, partial_over: tuple[str, ...]
+) -> str | None:
     """Return why the kernel does not support this, in a few words; None if it does.
 
     Shapes are those of the operation.
     """
+    if v is None:
+        return "values are elements of the keys, and it reads values of their own"
+    if cap is not None:
+        return "it has no capped scores"
     if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
         return f"inputs are {q.dtype}, {k.dtype} and {v.dtype}, and it has {' and '.join(DTYPES)}"
     if q.shape[-1] not in HEAD_DIMS or v.shape[-1] != q.shape[-1]:

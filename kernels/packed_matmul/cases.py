@@ -104,10 +104,11 @@ SHIPPED = (
     Case(64, 1024, 256, "bfloat16", experts=2),
 )
 
-# The matrices of one layer of the compressed paper, for 1, 16 and 64 tokens.
+# The matrices of one layer of the compressed paper, for 1, 16 and 64 tokens; also dense ones, for
+# what packing gains.
 TIMED = tuple(
     Case(tokens, inputs, outputs, bits=bits, group=group, is_sparse=sparse)
-    for bits, group, sparse in ((8, 0, False), (8, 0, True), (4, 128, False))
+    for bits, group, sparse in ((8, 0, False), (8, 0, True), (4, 128, False), (16, 0, False))
     for inputs, outputs in ((4096, 4096), (4096, 16_384), (16_384, 4096))
     for tokens in (1, 16, 64)
 )

@@ -5,7 +5,7 @@ each of two warpgroups multiplies half of a step.
 """
 
 from parallax.kernels import dispatch
-from parallax.kernels.chip import DTYPES, MULTIPROCESSORS
+from parallax.kernels.chip import DTYPES, splits_of
 from parallax.kernels.packed_matmul.reference import PackedMatrix
 from parallax.kernels.validation import Kind
 
@@ -14,7 +14,6 @@ STEP, PART = 128, 64
 COLUMNS = 128  # outputs of a block, two wgmma high
 # With more, rows would cross the L2 cache more often than packed weights do.
 MOST_TOKENS = 64
-_MOST_SPLITS = 16
 _SUM_BYTES = 4
 
 
@@ -55,10 +54,7 @@ def unsupported_sizes(dtype: str, tokens: int, inputs: int, outputs: int, group:
 def splits(
     tokens: int, inputs: int, outputs: int, group: int, bits_per_weight: float, experts: int = 1
 ) -> int:
-    """Return the parts of the inputs, each with sums of its own, that make the least bytes.
-
-    More parts keep more multiprocessors busy, but their sums are written and read again: both are
-    counted as bytes through device memory.
+    """Return the parts of the inputs, each with sums of its own.
 
     Args:
       tokens, inputs, outputs: sizes.
@@ -66,13 +62,9 @@ def splits(
       bits_per_weight: stored bits of values and positions per weight.
       experts: matrices of these sizes, each with so many tokens.
     """
-    pieces = inputs // (STEP if group == inputs else group)
-    tiles, piece_bytes = outputs // COLUMNS, inputs // pieces * COLUMNS * bits_per_weight / 8
-    tiles *= experts
-
-    def n_bytes(count: int) -> float:
-        waves = -(-tiles * count // MULTIPROCESSORS)
-        sums = 2 * count * experts * tokens * outputs * _SUM_BYTES
-        return waves * -(-pieces // count) * piece_bytes * MULTIPROCESSORS + sums
-
-    return min(range(1, min(_MOST_SPLITS, pieces) + 1), key=n_bytes)
+    part = STEP if group == inputs else group
+    sums_bytes = experts * tokens * outputs * _SUM_BYTES
+    return splits_of(
+        inputs // part, experts * outputs // COLUMNS, part * COLUMNS * bits_per_weight / 8,
+        sums_bytes, is_direct=False,
+    )  # fmt: skip

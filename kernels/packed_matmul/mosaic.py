@@ -12,7 +12,7 @@ integers need the inputs of both operands contiguous, and weights have their out
 """
 
 import functools
-from typing import Any, NamedTuple
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,56 +31,10 @@ CONSUMERS = STEP // PART
 PRODUCER = CONSUMERS
 SUMS = plgpu.Layout.WGMMA
 SLAB = 8  # rows of a packed tile that are unpacked at a time
-# A thread holds 8 neighbours of a slab [8, 128]: neither reading them nor writing them as 16 bits
-# has shared-memory bank conflicts.
-PACKED = plgpu.Layout.TILED(
-    plgpu.Tiling(((SLAB, COLUMNS), (2, COLUMNS), (8,))),
-    warp_dims=(-5,),
-    lane_dims=(-3, -2),
-    vector_dim=-1,
-)
 # Steps over which float32 adds up products of 8-bit integers, 2 ** 14 at most each, exactly.
 EXACT_STEPS = 2**24 // 2**14 // PART
 _MOST_STAGES = 8
 _BARRIER_BYTES = 1024
-
-
-class Problem(NamedTuple):
-    """The static parameters of a kernel, all known when it is traced.
-
-    Attributes:
-      tokens: tokens, padded to eights.
-      unit: inputs of a unit. rows: rows of values in it.
-      is_sparse: whether there are positions.
-      span: steps whose sums share scales; None: all steps of a block.
-      is_scaled: whether there are scales.
-      steps, splits: steps over all inputs, and the parts that they are divided into.
-      dtype: dtype of the products.
-      sums: dtype of the sums over all steps: float32, or int32 for integers.
-    """
-
-    tokens: int
-    unit: int
-    rows: int
-    is_sparse: bool
-    span: int | None
-    is_scaled: bool
-    steps: int
-    splits: int
-    dtype: Any
-    sums: Any
-
-    @property
-    def units(self) -> int:
-        """Units of a part."""
-        return PART // self.unit
-
-    def stages(self, item_bytes: int) -> int:
-        """Return the steps in shared memory at a time, with values of these bytes."""
-        packed = CONSUMERS * self.units * COLUMNS * (self.rows * item_bytes + self.is_sparse)
-        dense = 2 * STEP * COLUMNS * 2
-        rest = SHARED_BYTES_LIMIT - _BARRIER_BYTES - dense - COLUMNS * self.tokens * 4
-        return min(_MOST_STAGES, rest // (packed + self.tokens * STEP * 2))
 
 
 def matmul(x: jax.Array, matrix: PackedMatrix) -> jax.Array:
@@ -91,64 +45,60 @@ def matmul(x: jax.Array, matrix: PackedMatrix) -> jax.Array:
     """
     *_, tokens, inputs = x.shape
     unit, group, outputs, experts = matrix.unit, matrix.group, matrix.shape[1], matrix.experts
-    is_integer = x.dtype == jnp.int8
-    if is_integer:
+    sums_dtype = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+    if x.dtype == jnp.int8:
         x = x.astype(jnp.bfloat16)
     # The first inputs of a part's units, then the second ones, and so on.
     x = hopper.pad(x.reshape(experts, tokens, inputs), 1, 8)
     x = x.reshape(experts, -1, inputs // PART, PART // unit, unit).swapaxes(3, 4)
     x = x.reshape(experts, -1, inputs)
-    problem = Problem(
-        tokens=x.shape[1],
-        unit=unit,
-        rows=matrix.rows,
-        is_sparse=matrix.positions is not None,
-        span=None if group == inputs else group // STEP,
-        is_scaled=matrix.scales is not None,
-        steps=inputs // STEP,
-        splits=limits.splits(tokens, inputs, outputs, group, matrix.bits_per_weight, experts),
-        dtype=x.dtype,
-        sums=jnp.int32 if is_integer else jnp.float32,
-    )
     values = matrix.values.reshape(experts, -1, matrix.rows, outputs)
     beside = [a for a in (matrix.positions, matrix.scales) if a is not None]
     stored = [values, *(a.reshape(experts, -1, outputs) for a in beside)]
-    shape = (experts, problem.splits, outputs, problem.tokens)
-    result = jax.ShapeDtypeStruct(shape, problem.sums)
+    splits = limits.splits(tokens, inputs, outputs, group, matrix.bits_per_weight, experts)
+    result = jax.ShapeDtypeStruct((experts, splits, outputs, x.shape[1]), sums_dtype)
     (sums,) = hopper.call(
         "packed_matmul",
-        functools.partial(kernel, problem=problem),
+        functools.partial(
+            kernel,
+            unit=unit,
+            is_sparse=matrix.positions is not None,
+            is_scaled=matrix.scales is not None,
+            span=None if group == inputs else group // STEP,
+        ),
         [x, *stored],
         [result],
-        grid={"experts": experts, "tiles": outputs // COLUMNS, "splits": problem.splits},
-        flops=2.0 * experts * problem.tokens * inputs * outputs,
+        grid={"experts": experts, "tiles": outputs // COLUMNS, "splits": splits},
+        flops=2.0 * math.prod(x.shape) * outputs,
         bytes_accessed=hopper.bytes_of(x, *stored, result),
         computes="products",
         num_threads=CONSUMERS + 1,
     )
-    total = sums.sum(axis=1, dtype=problem.sums).swapaxes(1, 2)[:, :tokens]
+    total = sums.sum(axis=1, dtype=sums_dtype).swapaxes(1, 2)[:, :tokens]
     return total.reshape(*matrix.lead, tokens, outputs)
 
 
-def kernel(x, values, *refs, problem: Problem):
-    """The body of one thread block; arguments are arrays in device memory.
+def kernel(x, values, *refs, unit: int, is_sparse: bool, is_scaled: bool, span: int | None):
+    """The body of one thread block; arrays are in device memory, the rest is static.
 
     Args:
       x: [experts, tokens, inputs], permuted.
       values: [experts, units, rows, outputs].
       refs: positions [experts, units, outputs] if sparse; scales [experts, groups, outputs] if
         scaled; then the result [experts, splits, outputs, tokens].
+      unit: inputs of a unit.
+      span: steps whose sums share scales; None: all steps of a block.
     """
     expert = lax.axis_index("experts")
     *stored, out = (ref.at[expert] for ref in refs)
     x, values = x.at[expert], values.at[expert]
-    positions = stored.pop(0) if problem.is_sparse else None
-    scales = stored.pop(0) if problem.is_scaled else None
-    split, span = lax.axis_index("splits"), problem.span or 1
+    positions = stored.pop(0) if is_sparse else None
+    scales = stored.pop(0) if is_scaled else None
+    (tokens, inputs), rows, units = x.shape, values.shape[1], PART // unit
     columns = pl.ds(lax.axis_index("tiles") * COLUMNS, COLUMNS)
-    pieces = problem.steps // span
-    first, end = (lax.div((split + i) * pieces, i32(problem.splits)) for i in (0, 1))
-    steps = (end - first) * span
+    split, pieces = lax.axis_index("splits"), inputs // STEP // (span or 1)
+    first, end = (lax.div((split + i) * pieces, i32(out.shape[0])) for i in (0, 1))
+    first_step, steps = first * (span or 1), (end - first) * (span or 1)
 
     def scope(ring: hopper.Ring, dense_memory, sums_memory, summed):
         warpgroup = lax.axis_index("warpgroup")
@@ -156,11 +106,11 @@ def kernel(x, values, *refs, problem: Problem):
         def load():
             @pl.loop(0, steps)
             def _(j):
-                step = first * span + j
-                units = pl.ds(step * CONSUMERS * problem.units, CONSUMERS * problem.units)
-                sources = [x.at[:, pl.ds(step * STEP, STEP)], values.at[units, :, columns]]
+                step = first_step + j
+                loaded = pl.ds(step * CONSUMERS * units, CONSUMERS * units)
+                sources = [x.at[:, pl.ds(step * STEP, STEP)], values.at[loaded, :, columns]]
                 if positions is not None:
-                    sources.append(positions.at[units, columns])
+                    sources.append(positions.at[loaded, columns])
 
                 def copy(memory, full):
                     for source, target in zip(sources, memory, strict=True):
@@ -173,13 +123,12 @@ def kernel(x, values, *refs, problem: Problem):
         def unpack(memory, dense):
             """Unpack this warpgroup's part into `dense` [PART, COLUMNS], a slab at a time."""
             values, *rest = memory
-            for start in range(0, problem.units, SLAB):
-                units = pl.ds(warpgroup * problem.units + start, SLAB)
-                rows = [read(values.at[units, i]) for i in range(problem.rows)]
-                places = read(rest[0].at[units]) if rest else None
-                for i, values_of_input in enumerate(unpacked(rows, places, jnp.float32)):
-                    slab = pl.ds(i * problem.units + start, SLAB)
-                    dense[slab] = values_of_input.astype(problem.dtype)
+            for start in range(0, units, SLAB):
+                slab = pl.ds(warpgroup * units + start, SLAB)
+                packed = [read(values.at[slab, i]) for i in range(rows)]
+                places = read(rest[0].at[slab]) if rest else None
+                for i, values_of_input in enumerate(unpacked(packed, places, jnp.float32)):
+                    dense[pl.ds(i * units + start, SLAB)] = values_of_input.astype(x.dtype)
             plgpu.commit_smem()
 
         def sums_of(start, count):
@@ -188,11 +137,11 @@ def kernel(x, values, *refs, problem: Problem):
             def multiply(acc):
                 @pl.loop(start, start + count)
                 def _(j):
-                    tokens, *packed = ring.wait(j)
+                    tokens_memory, *packed = ring.wait(j)
                     # The product before last is done: its operand's buffer is free.
                     dense = dense_memory.at[warpgroup, lax.rem(j, i32(2))]
                     unpack(packed, dense)
-                    part = tokens.at[:, pl.ds(warpgroup * PART, PART)]
+                    part = tokens_memory.at[:, pl.ds(warpgroup * PART, PART)]
                     hopper.wgmma(acc, dense.transpose((1, 0)), part.transpose((1, 0)))
                     plgpu.wgmma_wait(1)
                     pl.when(j > start)(lambda: ring.free(j - 1))
@@ -200,7 +149,7 @@ def kernel(x, values, *refs, problem: Problem):
                 plgpu.wgmma_wait(0)
                 ring.free(start + count - 1)
 
-            return hopper.product((COLUMNS, problem.tokens), multiply)
+            return hopper.product((COLUMNS, tokens), multiply)
 
         def scaled_sums_of(start, count, group):
             """Return `sums_of`, times the scales of a group of inputs if there are any."""
@@ -213,7 +162,7 @@ def kernel(x, values, *refs, problem: Problem):
 
         def added(add, count):
             """Add up sums of all steps, `add(i)` for each i below `count`."""
-            zeros = plgpu.layout_cast(jnp.zeros((COLUMNS, problem.tokens), problem.sums), SUMS)
+            zeros = plgpu.layout_cast(jnp.zeros((COLUMNS, tokens), out.dtype), SUMS)
             return lax.fori_loop(0, count, lambda i, total: total + add(i), zeros)
 
         def exact_sums_of(i):
@@ -221,9 +170,9 @@ def kernel(x, values, *refs, problem: Problem):
             return sums_of(start, lax.min(steps - start, i32(EXACT_STEPS))).astype(jnp.int32)
 
         def compute():
-            if problem.sums == jnp.int32:
+            if out.dtype == jnp.int32:
                 total = added(exact_sums_of, lax.div(steps + (EXACT_STEPS - 1), i32(EXACT_STEPS)))
-            elif problem.span is None:
+            elif span is None:
                 total = scaled_sums_of(0, steps, 0)
             else:
                 total = added(lambda g: scaled_sums_of(g * span, span, first + g), end - first)
@@ -242,18 +191,22 @@ def kernel(x, values, *refs, problem: Problem):
         pl.when(warpgroup == PRODUCER)(load)
         pl.when(warpgroup != PRODUCER)(compute)
 
-    stages, units = problem.stages(values.dtype.itemsize), CONSUMERS * problem.units
+    unpacked_bytes, sums_bytes = 2 * STEP * COLUMNS * 2, COLUMNS * tokens * 4
+    step_bytes = CONSUMERS * units * COLUMNS * (rows * values.dtype.itemsize + is_sparse)
+    step_bytes += tokens * STEP * 2
+    rest = SHARED_BYTES_LIMIT - _BARRIER_BYTES - unpacked_bytes - sums_bytes
+    stages = min(_MOST_STAGES, rest // step_bytes)
     memory = [
-        hopper.swizzled((stages, problem.tokens, STEP), problem.dtype),
-        plgpu.SMEM((stages, units, problem.rows, COLUMNS), values.dtype),
+        hopper.swizzled((stages, tokens, STEP), x.dtype),
+        plgpu.SMEM((stages, CONSUMERS * units, rows, COLUMNS), values.dtype),
     ]
-    if problem.is_sparse:
-        memory.append(plgpu.SMEM((stages, units, COLUMNS), jnp.uint8))
+    if is_sparse:
+        memory.append(plgpu.SMEM((stages, CONSUMERS * units, COLUMNS), jnp.uint8))
     pl.run_scoped(
         scope,
         hopper.ring(memory, stages, consumers=CONSUMERS, copies=len(memory)),
-        hopper.swizzled((CONSUMERS, 2, PART, COLUMNS), problem.dtype),
-        plgpu.SMEM((COLUMNS, problem.tokens), problem.sums),
+        hopper.swizzled((CONSUMERS, 2, PART, COLUMNS), x.dtype),
+        plgpu.SMEM((COLUMNS, tokens), out.dtype),
         plgpu.Barrier(),
         collective_axes="warpgroup",
     )
@@ -261,4 +214,4 @@ def kernel(x, values, *refs, problem: Problem):
 
 def read(packed):
     """Load a slab of packed bytes."""
-    return plgpu.load(packed, layout=PACKED, optimized=False)
+    return plgpu.load(packed, layout=hopper.bytes_layout(COLUMNS), optimized=False)

@@ -29,15 +29,13 @@ def streamed_mlp(h: jax.Array, mlp: Mlp, stacked: nnx.State, layer) -> jax.Array
     wanted = [_matrix(mlp, stacked, name) for name in ("up", "down", "gate")[: 2 + mlp.gated]]
     matrices = [matrix for matrix in wanted if matrix is not None]
     rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
+    reason = None
     if len(matrices) < len(wanted):
-        if "mosaic" in dispatch.enabled():
-            reason = "it has 16-bit and INT8 weights only"
-            dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
-        return None
-    if mlp.gated and mlp.gate != "silu":
-        if "mosaic" in dispatch.enabled():
-            reason = f"its gate is SiLU, not {mlp.gate}"
-            dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
+        reason = "it has 16-bit and INT8 weights only"
+    elif mlp.gated and mlp.gate != "silu":
+        reason = f"its gate is SiLU, not {mlp.gate}"
+    if reason is not None:
+        dispatch.record_refusal("cache_tiled_mlp", "mosaic", reason)
         return None
     if not runs_kernel(rows, *matrices):
         return None

@@ -53,10 +53,7 @@ def picks_rows(keys: jax.Array, values: jax.Array | None, layout: KvLayout) -> b
     Our kernel does, because XLA would copy rows that are selected for it. XLA's own attention
     reads selected rows in place, and would copy rows to select them itself.
     """
-    if values is None:
-        return False
-    cannot = unsupported(keys, keys, values, 1.0, False, layout.slice_axes)
-    if cannot is not None:
+    if unsupported(keys, keys, values, 1.0, None, False, layout.slice_axes) is not None:
         return False
     able = {"mosaic": None, "xla": None}
     return dispatch.choose("decode_attention", None, able, kind=kind_of(keys)) == "mosaic"

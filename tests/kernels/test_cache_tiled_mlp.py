@@ -11,7 +11,6 @@ import pytest
 from parallax.kernels import dispatch
 from parallax.kernels.cache_tiled_mlp import (
     Matrix,
-    baselines,
     cache_tiled_mlp,
     mosaic,
 )
@@ -20,6 +19,7 @@ from parallax.kernels.cache_tiled_mlp.cases import SMALL, TIMED, Case, exact, in
 from parallax.kernels.cache_tiled_mlp.cut import cut
 from parallax.kernels.chip import MULTIPROCESSORS, SHARED_BYTES_LIMIT
 from parallax.kernels.interpreting import interpreted
+from parallax.kernels.operations import BASELINES
 
 
 def relative(found, expected):
@@ -47,7 +47,7 @@ def errors(case, seed=3):
 )
 def test_one_split_of_more_steps_than_stages(case, monkeypatch):
     """Loader and consumers take turns on each stage, and the first launch has the activation."""
-    monkeypatch.setattr(cutting, "_MOST_SPLITS", 1)
+    monkeypatch.setattr(cutting, "splits_of", lambda *_, **__: 1)
     found = cut(
         20, 512, 256, matrices=2 if case.is_gated else 1, item_bytes=1 + (case.group is None)
     )
@@ -66,7 +66,7 @@ def test_a_wrong_kernel_is_seen(monkeypatch):
         return found._replace(steps=found.steps - 1)
 
     monkeypatch.setattr(mosaic, "place", place)
-    monkeypatch.setattr(cutting, "_MOST_SPLITS", 1)
+    monkeypatch.setattr(cutting, "splits_of", lambda *_, **__: 1)
     assert errors(Case(9, 256, 512))[0] > 0.1
 
 
@@ -175,7 +175,7 @@ def test_a_float64_reference_is_exact(activation, is_gated):
 
 
 def test_a_wrong_row_of_the_benchmark_is_seen():
-    case = Case(9, 64, 128)
+    baselines, case = BASELINES["cache_tiled_mlp"], Case(9, 64, 128)
     arrays = baselines.draw(case, 0)
     run = baselines.baselines(case)["xla"]
     assert callable(run)

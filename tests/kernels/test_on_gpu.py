@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from parallax.kernels.correctness import BOUNDS, REFERENCE_FLAGS
+from parallax.kernels.errors import BOUNDS, REFERENCE_FLAGS
 from parallax.kernels.operations import OPERATIONS
 from parallax.lenses.child import run_in_child
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parallax.kernels.correctness import Verdict, judge
+from parallax.kernels.errors import Verdict, judge
 from parallax.kernels.operations import Operation
 
 _CALLS = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallax.kernels.chip import SHARED_BYTES_LIMIT
-from parallax.kernels.correctness import BOUNDS
+from parallax.kernels.errors import BOUNDS
 from parallax.kernels.operations import OPERATIONS
 from parallax.kernels.validation import Run, read_lines, runs_of
 from parallax.report.words import markdown_row

@@ -4,9 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parallax.kernels.correctness import BOUNDS, judge
 from parallax.kernels.decode_attention import cases as decode
-from parallax.kernels.errors import relative_error
+from parallax.kernels.errors import BOUNDS, judge, relative_error
 from parallax.kernels.interpreting import interpreted
 from parallax.kernels.operations import OPERATIONS
 from parallax.studies.kernels.checking import check, compile_case, reference
