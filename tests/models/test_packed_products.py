@@ -14,6 +14,7 @@ from parallax.models.block import Block
 from parallax.models.moe import Moe
 from parallax.models.packed_weight import factor, multiplied
 from parallax.parallel import products
+from parallax.parallel.experts import LocalExperts
 from parallax.parallel.split import UNSPLIT
 from tests.strategies.cases import SMALL
 
@@ -97,6 +98,13 @@ def test_what_the_kernel_cannot_do_is_recorded_and_left_to_xla(compression, coun
         np.testing.assert_array_equal(block.mlp(x, STEP), expected)
     assert len(told) == 1
     assert reason in told.pop()
+
+
+def test_experts_in_tiles_are_recorded_and_left_to_xla():
+    part, split = moe(2), STEP.replace(experts=LocalExperts(tile=2))
+    with dispatch.enabling("mosaic"), dispatch.refusals() as told, interpreted():
+        jax.eval_shape(lambda x: part(x, split), rows())
+    assert "these run in tiles" in told.pop()
 
 
 def test_a_product_within_heads_is_recorded_and_left_to_xla():

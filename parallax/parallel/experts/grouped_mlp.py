@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from parallax.kernels import dispatch
 from parallax.kernels.ring_attention.reference import accumulator_dtype
 from parallax.parallel.experts.dispatch import first_of_each
 from parallax.parallel.gates import gated
@@ -61,11 +62,19 @@ class ExpertWeights:
         """The number of experts."""
         return jax.tree.leaves(self.up_eDF)[0].shape[0]
 
-    def unpacked(self, keep: Callable[[StoredWeight], bool] = lambda _: False) -> "ExpertWeights":
-        """Return the weights, of the packed ones only those that `keep` selects still packed."""
+    def unpacked(self, keep: Callable[[StoredWeight], bool] | None = None) -> "ExpertWeights":
+        """Return the weights, of the packed ones only those that `keep` selects still packed.
+
+        None is for rows that run in tiles.
+        """
 
         def read(w):
-            return w.unpacked() if isinstance(w, StoredWeight) and not keep(w) else w
+            if not isinstance(w, StoredWeight) or (keep is not None and keep(w)):
+                return w
+            if keep is None:
+                reason = "it multiplies all rows of an expert at once, and these run in tiles"
+                dispatch.record_refusal("packed_matmul", "mosaic", reason)
+            return w.unpacked()
 
         up, down, gate = map(read, (self.up_eDF, self.down_eFD, self.gate_eDF))
         return dataclasses.replace(self, up_eDF=up, down_eFD=down, gate_eDF=gate)
