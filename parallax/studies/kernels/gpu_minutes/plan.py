@@ -111,6 +111,7 @@ _BACKWARD = tuple(
     for head_dim in (128, 512, 256)
 )
 _MLP = (mlp.SMALL[0], mlp.SMALL[3])  # bfloat16 and INT8 weights
+_PACKED = (packed.SMALL[1], *packed.SMALL[-2:])  # INT8 in 2:4, W8A8, experts of INT4 in 2:4
 _DECODE = (decode.SMALL[2], decode.SMALL[0], decode.SMALL[6], decode.SMALL[4])
 
 FIRST = Part(
@@ -149,7 +150,7 @@ SECOND = Part(
             Item("profile", "decode_attention", decode.TIMED[1]),
             Item("profile", "ring_attention_backward", _BACKWARD[0]),
         )),
-        Group("right: packed products", 20, _checks("packed_matmul", packed.SMALL[1:3])),
+        Group("right: packed products", 20, _checks("packed_matmul", _PACKED)),
         Group("time: MLP", 90, tuple(
             Item("time", "cache_tiled_mlp", case, seconds=15)
             for case in mlp.TIMED
