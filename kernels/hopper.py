@@ -242,20 +242,16 @@ def i32(x) -> jax.Array:
     return jnp.asarray(x, jnp.int32)
 
 
-def transforms(dtype, row_bytes: int = 128) -> tuple:
-    """Return the transforms of shared memory that wgmma reads: swizzled 8-row tiles of 128 bytes.
+def swizzled(shape: Sequence[int], dtype, row_bytes: int = 128) -> Any:
+    """Return shared memory that wgmma and swizzled copies use: swizzled 8-row tiles of 128 bytes.
 
     `row_bytes` of 32 or 64 are for narrower arrays.
     """
     columns = row_bytes // jnp.dtype(dtype).itemsize
     # pyright takes a method of these classes for abstract.
     tiling = plgpu.TilingTransform((8, columns))  # pyright: ignore[reportAbstractUsage]
-    return tiling, plgpu.SwizzleTransform(row_bytes)  # pyright: ignore[reportAbstractUsage]
-
-
-def swizzled(shape: Sequence[int], dtype, row_bytes: int = 128) -> Any:
-    """Return shared memory that wgmma and swizzled copies use; see `transforms`."""
-    return plgpu.SMEM(tuple(shape), dtype, transforms=transforms(dtype, row_bytes))
+    swizzle = plgpu.SwizzleTransform(row_bytes)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM(tuple(shape), dtype, transforms=(tiling, swizzle))
 
 
 def bytes_layout(columns: int) -> Any:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from parallax.kernels.packed_matmul.api import packed_matmul
-from parallax.kernels.packed_matmul.limits import cut_name
+from parallax.kernels.packed_matmul.limits import kind_of
 from parallax.kernels.packed_matmul.reference import PackedMatrix
 from parallax.kernels.validation import Kind
 
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        return Kind(None, self.dtype, cut=cut_name(stored_like(self)))
+        return kind_of(jax.ShapeDtypeStruct((), self.dtype), stored_like(self))
 
     @property
     def flops(self) -> float:

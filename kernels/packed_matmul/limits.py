@@ -18,15 +18,10 @@ _SUM_BYTES = 4
 
 
 def kind_of(x, matrix: PackedMatrix) -> Kind:
-    """Return the key of the kernel's runs in the record."""
-    return Kind(None, x.dtype.name, cut=cut_name(matrix))
-
-
-def cut_name(matrix: PackedMatrix) -> str:
-    """Name the storage of a matrix: bits, sparsity, and whether groups of inputs share scales."""
+    """Return the key of the kernel's runs in the record: bits, sparsity, scales of groups."""
     sparse = "" if matrix.positions is None else ", 2:4"
     grouped = ", grouped" if matrix.group < matrix.shape[0] else ""
-    return f"{matrix.bits} bits{sparse}{grouped}"
+    return Kind(None, x.dtype.name, cut=f"{matrix.bits} bits{sparse}{grouped}")
 
 
 def unsupported(x, matrix: PackedMatrix) -> str | None:
