@@ -4,7 +4,7 @@ Shapes: B batch, L query tokens, M key tokens, H query heads, G key/value heads,
 V width of the values (often K).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from parallax.kernels import dispatch
 from parallax.kernels.ring_attention import reference
+from parallax.kernels.ring_attention.mask import Mask
 from parallax.kernels.ring_attention.tiles import kind_of, unsupported
-from parallax.kernels.validation import PLAIN
-
-_NO_STEP = "it neither takes nor returns the (o, m, l) of a step"
+from parallax.kernels.validation import PLAIN, Kind
 
 
 class Carry(NamedTuple):
@@ -56,6 +55,24 @@ def finish(carry: Carry, dtype) -> tuple[Float[Array, "b l h v"], Float[Array, "
     return out, carry.m + jnp.log(l_safe)
 
 
+@overload
+def attention_step(
+    q, k, v, carry: Carry | None, *, is_causal: bool, scale: float, sinks: Any = None,
+    last: Literal[False] = False, q_segment_ids: Any = None, kv_segment_ids: Any = None,
+    kv_length: Any = None, window: int | None = None, offset: Any = 0, cap: float | None = None,
+    partial_over: str | None = None, implementation: str | None = None,
+) -> Carry: ...  # fmt: skip
+
+
+@overload
+def attention_step(
+    q, k, v, carry: Carry | None, *, is_causal: bool, scale: float, sinks: Any = None,
+    last: Literal[True], q_segment_ids: Any = None, kv_segment_ids: Any = None,
+    kv_length: Any = None, window: int | None = None, offset: Any = 0, cap: float | None = None,
+    partial_over: str | None = None, implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]: ...  # fmt: skip
+
+
 def attention_step(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b m g k"],
@@ -74,7 +91,7 @@ def attention_step(
     cap: float | None = None,
     partial_over: str | None = None,
     implementation: str | None = None,
-) -> Any:
+) -> Carry | tuple[jax.Array, jax.Array]:
     """Attend from q to one more block of keys and fold the result into `carry`.
 
     Args:
@@ -106,33 +123,26 @@ def attention_step(
         does. Also a gradient through "mosaic": `parallax.parallel.ring_attention` has one.
 
     Cost: 2 B H L M (K + V) FLOPs (about half when is_causal and L is long: masked blocks are
-      skipped). With kv_length a copy of k and v; with partial_over an all-reduce of B H
-      `score_elements(L, M, is_causal)` elements.
+      skipped). "mosaic" also skips blocks of keys outside the range that may share a segment with
+      some queries (`mask.shared_blocks`): D equal documents one after another, much longer than a
+      block, cost about 1 / D. With kv_length a copy of k and v; with partial_over an all-reduce of
+      B H `score_elements(L, M, is_causal)` elements.
     Reference: online softmax (Milakov and Gimelshein, 2018), in FlashAttention's block form.
     """
     if sinks is not None and carry is not None:
         raise ValueError("attention_step: sinks come in with the first keys, and carry has some.")
-    _check_ids(q_segment_ids, kv_segment_ids)
-    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
+    mask = _mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
     k, v = _counted(k, v, kv_length)
-    reasons = {
-        "mosaic": unsupported(q, k, v, scale, partial_over, cap=cap),
-        "cudnn": _NO_STEP,
-        "xla": None,
-    }
-    kind = kind_of(q, is_causal)
-    if dispatch.choose("attention_step", implementation, reasons, kind=kind) == "mosaic":
+    reason = unsupported(q, k, v, scale, partial_over, cap=cap)
+    if _takes_kernel("attention_step", implementation, reason, kind_of(q, is_causal)):
         # Imported late: the kernel language takes a while to load.
         from parallax.kernels.ring_attention import mosaic
 
         made = mosaic.step(q, k, v, carry, mask=mask, scale=scale, sinks=sinks, last=last)
         return made if last else Carry(*made)
-    new = Carry(
-        *reference.step(
-            q, k, v, *(empty_carry(q, v.shape[-1], sinks) if carry is None else carry),
-            mask=mask, scale=scale, partial_over=partial_over, cap=cap,
-        )
-    )  # fmt: skip
+    carry = empty_carry(q, v.shape[-1], sinks) if carry is None else carry
+    options = {"mask": mask, "scale": scale, "partial_over": partial_over, "cap": cap}
+    new = Carry(*reference.step(q, k, v, *carry, **options))
     return finish(new, q.dtype) if last else new
 
 
@@ -171,35 +181,38 @@ def attention_step_backward(
       NotImplementedError: the implementation does not support this; the message names one that
         does.
 
-    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped; each kernel of "mosaic" recomputes
-      scores: 14 K, and 18 K for heads of 512. With partial_over two all-reduces as large as the
-      forward step's: of the scores again, and of their gradients.
+    Cost: B H L M (6 K + 4 V) FLOPs, masked blocks skipped, and by "mosaic" those of other segments;
+      each of its kernels recomputes scores: 14 K, and 18 K for heads of 512. With partial_over two
+      all-reduces as large as the forward step's: of the scores again, and of their gradients.
     """
-    _check_ids(q_segment_ids, kv_segment_ids)
-    mask = reference.Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
+    mask = _mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
     k, v = _counted(k, v, kv_length)
-    reasons = {
-        "mosaic": unsupported(q, k, v, scale, partial_over, d_out, cap=cap),
-        "cudnn": _NO_STEP,
-        "xla": None,
-    }
+    reason = unsupported(q, k, v, scale, partial_over, d_out, cap=cap)
     kind = kind_of(q, is_causal)._replace(cut=PLAIN)  # cuts are of the forward step only
-    if dispatch.choose("attention_step_backward", implementation, reasons, kind=kind) == "mosaic":
-        from parallax.kernels.ring_attention import mosaic_backward
+    if _takes_kernel("attention_step_backward", implementation, reason, kind):
+        from parallax.kernels.ring_attention import mosaic
 
-        return mosaic_backward.step_backward(q, k, v, d_out, lse, delta, mask=mask, scale=scale)
+        return mosaic.step_backward(q, k, v, d_out, lse, delta, mask=mask, scale=scale)
     return reference.step_backward(
         q, k, v, d_out, lse, delta, mask=mask, scale=scale, partial_over=partial_over, cap=cap
     )
 
 
-def _check_ids(q_segment_ids, kv_segment_ids) -> None:
+def _mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset) -> Mask:
     if (q_segment_ids is None) != (kv_segment_ids is None):
         given, lacking = ("q", "kv") if kv_segment_ids is None else ("kv", "q")
         raise ValueError(
             f"attention_step: {given}_segment_ids came without {lacking}_segment_ids, and would "
             "hide nothing. Give both, or none."
         )
+    return Mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
+
+
+def _takes_kernel(name: str, implementation: str | None, reason: str | None, kind: Kind) -> bool:
+    """Return whether the Mosaic kernel runs, which `reason` may rule out."""
+    no_step = "it neither takes nor returns the (o, m, l) of a step"
+    reasons = {"mosaic": reason, "cudnn": no_step, "xla": None}
+    return dispatch.choose(name, implementation, reasons, kind=kind) == "mosaic"
 
 
 def _counted(k, v, kv_length) -> tuple[jax.Array, jax.Array]:

@@ -28,7 +28,6 @@ Five useful products take 10: at most 71 % of the tensor cores' rate for heads u
 from typing import NamedTuple
 
 from parallax.kernels.chip import ROWS
-from parallax.kernels.ring_attention.reference import Mask
 
 # Columns of a float32 array in shared memory: 128 bytes, one swizzle.
 CHUNK = 32
@@ -82,9 +81,14 @@ class Pass(NamedTuple):
         return self.makes != ("dv",)
 
     @property
+    def inputs(self) -> int:
+        """Number of arrays of a tile, and of sums, that it needs: for dv alone, no second ones."""
+        return 2 if self.needs_dp else 1
+
+    @property
     def products(self) -> int:
         """Number of products of L x M x K multiplications that this pass computes."""
-        return (2 if self.needs_dp else 1) * self.parts + len(self.makes)
+        return self.inputs * self.parts + len(self.makes)
 
     def pieces(self, head_dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return (number, columns) of the pieces of block_1, and of what is loaded of block_2."""
@@ -92,19 +96,6 @@ class Pass(NamedTuple):
         own = head_dim // self.parts
         second = self.chunk or own
         return (head_dim // first, first), (own // second, second)
-
-    def shared_bytes(self, head_dim: int) -> int:
-        """Compute the shared memory of the arrays with 2-byte inputs, without barriers.
-
-        Barriers take some hundred bytes more.
-        """
-        (pieces, _), (_, columns) = self.pieces(head_dim)
-        arrays = 2 if self.needs_dp else 1
-        first, second = self.stages
-        loaded = self.block * (first * head_dim + second * columns)
-        sums = arrays * first * pieces * self.block if self.by_keys else 0
-        exchanged = ROWS * self.block if self.pair else 0
-        return 2 * (arrays * self.rows * head_dim + loaded) + 4 * (sums + exchanged)
 
 
 PASSES = {
@@ -126,25 +117,3 @@ PASSES = {
         Pass(("dv",), block=64, stages=(1, 1), parts=2),
     ),
 }
-
-
-def score_elements(q_length: int, kv_length: int, cut: Pass, mask: Mask) -> int:
-    """Count the scores of one head that a pass computes: its visible blocks, whole and padded.
-
-    With a window whose offset only the device knows, as many as any offset leaves visible.
-    """
-    rows, offset, total = cut.cluster_rows, 0 if mask.window is None else mask.offset, 0
-    # Without a window, all earlier keys, and all later queries.
-    window = q_length + kv_length if mask.window is None else mask.window
-    length, others = (kv_length, q_length) if cut.by_keys else (q_length, kv_length)
-    count = -(-others // cut.block)
-    for first in range(0, length, rows):
-        low, high = 0, others
-        if not isinstance(offset, int):
-            high = rows + window + cut.block - 2
-        elif mask.is_causal or mask.window is not None:
-            low = first - offset if cut.by_keys else first + offset + 1 - window
-            high = low + rows - 1 + window
-        low, high = min(max(low // cut.block, 0), count - 1), min(-(-high // cut.block), count)
-        total += rows * cut.block * max(high - low, 1)
-    return total

@@ -3,6 +3,7 @@
 An `Operation` of `kernels.operations`, which documents each part.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ import jax
 import numpy as np
 
 from parallax.kernels import dispatch
-from parallax.kernels.ring_attention.api import Carry, attention_step
-from parallax.kernels.ring_attention.reference import Mask
+from parallax.kernels.ring_attention.api import attention_step
+from parallax.kernels.ring_attention.mask import Mask
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS, shipped, unsupported
 from parallax.kernels.validation import Kind
 
@@ -92,12 +93,25 @@ class Case(NamedTuple):
         return 2.0 * self.batch * tokens * self.head_dim
 
     @property
-    def cut(self) -> str:
-        return self.tile or shipped(self.head_dim, self.q_length)
+    def kind(self) -> Kind:
+        cut = self.tile or shipped(self.head_dim, self.q_length)
+        return Kind(self.head_dim, self.dtype, self.is_causal, cut)
 
     @property
-    def kind(self) -> Kind:
-        return Kind(self.head_dim, self.dtype, self.is_causal, self.cut)
+    def options(self) -> dict[str, Any]:
+        """The static arguments of a step."""
+        return {
+            "is_causal": self.is_causal, "window": self.window, "offset": self.offset,
+            "scale": self.head_dim**-0.5,
+        }  # fmt: skip
+
+    def named(self, arrays) -> dict[str, Any]:
+        """Return by name the arrays of `inputs` that not every case has, arguments of a step."""
+        has = {
+            "kv_length": self.limit is not None, "q_segment_ids": self.segments,
+            "kv_segment_ids": self.segments, "sinks": self.sinks,
+        }  # fmt: skip
+        return dict(zip((name for name, x in has.items() if x), arrays, strict=True))
 
 
 EARLIER = 24
@@ -170,27 +184,8 @@ TIMED = tuple(
 )
 
 
-class Extras(NamedTuple):
-    """The inputs of a step that not every case has; None where it does not."""
-
-    limit: Any = None
-    q_ids: Any = None
-    kv_ids: Any = None
-    sinks: Any = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments of `attention_step`, but sinks."""
-        return {
-            "kv_length": self.limit, "q_segment_ids": self.q_ids, "kv_segment_ids": self.kv_ids,
-        }  # fmt: skip
-
-
-NO_EXTRAS = Extras()
-
-
 def inputs(case: Case, seed: int) -> tuple[Any, ...]:
-    """Draw q, k, v, the earlier k, v, all [B, tokens, heads, head_dim], and `Extras`' arrays."""
+    """Draw q, k, v, the earlier k, v, all [B, tokens, heads, head_dim], and arrays of `named`."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(case.dtype)  # bfloat16 is known to NumPy once JAX is imported
 
@@ -199,24 +194,22 @@ def inputs(case: Case, seed: int) -> tuple[Any, ...]:
 
     earlier = 0 if case.first else EARLIER
     lengths = (case.kv_length, case.kv_length, earlier, earlier)
-    arrays = draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths)
-    ids = [
-        np.tile(np.arange(n, dtype=np.int32) * case.segments // n, (case.batch, 1))
-        for n in (case.q_length, case.kv_length)
-    ]
-    q_ids, kv_ids = ids if case.segments else (None, None)
-    extras = Extras(
-        None if case.limit is None else np.array(case.limit, np.int32),
-        q_ids,
-        kv_ids,
-        random.normal(size=case.heads).astype(np.float32) if case.sinks else None,
-    )
-    return *arrays, *(x for x in extras if x is not None)
+    arrays = [draw(case.q_length, case.heads), *(draw(n, case.kv_heads) for n in lengths)]
+    if case.limit is not None:
+        arrays.append(np.array(case.limit, np.int32))
+    if case.segments:
+        arrays += [
+            np.tile(np.arange(n, dtype=np.int32) * case.segments // n, (case.batch, 1))
+            for n in (case.q_length, case.kv_length)
+        ]
+    if case.sinks:
+        arrays.append(random.normal(size=case.heads).astype(np.float32))
+    return tuple(arrays)
 
 
 def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.Array, ...]]:
     """Return a function to the step's result, after one over the earlier keys by XLA."""
-    scale = case.head_dim**-0.5
+    step, scale = step_of(case, implementation), case.head_dim**-0.5
 
     def attend(q, k, v, k_earlier, v_earlier, *arrays):
         carry = None
@@ -224,72 +217,64 @@ def program(case: Case, implementation: str | None) -> Callable[..., tuple[jax.A
             carry = attention_step(
                 q, k_earlier, v_earlier, None, is_causal=False, scale=scale, implementation="xla"
             )
-        extras = _extras(case, arrays)
-        step = step_of(case, implementation)
-        return tuple(step(q, k, v, carry, extras, last=case.last))
+        return tuple(step(q, k, v, carry, last=case.last, **case.named(arrays)))
 
     return attend
 
 
 def step_of(case: Case, implementation: str | None) -> Callable[..., Any]:
-    """Return a function (q, k, v, carry, extras, last=) -> carry or output, with its tiling."""
-    options: dict[str, Any] = {"scale": case.head_dim**-0.5}
-    mask = {"is_causal": case.is_causal, "window": case.window, "offset": case.offset}
+    """Return `attention_step` with the case's static arguments, and its tiling if it has one."""
+    if implementation != "mosaic" or case.tile is None:
+        return functools.partial(attention_step, implementation=implementation, **case.options)
+    tile, scale = CANDIDATES[case.head_dim][case.tile], case.head_dim**-0.5
 
-    def step(q, k, v, carry, extras=NO_EXTRAS, *, last=False):
-        given = options | {"sinks": extras.sinks, "last": last}
-        if implementation == "mosaic" and case.tile is not None:
-            from parallax.kernels.ring_attention import mosaic
+    def step(q, k, v, carry, *, last=False, sinks=None, **arrays):
+        from parallax.kernels.ring_attention import mosaic
 
-            reason = unsupported(q, k, v, options["scale"], None)
-            dispatch.choose("attention_step", implementation, {"mosaic": reason, "xla": None})
-            ids = extras.q_ids, extras.kv_ids
-            seen = Mask(case.is_causal, *ids, extras.limit, case.window, case.offset)
-            tile = CANDIDATES[case.head_dim][case.tile]
-            made = mosaic.step(q, k, v, carry, mask=seen, tile=tile, **given)
-            return made if last else Carry(*made)
-        return attention_step(
-            q, k, v, carry, implementation=implementation, **mask, **extras.options, **given
+        reason = unsupported(q, k, v, scale, None)
+        dispatch.choose("attention_step", implementation, {"mosaic": reason, "xla": None})
+        mask = Mask(case.is_causal, window=case.window, offset=case.offset, **arrays)
+        return mosaic.step(
+            q, k, v, carry, mask=mask, scale=scale, sinks=sinks, last=last, tile=tile
         )
 
     return step
 
 
-def _extras(case: Case, arrays) -> Extras:
-    """Return the extras of `inputs` by name."""
-    given = iter(arrays)
-    has = (case.limit is not None, case.segments, case.segments, case.sinks)
-    return Extras._make(next(given) if x else None for x in has)
-
-
 def exact(case: Case, q, k, v, k_earlier, v_earlier, *arrays) -> tuple[np.ndarray, ...]:
     """Compute textbook attention over earlier and new keys, in float64: (o, m, l) or (out, lse)."""
-    extras, repeat = _extras(case, arrays), case.heads // case.kv_heads
-    keys, values = (
-        np.repeat(np.concatenate(x, axis=1).astype(np.float64), repeat, axis=2)
-        for x in ((k_earlier, k), (v_earlier, v))
-    )
-    scores = np.einsum("blhk,bmhk->bhlm", q.astype(np.float64), keys) * case.head_dim**-0.5
-    new, tokens = np.arange(case.kv_length), np.arange(case.q_length)[:, None]
-    seen = np.broadcast_to(
-        new < (case.kv_length if extras.limit is None else extras.limit),
-        (case.batch, case.q_length, case.kv_length),
-    )
-    back = case.offset + tokens - new
-    if case.is_causal:
-        seen = seen & (back >= 0)
-    if case.window is not None:
-        seen = seen & (back < case.window)
-    if case.segments:
-        seen = seen & (extras.q_ids[:, :, None] == extras.kv_ids[:, None])
-    earlier = np.ones((case.batch, case.q_length, k_earlier.shape[1]), bool)
-    seen = np.concatenate([earlier, seen], axis=-1)[:, None]
-    scores = np.where(seen, scores, -np.inf)
-    sinks = np.full(case.heads, -np.inf) if extras.sinks is None else extras.sinks.astype(float)
-    sinks = sinks[None, :, None]
+    queries, extras = np.arange(case.q_length), case.named(arrays)
+    new = masked_scores(case, q, k, queries, np.arange(case.kv_length), extras)
+    everything = Case(case.head_dim, case.dtype, 0, 0, case.heads, case.kv_heads)
+    earlier = np.arange(k_earlier.shape[1])
+    old = masked_scores(everything, q, k_earlier, queries, earlier, {"kv_length": len(earlier)})
+    scores = np.concatenate([old, new], axis=-1)
+    values = every_head(case, np.concatenate([v_earlier, v], axis=1))
+    sinks = extras.get("sinks", np.full(case.heads, -np.inf)).astype(float)[None, :, None]
     m = np.maximum(scores.max(-1), sinks)
     p = np.exp(scores - m[..., None])
     o, l = np.einsum("bhlm,bmhk->bhlk", p, values), p.sum(-1) + np.exp(sinks - m)
     if case.last:
         return np.swapaxes(o / l[..., None], 1, 2), m + np.log(l)
     return o, m, l
+
+
+def masked_scores(case: Case, q, k, queries, keys, extras: dict[str, Any]) -> np.ndarray:
+    """Compute scores [B, H, queries, keys] of some queries and keys, in float64."""
+    back = case.offset + queries[:, None] - keys
+    seen = np.broadcast_to(keys < extras.get("kv_length", case.kv_length), back.shape)
+    if case.is_causal:
+        seen = seen & (back >= 0)
+    if case.window is not None:
+        seen = seen & (back < case.window)
+    if case.segments:
+        q_ids, kv_ids = extras["q_segment_ids"][:, queries], extras["kv_segment_ids"][:, keys]
+        seen = (seen & (q_ids[:, :, None] == kv_ids[:, None]))[:, None]
+    rows, columns = q[:, queries].astype(np.float64), every_head(case, k[:, keys])
+    scores = np.einsum("blhk,bmhk->bhlm", rows, columns) * case.head_dim**-0.5
+    return np.where(seen, scores, -np.inf)
+
+
+def every_head(case: Case, x: np.ndarray) -> np.ndarray:
+    """Repeat keys or values for each query head, in float64."""
+    return np.repeat(x.astype(np.float64), case.heads // case.kv_heads, axis=2)

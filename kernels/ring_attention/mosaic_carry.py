@@ -14,7 +14,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from parallax.kernels import hopper
 from parallax.kernels.chip import ROWS
-from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, ROW, SCORES, finite, per_row
+from parallax.kernels.ring_attention.mosaic_parts import (
+    LOG2_E,
+    ROW,
+    SCORES,
+    finite,
+    load,
+    per_row,
+    zeros,
+)
 
 WARPGROUPS = 2
 # Columns of the old output in registers at a time: 128 bytes, one swizzle.
@@ -70,88 +78,52 @@ class Own(NamedTuple):
         return *self.rows, pl.ds(self.column + x * half, half)
 
 
-def memory(columns: int) -> Any:
-    """Return memory for half of each warpgroup's columns of o, over the keys' or the values'."""
-    return hopper.swizzled((WARPGROUPS, ROWS, columns // 2), "float32")
-
-
 def start(old: Carries | None, sinks: Any, own: Own) -> State:
     """Return the state before any block: maxima and sums of the carry, or of the sink."""
-    acc = jnp.zeros((ROWS, own.columns), jnp.float32)
     if old is not None:
-        m, l = (plgpu.load(x.at[own.rows], layout=ROW, optimized=False) for x in (old.m, old.l))
-        m = m * LOG2_E
-    elif sinks is not None:
-        m, l = _rows(sinks[own.head] * LOG2_E), _rows(1.0)
-    else:
-        m, l = _rows(-jnp.inf), _rows(0.0)
-    return State(plgpu.layout_cast(acc, SCORES), m, l)
+        m, l = (load(x.at[own.rows], ROW) for x in (old.m, old.l))
+        return State(zeros(own.columns), m * LOG2_E, l)
+    first = (-jnp.inf, 0.0) if sinks is None else (sinks[own.head] * LOG2_E, 1.0)
+    m, l = (plgpu.layout_cast(jnp.full((ROWS,), x, jnp.float32), ROW) for x in first)
+    return State(zeros(own.columns), m, l)
 
 
-def prefetch(old: Any, own: Own) -> None:
-    """Prefetch the old output from device memory to L2, for `load`."""
-    plgpu.async_prefetch(old.o.at[(*own.rows, pl.ds(own.column, own.columns))])
-
-
-def load(old: Carries | None, own: Own, half: int, memory, ready) -> None:
-    """Start the copy of half of the old output to memory that is free, or say that it is."""
-    if old is None:
-        plgpu.barrier_arrive(ready)
-    else:
-        plgpu.copy_gmem_to_smem(old.o.at[own.half(half)], memory, ready)
-
-
-def add(acc: jax.Array, keep: jax.Array, memories, ready) -> jax.Array:
-    """Add to acc the old output times `keep`, a factor per row."""
-    pieces, first = [], 0
-    for memory, arrived in zip(memories, ready, strict=True):
+def add(state: State, m_before: jax.Array, memories, full) -> State:
+    """Add the old output, of maxima `m_before`, once both halves of it have arrived in memory."""
+    keep, pieces, first = jnp.exp2(m_before - finite(state.m)), [], 0
+    for memory, arrived in zip(memories, full, strict=True):
         plgpu.barrier_wait(arrived)
         for x in range(0, memory.shape[1], CHUNK):
             old = plgpu.load(memory.at[:, pl.ds(x, CHUNK)], layout=SCORES)
-            pieces.append(old * per_row(keep, old.shape) + acc[:, first : first + CHUNK])
+            pieces.append(old * per_row(keep, old.shape) + state.acc[:, first : first + CHUNK])
             first += CHUNK
-    return jnp.concatenate(pieces, axis=1)
+    return state._replace(acc=jnp.concatenate(pieces, axis=1))
 
 
-def write(new: Carries, own: Own, state: State, memories, *, writes_rows: Any) -> None:
-    """Write a carry. Copies stop at the last row of o: none beyond is written.
+def write(new: Carries | Finished, own: Own, state: State, memories, *, writes_rows: Any) -> None:
+    """Write the carry or the result. Copies stop at the last row of o: none beyond is written.
 
     Args:
-      memories: of both halves of o. writes_rows: whether this warpgroup writes m and l: true on
-        one of those that share them.
+      memories: of both halves of o; of the output, in its dtype.
+      writes_rows: whether this warpgroup writes m and l: true on one of those that share them.
     """
+    m, l = state.m * (1 / LOG2_E), jnp.where(state.l == 0, 1.0, state.l)
+    if isinstance(new, Carries):
+        rows, half = [(new.m, m), (new.l, state.l)], own.columns // 2
+        values = [state.acc[:, :half], state.acc[:, half:]]
+        targets = [new.o.at[own.half(x)] for x in range(2)]
+    else:
+        l = jnp.where(state.l == 0, 1.0, state.l)
+        rows, values = [(new.lse, m + jnp.log(l))], [state.acc * per_row(1 / l, state.acc.shape)]
+        targets = [new.out.at[own.queries]]
 
     @pl.when(writes_rows)
     def _():
-        hopper.store(new.m.at[own.rows], state.m * (1 / LOG2_E))
-        hopper.store(new.l.at[own.rows], state.l)
+        for ref, value in rows:
+            hopper.store(ref.at[own.rows], value)
 
-    half = own.columns // 2
-    for x, memory in enumerate(memories):
-        memory[...] = state.acc[:, x * half : (x + 1) * half]
+    for value, memory, target in zip(values, memories, targets, strict=True):
+        memory[...] = value.astype(memory.dtype)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(memory, new.o.at[own.half(x)])
+        plgpu.copy_smem_to_gmem(memory, target)
     plgpu.wait_smem_to_gmem(0)
-
-
-def finish(new: Finished, own: Own, state: State, memory, *, writes_rows: Any) -> None:
-    """Write the normalised output through `memory` [64, columns], of its dtype, and lse."""
-    l = jnp.where(state.l == 0, 1.0, state.l)
-
-    @pl.when(writes_rows)
-    def _():
-        hopper.store(new.lse.at[own.rows], state.m * (1 / LOG2_E) + jnp.log(l))
-
-    memory[...] = (state.acc * per_row(1 / l, state.acc.shape)).astype(memory.dtype)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(memory, new.out.at[own.queries])
-    plgpu.wait_smem_to_gmem(0)
-
-
-def rescale(m_old: jax.Array, m: jax.Array) -> jax.Array:
-    """Return the factor of what was summed with maxima `m_old`, for sums with maxima `m`."""
-    return jnp.exp2(m_old - finite(m))
-
-
-def _rows(value) -> jax.Array:
-    return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), ROW)

@@ -32,7 +32,7 @@ from parallax.kernels.ring_attention.mosaic_carry import (
     Own,
     State,
 )
-from parallax.kernels.ring_attention.mosaic_parts import Problem, Sight, per_row
+from parallax.kernels.ring_attention.mosaic_parts import MaskArrays, Problem, per_row
 from parallax.kernels.ring_attention.tiles import Tile
 
 PRODUCER = WARPGROUPS
@@ -47,8 +47,6 @@ class Arrays(NamedTuple):
 
     Attributes:
       q, k, v: [B, L, H, K], [B, M, G, K] and [B, M, G, V].
-      numbers: [2] int32, limit and offset (`mosaic_parts.Sight`).
-      q_ids, kv_ids: [B, L] and [B, M] int32, segment ids padded to whole blocks.
       sinks: [H] float32, scores of a key without a value, where no carry has them.
       old: the carry.
     """
@@ -56,32 +54,9 @@ class Arrays(NamedTuple):
     q: Any
     k: Any
     v: Any
-    numbers: Any
-    q_ids: Any
-    kv_ids: Any
+    mask: MaskArrays
     sinks: Any
-    old: Carries | None
-
-
-class Work(NamedTuple):
-    """The work of one thread block.
-
-    Attributes:
-      batch, head: sequence and head of the queries. kv_head: head of the keys and values.
-      row: first query.
-      sight: what decides which keys are seen.
-      key: first key of block 0.
-      steps: blocks of keys from there that some row of the cluster may see; at least one, so that
-        every barrier has a copy to wait for.
-    """
-
-    batch: jax.Array
-    head: jax.Array
-    kv_head: jax.Array
-    row: jax.Array
-    sight: Sight
-    key: Any
-    steps: jax.Array
+    old: Any
 
 
 class Scratch(NamedTuple):
@@ -93,7 +68,7 @@ class Scratch(NamedTuple):
         output. Block j is number j, or 2 j + w of the wide tilings' halves.
       exchange: wide: partial scores of each warpgroup. written, read: barriers of both warpgroups.
       turn: a barrier per warpgroup, which completes when it may issue products.
-      old_ready: a barrier per half of the output and warpgroup: its memory is free, with the old
+      old_full: a barrier per half of the output and warpgroup: its memory is free, with the old
         output in it, if there is one. [half * 2 + warpgroup].
     """
 
@@ -105,18 +80,28 @@ class Scratch(NamedTuple):
     written: Any
     read: Any
     turn: Any
-    old_ready: Any
+    old_full: Any
 
 
 def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: Tile) -> None:
     """The body of one thread block."""
     warpgroup, columns = lax.axis_index("warpgroup"), problem.width // tile.halves
-    work = work_of(arrays.numbers, problem, tile)
     has_carry = arrays.old is not None or isinstance(new, Carries)
+    batch, head, block = (lax.axis_index(x) for x in ("batch", "heads", "rows"))
+    kv_head = lax.div(head, i32(problem.heads_per_kv))
+    if problem.is_causal:  # the rows with the most work first
+        block = lax.axis_size("rows") - 1 - block
+    sight, first_row = arrays.mask.sight(problem), block * tile.cluster_queries
+    shared, kv_length = arrays.mask.shared_of(batch, block), arrays.k.shape[1]
+    first, visited = sight.visits(first_row, tile.cluster_queries, tile.keys, kv_length, shared)
+    # One at least, so that every barrier has a copy to wait for.
+    first_key, steps = first * tile.keys, jnp.maximum(visited, 1)
+    if tile.cluster > 1:
+        first_row += lax.axis_index(hopper.CLUSTER) * tile.queries
 
     def own_of(warpgroup) -> Own:
         row, column = (0, warpgroup * columns) if tile.wide else (warpgroup * ROWS, 0)
-        return Own(work.batch, work.head, work.row + row, column, columns)
+        return Own(batch, head, first_row + row, column, columns)
 
     def roles(scratch: Scratch):
         (keys, old_keys), (values, old_values) = _apart(scratch.keys), _apart(scratch.values)
@@ -129,38 +114,43 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
         together: dict[str, Any] = {} if tile.cluster == 1 else {"collective_axes": hopper.CLUSTER}
 
         def fill(ring: Ring, source, j):
-            rows = pl.ds(work.key + j * tile.keys, tile.keys)
+            rows = pl.ds(first_key + j * tile.keys, tile.keys)
             for half in range(tile.halves):
 
                 def copy(memory, full, half=half):
-                    at = work.batch, rows, work.kv_head, pl.ds(half * columns, columns)
+                    at = batch, rows, kv_head, pl.ds(half * columns, columns)
                     memory, *ids = memory
                     plgpu.copy_gmem_to_smem(source.at[at], memory, full, **together)
                     for x in ids:
-                        ids_at = arrays.kv_ids.at[work.batch, rows]
+                        ids_at = arrays.mask.kv_ids.at[batch, rows]
                         plgpu.copy_gmem_to_smem(ids_at, x, full, **together)
 
                 ring.fill(j * tile.halves + half, copy)
 
         def prefetch():
-            for w in range(WARPGROUPS):
-                carry.prefetch(arrays.old, own_of(w))
+            for own in map(own_of, range(WARPGROUPS)):
+                columns = pl.ds(own.column, own.columns)
+                plgpu.async_prefetch(arrays.old.o.at[(*own.rows, columns)])
 
         # In the order of use: with `ahead`, keys come one block before values.
         lag = int(tile.ahead)
 
-        @pl.loop(0, work.steps + lag)
+        @pl.loop(0, steps + lag)
         def _(j):
             if arrays.old is not None:
-                pl.when(j == jnp.maximum(work.steps - NEAR, 0))(prefetch)
-            pl.when(j < work.steps)(lambda: fill(scratch.keys, arrays.k, j))
+                pl.when(j == jnp.maximum(steps - NEAR, 0))(prefetch)
+            pl.when(j < steps)(lambda: fill(scratch.keys, arrays.k, j))
             pl.when(j >= lag)(lambda: fill(scratch.values, arrays.v, j - lag))
 
         for half, ring in enumerate((scratch.keys, scratch.values)):
-            ring.drain(work.steps * tile.halves)
+            ring.drain(steps * tile.halves)
             for w in range(WARPGROUPS if has_carry else 0):
-                ready = scratch.old_ready.at[half * WARPGROUPS + w]
-                carry.load(arrays.old, own_of(w), half, old_memories[half].at[w], ready)
+                full = scratch.old_full.at[half * WARPGROUPS + w]
+                if arrays.old is None:  # the memory is free
+                    plgpu.barrier_arrive(full)
+                else:
+                    old = arrays.old.o.at[own_of(w).half(half)]
+                    plgpu.copy_gmem_to_smem(old, old_memories[half].at[w], full)
 
     def consume(scratch: Scratch, old_memories):
         plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
@@ -170,8 +160,7 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
         state = carry.start(arrays.old, arrays.sinks, own)
         q_ids: Any = None
         if problem.has_segments:
-            rows = pl.ds(own.row, ROWS)
-            q_ids = plgpu.load(arrays.q_ids.at[own.batch, rows], layout=parts.ROW, optimized=False)
+            q_ids = parts.load(arrays.mask.q_ids.at[batch, pl.ds(own.row, ROWS)], parts.ROW)
         plgpu.barrier_wait(scratch.q_full.at[warpgroup])
 
         def number(j):
@@ -190,7 +179,7 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
             if tile.wide:  # the other warpgroup has read the last ones
                 plgpu.barrier_wait(scratch.read)
             else:
-                pl.when(j < work.steps)(lambda: keys.wait(number(j)) and None)
+                pl.when(j < steps)(lambda: keys.wait(number(j)) and None)
 
         def multiply_keys(j, product):
             memory, *_ = keys.wait(number(j)) if tile.wide else keys.at(number(j))
@@ -198,29 +187,34 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
             q = scratch.q.at[warpgroup + opaque_zero(j)] if tile.wide else q_mem
             hopper.wgmma(product, q, memory.transpose((1, 0)))
 
-        def scores_of(j, product):
-            """Return the masked scores, and free the keys."""
-            key, ids = work.key + j * tile.keys, None
+        def masked(j, product):
+            """Return the masked scores of block j, and free its keys."""
+            key, ids = first_key + j * tile.keys, None
             _, *in_ring = keys.at(number(j))
             if not in_ring:
                 keys.free(number(j))
             if tile.wide:
                 product = _add_partial(product, scratch, warpgroup)
             if problem.has_segments:
-                of_keys = arrays.kv_ids.at[own.batch, pl.ds(key, tile.keys)]
-                ids = q_ids, (in_ring[0] if in_ring else of_keys)
-            scores = parts.mask(product, problem, work.sight, own.row, key, ids=ids)
+                in_memory = arrays.mask.kv_ids.at[batch, pl.ds(key, tile.keys)]
+                ids = in_ring[0] if in_ring else in_memory
+            scores = parts.hide(product, sight, own.row, key, q_ids, ids)
             if in_ring:
                 keys.free(number(j), loaded=True)
             return scores
 
-        def in_sequence(j, state: State) -> State:
+        def softmax(j, state: State) -> tuple:
+            """Return maxima and sums with block j, its weights, and the factor of older sums."""
+
             def multiply(product):
                 multiply_keys(j, product)
                 pass_turn()
 
-            scores = scores_of(j, hopper.product((ROWS, tile.keys), multiply))
-            m, l, p, shrink = parts.online_softmax(state.m, state.l, scores, problem)
+            scores = masked(j, hopper.product((ROWS, tile.keys), multiply))
+            return parts.online_softmax(state.m, state.l, scores, problem)
+
+        def in_sequence(j, state: State) -> State:
+            m, l, p, shrink = softmax(j, state)
             acc = state.acc * per_row(shrink, state.acc.shape)
             # None of this may move past take_turn: the other warpgroup would wait for it.
             acc, m, l, p = lax.optimization_barrier((acc, m, l, p.astype(problem.dtype)))
@@ -252,15 +246,14 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
                     scores = lax.optimization_barrier(
                         plgpu.wgmma_accumulator_load(product, wait_n=1)
                     )
-                    new = parts.online_softmax(state.m, state.l, scores_of(j, scores), problem)
+                    new = parts.online_softmax(state.m, state.l, masked(j, scores), problem)
                     new = lax.optimization_barrier(new)
                     # This waits, hence branches, and the assembler does not move the wait for the
                     # second product over a branch. Without it, it came before the exponentials.
                     expect(j + 1)
                     return new
 
-                empty = plgpu.layout_cast(jnp.zeros((ROWS, tile.keys), jnp.float32), parts.SCORES)
-                like = (state.m, state.l, empty, state.l)
+                like = (state.m, state.l, parts.zeros(tile.keys), state.l)
                 return hopper.accumulate(multiply_values, (state.acc,), like)
 
             product = plgpu.WGMMAAccumulatorRef((ROWS, tile.keys), jnp.float32)
@@ -273,21 +266,15 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
 
         def first_weights(state: State):
             """Return the state with the maxima and sums of block 0, and its weights."""
-
-            def multiply(product):
-                multiply_keys(i32(0), product)
-                pass_turn()
-
-            scores = scores_of(i32(0), hopper.product((ROWS, tile.keys), multiply))
-            m, l, p, _ = parts.online_softmax(state.m, state.l, scores, problem)
+            m, l, p, _ = softmax(i32(0), state)
             expect(i32(1))
             return State(state.acc, m, l), p.astype(problem.dtype)  # nothing to rescale yet
 
         def last_values(state: State, p) -> State:
-            (block,) = values.wait(number(work.steps - 1))
+            (block,) = values.wait(number(steps - 1))
             take_turn()
             (acc,) = hopper.accumulate(lambda acc: hopper.wgmma(acc, p, block), (state.acc,))
-            values.free(number(work.steps - 1))
+            values.free(number(steps - 1))
             return state._replace(acc=acc)
 
         # Warpgroup 0 has the first turn, and also ends the last one of 1.
@@ -296,49 +283,23 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
             plgpu.barrier_arrive(scratch.read)
         expect(i32(0))
         if tile.ahead:
-            added = last_values(*lax.fori_loop(1, work.steps, overlapped, first_weights(state)))
+            added = last_values(*lax.fori_loop(1, steps, overlapped, first_weights(state)))
         else:
-            added = lax.fori_loop(0, work.steps, in_sequence, state)
+            added = lax.fori_loop(0, steps, in_sequence, state)
         pl.when(warpgroup == 0)(pass_turn)
 
-        ready = [scratch.old_ready.at[x * WARPGROUPS + warpgroup] for x in range(2)]
+        full = [scratch.old_full.at[x * WARPGROUPS + warpgroup] for x in range(2)]
         memories = [x.at[warpgroup] for x in old_memories]
         if arrays.old is not None:
-            keep = carry.rescale(state.m, added.m)
-            added = added._replace(acc=carry.add(added.acc, keep, memories, ready))
+            added = carry.add(added, state.m, memories, full)
         elif has_carry:
-            for x in ready:
+            for x in full:
                 plgpu.barrier_wait(x)
-        writes_rows = warpgroup == 0 if tile.wide else True
         if isinstance(new, Finished):
-            carry.finish(new, own, added, q_mem, writes_rows=writes_rows)
-        else:
-            carry.write(new, own, added, memories, writes_rows=writes_rows)
+            memories = [q_mem]
+        carry.write(new, own, added, memories, writes_rows=warpgroup == 0 if tile.wide else True)
 
     pl.run_scoped(roles, scratch_of(problem, tile, columns), collective_axes="warpgroup")
-
-
-def work_of(numbers, problem: Problem, tile: Tile) -> Work:
-    """Return this block's work, from the grid's axes "batch", "heads" and "rows" (the fastest)."""
-    block, head = lax.axis_index("rows"), lax.axis_index("heads")
-    if problem.is_causal:  # the rows with the most work first
-        block = lax.axis_size("rows") - 1 - block
-    limit, offset = numbers[0], (0 if problem.window is None else numbers[1])
-    row, keys = block * tile.cluster_queries, i32(tile.keys)
-    end, first = limit, 0
-    if problem.hides_later:
-        end = jnp.minimum(limit, row + offset + tile.cluster_queries)
-    if problem.window is not None:
-        # A block beyond the last key has none to copy.
-        first = jnp.clip(row + offset + 1 - problem.window, 0, jnp.maximum(limit - 1, 0))
-        first = lax.div(first, keys)
-    steps = jnp.maximum(lax.div(jnp.maximum(end, 0) + (tile.keys - 1), keys) - first, 1)
-    if tile.cluster > 1:
-        row += lax.axis_index(hopper.CLUSTER) * tile.queries
-    kv_head = lax.div(head, i32(problem.heads_per_kv))
-    sight = Sight(limit, offset)
-    batch = lax.axis_index("batch")
-    return Work(batch, head, kv_head, row, sight, first * tile.keys, steps)
 
 
 def scratch_of(problem: Problem, tile: Tile, columns: int) -> Scratch:
@@ -347,8 +308,9 @@ def scratch_of(problem: Problem, tile: Tile, columns: int) -> Scratch:
 
     def ring(ids=()):
         blocks = hopper.swizzled((stages, tile.keys, columns), problem.dtype)
+        half_of_old = hopper.swizzled((WARPGROUPS, ROWS, columns // 2), "float32")
         return hopper.ring(
-            (plgpu.RefUnion(blocks, carry.memory(columns)), *ids), stages,
+            (plgpu.RefUnion(blocks, half_of_old), *ids), stages,
             consumers=WARPGROUPS // tile.halves, copies=1 + len(ids), cluster=tile.cluster,
         )  # fmt: skip
 
@@ -366,7 +328,7 @@ def scratch_of(problem: Problem, tile: Tile, columns: int) -> Scratch:
         written=both if tile.wide else None,
         read=both if tile.wide else None,
         turn=plgpu.Barrier(num_barriers=WARPGROUPS),
-        old_ready=plgpu.Barrier(num_barriers=2 * WARPGROUPS),
+        old_full=plgpu.Barrier(num_barriers=2 * WARPGROUPS),
     )
 
 

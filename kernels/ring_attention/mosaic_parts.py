@@ -1,10 +1,13 @@
 """What the attention kernels share: their static parameters, the mask, and the online softmax.
 
-Arrays are register tiles of one warpgroup, in the layout of wgmma's results. Maxima are in units of
-log2 (the score times scale times log2(e)), so that each exponential is one exp2.
+Scores are [64 rows of a tile, rows of a block], in the registers of one warpgroup as wgmma's
+results lie. Rows of a tile are queries, in the backward kernels that make dk and dv keys. Maxima
+are in units of log2 (the score times scale times log2(e)), so that each exponential is one exp2.
 """
 
+import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from parallax.kernels.chip import ROWS
+from parallax.kernels.ring_attention.mask import Sight
 
 LOG2_E = math.log2(math.e)
 SCORES = plgpu.Layout.WGMMA
@@ -22,13 +28,7 @@ _PIECE = 8
 
 
 class Problem(NamedTuple):
-    """The static parameters of a kernel, all known when it is traced.
-
-    Attributes:
-      is_causal: query i sees keys up to i, or with a window, the last ones up to offset + i.
-      window: keys that a query sees, its own and those before it; None is all.
-      has_segments: whether a query sees only the keys of its own segment.
-    """
+    """The static parameters of a kernel, all known when it is traced: see `mask.Sight`."""
 
     is_causal: bool
     scale: float
@@ -38,21 +38,36 @@ class Problem(NamedTuple):
     window: int | None = None
     has_segments: bool = False
 
-    @property
-    def hides_later(self) -> bool:
-        return self.is_causal or self.window is not None
 
-
-class Sight(NamedTuple):
-    """What decides which keys are seen and is known only when a kernel runs: two int32 scalars.
+class MaskArrays(NamedTuple):
+    """What a kernel learns of the mask as it runs, in device memory.
 
     Attributes:
-      limit: keys from this index on do not count.
-      offset: the position of query 0 minus that of key 0; 0 without a window.
+      numbers: [2] int32, limit and offset (`mask.Sight`).
+      q_ids, kv_ids: [B, tokens] int32, segment ids padded to whole blocks; None without segments.
+      shared: [B, tiles, 2] int32, see `mask.shared_blocks`; None without segments.
     """
 
-    limit: Any
-    offset: Any
+    numbers: Any
+    q_ids: Any
+    kv_ids: Any
+    shared: Any
+
+    def sight(self, problem: Problem, *, by_keys: bool = False) -> Sight:
+        limit, offset = self.numbers[0], self.numbers[1]
+        return Sight(problem.is_causal, problem.window, limit, offset, by_keys)
+
+    def shared_of(self, batch, tile) -> Any:
+        return None if self.shared is None else self.shared.at[batch, tile]
+
+
+def zeros(columns: int) -> jax.Array:
+    return plgpu.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), SCORES)
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+    """Load one value per row, or per column, of a block of scores."""
+    return plgpu.load(ref, layout=layout, optimized=False)
 
 
 def per_row(rows: jax.Array, shape) -> jax.Array:
@@ -60,63 +75,56 @@ def per_row(rows: jax.Array, shape) -> jax.Array:
     return lax.broadcast_in_dim(rows, shape, [0])
 
 
-def mask(
-    scores: jax.Array, problem: Problem, sight: Sight, first_query, first_key, *,
-    keys_in_rows: bool = False, ids: tuple[jax.Array, Any] | None = None,
-) -> jax.Array:  # fmt: skip
-    """Set scores of a block to -inf where the query does not see the key.
+def hide(scores: jax.Array, sight: Sight, row, column, ids: jax.Array | None, of_block) -> Any:
+    """Set scores of rows from `row`, columns from `column` on to -inf where a query sees no key.
 
-    A branch skips this for most blocks, which are visible whole; a second loop for masked blocks
-    costs registers. It works on eight columns at a time, since the compiler keeps what does not
-    change from block to block in registers: two columns per thread instead of all.
+    A branch skips this for blocks that are visible whole, which segments leave none; a second loop
+    for masked blocks costs registers. It works on eight columns at a time, since the compiler keeps
+    in registers what is the same for all blocks.
 
     Args:
-      scores: [64, n], queries by keys, or keys by queries if `keys_in_rows`.
-      first_query, first_key: of the block.
-      ids: with segments: ids of the rows, in registers, and of the columns, in memory.
+      ids, of_block: segment ids of the rows, in registers, and of the columns, in memory.
     """
-    rows, columns = scores.shape
-    distance = sight.offset + first_query - first_key
-    limit = sight.limit - first_key
+    (low, _), (_, high) = sight.met(row + (ROWS - 1)), sight.met(row)
+    whole = [] if low is None else [column >= low]
+    if high is not None:
+        whole.append(column + scores.shape[1] <= high)
+    if ids is not None:
+        whole.append(column + sight.limit < 0)  # never: but as a branch it takes fewer registers
+    if not whole:
+        return scores
 
-    def seen(row) -> tuple[Any, Any]:
-        """Return the first column that a row sees, and the one after the last."""
-        low, high = 0, limit
-        if keys_in_rows:
-            low = row - distance if problem.hides_later else 0
-            high = columns if problem.window is None else row - distance + problem.window
-            return low, jnp.where(row < limit, high, 0)
-        if problem.hides_later:
-            high = jnp.minimum(limit, row + (distance + 1))
-        if problem.window is not None:
-            low = row + (distance + 1 - problem.window)
-        return low, high
-
-    def hide(scores):
-        shape = (rows, _PIECE)
-        row, column = (
+    def hidden(scores):
+        shape = ROWS, _PIECE
+        rows, columns = (
             plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=SCORES) for axis in range(2)
         )
-        low, high = seen(row)
-        pieces = []
-        for x in range(0, columns, _PIECE):
-            visible = column < high - x
-            if not isinstance(low, int):
-                visible &= column >= low - x
-            if ids is not None:
-                of_columns = plgpu.load(ids[1].at[pl.ds(x, _PIECE)], layout=COLUMN, optimized=False)
-                visible &= per_row(ids[0], shape) == lax.broadcast_in_dim(of_columns, shape, [1])
-            pieces.append(jnp.where(visible, scores[:, x : x + _PIECE], -jnp.inf))
-        return jnp.concatenate(pieces, axis=1)
+        low, high = (x if x is None else x - column for x in sight.met(rows + row))
 
-    if ids is not None:
-        return hide(scores)
-    hides = limit < (rows if keys_in_rows else columns)
-    if problem.hides_later:
-        hides |= distance < (rows if keys_in_rows else columns) - 1
-    if problem.window is not None:
-        hides |= distance > problem.window - (columns if keys_in_rows else rows)
-    return lax.cond(hides, hide, lambda scores: scores, scores)
+        def piece(x):
+            # In this order, little depends on both block and piece.
+            seen = []
+            if low is not None and high is not None:
+                # One comparison for both: without a sign, what is before the first is large.
+                span = jnp.maximum(high - low, 0).astype(jnp.uint32)
+                seen.append((columns - low + x).astype(jnp.uint32) < span)
+            elif low is not None:
+                seen.append(columns >= low - x)
+            elif high is not None:
+                seen.append(columns - high < -x)
+            if ids is not None:
+                others = load(of_block.at[pl.ds(x, _PIECE)], COLUMN)
+                both = enumerate((ids, others))
+                seen.append(operator.eq(*(lax.broadcast_in_dim(v, shape, [x]) for x, v in both)))
+            scores_x = scores[:, x : x + _PIECE]
+            for condition in seen:  # one by one: conditions combined take registers of their own
+                scores_x = jnp.where(condition, scores_x, -jnp.inf)
+            return scores_x
+
+        return jnp.concatenate([piece(x) for x in range(0, scores.shape[1], _PIECE)], axis=1)
+
+    is_whole = functools.reduce(jnp.logical_and, whole)
+    return lax.cond(is_whole, lambda scores: scores, hidden, scores)
 
 
 def finite(m: jax.Array) -> jax.Array:

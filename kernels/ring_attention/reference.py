@@ -4,12 +4,15 @@ The visible block pairs are a static list, and one scan visits it: masked blocks
 Shapes: B batch, L queries, M keys, G key/value heads, R query heads of each, K head_dim.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from parallax.kernels.ring_attention.mask import Mask
 
 # Most tokens handled as one block. Beyond, blocks shrink to BLOCK: with 20 of them at 10,000 tokens
 # a causal mask costs 0.525 of the full product.
@@ -17,52 +20,32 @@ WHOLE = 1024
 BLOCK = 512
 
 
-class Mask(NamedTuple):
-    """The mask that says which keys a query sees; see `api.attention_step`."""
-
-    is_causal: bool
-    q_segment_ids: jax.Array | None
-    kv_segment_ids: jax.Array | None
-    kv_length: jax.Array | None
-    window: int | None = None
-    offset: int | jax.Array = 0
-
-
 def step(
     q, k, v, o, m, l, *, mask: Mask, scale: float, partial_over: str | None,
     cap: float | None = None,
 ):  # fmt: skip
     """Run the forward step of `api.attention_step`; return (o, m, l)."""
-    q = _group_heads(q, k.shape[2])
     shape, rows = o.shape, m.shape
-    o, m, l = (x.reshape(x.shape[0], k.shape[2], -1, *x.shape[2:]) for x in (o, m, l))
-    blocks = _Blocks(q.shape[1], k.shape[1], mask)
-    q, k, v = blocks.pad_q(q, 1), blocks.pad_kv(k, 1), blocks.pad_kv(v, 1)
-    o, m, l = blocks.pad_q(o, 3), blocks.pad_q(m, 3), blocks.pad_q(l, 3)
+    pairs = _Pairs(q, k, mask, scale, partial_over, cap)
+    queries, keys = pairs.queries, pairs.keys
+    v = keys.pad(v, 1)
+    o, m, l = (
+        queries.pad(x.reshape(x.shape[0], k.shape[2], -1, *x.shape[2:]), 3) for x in (o, m, l)
+    )
 
-    def pair(carry, ij):
-        i, j = ij
-        o, m, l = carry
-        scores = _scores(blocks.q(q, i, 1), blocks.kv(k, j, 1), scale, partial_over, cap)
-        scores = blocks.hide(scores, i, j, -jnp.inf)
-        o_i, m_i, l_i = blocks.q(o, i, 3), blocks.q(m, i, 3), blocks.q(l, i, 3)
+    def pair(carry, i, j):
+        o_i, m_i, l_i = (queries.take(x, i, 3) for x in carry)
+        scores = pairs.hide(pairs.scores(i, j), i, j, -jnp.inf)
         m_new = jnp.maximum(m_i, scores.max(-1))
         # A row that has seen no key yet keeps m = -inf; 0 replaces it to avoid inf - inf.
         m_safe = jnp.where(jnp.isneginf(m_new), 0, m_new)
         p = jnp.exp(scores - m_safe[..., None])
         shrink = jnp.exp(m_i - m_safe)
-        l_i = l_i * shrink + p.sum(-1)
-        pv = jnp.einsum(
-            "bgrlm,bmgk->bgrlk", p.astype(v.dtype), blocks.kv(v, j, 1),
-            preferred_element_type=o.dtype,
-        )  # fmt: skip
-        o_i = o_i * shrink[..., None] + pv
-        return (
-            blocks.put_q(o, o_i, i, 3), blocks.put_q(m, m_new, i, 3), blocks.put_q(l, l_i, i, 3),
-        ), None  # fmt: skip
+        pv = _einsum("bgrlm,bmgk->bgrlk", p.astype(v.dtype), keys.take(v, j, 1), o.dtype)
+        new = o_i * shrink[..., None] + pv, m_new, l_i * shrink + p.sum(-1)
+        return tuple(queries.put(x, x_i, i, 3) for x, x_i in zip(carry, new, strict=True))
 
-    o, m, l = blocks.walk(pair, (o, m, l))
-    o, m, l = (lax.slice_in_dim(x, 0, blocks.q_length, axis=3) for x in (o, m, l))
+    o, m, l = (queries.trim(x, 3) for x in pairs.walk(pair, (o, m, l)))
     return o.reshape(shape), m.reshape(rows), l.reshape(rows)
 
 
@@ -71,64 +54,52 @@ def step_backward(
     cap: float | None = None,
 ):  # fmt: skip
     """Run the backward step of `api.attention_step_backward`; return (dq, dk, dv)."""
-    q_shape, kv_heads, dtype = q.shape, k.shape[2], lse.dtype
-    q, d_out = _group_heads(q, kv_heads), _group_heads(d_out, kv_heads)
-    lse, delta = (x.reshape(x.shape[0], kv_heads, -1, x.shape[2]) for x in (lse, delta))
-    blocks = _Blocks(q.shape[1], k.shape[1], mask)
-    q, d_out = blocks.pad_q(q, 1), blocks.pad_q(d_out, 1)
-    k, v = blocks.pad_kv(k, 1), blocks.pad_kv(v, 1)
-    lse, delta = blocks.pad_q(lse, 3), blocks.pad_q(delta, 3)
+    shape, kv_heads, dtype = q.shape, k.shape[2], lse.dtype
+    pairs = _Pairs(q, k, mask, scale, partial_over, cap)
+    queries, keys = pairs.queries, pairs.keys
+    d_out, v = queries.pad(_group_heads(d_out, kv_heads), 1), keys.pad(v, 1)
+    lse, delta = (
+        queries.pad(x.reshape(x.shape[0], kv_heads, -1, x.shape[2]), 3) for x in (lse, delta)
+    )
 
-    def pair(carry, ij):
-        i, j = ij
+    def pair(carry, i, j):
         dq, dk, dv = carry
-        q_i, do_i = blocks.q(q, i, 1), blocks.q(d_out, i, 1)
-        k_j, v_j = blocks.kv(k, j, 1), blocks.kv(v, j, 1)
-        scores = _scores(q_i, k_j, scale, partial_over, cap)
-        p = jnp.exp(blocks.hide(scores, i, j, -jnp.inf) - blocks.q(lse, i, 3)[..., None])
-        p = blocks.hide(p, i, j, 0)
-        dv_j = _einsum("bgrlm,blgrk->bmgk", p.astype(v.dtype), do_i, dtype)
+        q_i, do_i = queries.take(pairs.q, i, 1), queries.take(d_out, i, 1)
+        k_j, v_j = keys.take(pairs.k, j, 1), keys.take(v, j, 1)
+        lse_i, delta_i = (queries.take(x, i, 3)[..., None] for x in (lse, delta))
+        scores = pairs.scores(i, j)
+        p = jnp.exp(pairs.hide(scores, i, j, -jnp.inf) - lse_i)
+        p = pairs.hide(p, i, j, 0)
         dp = _whole(_einsum("blgrk,bmgk->bgrlm", do_i, v_j, dtype), partial_over)
-        ds = p * (dp - blocks.q(delta, i, 3)[..., None]) * scale
+        ds = p * (dp - delta_i) * scale
         if cap is not None:
             ds = ds * (1 - jnp.square(scores / cap))
         ds = ds.astype(q.dtype)
-        dq_i = _einsum("bgrlm,bmgk->blgrk", ds, k_j, dtype)
-        dk_j = _einsum("bgrlm,blgrk->bmgk", ds, q_i, dtype)
         return (
-            blocks.put_q(dq, blocks.q(dq, i, 1) + dq_i, i, 1),
-            blocks.put_kv(dk, blocks.kv(dk, j, 1) + dk_j, j, 1),
-            blocks.put_kv(dv, blocks.kv(dv, j, 1) + dv_j, j, 1),
-        ), None
+            queries.add(dq, _einsum("bgrlm,bmgk->blgrk", ds, k_j, dtype), i, 1),
+            keys.add(dk, _einsum("bgrlm,blgrk->bmgk", ds, q_i, dtype), j, 1),
+            keys.add(dv, _einsum("bgrlm,blgrk->bmgk", p.astype(v.dtype), do_i, dtype), j, 1),
+        )
 
-    start = tuple(x.astype(dtype) * 0 for x in (q, k, v))
-    dq, dk, dv = blocks.walk(pair, start)
-    dq = lax.slice_in_dim(dq, 0, blocks.q_length, axis=1).reshape(q_shape)
-    dk, dv = (lax.slice_in_dim(x, 0, blocks.kv_length, axis=1) for x in (dk, dv))
-    return dq, dk, dv
+    start = tuple(x.astype(dtype) * 0 for x in (pairs.q, pairs.k, v))
+    dq, dk, dv = pairs.walk(pair, start)
+    return queries.trim(dq, 1).reshape(shape), keys.trim(dk, 1), keys.trim(dv, 1)
 
 
 def score_elements(
     q_length: int, kv_length: int, is_causal: bool, window: int | None = None, offset: int = 0
 ) -> int:
     """Count the scores of one head that a step computes: its visible blocks, whole and padded."""
-    (q_count, q_size), (kv_count, kv_size) = _cut(q_length), _cut(kv_length)
-    mask = Mask(is_causal, None, None, None, window, offset)
-    return len(_visible(mask, q_count, q_size, kv_count, kv_size)) * q_size * kv_size
-
-
-def check_lengths(q_length: int, kv_length: int, is_causal: bool) -> None:
-    """Raise ValueError if the mask is causal and the lengths differ."""
-    if is_causal and q_length != kv_length:
-        raise ValueError(
-            f"attention_step: is_causal pairs query i with key i, but there are {q_length} "
-            f"queries and {kv_length} keys. Pass blocks of equal length."
-        )
+    mask, queries, keys = (
+        Mask(is_causal, window=window, offset=offset),
+        *map(_cut, (q_length, kv_length)),
+    )
+    return len(_visible(mask, queries, keys)) * queries.size * keys.size
 
 
 def block_size(length: int) -> int:
     """Return the number of tokens per block of queries or keys."""
-    return _cut(length)[1]
+    return _cut(length).size
 
 
 def accumulator_dtype(dtype) -> jnp.dtype:
@@ -136,38 +107,13 @@ def accumulator_dtype(dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
-def _einsum(spec, a, b, dtype):
-    return jnp.einsum(spec, a, b, preferred_element_type=dtype)
-
-
-def _scores(q_i, k_j, scale, partial_over, cap):
-    dtype = accumulator_dtype(q_i.dtype)
-    scores = _whole(_einsum("blgrk,bmgk->bgrlm", q_i, k_j, dtype), partial_over)
-    return capped(scores * jnp.asarray(scale, dtype), cap)
-
-
 def capped(scores: jax.Array, cap: float | None) -> jax.Array:
     """Return cap * tanh(scores / cap); None leaves the scores."""
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
-def _visible(mask: Mask, q_count: int, q_size: int, kv_count: int, kv_size: int):
-    """Return the pairs (query block, key block) in which some query may see some key.
-
-    An offset that only the device knows may leave any pair visible.
-    """
-
-    def sees(i: int, j: int) -> bool:
-        if mask.is_causal and mask.window is None:
-            return j <= i
-        if mask.window is None or not isinstance(mask.offset, int):
-            return True
-        # The least and the largest distance from a key back to a query.
-        nearest = mask.offset + i * q_size - ((j + 1) * kv_size - 1)
-        farthest = mask.offset + (i + 1) * q_size - 1 - j * kv_size
-        return farthest >= 0 and nearest < mask.window
-
-    return [(i, j) for i in range(q_count) for j in range(kv_count) if sees(i, j)]
+def _einsum(spec, a, b, dtype):
+    return jnp.einsum(spec, a, b, preferred_element_type=dtype)
 
 
 def _whole(partial, axis: str | None):
@@ -180,97 +126,104 @@ def _group_heads(x_BLHK, kv_heads):
     return x_BLHK.reshape(b, length, kv_heads, heads // kv_heads, width)
 
 
-class _Blocks:
-    """The equal blocks of queries and keys, and which pairs of them are visible."""
+class _Blocks(NamedTuple):
+    """The equal blocks of a token axis; the last may be padded."""
 
-    def __init__(self, q_length: int, kv_length: int, mask: Mask):
-        self.q_length, self.kv_length, self.mask = q_length, kv_length, mask
-        self.q_count, self.q_size = _cut(q_length)
-        self.kv_count, self.kv_size = _cut(kv_length)
-        check_lengths(q_length, kv_length, mask.is_causal and mask.window is None)
-        self.segments = None
-        if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
-            self.segments = self.pad_q(mask.q_segment_ids, 1), self.pad_kv(mask.kv_segment_ids, 1)
+    length: int
+    number: int
+    size: int
 
-    def pad_q(self, x, axis):
-        return self._pad(x, axis, self.q_count * self.q_size)
+    def pad(self, x, axis):
+        missing = self.number * self.size - self.length
+        widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+        return jnp.pad(x, widths) if missing else x
 
-    def pad_kv(self, x, axis):
-        return self._pad(x, axis, self.kv_count * self.kv_size)
+    def trim(self, x, axis):
+        return lax.slice_in_dim(x, 0, self.length, axis=axis)
 
-    def q(self, x, i, axis):
-        return self._block(x, i, self.q_count, self.q_size, axis)
+    def take(self, x, i, axis):
+        """Return block i."""
+        if self.number == 1:
+            return x
+        return lax.dynamic_slice_in_dim(x, i * self.size, self.size, axis)
 
-    def kv(self, x, j, axis):
-        return self._block(x, j, self.kv_count, self.kv_size, axis)
+    def put(self, x, block, i, axis):
+        """Return x with another block i."""
+        if self.number == 1:
+            return block
+        return lax.dynamic_update_slice_in_dim(x, block, i * self.size, axis)
 
-    def put_q(self, x, block, i, axis):
-        return self._put(x, block, i, self.q_count, self.q_size, axis)
+    def add(self, x, block, i, axis):
+        return self.put(x, self.take(x, i, axis) + block, i, axis)
 
-    def put_kv(self, x, block, j, axis):
-        return self._put(x, block, j, self.kv_count, self.kv_size, axis)
+
+class _Pairs:
+    """The pairs of a block of queries and a block of keys, their scores, and which are visible."""
+
+    def __init__(self, q, k, mask: Mask, scale: float, partial_over: str | None, cap: float | None):
+        lengths = q.shape[1], k.shape[1]
+        mask.check_lengths(*lengths)
+        self.mask, self.scale, self.partial_over, self.cap = mask, scale, partial_over, cap
+        self.queries, self.keys = map(_cut, lengths)
+        self.q = self.queries.pad(_group_heads(q, k.shape[2]), 1)
+        self.k = self.keys.pad(k, 1)
+
+    def scores(self, i, j):
+        """Return scores [B, G, R, q block, kv block], capped but not masked."""
+        dtype = accumulator_dtype(self.q.dtype)
+        q_i, k_j = self.queries.take(self.q, i, 1), self.keys.take(self.k, j, 1)
+        scores = _whole(_einsum("blgrk,bmgk->bgrlm", q_i, k_j, dtype), self.partial_over)
+        return capped(scores * jnp.asarray(self.scale, dtype), self.cap)
 
     def hide(self, x, i, j, value):
         """Set x [B, G, R, q block, kv block] to `value` where the query does not see the key."""
-        rows = i * self.q_size + jnp.arange(self.q_size, dtype=jnp.int32)[:, None]
-        columns = j * self.kv_size + jnp.arange(self.kv_size, dtype=jnp.int32)[None, :]
-        seen = None
-        if self.mask.window is not None:
-            back = rows + self.mask.offset - columns
-            seen = (back >= 0) & (back < self.mask.window)
-        elif self.mask.is_causal:
-            seen = columns <= rows
-        if self.mask.kv_length is not None or self.kv_count * self.kv_size != self.kv_length:
-            limit = self.kv_length if self.mask.kv_length is None else self.mask.kv_length
-            within = jnp.broadcast_to(columns < limit, (self.q_size, self.kv_size))
-            seen = within if seen is None else seen & within
-        if seen is not None:
-            seen = seen[None, None, None]
-        if self.segments is not None:
-            q_ids, kv_ids = self.q(self.segments[0], i, 1), self.kv(self.segments[1], j, 1)
-            same = (q_ids[:, :, None] == kv_ids[:, None, :])[:, None, None]
-            seen = same if seen is None else seen & same
-        return x if seen is None else jnp.where(seen, x, jnp.asarray(value, x.dtype))
+        queries, keys, mask = self.queries, self.keys, self.mask
+        rows = i * queries.size + jnp.arange(queries.size, dtype=jnp.int32)[:, None]
+        columns = j * keys.size + jnp.arange(keys.size, dtype=jnp.int32)[None, :]
+        conditions: list[Any] = []
+        if mask.window is not None:
+            back = rows + mask.offset - columns
+            conditions += [back >= 0, back < mask.window]
+        elif mask.is_causal:
+            conditions.append(columns <= rows)
+        if mask.kv_length is not None or keys.number * keys.size != keys.length:
+            conditions.append(columns < mask.limit(keys.length))
+        conditions = [seen[None, None, None] for seen in conditions]
+        if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
+            q_ids = queries.take(queries.pad(mask.q_segment_ids, 1), i, 1)
+            kv_ids = keys.take(keys.pad(mask.kv_segment_ids, 1), j, 1)
+            conditions.append((q_ids[:, :, None] == kv_ids[:, None, :])[:, None, None])
+        for seen in conditions:
+            x = jnp.where(seen, x, jnp.asarray(value, x.dtype))
+        return x
 
-    @property
-    def visible(self) -> list[tuple[int, int]]:
-        """Pairs (query block, key block) in which some query may see some key."""
-        return _visible(self.mask, self.q_count, self.q_size, self.kv_count, self.kv_size)
-
-    def walk(self, pair, carry):
-        """Fold `pair` over the visible block pairs."""
-        visible = self.visible
-        if not visible:
-            return carry
-        if len(visible) == 1:
-            return pair(carry, visible[0])[0]
-        i, j = np.array(visible, np.int32).T
-        return lax.scan(pair, carry, (jnp.asarray(i), jnp.asarray(j)))[0]
-
-    @staticmethod
-    def _pad(x, axis, length):
-        if x.shape[axis] == length:
-            return x
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, length - x.shape[axis])
-        return jnp.pad(x, widths)
-
-    @staticmethod
-    def _block(x, i, count, size, axis):
-        return x if count == 1 else lax.dynamic_slice_in_dim(x, i * size, size, axis)
-
-    @staticmethod
-    def _put(x, block, i, count, size, axis):
-        return block if count == 1 else lax.dynamic_update_slice_in_dim(x, block, i * size, axis)
+    def walk(self, pair: Callable, carry):
+        """Fold `pair(carry, i, j)` over the visible pairs."""
+        visible = _visible(self.mask, self.queries, self.keys)
+        if len(visible) <= 1:
+            return pair(carry, *visible[0]) if visible else carry
+        i, j = map(jnp.asarray, np.array(visible, np.int32).T)
+        return lax.scan(lambda carry, ij: (pair(carry, *ij), None), carry, (i, j))[0]
 
 
-def _cut(length: int) -> tuple[int, int]:
-    """Return the number and size of equal blocks over `length` tokens; the last may be padded."""
+def _visible(mask: Mask, queries: _Blocks, keys: _Blocks) -> list[tuple[int, int]]:
+    """Return the pairs of blocks in which some query may see some key, as far as the host knows."""
+    firsts = np.arange(queries.number) * queries.size
+    seen = mask.known(keys.length).visits(firsts, queries.size, keys.size, keys.length)
+    ranges = (
+        range(first, first + count)
+        for first, count in zip(*(x.tolist() for x in seen), strict=True)
+    )
+    return [(i, j) for i, blocks in enumerate(ranges) for j in blocks]
+
+
+def _cut(length: int) -> _Blocks:
+    """Return equal blocks over `length` tokens."""
     if length <= WHOLE:
-        return 1, length
+        return _Blocks(length, 1, length)
     count = -(-length // BLOCK)
     while length % count and count < 2 * (length // BLOCK):
         count += 1
     if length % count:
         count = -(-length // BLOCK)
-    return count, -(-length // count)
+    return _Blocks(length, count, -(-length // count))

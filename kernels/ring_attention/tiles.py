@@ -21,7 +21,7 @@ shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
     last blocks if its latency is short: it is prefetched to L2.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parallax.kernels import dispatch
 from parallax.kernels.chip import DTYPES, ROWS
@@ -144,28 +144,3 @@ def unsupported(
     if not scale > 0:
         return f"the scale is {scale}, and it takes a positive one"
     return dispatch.not_hopper()
-
-
-def score_elements(
-    q_length: int,
-    kv_length: int,
-    is_causal: bool,
-    tile: Tile,
-    window: int | None = None,
-    offset: Any = 0,
-) -> int:
-    """Count the scores of one head that a step computes: its visible blocks, whole and padded.
-
-    With a window whose offset only the device knows, as many as any offset leaves visible.
-    """
-    rows, total = tile.cluster_queries, 0
-    for first in range(0, q_length, rows):
-        low, high = 0, kv_length
-        if window is not None and not isinstance(offset, int):
-            high = min(kv_length, rows + window + tile.keys - 2)
-        elif window is not None or is_causal:
-            high = min(kv_length, max(first + rows + offset, 0))
-            low = 0 if window is None else max(first + offset + 1 - window, 0)
-        blocks = -(-high // tile.keys) - min(low, max(kv_length - 1, 0)) // tile.keys
-        total += rows * max(blocks, 1) * tile.keys
-    return total

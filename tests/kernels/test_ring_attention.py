@@ -11,10 +11,12 @@ from parallax.kernels.ring_attention import (
     attention_step_backward,
     empty_carry,
     finish,
+    mask,
     reference,
     score_elements,
     tiles,
 )
+from parallax.kernels.ring_attention.mask import Mask
 from parallax.lenses.reference import Plain
 from parallax.parallel.scoring import Scoring
 
@@ -89,10 +91,11 @@ def test_blocks_outside_the_window_cost_the_kernel_nothing(tile, window, offset)
     seen = (back >= 0) & (back < window)
     seen = np.pad(seen, ((0, 0), (0, -length % tile.keys)))
     visited = seen.reshape(-(-length // rows), rows, -1, tile.keys).any((1, 3)).sum(1)
-    found = tiles.score_elements(length, length, False, tile, window, offset)
+    hidden = Mask(False, window=window, offset=offset)
+    found = mask.score_elements(hidden, (length, length), rows, tile.keys)
     assert found == np.maximum(visited, 1).sum() * rows * tile.keys
-    unknown = tiles.score_elements(length, length, False, tile, window, jnp.int32(offset))
-    assert unknown >= found
+    unknown = hidden._replace(offset=jnp.int32(offset))
+    assert mask.score_elements(unknown, (length, length), rows, tile.keys) >= found
 
 
 def test_short_pieces_do_not_fill_clusters():
@@ -148,14 +151,14 @@ def test_sums_are_float32(dtype):
 
 
 def test_a_causal_mask_costs_half_at_ten_thousand_tokens():
-    count, size = reference._cut(10_000)
+    _, count, size = reference._cut(10_000)
     assert count * size == 10_000  # no padding
     assert (count + 1) / (2 * count) <= 0.55
 
 
 def test_cut_covers_every_length():
     for length in [1, 7, 1024, 1025, 4999, 10_007, 32_768]:
-        count, size = reference._cut(length)
+        _, count, size = reference._cut(length)
         assert (count - 1) * size < length <= count * size
 
 
@@ -193,3 +196,47 @@ def test_causal_blocks_of_unequal_length_are_refused():
     q, k = draw((1, 4, 1, 4), 0), draw((1, 6, 1, 4), 0)
     with pytest.raises(ValueError, match="4 queries and 6 keys"):
         attention_step(q, k, k, empty_carry(q), is_causal=True, scale=1.0)
+
+
+def blocks_of(q_ids, kv_ids, rows, block, **options):
+    """Numbers of the blocks that each tile visits, by [sequence][tile]."""
+    sight = Mask(False, **options).known(kv_ids.shape[1])
+    tiles = np.broadcast_to(
+        np.arange(0, q_ids.shape[1], rows), (len(q_ids), -(-q_ids.shape[1] // rows))
+    )
+    shared = np.moveaxis(np.asarray(mask.shared_blocks(q_ids, kv_ids, rows, block)), -1, 0)
+    first, count = sight.visits(tiles, rows, block, kv_ids.shape[1], shared)
+    return [[set(range(*x)) for x in zip(*y, strict=True)]
+            for y in zip(first, first + count, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("documents", "rows", "block"), [(8, 128, 128), (4, 64, 128), (5, 128, 64)]
+)
+def test_packed_documents_cost_the_kernel_their_own_blocks(documents, rows, block):
+    """A document of D tokens is D / block blocks for each tile in it; two, where it ends inside."""
+    one = 256
+    length, blocks = documents * one, one // block
+    ids = np.arange(length, dtype=np.int32)[None] // one
+    visited = blocks_of(ids, ids, rows, block)[0]
+    assert [len(x) for x in visited] == [blocks] * (length // rows)
+    assert visited[-1] == set(range((documents - 1) * blocks, documents * blocks))
+    shifted = blocks_of(ids[:, rows // 2 : -rows // 2], ids, rows, block)[0]
+    assert [len(x) for x in shifted[one // rows - 1 :: one // rows]] == [2 * blocks] * (
+        documents - 1
+    )
+    windowed = blocks_of(ids, ids, rows, block, window=1)[0]
+    assert [len(x) for x in windowed] == [-(-rows // block)] * (length // rows)
+
+
+def test_segments_of_any_order_visit_what_may_match_and_no_sequence_another():
+    random = np.random.default_rng(0)
+    q_ids = random.integers(-9, 9, (3, 300))
+    kv_ids = np.concatenate([np.full((3, 128), 99), random.integers(-9, 9, (3, 250))], 1)
+    q_ids[2], kv_ids[2, :200] = 7, -7
+    for ours, mine, theirs in zip(blocks_of(q_ids, kv_ids, 64, 32), q_ids, kv_ids, strict=True):
+        for tile, visited in enumerate(ours):
+            seen = np.isin(theirs, mine[64 * tile : 64 * tile + 64]).nonzero()[0] // 32
+            assert set(seen) <= visited
+            assert min(visited) >= 4
+    assert blocks_of(q_ids[:1], q_ids[:1] + 100, 64, 32) == [[set()] * 5]

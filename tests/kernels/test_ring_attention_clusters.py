@@ -21,7 +21,7 @@ from tests.kernels.multicast import multicasting
 )
 def test_none_overwrites_what_the_other_still_reads(step, leader):
     """Races are seen across blocks; a block's own release alone is one."""
-    case = backward_cases.Case(step)
+    case = backward_cases.Case(*step)
     assert any(cut.cluster == 2 for cut in PASSES[step.head_dim])
     arrays = backward_cases.inputs(case, seed=1)
     with interpreted(), multicasting(leader) as copies:

@@ -4,11 +4,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from parallax.kernels.errors import relative_error
 from parallax.kernels.interpreting import interpreted
-from parallax.kernels.ring_attention import attention_step, empty_carry, finish
+from parallax.kernels.ring_attention import (
+    attention_step,
+    attention_step_backward,
+    empty_carry,
+    finish,
+)
 from parallax.kernels.ring_attention.cases import SMALL, exact, inputs, program
 from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
 
@@ -56,3 +62,42 @@ def test_a_step_has_no_gradient_of_its_own_and_says_what_has():
 
     with interpreted(), pytest.raises(NotImplementedError, match="ring_attention, which has one"):
         jax.eval_shape(jax.grad(loss), q)
+
+
+def test_segments_in_any_order_are_exact_and_blocks_of_others_are_not_read():
+    """The second tile of queries shares no segment with the outer blocks, which are then NaN."""
+    random = np.random.default_rng(0)
+    tiles = ([[5, -3, 7], [100, 101]], [[5, -3], [101, 100], [7, 5]])
+    q_ids, kv_ids = (
+        jnp.asarray(np.concatenate([random.choice(x, 128) for x in ids])[None], jnp.int32)
+        for ids in tiles
+    )
+    q, k, v, d_out = (
+        jnp.asarray(random.normal(size=(1, n, 1, 64)), jnp.bfloat16) for n in (256, 384, 384, 256)
+    )
+    others_q, others_kv = np.arange(256) < 128, np.arange(384) // 128 != 1
+
+    def run(implementation, *arrays):
+        q, k, v, d_out = arrays
+        options = {
+            "is_causal": False, "scale": 0.125, "q_segment_ids": q_ids, "kv_segment_ids": kv_ids,
+            "implementation": implementation,
+        }  # fmt: skip
+        out, lse = attention_step(q, k, v, None, last=True, **options)
+        delta = jnp.einsum("blhv,blhv->bhl", out.astype(lse.dtype), d_out.astype(lse.dtype))
+        return out, *attention_step_backward(q, k, v, d_out, lse, delta, **options)
+
+    def poisoned(x, where):
+        return jnp.where(jnp.asarray(where)[:, None, None], jnp.asarray(jnp.nan, x.dtype), x)
+
+    with interpreted():
+        found = run("mosaic", q, k, v, d_out)
+        of_queries = run("mosaic", q, poisoned(k, others_kv), poisoned(v, others_kv), d_out)[:2]
+        of_keys = run("mosaic", poisoned(q, others_q), k, v, poisoned(d_out, others_q))[2:]
+    for mine, right in zip(found, run("xla", q, k, v, d_out), strict=True):
+        assert relative_error(mine, right) < 6e-3
+    for mine, same, others in zip(
+        found, (*of_queries, *of_keys), (others_q,) * 2 + (others_kv,) * 2, strict=True
+    ):
+        np.testing.assert_array_equal(mine[:, ~others], same[:, ~others])
+        assert not np.isfinite(same[:, others]).any()

@@ -234,7 +234,7 @@ def test_what_is_drawn_on_the_device_has_the_shapes_of_the_baselines(name):
     attention = forward.Case(64, "bfloat16", 24, 24, heads=3, kv_heads=3)
     case = {
         "ring_attention": attention,
-        "ring_attention_backward": backward.Case(attention),
+        "ring_attention_backward": backward.Case(*attention),
         "decode_attention": decode.Case(64, "bfloat16", 40, heads=4, kv_heads=2, batch=3),
     }.get(name, OPERATIONS[name].SMALL[0])
     expected = BASELINES[name].draw(case, 0)

@@ -107,7 +107,7 @@ _PLAIN = ("xla", "cudnn", "mosaic")
 _CUTS = (*_PLAIN, *(f"mosaic: {tile}" for tile in dict.fromkeys(
     tile for tiles in CANDIDATES.values() for tile in tiles)))  # fmt: skip
 _BACKWARD = tuple(
-    backward.Case(_attention(head_dim, 10_000, _CHECKED, is_causal=True))
+    backward.Case(*_attention(head_dim, 10_000, _CHECKED, is_causal=True))
     for head_dim in (128, 512, 256)
 )
 _MLP = (mlp.SMALL[0], mlp.SMALL[3])  # bfloat16 and INT8 weights
@@ -142,7 +142,7 @@ SECOND = Part(
         Group("time: backward", 75, tuple(
             Item("time", "ring_attention_backward", case, seconds=15)
             for case in backward.TIMED
-            if case.step.q_length == 10_000 and case.step.is_causal
+            if case.q_length == 10_000 and case.is_causal
         )),
         Group("profile", 45, (
             Item("profile", "ring_attention", _attention(128, 10_000, _TIMED, is_causal=False)),
