@@ -18,8 +18,8 @@ from parallax.kernels.validation import Kind
 
 ABOUT = (
     "One step of online-softmax attention, forward: from a float32 carry (o, m, l) or none, to a "
-    "carry or to the normalised output. Full and causal masks, windows, whose hidden blocks are "
-    "skipped, segments, sinks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, "
+    "carry or to the normalised output. Full and causal masks, windows and segments, whose hidden "
+    "blocks are skipped, sinks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, "
     "256, 512. Several tilings: softmax overlapped with products (ahead), alternating warpgroups "
     "(turns), clusters of two that share keys and values by multicast; turns, and ahead with "
     "cluster for 512, are the defaults until a GPU has timed them."

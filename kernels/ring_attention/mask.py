@@ -86,9 +86,9 @@ class Sight(NamedTuple):
         (low, _), (_, high) = self.met(first), self.met(first + (rows - 1))
         start, end = 0 * first, 0 * first + count
         if low is not None:
-            start = xp.maximum(low, 0) // block
+            start = _over(xp.maximum(low, 0), block)
         if high is not None:
-            end = xp.minimum((xp.maximum(high, 0) + (block - 1)) // block, count)
+            end = xp.minimum(_over(xp.maximum(high, 0) + (block - 1), block), count)
         if shared is not None:
             start, end = xp.maximum(start, shared[0]), xp.minimum(end, shared[1])
         number = xp.maximum(end - start, 0)
@@ -99,6 +99,11 @@ class Sight(NamedTuple):
 
 def _numpy(x) -> Any:
     return np if isinstance(x, np.ndarray) else jnp
+
+
+def _over(x, divisor: int) -> Any:
+    """Return x // divisor of what is not negative, in a kernel without JAX's code for signs."""
+    return lax.div(x, jnp.int32(divisor)) if isinstance(x, jax.Array) else x // divisor
 
 
 def shared_blocks(ids, others, rows: int, block: int) -> jax.Array:
