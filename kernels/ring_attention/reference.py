@@ -4,6 +4,8 @@ The visible block pairs are a static list, and one scan visits it: masked blocks
 Shapes: B batch, L queries, M keys, G key/value heads, R query heads of each, K head_dim.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -167,6 +169,12 @@ class _Pairs:
         self.queries, self.keys = map(_cut, lengths)
         self.q = self.queries.pad(_group_heads(q, k.shape[2]), 1)
         self.k = self.keys.pad(k, 1)
+        self.ids = None
+        if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
+            self.ids = (
+                self.queries.pad(mask.q_segment_ids, 1),
+                self.keys.pad(mask.kv_segment_ids, 1),
+            )
 
     def scores(self, i, j):
         """Return scores [B, G, R, q block, kv block], capped but not masked."""
@@ -189,13 +197,14 @@ class _Pairs:
         if mask.kv_length is not None or keys.number * keys.size != keys.length:
             conditions.append(columns < mask.limit(keys.length))
         conditions = [seen[None, None, None] for seen in conditions]
-        if mask.q_segment_ids is not None and mask.kv_segment_ids is not None:
-            q_ids = queries.take(queries.pad(mask.q_segment_ids, 1), i, 1)
-            kv_ids = keys.take(keys.pad(mask.kv_segment_ids, 1), j, 1)
+        if self.ids is not None:
+            q_ids, kv_ids = queries.take(self.ids[0], i, 1), keys.take(self.ids[1], j, 1)
             conditions.append((q_ids[:, :, None] == kv_ids[:, None, :])[:, None, None])
-        for seen in conditions:
-            x = jnp.where(seen, x, jnp.asarray(value, x.dtype))
-        return x
+        if not conditions:
+            return x
+        return jnp.where(
+            functools.reduce(operator.and_, conditions), x, jnp.asarray(value, x.dtype)
+        )
 
     def walk(self, pair: Callable, carry):
         """Fold `pair(carry, i, j)` over the visible pairs."""
