@@ -68,7 +68,8 @@ class Memory(NamedTuple):
     Attributes:
       tile, tile_full: both arrays of the tile, [consumers, pieces, 64, columns].
       ring_1, ring_2: blocks in pieces of columns; with keys in the tile, sums beside block_1.
-      exchange, ready, taken: of a pair: a block of P (or dS) float32, in pieces of columns.
+      exchange, exchange_full, exchange_empty: a pair's block of P, float32, in pieces of columns,
+        from the first to the second, which with `halves` gives dS back in its place.
     """
 
     tile: list[Any]
@@ -76,8 +77,8 @@ class Memory(NamedTuple):
     ring_1: Ring
     ring_2: Ring
     exchange: Any = None
-    ready: Any = None
-    taken: Any = None
+    exchange_full: Any = None
+    exchange_empty: Any = None
 
 
 def kernel(arrays: Arrays, results: dict[str, Any], *, problem: Problem, cut: Pass) -> None:
@@ -255,20 +256,20 @@ def kernel(arrays: Arrays, results: dict[str, Any], *, problem: Problem, cut: Pa
             p = weights(visible(scores, first_row, j, stage_1, ids), lse(stage_1))
             ring_1.free(j * pieces + (pieces - 1), loaded=threads_load)
             if cut.halves:
-                _give(memory, p, memory.ready)
-                plgpu.barrier_wait(memory.taken)  # and dS given
+                _give(memory, p, memory.exchange_full)
+                plgpu.barrier_wait(memory.exchange_empty)  # and dS given
                 acc = add(acc, lambda: _take(memory), stage_1.block)
                 ring_1.free(j * pieces)
             else:
-                pl.when(j > 0)(lambda: plgpu.barrier_wait(memory.taken))  # the last P
-                _give(memory, p, memory.ready)
+                pl.when(j > 0)(lambda: plgpu.barrier_wait(memory.exchange_empty))  # the last P
+                _give(memory, p, memory.exchange_full)
                 acc = add(acc, lambda: p, ring_2.wait(j).block)
                 ring_2.free(j)
             return acc
 
         acc = lax.fori_loop(0, steps, step, zeros(WIDE))
         if not cut.halves:
-            plgpu.barrier_wait(memory.taken)
+            plgpu.barrier_wait(memory.exchange_empty)
         store(cut.makes[0], first_row, 0, acc)
 
     def consume_gradients(memory: Memory):
@@ -280,14 +281,14 @@ def kernel(arrays: Arrays, results: dict[str, Any], *, problem: Problem, cut: Pa
         def step(j, acc):
             dp, _ = _product(tile_2, ring_2, j, free=True)
             stage_1 = ring_1.wait(j * pieces)
-            plgpu.barrier_wait(memory.ready)
+            plgpu.barrier_wait(memory.exchange_full)
             ds = gradient(_take(memory), dp, delta(stage_1))
             if cut.halves:
-                _give(memory, ds, memory.taken)
+                _give(memory, ds, memory.exchange_empty)
                 ring_1.free(j * pieces, loaded=cut.by_keys)
                 stage_1 = ring_1.wait(j * pieces + 1)
             else:
-                plgpu.barrier_arrive(memory.taken)
+                plgpu.barrier_arrive(memory.exchange_empty)
             acc = add(acc, lambda: ds, stage_1.block)
             ring_1.free(j * pieces + (pieces - 1), loaded=cut.by_keys and not cut.halves)
             return acc
@@ -338,7 +339,8 @@ def _memory(problem: Problem, cut: Pass) -> Memory:
     if not cut.pair:
         return memory
     exchange = hopper.swizzled((cut.block // CHUNK, ROWS, CHUNK), "float32")
-    return memory._replace(exchange=exchange, ready=plgpu.Barrier(), taken=plgpu.Barrier())
+    full, empty = plgpu.Barrier(), plgpu.Barrier()
+    return memory._replace(exchange=exchange, exchange_full=full, exchange_empty=empty)
 
 
 def _product(

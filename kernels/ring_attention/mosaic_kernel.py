@@ -66,7 +66,8 @@ class Scratch(NamedTuple):
       q, q_full: queries of each warpgroup, and the barriers of their copies.
       keys, values: rings of (block, ids if there are any); in a union with memory of half of the
         output. Block j is number j, or 2 j + w of the wide tilings' halves.
-      exchange: wide: partial scores of each warpgroup. written, read: barriers of both warpgroups.
+      exchange: wide: partial scores of each warpgroup. exchange_full, exchange_empty: barriers on
+        which both warpgroups arrive, once they have written and once they have read.
       turn: a barrier per warpgroup, which completes when it may issue products.
       old_full: a barrier per half of the output and warpgroup: its memory is free, with the old
         output in it, if there is one. [half * 2 + warpgroup].
@@ -77,8 +78,8 @@ class Scratch(NamedTuple):
     values: Ring
     exchange: Any
     keys: Ring  # behind: what follows its ids would be padded to the next kilobyte
-    written: Any
-    read: Any
+    exchange_full: Any
+    exchange_empty: Any
     turn: Any
     old_full: Any
 
@@ -177,7 +178,7 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
         def expect(j):
             """Wait for what the scores of block j need; called while products are under way."""
             if tile.wide:  # the other warpgroup has read the last ones
-                plgpu.barrier_wait(scratch.read)
+                plgpu.barrier_wait(scratch.exchange_empty)
             else:
                 pl.when(j < steps)(lambda: keys.wait(number(j)) and None)
 
@@ -280,7 +281,7 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
         # Warpgroup 0 has the first turn, and also ends the last one of 1.
         pl.when(warpgroup == 1)(take_turn)
         if tile.wide:
-            plgpu.barrier_arrive(scratch.read)
+            plgpu.barrier_arrive(scratch.exchange_empty)
         expect(i32(0))
         if tile.ahead:
             added = last_values(*lax.fori_loop(1, steps, overlapped, first_weights(state)))
@@ -325,8 +326,8 @@ def scratch_of(problem: Problem, tile: Tile, columns: int) -> Scratch:
         values=ring(),
         exchange=exchange if tile.wide else None,
         keys=ring(ids),
-        written=both if tile.wide else None,
-        read=both if tile.wide else None,
+        exchange_full=both if tile.wide else None,
+        exchange_empty=both if tile.wide else None,
         turn=plgpu.Barrier(num_barriers=WARPGROUPS),
         old_full=plgpu.Barrier(num_barriers=2 * WARPGROUPS),
     )
@@ -341,13 +342,13 @@ def _apart(ring: Ring) -> tuple[Ring, Any]:
 def _add_partial(product: jax.Array, scratch: Scratch, warpgroup) -> jax.Array:
     """Return the scores of which both warpgroups have a part, the product of half of head_dim."""
     scratch.exchange[warpgroup] = product
-    plgpu.barrier_arrive(scratch.written)
-    plgpu.barrier_wait(scratch.written)
+    plgpu.barrier_arrive(scratch.exchange_full)
+    plgpu.barrier_wait(scratch.exchange_full)
     pieces = [product[:, x : x + CHUNK] for x in range(0, product.shape[1], CHUNK)]
     # Piece by piece: loading all at once would take more registers than there are.
     for x in range(len(pieces)):
         theirs = scratch.exchange.at[1 - warpgroup, :, pl.ds(x * CHUNK, CHUNK)]
         pieces[x] += plgpu.load(theirs, layout=parts.SCORES)
         pieces = list(lax.optimization_barrier(tuple(pieces)))
-    plgpu.barrier_arrive(scratch.read)
+    plgpu.barrier_arrive(scratch.exchange_empty)
     return jnp.concatenate(pieces, axis=1)
