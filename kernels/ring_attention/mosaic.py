@@ -35,10 +35,10 @@ def step(
       tile: the tiling; None takes the one that ships for this head_dim and length.
 
     Cost: 2 FLOPs x `mask.score_elements` x (K + V) per query head, declared to XLA with the bytes
-      of all operands and results; segments may skip some of them. Lengths that 8 does not divide
-      are padded, and m, l and segment ids to whole tiles: a copy of that operand, and of o, m and l
-      in and out. Queries that are whole tiles already (`Tile.cluster_queries`) avoid all copies of
-      the carry: a ring pads them once.
+      of all operands and results; segments may skip some of them, for which XLA reads the ids first
+      (`mask.shared_blocks`). Lengths that 8 does not divide are padded, and m, l and segment ids to
+      whole tiles: a copy of that operand, and of o, m and l in and out. Queries that are whole
+      tiles already (`Tile.cluster_queries`) avoid all copies of the carry: a ring pads them once.
     """
     batch, length, heads, width = q.shape
     tile = tile or shipped_tile(width, length)
@@ -82,8 +82,9 @@ def step_backward(
       passes: the kernels to run; None takes those that ship for this head_dim.
 
     Cost: per query head and pass, 2 K FLOPs x `products` x `mask.score_elements`, declared to XLA
-      with the bytes of all operands and results; segments may skip some of them. Lengths that 8
-      does not divide are padded: a copy of that operand; results are sliced from whole tiles.
+      with the bytes of all operands and results; segments may skip some of them, as forward.
+      Lengths that 8 does not divide are padded: a copy of that operand; results are sliced from
+      whole tiles.
     """
     lengths = q.shape[1], k.shape[1]
     mask.check_lengths(*lengths)
