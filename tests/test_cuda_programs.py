@@ -184,24 +184,25 @@ def test_packed_sequences_send_their_segment_ids(aot):
     assert any("s32" in c.dtype for c in found.collectives)
 
 
-def test_what_does_not_fit_is_said_with_its_figure(aot):
+@pytest.mark.parametrize("parameters_fit", [True, False])
+def test_what_does_not_fit_is_said_with_its_figure(aot, parameters_fit):
     """Little memory: the fit is judged there, the ledger read where nothing is in the way."""
     where = cluster("h100_2x8")
     config = RING_SP.config.small().replace(name="wide", d_model=4096, d_ff=16384, num_layers=8,
                                             head_dim=256, num_heads=16)  # fmt: skip
-    little = dataclasses.replace(where, gpu=dataclasses.replace(where.gpu, memory_bytes=10**9))
     strategy = data_parallel(16)
     whole = dataclasses.replace(RING_SP.small_workload, microbatches=1)
+    weights = ShardedTransformer(config, strategy, whole).weight_bytes()
+    room = int((weights + 1e7) / where.usable_fraction) if parameters_fit else 10**9
+    little = dataclasses.replace(where, gpu=dataclasses.replace(where.gpu, memory_bytes=room))
+    lines: list[str] = []
     (found,) = run_in_child(
         compile_all, [task(config, strategy, whole, little)],
-        environment=compile_environment(),
+        environment=compile_environment(), on_progress=lines.append,
     )  # fmt: skip
     assert not found.memory.fits
-    assert (
-        found.memory.total_bytes
-        > ShardedTransformer(
-            config, strategy, dataclasses.replace(RING_SP.small_workload, microbatches=1)
-        ).weight_bytes()
-    )
-    assert any("does not fit" in note for note in found.notes)
+    assert found.memory.total_bytes > weights
+    said = "this one does not fit" if parameters_fit else "the parameters alone do not fit"
+    assert any(said in note for note in found.notes)
+    assert any("compiling again" in line for line in lines) == parameters_fit
     assert found.differences == ()

@@ -182,7 +182,10 @@ def compile_lowered(
     """
     start = time.perf_counter()
     options = dict(options or {})
-    compiled = compile_text(lowered, compile_options(options), cluster)
+    # Where parameters alone do not fit, one compile shows all: no schedule would change that.
+    fits_never = parameter_bytes > cluster.gpu.memory_bytes * cluster.usable_fraction
+    room = AMPLE_BYTES if fits_never else None
+    compiled = compile_text(lowered, compile_options(options), cluster, room)
     memory = Memory(
         argument_bytes=compiled.argument_bytes,
         output_bytes=compiled.output_bytes,
@@ -193,7 +196,9 @@ def compile_lowered(
         usable_fraction=cluster.usable_fraction,
     )
     said = [f"compiled with {name}={value}; a run needs it too" for name, value in options.items()]
-    if not memory.fits:
+    if fits_never:
+        said.append("compiled with ample memory: the parameters alone do not fit")
+    elif not memory.fits:
         on_progress("does not fit: compiling again with ample memory to read the collectives")
         said.append("collectives are read from a compile with ample memory: this one does not fit")
         compiled = compile_text(lowered, compile_options(options), cluster, AMPLE_BYTES)

@@ -16,7 +16,6 @@ from parallax.cost import rates_of
 from parallax.lenses.text import DEFAULT_TEXT
 from parallax.lenses.verify_decoding import NEW_TOKENS
 from parallax.models.config import ModelConfig
-from parallax.parallel.experts.expert_parts import TILE
 from parallax.requests.compare import CompareRequest
 from parallax.results.lens_results import Difference
 from tests.report import examples
@@ -121,21 +120,6 @@ def test_verify_runs_at_sizes_that_the_devices_divide(plan):
     assert (workload.batch, workload.seq_len) == (16, 96)
     wide = plan("ring_sp", cluster="h100_4x8", strategies=["data_parallel"]).small_cases[0][1]
     assert (wide.batch, wide.seq_len, wide.microbatches) == (32, 80, 1)
-
-
-def test_verify_fills_schedules_and_tiles(plan):
-    config = px.PAPERS["cross_node_ep"].config.replace(name="own", num_layers=24)
-    strategies = [px.strategies.tensor_pipeline(4, 4), px.strategies.ring_sequence(16)]
-    found = plan(model=config, strategies=strategies)
-    assert found.small_config.num_experts == min(64, config.num_experts)
-    piped, ring = found.small_cases
-    assert (piped[1].tokens, piped[1].microbatches, ring[1].microbatches) == (16 * 32, 4, 2)
-    chosen = config.experts_per_token / found.small_config.num_experts
-    assert piped[0].experts.tile == max(8, int(16 * 32 / 4 * chosen / 2))
-    assert ring[0].experts.tile == 8
-    decoding = plan(model=config, strategies=strategies, phase="decode").small_cases
-    assert {strategy.experts.tile for strategy, _ in decoding} == {16}  # all tokens of a step
-    assert {strategy.experts.tile for strategy, _ in found.cases} == {TILE}
 
 
 def test_small_compiles_what_verify_runs(plan):
