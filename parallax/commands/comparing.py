@@ -3,14 +3,13 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from parallax.commands.lens_tasks import CompileTask, Refusal, VerifyTask, compile_all, verify_task
 from parallax.commands.resolve import REFUSALS, ResolvedComparison, nothing_runs
-from parallax.commands.sizes import Cases
 from parallax.commands.sweep import one_line, run_sweep
 from parallax.distributed.agreement import together
 from parallax.lenses.child import Progress, run_in_child
@@ -35,9 +34,6 @@ from parallax.results.lens_results import Compilation, StrategyResult
 from parallax.results.sweep_results import Sweep
 from parallax.search.fitting import fitting_knob, training_facts
 from parallax.strategy import Strategy
-
-# Strategies from which on verifying half of them takes longer than the unsharded models.
-_TO_HALVE = 4
 
 
 @dataclass
@@ -140,8 +136,7 @@ def run_comparisons(
 ) -> list[Report]:
     """Run all lenses, two child processes at a time.
 
-    All compilations share one child, and each comparison's verifications have one of their own, or
-    two, of which one starts when the compilations or the other are done.
+    All compilations share one child, and each comparison's verifications have one of their own.
     Several processes measure, all together, and do nothing else (`checked_lenses`).
 
     Args:
@@ -164,8 +159,9 @@ def run_comparisons(
     runs = [_Run(comparison) for comparison in comparisons]
     for name, note in (pair for one in comparisons for pair in one.moved.items()):
         report_line(f"{name}: {note}")
-    verified = [run for run in runs if "verify" in run.comparison.lenses]
-    verifications = [job for run in verified for job in _verifications(run, report_line)]
+    verifications = [
+        partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
+    ]
     run_beside([partial(_compile, runs, report_line), *verifications])
     for run in runs:
         _measure(run, report_line)  # runs alone: nothing else may use the machine
@@ -178,33 +174,22 @@ def run_comparisons(
     return [run.report(seconds) for run in runs]
 
 
-def _verifications(run: _Run, on_progress: Progress) -> list[Callable[[], None]]:
-    """Return the jobs that verify a comparison, each in a child of its own: one, or two halves."""
+def _verify(run: _Run, on_progress: Progress) -> None:
     one = run.comparison
     devices = max(s.mesh.size for s, _ in one.small_cases)
     if why := too_many_devices(devices):
         run.skip(("verify",), f"verify lens not run: {why}")
         on_progress(run.skipped["verify"])
-        return []
-    parts = {"verify": one.small_cases}
-    if (count := len(one.small_cases)) >= _TO_HALVE:
-        first, second = one.small_cases[: count // 2], one.small_cases[count // 2 :]
-        parts = {"verify, first half": first, "verify, second half": second}
-    return [
-        partial(_verify, run, part, devices, lambda line, name=name: on_progress(f"{name}: {line}"))
-        for name, part in parts.items()
-    ]
-
-
-def _verify(run: _Run, cases: Cases, devices: int, on_progress: Progress) -> None:
-    one = run.comparison
-    text, name = read_text(one.request.text, cases[0][1].tokens)
+        return
+    text, name = read_text(one.request.text, one.small_cases[0][1].tokens)
     dtypes = tuple(dict.fromkeys(("float64", one.config.dtype)))
-    task = VerifyTask(one.request.phase, one.small_config, cases, text, name, dtypes)
+    task = VerifyTask(one.request.phase, one.small_config, one.small_cases, text, name, dtypes)
     rows = run_in_child(
-        verify_task, task, environment=cpu_environment(devices), on_progress=on_progress
-    )
-    for (strategy, _), row in zip(cases, rows, strict=True):
+        verify_task, task,
+        environment=cpu_environment(devices),
+        on_progress=lambda line: on_progress(f"verify: {line}"),
+    )  # fmt: skip
+    for (strategy, _), row in zip(task.cases, rows, strict=True):
         run.values[strategy.name]["verification"] = row
 
 

@@ -153,7 +153,7 @@ def lines_until(stream, text):
 def test_ctrl_c_ends_the_children_of_compare(tmp_path):
     """The signal reaches the parent alone: the children are ended by it."""
     with started("compare", "--paper=ring_sp", "--lenses=verify", cwd=tmp_path) as process:
-        lines_until(process.stderr, "verify")
+        lines_until(process.stderr, "verify: ")
         mine = children(process.pid)
         assert mine
         sent = time.monotonic()
