@@ -285,7 +285,8 @@ def _sizes(
     small_config = config.small(max_seq_len=longest)
     chosen = any(getattr(s.layers, "layers", None) is not None for s in strategies)
     if paper is None and not chosen:
-        small_config = of_laptop_size(small_config, stages)
+        parts = math.lcm(*(s.count("expert") for s in splits))
+        small_config = of_laptop_size(small_config, stages, parts)
     whole = Size(config, workload, request.microbatches is not None)
     return whole, Size(small_config, base, False)
 

@@ -7,6 +7,8 @@ import functools
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from parallax.lenses.child import Progress
 from parallax.lenses.reference import reference
 from parallax.lenses.text import byte_tokens
 from parallax.lenses.tolerance import judge
-from parallax.lenses.verifying import draw, relative_error
+from parallax.lenses.verifying import draw, placed, relative_error
 from parallax.models.config import ModelConfig
 from parallax.models.transformer import abstract_transformer
 from parallax.models.weights import cast
@@ -30,6 +32,21 @@ from parallax.strategy import Strategy
 from parallax.workload import Workload
 
 NEW_TOKENS = 16
+
+
+class Decoded(NamedTuple):
+    """What a model decoded after B prompts of up to L tokens; N layers, V vocabulary.
+
+    Attributes:
+      tokens: [B, new] int32.
+      logits: [B, new, V] float64, from which the tokens were chosen.
+      expert_ids: [B, L + new, N, k] int32 choices of prompts and new tokens, except the last one's,
+        on which no logits depend; () without experts.
+    """
+
+    tokens: np.ndarray
+    logits: np.ndarray
+    expert_ids: tuple[np.ndarray, ...] = ()
 
 
 def verify_decoding(
@@ -50,8 +67,9 @@ def verify_decoding(
       new_tokens: tokens to generate per sequence.
 
     Returns:
-      One Verification per case. In float64 each strategy feeds back its own tokens; in other dtypes
-      it is fed the float64 reference's, so that a near-tie does not end the comparison.
+      One Verification per case. In float64 each strategy feeds back its own tokens and routes by
+      its own routers; in other dtypes it gets the float64 reference's tokens and choices of
+      experts, so that a near-tie does not end the comparison.
     """
     first = cases[0][1]
     tokens = byte_tokens(text, first.batch, first.seq_len)
@@ -65,23 +83,24 @@ def verify_decoding(
     own = {}
     for dtype in (d for d in dtypes if d != "float64"):
         on_progress(f"unsharded model in {dtype}")
-        _, logits = greedy(config.replace(dtype=dtype), cast(drawn, dtype), tokens, lengths,
-                           new_tokens, exact[0])  # fmt: skip
-        own[dtype] = relative_error(logits, exact[1])
+        found = greedy(config.replace(dtype=dtype), cast(drawn, dtype), tokens, lengths,
+                       new_tokens, exact)  # fmt: skip
+        own[dtype] = relative_error(found.logits, exact.logits)
     results = []
     number, total = itertools.count(1), len(cases) * len(dtypes)
     for strategy, workload in cases:
         start, rows, same = time.perf_counter(), list[Exactness](), True
         for dtype in dtypes:
             on_progress(f"{next(number)} of {total}: {strategy.name} decoding in {dtype}")
-            sharded = ShardedTransformer(config.replace(dtype=dtype), strategy, workload)
-            forced = None if dtype == "float64" else exact[0]
-            chosen, logits = decode(
+            forced = None if dtype == "float64" else exact
+            load = replace(workload, replayed=bool(forced and forced.expert_ids))
+            sharded = ShardedTransformer(config.replace(dtype=dtype), strategy, load)
+            found = decode(
                 Decoder(sharded, new_tokens), cast(drawn, dtype), tokens, lengths, forced
             )
             if forced is None:
-                same = bool((chosen == exact[0]).all())
-            error = relative_error(logits, exact[1])
+                same = bool((found.tokens == exact.tokens).all())
+            error = relative_error(found.logits, exact.logits)
             rows.append(judge(dtype, error, None, own.get(dtype, 0.0)))
         results.append(
             Verification(
@@ -90,7 +109,7 @@ def verify_decoding(
                 platform=jax.devices()[0].platform,
                 workload=workload,
                 text=text_name,
-                logit_rms=float(np.sqrt(np.mean(np.square(exact[1])))),
+                logit_rms=float(np.sqrt(np.mean(np.square(exact.logits)))),
                 rows=tuple(rows),
                 seconds=time.perf_counter() - start,
                 approximation=strategy.approximation,
@@ -106,34 +125,36 @@ def greedy(
     tokens: np.ndarray,
     lengths: np.ndarray,
     new_tokens: int,
-    forced: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    forced: Decoded | None = None,
+) -> Decoded:
     """Decode greedily with the unsharded model, without a KV cache.
 
     Args:
       config, state: the model and its parameters.
       tokens, lengths: prompts [B, L], padded at the end, and the prompt length per row [B].
-      new_tokens: tokens per sequence, N.
-      forced: [B, N] tokens to feed back instead of the chosen ones.
-
-    Returns:
-      Tokens [B, N] int32 and the logits [B, N, V] float64 they were chosen from.
+      new_tokens: tokens to decode per sequence.
+      forced: the tokens to feed back, and the experts to choose, instead of the model's own.
     """
     graph, rows = abstract_transformer(config)[0], jnp.arange(len(tokens))
     whole = np.pad(tokens, ((0, 0), (0, new_tokens))).astype(np.int32)
 
     @jax.jit
-    def run(state, whole):
+    def run(state, whole, tokens_NB, expert_ids):
+        model = nnx.merge(graph, state)
+
         def one(whole, step_and_given):
             step, given = step_and_given
-            logits = reference(nnx.merge(graph, state), whole)[0][rows, lengths + step - 1]
+            logits, routing = reference(model, whole, None, *expert_ids)
+            logits = logits[rows, lengths + step - 1]
             chosen = logits.argmax(-1).astype(jnp.int32) if given is None else given
-            return whole.at[rows, lengths + step].set(chosen), (chosen, logits)
+            return whole.at[rows, lengths + step].set(chosen), (chosen, logits, routing[1:])
 
         steps = jnp.arange(new_tokens, dtype=jnp.int32)
-        return lax.scan(one, whole, (steps, None if forced is None else forced.T))[1]
+        chosen, logits, routing = lax.scan(one, whole, (steps, tokens_NB))[1]
+        return chosen, logits, tuple(ids[-1] for ids in routing)
 
-    return _rows_first(run(state, whole))
+    given = (None, ()) if forced is None else (forced.tokens.T, forced.expert_ids)
+    return _rows_first(*jax.device_get(run(state, whole, *given)))
 
 
 def decode(
@@ -141,33 +162,39 @@ def decode(
     state: nnx.State,
     tokens: np.ndarray,
     lengths: np.ndarray,
-    forced: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decode like `greedy`, but under a strategy with its KV cache; `state` is unsharded."""
+    forced: Decoded | None = None,
+) -> Decoded:
+    """Decode like `greedy`, but under a strategy with its KV cache; `state` is unsharded.
+
+    The decoder takes the forced choices of experts if its workload says `replayed`.
+    """
     sharded = decoder.sharded
     mesh = sharded.strategy.mesh.build(jax.devices()[: sharded.strategy.mesh.size])
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharded.specs)
-    params = jax.jit(sharded.shard, out_shardings=shardings)(state)
+    params = placed(sharded, mesh, state)
     prefill, step = decoder.prefill(mesh), decoder.step(mesh)
     alike = functools.partial(
         lax.with_sharding_constraint, shardings=NamedSharding(mesh, PartitionSpec())
     )
+    ids = forced.expert_ids if forced is not None and decoder.workload.replayed else ()
 
     @jax.jit
-    def run(params, tokens, lengths):
+    def run(params, tokens, lengths, given):
         def one(carry, given):
             cache, logits = carry
-            chosen = logits.argmax(-1).astype(jnp.int32) if given is None else given
-            cache, following = step(params, cache, chosen)
+            forced, *ids = given
+            chosen = logits.argmax(-1).astype(jnp.int32) if forced is None else forced
+            cache, following = step(params, cache, chosen, *ids)
             return (cache, alike(following)), (chosen, logits)
 
-        cache, logits = prefill(params, tokens, lengths)
-        given = None if forced is None else forced.T
+        of_prompts = (x[:, : tokens.shape[1]] for x in ids)
+        cache, logits = prefill(params, tokens, lengths, *of_prompts)
         return lax.scan(one, (cache, alike(logits)), given, length=decoder.new_tokens)[1]
 
-    return _rows_first(run(params, tokens.astype(np.int32), lengths))
+    at = lengths[:, None] + np.arange(decoder.new_tokens)
+    of_new = (np.swapaxes(x[np.arange(len(x))[:, None], at], 0, 1) for x in ids)
+    given = (None if forced is None else forced.tokens.T, *of_new)
+    return _rows_first(*jax.device_get(run(params, tokens.astype(np.int32), lengths, given)))
 
 
-def _rows_first(found) -> tuple[np.ndarray, np.ndarray]:
-    chosen, logits = jax.device_get(found)
-    return chosen.T, np.swapaxes(np.asarray(logits, np.float64), 0, 1)
+def _rows_first(tokens: np.ndarray, logits: np.ndarray, expert_ids=()) -> Decoded:
+    return Decoded(tokens.T, np.swapaxes(np.asarray(logits, np.float64), 0, 1), expert_ids)

@@ -4,18 +4,21 @@ The reference is the model on one device with textbook attention, in float64. Pa
 in the lower dtype and cast up, so that every dtype computes the same function.
 """
 
+import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
+from jax.stages import Compiled, Lowered
 
+from parallax.lenses.ahead import compiled_ahead
 from parallax.lenses.child import Progress
 from parallax.lenses.reference import reference
 from parallax.lenses.text import byte_tokens, line_segments
@@ -26,7 +29,7 @@ from parallax.models.weights import cast
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
 from parallax.parallel.experts import load_balancing_loss
 from parallax.parallel.gradients import Precision
-from parallax.programs.sharded_model import ShardedTransformer
+from parallax.programs.sharded_model import ShardedTransformer, input_shapes
 from parallax.results.lens_results import Exactness, Verification
 from parallax.results.router_facts import RouterFacts
 from parallax.strategy import Strategy
@@ -62,63 +65,111 @@ def verify_transformer(
     first = cases[0][1]
     tokens = byte_tokens(text, first.batch, first.seq_len)
     inputs = (tokens, line_segments(tokens)) if first.packed else (tokens,)
-    inputs = tuple(jnp.asarray(x) for x in inputs)
     lowest = next((d for d in dtypes if d != "float64"), "float64")
     drawn = draw(config.replace(dtype=lowest))
-    references = {}
-    for dtype in dict.fromkeys(["float64", *dtypes]):
-        on_progress(f"unsharded model in {dtype}")
-        # Near-ties flip in lower precision, so there the float64 reference's routing is fixed.
-        fixed_ids = () if dtype == "float64" else _choices(references["float64"][2])
-        references[dtype] = _reference(
-            config.replace(dtype=dtype), cast(drawn, dtype), inputs, fixed_ids
-        )
-    exact = references["float64"]
-    off_dense = None
+    # Near-ties flip in lower precision, so there the float64 reference's routing is fixed.
+    replays = {d: bool(config.num_experts) and d != "float64" for d in ("float64", *dtypes)}
+    steps = [
+        _reference(config.replace(dtype=d), drawn, replace(first, replayed=replays[d]))
+        for d in replays
+    ]
     if config.compression is not None:
-        on_progress("the dense model")
         plain = config.replace(compression=None)
         dense = draw(plain.replace(dtype=lowest))
-        whole = _reference(plain.replace(dtype="float64"), cast(dense, "float64"), inputs)
-        off_dense = relative_error(exact[0], whole[0])
-    results = []
-    number = itertools.count(1)
+        steps.append(_reference(plain.replace(dtype="float64"), dense, first))
     for strategy, workload in cases:
-        start = time.perf_counter()
-        rows: list[Exactness] = []
-        routed: Any = ()
-        flips: dict[str, float] = {}
-        for dtype in dtypes:
-            on_progress(f"{next(number)} of {len(cases) * len(dtypes)}: {strategy.name} in {dtype}")
-            fixed_ids = () if dtype == "float64" else _choices(exact[2])
-            program = ShardedTransformer(
-                config.replace(dtype=dtype), strategy, replace(workload, replayed=bool(fixed_ids))
+        steps += [
+            _sharded(
+                ShardedTransformer(
+                    config.replace(dtype=d), strategy, replace(workload, replayed=replays[d])
+                ),
+                drawn,
             )
-            found = _sharded(program, cast(drawn, dtype), (*inputs, *fixed_ids))
-            own = references[dtype]
-            rows.append(
-                judge(dtype, relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
-                      relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
-            )  # fmt: skip
-            routed = found[2]
-            if fixed_ids:
-                flips[dtype] = float(found[2].flips.sum() / fixed_ids[0].size)
-        results.append(
-            Verification(
-                model=config.name,
-                devices=strategy.mesh.size,
-                platform=jax.devices()[0].platform,
-                workload=workload,
-                text=text_name,
-                logit_rms=float(np.sqrt(np.mean(np.square(exact[0])))),
-                rows=tuple(rows),
-                seconds=time.perf_counter() - start,
-                approximation=strategy.approximation,
-                router=_router_facts(exact[2], routed, flips),
-                off_dense=off_dense,
+            for d in dtypes
+        ]
+    with contextlib.closing(compiled_ahead([step.lower for step in steps])) as programs:
+        ran = zip(steps, programs, strict=True)
+
+        def run_next(fixed_ids=()) -> tuple[np.ndarray, Any, Any]:
+            step, program = next(ran)
+            return step.run(program, (*inputs, *fixed_ids))
+
+        references: dict[str, tuple[np.ndarray, Any, Any]] = {}
+        for dtype in replays:
+            on_progress(f"unsharded model in {dtype}")
+            fixed_ids = _choices(references["float64"][2]) if replays[dtype] else ()
+            references[dtype] = run_next(fixed_ids)
+        exact = references["float64"]
+        off_dense = None
+        if config.compression is not None:
+            on_progress("the dense model")
+            off_dense = relative_error(exact[0], run_next()[0])
+        results = []
+        number = itertools.count(1)
+        for strategy, workload in cases:
+            start = time.perf_counter()
+            rows: list[Exactness] = []
+            routed: Any = ()
+            flips: dict[str, float] = {}
+            for dtype in dtypes:
+                total = len(cases) * len(dtypes)
+                on_progress(f"{next(number)} of {total}: {strategy.name} in {dtype}")
+                fixed_ids = _choices(exact[2]) if replays[dtype] else ()
+                found, own = run_next(fixed_ids), references[dtype]
+                rows.append(
+                    judge(dtype,
+                          relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
+                          relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
+                )  # fmt: skip
+                routed = found[2]
+                if fixed_ids:
+                    flips[dtype] = float(found[2].flips.sum() / fixed_ids[0].size)
+            results.append(
+                Verification(
+                    model=config.name,
+                    devices=strategy.mesh.size,
+                    platform=jax.devices()[0].platform,
+                    workload=workload,
+                    text=text_name,
+                    logit_rms=float(np.sqrt(np.mean(np.square(exact[0])))),
+                    rows=tuple(rows),
+                    seconds=time.perf_counter() - start,
+                    approximation=strategy.approximation,
+                    router=_router_facts(exact[2], routed, flips),
+                    off_dense=off_dense,
+                )
             )
-        )
     return results
+
+
+class _Step(NamedTuple):
+    """One program to compare: a step (trained, stored, *inputs) -> gradients, (logits, routing).
+
+    Attributes:
+      function: the jitted step.
+      shapes: of its state, and of its inputs.
+      place: makes the state.
+      scale: factor of the gradients.
+      unshard: returns gradients as those of the unsharded model.
+    """
+
+    function: Any
+    shapes: tuple[nnx.State, tuple[jax.ShapeDtypeStruct, ...]]
+    place: Callable[[], nnx.State]
+    scale: float
+    unshard: Callable[[Any], Any] = lambda gradients: gradients
+
+    def lower(self) -> Lowered:
+        state, inputs = self.shapes
+        return self.function.lower(*_trained(state), *inputs)
+
+    def run(self, program: Compiled, inputs) -> tuple[np.ndarray, Any, Any]:
+        """Run the compiled step: (logits, gradients, routing), the first two in float64."""
+        found = jax.device_get(program(*_trained(self.place()), *inputs))
+        gradients, (logits, routing) = found
+        gradients = self.unshard(gradients)
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / self.scale, gradients)
+        return np.asarray(logits, np.float64), wide, routing
 
 
 def _choices(routing) -> tuple[jax.Array, ...]:
@@ -149,53 +200,58 @@ def draw(config: ModelConfig) -> nnx.State:
     return make()
 
 
-def _reference(config: ModelConfig, state: nnx.State, inputs, fixed_ids=()):
+def _reference(config: ModelConfig, drawn: nnx.State, workload: Workload) -> _Step:
     graph = abstract_transformer(config)[0]
     scale = _LOSS_SCALE.get(config.dtype, 1.0)
-    segment_ids = inputs[1] if len(inputs) > 1 else None
 
-    def loss(trained, stored):
+    def loss(trained, stored, tokens, *more):
+        segment_ids, *fixed_ids = more if workload.packed else (None, *more)
         state = nnx.merge_state(trained, stored)
-        logits, routing = reference(nnx.merge(graph, state), inputs[0], segment_ids, *fixed_ids)
-        labels, weights = next_token_labels(inputs[0], segment_ids)
+        logits, routing = reference(nnx.merge(graph, state), tokens, segment_ids, *fixed_ids)
+        labels, weights = next_token_labels(tokens, segment_ids)
         losses = cross_entropy(logits, labels)
         weights = weights.astype(losses.dtype)
         mean = (losses * weights).sum() / weights.sum()
         if routing:
-            tokens, k = inputs[0].size, config.experts_per_token
-            balance = jax.vmap(lambda s: load_balancing_loss(s, tokens, k))(routing[0])
+            k = config.experts_per_token
+            balance = jax.vmap(lambda s: load_balancing_loss(s, tokens.size, k))(routing[0])
             mean = mean + (config.load_balance * balance.sum()).astype(mean.dtype)
         return mean * jnp.asarray(scale, mean.dtype), (logits, routing)
 
-    return _run(jax.jit(jax.grad(loss, has_aux=True)), _trained(state), scale)
+    def place() -> nnx.State:
+        return cast(drawn, config.dtype)
+
+    shapes = jax.eval_shape(place), input_shapes(config, workload)
+    return _Step(jax.jit(jax.grad(loss, has_aux=True)), shapes, place, scale)
 
 
-def _sharded(program: ShardedTransformer, state: nnx.State, inputs):
+def _sharded(program: ShardedTransformer, drawn: nnx.State) -> _Step:
     mesh = program.strategy.mesh.build(jax.devices()[: program.strategy.mesh.size])
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
     scale = _LOSS_SCALE.get(program.config.dtype, 1.0)
     precision = Precision(program.config.dtype, scale)
     differentiated = program.gradients_and_logits(mesh, "layer", precision)
 
-    def step(trained, stored):
+    def step(trained, stored, *inputs):
         _, gradients, logits, routing = differentiated(nnx.merge_state(trained, stored), *inputs)
         return gradients, (logits, routing)
 
-    placed = jax.jit(program.shard, out_shardings=shardings)(state)
-    return _run(jax.jit(step), _trained(placed), scale, program.unshard)
+    def place() -> nnx.State:
+        return placed(program, mesh, cast(drawn, program.config.dtype))
+
+    shapes = program.abstract_state(mesh), program.abstract_inputs(mesh)
+    return _Step(jax.jit(step), shapes, place, scale, program.unshard)
+
+
+def placed(program: ShardedTransformer, mesh, state: nnx.State) -> nnx.State:
+    """Return a model's parameters, padded and sharded over a mesh."""
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
+    # Sharded by the jit itself, XLA's partitioner takes seconds.
+    return jax.device_put(jax.jit(program.shard)(state), shardings)
 
 
 def _trained(state: nnx.State) -> tuple[nnx.State, ...]:
     """Split a state into the parameters that have gradients and the compressed weights."""
     return nnx.split_state(state, nnx.Param, ...)
-
-
-def _run(step, states, scale, unshard=lambda gradients: gradients):
-    """Run a step, and return (logits, gradients, routing), the first two in float64 numpy."""
-    gradients, (logits, routing) = jax.device_get(step(*states))
-    gradients = unshard(gradients)
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / scale, gradients)
-    return np.asarray(logits, np.float64), wide, routing
 
 
 def relative_error(found: np.ndarray, exact: np.ndarray, least: float = 0.0) -> float:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from parallax.models.config import PARTS, ModelConfig
+from parallax.models.layer_kinds import Router
 from parallax.rules import Name
 
 FIRST_LAYERS = "first_layers"  # the member of a model that holds its dense first layers, stacked
 SHARED = "shared"  # the member of a mixture of experts that every token passes
 
 # Of all layers, on each of 16 or more virtual devices, in float64 and with gradients.
-_LAPTOP_PARAMETERS = 4e6
-_LAPTOP_EXPERTS, _LAPTOP_WIDTH = 64, 128
+_LAPTOP_PARAMETERS = 1e6
+_LAPTOP_LAYERS, _LAPTOP_WIDTH = 4, 64
 
 
 @dataclass(frozen=True)
@@ -112,44 +113,46 @@ def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     return tuple(p for p in model_parameters(config) if p.path[0] != "layers")
 
 
-def of_laptop_size(config: ModelConfig, stages: int) -> ModelConfig:
+def of_laptop_size(config: ModelConfig, stages: int, expert_parts: int = 1) -> ModelConfig:
     """Return a model with as many of its layers and experts as a laptop runs on virtual devices.
 
-    Neighbours of one kind in its pattern become one, and of many experts and of a wide residual
-    stream few stay, divisible as before. Layers are at least two; where as few as stages need have
-    too many parameters, MLPs are narrower.
+    Neighbours of one kind in its pattern become one, and of many layers, many experts and a wide
+    residual stream few stay, divisible as before; routers still choose. MLPs are narrower where
+    the layers have too many parameters.
 
     Args:
       config: a model of small width.
       stages: stages, with their chunks; each gets whole patterns. As many as before are left over,
         though of a part of a pattern at most one layer less than a pattern.
+      expert_parts: parts that the experts are divided into.
     """
     kinds = tuple(kind for kind, _ in itertools.groupby(config.kinds))
     unit, count = stages * len(kinds), len(config.kinds)
     patterns, part = divmod((config.num_layers - config.dense_layers) % (stages * count), count)
-    left_over = patterns * len(kinds) + min(part, len(kinds) - 1)
+    layers = -(-_LAPTOP_LAYERS // unit) * unit
+    layers += patterns * len(kinds) + min(part, len(kinds) - 1)
     small = config.of_width(min(config.d_model, _multiple(_LAPTOP_WIDTH, config.d_model)))
     small = small.replace(
         pattern=config.pattern and kinds,
         dense_layers=config.dense_layers // count * len(kinds),
-        num_experts=_few_experts(config),
+        num_experts=_few_experts(config, expert_parts),
     )
-    small = _of_fitting_mlps(small, unit + left_over)
-    fitting = int(_LAPTOP_PARAMETERS // sum(p.size for p in layer_parameters(small)))
-    layers = max(-(-2 // unit), (fitting - left_over) // unit) * unit
-    layers += left_over + small.dense_layers
+    small = _of_fitting_mlps(small, layers)
+    layers += small.dense_layers
     return config if layers >= config.num_layers else small.replace(num_layers=layers)
 
 
-def _few_experts(config: ModelConfig) -> int:
-    """Return the number of experts, or less: a multiple of their groups, and of devices."""
-    groups = config.router.groups if config.router else 1
-    return min(config.num_experts, _multiple(_LAPTOP_EXPERTS, config.num_experts, groups))
+def _few_experts(config: ModelConfig, parts: int) -> int:
+    """Return the number of experts, or less: twice the choices, of a token's groups too."""
+    router = config.router or Router()
+    least = -(-2 * config.experts_per_token * router.groups // router.groups_per_token)
+    unit = math.lcm(parts, router.groups)
+    return min(config.num_experts, -(-least // unit) * unit)
 
 
-def _multiple(least: int, like: int, groups: int = 1) -> int:
-    """Return a multiple of groups, and of all powers of two to 64 that divide `like`."""
-    unit = math.lcm(groups, math.gcd(like, 64))
+def _multiple(least: int, like: int) -> int:
+    """Return a multiple of all powers of two to 64 that divide `like`."""
+    unit = math.gcd(like, 64)
     return -(-least // unit) * unit
 
 

@@ -74,9 +74,9 @@ def cut(inputs: Any, microbatches: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), inputs)
 
 
-def typed_as(value: float, x: jax.Array) -> jax.Array:
+def typed_as(value: float, x: jax.Array, dtype: str | None = None) -> jax.Array:
     """Return a constant with the shape, dtype and varying axes of `x`, such as its cotangent 1."""
-    return vary_over(jnp.full(x.shape, value, x.dtype), sorted(varying_axes(x)))
+    return vary_over(jnp.full(x.shape, value, dtype or x.dtype), sorted(varying_axes(x)))
 
 
 def accumulate(
@@ -110,12 +110,11 @@ def accumulate(
         return Gradients(loss, penalty, grads, jax.tree.map(lambda x: x[None], beside))
 
     def add(sums, inputs):
-        *found, beside = one(inputs)
-        return jax.tree.map(jnp.add, sums, tuple(found)), beside
+        terms, grads, beside = one(inputs)
+        return jax.tree.map(jnp.add, sums, grads), (terms, beside)
 
-    pieces = cut(inputs, microbatches)
-    shapes = jax.eval_shape(lambda x: one(jax.tree.map(lambda a: a[0], x))[:2], pieces)
-    zeros = jax.tree.map(functools.partial(typed_as, 0.0), shapes)
-    (terms, grads), beside = lax.scan(add, zeros, pieces)
-    loss, penalty = terms
+    # Terms are summed afterwards: sums of them here would need their types, so a second trace.
+    zeros = jax.tree.map(lambda w: typed_as(0.0, w, precision.sum_dtype), params)
+    grads, (terms, beside) = lax.scan(add, zeros, cut(inputs, microbatches))
+    loss, penalty = (x.sum(0) for x in terms)
     return Gradients(loss, penalty, grads, beside)

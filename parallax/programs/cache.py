@@ -75,10 +75,8 @@ class ShardedCache:
                 f"{context}: model '{config.name}' is not causal: it has no next token. Use "
                 "config.replace(causal=True)."
             )
-        if workload.packed or workload.replayed:
-            raise ValueError(
-                f"{context}: prompts must be neither packed nor of fixed routing; got {workload}."
-            )
+        if workload.packed:
+            raise ValueError(f"{context}: prompts must not be packed; got {workload}.")
         if self.sharded.chunks > 1:
             raise ValueError(
                 f"{context}: {self.sharded.chunks} chunks of layers per stage are for training. "

@@ -1,13 +1,13 @@
 """The decoder: prompts fill a cache, then each step decodes one token of every sequence.
 
 Shapes: B sequences, L tokens of the longest prompt, C slots, N layers, G key/value heads, K
-head_dim; M microbatches.
+head_dim; M microbatches; k experts per token.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ from parallax.parallel.cache_slots import runs_of, slot_spans, window_spans
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers, picks_rows
 from parallax.parallel.experts import Platform
 from parallax.parallel.layer_parts import StackFunctions
+from parallax.parallel.split import Split
 from parallax.programs.cache import KvCache, ShardedCache
 from parallax.programs.parameters import mesh_entry
+from parallax.programs.router_balance import of_stage
 from parallax.programs.sharded_model import platform_of
 
 # Without it XLA joins products of the same rows (gate and up; queries, keys and values) into one,
@@ -75,13 +77,15 @@ class Decoder(ShardedCache):
     def prefill(self, mesh) -> Callable[..., tuple[KvCache, jax.Array]]:
         """Return the function (params, tokens [B, L], lengths [B]) -> cache, last logits [B, V].
 
-        Prompts are padded at the end; lengths (int32, at least 1) are those of the prompts.
+        Prompts are padded at the end; lengths (int32, at least 1) are those of the prompts. With
+        fixed routing it takes expert ids [B, L, N, k] too.
         """
         over = self.sharded.strategy.split().over
         batch = mesh_entry(over("act_batch"))
+        inputs = PartitionSpec(batch, None), PartitionSpec(batch)
         mapped = jax.shard_map(
             self._on(self._prefill, mesh), mesh=mesh,
-            in_specs=(self.sharded.untied.specs, PartitionSpec(batch, None), PartitionSpec(batch)),
+            in_specs=(self.sharded.untied.specs, *inputs, *self._choice_specs(batch, 4)),
             out_specs=(self.cache_specs, PartitionSpec(batch, mesh_entry(over("vocab")))),
             check_vma=True,
         )  # fmt: skip
@@ -91,19 +95,30 @@ class Decoder(ShardedCache):
         """Return the function (params, cache, tokens [B]) -> cache, next logits [B, V].
 
         The new cache holds these tokens too. Jit it with `donate_argnums=1`: the cache is changed
-        in place.
+        in place. With fixed routing it takes the tokens' expert ids [B, N, k] too.
 
         Cost: sends `communication.decode_transfers`; reads `weight_bytes` and `kv_bytes`.
         """
         over = self.split.over
-        logits = PartitionSpec(mesh_entry(over("act_batch")), mesh_entry(over("vocab")))
+        batch = mesh_entry(over("act_batch"))
+        logits = PartitionSpec(batch, mesh_entry(over("vocab")))
+        inputs = self.cache_specs, self._token_spec, *self._choice_specs(batch, 3)
         mapped = jax.shard_map(
-            self._on(self._step, mesh), mesh=mesh,
-            in_specs=(self.sharded.untied.specs, self.cache_specs, self._token_spec),
+            self._on(self._step, mesh), mesh=mesh, in_specs=(self.sharded.untied.specs, *inputs),
             out_specs=(self.cache_specs, logits),
             check_vma=True,
         )  # fmt: skip
         return self._whole(mapped, mesh)
+
+    def _choice_specs(self, batch: Any, ndim: int) -> tuple[PartitionSpec, ...]:
+        """Return the spec of fixed expert ids [B, ..., N, k] of `ndim` dims, if there are any."""
+        return (PartitionSpec(batch, *[None] * (ndim - 1)),) if self.workload.replayed else ()
+
+    def _own_choices(self, choices: tuple[jax.Array, ...], split: Split) -> jax.Array | None:
+        """Return the fixed expert ids of this device's layers, [n, B, L, k], None if not fixed."""
+        if not choices:
+            return None
+        return of_stage(jnp.moveaxis(choices[0], 2, 0), split, self.sharded.groups)
 
     def _on(self, body: Callable, mesh) -> Callable:
         return self.sharded.strategy.enabling(functools.partial(body, platform=platform_of(mesh)))
@@ -117,20 +132,25 @@ class Decoder(ShardedCache):
 
         return run
 
-    def _prefill(self, state, tokens, lengths, *, platform: Platform):
+    def _prefill(self, state, tokens, lengths, *choices, platform: Platform):
         split = self.sharded.strategy.split(platform=platform).replace(kv=self.layout)
         state, split = self.sharded.untied.entered(state, split)
         model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
         seq_len = self.workload.seq_len
+
+        def blocks(x, inputs, round=None):
+            own = self._own_choices(inputs[2:], split)
+            return model.blocks(x, None, split, seq_len, own, round)
+
         functions = StackFunctions(
             embed=lambda inputs: model.embed(inputs[0], None, split),
-            blocks=lambda x, inputs, round=None: model.blocks(x, None, split, seq_len, round=round),
+            blocks=blocks,
             keep=lambda x, inputs: split.token_at(x, inputs[1] - 1, seq_len),
             finish=lambda x, inputs: model.head(x, split),
         )
         layers = self.sharded.strategy.layers
         logits, (_, kv) = layers.run(
-            functions, (tokens, lengths), self.workload.microbatches, split
+            functions, (tokens, lengths, *choices), self.workload.microbatches, split
         )
         keys, values = jax.tree.map(self._prompt_slots, kv)
         cache = KvCache(keys, values, lengths, jnp.zeros((), jnp.int32))
@@ -156,7 +176,7 @@ class Decoder(ShardedCache):
         ]
         return runs_of(np.reshape(positions, (-1, self.slots[0])))
 
-    def _step(self, state, cache: KvCache, tokens, *, platform: Platform):
+    def _step(self, state, cache: KvCache, tokens, *choices, platform: Platform):
         layout, count = self.layout, self.step_microbatches
         state, split = self.sharded.untied.entered(state, self.step_split(platform))
         model = nnx.merge(abstract_transformer(self.sharded.untied.config)[0], state)
@@ -184,7 +204,7 @@ class Decoder(ShardedCache):
         numbers = jnp.repeat(jnp.arange(count, dtype=jnp.int32), self.rows // count)
 
         def blocks(x, inputs, round=None):
-            _, positions, numbers = inputs
+            _, positions, numbers, *fixed = inputs
             if round is not None:
                 return tiled(x, positions, numbers.reshape(round.microbatches, -1)[:, 0], round)
             take = functools.partial(rows.take, number=numbers[0])
@@ -197,7 +217,10 @@ class Decoder(ShardedCache):
                 return CachedLayer(keys, values, take(spans(window)), keeps)
 
             layers = CachedLayers(cache.keys, cache.values, of_layer)
-            return model.through_layers(x, positions[:, None], split, cache=layers)
+            own = self._own_choices(tuple(ids[:, None] for ids in fixed), split)
+            return model.through_layers(
+                x, positions[:, None], split, expert_ids_NBLk=own, cache=layers
+            )
 
         def tiled(x, positions, numbers, group):
             def cached(layer, tile, r, window):
@@ -224,7 +247,7 @@ class Decoder(ShardedCache):
             finish=lambda x, inputs: model.head(x, split),
         )
         logits, (_, kv) = self.sharded.strategy.layers.run(
-            functions, (tokens, positions, numbers), count, split
+            functions, (tokens, positions, numbers, *choices), count, split
         )
 
         def put(whole, new, axis):

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from parallax.models.config import ModelConfig
 from parallax.models.parameters import FIRST_LAYERS
 from parallax.models.transformer import Transformer, abstract_transformer
 from parallax.parallel.cross_entropy import cross_entropy, next_token_labels
@@ -64,19 +65,11 @@ class ShardedTransformer(ShardedParameters):
         return "one shard_map around the model"
 
     def abstract_inputs(self, mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Return the shapes of the inputs with their shardings on `mesh`.
-
-        Returns:
-          Tokens [B, L] int32; if packed, segment ids [B, L]; with fixed routing, the expert ids of
-          each token and layer [B, L, N, k].
-        """
-        shape = (self.workload.batch, self.workload.seq_len)
-        choices = (self.config.stacked_layers, self.config.experts_per_token)
-        shapes = [shape, *([shape] if self.workload.packed else [])]
-        shapes += [(*shape, *choices)] if self.workload.replayed else []
+        """Return the shapes of the inputs (`input_shapes`) with their shardings on `mesh`."""
+        shapes = input_shapes(self.config, self.workload)
         return tuple(
-            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, spec))
-            for shape, spec in zip(shapes, self._input_specs, strict=True)
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+            for x, spec in zip(shapes, self._input_specs, strict=True)
         )
 
     def forward(self, mesh, outputs: Outputs = "last") -> Callable[..., jax.Array]:
@@ -372,6 +365,20 @@ class ShardedTransformer(ShardedParameters):
 
     def _balance(self, split: Split) -> RouterBalance:
         return RouterBalance(self.config, self.workload, split, self.groups, self.chunks)
+
+
+def input_shapes(config: ModelConfig, workload: Workload) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the shapes of a program's inputs.
+
+    Returns:
+      Tokens [B, L] int32; if packed, segment ids [B, L]; with fixed routing, the expert ids of each
+      token and layer [B, L, N, k].
+    """
+    shape = (workload.batch, workload.seq_len)
+    choices = (config.stacked_layers, config.experts_per_token)
+    shapes = [shape, *([shape] if workload.packed else [])]
+    shapes += [(*shape, *choices)] if workload.replayed else []
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes)
 
 
 def _local(params: nnx.State) -> LocalParams:

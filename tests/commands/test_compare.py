@@ -236,7 +236,7 @@ def test_nothing_that_can_run_is_bad_input_with_the_reasons():
 
 
 def test_decoding_that_a_strategy_cannot_do_is_known_before(plan):
-    with pytest.raises(ValueError, match="neither packed nor of fixed routing"):
+    with pytest.raises(ValueError, match="prompts must not be packed"):
         compare("ring_sp", phase="decode", packed=True, strategies=["ring_sequence"])
 
 

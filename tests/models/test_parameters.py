@@ -251,6 +251,7 @@ def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
     assert of_laptop_size(deep, 4).num_layers % 4 == 61 % 4
     assert of_laptop_size(deep, 64) == deep
     assert of_laptop_size(DENSE, 2) == DENSE
+    assert of_laptop_size(deep, 2).num_params < 1.5e6
     local, every = LayerKind(window=8), LayerKind()
     for layers, pattern, stages, few in (
         (62, (local,) * 5 + (every,), 2, 1),  # a part of a pattern
@@ -272,14 +273,18 @@ def test_a_small_mixture_divides_and_routes_as_the_whole_one():
         dense_d_ff=1152, router=Router(groups=8, groups_per_token=4), embed_scale=21.0,
     )  # fmt: skip
     small = of_laptop_size(whole, 2)
-    assert (small.d_model, small.num_experts, small.num_layers) == (128, 64, 3 + 2)
-    assert small.embed_scale == pytest.approx(21 * (128 / 448) ** 0.5)
+    # 32 experts in 8 groups: a token chooses 8 of the 16 in its 4 groups.
+    assert (small.d_model, small.num_experts, small.num_layers) == (64, 32, 3 + 4)
+    assert small.embed_scale == pytest.approx(21 * (64 / 448) ** 0.5)
     assert small.d_ff % 64 == 0
     assert (small.router, small.experts_per_token) == (whole.router, 8)
+    assert of_laptop_size(whole, 2, expert_parts=64).num_experts == 64
     odd = whole.replace(num_experts=160, router=None, d_model=336, d_ff=368)
-    assert of_laptop_size(odd, 2).num_experts % 32 == 0
+    assert of_laptop_size(odd, 2).num_experts == 16
+    assert of_laptop_size(odd, 2, expert_parts=32).num_experts == 32
+    assert of_laptop_size(odd, 2, expert_parts=20).num_experts == 20
     assert of_laptop_size(odd, 2).d_model % 16 == 0
-    assert of_laptop_size(odd.replace(num_experts=60), 2).num_experts == 60
+    assert of_laptop_size(odd.replace(num_experts=12), 2, expert_parts=4).num_experts == 12
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])

@@ -22,15 +22,17 @@ from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
 from parallax.workload import Workload
-from tests.selection import often
+from tests.selection import in_full, often
 from tests.strategies.cases import (
     EXPERTS,
     HYBRIDS,
+    MIXTURES,
     SMALL,
     STRATEGIES,
     UNEQUAL,
     UNEQUAL_STAGES,
     VARIANTS,
+    WITH_DENSE,
     WITH_EXPERTS,
 )
 
@@ -54,10 +56,9 @@ drawn = functools.cache(draw)
 
 @functools.cache
 def unsharded(config):
-    """Greedy tokens [4, NEW] and their logits [4, NEW, V], without a cache; and all of one long
-    prefill's logits at the same places."""
-    chosen, logits = greedy(config, drawn(config), *prompts(), NEW)
-    return chosen, logits, long_prefill(config, drawn(config), chosen)
+    """Greedy decoding without a cache; and one long prefill's logits [4, NEW, V] there."""
+    exact = greedy(config, drawn(config), *prompts(), NEW)
+    return exact, long_prefill(config, drawn(config), exact.tokens)
 
 
 def long_prefill(config, state, chosen):
@@ -74,36 +75,41 @@ def long_prefill(config, state, chosen):
 
 
 def decoded(config, strategy, batch=4, microbatches=1, forced=None, **options):
-    """Tokens [B, NEW] and logits [B, NEW, V] under a strategy; rows of a larger batch are the four
-    prompts again and again."""
-    tokens, lengths = (np.resize(x, (batch, *x.shape[1:])) for x in prompts())
+    """Decoding under a strategy; rows of a larger batch are the four prompts again and again."""
+    tokens, lengths = repeated(prompts(), batch)
     assert LONGEST % prompt_multiple(strategy) == 0
-    sharded = ShardedTransformer(config, strategy, Workload(batch, LONGEST, microbatches))
+    load = Workload(batch, LONGEST, microbatches, replayed=bool(forced and forced.expert_ids))
+    sharded = ShardedTransformer(config, strategy, load)
     state = cast(drawn(config.replace(dtype="float64")), config.dtype)
-    return decode(Decoder(sharded, NEW, **options), state, tokens, lengths, forced)
+    decoder = Decoder(sharded, NEW, **options)
+    return decode(decoder, state, tokens, lengths, repeated(forced, batch))
+
+
+def repeated(arrays, batch):
+    return jax.tree.map(lambda x: np.resize(x, (batch, *x.shape[1:])), arrays)
 
 
 def check(config, strategy, batch=4, **options):
-    chosen, logits = decoded(config, strategy, batch, **options)
-    exact = [np.resize(x, (batch, *x.shape[1:])) for x in unsharded(config)]
-    np.testing.assert_array_equal(chosen, exact[0])
-    assert relative_error(logits, exact[1]) < FLOAT64_LIMIT
-    assert relative_error(logits, exact[2]) < FLOAT64_LIMIT
+    found = decoded(config, strategy, batch, **options)
+    exact, long = repeated(unsharded(config), batch)
+    np.testing.assert_array_equal(found.tokens, exact.tokens)
+    assert relative_error(found.logits, exact.logits) < FLOAT64_LIMIT
+    assert relative_error(found.logits, long) < FLOAT64_LIMIT
 
 
 def test_the_reference_says_something():
-    chosen, logits, long = unsharded(SMALL)
-    assert len(np.unique(chosen)) > 8
-    assert 0.5 < np.sqrt(np.mean(np.square(logits))) < 2
-    assert relative_error(logits, long) < FLOAT64_LIMIT
+    exact, long = unsharded(SMALL)
+    assert len(np.unique(exact.tokens)) > 8
+    assert 0.5 < np.sqrt(np.mean(np.square(exact.logits))) < 2
+    assert relative_error(exact.logits, long) < FLOAT64_LIMIT
 
 
 @functools.cache
 def own_error(dtype):
     """Of the unsharded model's logits in a lower dtype, with the exact model's tokens going in."""
-    chosen, _, exact = unsharded(SMALL)
-    found = long_prefill(SMALL.replace(dtype=dtype), cast(drawn(SMALL), dtype), chosen)
-    return relative_error(found, exact)
+    exact, long = unsharded(SMALL)
+    found = long_prefill(SMALL.replace(dtype=dtype), cast(drawn(SMALL), dtype), exact.tokens)
+    return relative_error(found, long)
 
 
 DENSE = STRATEGIES | VARIANTS
@@ -147,6 +153,30 @@ def test_decode_with_experts(name):
     check(EXPERTS, WITH_EXPERTS[name], batch=16)
 
 
+@functools.cache
+def of_other_experts(config):
+    """Greedy decoding with other experts than the routers choose: the next ones, in each place."""
+    exact = unsharded(config)[0]
+    forced = exact._replace(
+        expert_ids=tuple((x + 1) % config.num_experts for x in exact.expert_ids)
+    )
+    return greedy(config, drawn(config), *prompts(), NEW, forced)
+
+
+OF_EXPERTS = {n: (EXPERTS, s) for n, s in WITH_EXPERTS.items()} | {
+    f"dense first {n}": (WITH_DENSE, MIXTURES[n]) for n in ("pipeline x tensor", "colocated")
+}
+
+
+@in_full(OF_EXPERTS, "exchange", "dense first pipeline x tensor")
+def test_fixed_routing_is_that_of_every_token(name):
+    config, strategy = OF_EXPERTS[name]
+    forced, own = of_other_experts(config), unsharded(config)[0]
+    assert relative_error(forced.logits, own.logits) > 1e-2
+    found = decoded(config, strategy, batch=16, forced=forced)
+    assert relative_error(found.logits, repeated(forced, 16).logits) < FLOAT64_LIMIT
+
+
 @pytest.mark.exhaustive
 @often(UNEQUAL_STAGES, "chosen")
 def test_decode_on_stages_of_unequal_depth(name):
@@ -168,10 +198,10 @@ def test_decode_with_learned_positions_and_whole_key_heads():
 )
 @often(("ring_sequence", "two_level", "tensor_pipeline"), "ring_sequence")
 def test_lower_precision_by_the_table(name, dtype):
-    exact = unsharded(SMALL)
+    exact = unsharded(SMALL)[0]
     config = SMALL.replace(dtype=dtype)
-    _, logits = decoded(config, STRATEGIES[name], forced=exact[0])
-    error = relative_error(logits, exact[1])
+    found = decoded(config, STRATEGIES[name], forced=exact)
+    error = relative_error(found.logits, exact.logits)
     assert judge(dtype, error, 0.0, reference_logits_error=own_error(dtype)).passed
     assert error > FLOAT64_LIMIT
 
@@ -190,8 +220,8 @@ def forget_a_device(patch):
 def a_position_late(patch):
     exact = Decoder._prefill
 
-    def prefill(self, state, tokens, lengths, **platform):
-        cache, logits = exact(self, state, tokens, lengths, **platform)
+    def prefill(self, state, *inputs, **platform):
+        cache, logits = exact(self, state, *inputs, **platform)
         return cache._replace(positions=cache.positions + 1), logits
 
     patch.setattr(Decoder, "_prefill", prefill)
@@ -218,12 +248,12 @@ def lose_the_last_key(patch):
 )  # fmt: skip
 def test_mutations_are_seen(mutate, monkeypatch):
     name = mutate(monkeypatch)
-    exact = unsharded(SMALL)
+    exact = unsharded(SMALL)[0]
     try:
-        _, logits = decoded(SMALL, STRATEGIES[name], forced=exact[0])
+        found = decoded(SMALL, STRATEGIES[name], forced=exact)
     finally:
         monkeypatch.undo()
-    assert not relative_error(logits, exact[1]) < 1e-2
+    assert not relative_error(found.logits, exact.logits) < 1e-2
 
 
 @pytest.mark.parametrize(
