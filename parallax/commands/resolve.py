@@ -286,7 +286,8 @@ def _sizes(
     chosen = any(getattr(s.layers, "layers", None) is not None for s in strategies)
     if paper is None and not chosen:
         parts = math.lcm(*(s.count("expert") for s in splits))
-        small_config = of_laptop_size(small_config, stages, parts)
+        devices = max(s.mesh.size for s in strategies)
+        small_config = of_laptop_size(small_config, stages, devices, parts)
     whole = Size(config, workload, request.microbatches is not None)
     return whole, Size(small_config, base, False)
 

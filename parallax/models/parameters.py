@@ -113,17 +113,20 @@ def end_parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     return tuple(p for p in model_parameters(config) if p.path[0] != "layers")
 
 
-def of_laptop_size(config: ModelConfig, stages: int, expert_parts: int = 1) -> ModelConfig:
+def of_laptop_size(
+    config: ModelConfig, stages: int, devices: int, expert_parts: int = 1
+) -> ModelConfig:
     """Return a model with as many of its layers and experts as a laptop runs on virtual devices.
 
-    Neighbours of one kind in its pattern become one, and of many layers, many experts and a wide
-    residual stream few stay, divisible as before; routers still choose. MLPs are narrower where
-    the layers have too many parameters.
+    Neighbours of one kind in its pattern become one, and of many layers, heads and experts and of a
+    wide residual stream few stay, divisible as before; routers still choose, and queries share keys
+    as before. MLPs are narrower where the layers have too many parameters.
 
     Args:
       config: a model of small width.
       stages: stages, with their chunks; each gets whole patterns. As many as before are left over,
         though of a part of a pattern at most one layer less than a pattern.
+      devices: devices that heads are divided over, as far as they were before.
       expert_parts: parts that the experts are divided into.
     """
     kinds = tuple(kind for kind, _ in itertools.groupby(config.kinds))
@@ -132,7 +135,10 @@ def of_laptop_size(config: ModelConfig, stages: int, expert_parts: int = 1) -> M
     layers = -(-_LAPTOP_LAYERS // unit) * unit
     layers += patterns * len(kinds) + min(part, len(kinds) - 1)
     small = config.of_width(min(config.d_model, _multiple(_LAPTOP_WIDTH, config.d_model)))
+    heads, kv_heads = _few_heads(config, devices)
     small = small.replace(
+        num_heads=heads,
+        num_kv_heads=kv_heads,
         pattern=config.pattern and kinds,
         dense_layers=config.dense_layers // count * len(kinds),
         num_experts=_few_experts(config, expert_parts),
@@ -140,6 +146,17 @@ def of_laptop_size(config: ModelConfig, stages: int, expert_parts: int = 1) -> M
     small = _of_fitting_mlps(small, layers)
     layers += small.dense_layers
     return config if layers >= config.num_layers else small.replace(num_layers=layers)
+
+
+def _few_heads(config: ModelConfig, devices: int) -> tuple[int, int]:
+    """Return the numbers of query and key/value heads, or fewer."""
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    unit = math.gcd(heads, devices)
+    if heads == kv_heads:
+        few = min(heads, max(2, unit))
+        return few, few
+    unit = math.lcm(unit, kv_heads)
+    return min(heads, (kv_heads // unit + 1) * unit), kv_heads
 
 
 def _few_experts(config: ModelConfig, parts: int) -> int:

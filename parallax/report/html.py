@@ -90,7 +90,9 @@ def _context(report: Comparison) -> dict[str, Any]:
         "facts": fact_rows(results, paper),
         "ledgers": [(r.name, r.compilation, ledger_rows(r.compilation))
                     for r in results if r.compilation],
-        "conditions": (describe_verification(results), describe_measurement(results)),
+        "conditions": (
+            describe_verification(results, report.config), describe_measurement(results)
+        ),
         "notes": notes(results),
         "profiles": [
             (profile_plot(p, f"profile{i}"), grid_html(profile_grid(name, p)))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from parallax.models.config import ModelConfig
 from parallax.papers.paper import Paper
 from parallax.report import words
-from parallax.results.lens_results import ProcessTime, StrategyResult
+from parallax.results.lens_results import ProcessTime, StrategyResult, Verification
 from parallax.workload import Workload
 
 
@@ -78,7 +78,7 @@ def describe_workload(workload: Workload) -> str:
     )
 
 
-def describe_verification(results: tuple[StrategyResult, ...]) -> str:
+def describe_verification(results: tuple[StrategyResult, ...], config: ModelConfig) -> str:
     """Return what the exactness figures were measured on; "" if nothing was verified."""
     v = next((r.verification for r in results if r.verification), None)
     if v is None:
@@ -86,8 +86,16 @@ def describe_verification(results: tuple[StrategyResult, ...]) -> str:
     return (
         f"Exactness was measured on {v.model}, {describe_workload(v.workload)}, on "
         f"{words.counted(v.devices, f'{v.platform} device')}, text: {v.text}; logit RMS "
-        f"{words.digits(v.logit_rms, 2)}; relative L2 against the unsharded model in float64."
+        f"{words.digits(v.logit_rms, 2)}; relative L2 against the unsharded model in float64"
+        f"{_replayed(v, config)}."
     )
+
+
+def _replayed(v: Verification, config: ModelConfig) -> str:
+    lower = [row.dtype for row in v.rows if row.dtype != "float64"]
+    if not (config.num_experts and lower):
+        return ""
+    return f"; in {' and '.join(lower)} tokens go to the experts that its routers choose"
 
 
 def describe_measurement(results: tuple[StrategyResult, ...]) -> str:

@@ -53,8 +53,8 @@ def _parts(report: Comparison) -> Iterator[RenderableType]:
     for first in range(0, len(report.results), _COLUMNS_A_TABLE):
         yield _comparison(report.results, rows, slice(first, first + _COLUMNS_A_TABLE))
     yield _legend(phase_of(report.results))
-    conditions = (describe_verification(report.results), describe_measurement(report.results))
-    yield from _list("", conditions)
+    verified = describe_verification(report.results, report.config)
+    yield from _list("", (verified, describe_measurement(report.results)))
     for result in report.results:
         if result.compilation is not None and result.compilation.collectives:
             yield Text()
@@ -94,7 +94,7 @@ def _sweep_page(report: Comparison, sweep: Sweep) -> Iterator[RenderableType]:
     if rows:
         yield Text()
         yield _comparison(report.results, rows, slice(0, len(report.results)))
-    yield from _list("", (describe_verification(report.results),))
+    yield from _list("", (describe_verification(report.results, report.config),))
     yield from _end(report)
 
 

@@ -247,11 +247,11 @@ def test_no_array_is_made():
 
 def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
     deep = DENSE.replace(num_heads=64, num_kv_heads=64, d_model=512, d_ff=2048, num_layers=61)
-    assert of_laptop_size(deep, 1).num_layers > 2
-    assert of_laptop_size(deep, 4).num_layers % 4 == 61 % 4
-    assert of_laptop_size(deep, 64) == deep
-    assert of_laptop_size(DENSE, 2) == DENSE
-    assert of_laptop_size(deep, 2).num_params < 1.5e6
+    assert of_laptop_size(deep, 1, 16).num_layers > 2
+    assert of_laptop_size(deep, 4, 16).num_layers % 4 == 61 % 4
+    assert of_laptop_size(deep, 64, 64) == deep
+    assert of_laptop_size(DENSE, 2, 16) == DENSE
+    assert of_laptop_size(deep, 2, 16).num_params < 1.5e6
     local, every = LayerKind(window=8), LayerKind()
     for layers, pattern, stages, few in (
         (62, (local,) * 5 + (every,), 2, 1),  # a part of a pattern
@@ -260,7 +260,7 @@ def test_a_deep_model_keeps_its_kinds_of_layers_and_what_stages_leave_over():
         (24, (local, every), 2, 0),
         (80, (), 8, 0),
     ):
-        small = of_laptop_size(deep.replace(num_layers=layers, pattern=pattern), stages)
+        small = of_laptop_size(deep.replace(num_layers=layers, pattern=pattern), stages, 16)
         assert small.kinds == ((local, every) if pattern else (every,))
         assert small.num_layers % (stages * len(small.kinds)) == few
         assert small.num_params < 5e6
@@ -272,19 +272,38 @@ def test_a_small_mixture_divides_and_routes_as_the_whole_one():
         d_model=448, d_ff=128, num_layers=61, num_experts=256, experts_per_token=8, dense_layers=3,
         dense_d_ff=1152, router=Router(groups=8, groups_per_token=4), embed_scale=21.0,
     )  # fmt: skip
-    small = of_laptop_size(whole, 2)
+    small = of_laptop_size(whole, 2, 16)
     # 32 experts in 8 groups: a token chooses 8 of the 16 in its 4 groups.
     assert (small.d_model, small.num_experts, small.num_layers) == (64, 32, 3 + 4)
     assert small.embed_scale == pytest.approx(21 * (64 / 448) ** 0.5)
     assert small.d_ff % 64 == 0
     assert (small.router, small.experts_per_token) == (whole.router, 8)
-    assert of_laptop_size(whole, 2, expert_parts=64).num_experts == 64
+    assert of_laptop_size(whole, 2, 16, expert_parts=64).num_experts == 64
     odd = whole.replace(num_experts=160, router=None, d_model=336, d_ff=368)
-    assert of_laptop_size(odd, 2).num_experts == 16
-    assert of_laptop_size(odd, 2, expert_parts=32).num_experts == 32
-    assert of_laptop_size(odd, 2, expert_parts=20).num_experts == 20
-    assert of_laptop_size(odd, 2).d_model % 16 == 0
-    assert of_laptop_size(odd.replace(num_experts=12), 2, expert_parts=4).num_experts == 12
+    assert of_laptop_size(odd, 2, 16).num_experts == 16
+    assert of_laptop_size(odd, 2, 16, expert_parts=32).num_experts == 32
+    assert of_laptop_size(odd, 2, 16, expert_parts=20).num_experts == 20
+    assert of_laptop_size(odd, 2, 16).d_model % 16 == 0
+    assert of_laptop_size(odd.replace(num_experts=12), 2, 16, expert_parts=4).num_experts == 12
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "devices", "few"),
+    [
+        (64, 8, 16, (16, 8)),
+        (64, 8, 32, (32, 8)),
+        (28, 4, 16, (8, 4)),
+        (40, 8, 16, (16, 8)),
+        (32, 32, 16, (16, 16)),
+        (9, 3, 16, (6, 3)),
+        (7, 7, 16, (2, 2)),
+        (8, 1, 16, (8, 1)),
+    ],
+)
+def test_few_heads_divide_and_share_keys_as_the_whole_models(heads, kv_heads, devices, few):
+    whole = DENSE.replace(num_heads=heads, num_kv_heads=kv_heads, d_model=512, num_layers=61)
+    small = of_laptop_size(whole, 1, devices)
+    assert (small.num_heads, small.num_kv_heads) == few
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
