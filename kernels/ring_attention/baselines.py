@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from parallax.kernels.errors import relative_error
 from parallax.kernels.ring_attention.cases import Case, every_head, inputs, masked_scores, step_of
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
+from parallax.kernels.ring_attention.tiles import CANDIDATES
 
 STEPS = 16
 # Rows checked against float64; all rows of a long case would take minutes on a CPU.
@@ -30,7 +30,7 @@ def baselines(case: Case) -> dict[str, Callable | str]:
     cuts = {
         f"mosaic: {tile}": _steps(case._replace(tile=tile), "mosaic", 1)
         for tile in CANDIDATES[case.head_dim]
-        if tile != DEFAULTS[case.head_dim]
+        if tile != case.kind.cut
     }
     return {
         "mosaic": _steps(case, "mosaic", 1),

@@ -21,8 +21,9 @@ ABOUT = (
     "carry or to the normalised output. Full and causal masks, windows and segments, whose hidden "
     "blocks are skipped, sinks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, "
     "256, 512. Several tilings: softmax overlapped with products (ahead), alternating warpgroups "
-    "(turns), clusters of two that share keys and values by multicast; turns, and ahead with "
-    "cluster for 512, are the defaults until a GPU has timed them."
+    "(turns), clusters of two that share keys and values by multicast, one consumer warpgroup (64 "
+    "rows). Until a GPU has timed them, the defaults are turns, ahead with cluster for 512, and 64 "
+    "rows where the thread blocks of turns leave half of the multiprocessors idle."
 )
 
 
@@ -94,7 +95,7 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        cut = self.tile or shipped(self.head_dim, self.q_length)
+        cut = self.tile or shipped((self.batch, self.q_length, self.heads, self.head_dim))
         return Kind(self.head_dim, self.dtype, self.is_causal, cut)
 
     @property
@@ -117,11 +118,12 @@ class Case(NamedTuple):
 EARLIER = 24
 
 # Few tokens, for the interpreter: every head_dim, ragged ends, grouped heads, masks, both dtypes.
+# Those of up to 256 without a tile run in blocks of 64 rows.
 SMALL = (
     Case(64, "bfloat16", 40, 200),
-    Case(64, "float16", 137, 137, heads=2, is_causal=True),
+    Case(64, "float16", 137, 137, heads=2, is_causal=True, tile="turns"),
     Case(128, "bfloat16", 313, 313, is_causal=True),
-    Case(128, "float16", 70, 160, heads=2, limit=131),
+    Case(128, "float16", 70, 160, heads=2, limit=131, tile="turns"),
     Case(256, "bfloat16", 72, 150, heads=2, kv_heads=2, batch=2),
     Case(256, "float16", 130, 130, is_causal=True),
     Case(512, "bfloat16", 100, 150, heads=2),
@@ -135,17 +137,21 @@ SMALL = (
     Case(512, "bfloat16", 70, 70, is_causal=True, tile="plain"),
     Case(128, "bfloat16", 137, 137, is_causal=True, window=50, segments=3, first=True, sinks=True,
          last=True, heads=2),
-    Case(64, "float16", 150, 150, is_causal=True, window=70, offset=150, last=True),
+    Case(64, "float16", 150, 150, is_causal=True, window=70, offset=150, last=True, tile="turns"),
     Case(512, "bfloat16", 70, 150, segments=2, batch=2, last=True),
     Case(512, "bfloat16", 70, 140, is_causal=True, window=33, offset=71, first=True, tile="plain"),
     Case(64, "bfloat16", 130, 130, segments=2, first=True, tile="ahead, turns, cluster"),
     Case(256, "float16", 64, 70, limit=65, first=True, sinks=True, last=True),
+    Case(128, "float16", 70, 300, heads=2, limit=131),
+    Case(64, "bfloat16", 150, 400, segments=2, batch=2, last=True),
+    Case(128, "bfloat16", 137, 137, is_causal=True, window=50, segments=3, heads=2),
 )  # fmt: skip
 
 _LONG = tuple(
     Case(head_dim, "bfloat16", 10_000, 10_000, heads=8, kv_heads=4, is_causal=True)
     for head_dim in (64, 128, 256, 512)
 )
+_PIECES = tuple(case._replace(q_length=625, kv_length=625) for case in _LONG[:3])  # of 64 rows
 # 10,000 tokens on one device, over 16 devices, and halves of such a piece in zigzag order; every
 # other tiling of a head_dim; and whole attention, all masks at once, and those with a carry: what
 # needs most registers.
@@ -167,20 +173,25 @@ SHIPPED = (
         if tile != DEFAULTS[case.head_dim]
     ),
     *(case._replace(first=True, last=True) for case in _LONG),
-    *(case._replace(window=4096, segments=8, first=True, sinks=True, last=True) for case in _LONG),
     *(
-        case._replace(window=4096, offset=10_000, segments=8)
-        for case in _LONG
-        if case.head_dim in (256, 512)
+        case._replace(window=4096, segments=8, first=True, sinks=True, last=True)
+        for case in (*_LONG, *_PIECES)
+    ),
+    *(
+        case._replace(window=4096, offset=case.q_length, segments=8)
+        for case in (*_LONG[2:], *_PIECES)
     ),
 )
 
-# Whole sequences, as in published figures.
-TIMED = tuple(
-    Case(head_dim, "bfloat16", length, length, heads=16, kv_heads=16, is_causal=causal)
-    for head_dim in (128, 256, 512)
-    for length in (4096, 10_000)
-    for causal in (False, True)
+# Whole sequences, as in published figures, and pieces of a ring.
+TIMED = (
+    *(
+        Case(head_dim, "bfloat16", length, length, heads=16, kv_heads=16, is_causal=causal)
+        for head_dim in (128, 256, 512)
+        for length in (4096, 10_000)
+        for causal in (False, True)
+    ),
+    *(Case(128, "bfloat16", length, length, heads=16, kv_heads=16) for length in (312, 625)),
 )
 
 

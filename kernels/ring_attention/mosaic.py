@@ -1,6 +1,6 @@
 """The calls of the Mosaic GPU kernels for Hopper: the attention step, forward and backward.
 
-Scores stay on the chip: the copy engine loads blocks of tokens while two warpgroups multiply with
+Scores stay on the chip: the copy engine loads blocks of tokens while warpgroups multiply with
 wgmma and keep results in registers. Forward is one kernel; backward, one computes dq, and one or
 two compute dk and dv: `backward_tiles` documents which and why. No GPU has run them yet: they are
 checked in interpret mode, and compiled to machine code for the H100.
@@ -32,7 +32,7 @@ def step(
 
     Args:
       carry: (o, m, l), or None: nothing is read, and sinks [H] may be given.
-      tile: the tiling; None takes the one that ships for this head_dim and length.
+      tile: the tiling; None takes the one that ships for this shape.
 
     Cost: 2 FLOPs x `mask.score_elements` x (K + V) per query head, declared to XLA with the bytes
       of all operands and results; segments may skip some of them, for which XLA reads the ids first
@@ -41,7 +41,7 @@ def step(
       tiles already (`Tile.cluster_queries`) avoid all copies of the carry: a ring pads them once.
     """
     batch, length, heads, width = q.shape
-    tile = tile or shipped_tile(width, length)
+    tile = tile or shipped_tile(q.shape)
     rows, lengths = tile.cluster_queries, (length, k.shape[1])
     if length != -(-k.shape[1] // rows) * rows:  # a ring pads its queries itself
         mask.check_lengths(*lengths)
@@ -66,6 +66,7 @@ def step(
         grid={"batch": batch, "heads": heads, "rows": tiles},
         flops=4.0 * batch * heads * width * score_elements(mask, lengths, rows, tile.keys),
         cluster=tile.cluster,
+        num_threads=1 + tile.warpgroups,
     )
     if last:
         return made.out[:, :length], made.lse[:, :, :length]
@@ -128,7 +129,10 @@ def _run(
     return {name: x[:, : lengths[cut.by_keys]] for name, x in made.items()}
 
 
-def _call(name: str, kernel, arrays, results, *, grid: dict[str, int], flops: float, cluster: int):
+def _call(
+    name: str, kernel, arrays, results, *, grid: dict[str, int], flops: float, cluster: int,
+    num_threads: int = 3,
+):  # fmt: skip
     """Call `kernel(arrays, results)` on trees of arrays, and return what it writes as `results`."""
     operands, of_arrays = jax.tree.flatten(arrays)
     shapes, of_results = jax.tree.flatten(results)
@@ -140,7 +144,7 @@ def _call(name: str, kernel, arrays, results, *, grid: dict[str, int], flops: fl
     clusters = {"cluster": (cluster,), "cluster_names": (hopper.CLUSTER,)} if cluster > 1 else {}
     made = hopper.call(
         name, body, operands, shapes, grid=grid, flops=flops,
-        bytes_accessed=hopper.bytes_of(*operands, *shapes), **clusters,
+        bytes_accessed=hopper.bytes_of(*operands, *shapes), num_threads=num_threads, **clusters,
     )  # fmt: skip
     return jax.tree.unflatten(of_results, made)
 

@@ -24,7 +24,6 @@ from parallax.kernels.ring_attention.mosaic_parts import (
     zeros,
 )
 
-WARPGROUPS = 2
 # Columns of the old output in registers at a time: 128 bytes, one swizzle.
 CHUNK = 32
 

@@ -1,6 +1,6 @@
 """The forward kernel: the attention of one thread block, from its queries to what it writes.
 
-One producer warpgroup copies blocks of keys and values into rings of shared memory, and two
+One producer warpgroup copies blocks of keys and values into rings of shared memory, and one or two
 consumer warpgroups multiply with wgmma, 64 rows each. In the tilings called wide (`tiles`) they
 share the rows: each multiplies its half of head_dim, adds the other's partial scores, and from
 there on both have the same scores, maxima and weights, each for its own half of the values.
@@ -26,7 +26,6 @@ from parallax.kernels.hopper import Ring, i32, opaque_zero
 from parallax.kernels.ring_attention import mosaic_carry as carry
 from parallax.kernels.ring_attention import mosaic_parts as parts
 from parallax.kernels.ring_attention.mosaic_carry import (
-    WARPGROUPS,
     Carries,
     Finished,
     Own,
@@ -35,7 +34,6 @@ from parallax.kernels.ring_attention.mosaic_carry import (
 from parallax.kernels.ring_attention.mosaic_parts import MaskArrays, Problem, per_row
 from parallax.kernels.ring_attention.tiles import Tile
 
-PRODUCER = WARPGROUPS
 # The old output is prefetched to L2 this many blocks before the end.
 NEAR = 4
 # Columns of partial scores in registers at a time.
@@ -107,8 +105,9 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
     def roles(scratch: Scratch):
         (keys, old_keys), (values, old_values) = _apart(scratch.keys), _apart(scratch.values)
         scratch, old_memories = scratch._replace(keys=keys, values=values), (old_keys, old_values)
-        pl.when(warpgroup == PRODUCER)(lambda: produce(scratch, old_memories))
-        pl.when(warpgroup != PRODUCER)(lambda: consume(scratch, old_memories))
+        producer = tile.warpgroups
+        pl.when(warpgroup == producer)(lambda: produce(scratch, old_memories))
+        pl.when(warpgroup != producer)(lambda: consume(scratch, old_memories))
 
     def produce(scratch: Scratch, old_memories):
         plgpu.set_max_registers(hopper.LOADER_REGISTERS, action="decrease")
@@ -129,7 +128,7 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
                 ring.fill(j * tile.halves + half, copy)
 
         def prefetch():
-            for own in map(own_of, range(WARPGROUPS)):
+            for own in map(own_of, range(tile.warpgroups)):
                 columns = pl.ds(own.column, own.columns)
                 plgpu.async_prefetch(arrays.old.o.at[(*own.rows, columns)])
 
@@ -145,8 +144,8 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
 
         for half, ring in enumerate((scratch.keys, scratch.values)):
             ring.drain(steps * tile.halves)
-            for w in range(WARPGROUPS if has_carry else 0):
-                full = scratch.old_full.at[half * WARPGROUPS + w]
+            for w in range(tile.warpgroups if has_carry else 0):
+                full = scratch.old_full.at[half * tile.warpgroups + w]
                 if arrays.old is None:  # the memory is free
                     plgpu.barrier_arrive(full)
                 else:
@@ -289,7 +288,7 @@ def kernel(arrays: Arrays, new: Carries | Finished, *, problem: Problem, tile: T
             added = lax.fori_loop(0, steps, in_sequence, state)
         pl.when(warpgroup == 0)(pass_turn)
 
-        full = [scratch.old_full.at[x * WARPGROUPS + warpgroup] for x in range(2)]
+        full = [scratch.old_full.at[x * tile.warpgroups + warpgroup] for x in range(2)]
         memories = [x.at[warpgroup] for x in old_memories]
         if arrays.old is not None:
             added = carry.add(added, state.m, memories, full)
@@ -309,27 +308,27 @@ def scratch_of(problem: Problem, tile: Tile, columns: int) -> Scratch:
 
     def ring(ids=()):
         blocks = hopper.swizzled((stages, tile.keys, columns), problem.dtype)
-        half_of_old = hopper.swizzled((WARPGROUPS, ROWS, columns // 2), "float32")
+        half_of_old = hopper.swizzled((tile.warpgroups, ROWS, columns // 2), "float32")
         return hopper.ring(
             (plgpu.RefUnion(blocks, half_of_old), *ids), stages,
-            consumers=WARPGROUPS // tile.halves, copies=1 + len(ids), cluster=tile.cluster,
+            consumers=tile.warpgroups // tile.halves, copies=1 + len(ids), cluster=tile.cluster,
         )  # fmt: skip
 
     # The wide tilings have no memory left: their ids come from device memory.
     in_ring = problem.has_segments and not tile.wide
     ids = (plgpu.SMEM((stages, tile.keys), "int32"),) if in_ring else ()
-    both = plgpu.Barrier(num_arrivals=WARPGROUPS)
-    exchange = hopper.swizzled((WARPGROUPS, ROWS, tile.keys), "float32")
+    both = plgpu.Barrier(num_arrivals=tile.warpgroups)
+    exchange = hopper.swizzled((tile.warpgroups, ROWS, tile.keys), "float32")
     return Scratch(
-        q=hopper.swizzled((WARPGROUPS, ROWS, columns), problem.dtype),
-        q_full=plgpu.Barrier(num_barriers=WARPGROUPS),
+        q=hopper.swizzled((tile.warpgroups, ROWS, columns), problem.dtype),
+        q_full=plgpu.Barrier(num_barriers=tile.warpgroups),
         values=ring(),
         exchange=exchange if tile.wide else None,
         keys=ring(ids),
         exchange_full=both if tile.wide else None,
         exchange_empty=both if tile.wide else None,
-        turn=plgpu.Barrier(num_barriers=WARPGROUPS),
-        old_full=plgpu.Barrier(num_barriers=2 * WARPGROUPS),
+        turn=plgpu.Barrier(num_barriers=tile.warpgroups),
+        old_full=plgpu.Barrier(num_barriers=2 * tile.warpgroups),
     )
 
 

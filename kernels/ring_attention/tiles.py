@@ -1,17 +1,26 @@
 """What the Mosaic kernels support and how they tile it, with some configurations per head_dim.
 
-There are two kernels (Hopper; one producer and two consumer warpgroups):
-  rows: each consumer warpgroup has 64 queries and all of their output, up to 256 wide.
-  wide: both share 64 queries; each has half of the output's columns, since 64 x 512 float32 do not
+There is one kernel (Hopper; one producer warpgroup) with three kinds of consumers:
+  rows: two warpgroups have 64 queries each and all of their output, up to 256 wide.
+  64 rows: one warpgroup has 64 queries. Half as much work per thread block, for few of them.
+  wide: two share 64 queries; each has half of the output's columns, since 64 x 512 float32 do not
     fit a warpgroup's registers. Each also multiplies half of head_dim, and the two add scores.
 
 Their bounds (derived; assumed: 132 multiprocessors at 1.755 GHz, 4,096 FLOPs and 128 bytes of
 shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
   L2: a thread block reads all K and V for its queries, 1 byte for as many FLOPs as it has queries.
-    128 (rows): 704 TFLOP/s; 64 (wide): 352; a cluster of two doubles both.
+    128 (rows): 704 TFLOP/s; 64 (the others): 352; a cluster of two doubles both.
   Shared memory, wide, a block of 64 keys (8.4 MFLOPs, 2,048 cycles of the tensor cores): 128 KB
     arrive, products read 128 KB of Q and K and 64 KB of V, the exchange of scores moves 64 KB:
     3,072 cycles, 633 TFLOP/s. Rows, 256: 256 KB, the tensor cores' 2,048 cycles; 128: 224 KB.
+  64 rows, head_dim 128, 128 keys: 1,024 cycles of the tensor cores, and some 170 in which they wait
+    for the end of a softmax (of 484 instructions, compiled); 144 KB, 1,152 cycles of shared memory.
+    Rows: 2,048 cycles. So it is 1.7 times as fast where each block has a multiprocessor, 1.5 with
+    all of them reading from L2: where blocks of 128 rows leave half of the multiprocessors idle
+    (625 queries of up to 13 heads, 313, as in zigzag order, of up to 22). It is not where two
+    blocks follow each other on one: 625 queries of 16 heads are 160 blocks. Nor would it be with
+    both at a time (64 keys each, to fit): 80 KB arrive or are read per block and 64 keys, 1,280
+    cycles for two, where rows take 1,024.
   Device memory: thread blocks of one head run concurrently (79 or 157 of them for 10,000 queries),
     and the head's 20 MB of K and V (head_dim 512) stay in the 50 MB of L2: 16 heads read 0.33 GB
     once. With heads running concurrently instead, all 0.33 GB are read in each of 19 waves: 6.2 GB,
@@ -24,7 +33,7 @@ shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
 from typing import NamedTuple
 
 from parallax.kernels import dispatch
-from parallax.kernels.chip import DTYPES, ROWS
+from parallax.kernels.chip import DTYPES, MULTIPROCESSORS, ROWS
 from parallax.kernels.validation import PLAIN, Kind
 
 # Copies move whole 8-row tiles of queries, keys, values and output.
@@ -42,7 +51,8 @@ class Tile(NamedTuple):
         multicast: 1 or 2.
       ahead: whether a block's softmax overlaps with the product of the previous block's values.
       turns: whether the two warpgroups alternate at the tensor cores. Not for the wide kernel,
-        whose warpgroups work on the same scores.
+        whose warpgroups work on the same scores, nor for one warpgroup.
+      warpgroups: consumer warpgroups, 1 or 2.
     """
 
     keys: int
@@ -51,6 +61,7 @@ class Tile(NamedTuple):
     cluster: int = 1
     ahead: bool = False
     turns: bool = False
+    warpgroups: int = 2
 
     @property
     def halves(self) -> int:
@@ -60,7 +71,7 @@ class Tile(NamedTuple):
     @property
     def queries(self) -> int:
         """Number of query rows per thread block."""
-        return ROWS if self.wide else 2 * ROWS
+        return ROWS * self.warpgroups // self.halves
 
     @property
     def cluster_queries(self) -> int:
@@ -69,6 +80,7 @@ class Tile(NamedTuple):
 
 
 # Tilings of each head_dim that are timed side by side. All compute the same.
+SMALL_BLOCKS = "64 rows"
 _ROWS = {
     64: Tile(keys=128, stages=2),
     128: Tile(keys=128, stages=2),
@@ -80,6 +92,7 @@ CANDIDATES: dict[int, dict[str, Tile]] = {
         "turns": tile._replace(turns=True),
         "ahead": tile._replace(ahead=True),
         "ahead, turns, cluster": tile._replace(ahead=True, turns=True, cluster=2),
+        SMALL_BLOCKS: tile._replace(ahead=True, cluster=2, warpgroups=1),
     }
     for head_dim, tile in _ROWS.items()
 }
@@ -98,27 +111,30 @@ DEFAULTS = {64: "turns", 128: "turns", 256: "turns", 512: "ahead, cluster"}
 _MOST_FILLING = 0.05
 
 
-def shipped(head_dim: int, length: int) -> str:
-    """Return the name of the tiling that runs for this number of queries, of `CANDIDATES`.
+def shipped(shape: tuple[int, ...]) -> str:
+    """Return the name of the tiling that runs for queries [B, L, H, K], of `CANDIDATES`.
 
     Whole blocks of it have the same tiling, so that a ring may fill up its queries.
     """
-    name = DEFAULTS[head_dim]
-    tile, alone = CANDIDATES[head_dim][name], name.removesuffix(", cluster")
-    blocks, clusters = (-(-length // n) * n for n in (tile.queries, tile.cluster_queries))
-    return alone if clusters > (1 + _MOST_FILLING) * blocks else name
+    batch, length, heads, head_dim = shape
+    name, tiles = DEFAULTS[head_dim], CANDIDATES[head_dim]
+    tile = tiles[name]
+    blocks, clusters = (-(-length // n) for n in (tile.queries, tile.cluster_queries))
+    if SMALL_BLOCKS in tiles and 2 * batch * heads * blocks <= MULTIPROCESSORS:
+        return SMALL_BLOCKS
+    fills = clusters * tile.cluster <= (1 + _MOST_FILLING) * blocks
+    return name if fills else name.removesuffix(", cluster")
 
 
-def shipped_tile(head_dim: int, length: int) -> Tile:
-    """Return the tiling that runs for this number of queries."""
-    return CANDIDATES[head_dim][shipped(head_dim, length)]
+def shipped_tile(shape: tuple[int, ...]) -> Tile:
+    """Return the tiling that runs for queries of this shape."""
+    return CANDIDATES[shape[-1]][shipped(shape)]
 
 
 def kind_of(q, is_causal: bool) -> Kind:
     """Return the key of the kernel's runs in the record, for the tiling that runs."""
-    length, head_dim = q.shape[1], q.shape[-1]
-    cut = shipped(head_dim, length) if head_dim in CANDIDATES else PLAIN
-    return Kind(head_dim, q.dtype.name, is_causal, cut)
+    cut = shipped(q.shape) if q.shape[-1] in CANDIDATES else PLAIN
+    return Kind(q.shape[-1], q.dtype.name, is_causal, cut)
 
 
 def unsupported(

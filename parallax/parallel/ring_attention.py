@@ -238,7 +238,7 @@ def _forward(static: _Static, q, k, v, q_ids, kv_ids, sinks):
     is_ring = static.by_kernel and static.path.size > 1
     cuts = list(pairs.cut_all((q, 1), (q_ids, 1)))
     if is_ring:
-        rows = [shipped_tile(q.shape[-1], x.shape[1]).cluster_queries for x, _ in cuts]
+        rows = [shipped_tile(x.shape).cluster_queries for x, _ in cuts]
         cuts = [(pad_queries(x, n), ids) for n, (x, ids) in zip(rows, cuts, strict=True)]
     queries = [Queries(x, ids) for x, ids in cuts]
 

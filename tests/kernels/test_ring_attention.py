@@ -83,7 +83,9 @@ def test_score_elements_are_what_a_mask_leaves():
 
 
 @pytest.mark.parametrize(("window", "offset"), [(50, 0), (300, 200), (70, 1000), (70, -1000)])
-@pytest.mark.parametrize("tile", [tiles.shipped_tile(128, 900), tiles.shipped_tile(512, 900)])
+@pytest.mark.parametrize(
+    "tile", [tiles.shipped_tile((1, 900, *x)) for x in ((16, 128), (8, 128), (8, 512))]
+)
 def test_blocks_outside_the_window_cost_the_kernel_nothing(tile, window, offset):
     """Counted one by one: a block is visited where some row of the cluster sees some key of it."""
     length, rows = 900, tile.cluster_queries
@@ -99,12 +101,40 @@ def test_blocks_outside_the_window_cost_the_kernel_nothing(tile, window, offset)
 
 
 def test_short_pieces_do_not_fill_clusters():
-    assert tiles.shipped(512, 10_000) == tiles.shipped(512, 625) == "ahead, cluster"
+    def shipped(length):
+        return tiles.shipped((1, length, 16, 512))
+
+    assert shipped(10_000) == shipped(625) == "ahead, cluster"
     for length in (312, 320):  # 5 blocks, or 3 clusters of 2
-        assert tiles.shipped(512, length) == "ahead"
-    for length in range(1, 2000, 7):  # what a ring fills up keeps its tiling
-        rows = tiles.shipped_tile(512, length).cluster_queries
-        assert tiles.shipped(512, -(-length // rows) * rows) == tiles.shipped(512, length)
+        assert shipped(length) == "ahead"
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "heads", "name"),
+    [
+        (1, 312, 16, "64 rows"),  # 16 x 3 blocks of 128 rows for 132 multiprocessors
+        (1, 384, 22, "64 rows"),  # 66, the most
+        (1, 385, 22, "turns"),
+        (2, 312, 16, "turns"),
+        (1, 625, 13, "64 rows"),  # 65
+        (1, 625, 16, "turns"),  # 80: some multiprocessor has two blocks of 64 rows
+        (1, 10_000, 1, "turns"),
+    ],
+)
+def test_blocks_of_64_rows_run_where_each_has_a_multiprocessor(batch, length, heads, name):
+    for head_dim in (64, 128, 256):
+        assert tiles.shipped((batch, length, heads, head_dim)) == name
+    tile = tiles.CANDIDATES[128]["64 rows"]
+    assert (tile.queries, tile.cluster_queries) == (64, 128)
+
+
+@pytest.mark.parametrize("head_dim", [128, 512])
+def test_what_a_ring_fills_up_keeps_its_tiling(head_dim):
+    for heads in (1, 13, 16, 64):
+        for length in range(1, 2000, 7):
+            name = tiles.shipped((1, length, heads, head_dim))
+            rows = tiles.CANDIDATES[head_dim][name].cluster_queries
+            assert tiles.shipped((1, -(-length // rows) * rows, heads, head_dim)) == name
 
 
 def test_segment_ids_of_one_side_alone_are_refused():

@@ -36,6 +36,8 @@ def test_none_overwrites_what_the_other_still_reads(step, leader):
     [
         (cases.Case(64, "bfloat16", 200, 500, tile="ahead, turns, cluster"), 0),
         (cases.Case(64, "bfloat16", 200, 500, tile="ahead, turns, cluster"), 1),
+        (cases.Case(64, "bfloat16", 200, 600, tile="64 rows"), 0),
+        (cases.Case(64, "bfloat16", 200, 600, tile="64 rows"), 1),
         (cases.Case(512, "float16", 130, 130, is_causal=True, tile="cluster"), 0),
         (cases.Case(512, "float16", 130, 130, is_causal=True, tile="ahead, cluster"), 1),
     ],

@@ -64,7 +64,7 @@ def test_windows_segments_and_sinks_reach_the_kernel():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("rows", [1, shipped_tile(64, 75).cluster_queries])
+@pytest.mark.parametrize("rows", [1, shipped_tile((1, 75, 1, 64)).cluster_queries])
 def test_the_pairs_of_a_zigzag_ring(rows):
     """All hops of a device of two, by hand: the interpreter does not take several devices.
 

@@ -15,8 +15,8 @@ from parallax.kernels.ring_attention import (
     empty_carry,
     finish,
 )
-from parallax.kernels.ring_attention.cases import SMALL, exact, inputs, program
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
+from parallax.kernels.ring_attention.cases import SMALL, Case, exact, inputs, program
+from parallax.kernels.ring_attention.tiles import CANDIDATES, Tile
 
 
 def test_steps_chain_and_rows_that_see_nothing_stay_empty():
@@ -37,14 +37,15 @@ def test_steps_chain_and_rows_that_see_nothing_stay_empty():
         assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-3
 
 
+@pytest.mark.parametrize("warpgroups", [1, 2])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_tile_with_one_stage_is_the_same(monkeypatch, ahead):
+def test_a_tile_with_one_stage_is_the_same(monkeypatch, ahead, warpgroups):
     """Producer and consumers take turns on one buffer: barriers, not luck, keep it right."""
-    case = SMALL[1]
+    case = Case(64, "float16", 137, 137, heads=2, is_causal=True, tile="turns")
     arrays = inputs(case, seed=3)
     expected = exact(case, *arrays)
-    tiles, name = CANDIDATES[case.head_dim], DEFAULTS[case.head_dim]
-    monkeypatch.setitem(tiles, name, tiles[name]._replace(stages=1, keys=64, ahead=ahead))
+    tile = Tile(64, stages=1, ahead=ahead, turns=warpgroups == 2, warpgroups=warpgroups)
+    monkeypatch.setitem(CANDIDATES[case.head_dim], "turns", tile)
     with interpreted():
         found = jax.jit(program(case, "mosaic"))(*arrays)
     for mine, right in zip(found, expected, strict=True):

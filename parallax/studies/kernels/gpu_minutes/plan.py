@@ -11,7 +11,7 @@ from parallax.kernels.decode_attention import cases as decode
 from parallax.kernels.packed_matmul import cases as packed
 from parallax.kernels.ring_attention import backward_cases as backward
 from parallax.kernels.ring_attention import cases as forward
-from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS
+from parallax.kernels.ring_attention.tiles import CANDIDATES, DEFAULTS, SMALL_BLOCKS
 
 
 class Item(NamedTuple):
@@ -76,16 +76,20 @@ def _checks(operation: str, cases) -> tuple[Item, ...]:
 
 
 def _attention_checks(head_dim: int, small: int = 1, cuts: bool = True) -> tuple[Item, ...]:
-    """Return checks of small cases, a ring's piece, whole sequences by mask, and other tilings."""
+    """Return checks of small cases, a ring's piece, whole sequences by mask, and other tilings.
+
+    A piece takes small blocks where there are any: then with both masks.
+    """
     few = [c for c in forward.SMALL if c.head_dim == head_dim and c.tile is None][:small]
+    masks = (False, True)[: 1 + (SMALL_BLOCKS in CANDIDATES[head_dim])]
+    others = [t for t in CANDIDATES[head_dim] if t not in (DEFAULTS[head_dim], SMALL_BLOCKS)]
     cases = (
         *few,
-        _attention(head_dim, 625, _CHECKED, is_causal=False),
+        *(_attention(head_dim, 625, _CHECKED, is_causal=x) for x in masks),
         _attention(head_dim, 10_000, _CHECKED, is_causal=False),
         *(
             _attention(head_dim, 10_000, _CHECKED, is_causal=True, tile=tile)
-            for tile in (None, *(CANDIDATES[head_dim] if cuts else ()))
-            if tile != DEFAULTS[head_dim]
+            for tile in (None, *(others if cuts else ()))
         ),
     )
     return _checks("ring_attention", cases)
@@ -106,6 +110,8 @@ def _times(
 _PLAIN = ("xla", "cudnn", "mosaic")
 _CUTS = (*_PLAIN, *(f"mosaic: {tile}" for tile in dict.fromkeys(
     tile for tiles in CANDIDATES.values() for tile in tiles)))  # fmt: skip
+# A step of a causal ring of 16 in zigzag order: half of 625 queries to as many keys.
+_PIECE = _attention(128, 312, _TIMED, is_causal=False)
 _BACKWARD = tuple(
     backward.Case(*_attention(head_dim, 10_000, _CHECKED, is_causal=True))
     for head_dim in (128, 512, 256)
@@ -128,7 +134,10 @@ FIRST = Part(
         Group("right: MLP", 20, _checks("cache_tiled_mlp", _MLP)),
         Group("time: full", 65, _times(10_000, False, _CUTS, 15)),
         Group("time: causal", 35, _times(10_000, True, _PLAIN)),
-        Group("time: 4096", 25, _times(4096, False, _PLAIN, 8)),
+        Group("time: short", 33, (
+            Item("time", "ring_attention", _PIECE, (*_PLAIN, "mosaic: turns"), 8),
+            *_times(4096, False, _PLAIN, 8),
+        )),
         Group("time: decode", 45, tuple(
             Item("time", "decode_attention", case, _PLAIN, 8)
             for case in sorted((c for c in decode.TIMED if not c.spans),
