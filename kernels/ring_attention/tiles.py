@@ -13,14 +13,14 @@ shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
   Shared memory, wide, a block of 64 keys (8.4 MFLOPs, 2,048 cycles of the tensor cores): 128 KB
     arrive, products read 128 KB of Q and K and 64 KB of V, the exchange of scores moves 64 KB:
     3,072 cycles, 633 TFLOP/s. Rows, 256: 256 KB, the tensor cores' 2,048 cycles; 128: 224 KB.
-  64 rows, head_dim 128, 128 keys: 1,024 cycles of the tensor cores, and some 170 in which they wait
-    for the end of a softmax (of 484 instructions, compiled); 144 KB, 1,152 cycles of shared memory.
-    Rows: 2,048 cycles. So it is 1.7 times as fast where each block has a multiprocessor, 1.5 with
-    all of them reading from L2: where blocks of 128 rows leave half of the multiprocessors idle
-    (625 queries of up to 13 heads, 313, as in zigzag order, of up to 22). It is not where two
-    blocks follow each other on one: 625 queries of 16 heads are 160 blocks. Nor would it be with
-    both at a time (64 keys each, to fit): 80 KB arrive or are read per block and 64 keys, 1,280
-    cycles for two, where rows take 1,024.
+  64 rows, head_dim 128, a block of 128 keys: 1,024 cycles of the tensor cores, which then wait some
+    170 (compiled: 123 of the loop's 484 instructions; assumed: 0.75 per cycle of a lone warp); 144
+    KB, 1,152 cycles of shared memory. Rows: 2,048 cycles. So it is 1.7 times as fast where each
+    block has a multiprocessor of its own, 1.5 with all of them reading from L2; head_dim 64, bound
+    by instructions, 1.3. That is where blocks of 128 rows leave half of the multiprocessors idle:
+    625 queries of up to 13 heads, 313 (in zigzag order) of up to 22. Two blocks in turn on one
+    multiprocessor gain nothing: 625 queries of 16 heads are 160. Nor would two at a time, of 64
+    keys to fit: 160 KB arrive and are read per 64 keys, 1,280 cycles, where rows take 1,024.
   Device memory: thread blocks of one head run concurrently (79 or 157 of them for 10,000 queries),
     and the head's 20 MB of K and V (head_dim 512) stay in the 50 MB of L2: 16 heads read 0.33 GB
     once. With heads running concurrently instead, all 0.33 GB are read in each of 19 waves: 6.2 GB,
