@@ -4,13 +4,13 @@ Tracing is Python and takes one core; XLA compiles beside it.
 """
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jax.stages import Compiled, Lowered
 
 
-def compiled_ahead(lower: Sequence[Callable[[], Lowered]]) -> Iterator[Compiled]:
+def compiled_ahead(lower: Sequence[Callable[[], Lowered]]) -> Generator[Compiled]:
     """Yield the compiled programs in order; later ones are traced and compiled meanwhile.
 
     Args:

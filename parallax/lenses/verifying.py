@@ -7,7 +7,7 @@ in the lower dtype and cast up, so that every dtype computes the same function.
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -66,80 +66,61 @@ def verify_transformer(
     tokens = byte_tokens(text, first.batch, first.seq_len)
     inputs = (tokens, line_segments(tokens)) if first.packed else (tokens,)
     lowest = next((d for d in dtypes if d != "float64"), "float64")
-    drawn = draw(config.replace(dtype=lowest))
+    of_dtype = {d: config.replace(dtype=d) for d in ("float64", *dtypes)}
     # Near-ties flip in lower precision, so there the float64 reference's routing is fixed.
-    replays = {d: bool(config.num_experts) and d != "float64" for d in ("float64", *dtypes)}
-    steps = [
-        _reference(config.replace(dtype=d), drawn, replace(first, replayed=replays[d]))
-        for d in replays
-    ]
+    replays = {d: bool(config.num_experts) and d != "float64" for d in of_dtype}
+    drawn = draw(of_dtype[lowest])
+    steps = [_reference(c, drawn, replace(first, replayed=replays[d])) for d, c in of_dtype.items()]
     if config.compression is not None:
         plain = config.replace(compression=None)
         dense = draw(plain.replace(dtype=lowest))
         steps.append(_reference(plain.replace(dtype="float64"), dense, first))
     for strategy, workload in cases:
-        steps += [
-            _sharded(
-                ShardedTransformer(
-                    config.replace(dtype=d), strategy, replace(workload, replayed=replays[d])
-                ),
-                drawn,
+        loads = {d: replace(workload, replayed=replays[d]) for d in dtypes}
+        programs = [ShardedTransformer(of_dtype[d], strategy, loads[d]) for d in dtypes]
+        steps += [_sharded(program, drawn) for program in programs]
+    results = _run(steps, inputs)
+    references: dict[str, _Result] = {}
+    for dtype in of_dtype:
+        on_progress(f"unsharded model in {dtype}")
+        references[dtype] = next(results)
+    exact = references["float64"]
+    off_dense = None
+    if config.compression is not None:
+        on_progress("the dense model")
+        off_dense = relative_error(exact.logits, next(results).logits)
+    verified = []
+    number, total = itertools.count(1), len(cases) * len(dtypes)
+    for strategy, workload in cases:
+        start = time.perf_counter()
+        found: dict[str, _Result] = {}
+        for dtype in dtypes:
+            on_progress(f"{next(number)} of {total}: {strategy.name} in {dtype}")
+            found[dtype] = next(results)
+        verified.append(
+            Verification(
+                model=config.name,
+                devices=strategy.mesh.size,
+                platform=jax.devices()[0].platform,
+                workload=workload,
+                text=text_name,
+                logit_rms=float(np.sqrt(np.mean(np.square(exact.logits)))),
+                rows=tuple(_judged(d, found[d], references[d], exact) for d in dtypes),
+                seconds=time.perf_counter() - start,
+                approximation=strategy.approximation,
+                router=_router_facts(exact, found),
+                off_dense=off_dense,
             )
-            for d in dtypes
-        ]
-    with contextlib.closing(compiled_ahead([step.lower for step in steps])) as programs:
-        ran = zip(steps, programs, strict=True)
+        )
+    return verified
 
-        def run_next(fixed_ids=()) -> tuple[np.ndarray, Any, Any]:
-            step, program = next(ran)
-            return step.run(program, (*inputs, *fixed_ids))
 
-        references: dict[str, tuple[np.ndarray, Any, Any]] = {}
-        for dtype in replays:
-            on_progress(f"unsharded model in {dtype}")
-            fixed_ids = _choices(references["float64"][2]) if replays[dtype] else ()
-            references[dtype] = run_next(fixed_ids)
-        exact = references["float64"]
-        off_dense = None
-        if config.compression is not None:
-            on_progress("the dense model")
-            off_dense = relative_error(exact[0], run_next()[0])
-        results = []
-        number = itertools.count(1)
-        for strategy, workload in cases:
-            start = time.perf_counter()
-            rows: list[Exactness] = []
-            routed: Any = ()
-            flips: dict[str, float] = {}
-            for dtype in dtypes:
-                total = len(cases) * len(dtypes)
-                on_progress(f"{next(number)} of {total}: {strategy.name} in {dtype}")
-                fixed_ids = _choices(exact[2]) if replays[dtype] else ()
-                found, own = run_next(fixed_ids), references[dtype]
-                rows.append(
-                    judge(dtype,
-                          relative_error(found[0], exact[0]), worst_error(found[1], exact[1]),
-                          relative_error(own[0], exact[0]), worst_error(own[1], exact[1]))
-                )  # fmt: skip
-                routed = found[2]
-                if fixed_ids:
-                    flips[dtype] = float(found[2].flips.sum() / fixed_ids[0].size)
-            results.append(
-                Verification(
-                    model=config.name,
-                    devices=strategy.mesh.size,
-                    platform=jax.devices()[0].platform,
-                    workload=workload,
-                    text=text_name,
-                    logit_rms=float(np.sqrt(np.mean(np.square(exact[0])))),
-                    rows=tuple(rows),
-                    seconds=time.perf_counter() - start,
-                    approximation=strategy.approximation,
-                    router=_router_facts(exact[2], routed, flips),
-                    off_dense=off_dense,
-                )
-            )
-    return results
+class _Result(NamedTuple):
+    """What a step computes: logits and gradients in float64; the routing is () without experts."""
+
+    logits: np.ndarray
+    gradients: Any
+    routing: Any
 
 
 class _Step(NamedTuple):
@@ -149,6 +130,7 @@ class _Step(NamedTuple):
       function: the jitted step.
       shapes: of its state, and of its inputs.
       place: makes the state.
+      replayed: its last input is a fixed routing.
       scale: factor of the gradients.
       unshard: returns gradients as those of the unsharded model.
     """
@@ -156,6 +138,7 @@ class _Step(NamedTuple):
     function: Any
     shapes: tuple[nnx.State, tuple[jax.ShapeDtypeStruct, ...]]
     place: Callable[[], nnx.State]
+    replayed: bool
     scale: float
     unshard: Callable[[Any], Any] = lambda gradients: gradients
 
@@ -163,30 +146,43 @@ class _Step(NamedTuple):
         state, inputs = self.shapes
         return self.function.lower(*_trained(state), *inputs)
 
-    def run(self, program: Compiled, inputs) -> tuple[np.ndarray, Any, Any]:
-        """Run the compiled step: (logits, gradients, routing), the first two in float64."""
-        found = jax.device_get(program(*_trained(self.place()), *inputs))
-        gradients, (logits, routing) = found
+    def run(self, program: Compiled, inputs) -> _Result:
+        gradients, (logits, routing) = jax.device_get(program(*_trained(self.place()), *inputs))
         gradients = self.unshard(gradients)
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64) / self.scale, gradients)
-        return np.asarray(logits, np.float64), wide, routing
+        return _Result(np.asarray(logits, np.float64), wide, routing)
 
 
-def _choices(routing) -> tuple[jax.Array, ...]:
-    """Return the expert ids of a fixed routing as further inputs; () without experts."""
-    return (jnp.asarray(routing[1]),) if routing else ()
+def _run(steps: Sequence[_Step], inputs: tuple[np.ndarray, ...]) -> Iterator[_Result]:
+    """Run the steps in order; the first is the float64 reference, whose routing others replay."""
+    fixed_ids: tuple[np.ndarray, ...] = ()
+    with contextlib.closing(compiled_ahead([step.lower for step in steps])) as programs:
+        for step, program in zip(steps, programs, strict=True):
+            result = step.run(program, (*inputs, *(fixed_ids if step.replayed else ())))
+            if step is steps[0]:
+                fixed_ids = tuple(result.routing[1:])
+            yield result
 
 
-def _router_facts(exact, found, flips: dict[str, float]) -> RouterFacts | None:
-    if not exact:
+def _judged(dtype: str, found: _Result, own: _Result, exact: _Result) -> Exactness:
+    logits, own_logits = (relative_error(x.logits, exact.logits) for x in (found, own))
+    gradients, own_gradients = (worst_error(x.gradients, exact.gradients) for x in (found, own))
+    return judge(dtype, logits, gradients, own_logits, own_gradients)
+
+
+def _router_facts(exact: _Result, found: Mapping[str, _Result]) -> RouterFacts | None:
+    if not exact.routing:
         return None
-    load = np.asarray(exact[0].tokens_E, float)
+    stats, ids = exact.routing
+    load = np.asarray(stats.tokens_E, float)
+    *_, last = found.values()
     return RouterFacts(
-        smallest_margin=float(exact[0].smallest_margin.min()),
+        smallest_margin=float(stats.smallest_margin.min()),
         load_max_over_mean=float((load.max(-1) / load.mean(-1)).max()),
-        dropped=float(found.dropped.sum() / load.sum()),
-        flips=flips,
-    )
+        dropped=float(last.routing.dropped.sum() / load.sum()),
+        flips={d: float(x.routing.flips.sum() / ids.size)
+               for d, x in found.items() if d != "float64"},
+    )  # fmt: skip
 
 
 def draw(config: ModelConfig) -> nnx.State:
@@ -222,7 +218,8 @@ def _reference(config: ModelConfig, drawn: nnx.State, workload: Workload) -> _St
         return cast(drawn, config.dtype)
 
     shapes = jax.eval_shape(place), input_shapes(config, workload)
-    return _Step(jax.jit(jax.grad(loss, has_aux=True)), shapes, place, scale)
+    step = jax.jit(jax.grad(loss, has_aux=True))
+    return _Step(step, shapes, place, workload.replayed, scale)
 
 
 def _sharded(program: ShardedTransformer, drawn: nnx.State) -> _Step:
@@ -239,7 +236,8 @@ def _sharded(program: ShardedTransformer, drawn: nnx.State) -> _Step:
         return placed(program, mesh, cast(drawn, program.config.dtype))
 
     shapes = program.abstract_state(mesh), program.abstract_inputs(mesh)
-    return _Step(jax.jit(step), shapes, place, scale, program.unshard)
+    replayed = program.workload.replayed
+    return _Step(jax.jit(step), shapes, place, replayed, scale, program.unshard)
 
 
 def placed(program: ShardedTransformer, mesh, state: nnx.State) -> nnx.State:

@@ -124,8 +124,8 @@ def of_laptop_size(
 
     Args:
       config: a model of small width.
-      stages: stages, with their chunks; each gets whole patterns. As many as before are left over,
-        though of a part of a pattern at most one layer less than a pattern.
+      stages: stages, with their chunks; each gets whole patterns. Where patterns are left over, one
+        is here, and of a part of a pattern at most one layer less than a pattern.
       devices: devices that heads are divided over, as far as they were before.
       expert_parts: parts that the experts are divided into.
     """
@@ -133,7 +133,7 @@ def of_laptop_size(
     unit, count = stages * len(kinds), len(config.kinds)
     patterns, part = divmod((config.num_layers - config.dense_layers) % (stages * count), count)
     layers = -(-_LAPTOP_LAYERS // unit) * unit
-    layers += patterns * len(kinds) + min(part, len(kinds) - 1)
+    layers += min(patterns, 1) * len(kinds) + min(part, len(kinds) - 1)
     small = config.of_width(min(config.d_model, _multiple(_LAPTOP_WIDTH, config.d_model)))
     heads, kv_heads = _few_heads(config, devices)
     small = small.replace(
