@@ -95,7 +95,7 @@ def _replayed(v: Verification, config: ModelConfig) -> str:
     lower = [row.dtype for row in v.rows if row.dtype != "float64"]
     if not (config.num_experts and lower):
         return ""
-    return f"; in {' and '.join(lower)} tokens go to the experts that its routers choose"
+    return f"; in {' and '.join(lower)} tokens go to the experts chosen in float64"
 
 
 def describe_measurement(results: tuple[StrategyResult, ...]) -> str:

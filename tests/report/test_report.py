@@ -5,8 +5,9 @@ import os
 
 import pytest
 
+import parallax as px
 from parallax.report import check_writable
-from parallax.report.sentences import failure_reasons
+from parallax.report.sentences import describe_verification, failure_reasons
 from tests.report import examples
 
 
@@ -34,6 +35,15 @@ def test_each_reason_makes_the_exit_status_one(name):
     assert report.failed
     assert report.exit_status == 1
     assert len(failure_reasons(result)) == 1
+
+
+def test_a_mixtures_choices_of_experts_are_those_of_float64():
+    results, said = (
+        (examples.ring_result(),),
+        "in float16 tokens go to the experts chosen in float64",
+    )
+    assert said in describe_verification(results, px.PAPERS["cross_node_ep"].config)
+    assert said not in describe_verification(results, px.PAPERS["ring_sp"].config)
 
 
 def test_a_good_report_exits_with_zero():
