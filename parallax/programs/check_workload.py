@@ -38,6 +38,14 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
             f"Model '{config.name}' has no experts to fix the routing of. Use a workload "
             "without replayed=True."
         )
+    split_mlps = split.over("mlp", "act_batch", "act_seq")
+    whole = [a for a in split.over("expert", "lookup", "act_norm_seq") if a not in split_mlps]
+    if config.dense_layers and whole:
+        raise ValueError(
+            f"{where}: mesh axes {tuple(whole)} do not split the MLPs of the {config.dense_layers} "
+            "dense first layers. Use a strategy that splits each expert over them, as "
+            "tensor_pipeline does, instead of dealing out whole experts."
+        )
     for kind in set(config.kinds):
         calls = attention_shape(
             config, split, local // workload.microbatches, workload.seq_len,

@@ -164,7 +164,7 @@ def of_other_experts(config):
 
 
 OF_EXPERTS = {n: (EXPERTS, s) for n, s in WITH_EXPERTS.items()} | {
-    f"dense first {n}": (WITH_DENSE, MIXTURES[n]) for n in ("pipeline x tensor", "colocated")
+    f"dense first {n}": (WITH_DENSE, MIXTURES[n]) for n in ("pipeline x tensor", "expert x fsdp")
 }
 
 

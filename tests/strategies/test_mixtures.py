@@ -12,6 +12,7 @@ from parallax.lenses.text import read_text
 from parallax.models.transformer import abstract_transformer
 from parallax.parallel.split import UNSPLIT, Split
 from parallax.parallel.varying import vary_over
+from parallax.programs.sharded_model import ShardedTransformer
 from parallax.workload import Workload
 from tests.parallel.experts.test_routing import chosen
 from tests.selection import often
@@ -112,6 +113,11 @@ def test_a_mixture_by_loops():
         np.testing.assert_allclose(found[0, t], y, rtol=1e-11, atol=1e-11)
     assert flips > 0
     assert stats.flips == 0
+
+
+def test_dense_layers_beside_experts_that_are_dealt_out_are_refused():
+    with pytest.raises(ValueError, match="'tensor'.* do not split the MLPs of the 2 dense"):
+        ShardedTransformer(WITH_DENSE, MIXTURES["colocated"], Workload(16, 16))
 
 
 @pytest.mark.full
