@@ -39,10 +39,11 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
             "without replayed=True."
         )
     split_mlps = split.over("mlp", "act_batch", "act_seq")
-    whole = [a for a in split.over("expert", "lookup", "act_norm_seq") if a not in split_mlps]
+    axes = dict.fromkeys(split.over("expert", "lookup", "act_norm_seq"))
+    whole = tuple(a for a in axes if a not in split_mlps)
     if config.dense_layers and whole:
         raise ValueError(
-            f"{where}: mesh axes {tuple(whole)} do not split the MLPs of the {config.dense_layers} "
+            f"{where}: mesh axes {whole} do not split the MLPs of the {config.dense_layers} "
             "dense first layers. Use a strategy that splits each expert over them, as "
             "tensor_pipeline does, instead of dealing out whole experts."
         )
