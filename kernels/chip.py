@@ -7,6 +7,8 @@ Nothing heavy is imported here: code that only partitions work needs no kernel l
 DTYPES = ("float16", "bfloat16")
 # Multiprocessors of an H100 or H200 SXM (assumed for every Hopper GPU).
 MULTIPROCESSORS = 132
+# L2 cache.
+L2_BYTES = 50 << 20
 # Rows of one wgmma instruction, which one warpgroup issues.
 ROWS = 64
 # Shared memory per multiprocessor, the part that the system reserves per thread block, and the most

@@ -134,7 +134,8 @@ def attention_step(
     mask = _mask(is_causal, q_segment_ids, kv_segment_ids, kv_length, window, offset)
     k, v = _counted(k, v, kv_length)
     reason = unsupported(q, k, v, scale, partial_over, cap=cap)
-    if _takes_kernel("attention_step", implementation, reason, kind_of(q, is_causal)):
+    kind = kind_of(q, is_causal, is_whole=carry is None and last and not mask.has_segments)
+    if _takes_kernel("attention_step", implementation, reason, kind):
         # Imported late: the kernel language takes a while to load.
         from parallax.kernels.ring_attention import mosaic
 

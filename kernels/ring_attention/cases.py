@@ -22,8 +22,9 @@ ABOUT = (
     "blocks are skipped, sinks, a limit on the keys, grouped heads, any lengths; head_dim 64, 128, "
     "256, 512. Several tilings: softmax overlapped with products (ahead), alternating warpgroups "
     "(turns), clusters of two that share keys and values by multicast, one consumer warpgroup (64 "
-    "rows). Until a GPU has timed them, the defaults are turns, ahead with cluster for 512, and 64 "
-    "rows where the thread blocks of turns leave half of the multiprocessors idle."
+    "rows), thread blocks that take tile after tile of whole attention (persistent). Until a GPU "
+    "has timed them, the defaults are turns, ahead with cluster for 512, persistent where they can "
+    "be, and 64 rows where the thread blocks of turns leave half of the multiprocessors idle."
 )
 
 
@@ -95,7 +96,9 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        cut = self.tile or shipped((self.batch, self.q_length, self.heads, self.head_dim))
+        is_whole = self.first and self.last and not self.segments
+        shape = self.batch, self.q_length, self.heads, self.head_dim
+        cut = self.tile or shipped(shape, is_whole=is_whole)
         return Kind(self.head_dim, self.dtype, self.is_causal, cut)
 
     @property
@@ -167,12 +170,16 @@ SHIPPED = (
         if limit is None or head_dim in (128, 512)
     ),
     *(
-        case._replace(tile=tile)
+        case._replace(tile=name, first=tile.persistent, last=tile.persistent)
         for case in _LONG
-        for tile in CANDIDATES[case.head_dim]
-        if tile != DEFAULTS[case.head_dim]
+        for name, tile in CANDIDATES[case.head_dim].items()
+        if name != DEFAULTS[case.head_dim]
     ),
-    *(case._replace(first=True, last=True) for case in _LONG),
+    *(
+        case._replace(first=True, last=True, **more)
+        for case in _LONG
+        for more in ({"tile": DEFAULTS[case.head_dim]}, {"window": 4096, "sinks": True})
+    ),
     *(
         case._replace(window=4096, segments=8, first=True, sinks=True, last=True)
         for case in (*_LONG, *_PIECES)
@@ -186,13 +193,17 @@ SHIPPED = (
 # Whole sequences, as in published figures, and pieces of a ring.
 TIMED = (
     *(
-        Case(head_dim, "bfloat16", length, length, heads=16, kv_heads=16, is_causal=causal)
+        Case(
+            head_dim, "bfloat16", length, length, heads=16, kv_heads=16, is_causal=causal,
+            first=True, last=True,
+        )
         for head_dim in (128, 256, 512)
         for length in (4096, 10_000)
         for causal in (False, True)
     ),
-    *(Case(128, "bfloat16", length, length, heads=16, kv_heads=16) for length in (312, 625)),
-)
+    *(Case(128, "bfloat16", length, length, heads=16, kv_heads=16, first=True, last=True)
+      for length in (312, 625)),
+)  # fmt: skip
 
 
 def inputs(case: Case, seed: int) -> tuple[Any, ...]:

@@ -10,18 +10,24 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from parallax.kernels import hopper
+from parallax.kernels.chip import L2_BYTES, MULTIPROCESSORS
 from parallax.kernels.ring_attention import mosaic_backward as backward
 from parallax.kernels.ring_attention import mosaic_kernel as forward
 from parallax.kernels.ring_attention.backward_tiles import PASSES, Pass
 from parallax.kernels.ring_attention.mask import Mask, score_elements, shared_blocks
 from parallax.kernels.ring_attention.mosaic_carry import Carries, Finished
 from parallax.kernels.ring_attention.mosaic_parts import LOG2_E, MaskArrays, Problem
+from parallax.kernels.ring_attention.mosaic_tasks import schedule
 from parallax.kernels.ring_attention.tiles import COPIED_ROWS, Tile, shipped_tile
 
 # A multiple of the rows of every block of the backward kernels, and of every cluster.
 BACKWARD_ROWS = 256
+# Assumed: the share of L2 that keys and values may take, and what a tile begins and ends with, in
+# blocks of keys.
+_OF_KEYS, _ENDS = 0.8, 1
 
 
 def step(
@@ -41,7 +47,10 @@ def step(
       tiles already (`Tile.cluster_queries`) avoid all copies of the carry: a ring pads them once.
     """
     batch, length, heads, width = q.shape
-    tile = tile or shipped_tile(q.shape)
+    is_whole = carry is None and last
+    tile = tile or shipped_tile(q.shape, is_whole=is_whole and not mask.has_segments)
+    if tile.persistent and not is_whole:
+        raise ValueError("attention_step: a persistent tiling neither takes nor returns a carry.")
     rows, lengths = tile.cluster_queries, (length, k.shape[1])
     if length != -(-k.shape[1] // rows) * rows:  # a ring pads its queries itself
         mask.check_lengths(*lengths)
@@ -52,8 +61,13 @@ def step(
         o, *sums = carry
         carry = Carries(hopper.pad(o, 2, COPIED_ROWS), *(hopper.pad(x, 2, rows) for x in sums))
     of_mask = _mask_arrays(mask, lengths, rows, tile.keys, (rows, tile.keys))
-    arrays = forward.Arrays(q, k, v, of_mask, sinks, carry)
     tiles = -(-length // rows)
+    # Thread blocks start in this order, the last axis fastest: one head's rows together.
+    grid, to_do = {"batch": batch, "heads": heads, "rows": tiles}, None
+    if tile.persistent:
+        to_do = _schedule(q, k, mask, lengths[1], tile, tiles)
+        grid = {"blocks": to_do.shape[0]}
+    arrays = forward.Arrays(q, k, v, of_mask, sinks, carry, to_do)
     sums = jax.ShapeDtypeStruct((batch, heads, tiles * rows), jnp.float32)
     o = jax.ShapeDtypeStruct((batch, heads, q.shape[1], width), jnp.float32)
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
@@ -62,8 +76,7 @@ def step(
         functools.partial(forward.kernel, problem=problem, tile=tile),
         arrays,
         Finished(out, sums) if last else Carries(o, sums, sums),
-        # Thread blocks start in this order, the last axis fastest: one head's rows together.
-        grid={"batch": batch, "heads": heads, "rows": tiles},
+        grid=grid,
         flops=4.0 * batch * heads * width * score_elements(mask, lengths, rows, tile.keys),
         cluster=tile.cluster,
         num_threads=1 + tile.warpgroups,
@@ -71,6 +84,17 @@ def step(
     if last:
         return made.out[:, :length], made.lse[:, :, :length]
     return tuple(x[:, :, :length] for x in made)
+
+
+def _schedule(q, k, mask: Mask, keys: int, tile: Tile, tiles: int) -> jax.Array:
+    """Return the tiles of each persistent block (`mosaic_tasks.schedule`), by what is known."""
+    batch, _, heads, width = q.shape
+    rows, kv_heads = tile.cluster_queries, k.shape[2]
+    _, visited = mask.known(keys).visits(np.arange(tiles) * rows, rows, tile.keys, keys)
+    fit = max(1, int(L2_BYTES * _OF_KEYS) // (2 * keys * width * q.dtype.itemsize))
+    blocks = min(MULTIPROCESSORS // tile.cluster, batch * heads * tiles)
+    costs = (_ENDS + visited).tolist()
+    return jnp.asarray(schedule(costs, batch * heads, blocks, fit * heads // kv_heads))
 
 
 def step_backward(

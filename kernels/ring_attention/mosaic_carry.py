@@ -23,6 +23,7 @@ from parallax.kernels.ring_attention.mosaic_parts import (
     per_row,
     zeros,
 )
+from parallax.kernels.ring_attention.mosaic_tasks import Own
 
 # Columns of the old output in registers at a time: 128 bytes, one swizzle.
 CHUNK = 32
@@ -51,32 +52,6 @@ class Finished(NamedTuple):
     lse: Any
 
 
-class Own(NamedTuple):
-    """The 64 rows and the columns of one warpgroup, as indices of arrays in device memory."""
-
-    batch: Any
-    head: Any
-    row: Any
-    column: Any
-    columns: int
-
-    @property
-    def rows(self) -> tuple:
-        """Index of [B, H, L, ...]."""
-        return self.batch, self.head, pl.ds(self.row, ROWS)
-
-    @property
-    def queries(self) -> tuple:
-        """Index of [B, L, H, K]."""
-        columns = pl.ds(self.column, self.columns)
-        return self.batch, pl.ds(self.row, ROWS), self.head, columns
-
-    def half(self, x: int) -> tuple:
-        """Index of half `x` of o, [B, H, L, V]."""
-        half = self.columns // 2
-        return *self.rows, pl.ds(self.column + x * half, half)
-
-
 def start(old: Carries | None, sinks: Any, own: Own) -> State:
     """Return the state before any block: maxima and sums of the carry, or of the sink."""
     if old is not None:
@@ -100,13 +75,15 @@ def add(state: State, m_before: jax.Array, memories, full) -> State:
 
 
 def write(new: Carries | Finished, own: Own, state: State, memories, *, writes_rows: Any) -> None:
-    """Write the carry or the result. Copies stop at the last row of o: none beyond is written.
+    """Start to write the carry or the result: copies are under way that read `memories`.
+
+    They stop at the last row of o: none beyond is written.
 
     Args:
       memories: of both halves of o; of the output, in its dtype.
       writes_rows: whether this warpgroup writes m and l: true on one of those that share them.
     """
-    m, l = state.m * (1 / LOG2_E), jnp.where(state.l == 0, 1.0, state.l)
+    m = state.m * (1 / LOG2_E)
     if isinstance(new, Carries):
         rows, half = [(new.m, m), (new.l, state.l)], own.columns // 2
         values = [state.acc[:, :half], state.acc[:, half:]]
@@ -125,4 +102,3 @@ def write(new: Carries | Finished, own: Own, state: State, memories, *, writes_r
         memory[...] = value.astype(memory.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(memory, target)
-    plgpu.wait_smem_to_gmem(0)

@@ -21,6 +21,11 @@ shared memory per cycle each, 5.5 TB/s from L2, 4.3 TB/s from device memory):
     625 queries of up to 13 heads, 313 (in zigzag order) of up to 22. Two blocks in turn on one
     multiprocessor gain nothing: 625 queries of 16 heads are 160. Nor would two at a time, of 64
     keys to fit: 160 KB arrive and are read per 64 keys, 1,280 cycles, where rows take 1,024.
+  Persistent, of whole attention with more tiles than multiprocessors: a tile begins and ends beside
+    products, the next one's loads and the last one's stores. At 4,096 tokens of 16 heads of 128
+    that is some 5 of 42 us (assumed, by published times). And tiles are dealt out so that blocks
+    end together: there, causal, 0.2 % after their mean, where one head after another, as the
+    hardware takes them, ends 27 % after it; at 10,000 tokens 0.4 % and 8 % (derived).
   Device memory: thread blocks of one head run concurrently (79 or 157 of them for 10,000 queries),
     and the head's 20 MB of K and V (head_dim 512) stay in the 50 MB of L2: 16 heads read 0.33 GB
     once. With heads running concurrently instead, all 0.33 GB are read in each of 19 waves: 6.2 GB,
@@ -53,6 +58,9 @@ class Tile(NamedTuple):
       turns: whether the two warpgroups alternate at the tensor cores. Not for the wide kernel,
         whose warpgroups work on the same scores, nor for one warpgroup.
       warpgroups: consumer warpgroups, 1 or 2.
+      persistent: whether a thread block takes several tiles of queries, as many blocks as there are
+        multiprocessors. For whole attention alone: a carry comes and goes in the memory of keys.
+      q_stages: queries of so many tiles in shared memory at a time.
     """
 
     keys: int
@@ -62,6 +70,8 @@ class Tile(NamedTuple):
     ahead: bool = False
     turns: bool = False
     warpgroups: int = 2
+    persistent: bool = False
+    q_stages: int = 1
 
     @property
     def halves(self) -> int:
@@ -80,21 +90,23 @@ class Tile(NamedTuple):
 
 
 # Tilings of each head_dim that are timed side by side. All compute the same.
-SMALL_BLOCKS = "64 rows"
+SMALL_BLOCKS, PERSISTENT = "64 rows", ", persistent"
+# And the stages of queries that a persistent block has memory for.
 _ROWS = {
-    64: Tile(keys=128, stages=2),
-    128: Tile(keys=128, stages=2),
-    256: Tile(keys=64, stages=2),
+    64: (Tile(keys=128, stages=2), 2),
+    128: (Tile(keys=128, stages=2), 2),
+    256: (Tile(keys=64, stages=2), 1),
 }
 CANDIDATES: dict[int, dict[str, Tile]] = {
     head_dim: {
         PLAIN: tile,
         "turns": tile._replace(turns=True),
+        f"turns{PERSISTENT}": tile._replace(turns=True, persistent=True, q_stages=stages),
         "ahead": tile._replace(ahead=True),
         "ahead, turns, cluster": tile._replace(ahead=True, turns=True, cluster=2),
         SMALL_BLOCKS: tile._replace(ahead=True, cluster=2, warpgroups=1),
     }
-    for head_dim, tile in _ROWS.items()
+    for head_dim, (tile, stages) in _ROWS.items()
 }
 _WIDE = Tile(keys=64, stages=1, wide=True)
 CANDIDATES[512] = {
@@ -102,6 +114,7 @@ CANDIDATES[512] = {
     "cluster": _WIDE._replace(cluster=2),
     "ahead": _WIDE._replace(ahead=True),
     "ahead, cluster": _WIDE._replace(ahead=True, cluster=2),
+    f"ahead, cluster{PERSISTENT}": _WIDE._replace(ahead=True, cluster=2, persistent=True),
 }
 
 # The tilings that run, by instruction counts and published measurements of their like, until a GPU
@@ -111,10 +124,14 @@ DEFAULTS = {64: "turns", 128: "turns", 256: "turns", 512: "ahead, cluster"}
 _MOST_FILLING = 0.05
 
 
-def shipped(shape: tuple[int, ...]) -> str:
+def shipped(shape: tuple[int, ...], *, is_whole: bool = False) -> str:
     """Return the name of the tiling that runs for queries [B, L, H, K], of `CANDIDATES`.
 
     Whole blocks of it have the same tiling, so that a ring may fill up its queries.
+
+    Args:
+      is_whole: whether it is whole attention, without a carry in or out, and without segments,
+        whose work only the device knows. Then blocks persist, if some would take several tiles.
     """
     batch, length, heads, head_dim = shape
     name, tiles = DEFAULTS[head_dim], CANDIDATES[head_dim]
@@ -122,18 +139,20 @@ def shipped(shape: tuple[int, ...]) -> str:
     blocks, clusters = (-(-length // n) for n in (tile.queries, tile.cluster_queries))
     if SMALL_BLOCKS in tiles and 2 * batch * heads * blocks <= MULTIPROCESSORS:
         return SMALL_BLOCKS
-    fills = clusters * tile.cluster <= (1 + _MOST_FILLING) * blocks
-    return name if fills else name.removesuffix(", cluster")
+    if clusters * tile.cluster > (1 + _MOST_FILLING) * blocks:
+        return name.removesuffix(", cluster")
+    persists = is_whole and batch * heads * clusters * tile.cluster > MULTIPROCESSORS
+    return name + PERSISTENT if persists else name
 
 
-def shipped_tile(shape: tuple[int, ...]) -> Tile:
+def shipped_tile(shape: tuple[int, ...], *, is_whole: bool = False) -> Tile:
     """Return the tiling that runs for queries of this shape."""
-    return CANDIDATES[shape[-1]][shipped(shape)]
+    return CANDIDATES[shape[-1]][shipped(shape, is_whole=is_whole)]
 
 
-def kind_of(q, is_causal: bool) -> Kind:
+def kind_of(q, is_causal: bool, *, is_whole: bool = False) -> Kind:
     """Return the key of the kernel's runs in the record, for the tiling that runs."""
-    cut = shipped(q.shape) if q.shape[-1] in CANDIDATES else PLAIN
+    cut = shipped(q.shape, is_whole=is_whole) if q.shape[-1] in CANDIDATES else PLAIN
     return Kind(q.shape[-1], q.dtype.name, is_causal, cut)
 
 

@@ -189,7 +189,7 @@ def _attend(
         "cudnn": by_library,
         "xla": None,
     }
-    kind = kind_of(q, scoring.is_causal)
+    kind = kind_of(q, scoring.is_causal, is_whole=path.size == 1 and not has_ids)
     chosen = dispatch.choose(
         "ring_attention", implementation, reasons, kind=kind, kernel="attention_step"
     )

@@ -18,9 +18,20 @@ from parallax.kernels.ring_attention import cases as attention
 from parallax.kernels.ring_attention.tiles import CANDIDATES
 
 CASES = [(name, case) for name, op in OPERATIONS.items() for case in (*op.SMALL, *op.SHIPPED)] + [
-    ("ring_attention", attention.Case(head_dim, "bfloat16", length, length, tile=tile))
+    (
+        "ring_attention",
+        attention.Case(
+            head_dim,
+            "bfloat16",
+            length,
+            length,
+            tile=name,
+            first=tile.persistent,
+            last=tile.persistent,
+        ),
+    )
     for head_dim, tiles in CANDIDATES.items()
-    for tile in tiles
+    for name, tile in tiles.items()
     for length in (312, 625)
 ]
 # Copies through descriptors, which know the end of each dimension.

@@ -17,6 +17,7 @@ from parallax.kernels.ring_attention import (
     tiles,
 )
 from parallax.kernels.ring_attention.mask import Mask
+from parallax.kernels.ring_attention.mosaic_tasks import schedule
 from parallax.lenses.reference import Plain
 from parallax.parallel.scoring import Scoring
 
@@ -126,6 +127,52 @@ def test_blocks_of_64_rows_run_where_each_has_a_multiprocessor(batch, length, he
         assert tiles.shipped((batch, length, heads, head_dim)) == name
     tile = tiles.CANDIDATES[128]["64 rows"]
     assert (tile.queries, tile.cluster_queries) == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "head_dim", "name"),
+    [
+        (10_000, 16, 128, "turns, persistent"),
+        (1024, 16, 256, "turns"),  # 128 tiles: none for which a block is not free
+        (1024, 17, 64, "turns, persistent"),
+        (10_000, 16, 512, "ahead, cluster, persistent"),
+        (312, 64, 512, "ahead"),
+        (625, 13, 128, "64 rows"),
+    ],
+)
+def test_blocks_of_whole_attention_persist_where_some_take_several_tiles(
+    length, heads, head_dim, name
+):
+    shape = 1, length, heads, head_dim
+    assert tiles.shipped(shape, is_whole=True) == name
+    assert tiles.shipped(shape) == name.removesuffix(", persistent")
+
+
+@pytest.mark.parametrize("tiles", [1, 7, 32, 79])
+@pytest.mark.parametrize("heads", [3, 16, 40])
+def test_a_schedule_has_every_tile_once_and_ends_at_about_the_same_time(tiles, heads):
+    for costs in (np.full(tiles, 40), np.arange(2, tiles + 2)):
+        made, times = schedule(costs.tolist(), heads, 132, together=8), []
+        for row in made:
+            given = row[1 : 1 + row[0]]
+            assert not row[1 + row[0] :].any()
+            times.append(costs[given % tiles].sum())
+        every = np.concatenate([row[1 : 1 + row[0]] for row in made])
+        np.testing.assert_array_equal(np.sort(every), np.arange(heads * tiles))
+        assert max(times) <= np.mean(times) + costs.max()
+
+
+def test_a_causal_schedule_is_even_where_one_head_at_a_time_is_not():
+    costs = np.arange(2, 34)
+
+    def lateness(together):
+        made = schedule(costs.tolist(), 16, 132, together)
+        times = [costs[row[1 : 1 + row[0]] % 32].sum() for row in made]
+        return max(times) / (costs.sum() * 16 / 132)
+
+    assert lateness(1) > 1.2
+    assert lateness(4) < 1.01
+    assert lateness(7) == lateness(4)  # no more heads at a time than asked for
 
 
 @pytest.mark.parametrize("head_dim", [128, 512])

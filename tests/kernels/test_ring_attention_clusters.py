@@ -5,7 +5,7 @@ import pytest
 
 from parallax.kernels.errors import relative_error
 from parallax.kernels.interpreting import interpreted
-from parallax.kernels.ring_attention import backward_cases, cases
+from parallax.kernels.ring_attention import backward_cases, cases, mosaic
 from parallax.kernels.ring_attention.backward_tiles import PASSES
 from tests.kernels.multicast import multicasting
 
@@ -50,3 +50,11 @@ def test_nor_forward(case, leader):
     assert copies[0] == copies[1] > 0
     for mine, right in zip(found, cases.exact(case, *arrays), strict=True):
         assert relative_error(mine, right) < 5e-3
+
+
+@pytest.mark.parametrize("leader", [0, 1])
+def test_nor_a_persistent_block_what_the_other_reads_for_its_last_tile(leader, monkeypatch):
+    monkeypatch.setattr(mosaic, "MULTIPROCESSORS", 2)
+    case = cases.Case(512, "float16", 300, 300, is_causal=True, first=True, last=True,
+                      tile="ahead, cluster, persistent")  # fmt: skip
+    test_nor_forward(case, leader)

@@ -14,6 +14,7 @@ from parallax.kernels.ring_attention import (
     attention_step_backward,
     empty_carry,
     finish,
+    mosaic,
 )
 from parallax.kernels.ring_attention.cases import SMALL, Case, exact, inputs, program
 from parallax.kernels.ring_attention.tiles import CANDIDATES, Tile
@@ -50,6 +51,36 @@ def test_a_tile_with_one_stage_is_the_same(monkeypatch, ahead, warpgroups):
         found = jax.jit(program(case, "mosaic"))(*arrays)
     for mine, right in zip(found, expected, strict=True):
         assert relative_error(mine, right) < 1e-2
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(64, "bfloat16", 300, 300, heads=2, is_causal=True),
+        Case(128, "float16", 400, 200, heads=4, kv_heads=2, batch=2, limit=131),
+        Case(128, "bfloat16", 400, 400, is_causal=True, segments=3),
+        Case(256, "bfloat16", 300, 300, is_causal=True, window=90, sinks=True),
+        Case(512, "float16", 300, 150, heads=2, sinks=True),
+    ],
+    ids=lambda case: case.name,
+)
+def test_blocks_that_take_several_tiles_are_exact(monkeypatch, case, blocks):
+    """Barriers count on from one tile to the next; a missed or early phase ends in an error."""
+    (tile,) = (name for name, tile in CANDIDATES[case.head_dim].items() if tile.persistent)
+    monkeypatch.setattr(mosaic, "MULTIPROCESSORS", blocks)
+    case = case._replace(first=True, last=True, tile=tile)
+    arrays = inputs(case, seed=5)
+    with interpreted():
+        found = jax.jit(program(case, "mosaic"))(*arrays)
+    for mine, right in zip(found, exact(case, *arrays), strict=True):
+        assert relative_error(mine, right) < 3e-3
+
+
+def test_a_tiling_for_whole_attention_refuses_a_carry():
+    case = Case(64, "float16", 137, 137, tile="turns, persistent")
+    with interpreted(), pytest.raises(ValueError, match="neither takes nor returns a carry"):
+        jax.eval_shape(program(case, "mosaic"), *inputs(case, seed=3))
 
 
 def test_a_step_has_no_gradient_of_its_own_and_says_what_has():

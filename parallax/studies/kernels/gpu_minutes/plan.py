@@ -64,11 +64,13 @@ _CHECKED, _TIMED = 4, 16  # heads; 10,000 tokens of four heads in float64 take a
 
 
 def _attention(
-    head_dim: int, length: int, heads: int, *, is_causal: bool, tile: str | None = None
-) -> forward.Case:
+    head_dim: int, length: int, heads: int, *, is_causal: bool, tile: str | None = None,
+    is_whole: bool = False,
+) -> forward.Case:  # fmt: skip
     return forward.Case(
-        head_dim, "bfloat16", length, length, heads, heads, is_causal=is_causal, tile=tile
-    )
+        head_dim, "bfloat16", length, length, heads, heads, is_causal=is_causal, tile=tile,
+        first=is_whole, last=is_whole,
+    )  # fmt: skip
 
 
 def _checks(operation: str, cases) -> tuple[Item, ...]:
@@ -76,17 +78,24 @@ def _checks(operation: str, cases) -> tuple[Item, ...]:
 
 
 def _attention_checks(head_dim: int, small: int = 1, cuts: bool = True) -> tuple[Item, ...]:
-    """Return checks of small cases, a ring's piece, whole sequences by mask, and other tilings.
+    """Return checks of small cases, a ring's piece, whole attention, a step and other tilings.
 
     A piece takes small blocks where there are any: then with both masks.
     """
     few = [c for c in forward.SMALL if c.head_dim == head_dim and c.tile is None][:small]
     masks = (False, True)[: 1 + (SMALL_BLOCKS in CANDIDATES[head_dim])]
-    others = [t for t in CANDIDATES[head_dim] if t not in (DEFAULTS[head_dim], SMALL_BLOCKS)]
+    others = [
+        name
+        for name, tile in CANDIDATES[head_dim].items()
+        if name not in (DEFAULTS[head_dim], SMALL_BLOCKS) and not tile.persistent
+    ]
     cases = (
         *few,
         *(_attention(head_dim, 625, _CHECKED, is_causal=x) for x in masks),
-        _attention(head_dim, 10_000, _CHECKED, is_causal=False),
+        *(
+            _attention(head_dim, 10_000, _CHECKED, is_causal=x, is_whole=True)
+            for x in (False, True)
+        ),
         *(
             _attention(head_dim, 10_000, _CHECKED, is_causal=True, tile=tile)
             for tile in (None, *(others if cuts else ()))
@@ -101,7 +110,8 @@ def _times(
     return tuple(
         Item(
             "time", "ring_attention",
-            _attention(head_dim, length, _TIMED, is_causal=is_causal), baselines, seconds,
+            _attention(head_dim, length, _TIMED, is_causal=is_causal, is_whole=True), baselines,
+            seconds,
         )
         for head_dim in (128, 512, 256)
     )  # fmt: skip
@@ -110,8 +120,13 @@ def _times(
 _PLAIN = ("xla", "cudnn", "mosaic")
 _CUTS = (*_PLAIN, *(f"mosaic: {tile}" for tile in dict.fromkeys(
     tile for tiles in CANDIDATES.values() for tile in tiles)))  # fmt: skip
+# And the tilings of a ring's steps.
+_STEPS = (*_PLAIN, *(f"mosaic: {tile}" for tile in dict.fromkeys(DEFAULTS.values())))
 # A step of a causal ring of 16 in zigzag order: half of 625 queries to as many keys.
-_PIECE = _attention(128, 312, _TIMED, is_causal=False)
+_PIECE = _attention(128, 312, _TIMED, is_causal=False, is_whole=True)
+_WHOLE = tuple(
+    _attention(head_dim, 10_000, _TIMED, is_causal=False, is_whole=True) for head_dim in (128, 512)
+)
 _BACKWARD = tuple(
     backward.Case(*_attention(head_dim, 10_000, _CHECKED, is_causal=True))
     for head_dim in (128, 512, 256)
@@ -121,19 +136,19 @@ _PACKED = (packed.SMALL[1], *packed.SMALL[-2:])  # INT8 in 2:4, W8A8, experts of
 _DECODE = (decode.SMALL[2], decode.SMALL[0], decode.SMALL[6], decode.SMALL[4])
 
 FIRST = Part(
-    400,
+    420,
     (
         Group("smoke", 25, (Item("smoke", seconds=0), Item("ceilings"))),
-        Group("right: 128", 45, _attention_checks(128, small=2)),
+        Group("right: 128", 50, _attention_checks(128, small=2)),
         Group("right: 512", 40, _attention_checks(512)),
-        Group("right: 256 and 64", 40,
+        Group("right: 256 and 64", 45,
               (*_attention_checks(256, small=0, cuts=False),
                *_attention_checks(64, small=0, cuts=False))),
         Group("right: decode", 20, _checks("decode_attention", _DECODE)),
         Group("right: backward", 25, _checks("ring_attention_backward", _BACKWARD)),
         Group("right: MLP", 20, _checks("cache_tiled_mlp", _MLP)),
-        Group("time: full", 65, _times(10_000, False, _CUTS, 15)),
-        Group("time: causal", 35, _times(10_000, True, _PLAIN)),
+        Group("time: full", 70, _times(10_000, False, _CUTS, 16)),
+        Group("time: causal", 42, _times(10_000, True, _STEPS, 12)),
         Group("time: short", 33, (
             Item("time", "ring_attention", _PIECE, (*_PLAIN, "mosaic: turns"), 8),
             *_times(4096, False, _PLAIN, 8),
@@ -146,21 +161,21 @@ FIRST = Part(
     ),
 )  # fmt: skip
 SECOND = Part(
-    240,
+    220,
     (
         Group("time: backward", 75, tuple(
             Item("time", "ring_attention_backward", case, seconds=15)
             for case in backward.TIMED
             if case.q_length == 10_000 and case.is_causal
         )),
-        Group("profile", 45, (
-            Item("profile", "ring_attention", _attention(128, 10_000, _TIMED, is_causal=False)),
-            Item("profile", "ring_attention", _attention(512, 10_000, _TIMED, is_causal=False)),
+        Group("profile", 35, (
+            Item("profile", "ring_attention", _WHOLE[0]),
+            Item("profile", "ring_attention", _WHOLE[1]),
             Item("profile", "decode_attention", decode.TIMED[1]),
             Item("profile", "ring_attention_backward", _BACKWARD[0]),
         )),
         Group("right: packed products", 20, _checks("packed_matmul", _PACKED)),
-        Group("time: MLP", 90, tuple(
+        Group("time: MLP", 80, tuple(
             Item("time", "cache_tiled_mlp", case, seconds=15)
             for case in mlp.TIMED
             if case.tokens == 64
