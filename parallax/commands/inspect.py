@@ -17,18 +17,22 @@ from parallax.cost.estimating import kernel_costs
 from parallax.cost.totals import unvalidated
 from parallax.hlo import HloError, Ledger, parse_module, read_ledger
 from parallax.hlo.agreement import check_agreement
-from parallax.hlo.caveats import branch_caveats, open_caveats
+from parallax.hlo.caveats import branch_caveats, open_caveats, trips_caveats
 from parallax.hlo.execution_trace import ExecutionTrace
 from parallax.hlo.flops import Flops, module_flops
 from parallax.hlo.module import Module
 from parallax.hlo.platform import Platform
 from parallax.hlo.read_trace import read_trace
+from parallax.hlo.source import unescaped
+from parallax.hlo.trip_counts import unused_trips
 from parallax.meshes.cluster import Cluster, on_network, scaled
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.report import words
 
-_MESH = re.compile(r"mesh\[((?:'[\w]+'=\d{1,9},?)+)\]")
+# Axes may have any name, as in mesh['replica-group'=4,'α'=2].
+_AXIS = r"'([^'\n]{1,100})'=(\d{1,9})"
+_MESH = re.compile(rf"mesh\[((?:{_AXIS},?)+)\]")
 _SHOWN = 14
 
 
@@ -47,6 +51,7 @@ class Inspection:
       flops: FLOPs of matrix products per device; a range where a branch depends on data.
       argument_bytes, result_bytes: bytes of its arguments and results per device.
       untimed: why no time is estimated, in one line; "" if one is.
+      unused_trips: the names in `trips` that count no loop.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Inspection:
     argument_bytes: int
     result_bytes: int
     untimed: str = ""
+    unused_trips: tuple[str, ...] = ()
 
     @property
     def work(self) -> ExecutionTrace:
@@ -110,7 +116,10 @@ class Inspection:
         if self.timed is not None:
             timed, unpriced = self.work.open_loops, self.work.unpriced
         loops = {*self.flops.open, *self.ledger.open_loops, *timed}
-        return (*branch_caveats(self.ledger, self.flops), *open_caveats(loops, unpriced))
+        return (
+            *branch_caveats(self.ledger, self.flops), *open_caveats(loops, unpriced),
+            *trips_caveats(self.unused_trips),
+        )  # fmt: skip
 
     def table(self) -> RenderableType:
         """Render the inspection for a rich console."""
@@ -233,7 +242,7 @@ def inspect_text(
         module.name, module.platform, base, devices, ledger, timed, rates,
         module_flops(module, trips=trips),
         sum(i.shape.n_bytes for i in entry if i.parameter >= 0),
-        sum(i.shape.n_bytes for i in entry if i.is_root), untimed,
+        sum(i.shape.n_bytes for i in entry if i.is_root), untimed, unused_trips(module, trips),
     )  # fmt: skip
 
 
@@ -294,8 +303,7 @@ def mesh_axes(text: str, mesh: str | None, devices: int) -> dict[str, int]:
         return dict(MeshSpec.parse(mesh).axes)
     named = _MESH.search(text)
     if named is not None:
-        pairs = (pair.split("=") for pair in named[1].rstrip(",").split(","))
-        axes = {name.strip("'"): int(size) for name, size in pairs}
+        axes = {unescaped(name): int(size) for name, size in re.findall(_AXIS, named[1])}
         if math.prod(axes.values()) == devices:
             return axes
     return {"devices": devices} if devices > 1 else {}

@@ -7,7 +7,7 @@ from parallax.hlo.flops import Flops
 
 
 def branch_caveats(ledger: Ledger, flops: Flops) -> tuple[str, ...]:
-    """Say between which counts a program lies, as branches that depend on data are taken or not."""
+    """Say between which counts a program lies, as its branches and routed rows depend on data."""
     notes = []
     if flops.low != flops.high:
         notes.append(
@@ -16,11 +16,20 @@ def branch_caveats(ledger: Ledger, flops: Flops) -> tuple[str, ...]:
         )
     branched = sum(c.in_branch for c in ledger)
     if branched:
+        notes.append(f"{branched} collectives are in branches that depend on data: {_sent(ledger)}")
+    if ledger.is_bound:
         notes.append(
-            f"{branched} collectives are in branches that depend on data and count as if taken: "
-            f"{ledger.low_total / 1e6:.4g} to {ledger.total() / 1e6:.4g} MB leave a device"
+            "the rows that a ragged all-to-all sends depend on data: its whole buffer counts, an "
+            "upper bound"
         )
     return tuple(notes)
+
+
+def _sent(ledger: Ledger) -> str:
+    low, high = ledger.low_total, ledger.total()
+    if low == high:
+        return f"{high / 1e6:.4g} MB leave a device, whichever side is taken"
+    return f"{low / 1e6:.4g} to {high / 1e6:.4g} MB leave a device, the larger is shown"
 
 
 def open_caveats(loops: Iterable[str], unpriced: Iterable[str] = ()) -> tuple[str, ...]:
@@ -32,3 +41,11 @@ def open_caveats(loops: Iterable[str], unpriced: Iterable[str] = ()) -> tuple[st
         *(f"unpriced: {what}: only its bytes count, so the time is a lower bound with no error bar"
           for what in unpriced),
     )  # fmt: skip
+
+
+def trips_caveats(unused: Iterable[str]) -> tuple[str, ...]:
+    """Say which names in `trips` count no loop."""
+    return tuple(
+        f"trips[{name!r}] counts nothing: no loop of unknown trip count has this name"
+        for name in unused
+    )

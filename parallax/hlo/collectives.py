@@ -1,9 +1,21 @@
 """The collectives of a program, alone and as a ledger: what is sent, how often, beside what."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 RAGGED = "ragged-all-to-all"
+
+
+class BranchSide(NamedTuple):
+    """One side of a branch, of which it is not known how often it is taken.
+
+    `branch` is the name of its instruction, `side` counts from 0, and there are `of` sides.
+    """
+
+    branch: str
+    side: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,8 @@ class Collective:
       parts: (dtype, bytes of the payload) where XLA joined arrays of several dtypes; () otherwise.
       name: name of the HLO instruction, unique in its program; "" in a jaxpr's ledger.
       is_bound: whether wire_bytes is an upper bound, as the rows sent depend on data.
-      in_branch: whether it runs in a branch that depends on data, and so may not run at all.
+      sides: the sides of branches that depend on data around it, outermost first; () if it always
+        runs.
       open_loop: name and line of the loop of unknown trip count around it: `count` is then per
         iteration of that loop; "" if there is none.
     """
@@ -53,13 +66,18 @@ class Collective:
     parts: tuple[tuple[str, int], ...] = ()
     name: str = ""
     is_bound: bool = False
-    in_branch: bool = False
+    sides: tuple[BranchSide, ...] = ()
     open_loop: str = ""
 
     @property
     def primitive(self) -> str:
         """The JAX operation it comes from, such as "psum"; "" if the text has no name."""
         return self.op_name.rpartition("/")[2].partition("[")[0]
+
+    @property
+    def in_branch(self) -> bool:
+        """Whether it runs in a branch that depends on data, and so may not run at all."""
+        return bool(self.sides)
 
     @property
     def low_count(self) -> float:
@@ -110,19 +128,47 @@ class Ledger:
         return tuple(sorted({c.open_loop for c in self} - {""}))
 
     @property
+    def taken(self) -> tuple[Collective, ...]:
+        """The collectives of one run whose branches take the side that sends most."""
+        return tuple(_taken(self.collectives, 0, max))
+
+    @property
     def low_total(self) -> float:
-        """The bytes leaving a device in one run in which no branch with a collective is taken."""
-        return sum(c.wire_bytes * c.low_count for c in self)
+        """The bytes leaving a device in one run whose branches take the side that sends least."""
+        return sum(c.total_bytes for c in _taken(self.collectives, 0, min))
 
     def total(self, kind: str | None = None, axes: tuple[str, ...] | None = None) -> float:
-        """Sum the bytes leaving a device in one run, for one kind and one set of axes if given."""
-        return sum(
-            c.total_bytes
-            for c in self
-            if (kind is None or c.kind == kind) and (axes is None or c.axes == axes)
+        """Sum the bytes leaving a device in one run, for one kind and one set of axes if given.
+
+        Of a branch that depends on data, the side that sends most counts.
+        """
+        wanted = (
+            c for c in self if (kind is None or c.kind == kind) and (axes is None or c.axes == axes)
         )
+        return sum(c.total_bytes for c in Ledger(tuple(wanted)).taken)
 
     def by_kind_and_axes(self) -> dict[tuple[str, tuple[str, ...] | None], float]:
         """Return the bytes leaving a device in one run, by (kind, mesh axes)."""
         keys = dict.fromkeys((c.kind, c.axes) for c in self)
-        return {key: sum(c.total_bytes for c in self if (c.kind, c.axes) == key) for key in keys}
+        groups = {key: tuple(c for c in self if (c.kind, c.axes) == key) for key in keys}
+        return {key: Ledger(group).total() for key, group in groups.items()}
+
+
+def _taken(
+    collectives: tuple[Collective, ...], depth: int, choose: Callable
+) -> Iterator[Collective]:
+    """Yield the collectives of one run: `choose` picks each branch's side by its bytes."""
+    branches: dict[str, dict[int, list[Collective]]] = {}
+    of: dict[str, int] = {}
+    for c in collectives:
+        if len(c.sides) <= depth:
+            yield c
+        else:
+            around = c.sides[depth]
+            of[around.branch] = around.of
+            branches.setdefault(around.branch, {}).setdefault(around.side, []).append(c)
+    for branch, found in branches.items():
+        sides = [
+            tuple(_taken(tuple(found.get(n, ())), depth + 1, choose)) for n in range(of[branch])
+        ]
+        yield from choose(sides, key=lambda side: sum(c.total_bytes for c in side))

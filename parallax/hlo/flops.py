@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from parallax.hlo.branches import Trips, sides
+from parallax.hlo.collectives import BranchSide
 from parallax.hlo.cudnn import fused_attention
 from parallax.hlo.declared import declared_cost
 from parallax.hlo.library import unknown_call
@@ -183,13 +184,13 @@ class Execution(NamedTuple):
     Attributes:
       computation: the computation.
       times: its executions; loops of unknown trip count run once, unknown branches are taken.
-      branch: whether it is inside a branch of which it is not known how often it is taken.
+      sides: the sides of branches around it of which it is not known how often they are taken.
       loop: the name of the innermost loop of unknown trip count around it; "" if there is none.
     """
 
     computation: Computation
     times: float
-    branch: bool
+    sides: tuple[BranchSide, ...]
     loop: str
 
 
@@ -200,19 +201,19 @@ def executions(module: Module, trips: Trips | None = None) -> Iterator[Execution
     times. Without `trips` executions are whole numbers.
     """
 
-    def visit(name: str, count: float, branch: bool, loop: str):
+    def visit(name: str, count: float, around: tuple[BranchSide, ...], loop: str):
         computation = module.computation(name)
-        yield Execution(computation, count, branch, loop)
+        yield Execution(computation, count, around, loop)
         for instruction in computation.instructions:
             if instruction.opcode.removesuffix("-start") in _PER_ELEMENT:
                 continue
             if instruction.opcode.endswith(("-done", "-update")):
                 continue
-            times, inside, around = count, branch, loop
+            times, inside = count, loop
             if instruction.opcode == "while":
                 iterations = expected_trips(module, computation, instruction, trips)
                 if iterations is None:
-                    around = loop_name(instruction)
+                    inside = loop_name(instruction)
                 else:
                     times = count * iterations
                 if times > MAX_TRIPS:
@@ -222,13 +223,17 @@ def executions(module: Module, trips: Trips | None = None) -> Iterator[Execution
                 if (known := sides(module, instruction, trips)) is not None:
                     for side in known:
                         executed = count * side.taken.executions
-                        yield from visit(side.computation, executed, branch, loop)
+                        yield from visit(side.computation, executed, around, loop)
                     continue
-                inside = True
+                names = [name for group in instruction.calls().values() for name in group]
+                for n, called in enumerate(names):
+                    side_taken = BranchSide(instruction.name, n, len(names))
+                    yield from visit(called, count, (*around, side_taken), loop)
+                continue
             for key, names in instruction.calls().items():
                 if key == "to_apply" and instruction.opcode.removesuffix("-start") != "call":
                     continue
                 for called in names:
-                    yield from visit(called, times, inside, around)
+                    yield from visit(called, times, around, inside)
 
-    yield from visit(module.entry, 1, False, "")
+    yield from visit(module.entry, 1, (), "")

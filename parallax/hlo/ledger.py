@@ -43,7 +43,7 @@ def read_ledger(
         op_name from these.
       trips: as for `module_flops`. Without a trip count a loop's collectives are counted for one
         iteration, and name the loop; those in a branch that `trips` does not know are counted as if
-        it is taken, and say so.
+        their side is taken, and name it; totals take one side of each branch.
 
     Raises:
       HloError: a collective that is not understood, or a mesh of another size than the program's.
@@ -57,7 +57,7 @@ def read_ledger(
         )
     wrapped = _wrapped_in_start(module, trips)
     found = []
-    for computation, count, branch, loop in executions(module, trips):
+    for computation, count, sides, loop in executions(module, trips):
         for position, instruction in enumerate(computation.instructions):
             kind = _kind(instruction)
             if kind is None:
@@ -67,7 +67,7 @@ def read_ledger(
                 between = _between(module, computation, position, trips)
             moved = _collective(module, computation, instruction, kind, mesh_axes)
             whole = int(count) if count == int(count) else float(count)
-            moved = dataclasses.replace(moved, count=whole, in_branch=branch, open_loop=loop)
+            moved = dataclasses.replace(moved, count=whole, sides=sides, open_loop=loop)
             moved = with_ragged_bytes(moved, ragged_bytes)
             if between is not None:
                 moved = dataclasses.replace(

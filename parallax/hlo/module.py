@@ -8,7 +8,7 @@ from functools import cached_property
 from parallax.hlo.groups import least_devices
 from parallax.hlo.platform import Platform
 from parallax.hlo.shapes import HloError, Shape
-from parallax.hlo.source import Frame, SourceTables
+from parallax.hlo.source import Frame, SourceTables, unescaped
 
 # Attributes that name computations.
 CALLING = (
@@ -17,6 +17,7 @@ CALLING = (
 )  # fmt: skip
 _PRODUCTS = ("dot", "custom-call", "convolution", "ragged-dot", "scaled-dot")
 _NAME = re.compile(r"%?([^\s,(){}%]+)")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Instruction:
     @property
     def op_name(self) -> str:
         """JAX's name stack of the op in the Python program; "" if the text has none."""
-        match = re.search(r'op_name="([^"]*)"', self.attributes.get("metadata", ""))
-        return match.group(1) if match else ""
+        match = _OP_NAME.search(self.attributes.get("metadata", ""))
+        return unescaped(match[1]) if match else ""
 
     @property
     def primitive(self) -> str:

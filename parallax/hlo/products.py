@@ -20,6 +20,8 @@ _BLOCK_SCALED = ("__cudnn$blockScaledDot", "__op$block_scaled_dot")
 _GROUPED = "__cublas$lt$groupedMatmul"
 _ONEDNN = ("__onednn$matmul", "__onednn$convolution")
 _DIMS = re.compile(r"\{([0-9]{1,9}(,[0-9]{1,9})*)?\}")
+# An algorithm that the program asks for, in a dot's attribute or a library call's configuration.
+_ALGORITHM = re.compile(r"dot_(any_f8|[a-z]*[0-9]+)_\w*?(?:_x([0-9]))?(?:_fast_accum)?\b")
 _TARGET = re.compile(r'"([^"]*)"')
 # Opcodes and the dtypes that units multiply at one rate.
 PRODUCTS = ("dot", "convolution", "ragged-dot", "scaled-dot")
@@ -30,9 +32,10 @@ _WIDTHS = ("f8", "s8", "f16", "bf16", "f32", "f64")
 class Product(NamedTuple):
     """A batched product [m, k] x [k, n].
 
-    `dtype` is what the units multiply: "tf32" for float32 unless the program asks for more, "f8"
-    for all formats of FP8 and FP4, "s8" for INT8 and INT4, otherwise the HLO dtype. A product of
-    complex numbers is four of real ones: its k is four times as long.
+    `dtype` is what the units multiply: "tf32" for float32 unless the program asks for another
+    algorithm, "f8" for all formats of FP8 and FP4, "s8" for INT8 and INT4, otherwise the HLO dtype.
+    A product of complex numbers is four of real ones: its k is four times as long. So it is where
+    an algorithm makes float32 of several products (dot_bf16_bf16_f32_x3: three).
     """
 
     batch: int
@@ -76,9 +79,9 @@ def product(computation: Computation, i: Instruction) -> Product | None:
         raise HloError(f"%{i.name}: expected two operands, got {len(operands)}.")
     lhs, rhs = operands[:2]
     batch, m, n, k = _sizes(i, lhs, rhs, out)
-    dtype = _dtype(i, lhs, rhs)
+    dtype, products = _asked(i) or (_dtype(i, lhs, rhs), 1)
     reals = 4 if lhs.dtype in ("c64", "c128") else 1
-    return Product(batch, m, n, reals * k, dtype, "dim_labels" in i.attributes)
+    return Product(batch, m, n, reals * products * k, dtype, "dim_labels" in i.attributes)
 
 
 def _sizes(i: Instruction, lhs: Shape, rhs: Shape, out: Shape) -> tuple[int, int, int, int]:
@@ -216,6 +219,17 @@ def _output(instruction: Instruction) -> Shape:
     if instruction.opcode.endswith("-start") and len(elements) > 1:
         return elements[1].elements[0] if elements[1].elements else elements[1]
     return elements[0] if elements else instruction.shape
+
+
+def _asked(i: Instruction) -> tuple[str, int] | None:
+    """Return what units multiply under the algorithm asked for, and its number of products."""
+    config = i.attributes.get("backend_config", "")
+    text = i.attributes.get("algorithm", "") or config[config.find("ALG_DOT") :]
+    match = _ALGORITHM.search(text.lower()) if "dot" in text.lower() else None
+    if match is None:
+        return None
+    dtype = match[1] if match[1] == "tf32" else _unit(match[1].removeprefix("any_"))
+    return dtype, int(match[2] or 1)
 
 
 def _dtype(i: Instruction, lhs: Shape, rhs: Shape) -> str:

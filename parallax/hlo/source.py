@@ -10,9 +10,12 @@ TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _ENTRY = re.compile(r'([0-9]{1,9}) (?:"((?:[^"\\]|\\.)*)"|\{([a-z_=0-9 ]*)\})')
 _NUMBER = re.compile(r"([a-z_]+)=([0-9]{1,9})")
 _FRAME_ID = re.compile(r"\bstack_frame_id=([0-9]{1,9})")
-_FILE = re.compile(r'\bsource_file="([^"]*)"')
+_FILE = re.compile(r'\bsource_file="((?:[^"\\]|\\.)*)"')
 _LINE = re.compile(r"\bsource_line=([0-9]{1,9})")
 _MAX_FRAMES = 1000
+# Quoted text of XLA's: \303\251 are the bytes of é, and a backslash stands before quotes.
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})|\\(.)")
+_CONTROLS = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 class Frame(NamedTuple):
@@ -46,7 +49,7 @@ class SourceTables:
         match = _FRAME_ID.search(metadata)
         if match is None:
             file, line = _FILE.search(metadata), _LINE.search(metadata)
-            return (Frame(file[1], int(line[1]), ""),) if file and line else ()
+            return (Frame(unescaped(file[1]), int(line[1]), ""),) if file and line else ()
         at, stack = int(match[1]), []
         while at in self.frames and len(stack) < _MAX_FRAMES:
             location, at = self.frames[at]
@@ -56,6 +59,19 @@ class SourceTables:
         return tuple(stack)
 
 
+def unescaped(text: str) -> str:
+    """Return a quoted text of XLA's as it was before quoting; names need not be ASCII."""
+    if "\\" not in text:
+        return text
+
+    def byte(match: re.Match[bytes]) -> bytes:
+        if match[1]:
+            return bytes([int(match[1], 8)])
+        return _CONTROLS.get(match[2], match[2])
+
+    return _ESCAPE.sub(byte, text.encode()).decode(errors="replace")
+
+
 def read_tables(rows: Mapping[str, list[str]]) -> SourceTables:
     """Read a module's tables, given as name -> lines; lines of another form are left out."""
     names: dict[str, dict[int, str]] = {"FileNames": {}, "FunctionNames": {}}
@@ -63,7 +79,7 @@ def read_tables(rows: Mapping[str, list[str]]) -> SourceTables:
     for table, lines in rows.items():
         for match in filter(None, map(_ENTRY.fullmatch, lines)):
             if match[3] is None and table in names:
-                names[table][int(match[1])] = re.sub(r"\\(.)", r"\1", match[2])
+                names[table][int(match[1])] = unescaped(match[2])
             elif match[3] is not None and table in numbers:
                 row = {key: int(n) for key, n in _NUMBER.findall(match[3])}
                 numbers[table][int(match[1])] = row

@@ -15,6 +15,11 @@ from parallax.hlo.shapes import HloError
 
 # A loop's own scope is the part of its op_name after those of the loops around it.
 _LOOP_BODY = "/while/body/"
+# Scopes that JAX makes, around loops of any program: they tell none from another.
+_JAX_SCOPE = re.compile(
+    r"while|body|cond|branch_\d+_fun|shard_map|eval_jaxpr|closed_call|checkpoint|remat\w*|pjit|"
+    r"custom_[jv][vj]p_call\w*|rematted_computation"
+)
 _SAME = ("bitcast", "copy", "convert", "reshape")
 
 
@@ -45,14 +50,32 @@ def expected_trips(
     counts = loop_trips(trips)
     if known is not None or not counts:
         return known
-    own = i.op_name.rpartition(_LOOP_BODY)[2]
-    matching = {s: n for s, n in counts.items() if s and (s in own or s.lstrip("%") == i.name)}
+    matching = {s: n for s, n in counts.items() if _names(s, i)}
     if len(set(matching.values())) > 1:
-        raise HloError(f"%{i.name}: trips name one loop twice, {matching}, in {own!r}.")
+        raise HloError(f"%{i.name}: trips name one loop twice, {matching}, in {_own_scope(i)!r}.")
     count = next(iter(matching.values()), None)
     if count is not None and not 0 <= count < math.inf:
         raise HloError(f"trips {matching}: expected trip counts, finite and not negative.")
     return count
+
+
+def unused_trips(module: Module, trips: Trips | None) -> tuple[str, ...]:
+    """Return the names in `trips` that no loop of unknown trip count has."""
+    loops = [
+        i for computation in module.computations.values() for i in computation.instructions
+        if i.opcode == "while" and trip_count(module, computation, i) is None
+    ]  # fmt: skip
+    named = loop_trips(trips)
+    return tuple(sorted(s for s in named if not any(_names(s, i) for i in loops)))
+
+
+def _own_scope(i: Instruction) -> str:
+    return i.op_name.rpartition(_LOOP_BODY)[2]
+
+
+def _names(scope: str, i: Instruction) -> bool:
+    """Return whether a name in `trips` is that of a loop."""
+    return bool(scope) and (scope in _own_scope(i) or scope.lstrip("%") == i.name)
 
 
 def loop_name(i: Instruction) -> str:
@@ -60,8 +83,8 @@ def loop_name(i: Instruction) -> str:
 
     That is the named scope right around it, or the instruction's name where there is none.
     """
-    scope = i.op_name.rpartition(_LOOP_BODY)[2].removesuffix("/while").rpartition("/")[2]
-    plain = re.fullmatch(r"[A-Za-z0-9_.\-]+", scope) and scope not in ("while", "shard_map")
+    scope = _own_scope(i).removesuffix("/while").rpartition("/")[2]
+    plain = re.fullmatch(r"[\w.\-]+", scope) and not _JAX_SCOPE.fullmatch(scope)
     return f"{scope if plain else i.name} (line {i.line})"
 
 

@@ -7,6 +7,7 @@ if that is unset or not a local folder.
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -21,8 +22,10 @@ import jax
 from jax._src import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
+from parallax.hlo.constants import constant_bytes
 from parallax.lenses.compiler_log import compiler_warnings, logs_warnings
 from parallax.lenses.environment import installed_versions
+from parallax.lenses.lowering import missing_libraries
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.topology import topology_devices
 
@@ -53,10 +56,16 @@ class CompiledText:
     alias_bytes: int
     warnings: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def constant_bytes(self) -> int:
+        """The memory per device of constant arrays, which XLA's account leaves out."""
+        return constant_bytes(self.text)
+
     @property
     def total_bytes(self) -> int:
         """The memory per device."""
-        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+        held = self.argument_bytes + self.output_bytes - self.alias_bytes
+        return held + self.temp_bytes + self.constant_bytes
 
 
 def compile_text(
@@ -115,7 +124,7 @@ def _compile(
     arguments["backend"] = devices[0].client
     for name in ("in_shardings", "out_shardings"):
         arguments[name] = tuple(_without_devices(s) for s in arguments[name])
-    with compiler_warnings() as warnings, _jax_cache_left_alone():
+    with compiler_warnings() as warnings, _jax_cache_left_alone(), missing_libraries():
         compiled = lowered.compile(dict(options), device_assignment=devices)
     memory = compiled.memory_analysis()
     return CompiledText(

@@ -10,7 +10,7 @@ from parallax.bounds import Transfer
 from parallax.cost.estimating import KERNEL_EFFICIENCY
 from parallax.cost.links import all_link_bytes
 from parallax.hlo.branches import Trips
-from parallax.hlo.caveats import branch_caveats, open_caveats
+from parallax.hlo.caveats import branch_caveats, open_caveats, trips_caveats
 from parallax.hlo.compare import Totals, differing_totals
 from parallax.hlo.copies import copied_bytes
 from parallax.hlo.declared import declared_kernels
@@ -22,6 +22,7 @@ from parallax.hlo.parse import parse_module
 from parallax.hlo.ragged import RaggedBytes
 from parallax.hlo.read_trace import read_trace
 from parallax.hlo.shapes import HloError
+from parallax.hlo.trip_counts import unused_trips
 from parallax.kernels import dispatch
 from parallax.lenses.child import Progress
 from parallax.lenses.compiled_text import compile_text
@@ -45,6 +46,8 @@ LIBRARY_GEMMS = {
     "xla_disable_hlo_passes": "cublas-pad-for-gemms",
 }
 _DISABLED = "xla_disable_hlo_passes"
+# Constants that take less of a device's memory are not worth a note.
+_WORTH_SAYING = 0.1
 ATTENTION_SCOPE = "attention_core"
 
 
@@ -168,6 +171,7 @@ def compile_lowered(
     trips: Trips | None = None,
     ragged_bytes: RaggedBytes | None = None,
     notes: Sequence[str] = (),
+    check_trips: bool = False,
     on_progress: Progress = lambda line: None,
 ) -> Compilation:
     """Compile a lowered program of any function for a cluster and read it, in this process.
@@ -179,6 +183,7 @@ def compile_lowered(
       parameter_bytes: bytes of parameters per device, for the report.
       weights: positions of the arrays, among all of the arguments, whose copies a note counts.
       options, trips, ragged_bytes, notes: as for `compile_for`.
+      check_trips: whether a note names what is in `trips` and counts no loop.
     """
     start = time.perf_counter()
     options = dict(options or {})
@@ -194,6 +199,7 @@ def compile_lowered(
         parameter_bytes=parameter_bytes,
         capacity_bytes=cluster.gpu.memory_bytes,
         usable_fraction=cluster.usable_fraction,
+        constant_bytes=compiled.constant_bytes,
     )
     said = [f"compiled with {name}={value}; a run needs it too" for name, value in options.items()]
     if fits_never:
@@ -214,10 +220,16 @@ def compile_lowered(
         said.append(f"weights copied in a step: {copied:,.0f} bytes per device, and read again")
     said += branch_caveats(ledger, flops)
     said += open_caveats(flops.open | set(ledger.open_loops))
+    said += trips_caveats(unused_trips(module, trips) if check_trips else ())
     said += notes
     said += _rematerialized(module, compiled.warnings)
     if any("fallback sort" in warning for warning in compiled.warnings):
         said.append("sorts are compiled as XLA's own: on a GPU it takes the library's, faster ones")
+    if memory.constant_bytes > _WORTH_SAYING * memory.total_bytes:
+        said.append(
+            f"constants, which the function closes over, take {memory.constant_bytes:,} bytes on "
+            "every device; pass them as arguments to split them"
+        )
     if kernels := declared_kernels(module):
         said.append(
             f"kernels written by hand: {', '.join(kernels)}; FLOPs and bytes as they declare, at "
@@ -244,7 +256,7 @@ def compile_lowered(
         seconds=time.perf_counter() - start,
         notes=tuple(said),
         flop_imbalance=flops.high / ((flops.low + flops.high) / 2) if flops.high else 1.0,
-        link_bytes=all_link_bytes(ledger, cluster),
+        link_bytes=all_link_bytes(ledger.taken, cluster),
         work=work,
         unpriced=unpriced,
     )

@@ -59,11 +59,11 @@ def predict(
         phase=compilation.phase,
         step_s=Figure(step, "s", "modelled", low, high, note),
         tokens_per_s=Figure(
-            tokens / step,
+            _rate(tokens, step),
             compilation.rate_unit,
             "modelled",
-            high and tokens / high,
-            low and tokens / low,
+            None if high is None else _rate(tokens, high),
+            None if low is None else _rate(tokens, low),
             note,
         ),
         terms_s=dict(sorted(terms.items(), key=lambda term: -term[1])),
@@ -94,7 +94,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
       cluster: the GPUs and links whose peak rates are used.
       dtype: dtype of the matrix products.
     """
-    links = all_link_bytes(compilation.collectives, cluster, least_link_bytes)
+    links = all_link_bytes(compilation.ledger.taken, cluster, least_link_bytes)
     gpu = cluster.gpu
     what, size = "weights", compilation.weight_bytes
     if compilation.reads_cache:
@@ -111,7 +111,7 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
     }
     step = max(terms.values())
     bound = max(terms, key=lambda name: terms[name])
-    most = compilation.tokens / step if step else math.inf  # a program that computes nothing
+    most = _rate(compilation.tokens, step)
     note = f"lower bound, set by {bound}; nothing is added for latency, overlap or efficiency"
     return Bound(
         cluster=cluster.name,
@@ -122,6 +122,10 @@ def roofline(compilation: Compilation, cluster: Cluster, dtype: str) -> Bound:
             high=most, note=f"upper bound, set by {bound}",
         ),
     )  # fmt: skip
+
+
+def _rate(tokens: float, seconds: float) -> float:
+    return tokens / seconds if seconds else math.inf  # a program that computes nothing
 
 
 def _compute_seconds(compilation: Compilation, cluster: Cluster, dtype: str) -> float:

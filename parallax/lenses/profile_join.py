@@ -204,10 +204,10 @@ def _run_by(module: Module, i: Instruction) -> Iterator[str]:
 def _times(module: Module, trips: Trips | None) -> dict[str, float | None]:
     """Return how often one step runs each instruction; None where that depends on data."""
     times: dict[str, float | None] = {}
-    for computation, count, branch, loop in executions(module, trips):
+    for computation, count, sides, loop in executions(module, trips):
         for i in computation.instructions:
             before = times.get(i.name, 0.0)
-            known = None if branch or loop else float(count)
+            known = None if sides or loop else float(count)
             times[i.name] = None if before is None or known is None else before + known
     return times
 

@@ -66,7 +66,7 @@ def memory_plot(results: tuple[StrategyResult, ...]) -> str:
 
 
 def _parts(m: Memory) -> tuple[float, ...]:
-    other = max(0, m.argument_bytes - m.parameter_bytes)
+    other = max(0, m.argument_bytes - m.parameter_bytes) + m.constant_bytes
     return m.parameter_bytes, other, m.temp_bytes, max(0, m.output_bytes - m.alias_bytes)
 
 

@@ -110,7 +110,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one device in bytes, as the compiler planned it (tag: compiled)."""
+    """The memory of one device in bytes, as the compiler planned it (tag: compiled).
+
+    `constant_bytes` are the arrays that the program holds as constants, whole on every device.
+    """
 
     argument_bytes: int
     output_bytes: int
@@ -119,10 +122,12 @@ class Memory:
     parameter_bytes: int
     capacity_bytes: int
     usable_fraction: float
+    constant_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.argument_bytes + self.output_bytes + self.temp_bytes - self.alias_bytes
+        held = self.argument_bytes + self.output_bytes - self.alias_bytes
+        return held + self.temp_bytes + self.constant_bytes
 
     @property
     def usable_bytes(self) -> float:
@@ -221,7 +226,7 @@ class Compilation:
 
     @property
     def wire_bytes(self) -> float:
-        return sum(c.total_bytes for c in self.collectives)
+        return self.ledger.total()
 
     @property
     def minimum_bytes(self) -> float:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from parallax.commands.inspect import inspect_text
+from parallax.commands.inspect import inspect_text, mesh_axes
 from tests.lenses.test_timeline import TEXT
 
 
@@ -72,6 +72,27 @@ def test_a_loop_of_data_counts_once_or_takes_its_trips():
     assert two.gemm_flops == 2 * once.gemm_flops
     assert two.notes == ()
     assert None not in two.error_bar
+    (first, second) = inspect_text(text, trips={"tile_s": 2}).notes
+    assert first == note
+    assert "trips['tile_s'] counts nothing" in second
+
+
+@pytest.mark.parametrize("axis", ["replica-group", "é", r"\303\251", "a b"])
+def test_a_mesh_axis_may_have_any_name(axis):
+    assert mesh_axes(f"replica_groups=mesh['{axis}'=2,'y'=4] {{'y'}}", None, 8) == {
+        axis.replace(r"\303\251", "é"): 2, "y": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("scope", ["while", "eval_jaxpr", "cond/branch_1_fun", "closed_call"])
+def test_a_loop_that_jax_alone_names_is_told_by_its_instruction(scope):
+    text = TEXT.replace(
+        'backend_config={"known_trip_count":{"n":"3"}}',
+        f'metadata={{op_name="jit(f)/{scope}/while"}}',
+    )
+    (loop,) = inspect_text(text).ledger.open_loops
+    assert loop.split(" ")[0] not in scope.split("/")
+    assert inspect_text(text, trips={loop.split(" ")[0]: 2}).notes == ()
 
 
 def test_a_text_before_scheduling_has_counts_and_no_time():

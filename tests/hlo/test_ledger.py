@@ -7,7 +7,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallax.hlo import HloError, compare, jaxpr_ledger, parse_module, read_ledger
-from parallax.hlo.flops import module_flops
+from parallax.hlo.caveats import branch_caveats
+from parallax.hlo.flops import Flops, module_flops
 
 P = PartitionSpec
 
@@ -130,6 +131,25 @@ def _conditional(compiler, body):
     return compiler(
         mapped, mesh, ((64, 16), jnp.float32, "a"), ((16, 16), jnp.float32), ((), jnp.int32)
     )
+
+
+def test_of_a_branch_one_side_is_taken(compiler):
+    def both(x, w, p):
+        return lax.cond(p > 0, lambda: lax.psum(x @ w, "b"), lambda: lax.psum(x - 1.0, "b"))
+
+    def unequal(x, w, p):
+        twice = lambda: lax.psum(lax.psum(x, "b") @ w, "b")  # noqa: E731
+        return lax.switch(p, [twice, lambda: lax.psum(x, "b"), lambda: lax.psum(x, "b")])
+
+    once = 2 * 3 / 4 * 16 * 16 * 4
+    for body, low, high in ((both, once, once), (unequal, once, 2 * once)):
+        case = _conditional(compiler, body)
+        ledger = read_ledger(case.text, case.axes)
+        assert (ledger.low_total, ledger.total()) == (low, high)
+        assert ledger.by_kind_and_axes() == {("all-reduce", ("b",)): high}
+        assert sum(c.total_bytes for c in ledger) > high  # each is listed
+        (note,) = branch_caveats(ledger, Flops())
+        assert ("whichever side" in note) == (low == high)
 
 
 def test_what_depends_on_data_is_counted_and_says_so(compiler):

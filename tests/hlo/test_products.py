@@ -173,6 +173,29 @@ PRODUCTS = {
         "f32[64,96]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={1}, "
         "operand_precision={highest,highest}",
         ("f32[64,128]", "f32[96,128]"), 2 * 64 * 96 * 128, "f32"),
+    "float32 as asked of a library": (
+        '(f32[64,96]{1,0}, s8[1024]{0}) custom-call(%p0, %p1), '
+        'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
+        '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[]},"precision_config":'
+        '{"operand_precision":["DEFAULT","DEFAULT"],"algorithm":"ALG_DOT_F32_F32_F32"}}}',
+        ("f32[64,128]", "f32[96,128]"), 2 * 64 * 96 * 128, "f32"),
+    "float32 as 16 bits": (
+        "f32[64,96]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={1}, "
+        "algorithm=dot_bf16_bf16_f32",
+        ("f32[64,128]", "f32[96,128]"), 2 * 64 * 96 * 128, "bf16"),
+    "float32 as six products of 16 bits": (
+        "f32[64,96]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={1}, "
+        "algorithm=dot_bf16_bf16_f32_x6",
+        ("f32[64,128]", "f32[96,128]"), 6 * 2 * 64 * 96 * 128, "bf16"),
+    "float32 as three products of TF32": (
+        "f32[64,96]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={1}, "
+        "algorithm=dot_tf32_tf32_f32_x3",
+        ("f32[64,128]", "f32[96,128]"), 3 * 2 * 64 * 96 * 128, "tf32"),
+    "FP8, fast": (
+        "f32[64,96]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={1}, "
+        "algorithm=dot_any_f8_any_f8_f32_fast_accum",
+        ("f8e4m3fn[64,128]", "f8e5m2[96,128]"), 2 * 64 * 96 * 128, "f8"),
     "a CPU's library": (
         '(f32[3,64,96]{2,1,0}, u8[1152]{0}) custom-call(%p0, %p1), '
         'custom_call_target="__onednn$matmul"',

@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from parallax.hlo import HloError, compare, jaxpr_ledger, parse_module, read_ledger
-from parallax.hlo.caveats import open_caveats
-from parallax.hlo.flops import executions, module_flops
+from parallax.hlo.caveats import branch_caveats, open_caveats
+from parallax.hlo.flops import Flops, executions, module_flops
 
 P = PartitionSpec
 AXES = {"a": 4, "b": 4}
@@ -84,6 +84,7 @@ def test_a_ragged_exchange_is_its_buffer_until_someone_knows_more(routed):
     assert moved.ragged
     assert moved.is_bound
     assert ledger.is_bound
+    assert "an upper bound" in branch_caveats(ledger, Flops())[-1]
     witness = jaxpr_ledger(routed.jaxpr, AXES)
     assert witness.is_bound
     assert compare(witness, ledger) == ()
@@ -97,6 +98,7 @@ def test_derived_bytes_are_what_is_counted(routed):
     assert (moved.payload_bytes, moved.wire_bytes) == (PAYLOAD, 0.375 * PAYLOAD)
     assert ledger.by_kind_and_axes() == {("ragged-all-to-all", ("b",)): 3 * 0.375 * PAYLOAD}
     assert not ledger.is_bound
+    assert branch_caveats(ledger, Flops()) == ()
     witness = jaxpr_ledger(routed.jaxpr, AXES, ragged_bytes=derived)
     assert compare(witness, ledger) == ()
     assert compare(jaxpr_ledger(routed.jaxpr, AXES), ledger) != ()

@@ -49,6 +49,14 @@ def test_the_frames_of_every_form_of_metadata(text):
     assert [i.is_spmd_generated for i in (p, a, b)] == [False, True, False]
 
 
+def test_names_need_not_be_ascii():
+    text = MODULE.replace("/home/me/train.py", r"/home/jos\303\251/\346\225\260 1.py")
+    text = text.replace('op_name="jit(step)/neg"', r'op_name="jit(\346\225\260)/p[\'a\']/neg"')
+    a = parse_module(text).computation("main").instructions[1]
+    assert parse_module(text).frames(a)[1].file == "/home/josé/数 1.py"
+    assert a.op_name == "jit(数)/p['a']/neg"
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("parent_frame_id=2", "parent_frame_id=3"), ("file_location_id=2", "file_location_id=9"),

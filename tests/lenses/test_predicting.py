@@ -1,6 +1,7 @@
 """The roofline by hand: its largest term bounds the step; what products do not cover is exposed."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -52,6 +53,13 @@ def priced(**changes):
     steps = {"main": (kernel, kernel, send)}
     base = compilation(permute(1e-3, 0, 1), flops=2 * gemm.flops)
     return dataclasses.replace(base, **({"work": ExecutionTrace("main", steps, 16)} | changes))
+
+
+def test_a_program_that_does_nothing_takes_no_time():
+    work = ExecutionTrace("main", {"main": ()}, 16)
+    found = predict(dataclasses.replace(compilation(flops=0.0), work=work), WHERE, "float16")
+    assert found.step_s.value == found.step_s.high == 0
+    assert found.tokens_per_s.value == math.inf
 
 
 def test_a_prediction_adds_up_and_carries_its_bar():
