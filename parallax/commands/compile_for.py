@@ -44,7 +44,8 @@ def compile_for(
         `jax.sharding.Mesh` or `AbstractMesh`, whose axis types then hold. None takes the mesh of
         the arguments' shardings, or of `jax.set_mesh`.
       in_specs: for each argument a PartitionSpec, a NamedSharding or None (replicated), or a prefix
-        tree of them. None keeps the arguments' own shardings; those without are left to XLA.
+        tree of them; one PartitionSpec alone is that of all arguments. None keeps the arguments'
+        own shardings; those without are left to XLA.
       out_shardings: of the results, as in `jax.jit`; None leaves them to XLA.
       donate: positions of arguments whose memory the results may reuse, as `donate_argnums`.
       manual: wraps `fn` in one `jax.shard_map` over all mesh axes with in_specs and out_specs;
@@ -73,7 +74,7 @@ def compile_for(
     on_progress(f"compiling for {target.name}")
     return compile_lowered(
         target, program.lowered, program.axes, trips=trips, notes=program.notes,
-        on_progress=on_progress,
+        check_trips=True, on_progress=on_progress,
     )  # fmt: skip
 
 
@@ -104,10 +105,11 @@ def lowered_call(
     if missing := missing_compiler():
         raise ModuleNotFoundError(missing)
     # Only now: a process that never asks for it does not load JAX's tracing.
+    from parallax.lenses.user_arguments import spec_per_argument
     from parallax.lenses.user_function import UserCall, lower_call
 
     call = UserCall(
-        fn, args, in_specs=None if in_specs is None else tuple(in_specs),
+        fn, args, in_specs=spec_per_argument(in_specs, len(args), caller),
         out_shardings=out_shardings, donate=(donate,) if isinstance(donate, int) else tuple(donate),
         manual_out=out_specs, caller=caller,
     )  # fmt: skip

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from jax.stages import Lowered, Traced
 
 
+# What jaxlib says of a library that it asks, and XLA of a call without an implementation.
+_LIBRARY_VERSION = "versions_helpers"
+_NO_HANDLER = "No FFI handler registered for "
+
+
 def lower(traced: Traced) -> Lowered:
     """Lower a traced program for CUDA, whatever devices it was traced for.
 
@@ -26,10 +31,22 @@ def lower(traced: Traced) -> Lowered:
 
 @contextlib.contextmanager
 def missing_libraries() -> Iterator[None]:
-    """Say in one line that a program asks for a library that is not installed; a ValueError."""
+    """Say in one line that a program asks for a library that is not here; a ValueError."""
     try:
         yield
     except RuntimeError as error:
+        if _LIBRARY_VERSION in str(error):
+            raise ValueError(
+                "the lowering of the program asks a CUDA library for its version, which needs a "
+                f"GPU, as that of jnp.linalg.eig does ({error}). Compile the program without it."
+            ) from None
+        if _NO_HANDLER in str(error):
+            target = str(error).partition(_NO_HANDLER)[2].split(" ")[0]
+            raise ValueError(
+                f"the program calls {target!r} (jax.ffi), of which nothing is registered for CUDA "
+                "in this process. Register it (jax.ffi.register_ffi_target(..., "
+                "platform='CUDA')), or compile the program without it."
+            ) from None
         if "cuDNN" not in str(error):
             raise
         raise ValueError(

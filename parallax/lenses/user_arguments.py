@@ -1,5 +1,6 @@
 """The arguments of a user's function as abstract arrays with shardings."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,22 @@ def mesh_of_arguments(args: Any) -> Any:
     return None
 
 
+def spec_per_argument(specs: Any, count: int, caller: str) -> Specs | None:
+    """Return `in_specs` with one entry for each argument: one spec alone is that of all.
+
+    Raises:
+      ValueError: they are neither a spec nor a list or tuple; their number is checked later.
+    """
+    if specs is None or isinstance(specs, PartitionSpec | Sharding):
+        return None if specs is None else (specs,) * count
+    if not isinstance(specs, list | tuple):
+        raise ValueError(
+            f"{caller}: in_specs: expected a tuple with an entry for each argument, or one "
+            f"PartitionSpec for all, got {type(specs).__name__}. Write in_specs=(...,)."
+        )
+    return tuple(specs)
+
+
 def abstract_arguments(args: tuple, specs: Specs | None, mesh: Mesh, caller: str) -> tuple:
     """Return the arguments with their arrays as `jax.ShapeDtypeStruct`, sharded on `mesh`.
 
@@ -54,13 +71,21 @@ def abstract_arguments(args: tuple, specs: Specs | None, mesh: Mesh, caller: str
     )
 
 
-def on_mesh(shardings: Any, mesh: Mesh) -> Any:
-    """Return a tree of specs and shardings with every NamedSharding moved to `mesh`."""
-    return jax.tree.map(
-        lambda s: _sharding(s, mesh) if isinstance(s, PartitionSpec | NamedSharding) else s,
-        shardings,
-        is_leaf=_is_spec,
-    )
+def on_mesh(shardings: Any, mesh: Mesh, name: str) -> Any:
+    """Return a tree of specs and shardings with every NamedSharding moved to `mesh`.
+
+    Raises:
+      ValueError: a spec names an axis that the mesh does not have, or one twice; starts with
+        `name` and the path.
+    """
+
+    def moved(path, s):
+        if not isinstance(s, PartitionSpec | NamedSharding):
+            return s
+        _check_axes(getattr(s, "spec", s), mesh, name + jax.tree_util.keystr(path))
+        return _sharding(s, mesh)
+
+    return jax.tree_util.tree_map_with_path(moved, shardings, is_leaf=_is_spec)
 
 
 def _is_spec(x: Any) -> bool:
@@ -69,9 +94,11 @@ def _is_spec(x: Any) -> bool:
 
 def _sharding(spec: Any, mesh: Mesh) -> NamedSharding:
     if isinstance(spec, NamedSharding):
+        if spec.memory_kind == "pinned_host":
+            # Devices that are not there list no memories: over them JAX forgets the kind.
+            return NamedSharding(mesh.abstract_mesh, spec.spec, memory_kind="pinned_host")
         # What is ordinary memory on the user's devices is ordinary memory on the cluster's.
-        in_host = spec.memory_kind == "pinned_host"
-        return NamedSharding(mesh, spec.spec, memory_kind="pinned_host" if in_host else None)
+        return NamedSharding(mesh, spec.spec)
     return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
 
 
@@ -125,21 +152,34 @@ def _checked(x: Any, spec: Any, mesh: Mesh, name: str) -> Any:
             f"{name}: {sharding} has {len(sharding)} entries for {len(x.shape)} dims of "
             f"{tuple(x.shape)}. Give one for each dim at most."
         )
+    _check_axes(sharding, mesh, name)
     for dim, entry in enumerate(sharding):
-        axes = entry if isinstance(entry, tuple) else (entry,)
-        count = 1
-        for axis in axes:
-            if axis is None or axis is PartitionSpec.UNCONSTRAINED:
-                continue
-            if axis not in mesh.shape:
-                raise ValueError(
-                    f"{name}: {sharding} names mesh axis {axis!r}, the mesh has "
-                    f"{', '.join(map(str, mesh.shape)) or 'none'}."
-                )
-            count *= mesh.shape[axis]
+        count = math.prod(mesh.shape[axis] for axis in _axes(entry))
         if x.shape[dim] % count:
             raise ValueError(
                 f"{name}: dim {dim} of {tuple(x.shape)} is not a multiple of the {count} "
                 f"devices that {sharding} splits it over. Pad it, or leave the dim whole."
             )
     return _abstract(x, mesh, spec)
+
+
+def _axes(entry: Any) -> tuple:
+    """Return the mesh axes of one entry of a spec."""
+    axes = entry if isinstance(entry, tuple) else (entry,)
+    return tuple(a for a in axes if a is not None and a is not PartitionSpec.UNCONSTRAINED)
+
+
+def _check_axes(spec: Any, mesh: Mesh, name: str) -> None:
+    """Raise ValueError unless a spec names axes of the mesh, each once."""
+    seen = set()
+    for axis in (axis for entry in spec for axis in _axes(entry)):
+        if axis not in mesh.shape:
+            raise ValueError(
+                f"{name}: {spec} names mesh axis {axis!r}, the mesh has "
+                f"{', '.join(map(str, mesh.shape)) or 'none'}."
+            )
+        if axis in seen:
+            raise ValueError(
+                f"{name}: {spec} names mesh axis {axis!r} twice. An axis splits one dim at most."
+            )
+        seen.add(axis)

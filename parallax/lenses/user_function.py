@@ -5,12 +5,15 @@ the devices are others: the program is compiled for a cluster that need not exis
 """
 
 import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src.sharding import IndivisibleError
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from parallax.lenses.compiling import check_devices
@@ -23,6 +26,8 @@ from parallax.lenses.user_arguments import (
     mesh_of_arguments,
     on_mesh,
 )
+from parallax.lenses.user_requests import lost_algorithms, lost_donation
+from parallax.lenses.users_errors import users_line
 from parallax.meshes.cluster import Cluster
 from parallax.meshes.mesh import MeshSpec
 from parallax.meshes.topology import topology_devices
@@ -124,6 +129,11 @@ def built_mesh(mesh: MeshLike, cluster: Cluster) -> Mesh:
     if isinstance(mesh, Mesh | AbstractMesh):
         sizes, types = dict(mesh.shape), mesh.axis_types
     else:
+        if not isinstance(mesh, MeshSpec | Mapping | str):
+            raise ValueError(
+                f"mesh: expected {{axis: size, ...}}, 'axis=size,...', a Mesh or an AbstractMesh, "
+                f"got {mesh!r}. Write for example mesh={{'data': {cluster.devices}}}."
+            )
         if not isinstance(mesh, MeshSpec):
             mesh = MeshSpec.parse(mesh) if isinstance(mesh, str) else MeshSpec(mesh)
         sizes, types = dict(mesh.axes), (AxisType.Auto,) * len(mesh.axes)
@@ -158,7 +168,8 @@ def _mesh_in_sight(call: UserCall, cluster: Cluster) -> MeshLike:
 def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
     specs = call.in_specs
     args = abstract_arguments(call.args, specs, mesh, call.caller)
-    fn: Any = call.fn
+    fn: Any
+    fn, before, named = _bound(call.fn)
     said = list(notes)
     if call.manual_out is not None:
         whole = tuple(PartitionSpec() if s is None else s for s in specs or ())
@@ -167,23 +178,40 @@ def _lower(call: UserCall, mesh: Mesh, *notes: str) -> UserProgram:
     if _is_filtered(fn):
         donate = donate or _donated_by_filter(fn, len(args))
         fn, args, _ = _without_static(fn.__wrapped__, args, numbers=False)
-    if not hasattr(fn, "trace"):
+    is_jitted = hasattr(fn, "trace")
+    if not is_jitted:
         fn, args, held = _without_static(fn, args)
         said += held
         options: dict[str, Any] = {"donate_argnums": donate}
         if call.out_shardings is not None:
-            options["out_shardings"] = on_mesh(call.out_shardings, mesh)
+            options["out_shardings"] = on_mesh(
+                call.out_shardings, mesh, f"{call.caller}: out_shardings"
+            )
         fn = jax.jit(fn, **options)
     elif donate or call.out_shardings is not None:
         raise ValueError(
             f"{call.caller}: the function was made by jax.jit, and donate= and out_shardings= are "
             "its own to give: jax.jit(fn, donate_argnums=..., out_shardings=...)."
         )
-    with jax.set_mesh(mesh), _one_line(), missing_libraries():
-        traced = fn.trace(*args)
+    with jax.set_mesh(mesh), _one_line(call.caller, mesh), missing_libraries():
+        traced = fn.trace(*before, *args, **named)
         traced = getattr(traced, "traced", traced)  # nnx.jit keeps JAX's inside its own
         lowered = lower(traced)
+    if not is_jitted and not donate:
+        said += lost_donation(traced.jaxpr)
+    if mesh.size > 1:
+        said += lost_algorithms(traced.jaxpr)
     return UserProgram(traced, lowered, mesh, tuple(said))
+
+
+def _bound(fn: Any) -> tuple[Any, tuple, dict[str, Any]]:
+    """Return the function of `jax.jit` in a partial or a method, and what is bound to it."""
+    if isinstance(fn, functools.partial) and hasattr(fn.func, "trace"):
+        inner, before, named = _bound(fn.func)
+        return inner, (*before, *fn.args), {**named, **fn.keywords}
+    if isinstance(fn, types.MethodType) and hasattr(fn.__func__, "trace"):
+        return fn.__func__, (fn.__self__,), {}
+    return fn, (), {}
 
 
 def _is_filtered(fn: Any) -> bool:
@@ -197,9 +225,20 @@ def _donated_by_filter(fn: Any, count: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
+def _one_line(caller: str, mesh: Mesh) -> Iterator[None]:
     try:
         yield
+    except IndivisibleError as error:
+        # JAX names the line that traced the function, which is ours.
+        what = str(error).partition(" This error occurs at source")[0]
+        raise ValueError(f"{caller}: {what}") from error
+    except AssertionError as error:
+        if str(error) or not (line := users_line(error)):
+            raise
+        raise ValueError(
+            f"{caller}: JAX refuses the operation at {line} without a message. The mesh has axes "
+            f"{', '.join(map(str, mesh.shape)) or 'none'}: does the operation name another one?"
+        ) from error
     except AttributeError as error:
         if _NOTHING_RUNS not in str(error):
             raise

@@ -1,6 +1,7 @@
 """Arguments, meshes and specs of user functions, as people have them."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import parallax as px
@@ -124,6 +125,92 @@ def test_an_nnx_step_with_its_optimizer(aot):
     )
 
 
+def test_one_spec_is_that_of_all_arguments(aot):
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    found = px.compile_for(
+        "h100_1x8", lambda x, y: x + y, x, x, mesh={"data": 8}, in_specs=P("data")
+    )
+    assert found.memory.argument_bytes == 2 * N * N * 4 // 8
+
+
+def test_arrays_in_the_hosts_memory_take_none_of_the_devices(aot):
+    """A stack of weights on the host, copied layer by layer, and results that go there."""
+    abstract = AbstractMesh((8,), ("data",))
+    on_host = functools.partial(NamedSharding, abstract, memory_kind="pinned_host")
+
+    def layers(stack, x):
+        def layer(x, w):
+            return jnp.tanh(x @ jax.device_put(w, jax.memory.Space.Device)), None
+
+        return jax.lax.scan(layer, x, stack)[0]
+
+    stack, x = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((4, N, N), (N, N)))
+    found = px.compile_for(
+        "h100_1x8", layers, stack, x, mesh={"data": 8}, in_specs=(on_host(P()), P("data")),
+        out_shardings=on_host(P("data")),
+    )  # fmt: skip
+    assert found.memory.argument_bytes == N * N * 2 // 8
+    assert found.memory.output_bytes == 0
+    assert found.work is not None
+    copied = [(k.from_host_bytes * n, k.to_host_bytes * n) for k, n in found.work.launches(min)]
+    assert sum(n for n, _ in copied) == 4 * N * N * 2
+    assert sum(n for _, n in copied) == N * N * 2 // 8
+    assert "host copies" in px.predict(found).unvalidated
+
+
+def test_constants_take_memory_on_every_device(aot):
+    table = np.random.default_rng(0).normal(size=(N, 2 * N)).astype(np.float32)
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    found = px.compile_for("h100_1x8", lambda x: x @ table, x, mesh={"data": 8}, in_specs=P("data"))
+    assert found.memory.constant_bytes == table.nbytes
+    m = found.memory
+    assert m.total_bytes - table.nbytes == m.argument_bytes + m.output_bytes + m.temp_bytes
+    assert any("constants, which the function closes over" in note for note in found.notes)
+
+
+class Step:
+    """A step as a method of `jax.jit`."""
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def run(self, state, x):
+        return state + x
+
+
+def test_what_is_bound_to_a_jitted_function_keeps_its_donation(aot):
+    jitted = jax.jit(lambda state, x, *, by: state + by * x, donate_argnums=0)
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+
+    def wrapped(state, x):
+        return jitted(state, x, by=2.0)
+
+    def compiled(fn):
+        return px.compile_for("h100_1x8", fn, x, x, mesh={"data": 8}, in_specs=P("data"))
+
+    for fn in (functools.partial(jitted, by=2.0), Step().run):
+        found = compiled(fn)
+        assert (found.memory.alias_bytes, found.notes) == (N * N * 4 // 8, ())
+    # JAX itself ignores a donation inside of another program: that is said.
+    found = compiled(wrapped)
+    assert found.memory.alias_bytes == 0
+    assert any("donates arguments" in note for note in found.notes)
+
+
+def test_an_algorithm_that_the_partitioner_drops_is_said(aot):
+    f32 = jax.lax.DotAlgorithmPreset.F32_F32_F32
+
+    def chain(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.matmul(x, w, precision=f32), None), x, length=2)[0]
+
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    found = px.compile_for("h100_1x8", chain, x, x, mesh={"data": 8}, in_specs=(P("data"), P()))
+    assert any("algorithm F32_F32_F32" in note for note in found.notes)
+    assert found.work is not None
+    assert found.work.product_dtypes == {"tf32"}
+    alone = px.compile_for("h100_1x1", chain, x, x, mesh={})
+    assert alone.work is not None
+    assert (alone.work.product_dtypes, alone.notes) == ({"f32"}, ())
+
+
 REFUSED = {
     "an axis that is not there": ((P("model"), P()), r"argument 0\['a'\]: P\('model',\) names"),
     "more entries than dims": (
@@ -133,6 +220,8 @@ REFUSED = {
     "no prefix": (({"a": P()}, P()), "argument 0: its in_specs are no prefix of it"),
     "no spec": (({"a": P(), "b": "data"}, P()), "expected a PartitionSpec, .* got str"),
     "one too few": ((P(),), "1 in_specs for 2 arguments"),
+    "an axis twice": ((P("data", "data"), P()), r"argument 0\['a'\]: .* mesh axis 'data' twice"),
+    "by name": ({"t": P()}, "in_specs: expected a tuple .*, got dict"),
 }  # fmt: skip
 
 
@@ -146,6 +235,33 @@ def test_specs_that_do_not_fit_are_named(name, aot):
             "h100_1x8", lambda t, x: x @ t["a"], {"a": x, "b": x}, odd, mesh={"data": 8},
             in_specs=specs,
         )  # fmt: skip
+
+
+def test_results_meshes_and_operations_that_do_not_fit_are_named(aot):
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+
+    split = P("data")
+
+    def compiled(fn, mesh: Any = None, in_specs: Any = split, out_shardings: Any = None):
+        return px.compile_for(
+            "h100_1x8", fn, x, mesh=mesh or {"data": 8}, in_specs=in_specs,
+            out_shardings=out_shardings,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"out_shardings\['y'\]: P\('model',\) names mesh axis"):
+        compiled(lambda x: {"y": x}, out_shardings={"y": P("model")})
+    with pytest.raises(ValueError, match="^compile_for: .*result.*dimension size is 100") as error:
+        compiled(lambda x: x[:100], out_shardings=P("data"))
+    assert "user_function.py" not in str(error.value)
+    with pytest.raises(ValueError, match=r"mesh: expected \{axis: size, ...\}.*got \(2, 4\)"):
+        compiled(jnp.sin, mesh=(2, 4))
+    summed = jax.shard_map(lambda x: jax.lax.psum(x, "model"), in_specs=P("data"), out_specs=P())
+    with pytest.raises(ValueError, match=r"refuses the operation at .*test_user_arguments.py:\d+"):
+        compiled(lambda x: summed(x))
+    with pytest.raises(ValueError, match="jnp.linalg.eig"):
+        compiled(jnp.linalg.eig, in_specs=P())
+    with pytest.raises(ValueError, match="'no_such_target' .jax.ffi., of which nothing is"):
+        compiled(lambda x: jax.ffi.ffi_call("no_such_target", x)(x))
 
 
 def test_devices_that_no_mesh_here_has_are_named(aot):
