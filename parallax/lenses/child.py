@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+from parallax.lenses.users_errors import in_one_line, users_line
+
 Progress = Callable[[str], None]
 
 _HEADER = struct.Struct("<Q")
@@ -48,7 +50,8 @@ def run_in_child(
       The function's result.
 
     Raises:
-      ValueError, NotImplementedError, ModuleNotFoundError: as the function raised them.
+      ValueError, NotImplementedError, ModuleNotFoundError: as the function raised them; a
+        TypeError of a user's code as a ValueError with its line.
       ChildError: any other failure, with the child's traceback or the end of its log.
     """
     from parallax.lenses.pickling import dumps
@@ -132,6 +135,11 @@ def _main() -> None:
         send("result", function(*args, on_progress=lambda line: send("progress", line)))
     except _USER_ERRORS as error:
         send("user_error", type(error)(*error.args))
+    except TypeError as error:  # of a user's module, if a line of it is in the traceback
+        if users_line(error):
+            send("user_error", ValueError(in_one_line(error)))
+        else:
+            send("failure", traceback.format_exc())
     except BaseException:
         send("failure", traceback.format_exc())
 

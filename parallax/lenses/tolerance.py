@@ -1,5 +1,7 @@
 """The tolerance table: the only place where error limits are defined."""
 
+import math
+
 from parallax.results.lens_results import Exactness
 
 # float64: relative L2 error against the unsharded model, of the logits and of every gradient.
@@ -26,8 +28,8 @@ def judge(
     if dtype == "float64":
         logits_limit = gradients_limit = FLOAT64_LIMIT
     else:
-        logits_limit = FACTOR * reference_logits_error + FLOORS[dtype]
-        gradients_limit = FACTOR * reference_gradients_error + FLOORS[dtype]
+        logits_limit = _limit(dtype, reference_logits_error)
+        gradients_limit = _limit(dtype, reference_gradients_error)
     return Exactness(
         dtype=dtype,
         logits_error=logits_error,
@@ -37,3 +39,9 @@ def judge(
         reference_error=reference_logits_error,
         worst_parameter=worst_parameter,
     )
+
+
+def _limit(dtype: str, reference_error: float) -> float:
+    # A reference that is not finite allows nothing: every error would be within twice its own.
+    own = reference_error if math.isfinite(reference_error) else 0.0
+    return FACTOR * own + FLOORS[dtype]

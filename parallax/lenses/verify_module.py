@@ -2,11 +2,13 @@
 
 The module's floating-point state is cast to float64. What it still computes in a narrower dtype is
 its own choice, and then the narrowest is judged, as for the library's own model: against the same
-function in float64, by the unsharded module's own error.
+function in float64, by the unsharded module's own error. A module that float64 parameters make mix
+dtypes (the carry of a scan) runs as it is made.
 """
 
+import contextlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from parallax.lenses.child import Progress
 from parallax.lenses.narrow_dtypes import NarrowDtype, narrow_dtypes, widened
 from parallax.lenses.text import byte_tokens
 from parallax.lenses.tolerance import judge
+from parallax.lenses.users_errors import named_with_its_line
 from parallax.lenses.verifying import parameter_errors, relative_error
 from parallax.programs.module_kinds import UserModule
 from parallax.programs.user_module import ShardedModule
@@ -42,20 +45,18 @@ def verify_module(
     itself in float64.
     """
     start = time.perf_counter()
-    program = ShardedModule(construct, strategy, workload)
-    module, notes = program.module, program.notes
     mesh = strategy.mesh.build(jax.devices()[: strategy.mesh.size])
     tokens = jnp.asarray(byte_tokens(text, workload.batch, workload.seq_len))
-    on_progress("making the module")
-    trained, rest = _split(module, jax.tree.map(_widen, program.init()))
-    paths = [leaf.path for leaf in module.leaves if leaf.is_trained]
-    on_progress("unsharded module in float64")
-    out = _output_shape(program, mesh, _join(module, trained, rest), tokens)
-    weights = jax.random.normal(jax.random.key(1), out.shape, jnp.float64).astype(out.dtype)
-    arguments = trained, rest, tokens, weights
-    traced = jax.jit(_projected(module, program.reference)).trace(*arguments)
+    try:
+        run = _start(construct, strategy, workload, mesh, tokens, "float64", on_progress)
+    except TypeError:
+        # Float64 parameters may meet what the module casts to float32, as in a scan's carry.
+        with jax.enable_x64(False), named_with_its_line("verify"):
+            run = _start(construct, strategy, workload, mesh, tokens, "its own dtypes", on_progress)
+    program, module, notes, arguments = run.program, run.program.module, run.notes, run.arguments
+    trained, rest, tokens, weights = arguments
+    traced, own, paths = run.traced, run.own, run.paths
     narrow = narrow_dtypes(traced.jaxpr, paths)
-    own = jax.device_get(traced.lower().compile()(*arguments))
     exact = own
     if narrow:
         wide = jax.jit(widened(traced.jaxpr))(*jax.tree.leaves(arguments))
@@ -66,7 +67,9 @@ def verify_module(
     placed = jax.tree.map(jax.device_put, (trained, rest), shardings)
     step = _projected(module, program.forward(mesh))
     step = jax.jit(step, out_shardings=(shardings[0], None))
-    row = _judged(dtype, jax.device_get(step(*placed, tokens, weights)), exact, own, paths)
+    with contextlib.nullcontext() if run.is_widened else jax.enable_x64(False):
+        found = jax.device_get(step(*placed, tokens, weights))
+    row = _judged(dtype, found, exact, own, paths)
     return Verification(
         model=program.name,
         devices=strategy.mesh.size,
@@ -76,8 +79,59 @@ def verify_module(
         logit_rms=float(np.sqrt(np.mean(np.square(np.asarray(exact[1], np.float64))))),
         rows=(row,),
         seconds=time.perf_counter() - start,
-        notes=(*_failures(row, module), *(_in_words(n, module) for n in narrow), *notes),
-    )
+        notes=(
+            *_vacuous(exact[1], own[1]), *_failures(row, module),
+            *(_in_words(n, module) for n in narrow), *notes,
+        ),
+    )  # fmt: skip
+
+
+class _Run(NamedTuple):
+    """A module on one device: its program, arguments and results.
+
+    `own` is (gradients, output); `is_widened` whether its parameters were made float64.
+    """
+
+    program: ShardedModule
+    arguments: tuple
+    traced: Any
+    own: Any
+    paths: list[str]
+    notes: tuple[str, ...]
+    is_widened: bool
+
+
+def _start(
+    construct, strategy: Strategy, workload: Workload, mesh, tokens: jax.Array, dtypes: str,
+    on_progress: Progress,
+) -> _Run:  # fmt: skip
+    """Run a module on one device, with parameters of float64 or as it is made.
+
+    Raises:
+      TypeError: the module mixes dtypes, or is wrong.
+    """
+    program = ShardedModule(construct, strategy, workload)
+    module, is_widened = program.module, dtypes == "float64"
+    on_progress("making the module")
+    made = program.init()
+    trained, rest = _split(module, jax.tree.map(_widen, made) if is_widened else made)
+    paths = [leaf.path for leaf in module.leaves if leaf.is_trained]
+    on_progress(f"unsharded module in {dtypes}")
+    out = _output_shape(program, mesh, _join(module, trained, rest), tokens)
+    weights = jax.random.normal(jax.random.key(1), out.shape, float).astype(out.dtype)
+    arguments = trained, rest, tokens, weights
+    traced = jax.jit(_projected(module, program.reference)).trace(*arguments)
+    own = jax.device_get(traced.lower().compile()(*arguments))
+    return _Run(program, arguments, traced, own, paths, program.notes, is_widened)
+
+
+def _vacuous(exact: np.ndarray, own: np.ndarray) -> list[str]:
+    """Say that the unsharded module's output is one that no comparison says anything of."""
+    if not (np.isfinite(exact).all() and np.isfinite(own).all()):
+        return ["the output is not finite on one device: nothing can be compared"]
+    if not np.any(exact):
+        return ["the output is 0 everywhere: nothing of the module is verified"]
+    return []
 
 
 def _output_shape(program: ShardedModule, mesh, state: Any, tokens: jax.Array) -> Any:

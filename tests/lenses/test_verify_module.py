@@ -260,6 +260,61 @@ def test_a_module_that_returns_more_than_an_array_is_refused():
         verify(Pair)
 
 
+class Scanned(Net):
+    """A scan over the sequence, whose carry a table casts to float32 while weights are float64."""
+
+    def __init__(self, shift=1.0):
+        super().__init__()
+        self.embed = nnx.Embed(256, 64, rngs=nnx.Rngs(0), embedding_init=named("vocab", "embed"))
+        self.shift = shift
+
+    def __call__(self, tokens):
+        x = self.embed(tokens)
+
+        def step(carry, x):
+            carry = jnp.tanh(self.down(nnx.gelu(self.up(carry)))) + x
+            return carry, carry * self.shift
+
+        return jax.lax.scan(step, jnp.zeros_like(x[:, 0]), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+class WrongScan(Scanned):
+    """Another function on the mesh than on one device."""
+
+    def __call__(self, tokens):
+        sizes = jax.sharding.get_abstract_mesh().shape
+        return super().__call__(tokens) * (1.0 + 1e-4 * (sizes["tensor"] > 1))
+
+
+def test_a_module_that_float64_makes_mix_dtypes_runs_as_it_is_made():
+    found = verify(Scanned)
+    assert (found.exact, found.rows[0].dtype) == (True, "float32")
+    assert 0 < found.rows[0].logits_error < 1e-6
+    assert not verify(WrongScan).exact
+
+
+def test_outputs_of_which_no_comparison_says_anything_are_said():
+    nan, zero = (verify(functools.partial(Scanned, shift)) for shift in (jnp.nan, 0.0))
+    assert not nan.exact
+    assert "not finite on one device" in nan.notes[0]
+    assert "0 everywhere" in zero.notes[0]
+
+
+class Misshapen(Net):
+    """A wrong module: the first product twice."""
+
+    def __call__(self, tokens):
+        return self.up(self.up(self.table[...][tokens]))
+
+
+def test_a_wrong_module_is_named_with_its_line():
+    with pytest.raises(
+        ValueError, match=r"test_verify_module.py:\d+: dot_general requires"
+    ) as error:
+        px.Program(Misshapen, TENSOR).verify(batch=4, seq_len=32)
+    assert len(str(error.value).splitlines()) == 1
+
+
 class Ring(Net):
     """The library's own attention around the ring, in the module's own shard_map."""
 
