@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parallax.explanations.edits import Edit, evaluate
 from parallax.lenses.lowering import lower
+from parallax.lenses.user_arguments import moved_sharding
 from parallax.lenses.user_function import UserProgram
 
 
@@ -81,7 +82,13 @@ def flat_program(program: UserProgram) -> FlatProgram:
 def _named(sharding: Any, mesh: Mesh) -> NamedSharding | None:
     if not isinstance(sharding, NamedSharding):
         return None
-    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    return moved_sharding(sharding, mesh)
+
+
+def _split_as(sharding: Any, spec: PartitionSpec, mesh: Mesh) -> NamedSharding:
+    """Return a sharding by another spec, in the memory that the array was in."""
+    kind = getattr(sharding, "memory_kind", None)
+    return moved_sharding(NamedSharding(mesh.abstract_mesh, spec, memory_kind=kind), mesh)
 
 
 def with_specs(
@@ -91,12 +98,13 @@ def with_specs(
 
     def moved(x, spec):
         return jax.ShapeDtypeStruct(
-            x.shape, x.dtype, weak_type=x.weak_type, sharding=NamedSharding(flat.mesh, spec)
-        )
+            x.shape, x.dtype, weak_type=x.weak_type,
+            sharding=_split_as(x.sharding, spec, flat.mesh),
+        )  # fmt: skip
 
     args = tuple(moved(x, specs[i]) if i in specs else x for i, x in enumerate(flat.args))
     out = tuple(
-        NamedSharding(flat.mesh, results[i]) if i in results else s
+        _split_as(s, results[i], flat.mesh) if i in results else s
         for i, s in enumerate(flat.out_shardings)
     )
     return dataclasses.replace(flat, args=args, out_shardings=out)

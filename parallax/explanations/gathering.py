@@ -14,7 +14,9 @@ from parallax.explanations.source_lines import SourceLine
 from parallax.explanations.splits import argument_splits, result_splits
 from parallax.explanations.subject import Subject
 from parallax.hlo.branches import Trips
-from parallax.hlo.flops import executions
+from parallax.hlo.caveats import branch_caveats, open_caveats, trips_caveats
+from parallax.hlo.flops import executions, module_flops
+from parallax.hlo.trip_counts import unused_trips
 from parallax.lenses.timeline import busiest_body, timeline_of
 
 _MOST_BUFFERS = 10
@@ -43,12 +45,23 @@ def gather_facts(
             crosses_nodes=program.cost.network_s > 0
             and not program.rates.measured_between_nodes,
         ),
-        program.memory_bytes, program.sent_bytes, found.findings, found.needed, found.notes,
+        program.memory_bytes, program.sent_bytes, found.findings, found.needed,
+        (*found.notes, *_caveats(program, trips)),
         untried=None if subject is None else found.untried,
         buffers=_buffers(program),
         flops=_flops(program, subject, axes, trips),
         arguments=argument_splits(program, flat), results=result_splits(program, flat),
         timeline=timeline, timeline_of=timeline_of_what,
+    )  # fmt: skip
+
+
+def _caveats(program: Program, trips: Trips | None) -> tuple[str, ...]:
+    """Return what the program's figures leave open, in one line each."""
+    flops = module_flops(program.module, trips=trips)
+    loops = {*flops.open, *program.ledger.open_loops, *program.work.open_loops}
+    return (
+        *branch_caveats(program.ledger, flops), *open_caveats(loops, program.work.unpriced),
+        *trips_caveats(unused_trips(program.module, trips)),
     )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def on_mesh(shardings: Any, mesh: Mesh, name: str) -> Any:
         if not isinstance(s, PartitionSpec | NamedSharding):
             return s
         _check_axes(getattr(s, "spec", s), mesh, name + jax.tree_util.keystr(path))
-        return _sharding(s, mesh)
+        return moved_sharding(s, mesh)
 
     return jax.tree_util.tree_map_with_path(moved, shardings, is_leaf=_is_spec)
 
@@ -92,7 +92,7 @@ def _is_spec(x: Any) -> bool:
     return x is None or isinstance(x, PartitionSpec | Sharding)
 
 
-def _sharding(spec: Any, mesh: Mesh) -> NamedSharding:
+def moved_sharding(spec: Any, mesh: Mesh) -> NamedSharding:
     if isinstance(spec, NamedSharding):
         if spec.memory_kind == "pinned_host":
             # Devices that are not there list no memories: over them JAX forgets the kind.
@@ -108,9 +108,9 @@ def _abstract(x: Any, mesh: Mesh, spec: Any = ...) -> Any:
     own = getattr(x, "sharding", None)
     sharding = None
     if spec is not ...:
-        sharding = _sharding(spec, mesh)
+        sharding = moved_sharding(spec, mesh)
     elif isinstance(own, NamedSharding):
-        sharding = _sharding(own, mesh)
+        sharding = moved_sharding(own, mesh)
     return jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=sharding, weak_type=getattr(x, "weak_type", False)
     )

@@ -2,11 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import parallax as px
 from parallax.commands.explain import explain_text
 from parallax.commands.inspect import inspect_text
+from parallax.cost import rates_of
 from parallax.experiments.__main__ import EXPERIMENTS
 from parallax.experiments.launch import launch
 from tests.hlo.test_versions import TEXTS
@@ -108,3 +113,32 @@ def test_a_program_of_ours_is_explained_in_a_child_process(aot):
     assert {f.needed for f in found.needed} == {"written in the program"}
     assert any(s.name.startswith("state") or s.name for s in found.facts.arguments)
     assert all(s.axes for s in found.facts.arguments if s.dims)
+
+
+def test_what_is_tried_keeps_arrays_in_the_hosts_memory(aot):
+    """A weight that is copied from the host in every step, whatever its split."""
+    on_host = NamedSharding(AbstractMesh((8,), ("data",)), P("data"), memory_kind="pinned_host")
+    w, x = (jax.ShapeDtypeStruct((n, 4096), jnp.bfloat16) for n in (4096, 2048))
+
+    def step(w, x):
+        return x @ jax.device_put(w, jax.memory.Space.Device)
+
+    why = px.explain("h100_1x8", step, w, x, mesh={"data": 8}, in_specs=(on_host, P()))
+    copied_s = 4096 * 4096 * 2 / 8 / rates_of("h100").host_bytes_per_s
+    assert [f.argument for f in why.findings] == ["w"]
+    saving = why.findings[0].saving
+    assert saving is not None
+    assert 0 < saving.seconds < why.facts.step_s - copied_s
+
+
+def test_what_the_figures_leave_open_is_said(aot):
+    def step(x, n):
+        x = jax.lax.fori_loop(0, n, lambda i, x: jnp.tanh(x @ x.T), x)
+        return jax.lax.cond(n > 3, lambda: jnp.linalg.cholesky(x), lambda: x @ x)
+
+    x, n = jax.ShapeDtypeStruct((256, 256), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    why = px.explain("h100_1x8", step, x, n, mesh={"data": 8}, in_specs=P(), budget_s=0)
+    said = " ".join(why.facts.notes)
+    assert "of unknown trip count" in said
+    assert "a branch depends on data" in said
+    assert "unpriced: cusolver_potrf_ffi" in said
