@@ -22,7 +22,7 @@ def compilation_text(compiled: Any) -> str:
         + (f", {verdict}" if compiled.has_closed_form else ""),
     ]
     for c in compiled.collectives:
-        axes = ",".join(c.axes)
+        axes = ",".join(c.axes) if c.axes else f"groups of {c.group_size}"
         lines.append(
             f"  {c.kind} over {axes}: {c.count:,} x {c.payload_bytes:,} B of {c.dtype}, "
             f"{'async' if c.is_async else 'synchronous'} ({c.op_name})"

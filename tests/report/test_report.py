@@ -124,3 +124,7 @@ def test_a_compilation_reads_as_text_and_says_where_the_modules_is():
     assert lines[1] == "memory per device: 9.8 GB of 78.15 GB, fits"
     assert "collective-permute over seq: 7,680 x 163,840,000 B of f16" in lines[4]
     assert "--xla_dump_to=FOLDER" in lines[-1]
+    of_no_axis = examples.compilation(
+        collectives=(examples.collective("all-reduce", None, 8e6, 1),)
+    )
+    assert "all-reduce over groups of 16: " in of_no_axis.as_text()
