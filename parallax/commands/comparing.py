@@ -159,6 +159,9 @@ def run_comparisons(
     runs = [_Run(comparison) for comparison in comparisons]
     for name, note in (pair for one in comparisons for pair in one.moved.items()):
         report_line(f"{name}: {note}")
+    for one in comparisons:
+        if one.unpacked:
+            report_line(f"{one.config.name}: {one.unpacked}")
     verifications = [
         partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
     ]
@@ -236,8 +239,8 @@ def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> Non
         run.refuse(strategy.name, ("compile", "predict"), compiled.why)
         return
     if "compile" in one.lenses:
-        moved = (note,) if (note := one.moved.get(strategy.name)) else ()
-        said = (*one.request.training_options().notes(strategy), *moved)
+        more = filter(None, (one.moved.get(strategy.name), one.unpacked))
+        said = (*one.request.training_options().notes(strategy), *more)
         values["compilation"] = replace(compiled, notes=(*compiled.notes, *said))
     if "predict" not in one.lenses:
         return

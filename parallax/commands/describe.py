@@ -1,5 +1,6 @@
 """The `describe` command: a step as other people's software runs it, in time and memory."""
 
+import dataclasses
 from pathlib import Path
 
 from parallax.analytic.described.implementation import implementation
@@ -19,8 +20,9 @@ from parallax.cost import Rates
 from parallax.meshes.cluster import Cluster, on_network
 from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import DType, ModelConfig
+from parallax.report.sentences import describe_model
 from parallax.requests.describe import DescribedPhase, DescribeRequest, Recompute
-from parallax.requests.naming import resolve_model, resolve_rates
+from parallax.requests.naming import resolve_model, resolve_rates, unpacked_weights
 from parallax.results.description import Description
 from parallax.results.lens_results import Figure
 from parallax.strategy import Strategy
@@ -101,7 +103,15 @@ def run_describe(request: DescribeRequest) -> Description:
     config, _ = resolve_model(request.model, dtype=request.dtype)
     rates = resolve_rates(request.rates, cluster)
     of_phase = _training if request.phase == "train" else _serving
-    return of_phase(request, config, cluster, rates)
+    found = of_phase(request, config, cluster, rates)
+    return dataclasses.replace(found, model=_about(config, unpacked_weights(request.model, config)))
+
+
+def _about(config: ModelConfig, unpacked: str) -> str:
+    """Return the model's sizes in words."""
+    cached = config.num_layers * config.cached_width * config.item_bytes
+    said = f"{describe_model(config)}, {cached:,} bytes of KV cache per token"
+    return f"{said}; {unpacked}" if unpacked else said
 
 
 def _training(
@@ -125,7 +135,7 @@ def _training(
     return Description(
         software.name, cluster.name, _words(layout), "train", figures, {"step_s": cost.terms},
         memory._asdict(), memory.total <= cluster.usable_bytes,
-        _unvalidated(figures, cluster, software.name),
+        _unvalidated(figures, cluster, cluster.devices, software.name),
     )  # fmt: skip
 
 
@@ -154,17 +164,20 @@ def _serving(
     figures["tokens_per_s"] = Figure(
         request.batch * request.output_len / whole, "tokens/s", "modelled"
     )
+    figures["running"] = Figure(found.running, "requests", "modelled")
     words = ",".join(f"{name}={degrees[name]}" for name in ("tensor", "pipeline"))
     return Description(
         software.name, cluster.name, words, "serve", figures,
-        {name: cost.terms for name, cost in each.items()}, {}, None,
-        _unvalidated(figures, cluster),
+        {name: cost.terms for name, cost in each.items()},
+        {"parameters": found.weight_bytes, "kv_cache": found.running * found.cache_bytes},
+        found.fits,
+        _unvalidated(figures, cluster, degrees["tensor"] * degrees["pipeline"]),
     )  # fmt: skip
 
 
 def _needed(value: int | None, name: str, phase: str) -> int:
     if value is None:
-        raise ValueError(f"describe: {name} is missing; the phase {phase} needs it. Give {name}.")
+        raise ValueError(f"{name} is missing; the phase {phase} needs it. Give {name}.")
     return value
 
 
@@ -176,23 +189,28 @@ def _figure(value: float, unit: str, regime: str) -> Figure:
 
 
 def _words(layout: Layout) -> str:
-    degrees = ("data", "tensor", "pipeline", "context", "expert")
-    split = ",".join(f"{n}={getattr(layout, n)}" for n in degrees if getattr(layout, n) > 1)
     zero = f", ZeRO-{layout.zero}" if layout.zero else ""
     return (
-        f"{split or 'one device'}, {layout.microbatches} x {layout.microbatch} sequences a replica"
-        f"{zero}"
+        f"{layout.degrees}, {layout.microbatches} x {layout.microbatch} sequences a replica{zero}"
     )
 
 
-def _unvalidated(figures: dict[str, Figure], cluster: Cluster, trainer: str = "") -> str:
-    """Name what no measurement stands behind: whole steps are H100's, training steps nanotron's."""
+def _unvalidated(
+    figures: dict[str, Figure], cluster: Cluster, devices: int, trainer: str = ""
+) -> str:
+    """Name what no measurement stands behind: whole steps are H100's, training steps nanotron's.
+
+    Args:
+      figures: what was estimated.
+      cluster: the GPUs, of which `devices` run the model.
+      trainer: the software of a training step.
+    """
     bare = [name for name, figure in figures.items()
-            if figure.low is None and name != "tokens_per_s"]  # fmt: skip
+            if figure.low is None and name not in ("tokens_per_s", "running")]  # fmt: skip
     if cluster.gpu.name not in MEASURED_ON:
         bare.append(f"whole steps on {cluster.gpu.name} (the bars are H100's)")
     if trainer and trainer not in MEASURED_WITH:
         bare.append(f"bars of {trainer}'s steps (they are nanotron's)")
-    if cluster.nodes > 1 and not cluster.network:
+    if devices > cluster.gpus_per_node and not cluster.network:
         bare.append("time between nodes of an unnamed network")
     return " and ".join(bare)

@@ -13,7 +13,13 @@ from parallax.models.config import DType, ModelConfig
 from parallax.parallel.library_attention import is_installed
 from parallax.report.search_page import SearchReport
 from parallax.report.train_plan_page import TrainPlanReport
-from parallax.requests.naming import Compression, parse_compression, resolve_model, resolve_rates
+from parallax.requests.naming import (
+    Compression,
+    parse_compression,
+    resolve_model,
+    resolve_rates,
+    unpacked_weights,
+)
 from parallax.requests.plan import Objective, PlanPhase, PlanRequest
 from parallax.search.ranking import rank
 from parallax.search.regimes import regime_maps
@@ -118,6 +124,8 @@ def run_plan(
     cluster = on_network(cluster, request.network)
     rates = resolve_rates(request.rates, cluster)
     config, _ = resolve_model(request.model, dtype=request.dtype)
+    if note := unpacked_weights(request.model, config):
+        on_progress(f"{config.name}: {note}")
     if request.phase == "train":
         return _for_training(request, config, cluster, rates, on_progress)
     assert request.prompt_len is not None

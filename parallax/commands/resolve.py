@@ -29,7 +29,13 @@ from parallax.papers import paper as find_paper
 from parallax.papers.paper import Paper
 from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.compare import SWEEP_LENSES, CompareRequest
-from parallax.requests.naming import has_own_mesh, parse_compression, resolve_model, resolve_rates
+from parallax.requests.naming import (
+    has_own_mesh,
+    parse_compression,
+    resolve_model,
+    resolve_rates,
+    unpacked_weights,
+)
 from parallax.strategies import build
 from parallax.strategies.dividing import or_dividing, with_meshes
 from parallax.strategies.named import check_name
@@ -56,6 +62,7 @@ class ResolvedComparison:
       names: the names of all strategies asked for, in that order.
       refused: strategy name -> lens -> why the strategy cannot run it.
       moved: strategy name -> why it has another mesh than the usual one.
+      unpacked: what quantized weights are counted as, in words; "" where there are none.
       paper: the paper whose experiment it is; None for a free comparison.
       rates: constants of the cost model; None takes those shipped.
       virtual: whether measure has only CPUs and uses virtual devices.
@@ -74,6 +81,7 @@ class ResolvedComparison:
     names: tuple[str, ...]
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
+    unpacked: str = ""
     paper: Paper | None = None
     rates: Rates | None = None
     virtual: bool = False
@@ -139,7 +147,8 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
         small_config=small.config, small_cases=small_cases,
         cluster=cluster, lenses=lenses, names=tuple(made),
         refused={name: dict.fromkeys(lenses, why) for name, why in refused.items()}, moved=moved,
-        paper=paper, rates=resolve_rates(request.rates, cluster),
+        unpacked=unpacked_weights(request.model, full.config), paper=paper,
+        rates=resolve_rates(request.rates, cluster),
     )  # fmt: skip
     if axis is not None:
         comparison = replace(comparison, sweep=_sweep(comparison, axis, make, full))
@@ -198,7 +207,10 @@ def _model(request: CompareRequest, paper: Paper | None) -> tuple[ModelConfig, P
         source = PAPERS.get(model, paper) if isinstance(model, str) else paper
         return resolve_model(model)[0], source
     if paper is None:
-        raise ValueError("compare: give paper=, or model=. `parallax list papers` shows them.")
+        raise ValueError(
+            "neither a paper nor a model is given. Give --model=FOLDER or --paper=NAME (`parallax "
+            "list papers`), in Python model= or paper=."
+        )
     return paper.config, paper
 
 
@@ -229,7 +241,10 @@ def _asked(request: CompareRequest, paper: Paper | None) -> tuple[str | Strategy
 def _make_all(
     make: _Maker, asked: Sequence[str | Strategy]
 ) -> tuple[dict[str, Strategy | None], dict[str, str]]:
-    """Return strategies by name, or None and the reason where one cannot be built."""
+    """Return strategies by name, or None and the reason where one cannot be built.
+
+    ValueError if none can be.
+    """
     made, refused, mesh = [], {}, make.mesh
     for one in asked:
         try:
@@ -246,6 +261,8 @@ def _make_all(
             f"strategies: {', '.join(repeated)} given more than once. Give each a name of its own "
             "in its strategy file."
         )
+    if len(refused) == len(made):
+        raise ValueError(nothing_runs(refused))
     return dict(made), refused
 
 

@@ -54,10 +54,10 @@ class RopeScaling:
                 "RopeScaling: factor must be at least 1, and low_freq_factor between 0 and "
                 f"high_freq_factor; got {self}."
             )
-        if not 0 < self.beta_slow < self.beta_fast or self.attention_factor <= 0:
+        if not 0 < self.beta_slow <= self.beta_fast or self.attention_factor <= 0:
             raise ValueError(
-                "RopeScaling: beta_slow must be between 0 and beta_fast, and attention_factor "
-                f"above 0; got {self}."
+                "RopeScaling: beta_slow must be above 0 and at most beta_fast, and "
+                f"attention_factor above 0; got {self}."
             )
 
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from parallax.bounds import Transfer
-from parallax.kernels.ring_attention import block_size, score_elements
+from parallax.kernels.ring_attention import block_size
 from parallax.parallel.order import numpy_of
 from parallax.parallel.ring_attention import ring_attention
+from parallax.parallel.score_blocks import scores_of_blocks
 from parallax.parallel.scoring import BIDIRECTIONAL, Scoring
 
 Sizes = Mapping[str, int]  # mesh axis -> size, in mesh order
@@ -253,7 +254,7 @@ class Local:
 
     def work(self, shape, sizes):
         scoring = shape.scoring
-        pairs = score_elements(shape.seq_len, shape.seq_len, scoring.is_causal, scoring.window)
+        pairs = scores_of_blocks(shape.seq_len, shape.seq_len, scoring.is_causal, scoring.window)
         return shape.work(pairs, block_size(shape.seq_len))
 
     def transfers(self, shape, sizes, calls):

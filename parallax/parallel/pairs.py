@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from parallax.kernels.ring_attention import block_size, score_elements
+from parallax.kernels.ring_attention import block_size
 from parallax.parallel.order import chunk_lengths
 from parallax.parallel.ring import OWN, Behind
+from parallax.parallel.score_blocks import scores_of_blocks
 from parallax.parallel.scoring import Scoring
 
 
@@ -206,7 +207,7 @@ def scores_of_pairs(
         )
 
     def area(queries: int, keys: int, causal: bool = False) -> int:
-        return score_elements(queries, keys, causal) if queries and keys else 0
+        return scores_of_blocks(queries, keys, causal) if queries and keys else 0
 
     if not is_zigzag(size, scoring, order):
         own = area(length, length, causal=scoring.is_causal)
@@ -224,7 +225,7 @@ def _window_scores(
     assert window is not None
     if not is_zigzag(size, scoring, order):
         hops = min(me, scoring.reached(length, size))
-        return sum(score_elements(length, length, True, window, n * length)
+        return sum(scores_of_blocks(length, length, True, window, n * length)
                    for n in range(hops + 1))  # fmt: skip
     lengths, total = chunk_lengths(length), 0
     starts = [chunk_starts(i, length, size, "zigzag") for i in range(size)]
@@ -237,7 +238,7 @@ def _window_scores(
                 continue
             # The offset of another device's keys is not known at trace time: no block is skipped.
             known = source == me and q == kv
-            total += score_elements(queries, keys, known, window if known else None)
+            total += scores_of_blocks(queries, keys, known, window if known else None)
     return total
 
 

@@ -6,9 +6,13 @@ from parallax.models.block import attention_shape
 from parallax.models.config import ModelConfig
 from parallax.models.rope import check_whole_pairs
 from parallax.models.tiled import check_tiles
+from parallax.parallel.split import Split
 from parallax.rules import check_divides
 from parallax.strategy import Strategy
 from parallax.workload import Workload
+
+_MOST = 2**31 - 1  # positions are 32-bit integers
+_MOST_BYTES = 2**40  # no GPU has so much memory
 
 
 @functools.lru_cache(maxsize=1024)
@@ -17,6 +21,7 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
     split = strategy.split()
     where = f"Strategy '{strategy.name}'"
     mesh = strategy.mesh_axes
+    _check_can_be_made(config, split, workload, where)
     check_divides(
         workload.batch, split.over("act_batch"), mesh,
         where=f"{where}: tokens dim 0", name="act_batch",
@@ -62,4 +67,23 @@ def check_workload(config: ModelConfig, strategy: Strategy, workload: Workload) 
         raise ValueError(
             f"Model '{config.name}': seq_len {workload.seq_len} is longer than its table "
             f"of learned positions, {config.max_seq_len}. Use at most that."
+        )
+
+
+def _check_can_be_made(config: ModelConfig, split: Split, workload: Workload, where: str) -> None:
+    """Raise ValueError for sizes that no device could hold a microbatch of, before any is made."""
+    for name in ("batch", "seq_len"):
+        if (size := getattr(workload, name)) > _MOST:
+            raise ValueError(
+                f"{where}: {name} {size:,} is not a size of an array, expected at most {_MOST:,}. "
+                f"Use a smaller {name}."
+            )
+    devices = split.count("act_batch", "act_seq")
+    tokens = workload.tokens // (devices * max(1, workload.microbatches))
+    if (size := tokens * config.d_model * config.item_bytes) > _MOST_BYTES:
+        raise ValueError(
+            f"{where}: batch {workload.batch:,} of seq_len {workload.seq_len:,} is {tokens:,} "
+            f"tokens of a microbatch on each device, whose activations between layers alone are "
+            f"{size / 1e12:,.1f} TB, expected at most {_MOST_BYTES / 1e12:,.1f} TB. Use a smaller "
+            "batch or seq_len, or more microbatches."
         )

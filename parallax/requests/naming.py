@@ -12,7 +12,7 @@ from parallax.models.compressed_files import read_compressed_config
 from parallax.models.compressed_folder import FILE as COMPRESSED_FILE
 from parallax.models.compressed_folder import StoredModel, read_stored
 from parallax.models.config import DType, ModelConfig
-from parallax.models.huggingface.configs import read_config
+from parallax.models.huggingface.configs import quantization, read_config
 from parallax.papers import PAPERS
 from parallax.strategies import build
 from parallax.strategy import Strategy
@@ -71,6 +71,23 @@ def resolve_model(
     if small:
         config = config.small()
     return (config if dtype is None else config.replace(dtype=dtype)), folder
+
+
+def unpacked_weights(model: str | Path | ModelConfig | None, config: ModelConfig) -> str:
+    """Return what a model's quantized weights are counted as, in words; "" where there are none.
+
+    Args:
+      model: what `resolve_model` took.
+      config: what it returned.
+    """
+    if model is None or isinstance(model, ModelConfig) or str(model) in PAPERS:
+        return ""
+    method = quantization(Path(model))
+    counted = config.dtype if config.compression is None else ",".join(config.compression)
+    return method and (
+        f"the weights are stored in {method} and unpacked here: all bytes and times are of "
+        f"{counted}"
+    )
 
 
 def stored_model(model: str | Path | ModelConfig) -> StoredModel | None:

@@ -15,11 +15,15 @@ class Description:
       implementation, cluster, split: software, cluster and degrees, in words.
       phase: "train" or "serve".
       figures: name -> figure with its 80 % bar: step_s, tokens_per_s, memory_bytes of a training
-        step; ttft_s, tpot_s, tokens_per_s of serving.
+        step; ttft_s, tpot_s, tokens_per_s of serving, and running: requests that run at a time,
+        the others waiting for room in memory.
       terms_s: name of a time -> its parts in seconds, which add up to it.
-      memory_bytes: bytes by purpose on the fullest device; empty where they are not modelled.
-      fits: whether the memory is what a program may take of a GPU; None if it is not modelled.
+      memory_bytes: bytes by purpose on the fullest device; of serving, weights and the KV cache of
+        the requests that run.
+      fits: whether the memory is what a program may take of a GPU; in serving, whether weights and
+        one request do.
       unvalidated: what no measurement stands behind, in words; "" if there is nothing.
+      model: the model and its sizes, in words.
     """
 
     implementation: str
@@ -31,6 +35,7 @@ class Description:
     memory_bytes: Mapping[str, float]
     fits: bool | None
     unvalidated: str = ""
+    model: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for a JSON file."""
@@ -38,6 +43,8 @@ class Description:
 
     def __str__(self) -> str:
         lines = [f"{self.implementation} on {self.cluster}, {self.split} ({self.phase}, modelled)"]
+        if self.model:
+            lines.append(f"  {self.model}")
         for name, figure in self.figures.items():
             lines.append(f"  {name:<14}{_with_bar(figure)}")
         for name, terms in self.terms_s.items():

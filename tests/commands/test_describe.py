@@ -2,15 +2,19 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 import parallax as px
 from parallax.commands.described_layout import degrees_of, layout_of
+from parallax.commands.resolve import resolve
 from parallax.experiments.describe import Flags, main
 from parallax.experiments.flags import read_flags
+from parallax.requests.compare import CompareRequest
 from parallax.studies.validation.models import model_of
 
+GOLDEN = Path(__file__).parents[1] / "models" / "huggingface" / "golden"
 LLAMA = model_of("llama-3.1-8b")
 S = px.strategies
 
@@ -65,6 +69,32 @@ def test_serving():
     whole = times["ttft_s"] + 128 * times["tpot_s"]
     assert found.figures["tokens_per_s"].value == pytest.approx(16 * 128 / whole)
     assert found.unvalidated == ""
+    weights, cache = found.memory_bytes["parameters"], found.memory_bytes["kv_cache"]
+    # A table of two and half of the layers' matrices; keys and values of four heads of 128.
+    assert weights == pytest.approx(LLAMA.num_params, rel=1e-3)
+    assert cache == 16 * (1024 + 64) * 32 * 2 * 4 * 128 * 2
+    assert (found.fits, found.figures["running"].value) == (True, 16)
+    assert "8.03B parameters, 131,072 bytes of KV cache per token" in str(found)
+
+
+def test_serving_says_what_has_no_room():
+    def serve(model: str, split: str, batch: int):
+        return px.describe(
+            model_of(model), split, phase="serve", batch=batch, prompt_len=32_768,
+            cluster="h100_2x8",
+        )  # fmt: skip
+
+    assert serve("llama-3.1-405b", "tensor=8", 1).fits is False
+    across = serve("llama-3.1-405b", "tensor=8,pipeline=2", 1)
+    assert across.fits is True
+    assert "unnamed network" in across.unvalidated
+    waiting = serve("llama-3.1-8b", "tensor=1", 64)
+    assert waiting.unvalidated == ""  # one device's requests cross no network
+    each = (32_768 + 64) * 131_072
+    assert waiting.figures["running"].value == pytest.approx(
+        (waiting.memory_bytes["kv_cache"]) / each
+    )
+    assert 10 < waiting.figures["running"].value < 20
 
 
 @pytest.mark.parametrize(
@@ -126,6 +156,27 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     written = json.loads(out.read_text())
     assert written["description_version"] == 1
     assert math.isfinite(written["figures"]["step_s"]["value"])
+    assert written["model"].startswith(f"{tmp_path.name}: 2 layers, width 512")
+    assert "unpacked" not in written["model"]
     larger = [a.replace("--batch=8", "--batch=80000") for a in arguments]
     assert main(read_flags(Flags, larger)) == 1
     assert "does not fit" in capsys.readouterr().out
+
+
+def test_quantized_weights_are_named(tmp_path):
+    folder = GOLDEN / "gpt_oss"
+    fields = json.loads((folder / "config.json").read_text())
+    fields |= {"quantization_config": {"quant_method": "mxfp4"}, "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    said = "stored in mxfp4 and unpacked here: all bytes and times are of bfloat16"
+    found = px.describe(tmp_path, "data=16", batch=16, seq_len=64)
+    assert said in found.model
+    lines = []
+    px.plan(
+        tmp_path, batch=1, prompt_len=16, compile_top=0, cluster="h100_1x1",
+        on_progress=lines.append,
+    )  # fmt: skip
+    assert any(said in line for line in lines)
+    asked = CompareRequest(model=str(tmp_path), strategies=("data_parallel",), compression="int8")
+    assert resolve(asked).unpacked.endswith("all bytes and times are of int8,int8")
+    assert resolve(CompareRequest(model=str(folder), strategies=("data_parallel",))).unpacked == ""

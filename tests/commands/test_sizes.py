@@ -1,5 +1,7 @@
 """The sizes that strategies are verified at: full schedules, short tiles, few kinds and experts."""
 
+import pytest
+
 import parallax as px
 from parallax.commands.resolve import resolve
 from parallax.models.layer_kinds import LayerKind
@@ -40,3 +42,28 @@ def test_one_layer_stands_for_equal_neighbours_and_few_experts_for_many():
     small = resolve(CompareRequest(model=config, strategies=STRATEGIES)).small_config
     assert [kind.window for kind in small.kinds] == [32 // 5, None]
     assert (small.num_experts, small.num_layers % 8) == (4, 2)  # of two patterns left over, one
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sizes", "said"),
+    [
+        (px.strategies.ring_sequence(16), {"batch": 10**25}, "batch 10,000,.*not a size of an arr"),
+        (px.strategies.ring_sequence(16), {"seq_len": 10**23}, "seq_len 100,000,000,.*at most 2,1"),
+        (px.strategies.data_parallel(16), {"seq_len": 4 * 2**20}, "to 4,194,304 tokens on one dev"),
+        (px.strategies.data_parallel(16), {"batch": 2**26}, "between layers alone are .* TB, exp"),
+    ],
+    ids=["batch", "seq_len", "blocks", "activations"],
+)
+def test_what_no_device_can_hold_is_refused_before_it_starts(strategy, sizes, said):
+    for lenses in (("compile", "predict"), ("predict",)):
+        request = CompareRequest(model=CONFIG, strategies=(strategy,), lenses=lenses, **sizes)
+        with pytest.raises(ValueError, match=f"{said}.* Use a smaller"):
+            resolve(request)
+
+
+def test_a_long_sequence_runs_where_a_strategy_splits_it():
+    strategies = (px.strategies.data_parallel(16), px.strategies.ring_sequence(16))
+    asked = CompareRequest(model=CONFIG, strategies=strategies, seq_len=4 * 2**20)
+    found = resolve(asked)
+    assert [s.name for s, _ in found.cases] == ["ring_sequence"]
+    assert "at most 2,097,152" in found.refused["data_parallel"]["compile"]

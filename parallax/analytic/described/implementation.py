@@ -108,5 +108,8 @@ def implementation(name: str) -> Implementation:
     """Return a shipped implementation; ValueError if there is none of that name."""
     known = implementations()
     if name not in known:
-        raise ValueError(f"unknown implementation {name!r}. Use one of: {', '.join(known)}.")
+        raise ValueError(
+            f"unknown implementation {name!r}. Use one of: {', '.join(known)}; or "
+            "phase=serve for software that serves."
+        )
     return known[name]

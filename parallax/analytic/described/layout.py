@@ -99,6 +99,13 @@ class Layout:
         return self.replicas * self.tensor // self.expert
 
     @property
+    def degrees(self) -> str:
+        """The degrees above 1, as a split is written."""
+        names = ("data", "tensor", "pipeline", "context", "expert")
+        found = (f"{name}={n}" for name in names if (n := getattr(self, name)) > 1)
+        return ",".join(found) or "one device"
+
+    @property
     def sequences(self) -> int:
         """The sequences of a step."""
         return self.data * self.microbatch * self.microbatches
@@ -136,5 +143,6 @@ class Layout:
         }  # fmt: skip
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise ValueError(
-                f"Layout of {config.name!r}: expected that {'; that '.join(broken)}. Got {self}."
+                f"Layout of {config.name!r}: expected that {'; that '.join(broken)}; got "
+                f"{self.degrees}. Change the split, or the cluster."
             )

@@ -22,11 +22,16 @@ class Serving(NamedTuple):
       ttft: cost from a request's arrival to its first token, queueing included.
       tpot: cost per output token after it.
       running: requests that run at a time: the batch, or those whose KV cache fits in memory.
+      weight_bytes, cache_bytes: of one device: its weights, and the KV cache of one request.
+      fits: whether the weights and the cache of one request have room.
     """
 
     ttft: Cost
     tpot: Cost
     running: float
+    weight_bytes: float
+    cache_bytes: float
+    fits: bool
 
 
 class Load(NamedTuple):
@@ -99,7 +104,9 @@ def serve(replica: Replica, load: Load, software: ServingConstants) -> Serving:
     queued = software.late_slots * (running - 1) / running**2 + (load.batch - running) / running
     ttft += service.times(queued) + _host(software.stream_first * lost)
     tpot += _host((1 - software.stream_first) * lost / load.output_len)
-    return Serving(ttft, tpot, running)
+    weights, each = replica.weight_bytes, replica.cache_bytes(load.context)
+    fits = weights + each <= software.memory_share * replica.cluster.gpu.memory_bytes
+    return Serving(ttft, tpot, running, weights, each, fits)
 
 
 def running_requests(replica: Replica, load: Load, memory_share: float) -> float:
@@ -158,7 +165,7 @@ def _check_layout(config: ModelConfig, tensor: int, pipeline: int, cluster: Clus
         raise ValueError(
             f"{context}: got dtype={config.dtype}, compression={config.compression}, causal="
             f"{config.causal}; kernels are measured for causal models in 16 bits. Use "
-            "config.replace(dtype='bfloat16', compression=None)."
+            "--dtype=bfloat16 (in Python dtype='bfloat16') and a causal model without compression."
         )
     for name, size in _split_sizes(config).items():
         if size % tensor:

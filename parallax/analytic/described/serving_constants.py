@@ -90,5 +90,8 @@ def server_named(name: str) -> ServingConstants:
     """Return the shipped constants of a piece of software; ValueError if there are none."""
     known = serving_software()
     if name not in known:
-        raise ValueError(f"unknown serving software {name!r}. Use one of: {', '.join(known)}.")
+        raise ValueError(
+            f"unknown serving software {name!r}. Use one of: {', '.join(known)}; or phase=train "
+            "for software that trains."
+        )
     return known[name]

@@ -18,6 +18,9 @@ _DTYPES: tuple[DType, ...] = ("float32", "float16", "bfloat16", "float64")
 # Fields that a folder need not give back of a config: what it holds elsewhere, or what training
 # alone uses and some families' files lack.
 _ELSEWHERE = ("name", "dtype", "compression", "load_balance")
+# Ends of the names of classes that predict next tokens, as this model does. Others classify or
+# embed texts, draft tokens for another model, or see later tokens.
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 # Quantization method -> the settings of it that loading unpacks (`unpacking.py`).
 _QUANTIZED = {"mxfp4": {}, "fp8": {"fmt": "e4m3", "weight_block_size": [128, 128]}}
 
@@ -37,11 +40,11 @@ def read_config(folder: str | Path, dtype: DType | None = None) -> ModelConfig:
     path = Path(folder)
     path = path / "config.json" if path.is_dir() else path
     fields = read_fields(path, hint="Give a folder with config.json and *.safetensors.")
-    name = fields.values.get("model_type")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
+    family = _family_named(fields)
     if family is None:
         raise ValueError(
-            f"{path}: model_type is {name!r}, this Parallax reads {', '.join(FAMILIES)}."
+            f"{path}: model_type is {fields.values.get('model_type')!r}, this Parallax reads "
+            f"{', '.join(FAMILIES)}. {_next_step(fields)}"
         )
     config = _read(fields, family)
     return config.replace(
@@ -49,16 +52,63 @@ def read_config(folder: str | Path, dtype: DType | None = None) -> ModelConfig:
     )
 
 
+def quantization(folder: Path) -> str:
+    """Return the method by which a folder's weights are quantized; "" where they are not."""
+    path = folder / "config.json" if folder.is_dir() else folder
+    if not path.is_file():
+        return ""
+    settings = read_fields(path, hint="").inner("quantization_config").values
+    return str(settings.get("quant_method", ""))
+
+
+def _family_named(fields: Fields) -> Family | None:
+    """Return the family that a file's model_type names; None if it is not read."""
+    name = fields.values.get("model_type")
+    return FAMILIES.get(name) if isinstance(name, str) else None
+
+
+def _next_step(fields: Fields) -> str:
+    """Return what to do with a file of another model_type."""
+    text = fields.values.get("text_config")
+    inside = _family_named(Fields(fields.path, text)) if isinstance(text, dict) else None
+    if inside is not None:
+        return (
+            f"Its text_config is a {inside.model_type}, which is read: make that object a "
+            "config.json of its own for the text model alone."
+        )
+    classes = fields.values.get("architectures")
+    named = classes if isinstance(classes, list) else []
+    alike = [one.model_type for one in FAMILIES.values() if one.architecture in named]
+    if alike:
+        return f"Its architectures are {alike[0]}'s: with that model_type a copy of it is read."
+    return (
+        "Give a folder of one of these, the sizes as a ModelConfig, or a module of your own "
+        "(px.compile_for)."
+    )
+
+
 def _read(fields: Fields, family: Family) -> ModelConfig:
-    fields.inner("quantization_config")  # an object, or nothing
-    fields.refuse(
-        "quantization_config", lambda x: x is None or _is_unpacked(x, family.quantized),
-        " or ".join(("none", *family.quantized)),
-    )  # fmt: skip
+    for place, names in (
+        (fields, ("quantization_config", "compression_config")),
+        (fields.inner("text_config"), ("quantization_config",)),
+    ):
+        for name in names:
+            place.inner(name)  # an object, or nothing
+            place.refuse(
+                name, lambda x: not x or _is_unpacked(x, family.quantized),
+                " or ".join(("none", *family.quantized)),
+            )  # fmt: skip
+    fields.refuse("architectures", _predicts_tokens, "a model that predicts the next token")
     fields = fields.over(family.defaults)
     config = family.read(fields)
     fields.finish()
     return config
+
+
+def _predicts_tokens(architectures: Any) -> bool:
+    """Return whether the classes that a file names have a head of next tokens."""
+    known = isinstance(architectures, list) and all(isinstance(x, str) for x in architectures)
+    return not architectures or (known and any(x.endswith(_WITH_HEAD) for x in architectures))
 
 
 def _is_unpacked(settings: dict[str, Any], methods: tuple[str, ...]) -> bool:
@@ -112,16 +162,26 @@ def to_fields(config: ModelConfig, family: str | None = None) -> dict[str, Any]:
 
 
 def family_in(folder: str | Path, config: ModelConfig) -> Family:
-    """Return the family of a folder's tensors: that of its config.json if it writes this model.
+    """Return the family of a folder's tensors: that of its config.json if it has this model.
 
     Otherwise it is the first that writes the model. ValueError if there is none.
     """
     path = Path(folder) / "config.json"
-    name = read_fields(path, hint="").values.get("model_type") if path.is_file() else None
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is not None and lost_by(family, config) == []:
+    fields = read_fields(path, hint="") if path.is_file() else None
+    family = _family_named(fields) if fields is not None else None
+    if fields is not None and family is not None and _holds(fields, family, config):
         return family
     return family_of(config)
+
+
+def _holds(fields: Fields, family: Family, config: ModelConfig) -> bool:
+    """Return whether a file describes this model, or its family could."""
+    try:
+        if _meaning(_read(fields, family)) == _meaning(config):
+            return True
+    except ValueError:
+        pass
+    return lost_by(family, config) == []
 
 
 def named_family(config: ModelConfig, name: str) -> Family:

@@ -94,7 +94,8 @@ class Fields:
         if self._refused:
             raise ValueError(
                 f"{self.path}: {'; '.join(self._refused)}. This model would compute something "
-                "else, so it is not loaded."
+                "else, so it is not loaded. A copy of the file without these settings describes "
+                "the nearest model that is."
             )
 
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from parallax.models.config import RopeScaling
 from parallax.models.huggingface.fields import Fields
+from parallax.models.layer_kinds import RopeKind, RopeScaling
 
 _KINDS = ("default", "linear", "llama3", "yarn")
 _DIGITS = 12  # of a setting computed back from what it caused
@@ -77,22 +77,34 @@ def _scaling(rope: Fields, kinds: tuple[str, ...], limit: Any) -> tuple[RopeScal
         return None, 1.0
     factor, original = rope.number("factor"), "original_max_position_embeddings"
     if kind == "linear":
-        return RopeScaling("linear", factor), 1.0
+        return _of_kind(rope, "linear", factor), 1.0
     if kind == "llama3":
-        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-        return RopeScaling("llama3", factor, low, high, rope.integer(original)), 1.0
+        scaling = _of_kind(
+            rope, "llama3", factor, low_freq_factor=rope.number("low_freq_factor"),
+            high_freq_factor=rope.number("high_freq_factor"),
+            original_max_seq_len=rope.integer(original),
+        )  # fmt: skip
+        return scaling, 1.0
     mscale = rope.number("mscale", 0.0, or_zero=True)
     of_scores = rope.number("mscale_all_dim", 0.0, or_zero=True)
     implied = magnitude(factor)
     if mscale and of_scores:
         implied = magnitude(factor, mscale) / magnitude(factor, of_scores)
-    scaling = RopeScaling(
-        "yarn", factor, original_max_seq_len=rope.integer(original, limit),
+    scaling = _of_kind(
+        rope, "yarn", factor, original_max_seq_len=rope.integer(original, limit),
         beta_fast=rope.number("beta_fast", 32.0), beta_slow=rope.number("beta_slow", 1.0),
         truncate=rope.flag("truncate", True),
         attention_factor=rope.number("attention_factor", implied),
     )  # fmt: skip
     return scaling, magnitude(factor, of_scores) ** 2 if of_scores else 1.0
+
+
+def _of_kind(rope: Fields, kind: RopeKind, factor: float, **settings: Any) -> RopeScaling:
+    """Return a scaling; the error for settings that contradict each other names the file."""
+    try:
+        return RopeScaling(kind, factor, **settings)
+    except ValueError as error:
+        raise ValueError(f"{rope.path}: {error}") from None
 
 
 def magnitude(factor: float, mscale: float = 1.0) -> float:
@@ -131,9 +143,13 @@ def scaling_fields(scaling: RopeScaling, score_factor: float = 1.0) -> dict[str,
 
 
 def _magnitudes(scaling: RopeScaling, score_factor: float) -> dict[str, float]:
-    """Return the two settings from which both the angles' and the scores' factor follow."""
+    """Return the settings from which both the angles' and the scores' factor follow.
+
+    Some readers know the first two alone, and attention_factor has what rounding takes from them.
+    """
     of_scores = math.sqrt(score_factor)
     of_angles = scaling.attention_factor * of_scores
     slope = 0.1 * math.log(scaling.factor)
     names = {"mscale": of_angles, "mscale_all_dim": of_scores}
-    return {name: round((value - 1) / slope, _DIGITS) for name, value in names.items()}
+    fields = {name: round((value - 1) / slope, _DIGITS) for name, value in names.items()}
+    return fields | {"attention_factor": scaling.attention_factor}

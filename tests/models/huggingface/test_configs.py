@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from parallax.models import huggingface
-from parallax.models.huggingface.configs import FAMILIES, family_of, lost_by, to_fields
+from parallax.models.huggingface.configs import (
+    FAMILIES,
+    family_in,
+    family_of,
+    lost_by,
+    to_fields,
+)
 from parallax.models.layer_kinds import LayerKind
+from tests.models.huggingface.golden_fields import GOLDEN, fields_of, fields_of_family, read
 
-GOLDEN = Path(__file__).parent / "golden"
 ODD = (
     None,
     True,
@@ -37,24 +43,8 @@ def folder(tmp_path):
     return Path(shutil.copytree(GOLDEN / "llama", tmp_path / "llama"))
 
 
-def fields_of(folder):
-    return json.loads((folder / "config.json").read_text())
-
-
 def change(folder, **fields):
     (folder / "config.json").write_text(json.dumps(fields_of(folder) | fields))
-
-
-def fields_of_family(family):
-    """The settings of the tiny model of a family."""
-    if family == "gemma3":  # the text model of one that also sees
-        return {"model_type": "gemma3", "text_config": fields_of(GOLDEN / "gemma3_text")}
-    return fields_of(GOLDEN / family)
-
-
-def read(fields, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    return huggingface.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -147,74 +137,6 @@ def test_what_is_written_reads_the_same(family, tmp_path):
         assert read(written, tmp_path).replace(name=family) == config
 
 
-# Of each family: settings under which it computes something else.
-REFUSED = [
-    ("llama", "num_local_experts", 8),
-    ("llama", "rope_interleaved", True),
-    ("llama", "clip_qkv", 8.0),
-    ("llama", "no_rope_layers", [1, 0]),
-    ("mistral", "attention_bias", True),
-    ("mistral", "layer_types", ["full_attention", "sliding_attention"]),
-    ("mixtral", "hidden_act", "gelu"),
-    ("mixtral", "num_experts_per_tok", 1),
-    ("qwen2", "layer_types", ["full_attention", "linear_attention"]),
-    ("qwen2", "num_experts", 8),
-    ("qwen3", "attention_bias", True),
-    ("qwen3", "final_logit_softcapping", 30.0),
-    ("qwen3_moe", "mlp_only_layers", [0]),
-    ("qwen3_moe", "decoder_sparse_step", 2),
-    ("qwen3_moe", "quantization_config", {"quant_method": "fp8"}),
-    ("phi3", "rope_scaling", {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}),
-    ("phi3", "rope_scaling", {"type": "yarn", "factor": 4.0}),
-    ("phi3", "attention_bias", True),
-    ("gemma2", "hidden_activation", "gelu"),
-    ("gemma2", "use_bidirectional_attention", True),
-    ("gemma3_text", "hidden_activation", "relu"),
-    ("gemma3_text", "rope_parameters", {"rope_type": "linear", "factor": 8.0}),
-    ("gpt_oss", "swiglu_alpha", 1.0),
-    ("gpt_oss", "attention_bias", False),
-    ("gpt_oss", "quantization_config", {"quant_method": "awq"}),
-    ("olmo2", "clip_qkv", 8.0),
-    ("olmo2", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-    ("deepseek_v2", "topk_method", "noaux_tc"),
-    ("deepseek_v2", "norm_topk_prob", True),
-    ("deepseek_v2", "scoring_func", "sigmoid"),
-    ("deepseek_v3", "scoring_func", "softmax"),
-    ("deepseek_v3", "rope_interleave", False),
-    ("deepseek_v3", "moe_layer_freq", 2),
-    ("deepseek_v3", "rms_norm_eps", 1e-5),
-    ("deepseek_v3", "num_key_value_heads", 4),
-    ("deepseek_v3", "quantization_config", {"quant_method": "fp8", "weight_block_size": [64, 64]}),
-    ("deepseek_v3", "quantization_config", {"quant_method": "mxfp4"}),
-    ("smollm3", "mlp_bias", True),
-    ("gpt2", "scale_attn_by_inverse_layer_idx", True),
-    ("gpt2", "activation_function", "relu"),
-]
-
-
-@pytest.mark.parametrize(("family", "name", "value"), REFUSED, ids=str)
-def test_what_a_family_does_otherwise_is_refused_by_name(family, name, value, tmp_path):
-    fields = fields_of_family(family)
-    read(fields, tmp_path)
-    if name == "rope_scaling":
-        del fields["rope_parameters"]
-    named = "rope_type" if name == "rope_scaling" else name
-    with pytest.raises(
-        ValueError, match=f"{named} is .* \\(Parallax: .*something else, so it is not"
-    ):
-        read(fields | {name: value}, tmp_path)
-
-
-def test_all_refusals_are_in_one_error(tmp_path):
-    fields = fields_of(GOLDEN / "deepseek_v3") | {"scoring_func": "softmax", "moe_layer_freq": 2}
-    fields["rope_parameters"] = {"rope_type": "ntk", "factor": 2.0}
-    fields["quantization_config"] = {"quant_method": "awq"}
-    with pytest.raises(ValueError, match="quantization_config is") as error:
-        read(fields, tmp_path)
-    for name in ("scoring_func", "moe_layer_freq", "rope_type"):
-        assert f"{name} is" in str(error.value)
-
-
 def test_a_flag_of_windows_counts_where_the_family_has_it(tmp_path):
     def window(family, **settings):
         config = read(fields_of(GOLDEN / family) | settings, tmp_path)
@@ -277,6 +199,28 @@ def test_yarn_and_its_factors(tmp_path):
     assert config.rope_scaling is not None
     assert config.rope_scaling.attention_factor == pytest.approx(1.3688879454 / 1.1844439727)
     assert read(to_fields(config), tmp_path) == config
+
+
+def test_yarn_without_pairs_in_between(tmp_path):
+    """Kimi-K2 has both betas 1; a setting that contradicts another is named with its file."""
+    fields = fields_of(GOLDEN / "qwen2")
+    rope = fields["rope_parameters"]
+    found = read(fields | {"rope_parameters": rope | {"beta_fast": 1.0}}, tmp_path).rope_scaling
+    assert found is not None
+    assert (found.beta_fast, found.beta_slow) == (1.0, 1.0)
+    with pytest.raises(ValueError, match=r"config\.json: RopeScaling: beta_slow must be above"):
+        read(fields | {"rope_parameters": rope | {"beta_fast": 0.5}}, tmp_path)
+
+
+@pytest.mark.parametrize("digits", [0.5, 0.5**0.5], ids=["short", "long"])
+def test_a_factor_of_scores_alone_leaves_the_family(digits, tmp_path):
+    """A folder is of the family that reads it, also where rounding would lose digits of it."""
+    fields = fields_of(GOLDEN / "deepseek_v3")
+    rope = {k: v for k, v in fields["rope_parameters"].items() if k != "mscale"}
+    config = read(fields | {"rope_parameters": rope | {"mscale_all_dim": digits}}, tmp_path)
+    assert family_in(tmp_path, config).model_type == "deepseek_v3"
+    if digits == 0.5:
+        assert read(to_fields(config), tmp_path) == config
 
 
 def test_an_absent_setting_differs_from_none(tmp_path):

@@ -1,7 +1,7 @@
 """Gemma 2 and the text model of Gemma 3."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parallax.models.config import ModelConfig
@@ -23,23 +23,19 @@ from parallax.models.huggingface.settings import (
 )
 from parallax.models.layer_kinds import LayerKind
 
-_HAS = (
-    "hidden_act", "sliding_window", "layer_types", "attn_logit_softcapping",
-    "final_logit_softcapping",
-)  # fmt: skip
+_HAS = "hidden_act", "sliding_window", "layer_types"
+_CAPS = {"attn_logit_softcapping": "score_cap", "final_logit_softcapping": "logit_cap"}
 
 
-def _gemma(fields: Fields, family: str, rope: Rope, **own: Any) -> ModelConfig:
+def _gemma(
+    fields: Fields, family: str, rope: Rope, has: Sequence[str], **own: Any
+) -> ModelConfig:  # fmt: skip
+    """Return what both have in common; `has` are the caps of the family, of `_CAPS`."""
     fields.refuse("hidden_activation", lambda x: x is None or x in GELU, "gelu_pytorch_tanh")
     width, scale = fields.integer("hidden_size"), fields.number("query_pre_attn_scalar")
-    caps = {
-        ours: None if fields.values.get(theirs) is None else fields.number(theirs)
-        for ours, theirs in (
-            ("score_cap", "attn_logit_softcapping"), ("logit_cap", "final_logit_softcapping"),
-        )
-    }  # fmt: skip
+    caps = {_CAPS[name]: fields.number(name) for name in has if fields.values.get(name) is not None}
     config = decoder(
-        fields, family, rope, has=_HAS, gate="gelu", norms="both", norm_offset=True,
+        fields, family, rope, has=(*_HAS, *has), gate="gelu", norms="both", norm_offset=True,
         embed_scale=math.sqrt(width), **caps, **own,
     )  # fmt: skip
     return config.replace(score_scale=None if scale == config.head_dim else scale**-0.5)
@@ -67,7 +63,7 @@ def _read_gemma2(fields: Fields) -> ModelConfig:
     types, window = _types(fields, 2)
     kinds = [LayerKind(window if kind == SLIDING else None) for kind in types]
     pattern = pattern_of(fields, "layer_types", kinds)
-    return _gemma(fields, "gemma2", read_rope(fields), pattern=pattern)
+    return _gemma(fields, "gemma2", read_rope(fields), tuple(_CAPS), pattern=pattern)
 
 
 def _gemma2_layer(config: ModelConfig, dense: bool) -> names.Table:
@@ -89,7 +85,10 @@ GEMMA2 = Family(
 )  # fmt: skip
 
 
-def _read_gemma3_text(fields: Fields) -> ModelConfig:
+def _read_gemma3_text(
+    fields: Fields, has: Sequence[str] = ("final_logit_softcapping",)
+) -> ModelConfig:
+    # Its class of transformers has attn_logit_softcapping too, and caps no scores.
     types, window = _types(fields, fields.integer("sliding_window_pattern"))
     rope = read_rope(fields, layer_type=FULL)
     local = read_rope(fields, base="rope_local_base_freq", scaled=False, layer_type=SLIDING)
@@ -97,7 +96,7 @@ def _read_gemma3_text(fields: Fields) -> ModelConfig:
     near = LayerKind(window) if same else LayerKind(window, True, local.theta, local.scaling)
     kinds = [near if kind == SLIDING else LayerKind() for kind in types]
     pattern = pattern_of(fields, "layer_types", kinds)
-    return _gemma(fields, "gemma3_text", rope, pattern=pattern, qk_norm=True)
+    return _gemma(fields, "gemma3_text", rope, has, pattern=pattern, qk_norm=True)
 
 
 def _write_gemma3_text(config: ModelConfig) -> dict[str, Any]:
@@ -152,11 +151,11 @@ GEMMA3_TEXT = Family(
 
 def _read_gemma3(fields: Fields) -> ModelConfig:
     text = fields.inner("text_config")
-    return _read_gemma3_text(text.over(_GEMMA3_DEFAULTS))
+    return _read_gemma3_text(text.over(_GEMMA3_DEFAULTS), has=())  # this one caps no logits
 
 
 GEMMA3 = Family(
     "gemma3", "Gemma3ForConditionalGeneration", "Gemma 3 4B, 12B and 27B, for text alone",
     _GEMMA3_HAS, _read_gemma3, lambda config: None,
-    lambda config: names.decoder_pieces(config, _gemma3_layer),
+    lambda config: names.decoder_pieces(config, _gemma3_layer), ignored=_beside,
 )  # fmt: skip
