@@ -159,9 +159,8 @@ def run_comparisons(
     runs = [_Run(comparison) for comparison in comparisons]
     for name, note in (pair for one in comparisons for pair in one.moved.items()):
         report_line(f"{name}: {note}")
-    for one in comparisons:
-        if one.unpacked:
-            report_line(f"{one.config.name}: {one.unpacked}")
+    for name, note in ((one.config.name, note) for one in comparisons for note in one.notes):
+        report_line(f"{name}: {note}")
     verifications = [
         partial(_verify, run, report_line) for run in runs if "verify" in run.comparison.lenses
     ]
@@ -239,8 +238,8 @@ def _keep(run: _Run, strategy: Strategy, compiled: Compilation | Refusal) -> Non
         run.refuse(strategy.name, ("compile", "predict"), compiled.why)
         return
     if "compile" in one.lenses:
-        more = filter(None, (one.moved.get(strategy.name), one.unpacked))
-        said = (*one.request.training_options().notes(strategy), *more)
+        moved = (note,) if (note := one.moved.get(strategy.name)) else ()
+        said = (*one.request.training_options().notes(strategy), *moved, *one.notes)
         values["compilation"] = replace(compiled, notes=(*compiled.notes, *said))
     if "predict" not in one.lenses:
         return

@@ -22,7 +22,7 @@ from parallax.meshes.cluster import cluster as find_cluster
 from parallax.models.config import DType, ModelConfig
 from parallax.report.sentences import describe_model
 from parallax.requests.describe import DescribedPhase, DescribeRequest, Recompute
-from parallax.requests.naming import resolve_model, resolve_rates, unpacked_weights
+from parallax.requests.naming import model_notes, resolve_model, resolve_rates
 from parallax.results.description import Description
 from parallax.results.lens_results import Figure
 from parallax.strategy import Strategy
@@ -104,14 +104,16 @@ def run_describe(request: DescribeRequest) -> Description:
     rates = resolve_rates(request.rates, cluster)
     of_phase = _training if request.phase == "train" else _serving
     found = of_phase(request, config, cluster, rates)
-    return dataclasses.replace(found, model=_about(config, unpacked_weights(request.model, config)))
+    served = (request.prompt_len or 0) + request.output_len
+    tokens = request.seq_len or 0 if request.phase == "train" else served
+    notes = model_notes(request.model, config, tokens)
+    return dataclasses.replace(found, model="; ".join((_about(config), *notes)))
 
 
-def _about(config: ModelConfig, unpacked: str) -> str:
+def _about(config: ModelConfig) -> str:
     """Return the model's sizes in words."""
     cached = config.num_layers * config.cached_width * config.item_bytes
-    said = f"{describe_model(config)}, {cached:,} bytes of KV cache per token"
-    return f"{said}; {unpacked}" if unpacked else said
+    return f"{describe_model(config)}, {cached:,} bytes of KV cache per token"
 
 
 def _training(

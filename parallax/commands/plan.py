@@ -15,10 +15,10 @@ from parallax.report.search_page import SearchReport
 from parallax.report.train_plan_page import TrainPlanReport
 from parallax.requests.naming import (
     Compression,
+    model_notes,
     parse_compression,
     resolve_model,
     resolve_rates,
-    unpacked_weights,
 )
 from parallax.requests.plan import Objective, PlanPhase, PlanRequest
 from parallax.search.ranking import rank
@@ -124,7 +124,9 @@ def run_plan(
     cluster = on_network(cluster, request.network)
     rates = resolve_rates(request.rates, cluster)
     config, _ = resolve_model(request.model, dtype=request.dtype)
-    if note := unpacked_weights(request.model, config):
+    served = (request.prompt_len or 0) + request.output_len
+    tokens = request.seq_len or 0 if request.phase == "train" else served
+    for note in model_notes(request.model, config, tokens):
         on_progress(f"{config.name}: {note}")
     if request.phase == "train":
         return _for_training(request, config, cluster, rates, on_progress)

@@ -31,10 +31,10 @@ from parallax.programs.sharded_model import ShardedTransformer
 from parallax.requests.compare import SWEEP_LENSES, CompareRequest
 from parallax.requests.naming import (
     has_own_mesh,
+    model_notes,
     parse_compression,
     resolve_model,
     resolve_rates,
-    unpacked_weights,
 )
 from parallax.strategies import build
 from parallax.strategies.dividing import or_dividing, with_meshes
@@ -62,7 +62,7 @@ class ResolvedComparison:
       names: the names of all strategies asked for, in that order.
       refused: strategy name -> lens -> why the strategy cannot run it.
       moved: strategy name -> why it has another mesh than the usual one.
-      unpacked: what quantized weights are counted as, in words; "" where there are none.
+      notes: what figures of the model do not say by themselves, in words.
       paper: the paper whose experiment it is; None for a free comparison.
       rates: constants of the cost model; None takes those shipped.
       virtual: whether measure has only CPUs and uses virtual devices.
@@ -81,7 +81,7 @@ class ResolvedComparison:
     names: tuple[str, ...]
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
-    unpacked: str = ""
+    notes: tuple[str, ...] = ()
     paper: Paper | None = None
     rates: Rates | None = None
     virtual: bool = False
@@ -147,7 +147,7 @@ def _resolve(request: CompareRequest) -> ResolvedComparison:
         small_config=small.config, small_cases=small_cases,
         cluster=cluster, lenses=lenses, names=tuple(made),
         refused={name: dict.fromkeys(lenses, why) for name, why in refused.items()}, moved=moved,
-        unpacked=unpacked_weights(request.model, full.config), paper=paper,
+        notes=model_notes(request.model, full.config, full.base.seq_len), paper=paper,
         rates=resolve_rates(request.rates, cluster),
     )  # fmt: skip
     if axis is not None:

@@ -73,21 +73,32 @@ def resolve_model(
     return (config if dtype is None else config.replace(dtype=dtype)), folder
 
 
-def unpacked_weights(model: str | Path | ModelConfig | None, config: ModelConfig) -> str:
-    """Return what a model's quantized weights are counted as, in words; "" where there are none.
+def model_notes(
+    model: str | Path | ModelConfig | None, config: ModelConfig, tokens: int
+) -> tuple[str, ...]:
+    """Return what figures of a folder's model do not say by themselves.
 
     Args:
       model: what `resolve_model` took.
       config: what it returned.
+      tokens: tokens per sequence.
     """
     if model is None or isinstance(model, ModelConfig) or str(model) in PAPERS:
-        return ""
-    method = quantization(Path(model))
-    counted = config.dtype if config.compression is None else ",".join(config.compression)
-    return method and (
-        f"the weights are stored in {method} and unpacked here: all bytes and times are of "
-        f"{counted}"
-    )
+        return ()
+    notes = []
+    if method := quantization(Path(model)):
+        counted = config.dtype if config.compression is None else ",".join(config.compression)
+        notes.append(
+            f"the weights are stored in {method} and unpacked here: all bytes and times are of "
+            f"{counted}"
+        )
+    if tokens > config.max_seq_len and not (Path(model) / RUN_FILE).is_file():
+        notes.append(
+            f"sequences of {tokens:,} tokens are longer than the {config.max_seq_len:,} positions "
+            "that it is made for (max_position_embeddings in its config.json); a window at least "
+            "as long as these counts as none"
+        )
+    return tuple(notes)
 
 
 def stored_model(model: str | Path | ModelConfig) -> StoredModel | None:

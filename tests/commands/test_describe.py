@@ -178,5 +178,22 @@ def test_quantized_weights_are_named(tmp_path):
     )  # fmt: skip
     assert any(said in line for line in lines)
     asked = CompareRequest(model=str(tmp_path), strategies=("data_parallel",), compression="int8")
-    assert resolve(asked).unpacked.endswith("all bytes and times are of int8,int8")
-    assert resolve(CompareRequest(model=str(folder), strategies=("data_parallel",))).unpacked == ""
+    assert resolve(asked).notes[0].endswith("all bytes and times are of int8,int8")
+
+
+def test_sequences_beyond_a_models_positions_are_named():
+    folder, said = str(GOLDEN / "llama"), "tokens are longer than the 256 positions"
+
+    def noted(tokens: int):
+        asked = CompareRequest(model=folder, strategies=("data_parallel",), seq_len=tokens)
+        return resolve(asked).notes
+
+    assert noted(256) == ()
+    assert "sequences of 257 " + said in noted(257)[0]
+    asked = {"dtype": "bfloat16", "phase": "serve", "batch": 1, "cluster": "h100_1x8"}
+    assert said in px.describe(folder, "tensor=1", prompt_len=129, **asked).model
+    assert said not in px.describe(folder, "tensor=1", prompt_len=128, **asked).model
+    lines = []
+    px.plan(folder, batch=1, prompt_len=200, compile_top=0, cluster="h100_1x1",
+            on_progress=lines.append)  # fmt: skip
+    assert "sequences of 328 " + said in lines[0]
