@@ -1,6 +1,7 @@
 """The settings of rotary embeddings in config.json, in their older and newer spellings."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,21 @@ def read_rope(
     top = {"rope_theta": fields.values.get(base)}
     if (share := fields.values.get("partial_rotary_factor")) is not None:
         top["partial_rotary_factor"] = share
+    if scaled and older.values and newer.values and _differ(top | older.values, newer.values):
+        fields.refused("rope_scaling", "what rope_parameters says; readers differ in which counts")
     rope = fields.over({})
     rope.values = top | (older.values if scaled else {}) | newer.values
     theta, share = rope.number("rope_theta"), rope.number("partial_rotary_factor", 1.0)
     limit = fields.values.get("max_position_embeddings")
     scaling, score_factor = _scaling(rope, kinds, limit)
     return Rope(theta, scaling, share, score_factor)
+
+
+def _differ(older: Mapping[str, Any], newer: Mapping[str, Any]) -> bool:
+    """Return whether the settings of the older spelling are not those of the newer one."""
+    spelled = {("rope_type" if name == "type" else name): x for name, x in older.items()}
+    names = {*spelled, *newer} - {"type"}
+    return any(spelled.get(name) != newer.get(name) for name in names)
 
 
 def _scaling(rope: Fields, kinds: tuple[str, ...], limit: Any) -> tuple[RopeScaling | None, float]:

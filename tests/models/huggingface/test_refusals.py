@@ -89,6 +89,22 @@ def test_another_model_type_has_a_next_step(fields, said, tmp_path):
         read(fields, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3"])
+def test_a_scaling_in_both_spellings_is_one_scaling(family, tmp_path):
+    """transformers 5 takes rope_scaling, others take rope_parameters."""
+    fields = fields_of(GOLDEN / family)
+    both = fields["rope_parameters"]
+    same = dict(both.get("full_attention", both))
+    same["type"] = same.pop("rope_type")
+    assert read(fields | {"rope_scaling": same}, tmp_path) == read(fields, tmp_path)
+    fewer = [{k: x for k, x in same.items() if k != name} for name in same]
+    for other in ({"factor": 3.0}, {"type": "default"}, {"rope_theta": 5.0}, {"mscale": 0.5}):
+        fewer.append(same | other)
+    for scaling in fewer:
+        with pytest.raises(ValueError, match=r"rope_scaling is .*what rope_parameters says"):
+            read(fields | {"rope_scaling": scaling, "rope_theta": 77.0}, tmp_path)
+
+
 def test_all_refusals_are_in_one_error(tmp_path):
     fields = fields_of(GOLDEN / "deepseek_v3") | {"scoring_func": "softmax", "moe_layer_freq": 2}
     fields["rope_parameters"] = {"rope_type": "ntk", "factor": 2.0}
