@@ -56,10 +56,12 @@ def describe_model(config: ModelConfig) -> str:
     if config.compression is not None:
         attention, mlp = config.compression
         stored = f", compressed: attention {attention}, MLP {mlp}, not the dense model's function"
+    number = config.num_params
+    of_model = f"{words.digits(number / 1e9)}B" if number >= 1e7 else words.digits(number)
     return (
         f"{config.name}: {words.counted(config.num_layers, 'layer')}, "
         f"width {config.d_model:,}, {heads}, MLP {config.d_ff:,}, {config.dtype}, "
-        f"{words.digits(config.num_params / 1e9)}B parameters"
+        f"{of_model} parameters"
         f"{stored}"
     )
 

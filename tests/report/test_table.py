@@ -10,6 +10,7 @@ from rich.console import Console
 from parallax.bounds import Transfer
 from parallax.report.fact_rows import fact_rows
 from parallax.report.ledger_rows import ledger_rows
+from parallax.report.sentences import describe_model
 from parallax.results.lens_results import TAGS
 from tests.report import examples
 
@@ -176,3 +177,12 @@ def test_the_slowest_process_is_named_with_its_host():
     alone = printed(examples.report())
     assert "slowest" not in alone
     assert "processes are done" not in alone
+
+
+def test_a_model_s_size_is_in_billions_only_where_it_has_some():
+    config = examples.report().config
+    tiny = config.replace(
+        num_layers=1, d_model=64, num_heads=8, num_kv_heads=8, head_dim=8, d_ff=64, vocab_size=500
+    )
+    assert describe_model(config).endswith("B parameters")
+    assert re.search(r", [1-9]\d,\d00 parameters$", describe_model(tiny))
