@@ -5,6 +5,7 @@ in the lower dtype and cast up, so that every dtype computes the same function.
 """
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -186,6 +187,13 @@ def _router_facts(exact: _Result, found: Mapping[str, _Result]) -> RouterFacts |
 
 
 def draw(config: ModelConfig) -> nnx.State:
+    """Draw a model's parameters, the same for the same config."""
+    return _drawing(config)()
+
+
+@functools.lru_cache(maxsize=8)
+def _drawing(config: ModelConfig) -> Callable[[], nnx.State]:
+    """Return the jitted drawing, traced and compiled once for all who draw the same model."""
     from parallax.models.transformer import Transformer
 
     @jax.jit
@@ -193,7 +201,7 @@ def draw(config: ModelConfig) -> nnx.State:
         with nnx.use_eager_sharding(False):
             return nnx.split(Transformer(config, rngs=nnx.Rngs(params=0)))[1]
 
-    return make()
+    return make
 
 
 def _reference(config: ModelConfig, drawn: nnx.State, workload: Workload) -> _Step:
@@ -243,8 +251,9 @@ def _sharded(program: ShardedTransformer, drawn: nnx.State) -> _Step:
 def placed(program: ShardedTransformer, mesh, state: nnx.State) -> nnx.State:
     """Return a model's parameters, padded and sharded over a mesh."""
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), program.specs)
-    # Sharded by the jit itself, XLA's partitioner takes seconds.
-    return jax.device_put(jax.jit(program.shard)(state), shardings)
+    # Sharded by the jit itself, XLA's partitioner takes seconds; and what lies on one device JAX
+    # takes apart with a program per shape and sharding, but what lies on the host with none.
+    return jax.device_put(jax.device_get(jax.jit(program.shard)(state)), shardings)
 
 
 def _trained(state: nnx.State) -> tuple[nnx.State, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from parallax.lenses.verifying import relative_error
 from parallax.models import latent
 from parallax.models.latent import LatentAttention
 from parallax.models.layer_kinds import EVERY_TOKEN
@@ -115,7 +116,7 @@ def by_head(config):
 
 def error(found, right):
     pairs = zip(found, right, strict=True)
-    return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
+    return max(relative_error(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
 @pytest.mark.parametrize("form", FORMS)
