@@ -23,7 +23,7 @@ from parallax.parallel.attention_part import size_over
 from parallax.parallel.cache_slots import runs_of, slot_spans, window_spans
 from parallax.parallel.cached_attention import CachedLayer, CachedLayers, picks_rows
 from parallax.parallel.experts import Platform
-from parallax.parallel.layer_parts import StackFunctions
+from parallax.parallel.layer_parts import CacheTiled, StackFunctions
 from parallax.parallel.split import Split
 from parallax.programs.cache import KvCache, ShardedCache
 from parallax.programs.parameters import mesh_entry
@@ -39,16 +39,20 @@ STEP_OPTIONS: dict[str, bool | int | str] = {"xla_gpu_dot_merger_threshold_mb": 
 ONE_ROW_OPTIONS = STEP_OPTIONS | {"xla_disable_hlo_passes": "dot-strength-reduction"}
 
 
-def step_options(rows: int, formats: Sequence[str]) -> dict[str, bool | int | str]:
+def step_options(
+    rows: int, formats: Sequence[str], *, in_tiles: bool = False
+) -> dict[str, bool | int | str]:
     """Return XLA's options for a step on GPUs.
 
     Args:
       rows: rows of its products.
       formats: formats in which weights are stored. Where they round activations, products of one
         row stay sums: the program of 8-bit products is modelled as four times as slow.
+      in_tiles: whether layers run in weight tiles. There they stay sums too: those are fused with
+        the tile's slice, which products would write out for every row.
     """
-    sums = rows == 1 and not any(parse_format(name).activation_bits for name in formats)
-    return ONE_ROW_OPTIONS if sums else STEP_OPTIONS
+    keeps_sums = in_tiles or any(parse_format(name).activation_bits for name in formats)
+    return ONE_ROW_OPTIONS if rows == 1 and not keeps_sums else STEP_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Decoder(ShardedCache):
     def step_options(self) -> dict[str, bool | int | str]:
         """The options for `jax.jit(..., compiler_options=)` of a step on GPUs."""
         rows = self.rows // self.step_microbatches
-        own = step_options(rows, self.sharded.config.compression or ())
+        in_tiles = isinstance(self.sharded.strategy.layers, CacheTiled)
+        own = step_options(rows, self.sharded.config.compression or (), in_tiles=in_tiles)
         return {**self.sharded.strategy.compiler_options, **own}
 
     def weight_bytes(self) -> float:

@@ -115,7 +115,7 @@ def _tiles(record: Mapping[str, Any], paper: str) -> Section:
     said = [
         "A weight tile that fits the budget serves all microbatches of a group before the next "
         f"tile; budget {record['budget']['bytes']:,} bytes, {record['budget']['is']}. The result "
-        "is the same; the kernel that would keep a tile's products together is not built, so each "
+        "is the same. Without the kernel that keeps a tile on the chip (kernels='mosaic') each "
         "microbatch and tile is a product of XLA's.",
         *_tile_sentences(rows),
         _made(record),

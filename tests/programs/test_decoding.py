@@ -20,7 +20,14 @@ from parallax.programs import cache, decoding
 from parallax.programs.cache import batch_multiple, prompt_multiple
 from parallax.programs.decoding import Decoder
 from parallax.programs.sharded_model import ShardedTransformer
-from parallax.strategies import layerwise, ring_sequence, tensor_pipeline, two_level
+from parallax.strategies import (
+    cache_tiled,
+    data_parallel,
+    layerwise,
+    ring_sequence,
+    tensor_pipeline,
+    two_level,
+)
 from parallax.workload import Workload
 from tests.selection import in_full, often
 from tests.strategies.cases import (
@@ -271,3 +278,18 @@ def test_mutations_are_seen(mutate, monkeypatch):
 def test_what_cannot_be_decoded_is_refused(config, strategy, load, options, message):
     with pytest.raises(ValueError, match=message):
         Decoder(ShardedTransformer(config, strategy, load), **({"new_tokens": 4} | options))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "microbatches", "options"),
+    [
+        (data_parallel(1), 4, decoding.ONE_ROW_OPTIONS),
+        (data_parallel(1), 2, decoding.STEP_OPTIONS),
+        # Products of a single row would write out every tile again: 2,537 GB for 94 in the record.
+        (cache_tiled(data_parallel(1), 2, 2), 4, decoding.STEP_OPTIONS),
+    ],
+)
+def test_a_single_row_s_products_are_no_sums_but_in_weight_tiles(strategy, microbatches, options):
+    sharded = ShardedTransformer(SMALL, strategy, Workload(4, 32))
+    decoder = Decoder(sharded, 4, microbatches=microbatches)
+    assert decoder.step_options == {**strategy.compiler_options, **options}
