@@ -138,7 +138,9 @@ def test_of_a_branch_one_side_is_taken(compiler):
         return lax.cond(p > 0, lambda: lax.psum(x @ w, "b"), lambda: lax.psum(x - 1.0, "b"))
 
     def unequal(x, w, p):
-        twice = lambda: lax.psum(lax.psum(x, "b") @ w, "b")  # noqa: E731
+        def twice():
+            return lax.psum(lax.psum(x, "b") @ w, "b")
+
         return lax.switch(p, [twice, lambda: lax.psum(x, "b"), lambda: lax.psum(x, "b")])
 
     once = 2 * 3 / 4 * 16 * 16 * 4
